@@ -1,0 +1,3 @@
+//! home-relay: the home virtual device, on a router reachable from the Internet.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! mobile: keeps the connections of chosen processes alive while the links change.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! What the eBPF programs and the agent agree on: map keys, values and names.
+#![no_std]

@@ -1,0 +1,3 @@
+//! The cgroup programs that choose the MOBILE route.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The shell around the protocol: TLS, TUN, netlink, configuration, logging, metrics.

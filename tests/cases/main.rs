@@ -1,0 +1,1 @@
+//! Every end-to-end case.

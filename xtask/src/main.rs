@@ -1,0 +1,3 @@
+//! Set up, demonstrate, test and measure.
+
+fn main() {}
