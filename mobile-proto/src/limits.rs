@@ -1,0 +1,64 @@
+//! What bounds a session's memory and patience.
+
+use std::time::Duration;
+
+/// Bounds of one session: every one of them has a default that suits a laptop and a small relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory for records sent and not yet acknowledged. When it is full, transmission waits.
+    pub replay_bytes: usize,
+    /// Memory for packets not yet sent. Beyond it the newest is dropped.
+    pub queue_bytes: usize,
+    /// Memory for packets not yet sent beyond which [`Session::has_room`](crate::Session::has_room)
+    /// asks the shell to stop reading while a path is active.
+    pub active_queue_bytes: usize,
+    /// Without an active path, packets older than this are given up.
+    pub max_age: Duration,
+    /// A client's path on which nothing was heard for this long is pinged.
+    pub keepalive: Duration,
+    /// A relay frees a path on which nothing was heard for this many `keepalive`s.
+    pub idle_keepalives: u32,
+    /// An unanswered path is not suspected before this much silence, however short its RTT is.
+    pub suspect_floor: Duration,
+    /// An unanswered path is not suspected before this many smoothed RTTs of silence.
+    pub suspect_rtts: u32,
+    /// Delivered bytes after which an acknowledgement is sent at once.
+    pub ack_bytes: usize,
+    /// An acknowledgement waits at most this long for something to ride on.
+    pub ack_delay: Duration,
+    /// Paths that one session may have at a time.
+    pub max_paths: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // The bandwidth-delay product of 1 Gbit/s at 128 ms: more would only grow what a
+            // handover has to send again.
+            replay_bytes: 16 << 20,
+            // An outage stops each inner TCP after a window; this holds dozens of first windows.
+            queue_bytes: 4 << 20,
+            // Four of the kernel's largest packets: enough to fill a write, short enough that
+            // the inner senders notice congestion in the TUN's own queue.
+            active_queue_bytes: 256 << 10,
+            // An inner TCP whose oldest segment comes back after a minute still resumes at once;
+            // after that its user has usually gone.
+            max_age: Duration::from_secs(60),
+            // Three pings a minute keep NAT entries (30 s and more for an open TCP) and cost nothing.
+            keepalive: Duration::from_secs(20),
+            // A client pings every keepalive; four missing ones are no accident.
+            idle_keepalives: 4,
+            // Beyond one outer retransmission timeout (200 ms) and its first back-offs.
+            suspect_floor: Duration::from_secs(1),
+            // The outer TCP needs one or two RTTs to repair a loss; four leave room for jitter.
+            suspect_rtts: 4,
+            // One of the kernel's largest packets: an ack costs the sender less than 0.1 % of it.
+            ack_bytes: 64 << 10,
+            // Below the 40 ms of TCP's own delayed ack, so inner acks and echoes usually carry it,
+            // and little is sent again if the path dies meanwhile.
+            ack_delay: Duration::from_millis(20),
+            // A machine has a few uplinks, each with at most a dying and a fresh path.
+            max_paths: 16,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What a session and its paths count.
+
+use std::time::{Duration, Instant};
+
+/// Counters of one session, since it was made. Lost and dropped packets are counted once, where
+/// it was decided: the receiver's `lost` is exact, the sender's `given_up` an upper bound of it
+/// (the peer may have received what it could not acknowledge any more).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Packets accepted from the TUN.
+    pub enqueued_packets: u64,
+    /// Their bytes.
+    pub enqueued_bytes: u64,
+    /// Records sent for the first time.
+    pub tx_packets: u64,
+    /// Their bytes, without headers.
+    pub tx_bytes: u64,
+    /// Records sent again after a path switch.
+    pub replayed_packets: u64,
+    /// Their bytes, without headers.
+    pub replayed_bytes: u64,
+    /// Records acknowledged by the peer.
+    pub acked_packets: u64,
+    /// Packets delivered, in order, once each.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Records received again and dropped by their number.
+    pub duplicates: u64,
+    /// Records that the peer gave up before they arrived here.
+    pub lost: u64,
+    /// Records sent once, then given up unacknowledged because they were too old.
+    pub given_up: u64,
+    /// Packets dropped because the queue was full.
+    pub dropped_queue_full: u64,
+    /// Packets dropped because they waited too long for an active path.
+    pub dropped_aged: u64,
+    /// Packets refused because they are longer than any packet may be, or empty.
+    pub dropped_bad_length: u64,
+    /// ACK frames sent.
+    pub acks_sent: u64,
+    /// ACK frames received.
+    pub acks_received: u64,
+    /// Times that transmission moved to another path.
+    pub switches: u64,
+    /// ACTIVATE frames ignored because a later one was already known.
+    pub stale_activates: u64,
+    /// Times that the relay did not know the session any more and records were numbered anew.
+    pub renumbered: u64,
+    /// Paths closed because of what the peer sent.
+    pub protocol_errors: u64,
+    /// Bytes that came for a path that was no longer open, ignored.
+    pub stray_bytes: u64,
+    /// Frames of a later version, skipped.
+    pub skipped_frames: u64,
+    /// Times that a path was suspected to be dead.
+    pub suspects: u64,
+}
+
+/// Counters and state of one path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathStats {
+    /// Whether WELCOME has passed.
+    pub ready: bool,
+    /// Whether it carries the inner packets.
+    pub active: bool,
+    /// Whether it is suspected to be dead and was not heard since.
+    pub suspect: bool,
+    /// Plaintext bytes sent, headers included.
+    pub tx_bytes: u64,
+    /// Records sent, replayed ones included.
+    pub tx_packets: u64,
+    /// Plaintext bytes received, headers included.
+    pub rx_bytes: u64,
+    /// Records delivered that came this way.
+    pub rx_packets: u64,
+    /// Records sent on it for the second time or more.
+    pub replayed_packets: u64,
+    /// Records that came this way and were known already.
+    pub duplicates: u64,
+    /// The smoothed round-trip time, once it was measured.
+    pub srtt: Option<Duration>,
+    /// When the path was opened.
+    pub opened: Instant,
+    /// When anything was last received on it.
+    pub last_heard: Option<Instant>,
+}
