@@ -1,1 +1,17 @@
-//! The shell around the protocol: TLS, TUN, netlink, configuration, logging, metrics.
+//! The shell around the protocol: everything that both programs do with the kernel, the network and files.
+//!
+//! The protocol itself (`mobile-proto`) has no sockets and no clock; this crate gives it both. It holds no policy:
+//! which uplink to use, which client to serve and what to route is decided by the agent and the relay.
+
+pub mod config;
+pub mod control;
+pub mod driver;
+pub mod keys;
+pub mod log;
+pub mod metrics;
+pub mod netlink;
+pub mod notify;
+pub mod sysctl;
+pub mod tls;
+pub mod transport;
+pub mod tun;

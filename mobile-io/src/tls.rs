@@ -1,0 +1,297 @@
+//! TLS 1.3 with raw public keys (RFC 7250) in both directions: an identity is a key, not a certificate.
+//!
+//! No session tickets and no early data: a handover must prove the key again, and early data can be replayed.
+
+mod verify;
+
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
+use rustls::sign::CertifiedKey;
+use rustls::{AlertDescription, CertificateError, ClientConfig, CommonState, ServerConfig, version};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::keys::{PrivateKey, PublicKey};
+use verify::{OneRelay, OurClients, WrongRelayKey};
+
+/// A path's transport: TLS over TCP, as client or as server.
+pub type TlsStream = tokio_rustls::TlsStream<TcpStream>;
+
+/// Decides whether a client's key may use this relay. Asked once per handshake.
+pub type Authorise = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
+
+/// Why a TLS connection failed, as far as it tells what to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// The relay does not know our key.
+    Refused,
+    /// The relay's key is not the configured one.
+    WrongRelayKey {
+        /// The key in the configuration.
+        expected: PublicKey,
+        /// The key the relay offered.
+        offered: PublicKey,
+    },
+    /// The other side speaks something else; the text says what it did.
+    Protocol(String),
+    /// The network failed: another uplink, or another moment, may succeed.
+    Network(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused => {
+                f.write_str("the relay refused this key: authorize it with `home-relay authorize NAME KEY`")
+            }
+            Self::WrongRelayKey { expected, offered } => write!(
+                f,
+                "wrong relay key: expected {expected}, the relay offered {offered}; if the relay's key was \
+                 changed on purpose, correct public_key in [relay]"
+            ),
+            Self::Protocol(what) => write!(f, "the other side is no relay of ours: {what}"),
+            Self::Network(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Cause {}
+
+/// The client's configuration: proves our key, accepts the relay's and no other.
+#[must_use]
+pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
+    let provider = provider();
+    let identity = identity(key, &provider);
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&version::TLS13])
+        .expect("ring has cipher suites for TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(OneRelay::new(relay, &provider)))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity)));
+    config.alpn_protocols = vec![mobile_proto::ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    // The name of the relay is its key: whoever watches the network learns no name.
+    config.enable_sni = false;
+    Arc::new(config)
+}
+
+/// The relay's configuration: proves our key, accepts the clients `authorise` says yes to.
+#[must_use]
+pub fn server_config(key: &PrivateKey, authorise: Authorise) -> Arc<ServerConfig> {
+    let provider = provider();
+    let identity = identity(key, &provider);
+    let mut config = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&version::TLS13])
+        .expect("ring has cipher suites for TLS 1.3")
+        .with_client_cert_verifier(Arc::new(OurClients::new(authorise, &provider)))
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity)));
+    config.alpn_protocols = vec![mobile_proto::ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Arc::new(config)
+}
+
+/// The key the peer proved in the handshake.
+#[must_use]
+pub fn peer_key(connection: &CommonState) -> Option<PublicKey> {
+    PublicKey::from_spki(connection.peer_certificates()?.first()?)
+}
+
+/// Client handshake over a connected socket.
+///
+/// The relay's refusal of our key comes only after it: as an error of a later read, which [`explain`] understands.
+///
+/// # Errors
+/// When it fails or takes longer than `timeout`.
+pub async fn connect(
+    config: &Arc<ClientConfig>,
+    tcp: TcpStream,
+    timeout: Duration,
+) -> Result<TlsStream, Cause> {
+    // rustls wants a name; ours is in the verifier, and SNI is off.
+    let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
+    let handshake = TlsConnector::from(config.clone()).connect(name, tcp);
+    let stream = within(timeout, handshake).await?;
+    require_alpn(stream.get_ref().1)?;
+    Ok(stream.into())
+}
+
+/// Server handshake over an accepted socket; the key is the client's.
+///
+/// # Errors
+/// When it fails or takes longer than `timeout`.
+pub async fn accept(
+    config: &Arc<ServerConfig>,
+    tcp: TcpStream,
+    timeout: Duration,
+) -> Result<(TlsStream, PublicKey), Cause> {
+    let stream = within(timeout, TlsAcceptor::from(config.clone()).accept(tcp)).await?;
+    let connection = stream.get_ref().1;
+    require_alpn(connection)?;
+    let key = peer_key(connection).ok_or_else(|| Cause::Protocol("it proved no Ed25519 key".into()))?;
+    Ok((stream.into(), key))
+}
+
+/// What an error of a handshake, or of any later read or write, means.
+#[must_use]
+pub fn explain(error: &io::Error) -> Cause {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        None => Cause::Network(match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the other side closed the connection".into(),
+            _ => error.to_string(),
+        }),
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
+            match other.0.downcast_ref::<WrongRelayKey>() {
+                Some(wrong) => Cause::WrongRelayKey { expected: wrong.expected, offered: wrong.offered },
+                None => Cause::Protocol(other.to_string()),
+            }
+        }
+        // What our relay sends when `authorise` says no.
+        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => Cause::Refused,
+        Some(other) => Cause::Protocol(other.to_string()),
+    }
+}
+
+async fn within<T>(timeout: Duration, handshake: impl Future<Output = io::Result<T>>) -> Result<T, Cause> {
+    match tokio::time::timeout(timeout, handshake).await {
+        Ok(done) => done.map_err(|error| explain(&error)),
+        Err(_) => Err(Cause::Network(format!("no TLS handshake within {timeout:?}"))),
+    }
+}
+
+/// rustls lets a handshake pass in which one side offers no ALPN at all.
+fn require_alpn(connection: &CommonState) -> Result<(), Cause> {
+    if connection.alpn_protocol() == Some(mobile_proto::ALPN) {
+        return Ok(());
+    }
+    Err(Cause::Protocol("it did not agree on our protocol (ALPN)".into()))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Our key in the form TLS carries it: a bare SubjectPublicKeyInfo in the certificate's place.
+fn identity(key: &PrivateKey, provider: &CryptoProvider) -> Arc<CertifiedKey> {
+    let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8()));
+    let signer = provider
+        .key_provider
+        .load_private_key(private)
+        .expect("an Ed25519 seed in PKCS#8 is a key ring takes");
+    Arc::new(CertifiedKey::new(vec![CertificateDer::from(key.public().to_spki())], signer))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    fn key(seed: u8) -> PrivateKey {
+        PrivateKey::from_seed([seed; 32])
+    }
+
+    async fn sockets() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, server) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (client.unwrap(), server.unwrap().0)
+    }
+
+    async fn meet(
+        client: Arc<ClientConfig>,
+        server: Arc<ServerConfig>,
+    ) -> (Result<TlsStream, Cause>, Result<(TlsStream, PublicKey), Cause>) {
+        let (near, far) = sockets().await;
+        tokio::join!(connect(&client, near, SOON), accept(&server, far, SOON))
+    }
+
+    #[tokio::test]
+    async fn both_sides_prove_their_keys() {
+        let known = key(2).public();
+        let (client, server) = meet(
+            client_config(&key(2), key(1).public()),
+            server_config(&key(1), Arc::new(move |k| *k == known)),
+        )
+        .await;
+        let (mut client, (mut server, who)) = (client.unwrap(), server.unwrap());
+        assert_eq!(who, key(2).public());
+        assert_eq!(peer_key(client.get_ref().1), Some(key(1).public()));
+        client.write_all(b"hello").await.unwrap();
+        client.flush().await.unwrap();
+        let mut buf = [0; 5];
+        server.read_exact(&mut buf).await.unwrap();
+        assert_eq!(&buf, b"hello");
+    }
+
+    #[tokio::test]
+    async fn an_unauthorised_client_is_told_so() {
+        let (client, server) =
+            meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
+        assert!(server.is_err());
+        // In TLS 1.3 the client has finished before the server judges its key.
+        let refusal = match client {
+            Err(cause) => cause,
+            Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
+        };
+        assert_eq!(refusal, Cause::Refused);
+        assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
+    }
+
+    #[tokio::test]
+    async fn a_wrong_relay_key_is_named_with_the_right_one() {
+        let (client, server) =
+            meet(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
+        let cause = client.unwrap_err();
+        assert_eq!(cause, Cause::WrongRelayKey { expected: key(9).public(), offered: key(1).public() });
+        let text = cause.to_string();
+        assert!(text.contains(&key(9).public().to_string()) && text.contains(&key(1).public().to_string()));
+        assert!(matches!(server, Err(Cause::Protocol(_))), "{server:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_without_a_key_or_without_our_protocol_is_no_client() {
+        let server = server_config(&key(1), Arc::new(|_| true));
+        let mut other = (*client_config(&key(2), key(1).public())).clone();
+        other.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let (_, refused) = meet(Arc::new(other.clone()), server.clone()).await;
+        assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+        other.alpn_protocols.clear();
+        let (_, refused) = meet(Arc::new(other), server.clone()).await;
+        assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+        let provider = provider();
+        let anonymous = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(OneRelay::new(key(1).public(), &provider)))
+            .with_no_client_auth();
+        let (_, refused) = meet(Arc::new(anonymous), server).await;
+        assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_network_error_is_told_from_a_refusal() {
+        let (near, far) = sockets().await;
+        drop(far);
+        let config = client_config(&key(2), key(1).public());
+        let cause = connect(&config, near, SOON).await.unwrap_err();
+        assert!(matches!(cause, Cause::Network(_)), "{cause:?}");
+        let (near, _silent) = sockets().await;
+        let cause = connect(&config, near, Duration::from_millis(20)).await.unwrap_err();
+        assert!(matches!(&cause, Cause::Network(text) if text.contains("20ms")), "{cause:?}");
+    }
+}

@@ -1,0 +1,146 @@
+//! Whose key is accepted: the one relay on a client, the known clients on a relay.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+
+use super::Authorise;
+use crate::keys::PublicKey;
+
+/// The relay's key is not the configured one.
+#[derive(Debug, thiserror::Error)]
+#[error("the relay's key is {offered}, not {expected}")]
+pub(super) struct WrongRelayKey {
+    pub(super) expected: PublicKey,
+    pub(super) offered: PublicKey,
+}
+
+/// Accepts one relay.
+#[derive(Debug)]
+pub(super) struct OneRelay {
+    expected: PublicKey,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl OneRelay {
+    pub(super) fn new(expected: PublicKey, provider: &CryptoProvider) -> Self {
+        Self { expected, algorithms: provider.signature_verification_algorithms }
+    }
+}
+
+impl ServerCertVerifier for OneRelay {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let offered = PublicKey::from_spki(end_entity).ok_or(CertificateError::BadEncoding)?;
+        if offered == self.expected {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let wrong = WrongRelayKey { expected: self.expected, offered };
+        Err(CertificateError::Other(OtherError(Arc::new(wrong))).into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let key = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+/// Accepts the clients the relay knows.
+pub(super) struct OurClients {
+    authorise: Authorise,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl OurClients {
+    pub(super) fn new(authorise: Authorise, provider: &CryptoProvider) -> Self {
+        Self { authorise, algorithms: provider.signature_verification_algorithms }
+    }
+}
+
+impl fmt::Debug for OurClients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OurClients")
+    }
+}
+
+impl ClientCertVerifier for OurClients {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let key = PublicKey::from_spki(end_entity).ok_or(CertificateError::BadEncoding)?;
+        if (self.authorise)(&key) {
+            return Ok(ClientCertVerified::assertion());
+        }
+        // This failure and no other becomes the alert access_denied, which the client understands.
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let key = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}

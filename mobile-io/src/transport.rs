@@ -1,0 +1,162 @@
+//! TCP for a path: bound to its uplink, tuned so that the queue stays ours and a dead peer is noticed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Bytes the kernel may hold unsent before the socket stops being writable. Small, because what is in the kernel
+/// can neither be reordered nor moved to another path; not smaller, because the socket must not run dry between
+/// two wake-ups: 128 KiB last 1 ms at 1 Gbit/s.
+const NOTSENT_LOWAT: u32 = 128 * 1024;
+
+/// How long sent data may stay unacknowledged before the kernel drops the connection. The session notices a dead
+/// path within seconds by itself: this only frees the sockets nobody asks for any more.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An idle path is probed after this long, and every so often after; below the 2 minutes after which the meanest
+/// NATs forget a connection.
+const KEEPALIVE: Duration = Duration::from_secs(45);
+
+/// Connections the kernel holds until they are accepted: a relay's restart makes all its clients return at once.
+const BACKLOG: i32 = 1024;
+
+/// Why a path's TCP connection could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The relay could not be reached.
+    #[error("cannot reach {endpoint}{via}: {source}")]
+    Connect {
+        /// The relay's address.
+        endpoint: SocketAddr,
+        /// ` over IFNAME`, or nothing.
+        via: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The port cannot be listened on.
+    #[error("cannot listen on {address}: {source}{hint}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+        /// What to do about it.
+        hint: &'static str,
+    },
+}
+
+/// Connects to the relay, over the uplink `ifname` if one is given, whatever the default route says.
+///
+/// # Errors
+/// When the relay does not answer within `timeout`, or the uplink cannot be used.
+pub async fn connect(
+    endpoint: SocketAddr,
+    ifname: Option<&str>,
+    timeout: Duration,
+) -> Result<TcpStream, TransportError> {
+    let attempt = async {
+        let socket = if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(name) = ifname {
+            socket.bind_device(Some(name.as_bytes()))?;
+        }
+        let stream = socket.connect(endpoint).await?;
+        tune(&stream)?;
+        Ok(stream)
+    };
+    let outcome = tokio::time::timeout(timeout, attempt).await.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {timeout:?}")))
+    });
+    outcome.map_err(|source| TransportError::Connect {
+        endpoint,
+        via: ifname.map(|name| format!(" over {name}")).unwrap_or_default(),
+        source,
+    })
+}
+
+/// Listens for paths.
+///
+/// An IPv6 wildcard listens for IPv4 as well.
+///
+/// # Errors
+/// When the address is busy or not ours.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, TransportError> {
+    bind(address).map_err(|source| {
+        let hint = match source.kind() {
+            io::ErrorKind::AddrInUse => {
+                ": another program has the port; stop it, or choose another in [listen]"
+            }
+            io::ErrorKind::PermissionDenied => ": run as root, or with CAP_NET_BIND_SERVICE",
+            io::ErrorKind::AddrNotAvailable => ": this host has no such address",
+            _ => "",
+        };
+        TransportError::Listen { address, source, hint }
+    })
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+    // A restarted relay takes its port back although connections of its predecessor linger in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Sets what every path's socket needs; `connect` has done it, an accepted socket needs it.
+///
+/// # Errors
+/// When the socket refuses an option every supported kernel has.
+pub fn tune(tcp: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any() -> SocketAddr {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_path_is_tuned_on_both_sides() {
+        let listener = listen(any()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) =
+            tokio::join!(connect(address, Some("lo"), Duration::from_secs(5)), listener.accept());
+        let (near, far) = (near.unwrap(), far.unwrap().0);
+        tune(&far).unwrap();
+        for stream in [&near, &far] {
+            let socket = SockRef::from(stream);
+            assert!(socket.tcp_nodelay().unwrap());
+            assert_eq!(socket.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+            assert!(socket.keepalive().unwrap());
+        }
+        assert_eq!(SockRef::from(&near).device().unwrap().as_deref(), Some(&b"lo"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_busy_port_is_named_with_the_next_step() {
+        let first = listen(any()).unwrap();
+        let address = first.local_addr().unwrap();
+        let error = listen(address).unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("[listen]"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_uplink_that_is_gone_is_named() {
+        let error = connect(any(), Some("no-such-if"), Duration::from_secs(5)).await.unwrap_err().to_string();
+        assert!(error.contains("over no-such-if"), "{error}");
+    }
+}

@@ -1,0 +1,237 @@
+//! The virtual device: a TUN, read and written without blocking.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::task::{Context, Poll, ready};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::unistd::{read, write};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// `IFNAMSIZ` less its closing zero.
+const MAX_NAME: usize = 15;
+
+/// An open TUN device.
+pub struct Tun {
+    name: String,
+    fd: AsyncFd<OwnedFd>,
+}
+
+/// Why a TUN cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// Another process holds it.
+    #[error("device {0} is in use by another process: is an agent or relay already running?")]
+    Busy(String),
+    /// The name is another kind of device's.
+    #[error("device {0} exists and is no TUN: choose another name in [tunnel] device")]
+    NotATun(String),
+    /// The name is not one a device can have.
+    #[error("`{0}` cannot name a device: 1 to 15 characters, no `/`, `:` or `%` and no space")]
+    BadName(String),
+    /// /dev/net/tun is missing.
+    #[error("there is no TUN driver (/dev/net/tun): load it with `modprobe tun`")]
+    NoDriver,
+    /// Not allowed.
+    #[error("not allowed to open device {0}: run as root, or with CAP_NET_ADMIN")]
+    NotAllowed(String),
+    /// Anything else.
+    #[error("device {name}: {source}")]
+    Io {
+        /// The device.
+        name: String,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl Tun {
+    /// Opens the device `name`, making it if it is not there. A persistent one outlives this process; to open it
+    /// again is normal. It gets no address and is not brought up: that is netlink's part.
+    ///
+    /// Wants a runtime, and this thread's network namespace is the device's.
+    ///
+    /// # Errors
+    /// When it is busy, not allowed, or there is no TUN driver.
+    pub fn open(name: &str, persist: bool) -> Result<Self, TunError> {
+        let mut device = open(name)?;
+        let io_error = |source| TunError::Io { name: name.to_owned(), source };
+        if persist {
+            device.persist().map_err(|error| io_error(into_io(error)))?;
+        }
+        // SAFETY: the descriptor is open, and `into_raw_fd` gives up its owner.
+        let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+        // The crate opens it without O_CLOEXEC: no command we start may hold the device.
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| io_error(errno.into()))?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| io_error(errno.into()))?;
+        // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is dropped.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self { name: name.to_owned(), fd: fd.map_err(|error| io_error(error.into()))? })
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads one packet. To read a batch, call it until it is pending.
+    ///
+    /// # Errors
+    /// What the device says (it is down, or removed).
+    pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            if let Ok(outcome) = guard.try_io(|fd| Ok(read(fd, buf)?)) {
+                return Poll::Ready(outcome);
+            }
+        }
+    }
+
+    /// Writes one packet, or fails with `WouldBlock`. A TUN's writes go straight into the stack: it does not fill
+    /// up, so there is nothing to wait for.
+    ///
+    /// # Errors
+    /// What the device says (it is down, or the packet is none).
+    pub fn try_send(&self, packet: &[u8]) -> io::Result<usize> {
+        Ok(write(&self.fd, packet)?)
+    }
+}
+
+impl std::fmt::Debug for Tun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tun({})", self.name)
+    }
+}
+
+/// Removes a persistent device; nothing to do if it is not there. True if it was.
+///
+/// # Errors
+/// When it is busy, not allowed, or no TUN.
+pub fn remove(name: &str) -> Result<bool, TunError> {
+    check_name(name)?;
+    // Opening would make it; if_nametoindex asks this thread's namespace, where /sys may show another's.
+    if nix::net::if_::if_nametoindex(name).is_err() {
+        return Ok(false);
+    }
+    let device = open(name)?;
+    // The `tun` crate can only set the flag. Cleared, the device goes with its last descriptor.
+    // SAFETY: TUNSETPERSIST takes its argument by value, and `device` keeps the descriptor open meanwhile.
+    let cleared = unsafe { request::tunsetpersist(device.as_raw_fd(), 0) };
+    cleared.map_err(|errno| TunError::Io { name: name.to_owned(), source: errno.into() })?;
+    Ok(true)
+}
+
+mod request {
+    #![expect(unreachable_pub, reason = "the macro makes it pub")]
+    nix::ioctl_write_int!(tunsetpersist, b'T', 203);
+}
+
+fn open(name: &str) -> Result<tun::Device, TunError> {
+    check_name(name)?;
+    let mut config = tun::Configuration::default();
+    config.tun_name(name);
+    config.platform_config(|linux| {
+        // "Root privileges" is the crate's word for setting addresses and flags itself. (No packet information,
+        // IFF_NO_PI, is its default.)
+        linux.ensure_root_privileges(false);
+    });
+    tun::create(&config).map_err(|error| {
+        let source = into_io(error);
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EBUSY) => TunError::Busy(name.to_owned()),
+            Some(Errno::EINVAL) => TunError::NotATun(name.to_owned()),
+            Some(Errno::EPERM | Errno::EACCES) => TunError::NotAllowed(name.to_owned()),
+            Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoDriver,
+            _ if fs::metadata("/dev/net/tun").is_err() => TunError::NoDriver,
+            _ => TunError::Io { name: name.to_owned(), source },
+        }
+    })
+}
+
+/// The kernel's own rule (`dev_valid_name`), and no `%`, which asks it to number the device.
+fn check_name(name: &str) -> Result<(), TunError> {
+    let fits = !name.is_empty() && name.len() <= MAX_NAME && name != "." && name != "..";
+    let clean = !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c == '\0' || c.is_whitespace());
+    if fits && clean { Ok(()) } else { Err(TunError::BadName(name.to_owned())) }
+}
+
+fn into_io(error: tun::Error) -> io::Error {
+    match error {
+        tun::Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::process::Command;
+
+    use super::*;
+    use crate::netlink::tests::in_new_namespace;
+
+    #[test]
+    fn a_packet_goes_out_and_another_comes_in() {
+        in_new_namespace(async {
+            let tun = Tun::open("mobile0", false).unwrap();
+            run("ip link set mobile0 up");
+            run("ip addr add 192.0.2.1/24 dev mobile0");
+            let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
+            socket.send_to(b"out", "192.0.2.9:9").await.unwrap();
+            let mut buf = [0; 2048];
+            let packet = loop {
+                let length = poll_fn(|cx| tun.poll_recv(cx, &mut buf)).await.unwrap();
+                // The kernel greets a new link with IPv6 of its own.
+                if buf[0] >> 4 == 4 {
+                    break &mut buf[..length];
+                }
+            };
+            assert!(packet.ends_with(b"out"));
+            // Sent back with addresses and ports swapped it is an answer; both checksums stay true.
+            for (a, b, length) in [(12, 16, 4), (20, 22, 2)] {
+                for i in 0..length {
+                    packet.swap(a + i, b + i);
+                }
+            }
+            assert_eq!(tun.try_send(packet).unwrap(), packet.len());
+            let mut answer = [0; 16];
+            let (length, from) = socket.recv_from(&mut answer).await.unwrap();
+            assert_eq!((&answer[..length], from), (&b"out"[..], "192.0.2.9:9".parse().unwrap()));
+        });
+    }
+
+    #[test]
+    fn a_persistent_device_stays_and_is_opened_again_and_removed() {
+        in_new_namespace(async {
+            assert!(!remove("mobile0").unwrap());
+            drop(Tun::open("mobile0", true).unwrap());
+            run("ip link show mobile0");
+            let again = Tun::open("mobile0", true).unwrap();
+            let busy = Tun::open("mobile0", true).unwrap_err();
+            assert!(matches!(&busy, TunError::Busy(name) if name == "mobile0"), "{busy}");
+            assert!(matches!(remove("mobile0"), Err(TunError::Busy(_))));
+            drop(again);
+            assert!(remove("mobile0").unwrap());
+            assert!(!remove("mobile0").unwrap());
+        });
+    }
+
+    #[test]
+    fn a_name_that_is_taken_or_cannot_be_one_is_refused() {
+        in_new_namespace(async {
+            assert!(matches!(Tun::open("lo", false), Err(TunError::NotATun(_))));
+            for name in ["", "a b", "a/b", "tun%d", "sixteen-letters-"] {
+                assert!(matches!(Tun::open(name, false), Err(TunError::BadName(_))), "{name}");
+            }
+        });
+    }
+
+    fn run(command: &str) {
+        let words: Vec<_> = command.split(' ').collect();
+        assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{command}");
+    }
+}
