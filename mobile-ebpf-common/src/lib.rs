@@ -1,2 +1,155 @@
 //! What the eBPF programs and the agent agree on: map keys, values and names.
 #![no_std]
+
+/// The programs, under the names they have in the object and in `pin_dir`.
+pub mod program {
+    /// Marks a socket of a mobile process when it is created.
+    pub const SOCK_CREATE: &str = "mobile_sock_create";
+    /// Chooses the route of an IPv4 connect().
+    pub const CONNECT4: &str = "mobile_connect4";
+    /// Chooses the route of an IPv6 (or IPv4-mapped) connect().
+    pub const CONNECT6: &str = "mobile_connect6";
+    /// Chooses the route of an unconnected IPv4 datagram.
+    pub const SENDMSG4: &str = "mobile_sendmsg4";
+    /// Chooses the route of an unconnected IPv6 (or IPv4-mapped) datagram.
+    pub const SENDMSG6: &str = "mobile_sendmsg6";
+
+    /// Every program.
+    pub const ALL: [&str; 5] = [SOCK_CREATE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+}
+
+/// The maps, under the names they have in the object and in `pin_dir`.
+pub mod map {
+    /// Array of one [`Config`](crate::Config).
+    pub const CONFIG: &str = "CONFIG";
+    /// Per-CPU array of `u64`, indexed by [`Verdict`](crate::Verdict).
+    pub const VERDICTS: &str = "VERDICTS";
+    /// Entries of [`VERDICTS`]: more than there are verdicts, so that a later program with more of them
+    /// can go on counting in the map an earlier one left behind.
+    pub const VERDICTS_ENTRIES: u32 = 32;
+}
+
+/// What the programs need to know, written by the agent before they are attached.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Kernel id of the mobile cgroup: a task has the MOBILE attribute if this is its ancestor.
+    pub cgroup_id: u64,
+    /// The network namespace that has the MOBILE route. Sockets of other namespaces are left alone.
+    pub netns_cookie: u64,
+    /// Depth of the mobile cgroup below the root of the hierarchy.
+    pub cgroup_level: u32,
+    /// The bits to set on the sockets of mobile processes; none outside `mark_mask`.
+    pub mark: u32,
+    /// The bits of a socket's mark that are ours.
+    pub mark_mask: u32,
+    /// Non-zero: a log message for every decision that changes a mark.
+    pub log: u32,
+}
+
+impl Config {
+    /// `old` with our bits set.
+    #[inline(always)]
+    #[must_use]
+    pub const fn marked(&self, old: u32) -> u32 {
+        (old & !self.mark_mask) | (self.mark & self.mark_mask)
+    }
+
+    /// `old` without our bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cleared(&self, old: u32) -> u32 {
+        old & !self.mark_mask
+    }
+
+    /// Whether `mark` carries our bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_marked(&self, mark: u32) -> bool {
+        mark & self.mark_mask == self.mark & self.mark_mask
+    }
+}
+
+// SAFETY: repr(C), of integers only, and 8 + 8 + 4 * 4 bytes leave no padding.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Config {}
+
+/// What a program decided about one call. The numbers are indices into [`map::VERDICTS`], which outlives the
+/// programs: a number is never given a second meaning.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// No MOBILE attribute and no mark of ours: the ordinary route, untouched.
+    Ordinary = 0,
+    /// A mobile process: the mark was set.
+    Marked = 1,
+    /// A mobile process whose socket had the mark already.
+    Kept = 2,
+    /// A socket with our mark in the hands of a process without the attribute: the mark was taken off.
+    Cleared = 3,
+    /// A mobile process in a network namespace that has no MOBILE route: untouched.
+    OtherNamespace = 4,
+    /// The mark should have changed and the kernel refused.
+    Failed = 5,
+}
+
+impl Verdict {
+    /// Every verdict, in the order of the map.
+    pub const ALL: [Self; 6] =
+        [Self::Ordinary, Self::Marked, Self::Kept, Self::Cleared, Self::OtherNamespace, Self::Failed];
+
+    /// The name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ordinary => "ordinary",
+            Self::Marked => "marked",
+            Self::Kept => "kept",
+            Self::Cleared => "cleared",
+            Self::OtherNamespace => "other_namespace",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The index in [`map::VERDICTS`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: Config = Config {
+        cgroup_id: 1,
+        netns_cookie: 1,
+        cgroup_level: 1,
+        mark: 0x4d00_0000,
+        mark_mask: 0xff00_0000,
+        log: 0,
+    };
+
+    #[test]
+    fn the_mask_keeps_other_peoples_bits() {
+        assert_eq!(CONFIG.marked(0x1200_cafe), 0x4d00_cafe);
+        assert_eq!(CONFIG.cleared(0x4d00_cafe), 0x0000_cafe);
+        assert!(CONFIG.is_marked(0x4d00_cafe));
+        assert!(!CONFIG.is_marked(0x4c00_cafe));
+    }
+
+    #[test]
+    fn verdicts_are_their_indices_and_fit_the_map() {
+        for (index, verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(verdict.index() as usize, index);
+        }
+        assert!((Verdict::ALL.len() as u32) < map::VERDICTS_ENTRIES);
+    }
+
+    #[test]
+    fn config_has_no_padding() {
+        assert_eq!(size_of::<Config>(), 32);
+    }
+}

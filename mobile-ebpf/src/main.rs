@@ -1,3 +1,30 @@
 //! The cgroup programs that choose the MOBILE route.
+//!
+//! They are attached at the root of the cgroup2 hierarchy and ask what the calling *task* is, because the cgroup of
+//! a socket is fixed when it is created, while the MOBILE attribute of a process is not. No program ever refuses a
+//! call: a decision that cannot be made leaves the socket as it was and is counted.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(linker_messages, reason = "bpf-linker says which copies of LLVM it tried before the one it uses")
+)]
 
+#[cfg(target_arch = "bpf")]
+mod select;
+
+/// The programs exist on the bpf target only; this lets `cargo check --workspace` pass on the host.
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier rejects a program that could get here.
+    loop {}
+}
+
+/// Some helpers are for programs under a GPL-compatible licence.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

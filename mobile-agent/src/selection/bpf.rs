@@ -1,0 +1,323 @@
+//! The programs in the kernel: loaded, attached, pinned, and replaced by those of the next agent.
+//!
+//! Every start loads new programs with a configuration of their own, attaches them beside those of the last agent and
+//! then removes the old ones: both do the same, so there is no moment in which a mobile process goes unmarked, and it does
+//! not matter whether the programs, the configuration or its layout have changed. Only the counters are handed on.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, MapData, MapError, PerCpuArray},
+    pin::PinError,
+    programs::{
+        CgroupAttachMode, Program, ProgramError,
+        links::{FdLink, LinkError},
+    },
+};
+use aya_log::EbpfLogger;
+use mobile_ebpf_common::{Config, Verdict, map, program};
+use nix::{
+    libc,
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+};
+use tokio::{io::unix::AsyncFd, task::JoinHandle};
+
+use super::{
+    cgroup::MobileCgroup,
+    pins::{self, Generation},
+};
+
+/// The object built from mobile-ebpf.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
+
+/// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The map aya-log keeps its messages in.
+const LOGS: &str = "AYA_LOGS";
+
+/// What can go wrong with the programs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BpfError {
+    /// The place for pins cannot hold any.
+    #[error("{0} is not on a BPF file system; name a directory below /sys/fs/bpf in `[bpf] pin_dir`")]
+    NotBpffs(PathBuf),
+    /// A failure outside the BPF system call.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel does not tell one network namespace from another.
+    #[error("cannot identify the network namespace (SO_NETNS_COOKIE): {0}; Linux 5.14 or later is needed")]
+    Namespace(io::Error),
+    /// The object could not be loaded.
+    #[error("cannot load the eBPF programs: {0}; `mobile check` says what is missing")]
+    Load(#[from] EbpfError),
+    /// One program could not be loaded or attached.
+    #[error("cannot load or attach the eBPF program {name}: {source}; `mobile check` says what is missing")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// Why not.
+        source: ProgramError,
+    },
+    /// A program that has no link to pin (Linux before 5.7).
+    #[error("the eBPF program {name} cannot outlive the agent: {source}; Linux 5.7 or later is needed")]
+    Link {
+        /// Which.
+        name: &'static str,
+        /// Why not.
+        source: LinkError,
+    },
+    /// Something could not be pinned.
+    #[error("cannot pin {path}: {source}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: PinError,
+    },
+    /// A map could not be used.
+    #[error("cannot use the eBPF map {name}: {source}")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// Why not.
+        source: MapError,
+    },
+    /// The object lacks something it is built with.
+    #[error("the eBPF object of this build has no {0}; build again with `cargo xtask build`")]
+    Missing(&'static str),
+    /// The messages of the programs cannot be read.
+    #[error("cannot read the messages of the eBPF programs: {0}")]
+    Logs(String),
+}
+
+type Result<T> = std::result::Result<T, BpfError>;
+
+/// How sockets of mobile processes are marked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Marking {
+    /// The bits to set.
+    pub(crate) mark: u32,
+    /// The bits of the mark that are ours.
+    pub(crate) mask: u32,
+    /// Whether the programs send a message for every change, at level `debug`.
+    pub(crate) log: bool,
+}
+
+/// The programs in force. Dropping it, or being killed, leaves them in force.
+pub(crate) struct Selector {
+    ebpf: Ebpf,
+    verdicts: PerCpuArray<MapData, u64>,
+    adopted: bool,
+}
+
+impl Selector {
+    /// Puts the programs in force for the network namespace of the calling thread, in place of those an earlier agent
+    /// left in `pin_dir`. A failure leaves those as they were.
+    pub(crate) fn load_or_adopt(pin_dir: &Path, cgroup: &MobileCgroup, marking: Marking) -> Result<Self> {
+        raise_memlock();
+        let config = Config {
+            cgroup_id: cgroup.id(),
+            netns_cookie: netns_cookie().map_err(BpfError::Namespace)?,
+            cgroup_level: cgroup.level(),
+            mark: marking.mark,
+            mark_mask: marking.mask,
+            log: u32::from(marking.log),
+        };
+        pins::ensure_dir(pin_dir)?;
+        let result = Self::load(pin_dir, cgroup.cgroup2().mount(), config);
+        if result.is_err() && pins::generations(pin_dir).is_ok_and(|left| left.is_empty()) {
+            pins::remove(pin_dir)?;
+        }
+        result
+    }
+
+    /// Whether an earlier agent's programs were there.
+    pub(crate) fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// How often the programs decided what, since they were first loaded.
+    pub(crate) fn verdicts(&self) -> Result<Vec<(Verdict, u64)>> {
+        let sum = |verdict: Verdict| {
+            let per_cpu = self.verdicts.get(&verdict.index(), 0).map_err(map_error(map::VERDICTS))?;
+            Ok((verdict, per_cpu.iter().sum()))
+        };
+        Verdict::ALL.into_iter().map(sum).collect()
+    }
+
+    /// Forwards the messages of the programs to `tracing`, until the task is aborted.
+    pub(crate) fn spawn_logs(&mut self) -> Result<JoinHandle<()>> {
+        let logger = EbpfLogger::init_with_logger(&mut self.ebpf, ToTracing)
+            .map_err(|error| BpfError::Logs(error.to_string()))?;
+        // SAFETY: the logger owns its descriptor, and neither closes nor changes it before it is dropped.
+        let logger = unsafe { AsyncFd::register(logger) };
+        let mut logger = logger.map_err(|error| BpfError::Logs(error.to_string()))?;
+        Ok(tokio::spawn(async move {
+            while let Ok(mut ready) = logger.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        }))
+    }
+
+    fn load(pin_dir: &Path, root: &Path, config: Config) -> Result<Self> {
+        let older = pins::generations(pin_dir)?;
+        let generation = Generation::after(pin_dir, &older)?;
+        hand_on_verdicts(&older, &generation);
+        let mut ebpf = load_object(&generation)?;
+        configure(&mut ebpf, config)?;
+        for name in [map::CONFIG, LOGS] {
+            let path = generation.path("map", name);
+            let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
+            map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+        }
+        let root_dir =
+            File::open(root).map_err(|source| BpfError::Io { action: "open", path: root.into(), source })?;
+        for name in program::ALL {
+            let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
+            let link = attach(program, &root_dir, name)?;
+            let path = generation.path("program", name);
+            program.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+            let path = generation.path("link", name);
+            link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+        }
+        let verdicts = ebpf.take_map(map::VERDICTS).ok_or(BpfError::Missing(map::VERDICTS))?;
+        let verdicts = PerCpuArray::try_from(verdicts).map_err(map_error(map::VERDICTS))?;
+        generation.keep();
+        for dir in &older {
+            // Not fatal: two sets in force do what one does, and the next start removes it.
+            if let Err(error) = pins::remove(dir) {
+                tracing::warn!("programs of an earlier agent stay: {error}");
+            }
+        }
+        Ok(Self { ebpf, verdicts, adopted: !older.is_empty() })
+    }
+}
+
+/// For cleaning up: takes the programs out of force and removes `pin_dir`. Says whether there was anything.
+pub(crate) fn remove(pin_dir: &Path) -> Result<bool> {
+    pins::remove(pin_dir)
+}
+
+/// Pins the counters of the last generation in the new one, where the loader finds and uses them.
+fn hand_on_verdicts(older: &[PathBuf], generation: &Generation) {
+    let to = generation.path("map", map::VERDICTS);
+    for from in older.iter().rev().map(|dir| pins::pin(dir, "map", map::VERDICTS)) {
+        match MapData::from_pin(&from)
+            .map_err(|e| e.to_string())
+            .and_then(|m| m.pin(&to).map_err(|e| e.to_string()))
+        {
+            Ok(()) => return,
+            Err(error) => tracing::warn!("cannot go on counting in {}: {error}", from.display()),
+        }
+    }
+}
+
+fn load_object(generation: &Generation) -> Result<Ebpf> {
+    let verdicts = generation.path("map", map::VERDICTS);
+    let load = || EbpfLoader::new().map_pin_path(map::VERDICTS, verdicts.as_path()).load(OBJECT);
+    match load() {
+        Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { name, property, .. })) => {
+            tracing::warn!("counting starts again: {name} of the earlier agent has another {property}");
+            std::fs::remove_file(&verdicts).map_err(|source| BpfError::Io {
+                action: "remove",
+                path: verdicts.clone(),
+                source,
+            })?;
+            Ok(load()?)
+        }
+        result => Ok(result?),
+    }
+}
+
+fn configure(ebpf: &mut Ebpf, config: Config) -> Result<()> {
+    let map = ebpf.map_mut(map::CONFIG).ok_or(BpfError::Missing(map::CONFIG))?;
+    Array::try_from(map).and_then(|mut array| array.set(0, &config, 0)).map_err(map_error(map::CONFIG))
+}
+
+/// Loads and attaches a program. Its link comes back as what can be pinned.
+fn attach(program: &mut Program, root: &File, name: &'static str) -> Result<FdLink> {
+    let failed = |source| BpfError::Program { name, source };
+    // Only this mode goes with a link; links of one cgroup run one after another whatever the mode.
+    let mode = CgroupAttachMode::Single;
+    let link: std::result::Result<FdLink, LinkError> = match program {
+        Program::CgroupSock(program) => {
+            program.load().map_err(failed)?;
+            let id = program.attach(root, mode).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
+        }
+        Program::CgroupSockAddr(program) => {
+            program.load().map_err(failed)?;
+            let id = program.attach(root, mode).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
+        }
+        _ => return Err(BpfError::Missing(name)),
+    };
+    link.map_err(|source| BpfError::Link { name, source })
+}
+
+/// Linux before 5.11 charges maps to RLIMIT_MEMLOCK; later ones do not care, nor do those of a service that may not
+/// raise it (CAP_SYS_RESOURCE).
+fn raise_memlock() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        tracing::debug!("RLIMIT_MEMLOCK stays as it is: {error}");
+    }
+}
+
+/// What the programs compare with the namespace of a socket.
+fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, and both live for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
+    move |source| BpfError::Map { name, source }
+}
+
+/// The messages of the programs, in the words of `tracing`.
+struct ToTracing;
+
+impl log::Log for ToTracing {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let message = record.args();
+        match record.level() {
+            log::Level::Error => tracing::error!(target: "mobile::bpf", "{message}"),
+            log::Level::Warn => tracing::warn!(target: "mobile::bpf", "{message}"),
+            log::Level::Info => tracing::info!(target: "mobile::bpf", "{message}"),
+            log::Level::Debug => tracing::debug!(target: "mobile::bpf", "{message}"),
+            log::Level::Trace => tracing::trace!(target: "mobile::bpf", "{message}"),
+        }
+    }
+
+    fn flush(&self) {}
+}

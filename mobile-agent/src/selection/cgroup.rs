@@ -1,0 +1,354 @@
+//! The MOBILE attribute of a process: membership of the mobile cgroup.
+//!
+//! Children inherit it across fork, as the paper asks. Below the mobile cgroup the path a process came from is kept
+//! as a path of directories: one that was in `/user.slice/a.scope` is mobile in `<mobile>/from/user.slice/a.scope`. So
+//! any process, and any descendant of it, can be put back where it came from, by any later agent.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
+
+/// The directory below the mobile cgroup that mirrors the origins.
+const FROM: &str = "from";
+
+/// How often `remove` goes over the tree: a process that forks while it is moved leaves a child behind, which the
+/// next pass moves; one that forks faster than ten passes is not cleaned up but reported.
+const REMOVE_PASSES: u32 = 10;
+
+/// Between two passes of `remove`: exiting processes hold their cgroup a moment longer than their /proc entry.
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What can go wrong with the mobile cgroup.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CgroupError {
+    /// The kernel has no cgroup2 hierarchy mounted.
+    #[error(
+        "no cgroup2 file system is mounted, and the MOBILE attribute is membership of a cgroup of it; \
+         mount one: `mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified`"
+    )]
+    NoCgroup2,
+    /// A configured path that is on no cgroup2 mount.
+    #[error("{path} is not below a cgroup2 mount (there is one at {mount}); correct `[cgroup] path`")]
+    Outside {
+        /// The configured path.
+        path: PathBuf,
+        /// A mount that would do.
+        mount: PathBuf,
+    },
+    /// The configured path is the root of the hierarchy: every process would be mobile.
+    #[error(
+        "{0} is the root of cgroup2: every process would be mobile; name a directory below it in `[cgroup] path`"
+    )]
+    Root(PathBuf),
+    /// A cgroup namespace hides the root of the hierarchy.
+    #[error(
+        "the cgroup2 mount at {0} shows only a part of the hierarchy (a container with its own cgroup namespace?); \
+         run the agent in the host's cgroup namespace"
+    )]
+    Namespace(PathBuf),
+    /// There is no such process (any more).
+    #[error("there is no process {0}")]
+    NoProcess(i32),
+    /// A process could not be moved.
+    #[error("cannot move process {pid} to the cgroup {dir}: {source}")]
+    Move {
+        /// The process.
+        pid: i32,
+        /// Where it was to go.
+        dir: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Processes that would not leave the mobile cgroup.
+    #[error(
+        "{dir} still has processes after several attempts to move them out: {pids:?}; end them and try again"
+    )]
+    Busy {
+        /// The mobile cgroup.
+        dir: PathBuf,
+        /// Who is still there.
+        pids: Vec<i32>,
+    },
+    /// Any other failure, with what was being done.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, CgroupError>;
+
+/// The cgroup2 hierarchy as it is mounted here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup2 {
+    /// Where.
+    mount: PathBuf,
+    /// The cgroup that is at the mount point: `/` unless a part of the hierarchy was bind-mounted.
+    root: PathBuf,
+}
+
+impl Cgroup2 {
+    /// The mount that `path` is on, or any if none is asked for.
+    pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
+        let mountinfo = read("/proc/self/mountinfo".as_ref())?;
+        let mounts: Vec<Self> = mountinfo.lines().filter_map(parse_mount).collect();
+        let any = mounts.first().cloned().ok_or(CgroupError::NoCgroup2)?;
+        let Some(path) = path else { return Ok(any) };
+        // Of mounts inside one another the innermost counts.
+        let on = mounts.into_iter().filter(|m| path.starts_with(&m.mount));
+        on.max_by_key(|m| m.mount.components().count())
+            .ok_or_else(|| CgroupError::Outside { path: path.into(), mount: any.mount })
+    }
+
+    /// Where the root of the hierarchy is mounted: the place to attach programs that must see every process.
+    pub(crate) fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// The directory of the cgroup `path`, as /proc/PID/cgroup names it.
+    fn dir(&self, path: &Path) -> Option<PathBuf> {
+        Some(join(&self.mount, path.strip_prefix(&self.root).ok()?))
+    }
+}
+
+/// The mobile cgroup.
+#[derive(Clone, Debug)]
+pub(crate) struct MobileCgroup {
+    cgroup2: Cgroup2,
+    dir: PathBuf,
+    /// The cgroup as /proc/PID/cgroup names it.
+    path: PathBuf,
+    id: u64,
+}
+
+impl MobileCgroup {
+    /// Finds or makes the mobile cgroup: `path`, or `mobile` at the root of the first cgroup2 mount.
+    pub(crate) fn ensure(path: Option<&Path>) -> Result<Self> {
+        let (cgroup2, dir) = Self::locate(path)?;
+        fs::create_dir_all(&dir).map_err(io_error("make the cgroup", &dir))?;
+        Self::at(cgroup2, dir)
+    }
+
+    /// The mobile cgroup if there is one, for verbs that must not make it.
+    pub(crate) fn existing(path: Option<&Path>) -> Result<Option<Self>> {
+        let (cgroup2, dir) = Self::locate(path)?;
+        if dir.is_dir() { Self::at(cgroup2, dir).map(Some) } else { Ok(None) }
+    }
+
+    fn locate(path: Option<&Path>) -> Result<(Cgroup2, PathBuf)> {
+        let cgroup2 = Cgroup2::find(path)?;
+        let dir = path.map_or_else(|| cgroup2.mount.join("mobile"), Path::to_path_buf);
+        if dir == cgroup2.mount {
+            return Err(CgroupError::Root(dir));
+        }
+        // The root of the hierarchy is the only cgroup without this file. Below another one the level a program
+        // counts from the real root cannot be known, and every process would silently be an ordinary one.
+        if cgroup2.root == Path::new("/") && cgroup2.mount.join("cgroup.events").exists() {
+            return Err(CgroupError::Namespace(cgroup2.mount));
+        }
+        Ok((cgroup2, dir))
+    }
+
+    fn at(cgroup2: Cgroup2, dir: PathBuf) -> Result<Self> {
+        let id = fs::metadata(&dir).map_err(io_error("look at the cgroup", &dir))?.ino();
+        let below = dir.strip_prefix(&cgroup2.mount).unwrap_or(&dir);
+        let path = join(&cgroup2.root, below);
+        Ok(Self { cgroup2, dir, path, id })
+    }
+
+    /// Its directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The hierarchy it is in.
+    pub(crate) fn cgroup2(&self) -> &Cgroup2 {
+        &self.cgroup2
+    }
+
+    /// Its kernel id, which is the inode number of the directory.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its depth below the root of the hierarchy.
+    pub(crate) fn level(&self) -> u32 {
+        let depth = self.path.components().filter(|c| matches!(c, Component::Normal(_))).count();
+        u32::try_from(depth).unwrap_or(u32::MAX)
+    }
+
+    /// Gives a process, with all its threads, the MOBILE attribute. One that has it stays where it is.
+    pub(crate) fn attach(&self, pid: i32) -> Result<()> {
+        let origin = cgroup_of(pid)?;
+        if origin.starts_with(&self.path) {
+            return Ok(());
+        }
+        // From outside our cgroup namespace there is no path back that we could name: such a process is put back
+        // into the root.
+        let hidden = origin.components().any(|c| c == Component::ParentDir);
+        let origin = if hidden { Path::new("/") } else { &origin };
+        let dir = join(&self.dir.join(FROM), strip_root(origin));
+        fs::create_dir_all(&dir).map_err(io_error("make the cgroup", &dir))?;
+        move_process(pid, &dir)
+    }
+
+    /// Takes the attribute from a process and puts it back where it, or the ancestor it has the attribute from, was.
+    /// If that cgroup is gone or takes no processes any more, the nearest above it that does.
+    pub(crate) fn detach(&self, pid: i32) -> Result<()> {
+        let path = cgroup_of(pid)?;
+        let Ok(below) = path.strip_prefix(&self.path) else { return Ok(()) };
+        let origin = join(Path::new("/"), below.strip_prefix(FROM).unwrap_or(Path::new("")));
+        let mut last = CgroupError::NoProcess(pid);
+        for candidate in origin.ancestors() {
+            let Some(dir) = self.cgroup2.dir(candidate) else { break };
+            match move_process(pid, &dir) {
+                Err(error @ CgroupError::Move { .. }) => last = error,
+                done => return done,
+            }
+        }
+        // A bind-mounted part of the hierarchy may not show the origin at all.
+        move_process(pid, &self.cgroup2.mount).map_err(|_| last)
+    }
+
+    /// Whether a process has the MOBILE attribute.
+    pub(crate) fn is_mobile(&self, pid: i32) -> Result<bool> {
+        Ok(cgroup_of(pid)?.starts_with(&self.path))
+    }
+
+    /// Every mobile process, in ascending order.
+    pub(crate) fn pids(&self) -> Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        for dir in self.tree()? {
+            match fs::read_to_string(dir.join("cgroup.procs")) {
+                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+                // Removed between the listing and the reading.
+                Err(error) if is_gone(&error) => {}
+                Err(source) => return Err(io_error("list the processes of", &dir)(source)),
+            }
+        }
+        // 0 stands for a process outside our pid namespace.
+        pids.retain(|&pid| pid > 0);
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// For cleaning up: puts every process back and removes the cgroup. Nothing there is a success.
+    pub(crate) fn remove(&self) -> Result<()> {
+        for pass in 0..REMOVE_PASSES {
+            if pass > 0 {
+                std::thread::sleep(REMOVE_PAUSE);
+            }
+            for pid in self.pids()? {
+                match self.detach(pid) {
+                    Ok(()) | Err(CgroupError::NoProcess(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            // Innermost first.
+            let busy = self.tree()?.iter().rev().any(|dir| match fs::remove_dir(dir) {
+                Ok(()) => false,
+                Err(error) => !is_gone(&error),
+            });
+            if !busy {
+                return Ok(());
+            }
+        }
+        Err(CgroupError::Busy { dir: self.dir.clone(), pids: self.pids()? })
+    }
+
+    /// The directories of the mobile cgroup, each before those inside it.
+    fn tree(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        let mut open = vec![self.dir.clone()];
+        while let Some(dir) = open.pop() {
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(error) if is_gone(&error) => continue,
+                Err(source) => return Err(io_error("list the cgroup", &dir)(source)),
+            };
+            let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+            open.extend(dirs.map(|e| e.path()));
+            found.push(dir);
+        }
+        Ok(found)
+    }
+}
+
+/// The cgroup2 cgroup of a process, as /proc names it.
+fn cgroup_of(pid: i32) -> Result<PathBuf> {
+    let file = PathBuf::from(format!("/proc/{pid}/cgroup"));
+    let text = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if is_gone(&error) => return Err(CgroupError::NoProcess(pid)),
+        Err(source) => return Err(io_error("read", &file)(source)),
+    };
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(CgroupError::NoCgroup2)?;
+    Ok(PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(path)))
+}
+
+fn move_process(pid: i32, dir: &Path) -> Result<()> {
+    let procs = fs::OpenOptions::new().write(true).open(dir.join("cgroup.procs"));
+    match procs.and_then(|mut file| file.write_all(pid.to_string().as_bytes())) {
+        Ok(()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Err(CgroupError::NoProcess(pid)),
+        Err(source) => Err(CgroupError::Move { pid, dir: dir.into(), source }),
+    }
+}
+
+/// One line of mountinfo, if it is of a cgroup2:
+/// `41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw`.
+fn parse_mount(line: &str) -> Option<Cgroup2> {
+    let (fields, of_fs) = line.split_once(" - ")?;
+    if of_fs.split(' ').next() != Some("cgroup2") {
+        return None;
+    }
+    let mut fields = fields.split(' ').skip(3);
+    let root = unescape(fields.next()?);
+    Some(Cgroup2 { root, mount: unescape(fields.next()?) })
+}
+
+/// mountinfo writes space, tab, newline and backslash as a backslash and three octal digits.
+fn unescape(field: &str) -> PathBuf {
+    let (mut path, mut rest) = (String::new(), field);
+    while let Some((before, after)) = rest.split_once('\\') {
+        path.push_str(before);
+        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        path.push(char::from(code.unwrap_or(b'\\')));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    path.push_str(rest);
+    PathBuf::from(path)
+}
+
+/// `Path::join` without its surprises: nothing is appended for nothing.
+fn join(base: &Path, below: &Path) -> PathBuf {
+    if below.as_os_str().is_empty() { base.into() } else { base.join(below) }
+}
+
+fn strip_root(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+/// ENODEV is what a file of a cgroup says that was removed while it was open.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV))
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(io_error("read", path))
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    move |source| CgroupError::Io { action, path: path.into(), source }
+}

@@ -1,0 +1,166 @@
+//! What a process is and which connections it holds, read from /proc: for `mobile ps` and for what `attach` says.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    rc::Rc,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A running process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// Its id.
+    pub(crate) pid: i32,
+    /// The user it runs as.
+    pub(crate) uid: u32,
+    /// Its short name.
+    pub(crate) comm: String,
+    /// Its command line; empty for a process that has cleared it.
+    pub(crate) cmdline: Vec<String>,
+    /// When it started, in clock ticks since boot: with the pid, an identity that is not reused.
+    pub(crate) start_time: u64,
+    /// Its TCP connections and connected UDP sockets.
+    pub(crate) connections: Vec<Connection>,
+}
+
+/// The transport of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Transport {
+    /// A TCP connection that is not over, or is being made.
+    Tcp,
+    /// A connected UDP socket.
+    Udp,
+}
+
+/// A socket that has a peer, and so a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Connection {
+    /// TCP or UDP.
+    pub(crate) transport: Transport,
+    /// Our end; an IPv4-mapped address is shown as the IPv4 one.
+    pub(crate) local: SocketAddr,
+    /// The other end.
+    pub(crate) remote: SocketAddr,
+}
+
+impl Connection {
+    /// Whether it takes the MOBILE route: the route chosen at connect() gave it a persistent address.
+    pub(crate) fn is_mobile(&self, persistent: &[IpAddr]) -> bool {
+        persistent.contains(&self.local.ip())
+    }
+}
+
+/// One process; an error if it is gone.
+pub(crate) fn read(pid: i32) -> io::Result<Process> {
+    Reader::default().process(pid)
+}
+
+/// Those of `pids` that are still there, in the same order.
+pub(crate) fn list(pids: &[i32]) -> Vec<Process> {
+    let mut reader = Reader::default();
+    pids.iter().filter_map(|&pid| reader.process(pid).ok()).collect()
+}
+
+type Sockets = HashMap<u64, Connection>;
+
+/// Keeps the socket tables it has read, by network namespace: they list the sockets of every process in it, and there
+/// may be a thousand processes to look at.
+#[derive(Default)]
+struct Reader {
+    tables: HashMap<u64, Rc<Sockets>>,
+}
+
+impl Reader {
+    fn process(&mut self, pid: i32) -> io::Result<Process> {
+        let proc = format!("/proc/{pid}");
+        let proc = Path::new(&proc);
+        let uid = fs::metadata(proc)?.uid();
+        let stat = fs::read(proc.join("stat"))?;
+        let (comm, start_time) =
+            parse_stat(&String::from_utf8_lossy(&stat)).ok_or(io::ErrorKind::InvalidData)?;
+        let cmdline = fs::read(proc.join("cmdline"))?;
+        let words = cmdline.split(|&byte| byte == 0).filter(|word| !word.is_empty());
+        let cmdline = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        Ok(Process { pid, uid, comm, cmdline, start_time, connections: self.connections(proc) })
+    }
+
+    /// None for a process that is gone or is not ours to look at.
+    fn connections(&mut self, proc: &Path) -> Vec<Connection> {
+        let inodes = socket_inodes(proc);
+        if inodes.is_empty() {
+            return Vec::new();
+        }
+        let Ok(namespace) = fs::metadata(proc.join("ns/net")) else { return Vec::new() };
+        let table = self.tables.entry(namespace.ino()).or_insert_with(|| Rc::new(read_tables(proc)));
+        let mut found: Vec<_> = inodes.iter().filter_map(|inode| table.get(inode).copied()).collect();
+        found.sort_unstable_by_key(|connection| (connection.local, connection.remote));
+        found
+    }
+}
+
+/// The inodes of the sockets a process holds; several descriptors of one socket count once.
+fn socket_inodes(proc: &Path) -> HashSet<u64> {
+    let Ok(fds) = fs::read_dir(proc.join("fd")) else { return HashSet::new() };
+    let targets = fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+    targets
+        .filter_map(|target| target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
+        .collect()
+}
+
+/// Every connected TCP and UDP socket in the network namespace of a process.
+fn read_tables(proc: &Path) -> Sockets {
+    let mut sockets = Sockets::new();
+    for (file, transport) in
+        [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)]
+    {
+        // A host without IPv6 has no tcp6.
+        let Ok(text) = fs::read_to_string(proc.join("net").join(file)) else { continue };
+        sockets.extend(text.lines().filter_map(|line| parse_socket(line, transport)));
+    }
+    sockets
+}
+
+/// One line of /proc/net/tcp and its like:
+/// `0: 0100007F:1F90 0200007F:0016 01 00000000:00000000 00:00000000 00000000 1000 0 4711 …`.
+fn parse_socket(line: &str, transport: Transport) -> Option<(u64, Connection)> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let local = parse_address(fields.get(1)?)?;
+    let remote = parse_address(fields.get(2)?)?;
+    // Listening and unconnected sockets have no peer; TIME_WAIT ones belong to no process (inode 0).
+    if remote.ip().is_unspecified() && remote.port() == 0 {
+        return None;
+    }
+    let inode = fields.get(9)?.parse().ok().filter(|&inode| inode != 0)?;
+    Some((inode, Connection { transport, local, remote }))
+}
+
+/// `0100007F:1F90`: 32-bit words of the address as this machine reads them from memory, then the port as a number.
+fn parse_address(field: &str) -> Option<SocketAddr> {
+    let (address, port) = field.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = Vec::with_capacity(16);
+    for at in (0..address.len()).step_by(8) {
+        let word = u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let ip = match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(bytes) => IpAddr::V4(Ipv4Addr::from(bytes)),
+        Err(_) => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?)).to_canonical(),
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+/// The name and the start time in /proc/PID/stat. The name is in parentheses and may itself hold any of them.
+fn parse_stat(stat: &str) -> Option<(String, u64)> {
+    let (before, after) = stat.rsplit_once(") ")?;
+    let (_, comm) = before.split_once('(')?;
+    // proc(5) numbers from 1; `after` begins with field 3, and the start time is field 22.
+    let start_time = after.split(' ').nth(22 - 3)?.parse().ok()?;
+    Some((comm.into(), start_time))
+}

@@ -1,0 +1,171 @@
+//! Route selection: the MOBILE attribute of the calling process decides about the mark of its socket.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{SO_MARK, SOL_SOCKET},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt},
+    },
+    macros::{cgroup_sock, cgroup_sock_addr, map},
+    maps::{Array, PerCpuArray},
+    programs::{SockAddrContext, SockContext},
+};
+use aya_log_ebpf::debug;
+use mobile_ebpf_common::{Config, Verdict, map::VERDICTS_ENTRIES};
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+#[map]
+static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICTS_ENTRIES, 0);
+
+/// What the kernel's cgroup hooks take for "go on".
+const ALLOW: i32 = 1;
+
+#[cgroup_sock(sock_create)]
+fn mobile_sock_create(ctx: SockContext) -> i32 {
+    count(try_sock_create(&ctx))
+}
+
+#[cgroup_sock_addr(connect4)]
+fn mobile_connect4(ctx: SockAddrContext) -> i32 {
+    count(try_sock_addr(&ctx, "connect4"))
+}
+
+#[cgroup_sock_addr(connect6)]
+fn mobile_connect6(ctx: SockAddrContext) -> i32 {
+    count(try_sock_addr(&ctx, "connect6"))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn mobile_sendmsg4(ctx: SockAddrContext) -> i32 {
+    count(try_sock_addr(&ctx, "sendmsg4"))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn mobile_sendmsg6(ctx: SockAddrContext) -> i32 {
+    count(try_sock_addr(&ctx, "sendmsg6"))
+}
+
+/// Why a decision could not be carried out.
+enum Error {
+    /// The configuration is not there.
+    NoConfig,
+    /// The kernel refused the mark.
+    SetMark,
+}
+
+/// What is to become of a socket's mark.
+enum Decision {
+    /// Nothing, and this is why.
+    Leave(Verdict),
+    /// It becomes this.
+    Set(u32, Verdict),
+}
+
+/// A new socket: it gets the mark before any datagram, ping or raw packet can leave it. A new socket of an
+/// ordinary process cannot have our mark.
+#[inline(always)]
+fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
+    let config = config()?;
+    if !current_is_mobile(config) {
+        return Ok(Verdict::Ordinary);
+    }
+    // SAFETY: the context of a sock_create program is a valid bpf_sock, and its mark may be read and written.
+    let old = unsafe { (*ctx.sock).mark };
+    match decide(config, ctx, true, old) {
+        Decision::Leave(verdict) => Ok(verdict),
+        Decision::Set(mark, verdict) => {
+            // SAFETY: as above.
+            unsafe { (*ctx.sock).mark = mark };
+            log(config, ctx, "sock_create", mark);
+            Ok(verdict)
+        }
+    }
+}
+
+/// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,
+/// or given to it by another, follow the attribute from here on. IPv4-mapped destinations come here as IPv6 ones;
+/// the mark is the same for both.
+#[inline(always)]
+fn try_sock_addr(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
+    let config = config()?;
+    let mobile = current_is_mobile(config);
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    let old = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
+    match decide(config, ctx, mobile, old) {
+        Decision::Leave(verdict) => Ok(verdict),
+        Decision::Set(mut mark, verdict) => {
+            // SAFETY: the kernel takes the context in place of the socket and reads four bytes of `mark`.
+            let result = unsafe {
+                bpf_setsockopt(
+                    ctx.as_ptr(),
+                    SOL_SOCKET as i32,
+                    SO_MARK as i32,
+                    (&raw mut mark).cast(),
+                    size_of::<u32>() as i32,
+                )
+            };
+            if result != 0 {
+                return Err(Error::SetMark);
+            }
+            log(config, ctx, hook, mark);
+            Ok(verdict)
+        }
+    }
+}
+
+/// The whole policy. The namespace is asked for last: ordinary processes, the many, do not pay for it.
+#[inline(always)]
+fn decide(config: &Config, ctx: &impl EbpfContext, mobile: bool, old: u32) -> Decision {
+    let marked = config.is_marked(old);
+    if !mobile && !marked {
+        return Decision::Leave(Verdict::Ordinary);
+    }
+    // SAFETY: every program here has a context this helper accepts.
+    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
+        // Without the attribute, a mark like ours in another namespace is not ours: ordinary.
+        return Decision::Leave(if mobile { Verdict::OtherNamespace } else { Verdict::Ordinary });
+    }
+    match (mobile, marked) {
+        (true, false) => Decision::Set(config.marked(old), Verdict::Marked),
+        (true, true) => Decision::Leave(Verdict::Kept),
+        (false, _) => Decision::Set(config.cleared(old), Verdict::Cleared),
+    }
+}
+
+/// The MOBILE attribute of the calling process.
+#[inline(always)]
+fn current_is_mobile(config: &Config) -> bool {
+    // SAFETY: takes no pointer; a level below the task's own gives 0, which is no cgroup's id.
+    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(config.cgroup_level as i32) };
+    ancestor == config.cgroup_id
+}
+
+#[inline(always)]
+fn config() -> Result<&'static Config, Error> {
+    CONFIG.get(0).ok_or(Error::NoConfig)
+}
+
+#[inline(always)]
+fn log(config: &Config, ctx: &impl EbpfContext, hook: &'static str, mark: u32) {
+    if config.log != 0 {
+        let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        debug!(ctx, "{}: pid {}: socket mark is now {:x}", hook, pid, mark);
+    }
+}
+
+/// Counts the verdict and lets the call go on, whatever it was.
+#[inline(always)]
+fn count(result: Result<Verdict, Error>) -> i32 {
+    let verdict = match result {
+        Ok(verdict) => verdict,
+        Err(Error::NoConfig | Error::SetMark) => Verdict::Failed,
+    };
+    if let Some(counter) = VERDICTS.get_ptr_mut(verdict.index()) {
+        // SAFETY: points into this CPU's slot; a preempting program on the same CPU can at worst lose one count.
+        unsafe { *counter += 1 };
+    }
+    ALLOW
+}
