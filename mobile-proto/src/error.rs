@@ -7,7 +7,9 @@ use crate::{PathId, SessionId};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// A frame announces more payload than any frame may have.
-    #[error("frame type {kind:#04x} announces {length} bytes of payload, more than {max}: the peer speaks another protocol or is broken")]
+    #[error(
+        "frame type {kind:#04x} announces {length} bytes of payload, more than {max}: the peer speaks another protocol or is broken"
+    )]
     FrameTooLong {
         /// The frame's type.
         kind: u8,

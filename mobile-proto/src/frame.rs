@@ -1,3 +1,210 @@
-//! soon
-/// The longest packet in bytes.
+//! Frames: `type u8 | length varint | payload`. Everything on a path is one.
+
+use crate::ProtocolError;
+use crate::varint::{self, Varint};
+
+/// The longest inner packet: what an IP header can say, and 16 bytes for what a later version may
+/// carry in front of it.
 pub const MAX_PACKET: usize = 65_535 + 16;
+
+/// The longest payload of a frame that is not DATA. The longest real one, CONFIG with every
+/// resolver, has less than half of it.
+pub(crate) const MAX_CONTROL: usize = 1024;
+
+/// One inner packet; its number is the path's counter, which it moves on by one.
+pub(crate) const DATA: u8 = 0x01;
+/// Sets the path's counter.
+pub(crate) const SEQ: u8 = 0x02;
+/// The number that the receiver expects next.
+pub(crate) const ACK: u8 = 0x03;
+/// Asks for a PONG.
+pub(crate) const PING: u8 = 0x04;
+/// Answers a PING.
+pub(crate) const PONG: u8 = 0x05;
+/// Client: opens the path.
+pub(crate) const HELLO: u8 = 0x10;
+/// Relay: accepts it.
+pub(crate) const WELCOME: u8 = 0x11;
+/// Client: this path is the active one now.
+pub(crate) const ACTIVATE: u8 = 0x12;
+/// Relay: the configuration has changed.
+pub(crate) const CONFIG: u8 = 0x13;
+/// Either side: the path ends here.
+pub(crate) const CLOSE: u8 = 0x14;
+/// What a type is called.
+pub(crate) fn name(kind: u8) -> &'static str {
+    match kind {
+        DATA => "DATA",
+        SEQ => "SEQ",
+        ACK => "ACK",
+        PING => "PING",
+        PONG => "PONG",
+        HELLO => "HELLO",
+        WELCOME => "WELCOME",
+        ACTIVATE => "ACTIVATE",
+        CONFIG => "CONFIG",
+        CLOSE => "CLOSE",
+        _ => "unknown",
+    }
+}
+
+/// Types from here on may be skipped by a receiver that does not know them.
+pub(crate) const FIRST_IGNORABLE: u8 = 0x80;
+
+/// What stands at the start of some bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Decoded<'a> {
+    /// A whole frame; it took `consumed` bytes.
+    Frame { kind: u8, payload: &'a [u8], consumed: usize },
+    /// The start of one: at least `need` bytes are needed to go on.
+    Incomplete { need: usize },
+}
+
+/// Reads one frame. Type and length are checked as soon as they are there, so nothing is ever
+/// kept or allocated for a frame that will be refused.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded<'_>, ProtocolError> {
+    let Some((&kind, rest)) = bytes.split_first() else { return Ok(Decoded::Incomplete { need: 1 }) };
+    let max = max_payload(kind)?;
+    let (length, header) = match varint::get(rest) {
+        Varint::Whole(length, taken) => (length, 1 + taken),
+        Varint::Incomplete(len) => return Ok(Decoded::Incomplete { need: 1 + len }),
+    };
+    let payload_len = usize::try_from(length)
+        .ok()
+        .filter(|&length| length <= max)
+        .ok_or(ProtocolError::FrameTooLong { kind, length, max })?;
+    let consumed = header + payload_len;
+    Ok(match bytes.get(header..consumed) {
+        Some(payload) => Decoded::Frame { kind, payload, consumed },
+        None => Decoded::Incomplete { need: consumed },
+    })
+}
+
+fn max_payload(kind: u8) -> Result<usize, ProtocolError> {
+    match kind {
+        DATA | FIRST_IGNORABLE.. => Ok(MAX_PACKET),
+        SEQ | ACK | PING | PONG | HELLO | WELCOME | ACTIVATE | CONFIG | CLOSE => Ok(MAX_CONTROL),
+        unknown => Err(ProtocolError::UnknownFrame(unknown)),
+    }
+}
+
+/// Appends a frame.
+pub(crate) fn put(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
+    out.push(kind);
+    varint::put(out, payload.len() as u64);
+    out.extend_from_slice(payload);
+}
+
+/// Appends a frame whose payload is one integer.
+pub(crate) fn put_number(out: &mut Vec<u8>, kind: u8, number: u64) {
+    out.push(kind);
+    varint::put(out, varint::len(number) as u64);
+    varint::put(out, number);
+}
+
+/// Reads the payload of a known frame piece by piece; every error names the frame.
+pub(crate) struct Reader<'a> {
+    frame: &'static str,
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(frame: &'static str, payload: &'a [u8]) -> Self {
+        Self { frame, rest: payload }
+    }
+
+    pub(crate) fn malformed(&self, what: &'static str) -> ProtocolError {
+        ProtocolError::Malformed { frame: self.frame, what }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], ProtocolError> {
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(self.malformed("it is too short"))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], ProtocolError> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.bytes(N)?);
+        Ok(array)
+    }
+
+    pub(crate) fn varint(&mut self) -> Result<u64, ProtocolError> {
+        match varint::get(self.rest) {
+            Varint::Whole(value, taken) => {
+                self.rest = &self.rest[taken..];
+                Ok(value)
+            }
+            Varint::Incomplete(_) => Err(self.malformed("it is too short")),
+        }
+    }
+
+    /// A counter (record number, switch counter). A path of 2^61 records is not of this world,
+    /// and so a counter that grows from one received here always fits a varint again.
+    pub(crate) fn counter(&mut self) -> Result<u64, ProtocolError> {
+        match self.varint()? {
+            value if value <= varint::MAX / 2 => Ok(value),
+            _ => Err(self.malformed("a counter is impossibly large")),
+        }
+    }
+
+    /// Nothing may follow.
+    pub(crate) fn end(self) -> Result<(), ProtocolError> {
+        if self.is_empty() { Ok(()) } else { Err(self.malformed("it is too long")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn refuses_what_is_too_long_before_the_payload_is_there() {
+        let mut header = vec![DATA];
+        varint::put(&mut header, MAX_PACKET as u64 + 1);
+        assert!(matches!(decode(&header), Err(ProtocolError::FrameTooLong { length: 65_552, .. })));
+        let mut header = vec![PING];
+        varint::put(&mut header, MAX_CONTROL as u64 + 1);
+        assert!(matches!(decode(&header), Err(ProtocolError::FrameTooLong { .. })));
+        let mut header = vec![0xff];
+        varint::put(&mut header, varint::MAX);
+        assert!(matches!(decode(&header), Err(ProtocolError::FrameTooLong { .. })));
+    }
+
+    #[test]
+    fn refuses_an_unknown_type_at_its_first_byte() {
+        assert_eq!(decode(&[0]), Err(ProtocolError::UnknownFrame(0)));
+        assert_eq!(decode(&[0x7f, 0]), Err(ProtocolError::UnknownFrame(0x7f)));
+        assert_eq!(decode(&[0x80]), Ok(Decoded::Incomplete { need: 2 }));
+    }
+
+    proptest! {
+        #[test]
+        fn every_prefix_of_a_frame_is_incomplete(len in 0..40_000_usize, cut in any::<prop::sample::Index>()) {
+            let payload = vec![7; len];
+            let mut wire = Vec::new();
+            put(&mut wire, DATA, &payload);
+            let whole = wire.len();
+            let cut = cut.index(whole);
+            match decode(&wire[..cut]).unwrap() {
+                Decoded::Incomplete { need } => prop_assert!(need > cut && need <= whole),
+                frame @ Decoded::Frame { .. } => prop_assert!(false, "{frame:?} from {cut} of {whole}"),
+            }
+            wire.push(0);
+            let expected = Decoded::Frame { kind: DATA, payload: &payload, consumed: whole };
+            prop_assert_eq!(decode(&wire).unwrap(), expected);
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(Decoded::Frame { consumed, .. }) = decode(&bytes) {
+                prop_assert!(consumed <= bytes.len());
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! HELLO: the first frame of a path, by which the client says what the path belongs to.
 
-use crate::{PathId, ProtocolError, SessionId};
+use crate::frame::{self, Decoded, Reader};
+use crate::{PathId, ProtocolError, SessionId, config, varint};
 
 /// The first thing a client says on a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +17,35 @@ pub struct Hello {
     pub switch: u64,
 }
 
-/// Relay side, before the session is known: collects bytes until the HELLO is whole.
+impl Hello {
+    /// Appends the HELLO frame.
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        let mut payload = Vec::with_capacity(40);
+        payload.extend_from_slice(&self.session.0);
+        payload.extend_from_slice(&self.epoch.to_be_bytes());
+        payload.extend_from_slice(&self.path.0.to_be_bytes());
+        varint::put(&mut payload, self.switch);
+        frame::put(out, frame::HELLO, &payload);
+    }
+
+    fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
+        let mut reader = Reader::new("HELLO", payload);
+        let hello = Self {
+            session: SessionId(reader.array()?),
+            epoch: u64::from_be_bytes(reader.array()?),
+            path: PathId(u32::from_be_bytes(reader.array()?)),
+            switch: reader.counter()?,
+        };
+        // Items of a later version: each must be whole, none is known yet.
+        while !reader.is_empty() {
+            config::item(&mut reader)?;
+        }
+        Ok(hello)
+    }
+}
+
+/// Relay side, before the session is known: collects bytes until the HELLO is whole. It never
+/// holds more than one HELLO and the bytes of one `feed`.
 #[derive(Debug, Default)]
 pub struct HelloReader {
     buffer: Vec<u8>,
@@ -33,6 +62,67 @@ impl HelloReader {
     /// belong to [`Session::handle_input`](crate::Session::handle_input).
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<(Hello, Vec<u8>)>, ProtocolError> {
         self.buffer.extend_from_slice(bytes);
-        Ok(None)
+        if self.buffer.first().is_some_and(|&kind| kind != frame::HELLO) {
+            return Err(ProtocolError::Unexpected {
+                frame: "another",
+                place: "instead of the HELLO of a path",
+            });
+        }
+        match frame::decode(&self.buffer)? {
+            Decoded::Incomplete { .. } => Ok(None),
+            Decoded::Frame { payload, consumed, .. } => {
+                let hello = Hello::decode(payload)?;
+                Ok(Some((hello, self.buffer.split_off(consumed))))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello() -> Hello {
+        Hello { session: SessionId([9; 16]), epoch: u64::MAX, path: PathId(70_000), switch: 300 }
+    }
+
+    #[test]
+    fn comes_whole_whatever_the_pieces() {
+        let mut wire = Vec::new();
+        hello().put(&mut wire);
+        let whole = wire.len();
+        wire.extend_from_slice(b"rest");
+        for cut in 0..wire.len() {
+            let mut reader = HelloReader::new();
+            let first = reader.feed(&wire[..cut]).unwrap();
+            assert_eq!(first.is_some(), cut >= whole);
+            let (got, rest) = match first {
+                Some(found) => found,
+                None => reader.feed(&wire[cut..]).unwrap().unwrap(),
+            };
+            assert_eq!(got, hello());
+            assert_eq!(&rest[..], if cut >= whole { &wire[whole..cut] } else { b"rest" });
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused_at_once() {
+        assert!(HelloReader::new().feed(b"GET / HTTP/1.1").is_err());
+        let mut long = vec![frame::HELLO];
+        varint::put(&mut long, 5000);
+        assert!(HelloReader::new().feed(&long).is_err());
+        assert!(HelloReader::new().feed(&[frame::HELLO, 3, 1, 2, 3]).is_err());
+    }
+
+    #[test]
+    fn items_of_a_later_version_are_skipped() {
+        let mut wire = Vec::new();
+        hello().put(&mut wire);
+        let Decoded::Frame { payload, .. } = frame::decode(&wire).unwrap() else { panic!("whole") };
+        let mut payload = payload.to_vec();
+        config::put_item(&mut payload, 77, b"x");
+        let mut later = Vec::new();
+        frame::put(&mut later, frame::HELLO, &payload);
+        assert_eq!(HelloReader::new().feed(&later).unwrap().unwrap().0, hello());
     }
 }

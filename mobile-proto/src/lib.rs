@@ -16,6 +16,7 @@ mod frame;
 mod hello;
 mod ids;
 mod limits;
+mod message;
 pub mod packet;
 mod path;
 mod pool;

@@ -125,10 +125,7 @@ mod tests {
     fn refuses_lengths_that_do_not_fit() {
         assert_eq!(IpHeader::parse(&[]), Err(PacketError::TooShort(0)));
         assert_eq!(IpHeader::parse(&v4(40)[..19]), Err(PacketError::TooShort(19)));
-        assert_eq!(
-            IpHeader::parse(&v4(40)[..39]),
-            Err(PacketError::Length { claimed: 40, actual: 39 })
-        );
+        assert_eq!(IpHeader::parse(&v4(40)[..39]), Err(PacketError::Length { claimed: 40, actual: 39 }));
         let mut longer = v6(8);
         longer.push(0);
         assert_eq!(IpHeader::parse(&longer), Err(PacketError::Length { claimed: 48, actual: 49 }));

@@ -1,1 +1,234 @@
-//! soon
+//! One path: its state, its partial frame, its clocks.
+
+use std::time::{Duration, Instant};
+
+use crate::{CloseCode, Limits, PathId, PathStats, frame, message};
+
+/// Before an RTT is known, this stands for it: the initial retransmission timeout of RFC 6298.
+const INITIAL_RTT: Duration = Duration::from_secs(1);
+/// While data flows the RTT is measured this often: 30 bytes a second are nothing.
+const RTT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where a path is in its life. It starts with HELLO and ends by leaving the session's list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Client: no WELCOME yet.
+    Connecting,
+    /// Usable, as a standby or as the active path.
+    Ready,
+    /// CLOSE is to be sent; input is still good.
+    Closing,
+    /// CLOSE is to be sent; input makes no sense any more.
+    Failed,
+}
+
+/// One path of a session.
+#[derive(Debug)]
+pub(crate) struct Path {
+    pub(crate) id: PathId,
+    pub(crate) state: State,
+    /// Client: the epoch that HELLO named, then the one that WELCOME did. Relay: its own.
+    pub(crate) epoch: u64,
+    /// The client's switch counter when the path was opened.
+    pub(crate) switch: u64,
+    /// Control frames that wait to be sent.
+    pub(crate) control: Vec<u8>,
+    /// The configuration is to be pushed.
+    pub(crate) config_due: bool,
+    /// The newest PING that is not answered yet: older ones are of no use to the peer.
+    pub(crate) pong: Option<u64>,
+    /// A PING is to be sent.
+    pub(crate) ping_due: bool,
+    /// The number of the next DATA frame sent here, as the peer counts.
+    pub(crate) tx_number: Option<u64>,
+    /// The number of the next DATA frame received here.
+    pub(crate) rx_number: Option<u64>,
+    /// The start of a frame whose rest is still to come.
+    pub(crate) partial: Vec<u8>,
+    /// Since when something is unanswered and nothing was heard.
+    pub(crate) waiting_since: Option<Instant>,
+    /// Client: when HELLO was sent, which WELCOME answers.
+    pub(crate) hello_sent: Option<Instant>,
+    pub(crate) stats: PathStats,
+    ping: Option<u64>,
+    last_ping: Option<Instant>,
+    nonce: u64,
+}
+
+impl Path {
+    pub(crate) fn new(now: Instant, id: PathId, state: State, epoch: u64, switch: u64) -> Self {
+        let stats = PathStats {
+            ready: false,
+            active: false,
+            suspect: false,
+            tx_bytes: 0,
+            tx_packets: 0,
+            rx_bytes: 0,
+            rx_packets: 0,
+            replayed_packets: 0,
+            duplicates: 0,
+            srtt: None,
+            opened: now,
+            last_heard: None,
+        };
+        Self {
+            id,
+            state,
+            epoch,
+            switch,
+            control: Vec::new(),
+            config_due: false,
+            pong: None,
+            ping_due: false,
+            tx_number: None,
+            rx_number: None,
+            partial: Vec::new(),
+            waiting_since: None,
+            hello_sent: None,
+            stats,
+            ping: None,
+            last_ping: None,
+            nonce: 0,
+        }
+    }
+
+    /// Whether frames other than HELLO and CLOSE may be sent.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    /// Whether CLOSE is all that is left to send.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.state, State::Closing | State::Failed)
+    }
+
+    /// Something came: whatever was said before, the path is alive.
+    pub(crate) fn heard(&mut self, now: Instant, bytes: usize) {
+        self.stats.rx_bytes += bytes as u64;
+        self.stats.last_heard = Some(now);
+        self.stats.suspect = false;
+        self.waiting_since = Some(now);
+    }
+
+    /// CLOSE is the next and last thing to send.
+    pub(crate) fn close(&mut self, code: CloseCode, state: State) {
+        if !self.is_closing() {
+            message::put_close(&mut self.control, code);
+        }
+        self.state = state;
+    }
+
+    /// Appends a record, and its number where the peer's counter is another.
+    pub(crate) fn put_record(&mut self, number: u64, packet: &[u8], out: &mut Vec<u8>) {
+        if self.tx_number != Some(number) {
+            frame::put_number(out, frame::SEQ, number);
+        }
+        self.tx_number = Some(number + 1);
+        self.stats.tx_packets += 1;
+        frame::put(out, frame::DATA, packet);
+    }
+
+    /// Appends a PING. A new one stands for an old one that was not answered.
+    pub(crate) fn put_ping(&mut self, now: Instant, out: &mut Vec<u8>) {
+        self.nonce += 1;
+        self.ping = Some(self.nonce);
+        self.last_ping = Some(now);
+        self.ping_due = false;
+        message::put_nonce(out, frame::PING, self.nonce);
+    }
+
+    /// A PONG came: measures the RTT if it answers the last PING.
+    pub(crate) fn handle_pong(&mut self, now: Instant, nonce: u64) {
+        if let Some(sent) = self.last_ping
+            && self.ping == Some(nonce)
+        {
+            self.ping = None;
+            self.measured(now.saturating_duration_since(sent));
+        }
+    }
+
+    /// Takes one measurement of the RTT, smoothed as in RFC 6298.
+    pub(crate) fn measured(&mut self, rtt: Duration) {
+        self.stats.srtt = Some(self.stats.srtt.map_or(rtt, |srtt| srtt * 7 / 8 + rtt / 8));
+    }
+
+    /// Whether a HELLO or a PING is unanswered.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.state == State::Connecting || self.ping.is_some()
+    }
+
+    /// Whether the RTT should be measured again while data flows.
+    pub(crate) fn wants_rtt(&self, now: Instant) -> bool {
+        self.ping.is_none()
+            && self.last_ping.is_none_or(|at| now.saturating_duration_since(at) >= RTT_INTERVAL)
+    }
+
+    /// When to suspect the path, if it stays silent and `unanswered`.
+    pub(crate) fn suspect_at(&self, limits: &Limits, unanswered: bool) -> Option<Instant> {
+        if !unanswered || self.stats.suspect || self.is_closing() {
+            return None;
+        }
+        let srtt = self.stats.srtt.unwrap_or(INITIAL_RTT);
+        let patience = srtt.saturating_mul(limits.suspect_rtts).max(limits.suspect_floor);
+        self.waiting_since?.checked_add(patience)
+    }
+
+    /// Client: when to ping because nothing was heard.
+    pub(crate) fn ping_at(&self, limits: &Limits) -> Option<Instant> {
+        if !self.is_ready() || self.ping_due {
+            return None;
+        }
+        self.quiet_since().max(self.last_ping.unwrap_or(self.stats.opened)).checked_add(limits.keepalive)
+    }
+
+    /// Relay: when to free the path because nothing was heard.
+    pub(crate) fn idle_at(&self, limits: &Limits) -> Option<Instant> {
+        self.quiet_since().checked_add(limits.keepalive.saturating_mul(limits.idle_keepalives))
+    }
+
+    /// Gives back memory while nothing flows.
+    pub(crate) fn trim(&mut self) {
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+        self.control.shrink_to_fit();
+    }
+
+    fn quiet_since(&self) -> Instant {
+        self.stats.last_heard.unwrap_or(self.stats.opened)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_follows_the_rtt_and_never_falls_below_the_floor() {
+        let (now, limits) = (Instant::now(), Limits::default());
+        let mut path = Path::new(now, PathId(1), State::Ready, 1, 0);
+        assert_eq!(path.suspect_at(&limits, true), None, "nothing was sent");
+        path.heard(now, 1);
+        assert_eq!(path.suspect_at(&limits, false), None, "nothing is unanswered");
+        path.measured(Duration::from_millis(10));
+        assert_eq!(path.suspect_at(&limits, true), Some(now + limits.suspect_floor));
+        path.stats.srtt = Some(Duration::from_secs(2));
+        assert_eq!(path.suspect_at(&limits, true), Some(now + Duration::from_secs(8)));
+        path.stats.suspect = true;
+        assert_eq!(path.suspect_at(&limits, true), None, "once");
+    }
+
+    #[test]
+    fn only_the_answer_to_the_last_ping_measures() {
+        let now = Instant::now();
+        let mut path = Path::new(now, PathId(1), State::Ready, 1, 0);
+        let mut out = Vec::new();
+        path.put_ping(now, &mut out);
+        path.put_ping(now + Duration::from_millis(5), &mut out);
+        path.handle_pong(now + Duration::from_millis(20), 1);
+        assert_eq!(path.stats.srtt, None);
+        path.handle_pong(now + Duration::from_millis(25), 2);
+        assert_eq!(path.stats.srtt, Some(Duration::from_millis(20)));
+        assert!(!path.is_unanswered());
+    }
+}

@@ -1,1 +1,178 @@
-//! soon
+//! Records that were sent and are not acknowledged: they are kept until they are, and sent again
+//! when transmission moves to another path.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use crate::ProtocolError;
+use crate::queue::Record;
+
+/// The unacknowledged records, numbered from `base` without gaps.
+#[derive(Debug, Default)]
+pub(crate) struct Replay {
+    records: VecDeque<Record>,
+    /// The number of the first record.
+    base: u64,
+    /// How many of `records` went out on the active path.
+    cursor: usize,
+    /// One more than the highest number that ever went out in this epoch.
+    sent_end: u64,
+    cost: usize,
+    bytes: usize,
+}
+
+impl Replay {
+    /// Keeps a record that goes out now, as the last of all; returns its number and the packet.
+    pub(crate) fn push_sent(&mut self, record: Record) -> (u64, &[u8]) {
+        debug_assert!(!self.has_next(), "older records go first");
+        self.cost += record.cost();
+        self.bytes += record.packet.len();
+        let number = self.base + self.records.len() as u64;
+        self.sent_end = number + 1;
+        self.cursor = self.records.len() + 1;
+        (number, &self.records.push_back_mut(record).packet)
+    }
+
+    /// Whether a record has to be sent again.
+    pub(crate) fn has_next(&self) -> bool {
+        self.cursor < self.records.len()
+    }
+
+    /// The record to send again now, with its number.
+    pub(crate) fn next(&mut self) -> Option<(u64, &[u8])> {
+        let record = self.records.get(self.cursor)?;
+        let number = self.base + self.cursor as u64;
+        self.cursor += 1;
+        self.sent_end = self.sent_end.max(number + 1);
+        Some((number, &record.packet))
+    }
+
+    /// Another path: everything goes again. Returns how many records that is.
+    pub(crate) fn rewind(&mut self) -> u64 {
+        self.cursor = 0;
+        self.records.len() as u64
+    }
+
+    /// Another epoch: the records are numbered anew, from what the peer expects.
+    pub(crate) fn renumber(&mut self, base: u64) {
+        (self.base, self.sent_end, self.cursor) = (base, base, 0);
+    }
+
+    /// The peer has all records below `upto`: gives each of them to `done`.
+    pub(crate) fn acknowledge(
+        &mut self,
+        upto: u64,
+        mut done: impl FnMut(Record),
+    ) -> Result<(), ProtocolError> {
+        // Records given up before they were sent in this epoch have numbers too.
+        let sent = self.sent_end.max(self.base);
+        if upto > sent {
+            return Err(ProtocolError::AckBeyondSent { acked: upto, sent });
+        }
+        while self.base < upto {
+            match self.pop() {
+                Some(record) => done(record),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out the oldest record, if it came before `limit`.
+    pub(crate) fn pop_older(&mut self, limit: Instant) -> Option<Record> {
+        if self.oldest()? <= limit { self.pop() } else { None }
+    }
+
+    /// When the oldest record came from the TUN.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.records.front().map(|record| record.since)
+    }
+
+    /// Whether something is out on the active path that the peer has not acknowledged.
+    pub(crate) fn in_flight(&self) -> bool {
+        self.cursor > 0
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Memory held.
+    pub(crate) fn cost(&self) -> usize {
+        self.cost
+    }
+
+    /// Bytes of the packets alone.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All records, in order.
+    pub(crate) fn into_records(self) -> impl Iterator<Item = Record> {
+        self.records.into_iter()
+    }
+
+    /// Gives back memory that a burst left behind.
+    pub(crate) fn trim(&mut self) {
+        self.records.shrink_to_fit();
+    }
+
+    fn pop(&mut self) -> Option<Record> {
+        let record = self.records.pop_front()?;
+        self.base += 1;
+        self.cursor = self.cursor.saturating_sub(1);
+        self.cost -= record.cost();
+        self.bytes -= record.packet.len();
+        Some(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(count: u8) -> Replay {
+        let mut replay = Replay::default();
+        for byte in 0..count {
+            let sent = replay.push_sent(Record { packet: vec![byte], since: Instant::now() });
+            assert_eq!(sent, (u64::from(byte), &[byte][..]));
+        }
+        replay
+    }
+
+    #[test]
+    fn an_acknowledgement_in_the_middle_of_a_replay_skips_what_it_covers() {
+        let mut replay = filled(5);
+        assert!(!replay.has_next());
+        assert_eq!(replay.rewind(), 5);
+        assert!(!replay.in_flight());
+        assert_eq!(replay.next(), Some((0, &[0][..])));
+        replay.acknowledge(3, drop).unwrap();
+        assert_eq!(replay.next(), Some((3, &[3][..])));
+        assert_eq!(replay.next(), Some((4, &[4][..])));
+        assert_eq!(replay.next(), None);
+        replay.acknowledge(5, drop).unwrap();
+        assert!(replay.is_empty() && !replay.in_flight());
+        assert_eq!((replay.cost(), replay.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn old_acknowledgements_do_nothing_and_impossible_ones_are_errors() {
+        let mut replay = filled(3);
+        replay.acknowledge(2, drop).unwrap();
+        replay.acknowledge(1, |_| panic!("twice")).unwrap();
+        let error = replay.acknowledge(4, drop).unwrap_err();
+        assert_eq!(error, ProtocolError::AckBeyondSent { acked: 4, sent: 3 });
+    }
+
+    #[test]
+    fn numbered_anew_what_was_not_sent_again_cannot_be_acknowledged() {
+        let mut replay = filled(3);
+        replay.renumber(10);
+        assert!(replay.acknowledge(11, drop).is_err());
+        assert_eq!(replay.next(), Some((10, &[0][..])));
+        replay.acknowledge(11, drop).unwrap();
+        assert_eq!(replay.pop_older(Instant::now()).map(|record| record.packet), Some(vec![1]));
+        assert_eq!(replay.next(), Some((12, &[2][..])));
+    }
+}

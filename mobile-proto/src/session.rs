@@ -1,8 +1,21 @@
-//! A session: both sides of the protocol in one type.
+//! A session: both sides of the protocol in one type. Here is its surface and the life of its
+//! paths; `input` reads what comes, `transmit` writes what goes, `timers` does what is due.
 
+mod input;
+mod timers;
+mod transmit;
+
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::{CloseCode, Hello, Limits, PathId, PathStats, ProtocolError, PushConfig, SessionId, Stats};
+use crate::message::Activate;
+use crate::path::{Path, State};
+use crate::pool::Pool;
+use crate::queue::{Queue, Record};
+use crate::replay::Replay;
+use crate::{
+    CloseCode, Hello, Limits, MAX_PACKET, PathId, PathStats, ProtocolError, PushConfig, SessionId, Stats,
+};
 
 /// What became of a packet given to [`Session::enqueue`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +32,7 @@ pub enum Enqueue {
 pub enum DropReason {
     /// The queue has no room.
     QueueFull,
-    /// It is empty or longer than [`MAX_PACKET`](crate::MAX_PACKET).
+    /// It is empty or longer than [`MAX_PACKET`].
     BadLength,
 }
 
@@ -40,7 +53,7 @@ pub enum Event {
     Activated {
         /// The path.
         path: PathId,
-        /// The path that was active before.
+        /// The path that was active until now.
         previous: Option<PathId>,
         /// Records that are sent again.
         replayed: u64,
@@ -52,7 +65,8 @@ pub enum Event {
         /// Why.
         code: CloseCode,
     },
-    /// Something is unanswered and nothing at all was heard: the path may be dead.
+    /// Something is unanswered and nothing at all was heard: the path may be dead. Said once,
+    /// until something is heard again.
     PathSuspect {
         /// The path.
         path: PathId,
@@ -61,113 +75,308 @@ pub enum Event {
     },
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Client,
+    Server,
+}
+
 /// One session, of a client or of a relay.
+///
+/// The shell calls in with the time and with bytes. After any call it may have to
+/// [poll events](Self::poll_event), [send](Self::poll_transmit) on each path and set its timer
+/// [anew](Self::poll_timeout).
 #[derive(Debug)]
 pub struct Session {
+    role: Role,
     id: SessionId,
+    limits: Limits,
+    /// The relay's; a client's is 0 until the first WELCOME.
     epoch: u64,
     config: Option<PushConfig>,
+    config_version: u64,
+    /// Few, so a list is faster than a map; in no order.
+    paths: Vec<Path>,
+    active: Option<PathId>,
+    /// Counts the client's switches; the relay has the highest it saw.
+    switch: u64,
+    pool: Pool,
+    queue: Queue,
+    replay: Replay,
+    /// The number of the next record to deliver.
+    rx_next: u64,
+    ack: transmit::AckState,
+    events: VecDeque<Event>,
     stats: Stats,
 }
 
-#[expect(unused_variables, clippy::needless_pass_by_value, reason = "signatures only, the bodies come next")]
 impl Session {
-    /// A client's session.
+    /// A client's session. `id` is random, made when the agent starts.
+    #[must_use]
     pub fn client(id: SessionId, limits: Limits) -> Self {
-        Self { id, epoch: 0, config: None, stats: Stats::default() }
+        Self::new(Role::Client, id, 0, limits, None)
     }
-    /// A relay's session.
+
+    /// A relay's session. `epoch` is random and not zero, made for this very object.
+    #[must_use]
     pub fn server(id: SessionId, epoch: u64, limits: Limits, config: PushConfig) -> Self {
-        Self { id, epoch, config: Some(config), stats: Stats::default() }
+        Self::new(Role::Server, id, epoch, limits, Some(config))
     }
-    /// Client: opens a path.
-    pub fn open_path(&mut self, now: Instant, path: PathId) {}
-    /// Relay: accepts a path.
+
+    fn new(role: Role, id: SessionId, epoch: u64, limits: Limits, config: Option<PushConfig>) -> Self {
+        Self {
+            role,
+            id,
+            limits,
+            epoch,
+            config,
+            config_version: 0,
+            paths: Vec::new(),
+            active: None,
+            switch: 0,
+            pool: Pool::default(),
+            queue: Queue::default(),
+            replay: Replay::default(),
+            rx_next: 0,
+            ack: transmit::AckState::default(),
+            events: VecDeque::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Client: queues HELLO on a new path. A path that is open under the same name is forgotten.
+    pub fn open_path(&mut self, now: Instant, path: PathId) {
+        self.forget(path);
+        let mut new = Path::new(now, path, State::Connecting, self.epoch, self.switch);
+        Hello { session: self.id, epoch: self.epoch, path, switch: self.switch }.put(&mut new.control);
+        self.paths.push(new);
+    }
+
+    /// Relay: takes up the path that sent `hello` and queues WELCOME on it. If a path is open under
+    /// the same name, that one is closed with [`Event::PathClosed`]: the shell handles events before
+    /// it files the new transport under the name. With as many paths as there may be, the standby
+    /// path makes room on which nothing was heard for the longest time.
     pub fn accept_path(&mut self, now: Instant, hello: &Hello) -> Result<(), ProtocolError> {
+        let path = hello.path;
+        if self.role != Role::Server {
+            return Err(ProtocolError::NotAServer(path));
+        }
+        if hello.session != self.id {
+            return Err(ProtocolError::WrongSession { path, got: hello.session, expected: self.id });
+        }
+        if self.find(path).is_some() {
+            self.closed(path, CloseCode::Replaced);
+        }
+        self.make_room_for(path)?;
+        let mut new = Path::new(now, path, State::Ready, self.epoch, hello.switch);
+        new.stats.last_heard = Some(now);
+        self.put_welcome(&mut new.control);
+        self.paths.push(new);
         Ok(())
     }
-    /// Client: moves to a path.
-    pub fn activate(&mut self, now: Instant, path: PathId, keep: &[PathId]) {}
-    /// Closes a path.
-    pub fn close_path(&mut self, now: Instant, path: PathId, code: CloseCode) {}
-    /// The transport of a path is dead.
-    pub fn path_lost(&mut self, now: Instant, path: PathId) {}
-    /// Takes a packet from the TUN.
+
+    /// Client: makes a path active that is ready ([`Event::PathReady`]); one that is not stays as
+    /// it is. The relay is told to keep `path` and `keep` and to free all others. Own transmission
+    /// moves to `path` and starts with the oldest unacknowledged record. If `path` is active
+    /// already, only the list is sent.
+    pub fn activate(&mut self, _now: Instant, path: PathId, keep: &[PathId]) {
+        let Some(index) = self.find(path).filter(|&index| self.paths[index].is_ready()) else { return };
+        if self.role != Role::Client {
+            return;
+        }
+        self.switch += 1;
+        let activate = Activate { switch: self.switch, rx_next: self.rx_next, keep: keep.to_vec() };
+        let chosen = &mut self.paths[index];
+        activate.put(&mut chosen.control);
+        chosen.ping_due = true;
+        self.ack.done();
+        self.move_to(path);
+    }
+
+    /// Queues CLOSE on a path, which is gone once [`Self::poll_transmit`] has written it. Until
+    /// then its input is still good.
+    pub fn close_path(&mut self, _now: Instant, path: PathId, code: CloseCode) {
+        if let Some(index) = self.find(path) {
+            self.paths[index].close(code, State::Closing);
+            self.deactivate(path);
+        }
+    }
+
+    /// The transport of a path is dead: forgets the path, keeps what is unacknowledged.
+    pub fn path_lost(&mut self, _now: Instant, path: PathId) {
+        self.forget(path);
+    }
+
+    /// Takes a packet from the TUN. Without an active path it waits for one.
     pub fn enqueue(&mut self, now: Instant, packet: &[u8]) -> Enqueue {
+        if packet.is_empty() || packet.len() > MAX_PACKET {
+            self.stats.dropped_bad_length += 1;
+            return Enqueue::Dropped(DropReason::BadLength);
+        }
+        let record = Record { packet: self.pool.copy(packet), since: now };
+        if self.queue.cost() + record.cost() > self.limits.queue_bytes {
+            // The newest goes: what unblocks an inner TCP flow is its oldest segment.
+            self.pool.give(record.packet);
+            self.stats.dropped_queue_full += 1;
+            return Enqueue::Dropped(DropReason::QueueFull);
+        }
+        self.count_enqueued(packet.len());
+        self.queue.push(record);
         Enqueue::Queued
     }
-    /// Whether the shell should go on reading packets.
+
+    /// Whether the shell should go on reading packets. While a path is active, a full queue makes
+    /// the inner senders feel the path's rate. Without one, packets are taken and the excess is
+    /// dropped here: the TUN must never block an application for a whole outage.
+    #[must_use]
     pub fn has_room(&self) -> bool {
-        true
+        let spare = self.limits.queue_bytes.saturating_sub(MAX_PACKET + size_of::<Record>());
+        self.active.is_none()
+            || self.queue.is_empty()
+            || self.queue.cost() < self.limits.active_queue_bytes.min(spare)
     }
-    /// Takes decrypted bytes of a path.
-    pub fn handle_input(
-        &mut self,
-        now: Instant,
-        path: PathId,
-        bytes: &[u8],
-        deliver: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), ProtocolError> {
-        Ok(())
-    }
-    /// Appends frames for a path until about `limit` bytes are in `out`.
-    pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, limit: usize) {}
-    /// Whether there is something to send on a path.
-    pub fn wants_transmit(&self, path: PathId) -> bool {
-        false
-    }
-    /// When `handle_timeout` is to be called.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        None
-    }
-    /// Does what is due.
-    pub fn handle_timeout(&mut self, now: Instant) {}
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
-    /// Relay: pushes another configuration.
-    pub fn set_config(&mut self, config: PushConfig) {}
-    /// What the peer has not acknowledged, then what was not sent yet.
+
+    /// Relay: pushes another configuration, to all paths.
+    pub fn set_config(&mut self, config: PushConfig) {
+        if self.role == Role::Server && self.config.as_ref() != Some(&config) {
+            self.config = Some(config);
+            self.config_version += 1;
+            self.paths.iter_mut().for_each(|path| path.config_due = true);
+        }
+    }
+
+    /// What the peer has not acknowledged, then what was not sent yet, in order: for a session
+    /// that replaces this one.
+    #[must_use]
     pub fn into_unacknowledged(self) -> Vec<Box<[u8]>> {
-        Vec::new()
+        let records = self.replay.into_records().chain(self.queue.into_records());
+        records.map(|record| record.packet.into_boxed_slice()).collect()
     }
-    /// Puts packets in front of the queue.
-    pub fn requeue(&mut self, now: Instant, packets: Vec<Box<[u8]>>) {}
-    /// The counters.
+
+    /// Puts packets, in their order, before all others that were not sent yet. What this session's
+    /// bounds together cannot hold is dropped, the newest first, and counted.
+    pub fn requeue(&mut self, now: Instant, packets: Vec<Box<[u8]>>) {
+        for packet in packets.into_iter().rev() {
+            if packet.is_empty() || packet.len() > MAX_PACKET {
+                self.stats.dropped_bad_length += 1;
+                continue;
+            }
+            self.count_enqueued(packet.len());
+            self.queue.push_front(Record { packet: packet.into_vec(), since: now });
+        }
+        while self.queue.cost() > self.limits.queue_bytes.saturating_add(self.limits.replay_bytes) {
+            self.stats.dropped_queue_full += u64::from(self.queue.pop_newest().is_some());
+        }
+    }
+
+    /// The session's counters.
+    #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
-    /// The counters of a path.
+
+    /// The counters and the state of a path.
+    #[must_use]
     pub fn path_stats(&self, path: PathId) -> Option<PathStats> {
-        None
+        let path = &self.paths[self.find(path)?];
+        let active = self.active == Some(path.id);
+        Some(PathStats { ready: path.is_ready(), active, ..path.stats.clone() })
     }
-    /// The open paths.
+
+    /// The open paths, in no order.
     pub fn paths(&self) -> impl Iterator<Item = PathId> + '_ {
-        std::iter::empty()
+        self.paths.iter().map(|path| path.id)
     }
+
     /// The session's name.
+    #[must_use]
     pub fn id(&self) -> SessionId {
         self.id
     }
-    /// The active path.
+
+    /// The path that carries the packets sent here.
+    #[must_use]
     pub fn active_path(&self) -> Option<PathId> {
-        None
+        self.active
     }
-    /// The configuration.
+
+    /// The relay's configuration, once it is known.
+    #[must_use]
     pub fn config(&self) -> Option<&PushConfig> {
         self.config.as_ref()
     }
-    /// The relay's epoch.
+
+    /// The relay's epoch, 0 while it is not known.
+    #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
-    /// Bytes sent and not acknowledged.
+
+    /// Bytes of packets sent and not acknowledged.
+    #[must_use]
     pub fn unacked_bytes(&self) -> usize {
-        0
+        self.replay.bytes()
     }
-    /// Bytes not sent yet.
+
+    /// Bytes of packets not sent yet.
+    #[must_use]
     pub fn queued_bytes(&self) -> usize {
-        0
+        self.queue.bytes()
+    }
+
+    fn find(&self, path: PathId) -> Option<usize> {
+        self.paths.iter().position(|open| open.id == path)
+    }
+
+    fn take(&mut self, path: PathId) -> Option<Path> {
+        self.find(path).map(|index| self.paths.swap_remove(index))
+    }
+
+    fn make_room_for(&mut self, path: PathId) -> Result<(), ProtocolError> {
+        if self.paths.len() >= self.limits.max_paths {
+            let standby = self.paths.iter().filter(|open| self.active != Some(open.id));
+            let quietest = standby.min_by_key(|open| open.stats.last_heard).map(|open| open.id);
+            let max = self.limits.max_paths;
+            self.closed(quietest.ok_or(ProtocolError::TooManyPaths { path, max })?, CloseCode::Replaced);
+        }
+        Ok(())
+    }
+
+    /// Drops a path without a word.
+    fn forget(&mut self, path: PathId) {
+        self.take(path);
+        self.deactivate(path);
+    }
+
+    /// Drops a path and says so to the shell.
+    fn closed(&mut self, path: PathId, code: CloseCode) {
+        self.forget(path);
+        self.events.push_back(Event::PathClosed { path, code });
+    }
+
+    fn deactivate(&mut self, path: PathId) {
+        if self.active == Some(path) {
+            self.active = None;
+        }
+    }
+
+    /// Transmission moves to `path`, unless it is there: then its stream is whole as it is.
+    fn move_to(&mut self, path: PathId) {
+        if self.active != Some(path) {
+            let previous = self.active.replace(path);
+            let replayed = self.replay.rewind();
+            self.stats.switches += 1;
+            self.events.push_back(Event::Activated { path, previous, replayed });
+        }
+    }
+
+    fn count_enqueued(&mut self, len: usize) {
+        self.stats.enqueued_packets += 1;
+        self.stats.enqueued_bytes += len as u64;
     }
 }

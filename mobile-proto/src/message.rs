@@ -1,0 +1,182 @@
+//! The other control frames: WELCOME, ACTIVATE, CONFIG, CLOSE, PING and PONG.
+
+use crate::frame::{self, Reader};
+use crate::{CloseCode, PathId, ProtocolError, PushConfig, varint};
+
+/// The relay's answer to HELLO.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Welcome {
+    /// Names this life of the session on the relay; never 0.
+    pub(crate) epoch: u64,
+    /// The number of the record that the relay expects next.
+    pub(crate) rx_next: u64,
+    pub(crate) config: VersionedConfig,
+}
+
+/// The configuration, numbered by the relay within its epoch, so that an older one which comes
+/// later on another path is known as such.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct VersionedConfig {
+    pub(crate) version: u64,
+    pub(crate) config: PushConfig,
+}
+
+/// The client makes the path active.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Activate {
+    /// Counts the client's switches, so that an ACTIVATE which comes late is known as such.
+    pub(crate) switch: u64,
+    /// The number of the record that the client expects next.
+    pub(crate) rx_next: u64,
+    /// The paths to keep besides this one.
+    pub(crate) keep: Vec<PathId>,
+}
+
+impl Welcome {
+    pub(crate) fn put(out: &mut Vec<u8>, epoch: u64, rx_next: u64, version: u64, config: &PushConfig) {
+        let mut payload = Vec::with_capacity(64);
+        payload.extend_from_slice(&epoch.to_be_bytes());
+        varint::put(&mut payload, rx_next);
+        varint::put(&mut payload, version);
+        config.encode(&mut payload);
+        frame::put(out, frame::WELCOME, &payload);
+    }
+
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
+        let mut reader = Reader::new("WELCOME", payload);
+        let epoch = u64::from_be_bytes(reader.array()?);
+        if epoch == 0 {
+            return Err(reader.malformed("its epoch is 0"));
+        }
+        let rx_next = reader.counter()?;
+        Ok(Self { epoch, rx_next, config: VersionedConfig::read(&mut reader)? })
+    }
+}
+
+impl VersionedConfig {
+    pub(crate) fn put(out: &mut Vec<u8>, version: u64, config: &PushConfig) {
+        let mut payload = Vec::with_capacity(64);
+        varint::put(&mut payload, version);
+        config.encode(&mut payload);
+        frame::put(out, frame::CONFIG, &payload);
+    }
+
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
+        Self::read(&mut Reader::new("CONFIG", payload))
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, ProtocolError> {
+        Ok(Self { version: reader.counter()?, config: PushConfig::decode(reader)? })
+    }
+}
+
+impl Activate {
+    /// More paths than anyone can have; 200 of them fit a control frame.
+    pub(crate) const MAX_KEEP: usize = 200;
+
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        let mut payload = Vec::with_capacity(16 + self.keep.len() * 4);
+        varint::put(&mut payload, self.switch);
+        varint::put(&mut payload, self.rx_next);
+        for path in self.keep.iter().take(Self::MAX_KEEP) {
+            payload.extend_from_slice(&path.0.to_be_bytes());
+        }
+        frame::put(out, frame::ACTIVATE, &payload);
+    }
+
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
+        let mut reader = Reader::new("ACTIVATE", payload);
+        let (switch, rx_next) = (reader.counter()?, reader.counter()?);
+        let mut keep = Vec::new();
+        while !reader.is_empty() {
+            keep.push(PathId(u32::from_be_bytes(reader.array()?)));
+        }
+        Ok(Self { switch, rx_next, keep })
+    }
+}
+
+/// Appends CLOSE.
+pub(crate) fn put_close(out: &mut Vec<u8>, code: CloseCode) {
+    frame::put(out, frame::CLOSE, &[code.to_wire()]);
+}
+
+/// Reads CLOSE. Bytes after the code are a later version's.
+pub(crate) fn decode_close(payload: &[u8]) -> Result<CloseCode, ProtocolError> {
+    Reader::new("CLOSE", payload).array().map(|[code]| CloseCode::from_wire(code))
+}
+
+/// Appends PING or PONG.
+pub(crate) fn put_nonce(out: &mut Vec<u8>, kind: u8, nonce: u64) {
+    frame::put(out, kind, &nonce.to_be_bytes());
+}
+
+/// Reads PING or PONG.
+pub(crate) fn decode_nonce(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
+    let mut reader = Reader::new(frame, payload);
+    let nonce = u64::from_be_bytes(reader.array()?);
+    reader.end()?;
+    Ok(nonce)
+}
+
+/// Reads SEQ or ACK.
+pub(crate) fn decode_number(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
+    let mut reader = Reader::new(frame, payload);
+    let number = reader.counter()?;
+    reader.end()?;
+    Ok(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Decoded;
+
+    fn payload(wire: &[u8]) -> &[u8] {
+        match frame::decode(wire).unwrap() {
+            Decoded::Frame { payload, consumed, .. } if consumed == wire.len() => payload,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn round_trips() {
+        let config = PushConfig { ipv4: Some([10, 0, 0, 2].into()), ipv6: None, mtu: 1280, dns: Vec::new() };
+        let mut wire = Vec::new();
+        Welcome::put(&mut wire, 5, 1 << 40, 3, &config);
+        let welcome = Welcome::decode(payload(&wire)).unwrap();
+        let config = VersionedConfig { version: 3, config };
+        assert_eq!(welcome, Welcome { epoch: 5, rx_next: 1 << 40, config });
+
+        let activate = Activate { switch: 1, rx_next: 2, keep: vec![PathId(3), PathId(u32::MAX)] };
+        wire.clear();
+        activate.put(&mut wire);
+        assert_eq!(Activate::decode(payload(&wire)), Ok(activate));
+
+        wire.clear();
+        put_nonce(&mut wire, frame::PING, u64::MAX);
+        assert_eq!(decode_nonce("PING", payload(&wire)), Ok(u64::MAX));
+        wire.clear();
+        put_close(&mut wire, CloseCode::Revoked);
+        assert_eq!(decode_close(payload(&wire)), Ok(CloseCode::Revoked));
+    }
+
+    #[test]
+    fn the_longest_keep_list_fits_a_control_frame() {
+        let keep = (0..1000).map(PathId).collect();
+        let mut wire = Vec::new();
+        Activate { switch: varint::MAX / 2, rx_next: varint::MAX / 2, keep }.put(&mut wire);
+        assert_eq!(Activate::decode(payload(&wire)).unwrap().keep.len(), Activate::MAX_KEEP);
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        assert!(Welcome::decode(&[0; 12]).is_err(), "epoch 0");
+        let mut number = Vec::new();
+        varint::put(&mut number, varint::MAX / 2 + 1);
+        assert!(decode_number("SEQ", &number).is_err());
+        assert!(decode_number("SEQ", &[1, 1]).is_err(), "too long");
+        assert!(decode_nonce("PONG", &[0; 7]).is_err());
+        assert!(Activate::decode(&[1, 1, 0, 0, 0]).is_err(), "a path of three bytes");
+        assert!(decode_close(&[]).is_err());
+    }
+}

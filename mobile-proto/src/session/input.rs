@@ -1,0 +1,266 @@
+//! What comes in: bytes to frames, frames to deliveries and state.
+
+use std::time::Instant;
+
+use super::{Event, Role, Session};
+use crate::frame::{self, Decoded};
+use crate::message::{self, Activate, VersionedConfig, Welcome};
+use crate::path::{Path, State};
+use crate::{CloseCode, PathId, ProtocolError};
+
+/// What a frame did to its path.
+#[derive(PartialEq, Eq)]
+enum Fate {
+    Open,
+    Closed(CloseCode),
+}
+
+impl Session {
+    /// Takes decrypted bytes of a path, in any pieces. Each new inner packet is given to `deliver`
+    /// once, in order. Only the rest of an unfinished frame is copied. After an error the path takes
+    /// no more input, and CLOSE waits to be sent; the session goes on.
+    pub fn handle_input(
+        &mut self,
+        now: Instant,
+        path: PathId,
+        bytes: &[u8],
+        deliver: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), ProtocolError> {
+        // The path is out of the list while its frames are read, so that they can change the rest.
+        let Some(mut path) = self.take(path) else {
+            self.stats.stray_bytes += bytes.len() as u64;
+            return Ok(());
+        };
+        if path.state == State::Failed {
+            self.stats.stray_bytes += bytes.len() as u64;
+            self.paths.push(path);
+            return Ok(());
+        }
+        path.heard(now, bytes.len());
+        match self.read_frames(now, &mut path, bytes, deliver) {
+            Ok(Fate::Open) => {
+                if path.pong.is_some() {
+                    // An idle peer's PING: this end is probably idle too.
+                    path.trim();
+                    self.trim_if_idle();
+                }
+                self.paths.push(path);
+                Ok(())
+            }
+            Ok(Fate::Closed(code)) => {
+                self.closed(path.id, code);
+                Ok(())
+            }
+            Err(error) => {
+                self.stats.protocol_errors += 1;
+                self.deactivate(path.id);
+                path.close(CloseCode::ProtocolError, State::Failed);
+                path.partial = Vec::new();
+                self.paths.push(path);
+                Err(error)
+            }
+        }
+    }
+
+    fn read_frames(
+        &mut self,
+        now: Instant,
+        path: &mut Path,
+        mut bytes: &[u8],
+        deliver: &mut dyn FnMut(&[u8]),
+    ) -> Result<Fate, ProtocolError> {
+        let mut partial = std::mem::take(&mut path.partial);
+        while !partial.is_empty() && !bytes.is_empty() {
+            match frame::decode(&partial)? {
+                Decoded::Incomplete { need } => {
+                    let (more, rest) = bytes.split_at(bytes.len().min(need - partial.len()));
+                    // Room for the whole frame at once, now that its length is known and checked.
+                    partial.reserve(need - partial.len());
+                    partial.extend_from_slice(more);
+                    bytes = rest;
+                }
+                Decoded::Frame { .. } => break,
+            }
+        }
+        if let Decoded::Frame { kind, payload, .. } = frame::decode(&partial)? {
+            let fate = self.handle_frame(now, path, kind, payload, deliver)?;
+            if fate != Fate::Open {
+                return Ok(fate);
+            }
+            partial.clear();
+        }
+        // Either the partial frame is done or no bytes are left.
+        while !bytes.is_empty() {
+            match frame::decode(bytes)? {
+                Decoded::Incomplete { need } => {
+                    partial.reserve(need);
+                    partial.extend_from_slice(bytes);
+                    break;
+                }
+                Decoded::Frame { kind, payload, consumed } => {
+                    bytes = &bytes[consumed..];
+                    let fate = self.handle_frame(now, path, kind, payload, deliver)?;
+                    if fate != Fate::Open {
+                        return Ok(fate);
+                    }
+                }
+            }
+        }
+        if partial.first() == Some(&frame::DATA) {
+            // A long record on a slow path: tell the sender that its bytes arrive.
+            self.ack.soon(now, &self.limits);
+        }
+        path.partial = partial;
+        Ok(Fate::Open)
+    }
+
+    fn handle_frame(
+        &mut self,
+        now: Instant,
+        path: &mut Path,
+        kind: u8,
+        payload: &[u8],
+        deliver: &mut dyn FnMut(&[u8]),
+    ) -> Result<Fate, ProtocolError> {
+        let connecting = path.state == State::Connecting;
+        match (kind, self.role) {
+            (frame::CLOSE, _) => return Ok(Fate::Closed(message::decode_close(payload)?)),
+            (frame::WELCOME, Role::Client) if connecting => return self.handle_welcome(now, path, payload),
+            (frame::WELCOME, Role::Client) if path.state == State::Closing => {}
+            (frame::FIRST_IGNORABLE.., _) => self.stats.skipped_frames += 1,
+            _ if connecting => return Err(unexpected(kind, "before WELCOME")),
+            (frame::DATA, _) => self.handle_data(now, path, payload, deliver)?,
+            (frame::SEQ, _) => self.handle_seq(now, path, message::decode_number("SEQ", payload)?),
+            (frame::ACK, _) => {
+                self.stats.acks_received += 1;
+                self.acknowledged(message::decode_number("ACK", payload)?)?;
+            }
+            (frame::PING, _) => path.pong = Some(message::decode_nonce("PING", payload)?),
+            (frame::PONG, _) => path.handle_pong(now, message::decode_nonce("PONG", payload)?),
+            (frame::ACTIVATE, Role::Server) => self.handle_activate(path, payload)?,
+            (frame::CONFIG, Role::Client) => self.take_config(VersionedConfig::decode(payload)?, false),
+            _ => return Err(unexpected(kind, "where it has no meaning")),
+        }
+        Ok(Fate::Open)
+    }
+
+    fn handle_data(
+        &mut self,
+        now: Instant,
+        path: &mut Path,
+        packet: &[u8],
+        deliver: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), ProtocolError> {
+        let number = path.rx_number.ok_or(unexpected(frame::DATA, "before the first SEQ"))?;
+        if packet.is_empty() {
+            return Err(ProtocolError::Malformed { frame: "DATA", what: "it has no packet" });
+        }
+        path.rx_number = Some(number + 1);
+        self.ack.received(now, packet.len(), &self.limits);
+        // A path's numbers run on from a SEQ, which `rx_next` has reached: never beyond it.
+        if number == self.rx_next {
+            self.rx_next += 1;
+            self.stats.rx_packets += 1;
+            self.stats.rx_bytes += packet.len() as u64;
+            path.stats.rx_packets += 1;
+            deliver(packet);
+        } else {
+            self.stats.duplicates += 1;
+            path.stats.duplicates += 1;
+        }
+        Ok(())
+    }
+
+    /// A number beyond the expected one: the sender has given up all between.
+    fn handle_seq(&mut self, now: Instant, path: &mut Path, first: u64) {
+        path.rx_number = Some(first);
+        if first > self.rx_next {
+            self.stats.lost = self.stats.lost.saturating_add(first - self.rx_next);
+            self.rx_next = first;
+            self.ack.soon(now, &self.limits);
+        }
+    }
+
+    fn acknowledged(&mut self, upto: u64) -> Result<(), ProtocolError> {
+        let (pool, stats) = (&mut self.pool, &mut self.stats);
+        self.replay.acknowledge(upto, |record| {
+            stats.acked_packets += 1;
+            pool.give(record.packet);
+        })
+    }
+
+    fn handle_welcome(
+        &mut self,
+        now: Instant,
+        path: &mut Path,
+        payload: &[u8],
+    ) -> Result<Fate, ProtocolError> {
+        let welcome = Welcome::decode(payload)?;
+        let resumed = welcome.epoch == self.epoch;
+        if resumed {
+            self.acknowledged(welcome.rx_next)?;
+        } else if path.epoch != self.epoch {
+            // The relay answered a HELLO that named an older epoch than the one another path has
+            // told since. Which of the two answers is the newer one? The next HELLO will find out.
+            return Ok(Fate::Closed(CloseCode::SessionGone));
+        } else {
+            self.adopt_epoch(welcome.epoch, welcome.rx_next);
+        }
+        path.epoch = self.epoch;
+        path.state = State::Ready;
+        if let Some(sent) = path.hello_sent {
+            path.measured(now.saturating_duration_since(sent));
+        }
+        self.take_config(welcome.config, !resumed);
+        self.events.push_back(Event::PathReady { path: path.id, resumed });
+        Ok(Fate::Open)
+    }
+
+    /// The relay has lost this session's state (or never had it): both directions start anew, with
+    /// what is unacknowledged first.
+    fn adopt_epoch(&mut self, epoch: u64, rx_next: u64) {
+        let former = |path: &Path| path.state != State::Connecting;
+        let gone: Vec<_> = self.paths.iter().filter(|path| former(path)).map(|path| path.id).collect();
+        gone.into_iter().for_each(|path| self.closed(path, CloseCode::SessionGone));
+        self.stats.renumbered += u64::from(self.epoch != 0);
+        self.epoch = epoch;
+        self.replay.renumber(rx_next);
+        self.rx_next = 0;
+        self.ack.done();
+    }
+
+    fn take_config(&mut self, new: VersionedConfig, new_epoch: bool) {
+        if !new_epoch && self.config.is_some() && new.version < self.config_version {
+            return;
+        }
+        self.config_version = new.version;
+        if self.config.as_ref() != Some(&new.config) {
+            self.config = Some(new.config.clone());
+            self.events.push_back(Event::Config(new.config));
+        }
+    }
+
+    fn handle_activate(&mut self, path: &mut Path, payload: &[u8]) -> Result<(), ProtocolError> {
+        let activate = Activate::decode(payload)?;
+        self.acknowledged(activate.rx_next)?;
+        if activate.switch <= self.switch || path.is_closing() {
+            // The client has switched again since, and that came first.
+            self.stats.stale_activates += 1;
+            return Ok(());
+        }
+        self.switch = activate.switch;
+        // A path opened after this ACTIVATE was written cannot be in its list.
+        let freed = |other: &Path| !activate.keep.contains(&other.id) && other.switch < activate.switch;
+        let freed: Vec<_> = self.paths.iter().filter(|other| freed(other)).map(|other| other.id).collect();
+        self.move_to(path.id);
+        freed.into_iter().for_each(|other| self.closed(other, CloseCode::Replaced));
+        // The client replays from its oldest unacknowledged record: the sooner it knows, the less.
+        self.ack.at_once();
+        path.ping_due = true;
+        Ok(())
+    }
+}
+
+fn unexpected(kind: u8, place: &'static str) -> ProtocolError {
+    ProtocolError::Unexpected { frame: frame::name(kind), place }
+}

@@ -1,0 +1,102 @@
+//! What happens because time passes.
+
+use std::time::Instant;
+
+use super::{Event, Role, Session};
+use crate::path::Path;
+use crate::{CloseCode, PathId};
+
+impl Session {
+    /// When [`Self::handle_timeout`] is to be called, if nothing else happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let paths = (0..self.paths.len()).filter_map(|index| self.path_deadline(index));
+        paths.chain(self.ack_deadline()).chain(self.age_deadline()).min()
+    }
+
+    /// Does what is due. Calling it early or late is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if is_due(self.ack_deadline(), now) {
+            self.ack.at_once();
+        }
+        self.give_up_aged(now);
+        for index in 0..self.paths.len() {
+            self.check_path(now, index);
+        }
+        let idle = |path: &Path| is_due(path.idle_at(&self.limits), now);
+        if self.role == Role::Server {
+            let idle: Vec<PathId> = self.paths.iter().filter(|path| idle(path)).map(|path| path.id).collect();
+            idle.into_iter().for_each(|path| self.closed(path, CloseCode::Timeout));
+        }
+    }
+
+    fn path_deadline(&self, index: usize) -> Option<Instant> {
+        let path = &self.paths[index];
+        let suspect = path.suspect_at(&self.limits, self.is_unanswered(index));
+        let quiet = match self.role {
+            Role::Client => path.ping_at(&self.limits),
+            Role::Server => path.idle_at(&self.limits),
+        };
+        suspect.into_iter().chain(quiet).min()
+    }
+
+    fn check_path(&mut self, now: Instant, index: usize) {
+        let unanswered = self.is_unanswered(index);
+        let path = &mut self.paths[index];
+        if is_due(path.suspect_at(&self.limits, unanswered), now) {
+            let since = path.waiting_since.unwrap_or(path.stats.opened);
+            path.stats.suspect = true;
+            self.stats.suspects += 1;
+            let silent_for = now.saturating_duration_since(since);
+            self.events.push_back(Event::PathSuspect { path: path.id, silent_for });
+        }
+        // Only the client keeps paths alive; the relay measures with PINGs while data flows.
+        if self.role == Role::Client && is_due(path.ping_at(&self.limits), now) {
+            path.ping_due = true;
+            path.trim();
+            self.trim_if_idle();
+        }
+    }
+
+    /// An acknowledgement needs an active path to go out on.
+    fn ack_deadline(&self) -> Option<Instant> {
+        self.active.and(self.ack.deadline())
+    }
+
+    /// Packets grow too old only while there is no active path to carry them.
+    fn age_deadline(&self) -> Option<Instant> {
+        if self.active.is_some() {
+            return None;
+        }
+        let oldest = self.replay.oldest().into_iter().chain(self.queue.oldest()).min()?;
+        oldest.checked_add(self.limits.max_age)
+    }
+
+    fn give_up_aged(&mut self, now: Instant) {
+        let Some(limit) = now.checked_sub(self.limits.max_age).filter(|_| self.active.is_none()) else {
+            return;
+        };
+        while let Some(record) = self.replay.pop_older(limit) {
+            self.stats.given_up += 1;
+            self.pool.give(record.packet);
+        }
+        while self.queue.oldest().is_some_and(|since| since <= limit) {
+            let Some(record) = self.queue.pop() else { break };
+            self.stats.dropped_aged += 1;
+            self.pool.give(record.packet);
+        }
+    }
+
+    /// Gives back the memory of a burst once nothing is held: a relay has many idle sessions.
+    pub(super) fn trim_if_idle(&mut self) {
+        if self.replay.is_empty() && self.queue.is_empty() {
+            self.pool.clear();
+            self.replay.trim();
+            self.queue.trim();
+        }
+    }
+}
+
+fn is_due(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|deadline| deadline <= now)
+}

@@ -1,0 +1,172 @@
+//! What goes out, and in which order: control, answers, acknowledgement, then records.
+
+use std::time::Instant;
+
+use super::{Role, Session};
+use crate::message::{self, VersionedConfig, Welcome};
+use crate::path::State;
+use crate::{Limits, PathId, frame};
+
+/// When to acknowledge. An acknowledgement rides on anything that is sent anyway; alone it goes
+/// only after `ack_bytes` (so that the sender's replay buffer drains while a bulk transfer runs)
+/// or `ack_delay` (so that the last records of a burst do not linger there).
+#[derive(Debug, Default)]
+pub(super) struct AckState {
+    /// Something was received since the last one.
+    pending: bool,
+    /// It does not wait any longer.
+    now: bool,
+    bytes: usize,
+    due: Option<Instant>,
+}
+
+impl AckState {
+    /// A record of `bytes` came.
+    pub(super) fn received(&mut self, now: Instant, bytes: usize, limits: &Limits) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.now |= self.bytes >= limits.ack_bytes;
+        self.soon(now, limits);
+    }
+
+    /// Something is to be acknowledged, or a sign of life to be given, within the delay.
+    pub(super) fn soon(&mut self, now: Instant, limits: &Limits) {
+        self.pending = true;
+        if self.due.is_none() {
+            self.due = now.checked_add(limits.ack_delay);
+        }
+    }
+
+    /// The peer waits for it.
+    pub(super) fn at_once(&mut self) {
+        (self.pending, self.now) = (true, true);
+    }
+
+    /// The peer was told.
+    pub(super) fn done(&mut self) {
+        *self = Self::default();
+    }
+
+    /// When it must go, if it does not have to go now.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        if self.now { None } else { self.due }
+    }
+
+    fn is_due(&self) -> bool {
+        self.pending && self.now
+    }
+}
+
+impl Session {
+    /// Appends frames for a path until about `limit` bytes are in `out`: a frame that starts
+    /// below the limit is written whole.
+    pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, limit: usize) {
+        let Some(index) = self.find(path) else { return };
+        let unanswered = self.is_unanswered(index);
+        let start = out.len();
+        self.transmit_control(now, index, out);
+        if self.paths[index].is_closing() {
+            self.forget(path);
+            return;
+        }
+        if self.active == Some(path) {
+            let records = self.can_send_record();
+            if self.ack.pending && (self.ack.now || records || out.len() > start) {
+                frame::put_number(out, frame::ACK, self.rx_next);
+                self.stats.acks_sent += 1;
+                self.ack.done();
+            }
+            if records && self.paths[index].wants_rtt(now) {
+                self.paths[index].put_ping(now, out);
+            }
+            while out.len() < limit && self.transmit_record(index, out) {}
+        }
+        let written = out.len() - start;
+        self.paths[index].stats.tx_bytes += written as u64;
+        // Patience starts with the first thing that is unanswered, not with the next ones.
+        if written > 0 && !unanswered && self.is_unanswered(index) {
+            self.paths[index].waiting_since = Some(now);
+        }
+    }
+
+    /// Whether there is something to send on a path.
+    #[must_use]
+    pub fn wants_transmit(&self, path: PathId) -> bool {
+        let Some(index) = self.find(path) else { return false };
+        let path = &self.paths[index];
+        !path.control.is_empty()
+            || (path.is_ready() && (path.pong.is_some() || path.ping_due || path.config_due))
+            || (self.active == Some(path.id) && (self.ack.is_due() || self.can_send_record()))
+    }
+
+    /// Whether something sent on a path still has to be answered.
+    pub(super) fn is_unanswered(&self, index: usize) -> bool {
+        let path = &self.paths[index];
+        path.is_unanswered() || (self.active == Some(path.id) && self.replay.in_flight())
+    }
+
+    pub(super) fn put_welcome(&self, out: &mut Vec<u8>) {
+        if let Some(config) = &self.config {
+            Welcome::put(out, self.epoch, self.rx_next, self.config_version, config);
+        }
+    }
+
+    fn transmit_control(&mut self, now: Instant, index: usize, out: &mut Vec<u8>) {
+        let path = &mut self.paths[index];
+        if !path.control.is_empty() {
+            out.extend_from_slice(&path.control);
+            path.control.clear();
+            if path.state == State::Connecting {
+                path.waiting_since = Some(now);
+                path.hello_sent = Some(now);
+            }
+        }
+        if !path.is_ready() {
+            return;
+        }
+        if path.config_due
+            && self.role == Role::Server
+            && let Some(config) = &self.config
+        {
+            VersionedConfig::put(out, self.config_version, config);
+        }
+        path.config_due = false;
+        if let Some(nonce) = path.pong.take() {
+            message::put_nonce(out, frame::PONG, nonce);
+        }
+        if path.ping_due {
+            path.put_ping(now, out);
+        }
+    }
+
+    fn can_send_record(&self) -> bool {
+        self.replay.has_next() || self.can_send_new()
+    }
+
+    /// New records wait while the replay buffer is full; one always fits an empty one.
+    fn can_send_new(&self) -> bool {
+        self.queue.next_cost().is_some_and(|cost| {
+            self.replay.is_empty() || self.replay.cost() + cost <= self.limits.replay_bytes
+        })
+    }
+
+    /// Writes the next record: the oldest that the active path has not carried yet.
+    fn transmit_record(&mut self, index: usize, out: &mut Vec<u8>) -> bool {
+        let path = &mut self.paths[index];
+        if let Some((number, packet)) = self.replay.next() {
+            path.put_record(number, packet, out);
+            path.stats.replayed_packets += 1;
+            self.stats.replayed_packets += 1;
+            self.stats.replayed_bytes += packet.len() as u64;
+            return true;
+        }
+        if !self.can_send_new() {
+            return false;
+        }
+        let Some(record) = self.queue.pop() else { return false };
+        let (number, packet) = self.replay.push_sent(record);
+        self.paths[index].put_record(number, packet, out);
+        self.stats.tx_packets += 1;
+        self.stats.tx_bytes += packet.len() as u64;
+        true
+    }
+}
