@@ -1,3 +1,25 @@
 //! home-relay: the home virtual device, on a router reachable from the Internet.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod admin;
+mod cli;
+mod config;
+mod metrics;
+mod network;
+mod pool;
+mod server;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("home-relay: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

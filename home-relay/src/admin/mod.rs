@@ -1,0 +1,88 @@
+//! What commands say to a running relay: one JSON line each way over the admin socket.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use mobile_io::keys::PublicKey;
+use serde::{Deserialize, Serialize};
+
+use crate::store::Client;
+
+mod server;
+
+pub(crate) use server::run;
+
+/// A command.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "verb", deny_unknown_fields)]
+pub(crate) enum Request {
+    /// Let a client in.
+    Authorize {
+        /// The operator's name for it.
+        name: String,
+        /// Its identity.
+        public_key: PublicKey,
+    },
+    /// Shut a client out, its live session included.
+    Revoke {
+        /// Its name.
+        name: String,
+    },
+    /// All clients.
+    Clients,
+    /// All live sessions.
+    Sessions,
+}
+
+/// The relay's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    /// The client that was authorised or revoked.
+    Client(Client),
+    /// All clients.
+    Clients(Vec<Client>),
+    /// All live sessions.
+    Sessions(Vec<SessionInfo>),
+    /// It could not be done; the text says why.
+    Error(String),
+}
+
+/// One live session, as `sessions --json` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionInfo {
+    /// The client's name.
+    pub(crate) client: String,
+    /// The session's id, in hexadecimal.
+    pub(crate) session: String,
+    /// The persistent addresses.
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    /// The persistent addresses.
+    pub(crate) ipv6: Option<Ipv6Addr>,
+    /// Seconds since the session began.
+    pub(crate) age_seconds: u64,
+    /// The client's connections; none while it is out of reach.
+    pub(crate) paths: Vec<PathInfo>,
+    /// Bytes for the client not yet sent.
+    pub(crate) queued_bytes: u64,
+    /// Bytes sent to the client and not yet acknowledged.
+    pub(crate) unacknowledged_bytes: u64,
+    /// Packets received from the client.
+    pub(crate) rx_packets: u64,
+    /// Bytes of them.
+    pub(crate) rx_bytes: u64,
+    /// Packets sent to the client.
+    pub(crate) tx_packets: u64,
+    /// Bytes of them.
+    pub(crate) tx_bytes: u64,
+}
+
+/// One path of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PathInfo {
+    /// The number the client gave it.
+    pub(crate) path: u32,
+    /// The client's address, as this host sees it.
+    pub(crate) peer: Option<SocketAddr>,
+    /// Does it carry the data now?
+    pub(crate) active: bool,
+}

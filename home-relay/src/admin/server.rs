@@ -1,0 +1,64 @@
+//! The relay's end of the admin socket.
+
+use std::sync::Arc;
+
+use mobile_io::control::{Connection, ControlError, Listener};
+use tokio::sync::Semaphore;
+use tracing::{debug, info, warn};
+
+use super::{Answer, Request};
+use crate::server::Relay;
+
+/// Commands served at once: a person needs one, a script a few; the socket's owner is no attacker.
+const MAX_CONNECTIONS: usize = 32;
+
+/// Answers commands until the task is dropped.
+pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let connection = match listener.accept().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                warn!("the admin socket cannot accept: {error}");
+                tokio::time::sleep(crate::server::ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let relay = Arc::clone(&relay);
+        tokio::spawn(async move {
+            if let Err(error) = serve(connection, &relay).await {
+                debug!("admin connection: {error}");
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlError> {
+    loop {
+        let answer = match connection.recv::<Request>().await {
+            Ok(Some(request)) => {
+                // The socket's mode let this user in: root, or a member of the configured group.
+                info!(uid = connection.peer.uid, pid = connection.peer.pid, ?request, "admin");
+                answer(request, relay).await
+            }
+            Ok(None) => return Ok(()),
+            Err(error @ ControlError::BadMessage(_)) => Answer::Error(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        connection.send(&answer).await?;
+    }
+}
+
+async fn answer(request: Request, relay: &Relay) -> Answer {
+    let result = match request {
+        Request::Authorize { name, public_key } => {
+            relay.authorize(name, public_key).await.map(Answer::Client)
+        }
+        Request::Revoke { name } => relay.revoke(name).await.map(Answer::Client),
+        Request::Clients => relay.clients().await.map(Answer::Clients),
+        Request::Sessions => return Answer::Sessions(relay.registry().sessions().await),
+    };
+    result.unwrap_or_else(|error| Answer::Error(error.to_string()))
+}

@@ -1,0 +1,38 @@
+//! `cleanup`: removes every kernel object of ours. Tries everything and reports every failure.
+
+use anyhow::{Context as _, bail};
+
+use super::clients::connect;
+use crate::config::Config;
+use crate::network::nft;
+
+/// Removes the home virtual device (with its addresses and routes) and the nftables table; doing it
+/// again is fine. Forwarding stays as it is: other software may have come to rely on it.
+pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
+    if connect(config)?.is_some() {
+        bail!("the relay is running: stop it before `cleanup`, which takes its device away");
+    }
+    let device = &config.tunnel.device;
+    // Opening a TUN registers it with a runtime.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let guard = runtime.enter();
+    let removed = mobile_io::tun::remove(device).with_context(|| format!("cannot remove {device}"));
+    drop(guard);
+    let table = nft::remove();
+
+    let mut failures = Vec::new();
+    match removed {
+        Ok(true) => eprintln!("removed device {device}"),
+        Ok(false) => {}
+        Err(error) => failures.push(format!("{error:#}")),
+    }
+    match table {
+        Ok(true) => eprintln!("removed table inet {}", nft::TABLE),
+        Ok(false) => {}
+        Err(error) => failures.push(format!("{error:#}")),
+    }
+    if !failures.is_empty() {
+        bail!(failures.join("; "));
+    }
+    Ok(())
+}

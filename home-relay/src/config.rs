@@ -1,0 +1,297 @@
+//! relay.toml: what the operator decides. Only `[listen] address`, the key and a pool are required.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::Deserialize;
+
+use crate::pool::Pools;
+
+/// Where a packaged relay has its configuration.
+pub(crate) const DEFAULT_PATH: &str = "/etc/home-relay/relay.toml";
+/// `HOME_RELAY_LISTEN_ADDRESS` is `[listen] address`, and so on.
+pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) listen: Listen,
+    pub(crate) identity: Identity,
+    pub(crate) pool: Pool,
+    #[serde(default)]
+    pub(crate) tunnel: Tunnel,
+    #[serde(default)]
+    pub(crate) nat: Nat,
+    #[serde(default)]
+    pub(crate) dns: Dns,
+    #[serde(default)]
+    pub(crate) limits: Limits,
+    #[serde(default)]
+    pub(crate) admin: Admin,
+    #[serde(default)]
+    pub(crate) metrics: Metrics,
+    #[serde(default)]
+    pub(crate) state: State,
+}
+
+/// `[listen]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Listen {
+    /// Where clients connect.
+    pub(crate) address: SocketAddr,
+}
+
+/// `[identity]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Identity {
+    /// The relay's private key; relative to the config file.
+    pub(crate) private_key_file: PathBuf,
+}
+
+/// `[pool]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pool {
+    pub(crate) ipv4: Option<Ipv4Net>,
+    pub(crate) ipv6: Option<Ipv6Net>,
+}
+
+/// `[tunnel]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Tunnel {
+    /// The home virtual device's name.
+    pub(crate) device: String,
+    /// The MTU inside the tunnel, pushed to clients.
+    pub(crate) mtu: u16,
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        // A byte stream has no path MTU of its own, so the inner one is what fits the usual Ethernet
+        // on the far side of the relay, without fragments.
+        Self { device: "home0".into(), mtu: 1500 }
+    }
+}
+
+/// `[nat]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Nat {
+    /// Hide the pools behind the relay's own addresses.
+    pub(crate) masquerade: bool,
+    /// Only out of this interface; any but the device when absent.
+    pub(crate) interface: Option<String>,
+}
+
+impl Default for Nat {
+    fn default() -> Self {
+        Self { masquerade: true, interface: None }
+    }
+}
+
+/// `[dns]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Dns {
+    /// Resolvers pushed to clients.
+    pub(crate) servers: Vec<IpAddr>,
+}
+
+/// `[limits]`; times are whole seconds.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// Connections that have not finished their handshake, all together.
+    pub(crate) half_open: usize,
+    /// How long a connection may take from accept to HELLO.
+    pub(crate) handshake_timeout: u64,
+    /// How long a session without any path is kept.
+    pub(crate) session_idle: u64,
+    /// Packets waiting for one client before the session takes them.
+    pub(crate) queue_packets: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // Each costs a socket and some 30 KiB of TLS buffers: 8 MiB at worst.
+            half_open: 256,
+            // Five round trips on the worst satellite link, with retransmissions.
+            handshake_timeout: 10,
+            // A laptop closed in the evening and opened the next day goes on.
+            session_idle: 24 * 3600,
+            // 0.4 s at 10 Mbit/s in full packets: absorbs a burst, is no second bufferbloat.
+            queue_packets: 256,
+        }
+    }
+}
+
+impl Limits {
+    /// From accept to HELLO.
+    pub(crate) fn handshake_timeout(&self) -> Duration {
+        Duration::from_secs(self.handshake_timeout)
+    }
+
+    /// Without any path.
+    pub(crate) fn session_idle(&self) -> Duration {
+        Duration::from_secs(self.session_idle)
+    }
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Admin {
+    /// Where the running relay takes commands.
+    pub(crate) socket: PathBuf,
+    /// Members may use it as well as root.
+    pub(crate) group: Option<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { socket: "/run/home-relay/admin.sock".into(), group: None }
+    }
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Metrics {
+    /// Prometheus over HTTP; off when absent.
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+/// `[state]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct State {
+    /// Clients and leases.
+    pub(crate) dir: PathBuf,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { dir: "/var/lib/home-relay".into() }
+    }
+}
+
+impl Config {
+    /// Reads, completes and checks the configuration.
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
+        let mut config: Self = mobile_io::config::load(path, true, ENV_PREFIX, &[])?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        // init writes the key beside the file, so both can be moved together.
+        config.identity.private_key_file = base.join(&config.identity.private_key_file);
+        config.check().with_context(|| format!("{} cannot be used", path.display()))?;
+        Ok(config)
+    }
+
+    /// The pools, checked.
+    pub(crate) fn pools(&self) -> anyhow::Result<Pools> {
+        Ok(Pools::new(self.pool.ipv4, self.pool.ipv6)?)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.pools()?;
+        check_interface("[tunnel] device", &self.tunnel.device)?;
+        if let Some(interface) = &self.nat.interface {
+            check_interface("[nat] interface", interface)?;
+            ensure!(
+                *interface != self.tunnel.device,
+                "[nat] interface is the tunnel device itself: name the interface that leads to the Internet"
+            );
+        }
+        // RFC 8200, 5: IPv6 needs 1280.
+        ensure!(
+            self.tunnel.mtu >= 1280 && self.tunnel.mtu <= 9000,
+            "[tunnel] mtu is {}: it must be from 1280 (IPv6's minimum) to 9000",
+            self.tunnel.mtu
+        );
+        let limits = &self.limits;
+        for (key, value) in [
+            ("half_open", limits.half_open),
+            ("queue_packets", limits.queue_packets),
+            ("handshake_timeout", usize::try_from(limits.handshake_timeout).unwrap_or(usize::MAX)),
+            ("session_idle", usize::try_from(limits.session_idle).unwrap_or(usize::MAX)),
+        ] {
+            ensure!(
+                (1..=MAX_LIMIT).contains(&value),
+                "[limits] {key} is {value}: it must be from 1 to {MAX_LIMIT}"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Ten years in seconds; as a count, more than any machine of ours holds.
+const MAX_LIMIT: usize = 315_360_000;
+
+/// The name goes into a ruleset in quotes and into paths below /proc/sys.
+fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
+    // IFNAMSIZ is 16 with the final NUL.
+    let good = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '"' | '\\' | '*' | '%' | ':');
+    ensure!(
+        !name.is_empty() && name.len() <= 15 && name != "." && name != ".." && name.chars().all(good),
+        "{what} is {name:?}: an interface name has 1 to 15 characters, without '/', quotes or spaces"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> anyhow::Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay.toml");
+        std::fs::write(&path, text).unwrap();
+        let mut config = Config::load(&path)?;
+        let key = config.identity.private_key_file.strip_prefix(dir.path()).unwrap().to_owned();
+        config.identity.private_key_file = key;
+        Ok(config)
+    }
+
+    const SMALLEST: &str = "[listen]\naddress = \"[::]:443\"\n[identity]\nprivate_key_file = \"relay.key\"\n\
+                            [pool]\nipv4 = \"10.1.0.0/24\"\n";
+
+    #[test]
+    fn address_key_and_pool_are_enough() {
+        let config = load(SMALLEST).unwrap();
+        assert_eq!(config.tunnel.device, "home0");
+        assert_eq!(config.tunnel.mtu, 1500);
+        assert!(config.nat.masquerade && config.metrics.listen.is_none());
+        assert_eq!(config.admin.socket, Path::new("/run/home-relay/admin.sock"));
+        assert_eq!(config.state.dir, Path::new("/var/lib/home-relay"));
+        assert_eq!(config.limits.session_idle(), Duration::from_secs(86_400));
+        assert_eq!(config.identity.private_key_file, Path::new("relay.key"));
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_named() {
+        for (section, key) in [
+            ("[tunnel]\nmtu = 576\n", "[tunnel] mtu"),
+            ("[tunnel]\ndevice = \"a\\\"b\"\n", "[tunnel] device"),
+            ("[nat]\ninterface = \"home0\"\n", "[nat] interface"),
+            ("[limits]\nhalf_open = 0\n", "[limits] half_open"),
+        ] {
+            let error = format!("{:#}", load(&format!("{SMALLEST}{section}")).unwrap_err());
+            assert!(error.contains(key) && error.contains("relay.toml"), "{error}");
+        }
+        let error = format!("{:#}", load(&SMALLEST.replace("10.1.0.0/24", "10.1.0.0/31")).unwrap_err());
+        assert!(error.contains("too small"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = format!("{:#}", load(&format!("{SMALLEST}[nat]\nmasqerade = true\n")).unwrap_err());
+        assert!(error.contains("masqerade") && error.contains("masquerade"), "{error}");
+    }
+}

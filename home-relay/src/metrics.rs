@@ -1,0 +1,239 @@
+//! What the relay counts, for Prometheus: prefix `homerelay_`, base units, never a label per client.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Why a packet was not forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drop {
+    /// No IP packet, or its lengths contradict each other.
+    Malformed,
+    /// From a client, with a source address that is not the client's.
+    Source,
+    /// From a client, to another client.
+    Isolation,
+    /// From a client, to an address no router forwards to.
+    Destination,
+    /// To an address of ours whose client has no session.
+    NoSession,
+    /// To a client that takes packets more slowly than they come.
+    QueueFull,
+    /// The device did not take it.
+    Device,
+}
+
+impl Drop {
+    const ALL: [Self; 7] = [
+        Self::Malformed,
+        Self::Source,
+        Self::Isolation,
+        Self::Destination,
+        Self::NoSession,
+        Self::QueueFull,
+        Self::Device,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Source => "source",
+            Self::Isolation => "isolation",
+            Self::Destination => "destination",
+            Self::NoSession => "no_session",
+            Self::QueueFull => "queue_full",
+            Self::Device => "device",
+        }
+    }
+}
+
+/// How a connection's handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handshake {
+    /// A path of a new session.
+    Opened,
+    /// A path of a session that was there.
+    Resumed,
+    /// The client's key is not (or no longer) authorised.
+    Unauthorized,
+    /// TLS failed otherwise.
+    Tls,
+    /// Not a HELLO of ours.
+    Hello,
+    /// Too slow.
+    Timeout,
+    /// Closed at once: too many handshakes under way.
+    Busy,
+}
+
+impl Handshake {
+    const ALL: [Self; 7] =
+        [Self::Opened, Self::Resumed, Self::Unauthorized, Self::Tls, Self::Hello, Self::Timeout, Self::Busy];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Resumed => "resumed",
+            Self::Unauthorized => "unauthorized",
+            Self::Tls => "tls",
+            Self::Hello => "hello",
+            Self::Timeout => "timeout",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// Packets and bytes of one direction.
+#[derive(Debug, Clone)]
+pub(crate) struct Traffic {
+    packets: IntCounter,
+    bytes: IntCounter,
+}
+
+impl Traffic {
+    /// Counts one packet.
+    pub(crate) fn count(&self, length: usize) {
+        self.packets.inc();
+        self.bytes.inc_by(length as u64);
+    }
+}
+
+/// Every metric of the relay.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    drops: [IntCounter; Drop::ALL.len()],
+    handshakes: [IntCounter; Handshake::ALL.len()],
+    source_violations: IntCounter,
+    /// Authorised clients.
+    pub(crate) clients: IntGauge,
+    /// Sessions, with or without a path.
+    pub(crate) sessions: IntGauge,
+    /// Connections of clients.
+    pub(crate) paths: IntGauge,
+    /// Connections in their handshake.
+    pub(crate) half_open: IntGauge,
+    /// Client to world.
+    pub(crate) from_clients: Traffic,
+    /// World to client.
+    pub(crate) to_clients: Traffic,
+    /// Active path changes.
+    pub(crate) handovers: IntCounter,
+    /// Records sent again after a handover.
+    pub(crate) replayed: IntCounter,
+    /// Records clients sent again that had arrived.
+    pub(crate) duplicates: IntCounter,
+    /// Records given up by either side's bounds.
+    pub(crate) lost: IntCounter,
+    /// Packets dropped by sessions, over their bounds of bytes and age.
+    pub(crate) session_drops: IntCounter,
+}
+
+impl Metrics {
+    /// Makes and registers them all.
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::with_opts(Opts::new(format!("homerelay_{name}"), help))?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
+            let counters = IntCounterVec::new(Opts::new(format!("homerelay_{name}"), help), &[label])?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        };
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::with_opts(Opts::new(format!("homerelay_{name}"), help))?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+
+        let build = Opts::new("homerelay_build_info", "Always 1; the label says what is running.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        let build = IntGauge::with_opts(build)?;
+        build.set(1);
+        registry.register(Box::new(build))?;
+
+        let packets = counters("packets_total", "Packets forwarded through the tunnel.", "direction")?;
+        let bytes = counters("bytes_total", "Bytes of packets forwarded through the tunnel.", "direction")?;
+        let traffic = |direction: &str| Traffic {
+            packets: packets.with_label_values(&[direction]),
+            bytes: bytes.with_label_values(&[direction]),
+        };
+        let drops = counters("drops_total", "Packets not forwarded, by reason.", "reason")?;
+        let handshakes =
+            counters("handshakes_total", "Connections of clients, by how they began.", "result")?;
+        Ok(Self {
+            session_drops: drops.with_label_values(&["session_bounds"]),
+            drops: Drop::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
+            handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.label()])),
+            source_violations: counter(
+                "source_violations_total",
+                "Packets from a client with a source address that is not the client's.",
+            )?,
+            clients: gauge("clients", "Authorised clients.")?,
+            sessions: gauge("sessions", "Sessions, also of clients out of reach.")?,
+            paths: gauge("paths", "Open connections of clients.")?,
+            half_open: gauge("half_open_connections", "Connections in their handshake.")?,
+            from_clients: traffic("from_clients"),
+            to_clients: traffic("to_clients"),
+            handovers: counter("handovers_total", "Times a session moved to another path.")?,
+            replayed: counter("replayed_records_total", "Records sent to clients again on another path.")?,
+            duplicates: counter("duplicate_records_total", "Records of clients that had arrived before.")?,
+            lost: counter("lost_records_total", "Records given up because an outage exceeded the bounds.")?,
+            registry,
+        })
+    }
+
+    /// A packet was not forwarded.
+    pub(crate) fn dropped(&self, reason: Drop) {
+        self.drops[reason as usize].inc();
+        if reason == Drop::Source {
+            self.source_violations.inc();
+        }
+    }
+
+    /// A handshake ended.
+    pub(crate) fn handshake(&self, result: Handshake) {
+        self.handshakes[result as usize].inc();
+    }
+
+    /// The text Prometheus reads.
+    pub(crate) fn text(&self) -> String {
+        mobile_io::metrics::encode(&self.registry)
+    }
+
+    /// How often a reason was counted.
+    #[cfg(test)]
+    pub(crate) fn drops(&self, reason: Drop) -> u64 {
+        self.drops[reason as usize].get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_and_result_is_counted_under_its_own_label() {
+        let metrics = Metrics::new().unwrap();
+        for (index, reason) in Drop::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+            (0..=index).for_each(|_| metrics.dropped(reason));
+        }
+        for (index, result) in Handshake::ALL.into_iter().enumerate() {
+            assert_eq!(result as usize, index);
+            (0..=index).for_each(|_| metrics.handshake(result));
+        }
+        let text = metrics.text();
+        for (index, reason) in Drop::ALL.into_iter().enumerate() {
+            let line = format!("homerelay_drops_total{{reason=\"{}\"}} {}", reason.label(), index + 1);
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        for (index, result) in Handshake::ALL.into_iter().enumerate() {
+            let line = format!("homerelay_handshakes_total{{result=\"{}\"}} {}", result.label(), index + 1);
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        assert!(text.contains("homerelay_source_violations_total 2"), "{text}");
+        assert!(text.contains("homerelay_build_info{version="), "{text}");
+    }
+}

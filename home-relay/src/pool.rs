@@ -1,0 +1,298 @@
+//! Which persistent address a client gets: pure arithmetic on the two pools.
+//!
+//! The first usable address of a pool is the home virtual device's own. A client gets the lowest
+//! address nobody holds, so a pool stays compact and a test can name what it expects.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The addresses one client holds, one of each family the relay serves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    /// The persistent IPv4 address.
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    /// The persistent IPv6 address.
+    pub(crate) ipv6: Option<Ipv6Addr>,
+}
+
+impl Lease {
+    /// Both addresses, IPv4 first.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+}
+
+/// Why no address could be given, or a pool cannot be one.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum PoolError {
+    /// Every address is held by a client.
+    #[error(
+        "the {family} pool {pool} is exhausted: all its {capacity} client addresses are leased; revoke a \
+         client, or widen [pool] {key} (existing clients keep their addresses)"
+    )]
+    Exhausted {
+        /// "IPv4" or "IPv6".
+        family: &'static str,
+        /// The pool as configured.
+        pool: IpNet,
+        /// How many clients it can hold.
+        capacity: u128,
+        /// The config key that holds it.
+        key: &'static str,
+    },
+    /// No room for the relay and a client.
+    #[error(
+        "the pool {pool} is too small: it must hold the relay and at least one client (/30, /126 or wider)"
+    )]
+    TooSmall {
+        /// The pool as configured.
+        pool: IpNet,
+    },
+    /// Addresses that can never be a host's.
+    #[error(
+        "the pool {pool} is not made of unicast addresses: use a private range such as 10.x, 100.64/10 or fd00::/8"
+    )]
+    NotUnicast {
+        /// The pool as configured.
+        pool: IpNet,
+    },
+    /// Neither family.
+    #[error("no pool: set [pool] ipv4, ipv6 or both, for the persistent addresses of clients")]
+    Missing,
+}
+
+/// The pools of both families; at least one is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pools {
+    ipv4: Option<Ipv4Net>,
+    ipv6: Option<Ipv6Net>,
+}
+
+impl Pools {
+    /// Checks and keeps the pools; host bits are cleared.
+    pub(crate) fn new(ipv4: Option<Ipv4Net>, ipv6: Option<Ipv6Net>) -> Result<Self, PoolError> {
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err(PoolError::Missing);
+        }
+        if let Some(net) = ipv4 {
+            let address = net.network();
+            if address.is_multicast()
+                || address.is_loopback()
+                || address.is_unspecified()
+                || address.is_broadcast()
+            {
+                return Err(PoolError::NotUnicast { pool: net.into() });
+            }
+        }
+        if let Some(net) = ipv6 {
+            let address = net.network();
+            if address.is_multicast() || address.is_loopback() || address.is_unspecified() {
+                return Err(PoolError::NotUnicast { pool: net.into() });
+            }
+        }
+        let pools = Self { ipv4: ipv4.map(|net| net.trunc()), ipv6: ipv6.map(|net| net.trunc()) };
+        for net in pools.networks() {
+            if net.max_prefix_len() - net.prefix_len() < 2 {
+                return Err(PoolError::TooSmall { pool: net });
+            }
+        }
+        Ok(pools)
+    }
+
+    /// The IPv4 pool.
+    pub(crate) fn ipv4(&self) -> Option<Ipv4Net> {
+        self.ipv4
+    }
+
+    /// The IPv6 pool.
+    pub(crate) fn ipv6(&self) -> Option<Ipv6Net> {
+        self.ipv6
+    }
+
+    /// The same pools without IPv6, for a host that has none.
+    pub(crate) fn without_ipv6(self) -> Result<Self, PoolError> {
+        Self::new(self.ipv4, None)
+    }
+
+    /// The pools there are, IPv4 first.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = IpNet> + use<> {
+        self.ipv4.map(IpNet::V4).into_iter().chain(self.ipv6.map(IpNet::V6))
+    }
+
+    /// The home virtual device's addresses, each with its pool's prefix length.
+    pub(crate) fn own_addresses(&self) -> Vec<IpNet> {
+        let ipv4 = self.ipv4.map(|net| IpNet::new_assert(own_ipv4(net).into(), net.prefix_len()));
+        let ipv6 = self.ipv6.map(|net| IpNet::new_assert(own_ipv6(net).into(), net.prefix_len()));
+        ipv4.into_iter().chain(ipv6).collect()
+    }
+
+    /// Is this address in one of the pools?
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        self.networks().any(|net| net.contains(&address))
+    }
+
+    /// Is this address the home virtual device's own?
+    pub(crate) fn is_own(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4.is_some_and(|net| own_ipv4(net) == address),
+            IpAddr::V6(address) => self.ipv6.is_some_and(|net| own_ipv6(net) == address),
+        }
+    }
+
+    /// Keeps of `held` what is still in the pools, and fills what is missing with the lowest free
+    /// addresses; `used` are those of the other clients.
+    pub(crate) fn lease(&self, held: Lease, used: &[Lease]) -> Result<Lease, PoolError> {
+        let used_ipv4: HashSet<Ipv4Addr> = used.iter().filter_map(|lease| lease.ipv4).collect();
+        let used_ipv6: HashSet<Ipv6Addr> = used.iter().filter_map(|lease| lease.ipv6).collect();
+        let ipv4 = match (self.ipv4, held.ipv4) {
+            (None, _) => None,
+            (Some(net), Some(address)) if usable_ipv4(net, address) && !used_ipv4.contains(&address) => {
+                Some(address)
+            }
+            (Some(net), _) => Some(free_ipv4(net, &used_ipv4)?),
+        };
+        let ipv6 = match (self.ipv6, held.ipv6) {
+            (None, _) => None,
+            (Some(net), Some(address)) if usable_ipv6(net, address) && !used_ipv6.contains(&address) => {
+                Some(address)
+            }
+            (Some(net), _) => Some(free_ipv6(net, &used_ipv6)?),
+        };
+        Ok(Lease { ipv4, ipv6 })
+    }
+}
+
+fn own_ipv4(net: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from_bits(net.network().to_bits() + 1)
+}
+
+fn own_ipv6(net: Ipv6Net) -> Ipv6Addr {
+    // The all-zeros host is the subnet-router anycast address (RFC 4291, 2.6.1).
+    Ipv6Addr::from_bits(net.network().to_bits() + 1)
+}
+
+fn usable_ipv4(net: Ipv4Net, address: Ipv4Addr) -> bool {
+    address > own_ipv4(net) && address < net.broadcast()
+}
+
+fn usable_ipv6(net: Ipv6Net, address: Ipv6Addr) -> bool {
+    address > own_ipv6(net) && address <= net.broadcast()
+}
+
+fn free_ipv4(net: Ipv4Net, used: &HashSet<Ipv4Addr>) -> Result<Ipv4Addr, PoolError> {
+    // At most used.len() + 1 candidates are looked at: one of them must be free.
+    (own_ipv4(net).to_bits() + 1..net.broadcast().to_bits())
+        .map(Ipv4Addr::from_bits)
+        .find(|address| !used.contains(address))
+        .ok_or(PoolError::Exhausted {
+            family: "IPv4",
+            pool: net.into(),
+            capacity: u128::from(net.broadcast().to_bits() - own_ipv4(net).to_bits() - 1),
+            key: "ipv4",
+        })
+}
+
+fn free_ipv6(net: Ipv6Net, used: &HashSet<Ipv6Addr>) -> Result<Ipv6Addr, PoolError> {
+    (own_ipv6(net).to_bits() + 1..=net.broadcast().to_bits())
+        .map(Ipv6Addr::from_bits)
+        .find(|address| !used.contains(address))
+        .ok_or(PoolError::Exhausted {
+            family: "IPv6",
+            pool: net.into(),
+            capacity: net.broadcast().to_bits() - own_ipv6(net).to_bits(),
+            key: "ipv6",
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pools(ipv4: &str, ipv6: &str) -> Pools {
+        Pools::new(Some(ipv4.parse().unwrap()), Some(ipv6.parse().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn the_relay_has_the_first_address_and_the_first_client_the_second() {
+        let pools = pools("10.9.8.77/24", "fd12::/64");
+        let own: Vec<String> = pools.own_addresses().iter().map(ToString::to_string).collect();
+        assert_eq!(own, ["10.9.8.1/24", "fd12::1/64"]);
+        let lease = pools.lease(Lease::default(), &[]).unwrap();
+        assert_eq!(lease.ipv4, Some("10.9.8.2".parse().unwrap()));
+        assert_eq!(lease.ipv6, Some("fd12::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_freed_address_is_the_next_to_be_given() {
+        let pools = pools("10.9.8.0/24", "fd12::/64");
+        let first = pools.lease(Lease::default(), &[]).unwrap();
+        let second = pools.lease(Lease::default(), &[first]).unwrap();
+        assert_eq!(second.ipv4, Some("10.9.8.3".parse().unwrap()));
+        assert_eq!(pools.lease(Lease::default(), &[second]).unwrap(), first);
+    }
+
+    #[test]
+    fn exhaustion_names_the_pool_and_the_way_out() {
+        let pools = Pools::new(Some("10.0.0.0/30".parse().unwrap()), None).unwrap();
+        let only = pools.lease(Lease::default(), &[]).unwrap();
+        assert_eq!(only.ipv4, Some("10.0.0.2".parse().unwrap()));
+        let error = pools.lease(Lease::default(), &[only]).unwrap_err().to_string();
+        assert!(error.contains("10.0.0.0/30") && error.contains("all its 1 client"), "{error}");
+        assert!(error.contains("[pool] ipv4"), "{error}");
+    }
+
+    #[test]
+    fn a_lease_is_kept_while_it_fits_and_replaced_when_the_pool_moved() {
+        let before = pools("10.9.8.0/24", "fd12::/64");
+        let held = before.lease(Lease::default(), &[]).unwrap();
+        assert_eq!(before.lease(held, &[]).unwrap(), held);
+        let wider = pools("10.9.0.0/16", "fd12::/64");
+        assert_eq!(wider.lease(held, &[]).unwrap(), held);
+        let moved = pools("10.7.0.0/24", "fd12::/64");
+        let lease = moved.lease(held, &[]).unwrap();
+        assert_eq!(lease.ipv4, Some("10.7.0.2".parse().unwrap()));
+        assert_eq!(lease.ipv6, held.ipv6);
+    }
+
+    #[test]
+    fn a_lease_on_the_relays_own_or_the_broadcast_address_is_not_kept() {
+        let pools = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
+        for taken in ["10.9.8.0", "10.9.8.1", "10.9.8.7"] {
+            let held = Lease { ipv4: Some(taken.parse().unwrap()), ipv6: None };
+            assert_eq!(pools.lease(held, &[]).unwrap().ipv4, Some("10.9.8.2".parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn unusable_pools_are_refused() {
+        assert_eq!(Pools::new(None, None), Err(PoolError::Missing));
+        for bad in ["10.0.0.0/31", "10.0.0.1/32"] {
+            let result = Pools::new(Some(bad.parse().unwrap()), None);
+            assert!(matches!(result, Err(PoolError::TooSmall { .. })), "{bad}: {result:?}");
+        }
+        for bad in ["224.0.0.0/24", "127.0.0.0/8", "0.0.0.0/0"] {
+            let result = Pools::new(Some(bad.parse().unwrap()), None);
+            assert!(matches!(result, Err(PoolError::NotUnicast { .. })), "{bad}: {result:?}");
+        }
+        let result = Pools::new(None, Some("ff02::/64".parse().unwrap()));
+        assert!(matches!(result, Err(PoolError::NotUnicast { .. })));
+    }
+
+    #[test]
+    fn every_address_of_a_pool_can_be_leased_once() {
+        let pools = pools("10.9.8.0/28", "fd12::/124");
+        let mut leases: Vec<Lease> = Vec::new();
+        for _ in 0..13 {
+            let lease = pools.lease(Lease::default(), &leases).unwrap();
+            assert!(lease.addresses().all(|address| pools.contains(address) && !pools.is_own(address)));
+            assert!(!leases.contains(&lease));
+            leases.push(lease);
+        }
+        let error = pools.lease(Lease::default(), &leases).unwrap_err();
+        assert!(matches!(error, PoolError::Exhausted { family: "IPv4", capacity: 13, .. }), "{error}");
+    }
+}

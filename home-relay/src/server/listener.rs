@@ -1,0 +1,126 @@
+//! From a TCP connection to a path of a session: TLS, then HELLO, all within one time limit.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mobile_io::keys::PrivateKey;
+use mobile_io::tls::{self, Cause};
+use mobile_io::transport;
+use mobile_proto::HelloReader;
+use rustls::ServerConfig;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use super::registry::Registry;
+use crate::config::Limits;
+use crate::metrics::{Handshake, Metrics};
+
+/// Makes paths of connections.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    tls: Arc<ServerConfig>,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    limits: Limits,
+}
+
+impl Gate {
+    /// For the clients of the registry.
+    pub(crate) fn new(
+        key: &PrivateKey,
+        registry: &Arc<Registry>,
+        metrics: &Arc<Metrics>,
+        limits: &Limits,
+    ) -> Self {
+        let clients = Arc::clone(registry);
+        Self {
+            tls: tls::server_config(key, Arc::new(move |key| clients.is_authorized(key))),
+            registry: Arc::clone(registry),
+            metrics: Arc::clone(metrics),
+            limits: limits.clone(),
+        }
+    }
+
+    /// Accepts connections until the task is dropped.
+    pub(crate) async fn run(self, listener: TcpListener) {
+        let half_open = Arc::new(Semaphore::new(self.limits.half_open));
+        loop {
+            let (tcp, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, mostly: others have to finish first.
+                    warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(super::ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            // Closing at once is cheaper for both than a wait behind strangers: the client tries again.
+            let Ok(permit) = Arc::clone(&half_open).try_acquire_owned() else {
+                self.metrics.handshake(Handshake::Busy);
+                continue;
+            };
+            let gate = self.clone();
+            tokio::spawn(async move {
+                gate.metrics.half_open.inc();
+                let result = gate.handshake(tcp, peer).await;
+                gate.metrics.half_open.dec();
+                gate.metrics.handshake(result);
+                drop(permit);
+            });
+        }
+    }
+
+    async fn handshake(&self, tcp: TcpStream, peer: SocketAddr) -> Handshake {
+        match tokio::time::timeout(self.limits.handshake_timeout(), self.greet(tcp, peer)).await {
+            Ok(result) => result,
+            Err(_) => {
+                debug!(%peer, "handshake: too slow");
+                Handshake::Timeout
+            }
+        }
+    }
+
+    async fn greet(&self, tcp: TcpStream, peer: SocketAddr) -> Handshake {
+        if let Err(error) = transport::tune(&tcp) {
+            debug!(%peer, "handshake: {error}");
+            return Handshake::Tls;
+        }
+        let (mut stream, key) = match tls::accept(&self.tls, tcp, self.limits.handshake_timeout()).await {
+            Ok(accepted) => accepted,
+            Err(cause) => {
+                debug!(%peer, "handshake: {cause}");
+                return if cause == Cause::Refused { Handshake::Unauthorized } else { Handshake::Tls };
+            }
+        };
+        let mut reader = HelloReader::new();
+        // A HELLO takes some 50 bytes; what follows it in the same read is handed on.
+        let mut buffer = [0; 2048];
+        let (hello, leftover) = loop {
+            let read = match stream.read(&mut buffer).await {
+                Ok(0) => {
+                    debug!(%peer, "handshake: closed before HELLO");
+                    return Handshake::Hello;
+                }
+                Ok(read) => read,
+                Err(error) => {
+                    debug!(%peer, "handshake: {error}");
+                    return Handshake::Hello;
+                }
+            };
+            match reader.feed(&buffer[..read]) {
+                Ok(Some(hello)) => break hello,
+                Ok(None) => {}
+                Err(error) => {
+                    warn!(%peer, client = %key, "handshake: {error}");
+                    return Handshake::Hello;
+                }
+            }
+        };
+        match self.registry.admit(&key, hello, leftover, stream, peer).await {
+            Ok(result) => result,
+            Err(_) => Handshake::Unauthorized,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `serve`: starts everything in an order that leaves nothing behind when a step fails, and stops it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mobile_io::keys::{PrivateKey, PublicKey};
+use mobile_io::{control, notify, transport};
+use mobile_proto::PushConfig;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use self::demux::Routes;
+use self::listener::Gate;
+use self::registry::{Registry, Settings};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::pool::Pools;
+use crate::store::{Client, Store, StoreError};
+use crate::{admin, network};
+
+mod demux;
+mod guard;
+mod listener;
+mod queue;
+mod registry;
+mod session;
+
+/// After a failed accept(): the shortage behind it does not end by asking again at once.
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Clients that do not take their goodbye in this time are left without it.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Serves clients until SIGTERM or SIGINT.
+pub(crate) fn serve(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(run(config));
+    // A blocking task must not keep a stopped relay alive.
+    runtime.shutdown_background();
+    result
+}
+
+/// What the admin socket acts on.
+pub(crate) struct Relay {
+    store: Arc<Store>,
+    pools: Pools,
+    registry: Arc<Registry>,
+    /// Held over a change of both store and registry, so that they agree.
+    changing: Mutex<()>,
+}
+
+impl Relay {
+    /// Lets a client in.
+    pub(crate) async fn authorize(&self, name: String, key: PublicKey) -> Result<Client, StoreError> {
+        let _changing = self.changing.lock().await;
+        let pools = self.pools;
+        let client = self.in_store(move |store| store.authorize(&name, &key, &pools)).await?;
+        self.registry.add(&client);
+        Ok(client)
+    }
+
+    /// Shuts a client out; its session has ended when this returns.
+    pub(crate) async fn revoke(&self, name: String) -> Result<Client, StoreError> {
+        let _changing = self.changing.lock().await;
+        let client = self.in_store(move |store| store.revoke(&name)).await?;
+        self.registry.remove(&client.public_key).await;
+        Ok(client)
+    }
+
+    /// All clients.
+    pub(crate) async fn clients(&self) -> Result<Vec<Client>, StoreError> {
+        self.in_store(Store::clients).await
+    }
+
+    /// The sessions.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The disk may be slow, and packets must not wait for it.
+    async fn in_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        done.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())))
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    // Everything that can be wrong without touching the kernel's network comes first.
+    let key = PrivateKey::load(&config.identity.private_key_file)?;
+    let pools = config.pools()?;
+    let served = network::servable(pools)?;
+    // Before any of the kernel's state: a SIGTERM from here on is a stop, not a death.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let admin = bind_admin(&config)?;
+    let listener = transport::listen(config.listen.address)?;
+    let store = Store::open(&config.state.dir)?;
+    for client in store.reconcile(&pools)? {
+        warn!(client = client.name, lease = ?client.lease, "the pools changed: this client has other addresses now");
+    }
+    let clients = store.clients()?;
+    let metrics = Arc::new(Metrics::new()?);
+    let _metrics_server = match config.metrics.listen {
+        Some(address) => {
+            let metrics = Arc::clone(&metrics);
+            Some(mobile_io::metrics::serve(address, move || metrics.text(), || Ok(()))?)
+        }
+        None => None,
+    };
+
+    let tun = Arc::new(network::set_up(&config, &served).await?);
+    let routes = Arc::new(Routes::default());
+    let settings = Settings {
+        pools: served,
+        push: PushConfig { ipv4: None, ipv6: None, mtu: config.tunnel.mtu, dns: config.dns.servers.clone() },
+        queue_packets: config.limits.queue_packets,
+        session_idle: config.limits.session_idle(),
+    };
+    let registry = Registry::new(settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));
+    let registry = Arc::new(registry);
+    clients.iter().for_each(|client| registry.add(client));
+    let relay =
+        Relay { store: Arc::new(store), pools, registry: Arc::clone(&registry), changing: Mutex::new(()) };
+
+    let gate = Gate::new(&key, &registry, &metrics, &config.limits);
+    let accepting = tokio::spawn(gate.run(listener));
+    tokio::spawn(admin::run(admin, Arc::new(relay)));
+    let janitor = Arc::clone(&registry);
+    tokio::spawn(async move { janitor.run_janitor().await });
+    feed_watchdog();
+    info!(address = %config.listen.address, public_key = %key.public(), clients = clients.len(), "serving");
+    notify::ready();
+
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        gone = demux::run(&tun, &routes, &metrics) => gone,
+    };
+    notify::stopping();
+    accepting.abort();
+    if tokio::time::timeout(SHUTDOWN_PATIENCE, registry.shut_down()).await.is_err() {
+        warn!("some clients were not reached: they find out by themselves");
+    }
+    info!("stopped; the device and the rules stay for the next start, `home-relay cleanup` removes them");
+    result
+}
+
+fn bind_admin(config: &Config) -> anyhow::Result<control::Listener> {
+    let socket = &config.admin.socket;
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot create {} for [admin] socket", dir.display()))?;
+    }
+    // Root, and the group if one is named; without one nobody else.
+    let mode = if config.admin.group.is_some() { 0o660 } else { 0o600 };
+    Ok(control::Listener::bind(socket, mode, config.admin.group.as_deref())?)
+}
+
+fn feed_watchdog() {
+    if let Some(period) = notify::watchdog() {
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(period);
+            loop {
+                ticks.tick().await;
+                notify::alive();
+            }
+        });
+    }
+}

@@ -1,0 +1,112 @@
+//! A bounded queue of packets for one client. It belongs to the client, not to a session: what waits
+//! in it when an agent restarts is delivered to the agent's next session.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// The queue; the newest packet is refused when it is full.
+#[derive(Debug)]
+pub(crate) struct PacketQueue {
+    capacity: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    packets: VecDeque<Box<[u8]>>,
+    reader: Option<Waker>,
+}
+
+impl PacketQueue {
+    /// For at most `capacity` packets.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity, state: Mutex::default() }
+    }
+
+    /// Adds a packet; false if there is no room.
+    pub(crate) fn push(&self, packet: &[u8]) -> bool {
+        let mut state = self.lock();
+        if state.packets.len() >= self.capacity {
+            return false;
+        }
+        state.packets.push_back(packet.into());
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        true
+    }
+
+    /// Takes the oldest packet into `buffer`. One too long for it is skipped: the relay gives every
+    /// session a buffer of the largest packet the device can hold.
+    pub(crate) fn poll_pop(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<usize> {
+        let mut state = self.lock();
+        while let Some(packet) = state.packets.pop_front() {
+            if let Some(target) = buffer.get_mut(..packet.len()) {
+                target.copy_from_slice(&packet);
+                return Poll::Ready(packet.len());
+            }
+        }
+        state.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Forgets what waits, for a session that ended.
+    pub(crate) fn clear(&self) {
+        let mut state = self.lock();
+        // The capacity too: thousands of idle clients should hold nothing.
+        state.packets = VecDeque::new();
+        state.reader = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent at every await-free step, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+
+    use super::*;
+
+    async fn pop(queue: &PacketQueue) -> Vec<u8> {
+        let mut buffer = [0; 16];
+        let length = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
+        buffer[..length].to_vec()
+    }
+
+    #[tokio::test]
+    async fn packets_come_out_in_order_and_the_newest_is_refused_when_full() {
+        let queue = PacketQueue::new(2);
+        assert!(queue.push(b"1") && queue.push(b"22"));
+        assert!(!queue.push(b"3"));
+        assert_eq!(pop(&queue).await, b"1");
+        assert!(queue.push(b"4"));
+        assert_eq!(pop(&queue).await, b"22");
+        assert_eq!(pop(&queue).await, b"4");
+    }
+
+    #[tokio::test]
+    async fn a_waiting_reader_is_woken() {
+        let queue = Arc::new(PacketQueue::new(2));
+        let reader = tokio::spawn({
+            let queue = Arc::clone(&queue);
+            async move { pop(&queue).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(queue.push(b"late"));
+        assert_eq!(reader.await.unwrap(), b"late");
+    }
+
+    #[tokio::test]
+    async fn a_packet_longer_than_the_buffer_is_skipped() {
+        let queue = PacketQueue::new(2);
+        assert!(queue.push(&[0; 17]) && queue.push(b"ok"));
+        assert_eq!(pop(&queue).await, b"ok");
+    }
+}

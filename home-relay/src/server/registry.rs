@@ -1,0 +1,288 @@
+//! Who may connect, and the one session each of them has.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use mobile_io::driver::{DriverEvent, TlsStream};
+use mobile_io::keys::PublicKey;
+use mobile_proto::{CloseCode, Event, Hello, PushConfig, Session};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+use tracing::{debug, info};
+
+use super::demux::Routes;
+use super::guard::Guard;
+use super::queue::PacketQueue;
+use super::session::{ClientIo, Live, Sink};
+use crate::admin::{PathInfo, SessionInfo};
+use crate::metrics::{Handshake, Metrics};
+use crate::pool::{Lease, Pools};
+use crate::store::Client;
+
+/// What every session is made with.
+pub(crate) struct Settings {
+    /// The pools this host serves.
+    pub(crate) pools: Pools,
+    /// Pushed to clients, with their addresses.
+    pub(crate) push: PushConfig,
+    /// Packets waiting for one client.
+    pub(crate) queue_packets: usize,
+    /// How long a session without a path is kept.
+    pub(crate) session_idle: Duration,
+}
+
+/// All clients and their sessions.
+pub(crate) struct Registry {
+    settings: Settings,
+    members: RwLock<HashMap<PublicKey, Arc<Member>>>,
+    routes: Arc<Routes>,
+    sink: Arc<dyn Sink>,
+    metrics: Arc<Metrics>,
+}
+
+/// An authorised client.
+struct Member {
+    name: String,
+    lease: Lease,
+    queue: Arc<PacketQueue>,
+    /// Locked while a session begins or ends, so that a client never has two.
+    slot: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    revoked: bool,
+    live: Option<Arc<Live>>,
+}
+
+/// The client is not, or no longer, authorised.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Unauthorized;
+
+impl Registry {
+    /// Without clients.
+    pub(crate) fn new(
+        settings: Settings,
+        routes: Arc<Routes>,
+        sink: Arc<dyn Sink>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { settings, members: RwLock::default(), routes, sink, metrics }
+    }
+
+    /// Lets a client in; one that is there already stays as it is.
+    pub(crate) fn add(&self, client: &Client) {
+        let pools = &self.settings.pools;
+        // A family this host cannot serve is leased all the same, for the day it can.
+        let lease = Lease {
+            ipv4: client.lease.ipv4.filter(|_| pools.ipv4().is_some()),
+            ipv6: client.lease.ipv6.filter(|_| pools.ipv6().is_some()),
+        };
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.entry(client.public_key).or_insert_with(|| {
+            self.metrics.clients.inc();
+            Arc::new(Member {
+                name: client.name.clone(),
+                lease,
+                queue: Arc::new(PacketQueue::new(self.settings.queue_packets)),
+                slot: Mutex::default(),
+            })
+        });
+    }
+
+    /// Shuts a client out: no handshake succeeds from now on, and its session ends at once.
+    pub(crate) async fn remove(&self, key: &PublicKey) {
+        let member = self.members.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let Some(member) = member else { return };
+        self.metrics.clients.dec();
+        let mut slot = member.slot.lock().await;
+        slot.revoked = true;
+        if let Some(live) = slot.live.take() {
+            self.unroute(&member);
+            live.shut_down(CloseCode::Revoked).await;
+            info!(client = member.name, session = %live.id(), "session closed: the client was revoked");
+        }
+    }
+
+    /// May this key connect?
+    pub(crate) fn is_authorized(&self, key: &PublicKey) -> bool {
+        self.member(key).is_some()
+    }
+
+    /// Gives a client's new path to its session, beginning one if it has none. A HELLO that names
+    /// another session comes from an agent that was restarted: the new session takes over.
+    pub(crate) async fn admit(
+        self: &Arc<Self>,
+        key: &PublicKey,
+        hello: Hello,
+        leftover: Vec<u8>,
+        stream: TlsStream,
+        peer: SocketAddr,
+    ) -> Result<Handshake, Unauthorized> {
+        let member = self.member(key).ok_or(Unauthorized)?;
+        let mut slot = member.slot.lock().await;
+        if slot.revoked {
+            return Err(Unauthorized);
+        }
+        let (client, session, path) = (member.name.as_str(), hello.session, hello.path);
+        if let Some(live) = slot.live.as_ref().filter(|live| live.id() == session) {
+            // None: its driver has stopped, and a new one is needed as after a restart of the relay.
+            if live.refresh().await.is_some() {
+                info!(client, %session, %path, %peer, "path opened");
+                live.accept(hello, leftover, stream, peer).await;
+                return Ok(Handshake::Resumed);
+            }
+        }
+        let waiting = match slot.live.take() {
+            Some(old) => {
+                info!(client, old = %old.id(), new = %session, "the agent was restarted: a new session takes over");
+                old.take_over().await
+            }
+            None => Vec::new(),
+        };
+        info!(client, %session, %path, %peer, waiting = waiting.len(), "session opened");
+        let live = self.begin(&member, &hello, waiting);
+        live.accept(hello, leftover, stream, peer).await;
+        slot.live = Some(live);
+        Ok(Handshake::Opened)
+    }
+
+    /// All live sessions, by client.
+    pub(crate) async fn sessions(&self) -> Vec<SessionInfo> {
+        let mut sessions = Vec::new();
+        for member in self.all() {
+            let Some(live) = member.slot.lock().await.live.clone() else { continue };
+            let Some(snapshot) = live.refresh().await else { continue };
+            let peers = live.peers().await;
+            let paths = snapshot.paths.iter().map(|(path, _)| PathInfo {
+                path: path.0,
+                peer: peers.get(path).copied(),
+                active: snapshot.active == Some(*path),
+            });
+            sessions.push(SessionInfo {
+                client: member.name.clone(),
+                session: live.id().to_string(),
+                ipv4: member.lease.ipv4,
+                ipv6: member.lease.ipv6,
+                age_seconds: live.age().as_secs(),
+                paths: paths.collect(),
+                queued_bytes: snapshot.queued_bytes as u64,
+                unacknowledged_bytes: snapshot.unacked_bytes as u64,
+                rx_packets: snapshot.stats.rx_packets,
+                rx_bytes: snapshot.stats.rx_bytes,
+                tx_packets: snapshot.stats.tx_packets,
+                tx_bytes: snapshot.stats.tx_bytes,
+            });
+        }
+        sessions.sort_by(|a, b| a.client.cmp(&b.client));
+        sessions
+    }
+
+    /// Now and then: brings metrics up to date and ends sessions whose client stayed away too long.
+    pub(crate) async fn run_janitor(&self) {
+        // Often enough that a limit of a few seconds is kept; seldom enough that thousands of
+        // sessions cost nothing.
+        let period = (self.settings.session_idle / 4).min(Duration::from_secs(15));
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            for member in self.all() {
+                let mut slot = member.slot.lock().await;
+                let Some(live) = slot.live.clone() else { continue };
+                if live.refresh().await.is_none() || live.pathless_for().await < self.settings.session_idle {
+                    continue;
+                }
+                info!(client = member.name, session = %live.id(), "session closed: its client stayed away too long");
+                slot.live = None;
+                self.unroute(&member);
+                live.shut_down(CloseCode::Timeout).await;
+            }
+        }
+    }
+
+    /// Ends every session, all at once, as the relay stops.
+    pub(crate) async fn shut_down(&self) {
+        let mut closing = JoinSet::new();
+        for member in self.all() {
+            closing.spawn(async move {
+                if let Some(live) = member.slot.lock().await.live.take() {
+                    live.shut_down(CloseCode::Shutdown).await;
+                }
+            });
+        }
+        closing.join_all().await;
+    }
+
+    fn member(&self, key: &PublicKey) -> Option<Arc<Member>> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Member>> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Vec<Box<[u8]>>) -> Arc<Live> {
+        // 0 means "none known" in a HELLO.
+        let epoch = rand::random_range(1..=u64::MAX);
+        let push =
+            PushConfig { ipv4: member.lease.ipv4, ipv6: member.lease.ipv6, ..self.settings.push.clone() };
+        let mut session = Session::server(hello.session, epoch, mobile_proto::Limits::default(), push);
+        session.requeue(Instant::now(), waiting);
+        let io = ClientIo {
+            queue: Arc::clone(&member.queue),
+            guard: Guard::new(member.lease, self.settings.pools),
+            sink: Arc::clone(&self.sink),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let (live, events) = Live::start(session, io, &self.metrics);
+        self.routes.add(&member.lease, &member.queue);
+        tokio::spawn(Arc::clone(self).watch(Arc::clone(member), Arc::clone(&live), events));
+        live
+    }
+
+    fn unroute(&self, member: &Member) {
+        self.routes.remove(&member.lease);
+        member.queue.clear();
+    }
+
+    /// Follows what a session says until it stops.
+    async fn watch(
+        self: Arc<Self>,
+        member: Arc<Member>,
+        live: Arc<Live>,
+        mut events: mpsc::UnboundedReceiver<DriverEvent>,
+    ) {
+        let (client, session) = (member.name.as_str(), live.id());
+        let mut moved_before = false;
+        while let Some(event) = events.recv().await {
+            match event {
+                DriverEvent::Session(Event::Activated { path, previous, replayed }) => {
+                    if std::mem::replace(&mut moved_before, true) {
+                        self.metrics.handovers.inc();
+                    }
+                    info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, "path active");
+                    live.refresh().await;
+                }
+                DriverEvent::Session(Event::PathClosed { path, code }) => {
+                    info!(client, %session, %path, "path closed: {code}");
+                    live.forget_path(path).await;
+                }
+                DriverEvent::PathError { path, error, .. } => {
+                    info!(client, %session, %path, "path lost: {error}");
+                    live.forget_path(path).await;
+                }
+                DriverEvent::Session(event) => debug!(client, %session, ?event, "session"),
+                DriverEvent::Stopped => break,
+            }
+        }
+        let mut slot = member.slot.lock().await;
+        if slot.live.as_ref().is_some_and(|current| Arc::ptr_eq(current, &live)) {
+            slot.live = None;
+            self.unroute(&member);
+        }
+        live.settle().await;
+    }
+}

@@ -1,0 +1,191 @@
+//! One live session: the driver that runs it, and what the rest of the relay knows of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, Snapshot, TlsStream};
+use mobile_io::tun::Tun;
+use mobile_proto::{CloseCode, Hello, PathId, Session, SessionId, Stats};
+use tokio::sync::{Mutex, mpsc};
+
+use super::guard::Guard;
+use super::queue::PacketQueue;
+use crate::metrics::{Drop, Metrics};
+
+/// Where packets of clients go: the home virtual device, or a test.
+pub(crate) trait Sink: Send + Sync {
+    /// Sends one packet.
+    fn send(&self, packet: &[u8]) -> io::Result<()>;
+}
+
+impl Sink for Tun {
+    fn send(&self, packet: &[u8]) -> io::Result<()> {
+        self.try_send(packet).map(|_| ())
+    }
+}
+
+/// The packets of one session: in from the client's queue, out through the guard to the device.
+pub(crate) struct ClientIo {
+    pub(crate) queue: Arc<PacketQueue>,
+    pub(crate) guard: Guard,
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl PacketIo for ClientIo {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.queue.poll_pop(cx, buffer).map(|length| {
+            self.metrics.to_clients.count(length);
+            Ok(length)
+        })
+    }
+
+    fn send(&mut self, packet: &[u8]) {
+        let forwarded =
+            self.guard.check(packet).and_then(|()| self.sink.send(packet).map_err(|_| Drop::Device));
+        match forwarded {
+            Ok(()) => self.metrics.from_clients.count(packet.len()),
+            Err(reason) => self.metrics.dropped(reason),
+        }
+    }
+}
+
+/// A running session.
+pub(crate) struct Live {
+    id: SessionId,
+    started: Instant,
+    handle: Handle,
+    metrics: Arc<Metrics>,
+    seen: Mutex<Seen>,
+}
+
+/// What the metrics have been told of this session, and what a snapshot does not say.
+#[derive(Default)]
+struct Seen {
+    stats: Stats,
+    peers: HashMap<PathId, SocketAddr>,
+    paths: usize,
+    pathless_since: Option<Instant>,
+    ended: bool,
+}
+
+impl Live {
+    /// Starts a driver for the session.
+    pub(crate) fn start(
+        session: Session,
+        io: ClientIo,
+        metrics: &Arc<Metrics>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<DriverEvent>) {
+        let (sender, events) = mpsc::unbounded_channel();
+        let id = session.id();
+        let handle = driver::spawn(session, io, sender);
+        metrics.sessions.inc();
+        let live = Self {
+            id,
+            started: Instant::now(),
+            handle,
+            metrics: Arc::clone(metrics),
+            seen: Mutex::default(),
+        };
+        (Arc::new(live), events)
+    }
+
+    /// The name the client gave it.
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// How long it has been running.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Adds a path.
+    pub(crate) async fn accept(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream, peer: SocketAddr) {
+        self.seen.lock().await.peers.insert(hello.path, peer);
+        self.handle.accept_path(hello, leftover, stream);
+        self.refresh().await;
+    }
+
+    /// Looks at the session and brings the metrics up to date; `None` when it has stopped.
+    pub(crate) async fn refresh(&self) -> Option<Snapshot> {
+        // Held across the question, so that an older answer never follows a newer one.
+        let mut seen = self.seen.lock().await;
+        let snapshot = self.handle.snapshot().await?;
+        if seen.ended {
+            return None;
+        }
+        let metrics = &self.metrics;
+        let (old, new) = (&seen.stats, &snapshot.stats);
+        metrics.replayed.inc_by(new.replayed_packets.saturating_sub(old.replayed_packets));
+        metrics.duplicates.inc_by(new.duplicates.saturating_sub(old.duplicates));
+        metrics.lost.inc_by((new.lost + new.given_up).saturating_sub(old.lost + old.given_up));
+        metrics.session_drops.inc_by(session_drops(new).saturating_sub(session_drops(old)));
+        seen.stats = snapshot.stats.clone();
+        self.count_paths(&mut seen, snapshot.paths.len());
+        if !snapshot.paths.is_empty() {
+            seen.pathless_since = None;
+        } else if seen.pathless_since.is_none() {
+            seen.pathless_since = Some(Instant::now());
+        }
+        Some(snapshot)
+    }
+
+    /// A path that ended no longer needs its peer's address.
+    pub(crate) async fn forget_path(&self, path: PathId) {
+        let open =
+            self.refresh().await.is_some_and(|snapshot| snapshot.paths.iter().any(|(id, _)| *id == path));
+        // The client may have opened the same path anew meanwhile.
+        if !open {
+            self.seen.lock().await.peers.remove(&path);
+        }
+    }
+
+    /// Where the client's paths come from.
+    pub(crate) async fn peers(&self) -> HashMap<PathId, SocketAddr> {
+        self.seen.lock().await.peers.clone()
+    }
+
+    /// How long it has had no path; as of the last refresh.
+    pub(crate) async fn pathless_for(&self) -> Duration {
+        self.seen.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Ends it in favour of another session, which gets what the client has not acknowledged.
+    pub(crate) async fn take_over(&self) -> Vec<Box<[u8]>> {
+        self.refresh().await;
+        let waiting = self.handle.take_over().await;
+        self.settle().await;
+        waiting
+    }
+
+    /// Ends it, telling the client why.
+    pub(crate) async fn shut_down(&self, code: CloseCode) {
+        self.refresh().await;
+        self.handle.shutdown(code).await;
+        self.settle().await;
+    }
+
+    /// It is over: nothing of it remains in the gauges. Doing it again changes nothing.
+    pub(crate) async fn settle(&self) {
+        let mut seen = self.seen.lock().await;
+        if !std::mem::replace(&mut seen.ended, true) {
+            self.count_paths(&mut seen, 0);
+            self.metrics.sessions.dec();
+        }
+    }
+
+    fn count_paths(&self, seen: &mut Seen, now: usize) {
+        let count = |paths: usize| i64::try_from(paths).unwrap_or(i64::MAX);
+        self.metrics.paths.add(count(now) - count(seen.paths));
+        seen.paths = now;
+    }
+}
+
+fn session_drops(stats: &Stats) -> u64 {
+    stats.dropped_queue_full + stats.dropped_aged + stats.dropped_bad_length
+}

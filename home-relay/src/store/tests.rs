@@ -1,0 +1,109 @@
+use mobile_io::keys::PrivateKey;
+
+use super::*;
+
+fn pools() -> Pools {
+    Pools::new(Some("10.9.8.0/24".parse().unwrap()), Some("fd12::/64".parse().unwrap())).unwrap()
+}
+
+fn key() -> PublicKey {
+    PrivateKey::generate().unwrap().public()
+}
+
+#[test]
+fn leases_survive_reopening_and_the_revocation_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("deep/state");
+    let store = Store::open(&state).unwrap();
+    store.authorize("a", &key(), &pools()).unwrap();
+    let b = store.authorize("b", &key(), &pools()).unwrap();
+    assert_eq!(b.lease.ipv4, Some("10.9.8.3".parse().unwrap()));
+    drop(store);
+
+    let store = Store::open(&state).unwrap();
+    store.revoke("a").unwrap();
+    drop(store);
+
+    let store = Store::open(&state).unwrap();
+    assert_eq!(store.clients().unwrap(), std::slice::from_ref(&b));
+    let c = store.authorize("c", &key(), &pools()).unwrap();
+    assert_eq!(c.lease.ipv4, Some("10.9.8.2".parse().unwrap()));
+    assert_eq!(store.clients().unwrap(), [b, c]);
+}
+
+#[test]
+fn one_key_has_one_name_and_the_other_way_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let key_a = key();
+    let a = store.authorize("a", &key_a, &pools()).unwrap();
+    assert_eq!(store.authorize("a", &key_a, &pools()).unwrap(), a, "the same again changes nothing");
+    assert!(matches!(store.authorize("a", &key(), &pools()), Err(StoreError::NameTaken { .. })));
+    assert!(
+        matches!(store.authorize("b", &key_a, &pools()), Err(StoreError::KeyTaken { name }) if name == "a")
+    );
+    assert!(matches!(store.revoke("b"), Err(StoreError::Unknown(_))));
+    assert_eq!(store.clients().unwrap(), [a]);
+}
+
+#[test]
+fn names_that_would_confuse_a_reader_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for bad in ["", "-x", "a b", "a/b", "é", &"x".repeat(64)] {
+        assert!(matches!(store.authorize(bad, &key(), &pools()), Err(StoreError::BadName(_))), "{bad:?}");
+    }
+    store.authorize("Laptop-1.home_office", &key(), &pools()).unwrap();
+}
+
+#[test]
+fn an_exhausted_pool_refuses_the_next_client_and_keeps_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let small = Pools::new(Some("10.0.0.0/30".parse().unwrap()), None).unwrap();
+    let only = store.authorize("only", &key(), &small).unwrap();
+    let error = store.authorize("late", &key(), &small).unwrap_err();
+    assert!(error.to_string().contains("10.0.0.0/30 is exhausted"), "{error}");
+    assert_eq!(store.clients().unwrap(), [only]);
+}
+
+#[test]
+fn a_moved_pool_moves_its_clients_and_an_unmoved_one_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for name in ["a", "b", "c"] {
+        store.authorize(name, &key(), &pools()).unwrap();
+    }
+    store.revoke("a").unwrap();
+    assert!(store.reconcile(&pools()).unwrap().is_empty());
+
+    let moved = Pools::new(Some("10.7.0.0/24".parse().unwrap()), pools().ipv6()).unwrap();
+    let changed = store.reconcile(&moved).unwrap();
+    assert_eq!(changed.len(), 2);
+    assert_eq!(changed, store.clients().unwrap());
+    let addresses: Vec<String> = changed.iter().map(|c| c.lease.ipv4.unwrap().to_string()).collect();
+    assert_eq!(addresses, ["10.7.0.2", "10.7.0.3"]);
+    assert_eq!(changed[0].lease.ipv6, Some("fd12::3".parse().unwrap()), "IPv6 did not move");
+}
+
+#[test]
+fn a_damaged_file_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(FILE), b"not a database at all").unwrap();
+    let error = Store::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("relay.redb") && error.contains("[state] dir"), "{error}");
+}
+
+#[test]
+fn a_second_opener_waits_and_then_says_who_is_in_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Store::open(dir.path()).unwrap();
+    let error = Store::open(dir.path()).unwrap_err();
+    assert!(matches!(error, StoreError::Busy { .. }), "{error}");
+
+    let path = dir.path().to_owned();
+    let second = std::thread::spawn(move || Store::open(&path).map(|_| ()));
+    std::thread::sleep(Duration::from_millis(100));
+    drop(first);
+    second.join().unwrap().unwrap();
+}
