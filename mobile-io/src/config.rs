@@ -1,28 +1,243 @@
 //! Configuration: defaults, then the file, then the environment, then flags; whatever is unknown is refused.
+//!
+//! The type to be loaded is a struct of sections, each a struct of keys, as in the TOML file; the known names are
+//! those of its fields. An error says where: file and line, variable, or flag.
 
+mod de;
+mod node;
+
+use std::env;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-/// Why a configuration cannot be used. Says where: file and line, variable or flag.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct ConfigError {
-    message: String,
-}
+pub use de::ConfigError;
+use node::{Node, Origin};
 
 /// Loads a configuration.
 ///
 /// `required`: a missing file is an error (else it is as an empty one). `env_prefix` is `MOBILE` or `HOME_RELAY`:
-/// `MOBILE_RELAY_ENDPOINT` sets `endpoint` in `[relay]`. `overrides` are flags: `("relay.endpoint", "…")`.
+/// `MOBILE_RELAY_ENDPOINT` sets `endpoint` in `[relay]`, a list is separated by commas, and a variable that names
+/// no section is none of ours. `overrides` are flags: `("relay.endpoint", "…")`.
 ///
 /// # Errors
 /// When the file cannot be read, is not TOML, or any source has an unknown key or an unfit value.
 pub fn load<T: DeserializeOwned>(
-    _path: &Path,
-    _required: bool,
-    _env_prefix: &str,
-    _overrides: &[(&str, String)],
+    path: &Path,
+    required: bool,
+    env_prefix: &str,
+    overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
-    unimplemented!()
+    let variables = env::vars_os().filter_map(|(name, value)| {
+        // A name or value that is not text is not ours.
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    });
+    load_from(path, required, env_prefix, variables, overrides)
+}
+
+fn load_from<T: DeserializeOwned>(
+    path: &Path,
+    required: bool,
+    env_prefix: &str,
+    variables: impl Iterator<Item = (String, String)>,
+    overrides: &[(&str, String)],
+) -> Result<T, ConfigError> {
+    let mut root = read_file(path, required)?;
+    let sections = de::field_names::<T>();
+    for (name, value) in variables {
+        if let Some((section, key)) = section_and_key(&name, env_prefix, sections) {
+            root.set(&[section, &key], value, &Origin::new(format!("environment variable {name}")));
+        }
+    }
+    for (key, value) in overrides {
+        let keys: Vec<_> = key.split('.').collect();
+        root.set(&keys, value.clone(), &Origin::new("command line".to_owned()));
+    }
+    de::deserialize(&root)
+}
+
+fn read_file(path: &Path, required: bool) -> Result<Node, ConfigError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !required => String::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(ConfigError::new(format!(
+                "no configuration at {}: create it, or name another with --config FILE",
+                path.display()
+            )));
+        }
+        Err(error) => return Err(ConfigError::new(format!("cannot read {}: {error}", path.display()))),
+    };
+    Node::parse(&path.display().to_string(), &text)
+}
+
+/// `MOBILE_RELAY_PUBLIC_KEY` is `relay`, `public_key`.
+fn section_and_key(name: &str, prefix: &str, sections: &[&'static str]) -> Option<(&'static str, String)> {
+    let rest = name.strip_prefix(prefix)?.strip_prefix('_')?.to_ascii_lowercase();
+    let key_in = |section: &&'static str| {
+        let key = rest.strip_prefix(section)?.strip_prefix('_').filter(|key| !key.is_empty())?;
+        Some((*section, key.to_owned()))
+    };
+    // Should one section's name begin another's, the longer one is meant.
+    sections.iter().filter_map(key_in).max_by_key(|(section, _)| section.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::path::PathBuf;
+
+    use ipnet::IpNet;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Settings {
+        relay: Relay,
+        #[serde(default)]
+        routing: Routing,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Relay {
+        endpoint: SocketAddr,
+        key_file: Option<PathBuf>,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(default)]
+    struct Routing {
+        mark: u32,
+        bypass: Vec<IpNet>,
+        mode: Mode,
+        verbose: bool,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(rename_all = "lowercase")]
+    enum Mode {
+        Auto,
+        Manual,
+    }
+
+    impl Default for Routing {
+        fn default() -> Self {
+            Self { mark: 7, bypass: Vec::new(), mode: Mode::Auto, verbose: false }
+        }
+    }
+
+    struct Case {
+        dir: tempfile::TempDir,
+    }
+
+    impl Case {
+        fn new(text: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("agent.toml"), text).unwrap();
+            Self { dir }
+        }
+
+        fn load(&self, env: &[(&str, &str)], flags: &[(&str, String)]) -> Result<Settings, String> {
+            let variables = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let file = self.dir.path().join("agent.toml");
+            load_from(&file, true, "MOBILE", variables, flags)
+                .map_err(|error| error.to_string().replace(&format!("{}/", self.dir.path().display()), ""))
+        }
+
+        fn error(&self) -> String {
+            self.load(&[], &[]).unwrap_err()
+        }
+    }
+
+    const GOOD: &str = "[relay]\nendpoint = \"192.0.2.1:443\"\n";
+
+    #[test]
+    fn a_file_fills_what_it_names_and_defaults_the_rest() {
+        let case = Case::new(
+            "[relay]\nendpoint = \"192.0.2.1:443\"\n[routing]\nmark = 0x4d00\nbypass = [\"10.0.0.0/8\"]\nmode = \"manual\"\n",
+        );
+        let settings = case.load(&[], &[]).unwrap();
+        assert_eq!(settings.relay, Relay { endpoint: "192.0.2.1:443".parse().unwrap(), key_file: None });
+        let bypass = vec!["10.0.0.0/8".parse().unwrap()];
+        assert_eq!(settings.routing, Routing { mark: 0x4d00, bypass, mode: Mode::Manual, verbose: false });
+    }
+
+    #[test]
+    fn environment_beats_file_and_flags_beat_both() {
+        let case = Case::new(GOOD);
+        let env = [
+            ("MOBILE_RELAY_ENDPOINT", "192.0.2.2:443"),
+            ("MOBILE_RELAY_KEY_FILE", "/key"),
+            ("MOBILE_ROUTING_MARK", "0xff"),
+            ("MOBILE_ROUTING_BYPASS", "10.0.0.0/8, fd00::/8"),
+            ("MOBILE_ROUTING_VERBOSE", "true"),
+            ("MOBILE_ROUTING_MODE", "manual"),
+            ("MOBILE_LOG", "debug"),
+            ("HOME_RELAY_ENDPOINT", "none of ours"),
+        ];
+        let settings = case.load(&env, &[("relay.endpoint", "192.0.2.3:443".into())]).unwrap();
+        assert_eq!(settings.relay.endpoint, "192.0.2.3:443".parse().unwrap());
+        assert_eq!(settings.relay.key_file, Some("/key".into()));
+        let routing = settings.routing;
+        assert_eq!((routing.mark, routing.bypass.len(), routing.verbose), (255, 2, true));
+        assert_eq!(routing.mode, Mode::Manual);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one() {
+        let case = Case::new("# a comment\n[relay]\nendpoint = \"192.0.2.1:443\"\nkeyfile = \"/x\"\n");
+        assert_eq!(case.error(), "agent.toml:4: unknown key `keyfile` in [relay]; did you mean `key_file`?");
+        let case = Case::new("[rellay]\nendpoint = 1\n");
+        assert_eq!(case.error(), "agent.toml:1: unknown section [rellay]; did you mean [relay]?");
+        let case = Case::new("[relay]\nendpoint = \"192.0.2.1:443\"\nzzz = 1\n");
+        assert_eq!(
+            case.error(),
+            "agent.toml:3: unknown key `zzz` in [relay]; known keys are `endpoint`, `key_file`"
+        );
+        let error = Case::new(GOOD).load(&[("MOBILE_RELAY_ENDPOIN", "x")], &[]).unwrap_err();
+        assert_eq!(
+            error,
+            "environment variable MOBILE_RELAY_ENDPOIN: unknown key `endpoin` in [relay]; did you mean `endpoint`?"
+        );
+        let error = Case::new(GOOD).load(&[], &[("relay.x", "1".into())]).unwrap_err();
+        assert!(error.starts_with("command line: unknown key `x` in [relay]"), "{error}");
+    }
+
+    #[test]
+    fn an_unfit_value_is_refused_with_its_place() {
+        assert!(Case::new("[relay]\nendpoint = 5\n").error().starts_with("agent.toml:2: [relay] endpoint: "));
+        let error = Case::new("[relay]\nendpoint = \"here\"\n").error();
+        assert!(error.starts_with("agent.toml:2: [relay] endpoint: ") && error.contains("socket"), "{error}");
+        let case = Case::new(&format!("{GOOD}[routing]\nbypass = [\n  \"10.0.0.0/8\",\n  \"x\",\n]\n"));
+        assert!(case.error().starts_with("agent.toml:6: [routing] bypass: "), "{}", case.error());
+        let error = Case::new(&format!("{GOOD}[routing]\nmark = -1\n")).error();
+        assert!(error.starts_with("agent.toml:4: [routing] mark: "), "{error}");
+        let error = Case::new(&format!("{GOOD}[routing]\nmode = \"odd\"\n")).error();
+        assert!(error.contains("odd") && error.contains("`auto`"), "{error}");
+        let error = Case::new(GOOD).load(&[("MOBILE_ROUTING_MARK", "many")], &[]).unwrap_err();
+        assert!(error.starts_with("environment variable MOBILE_ROUTING_MARK: [routing] mark: "), "{error}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert_eq!(Case::new("[relay]\n").error(), "agent.toml:1: [relay] needs the key `endpoint`");
+        assert_eq!(Case::new("").error(), "agent.toml: the section [relay] is missing");
+        let nowhere = Path::new("/nonexistent/agent.toml");
+        let error = load_from::<Settings>(nowhere, true, "MOBILE", std::iter::empty(), &[]).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/agent.toml") && error.to_string().contains("--config"));
+        let flags = [("relay.endpoint", "192.0.2.3:443".to_owned())];
+        load_from::<Settings>(nowhere, false, "MOBILE", std::iter::empty(), &flags).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_toml_is_refused_with_its_line() {
+        let error = Case::new("[relay]\nendpoint = \n").error();
+        assert!(error.starts_with("agent.toml:2: "), "{error}");
+        let error = Case::new("[relay]\nendpoint = \"a\"\nendpoint = \"b\"\n").error();
+        assert!(error.starts_with("agent.toml:3: "), "{error}");
+        assert!(!error.contains('\n'), "one line is enough: {error}");
+    }
 }

@@ -1,24 +1,29 @@
 //! The control socket: JSON lines over a unix socket, with the peer known by the kernel's word.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+mod client;
+mod peer;
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::{Group, chown};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
 
-/// Who is at the other end, by the kernel's word.
-#[derive(Debug)]
-pub struct Peer {
-    /// Its process.
-    pub pid: i32,
-    /// Its user.
-    pub uid: u32,
-    /// Its group.
-    pub gid: u32,
-    /// Names the process for good, where the pid may be used again.
-    pub pidfd: Option<OwnedFd>,
-}
+pub use client::Client;
+pub use peer::Peer;
+
+/// The longest line of either side: any request fits in one hundredth, an answer with hundreds of clients too.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// How long a peer may take to read an answer. Commands read at once; a stopped one must not hold a task for ever.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a control socket failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,11 +46,14 @@ pub enum ControlError {
     #[error("no group named `{0}`: create it, or change the group of the control socket")]
     NoSuchGroup(String),
     /// A line is longer than any request or answer can be.
-    #[error("a line of more than {0} bytes")]
-    TooLong(usize),
+    #[error("a line of more than {MAX_LINE} bytes")]
+    TooLong,
     /// A line is not what was expected.
     #[error("not understood: {0}")]
     BadMessage(String),
+    /// The service hung up in the middle.
+    #[error("the service on {0} hung up before it answered: its log says why")]
+    HungUp(PathBuf),
     /// Anything else.
     #[error("control socket {path}: {source}")]
     Io {
@@ -56,79 +64,260 @@ pub enum ControlError {
     },
 }
 
-/// The listening end; its socket is removed when dropped.
+/// The listening end; its socket file is removed when dropped.
 #[derive(Debug)]
-pub struct Listener(());
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode: what is removed at the end must be ours still.
+    identity: (u64, u64),
+}
 
 /// One accepted connection.
 #[derive(Debug)]
 pub struct Connection {
     /// Who is at the other end.
     pub peer: Peer,
+    path: PathBuf,
+    reader: BufReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+    line: Vec<u8>,
 }
 
-/// The asking end, blocking, for commands.
-#[derive(Debug)]
-pub struct Client(());
-
 impl Listener {
-    /// Binds the socket with this mode, and this group if one is named.
+    /// Binds the socket with this mode, and this group if one is named, making its directory if need be. A socket
+    /// left by a service that is gone is replaced.
     ///
     /// # Errors
-    /// When a live service holds it, or it cannot be made.
-    pub fn bind(_path: &Path, _mode: u32, _group: Option<&str>) -> Result<Self, ControlError> {
-        unimplemented!()
+    /// When a live service holds it, or it cannot be made; then nothing is left of it.
+    pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, ControlError> {
+        let io_error = |source| ControlError::Io { path: path.to_owned(), source };
+        let group = group.map(find_group).transpose()?;
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            fs::create_dir_all(directory).map_err(io_error)?;
+        }
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(|source| match source.kind() {
+            // Somebody was faster.
+            io::ErrorKind::AddrInUse => ControlError::AlreadyRunning(path.to_owned()),
+            io::ErrorKind::PermissionDenied => ControlError::NotAllowed(path.to_owned()),
+            _ => io_error(source),
+        })?;
+        let metadata = fs::symlink_metadata(path).map_err(io_error)?;
+        // From here on a failure removes the socket.
+        let bound = Self { listener, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
+        if let Some(group) = group {
+            chown(path, None, Some(group.gid)).map_err(|errno| io_error(errno.into()))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_error)?;
+        Ok(bound)
     }
 
     /// Waits for the next connection.
     ///
     /// # Errors
-    /// When the socket fails.
+    /// When the socket fails, or the peer was gone before it was known. The next one may be fine.
     pub async fn accept(&self) -> Result<Connection, ControlError> {
-        unimplemented!()
+        let io_error = |source| ControlError::Io { path: self.path.clone(), source };
+        let (stream, _) = self.listener.accept().await.map_err(io_error)?;
+        Connection::new(stream, &self.path).map_err(io_error)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
+        if ours {
+            // Nothing can be done about a failure, and a stale socket is replaced by the next start.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 impl Connection {
-    /// The next request; `None` when the peer has gone. After `BadMessage` the next line may be fine: answer it.
+    fn new(stream: UnixStream, path: &Path) -> io::Result<Self> {
+        let peer = Peer::of(&stream)?;
+        let (reader, writer) = stream.into_split();
+        Ok(Self { peer, path: path.to_owned(), reader: BufReader::new(reader), writer, line: Vec::new() })
+    }
+
+    /// The next request; `None` when the peer has gone.
     ///
     /// # Errors
-    /// `BadMessage` for a line that is no such request; anything else ends the connection.
+    /// `BadMessage` for a line that is no such request: answer so, and go on with the next one. Any other error
+    /// ends the connection.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
-        unimplemented!()
+        let io_error = |source| ControlError::Io { path: self.path.clone(), source };
+        // What a cancelled call has read is still in `line`.
+        let room = (MAX_LINE + 1).saturating_sub(self.line.len()) as u64;
+        (&mut self.reader).take(room).read_until(b'\n', &mut self.line).await.map_err(io_error)?;
+        if self.line.len() > MAX_LINE {
+            return Err(ControlError::TooLong);
+        }
+        if !self.line.ends_with(b"\n") {
+            // The peer went away, if in the middle of a line, then that was no request.
+            return Ok(None);
+        }
+        let parsed = parse(&self.line);
+        self.line.clear();
+        parsed.map(Some)
     }
 
     /// Sends one answer.
     ///
     /// # Errors
-    /// When the peer has gone.
-    pub async fn send<T: Serialize + Sync>(&mut self, _message: &T) -> Result<(), ControlError> {
-        unimplemented!()
+    /// When the peer has gone or does not read, or the answer is longer than a line may be.
+    pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ControlError> {
+        let line = to_line(message)?;
+        let written = tokio::time::timeout(SEND_TIMEOUT, self.writer.write_all(&line)).await;
+        written
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|source| ControlError::Io { path: self.path.clone(), source })
+    }
+
+    /// Waits until the peer hangs up: for an answer that goes on until nobody reads it.
+    pub async fn closed(&mut self) {
+        let mut rest = [0; 256];
+        while matches!(self.reader.read(&mut rest).await, Ok(1..)) {}
     }
 }
 
-impl Client {
-    /// Connects to a service.
-    ///
-    /// # Errors
-    /// When nobody answers or this user may not.
-    pub fn connect(_path: &Path) -> Result<Self, ControlError> {
-        unimplemented!()
+/// Removes a socket nobody listens on.
+fn remove_stale(path: &Path) -> Result<(), ControlError> {
+    use std::os::unix::fs::FileTypeExt;
+
+    let io_error = |source| ControlError::Io { path: path.to_owned(), source };
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(io_error)?,
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(io_error(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "a file that is no socket is in its place; move it away",
+        )));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(ControlError::AlreadyRunning(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(io_error)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error(error)),
+    }
+}
+
+fn find_group(name: &str) -> Result<Group, ControlError> {
+    Group::from_name(name).ok().flatten().ok_or_else(|| ControlError::NoSuchGroup(name.to_owned()))
+}
+
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, ControlError> {
+    serde_json::from_slice(line).map_err(|error| ControlError::BadMessage(error.to_string()))
+}
+
+fn to_line<T: Serialize>(message: &T) -> Result<Vec<u8>, ControlError> {
+    let mut line =
+        serde_json::to_vec(message).map_err(|error| ControlError::BadMessage(error.to_string()))?;
+    line.push(b'\n');
+    if line.len() > MAX_LINE { Err(ControlError::TooLong) } else { Ok(line) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    type Message = BTreeMap<String, u32>;
+
+    fn message(number: u32) -> Message {
+        Message::from([("number".to_owned(), number)])
     }
 
-    /// Asks and waits for the answer.
-    ///
-    /// # Errors
-    /// When the service goes away or its answer is not understood.
-    pub fn call<Q: Serialize, A: DeserializeOwned>(&mut self, _request: &Q) -> Result<A, ControlError> {
-        unimplemented!()
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/agent.sock");
+        (dir, path)
     }
 
-    /// The next line of an answer that goes on (`--watch`); `None` at its end.
-    ///
-    /// # Errors
-    /// When the service's line is not understood.
-    pub fn recv<A: DeserializeOwned>(&mut self) -> Result<Option<A>, ControlError> {
-        unimplemented!()
+    #[tokio::test]
+    async fn a_command_asks_and_watches() {
+        let (_dir, path) = place();
+        let listener = Listener::bind(&path, 0o660, None).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        let command = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || {
+                let mut client = Client::connect(&path).unwrap();
+                let answer: Message = client.call(&message(1)).unwrap();
+                let rest: Vec<Option<Message>> = (0..3).map(|_| client.recv().unwrap()).collect();
+                (answer, rest)
+            }
+        });
+        let mut connection = listener.accept().await.unwrap();
+        assert_eq!(connection.peer.pid, i32::try_from(std::process::id()).unwrap());
+        assert_eq!(connection.peer.uid, nix::unistd::getuid().as_raw());
+        assert!(connection.peer.pidfd.is_some());
+        assert_eq!(connection.recv().await.unwrap(), Some(message(1)));
+        for number in 2..5 {
+            connection.send(&message(number)).await.unwrap();
+        }
+        drop(connection);
+        let (answer, rest) = command.await.unwrap();
+        assert_eq!(answer, message(2));
+        assert_eq!(rest, [Some(message(3)), Some(message(4)), None]);
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_bad_line_can_be_answered_and_a_long_one_ends_it() {
+        let (_dir, path) = place();
+        let listener = Listener::bind(&path, 0o600, None).unwrap();
+        let mut raw = UnixStream::connect(&path).await.unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        raw.write_all(b"nonsense\n{\"number\":7}\n").await.unwrap();
+        assert!(matches!(connection.recv::<Message>().await, Err(ControlError::BadMessage(_))));
+        assert_eq!(connection.recv().await.unwrap(), Some(message(7)));
+        raw.write_all(&vec![b'x'; MAX_LINE + 1]).await.unwrap();
+        assert!(matches!(connection.recv::<Message>().await, Err(ControlError::TooLong)));
+        let mut raw = UnixStream::connect(&path).await.unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        raw.write_all(b"{\"half").await.unwrap();
+        drop(raw);
+        assert_eq!(connection.recv::<Message>().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_live_socket_is_respected_and_a_stale_one_replaced() {
+        let (_dir, path) = place();
+        let first = Listener::bind(&path, 0o600, None).unwrap();
+        let second = Listener::bind(&path, 0o600, None).unwrap_err();
+        assert!(matches!(&second, ControlError::AlreadyRunning(p) if *p == path), "{second}");
+        drop(first);
+        // A socket whose owner was killed: the file stays.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let third = Listener::bind(&path, 0o600, None).unwrap();
+        // A successor has taken the place: it is not ours to remove.
+        fs::remove_file(&path).unwrap();
+        let fourth = Listener::bind(&path, 0o600, None).unwrap();
+        drop(third);
+        assert!(path.exists());
+        drop(fourth);
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(Listener::bind(&path, 0o600, None), Err(ControlError::Io { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn what_stands_in_the_way_is_named() {
+        let (_dir, path) = place();
+        let error = Client::connect(&path).unwrap_err().to_string();
+        assert!(error.contains("agent.sock") && error.contains("is the service running?"), "{error}");
+        let error = Listener::bind(&path, 0o660, Some("no-such-group")).unwrap_err().to_string();
+        assert!(error.contains("no-such-group"), "{error}");
+        assert!(!path.exists());
     }
 }

@@ -1,20 +1,28 @@
 //! Runs one session: moves bytes between its paths (TLS), its packets (a TUN or a queue) and its clock.
+//!
+//! One task and one poll function, so there are no locks and no order of events that cannot be read off the code.
+//! The owner commands it through a [`Handle`] and hears of it through [`DriverEvent`]s.
+
+mod path;
+mod task;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::task::{Context, Poll};
 
 use mobile_proto::{CloseCode, Event, Hello, PathId, PathStats, PushConfig, Session, Stats};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::tls::Cause;
 pub use crate::tls::TlsStream;
 
 /// Where a session's inner packets come from and go to.
 pub trait PacketIo: Send {
-    /// The next packet to carry, into `buf`.
+    /// The next packet to carry, into `buf`, which holds the longest packet there can be.
     ///
     /// # Errors
-    /// An error is logged and the source tried again later: it never ends the session.
+    /// An error is logged and the source asked again a second later: it never ends the session.
     fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
 
     /// Delivers a packet the peer sent. Must not block; counts its own errors.
@@ -24,15 +32,15 @@ pub trait PacketIo: Send {
 /// What the driver tells its owner.
 #[derive(Debug)]
 pub enum DriverEvent {
-    /// The session says something.
+    /// The session says something. (After `PathClosed` the driver has dropped the transport already.)
     Session(Event),
-    /// A path's transport died; the session knows already.
+    /// A path's transport died, or its peer broke the protocol; the session knows already.
     PathError {
         /// The path.
         path: PathId,
         /// What it means.
         cause: Cause,
-        /// The whole story, for a log.
+        /// The same in words, for a log.
         error: String,
     },
     /// The driver has ended; nothing follows.
@@ -44,7 +52,7 @@ pub enum DriverEvent {
 pub struct Snapshot {
     /// The session's counters.
     pub stats: Stats,
-    /// The paths with an open transport.
+    /// Its open paths.
     pub paths: Vec<(PathId, PathStats)>,
     /// The path that carries data.
     pub active: Option<PathId>,
@@ -59,56 +67,94 @@ pub struct Snapshot {
 }
 
 /// Commands a running driver. Clones command the same one; when it has stopped, commands do nothing.
+/// When the last clone is dropped, the driver shuts down.
 #[derive(Debug, Clone)]
-pub struct Handle(());
+pub struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Open(PathId, Box<TlsStream>),
+    Accept(Hello, Vec<u8>, Box<TlsStream>),
+    Activate(PathId, Vec<PathId>),
+    Close(PathId, CloseCode),
+    SetConfig(PushConfig),
+    Snapshot(oneshot::Sender<Snapshot>),
+    TakeOver(oneshot::Sender<Vec<Box<[u8]>>>),
+    Shutdown(CloseCode, oneshot::Sender<()>),
+}
 
 /// Starts a driver on the current runtime.
 pub fn spawn(
-    _session: Session,
-    _io: impl PacketIo + 'static,
-    _events: mpsc::UnboundedSender<DriverEvent>,
+    session: Session,
+    io: impl PacketIo + 'static,
+    events: mpsc::UnboundedSender<DriverEvent>,
 ) -> Handle {
-    unimplemented!()
+    let (commands, inbox) = mpsc::unbounded_channel();
+    // The driver bounds the work of a poll itself, and better than tokio's count of operations, which knows
+    // nothing of batches.
+    tokio::spawn(tokio::task::unconstrained(task::run(session, io, inbox, events)));
+    Handle { commands }
 }
 
 impl Handle {
     /// Client: begins a path over a connected transport.
-    pub fn open_path(&self, _path: PathId, _stream: TlsStream) {
-        unimplemented!()
+    pub fn open_path(&self, path: PathId, stream: TlsStream) {
+        self.tell(Command::Open(path, Box::new(stream)));
     }
 
     /// Server: takes a path whose HELLO has been read; `leftover` is what came after it.
-    pub fn accept_path(&self, _hello: Hello, _leftover: Vec<u8>, _stream: TlsStream) {
-        unimplemented!()
+    pub fn accept_path(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream) {
+        self.tell(Command::Accept(hello, leftover, Box::new(stream)));
     }
 
     /// Client: data moves to this path; the relay frees every path not in `keep`.
-    pub fn activate(&self, _path: PathId, _keep: Vec<PathId>) {
-        unimplemented!()
+    pub fn activate(&self, path: PathId, keep: Vec<PathId>) {
+        self.tell(Command::Activate(path, keep));
     }
 
     /// Says goodbye on a path and drops its transport.
-    pub fn close_path(&self, _path: PathId, _code: CloseCode) {
-        unimplemented!()
+    pub fn close_path(&self, path: PathId, code: CloseCode) {
+        self.tell(Command::Close(path, code));
     }
 
     /// Server: pushes a new configuration to the client.
-    pub fn set_config(&self, _config: PushConfig) {
-        unimplemented!()
+    pub fn set_config(&self, config: PushConfig) {
+        self.tell(Command::SetConfig(config));
     }
 
     /// What the session is doing; `None` when the driver has stopped.
     pub async fn snapshot(&self) -> Option<Snapshot> {
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        self.tell(Command::Snapshot(reply));
+        answer.await.ok()
     }
 
     /// Stops the driver and gives what the peer has not acknowledged, for the session that replaces this one.
+    /// The transports are dropped without a goodbye.
     pub async fn take_over(&self) -> Vec<Box<[u8]>> {
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        self.tell(Command::TakeOver(reply));
+        answer.await.unwrap_or_default()
     }
 
     /// Closes every path and stops; waits (briefly) until the peer can have heard it.
-    pub async fn shutdown(&self, _code: CloseCode) {
-        unimplemented!()
+    pub async fn shutdown(&self, code: CloseCode) {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Command::Shutdown(code, reply));
+        // An error means that it had stopped already.
+        let _ = answer.await;
+    }
+
+    /// True once the driver has ended.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.commands.is_closed()
+    }
+
+    fn tell(&self, command: Command) {
+        // Whoever commands a stopped driver hears `Stopped`, or already has.
+        let _ = self.commands.send(command);
     }
 }

@@ -126,7 +126,6 @@ pub fn remove(name: &str) -> Result<bool, TunError> {
 }
 
 mod request {
-    #![expect(unreachable_pub, reason = "the macro makes it pub")]
     nix::ioctl_write_int!(tunsetpersist, b'T', 203);
 }
 
@@ -170,9 +169,9 @@ fn into_io(error: tun::Error) -> io::Error {
 mod tests {
     use std::future::poll_fn;
     use std::process::Command;
+    use std::time::Duration;
 
     use super::*;
-    use crate::netlink::tests::in_new_namespace;
 
     #[test]
     fn a_packet_goes_out_and_another_comes_in() {
@@ -233,5 +232,18 @@ mod tests {
     fn run(command: &str) {
         let words: Vec<_> = command.split(' ').collect();
         assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{command}");
+    }
+
+    /// Runs `test` in a network namespace of its own, which goes with its thread. Wants root.
+    fn in_new_namespace(test: impl Future<Output = ()> + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests run as root");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let bounded = async { tokio::time::timeout(Duration::from_secs(20), test).await };
+            runtime.block_on(bounded).expect("took too long");
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
     }
 }

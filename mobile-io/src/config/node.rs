@@ -1,0 +1,117 @@
+//! What the sources say, merged into one tree that remembers where each piece came from.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::ConfigError;
+
+/// Where a piece came from: `FILE:LINE`, a variable, a flag.
+#[derive(Debug, Clone)]
+pub(super) struct Origin(Rc<str>);
+
+impl Origin {
+    pub(super) fn new(text: String) -> Self {
+        Self(text.into())
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A piece of configuration.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) value: Value,
+    pub(super) origin: Origin,
+}
+
+#[derive(Debug)]
+pub(super) enum Value {
+    Table(BTreeMap<String, Node>),
+    List(Vec<Node>),
+    Bool(bool),
+    Integer(i64),
+    Float(f64),
+    Text(String),
+    /// From the environment or a flag: means whatever is wanted in its place.
+    Untyped(String),
+}
+
+impl Node {
+    /// Reads a TOML document.
+    pub(super) fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let source = Source { file, text };
+        let document = DeTable::parse(text).map_err(|error| {
+            let origin = match error.span() {
+                Some(span) => source.origin(span.start),
+                None => Origin::new(file.to_owned()),
+            };
+            ConfigError::new(format!("{}: {}", origin.as_str(), error.message().replace('\n', "; ")))
+        })?;
+        source.table(document.get_ref(), Origin::new(file.to_owned()))
+    }
+
+    /// Sets a value by its path, making the tables on the way.
+    pub(super) fn set(&mut self, keys: &[&str], text: String, origin: &Origin) {
+        let Some((first, rest)) = keys.split_first() else {
+            *self = Self { value: Value::Untyped(text), origin: origin.clone() };
+            return;
+        };
+        if !matches!(self.value, Value::Table(_)) {
+            *self = Self { value: Value::Table(BTreeMap::new()), origin: origin.clone() };
+        }
+        let Value::Table(table) = &mut self.value else { return };
+        let child = table
+            .entry((*first).to_owned())
+            .or_insert_with(|| Self { value: Value::Table(BTreeMap::new()), origin: origin.clone() });
+        child.set(rest, text, origin);
+    }
+}
+
+struct Source<'a> {
+    file: &'a str,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn origin(&self, offset: usize) -> Origin {
+        let before = self.text.as_bytes().iter().take(offset);
+        let line = 1 + before.filter(|byte| **byte == b'\n').count();
+        Origin::new(format!("{}:{line}", self.file))
+    }
+
+    fn table(&self, table: &DeTable<'_>, origin: Origin) -> Result<Node, ConfigError> {
+        let mut children = BTreeMap::new();
+        for (key, value) in table {
+            let child = self.node(value, self.origin(key.span().start))?;
+            children.insert(key.get_ref().to_string(), child);
+        }
+        Ok(Node { value: Value::Table(children), origin })
+    }
+
+    fn node(&self, spanned: &Spanned<DeValue<'_>>, origin: Origin) -> Result<Node, ConfigError> {
+        let unfit = |what: &str| ConfigError::new(format!("{}: {what}", origin.as_str()));
+        let value = match spanned.get_ref() {
+            DeValue::String(text) => Value::Text(text.to_string()),
+            DeValue::Integer(integer) => {
+                let parsed = i64::from_str_radix(integer.as_str(), integer.radix());
+                Value::Integer(parsed.map_err(|_| unfit("this number is too large"))?)
+            }
+            DeValue::Float(float) => {
+                Value::Float(float.as_str().parse().map_err(|_| unfit("this number cannot be read"))?)
+            }
+            DeValue::Boolean(boolean) => Value::Bool(*boolean),
+            DeValue::Datetime(datetime) => Value::Text(datetime.to_string()),
+            DeValue::Array(array) => {
+                let item = |item: &Spanned<DeValue<'_>>| self.node(item, self.origin(item.span().start));
+                Value::List(array.iter().map(item).collect::<Result<_, _>>()?)
+            }
+            DeValue::Table(table) => return self.table(table, origin),
+        };
+        Ok(Node { value, origin })
+    }
+}

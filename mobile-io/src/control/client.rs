@@ -1,0 +1,69 @@
+//! The asking end, blocking: a command does nothing else meanwhile.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{ControlError, MAX_LINE, parse, to_line};
+
+/// A command's connection to a service.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    reader: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to a service.
+    ///
+    /// # Errors
+    /// When nobody answers or this user may not.
+    pub fn connect(path: &Path) -> Result<Self, ControlError> {
+        let path = path.to_owned();
+        match UnixStream::connect(&path) {
+            Ok(stream) => Ok(Self { path, reader: BufReader::new(stream) }),
+            Err(source) => Err(match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ControlError::NotRunning { path, source }
+                }
+                io::ErrorKind::PermissionDenied => ControlError::NotAllowed(path),
+                _ => ControlError::Io { path, source },
+            }),
+        }
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// When the service goes away or its answer is not understood.
+    pub fn call<Q: Serialize, A: DeserializeOwned>(&mut self, request: &Q) -> Result<A, ControlError> {
+        let line = to_line(request)?;
+        self.reader.get_mut().write_all(&line).map_err(|source| self.io_error(source))?;
+        self.recv()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
+    }
+
+    /// The next line of an answer that goes on (`--watch`); `None` at its end.
+    ///
+    /// # Errors
+    /// When the service's line is not understood.
+    pub fn recv<A: DeserializeOwned>(&mut self) -> Result<Option<A>, ControlError> {
+        let mut line = Vec::new();
+        let mut bounded = (&mut self.reader).take(MAX_LINE as u64 + 1);
+        bounded.read_until(b'\n', &mut line).map_err(|source| self.io_error(source))?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        if !line.ends_with(b"\n") {
+            let cut_off = line.len() <= MAX_LINE;
+            return Err(if cut_off { ControlError::HungUp(self.path.clone()) } else { ControlError::TooLong });
+        }
+        parse(&line).map(Some)
+    }
+
+    fn io_error(&self, source: io::Error) -> ControlError {
+        ControlError::Io { path: self.path.clone(), source }
+    }
+}

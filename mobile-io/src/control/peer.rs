@@ -1,0 +1,81 @@
+//! Who is at the other end of a unix socket.
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+/// Who is at the other end, by the kernel's word.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its process.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Names the process for good, where the pid may be used again. `None` if it is gone already.
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl Peer {
+    pub(super) fn of(stream: &impl AsFd) -> io::Result<Self> {
+        let credentials = getsockopt(stream, PeerCredentials)?;
+        let (pid, uid, gid) = (credentials.pid(), credentials.uid(), credentials.gid());
+        Ok(Self { pid, uid, gid, pidfd: pidfd_of(stream, pid) })
+    }
+}
+
+/// `SO_PEERPIDFD` (Linux 6.5) names the process that connected. Before it there is only the pid, which may be
+/// another's by now.
+fn pidfd_of(stream: &impl AsFd, pid: i32) -> Option<OwnedFd> {
+    match peer_pidfd(stream) {
+        Ok(fd) => Some(fd),
+        Err(Errno::ENOPROTOOPT) => pidfd_open(pid).ok(),
+        // ESRCH: it is gone.
+        Err(_) => None,
+    }
+}
+
+fn peer_pidfd(stream: &impl AsFd) -> Result<OwnedFd, Errno> {
+    use std::os::fd::AsRawFd;
+
+    let mut fd: libc::c_int = -1;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    let socket = stream.as_fd().as_raw_fd();
+    // SAFETY: the socket is open while `stream` is borrowed; `fd` and `length` are writable and of the sizes said.
+    let outcome = unsafe {
+        libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut length)
+    };
+    Errno::result(outcome)?;
+    // SAFETY: the kernel made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes two integers and no memory.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = libc::c_int::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_a_pidfd_lead_to_the_same_process() {
+        let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        for fd in [peer_pidfd(&near).ok(), pidfd_open(pid).ok()].into_iter().flatten() {
+            use std::os::fd::AsRawFd;
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+            let line = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
+            assert_eq!(line.trim(), pid.to_string());
+        }
+        assert!(pidfd_open(pid).is_ok());
+    }
+}

@@ -1,0 +1,91 @@
+//! One path's transport: what is being written, and its orderly end.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use mobile_proto::PathId;
+use tokio::io::{AsyncBufRead, AsyncWrite};
+
+use super::TlsStream;
+
+/// How long a closed path may take to hand over its CLOSE. To drop the socket at once could destroy it: with
+/// unread bytes waiting the kernel sends a reset, which overtakes data. A few round trips of a slow link.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A path's transport.
+#[derive(Debug)]
+pub(super) struct Transport {
+    pub(super) id: PathId,
+    stream: TlsStream,
+    /// Plaintext taken from the session; bytes before `written` are in rustls.
+    pub(super) out: Vec<u8>,
+    written: usize,
+    unflushed: bool,
+    closing: Option<Closing>,
+}
+
+/// The session is done with the path: write what is left, say so, wait for the other side to hang up.
+#[derive(Debug)]
+struct Closing {
+    deadline: Instant,
+    shut: bool,
+}
+
+impl Transport {
+    pub(super) fn new(id: PathId, stream: TlsStream) -> Self {
+        Self { id, stream, out: Vec::new(), written: 0, unflushed: false, closing: None }
+    }
+
+    /// Decrypted bytes that have arrived; [`consume`](Self::consume) them. Empty: the other side hung up.
+    pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        Pin::new(&mut self.stream).poll_fill_buf(cx)
+    }
+
+    pub(super) fn consume(&mut self, bytes: usize) {
+        Pin::new(&mut self.stream).consume(bytes);
+    }
+
+    /// Writes and flushes `out`. When ready, nothing of it is left in this process.
+    pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.out.len() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[self.written..]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += written;
+            self.unflushed = true;
+        }
+        self.out.clear();
+        self.written = 0;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Begins the orderly end.
+    pub(super) fn close(&mut self, now: Instant) {
+        self.closing.get_or_insert(Closing { deadline: now + LINGER, shut: false });
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.is_some()
+    }
+
+    /// When the orderly end is given up.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.closing.as_ref().map(|closing| closing.deadline)
+    }
+
+    /// Once everything is drained: ends our direction of a closing path.
+    pub(super) fn poll_shut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(closing) = self.closing.as_mut().filter(|closing| !closing.shut) {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            closing.shut = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}

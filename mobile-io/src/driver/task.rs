@@ -1,0 +1,410 @@
+//! The driver's task: what is done in one poll, and when the next one comes.
+//!
+//! A wake-up is never lost, because a poll ends only when every source was asked and said "pending" (so it will
+//! wake us), or when more may be done, and then the task wakes itself. The one source that is not asked is the
+//! packets while the session has no room; room comes from a transmission or an acknowledgement, that is, inside a
+//! poll, and after each transmission the question is asked again.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, Session};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Sleep;
+
+use super::path::Transport;
+use super::{Command, DriverEvent, PacketIo, Snapshot, TlsStream};
+use crate::tls::{Cause, explain};
+
+/// Plaintext taken from the session at a time: four full TLS records, written with one system call. What is taken
+/// can no longer be overtaken by a better choice, so it is not more.
+const WRITE_BYTES: usize = 4 * 16 * 1024;
+
+/// Work of one round, per source: enough to pay for the round, short enough that no source waits for another.
+const READS: usize = 16;
+const PACKETS: usize = 64;
+const WRITES: usize = 4;
+
+/// Rounds of one poll; then other tasks have their turn.
+const ROUNDS: usize = 4;
+
+/// A packet source that failed (a TUN that is down) is asked again after this long.
+const IO_RETRY: Duration = Duration::from_secs(1);
+
+/// A driver that is told to stop stops within this time, whether or not the peer has heard.
+const SHUTDOWN: Duration = Duration::from_millis(500);
+
+/// Runs a driver to its end.
+pub(super) async fn run(
+    session: Session,
+    io: impl PacketIo,
+    commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::UnboundedSender<DriverEvent>,
+) {
+    let mut driver = Driver {
+        session,
+        io,
+        commands,
+        events,
+        paths: Vec::new(),
+        packet: vec![0; MAX_PACKET].into_boxed_slice(),
+        io_retry: None,
+        io_failing: false,
+        stopping: None,
+        sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+    };
+    let end = poll_fn(|cx| driver.poll(cx)).await;
+    let Driver { session, events, paths, commands, .. } = driver;
+    drop((paths, commands));
+    match end {
+        End::TakenOver(reply) => {
+            // Who asked may have gone; the packets go with it.
+            let _ = reply.send(session.into_unacknowledged());
+        }
+        End::Stopped(replies) => {
+            for reply in replies {
+                let _ = reply.send(());
+            }
+        }
+    }
+    let _ = events.send(DriverEvent::Stopped);
+}
+
+enum End {
+    TakenOver(oneshot::Sender<Vec<Box<[u8]>>>),
+    Stopped(Vec<oneshot::Sender<()>>),
+}
+
+struct Driver<I> {
+    session: Session,
+    io: I,
+    commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::UnboundedSender<DriverEvent>,
+    paths: Vec<Transport>,
+    packet: Box<[u8]>,
+    io_retry: Option<Instant>,
+    io_failing: bool,
+    stopping: Option<Stopping>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+struct Stopping {
+    deadline: Instant,
+    replies: Vec<oneshot::Sender<()>>,
+}
+
+/// Why the reading of packets stopped.
+#[derive(PartialEq)]
+enum Stop {
+    /// The source will wake us.
+    Pending,
+    /// The session has no room.
+    Full,
+    /// Enough for one round.
+    Bound,
+}
+
+impl<I: PacketIo> Driver<I> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        for _ in 0..ROUNDS {
+            let now = now();
+            if let Some(end) = self.obey(cx, now) {
+                return Poll::Ready(end);
+            }
+            if self.session.poll_timeout().is_some_and(|due| due <= now) {
+                self.session.handle_timeout(now);
+            }
+            let mut more = self.read_paths(cx, now);
+            let stop = self.take_packets(cx, now);
+            more |= self.transmit_paths(cx, now);
+            more |= stop == Stop::Bound || (stop == Stop::Full && self.wants_packets());
+            self.tell_events(now);
+            if let Some(end) = self.stopped(now) {
+                return Poll::Ready(end);
+            }
+            more |= self.sleep_is_over(cx);
+            if !more {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Does what the owner commands.
+    fn obey(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<End> {
+        while let Poll::Ready(command) = self.commands.poll_recv(cx) {
+            match command {
+                Some(Command::Open(path, stream)) => {
+                    self.discard(path);
+                    self.session.open_path(now, path);
+                    self.adopt(now, path, *stream);
+                }
+                Some(Command::Accept(hello, leftover, stream)) => {
+                    self.accept(now, &hello, &leftover, *stream);
+                }
+                Some(Command::Activate(path, keep)) => self.session.activate(now, path, &keep),
+                Some(Command::Close(path, code)) => self.close(now, path, code),
+                Some(Command::SetConfig(config)) => self.session.set_config(config),
+                Some(Command::Snapshot(reply)) => {
+                    // Who asked may have lost patience.
+                    let _ = reply.send(self.snapshot());
+                }
+                Some(Command::TakeOver(reply)) => return Some(End::TakenOver(reply)),
+                Some(Command::Shutdown(code, reply)) => self.stop(now, code, Some(reply)),
+                None => {
+                    // Nobody is left to command: the last handle is gone. The closed channel is always ready, so
+                    // it is asked once a poll.
+                    self.stop(now, CloseCode::Shutdown, None);
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    fn accept(&mut self, now: Instant, hello: &Hello, leftover: &[u8], stream: TlsStream) {
+        self.discard(hello.path);
+        if let Err(error) = self.session.accept_path(now, hello) {
+            self.tell_error(hello.path, Cause::Protocol(error.to_string()));
+            return;
+        }
+        self.adopt(now, hello.path, stream);
+        if !leftover.is_empty() {
+            let Self { session, io, .. } = self;
+            if let Err(error) = session.handle_input(now, hello.path, leftover, &mut |packet| io.send(packet)) {
+                self.misbehaved(now, hello.path, &error);
+            }
+        }
+    }
+
+    /// Takes a new transport. What the session has said until now concerns an older one of the same name.
+    fn adopt(&mut self, now: Instant, path: PathId, stream: TlsStream) {
+        self.tell_events(now);
+        self.paths.push(Transport::new(path, stream));
+    }
+
+    /// Drops whatever transport has this name.
+    fn discard(&mut self, path: PathId) {
+        self.paths.retain(|transport| transport.id != path);
+    }
+
+    fn close(&mut self, now: Instant, path: PathId, code: CloseCode) {
+        self.session.close_path(now, path, code);
+        for transport in self.paths.iter_mut().filter(|transport| transport.id == path) {
+            transport.close(now);
+        }
+    }
+
+    fn stop(&mut self, now: Instant, code: CloseCode, reply: Option<oneshot::Sender<()>>) {
+        let first = self.stopping.is_none();
+        let stopping =
+            self.stopping.get_or_insert_with(|| Stopping { deadline: now + SHUTDOWN, replies: Vec::new() });
+        stopping.replies.extend(reply);
+        if first {
+            let open: Vec<_> = self.paths.iter().map(|transport| transport.id).collect();
+            for path in open {
+                self.close(now, path, code);
+            }
+        }
+    }
+
+    /// The end, if it has come.
+    fn stopped(&mut self, now: Instant) -> Option<End> {
+        let stopping = self.stopping.take_if(|it| self.paths.is_empty() || it.deadline <= now)?;
+        Some(End::Stopped(stopping.replies))
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let stats_of = |path| Some((path, self.session.path_stats(path)?));
+        Snapshot {
+            stats: self.session.stats().clone(),
+            paths: self.session.paths().filter_map(stats_of).collect(),
+            active: self.session.active_path(),
+            queued_bytes: self.session.queued_bytes(),
+            unacked_bytes: self.session.unacked_bytes(),
+            epoch: self.session.epoch(),
+            config: self.session.config().cloned(),
+        }
+    }
+
+    /// Reads every path; true if there may be more to read at once.
+    fn read_paths(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut more = false;
+        // Backwards, because a path that ends is taken out.
+        for index in (0..self.paths.len()).rev() {
+            match self.read_path(cx, now, index) {
+                Ok(bound) => more |= bound,
+                Err(cause) => self.bury(now, index, cause),
+            }
+        }
+        more
+    }
+
+    /// Reads one path; true if there may be more to read at once.
+    fn read_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> Result<bool, Cause> {
+        for _ in 0..READS {
+            let Self { session, io, paths, .. } = self;
+            let transport = &mut paths[index];
+            let (path, closing) = (transport.id, transport.is_closing());
+            let bytes = match transport.poll_bytes(cx) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(bytes) => bytes.map_err(|error| explain(&error))?,
+            };
+            if bytes.is_empty() {
+                return Err(Cause::Network("the other side closed the connection".into()));
+            }
+            let length = bytes.len();
+            // The session is done with a closing path, and its name may have passed to another.
+            let outcome =
+                if closing { Ok(()) } else { session.handle_input(now, path, bytes, &mut |packet| io.send(packet)) };
+            transport.consume(length);
+            match outcome {
+                Err(error) => self.misbehaved(now, path, &error),
+                // A CLOSE among these bytes must be known before the hang-up that follows it is read.
+                Ok(()) => self.tell_events(now),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Feeds the session with packets.
+    fn take_packets(&mut self, cx: &mut Context<'_>, now: Instant) -> Stop {
+        if self.stopping.is_some() || self.io_retry.is_some_and(|retry| now < retry) {
+            return Stop::Pending;
+        }
+        self.io_retry = None;
+        for _ in 0..PACKETS {
+            if !self.wants_packets() {
+                return Stop::Full;
+            }
+            match self.io.poll_recv(cx, &mut self.packet) {
+                Poll::Pending => return Stop::Pending,
+                Poll::Ready(Ok(length)) => {
+                    self.io_failing = false;
+                    // What is dropped is counted by the session.
+                    let _ = self.session.enqueue(now, &self.packet[..length]);
+                }
+                Poll::Ready(Err(error)) => {
+                    self.io_retry = Some(now + IO_RETRY);
+                    if !std::mem::replace(&mut self.io_failing, true) {
+                        tracing::warn!(%error, "no packets from the device; trying again every second");
+                    }
+                    return Stop::Pending;
+                }
+            }
+        }
+        Stop::Bound
+    }
+
+    /// Without an active path the session takes packets all the same, and drops by its own policy.
+    fn wants_packets(&self) -> bool {
+        self.session.has_room() || self.session.active_path().is_none()
+    }
+
+    /// Writes to every path; true if there may be more to write at once.
+    fn transmit_paths(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut more = false;
+        for index in (0..self.paths.len()).rev() {
+            match self.transmit_path(cx, now, index) {
+                Ok(bound) => more |= bound,
+                Err(error) => {
+                    let cause = self.last_words(cx, now, index).unwrap_or_else(|| explain(&error));
+                    self.bury(now, index, cause);
+                }
+            }
+        }
+        more
+    }
+
+    /// Writes to one path; true if there may be more to write at once.
+    fn transmit_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> std::io::Result<bool> {
+        let Self { session, paths, .. } = self;
+        let transport = &mut paths[index];
+        for _ in 0..WRITES {
+            // Nothing is taken from the session while the last batch is on its way: the queue stays there.
+            if let Poll::Pending = transport.poll_drain(cx)? {
+                return Ok(false);
+            }
+            if session.wants_transmit(transport.id) {
+                session.poll_transmit(now, transport.id, &mut transport.out, WRITE_BYTES);
+            }
+            if transport.out.is_empty() {
+                // Pending or done, there is nothing more to write.
+                let _ = transport.poll_shut(cx)?;
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A path that cannot be written to may have been told why: a refusal waits to be read behind the reset.
+    fn last_words(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> Option<Cause> {
+        loop {
+            match self.read_path(cx, now, index) {
+                Ok(true) => {}
+                Ok(false) | Err(Cause::Network(_)) => return None,
+                Err(cause) => return Some(cause),
+            }
+        }
+    }
+
+    /// Drops a dead transport. The end of a closing one is no news.
+    fn bury(&mut self, now: Instant, index: usize, cause: Cause) {
+        let transport = self.paths.swap_remove(index);
+        if !transport.is_closing() {
+            self.session.path_lost(now, transport.id);
+            self.tell_error(transport.id, cause);
+        }
+    }
+
+    /// The peer broke the protocol: the path ends, the session goes on.
+    fn misbehaved(&mut self, now: Instant, path: PathId, error: &mobile_proto::ProtocolError) {
+        self.close(now, path, CloseCode::ProtocolError);
+        self.tell_error(path, Cause::Protocol(error.to_string()));
+    }
+
+    fn tell_error(&self, path: PathId, cause: Cause) {
+        let error = cause.to_string();
+        // An owner that no longer listens will drop its handles next.
+        let _ = self.events.send(DriverEvent::PathError { path, cause, error });
+    }
+
+    /// Passes on what the session says.
+    fn tell_events(&mut self, now: Instant) {
+        while let Some(event) = self.session.poll_event() {
+            if let Event::PathClosed { path, .. } = event {
+                for transport in self.paths.iter_mut().filter(|transport| transport.id == path) {
+                    transport.close(now);
+                }
+            }
+            let _ = self.events.send(DriverEvent::Session(event));
+        }
+    }
+
+    /// Arms the timer; true if something is due already.
+    fn sleep_is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let now = now();
+        self.paths.retain(|transport| transport.deadline().is_none_or(|deadline| now < deadline));
+        let wake = [
+            self.session.poll_timeout(),
+            self.io_retry.filter(|_| self.stopping.is_none()),
+            self.stopping.as_ref().map(|stopping| stopping.deadline),
+        ];
+        let lingering = self.paths.iter().filter_map(Transport::deadline).min();
+        let Some(wake) = wake.into_iter().chain([lingering]).flatten().min() else { return false };
+        let wake = tokio::time::Instant::from_std(wake);
+        // A timer that is early costs one idle poll; to set it anew in every poll costs more.
+        if self.sleep.is_elapsed() || wake < self.sleep.deadline() {
+            self.sleep.as_mut().reset(wake);
+        }
+        self.sleep.as_mut().poll(cx).is_ready()
+    }
+}
+
+/// tokio's clock, so that tests can hold it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
