@@ -1,5 +1,7 @@
 //! Route selection: the MOBILE attribute of the calling process decides about the mark of its socket.
 
+#![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{SO_MARK, SOL_SOCKET},
@@ -49,6 +51,7 @@ fn mobile_sendmsg6(ctx: SockAddrContext) -> i32 {
 }
 
 /// Why a decision could not be carried out.
+#[derive(Clone, Copy)]
 enum Error {
     /// The configuration is not there.
     NoConfig,

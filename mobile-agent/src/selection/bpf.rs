@@ -208,7 +208,8 @@ impl Selector {
     }
 }
 
-/// For cleaning up: takes the programs out of force and removes `pin_dir`. Says whether there was anything.
+/// For cleaning up: removes `pin_dir`, and with it the programs: the kernel detaches them within milliseconds. Says
+/// whether there was anything.
 pub(crate) fn remove(pin_dir: &Path) -> Result<bool> {
     pins::remove(pin_dir)
 }
@@ -320,4 +321,28 @@ impl log::Log for ToTracing {
     }
 
     fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selection::probe::Place;
+
+    #[test]
+    fn a_failed_start_removes_what_it_created_and_leaves_what_was_there() {
+        Place::with(|place| {
+            let config = Config::default();
+            pins::ensure_dir(&place.pin_dir).unwrap();
+            // Programs load, but this is no cgroup to attach them to.
+            let failed = Selector::load(&place.pin_dir, Path::new("/proc"), config);
+            assert!(matches!(failed.err().unwrap(), BpfError::Program { .. }));
+            assert!(pins::generations(&place.pin_dir).unwrap().is_empty());
+
+            drop(place.load());
+            let before = pins::generations(&place.pin_dir).unwrap();
+            assert!(Selector::load(&place.pin_dir, Path::new("/proc"), config).is_err());
+            assert_eq!(pins::generations(&place.pin_dir).unwrap(), before);
+            assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
+        });
+    }
 }

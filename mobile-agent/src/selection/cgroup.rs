@@ -99,7 +99,11 @@ pub(crate) struct Cgroup2 {
 impl Cgroup2 {
     /// The mount that `path` is on, or any if none is asked for.
     pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
-        let mountinfo = read("/proc/self/mountinfo".as_ref())?;
+        let file = Path::new("/proc/self/mountinfo");
+        Self::choose(&fs::read_to_string(file).map_err(io_error("read", file))?, path)
+    }
+
+    fn choose(mountinfo: &str, path: Option<&Path>) -> Result<Self> {
         let mounts: Vec<Self> = mountinfo.lines().filter_map(parse_mount).collect();
         let any = mounts.first().cloned().ok_or(CgroupError::NoCgroup2)?;
         let Some(path) = path else { return Ok(any) };
@@ -345,10 +349,140 @@ fn is_gone(error: &io::Error) -> bool {
         || matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV))
 }
 
-fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(io_error("read", path))
-}
-
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     move |source| CgroupError::Io { action, path: path.into(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selection::probe::{Place, Probe};
+
+    const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+        40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n\
+        41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n\
+        42 31 0:38 /jail /srv/my\\040jail rw,relatime - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn cgroup2_is_found_wherever_it_is_mounted() {
+        let found = Cgroup2::choose(HYBRID, None).unwrap();
+        assert_eq!(found, Cgroup2 { mount: "/sys/fs/cgroup/unified".into(), root: "/".into() });
+        let found = Cgroup2::choose(HYBRID, Some("/srv/my jail/mobile".as_ref())).unwrap();
+        assert_eq!(found, Cgroup2 { mount: "/srv/my jail".into(), root: "/jail".into() });
+        assert_eq!(found.dir("/jail/a/b".as_ref()), Some("/srv/my jail/a/b".into()));
+        assert_eq!(found.dir("/jail".as_ref()), Some("/srv/my jail".into()));
+        assert_eq!(found.dir("/elsewhere".as_ref()), None);
+    }
+
+    #[test]
+    fn a_missing_cgroup2_or_a_path_outside_it_is_a_clear_error() {
+        let error = Cgroup2::choose("31 23 0:28 / /sys rw - sysfs sysfs rw\n", None).unwrap_err();
+        assert!(error.to_string().contains("mount -t cgroup2"), "{error}");
+        let error = Cgroup2::choose(HYBRID, Some("/tmp/mobile".as_ref())).unwrap_err();
+        assert!(error.to_string().contains("/sys/fs/cgroup/unified"), "{error}");
+        let mount = Cgroup2::find(None).unwrap().mount;
+        assert!(matches!(MobileCgroup::ensure(Some(&mount)), Err(CgroupError::Root(_))));
+    }
+
+    #[test]
+    fn the_level_counts_from_the_root_of_the_hierarchy() {
+        let at = |path: &str| MobileCgroup {
+            cgroup2: Cgroup2::choose(HYBRID, None).unwrap(),
+            dir: PathBuf::new(),
+            path: path.into(),
+            id: 1,
+        };
+        assert_eq!(at("/mobile").level(), 1);
+        assert_eq!(at("/jail/a/mobile").level(), 3);
+    }
+
+    #[test]
+    fn detach_puts_a_process_back_where_it_came_from() {
+        Place::with(|place| {
+            let cgroup = &place.cgroup;
+            let origin = Origin::make(cgroup, "a b.scope");
+            let probe = Probe::start();
+            move_process(probe.pid(), &origin.0).unwrap();
+            let before = cgroup_of(probe.pid()).unwrap();
+            assert!(!cgroup.is_mobile(probe.pid()).unwrap());
+
+            for _ in 0..2 {
+                cgroup.attach(probe.pid()).unwrap();
+                assert!(cgroup.is_mobile(probe.pid()).unwrap());
+                assert_eq!(cgroup.pids().unwrap(), [probe.pid()]);
+            }
+            // Another agent knows it as well.
+            let later = MobileCgroup::ensure(Some(cgroup.dir())).unwrap();
+            for _ in 0..2 {
+                later.detach(probe.pid()).unwrap();
+                assert_eq!(cgroup_of(probe.pid()).unwrap(), before);
+            }
+            assert!(cgroup.pids().unwrap().is_empty());
+        });
+    }
+
+    #[test]
+    fn detach_survives_the_end_of_the_origin() {
+        Place::with(|place| {
+            let origin = Origin::make(&place.cgroup, "session.scope");
+            let probe = Probe::start();
+            move_process(probe.pid(), &origin.0).unwrap();
+            place.cgroup.attach(probe.pid()).unwrap();
+            let above = origin.0.parent().unwrap().to_path_buf();
+            fs::remove_dir(&origin.0).unwrap();
+            place.cgroup.detach(probe.pid()).unwrap();
+            let now = cgroup_of(probe.pid()).unwrap();
+            assert_eq!(place.cgroup.cgroup2.dir(&now).unwrap(), above);
+        });
+    }
+
+    #[test]
+    fn remove_puts_everybody_back_and_leaves_nothing() {
+        Place::with(|place| {
+            let probes = [place.mobile(), place.mobile()];
+            place.cgroup.remove().unwrap();
+            assert!(!place.cgroup.dir().exists());
+            assert!(MobileCgroup::existing(Some(place.cgroup.dir())).unwrap().is_none());
+            for probe in &probes {
+                assert!(!place.cgroup.is_mobile(probe.pid()).unwrap());
+            }
+            place.cgroup.remove().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_named() {
+        Place::with(|place| {
+            let probe = Probe::start();
+            let pid = probe.pid();
+            probe.kill();
+            for result in [place.cgroup.attach(pid), place.cgroup.detach(pid)] {
+                assert!(matches!(result, Err(CgroupError::NoProcess(gone)) if gone == pid));
+            }
+        });
+    }
+
+    /// A cgroup beside the mobile one, removed at the end with the one above it.
+    struct Origin(PathBuf);
+
+    impl Origin {
+        fn make(cgroup: &MobileCgroup, name: &str) -> Self {
+            let above = cgroup.dir().with_extension("origin");
+            fs::create_dir_all(above.join(name)).unwrap();
+            Self(above.join(name))
+        }
+    }
+
+    impl Drop for Origin {
+        fn drop(&mut self) {
+            // Exiting processes hold it for a moment after they are waited for.
+            for _ in 0..REMOVE_PASSES {
+                let _ = fs::remove_dir(&self.0);
+                match self.0.parent().map(fs::remove_dir) {
+                    Some(Err(error)) if !is_gone(&error) => std::thread::sleep(REMOVE_PAUSE),
+                    _ => return,
+                }
+            }
+        }
+    }
 }

@@ -4,3 +4,8 @@ pub(crate) mod bpf;
 pub(crate) mod cgroup;
 mod pins;
 pub(crate) mod process;
+
+#[cfg(test)]
+mod probe;
+#[cfg(test)]
+mod tests;

@@ -164,3 +164,75 @@ fn parse_stat(stat: &str) -> Option<(String, u64)> {
     let start_time = after.split(' ').nth(22 - 3)?.parse().ok()?;
     Some((comm.into(), start_time))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+    use crate::selection::probe::Probe;
+
+    #[test]
+    fn a_process_is_shown_with_the_connections_it_holds() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let udp = UdpSocket::bind("[::1]:0").unwrap();
+        udp.connect(udp.local_addr().unwrap()).unwrap();
+        let unconnected = UdpSocket::bind("127.0.0.1:0").unwrap();
+
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let this = read(pid).unwrap();
+        assert_eq!(this.pid, pid);
+        assert_eq!(this.uid, nix::unistd::geteuid().as_raw());
+        assert_eq!(this.cmdline, std::env::args().collect::<Vec<_>>());
+        let expected = |transport, local, remote| Connection { transport, local, remote };
+        let tcp = expected(Transport::Tcp, tcp.local_addr().unwrap(), tcp.peer_addr().unwrap());
+        let udp = expected(Transport::Udp, udp.local_addr().unwrap(), udp.peer_addr().unwrap());
+        assert!(this.connections.contains(&tcp), "{:?}", this.connections);
+        assert!(this.connections.contains(&udp), "{:?}", this.connections);
+        let others = [listener.local_addr().unwrap(), unconnected.local_addr().unwrap()];
+        // The listener's address is also that of the end it accepts, which nobody holds yet.
+        assert!(!this.connections.iter().any(|c| others.contains(&c.local)), "{:?}", this.connections);
+
+        assert!(tcp.is_mobile(&["127.0.0.1".parse().unwrap()]));
+        assert!(!tcp.is_mobile(&["10.77.0.2".parse().unwrap()]));
+    }
+
+    #[test]
+    fn processes_that_are_gone_are_left_out() {
+        let probe = Probe::start();
+        let (pid, own) = (probe.pid(), i32::try_from(std::process::id()).unwrap());
+        let started = list(&[pid, own]).iter().map(|p| (p.pid, p.start_time)).collect::<Vec<_>>();
+        assert_eq!(started.iter().map(|s| s.0).collect::<Vec<_>>(), [pid, own]);
+        assert!(started[0].1 >= started[1].1);
+        probe.kill();
+        assert_eq!(list(&[pid, own]).len(), 1);
+        assert!(read(pid).is_err());
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn addresses_are_read_as_the_kernel_writes_them() {
+        let line = "  3: 0100007F:1F90 0200007F:0016 01 00000000:00000000 00:00000000 00000000  1000        0 4711 1";
+        let (inode, connection) = parse_socket(line, Transport::Tcp).unwrap();
+        assert_eq!(inode, 4711);
+        assert_eq!(connection.local, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(connection.remote, "127.0.0.2:22".parse().unwrap());
+        let v6 = parse_address("B80D0120000000000000000001000000:01BB").unwrap();
+        assert_eq!(v6, "[2001:db8::1]:443".parse().unwrap());
+        let mapped = parse_address("0000000000000000FFFF00000100007F:0050").unwrap();
+        assert_eq!(mapped, "127.0.0.1:80".parse().unwrap());
+        for bad in ["", "0100007F", "0100007:50", "zz00007F:50", "0100007F0100007F:50", "0100007F:zz"] {
+            assert_eq!(parse_address(bad), None, "{bad}");
+        }
+        let header = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
+        assert!(parse_socket(header, Transport::Tcp).is_none());
+    }
+
+    #[test]
+    fn a_name_may_hold_parentheses_and_spaces() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 10 20";
+        assert_eq!(parse_stat(stat), Some(("a) b (c".into(), 4242)));
+        assert_eq!(parse_stat("7 (short) S 1"), None);
+    }
+}

@@ -1,0 +1,316 @@
+//! Route selection on the real kernel: what a process is decides about the marks of its sockets.
+
+use std::{
+    io::{Read as _, Seek as _},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use mobile_ebpf_common::{Verdict, map};
+
+use super::{
+    bpf::{self, BpfError, Selector},
+    pins,
+    probe::{FOREIGN, Place, Probe},
+};
+
+const MARK: u32 = 0x4d00_0000;
+const KINDS: [&str; 8] = ["tcp4", "tcp6", "udp4", "udp6", "ping4", "ping6", "raw4", "raw6"];
+/// Kinds with a connect() that passes the programs, and a destination for each; the second of each IPv6 one is
+/// IPv4-mapped. Nothing listens there.
+const CONNECTS: [(&str, &str); 8] = [
+    ("tcp4", "127.0.0.1:9"),
+    ("tcp6", "[::1]:9"),
+    ("tcp6", "[::ffff:127.0.0.1]:9"),
+    ("udp4", "127.0.0.1:9"),
+    ("udp6", "[::1]:9"),
+    ("udp6", "[::ffff:127.0.0.1]:9"),
+    ("ping4", "127.0.0.1:0"),
+    ("ping6", "[::1]:0"),
+];
+const SENDS: [(&str, &str); 3] =
+    [("udp4", "127.0.0.1:9"), ("udp6", "[::1]:9"), ("udp6", "[::ffff:127.0.0.1]:9")];
+
+fn count(selector: &Selector, wanted: Verdict) -> u64 {
+    let verdicts = selector.verdicts().unwrap();
+    verdicts.into_iter().find(|(verdict, _)| *verdict == wanted).unwrap().1
+}
+
+#[test]
+fn every_socket_a_mobile_process_makes_is_marked_and_no_other() {
+    Place::with(|place| {
+        let selector = place.load();
+        let (mut mobile, mut ordinary) = (place.mobile(), Probe::start());
+        for kind in KINDS {
+            assert_eq!(mobile.open(kind), MARK, "{kind}");
+            assert_eq!(ordinary.open(kind), 0, "{kind}");
+        }
+        for (kind, to) in CONNECTS {
+            mobile.open(kind);
+            ordinary.open(kind);
+            assert_eq!(mobile.connect(kind, to), MARK, "{kind} {to}");
+            assert_eq!(ordinary.connect(kind, to), 0, "{kind} {to}");
+        }
+        assert_eq!(count(&selector, Verdict::Failed), 0);
+    });
+}
+
+#[test]
+fn the_attribute_at_connect_decides_for_sockets_made_before() {
+    Place::with(|place| {
+        let selector = place.load();
+        for (kind, to) in CONNECTS {
+            let mut probe = Probe::start();
+            assert_eq!(probe.open(kind), 0);
+            place.cgroup.attach(probe.pid()).unwrap();
+            assert_eq!(probe.connect(kind, to), MARK, "{kind} {to}");
+
+            let mut probe = place.mobile();
+            assert_eq!(probe.open(kind), MARK);
+            place.cgroup.detach(probe.pid()).unwrap();
+            assert_eq!(probe.connect(kind, to), 0, "{kind} {to}");
+        }
+        assert_eq!(count(&selector, Verdict::Cleared), CONNECTS.len() as u64);
+    });
+}
+
+#[test]
+fn an_unconnected_datagram_follows_the_attribute_too() {
+    Place::with(|place| {
+        let _selector = place.load();
+        for (kind, to) in SENDS {
+            let mut probe = Probe::start();
+            probe.open(kind);
+            assert_eq!(probe.send(kind, to), 0);
+            place.cgroup.attach(probe.pid()).unwrap();
+            assert_eq!(probe.send(kind, to), MARK, "{kind} {to}");
+            place.cgroup.detach(probe.pid()).unwrap();
+            assert_eq!(probe.send(kind, to), 0, "{kind} {to}");
+        }
+    });
+}
+
+#[test]
+fn bits_of_the_mark_that_are_not_ours_stay() {
+    Place::with(|place| {
+        let _selector = place.load();
+        let foreign = 0x2a & FOREIGN;
+        let mut probe = Probe::start();
+        probe.open("udp4");
+        assert_eq!(probe.set_mark("udp4", foreign), foreign);
+        place.cgroup.attach(probe.pid()).unwrap();
+        assert_eq!(probe.connect("udp4", "127.0.0.1:9"), MARK | foreign);
+        place.cgroup.detach(probe.pid()).unwrap();
+        assert_eq!(probe.connect("udp4", "127.0.0.1:9"), foreign);
+    });
+}
+
+#[test]
+fn children_inherit() {
+    Place::with(|place| {
+        let _selector = place.load();
+        let mut probe = Probe::start();
+        assert_eq!(probe.child_opens("tcp4"), 0);
+        place.cgroup.attach(probe.pid()).unwrap();
+        assert_eq!(probe.child_opens("tcp4"), MARK);
+        place.cgroup.detach(probe.pid()).unwrap();
+        assert_eq!(probe.child_opens("tcp4"), 0);
+    });
+}
+
+#[test]
+fn other_network_namespaces_are_left_alone() {
+    Place::with(|place| {
+        let selector = place.load();
+        let mut probe = place.mobile();
+        assert_eq!(probe.open("udp4"), MARK);
+        probe.leave_namespace();
+        assert_eq!(probe.open("tcp4"), 0);
+        assert_eq!(count(&selector, Verdict::OtherNamespace), 1);
+        // Someone else's mark that looks like ours.
+        place.cgroup.detach(probe.pid()).unwrap();
+        assert_eq!(probe.set_mark("tcp4", MARK), MARK);
+        assert_eq!(probe.connect("tcp4", "127.0.0.1:9"), MARK);
+        assert_eq!(count(&selector, Verdict::Cleared), 0);
+    });
+}
+
+#[test]
+fn verdicts_count_every_decision_once() {
+    Place::with(|place| {
+        let selector = place.load();
+        let mut mobile = place.mobile();
+        mobile.open("udp4");
+        mobile.connect("udp4", "127.0.0.1:9");
+        mobile.connect("udp4", "127.0.0.1:10");
+        assert_eq!(count(&selector, Verdict::Marked), 1);
+        assert_eq!(count(&selector, Verdict::Kept), 2);
+        let before = count(&selector, Verdict::Ordinary);
+        Probe::start().open("udp4");
+        assert!(count(&selector, Verdict::Ordinary) > before);
+    });
+}
+
+#[test]
+fn a_killed_agent_leaves_everything_in_force_and_the_next_adopts_it() {
+    Place::with(|place| {
+        let mut agent = Probe::start();
+        agent.become_agent(place);
+        let mut mobile = place.mobile();
+        assert_eq!(mobile.open("tcp4"), MARK);
+        agent.kill();
+
+        for kind in KINDS {
+            assert_eq!(mobile.open(kind), MARK, "{kind}");
+        }
+        let mut late = Probe::start();
+        late.open("tcp4");
+        place.cgroup.attach(late.pid()).unwrap();
+        assert_eq!(late.connect("tcp4", "127.0.0.1:9"), MARK);
+
+        let next = place.load();
+        assert!(next.adopted());
+        assert_eq!(count(&next, Verdict::Marked), 2 + KINDS.len() as u64);
+        assert_eq!(mobile.open("tcp4"), MARK);
+        assert_eq!(count(&next, Verdict::Marked), 3 + KINDS.len() as u64);
+        assert_eq!(pins::generations(&place.pin_dir).unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn no_socket_slips_through_while_agents_take_over() {
+    Place::with(|place| {
+        let _first = place.load();
+        let mut mobile = place.mobile();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let relaxed = std::sync::atomic::Ordering::Relaxed;
+        std::thread::scope(|scope| {
+            let sockets = scope.spawn(|| {
+                let mut opened = 0_u32;
+                while !stop.load(relaxed) {
+                    assert_eq!(mobile.open("udp4"), MARK, "after {opened}");
+                    opened += 1;
+                }
+                opened
+            });
+            for _ in 0..5 {
+                drop(place.load());
+            }
+            stop.store(true, relaxed);
+            assert!(sockets.join().unwrap() > 0);
+        });
+    });
+}
+
+#[test]
+fn a_new_mark_takes_effect_at_adoption() {
+    Place::with(|place| {
+        drop(place.load());
+        let mut mobile = place.mobile();
+        assert_eq!(mobile.open("tcp4"), MARK);
+        let marking = bpf::Marking { mark: 0x5e00_0000, ..place.marking };
+        let _next = Selector::load_or_adopt(&place.pin_dir, &place.cgroup, marking).unwrap();
+        assert_eq!(mobile.open("tcp4"), 0x5e00_0000);
+    });
+}
+
+#[test]
+fn counters_of_another_shape_are_replaced() {
+    Place::with(|place| {
+        drop(place.load());
+        let generation = pins::generations(&place.pin_dir).unwrap().remove(0);
+        let verdicts = pins::pin(&generation, "map", map::VERDICTS);
+        std::fs::remove_file(&verdicts).unwrap();
+        let other = aya::maps::MapData::from_pin(pins::pin(&generation, "map", map::CONFIG)).unwrap();
+        other.pin(&verdicts).unwrap();
+        let next = place.load();
+        assert!(next.adopted());
+        assert_eq!(place.mobile().open("tcp4"), MARK);
+        assert_eq!(count(&next, Verdict::Marked), 1);
+    });
+}
+
+#[test]
+fn a_half_filled_generation_of_a_killed_agent_is_removed() {
+    Place::with(|place| {
+        drop(place.load());
+        std::fs::create_dir(place.pin_dir.join("2")).unwrap();
+        let next = place.load();
+        assert_eq!(place.mobile().open("tcp4"), MARK);
+        assert_eq!(count(&next, Verdict::Marked), 1);
+        assert_eq!(pins::generations(&place.pin_dir).unwrap(), [place.pin_dir.join("3")]);
+    });
+}
+
+#[test]
+fn remove_takes_it_all_out_of_force() {
+    Place::with(|place| {
+        drop(place.load());
+        let mut mobile = place.mobile();
+        assert_eq!(mobile.open("tcp4"), MARK);
+        assert!(bpf::remove(&place.pin_dir).unwrap());
+        assert!(!place.pin_dir.exists());
+        // The kernel detaches an unpinned link in the background.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while mobile.open("tcp4") != 0 {
+            assert!(Instant::now() < deadline, "still marked");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!bpf::remove(&place.pin_dir).unwrap());
+    });
+}
+
+#[test]
+fn a_pin_directory_elsewhere_is_refused_and_nothing_is_left() {
+    Place::with(|place| {
+        let dir = tempfile::tempdir().unwrap();
+        let pin_dir = dir.path().join("pins");
+        let result = Selector::load_or_adopt(&pin_dir, &place.cgroup, place.marking);
+        let Err(error) = result else { panic!("{} accepted", pin_dir.display()) };
+        assert!(matches!(error, BpfError::NotBpffs(_)), "{error}");
+        assert!(error.to_string().contains("/sys/fs/bpf"), "{error}");
+        assert!(!pin_dir.exists());
+    });
+}
+
+#[test]
+fn a_service_without_cap_sys_resource_can_load() {
+    Place::with(|place| {
+        let mut agent = Probe::start_without_sys_resource();
+        agent.become_agent(place);
+        assert_eq!(place.mobile().open("tcp4"), MARK);
+    });
+}
+
+#[test]
+fn messages_of_the_programs_reach_tracing_when_asked_for() {
+    Place::with(|place| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut output = tempfile::tempfile().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_writer(Mutex::new(output.try_clone().unwrap()))
+            .finish();
+        let _default = tracing::subscriber::set_default(subscriber);
+        let marking = bpf::Marking { log: true, ..place.marking };
+        let mut selector = Selector::load_or_adopt(&place.pin_dir, &place.cgroup, marking).unwrap();
+        let mut probe = Probe::start();
+        probe.open("udp4");
+        place.cgroup.attach(probe.pid()).unwrap();
+        let expected = format!("connect4: pid {}: socket mark is now 4d000000", probe.pid());
+        runtime.block_on(async {
+            let logs = selector.spawn_logs().unwrap();
+            probe.connect("udp4", "127.0.0.1:9");
+            let mut text = String::new();
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while !text.contains(&expected) {
+                assert!(Instant::now() < deadline, "{text}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                output.rewind().unwrap();
+                text.clear();
+                output.read_to_string(&mut text).unwrap();
+            }
+            logs.abort();
+        });
+    });
+}
