@@ -11,7 +11,6 @@ const TOOLCHAIN_FILE: &str = include_str!("../rust-toolchain.toml");
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=../rust-toolchain.toml");
     println!("cargo::rerun-if-changed=../mobile-ebpf-common/src");
-    println!("cargo::rerun-if-env-changed=PATH");
     if !in_path("bpf-linker") {
         bail!(
             "bpf-linker is not installed: it links the eBPF programs of the MOBILE route. \

@@ -14,21 +14,22 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray},
-    pin::PinError,
     programs::{
-        CgroupAttachMode, Program, ProgramError,
+        CgroupAttachMode, Program,
         links::{FdLink, LinkError},
     },
 };
-use aya_log::EbpfLogger;
 use mobile_ebpf_common::{Config, Verdict, map, program};
 use nix::{
     libc,
     sys::resource::{RLIM_INFINITY, Resource, setrlimit},
 };
-use tokio::{io::unix::AsyncFd, task::JoinHandle};
+use tokio::task::JoinHandle;
 
+pub(crate) use super::bpf_error::BpfError;
 use super::{
+    bpf_error::Result,
+    bpf_log,
     cgroup::MobileCgroup,
     pins::{self, Generation},
 };
@@ -41,70 +42,6 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The map aya-log keeps its messages in.
 const LOGS: &str = "AYA_LOGS";
-
-/// What can go wrong with the programs.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BpfError {
-    /// The place for pins cannot hold any.
-    #[error("{0} is not on a BPF file system; name a directory below /sys/fs/bpf in `[bpf] pin_dir`")]
-    NotBpffs(PathBuf),
-    /// A failure outside the BPF system call.
-    #[error("cannot {action} {path}: {source}")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The kernel does not tell one network namespace from another.
-    #[error("cannot identify the network namespace (SO_NETNS_COOKIE): {0}; Linux 5.14 or later is needed")]
-    Namespace(io::Error),
-    /// The object could not be loaded.
-    #[error("cannot load the eBPF programs: {0}; `mobile check` says what is missing")]
-    Load(#[from] EbpfError),
-    /// One program could not be loaded or attached.
-    #[error("cannot load or attach the eBPF program {name}: {source}; `mobile check` says what is missing")]
-    Program {
-        /// Which.
-        name: &'static str,
-        /// Why not.
-        source: ProgramError,
-    },
-    /// A program that has no link to pin (Linux before 5.7).
-    #[error("the eBPF program {name} cannot outlive the agent: {source}; Linux 5.7 or later is needed")]
-    Link {
-        /// Which.
-        name: &'static str,
-        /// Why not.
-        source: LinkError,
-    },
-    /// Something could not be pinned.
-    #[error("cannot pin {path}: {source}")]
-    Pin {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        source: PinError,
-    },
-    /// A map could not be used.
-    #[error("cannot use the eBPF map {name}: {source}")]
-    Map {
-        /// Which.
-        name: &'static str,
-        /// Why not.
-        source: MapError,
-    },
-    /// The object lacks something it is built with.
-    #[error("the eBPF object of this build has no {0}; build again with `cargo xtask build`")]
-    Missing(&'static str),
-    /// The messages of the programs cannot be read.
-    #[error("cannot read the messages of the eBPF programs: {0}")]
-    Logs(String),
-}
-
-type Result<T> = std::result::Result<T, BpfError>;
 
 /// How sockets of mobile processes are marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,17 +98,7 @@ impl Selector {
 
     /// Forwards the messages of the programs to `tracing`, until the task is aborted.
     pub(crate) fn spawn_logs(&mut self) -> Result<JoinHandle<()>> {
-        let logger = EbpfLogger::init_with_logger(&mut self.ebpf, ToTracing)
-            .map_err(|error| BpfError::Logs(error.to_string()))?;
-        // SAFETY: the logger owns its descriptor, and neither closes nor changes it before it is dropped.
-        let logger = unsafe { AsyncFd::register(logger) };
-        let mut logger = logger.map_err(|error| BpfError::Logs(error.to_string()))?;
-        Ok(tokio::spawn(async move {
-            while let Ok(mut ready) = logger.readable_mut().await {
-                ready.get_inner_mut().flush();
-                ready.clear_ready();
-            }
-        }))
+        bpf_log::spawn(&mut self.ebpf)
     }
 
     fn load(pin_dir: &Path, root: &Path, config: Config) -> Result<Self> {
@@ -299,28 +226,6 @@ fn netns_cookie() -> io::Result<u64> {
 
 fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
     move |source| BpfError::Map { name, source }
-}
-
-/// The messages of the programs, in the words of `tracing`.
-struct ToTracing;
-
-impl log::Log for ToTracing {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        let message = record.args();
-        match record.level() {
-            log::Level::Error => tracing::error!(target: "mobile::bpf", "{message}"),
-            log::Level::Warn => tracing::warn!(target: "mobile::bpf", "{message}"),
-            log::Level::Info => tracing::info!(target: "mobile::bpf", "{message}"),
-            log::Level::Debug => tracing::debug!(target: "mobile::bpf", "{message}"),
-            log::Level::Trace => tracing::trace!(target: "mobile::bpf", "{message}"),
-        }
-    }
-
-    fn flush(&self) {}
 }
 
 #[cfg(test)]

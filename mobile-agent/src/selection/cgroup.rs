@@ -12,6 +12,9 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use super::cgroup2::Cgroup2;
+use super::cgroup2::{depth, join};
+
 /// The directory below the mobile cgroup that mirrors the origins.
 const FROM: &str = "from";
 
@@ -85,44 +88,7 @@ pub(crate) enum CgroupError {
     },
 }
 
-type Result<T> = std::result::Result<T, CgroupError>;
-
-/// The cgroup2 hierarchy as it is mounted here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Cgroup2 {
-    /// Where.
-    mount: PathBuf,
-    /// The cgroup that is at the mount point: `/` unless a part of the hierarchy was bind-mounted.
-    root: PathBuf,
-}
-
-impl Cgroup2 {
-    /// The mount that `path` is on, or any if none is asked for.
-    pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
-        let file = Path::new("/proc/self/mountinfo");
-        Self::choose(&fs::read_to_string(file).map_err(io_error("read", file))?, path)
-    }
-
-    fn choose(mountinfo: &str, path: Option<&Path>) -> Result<Self> {
-        let mounts: Vec<Self> = mountinfo.lines().filter_map(parse_mount).collect();
-        let any = mounts.first().cloned().ok_or(CgroupError::NoCgroup2)?;
-        let Some(path) = path else { return Ok(any) };
-        // Of mounts inside one another the innermost counts.
-        let on = mounts.into_iter().filter(|m| path.starts_with(&m.mount));
-        on.max_by_key(|m| m.mount.components().count())
-            .ok_or_else(|| CgroupError::Outside { path: path.into(), mount: any.mount })
-    }
-
-    /// Where the root of the hierarchy is mounted: the place to attach programs that must see every process.
-    pub(crate) fn mount(&self) -> &Path {
-        &self.mount
-    }
-
-    /// The directory of the cgroup `path`, as /proc/PID/cgroup names it.
-    fn dir(&self, path: &Path) -> Option<PathBuf> {
-        Some(join(&self.mount, path.strip_prefix(&self.root).ok()?))
-    }
-}
+pub(super) type Result<T> = std::result::Result<T, CgroupError>;
 
 /// The mobile cgroup.
 #[derive(Clone, Debug)]
@@ -150,22 +116,19 @@ impl MobileCgroup {
 
     fn locate(path: Option<&Path>) -> Result<(Cgroup2, PathBuf)> {
         let cgroup2 = Cgroup2::find(path)?;
-        let dir = path.map_or_else(|| cgroup2.mount.join("mobile"), Path::to_path_buf);
-        if dir == cgroup2.mount {
+        let dir = path.map_or_else(|| cgroup2.mount().join("mobile"), Path::to_path_buf);
+        if dir == cgroup2.mount() {
             return Err(CgroupError::Root(dir));
         }
-        // The root of the hierarchy is the only cgroup without this file. Below another one the level a program
-        // counts from the real root cannot be known, and every process would silently be an ordinary one.
-        if cgroup2.root == Path::new("/") && cgroup2.mount.join("cgroup.events").exists() {
-            return Err(CgroupError::Namespace(cgroup2.mount));
+        if cgroup2.is_partial() {
+            return Err(CgroupError::Namespace(cgroup2.mount().into()));
         }
         Ok((cgroup2, dir))
     }
 
     fn at(cgroup2: Cgroup2, dir: PathBuf) -> Result<Self> {
         let id = fs::metadata(&dir).map_err(io_error("look at the cgroup", &dir))?.ino();
-        let below = dir.strip_prefix(&cgroup2.mount).unwrap_or(&dir);
-        let path = join(&cgroup2.root, below);
+        let path = cgroup2.path(&dir);
         Ok(Self { cgroup2, dir, path, id })
     }
 
@@ -186,8 +149,7 @@ impl MobileCgroup {
 
     /// Its depth below the root of the hierarchy.
     pub(crate) fn level(&self) -> u32 {
-        let depth = self.path.components().filter(|c| matches!(c, Component::Normal(_))).count();
-        u32::try_from(depth).unwrap_or(u32::MAX)
+        depth(&self.path)
     }
 
     /// Gives a process, with all its threads, the MOBILE attribute. One that has it stays where it is.
@@ -220,7 +182,7 @@ impl MobileCgroup {
             }
         }
         // A bind-mounted part of the hierarchy may not show the origin at all.
-        move_process(pid, &self.cgroup2.mount).map_err(|_| last)
+        move_process(pid, self.cgroup2.mount()).map_err(|_| last)
     }
 
     /// Whether a process has the MOBILE attribute.
@@ -309,36 +271,6 @@ fn move_process(pid: i32, dir: &Path) -> Result<()> {
     }
 }
 
-/// One line of mountinfo, if it is of a cgroup2:
-/// `41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw`.
-fn parse_mount(line: &str) -> Option<Cgroup2> {
-    let (fields, of_fs) = line.split_once(" - ")?;
-    if of_fs.split(' ').next() != Some("cgroup2") {
-        return None;
-    }
-    let mut fields = fields.split(' ').skip(3);
-    let root = unescape(fields.next()?);
-    Some(Cgroup2 { root, mount: unescape(fields.next()?) })
-}
-
-/// mountinfo writes space, tab, newline and backslash as a backslash and three octal digits.
-fn unescape(field: &str) -> PathBuf {
-    let (mut path, mut rest) = (String::new(), field);
-    while let Some((before, after)) = rest.split_once('\\') {
-        path.push_str(before);
-        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        path.push(char::from(code.unwrap_or(b'\\')));
-        rest = if code.is_some() { &after[3..] } else { after };
-    }
-    path.push_str(rest);
-    PathBuf::from(path)
-}
-
-/// `Path::join` without its surprises: nothing is appended for nothing.
-fn join(base: &Path, below: &Path) -> PathBuf {
-    if below.as_os_str().is_empty() { base.into() } else { base.join(below) }
-}
-
 fn strip_root(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
@@ -349,7 +281,7 @@ fn is_gone(error: &io::Error) -> bool {
         || matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV))
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     move |source| CgroupError::Io { action, path: path.into(), source }
 }
 
@@ -358,42 +290,10 @@ mod tests {
     use super::*;
     use crate::selection::probe::{Place, Probe};
 
-    const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
-        40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n\
-        41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n\
-        42 31 0:38 /jail /srv/my\\040jail rw,relatime - cgroup2 cgroup2 rw\n";
-
     #[test]
-    fn cgroup2_is_found_wherever_it_is_mounted() {
-        let found = Cgroup2::choose(HYBRID, None).unwrap();
-        assert_eq!(found, Cgroup2 { mount: "/sys/fs/cgroup/unified".into(), root: "/".into() });
-        let found = Cgroup2::choose(HYBRID, Some("/srv/my jail/mobile".as_ref())).unwrap();
-        assert_eq!(found, Cgroup2 { mount: "/srv/my jail".into(), root: "/jail".into() });
-        assert_eq!(found.dir("/jail/a/b".as_ref()), Some("/srv/my jail/a/b".into()));
-        assert_eq!(found.dir("/jail".as_ref()), Some("/srv/my jail".into()));
-        assert_eq!(found.dir("/elsewhere".as_ref()), None);
-    }
-
-    #[test]
-    fn a_missing_cgroup2_or_a_path_outside_it_is_a_clear_error() {
-        let error = Cgroup2::choose("31 23 0:28 / /sys rw - sysfs sysfs rw\n", None).unwrap_err();
-        assert!(error.to_string().contains("mount -t cgroup2"), "{error}");
-        let error = Cgroup2::choose(HYBRID, Some("/tmp/mobile".as_ref())).unwrap_err();
-        assert!(error.to_string().contains("/sys/fs/cgroup/unified"), "{error}");
-        let mount = Cgroup2::find(None).unwrap().mount;
-        assert!(matches!(MobileCgroup::ensure(Some(&mount)), Err(CgroupError::Root(_))));
-    }
-
-    #[test]
-    fn the_level_counts_from_the_root_of_the_hierarchy() {
-        let at = |path: &str| MobileCgroup {
-            cgroup2: Cgroup2::choose(HYBRID, None).unwrap(),
-            dir: PathBuf::new(),
-            path: path.into(),
-            id: 1,
-        };
-        assert_eq!(at("/mobile").level(), 1);
-        assert_eq!(at("/jail/a/mobile").level(), 3);
+    fn the_root_of_the_hierarchy_is_refused() {
+        let cgroup2 = Cgroup2::find(None).unwrap();
+        assert!(matches!(MobileCgroup::ensure(Some(cgroup2.mount())), Err(CgroupError::Root(_))));
     }
 
     #[test]

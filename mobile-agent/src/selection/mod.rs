@@ -1,7 +1,10 @@
 //! The route selection mechanism: which processes are mobile, and the programs that mark their sockets.
 
 pub(crate) mod bpf;
+mod bpf_error;
+mod bpf_log;
 pub(crate) mod cgroup;
+mod cgroup2;
 mod pins;
 pub(crate) mod process;
 

@@ -1,0 +1,74 @@
+//! What can go wrong with the programs, and what to do about it.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, links::LinkError},
+};
+
+pub(super) type Result<T> = std::result::Result<T, BpfError>;
+
+/// What can go wrong with the programs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BpfError {
+    /// The place for pins cannot hold any.
+    #[error("{0} is not on a BPF file system; name a directory below /sys/fs/bpf in `[bpf] pin_dir`")]
+    NotBpffs(PathBuf),
+    /// A failure outside the BPF system call.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel does not tell one network namespace from another.
+    #[error("cannot identify the network namespace (SO_NETNS_COOKIE): {0}; Linux 5.14 or later is needed")]
+    Namespace(io::Error),
+    /// The object could not be loaded.
+    #[error("cannot load the eBPF programs: {0}; `mobile check` says what is missing")]
+    Load(#[from] EbpfError),
+    /// One program could not be loaded or attached.
+    #[error("cannot load or attach the eBPF program {name}: {source}; `mobile check` says what is missing")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// Why not.
+        source: ProgramError,
+    },
+    /// A program that has no link to pin (Linux before 5.7).
+    #[error("the eBPF program {name} cannot outlive the agent: {source}; Linux 5.7 or later is needed")]
+    Link {
+        /// Which.
+        name: &'static str,
+        /// Why not.
+        source: LinkError,
+    },
+    /// Something could not be pinned.
+    #[error("cannot pin {path}: {source}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: PinError,
+    },
+    /// A map could not be used.
+    #[error("cannot use the eBPF map {name}: {source}")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// Why not.
+        source: MapError,
+    },
+    /// The object lacks something it is built with.
+    #[error("the eBPF object of this build has no {0}; build again with `cargo xtask build`")]
+    Missing(&'static str),
+    /// The messages of the programs cannot be read.
+    #[error("cannot read the messages of the eBPF programs: {0}")]
+    Logs(String),
+}

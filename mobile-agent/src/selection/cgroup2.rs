@@ -1,0 +1,129 @@
+//! Where the cgroup2 hierarchy is mounted: alone, beside the old ones (hybrid), or a part of it bind-mounted.
+
+use std::{
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+use super::cgroup::{CgroupError, Result, io_error};
+
+/// The cgroup2 hierarchy as it is mounted here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup2 {
+    /// Where.
+    mount: PathBuf,
+    /// The cgroup that is at the mount point: `/` unless a part of the hierarchy was bind-mounted.
+    root: PathBuf,
+}
+
+impl Cgroup2 {
+    /// The mount that `path` is on, or any if none is asked for.
+    pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
+        let file = Path::new("/proc/self/mountinfo");
+        Self::choose(&fs::read_to_string(file).map_err(io_error("read", file))?, path)
+    }
+
+    fn choose(mountinfo: &str, path: Option<&Path>) -> Result<Self> {
+        let mounts: Vec<Self> = mountinfo.lines().filter_map(parse_mount).collect();
+        let any = mounts.first().cloned().ok_or(CgroupError::NoCgroup2)?;
+        let Some(path) = path else { return Ok(any) };
+        // Of mounts inside one another the innermost counts.
+        let on = mounts.into_iter().filter(|m| path.starts_with(&m.mount));
+        on.max_by_key(|m| m.mount.components().count())
+            .ok_or_else(|| CgroupError::Outside { path: path.into(), mount: any.mount })
+    }
+
+    /// Where the root of the hierarchy is mounted: the place to attach programs that must see every process.
+    pub(crate) fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// Whether a cgroup namespace hides the root of the hierarchy, the only cgroup without this file: the level that a
+    /// program counts from the real root cannot be known then, and every process would silently be an ordinary one.
+    pub(super) fn is_partial(&self) -> bool {
+        self.root == Path::new("/") && self.mount.join("cgroup.events").exists()
+    }
+
+    /// The cgroup at a directory, as /proc/PID/cgroup names it.
+    pub(super) fn path(&self, dir: &Path) -> PathBuf {
+        join(&self.root, dir.strip_prefix(&self.mount).unwrap_or(dir))
+    }
+
+    /// The directory of the cgroup `path`, as /proc/PID/cgroup names it.
+    pub(super) fn dir(&self, path: &Path) -> Option<PathBuf> {
+        Some(join(&self.mount, path.strip_prefix(&self.root).ok()?))
+    }
+}
+
+/// How far below the root of the hierarchy a cgroup is.
+pub(super) fn depth(path: &Path) -> u32 {
+    let depth = path.components().filter(|component| matches!(component, Component::Normal(_))).count();
+    u32::try_from(depth).unwrap_or(u32::MAX)
+}
+
+/// `Path::join` without its surprises: nothing is appended for nothing.
+pub(super) fn join(base: &Path, below: &Path) -> PathBuf {
+    if below.as_os_str().is_empty() { base.into() } else { base.join(below) }
+}
+
+/// One line of mountinfo, if it is of a cgroup2:
+/// `41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw`.
+fn parse_mount(line: &str) -> Option<Cgroup2> {
+    let (fields, of_fs) = line.split_once(" - ")?;
+    if of_fs.split(' ').next() != Some("cgroup2") {
+        return None;
+    }
+    let mut fields = fields.split(' ').skip(3);
+    let root = unescape(fields.next()?);
+    Some(Cgroup2 { root, mount: unescape(fields.next()?) })
+}
+
+/// mountinfo writes space, tab, newline and backslash as a backslash and three octal digits.
+fn unescape(field: &str) -> PathBuf {
+    let (mut path, mut rest) = (String::new(), field);
+    while let Some((before, after)) = rest.split_once('\\') {
+        path.push_str(before);
+        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        path.push(char::from(code.unwrap_or(b'\\')));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    path.push_str(rest);
+    PathBuf::from(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+        40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n\
+        41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n\
+        42 31 0:38 /jail /srv/my\\040jail rw,relatime - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn cgroup2_is_found_wherever_it_is_mounted() {
+        let found = Cgroup2::choose(HYBRID, None).unwrap();
+        assert_eq!(found, Cgroup2 { mount: "/sys/fs/cgroup/unified".into(), root: "/".into() });
+        let found = Cgroup2::choose(HYBRID, Some("/srv/my jail/mobile".as_ref())).unwrap();
+        assert_eq!(found, Cgroup2 { mount: "/srv/my jail".into(), root: "/jail".into() });
+        assert_eq!(found.dir("/jail/a/b".as_ref()), Some("/srv/my jail/a/b".into()));
+        assert_eq!(found.dir("/jail".as_ref()), Some("/srv/my jail".into()));
+        assert_eq!(found.dir("/elsewhere".as_ref()), None);
+        assert_eq!(found.path("/srv/my jail/a".as_ref()), Path::new("/jail/a"));
+    }
+
+    #[test]
+    fn a_missing_cgroup2_or_a_path_outside_it_is_a_clear_error() {
+        let error = Cgroup2::choose("31 23 0:28 / /sys rw - sysfs sysfs rw\n", None).unwrap_err();
+        assert!(error.to_string().contains("mount -t cgroup2"), "{error}");
+        let error = Cgroup2::choose(HYBRID, Some("/tmp/mobile".as_ref())).unwrap_err();
+        assert!(error.to_string().contains("/sys/fs/cgroup/unified"), "{error}");
+    }
+
+    #[test]
+    fn the_depth_counts_from_the_root_of_the_hierarchy() {
+        assert_eq!(depth("/".as_ref()), 0);
+        assert_eq!(depth("/mobile".as_ref()), 1);
+        assert_eq!(depth("/jail/a/mobile".as_ref()), 3);
+    }
+}
