@@ -1,1 +1,44 @@
-//! The lab of network namespaces, and every end-to-end case.
+//! The lab: a mobile host with two uplinks behind two different NATs, an internet, a relay and a
+//! server, each in a network namespace of its own on this machine.
+//!
+//! Nothing in the lab has a name outside it: the namespaces are anonymous, the links between the host
+//! and its visited networks are carried by threads of this process ([`LinkEmulator`]), and every
+//! program runs in one cgroup. Dropping the [`Lab`] ends it all, and so does killing the process.
+//!
+//! ```text
+//!            wlan0 ─(emulator)─ visit_a (NAT) ─┐              ┌─ relay
+//!   host                                       ├─ internet ───┤
+//!            eth0  ─(emulator)─ visit_b (NAT) ─┘              └─ server
+//! ```
+
+mod binaries;
+mod capture;
+mod group;
+pub mod http;
+mod lab;
+mod link;
+mod ns;
+mod process;
+mod product;
+mod pty;
+mod services;
+mod talk;
+mod tap;
+mod testbed;
+mod uplink;
+mod wait;
+
+pub use binaries::program;
+pub use capture::Capture;
+pub use group::ProcessGroup;
+pub use lab::{Lab, LabOptions, addr};
+pub use link::{Blackhole, Direction, LinkCounters, LinkEmulator};
+pub use ns::Ns;
+pub use process::{Finished, Process, finish_within};
+pub use product::{Agent, METRICS, RELAY_PORT, Relay};
+pub use pty::Terminal;
+pub use services::{Services, TcpService, UdpService, port};
+pub use talk::Talk;
+pub use testbed::Testbed;
+pub use uplink::{Uplink, UplinkName};
+pub use wait::{PATIENCE, until, wait_for};

@@ -1,0 +1,190 @@
+//! Nothing of a mobile process ever leaves by an uplink outside the tunnel.
+
+use std::time::Duration;
+
+use mobile_tests::{
+    Capture, Finished, PATIENCE, RELAY_PORT, Talk, Testbed, addr, finish_within, port, program, until,
+};
+
+use crate::{Outcome, server};
+
+/// Everything on an uplink but the tunnel itself and the link's own talk: ARP, neighbour discovery
+/// (ICMPv6 133 to 137) and multicast listener reports (behind a hop-by-hop header).
+fn outside_the_tunnel() -> String {
+    format!(
+        "not arp and not (ip6[6] == 58 and ip6[40] >= 133 and ip6[40] <= 137) and not ip6[6] == 0 \
+         and not (host {} and tcp port {RELAY_PORT})",
+        addr::RELAY4
+    )
+}
+
+fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
+    let capture = |device| bed.lab.capture(&bed.lab.host, device, &outside_the_tunnel());
+    Ok([capture("eth0")?, capture("wlan0")?])
+}
+
+/// Proves that the captures were awake, and that they saw nothing else.
+fn assert_no_leak(bed: &Testbed, captures: [Capture; 2]) -> Outcome {
+    for (capture, uplink) in captures.into_iter().zip([bed.lab.eth(), bed.lab.wlan()]) {
+        bed.lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", uplink.device(), &addr::SERVER4.to_string()])?;
+        until("the capture to see the ordinary ping and its answer", || capture.packets().len() >= 2)?;
+        let packets = capture.stop()?;
+        assert_eq!(packets.len(), 2, "{} leaked:\n{}", uplink.device(), packets.join("\n"));
+        assert!(packets.iter().all(|packet| packet.contains("ICMP echo")), "{packets:?}");
+    }
+    Ok(())
+}
+
+/// Mobile processes of every kind that send all the time, over new sockets and old ones.
+struct Crowd {
+    chatter: [Talk; 2],
+    pings: [Talk; 2],
+    shell: Talk,
+}
+
+impl Crowd {
+    fn start(bed: &Testbed) -> anyhow::Result<Self> {
+        let [four, six] = server(port::ECHO);
+        let chatter = |server: &str| bed.mobile_talk(&["chatter", server, "50"]);
+        let ping = |argv: &[&str]| Talk::start(&mut bed.agent.run(argv));
+        let (target4, target6) = (addr::SERVER4.to_string(), addr::SERVER6.to_string());
+        let mut crowd = Self {
+            chatter: [chatter(&four)?, chatter(&six)?],
+            pings: [
+                ping(&["ping", "-n", "-i", "0.1", &target4])?,
+                ping(&["ping", "-n", "-i", "0.1", &target6])?,
+            ],
+            shell: Talk::start(&mut bed.agent.run(&["sh"]))?,
+        };
+        crowd.wait_all_works()?;
+        Ok(crowd)
+    }
+
+    fn wait_all_works(&mut self) -> Outcome {
+        for chatter in &mut self.chatter {
+            chatter.overhear();
+            while !chatter.hear()?.ends_with(": ok ok ok") {}
+        }
+        for ping in &mut self.pings {
+            ping.overhear();
+            while !ping.hear()?.contains("bytes from") {}
+        }
+        Ok(())
+    }
+
+    /// New sockets made just now, by a new process: none may get out, whatever becomes of them.
+    fn try_new_sockets(&mut self) -> Outcome {
+        let tool = program("labtool")?.display().to_string();
+        let [four, six] = server(port::ECHO);
+        for kind in ["udp", "udp-connected"] {
+            for server in [&four, &six] {
+                self.shell.say(&format!("echo lost | {tool} {kind} {server} >/dev/null"))?;
+            }
+        }
+        for target in [addr::SERVER4.to_string(), addr::SERVER6.to_string()] {
+            self.shell.say(&format!("ping -n -c 2 -i 0.1 -W 1 {target} >/dev/null 2>&1"))?;
+        }
+        self.shell.overhear();
+        assert_eq!(self.shell.ask("echo done")?, "done");
+        Ok(())
+    }
+
+    /// Waits until each process has gone on for some rounds, whether or not with success.
+    fn let_it_talk(&mut self) -> Outcome {
+        for chatter in &mut self.chatter {
+            chatter.overhear();
+            for _ in 0..10 {
+                let round = chatter.hear()?;
+                // 3.1 of the paper: sending does not fail while the host is cut off. The connect() of a new TCP
+                // connection is given up after a while, which is chatter's own impatience.
+                assert!(round.contains(": ok ok "), "a send failed: {round}");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn nothing_leaks_while_the_agent_is_up() -> Outcome {
+    let bed = Testbed::new()?;
+    let captures = captures(&bed)?;
+    let mut crowd = Crowd::start(&bed)?;
+    crowd.try_new_sockets()?;
+    crowd.let_it_talk()?;
+    assert_no_leak(&bed, captures)?;
+    drop(crowd);
+    bed.finish()
+}
+
+#[test]
+fn nothing_leaks_while_the_agent_reconnects() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let captures = captures(&bed)?;
+    let mut crowd = Crowd::start(&bed)?;
+    bed.relay.kill()?;
+    bed.agent.wait_status("the loss of the relay to be seen", |status| status["session"] != "connected")?;
+    crowd.let_it_talk()?;
+    crowd.try_new_sockets()?;
+    bed.relay.start()?;
+    bed.agent.wait_connected()?;
+    crowd.wait_all_works()?;
+    assert_no_leak(&bed, captures)?;
+    drop(crowd);
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn nothing_leaks_over_a_handover() -> Outcome {
+    let bed = Testbed::new()?;
+    let captures = captures(&bed)?;
+    let mut crowd = Crowd::start(&bed)?;
+    for _ in 0..2 {
+        bed.lab.eth().remove_route()?;
+        bed.agent.wait_active(bed.lab.wlan().name)?;
+        crowd.let_it_talk()?;
+        bed.lab.eth().bring_up()?;
+        bed.agent.wait_active(bed.lab.eth().name)?;
+        crowd.let_it_talk()?;
+    }
+    assert_no_leak(&bed, captures)?;
+    drop(crowd);
+    bed.finish()
+}
+
+#[test]
+fn nothing_leaks_while_the_agent_is_killed() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let captures = captures(&bed)?;
+    let mut crowd = Crowd::start(&bed)?;
+    bed.agent.kill()?;
+    crowd.let_it_talk()?;
+    crowd.try_new_sockets()?;
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    crowd.wait_all_works()?;
+    assert_no_leak(&bed, captures)?;
+    drop(crowd);
+    bed.finish()
+}
+
+#[test]
+fn nothing_leaks_while_there_is_no_relay_from_the_start() -> Outcome {
+    let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
+    let captures = captures(&bed)?;
+    // Never connected, so there is not even a persistent address to send from.
+    bed.agent.start()?;
+    let tool = program("labtool")?.display().to_string();
+    for server in server(port::ECHO) {
+        for kind in ["udp", "udp-connected"] {
+            let mut command = bed.agent.run(&[&tool, kind, &server]);
+            let _either_way: Finished = finish_within(&mut command, Some(b"lost\n"), PATIENCE)?;
+        }
+        let mut command = bed.agent.run(&["curl", "-s", "-m", "1", &format!("http://{server}/ip")]);
+        assert!(!finish_within(&mut command, None, PATIENCE)?.status.success());
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert_no_leak(&bed, captures)?;
+    bed.expect_warning("relay");
+    bed.finish()
+}

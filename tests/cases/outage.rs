@@ -1,0 +1,72 @@
+//! No uplink at all: the host virtual device stays usable (the paper, 3.1), and the session waits.
+
+use std::time::{Duration, Instant};
+
+use mobile_tests::{Testbed, UplinkName, port};
+
+use crate::{Outcome, server};
+
+/// How long there is no uplink.
+const OUTAGE: Duration = Duration::from_secs(20);
+
+/// Inner TCP may wait as long again before it tries once more.
+const RECOVERY: Duration = Duration::from_secs(60);
+
+#[test]
+fn with_no_uplink_for_20_s_send_does_not_fail_and_the_session_goes_on() -> Outcome {
+    let bed = Testbed::new()?;
+    let [four, six] = server(port::ECHO);
+    let mut tcp = [bed.mobile_talk(&["tcp", &four])?, bed.mobile_talk(&["tcp", &six])?];
+    let mut udp = [
+        bed.mobile_talk(&["udp", &four])?,
+        bed.mobile_talk(&["udp-connected", &four])?,
+        bed.mobile_talk(&["udp", &six])?,
+        bed.mobile_talk(&["udp-connected", &six])?,
+    ];
+    for talk in &mut tcp {
+        talk.hear()?;
+        assert_eq!(talk.ask("before")?, "before");
+    }
+    for talk in &mut udp {
+        assert_eq!(talk.ask("before")?, "before");
+    }
+
+    bed.lab.eth().take_down()?;
+    bed.lab.wlan().cut()?;
+    bed.lab.wlan().give_up_address()?;
+    let start = Instant::now();
+    bed.agent.wait_status("the loss of the last uplink", |status| status["session"] == "no_uplink")?;
+    let mut count = 0;
+    while start.elapsed() < OUTAGE {
+        for talk in tcp.iter_mut().chain(&mut udp) {
+            talk.say(&format!("during {count}"))?;
+        }
+        count += 1;
+        // An ordinary pace; the outage's length is what the case is about.
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    for talk in tcp.iter_mut().chain(&mut udp) {
+        // An error of send() or recv() would be said: `! send: Network is unreachable`.
+        assert_eq!(talk.overhear(), Vec::<String>::new());
+    }
+
+    bed.lab.wlan().bring_up()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    for talk in &mut tcp {
+        for number in 0..count {
+            assert_eq!(talk.hear_within(RECOVERY)?, format!("during {number}"));
+        }
+        assert_eq!(talk.ask("after")?, "after");
+    }
+    for talk in &mut udp {
+        talk.say("after")?;
+        // Datagrams of the outage may come late; none may be garbled, and the new one must come.
+        loop {
+            match talk.hear()?.as_str() {
+                "after" => break,
+                late => assert!(late.starts_with("during "), "{late}"),
+            }
+        }
+    }
+    bed.finish()
+}

@@ -1,0 +1,258 @@
+//! What cannot work is refused with a clear word, and leaves nothing half done.
+
+use std::process::Command;
+
+use mobile_tests::{
+    Finished, LabOptions, PATIENCE, Relay, Talk, Testbed, addr, finish_within, port, wait_for,
+};
+
+use crate::{Outcome, server, urls};
+
+/// Both installed, neither running, no delay on the links.
+fn installed() -> anyhow::Result<Testbed> {
+    Testbed::installed(&LabOptions { delay: std::time::Duration::ZERO, ..LabOptions::default() })
+}
+
+/// Runs a daemon that must end by itself, with exit 1.
+fn refused(command: &mut Command) -> anyhow::Result<String> {
+    let done: Finished = finish_within(command, None, PATIENCE)?;
+    assert_eq!(done.code(), 1, "{done:?}");
+    assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
+    Ok(done.stderr)
+}
+
+/// The same in a mount namespace that `prepare` has changed.
+fn refused_after(bed: &Testbed, prepare: &str, command: &Command) -> anyhow::Result<String> {
+    let mut shell = bed.lab.host.command("unshare");
+    shell.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        &format!("{prepare} && exec \"$0\" \"$@\""),
+    ]);
+    shell.arg(command.get_program()).args(command.get_args());
+    refused(&mut shell)
+}
+
+fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in {text:?}");
+    }
+}
+
+#[test]
+fn a_wrong_relay_key_is_refused_by_the_agent() -> Outcome {
+    let mut bed = installed()?;
+    let other =
+        bed.agent.cli(&["keygen", "--out", &bed.lab.dir().join("other.key").display().to_string()])?.ok()?;
+    bed.agent.configure("relay", "public_key", other.trim())?;
+    bed.relay.start()?;
+    bed.agent.start()?;
+    bed.agent.wait_status("the refusal", |status| status["session"] == "refused")?;
+    let problem = bed.agent.status()?["problem"].to_string();
+    assert_says(&problem, &["key"]);
+    assert!(bed.relay.sessions()?.is_empty());
+    bed.expect_warning("key");
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn an_unauthorised_client_is_refused_by_the_relay_and_told_so() -> Outcome {
+    let mut bed = installed()?;
+    bed.relay.cli(&["revoke", "laptop"])?.ok()?;
+    bed.relay.start()?;
+    bed.agent.start()?;
+    bed.agent.wait_status("the refusal", |status| status["session"] == "refused")?;
+    let problem = bed.agent.status()?["problem"].to_string();
+    assert_says(&problem, &["authorize"]);
+    assert!(bed.relay.sessions()?.is_empty());
+    // Let in while both run, it gets in by itself.
+    let addresses = bed.relay.authorize("laptop", &bed.agent.public_key.clone())?;
+    assert_eq!(addresses.len(), 2);
+    bed.agent.wait_connected()?;
+    bed.expect_warning("authori");
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn a_revoked_client_is_cut_off_at_once_and_stays_out() -> Outcome {
+    let mut bed = installed()?;
+    bed.start()?;
+    let [four, _] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &four])?;
+    talk.hear()?;
+    assert_eq!(talk.ask("before")?, "before");
+    bed.relay.cli(&["revoke", "laptop"])?.ok()?;
+    assert!(bed.relay.sessions()?.is_empty(), "the session is still there");
+    bed.agent.wait_status("the refusal", |status| status["session"] == "refused")?;
+    talk.say("after")?;
+    assert!(
+        talk.hear_within(std::time::Duration::from_secs(2)).is_err(),
+        "a revoked client still gets answers"
+    );
+    assert!(bed.relay.cli(&["revoke", "laptop"])?.code() == 1, "revoking it twice is an error");
+    drop(talk);
+    bed.expect_warning("revoked");
+    bed.expect_warning("authori");
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn a_packet_with_another_source_address_goes_no_further_than_the_relay() -> Outcome {
+    let mut bed = installed()?;
+    bed.start()?;
+    let (own4, own6) = (bed.agent.address4.octets(), bed.agent.address6.segments());
+    let foreign4 = std::net::Ipv4Addr::from([own4[0], own4[1], own4[2], own4[3] ^ 0x55]).to_string();
+    let mut six = own6;
+    six[7] ^= 0x5555;
+    let foreign6 = std::net::Ipv6Addr::from(six).to_string();
+    let before = rejected(&bed)?;
+    let at_relay =
+        bed.lab.capture(&bed.lab.relay, "home0", &format!("host {foreign4} or host {foreign6}"))?;
+    bed.lab.host.ip(&[
+        &format!("address add {foreign4}/32 dev mobile0"),
+        &format!("address add {foreign6}/128 dev mobile0 nodad"),
+    ])?;
+    for (source, target) in [(&foreign4, addr::SERVER4.to_string()), (&foreign6, addr::SERVER6.to_string())] {
+        let mut ping =
+            bed.agent.run(&["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", "-I", source, &target]);
+        let done = finish_within(&mut ping, None, PATIENCE)?;
+        assert_eq!(done.code(), 1, "someone answers {source}: {}", done.stdout);
+    }
+    wait_for("the relay to count six packets", PATIENCE, || {
+        Ok((rejected(&bed)? >= before + 6).then_some(()))
+    })?;
+    // The honest one goes on, and shows that the capture would have seen something.
+    assert!(
+        finish_within(&mut bed.agent.run(&["curl", "-sf", &urls("/ip")[0]]), None, PATIENCE)?
+            .status
+            .success()
+    );
+    assert_eq!(at_relay.stop()?, Vec::<String>::new());
+    bed.lab.host.ip(&[
+        &format!("address del {foreign4}/32 dev mobile0"),
+        &format!("address del {foreign6}/128 dev mobile0"),
+    ])?;
+    bed.expect_warning("source");
+    bed.finish()
+}
+
+/// Packets the relay has dropped for their source address.
+fn rejected(bed: &Testbed) -> anyhow::Result<u64> {
+    let text = bed.lab.relay.run(&[
+        "curl",
+        "-sS",
+        "--fail",
+        &format!("http://{}/metrics", mobile_tests::METRICS),
+    ])?;
+    let counted = text.lines().filter(|line| line.starts_with("homerelay_") && line.contains("source"));
+    let value =
+        |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0);
+    Ok(counted.map(value).sum::<f64>() as u64)
+}
+
+#[test]
+fn an_unknown_key_in_a_config_is_named_with_its_place_and_the_nearest_known_one() -> Outcome {
+    let bed = installed()?;
+    for (config, command, wrong, right) in [
+        (bed.agent.config(), bed.agent.command(&["agent"]), "devcie", "device"),
+        (bed.relay.config(), bed.relay.command(&["serve"]), "devcie", "device"),
+    ] {
+        let text = std::fs::read_to_string(config)?;
+        let text = text.replace("[tunnel]\n", "");
+        let line = text.lines().count() + 2;
+        std::fs::write(config, format!("{text}[tunnel]\n{wrong} = \"m1\"\n"))?;
+        let mut command = command;
+        let said = refused(&mut command)?;
+        assert_says(&said, &[&format!("{}:{line}", config.display()), wrong, right]);
+        std::fs::write(config, &text)?;
+    }
+    bed.assert_clean()?;
+    bed.finish()
+}
+
+#[test]
+fn a_busy_port_is_named_and_nothing_is_left() -> Outcome {
+    let mut bed = installed()?;
+    let _squatter = mobile_tests::TcpService::start(&bed.lab.relay, mobile_tests::RELAY_PORT, |_, _| {})?;
+    let said = refused(&mut bed.relay.command(&["serve"]))?;
+    assert_says(&said, &["443", "in use"]);
+    bed.assert_clean()?;
+    drop(_squatter);
+    bed.relay.start()?;
+
+    let squatter = mobile_tests::TcpService::start(&bed.lab.host, 9478, |_, _| {})?;
+    let said = refused(&mut bed.agent.command(&["agent"]))?;
+    assert_says(&said, &["9478", "in use"]);
+    assert!(!bed.agent.pin_dir.exists());
+    drop(squatter);
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    let said = refused(&mut bed.agent.command(&["agent"]))?;
+    assert_says(&said, &["already running"]);
+    let said = refused(&mut bed.relay.command(&["serve"]))?;
+    assert_says(&said, &["already running"]);
+    // The refused second ones took nothing away from the first.
+    assert!(
+        finish_within(&mut bed.agent.run(&["curl", "-sf", &urls("/ip")[0]]), None, PATIENCE)?
+            .status
+            .success()
+    );
+    bed.finish()
+}
+
+#[test]
+fn without_a_tun_device_both_say_so_and_leave_nothing() -> Outcome {
+    let bed = installed()?;
+    for command in [bed.agent.command(&["agent"]), bed.relay.command(&["serve"])] {
+        let said = refused_after(&bed, "mount -t tmpfs none /dev/net", &command)?;
+        assert_says(&said, &["/dev/net/tun"]);
+        bed.assert_clean()?;
+    }
+    bed.finish()
+}
+
+#[test]
+fn without_cgroup2_the_agent_says_so_and_leaves_nothing() -> Outcome {
+    let bed = installed()?;
+    let said =
+        refused_after(&bed, "umount -l $(findmnt -nt cgroup2 -o TARGET)", &bed.agent.command(&["agent"]))?;
+    assert_says(&said, &["cgroup2"]);
+    bed.assert_clean()?;
+    bed.finish()
+}
+
+#[test]
+fn without_root_both_say_so_and_leave_nothing() -> Outcome {
+    let bed = installed()?;
+    let open = bed.lab.dir().join("open");
+    std::fs::create_dir(&open)?;
+    for command in [bed.agent.command(&["agent"]), bed.relay.command(&["serve"])] {
+        let program = open.join("program");
+        std::fs::copy(command.get_program(), &program)?;
+        let said = refused(bed.lab.host.command_as(65_534, &program).args(command.get_args()))?;
+        assert_says(&said, &["root"]);
+        bed.assert_clean()?;
+        std::fs::remove_file(&program)?;
+    }
+    bed.finish()
+}
+
+#[test]
+fn a_second_relay_on_the_machine_keeps_to_itself() -> Outcome {
+    let mut bed = installed()?;
+    bed.start()?;
+    let mut shell = Talk::start(&mut bed.agent.run(&["sh"]))?;
+    let missing = bed.lab.dir().join("nowhere/relay.toml");
+    let mut second = bed.lab.relay.command(mobile_tests::program("home-relay")?);
+    let said = refused(second.args(["serve", "--config"]).arg(&missing))?;
+    assert_says(&said, &["nowhere/relay.toml"]);
+    assert!(Relay::install(&bed.lab).is_err(), "init overwrote a configuration");
+    assert!(shell.ask(&format!("curl -sf {}", urls("/ip")[0]))?.starts_with(&addr::RELAY4.to_string()));
+    bed.finish()
+}

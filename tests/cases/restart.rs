@@ -1,0 +1,78 @@
+//! Either program may be killed and started again: the connections of mobile processes go on.
+
+use mobile_tests::{Talk, Testbed, port};
+
+use crate::{Outcome, server};
+
+fn talks(bed: &Testbed) -> anyhow::Result<Vec<Talk>> {
+    let mut talks = Vec::new();
+    for server in server(port::ECHO) {
+        let mut talk = bed.mobile_talk(&["tcp", &server])?;
+        talk.hear()?;
+        assert_eq!(talk.ask("before")?, "before");
+        talks.push(talk);
+    }
+    Ok(talks)
+}
+
+fn go_on(talks: &mut [Talk]) -> Outcome {
+    for talk in &mut *talks {
+        assert_eq!(talk.hear()?, "meanwhile");
+        assert_eq!(talk.ask("after")?, "after");
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_go_on_after_the_agent_was_killed_and_started_again() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let mut talks = talks(&bed)?;
+    for _ in 0..2 {
+        bed.agent.kill()?;
+        for talk in &mut talks {
+            talk.say("meanwhile")?;
+        }
+        bed.agent.start()?;
+        bed.agent.wait_connected()?;
+        go_on(&mut talks)?;
+    }
+    assert_eq!(bed.relay.sessions()?.len(), 1, "the killed agent's session is replaced");
+    // What was mobile before is mobile still, and what starts now becomes it.
+    let persistent = bed.agent.status()?["addresses"].clone();
+    assert_eq!(persistent[0], bed.agent.address4.to_string());
+    bed.finish()
+}
+
+#[test]
+fn connections_go_on_after_the_relay_was_killed_and_started_again() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let mut talks = talks(&bed)?;
+    for _ in 0..2 {
+        bed.relay.kill()?;
+        for talk in &mut talks {
+            talk.say("meanwhile")?;
+        }
+        bed.relay.start()?;
+        bed.agent.wait_connected()?;
+        go_on(&mut talks)?;
+    }
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn connections_go_on_after_an_orderly_restart_of_both() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let mut talks = talks(&bed)?;
+    bed.relay.stop()?;
+    bed.agent.stop()?;
+    for talk in &mut talks {
+        talk.say("meanwhile")?;
+    }
+    bed.relay.start()?;
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    go_on(&mut talks)?;
+    bed.expect_warning("relay");
+    bed.finish()
+}

@@ -1,0 +1,131 @@
+//! The MOBILE attribute decides, process by process.
+
+use std::net::IpAddr;
+
+use mobile_tests::{PATIENCE, Talk, Testbed, addr, finish_within, port};
+
+use crate::{Outcome, ip_of, server, urls};
+
+/// What the server sees of a mobile process.
+const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
+
+#[test]
+fn mobile_and_ordinary_processes_take_their_own_routes_at_the_same_time() -> Outcome {
+    let bed = Testbed::new()?;
+    let eth = bed.lab.eth();
+    let persistent = [IpAddr::V4(bed.agent.address4), IpAddr::V6(bed.agent.address6)];
+    let own = [IpAddr::V4(eth.address4()), IpAddr::V6(eth.address6())];
+    let direct = [IpAddr::V4(eth.name.nat_address()), own[1]];
+    for (family, server) in server(port::WHOAMI).iter().enumerate() {
+        let mut mobile = bed.mobile_talk(&["tcp", server])?;
+        let mut ordinary = bed.ordinary_talk(&["tcp", server])?;
+        let local = |greeting: &str| ip_of(greeting.split(' ').nth(1).expect("connected LOCAL PEER"));
+        assert_eq!(local(&mobile.hear()?), persistent[family]);
+        assert_eq!(local(&ordinary.hear()?), own[family]);
+        for _ in 0..3 {
+            assert_eq!(ip_of(&mobile.ask("who am I")?), RELAY[family]);
+            assert_eq!(ip_of(&ordinary.ask("who am I")?), direct[family]);
+        }
+        for kind in ["udp", "udp-connected"] {
+            // The very first datagram is what each is asked about.
+            assert_eq!(ip_of(&bed.mobile_talk(&[kind, server])?.ask("first")?), RELAY[family], "{kind}");
+            assert_eq!(ip_of(&bed.ordinary_talk(&[kind, server])?.ask("first")?), direct[family], "{kind}");
+        }
+    }
+    bed.finish()
+}
+
+#[test]
+fn children_and_grandchildren_inherit_the_attribute() -> Outcome {
+    let bed = Testbed::new()?;
+    for (family, url) in urls("/ip").iter().enumerate() {
+        let child = format!("curl -s {url}; sh -c 'curl -s {url}; :'; (curl -s {url} &) ; sleep 1");
+        let said = finish_within(&mut bed.agent.run(&["sh", "-c", &child]), None, PATIENCE)?.ok()?;
+        let seen: Vec<IpAddr> = said.lines().map(ip_of).collect();
+        assert_eq!(seen, [RELAY[family]; 3]);
+    }
+    bed.finish()
+}
+
+#[test]
+fn attach_and_detach_change_the_next_connection_of_a_running_shell() -> Outcome {
+    let bed = Testbed::new()?;
+    let ask = format!("curl -s {}", urls("/ip")[0]);
+    let direct = IpAddr::V4(bed.lab.eth().name.nat_address());
+    let mut shell = Talk::start(&mut bed.lab.host.command("sh"))?;
+    let pid = shell.pid().to_string();
+    for _ in 0..2 {
+        assert_eq!(ip_of(&shell.ask(&ask)?), direct);
+        bed.agent.cli(&["attach", &pid])?.ok()?;
+        assert_eq!(ip_of(&shell.ask(&ask)?), RELAY[0]);
+        let listed = bed.agent.cli(&["ps"])?.ok()?;
+        assert!(listed.lines().any(|line| line.split_whitespace().next() == Some(&pid)), "{listed}");
+        bed.agent.cli(&["detach", &pid])?.ok()?;
+    }
+    assert_eq!(ip_of(&shell.ask(&ask)?), direct);
+    let listed = bed.agent.cli(&["ps"])?.ok()?;
+    assert!(!listed.lines().any(|line| line.split_whitespace().next() == Some(&pid)), "{listed}");
+    bed.finish()
+}
+
+#[test]
+fn attach_names_the_sockets_that_keep_their_route_and_detach_leaves_them_mobile() -> Outcome {
+    let bed = Testbed::new()?;
+    let [server, _] = server(port::WHOAMI);
+    let mut talk = bed.ordinary_talk(&["tcp", &server])?;
+    talk.hear()?;
+    let pid = talk.pid().to_string();
+    let said = bed.agent.cli(&["attach", &pid])?.ok()?;
+    assert!(said.contains(&server), "attach does not name the connection: {said}");
+    assert_eq!(ip_of(&talk.ask("still")?), IpAddr::V4(bed.lab.eth().name.nat_address()));
+    bed.agent.cli(&["detach", &pid])?.ok()?;
+
+    let mut talk = bed.mobile_talk(&["tcp", &server])?;
+    talk.hear()?;
+    let said = bed.agent.cli(&["detach", &talk.pid().to_string()])?.ok()?;
+    assert!(said.contains(&server), "detach does not name the connection: {said}");
+    assert_eq!(ip_of(&talk.ask("still")?), RELAY[0]);
+    bed.finish()
+}
+
+/// `nobody` and another one: neither owns anything.
+const USERS: [u32; 2] = [65_534, 65_533];
+
+#[test]
+fn an_unprivileged_user_runs_commands_and_attaches_only_its_own_processes() -> Outcome {
+    let bed = Testbed::new()?;
+    let host = &bed.lab.host;
+    // Where it was built may be closed to others.
+    let mobile = bed.lab.dir().join("mobile");
+    std::fs::copy(bed.agent.binary(), &mobile)?;
+    let as_user = |args: &[&str]| {
+        let mut command = host.command_as(USERS[0], &mobile);
+        command.arg("--config").arg(bed.agent.config()).args(args);
+        finish_within(&mut command, None, PATIENCE)
+    };
+    let url = &urls("/ip")[0];
+    let said = as_user(&["run", "--", "sh", "-c", &format!("id -u; curl -s {url}")])?.ok()?;
+    let (uid, seen) = said.split_once('\n').expect("two lines");
+    assert_eq!((uid, ip_of(seen)), (USERS[0].to_string().as_str(), RELAY[0]));
+
+    let ask = format!("curl -s {url}");
+    let mut own = Talk::start(&mut host.command_as(USERS[0], "sh"))?;
+    as_user(&["attach", &own.pid().to_string()])?.ok()?;
+    assert_eq!(ip_of(&own.ask(&ask)?), RELAY[0]);
+    as_user(&["detach", &own.pid().to_string()])?.ok()?;
+
+    let mut foreign = Talk::start(&mut host.command_as(USERS[1], "sh"))?;
+    let mut roots = Talk::start(&mut host.command("sh"))?;
+    for shell in [&mut foreign, &mut roots] {
+        let refused = as_user(&["attach", &shell.pid().to_string()])?;
+        assert_eq!(refused.code(), 1, "{refused:?}");
+        assert!(refused.stderr.contains(&shell.pid().to_string()), "{refused:?}");
+        assert_eq!(ip_of(&shell.ask(&ask)?), IpAddr::V4(bed.lab.eth().name.nat_address()));
+    }
+    bed.agent.cli(&["attach", &foreign.pid().to_string()])?.ok()?;
+    let refused = as_user(&["detach", &foreign.pid().to_string()])?;
+    assert_eq!(refused.code(), 1, "{refused:?}");
+    assert_eq!(ip_of(&foreign.ask(&ask)?), RELAY[0]);
+    assert_eq!(as_user(&["cleanup"])?.code(), 1);
+    bed.finish()
+}

@@ -1,0 +1,136 @@
+//! Bulk transfers outlive every kind of handover, to the last byte.
+
+use std::path::Path;
+use std::time::Duration;
+
+use mobile_tests::{PATIENCE, Process, Testbed, Uplink, UplinkName, http, until, wait_for};
+
+use crate::{Outcome, urls};
+
+/// The size of each transfer.
+const SIZE: u64 = 100_000_000;
+
+/// Slow enough that the transfer cannot end before the tenth handover; lifted after it.
+const RATE: u64 = 40_000_000;
+
+/// What must have passed since the last handover before the next one comes.
+const PROGRESS: u64 = 1_000_000;
+
+type Step = (&'static str, fn(&Testbed) -> Outcome, UplinkName);
+
+/// Ten handovers, each kind at least twice or in both directions, and where the tunnel is after each.
+const STEPS: [Step; 10] = [
+    ("carrier lost", |bed| bed.lab.eth().cut(), UplinkName::Wlan),
+    ("better uplink appears", |bed| bed.lab.eth().bring_up(), UplinkName::Eth),
+    ("address lost", |bed| bed.lab.eth().remove_address(), UplinkName::Wlan),
+    ("renumbered in place", |bed| bed.lab.wlan().renumber(), UplinkName::Wlan),
+    ("better uplink appears", |bed| bed.lab.eth().bring_up(), UplinkName::Eth),
+    ("route lost", |bed| bed.lab.eth().remove_route(), UplinkName::Wlan),
+    ("better uplink appears", |bed| bed.lab.eth().bring_up(), UplinkName::Eth),
+    ("renumbered in place", |bed| bed.lab.eth().renumber(), UplinkName::Eth),
+    (
+        "carrier lost",
+        |bed| bed.lab.eth().cut().and_then(|()| bed.lab.eth().give_up_address()),
+        UplinkName::Wlan,
+    ),
+    ("better uplink appears", |bed| bed.lab.eth().bring_up(), UplinkName::Eth),
+];
+
+#[test]
+fn a_download_of_100_mb_survives_ten_handovers_intact() -> Outcome {
+    let bed = Testbed::new()?;
+    limit(&bed, Some(RATE));
+    let file = bed.lab.dir().join("download");
+    let [url, _] = urls(&format!("/bytes/{SIZE}"));
+    let mut curl = curl(&bed, &["-o", path(&file), &url])?;
+    ten_handovers(&bed, &mut curl, |_| Ok(std::fs::metadata(&file).map(|meta| meta.len()).unwrap_or(0)))?;
+    let status = curl.wait(Duration::from_secs(60))?;
+    assert!(status.success(), "curl: {status}: {}", curl.output());
+    let sum = bed.lab.host.run(&["sha256sum", path(&file)])?;
+    assert_eq!(sum.split(' ').next(), Some(http::pattern_sum(SIZE).as_str()));
+    one_path_is_left(&bed)?;
+    bed.finish()
+}
+
+#[test]
+fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
+    let bed = Testbed::new()?;
+    limit(&bed, Some(RATE));
+    let file = bed.lab.dir().join("upload");
+    http::pattern(SIZE, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
+    let answer = bed.lab.dir().join("answer");
+    let [url, _] = urls("/sum");
+    let mut curl = curl(&bed, &["-T", path(&file), "-o", path(&answer), &url])?;
+    ten_handovers(&bed, &mut curl, |bed| {
+        let sessions = bed.relay.sessions()?;
+        Ok(sessions.iter().filter_map(|session| session["rx_bytes"].as_u64()).sum())
+    })?;
+    let status = curl.wait(Duration::from_secs(60))?;
+    assert!(status.success(), "curl: {status}: {}", curl.output());
+    assert_eq!(std::fs::read_to_string(&answer)?.trim(), http::pattern_sum(SIZE));
+    one_path_is_left(&bed)?;
+    bed.finish()
+}
+
+fn curl(bed: &Testbed, args: &[&str]) -> anyhow::Result<Process> {
+    let mut command = bed.agent.run(&[&["curl", "-sS", "--fail"], args].concat());
+    Process::start("curl", &mut command, &bed.lab.dir().join("curl.txt"))
+}
+
+fn ten_handovers(
+    bed: &Testbed,
+    curl: &mut Process,
+    passed: impl Fn(&Testbed) -> anyhow::Result<u64>,
+) -> Outcome {
+    let mut handovers = 0;
+    let mut reached = 0;
+    for (number, (what, act, uplink)) in STEPS.iter().enumerate() {
+        let what = format!("handover {} ({what})", number + 1);
+        wait_for(&format!("data before {what}"), PATIENCE, || {
+            if let Some(status) = curl.ended()? {
+                panic!("curl ended before {what}: {status}: {}", curl.output());
+            }
+            Ok((passed(bed)? >= reached + PROGRESS).then_some(()))
+        })?;
+        act(bed)?;
+        let mut seen = 0;
+        bed.agent
+            .wait_status(&what, |status| {
+                seen = status["handovers"].as_u64().unwrap_or(0);
+                status["session"] == "connected"
+                    && status["active_uplink"] == uplink.device()
+                    && seen > handovers
+            })
+            .map_err(|error| error.context(what))?;
+        handovers = seen;
+        reached = passed(bed)?;
+    }
+    assert!(curl.ended()?.is_none(), "the transfer ended before the tenth handover had been proven");
+    limit(bed, None);
+    Ok(())
+}
+
+fn one_path_is_left(bed: &Testbed) -> Outcome {
+    assert_eq!(bed.relay.sessions()?.len(), 1);
+    until("the relay to hold one path", || bed.relay.paths().is_ok_and(|paths| paths.len() == 1))?;
+    let paths = bed.relay.paths()?;
+    assert_eq!(paths[0]["active"], true);
+    // Its TCP connections as the kernel counts them.
+    until("one established connection at the relay", || {
+        bed.lab
+            .relay
+            .run(&["ss", "-Htn", "state", "established", "sport = :443"])
+            .is_ok_and(|list| list.lines().count() == 1)
+    })
+}
+
+fn limit(bed: &Testbed, rate: Option<u64>) {
+    for uplink in [bed.lab.eth(), bed.lab.wlan()] {
+        let uplink: &Uplink = uplink;
+        uplink.link.set_rate(rate);
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("the lab's paths are plain")
+}

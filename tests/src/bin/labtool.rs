@@ -1,0 +1,180 @@
+//! What the cases need as a separate process, to be run with and without the MOBILE attribute.
+//!
+//! `tcp ADDRESS`, `udp ADDRESS` and `udp-connected ADDRESS` send each line of stdin and print each
+//! answer; what happens to the socket is printed too, as `! error`. `chatter ADDRESS MS` opens new
+//! sockets of every kind again and again, as a program would that knows nothing of handovers.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match args[..] {
+        ["tcp", address] => tcp(address),
+        ["udp", address] => udp(address, false),
+        ["udp-connected", address] => udp(address, true),
+        ["chatter", address, interval] => chatter(address, interval),
+        ["gaps", address, interval, seconds] => gaps(address, interval, seconds),
+        ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
+        _ => Err(anyhow::anyhow!(
+            "usage: labtool tcp|udp|udp-connected ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS"
+        )),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("! {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tcp(address: &str) -> Result<()> {
+    let mut stream = TcpStream::connect(address).context("connect")?;
+    stream.set_nodelay(true)?;
+    say(&format!("connected {} {}", stream.local_addr()?, stream.peer_addr()?));
+    let mut answers = BufReader::new(stream.try_clone()?);
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            match answers.read_line(&mut line) {
+                Ok(0) => return say("! closed by the peer"),
+                Ok(_) => say(line.trim_end()),
+                Err(error) => return say(&format!("! receive: {error}")),
+            }
+        }
+    });
+    for line in std::io::stdin().lock().lines() {
+        stream.write_all(format!("{}\n", line?).as_bytes()).context("send")?;
+    }
+    Ok(())
+}
+
+fn udp(address: &str, connected: bool) -> Result<()> {
+    let address: SocketAddr = address.parse()?;
+    let socket = UdpSocket::bind(any(address))?;
+    if connected {
+        socket.connect(address).context("connect")?;
+    }
+    let receiver = socket.try_clone()?;
+    std::thread::spawn(move || {
+        let mut buffer = [0; 65_536];
+        loop {
+            match receiver.recv(&mut buffer) {
+                Ok(count) => say(String::from_utf8_lossy(&buffer[..count]).trim_end()),
+                Err(error) => say(&format!("! receive: {error}")),
+            }
+        }
+    });
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let sent =
+            if connected { socket.send(line.as_bytes()) } else { socket.send_to(line.as_bytes(), address) };
+        sent.context("send")?;
+    }
+    Ok(())
+}
+
+/// New sockets all the time: a TCP connection, a fresh unconnected UDP socket, a connected one. Prints a
+/// line for each round; errors are printed and not fatal.
+fn chatter(address: &str, interval: &str) -> Result<()> {
+    let address: SocketAddr = address.parse()?;
+    let interval = Duration::from_millis(interval.parse()?);
+    for round in 0..=u64::MAX {
+        let line = format!("round {round}");
+        let fresh = UdpSocket::bind(any(address)).and_then(|socket| socket.send_to(line.as_bytes(), address));
+        let connected = UdpSocket::bind(any(address)).and_then(|socket| {
+            socket.connect(address)?;
+            socket.send(line.as_bytes())
+        });
+        // Not waited for long: during an outage the handshake hangs, which is as it should be.
+        let tcp = TcpStream::connect_timeout(&address, interval);
+        say(&format!("{line}: {} {} {}", word(fresh.err()), word(connected.err()), word(tcp.err())));
+        std::thread::sleep(interval);
+    }
+    Ok(())
+}
+
+/// A number every so often to an echo server; prints the longest time between two answers, and the time
+/// of each gap, as JSON.
+fn gaps(address: &str, interval: &str, seconds: &str) -> Result<()> {
+    let (interval, length) =
+        (Duration::from_millis(interval.parse()?), Duration::from_secs_f64(seconds.parse()?));
+    let mut stream = TcpStream::connect(address).context("connect")?;
+    stream.set_nodelay(true)?;
+    let mut writer = stream.try_clone()?;
+    let start = Instant::now();
+    std::thread::spawn(move || {
+        for number in 0..=u64::MAX {
+            if writer.write_all(&number.to_be_bytes()).is_err() {
+                return;
+            }
+            std::thread::sleep(interval);
+        }
+    });
+    let (mut last, mut longest, mut at, mut expected) =
+        (Instant::now(), Duration::ZERO, Duration::ZERO, 0_u64);
+    let mut buffer = [0; 8];
+    while start.elapsed() < length {
+        stream.read_exact(&mut buffer).context("receive")?;
+        if u64::from_be_bytes(buffer) != expected {
+            bail!("answer {} where {expected} was due", u64::from_be_bytes(buffer));
+        }
+        expected += 1;
+        if last.elapsed() > longest {
+            (longest, at) = (last.elapsed(), last - start);
+        }
+        last = Instant::now();
+    }
+    let report = serde_json::json!({
+        "longest_gap_ms": longest.as_secs_f64() * 1e3, "at_ms": at.as_secs_f64() * 1e3, "answers": expected,
+    });
+    say(&report.to_string());
+    Ok(())
+}
+
+/// Eight bytes every so often to an echo server, one at a time; prints the median and the 99th percentile
+/// of the round trips, as JSON.
+fn keystrokes(address: &str, interval: &str, seconds: &str) -> Result<()> {
+    let (interval, length) =
+        (Duration::from_millis(interval.parse()?), Duration::from_secs_f64(seconds.parse()?));
+    let mut stream = TcpStream::connect(address).context("connect")?;
+    stream.set_nodelay(true)?;
+    let start = Instant::now();
+    let mut trips = Vec::new();
+    while start.elapsed() < length {
+        let (sent, mut buffer) = (Instant::now(), [0; 8]);
+        stream.write_all(&buffer).context("send")?;
+        stream.read_exact(&mut buffer).context("receive")?;
+        trips.push(sent.elapsed());
+        std::thread::sleep(interval.saturating_sub(sent.elapsed()));
+    }
+    trips.sort_unstable();
+    let at =
+        |part: f64| trips.get(((trips.len() - 1) as f64 * part) as usize).map_or(0.0, Duration::as_secs_f64);
+    let report = serde_json::json!({
+        "median_ms": at(0.5) * 1e3, "p99_ms": at(0.99) * 1e3, "count": trips.len(),
+    });
+    say(&report.to_string());
+    Ok(())
+}
+
+fn any(peer: SocketAddr) -> SocketAddr {
+    if peer.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() }
+}
+
+fn word(error: Option<std::io::Error>) -> String {
+    error.map_or("ok".into(), |error| error.to_string().replace(' ', "-"))
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // Whoever listened is gone: so is the reason to speak.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

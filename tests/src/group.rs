@@ -1,0 +1,132 @@
+//! The cgroup every program of one lab lives in, so that all of them, daemons and shells of daemons
+//! too, can be ended at once.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// How names made by labs start; the process id and a number follow.
+pub(crate) const PREFIX: &str = "mobile-lab-";
+
+/// One cgroup (v2) for the processes of one lab.
+pub struct ProcessGroup {
+    path: PathBuf,
+    procs: File,
+}
+
+impl ProcessGroup {
+    /// Makes the cgroup `name` at the root of the cgroup2 mount.
+    pub fn new(name: &str) -> Result<Self> {
+        let path = cgroup2_root()?.join(name);
+        std::fs::create_dir(&path)
+            .with_context(|| format!("cannot make cgroup {}: is this root?", path.display()))?;
+        let procs = OpenOptions::new().write(true).open(path.join("cgroup.procs"))?;
+        Ok(Self { path, procs })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Moves the calling process in; callable between fork and exec.
+    pub(crate) fn join_self(&self) -> io::Result<()> {
+        // SAFETY: the buffer is a live static of the given length, the descriptor is open.
+        let written = unsafe { nix::libc::write(self.procs.as_raw_fd(), b"0".as_ptr().cast(), 1) };
+        if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Ends every process in it and waits until the cgroup could be removed.
+    pub(crate) fn kill(&self) {
+        remove(&self.path);
+    }
+
+    /// The processes in it and in every cgroup below it.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        pids_below(&self.path)
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+/// The mount point of cgroup2.
+pub(crate) fn cgroup2_root() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .and_then(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .context("no cgroup2 mount: the lab needs one (mount -t cgroup2 none /sys/fs/cgroup)")
+}
+
+/// Ends and removes what a lab of a process that is gone left behind.
+pub(crate) fn sweep() -> Result<()> {
+    let root = cgroup2_root()?;
+    for dir in leftovers(&root) {
+        remove(&dir);
+    }
+    for dir in leftovers(Path::new("/sys/fs/bpf")).into_iter().chain(leftovers(&std::env::temp_dir())) {
+        // Another lab may sweep the same directory at the same time.
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+    Ok(())
+}
+
+fn leftovers(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let pid = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX))
+                .and_then(|rest| rest.split('-').next());
+            pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn remove(path: &Path) {
+    // Killing is asynchronous: the directories can go once the last process is reaped.
+    let end = Instant::now() + Duration::from_secs(10);
+    while path.exists() && Instant::now() < end {
+        let _ = std::fs::write(path.join("cgroup.kill"), "1");
+        remove_dirs(path);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn remove_dirs(path: &Path) {
+    for child in subdirs(path) {
+        remove_dirs(&child);
+    }
+    let _ = std::fs::remove_dir(path);
+}
+
+fn pids_below(path: &Path) -> Vec<i32> {
+    let own = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let own = own.lines().filter_map(|line| line.parse().ok());
+    own.chain(subdirs(path).iter().flat_map(|child| pids_below(child))).collect()
+}
+
+fn subdirs(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}

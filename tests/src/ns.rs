@@ -1,0 +1,174 @@
+//! One anonymous network namespace.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid};
+
+use crate::group::ProcessGroup;
+use crate::process::finish_within;
+
+/// Longest time a short command (`ip`, `nft`, a CLI verb) may take on a busy machine.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A network namespace that exists only as a file descriptor of this process.
+#[derive(Clone)]
+pub struct Ns {
+    name: &'static str,
+    fd: Arc<OwnedFd>,
+    group: Arc<ProcessGroup>,
+}
+
+impl Ns {
+    /// A new namespace with loopback up; programs started in it join `group`.
+    pub fn new(name: &'static str, group: Arc<ProcessGroup>) -> Result<Self> {
+        let fd = on_thread(|| -> Result<OwnedFd> {
+            unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: is this root?")?;
+            Ok(File::open("/proc/thread-self/ns/net")?.into())
+        })?;
+        let ns = Self { name, fd: Arc::new(fd), group };
+        // IPv6 addresses are usable at once: nobody else is on these links to collide with.
+        for key in ["all", "default"] {
+            ns.sysctl(&format!("net/ipv6/conf/{key}/accept_dad"), "0")?;
+            ns.sysctl(&format!("net/ipv6/conf/{key}/accept_ra"), "0")?;
+            ns.sysctl(&format!("net/ipv6/conf/{key}/disable_ipv6"), "0")?;
+        }
+        ns.sysctl("net/ipv6/conf/default/router_solicitations", "0")?;
+        // Forwarding is otherwise inherited from the machine the lab runs on.
+        for key in ["all", "default"] {
+            ns.sysctl(&format!("net/ipv4/conf/{key}/forwarding"), "0")?;
+            ns.sysctl(&format!("net/ipv4/conf/{key}/rp_filter"), "0")?;
+        }
+        ns.ip(&["link set lo up"])?;
+        Ok(ns)
+    }
+
+    /// The name used in messages.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// A command that will run inside the namespace, in the lab's cgroup, and dies with the thread
+    /// that starts it.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let fd = Arc::clone(&self.fd);
+        let group = Arc::clone(&self.group);
+        let parent = getpid();
+        // SAFETY: only system calls between fork and exec: no allocation, no locks.
+        unsafe {
+            command.pre_exec(move || {
+                set_pdeathsig(Signal::SIGKILL)?;
+                if getppid() != parent {
+                    return Err(nix::errno::Errno::ESRCH.into());
+                }
+                group.join_self()?;
+                setns(fd.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                Ok(())
+            });
+        }
+        command
+    }
+
+    /// The same as an unprivileged user, without any group of root's.
+    pub fn command_as(&self, uid: u32, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.command(program);
+        // SAFETY: only system calls between fork and exec: no allocation, no locks.
+        unsafe {
+            command.pre_exec(move || {
+                setgroups(&[])?;
+                setgid(Gid::from_raw(uid))?;
+                setuid(Uid::from_raw(uid))?;
+                // Another identity clears it.
+                set_pdeathsig(Signal::SIGKILL)?;
+                Ok(())
+            });
+        }
+        command
+    }
+
+    /// Runs a short command to its end and returns its stdout; failure is an error with its stderr.
+    pub fn run(&self, argv: &[&str]) -> Result<String> {
+        let (program, args) = argv.split_first().context("an empty command")?;
+        let mut command = self.command(program);
+        command.args(args);
+        let done = finish_within(&mut command, None, COMMAND_PATIENCE)
+            .with_context(|| format!("`{}` in {}", argv.join(" "), self.name))?;
+        if !done.status.success() {
+            bail!("`{}` in {}: {}: {}", argv.join(" "), self.name, done.status, done.stderr.trim());
+        }
+        Ok(done.stdout)
+    }
+
+    /// Runs lines of `ip` commands (without the leading `ip`) as one batch.
+    pub fn ip(&self, lines: &[&str]) -> Result<()> {
+        self.feed(&["ip", "-batch", "-"], &lines.join("\n"))
+    }
+
+    /// Runs a command with `input` on its stdin.
+    pub fn feed(&self, argv: &[&str], input: &str) -> Result<()> {
+        let (program, args) = argv.split_first().context("an empty command")?;
+        let mut command = self.command(program);
+        command.args(args);
+        let done = finish_within(&mut command, Some(input.as_bytes()), COMMAND_PATIENCE)?;
+        if !done.status.success() {
+            let said = done.stderr.trim();
+            bail!("`{}` in {}: {}: {said}; its input:\n{input}", argv.join(" "), self.name, done.status);
+        }
+        Ok(())
+    }
+
+    /// Writes `/proc/sys/<key>` as the namespace sees it.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/{key}");
+        self.enter(|| std::fs::write(&path, value))
+            .with_context(|| format!("{}: cannot set {key} to {value}", self.name))
+    }
+
+    /// Runs `work` on a thread inside the namespace and waits for it.
+    ///
+    /// A child process must not be started in there: it would die with the thread.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        on_thread(|| {
+            self.set_current_thread();
+            work()
+        })
+    }
+
+    /// Starts a thread that lives inside the namespace.
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let ns = self.clone();
+        std::thread::spawn(move || {
+            ns.set_current_thread();
+            work()
+        })
+    }
+
+    /// A path by which programs of this process's children can name the namespace.
+    pub(crate) fn handle(&self) -> String {
+        format!("/proc/{}/fd/{}", getpid(), self.fd.as_raw_fd())
+    }
+
+    fn set_current_thread(&self) {
+        setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET).unwrap_or_else(|error| {
+            panic!("cannot enter {} (fd {}): {error}", self.name, self.fd.as_raw_fd())
+        });
+    }
+}
+
+fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}

@@ -1,0 +1,117 @@
+//! A program on a terminal, and someone who types.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::libc;
+use nix::pty::{Winsize, openpty};
+use nix::unistd::setsid;
+
+use crate::wait::{PATIENCE, wait_for};
+
+/// A program whose controlling terminal is a pseudoterminal of ours.
+pub struct Terminal {
+    child: Child,
+    keyboard: File,
+    screen: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Terminal {
+    /// Starts `command` in a session of its own, on a terminal of 24 by 80.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(Some(&size), None).context("cannot open a pseudoterminal")?;
+        let (keyboard, mut display) = (File::from(pty.master.try_clone()?), File::from(pty.master));
+        // SAFETY: only system calls between fork and exec; stdin is the pseudoterminal by then.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                if libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        // The master must not reach the child, or the terminal would never hang up.
+        for fd in [keyboard.as_raw_fd(), display.as_raw_fd()] {
+            // SAFETY: both descriptors are open and ours.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+        let child = command
+            .stdin(pty.slave.try_clone()?)
+            .stdout(pty.slave.try_clone()?)
+            .stderr(pty.slave)
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        // Only the child may hold the slave, or its end would not be seen.
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        let screen = Arc::new(Mutex::new(Vec::new()));
+        let shown = Arc::clone(&screen);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = display.read(&mut buffer) {
+                shown.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
+            }
+        });
+        Ok(Self { child, keyboard, screen })
+    }
+
+    /// Types `text`.
+    pub fn send(&self, text: &str) -> Result<()> {
+        (&self.keyboard).write_all(text.as_bytes()).context("cannot type: the terminal is gone")
+    }
+
+    /// Everything shown so far.
+    #[must_use]
+    pub fn transcript(&self) -> String {
+        String::from_utf8_lossy(&self.screen.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// Waits until `text` has been shown.
+    pub fn expect(&self, text: &str) -> Result<()> {
+        self.expect_within(text, PATIENCE)
+    }
+
+    /// Waits no longer than `patience` until `text` has been shown.
+    pub fn expect_within(&self, text: &str, patience: Duration) -> Result<()> {
+        let shown = wait_for(&format!("{text:?} on the terminal"), patience, || {
+            Ok(self.transcript().contains(text).then_some(()))
+        });
+        if let Err(error) = shown {
+            bail!("{error}; it shows:\n{}", self.transcript());
+        }
+        Ok(())
+    }
+
+    /// The program's process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a pid fits in 31 bits")
+    }
+
+    /// Its status if it has ended.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        wait_for("the end of the program on the terminal", PATIENCE, || self.ended())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,195 @@
+//! One uplink of the mobile host, and what a network manager does to it.
+
+use std::cell::Cell;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::link::LinkEmulator;
+use crate::ns::Ns;
+use crate::wait::until;
+
+/// The two uplinks of the lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UplinkName {
+    /// Wireless, through `visit_a`, with the worse metric.
+    Wlan,
+    /// Wired, through `visit_b`, with the better metric.
+    Eth,
+}
+
+impl UplinkName {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Wlan, Self::Eth];
+
+    /// The device's name on the host.
+    #[must_use]
+    pub fn device(self) -> &'static str {
+        match self {
+            Self::Wlan => "wlan0",
+            Self::Eth => "eth0",
+        }
+    }
+
+    /// The metric a network manager gives the default route.
+    #[must_use]
+    pub fn metric(self) -> u32 {
+        match self {
+            Self::Wlan => 600,
+            Self::Eth => 100,
+        }
+    }
+
+    /// The address under which the internet sees the IPv4 hosts of the visited network.
+    #[must_use]
+    pub fn nat_address(self) -> Ipv4Addr {
+        match self {
+            Self::Wlan => Ipv4Addr::new(203, 0, 113, 2),
+            Self::Eth => Ipv4Addr::new(203, 0, 113, 6),
+        }
+    }
+
+    /// The first three bytes of the visited network's private /24.
+    pub(crate) fn private4(self) -> [u8; 3] {
+        match self {
+            Self::Wlan => [192, 168, 11],
+            Self::Eth => [10, 22, 0],
+        }
+    }
+
+    /// The visited network's IPv6 /64, without the host part.
+    pub(crate) fn prefix6(self) -> &'static str {
+        match self {
+            Self::Wlan => "2001:db8:11::",
+            Self::Eth => "2001:db8:22::",
+        }
+    }
+}
+
+/// An uplink: the emulated link, and the addresses and routes the host has on it.
+pub struct Uplink {
+    /// Which one.
+    pub name: UplinkName,
+    /// The link to the visited network, to be slowed, blackholed or cut.
+    pub link: LinkEmulator,
+    host: Ns,
+    /// The last part of the host's addresses; changed by [`Uplink::renumber`].
+    number: Cell<u8>,
+}
+
+impl Uplink {
+    pub(crate) fn new(name: UplinkName, link: LinkEmulator, host: &Ns) -> Self {
+        // .1 is the visited network's router.
+        Self { name, link, host: host.clone(), number: Cell::new(2) }
+    }
+
+    /// The device's name on the host.
+    #[must_use]
+    pub fn device(&self) -> &'static str {
+        self.name.device()
+    }
+
+    /// The host's IPv4 address on it.
+    #[must_use]
+    pub fn address4(&self) -> Ipv4Addr {
+        let [a, b, c] = self.name.private4();
+        Ipv4Addr::new(a, b, c, self.number.get())
+    }
+
+    /// The host's IPv6 address on it.
+    #[must_use]
+    pub fn address6(&self) -> Ipv6Addr {
+        self.address6_text().parse().expect("a prefix and a number make an address")
+    }
+
+    /// Link up, cable in, addresses and default routes set, as after a successful DHCP; also what
+    /// repairs whatever was removed.
+    pub fn bring_up(&self) -> Result<()> {
+        let device = self.device();
+        self.link.restore()?;
+        self.host.ip(&[&format!("link set {device} up")])?;
+        until(&format!("{device}'s carrier"), || self.has_carrier())?;
+        let (four, six) = (self.address4(), self.address6_text());
+        self.host.ip(&[
+            &format!("address replace {four}/24 dev {device}"),
+            &format!("address replace {six}/64 dev {device} nodad"),
+        ])?;
+        self.set_routes()
+    }
+
+    /// The user switches it off: link down, addresses and routes gone.
+    pub fn take_down(&self) -> Result<()> {
+        self.host.ip(&[
+            &format!("link set {} down", self.device()),
+            &format!("address flush dev {}", self.device()),
+        ])
+    }
+
+    /// The cable is pulled, or the access point is out of reach: the carrier is lost, and nobody has
+    /// yet removed the address or the routes.
+    pub fn cut(&self) -> Result<()> {
+        self.link.cut()?;
+        until(&format!("the end of {}'s carrier", self.device()), || !self.has_carrier())
+    }
+
+    /// What a network manager does a while after [`Uplink::cut`].
+    pub fn give_up_address(&self) -> Result<()> {
+        self.host.ip(&[&format!("address flush dev {} scope global", self.device())])
+    }
+
+    /// The addresses vanish, as when a DHCP lease ends; the link stays.
+    pub fn remove_address(&self) -> Result<()> {
+        self.give_up_address()
+    }
+
+    /// The default routes vanish; link and addresses stay.
+    pub fn remove_route(&self) -> Result<()> {
+        let (device, metric) = (self.device(), self.name.metric());
+        self.host.ip(&[
+            &format!("route del 0.0.0.0/0 dev {device} metric {metric}"),
+            &format!("route del ::/0 dev {device} metric {metric}"),
+        ])
+    }
+
+    /// The network gives the host other addresses, without the link going down.
+    pub fn renumber(&self) -> Result<()> {
+        let device = self.device();
+        let (old4, old6) = (self.address4(), self.address6_text());
+        self.number.set(if self.number.get() < 250 { self.number.get() + 1 } else { 2 });
+        let (new4, new6) = (self.address4(), self.address6_text());
+        self.host.ip(&[
+            &format!("address del {old4}/24 dev {device}"),
+            &format!("address del {old6}/64 dev {device}"),
+            &format!("address add {new4}/24 dev {device}"),
+            &format!("address add {new6}/64 dev {device} nodad"),
+        ])?;
+        self.set_routes()
+    }
+
+    /// Whether the host sees a carrier on it.
+    #[must_use]
+    pub fn has_carrier(&self) -> bool {
+        let link = self.host.run(&["ip", "-o", "link", "show", "dev", self.device()]);
+        link.is_ok_and(|text| text.contains("LOWER_UP"))
+    }
+
+    /// Sets the one-way delay of the link.
+    pub fn set_delay(&self, delay: Duration) {
+        self.link.set_delay(delay);
+    }
+
+    fn set_routes(&self) -> Result<()> {
+        let (device, metric) = (self.device(), self.name.metric());
+        let [a, b, c] = self.name.private4();
+        let six = self.name.prefix6();
+        self.host.ip(&[
+            &format!("route replace default via {a}.{b}.{c}.1 dev {device} metric {metric}"),
+            &format!("route replace ::/0 via {six}1 dev {device} metric {metric}"),
+        ])
+    }
+
+    fn address6_text(&self) -> String {
+        format!("{}{:x}", self.name.prefix6(), self.number.get())
+    }
+}
