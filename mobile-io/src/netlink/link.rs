@@ -1,6 +1,14 @@
 //! Network devices.
 
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State};
+use nix::errno::Errno;
+
+use super::channel::{Channel, Explain, Failure};
 use super::{Netlink, NetlinkError};
+
+/// `IFNAMSIZ` less its closing zero.
+const MAX_NAME: usize = 15;
 
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +21,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Set up by the administrator.
     pub up: bool,
-    /// Something is at the other end.
+    /// Something is at the other end, and the device is ready to send to it (a wireless one: is associated and
+    /// authenticated).
     pub carrier: bool,
     /// It is a loopback device.
     pub loopback: bool,
@@ -27,46 +36,197 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        unimplemented!()
+        self.0.lock().await.links().await
     }
 
     /// One device by its name.
     ///
     /// # Errors
     /// `NoSuchLink` when it is not there.
-    pub async fn link(&self, _name: &str) -> Result<Link, NetlinkError> {
-        unimplemented!()
+    pub async fn link(&self, name: &str) -> Result<Link, NetlinkError> {
+        match self.0.lock().await.link(name).await? {
+            Some(link) => Ok(link),
+            None => Err(NetlinkError::NoSuchLink(name.to_owned())),
+        }
     }
 
     /// A device's index.
     ///
     /// # Errors
     /// `NoSuchLink` when it is not there.
-    pub async fn link_index(&self, _name: &str) -> Result<u32, NetlinkError> {
-        unimplemented!()
+    pub async fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
+        Ok(self.link(name).await?.index)
     }
 
     /// Brings a device up.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_link_up(&self, _index: u32) -> Result<(), NetlinkError> {
-        unimplemented!()
+    pub async fn set_link_up(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.set(message).await.explain(None, || format!("bring device {index} up"))
     }
 
     /// Sets a device's MTU.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_mtu(&self, _index: u32, _mtu: u32) -> Result<(), NetlinkError> {
-        unimplemented!()
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.set(message).await.explain(None, || format!("set the MTU of device {index} to {mtu}"))
     }
 
     /// Removes a device; false if there is none.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn del_link(&self, _name: &str) -> Result<bool, NetlinkError> {
-        unimplemented!()
+    pub async fn del_link(&self, name: &str) -> Result<bool, NetlinkError> {
+        let mut channel = self.0.lock().await;
+        let Some(link) = channel.link(name).await? else { return Ok(false) };
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        match channel.change(RouteNetlinkMessage::DelLink(message), 0).await {
+            // It went between the two requests.
+            Err(failure) if failure.is(Errno::ENODEV) => Ok(false),
+            outcome => outcome.map(|()| true).explain(None, || format!("remove device {name}")),
+        }
+    }
+
+    async fn set(&self, message: LinkMessage) -> Result<(), Failure> {
+        self.0.lock().await.change(RouteNetlinkMessage::SetLink(message), 0).await
+    }
+}
+
+impl Channel {
+    pub(super) async fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let answer = self.dump(RouteNetlinkMessage::GetLink(query())).await;
+        let messages = answer.explain(None, || "list the network devices".to_owned())?;
+        Ok(messages.into_iter().filter_map(Link::from_message).collect())
+    }
+
+    async fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Ok(None);
+        }
+        let mut message = query();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.get(RouteNetlinkMessage::GetLink(message)).await {
+            Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
+            answer => {
+                let message = answer.explain(None, || format!("look for device {name}"))?;
+                Ok(message.and_then(Link::from_message))
+            }
+        }
+    }
+}
+
+impl Link {
+    fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewLink(message) = message else { return None };
+        let flags = message.header.flags;
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            kind: None,
+            up: flags.contains(LinkFlags::Up),
+            carrier: flags.contains(LinkFlags::LowerUp),
+            loopback: flags.contains(LinkFlags::Loopback),
+            mtu: 0,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                // Many drivers say no more than "unknown": then the carrier alone decides.
+                LinkAttribute::OperState(state) => {
+                    link.carrier &= matches!(state, State::Up | State::Unknown);
+                }
+                LinkAttribute::LinkInfo(infos) => {
+                    link.kind = infos.into_iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        (!link.name.is_empty()).then_some(link)
+    }
+}
+
+/// A request for devices without their statistics, the largest part of an answer and of no use here.
+fn query() -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ip, with_a_pair};
+    use super::*;
+
+    #[test]
+    fn devices_are_told_as_they_are() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let links = netlink.links().await.unwrap();
+            let mut names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
+            names.retain(|name| ["lo", "left", "right"].contains(name));
+            names.sort_unstable();
+            assert_eq!(names, ["left", "lo", "right"]);
+            let lo = links.iter().find(|link| link.name == "lo").unwrap();
+            assert!(lo.loopback && lo.up && lo.carrier);
+
+            let left = netlink.link("left").await.unwrap();
+            assert_eq!((left.kind.as_deref(), left.mtu), (Some("veth"), 1500));
+            assert!(left.up && left.carrier && !left.loopback);
+            ip("link set right down");
+            let left = netlink.link("left").await.unwrap();
+            assert!(left.up && !left.carrier);
+            ip("link set left down");
+            let left = netlink.link("left").await.unwrap();
+            assert!(!left.up && !left.carrier);
+        });
+    }
+
+    #[test]
+    fn a_device_is_brought_up_resized_and_removed() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            ip("link set left down");
+            let index = netlink.link_index("left").await.unwrap();
+            netlink.set_link_up(index).await.unwrap();
+            netlink.set_link_up(index).await.unwrap();
+            netlink.set_mtu(index, 1400).await.unwrap();
+            let left = netlink.link("left").await.unwrap();
+            assert!(left.up);
+            assert_eq!(left.mtu, 1400);
+            let error = netlink.set_mtu(index, 1).await.unwrap_err().to_string();
+            assert!(error.starts_with(&format!("cannot set the MTU of device {index} to 1: ")), "{error}");
+            assert!(error.contains("mtu less than device minimum"), "{error}");
+
+            assert!(netlink.del_link("left").await.unwrap());
+            assert!(!netlink.del_link("left").await.unwrap());
+            assert!(
+                matches!(netlink.link_index("right").await, Err(NetlinkError::NoSuchLink(name)) if name == "right")
+            );
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_a_name_is_no_device() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            for name in ["", "a-name-of-sixteen", "none"] {
+                let error = netlink.link(name).await.unwrap_err();
+                assert_eq!(error.to_string(), format!("there is no network device `{name}`"));
+            }
+        });
     }
 }

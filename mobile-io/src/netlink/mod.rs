@@ -3,17 +3,23 @@
 //! Every `ensure_*` may be called again and again: it makes true what it says and reports whether it had to.
 
 mod address;
+mod channel;
 mod link;
 mod route;
 mod rule;
 mod snapshot;
+#[cfg(test)]
+pub(crate) mod tests;
 mod watch;
 
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use tokio::sync::Mutex;
 
 pub use address::Address;
 pub use link::Link;
@@ -21,6 +27,8 @@ pub use route::{Route, RouteKind};
 pub use rule::Rule;
 pub use snapshot::{DefaultRoute, Snapshot};
 pub use watch::{Changes, Watch};
+
+use self::channel::{Channel, Explain};
 
 /// The table ordinary routes are in.
 pub const TABLE_MAIN: u32 = 254;
@@ -77,7 +85,7 @@ pub enum NetlinkError {
 
 /// The handle. Clones share one socket, and their changes are made one after the other.
 #[derive(Debug, Clone)]
-pub struct Netlink(());
+pub struct Netlink(Arc<Mutex<Channel>>);
 
 impl Netlink {
     /// Opens a netlink socket in this thread's network namespace, served by the current runtime.
@@ -85,7 +93,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel gives no socket.
     pub fn new() -> Result<Self, NetlinkError> {
-        unimplemented!()
+        let channel = Channel::open().explain(None, || "open it".to_owned())?;
+        Ok(Self(Arc::new(Mutex::new(channel))))
     }
 }
 
@@ -107,6 +116,21 @@ impl Family {
         match self {
             Self::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
             Self::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
+        }
+    }
+
+    fn of(raw: AddressFamily) -> Option<Self> {
+        match raw {
+            AddressFamily::Inet => Some(Self::V4),
+            AddressFamily::Inet6 => Some(Self::V6),
+            _ => None,
+        }
+    }
+
+    fn raw(self) -> AddressFamily {
+        match self {
+            Self::V4 => AddressFamily::Inet,
+            Self::V6 => AddressFamily::Inet6,
         }
     }
 }

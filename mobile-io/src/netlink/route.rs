@@ -1,10 +1,20 @@
 //! Routes.
 
+mod message;
+
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
+use nix::errno::Errno;
 
+use super::channel::{CREATE, Channel, Explain, Failure, REPLACE};
 use super::{Family, Netlink, NetlinkError};
+
+/// The metric the kernel gives an IPv6 route that has none (`IP6_RT_PRIO_USER`).
+const DEFAULT_METRIC_V6: u32 = 1024;
 
 /// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,38 +69,290 @@ impl Route {
         let kind = RouteKind::Unreachable;
         Self { dst: family.any(), table, kind, metric: u32::MAX, protocol: super::PROTOCOL_STATIC }
     }
+
+    /// The route as the kernel shows it: no host bits in the destination, and the metric it will have.
+    #[must_use]
+    pub fn normalised(self) -> Self {
+        let metric = match self.dst {
+            IpNet::V6(_) if self.metric == 0 => DEFAULT_METRIC_V6,
+            _ => self.metric,
+        };
+        Self { dst: self.dst.trunc(), metric, ..self }
+    }
+
+    fn family(&self) -> Family {
+        self.dst.into()
+    }
+
+    /// The kernel has room for one of them in a table.
+    fn same_place(&self, other: &Self) -> bool {
+        (self.table, self.dst, self.metric) == (other.table, other.dst, other.metric)
+    }
 }
 
 impl Netlink {
-    /// The routes of one table and family; none where the family is disabled.
+    /// The routes of one table and family; none where the family is disabled. A route over several devices is
+    /// given once for each; kinds other than [`RouteKind`]'s (local, broadcast…) are left out.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn routes(&self, _table: u32, _family: Family) -> Result<Vec<Route>, NetlinkError> {
-        unimplemented!()
+    pub async fn routes(&self, table: u32, family: Family) -> Result<Vec<Route>, NetlinkError> {
+        self.0.lock().await.routes(table, family).await
     }
 
     /// Adds a route; an error if it is there.
     ///
     /// # Errors
     /// When the kernel refuses; `FamilyUnavailable` for IPv6 where it is disabled.
-    pub async fn add_route(&self, _route: &Route) -> Result<(), NetlinkError> {
-        unimplemented!()
+    pub async fn add_route(&self, route: &Route) -> Result<(), NetlinkError> {
+        self.0.lock().await.put_route(route, CREATE).await
     }
 
-    /// Makes this the one route of its table, destination and metric; true if anything had to change.
+    /// Makes this the one route of its table, destination and metric; true if anything had to change. Another one
+    /// there is replaced in one step: no packet sees neither.
     ///
     /// # Errors
     /// As `add_route`.
-    pub async fn ensure_route(&self, _route: &Route) -> Result<bool, NetlinkError> {
-        unimplemented!()
+    pub async fn ensure_route(&self, route: &Route) -> Result<bool, NetlinkError> {
+        let route = route.normalised();
+        let mut channel = self.0.lock().await;
+        let mut there = channel.routes(route.table, route.family()).await?;
+        there.retain(|other| other.same_place(&route));
+        if there == [route] {
+            return Ok(false);
+        }
+        // One is replaced; any more (several devices, or appended by hand) go first.
+        for extra in there.iter().skip(1) {
+            channel.del_route(extra).await?;
+        }
+        channel.put_route(&route, REPLACE).await?;
+        Ok(true)
     }
 
-    /// Removes a route; false if there is none such.
+    /// Removes a route, whoever made it; false if there is none such.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn del_route(&self, _route: &Route) -> Result<bool, NetlinkError> {
-        unimplemented!()
+    pub async fn del_route(&self, route: &Route) -> Result<bool, NetlinkError> {
+        let route = route.normalised();
+        let mut channel = self.0.lock().await;
+        // The kernel takes a request to delete for a pattern, and would find a route of another kind or metric.
+        let there = channel.routes(route.table, route.family()).await?;
+        if !there.iter().any(|other| other.same_place(&route) && other.kind == route.kind) {
+            return Ok(false);
+        }
+        channel.del_route(&route).await
+    }
+}
+
+impl Channel {
+    pub(super) async fn routes(&mut self, table: u32, family: Family) -> Result<Vec<Route>, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family.raw();
+        message.attributes.push(RouteAttribute::Table(table));
+        match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
+            // Nobody has put a route into this table yet.
+            Err(failure) if failure.is(Errno::ENOENT) => Ok(Vec::new()),
+            answer => {
+                match answer.explain(Some(family), || format!("list the {family} routes of table {table}")) {
+                    Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
+                    answer => {
+                        let routes = answer?.into_iter().flat_map(Route::from_message);
+                        // A kernel without IPv6 answers with the routes it does have.
+                        Ok(routes.filter(|route| route.table == table && route.family() == family).collect())
+                    }
+                }
+            }
+        }
+    }
+
+    async fn put_route(&mut self, route: &Route, flags: u16) -> Result<(), NetlinkError> {
+        let outcome = self.change(RouteNetlinkMessage::NewRoute(route.message()), flags).await;
+        outcome.explain(Some(route.family()), || format!("set {route}"))
+    }
+
+    async fn del_route(&mut self, route: &Route) -> Result<bool, NetlinkError> {
+        let mut message = route.message();
+        // Any scope and any maker.
+        message.header.scope = RouteScope::NoWhere;
+        message.header.protocol = RouteProtocol::Unspec;
+        match self.change(RouteNetlinkMessage::DelRoute(message), 0).await {
+            Err(failure) if is_absent(&failure) => Ok(false),
+            outcome => outcome.map(|()| true).explain(Some(route.family()), || format!("remove {route}")),
+        }
+    }
+}
+
+fn is_absent(failure: &Failure) -> bool {
+    failure.is(Errno::ESRCH) || failure.is(Errno::ENODEV)
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { dst, table, metric, .. } = self;
+        match self.kind {
+            RouteKind::Throw => write!(f, "the throw route")?,
+            RouteKind::Unreachable => write!(f, "the unreachable route")?,
+            RouteKind::Unicast { oif, .. } => write!(f, "the route over device {oif}")?,
+        }
+        write!(f, " to {dst} of metric {metric} in table {table}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ip, with_a_pair};
+    use super::super::{PROTOCOL_STATIC, TABLE_MAIN};
+    use super::*;
+
+    /// More than the eight bits of the header.
+    const TABLE: u32 = 7700;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    async fn with_addresses(netlink: &Netlink) -> u32 {
+        let index = netlink.link_index("left").await.unwrap();
+        netlink.ensure_address(index, net("10.77.0.2/32")).await.unwrap();
+        netlink.ensure_address(index, net("fd77::2/128")).await.unwrap();
+        index
+    }
+
+    fn mobile_routes(oif: u32, family: Family) -> [Route; 3] {
+        let (source, bypass) = match family {
+            Family::V4 => ("10.77.0.2", "192.168.0.0/16"),
+            Family::V6 => ("fd77::2", "fd99::/16"),
+        };
+        [
+            Route::device(family.any(), TABLE, oif, source.parse().ok()),
+            Route::throw(net(bypass), TABLE),
+            Route::unreachable(family, TABLE),
+        ]
+    }
+
+    #[test]
+    fn routes_come_once_and_go_once() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let index = with_addresses(&netlink).await;
+            for family in Family::ALL {
+                assert_eq!(netlink.routes(TABLE, family).await.unwrap(), []);
+                for route in mobile_routes(index, family) {
+                    assert!(netlink.ensure_route(&route).await.unwrap(), "{route}");
+                    assert!(!netlink.ensure_route(&route).await.unwrap(), "{route}");
+                    let error = netlink.add_route(&route).await.unwrap_err().to_string();
+                    assert!(error.contains("File exists"), "{error}");
+                    assert!(netlink.routes(TABLE, family).await.unwrap().contains(&route.normalised()));
+                }
+                assert_eq!(netlink.routes(TABLE, family).await.unwrap().len(), 3);
+            }
+            let seen = ip("route show table 7700");
+            assert!(seen.contains("default dev left proto static scope link src 10.77.0.2"), "{seen}");
+            assert!(seen.contains("throw 192.168.0.0/16 proto static"), "{seen}");
+            assert!(seen.contains("unreachable default proto static metric 4294967295"), "{seen}");
+            let seen = ip("-6 route show table 7700");
+            assert!(seen.contains("default dev left proto static src fd77::2 metric 1024"), "{seen}");
+            for family in Family::ALL {
+                for route in mobile_routes(index, family) {
+                    assert!(netlink.del_route(&route).await.unwrap(), "{route}");
+                    assert!(!netlink.del_route(&route).await.unwrap(), "{route}");
+                }
+                assert_eq!(netlink.routes(TABLE, family).await.unwrap(), []);
+            }
+        });
+    }
+
+    #[test]
+    fn a_different_route_in_its_place_is_replaced() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let index = with_addresses(&netlink).await;
+            for (family, option) in [(Family::V4, "-4"), (Family::V6, "-6")] {
+                ip(&format!("{option} route add unreachable default table {TABLE} metric 1024"));
+                let route = Route { metric: 1024, ..mobile_routes(index, family)[0] };
+                assert!(netlink.ensure_route(&route).await.unwrap());
+                assert_eq!(netlink.routes(TABLE, family).await.unwrap(), [route]);
+                ip(&format!("{option} route append default dev right table {TABLE} metric 1024"));
+                assert_eq!(netlink.routes(TABLE, family).await.unwrap().len(), 2);
+                assert!(netlink.ensure_route(&route).await.unwrap());
+                assert_eq!(netlink.routes(TABLE, family).await.unwrap(), [route]);
+                // And back to a route of another kind.
+                let route = Route { kind: RouteKind::Throw, ..route };
+                assert!(netlink.ensure_route(&route).await.unwrap());
+                assert_eq!(netlink.routes(TABLE, family).await.unwrap(), [route]);
+            }
+        });
+    }
+
+    #[test]
+    fn only_the_route_that_is_named_is_removed() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let index = with_addresses(&netlink).await;
+            for family in Family::ALL {
+                let fallback = Route::unreachable(family, TABLE);
+                netlink.add_route(&fallback).await.unwrap();
+                let worse = Route { metric: 2000, ..mobile_routes(index, family)[0] };
+                netlink.add_route(&worse).await.unwrap();
+                for metric in [0, 2001] {
+                    assert!(!netlink.del_route(&Route { metric, ..worse }).await.unwrap());
+                }
+                assert_eq!(netlink.routes(TABLE, family).await.unwrap(), [worse, fallback]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_route_over_several_devices_is_given_for_each() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let left = netlink.link_index("left").await.unwrap();
+            let right = netlink.link_index("right").await.unwrap();
+            ip("addr add 10.1.0.2/24 dev left");
+            ip("addr add 10.2.0.2/24 dev right");
+            ip("route add default metric 7 nexthop via 10.1.0.1 dev left nexthop via 10.2.0.1 dev right");
+            let mut found = netlink.routes(TABLE_MAIN, Family::V4).await.unwrap();
+            found.retain(|route| route.dst.prefix_len() == 0);
+            let route = |oif, gateway: &str| Route {
+                dst: Family::V4.any(),
+                table: TABLE_MAIN,
+                kind: RouteKind::Unicast { oif, gateway: gateway.parse().ok(), prefsrc: None },
+                metric: 7,
+                protocol: 3,
+            };
+            assert_eq!(found, [route(left, "10.1.0.1"), route(right, "10.2.0.1")]);
+        });
+    }
+
+    #[test]
+    fn a_route_over_a_router_of_the_other_family_is_read_and_made() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let oif = with_addresses(&netlink).await;
+            let kind = RouteKind::Unicast { oif, gateway: "fe80::1".parse().ok(), prefsrc: None };
+            let route =
+                Route { dst: net("10.9.0.0/16"), table: TABLE, kind, metric: 3, protocol: PROTOCOL_STATIC };
+            assert!(netlink.ensure_route(&route).await.unwrap());
+            assert_eq!(netlink.routes(TABLE, Family::V4).await.unwrap(), [route]);
+        });
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_the_kernels_words() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let oif = with_addresses(&netlink).await;
+            let kind = RouteKind::Unicast { oif, gateway: "192.0.2.1".parse().ok(), prefsrc: None };
+            let route = Route { kind, ..Route::throw(net("10.9.0.0/16"), TABLE) };
+            let error = netlink.ensure_route(&route).await.unwrap_err().to_string();
+            let what =
+                format!("cannot set the route over device {oif} to 10.9.0.0/16 of metric 0 in table 7700: ");
+            assert!(error.starts_with(&what) && error.contains("Nexthop has invalid gateway"), "{error}");
+
+            crate::sysctl::write("net/ipv6/conf/left/disable_ipv6", "1").unwrap();
+            let route = Route::device(Family::V6.any(), TABLE, oif, None);
+            assert!(netlink.ensure_route(&route).await.unwrap_err().is_family_unavailable());
+        });
     }
 }

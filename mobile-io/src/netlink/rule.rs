@@ -1,7 +1,15 @@
 //! Rules: which table is asked, for which packets.
 
-use ipnet::IpNet;
+use std::fmt;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use nix::errno::Errno;
+
+use super::channel::{CREATE, Channel, Explain};
 use super::{Family, Netlink, NetlinkError};
 
 /// A rule. Its protocol is always `kernel`.
@@ -20,35 +28,266 @@ pub struct Rule {
 }
 
 impl Netlink {
-    /// Every rule of both families that leads to a table, in their order.
+    /// Every rule of both families that leads to a table, in their order. Of others' rules only what a [`Rule`]
+    /// can say is told: they may ask for more (a device, a user…).
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn rules(&self) -> Result<Vec<Rule>, NetlinkError> {
-        unimplemented!()
+        let mut channel = self.0.lock().await;
+        let mut rules = Vec::new();
+        for family in Family::ALL {
+            rules.extend(channel.rules(family).await?.into_iter().map(|known| known.rule));
+        }
+        rules.sort_by_key(|rule| rule.priority);
+        Ok(rules)
     }
 
     /// Adds a rule; an error if it is there.
     ///
     /// # Errors
     /// When the kernel refuses; `FamilyUnavailable` for IPv6 where it is disabled.
-    pub async fn add_rule(&self, _rule: &Rule) -> Result<(), NetlinkError> {
-        unimplemented!()
+    pub async fn add_rule(&self, rule: &Rule) -> Result<(), NetlinkError> {
+        self.0.lock().await.add_rule(rule).await
     }
 
-    /// Adds a rule unless it is there; true if it was added.
+    /// Adds a rule unless it is there; true if it was added. The same rule with another protocol than `kernel` is
+    /// replaced.
     ///
     /// # Errors
     /// As `add_rule`.
-    pub async fn ensure_rule(&self, _rule: &Rule) -> Result<bool, NetlinkError> {
-        unimplemented!()
+    pub async fn ensure_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
+        let mut channel = self.0.lock().await;
+        let mut there = false;
+        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.is(rule)) {
+            if known.protocol == RouteProtocol::Kernel && !there {
+                there = true;
+            } else {
+                // The kernel calls them the same, whatever their protocol: it must go before ours can come.
+                channel.del_rule(&known).await?;
+            }
+        }
+        if !there {
+            channel.add_rule(rule).await?;
+        }
+        Ok(!there)
     }
 
     /// Removes a rule; false if there is none such.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn del_rule(&self, _rule: &Rule) -> Result<bool, NetlinkError> {
-        unimplemented!()
+    pub async fn del_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
+        let mut channel = self.0.lock().await;
+        let mut found = false;
+        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.is(rule)) {
+            found |= channel.del_rule(&known).await?;
+        }
+        Ok(found)
+    }
+}
+
+/// A rule as the kernel tells it.
+struct Known {
+    rule: Rule,
+    protocol: RouteProtocol,
+    /// A [`Rule`] says all of it.
+    exact: bool,
+    message: RuleMessage,
+}
+
+impl Channel {
+    async fn rules(&mut self, family: Family) -> Result<Vec<Known>, NetlinkError> {
+        let mut message = RuleMessage::default();
+        message.header.family = family.raw();
+        let answer = self.dump(RouteNetlinkMessage::GetRule(message)).await;
+        match answer.explain(Some(family), || format!("list the {family} rules")) {
+            Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
+            answer => {
+                let rules = answer?.into_iter().filter_map(Known::from_message);
+                // A kernel without IPv6 answers with the rules it does have.
+                Ok(rules.filter(|known| known.rule.family == family).collect())
+            }
+        }
+    }
+
+    async fn add_rule(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
+        let outcome = self.change(RouteNetlinkMessage::NewRule(rule.message()), CREATE).await;
+        outcome.explain(Some(rule.family), || format!("add {rule}"))
+    }
+
+    /// Asks for exactly what the kernel told: it takes the request for a pattern, and less of it would find others'.
+    async fn del_rule(&mut self, known: &Known) -> Result<bool, NetlinkError> {
+        match self.change(RouteNetlinkMessage::DelRule(known.message.clone()), 0).await {
+            Err(failure) if failure.is(Errno::ENOENT) => Ok(false),
+            outcome => {
+                let rule = &known.rule;
+                outcome.map(|()| true).explain(Some(rule.family), || format!("remove {rule}"))
+            }
+        }
+    }
+}
+
+impl Rule {
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = self.family.raw();
+        message.header.action = RuleAction::ToTable;
+        let attributes = &mut message.attributes;
+        // The header's field has eight bits; the attribute holds any table.
+        attributes.push(RuleAttribute::Table(self.table));
+        attributes.push(RuleAttribute::Priority(self.priority));
+        // networkd and its like remove rules they did not make, unless the kernel made them.
+        attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
+        if let Some((mark, mask)) = self.fwmark {
+            attributes.push(RuleAttribute::FwMark(mark));
+            attributes.push(RuleAttribute::FwMask(mask));
+        }
+        if let Some(from) = self.from.filter(|from| from.prefix_len() > 0) {
+            message.header.src_len = from.prefix_len();
+            attributes.push(RuleAttribute::Source(from.network()));
+        }
+        message
+    }
+}
+
+impl Known {
+    fn is(&self, rule: &Rule) -> bool {
+        let from = rule.from.filter(|from| from.prefix_len() > 0).map(|from| from.trunc());
+        self.exact && self.rule == Rule { from, ..*rule }
+    }
+
+    fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewRule(message) = message else { return None };
+        let header = &message.header;
+        if header.action != RuleAction::ToTable {
+            return None;
+        }
+        let mut rule = Rule {
+            priority: 0,
+            family: Family::of(header.family)?,
+            fwmark: None,
+            from: None,
+            table: header.table.into(),
+        };
+        let mut protocol = RouteProtocol::Unspec;
+        let mut exact = header.dst_len == 0 && header.tos == 0 && !header.flags.contains(RuleFlags::Invert);
+        let (mut mark, mut mask) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                RuleAttribute::Table(table) => rule.table = *table,
+                RuleAttribute::Protocol(maker) => protocol = *maker,
+                RuleAttribute::FwMark(value) => mark = Some(*value),
+                RuleAttribute::FwMask(value) => mask = Some(*value),
+                RuleAttribute::Source(address) => rule.from = network(*address, header.src_len),
+                // "Suppress nothing": told of every rule.
+                RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+                _ => exact = false,
+            }
+        }
+        if mark.is_some() || mask.is_some() {
+            rule.fwmark = Some((mark.unwrap_or(0), mask.unwrap_or(u32::MAX)));
+        }
+        Some(Self { rule, protocol, exact, message })
+    }
+}
+
+fn network(address: IpAddr, length: u8) -> Option<IpNet> {
+    IpNet::new(address, length).ok()
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the {} rule of priority {}", self.family, self.priority)?;
+        if let Some((mark, mask)) = self.fwmark {
+            write!(f, " for mark {mark:#x}/{mask:#x}")?;
+        }
+        if let Some(from) = self.from {
+            write!(f, " from {from}")?;
+        }
+        write!(f, " to table {}", self.table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ip, with_a_pair};
+    use super::*;
+
+    fn rules() -> [Rule; 4] {
+        let marked = Rule {
+            priority: 4900,
+            family: Family::V4,
+            fwmark: Some((0x4d00_0000, 0xff00_0000)),
+            from: None,
+            table: 7700,
+        };
+        let from = Rule { priority: 4901, fwmark: None, from: "10.77.0.2/32".parse().ok(), ..marked };
+        let v6 = Family::V6;
+        [
+            marked,
+            from,
+            Rule { family: v6, ..marked },
+            Rule { family: v6, from: "fd77::2/128".parse().ok(), ..from },
+        ]
+    }
+
+    #[test]
+    fn a_rule_comes_once_as_the_kernels_and_goes_once() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let before = netlink.rules().await.unwrap();
+            for rule in rules() {
+                assert!(netlink.ensure_rule(&rule).await.unwrap());
+                assert!(!netlink.ensure_rule(&rule).await.unwrap());
+                let error = netlink.add_rule(&rule).await.unwrap_err().to_string();
+                assert!(error.contains("File exists"), "{error}");
+                assert!(netlink.rules().await.unwrap().contains(&rule));
+            }
+            let seen = ip("-d rule show");
+            assert!(
+                seen.contains("4900:\tfrom all fwmark 0x4d000000/0xff000000 lookup 7700 proto kernel"),
+                "{seen}"
+            );
+            assert!(seen.contains("4901:\tfrom 10.77.0.2 lookup 7700 proto kernel"), "{seen}");
+            let seen = ip("-6 -d rule show");
+            assert!(
+                seen.contains("4900:\tfrom all fwmark 0x4d000000/0xff000000 lookup 7700 proto kernel"),
+                "{seen}"
+            );
+            assert!(seen.contains("4901:\tfrom fd77::2 lookup 7700 proto kernel"), "{seen}");
+            for rule in rules() {
+                assert!(netlink.del_rule(&rule).await.unwrap());
+                assert!(!netlink.del_rule(&rule).await.unwrap());
+            }
+            assert_eq!(netlink.rules().await.unwrap(), before);
+        });
+    }
+
+    #[test]
+    fn a_rule_of_another_maker_becomes_the_kernels() {
+        with_a_pair(async {
+            ip("rule add priority 4900 fwmark 0x4d000000/0xff000000 lookup 7700 protocol static");
+            let netlink = Netlink::new().unwrap();
+            assert!(netlink.ensure_rule(&rules()[0]).await.unwrap());
+            let seen = ip("-d rule show priority 4900");
+            assert_eq!(seen.lines().count(), 1, "{seen}");
+            assert!(seen.contains("proto kernel"), "{seen}");
+        });
+    }
+
+    #[test]
+    fn a_rule_that_asks_for_more_is_not_ours() {
+        with_a_pair(async {
+            ip("rule add priority 4900 fwmark 0x4d000000/0xff000000 iif left lookup 7700");
+            ip("rule add priority 4900 not fwmark 0x4d000000/0xff000000 lookup 7700");
+            let netlink = Netlink::new().unwrap();
+            let rule = rules()[0];
+            assert!(!netlink.del_rule(&rule).await.unwrap());
+            assert!(netlink.ensure_rule(&rule).await.unwrap());
+            assert!(netlink.del_rule(&rule).await.unwrap());
+            assert_eq!(ip("rule show priority 4900").lines().count(), 2);
+        });
     }
 }

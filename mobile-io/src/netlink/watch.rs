@@ -1,6 +1,32 @@
 //! Being told that something changed.
 
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
+use nix::errno::Errno;
+use nix::libc::{
+    RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE,
+};
+
 use super::NetlinkError;
+
+/// The groups, as bits (`RTMGRP_…`): links, addresses, routes and rules of both families. IPv6's rules have no bit.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400;
+
+/// `RTNLGRP_IPV6_RULE`.
+const GROUP_IPV6_RULE: u32 = 19;
+
+/// Larger than any notification: the kernel makes none over a page or two, but for devices with many functions.
+const BUFFER: usize = 32 * 1024;
+
+/// The length of `nlmsghdr`.
+const HEADER_LEN: usize = 16;
+
+/// How many datagrams are gathered before what they say is told: a storm without an end must not hold it back.
+const MAX_GATHERED: usize = 4096;
 
 /// The kinds of things that changed since the last time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -16,23 +42,203 @@ pub struct Changes {
 }
 
 /// A subscription to the kernel's notifications.
-#[derive(Debug)]
-pub struct Watch(());
+pub struct Watch {
+    socket: TokioSocket,
+    buffer: Vec<u8>,
+}
 
 impl Watch {
-    /// Subscribes, in this thread's network namespace.
+    /// Subscribes, in this thread's network namespace. Wants a runtime.
     ///
     /// # Errors
     /// When the kernel gives no socket.
     pub fn new() -> Result<Self, NetlinkError> {
-        unimplemented!()
+        Self::open().map_err(|error| NetlinkError::Socket {
+            what: "subscribe to changes".to_owned(),
+            message: error.to_string(),
+        })
+    }
+
+    fn open() -> io::Result<Self> {
+        tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
+        socket.socket_mut().add_membership(GROUP_IPV6_RULE)?;
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
     }
 
     /// Waits for a change; gathers what is waiting already. After an overrun everything may have changed.
     ///
+    /// A future dropped before it is ready has taken nothing.
+    ///
     /// # Errors
     /// When the socket fails.
     pub async fn changed(&mut self) -> Result<Changes, NetlinkError> {
-        unimplemented!()
+        loop {
+            let outcome = poll_fn(|cx| self.poll_changed(cx)).await;
+            let changes = outcome.map_err(|error| NetlinkError::Socket {
+                what: "wait for a change".to_owned(),
+                message: error.to_string(),
+            })?;
+            if changes.any() {
+                return Ok(changes);
+            }
+        }
+    }
+
+    /// Pending only when nothing that matters was taken from the socket.
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Changes>> {
+        let mut changes = Changes::default();
+        for _ in 0..MAX_GATHERED {
+            self.buffer.clear();
+            match self.socket.poll_recv_from(cx, &mut self.buffer) {
+                // Anybody may send to a netlink socket; port 0 is the kernel.
+                Poll::Ready(Ok(from)) if from.port_number() != 0 => {}
+                Poll::Ready(Ok(_)) => read(&self.buffer, &mut changes),
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The socket overran: notifications are lost, nobody knows which.
+                Poll::Ready(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    changes = Changes::ALL;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending if changes.any() => break,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(changes))
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
+}
+
+impl Changes {
+    /// Everything.
+    pub const ALL: Self = Self { links: true, addresses: true, routes: true, rules: true };
+
+    /// Anything at all.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+
+    fn add(&mut self, kind: u16) {
+        match kind {
+            RTM_NEWLINK | RTM_DELLINK => self.links = true,
+            RTM_NEWADDR | RTM_DELADDR => self.addresses = true,
+            RTM_NEWROUTE | RTM_DELROUTE => self.routes = true,
+            RTM_NEWRULE | RTM_DELRULE => self.rules = true,
+            _ => {}
+        }
+    }
+}
+
+/// The kinds of the messages in one datagram. Only the headers are looked at: a message that a parser would not
+/// understand is a change all the same.
+fn read(mut bytes: &[u8], changes: &mut Changes) {
+    while let [l0, l1, l2, l3, k0, k1, ..] = *bytes {
+        changes.add(u16::from_ne_bytes([k0, k1]));
+        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        // Each length covers its header, so that this comes to an end.
+        match bytes.get(length.max(HEADER_LEN).next_multiple_of(4)..) {
+            Some(rest) => bytes = rest,
+            None => break,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+    use tokio::time::timeout;
+
+    use super::super::tests::{ip, with_a_pair};
+    use super::super::{Family, Netlink, Route};
+    use super::*;
+
+    async fn next(watch: &mut Watch) -> Changes {
+        timeout(Duration::from_secs(5), watch.changed()).await.expect("a change is told").unwrap()
+    }
+
+    /// Waits until the kernel's own work after a change (duplicate checks, multicast routes) is over.
+    async fn settle(watch: &mut Watch) {
+        while timeout(Duration::from_millis(300), watch.changed()).await.is_ok() {}
+    }
+
+    #[test]
+    fn each_kind_of_change_by_others_is_told_as_what_it_is() {
+        with_a_pair(async {
+            let mut watch = Watch::new().unwrap();
+            let none = Changes::default();
+            for (command, expected) in [
+                ("link set left mtu 1400", Changes { links: true, ..none }),
+                ("route add default dev left table 7700", Changes { routes: true, ..none }),
+                ("route flush table 7700", Changes { routes: true, ..none }),
+                ("-6 route add unreachable default table 7700", Changes { routes: true, ..none }),
+                ("-6 route flush table 7700", Changes { routes: true, ..none }),
+                ("rule add priority 4900 lookup 7700", Changes { rules: true, ..none }),
+                ("rule del priority 4900", Changes { rules: true, ..none }),
+                ("-6 rule add priority 4900 lookup 7700", Changes { rules: true, ..none }),
+                ("-6 rule del priority 4900", Changes { rules: true, ..none }),
+                ("addr add 10.7.0.2/24 dev left", Changes { addresses: true, routes: true, ..none }),
+                ("-6 addr add fd77::2/64 dev left nodad", Changes { addresses: true, routes: true, ..none }),
+            ] {
+                settle(&mut watch).await;
+                ip(command);
+                assert_eq!(next(&mut watch).await, expected, "ip {command}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_dropped_future_loses_no_change() {
+        with_a_pair(async {
+            let mut watch = Watch::new().unwrap();
+            settle(&mut watch).await;
+            assert!(watch.changed().now_or_never().is_none());
+            ip("rule add priority 4900 lookup 7700");
+            assert!(next(&mut watch).await.rules);
+        });
+    }
+
+    #[test]
+    fn a_storm_is_told_once_and_an_overrun_as_everything() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let mut watch = Watch::new().unwrap();
+            settle(&mut watch).await;
+            let flip = async |times: u32| {
+                let route = Route::throw(Family::V4.any(), 7700);
+                for _ in 0..times {
+                    netlink.add_route(&route).await.unwrap();
+                    netlink.del_route(&route).await.unwrap();
+                }
+            };
+            flip(10).await;
+            assert_eq!(next(&mut watch).await, Changes { routes: true, ..Changes::default() });
+            assert!(timeout(Duration::from_millis(100), watch.changed()).await.is_err());
+
+            watch.socket.socket_ref().set_rx_buf_sz(2048u32).unwrap();
+            flip(50).await;
+            assert_eq!(next(&mut watch).await, Changes::ALL);
+            // And it goes on afterwards.
+            settle(&mut watch).await;
+            flip(1).await;
+            assert_eq!(next(&mut watch).await, Changes { routes: true, ..Changes::default() });
+        });
+    }
+
+    #[test]
+    fn messages_that_lie_about_their_length_come_to_an_end() {
+        let mut changes = Changes::default();
+        for bytes in [&[0, 0, 0, 0, 16, 0][..], &[255, 255, 255, 255, 16, 0], &[0; 64], &[16, 0, 0], &[]] {
+            read(bytes, &mut changes);
+        }
+        assert_eq!(changes, Changes { links: true, ..Changes::default() });
     }
 }

@@ -1,0 +1,237 @@
+//! One request after the other over the netlink socket, and what the kernel's refusals mean.
+
+use std::io;
+
+use futures_util::StreamExt;
+use netlink_packet_core::{
+    ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_MULTIPART,
+    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::AsyncSocket;
+use nix::errno::Errno;
+use tokio::runtime;
+
+use super::{Family, NetlinkError};
+
+/// Make it; it must not be there.
+pub(super) const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+/// Make it, or put it in the place of what is there.
+pub(super) const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+
+/// How often a dump is begun again because something changed under it. A table that changes faster than this is
+/// read inconsistently, and the next notification has it read again.
+const DUMP_ATTEMPTS: usize = 5;
+
+/// The kernel's own words about a refusal (`NLMSGERR_ATTR_MSG`).
+const ATTR_MESSAGE: u16 = 1;
+
+/// The length of `nlmsghdr`, which a refusal quotes from the request.
+const HEADER_LEN: usize = 16;
+
+/// The socket, behind the lock that serialises its users.
+#[derive(Debug)]
+pub(super) struct Channel(rtnetlink::Handle);
+
+/// Why a request failed, before it is known what for.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The kernel refused.
+    Kernel {
+        /// Why.
+        errno: Errno,
+        /// Its own words, if it had any.
+        detail: Option<String>,
+    },
+    /// The socket failed.
+    Socket(String),
+}
+
+impl Channel {
+    /// Opens the socket in this thread's network namespace; a task of the current runtime serves it.
+    pub(super) fn open() -> Result<Self, Failure> {
+        let socket = |error: io::Error| Failure::Socket(error.to_string());
+        let runtime = runtime::Handle::try_current().map_err(|error| Failure::Socket(error.to_string()))?;
+        // Strict checking makes the kernel filter dumps: a host may hold a million routes in other tables.
+        let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(socket)?;
+        // The end of the answer must be seen: a socket that dies in between is no success.
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
+        let raw = connection.socket_mut().socket_mut();
+        raw.set_ext_ack(true).map_err(socket)?;
+        raw.set_cap_ack(true).map_err(socket)?;
+        runtime.spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// Asks for everything that matches.
+    pub(super) async fn dump(
+        &mut self,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Failure> {
+        let mut attempt = 1;
+        loop {
+            let (items, interrupted) = self.exchange(message.clone(), NLM_F_DUMP).await?;
+            if !interrupted || attempt == DUMP_ATTEMPTS {
+                return Ok(items);
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Asks for one thing.
+    pub(super) async fn get(
+        &mut self,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<RouteNetlinkMessage>, Failure> {
+        Ok(self.exchange(message, 0).await?.0.pop())
+    }
+
+    /// Changes something.
+    pub(super) async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Failure> {
+        self.exchange(message, NLM_F_ACK | flags).await.map(drop)
+    }
+
+    /// The messages of the answer, and whether they may contradict each other.
+    async fn exchange(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(Vec<RouteNetlinkMessage>, bool), Failure> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut replies = self.0.request(request).map_err(|error| Failure::Socket(error.to_string()))?;
+        let mut items = Vec::new();
+        let mut interrupted = false;
+        while let Some(reply) = replies.next().await {
+            interrupted |= reply.header.flags & NLM_F_DUMP_INTR != 0;
+            match reply.payload {
+                NetlinkPayload::InnerMessage(item) => {
+                    items.push(item);
+                    if reply.header.flags & NLM_F_MULTIPART == 0 && flags & NLM_F_ACK == 0 {
+                        return Ok((items, interrupted));
+                    }
+                }
+                NetlinkPayload::Done(done) if done.code < 0 => {
+                    return Err(Failure::kernel(done.code, None));
+                }
+                NetlinkPayload::Done(_) => return Ok((items, interrupted)),
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok((items, interrupted)),
+                NetlinkPayload::Error(error) => {
+                    return Err(Failure::kernel(error.raw_code(), detail(&error)));
+                }
+                _ => {}
+            }
+        }
+        Err(Failure::Socket("the kernel's answer did not come to an end".to_owned()))
+    }
+}
+
+impl Failure {
+    fn kernel(code: i32, detail: Option<String>) -> Self {
+        Self::Kernel { errno: Errno::from_raw(code.saturating_abs()), detail }
+    }
+
+    /// The kernel refused for this reason.
+    pub(super) fn is(&self, reason: Errno) -> bool {
+        matches!(self, Self::Kernel { errno, .. } if *errno == reason)
+    }
+
+    /// The error for the caller, who was about to do `what` in a family.
+    pub(super) fn into_error(self, family: Option<Family>, what: String) -> NetlinkError {
+        match self {
+            Self::Socket(message) => NetlinkError::Socket { what, message },
+            Self::Kernel { errno: Errno::EPERM, .. } => NetlinkError::NotAllowed(what),
+            Self::Kernel { errno, detail } => match family {
+                Some(family) if is_missing_family(errno, family) => {
+                    NetlinkError::FamilyUnavailable { family, what }
+                }
+                _ => NetlinkError::Refused { what, source: describe(errno, detail) },
+            },
+        }
+    }
+}
+
+/// Makes the caller's error of a failure.
+pub(super) trait Explain<T> {
+    /// `what` was tried, in a family if there is one.
+    fn explain(self, family: Option<Family>, what: impl FnOnce() -> String) -> Result<T, NetlinkError>;
+}
+
+impl<T> Explain<T> for Result<T, Failure> {
+    fn explain(self, family: Option<Family>, what: impl FnOnce() -> String) -> Result<T, NetlinkError> {
+        self.map_err(|failure| failure.into_error(family, what()))
+    }
+}
+
+/// A kernel without IPv6 knows no such messages; one where a device has it disabled says EACCES, never EPERM.
+fn is_missing_family(errno: Errno, family: Family) -> bool {
+    family == Family::V6 && matches!(errno, Errno::EACCES | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)
+}
+
+fn describe(errno: Errno, detail: Option<String>) -> io::Error {
+    let plain = io::Error::from(errno);
+    match detail {
+        Some(detail) => io::Error::new(plain.kind(), format!("{plain}: {detail}")),
+        None => plain,
+    }
+}
+
+/// What the kernel says in words, in the attributes behind the header it quotes.
+fn detail(error: &ErrorMessage) -> Option<String> {
+    let mut rest = error.header.get(HEADER_LEN..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes([*rest.first()?, *rest.get(1)?]));
+        let kind = u16::from_ne_bytes([*rest.get(2)?, *rest.get(3)?]);
+        let value = rest.get(4..length)?;
+        if kind == ATTR_MESSAGE {
+            let text = value.split(|byte| *byte == 0).next()?;
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(header: Vec<u8>) -> ErrorMessage {
+        let mut error = ErrorMessage::default();
+        error.header = header;
+        error
+    }
+
+    #[test]
+    fn the_kernels_words_are_found_behind_other_attributes() {
+        let mut bytes = vec![0; HEADER_LEN];
+        bytes.extend([8, 0, 2, 0, 1, 2, 3, 4]);
+        bytes.extend([7, 0, 1, 0, b'n', b'o', 0, 0]);
+        assert_eq!(detail(&refusal(bytes)).as_deref(), Some("no"));
+    }
+
+    #[test]
+    fn attributes_that_lie_about_their_length_are_no_words() {
+        for tail in [&[200, 0, 1, 0, b'n'][..], &[0, 0, 1, 0], &[3, 0, 2, 0, 1], &[8, 0, 2]] {
+            let mut bytes = vec![0; HEADER_LEN];
+            bytes.extend(tail);
+            assert_eq!(detail(&refusal(bytes)), None);
+        }
+        assert_eq!(detail(&refusal(vec![1, 2])), None);
+    }
+
+    #[test]
+    fn only_ipv6_can_be_missing() {
+        let tried = |errno, family| {
+            Failure::Kernel { errno, detail: None }
+                .into_error(family, "try".to_owned())
+                .is_family_unavailable()
+        };
+        assert!(tried(Errno::EACCES, Some(Family::V6)));
+        assert!(tried(Errno::EAFNOSUPPORT, Some(Family::V6)));
+        assert!(!tried(Errno::EACCES, Some(Family::V4)));
+        assert!(!tried(Errno::EPERM, Some(Family::V6)));
+        assert!(!tried(Errno::EACCES, None));
+    }
+}
