@@ -207,6 +207,12 @@ impl Metrics {
     pub(crate) fn drops(&self, reason: Drop) -> u64 {
         self.drops[reason as usize].get()
     }
+
+    /// How often a handshake ended so.
+    #[cfg(test)]
+    pub(crate) fn handshakes(&self, result: Handshake) -> u64 {
+        self.handshakes[result as usize].get()
+    }
 }
 
 #[cfg(test)]

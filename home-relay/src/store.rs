@@ -148,7 +148,7 @@ impl Store {
             let clients = read_all(&table)?;
             if let Some(known) = clients.iter().find(|client| client.name == name) {
                 if known.public_key != *key {
-                    return Err(StoreError::NameTaken { name: name.into(), key: known.public_key.clone() });
+                    return Err(StoreError::NameTaken { name: name.into(), key: known.public_key });
                 }
                 return Ok(known.clone());
             }
@@ -158,7 +158,7 @@ impl Store {
             let used: Vec<Lease> = clients.iter().map(|client| client.lease).collect();
             let client = Client {
                 name: name.into(),
-                public_key: key.clone(),
+                public_key: *key,
                 lease: pools.lease(Lease::default(), &used)?,
                 created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             };

@@ -1,21 +1,26 @@
 //! From a TCP connection to a path of a session: TLS, then HELLO, all within one time limit.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mobile_io::keys::PrivateKey;
-use mobile_io::tls::{self, Cause};
-use mobile_io::transport;
+use mobile_io::{tls, transport};
 use mobile_proto::HelloReader;
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::registry::Registry;
 use crate::config::Limits;
 use crate::metrics::{Handshake, Metrics};
+
+tokio::task_local! {
+    /// Was the key of this handshake refused? TLS only says that the handshake failed.
+    static REFUSED: Cell<bool>;
+}
 
 /// Makes paths of connections.
 #[derive(Clone)]
@@ -36,7 +41,17 @@ impl Gate {
     ) -> Self {
         let clients = Arc::clone(registry);
         Self {
-            tls: tls::server_config(key, Arc::new(move |key| clients.is_authorized(key))),
+            tls: tls::server_config(
+                key,
+                Arc::new(move |key| {
+                    let authorized = clients.is_authorized(key);
+                    if !authorized {
+                        // Asked in the handshake of this very task, or in none of ours.
+                        let _ = REFUSED.try_with(|refused| refused.set(true));
+                    }
+                    authorized
+                }),
+            ),
             registry: Arc::clone(registry),
             metrics: Arc::clone(metrics),
             limits: limits.clone(),
@@ -87,11 +102,20 @@ impl Gate {
             debug!(%peer, "handshake: {error}");
             return Handshake::Tls;
         }
-        let (mut stream, key) = match tls::accept(&self.tls, tcp, self.limits.handshake_timeout()).await {
-            Ok(accepted) => accepted,
-            Err(cause) => {
+        let accept = async {
+            // The limit around all of this is the one that counts; twice as long is never reached.
+            let accepted = tls::accept(&self.tls, tcp, 2 * self.limits.handshake_timeout()).await;
+            (accepted, REFUSED.with(Cell::get))
+        };
+        let (mut stream, key) = match REFUSED.scope(Cell::new(false), accept).await {
+            (Ok(accepted), _) => accepted,
+            (Err(_), true) => {
+                info!(%peer, "refused: a client whose key is not authorised");
+                return Handshake::Unauthorized;
+            }
+            (Err(cause), false) => {
                 debug!(%peer, "handshake: {cause}");
-                return if cause == Cause::Refused { Handshake::Unauthorized } else { Handshake::Tls };
+                return Handshake::Tls;
             }
         };
         let mut reader = HelloReader::new();

@@ -172,3 +172,6 @@ fn feed_watchdog() {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

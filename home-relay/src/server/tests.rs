@@ -1,0 +1,354 @@
+//! Sessions over real TLS and real drivers; only the home virtual device is a list of packets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use mobile_io::driver::{self, DriverEvent, Handle, PacketIo};
+use mobile_io::keys::{PrivateKey, PublicKey};
+use mobile_io::{tls, transport};
+use mobile_proto::{CloseCode, Event, PathId, PushConfig, Session, SessionId};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::demux::Routes;
+use super::guard::tests::packet;
+use super::listener::Gate;
+use super::registry::{Registry, Settings};
+use super::session::Sink;
+use crate::config::Limits;
+use crate::metrics::{Drop, Handshake, Metrics};
+use crate::pool::{Lease, Pools};
+use crate::store::Client;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Sink for mpsc::UnboundedSender<Vec<u8>> {
+    fn send(&self, packet: &[u8]) -> io::Result<()> {
+        Self::send(self, packet.to_vec()).map_err(io::Error::other)
+    }
+}
+
+/// A relay without a device: what it would write there comes out of `device`.
+struct TestRelay {
+    registry: Arc<Registry>,
+    routes: Arc<Routes>,
+    metrics: Arc<Metrics>,
+    device: mpsc::UnboundedReceiver<Vec<u8>>,
+    address: SocketAddr,
+    key: PublicKey,
+}
+
+impl TestRelay {
+    fn start(limits: &Limits) -> Self {
+        let pools = Pools::new(Some("10.9.0.0/24".parse().unwrap()), None).unwrap();
+        let push = PushConfig { ipv4: None, ipv6: None, mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()] };
+        let settings = Settings { pools, push, queue_packets: 16, session_idle: limits.session_idle() };
+        let (sink, device) = mpsc::unbounded_channel();
+        let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::new().unwrap()));
+        let registry =
+            Arc::new(Registry::new(settings, Arc::clone(&routes), Arc::new(sink), Arc::clone(&metrics)));
+        let key = PrivateKey::generate().unwrap();
+        let listener = transport::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(Gate::new(&key, &registry, &metrics, limits).run(listener));
+        Self { registry, routes, metrics, device, address, key: key.public() }
+    }
+
+    /// Authorises a new key, with 10.9.0.`host`.
+    fn admit(&self, host: u8) -> PrivateKey {
+        let key = PrivateKey::generate().unwrap();
+        self.registry.add(&Client {
+            name: format!("client-{host}"),
+            public_key: key.public(),
+            lease: Lease { ipv4: Some([10, 9, 0, host].into()), ipv6: None },
+            created: 0,
+        });
+        key
+    }
+
+    async fn tls(&self, key: &PrivateKey) -> Result<tls::TlsStream, tls::Cause> {
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        tls::connect(&tls::client_config(key, self.key), tcp, PATIENCE).await
+    }
+
+    async fn wrote(&mut self) -> Vec<u8> {
+        soon(self.device.recv()).await.unwrap()
+    }
+}
+
+/// An agent without a device.
+struct TestClient {
+    handle: Handle,
+    events: mpsc::UnboundedReceiver<DriverEvent>,
+    to_send: mpsc::UnboundedSender<Vec<u8>>,
+    received: mpsc::UnboundedReceiver<Vec<u8>>,
+}
+
+struct ChannelIo {
+    to_send: mpsc::UnboundedReceiver<Vec<u8>>,
+    received: mpsc::UnboundedSender<Vec<u8>>,
+}
+
+impl PacketIo for ChannelIo {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.to_send.poll_recv(cx).map(|packet| {
+            let packet = packet.ok_or(io::ErrorKind::BrokenPipe)?;
+            buffer[..packet.len()].copy_from_slice(&packet);
+            Ok(packet.len())
+        })
+    }
+
+    fn send(&mut self, packet: &[u8]) {
+        // A test that no longer looks has seen what it wanted.
+        let _ = self.received.send(packet.to_vec());
+    }
+}
+
+impl TestClient {
+    fn new(id: u8) -> Self {
+        let (to_send, receiver) = mpsc::unbounded_channel();
+        let (sender, received) = mpsc::unbounded_channel();
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let session = Session::client(SessionId([id; 16]), mobile_proto::Limits::default());
+        let io = ChannelIo { to_send: receiver, received: sender };
+        Self { handle: driver::spawn(session, io, event_sender), events, to_send, received }
+    }
+
+    /// Opens a path and moves to it; was the session known?
+    async fn move_to(&mut self, relay: &TestRelay, key: &PrivateKey, path: u32) -> bool {
+        let path = PathId(path);
+        self.handle.open_path(path, relay.tls(key).await.unwrap());
+        let resumed = self.event(|event| match event {
+            Event::PathReady { path: ready, resumed } if *ready == path => Some(*resumed),
+            _ => None,
+        });
+        let resumed = resumed.await;
+        self.handle.activate(path, vec![path]);
+        self.event(|event| matches!(event, Event::Activated { path: now, .. } if *now == path).then_some(()))
+            .await;
+        resumed
+    }
+
+    async fn event<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
+        loop {
+            match soon(self.events.recv()).await.expect("the driver runs") {
+                DriverEvent::Session(event) => {
+                    if let Some(found) = wanted(&event) {
+                        return found;
+                    }
+                }
+                DriverEvent::PathError { .. } => {}
+                DriverEvent::Stopped => panic!("the driver has stopped"),
+            }
+        }
+    }
+
+    fn send(&self, packet: Vec<u8>) {
+        self.to_send.send(packet).unwrap();
+    }
+
+    async fn got(&mut self) -> Vec<u8> {
+        soon(self.received.recv()).await.unwrap()
+    }
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
+}
+
+async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
+    soon(async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_client_has_its_own_packets_and_no_others() {
+    let mut relay = TestRelay::start(&Limits::default());
+    let (key_a, key_b) = (relay.admit(2), relay.admit(3));
+    let (mut a, mut b) = (TestClient::new(1), TestClient::new(2));
+    a.move_to(&relay, &key_a, 1).await;
+    b.move_to(&relay, &key_b, 1).await;
+
+    let from_a = packet("10.9.0.2", "192.0.2.1");
+    for refused in [packet("10.9.0.3", "192.0.2.1"), packet("10.9.0.2", "10.9.0.3"), b"junk".to_vec()] {
+        a.send(refused);
+    }
+    a.send(from_a.clone());
+    assert_eq!(relay.wrote().await, from_a, "only the good one comes out");
+    for reason in [Drop::Source, Drop::Isolation, Drop::Malformed] {
+        assert_eq!(relay.metrics.drops(reason), 1, "{reason:?}");
+    }
+
+    let (to_a, to_b) = (packet("192.0.2.1", "10.9.0.2"), packet("192.0.2.1", "10.9.0.3"));
+    relay.routes.dispatch(&to_b).unwrap();
+    relay.routes.dispatch(&to_a).unwrap();
+    assert_eq!(a.got().await, to_a);
+    assert_eq!(b.got().await, to_b);
+    let sessions = relay.registry.sessions().await;
+    assert_eq!(sessions.iter().map(|s| s.client.as_str()).collect::<Vec<_>>(), ["client-2", "client-3"]);
+    assert!(sessions.iter().all(|s| s.paths.len() == 1 && s.paths[0].active && s.paths[0].peer.is_some()));
+    assert_eq!((relay.metrics.sessions.get(), relay.metrics.paths.get()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_new_path_resumes_the_session_and_frees_the_old() {
+    let relay = TestRelay::start(&Limits::default());
+    let key = relay.admit(2);
+    let mut client = TestClient::new(1);
+    assert!(!client.move_to(&relay, &key, 1).await, "the first path begins a session");
+    assert!(client.move_to(&relay, &key, 2).await, "the second continues it");
+    eventually(async || {
+        let sessions = relay.registry.sessions().await;
+        sessions.len() == 1 && sessions[0].paths.len() == 1 && sessions[0].paths[0].path == 2
+    })
+    .await;
+    eventually(async || relay.metrics.paths.get() == 1 && relay.metrics.handovers.get() == 1).await;
+    assert_eq!(relay.metrics.handshakes(Handshake::Opened), 1);
+    assert_eq!(relay.metrics.handshakes(Handshake::Resumed), 1);
+}
+
+#[tokio::test]
+async fn a_restarted_agent_gets_what_the_old_one_did_not_acknowledge() {
+    let relay = TestRelay::start(&Limits::default());
+    let key = relay.admit(2);
+    let mut old = TestClient::new(1);
+    old.move_to(&relay, &key, 1).await;
+    old.handle.close_path(PathId(1), CloseCode::Normal);
+    eventually(async || relay.registry.sessions().await[0].paths.is_empty()).await;
+    let waiting = packet("192.0.2.1", "10.9.0.2");
+    relay.routes.dispatch(&waiting).unwrap();
+
+    let mut new = TestClient::new(2);
+    assert!(!new.move_to(&relay, &key, 1).await, "another session");
+    assert_eq!(new.got().await, waiting);
+    assert_eq!(relay.registry.sessions().await.len(), 1, "a client has one session");
+    eventually(async || (relay.metrics.sessions.get(), relay.metrics.paths.get()) == (1, 1)).await;
+}
+
+#[tokio::test]
+async fn two_agents_with_one_key_take_over_from_each_other() {
+    let relay = TestRelay::start(&Limits::default());
+    let key = relay.admit(2);
+    let mut first = TestClient::new(1);
+    first.move_to(&relay, &key, 1).await;
+    let mut second = TestClient::new(2);
+    second.move_to(&relay, &key, 1).await;
+    // The driver of the first says that its path is gone, one way or the other.
+    soon(async {
+        while !matches!(
+            first.events.recv().await,
+            Some(DriverEvent::PathError { .. } | DriverEvent::Session(Event::PathClosed { .. }))
+        ) {}
+    })
+    .await;
+    let sessions = relay.registry.sessions().await;
+    assert_eq!(sessions.len(), 1);
+    assert_eq!(sessions[0].session, SessionId([2; 16]).to_string());
+}
+
+#[tokio::test]
+async fn revoking_ends_the_session_at_once_and_for_good() {
+    let relay = TestRelay::start(&Limits::default());
+    let key = relay.admit(2);
+    let mut client = TestClient::new(1);
+    client.move_to(&relay, &key, 1).await;
+    relay.registry.remove(&key.public()).await;
+    let closed = client.event(|event| match event {
+        Event::PathClosed { code, .. } => Some(*code),
+        _ => None,
+    });
+    assert_eq!(closed.await, CloseCode::Revoked);
+    assert!(relay.registry.sessions().await.is_empty());
+    assert_eq!(
+        (relay.metrics.sessions.get(), relay.metrics.paths.get(), relay.metrics.clients.get()),
+        (0, 0, 0)
+    );
+    assert_eq!(relay.routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::NoSession));
+
+    // TLS 1.3: the client learns of the refusal with the first read after its own handshake.
+    let refused = match relay.tls(&key).await {
+        Ok(mut stream) => soon(stream.read(&mut [0; 1]))
+            .await
+            .map_or_else(|error| tls::explain(&error), |_| panic!("let in")),
+        Err(cause) => cause,
+    };
+    assert_eq!(refused, tls::Cause::Refused);
+    eventually(async || relay.metrics.handshakes(Handshake::Unauthorized) == 1).await;
+}
+
+#[tokio::test]
+async fn a_session_without_a_path_is_kept_for_a_while_and_not_for_ever() {
+    let relay = TestRelay::start(&Limits { session_idle: 1, ..Limits::default() });
+    let registry = Arc::clone(&relay.registry);
+    tokio::spawn(async move { registry.run_janitor().await });
+    let key = relay.admit(2);
+    let mut client = TestClient::new(1);
+    client.move_to(&relay, &key, 1).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(relay.registry.sessions().await.len(), 1, "it has a path");
+    client.handle.close_path(PathId(1), CloseCode::Normal);
+    eventually(async || relay.metrics.paths.get() == 0).await;
+    assert_eq!(relay.metrics.sessions.get(), 1, "kept for a while");
+    eventually(async || relay.metrics.sessions.get() == 0).await;
+    assert!(relay.registry.sessions().await.is_empty());
+    assert!(!client.move_to(&relay, &key, 2).await, "and begun anew when the client returns");
+}
+
+#[tokio::test]
+async fn connections_that_never_finish_their_handshake_are_bounded_in_number_and_time() {
+    let relay = TestRelay::start(&Limits { half_open: 2, handshake_timeout: 1, ..Limits::default() });
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(TcpStream::connect(relay.address).await.unwrap());
+    }
+    eventually(async || relay.metrics.handshakes(Handshake::Busy) == 1).await;
+    eventually(async || relay.metrics.handshakes(Handshake::Timeout) == 2).await;
+    for mut tcp in silent {
+        assert_eq!(soon(tcp.read(&mut [0; 1])).await.unwrap_or(0), 0, "closed by the relay");
+    }
+    assert_eq!(relay.metrics.half_open.get(), 0);
+    // And there is room again.
+    let key = relay.admit(2);
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+}
+
+#[tokio::test]
+async fn a_hello_that_is_none_is_counted_and_harms_nobody() {
+    use tokio::io::AsyncWriteExt as _;
+    let relay = TestRelay::start(&Limits::default());
+    let key = relay.admit(2);
+    let mut stream = relay.tls(&key).await.unwrap();
+    stream.write_all(&[0x7f; 100]).await.unwrap();
+    stream.flush().await.unwrap();
+    eventually(async || relay.metrics.handshakes(Handshake::Hello) == 1).await;
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+}
+
+#[tokio::test]
+async fn stopping_says_goodbye_to_every_client() {
+    let relay = TestRelay::start(&Limits::default());
+    let mut clients = Vec::new();
+    for host in 2..5 {
+        let key = relay.admit(host);
+        let mut client = TestClient::new(host);
+        client.move_to(&relay, &key, 1).await;
+        clients.push(client);
+    }
+    soon(relay.registry.shut_down()).await;
+    for mut client in clients {
+        let closed = client.event(|event| match event {
+            Event::PathClosed { code, .. } => Some(*code),
+            _ => None,
+        });
+        assert_eq!(closed.await, CloseCode::Shutdown);
+    }
+    assert_eq!((relay.metrics.sessions.get(), relay.metrics.paths.get()), (0, 0));
+}

@@ -1,0 +1,144 @@
+//! The program itself, in a network namespace of its own. Needs root, as the relay does.
+
+mod common;
+
+use common::{Bench, text};
+
+const KEY_A: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+const KEY_B: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+
+#[test]
+fn a_relay_lives_is_killed_comes_back_and_leaves_nothing() {
+    let bench = Bench::new();
+    bench.init("10.9.8.0/24", "fd12:9:8::/64");
+    bench.append("[metrics]\nlisten = \"127.0.0.1:9478\"\n");
+
+    // Without a running relay the commands work on the store.
+    assert_eq!(text(&bench.ok(&["authorize", "laptop", KEY_A])), "10.9.8.2\nfd12:9:8::2\n");
+    assert!(bench.fails(&["sessions"]).contains("no relay is running"));
+
+    let mut relay = bench.serve();
+    let addresses = bench.inside(&["ip", "-o", "address", "show", "home0"]);
+    assert!(addresses.contains("10.9.8.1/24") && addresses.contains("fd12:9:8::1/64"), "{addresses}");
+    assert!(!addresses.contains("fe80::"), "{addresses}");
+    assert!(bench.inside(&["ip", "-o", "link", "show", "home0"]).contains("mtu 1500"));
+    let rules = bench.inside(&["nft", "list", "table", "inet", "home_relay"]);
+    assert!(rules.contains("ip saddr 10.9.8.0/24 oifname != \"home0\" masquerade"), "{rules}");
+    assert!(rules.contains("ip6 saddr fd12:9:8::/64 oifname != \"home0\" masquerade"), "{rules}");
+    for setting in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        assert_eq!(bench.inside(&["sysctl", "-n", setting]).trim(), "1", "{setting}");
+    }
+    assert_eq!(bench.inside(&["sysctl", "-n", "net.ipv4.conf.home0.rp_filter"]).trim(), "2");
+
+    // With one, they are asked of it.
+    assert_eq!(text(&bench.ok(&["authorize", "phone", KEY_B])), "10.9.8.3\nfd12:9:8::3\n");
+    assert!(bench.fails(&["authorize", "other", KEY_B]).contains("already authorised as client \"phone\""));
+    assert!(bench.fails(&["revoke", "nobody"]).contains("no client named \"nobody\""));
+    let clients: serde_json::Value =
+        serde_json::from_slice(&bench.ok(&["clients", "--json"]).stdout).unwrap();
+    assert_eq!(clients[0]["name"], "laptop");
+    assert_eq!(clients[0]["public_key"], KEY_A);
+    assert_eq!(clients[1]["ipv4"], "10.9.8.3");
+    assert_eq!(clients[1]["ipv6"], "fd12:9:8::3");
+    let sessions: serde_json::Value =
+        serde_json::from_slice(&bench.ok(&["sessions", "--json"]).stdout).unwrap();
+    assert_eq!(sessions, serde_json::json!([]));
+    let metrics = bench.inside(&["curl", "-s", "http://127.0.0.1:9478/metrics"]);
+    assert!(metrics.contains("homerelay_clients 2"), "{metrics}");
+    assert!(bench.fails(&["cleanup"]).contains("the relay is running"));
+    assert!(bench.serve_fails(&[]).contains("already running"));
+
+    // Killed: the device and the rules wait for the next start, which adopts them.
+    relay.kill();
+    assert!(bench.inside(&["ip", "-o", "address", "show", "home0"]).contains("10.9.8.1/24"));
+    assert_eq!(text(&bench.ok(&["clients"])).lines().count(), 3);
+    bench.ok(&["revoke", "laptop"]);
+    let mut relay = bench.serve();
+    let listed = text(&bench.ok(&["clients"]));
+    assert!(
+        listed.contains("phone") && listed.contains("10.9.8.3") && !listed.contains("laptop"),
+        "{listed}"
+    );
+    assert_eq!(bench.inside(&["ip", "-o", "-4", "address", "show", "home0"]).lines().count(), 1);
+
+    // Stopped: exit status 0, and everything is still there until cleanup.
+    assert_eq!(relay.terminate(), Some(0));
+    assert!(!bench.socket().exists());
+    assert!(bench.inside(&["ip", "link"]).contains("home0"));
+    bench.run_inside(&["cleanup"]);
+    bench.assert_nothing_left();
+    bench.run_inside(&["cleanup"]);
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_leaves_nothing() {
+    let bench = Bench::new();
+    bench.init("10.9.8.0/24", "fd12:9:8::/64");
+
+    let holder = bench.occupy_port();
+    let error = bench.serve_fails(&[]);
+    assert!(error.contains("8443") && error.contains("in use"), "{error}");
+    bench.assert_nothing_left();
+    drop(holder);
+
+    let error =
+        bench.serve_fails(&["unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev/net && exec \"$@\"", "-"]);
+    assert!(error.contains("/dev/net/tun"), "{error}");
+    bench.assert_nothing_left();
+
+    // The device and its addresses are made before nft is run, so this start has something to undo.
+    let error = bench.serve_fails(&["env", "PATH=/nonexistent"]);
+    assert!(error.contains("nft is not installed") && error.contains("masquerade"), "{error}");
+    bench.assert_nothing_left();
+    assert_eq!(bench.inside(&["sysctl", "-n", "net.ipv4.ip_forward"]).trim(), "0");
+
+    std::fs::write(bench.path("state/relay.redb"), "damaged").unwrap();
+    let error = bench.serve_fails(&[]);
+    assert!(error.contains("relay.redb"), "{error}");
+    bench.assert_nothing_left();
+    std::fs::remove_file(bench.path("state/relay.redb")).unwrap();
+
+    bench.give_to_nobody();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let error = bench.serve_fails(&nobody);
+    assert!(error.contains("root") && error.contains("CAP_NET_ADMIN"), "{error}");
+    bench.assert_nothing_left();
+
+    std::fs::remove_file(bench.path("relay.key")).unwrap();
+    let error = bench.serve_fails(&[]);
+    assert!(error.contains("relay.key") && error.contains("init"), "{error}");
+    bench.assert_nothing_left();
+
+    bench.append("[nat]\nmasqerade = true\n");
+    let error = bench.serve_fails(&[]);
+    assert!(error.contains("relay.toml:") && error.contains("masqerade"), "{error}");
+    assert!(error.contains("masquerade"), "{error}");
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_host_without_ipv6_serves_ipv4() {
+    let bench = Bench::new();
+    bench.init("10.9.8.0/24", "fd12:9:8::/64");
+    for scope in ["all", "default"] {
+        bench.inside(&["sysctl", "-qw", &format!("net.ipv6.conf.{scope}.disable_ipv6=1")]);
+    }
+    let mut relay = bench.serve();
+    let addresses = bench.inside(&["ip", "-o", "address", "show", "home0"]);
+    assert!(addresses.contains("10.9.8.1/24") && !addresses.contains("inet6"), "{addresses}");
+    // The lease is whole all the same, for the day IPv6 is there.
+    assert_eq!(text(&bench.ok(&["authorize", "laptop", KEY_A])), "10.9.8.2\nfd12:9:8::2\n");
+    assert_eq!(relay.terminate(), Some(0));
+}
+
+#[test]
+fn init_prints_the_key_alone_and_overwrites_nothing() {
+    let bench = Bench::new();
+    let key = bench.init("10.9.8.0/24", "fd12:9:8::/64");
+    assert_eq!((key.len(), key.trim().len()), (45, 44), "{key:?}");
+    let before = std::fs::read(bench.path("relay.key")).unwrap();
+    assert!(bench.fails(&["init"]).contains("not overwritten"));
+    assert_eq!(std::fs::read(bench.path("relay.key")).unwrap(), before);
+    assert_eq!(bench.status(&["authorize", "x"]), Some(2), "a usage error");
+    assert_eq!(bench.status(&["authorize", "x", "no-key"]), Some(2), "a usage error");
+}
