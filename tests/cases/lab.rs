@@ -269,3 +269,17 @@ fn a_dropped_lab_leaves_nothing() -> Outcome {
     }
     Ok(())
 }
+
+#[test]
+fn of_a_killed_lab_nothing_is_left_once_the_next_one_is_made() -> Outcome {
+    let mut killed = Talk::start(std::process::Command::new(program("labtool")?).arg("hold-lab"))?;
+    let group = std::path::PathBuf::from(killed.hear()?);
+    let pids =
+        |group: &std::path::Path| std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    assert!(pids(&group).lines().count() >= 3);
+    drop(killed);
+    until("its processes to die with it", || pids(&group).is_empty())?;
+    let _next = Lab::with(&quick())?;
+    assert!(!group.exists());
+    Ok(())
+}

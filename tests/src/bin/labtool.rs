@@ -2,7 +2,8 @@
 //!
 //! `tcp ADDRESS`, `udp ADDRESS` and `udp-connected ADDRESS` send each line of stdin and print each
 //! answer; what happens to the socket is printed too, as `! error`. `chatter ADDRESS MS` opens new
-//! sockets of every kind again and again, as a program would that knows nothing of handovers.
+//! sockets of every kind again and again, as a program would that knows nothing of handovers. `gaps` and
+//! `keystrokes` measure. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use mobile_tests::{Lab, Terminal, addr};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
         ["chatter", address, interval] => chatter(address, interval),
         ["gaps", address, interval, seconds] => gaps(address, interval, seconds),
         ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
+        ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS"
         )),
@@ -163,6 +166,17 @@ fn keystrokes(address: &str, interval: &str, seconds: &str) -> Result<()> {
     });
     say(&report.to_string());
     Ok(())
+}
+
+/// A lab with a telnet session in it; prints its cgroup and waits for ever.
+fn hold_lab() -> Result<()> {
+    let lab = Lab::new()?;
+    let telnet = Terminal::start(lab.host.command("telnet").arg(addr::SERVER4.to_string()))?;
+    telnet.expect("# ")?;
+    say(&lab.group().path().display().to_string());
+    loop {
+        std::thread::park();
+    }
 }
 
 fn any(peer: SocketAddr) -> SocketAddr {
