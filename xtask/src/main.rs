@@ -1,3 +1,60 @@
-//! Set up, demonstrate, test and measure.
+//! Set up, demonstrate, test and measure: `cargo xtask help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod build;
+mod debian;
+mod demo;
+mod lint;
+mod setup;
+mod shell;
+mod test;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, demonstrate, test and measure")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Installs what building and testing need: bpf-linker, and on Debian as root the packages.
+    Setup,
+    /// Builds `mobile` (with its eBPF programs) and `home-relay`.
+    Build {
+        /// With optimisations, as for use.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Formatting, clippy, documentation, and cargo-deny where it is installed; warnings are errors.
+    Lint,
+    /// A telnet session outlives the loss of the interface it was started on.
+    Demo,
+    /// All tests, or a part of them: `test unit`, `test e2e handover`, `test mobile-proto`.
+    Test(test::Args),
+    /// Measures, in the lab.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Build { release } => setup::run().and_then(|()| build::run(release)).map(drop),
+        Verb::Lint => setup::linker().and_then(|()| lint::run()),
+        Verb::Demo => demo::run(),
+        Verb::Test(args) => test::run(&args),
+        Verb::Bench(bench) => bench::run(&bench),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

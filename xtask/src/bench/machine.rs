@@ -1,0 +1,21 @@
+//! One line that says where a figure was measured.
+
+use std::fs;
+use std::num::NonZero;
+use std::thread::available_parallelism;
+
+/// Processor, cores, kernel.
+pub(crate) fn describe() -> String {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let model = model.unwrap_or(std::env::consts::ARCH);
+    format!("{model}, {cores} cores, Linux {}, {}", kernel.trim(), congestion_control())
+}
+
+fn congestion_control() -> String {
+    let file = "/proc/sys/net/ipv4/tcp_congestion_control";
+    fs::read_to_string(file).unwrap_or_default().trim().to_owned()
+}

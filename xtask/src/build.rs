@@ -1,0 +1,20 @@
+//! `cargo xtask build`: the two binaries.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::shell::{self, step};
+
+/// Builds `mobile` and `home-relay` and returns the folder they are in.
+pub(crate) fn run(release: bool) -> Result<PathBuf> {
+    let profile = if release { "release" } else { "debug" };
+    step(&format!("building mobile, its eBPF programs and home-relay ({profile})"));
+    let mut build = shell::cargo();
+    build.args(["build", "--locked", "--package", "mobile-agent", "--package", "home-relay"]);
+    if release {
+        build.arg("--release");
+    }
+    shell::run(&mut build)?;
+    Ok(shell::target_dir()?.join(profile))
+}

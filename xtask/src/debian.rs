@@ -1,0 +1,104 @@
+//! Installing Debian packages for their programs only: no service of theirs is started, now or at the next boot.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::shell;
+
+/// Debian, or a system made from it.
+pub(crate) fn is_debian() -> bool {
+    fs::read_to_string("/etc/os-release").is_ok_and(|text| os_is_debian(&text))
+        && shell::find("apt-get").is_some()
+}
+
+/// `apt-get install`; as root.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    let _guard = NoServices::new()?;
+    let enabled_before = enabled_units();
+    shell::run(apt().arg("update").arg("-q"))?;
+    shell::run(apt().args(["install", "-y", "-q", "--no-install-recommends"]).args(packages))?;
+    for unit in enabled_units() {
+        if !enabled_before.contains(&unit) {
+            shell::run(Command::new("systemctl").args(["disable", "--quiet", &unit]))?;
+        }
+    }
+    Ok(())
+}
+
+/// While it lives, packages being installed may not start services: Debian asks this file (policy-rc.d) first.
+struct NoServices {
+    /// False when the machine has a policy of its own, which then stays.
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn new() -> Result<Self> {
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY);
+        match file {
+            Ok(mut file) => {
+                let ours = Self { ours: true };
+                // 101: the action is forbidden by policy.
+                std::io::Write::write_all(&mut file, b"#!/bin/sh\nexit 101\n")
+                    .with_context(|| format!("cannot write {POLICY}"))?;
+                Ok(ours)
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self { ours: false }),
+            Err(error) => Err(error).with_context(|| format!("cannot create {POLICY}")),
+        }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!(
+                "xtask: cannot remove {POLICY}: {error}: remove it, or no package can start its service"
+            );
+        }
+    }
+}
+
+fn apt() -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive").stdin(std::process::Stdio::null());
+    apt
+}
+
+/// What systemd starts at boot; empty where systemd is not in charge.
+fn enabled_units() -> Vec<String> {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return Vec::new();
+    }
+    let list = ["list-unit-files", "--state=enabled", "--type=service,socket", "--no-legend", "--no-pager"];
+    let listed = shell::output(Command::new("systemctl").args(list)).unwrap_or_default();
+    listed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+fn os_is_debian(os_release: &str) -> bool {
+    os_release
+        .lines()
+        .filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")))
+        .any(|value| value.trim_matches('"').split_whitespace().any(|id| id == "debian"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debian_and_its_children_are_recognised() {
+        assert!(os_is_debian("NAME=\"Debian GNU/Linux\"\nID=debian\n"));
+        assert!(os_is_debian("ID=ubuntu\nID_LIKE=debian\n"));
+        assert!(os_is_debian("ID=mint\nID_LIKE=\"ubuntu debian\"\n"));
+        assert!(!os_is_debian("ID=fedora\nHOME_URL=\"https://debian\"\n"));
+    }
+}

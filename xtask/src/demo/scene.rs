@@ -1,0 +1,189 @@
+//! What happens in the demonstration, from the first device to the last word.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use mobile_tests::{Lab, LabOptions, PATIENCE, Testbed, UplinkName, addr, port};
+use serde_json::Value;
+
+use super::screen::Screen;
+use super::session::Session;
+use super::timeline::{Lane, Timeline};
+use crate::shell::step;
+
+/// One way, on each uplink.
+const DELAY: Duration = Duration::from_millis(10);
+/// There and back.
+pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(20);
+/// About a keyboard's auto-repeat; fine enough to see a blackout of two round trips.
+pub(crate) const KEY_EVERY: Duration = Duration::from_millis(20);
+/// Typing before the cut and after it: what the picture shows, and a little more.
+const BEFORE: Duration = Duration::from_millis(1300);
+const AFTER: Duration = Duration::from_millis(3000);
+/// How long the plain session gets to answer the second word, on top of the typing before it. A living one needs
+/// a round trip.
+const LAST_CHANCE: Duration = Duration::from_secs(3);
+
+/// All that is told at the end.
+pub(crate) struct Story {
+    /// The mobile session's terminal, then the plain one's.
+    pub(crate) screens: [Screen; 2],
+    /// Of each: was the word before the cut answered, and the one after it?
+    pub(crate) answers: [(bool, bool); 2],
+    /// When each was heard.
+    pub(crate) timeline: Timeline,
+    /// How long the agent had no active path.
+    pub(crate) blackout: Option<Duration>,
+    /// Worth knowing.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Plays it in a lab of its own, which ends with it.
+pub(crate) fn play() -> Result<Story> {
+    step(
+        "making the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
+    );
+    let mut bed = Testbed::installed(&LabOptions { delay: DELAY, ..LabOptions::default() })?;
+    step("starting home-relay, and the agent on the mobile host");
+    bed.start()?;
+    let story = tell(&bed)?;
+    step("ending the sessions, the agent, the relay and the lab");
+    bed.finish()?;
+    Ok(story)
+}
+
+fn tell(bed: &Testbed) -> Result<Story> {
+    let (lab, agent) = (&bed.lab, &bed.agent);
+    let before =
+        agent.status()?.get("active_uplink").and_then(Value::as_str).context("no active uplink")?.to_owned();
+
+    let server = addr::SERVER4.to_string();
+    step(&format!(
+        "the tunnel is up on {before}; one `mobile run -- telnet` and one plain `telnet` to the same server"
+    ));
+    let mut mobile = Session::open("mobile run -- telnet server", &mut agent.run(&["telnet", &server]))?;
+    let mut plain = Session::open("telnet server", lab.host.command("telnet").arg(&server))?;
+    let mut notes = vec![seen_by_server(lab)?];
+
+    step("typing into both: echo hello-1");
+    mobile.ask("hello-1");
+    plain.ask("hello-1");
+    let first = (mobile.answers("hello-1", PATIENCE), plain.answers("hello-1", PATIENCE));
+
+    step(&format!("holding a key down in both, and cutting {before}"));
+    mobile.begin_typing();
+    plain.begin_typing();
+    let start = Instant::now();
+    hold_key(&mut mobile, &mut plain, BEFORE);
+    let cut = start.elapsed();
+    let cutting = uplink(lab, &before)?;
+    cutting.link.cut()?;
+    hold_key(&mut mobile, &mut plain, AFTER);
+    let end = start.elapsed();
+
+    step("typing into both: echo hello-2");
+    for session in [&mobile, &plain] {
+        session.end_typing();
+        session.ask("hello-2");
+    }
+    let second = (mobile.answers("hello-2", PATIENCE), plain.answers("hello-2", LAST_CHANCE));
+
+    let handover = Handover::read(&agent.status()?);
+    let mut uplinks = vec![(0, before.clone())];
+    if let Some(handover) = &handover {
+        let since = start.elapsed().saturating_sub(handover.age);
+        uplinks.push((ms(since), handover.to.clone()));
+        notes.push(format!(
+            "The agent moved the tunnel from {before} to {} ({}), {} records were sent again.",
+            handover.to, handover.cause, handover.replayed
+        ));
+    }
+    let timeline = Timeline {
+        lanes: vec![
+            Lane { name: "mobile", echoes: mobile.echoes(start) },
+            Lane { name: "plain", echoes: plain.echoes(start) },
+        ],
+        uplinks,
+        cut: ms(cut),
+        end: ms(end),
+        // Two keys and the time there and back: a lost or late echo more is a silence.
+        ordinary: ms(ROUND_TRIP + 2 * KEY_EVERY),
+    };
+    Ok(Story {
+        screens: [mobile.screen(), plain.screen()],
+        answers: [(first.0, second.0), (first.1, second.1)],
+        timeline,
+        blackout: handover.map(|handover| handover.blackout),
+        notes,
+    })
+}
+
+/// Presses the key in both for so long, looking for echoes all the while.
+fn hold_key(mobile: &mut Session, plain: &mut Session, how_long: Duration) {
+    let start = Instant::now();
+    let mut next = start;
+    while start.elapsed() < how_long {
+        if Instant::now() >= next {
+            mobile.press_key();
+            plain.press_key();
+            next += KEY_EVERY;
+        }
+        mobile.look();
+        plain.look();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The agent's last handover, from `mobile status --json`.
+struct Handover {
+    to: String,
+    cause: String,
+    replayed: u64,
+    blackout: Duration,
+    age: Duration,
+}
+
+impl Handover {
+    fn read(status: &Value) -> Option<Self> {
+        let last = status.get("last_handover")?;
+        Some(Self {
+            to: last.get("to")?.as_str()?.to_owned(),
+            cause: last.get("cause")?.as_str()?.replace('_', " "),
+            replayed: last.get("replayed_records")?.as_u64()?,
+            blackout: Duration::try_from_secs_f64(last.get("blackout_seconds")?.as_f64()?).ok()?,
+            age: Duration::try_from_secs_f64(last.get("age_seconds")?.as_f64()?).ok()?,
+        })
+    }
+}
+
+fn uplink<'lab>(lab: &'lab Lab, device: &str) -> Result<&'lab mobile_tests::Uplink> {
+    let name = UplinkName::ALL.into_iter().find(|name| name.device() == device);
+    Ok(lab.uplink(name.with_context(|| format!("the lab has no uplink {device}"))?))
+}
+
+/// Where the server thinks its two guests are.
+fn seen_by_server(lab: &Lab) -> Result<String> {
+    let filter = format!("sport = :{}", port::TELNET);
+    let sockets = lab.server.run(&["ss", "-Htn", "state", "established", &filter])?;
+    let relay = addr::RELAY4;
+    let guests: Vec<String> = sockets
+        .lines()
+        .filter_map(|line| {
+            line.split_whitespace().last()?.replace("::ffff:", "").replace(['[', ']'], "").parse().ok()
+        })
+        .map(|guest: SocketAddr| {
+            let place = if guest.ip() == relay {
+                "the relay's address: the mobile one"
+            } else {
+                "a visited network's NAT: the plain one"
+            };
+            format!("{} ({place})", guest.ip())
+        })
+        .collect();
+    Ok(format!("The server sees guests from {}.", guests.join(" and ")))
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,87 @@
+//! A telnet session with somebody at the keyboard.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use mobile_tests::{Terminal, wait_for};
+
+use super::screen::Screen;
+
+/// The letter that is held down; no prompt, echo or message after the typing starts contains it.
+const KEY: char = 'x';
+/// The shell's no-operation: what follows it is only echoed.
+const NOTHING: &str = ": ";
+/// Its prompt, set by the lab's telnet server.
+const PROMPT: &str = "server$ ";
+
+/// One telnet client on a terminal of its own.
+pub(crate) struct Session {
+    title: String,
+    terminal: Terminal,
+    /// Where in the transcript the typing began, and when each letter came back.
+    mark: usize,
+    echoes: Vec<Instant>,
+}
+
+impl Session {
+    /// Starts the client and waits for the server's prompt.
+    pub(crate) fn open(title: &str, command: &mut Command) -> Result<Self> {
+        let terminal = Terminal::start(command).with_context(|| format!("cannot start `{title}`"))?;
+        terminal.expect(PROMPT).with_context(|| format!("`{title}` reached no shell on the server"))?;
+        Ok(Self { title: title.to_owned(), terminal, mark: 0, echoes: Vec::new() })
+    }
+
+    /// Types `echo WORD`.
+    pub(crate) fn ask(&self, word: &str) {
+        self.press(&format!("echo {word}\n"));
+    }
+
+    /// Does the server say `word` within `patience`, on a line of its own?
+    pub(crate) fn answers(&self, word: &str, patience: Duration) -> bool {
+        let said = || self.terminal.transcript().lines().any(|line| line.trim_end() == word);
+        wait_for(word, patience, || Ok(said().then_some(()))).is_ok()
+    }
+
+    /// Makes ready for [`Session::press_key`].
+    pub(crate) fn begin_typing(&mut self) {
+        self.mark = self.terminal.transcript().len();
+        self.press(NOTHING);
+    }
+
+    /// Presses the key once.
+    pub(crate) fn press_key(&self) {
+        self.press(&KEY.to_string());
+    }
+
+    /// Looks what has come back since the last look.
+    pub(crate) fn look(&mut self) {
+        let transcript = self.terminal.transcript();
+        let back = transcript.get(self.mark..).unwrap_or_default().matches(KEY).count();
+        let now = Instant::now();
+        self.echoes.resize(back.max(self.echoes.len()), now);
+    }
+
+    /// Ends the line that [`Session::begin_typing`] began.
+    pub(crate) fn end_typing(&self) {
+        self.press("\n");
+    }
+
+    /// When each letter came back, in milliseconds since `start`.
+    pub(crate) fn echoes(&self, start: Instant) -> Vec<u64> {
+        self.echoes
+            .iter()
+            .map(|echo| u64::try_from(echo.duration_since(start).as_millis()).unwrap_or(u64::MAX))
+            .collect()
+    }
+
+    fn press(&self, keys: &str) {
+        // A client that has ended takes no more keys: that it answers none is what will be seen.
+        let _ = self.terminal.send(keys);
+    }
+
+    /// What it shows.
+    pub(crate) fn screen(&self) -> Screen {
+        Screen { title: self.title.clone(), transcript: self.terminal.transcript() }
+    }
+}

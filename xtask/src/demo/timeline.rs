@@ -1,0 +1,247 @@
+//! The picture at the end of the demonstration: who was heard when.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Milliseconds since the first keystroke.
+pub(crate) type Millis = u64;
+
+/// What a person sees of one telnet session: the times at which a typed character came back.
+pub(crate) struct Lane {
+    /// At most [`NAME_WIDTH`] characters.
+    pub(crate) name: &'static str,
+    /// Rising.
+    pub(crate) echoes: Vec<Millis>,
+}
+
+/// Everything the picture shows.
+pub(crate) struct Timeline {
+    /// The sessions, drawn in this order.
+    pub(crate) lanes: Vec<Lane>,
+    /// The uplinks that carried the tunnel, each with the time it began to.
+    pub(crate) uplinks: Vec<(Millis, String)>,
+    /// When the active uplink was cut.
+    pub(crate) cut: Millis,
+    /// When typing ended.
+    pub(crate) end: Millis,
+    /// A silence up to this long is the ordinary distance of two echoes.
+    pub(crate) ordinary: Millis,
+}
+
+/// A session that was not heard, from its last echo to its next; without a next it never spoke again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Silence {
+    from: Millis,
+    until: Option<Millis>,
+}
+
+impl Silence {
+    /// None: for good.
+    pub(crate) fn length(self) -> Option<Duration> {
+        self.until.map(|until| Duration::from_millis(until - self.from))
+    }
+}
+
+/// With the names a line has 13 + 80 characters, inside the 100 that fit in most windows.
+const CELLS: u64 = 80;
+const NAME_WIDTH: usize = 12;
+/// The cut stands this far from the left, in cells: less is interesting before it than after.
+const CUT_CELL: u64 = 24;
+/// One cell in milliseconds: a blackout of a keystroke or two still shows as a cell of its own.
+const CELL: Millis = 50;
+
+impl Timeline {
+    /// The longest silence of a lane around the cut or after it.
+    pub(crate) fn longest_silence(&self, lane: &Lane) -> Silence {
+        self.silences(lane)
+            .into_iter()
+            .filter(|silence| silence.until.is_none_or(|until| until >= self.cut))
+            .max_by_key(|silence| silence.until.unwrap_or(Millis::MAX) - silence.from)
+            .unwrap_or(Silence { from: self.cut, until: None })
+    }
+
+    /// The lines to print; `colour` for a terminal only.
+    pub(crate) fn draw(&self, colour: bool) -> String {
+        let mut picture = String::new();
+        let paint = |picture: &mut String, code: &str, text: &str| {
+            if colour {
+                let _ = write!(picture, "\x1b[{code}m{text}\x1b[0m");
+            } else {
+                picture.push_str(text);
+            }
+        };
+        picture.push_str(&self.scale());
+        for lane in &self.lanes {
+            let _ = write!(picture, "{:>NAME_WIDTH$} ", lane.name);
+            for cell in self.cells(lane) {
+                match cell {
+                    Cell::Heard => paint(&mut picture, "32", "█"),
+                    Cell::Waiting => paint(&mut picture, "33", "░"),
+                    Cell::Dead => paint(&mut picture, "31", "·"),
+                    Cell::Unseen => picture.push(' '),
+                }
+            }
+            picture.push('\n');
+        }
+        picture.push_str(&self.uplink_lane());
+        picture.push_str(&self.cut_mark());
+        picture
+    }
+
+    /// Between each two echoes; and after the last one, if typing went on for longer than echoes ordinarily take.
+    fn silences(&self, lane: &Lane) -> Vec<Silence> {
+        let between = lane.echoes.windows(2).map(|pair| Silence { from: pair[0], until: Some(pair[1]) });
+        let last = lane.echoes.last().copied().unwrap_or(0);
+        let end = (self.end > last + self.ordinary).then_some(Silence { from: last, until: None });
+        between.chain(end).collect()
+    }
+
+    /// The time at the left edge of a cell; the cut is the left edge of [`CUT_CELL`]. None: before the beginning.
+    fn left_edge(&self, cell: u64) -> Option<Millis> {
+        (self.cut + cell * CELL).checked_sub(CUT_CELL * CELL)
+    }
+
+    fn cells(&self, lane: &Lane) -> Vec<Cell> {
+        let silences: Vec<Silence> = self
+            .silences(lane)
+            .into_iter()
+            .filter(|silence| silence.until.is_none_or(|until| until - silence.from > self.ordinary))
+            .collect();
+        let first = lane.echoes.first().copied().unwrap_or(Millis::MAX);
+        let cell = |index| {
+            let Some(left) = self.left_edge(index) else { return Cell::Unseen };
+            let right = left + CELL;
+            if right <= first || left >= self.end {
+                return Cell::Unseen;
+            }
+            let within =
+                |silence: &&Silence| silence.from < right && silence.until.is_none_or(|until| until > left);
+            match silences.iter().find(within) {
+                None => Cell::Heard,
+                Some(Silence { until: Some(_), .. }) => Cell::Waiting,
+                // The ordinary distance after the last echo is no sign of death.
+                Some(Silence { from, until: None }) if from + self.ordinary >= right => Cell::Heard,
+                Some(_) => Cell::Dead,
+            }
+        };
+        (0..CELLS).map(cell).collect()
+    }
+
+    /// Half seconds before and after the cut.
+    fn scale(&self) -> String {
+        let mut line: Vec<char> = Vec::new();
+        for cell in 0..CELLS {
+            let from_cut = (cell.abs_diff(CUT_CELL)) * CELL;
+            if from_cut.is_multiple_of(500) {
+                let sign = match cell.cmp(&CUT_CELL) {
+                    std::cmp::Ordering::Less => "-",
+                    std::cmp::Ordering::Equal => "",
+                    std::cmp::Ordering::Greater => "+",
+                };
+                let label = format!("{sign}{}.{} s", from_cut / 1000, from_cut % 1000 / 100);
+                place(&mut line, cell, &label);
+            }
+        }
+        format!("{:>NAME_WIDTH$} {}\n", "", line.iter().collect::<String>().trim_end())
+    }
+
+    fn uplink_lane(&self) -> String {
+        let mut line: Vec<char> = Vec::new();
+        for (index, (since, name)) in self.uplinks.iter().enumerate() {
+            let until = self.uplinks.get(index + 1).map_or(self.end, |(next, _)| *next);
+            let covered = (0..CELLS).filter(|cell| {
+                self.left_edge(*cell).is_some_and(|left| left + CELL > *since && left < until.min(self.end))
+            });
+            let covered: Vec<u64> = covered.collect();
+            let (Some(first), Some(last)) = (covered.first(), covered.last()) else { continue };
+            let width = usize::try_from(last - first + 1).unwrap_or(0);
+            let text: String = format!("{name} ").chars().chain(std::iter::repeat('─')).take(width).collect();
+            place(&mut line, *first, &text);
+        }
+        format!("{:>NAME_WIDTH$} {}\n", "tunnel on", line.iter().collect::<String>().trim_end())
+    }
+
+    fn cut_mark(&self) -> String {
+        let carrier = self.uplinks.iter().rev().find(|(since, _)| *since <= self.cut);
+        let name = carrier.map_or("the active uplink", |(_, name)| name);
+        format!(
+            "{:>width$} {name} is cut\n",
+            "▲",
+            width = NAME_WIDTH + 2 + usize::try_from(CUT_CELL).unwrap_or(0)
+        )
+    }
+}
+
+enum Cell {
+    Heard,
+    Waiting,
+    Dead,
+    Unseen,
+}
+
+/// Writes `text` at a cell, making the line long enough.
+fn place(line: &mut Vec<char>, cell: u64, text: &str) {
+    let at = usize::try_from(cell).unwrap_or(0);
+    let end = (at + text.chars().count()).min(usize::try_from(CELLS).unwrap_or(0) + 1);
+    if line.len() < end {
+        line.resize(end, ' ');
+    }
+    for (slot, letter) in line[at..end].iter_mut().zip(text.chars()) {
+        *slot = letter;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Timeline {
+        let alive = |ranges: &[(u64, u64)]| ranges.iter().flat_map(|&(a, b)| (a..=b).step_by(20)).collect();
+        Timeline {
+            lanes: vec![
+                Lane { name: "mobile", echoes: alive(&[(40, 2000), (2130, 5000)]) },
+                Lane { name: "plain", echoes: alive(&[(40, 2000)]) },
+            ],
+            uplinks: vec![(0, "wlan0".to_owned()), (2100, "eth0".to_owned())],
+            cut: 2000,
+            end: 5000,
+            ordinary: 60,
+        }
+    }
+
+    #[test]
+    fn the_blackout_is_the_longest_silence_around_the_cut() {
+        let picture = sample();
+        assert_eq!(picture.longest_silence(&picture.lanes[0]).length(), Some(Duration::from_millis(130)));
+        assert_eq!(picture.longest_silence(&picture.lanes[1]).length(), None);
+    }
+
+    #[test]
+    fn a_silence_before_the_cut_is_not_its_blackout() {
+        let picture = Timeline { cut: 4950, ..sample() };
+        assert_eq!(picture.longest_silence(&picture.lanes[0]).length(), Some(Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn a_session_never_heard_is_silent_for_good() {
+        let lane = Lane { name: "mobile", echoes: vec![] };
+        assert_eq!(sample().longest_silence(&lane).length(), None);
+    }
+
+    #[test]
+    fn the_picture_shows_the_dead_and_the_living_and_fits_the_window() {
+        let drawn = sample().draw(false);
+        let lines: Vec<&str> = drawn.lines().collect();
+        assert_eq!(lines.len(), 5, "{drawn}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 100), "{drawn}");
+        assert!(!drawn.contains('\x1b'));
+        let count = |line: &str, letter: char| line.chars().filter(|c| *c == letter).count();
+        assert_eq!(count(lines[1], '░'), 3, "{drawn}");
+        assert_eq!(count(lines[1], '·'), 0, "{drawn}");
+        assert!(count(lines[2], '·') > 50, "{drawn}");
+        assert!(lines[3].contains("wlan0 ───") && lines[3].contains("eth0 ───"), "{drawn}");
+        assert!(lines[4].contains("▲ wlan0 is cut"), "{drawn}");
+        let column = |line: &str, what: char| line.chars().position(|c| c == what).unwrap();
+        assert_eq!(column(lines[4], '▲'), column(lines[1], '░'), "{drawn}");
+    }
+}

@@ -1,0 +1,44 @@
+//! `cargo xtask lint`: what no change may break before it is even run. Every warning is an error.
+
+use anyhow::Result;
+
+use crate::shell::{self, step};
+
+/// Everything, in the order of how fast it fails.
+pub(crate) fn run() -> Result<()> {
+    step("formatting");
+    shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
+    step("clippy");
+    shell::run(
+        shell::cargo()
+            .args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet"])
+            .args(["--", "--deny", "warnings"]),
+    )?;
+    step("documentation");
+    shell::run(shell::cargo().env("RUSTDOCFLAGS", "-D warnings").args([
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--locked",
+        "--quiet",
+        "--document-private-items",
+    ]))?;
+    dependencies()
+}
+
+/// cargo-deny is not installed by `setup`: it takes longer to build than everything here together.
+fn dependencies() -> Result<()> {
+    if shell::find("cargo-deny").is_none() {
+        step("dependencies: skipped, cargo-deny is not installed (`cargo install cargo-deny --locked`)");
+        return Ok(());
+    }
+    step("dependencies: licences, bans, sources");
+    shell::run(shell::cargo().args(["deny", "--locked", "check", "licenses", "bans", "sources"]))?;
+    // The advisory database is fetched from its home; a machine without a way there still lints the rest.
+    if shell::output(shell::cargo().args(["deny", "fetch", "db"])).is_err() {
+        step("dependencies: advisories skipped, the advisory database cannot be reached");
+        return Ok(());
+    }
+    step("dependencies: advisories");
+    shell::run(shell::cargo().args(["deny", "--locked", "check", "advisories"]))
+}

@@ -1,0 +1,130 @@
+//! `cargo xtask setup`: what building and testing need beyond the toolchain that rustup installs.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::debian;
+use crate::shell::{self, step};
+
+/// 0.10.3 uses rustc's own LLVM and so installs with cargo alone; later ones want a system LLVM.
+const BPF_LINKER: &str = "0.10.3";
+
+/// A program the tests, the demonstration or the measurements start, and the Debian package that has it.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+}
+
+const TOOLS: &[Tool] = &[
+    Tool { program: "curl", package: "curl" },
+    Tool { program: "ethtool", package: "ethtool" },
+    Tool { program: "ip", package: "iproute2" },
+    Tool { program: "iperf3", package: "iperf3" },
+    Tool { program: "login", package: "login" },
+    Tool { program: "nft", package: "nftables" },
+    Tool { program: "ping", package: "iputils-ping" },
+    Tool { program: "prometheus", package: "prometheus" },
+    Tool { program: "promtool", package: "prometheus" },
+    Tool { program: "ps", package: "procps" },
+    Tool { program: "ssh", package: "openssh-client" },
+    Tool { program: "sshd", package: "openssh-server" },
+    Tool { program: "tcpdump", package: "tcpdump" },
+    Tool { program: "telnet", package: "inetutils-telnet" },
+    Tool { program: "telnetd", package: "inetutils-telnetd" },
+];
+
+/// Makes the machine ready; does nothing, quickly, when it is.
+pub(crate) fn run() -> Result<()> {
+    packages()?;
+    linker()
+}
+
+/// A bpf-linker of the pinned version, where [`shell::cargo`] finds it.
+pub(crate) fn linker() -> Result<()> {
+    let found = shell::find("bpf-linker");
+    let version = found.as_ref().and_then(|path| shell::output(Command::new(path).arg("--version")).ok());
+    if version.as_deref().is_some_and(is_pinned) {
+        return Ok(());
+    }
+    let mut install = shell::cargo();
+    install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
+    match version {
+        // Where there is none, the usual place, so that a plain `cargo build` works too.
+        None => step(&format!("installing bpf-linker {BPF_LINKER} with cargo (a minute or two)")),
+        // Somebody's own version stays theirs.
+        Some(other) => {
+            let tools = shell::tools_dir()?;
+            step(&format!("installing bpf-linker {BPF_LINKER} in {}, beside your {other}", tools.display()));
+            install.arg("--root").arg(tools);
+        }
+    }
+    shell::run(&mut install)?;
+    if shell::find("bpf-linker").is_none() {
+        bail!(
+            "bpf-linker was installed, but is not in PATH: add cargo's bin folder (usually ~/.cargo/bin) to it"
+        );
+    }
+    Ok(())
+}
+
+fn packages() -> Result<()> {
+    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| shell::find(tool.program).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let programs = missing.iter().map(|tool| tool.program).collect::<Vec<_>>().join(", ");
+    let mut packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
+    packages.dedup();
+    if !debian::is_debian() {
+        bail!(
+            "these programs are missing: {programs}. Install them with your system's package manager \
+             (on Debian they are in: {})",
+            packages.join(" ")
+        );
+    }
+    if !shell::is_root() {
+        bail!(
+            "these programs are missing: {programs}. Install them with\n  sudo apt-get update && \
+             sudo apt-get install -y --no-install-recommends {}\nor run this as root",
+            packages.join(" ")
+        );
+    }
+    step(&format!("installing with apt-get: {}", packages.join(" ")));
+    debian::install(&packages)?;
+    let still: Vec<&str> =
+        missing.iter().map(|tool| tool.program).filter(|program| shell::find(program).is_none()).collect();
+    if !still.is_empty() {
+        bail!("apt-get succeeded, but these programs are still missing: {}", still.join(", "));
+    }
+    Ok(())
+}
+
+/// `bpf-linker --version` prints its name and its version.
+fn is_pinned(version: &str) -> bool {
+    version.split_whitespace().nth(1) == Some(BPF_LINKER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pinned_version_is_taken() {
+        assert!(is_pinned("bpf-linker 0.10.3"));
+        assert!(!is_pinned("bpf-linker 0.10.31"));
+        assert!(!is_pinned("bpf-linker 0.13.0"));
+        assert!(!is_pinned(""));
+    }
+
+    #[test]
+    fn tools_are_sorted_by_package_within_duplicates() {
+        // `dedup` above needs equal packages side by side.
+        for (i, tool) in TOOLS.iter().enumerate() {
+            let last = TOOLS.iter().rposition(|other| other.package == tool.package);
+            let first = TOOLS.iter().position(|other| other.package == tool.package);
+            let count = TOOLS.iter().filter(|other| other.package == tool.package).count();
+            assert_eq!(last.zip(first).map(|(last, first)| last - first + 1), Some(count), "entry {i}");
+        }
+    }
+}
