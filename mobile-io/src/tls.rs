@@ -16,6 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Serve
 use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
 use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, CertificateError, ClientConfig, CommonState, ServerConfig, version};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -24,6 +25,10 @@ use verify::{OneRelay, OurClients, WrongRelayKey};
 
 /// A path's transport: TLS over TCP, as client or as server.
 pub type TlsStream = tokio_rustls::TlsStream<TcpStream>;
+
+/// How long, and for how many bytes, a refused client is listened to: a round trip and its first flight.
+const HANG_UP_TIME: Duration = Duration::from_secs(1);
+const HANG_UP_BYTES: u64 = 64 * 1024;
 
 /// Decides whether a client's key may use this relay. Asked once per handshake.
 pub type Authorise = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
@@ -57,7 +62,7 @@ impl fmt::Display for Cause {
                 "wrong relay key: expected {expected}, the relay offered {offered}; if the relay's key was \
                  changed on purpose, correct public_key in [relay]"
             ),
-            Self::Protocol(what) => write!(f, "the other side is no relay of ours: {what}"),
+            Self::Protocol(what) => write!(f, "the other side does not speak our protocol: {what}"),
             Self::Network(what) => f.write_str(what),
         }
     }
@@ -120,7 +125,10 @@ pub async fn connect(
     // rustls wants a name; ours is in the verifier, and SNI is off.
     let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
     let handshake = TlsConnector::from(config.clone()).connect(name, tcp);
-    let stream = within(timeout, handshake).await?;
+    let stream = match tokio::time::timeout(timeout, handshake).await {
+        Ok(done) => done.map_err(|error| explain(&error))?,
+        Err(_) => return Err(too_late(timeout)),
+    };
     require_alpn(stream.get_ref().1)?;
     Ok(stream.into())
 }
@@ -134,7 +142,15 @@ pub async fn accept(
     tcp: TcpStream,
     timeout: Duration,
 ) -> Result<(TlsStream, PublicKey), Cause> {
-    let stream = within(timeout, TlsAcceptor::from(config.clone()).accept(tcp)).await?;
+    let handshake = TlsAcceptor::from(config.clone()).accept(tcp).into_fallible();
+    let stream = match tokio::time::timeout(timeout, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err((error, tcp))) => {
+            hang_up(tcp).await;
+            return Err(explain(&error));
+        }
+        Err(_) => return Err(too_late(timeout)),
+    };
     let connection = stream.get_ref().1;
     require_alpn(connection)?;
     let key = peer_key(connection).ok_or_else(|| Cause::Protocol("it proved no Ed25519 key".into()))?;
@@ -162,11 +178,19 @@ pub fn explain(error: &io::Error) -> Cause {
     }
 }
 
-async fn within<T>(timeout: Duration, handshake: impl Future<Output = io::Result<T>>) -> Result<T, Cause> {
-    match tokio::time::timeout(timeout, handshake).await {
-        Ok(done) => done.map_err(|error| explain(&error)),
-        Err(_) => Err(Cause::Network(format!("no TLS handshake within {timeout:?}"))),
-    }
+/// Lets the other side read why it was refused: to drop a socket on which bytes wait unread sends a reset, which
+/// may overtake the alert.
+async fn hang_up(mut tcp: TcpStream) {
+    let read_to_end = async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(HANG_UP_BYTES), &mut tokio::io::sink()).await
+    };
+    // It is gone in any case.
+    let _ = tokio::time::timeout(HANG_UP_TIME, read_to_end).await;
+}
+
+fn too_late(timeout: Duration) -> Cause {
+    Cause::Network(format!("no TLS handshake within {timeout:?}"))
 }
 
 /// rustls lets a handshake pass in which one side offers no ALPN at all.
@@ -193,7 +217,6 @@ fn identity(key: &PrivateKey, provider: &CryptoProvider) -> Arc<CertifiedKey> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;

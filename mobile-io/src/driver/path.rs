@@ -14,6 +14,11 @@ use super::TlsStream;
 /// unread bytes waiting the kernel sends a reset, which overtakes data. A few round trips of a slow link.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// Plaintext taken from the session at a time: on a path that is full, one TLS record; on one that takes all it is
+/// given, four, which are one system call. What is taken can no longer be overtaken by a better choice.
+const MIN_BATCH: usize = 16 * 1024;
+const MAX_BATCH: usize = 4 * MIN_BATCH;
+
 /// A path's transport.
 #[derive(Debug)]
 pub(super) struct Transport {
@@ -23,6 +28,7 @@ pub(super) struct Transport {
     pub(super) out: Vec<u8>,
     written: usize,
     unflushed: bool,
+    batch: usize,
     closing: Option<Closing>,
 }
 
@@ -35,7 +41,7 @@ struct Closing {
 
 impl Transport {
     pub(super) fn new(id: PathId, stream: TlsStream) -> Self {
-        Self { id, stream, out: Vec::new(), written: 0, unflushed: false, closing: None }
+        Self { id, stream, out: Vec::new(), written: 0, unflushed: false, batch: MIN_BATCH, closing: None }
     }
 
     /// Decrypted bytes that have arrived; [`consume`](Self::consume) them. Empty: the other side hung up.
@@ -47,8 +53,19 @@ impl Transport {
         Pin::new(&mut self.stream).consume(bytes);
     }
 
+    /// How much to put into `out` next.
+    pub(super) fn batch(&self) -> usize {
+        self.batch
+    }
+
     /// Writes and flushes `out`. When ready, nothing of it is left in this process.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let drained = self.poll_write_out(cx);
+        self.batch = if drained.is_pending() { MIN_BATCH } else { MAX_BATCH.min(self.batch * 2) };
+        drained
+    }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.out.len() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[self.written..]))?;
             if written == 0 {

@@ -10,17 +10,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, Session};
+use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, ProtocolError, Session};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
 use super::path::Transport;
 use super::{Command, DriverEvent, PacketIo, Snapshot, TlsStream};
 use crate::tls::{Cause, explain};
-
-/// Plaintext taken from the session at a time: four full TLS records, written with one system call. What is taken
-/// can no longer be overtaken by a better choice, so it is not more.
-const WRITE_BYTES: usize = 4 * 16 * 1024;
 
 /// Work of one round, per source: enough to pay for the round, short enough that no source waits for another.
 const READS: usize = 16;
@@ -174,7 +170,8 @@ impl<I: PacketIo> Driver<I> {
         self.adopt(now, hello.path, stream);
         if !leftover.is_empty() {
             let Self { session, io, .. } = self;
-            if let Err(error) = session.handle_input(now, hello.path, leftover, &mut |packet| io.send(packet)) {
+            if let Err(error) = session.handle_input(now, hello.path, leftover, &mut |packet| io.send(packet))
+            {
                 self.misbehaved(now, hello.path, &error);
             }
         }
@@ -193,6 +190,10 @@ impl<I: PacketIo> Driver<I> {
 
     fn close(&mut self, now: Instant, path: PathId, code: CloseCode) {
         self.session.close_path(now, path, code);
+        self.close_transport(now, path);
+    }
+
+    fn close_transport(&mut self, now: Instant, path: PathId) {
         for transport in self.paths.iter_mut().filter(|transport| transport.id == path) {
             transport.close(now);
         }
@@ -258,8 +259,11 @@ impl<I: PacketIo> Driver<I> {
             }
             let length = bytes.len();
             // The session is done with a closing path, and its name may have passed to another.
-            let outcome =
-                if closing { Ok(()) } else { session.handle_input(now, path, bytes, &mut |packet| io.send(packet)) };
+            let outcome = if closing {
+                Ok(())
+            } else {
+                session.handle_input(now, path, bytes, &mut |packet| io.send(packet))
+            };
             transport.consume(length);
             match outcome {
                 Err(error) => self.misbehaved(now, path, &error),
@@ -329,7 +333,8 @@ impl<I: PacketIo> Driver<I> {
                 return Ok(false);
             }
             if session.wants_transmit(transport.id) {
-                session.poll_transmit(now, transport.id, &mut transport.out, WRITE_BYTES);
+                let batch = transport.batch();
+                session.poll_transmit(now, transport.id, &mut transport.out, batch);
             }
             if transport.out.is_empty() {
                 // Pending or done, there is nothing more to write.
@@ -360,9 +365,9 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// The peer broke the protocol: the path ends, the session goes on.
-    fn misbehaved(&mut self, now: Instant, path: PathId, error: &mobile_proto::ProtocolError) {
-        self.close(now, path, CloseCode::ProtocolError);
+    /// The peer broke the protocol: the session has a CLOSE for it, and goes on with its other paths.
+    fn misbehaved(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
+        self.close_transport(now, path);
         self.tell_error(path, Cause::Protocol(error.to_string()));
     }
 
@@ -376,9 +381,7 @@ impl<I: PacketIo> Driver<I> {
     fn tell_events(&mut self, now: Instant) {
         while let Some(event) = self.session.poll_event() {
             if let Event::PathClosed { path, .. } = event {
-                for transport in self.paths.iter_mut().filter(|transport| transport.id == path) {
-                    transport.close(now);
-                }
+                self.close_transport(now, path);
             }
             let _ = self.events.send(DriverEvent::Session(event));
         }

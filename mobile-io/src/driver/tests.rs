@@ -1,0 +1,410 @@
+//! Two drivers with real TLS over loopback, and packets in memory.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use mobile_proto::{HelloReader, Limits, SessionId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::*;
+use crate::keys::PrivateKey;
+use crate::tls;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// The memory on one side: packets to be sent, and a check of what arrives.
+#[derive(Default)]
+struct Memory {
+    waiting: Mutex<(VecDeque<Vec<u8>>, Option<Waker>)>,
+    received: AtomicU64,
+    out_of_order: AtomicU64,
+    polls: AtomicU64,
+    failing: AtomicU64,
+}
+
+impl Memory {
+    /// Packets of many sizes, numbered from `first`.
+    fn fill(&self, first: u64, count: u64) {
+        let mut waiting = self.waiting.lock().unwrap();
+        for number in first..first + count {
+            let mut packet = vec![number as u8; 8 + (number * 7919 % 1400) as usize];
+            packet[..8].copy_from_slice(&number.to_be_bytes());
+            waiting.0.push_back(packet);
+        }
+        if let Some(waker) = waiting.1.take() {
+            waker.wake();
+        }
+    }
+
+    fn left(&self) -> usize {
+        self.waiting.lock().unwrap().0.len()
+    }
+
+    async fn has_received(&self, count: u64) {
+        let deadline = Instant::now() + SOON;
+        while self.received.load(SeqCst) < count {
+            assert!(Instant::now() < deadline, "only {} of {count} packets came", self.received.load(SeqCst));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Everything came once and in order.
+    fn check(&self, count: u64) {
+        assert_eq!(self.received.load(SeqCst), count);
+        assert_eq!(self.out_of_order.load(SeqCst), 0);
+    }
+}
+
+impl PacketIo for Arc<Memory> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.polls.fetch_add(1, SeqCst);
+        if self.failing.load(SeqCst) > 0 {
+            self.failing.fetch_sub(1, SeqCst);
+            return Poll::Ready(Err(io::Error::other("the device is down")));
+        }
+        let mut waiting = self.waiting.lock().unwrap();
+        match waiting.0.pop_front() {
+            Some(packet) => {
+                buf[..packet.len()].copy_from_slice(&packet);
+                Poll::Ready(Ok(packet.len()))
+            }
+            None => {
+                waiting.1 = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn send(&mut self, packet: &[u8]) {
+        let expected = self.received.fetch_add(1, SeqCst);
+        let number = u64::from_be_bytes(packet[..8].try_into().unwrap());
+        let intact = packet[8..].iter().all(|byte| *byte == number as u8);
+        if number != expected || !intact {
+            self.out_of_order.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+struct Side {
+    handle: Handle,
+    memory: Arc<Memory>,
+    events: UnboundedReceiver<DriverEvent>,
+}
+
+impl Side {
+    fn new(session: Session) -> Self {
+        let memory = Arc::new(Memory::default());
+        let (sender, events) = mpsc::unbounded_channel();
+        Self { handle: spawn(session, memory.clone(), sender), memory, events }
+    }
+
+    /// The first event that `choose` takes.
+    async fn event<T>(&mut self, choose: impl Fn(&DriverEvent) -> Option<T>) -> T {
+        loop {
+            let event = tokio::time::timeout(SOON, self.events.recv()).await.expect("no event came").unwrap();
+            if let Some(chosen) = choose(&event) {
+                return chosen;
+            }
+        }
+    }
+
+    async fn closed(&mut self) -> (PathId, CloseCode) {
+        self.event(|event| match event {
+            DriverEvent::Session(Event::PathClosed { path, code }) => Some((*path, *code)),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn path_error(&mut self) -> (PathId, Cause) {
+        self.event(|event| match event {
+            DriverEvent::PathError { path, cause, .. } => Some((*path, cause.clone())),
+            _ => None,
+        })
+        .await
+    }
+}
+
+/// A client's and a relay's driver of one session.
+struct Pair {
+    client: Side,
+    relay: Side,
+}
+
+const SESSION: SessionId = SessionId([7; 16]);
+
+impl Pair {
+    fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
+        let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
+        Self {
+            client: Side::new(Session::client(SESSION, limits.clone())),
+            relay: Side::new(Session::server(SESSION, 1, limits, config)),
+        }
+    }
+
+    /// Opens a path on both sides and waits until it is ready.
+    async fn open(&mut self, path: PathId) {
+        self.open_over(path, sockets().await).await;
+    }
+
+    async fn open_over(&mut self, path: PathId, sockets: (TcpStream, TcpStream)) {
+        let (near, far) = handshake(sockets, true).await;
+        self.client.handle.open_path(path, near.unwrap());
+        let mut far = far.unwrap();
+        let mut reader = HelloReader::new();
+        let mut buf = [0; 4096];
+        let (hello, leftover) = loop {
+            let length = far.read(&mut buf).await.unwrap();
+            assert!(length > 0);
+            if let Some(whole) = reader.feed(&buf[..length]).unwrap() {
+                break whole;
+            }
+        };
+        assert_eq!(hello.path, path);
+        self.relay.handle.accept_path(hello, leftover, far);
+        self.client
+            .event(|event| match event {
+                DriverEvent::Session(Event::PathReady { path: ready, .. }) => (*ready == path).then_some(()),
+                _ => None,
+            })
+            .await;
+    }
+
+    async fn switch(&mut self, path: PathId) {
+        self.open(path).await;
+        self.client.handle.activate(path, vec![path]);
+    }
+}
+
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+async fn handshake(
+    (near, far): (TcpStream, TcpStream),
+    welcome: bool,
+) -> (Result<TlsStream, Cause>, Result<TlsStream, Cause>) {
+    let (client, relay) = (PrivateKey::from_seed([1; 32]), PrivateKey::from_seed([2; 32]));
+    let client = tls::client_config(&client, relay.public());
+    let server = tls::server_config(&relay, Arc::new(move |_| welcome));
+    let (near, far) = tokio::join!(tls::connect(&client, near, SOON), tls::accept(&server, far, SOON));
+    (near, far.map(|(stream, _)| stream))
+}
+
+#[tokio::test]
+async fn every_packet_comes_once_and_in_order_over_path_swaps() {
+    const COUNT: u64 = 100_000;
+    let mut pair = Pair::new();
+    pair.switch(PathId(0)).await;
+    // Without an active path a session drops what its queue cannot hold: so not before both have one.
+    for side in [&mut pair.client, &mut pair.relay] {
+        side.event(|event| matches!(event, DriverEvent::Session(Event::Activated { .. })).then_some(()))
+            .await;
+        side.memory.fill(0, COUNT);
+    }
+    for swap in 1..5_u32 {
+        pair.switch(PathId(swap)).await;
+        pair.relay.memory.has_received(COUNT / 5 * u64::from(swap) + 1000).await;
+    }
+    pair.relay.memory.has_received(COUNT).await;
+    pair.client.memory.has_received(COUNT).await;
+    pair.relay.memory.check(COUNT);
+    pair.client.memory.check(COUNT);
+    let snapshot = pair.relay.handle.snapshot().await.unwrap();
+    assert_eq!(snapshot.active, Some(PathId(4)));
+    assert_eq!(snapshot.paths.len(), 1, "the relay frees what the client left");
+}
+
+#[tokio::test]
+async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
+    const COUNT: u64 = 20_000;
+    // Room for all of it, because between two paths nothing holds the source back.
+    let mut pair = Pair::with(Limits { queue_bytes: 64 << 20, ..Limits::default() });
+    let (near, far) = sockets().await;
+    // The wire can be cut from outside: both drivers' sockets have a twin here.
+    let cut = std::net::TcpStream::from(near.into_std().unwrap());
+    let near = TcpStream::from_std(cut.try_clone().unwrap()).unwrap();
+    pair.open_over(PathId(1), (near, far)).await;
+    pair.client.handle.activate(PathId(1), vec![PathId(1)]);
+    pair.client.memory.fill(0, COUNT);
+    pair.relay.memory.has_received(COUNT / 10).await;
+    cut.shutdown(std::net::Shutdown::Both).unwrap();
+    let (path, cause) = pair.client.path_error().await;
+    assert_eq!(path, PathId(1));
+    assert!(matches!(cause, Cause::Network(_)), "{cause:?}");
+    pair.switch(PathId(2)).await;
+    pair.relay.memory.has_received(COUNT).await;
+    pair.relay.memory.check(COUNT);
+    assert!(pair.client.handle.snapshot().await.unwrap().stats.replayed_packets > 0);
+}
+
+#[tokio::test]
+async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it() {
+    const COUNT: u64 = 60_000;
+    let mut pair = Pair::new();
+    // A wire with a valve in the middle.
+    let (near, mut near_wire) = sockets().await;
+    let (mut far_wire, far) = sockets().await;
+    let (open_valve, mut valve) = tokio::sync::watch::channel(true);
+    tokio::spawn(async move {
+        let (mut buf, mut back) = (vec![0; 65536], vec![0; 65536]);
+        loop {
+            valve.wait_for(|open| *open).await.unwrap();
+            tokio::select! {
+                Ok(length) = near_wire.read(&mut buf) => far_wire.write_all(&buf[..length]).await.unwrap(),
+                Ok(length) = far_wire.read(&mut back) => near_wire.write_all(&back[..length]).await.unwrap(),
+                Ok(()) = valve.changed() => {}
+            }
+        }
+    });
+    pair.open_over(PathId(1), (near, far)).await;
+    pair.client.handle.activate(PathId(1), vec![PathId(1)]);
+    pair.client.memory.fill(0, 1);
+    pair.relay.memory.has_received(1).await;
+    open_valve.send(false).unwrap();
+    pair.client.memory.fill(1, COUNT);
+    let mut left = usize::MAX;
+    while std::mem::replace(&mut left, pair.client.memory.left()) != left || left == COUNT as usize {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(left > 0, "40 MB cannot all be taken from the source while nothing moves");
+    open_valve.send(true).unwrap();
+    pair.relay.memory.has_received(COUNT + 1).await;
+    pair.relay.memory.check(COUNT + 1);
+    assert_eq!(pair.client.handle.snapshot().await.unwrap().stats.dropped_queue_full, 0);
+}
+
+#[tokio::test]
+async fn an_idle_driver_sleeps_and_still_obeys() {
+    let mut pair = Pair::new();
+    pair.switch(PathId(1)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = pair.client.memory.polls.load(SeqCst);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let polls = pair.client.memory.polls.load(SeqCst) - before;
+    assert!(polls <= 4, "woke {polls} times in half a second of nothing");
+    let snapshot = tokio::time::timeout(Duration::from_millis(100), pair.client.handle.snapshot()).await;
+    assert_eq!(snapshot.unwrap().unwrap().active, Some(PathId(1)));
+}
+
+#[tokio::test]
+async fn a_shutdown_is_heard_by_the_peer() {
+    let mut pair = Pair::new();
+    pair.switch(PathId(1)).await;
+    let begun = Instant::now();
+    pair.client.handle.shutdown(CloseCode::Shutdown).await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(pair.relay.closed().await, (PathId(1), CloseCode::Shutdown));
+    pair.client.event(|event| matches!(event, DriverEvent::Stopped).then_some(())).await;
+    assert!(pair.client.handle.is_stopped());
+    assert!(pair.client.handle.snapshot().await.is_none());
+    // The relay's session goes on without a path, and ends when nobody holds it.
+    assert!(pair.relay.handle.snapshot().await.unwrap().paths.is_empty());
+    drop(pair.relay.handle);
+    tokio::time::timeout(SOON, async {
+        while !matches!(pair.relay.events.recv().await.unwrap(), DriverEvent::Stopped) {}
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn closing_one_path_tells_the_peer_and_leaves_the_other() {
+    let mut pair = Pair::new();
+    pair.open(PathId(1)).await;
+    pair.open(PathId(2)).await;
+    pair.client.handle.activate(PathId(2), vec![PathId(1), PathId(2)]);
+    pair.client.handle.close_path(PathId(1), CloseCode::Normal);
+    assert_eq!(pair.relay.closed().await, (PathId(1), CloseCode::Normal));
+    pair.client.memory.fill(0, 100);
+    pair.relay.memory.has_received(100).await;
+    pair.relay.memory.check(100);
+}
+
+#[tokio::test]
+async fn a_path_of_the_same_name_replaces_the_old_one() {
+    let mut pair = Pair::new();
+    pair.switch(PathId(1)).await;
+    let again = Side::new(Session::client(SESSION, Limits::default()));
+    let mut first = std::mem::replace(&mut pair.client, again);
+    pair.switch(PathId(1)).await;
+    assert_eq!(pair.relay.closed().await, (PathId(1), CloseCode::Replaced));
+    assert_eq!(first.path_error().await.0, PathId(1));
+    // The first client has switched once already: the second one's first switch would be stale.
+    pair.client.handle.activate(PathId(1), vec![PathId(1)]);
+    pair.client.memory.fill(0, 100);
+    pair.relay.memory.fill(0, 100);
+    pair.relay.memory.has_received(100).await;
+    pair.client.memory.has_received(100).await;
+    pair.relay.memory.check(100);
+    pair.client.memory.check(100);
+}
+
+#[tokio::test]
+async fn what_was_not_acknowledged_can_be_taken_over() {
+    let pair = Pair::new();
+    pair.client.memory.fill(0, 10);
+    while pair.client.memory.left() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let packets = pair.client.handle.take_over().await;
+    assert_eq!(packets.len(), 10);
+    assert_eq!(packets[3][..8], 3_u64.to_be_bytes());
+    assert!(pair.client.handle.snapshot().await.is_none());
+    assert!(pair.client.handle.take_over().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_refused_key_is_told_as_such() {
+    for _ in 0..20 {
+        let mut client = Side::new(Session::client(SESSION, Limits::default()));
+        let (near, far) = handshake(sockets().await, false).await;
+        assert!(far.is_err());
+        match near {
+            Ok(near) => {
+                client.handle.open_path(PathId(1), near);
+                assert_eq!(client.path_error().await, (PathId(1), Cause::Refused));
+            }
+            Err(cause) => assert_eq!(cause, Cause::Refused),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_talks_nonsense_loses_its_path_only() {
+    let mut client = Side::new(Session::client(SESSION, Limits::default()));
+    let (near, far) = handshake(sockets().await, true).await;
+    client.handle.open_path(PathId(1), near.unwrap());
+    let mut far = far.unwrap();
+    far.write_all(&[0x7f; 64]).await.unwrap();
+    far.flush().await.unwrap();
+    let (path, cause) = client.path_error().await;
+    assert_eq!(path, PathId(1));
+    assert!(matches!(cause, Cause::Protocol(_)), "{cause:?}");
+    assert!(client.handle.snapshot().await.is_some());
+    // It hears why, then the end.
+    let mut rest = Vec::new();
+    tokio::time::timeout(SOON, far.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert!(!rest.is_empty());
+}
+
+#[tokio::test]
+async fn a_device_that_fails_is_asked_again() {
+    let mut pair = Pair::new();
+    pair.client.memory.failing.store(1, SeqCst);
+    pair.client.memory.fill(0, 10);
+    pair.switch(PathId(1)).await;
+    pair.relay.memory.has_received(10).await;
+    pair.relay.memory.check(10);
+}
