@@ -89,8 +89,9 @@ fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
 }
 
 /// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,
-/// or given to it by another, follow the attribute from here on. IPv4-mapped destinations come here as IPv6 ones;
-/// the mark is the same for both.
+/// or given to it by another, follow the attribute from here on. (The kernel takes the mark of a datagram before it
+/// asks: the first one of an unconnected socket still goes by the mark the socket had.) IPv4-mapped destinations come
+/// here as IPv6 ones; the mark is the same for both.
 #[inline(always)]
 fn try_sock_addr(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
     let config = config()?;

@@ -133,6 +133,7 @@ impl MobileCgroup {
     }
 
     /// Its directory.
+    #[cfg(test)]
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
