@@ -1,3 +1,22 @@
 //! mobile: keeps the connections of chosen processes alive while the links change.
+//!
+//! `cli` is what a person types, `daemon` starts and stops the agent, and between them lies `control`, the socket.
+//! The agent's work is in `selection` (the MOBILE attribute), `routing` (the MOBILE route), `uplinks` (what can carry
+//! the tunnel) and `tunnel` (what does).
 
-fn main() {}
+mod cli;
+mod config;
+mod control;
+mod daemon;
+mod metrics;
+mod routing;
+mod selection;
+mod status;
+mod tunnel;
+mod uplinks;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

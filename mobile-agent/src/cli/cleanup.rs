@@ -1,0 +1,62 @@
+//! `mobile cleanup`: removes every kernel object of the agent. What is gone already is fine.
+//!
+//! The addresses remembered in `[state] dir`, the configuration and the key are files, not kernel objects: they stay.
+
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use mobile_io::control::{Client, ControlError};
+use mobile_io::netlink::Netlink;
+
+use crate::config::Config;
+use crate::control::protocol::{Answer, Request};
+use crate::routing;
+use crate::selection::bpf;
+use crate::selection::cgroup::{CgroupError, MobileCgroup};
+
+/// A running agent does it and ends; without one this process does it.
+pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
+    mobile_io::log::init(log, "MOBILE_LOG")?;
+    let config = Config::load(config)?;
+    match Client::connect(&config.control.socket) {
+        Ok(mut agent) => match super::ask(&mut agent, &Request::Cleanup)? {
+            Answer::Done => Ok(()),
+            other => Err(super::unexpected(&other)),
+        },
+        Err(ControlError::NotRunning { .. }) => {
+            ensure!(nix::unistd::geteuid().is_root(), "only root may clean up: try it with sudo");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("cannot start the runtime")?;
+            runtime.block_on(remove_everything(&config))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tries everything, reports every error.
+pub(crate) async fn remove_everything(config: &Config) -> anyhow::Result<()> {
+    let mut errors: Vec<anyhow::Error> = Vec::new();
+    // First nothing is marked any more, then nobody is mobile, then the route goes.
+    if let Err(error) = bpf::remove(&config.bpf.pin_dir) {
+        errors.push(error.into());
+    }
+    match MobileCgroup::existing(config.cgroup.path.as_deref()) {
+        Ok(Some(cgroup)) => errors.extend(cgroup.remove().err().map(Into::into)),
+        // Where there is no cgroup2 there is no cgroup of ours.
+        Ok(None) | Err(CgroupError::NoCgroup2) => {}
+        Err(error) => errors.push(error.into()),
+    }
+    match Netlink::new() {
+        Ok(netlink) => errors.extend(routing::remove(config, &netlink, true).await),
+        Err(error) => errors.push(error.into()),
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    for error in &errors {
+        tracing::error!(error = format!("{error:#}"), "not removed");
+    }
+    bail!("{} things could not be removed (see above): try again", errors.len())
+}

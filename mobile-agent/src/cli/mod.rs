@@ -1,0 +1,236 @@
+//! The command line: verbs, and what they share.
+
+mod attach;
+mod cleanup;
+mod keygen;
+mod ps;
+mod run;
+mod status;
+mod table;
+
+use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use mobile_io::control::Client;
+
+use crate::config::Config;
+use crate::control::protocol::{Answer, Request};
+use crate::daemon;
+
+pub(crate) use cleanup::remove_everything;
+
+/// Keeps the connections of chosen processes alive while the links change.
+#[derive(Debug, Parser)]
+#[command(name = "mobile", version, arg_required_else_help = true)]
+struct Cli {
+    /// The agent's configuration [default: /etc/mobile/agent.toml].
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// How much to log, to stderr: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", global = true)]
+    log: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a command with the MOBILE attribute; `mobile CMD ARG...` is the same where CMD is no verb.
+    Run {
+        /// The command and its arguments.
+        #[arg(value_name = "CMD", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Give running processes the MOBILE attribute; their next connections take the tunnel.
+    Attach {
+        /// Process ids.
+        #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
+        pids: Vec<i32>,
+    },
+    /// Take the MOBILE attribute from running processes; their next connections go direct.
+    Detach {
+        /// Process ids.
+        #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
+        pids: Vec<i32>,
+    },
+    /// List the mobile processes and their connections on the MOBILE route.
+    Ps {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the session, the persistent addresses, the active uplink and the last handover.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Again and again, once a second, until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Show what can carry the tunnel, and why or why not.
+    Uplinks {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put one uplink before all others, or leave the choice to the policy again.
+    Use {
+        /// An interface name, or `auto`.
+        #[arg(value_name = "IFNAME|auto")]
+        uplink: String,
+    },
+    /// Make this host's private key and print the public one, for `home-relay authorize`.
+    Keygen {
+        /// Where to write the private key [default: what the configuration says].
+        #[arg(long, value_name = "KEYFILE")]
+        out: Option<PathBuf>,
+    },
+    /// Remove every kernel object of the agent: device, rules, routes, eBPF pins, cgroup. Stops a running agent.
+    Cleanup,
+    /// The daemon, in the foreground.
+    Agent,
+    #[command(external_subcommand)]
+    Bare(Vec<OsString>),
+}
+
+/// Exit status when the verb failed. clap itself exits with 2 for what it does not understand.
+const FAILED: u8 = 1;
+
+/// Parses, does, reports.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = cli.config.as_deref();
+    let done = match cli.verb {
+        Verb::Run { command } | Verb::Bare(command) => return run::run(config, &command),
+        Verb::Attach { pids } => attach::attach(config, pids),
+        Verb::Detach { pids } => attach::detach(config, pids),
+        Verb::Ps { json } => ps::ps(config, json),
+        Verb::Status { json, watch } => status::status(config, json, watch),
+        Verb::Uplinks { json } => status::uplinks(config, json),
+        Verb::Use { uplink } => status::force(config, &uplink),
+        Verb::Keygen { out } => keygen::keygen(config, out),
+        Verb::Cleanup => cleanup::cleanup(config, cli.log.as_deref()),
+        Verb::Agent => daemon::main(config, cli.log.as_deref()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Says on stderr what went wrong, with its causes.
+fn complain(error: &anyhow::Error) {
+    // A closed stderr leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "mobile: {error:#}");
+}
+
+/// Writes the answer to stdout; a reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes an answer as one JSON document.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value).context("cannot encode the answer")?;
+    text.push('\n');
+    print(&text)
+}
+
+/// Connects to the agent that the configuration names.
+fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
+    let config = Config::load(config)?;
+    Client::connect(&config.control.socket).context("no agent: start it with `mobile agent`")
+}
+
+/// One question, one answer; a refusal is an error.
+fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Answer> {
+    match client.call::<_, Answer>(request)? {
+        Answer::Refused(reason) => bail!("{reason}"),
+        answer => Ok(answer),
+    }
+}
+
+/// What an agent of another version may answer.
+fn unexpected(answer: &Answer) -> anyhow::Error {
+    anyhow::anyhow!(
+        "the agent's answer does not fit the question ({answer:?}): restart the agent, it is of another version"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("mobile").chain(args.iter().copied()))
+    }
+
+    fn command(args: &[&str]) -> Vec<OsString> {
+        match parse(args).unwrap().verb {
+            Verb::Run { command } | Verb::Bare(command) => command,
+            other => panic!("{args:?} is not a command: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_everything_after_the_command_as_its_own() {
+        assert_eq!(command(&["run", "--", "ls", "-l", "--config", "x"]), ["ls", "-l", "--config", "x"]);
+        assert_eq!(command(&["run", "ls", "-l", "--", "--json"]), ["ls", "-l", "--", "--json"]);
+        assert_eq!(command(&["run", "status"]), ["status"]);
+        assert_eq!(command(&["run", "--", "--odd"]), ["--odd"]);
+    }
+
+    #[test]
+    fn a_command_that_is_no_verb_is_run_as_in_the_paper() {
+        assert_eq!(command(&["telnet", "remotehost"]), ["telnet", "remotehost"]);
+        assert_eq!(command(&["ssh", "-p", "22", "--help"]), ["ssh", "-p", "22", "--help"]);
+        let cli = parse(&["--config", "f.toml", "ssh", "--config", "theirs"]).unwrap();
+        assert_eq!(cli.config.as_deref(), Some(Path::new("f.toml")));
+        assert!(matches!(cli.verb, Verb::Bare(command) if command == ["ssh", "--config", "theirs"]));
+    }
+
+    #[test]
+    fn every_verb_takes_config() {
+        for verb in [
+            &["run", "--config", "F", "--", "true"][..],
+            &["attach", "--config", "F", "1"],
+            &["detach", "1", "--config", "F"],
+            &["ps", "--config", "F"],
+            &["status", "--json", "--config", "F"],
+            &["uplinks", "--config", "F"],
+            &["use", "eth0", "--config", "F"],
+            &["keygen", "--config", "F"],
+            &["cleanup", "--config", "F"],
+            &["agent", "--config", "F"],
+        ] {
+            assert_eq!(parse(verb).unwrap().config.as_deref(), Some(Path::new("F")), "{verb:?}");
+        }
+    }
+
+    #[test]
+    fn misuse_is_refused() {
+        for args in
+            [&["run"][..], &["attach"], &["attach", "0"], &["attach", "-5"], &["use"], &["--nonsense", "ls"]]
+        {
+            assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
+        }
+    }
+}

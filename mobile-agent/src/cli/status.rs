@@ -1,0 +1,257 @@
+//! `mobile status`, `mobile uplinks` and `mobile use`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::control::protocol::{Answer, Request};
+use crate::status::{SessionState, Status, Uplinks};
+
+/// How often `--watch` looks: as often as a person does.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Shows the session.
+pub(super) fn status(config: Option<&Path>, json: bool, watch: bool) -> anyhow::Result<()> {
+    let mut agent = super::agent(config)?;
+    loop {
+        let status = match super::ask(&mut agent, &Request::Status)? {
+            Answer::Status(status) => status,
+            other => return Err(super::unexpected(&other)),
+        };
+        if json {
+            super::print_json(&status)?;
+        } else {
+            super::print(&render(&status))?;
+        }
+        if !watch {
+            return Ok(());
+        }
+        std::thread::sleep(WATCH);
+        if !json {
+            super::print("\n")?;
+        }
+    }
+}
+
+/// Shows the uplinks.
+pub(super) fn uplinks(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
+    let mut agent = super::agent(config)?;
+    match super::ask(&mut agent, &Request::Uplinks)? {
+        Answer::Uplinks(uplinks) if json => super::print_json(&uplinks),
+        Answer::Uplinks(uplinks) => super::print(&render_uplinks(&uplinks)),
+        other => Err(super::unexpected(&other)),
+    }
+}
+
+/// Puts one uplink first; `auto` puts none.
+pub(super) fn force(config: Option<&Path>, uplink: &str) -> anyhow::Result<()> {
+    let mut agent = super::agent(config)?;
+    let uplink = (uplink != "auto").then(|| uplink.to_owned());
+    match super::ask(&mut agent, &Request::Use { uplink })? {
+        Answer::Done => Ok(()),
+        Answer::Noted(note) => {
+            eprintln!("mobile: {note}");
+            Ok(())
+        }
+        other => Err(super::unexpected(&other)),
+    }
+}
+
+fn render(status: &Status) -> String {
+    let mut lines: Vec<(&str, String)> = Vec::new();
+    let since = status.since_seconds.map(|seconds| format!(" for {}", duration(seconds))).unwrap_or_default();
+    let session = match status.session {
+        SessionState::Connected => format!("connected{since}"),
+        SessionState::Connecting => format!("connecting{since}"),
+        SessionState::NoUplink => format!("no usable uplink{since}; connections of mobile processes wait"),
+        SessionState::Refused => "refused".to_owned(),
+    };
+    lines.push(("session", session));
+    if let Some(problem) = &status.problem {
+        lines.push(("problem", problem.cause.clone()));
+        lines.push(("next step", problem.next_step.clone()));
+    }
+    let relay = status.relay.address.map(|address| address.to_string());
+    lines.push((
+        "relay",
+        match relay.filter(|address| *address != status.relay.endpoint) {
+            Some(address) => format!("{} ({address})", status.relay.endpoint),
+            None => status.relay.endpoint.clone(),
+        },
+    ));
+    let addresses = if status.addresses.is_empty() {
+        "none until the relay is reached for the first time".to_owned()
+    } else {
+        status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    lines.push(("persistent", format!("{addresses} on {}", status.device)));
+    let forced = match &status.forced_uplink {
+        Some(forced) if status.active_uplink.as_ref() == Some(forced) => {
+            " (chosen by `mobile use`)".to_owned()
+        }
+        Some(forced) => format!(" (`mobile use {forced}` waits until it is usable)"),
+        None => String::new(),
+    };
+    lines.push(("uplink", format!("{}{forced}", status.active_uplink.as_deref().unwrap_or("none"))));
+    if let Some(rtt) = status.rtt_seconds {
+        lines.push(("round trip", format!("{:.1} ms", rtt * 1000.0)));
+    }
+    let mut handovers = status.handovers.to_string();
+    if let Some(last) = &status.last_handover {
+        handovers.push_str(&format!(
+            "; last {} ago: {} -> {}, {}, blackout {:.0} ms, {} records sent again",
+            duration(last.age_seconds),
+            last.from,
+            last.to,
+            last.cause.replace('_', " "),
+            last.blackout_seconds * 1000.0,
+            last.replayed_records
+        ));
+    }
+    lines.push(("handovers", handovers));
+    let traffic = &status.traffic;
+    lines.push((
+        "traffic",
+        format!(
+            "sent {} bytes in {} packets, received {} in {}",
+            traffic.sent_bytes, traffic.sent_packets, traffic.received_bytes, traffic.received_packets
+        ),
+    ));
+    let drops: Vec<String> = status
+        .drops
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    lines.push(("drops", if drops.is_empty() { "none".to_owned() } else { drops.join(", ") }));
+    lines.push(("processes", format!("{} mobile", status.mobile_processes)));
+    lines.iter().map(|(name, value)| format!("{name:<11}{value}\n")).collect()
+}
+
+fn render_uplinks(uplinks: &Uplinks) -> String {
+    let rows: Vec<[String; 5]> = uplinks
+        .uplinks
+        .iter()
+        .map(|uplink| {
+            let forced = uplinks.forced.as_ref() == Some(&uplink.name);
+            let addresses: Vec<String> = uplink.addresses.iter().map(ToString::to_string).collect();
+            let why: Vec<&str> = [
+                forced.then_some("first by `mobile use`"),
+                uplink.reason.as_deref(),
+                uplink.next_step.as_deref(),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
+            [
+                uplink.name.clone(),
+                uplink.state.clone(),
+                uplink.metric.map_or_else(|| "-".to_owned(), |metric| metric.to_string()),
+                if addresses.is_empty() { "-".to_owned() } else { addresses.join(",") },
+                why.join("; "),
+            ]
+        })
+        .collect();
+    super::table::table(["UPLINK", "STATE", "METRIC", "ADDRESSES", "WHY"], &rows)
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 60.0 => format!("{s:.1} s"),
+        s if s < 3600.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{Handover, Problem, Queue, RelayStatus, Traffic, UplinkStatus};
+
+    fn sample() -> Status {
+        Status {
+            version: "0".into(),
+            agent_pid: 1,
+            uptime_seconds: 10.0,
+            session: SessionState::Connected,
+            problem: None,
+            relay: RelayStatus {
+                endpoint: "relay.example:443".into(),
+                address: Some("192.0.2.1:443".parse().unwrap()),
+                public_key: "K".into(),
+            },
+            public_key: "P".into(),
+            device: "mobile0".into(),
+            addresses: vec!["10.77.0.2".parse().unwrap()],
+            mtu: Some(1500),
+            dns: Vec::new(),
+            active_uplink: Some("eth0".into()),
+            forced_uplink: None,
+            rtt_seconds: Some(0.0201),
+            since_seconds: Some(7.0),
+            handovers: 1,
+            last_handover: Some(Handover {
+                cause: "carrier_lost".into(),
+                from: "wlan0".into(),
+                to: "eth0".into(),
+                blackout_seconds: 0.025,
+                replayed_records: 4,
+                age_seconds: 7.0,
+            }),
+            traffic: Traffic::default(),
+            drops: [("aged".to_owned(), 0), ("queue_full".to_owned(), 2)].into(),
+            queue: Queue::default(),
+            mobile_processes: 3,
+            routing_restored: 0,
+        }
+    }
+
+    #[test]
+    fn a_person_sees_where_the_tunnel_is_and_what_the_last_handover_cost() {
+        let text = render(&sample());
+        assert!(text.contains("session    connected for 7.0 s\n"), "{text}");
+        assert!(text.contains("relay.example:443 (192.0.2.1:443)"), "{text}");
+        assert!(text.contains("wlan0 -> eth0, carrier lost, blackout 25 ms, 4 records sent again"), "{text}");
+        assert!(text.contains("drops      2 queue_full\n"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_what_to_do() {
+        let problem = Problem { cause: "not authorised".into(), next_step: "authorize it".into() };
+        let status = Status {
+            session: SessionState::Refused,
+            problem: Some(problem),
+            active_uplink: None,
+            ..sample()
+        };
+        let text = render(&status);
+        assert!(text.contains("problem    not authorised\nnext step  authorize it\n"), "{text}");
+    }
+
+    #[test]
+    fn uplinks_say_why_not() {
+        let uplink = |name: &str, state: &str, reason: Option<&str>| UplinkStatus {
+            name: name.into(),
+            state: state.into(),
+            reason: reason.map(Into::into),
+            next_step: None,
+            addresses: Vec::new(),
+            metric: Some(100),
+        };
+        let text = render_uplinks(&Uplinks {
+            forced: Some("eth0".into()),
+            uplinks: vec![uplink("eth0", "active", None), uplink("wlan0", "unusable", Some("no carrier"))],
+        });
+        assert!(text.contains("first by `mobile use`"), "{text}");
+        assert!(text.lines().last().unwrap().ends_with("no carrier"), "{text}");
+    }
+
+    #[test]
+    fn the_json_of_status_has_stable_names() {
+        let json = serde_json::to_value(sample()).unwrap();
+        assert_eq!(json["session"], "connected");
+        assert_eq!(json["last_handover"]["cause"], "carrier_lost");
+        assert_eq!(json["active_uplink"], "eth0");
+        assert_eq!(json["addresses"][0], "10.77.0.2");
+        assert!(json["rtt_seconds"].is_number() && json["drops"]["queue_full"] == 2);
+    }
+}

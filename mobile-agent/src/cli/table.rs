@@ -1,0 +1,32 @@
+//! Plain columns for a person: two spaces apart, as wide as their widest cell.
+
+/// One line per row; the last column is not padded.
+pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = header.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in std::iter::once(&header.map(str::to_owned)).chain(rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            line.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["eth0".to_owned(), "yes".to_owned()], ["w".to_owned(), String::new()]];
+        assert_eq!(table(["NAME", "UP"], &rows), "NAME  UP\neth0  yes\nw\n");
+    }
+}

@@ -1,0 +1,204 @@
+//! Who may ask what. The decisions are pure; what they need is read from the kernel, never from the asker.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::protocol::Request;
+
+/// The asker, by the kernel's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asker {
+    /// The user.
+    pub(super) uid: u32,
+    /// Root, or a member of `[control] group`.
+    pub(super) privileged: bool,
+}
+
+/// The users a process runs as: real, effective, saved.
+pub(super) type Owners = [u32; 3];
+
+/// Whether the asker may ask this at all. Which processes it may change is decided for each of them.
+pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
+    match request {
+        Request::Run
+        | Request::Attach { .. }
+        | Request::Detach { .. }
+        | Request::Processes
+        | Request::Status
+        | Request::Uplinks => Ok(()),
+        Request::Use { .. } | Request::Cleanup if asker.privileged => Ok(()),
+        Request::Use { .. } => {
+            Err("only root or the [control] group may choose the uplink: try it with sudo".into())
+        }
+        Request::Cleanup => Err("only root or the [control] group may clean up: try it with sudo".into()),
+    }
+}
+
+/// Whether the asker may change a process of these owners: all of them have to be the asker, so that a program which
+/// runs with another user's rights (setuid) is not redirected by whoever started it.
+pub(super) fn may_change(asker: Asker, owners: Owners) -> bool {
+    asker.privileged || owners.iter().all(|owner| *owner == asker.uid)
+}
+
+/// Whether a user has root's rights here.
+pub(super) fn is_privileged(uid: u32, gid: u32, group: Option<&str>) -> bool {
+    uid == 0 || group.is_some_and(|group| is_member(uid, gid, group))
+}
+
+fn is_member(uid: u32, gid: u32, group: &str) -> bool {
+    let Ok(Some(group)) = Group::from_name(group) else { return false };
+    if group.gid == Gid::from_raw(gid) {
+        return true;
+    }
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
+    std::ffi::CString::new(user.name)
+        .ok()
+        .and_then(|name| getgrouplist(&name, user.gid).ok())
+        .is_some_and(|groups| groups.contains(&group.gid))
+}
+
+/// A process held by a descriptor, so that its number cannot come to mean another one unnoticed.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Its number.
+    pub(super) pid: i32,
+    /// Its owners, read while it was alive.
+    pub(super) owners: Owners,
+    pidfd: OwnedFd,
+}
+
+impl Held {
+    /// Opens the process that the asker named.
+    pub(super) fn open(pid: i32) -> Result<Self, String> {
+        // Looked at before rustix does: it asserts.
+        let positive = if pid > 0 { Pid::from_raw(pid) } else { None };
+        let named = positive.ok_or_else(|| gone(pid))?;
+        let pidfd = pidfd_open(named, PidfdFlags::empty()).map_err(|error| match error {
+            Errno::SRCH => gone(pid),
+            Errno::INVAL | Errno::NOENT => {
+                format!("{pid} is the number of a thread: name the process it belongs to")
+            }
+            error => format!("cannot open process {pid}: {error}"),
+        })?;
+        Self::identify(pid, pidfd)
+    }
+
+    /// Looks at the process behind `pidfd`, and only then makes sure that `pid` meant it all the while.
+    pub(super) fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, String> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone(pid))?;
+        let owners = parse_owners(&status).ok_or_else(|| gone(pid))?;
+        let theirs = namespace(&pid.to_string()).map_err(|_| gone(pid))?;
+        let ours =
+            namespace("self").map_err(|error| format!("cannot tell the network namespace: {error}"))?;
+        let held = Self { pid, owners, pidfd };
+        if !held.is_alive() {
+            Err(gone(pid))
+        } else if theirs != ours {
+            // Its sockets would not be marked: it would go direct while it is called mobile.
+            Err(format!("process {pid} is in another network namespace than the agent: run an agent there"))
+        } else {
+            Ok(held)
+        }
+    }
+
+    /// Whether the process still runs.
+    pub(super) fn is_alive(&self) -> bool {
+        // A pidfd becomes readable when its process ends.
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+    }
+}
+
+fn gone(pid: i32) -> String {
+    format!("there is no process {pid}")
+}
+
+/// Names the network namespace of a process.
+fn namespace(process: &str) -> std::io::Result<(u64, u64)> {
+    let namespace = std::fs::metadata(format!("/proc/{process}/ns/net"))?;
+    Ok((namespace.dev(), namespace.ino()))
+}
+
+/// The `Uid:` line of /proc/PID/status: real, effective, saved, file system.
+fn parse_owners(status: &str) -> Option<Owners> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let mut uids = line.split_ascii_whitespace().map(str::parse);
+    Some([uids.next()?.ok()?, uids.next()?.ok()?, uids.next()?.ok()?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    const ROOT: Asker = Asker { uid: 0, privileged: true };
+    const MEMBER: Asker = Asker { uid: 1000, privileged: true };
+    const USER: Asker = Asker { uid: 1000, privileged: false };
+
+    #[test]
+    fn everybody_may_run_and_look_but_not_choose_or_clean() {
+        for request in [
+            Request::Run,
+            Request::Attach { pids: vec![1] },
+            Request::Status,
+            Request::Uplinks,
+            Request::Processes,
+        ] {
+            for asker in [ROOT, MEMBER, USER] {
+                assert_eq!(admit(asker, &request), Ok(()), "{request:?}");
+            }
+        }
+        for request in [Request::Use { uplink: None }, Request::Cleanup] {
+            assert_eq!(admit(ROOT, &request), Ok(()));
+            assert_eq!(admit(MEMBER, &request), Ok(()));
+            assert!(admit(USER, &request).unwrap_err().contains("only root"), "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_user_may_change_only_what_is_wholly_its_own() {
+        assert!(may_change(USER, [1000; 3]));
+        assert!(!may_change(USER, [0; 3]));
+        assert!(!may_change(USER, [1001; 3]));
+        // A running setuid program: started by the user, with the rights of root.
+        assert!(!may_change(USER, [1000, 0, 0]));
+        assert!(!may_change(USER, [1000, 1000, 0]));
+        assert!(may_change(ROOT, [1001; 3]));
+        assert!(may_change(MEMBER, [0; 3]));
+    }
+
+    #[test]
+    fn root_is_privileged_and_so_is_a_member_of_the_group() {
+        assert!(is_privileged(0, 0, None));
+        assert!(!is_privileged(65534, 65534, None));
+        assert!(!is_privileged(65534, 65534, Some("no-such-group")));
+        assert!(!is_privileged(65534, 65534, Some("root")));
+        assert!(is_privileged(65534, 0, Some("root")));
+    }
+
+    #[test]
+    fn owners_are_read_from_status() {
+        assert_eq!(parse_owners("Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\n"), Some([1, 2, 3]));
+        assert_eq!(parse_owners("Name:\tx\n"), None);
+        assert_eq!(parse_owners("Uid:\t1\t2\n"), None);
+    }
+
+    #[test]
+    fn a_process_is_held_until_it_ends() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let held = Held::open(pid).unwrap();
+        assert!(held.is_alive());
+        assert_eq!(held.owners, [Uid::current().as_raw(); 3]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!held.is_alive());
+        assert!(Held::open(pid).unwrap_err().contains("no process"));
+        assert!(Held::open(0).is_err() && Held::open(-1).is_err());
+    }
+}

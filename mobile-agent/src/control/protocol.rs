@@ -1,0 +1,120 @@
+//! What goes over the control socket: one JSON object a line, a question and its answer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::{Status, Uplinks};
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// Set the MOBILE attribute of the process that asks; it execs a command afterwards.
+    Run,
+    /// Set the MOBILE attribute of these processes.
+    Attach {
+        /// Process ids.
+        pids: Vec<i32>,
+    },
+    /// Clear it.
+    Detach {
+        /// Process ids.
+        pids: Vec<i32>,
+    },
+    /// The mobile processes.
+    Processes,
+    /// The state of the session.
+    Status,
+    /// The uplinks.
+    Uplinks,
+    /// Put this uplink first; none: back to policy.
+    Use {
+        /// An interface name.
+        uplink: Option<String>,
+    },
+    /// Remove every kernel object, and end.
+    Cleanup,
+}
+
+/// An answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    /// It is done.
+    Done,
+    /// It is done, and this is worth knowing.
+    Noted(String),
+    /// It is not done.
+    Refused(String),
+    /// To `Attach` and `Detach`: one for each process asked for.
+    Changed(Vec<Change>),
+    /// To `Processes`.
+    Processes(Vec<Process>),
+    /// To `Status`.
+    Status(Box<Status>),
+    /// To `Uplinks`.
+    Uplinks(Uplinks),
+}
+
+/// What became of one process of an `Attach` or `Detach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Change {
+    /// The process.
+    pub(crate) pid: i32,
+    /// Its command's name, when it is known.
+    pub(crate) command: Option<String>,
+    /// Why it was not changed.
+    pub(crate) error: Option<String>,
+    /// Its sockets that have a route already and keep it.
+    pub(crate) kept: Vec<Connection>,
+}
+
+/// A mobile process, as `mobile ps --json` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// Process id.
+    pub(crate) pid: i32,
+    /// User id.
+    pub(crate) uid: u32,
+    /// The user's name, or its number.
+    pub(crate) user: String,
+    /// The command line, or the name in brackets.
+    pub(crate) command: String,
+    /// Its connections on the MOBILE route.
+    pub(crate) connections: Vec<Connection>,
+}
+
+/// A socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Connection {
+    /// `tcp` or `udp`.
+    pub(crate) protocol: String,
+    /// `address:port` here.
+    pub(crate) local: String,
+    /// `address:port` there.
+    pub(crate) remote: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_read_as_they_are_written() {
+        for (request, json) in [
+            (Request::Run, r#""run""#),
+            (Request::Attach { pids: vec![7] }, r#"{"attach":{"pids":[7]}}"#),
+            (Request::Use { uplink: None }, r#"{"use":{"uplink":null}}"#),
+            (Request::Cleanup, r#""cleanup""#),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_no_question() {
+        for json in ["\"reboot\"", "{\"attach\":{}}", "{\"attach\":{\"pids\":[99999999999]}}", "[]", "1"] {
+            assert!(serde_json::from_str::<Request>(json).is_err(), "{json}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The running agent as the control socket and the metrics see it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use mobile_io::keys::PublicKey;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::{Config, RelayIdentity};
+use crate::control::protocol::Answer;
+use crate::routing::Report;
+use crate::routing::lease::Assigned;
+use crate::selection::bpf::Selector;
+use crate::selection::cgroup::MobileCgroup;
+use crate::status::{
+    Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic, UplinkStatus, Uplinks,
+};
+use crate::tunnel::io::DeviceSide;
+use crate::tunnel::{State, Tunnel};
+
+/// Everything a question can be about.
+pub(crate) struct Agent {
+    /// The configuration in force.
+    pub(crate) config: Config,
+    /// The relay.
+    pub(crate) relay: RelayIdentity,
+    /// Who we are.
+    pub(crate) own_key: PublicKey,
+    /// The mobile cgroup.
+    pub(crate) cgroup: MobileCgroup,
+    /// The session.
+    pub(crate) tunnel: Tunnel,
+    /// The MOBILE route.
+    pub(crate) route: Report,
+    /// What the device did not take.
+    pub(crate) side: Arc<DeviceSide>,
+    /// The programs.
+    pub(crate) selector: Mutex<Selector>,
+    /// When the agent started.
+    pub(crate) started: Instant,
+    /// Asks the daemon to remove everything and end.
+    pub(crate) clean_up: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
+}
+
+impl Agent {
+    /// The persistent addresses.
+    pub(crate) fn persistent(&self) -> Vec<IpAddr> {
+        self.route.assigned.borrow().as_ref().map(Assigned::addresses).unwrap_or_default()
+    }
+
+    /// `mobile use`.
+    pub(crate) fn force(&self, uplink: Option<String>) -> Result<Answer, String> {
+        let note = {
+            let state = self.tunnel.state.borrow();
+            match &uplink {
+                Some(name) => note_on_forced(&state, name)?,
+                None => None,
+            }
+        };
+        self.tunnel.force(uplink);
+        Ok(note.map_or(Answer::Done, Answer::Noted))
+    }
+
+    /// `mobile cleanup`: answered when everything is removed.
+    pub(crate) async fn clean_up(&self) -> Result<Answer, String> {
+        let (reply, done) = oneshot::channel();
+        self.clean_up.send(reply).await.map_err(|_| "the agent is stopping already".to_owned())?;
+        match done.await {
+            Ok(result) => result.map(|()| Answer::Done),
+            Err(_) => Err("the agent ended before everything was removed: try again".to_owned()),
+        }
+    }
+
+    /// `mobile status`.
+    pub(crate) async fn status(&self) -> Status {
+        let snapshot = self.tunnel.driver.snapshot().await;
+        let cgroup = self.cgroup.clone();
+        let pids = tokio::task::spawn_blocking(move || cgroup.pids()).await;
+        let state = self.tunnel.state.borrow().clone();
+        let assigned = self.route.assigned.borrow().clone();
+        let ledger = &state.ledger;
+        let now = Instant::now();
+        let path = state.active.as_ref().map(|(active, _)| active.path);
+        let stats = snapshot.as_ref().map(|snapshot| snapshot.stats.clone()).unwrap_or_default();
+        let (session, problem) = judge(&state);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            session,
+            problem,
+            relay: RelayStatus {
+                endpoint: self.relay.endpoint.clone(),
+                address: state.active.as_ref().map(|(_, address)| *address),
+                public_key: self.relay.public_key.to_string(),
+            },
+            public_key: self.own_key.to_string(),
+            device: self.config.tunnel.device.clone(),
+            addresses: assigned.as_ref().map(Assigned::addresses).unwrap_or_default(),
+            mtu: self.config.tunnel.mtu.or(assigned.as_ref().map(|assigned| assigned.mtu)),
+            dns: assigned.map(|assigned| assigned.dns).unwrap_or_default(),
+            active_uplink: state.active.as_ref().map(|(active, _)| active.uplink.clone()),
+            forced_uplink: state.forced.clone(),
+            rtt_seconds: snapshot
+                .as_ref()
+                .and_then(|snapshot| snapshot.paths.iter().find(|(id, _)| Some(*id) == path))
+                .and_then(|(_, path)| path.srtt)
+                .map(|rtt| rtt.as_secs_f64()),
+            since_seconds: state
+                .active
+                .as_ref()
+                .map(|(active, _)| active.since)
+                .or(state.outage_since)
+                .map(|since| now.saturating_duration_since(since).as_secs_f64()),
+            handovers: ledger.handover_count(),
+            last_handover: ledger.last.as_ref().map(|(handover, when)| Handover {
+                cause: handover.cause.word().to_owned(),
+                from: handover.from.clone(),
+                to: handover.to.clone(),
+                blackout_seconds: handover.blackout.as_secs_f64(),
+                replayed_records: handover.replayed,
+                age_seconds: now.saturating_duration_since(*when).as_secs_f64(),
+            }),
+            traffic: Traffic {
+                sent_packets: stats.tx_packets,
+                sent_bytes: stats.tx_bytes,
+                received_packets: stats.rx_packets,
+                received_bytes: stats.rx_bytes,
+            },
+            drops: self.drops(&stats),
+            queue: snapshot.map_or_else(Queue::default, |snapshot| Queue {
+                queued_bytes: count(snapshot.queued_bytes),
+                unacknowledged_bytes: count(snapshot.unacked_bytes),
+            }),
+            mobile_processes: pids.ok().and_then(Result::ok).map_or(0, |pids| count(pids.len())),
+            routing_restored: self.route.restored.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Packets lost on our side, by reason.
+    fn drops(&self, stats: &mobile_proto::Stats) -> BTreeMap<String, u64> {
+        [
+            ("queue_full", stats.dropped_queue_full),
+            ("aged", stats.dropped_aged),
+            ("bad_length", stats.dropped_bad_length),
+            ("given_up", stats.given_up),
+            ("lost_by_peer", stats.lost),
+            ("device_refused", self.side.refused.load(Ordering::Relaxed)),
+            ("misaddressed", self.side.misaddressed.load(Ordering::Relaxed)),
+        ]
+        .map(|(reason, count)| (reason.to_owned(), count))
+        .into()
+    }
+
+    /// `mobile uplinks`.
+    pub(crate) fn uplinks(&self) -> Uplinks {
+        let state = self.tunnel.state.borrow();
+        Uplinks { forced: state.forced.clone(), uplinks: list_uplinks(&state) }
+    }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+/// What the session is doing, and what stands in its way.
+fn judge(state: &State) -> (SessionState, Option<Problem>) {
+    if state.active.is_some() {
+        return (SessionState::Connected, None);
+    }
+    let Some(best) = state.decision.candidates.first() else {
+        let problem = Problem {
+            cause: "no uplink can carry the tunnel".to_owned(),
+            next_step: "`mobile uplinks` says what each of them lacks".to_owned(),
+        };
+        return (SessionState::NoUplink, Some(problem));
+    };
+    // A refused key says more than an uplink that fails otherwise.
+    let problems: Vec<_> =
+        state.decision.candidates.iter().filter_map(|name| state.ledger.problem(name)).collect();
+    match problems.iter().find(|(_, refused)| *refused) {
+        Some((problem, _)) => (SessionState::Refused, Some((*problem).clone())),
+        None => (SessionState::Connecting, state.ledger.problem(best).map(|(problem, _)| problem.clone())),
+    }
+}
+
+fn list_uplinks(state: &State) -> Vec<UplinkStatus> {
+    let place = |name: &str| state.decision.candidates.iter().position(|candidate| candidate == name);
+    let mut list: Vec<(usize, UplinkStatus)> = state
+        .uplinks
+        .iter()
+        .zip(&state.decision.verdicts)
+        .map(|(uplink, verdict)| {
+            let active = state.active.as_ref().is_some_and(|(active, _)| active.uplink == uplink.name);
+            let failed = state.ledger.problem(&uplink.name).map(|(problem, _)| problem);
+            let (word, reason, next_step) = match (active, verdict.obstacle, failed) {
+                (true, ..) => ("active", None, None),
+                (_, Some(obstacle), _) => ("unusable", Some(obstacle.words().to_owned()), None),
+                (.., Some(problem)) => {
+                    ("failing", Some(problem.cause.clone()), Some(problem.next_step.clone()))
+                }
+                _ if state.connecting.contains(&uplink.name) => ("connecting", None, None),
+                _ => ("usable", None, None),
+            };
+            let status = UplinkStatus {
+                name: uplink.name.clone(),
+                state: word.to_owned(),
+                reason,
+                next_step,
+                addresses: uplink.addresses.clone(),
+                metric: uplink.ipv4_default.into_iter().chain(uplink.ipv6_default).min(),
+            };
+            (place(&uplink.name).unwrap_or(usize::MAX), status)
+        })
+        .collect();
+    list.sort_by(|(left, a), (right, b)| left.cmp(right).then_with(|| a.name.cmp(&b.name)));
+    list.into_iter().map(|(_, status)| status).collect()
+}
+
+/// An unknown name is a mistake; an unusable link is a wish for later.
+fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
+    let Some(verdict) = state.decision.verdicts.iter().find(|verdict| verdict.name == name) else {
+        let known: Vec<&str> = state.decision.verdicts.iter().map(|verdict| verdict.name.as_str()).collect();
+        return Err(format!("there is no uplink {name}; there are: {}", known.join(", ")));
+    };
+    Ok(verdict.obstacle.map(|obstacle| {
+        format!(
+            "{name} cannot carry the tunnel now ({}): it will as soon as it can, until then the others do",
+            obstacle.words()
+        )
+    }))
+}

@@ -1,0 +1,121 @@
+//! The daemon: starts in order, runs until told, stops fail-closed.
+//!
+//! SIGTERM (and SIGINT) ends the session and the process, and leaves everything in the kernel as it is: pins, cgroup,
+//! rules, routes, device. Mobile processes wait; they never go direct, and the next agent adopts it all, as it does
+//! after SIGKILL. `mobile cleanup` is the way to remove it.
+
+mod agent;
+mod start;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use mobile_io::notify;
+use mobile_proto::CloseCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub(crate) use agent::Agent;
+use start::Running;
+
+use crate::config::Config;
+
+/// How long the relay may take to hear our goodbye; it finds out by itself if not.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// How long the answer to `mobile cleanup` may take to leave the socket.
+const LAST_ANSWER: Duration = Duration::from_millis(100);
+
+/// `mobile agent`.
+pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
+    mobile_io::log::init(log, "MOBILE_LOG")?;
+    let config = Config::load(config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(run(config));
+    // A resolver that does not answer is no reason to wait.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    // Before anything is made: from here on a signal finds us ready to stop in order.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut running = start::start(config).await?;
+    notify::ready();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
+    let mut watchdog = tokio::time::interval(notify::watchdog().unwrap_or(Duration::MAX / 4));
+    let mut state = running.agent.tunnel.state.clone();
+    let mut said = String::new();
+    let result = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            fatal = running.tasks.join_next() => break Err(fatal_error(fatal)),
+            Some(reply) = running.clean_ups.recv() => {
+                stop(&running).await;
+                return clean_up(running, reply).await;
+            }
+            Ok(()) = state.changed() => {
+                let line = summary(&state.borrow_and_update());
+                if line != said {
+                    notify::status(&line);
+                    said = line;
+                }
+            }
+            _ = watchdog.tick() => notify::alive(),
+        }
+    };
+    stop(&running).await;
+    tracing::info!("agent stopped; mobile processes wait for the next one, or for `mobile cleanup`");
+    result
+}
+
+async fn stop(running: &Running) {
+    notify::stopping();
+    let goodbye = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
+    if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
+        tracing::debug!("the relay did not hear the goodbye in time");
+    }
+}
+
+async fn clean_up(
+    running: Running,
+    reply: tokio::sync::oneshot::Sender<Result<(), String>>,
+) -> anyhow::Result<()> {
+    let Running { agent, tasks, .. } = running;
+    // The device can be removed only when nobody holds it, the route only when nobody puts it back.
+    drop(tasks);
+    tokio::task::yield_now().await;
+    let result = crate::cli::remove_everything(&agent.config).await;
+    let told = match &result {
+        Ok(()) => Ok(()),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    // The asker may have gone; the result is in the log too.
+    let _ = reply.send(told);
+    tokio::time::sleep(LAST_ANSWER).await;
+    if result.is_ok() {
+        tracing::info!("agent stopped, everything removed");
+    }
+    result
+}
+
+fn fatal_error(ended: Option<Result<anyhow::Error, tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Ok(error)) => error.context("the agent cannot go on"),
+        Some(Err(error)) => anyhow::Error::new(error).context("a task of the agent failed"),
+        None => anyhow::anyhow!("the agent has nothing left to do"),
+    }
+}
+
+fn summary(state: &crate::tunnel::State) -> String {
+    match &state.active {
+        Some((active, relay)) => format!("connected to {relay} over {}", active.uplink),
+        None if state.decision.candidates.is_empty() => "no usable uplink".to_owned(),
+        None => format!("connecting over {}", state.decision.candidates.join(", ")),
+    }
+}

@@ -1,0 +1,197 @@
+//! Starting: each step in its order, and back again when one fails.
+//!
+//! First what can fail without a trace (rights, keys, sockets), then the kernel's objects so that nothing marked can
+//! ever go direct (the closed table before the programs that mark), then the tunnel.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use mobile_io::control::Listener;
+use mobile_io::keys::PrivateKey;
+use mobile_io::netlink::Netlink;
+use mobile_io::tun::{self, Tun};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::Agent;
+use crate::config::{Config, RelayIdentity, globs};
+use crate::metrics::Server as MetricsServer;
+use crate::routing::lease::Lease;
+use crate::routing::{self, Keeper, Report};
+use crate::selection::bpf::{Marking, Selector};
+use crate::selection::cgroup::MobileCgroup;
+use crate::tunnel::connect::Dialer;
+use crate::tunnel::io::{DeviceSide, TunIo};
+use crate::tunnel::{Tunnel, Wishes};
+use crate::{control, uplinks};
+
+/// Anybody may ask; who may do what is decided by who asks.
+const SOCKET_MODE: u32 = 0o666;
+
+/// An agent that works.
+pub(super) struct Running {
+    /// What the control socket and metrics use.
+    pub(super) agent: Arc<Agent>,
+    /// Each ends only with a reason why the agent cannot go on.
+    pub(super) tasks: JoinSet<anyhow::Error>,
+    /// `mobile cleanup`.
+    pub(super) clean_ups: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
+    _metrics: Option<MetricsServer>,
+}
+
+/// What this start has made, as opposed to found.
+#[derive(Default)]
+struct Made {
+    cgroup: bool,
+    device: bool,
+    route: bool,
+}
+
+/// The kernel's objects, ready.
+struct Kernel {
+    cgroup: MobileCgroup,
+    tun: Tun,
+    keeper: Keeper,
+    report: Report,
+    selector: Selector,
+    side: Arc<DeviceSide>,
+}
+
+/// Starts the agent, or leaves nothing behind that was not there before.
+pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the agent makes a device, routes and eBPF programs, so it must run as root: try it with sudo"
+    );
+    let relay = config.relay_identity()?;
+    let key = PrivateKey::load(&config.identity.private_key_file)
+        .context("the agent has no identity: make one with `mobile keygen`")?;
+    let wishes = Wishes {
+        prefer: globs("[uplink] prefer", &config.uplink.prefer)?,
+        exclude: globs("[uplink] exclude", &config.uplink.exclude)?,
+    };
+    let listener = listen(&config)?;
+    let metrics = config.metrics.listen.map(MetricsServer::start).transpose()?;
+    let netlink = Netlink::new()?;
+    let (links, watch_links) = uplinks::watch(netlink.clone(), config.tunnel.device.clone()).await?;
+
+    let mut made = Made::default();
+    let kernel = match kernel(&config, &relay, &netlink, &mut made).await {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            undo(&config, &netlink, made).await;
+            return Err(error);
+        }
+    };
+    let Kernel { cgroup, tun, keeper, report, mut selector, side } = kernel;
+    // Messages of the programs help to understand, nothing depends on them.
+    let logs = selector.spawn_logs();
+    if let Err(error) = logs {
+        tracing::warn!(%error, "messages of the eBPF programs are not shown");
+    }
+
+    let own_key = key.public();
+    let (tunnel, manage) =
+        Tunnel::start(Dialer::new(&relay, &key), wishes, TunIo::new(tun, Arc::clone(&side)), links);
+    let assigned = tunnel.assigned.clone();
+    let (clean_up, clean_ups) = mpsc::channel(1);
+    let agent = Arc::new(Agent {
+        config,
+        relay,
+        own_key,
+        cgroup,
+        tunnel,
+        route: report,
+        side,
+        selector: Mutex::new(selector),
+        started: Instant::now(),
+        clean_up,
+    });
+    if let Some(metrics) = &metrics {
+        metrics.show(&agent);
+    }
+    let mut tasks = JoinSet::new();
+    tasks.spawn(watch_links);
+    tasks.spawn(manage);
+    tasks.spawn(keeper.run(assigned));
+    let for_server = Arc::clone(&agent);
+    tasks.spawn(async move {
+        control::server::serve(listener, for_server).await;
+        anyhow::anyhow!("the control socket is gone")
+    });
+    Ok(Running { agent, tasks, clean_ups, _metrics: metrics })
+}
+
+fn listen(config: &Config) -> anyhow::Result<Listener> {
+    let socket = &config.control.socket;
+    if let Some(dir) = socket.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot make the directory {} for the control socket", dir.display()))?;
+    }
+    Listener::bind(socket, SOCKET_MODE, config.control.group.as_deref())
+        .context("cannot open the control socket")
+}
+
+async fn kernel(
+    config: &Config,
+    relay: &RelayIdentity,
+    netlink: &Netlink,
+    made: &mut Made,
+) -> anyhow::Result<Kernel> {
+    let path = config.cgroup.path.as_deref();
+    made.cgroup = MobileCgroup::existing(path)?.is_none();
+    let cgroup = MobileCgroup::ensure(path)?;
+    leave_cgroup(&cgroup)?;
+
+    let device = &config.tunnel.device;
+    let found = netlink.link_index(device).await.is_ok();
+    let tun = Tun::open(device, true)?;
+    made.device = !found;
+
+    made.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);
+    let side = Arc::new(DeviceSide::default());
+    let lease = Lease::new(&config.state.dir, &relay.public_key);
+    let (keeper, report) = Keeper::start(config, netlink.clone(), lease, Arc::clone(&side)).await?;
+
+    let marking = Marking {
+        mark: config.routing.mark,
+        mask: config.routing.mark_mask,
+        log: tracing::enabled!(target: "mobile::bpf", tracing::Level::DEBUG),
+    };
+    let selector = Selector::load_or_adopt(&config.bpf.pin_dir, &cgroup, marking)?;
+    if selector.adopted() {
+        tracing::info!("adopted what an earlier agent left: its mobile processes go on");
+    }
+    Ok(Kernel { cgroup, tun, keeper, report, selector, side })
+}
+
+/// An agent started from a mobile shell would send its own tunnel into the tunnel.
+fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
+    let own = i32::try_from(std::process::id()).context("this process has an odd number")?;
+    if cgroup.is_mobile(own)? {
+        cgroup.detach(own).context("the agent itself must not be mobile")?;
+    }
+    Ok(())
+}
+
+async fn undo(config: &Config, netlink: &Netlink, made: Made) {
+    let mut errors = Vec::new();
+    if made.route {
+        errors.extend(routing::remove(config, netlink, false).await);
+    }
+    if made.device
+        && let Err(error) = tun::remove(&config.tunnel.device)
+    {
+        errors.push(error.into());
+    }
+    if made.cgroup
+        && let Ok(Some(cgroup)) = MobileCgroup::existing(config.cgroup.path.as_deref())
+        && let Err(error) = cgroup.remove()
+    {
+        errors.push(error.into());
+    }
+    for error in errors {
+        tracing::warn!(error = format!("{error:#}"), "left behind by the failed start");
+    }
+}

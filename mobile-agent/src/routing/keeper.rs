@@ -1,0 +1,264 @@
+//! Keeps the plan true: makes what is missing, removes what is surplus, again whenever the kernel says it changed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, Watch};
+use mobile_io::sysctl;
+use mobile_proto::PushConfig;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::lease::{Assigned, Lease};
+use super::plan::{Plan, plan, surplus};
+use crate::config::Config;
+use crate::tunnel::io::DeviceSide;
+
+/// The least time between two passes: whoever removes our rules in a loop costs at most this rate, and a single
+/// removal is repaired at once.
+const SPACING: Duration = Duration::from_millis(5);
+
+/// What others may know of the route.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    /// What is assigned now.
+    pub(crate) assigned: watch::Receiver<Option<Assigned>>,
+    /// How many objects were put back.
+    pub(crate) restored: Arc<AtomicU64>,
+}
+
+/// The one owner of device, addresses, routes and rules.
+pub(crate) struct Keeper {
+    config: Config,
+    netlink: Netlink,
+    lease: Lease,
+    device: Arc<DeviceSide>,
+    assigned: watch::Sender<Option<Assigned>>,
+    restored: Arc<AtomicU64>,
+    without_ipv6: bool,
+}
+
+impl Keeper {
+    /// Makes the route as far as it is known: with the addresses of the last run, if there was one.
+    pub(crate) async fn start(
+        config: &Config,
+        netlink: Netlink,
+        lease: Lease,
+        device: Arc<DeviceSide>,
+    ) -> anyhow::Result<(Self, Report)> {
+        let known = lease.load();
+        device.set_addresses(known.as_ref().map(Assigned::addresses).unwrap_or_default());
+        let (assigned, assigned_out) = watch::channel(known);
+        let restored = Arc::new(AtomicU64::new(0));
+        let mut keeper = Self {
+            config: config.clone(),
+            netlink,
+            lease,
+            device,
+            assigned,
+            restored: Arc::clone(&restored),
+            without_ipv6: false,
+        };
+        keeper.prepare_device().await?;
+        keeper.ensure().await?;
+        Ok((keeper, Report { assigned: assigned_out, restored }))
+    }
+
+    /// Follows what the relay assigns and what the kernel says. Ends only when it cannot go on, with the reason.
+    pub(crate) async fn run(mut self, mut pushed: watch::Receiver<Option<PushConfig>>) -> anyhow::Error {
+        let mut watch = match Watch::new() {
+            Ok(watch) => watch,
+            Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
+        };
+        let mut next = Instant::now();
+        // What changed before the subscription is not told.
+        if let Err(error) = self.restore().await {
+            return error;
+        }
+        loop {
+            let pass = tokio::select! {
+                changed = pushed.changed() => match changed {
+                    Ok(()) => {
+                        let config = pushed.borrow_and_update().clone();
+                        self.assign(config).await
+                    }
+                    Err(_) => return anyhow::anyhow!("the tunnel has ended"),
+                },
+                changed = watch.changed() => match changed {
+                    Ok(_) => {
+                        sleep_until(next).await;
+                        self.restore().await
+                    }
+                    Err(error) => Err(anyhow::Error::new(error).context("cannot watch the MOBILE route any more")),
+                },
+            };
+            if let Err(error) = pass {
+                return error;
+            }
+            next = Instant::now() + SPACING;
+        }
+    }
+
+    async fn assign(&mut self, config: Option<PushConfig>) -> anyhow::Result<()> {
+        let Some(new) = config.map(Assigned::from) else { return Ok(()) };
+        if let Some(objection) = new.objection() {
+            tracing::warn!(objection, "the relay's assignment is ignored");
+            return Ok(());
+        }
+        let old = self.assigned.borrow().clone();
+        if old.as_ref() == Some(&new) {
+            return Ok(());
+        }
+        match &old {
+            Some(old) if old.addresses() != new.addresses() => tracing::warn!(
+                old = ?old.addresses(),
+                new = ?new.addresses(),
+                "the relay assigns other addresses than before: connections of mobile processes that use the old ones end"
+            ),
+            _ => tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigns"),
+        }
+        if let Err(error) = self.lease.store(&new) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "after a restart without the relay the addresses will be unknown"
+            );
+        }
+        self.device.set_addresses(new.addresses());
+        self.assigned.send_replace(Some(new));
+        self.ensure().await.map(drop)
+    }
+
+    /// A pass after an event: whatever it had to make, somebody had removed.
+    async fn restore(&mut self) -> anyhow::Result<()> {
+        match self.ensure().await {
+            Ok(0) => {}
+            Ok(made) => {
+                self.restored.fetch_add(made, Ordering::Relaxed);
+                tracing::warn!(made, "somebody removed parts of the MOBILE route: put back");
+            }
+            Err(error) => {
+                // Without the device the rest is in vain; anything else may be a race with whoever removes.
+                self.netlink
+                    .link_index(&self.config.tunnel.device)
+                    .await
+                    .context("the host virtual device is gone")?;
+                tracing::warn!(error = format!("{error:#}"), "the MOBILE route is not whole");
+            }
+        }
+        Ok(())
+    }
+
+    async fn prepare_device(&self) -> anyhow::Result<()> {
+        let device = &self.config.tunnel.device;
+        for (name, value) in super::device_sysctls(device) {
+            match sysctl::ensure(&name, value) {
+                Ok(_) => {}
+                // Without IPv6 there is nothing to set.
+                Err(error) if error.is_missing() => tracing::debug!(%error, "no such setting"),
+                Err(error) => return Err(error).context("cannot prepare the host virtual device"),
+            }
+        }
+        let index = self.netlink.link_index(device).await?;
+        self.netlink.set_link_up(index).await.with_context(|| format!("cannot bring up {device}"))
+    }
+
+    /// Makes the plan true. Gives how many objects it had to make.
+    async fn ensure(&mut self) -> anyhow::Result<u64> {
+        let link = self.netlink.link(&self.config.tunnel.device).await?;
+        let assigned = self.assigned.borrow().clone();
+        let plan = plan(&self.config.routing, self.config.tunnel.mtu, link.index, assigned.as_ref());
+        let mut made = 0;
+        if !link.up {
+            self.netlink.set_link_up(link.index).await?;
+            made += 1;
+        }
+        if let Some(mtu) = plan.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu) {
+            self.netlink.set_mtu(link.index, mtu).await?;
+        }
+        // In this order nothing that is marked can fall through at any moment: first the table is closed, then it is
+        // asked, then opened. An address has to be there before a route names it.
+        let (closed, open): (Vec<Route>, Vec<Route>) = plan
+            .routes
+            .iter()
+            .partition(|route| matches!(route.kind, mobile_io::netlink::RouteKind::Unreachable));
+        made += self.ensure_routes(&closed).await?;
+        made += self.ensure_rules(&plan).await?;
+        made += self.ensure_addresses(link.index, &plan).await?;
+        made += self.ensure_routes(&open).await?;
+        self.remove_surplus(link.index, &plan).await?;
+        Ok(made)
+    }
+
+    async fn ensure_rules(&mut self, plan: &Plan) -> anyhow::Result<u64> {
+        let present = self.netlink.rules().await?;
+        let mut made = 0;
+        for rule in plan.rules.iter().filter(|rule| !present.contains(rule)) {
+            made += self.lenient(self.netlink.ensure_rule(rule).await)?;
+        }
+        Ok(made)
+    }
+
+    async fn ensure_routes(&mut self, planned: &[Route]) -> anyhow::Result<u64> {
+        let present = self.routes().await?;
+        let mut made = 0;
+        for route in planned.iter().filter(|route| !present.contains(route)) {
+            made += self.lenient(self.netlink.ensure_route(route).await)?;
+        }
+        Ok(made)
+    }
+
+    async fn ensure_addresses(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
+        let Some(planned) = &plan.addresses else { return Ok(0) };
+        let present = self.netlink.addresses(index).await?;
+        let mut made = 0;
+        for net in planned.iter().filter(|net| !present.iter().any(|address| address.net == **net)) {
+            made += self.lenient(self.netlink.ensure_address(index, *net).await)?;
+        }
+        Ok(made)
+    }
+
+    async fn remove_surplus(&self, index: u32, plan: &Plan) -> anyhow::Result<()> {
+        let routing = &self.config.routing;
+        for route in surplus(&self.routes().await?, &plan.routes, |_| true) {
+            self.netlink.del_route(&route).await?;
+        }
+        let ours = routing.rule_priority..=routing.rule_priority + 1;
+        for rule in surplus(&self.netlink.rules().await?, &plan.rules, |rule| {
+            rule.table == routing.table && ours.contains(&rule.priority)
+        }) {
+            self.netlink.del_rule(&rule).await?;
+        }
+        if let Some(planned) = &plan.addresses {
+            let present: Vec<_> =
+                self.netlink.addresses(index).await?.iter().map(|address| address.net).collect();
+            for net in surplus(&present, planned, |_| true) {
+                self.netlink.del_address(index, net).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = Vec::new();
+        for family in Family::ALL {
+            routes.extend(self.netlink.routes(self.config.routing.table, family).await?);
+        }
+        Ok(routes)
+    }
+
+    /// A host with IPv6 disabled is an ordinary host: said once, and lived without.
+    fn lenient(&mut self, made: Result<bool, NetlinkError>) -> anyhow::Result<u64> {
+        match made {
+            Ok(made) => Ok(made.into()),
+            Err(error) if error.is_family_unavailable() => {
+                if !std::mem::replace(&mut self.without_ipv6, true) {
+                    tracing::info!(%error, "mobile processes go without it");
+                }
+                Ok(0)
+            }
+            Err(error) => Err(error).context("cannot make the MOBILE route"),
+        }
+    }
+}

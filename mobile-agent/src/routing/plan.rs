@@ -1,0 +1,172 @@
+//! The MOBILE route as pure data: what has to be in the kernel for a configuration and an assignment.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mobile_io::netlink::{Family, Route, Rule};
+
+use super::lease::Assigned;
+use crate::config;
+
+/// The metric the kernel gives an IPv6 route that names none. Named, so that what is read back equals what was put.
+const IPV6_METRIC: u32 = 1024;
+
+/// What has to be there, and nothing else in our table and at our priorities.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// On the device; `None`: nothing is known, leave it as it is.
+    pub(crate) addresses: Option<Vec<IpNet>>,
+    /// Of the device; `None`: leave it as it is.
+    pub(crate) mtu: Option<u16>,
+    /// In our table. The unreachable ones come first: with them nothing falls through while the rest is put.
+    pub(crate) routes: Vec<Route>,
+    /// The mark's rule and those for the persistent addresses.
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// The plan for a device of index `device`.
+pub(crate) fn plan(
+    routing: &config::Routing,
+    mtu: Option<u16>,
+    device: u32,
+    assigned: Option<&Assigned>,
+) -> Plan {
+    let table = routing.table;
+    let persistent: Vec<IpAddr> = assigned.map(Assigned::addresses).unwrap_or_default();
+    let unreachable = Family::ALL.map(|family| Route::unreachable(family, table));
+    let bypass = routing.bypass.iter().map(|net| {
+        let net = net.trunc();
+        with_metric(Route::throw(net, table), net.into())
+    });
+    let default = persistent.iter().map(|&address| {
+        let family = Family::from(address);
+        with_metric(Route::device(family.any(), table, device, Some(address)), family)
+    });
+    let marked = Family::ALL.map(|family| Rule {
+        priority: routing.rule_priority,
+        family,
+        fwmark: Some((routing.mark, routing.mark_mask)),
+        from: None,
+        table,
+    });
+    let from = persistent.iter().map(|&address| Rule {
+        priority: routing.rule_priority + 1,
+        family: address.into(),
+        fwmark: None,
+        from: Some(IpNet::from(address)),
+        table,
+    });
+    let mut routes: Vec<Route> = unreachable.into_iter().chain(bypass).collect();
+    // A bypass of everything takes the place of the MOBILE route, not stands beside it.
+    let taken: Vec<IpNet> = routes.iter().skip(unreachable.len()).map(|route| route.dst).collect();
+    routes.extend(default.filter(|route| !taken.contains(&route.dst)));
+    Plan {
+        addresses: assigned.map(|_| persistent.iter().copied().map(IpNet::from).collect()),
+        mtu: mtu.or(assigned.map(|assigned| assigned.mtu)),
+        routes,
+        rules: marked.into_iter().chain(from).collect(),
+    }
+}
+
+fn with_metric(route: Route, family: Family) -> Route {
+    Route { metric: if family == Family::V6 { IPV6_METRIC } else { 0 }, ..route }
+}
+
+/// What is ours among `present` and not in `planned`.
+pub(crate) fn surplus<T: PartialEq + Copy>(
+    present: &[T],
+    planned: &[T],
+    ours: impl Fn(&T) -> bool,
+) -> Vec<T> {
+    present.iter().filter(|item| ours(item) && !planned.contains(item)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobile_io::netlink::RouteKind;
+
+    fn assigned() -> Assigned {
+        Assigned {
+            ipv4: Some("10.77.0.2".parse().unwrap()),
+            ipv6: Some("fd77::2".parse().unwrap()),
+            mtu: 1400,
+            dns: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn before_the_relay_was_ever_reached_marked_traffic_is_unreachable() {
+        let plan = plan(&config::Routing::default(), None, 7, None);
+        assert_eq!(plan.addresses, None);
+        assert_eq!(plan.routes.len(), 2);
+        assert!(
+            plan.routes.iter().all(|route| route.kind == RouteKind::Unreachable && route.metric == u32::MAX)
+        );
+        assert_eq!(plan.rules.len(), 2);
+        assert!(
+            plan.rules
+                .iter()
+                .all(|rule| rule.fwmark == Some((0x4d00_0000, 0xff00_0000)) && rule.table == 7700)
+        );
+    }
+
+    #[test]
+    fn an_assignment_gives_addresses_default_routes_and_rules_of_both_families() {
+        let routing =
+            config::Routing { bypass: vec!["192.168.1.7/16".parse().unwrap()], ..Default::default() };
+        let plan = plan(&routing, None, 7, Some(&assigned()));
+        assert_eq!(
+            plan.addresses.unwrap(),
+            ["10.77.0.2/32".parse().unwrap(), "fd77::2/128".parse().unwrap()]
+        );
+        assert_eq!(plan.mtu, Some(1400));
+        let throw: Vec<IpNet> = plan
+            .routes
+            .iter()
+            .filter(|route| route.kind == RouteKind::Throw)
+            .map(|route| route.dst)
+            .collect();
+        assert_eq!(throw, ["192.168.0.0/16".parse().unwrap()]);
+        let sources: Vec<Option<IpAddr>> = plan
+            .routes
+            .iter()
+            .filter_map(|route| match route.kind {
+                RouteKind::Unicast { oif: 7, gateway: None, prefsrc } => Some(prefsrc),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(sources, [Some("10.77.0.2".parse().unwrap()), Some("fd77::2".parse().unwrap())]);
+        let from: Vec<_> =
+            plan.rules.iter().filter(|rule| rule.priority == 4901).map(|rule| rule.from.unwrap()).collect();
+        assert_eq!(from, ["10.77.0.2/32".parse().unwrap(), "fd77::2/128".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_configured_mtu_wins() {
+        let plan = plan(&config::Routing::default(), Some(1300), 7, Some(&assigned()));
+        assert_eq!(plan.mtu, Some(1300));
+    }
+
+    #[test]
+    fn an_ipv4_only_relay_leaves_ipv6_unreachable() {
+        let plan = plan(&config::Routing::default(), None, 7, Some(&Assigned { ipv6: None, ..assigned() }));
+        let ipv6: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V6).collect();
+        assert_eq!(ipv6.len(), 1);
+        assert_eq!(ipv6[0].kind, RouteKind::Unreachable);
+    }
+
+    #[test]
+    fn a_bypass_of_everything_replaces_the_mobile_route() {
+        let routing = config::Routing { bypass: vec!["0.0.0.0/0".parse().unwrap()], ..Default::default() };
+        let plan = plan(&routing, None, 7, Some(&assigned()));
+        let ipv4: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V4).collect();
+        assert_eq!(ipv4.len(), 2);
+        assert!(ipv4.iter().any(|route| route.kind == RouteKind::Throw));
+    }
+
+    #[test]
+    fn surplus_is_ours_and_unplanned() {
+        assert_eq!(surplus(&[1, 2, 3, 10], &[2], |item| *item < 10), [1, 3]);
+    }
+}

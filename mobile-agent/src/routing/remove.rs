@@ -1,0 +1,42 @@
+//! Removing the MOBILE route: everything is tried, every error is told, what is gone already is fine.
+
+use mobile_io::netlink::{Family, Netlink, NetlinkError};
+use mobile_io::tun;
+
+use crate::config::Config;
+
+/// Removes rules, routes and the device. The rules go last but one: until then marked traffic stays in the table.
+pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool) -> Vec<anyhow::Error> {
+    let mut errors = Vec::new();
+    let mut note = |result: Result<bool, NetlinkError>| {
+        if let Err(error) = result {
+            errors.push(anyhow::Error::new(error));
+        }
+    };
+    let routing = &config.routing;
+    match netlink.rules().await {
+        Ok(rules) => {
+            let ours = routing.rule_priority..=routing.rule_priority + 1;
+            for rule in
+                rules.iter().filter(|rule| rule.table == routing.table && ours.contains(&rule.priority))
+            {
+                note(netlink.del_rule(rule).await);
+            }
+        }
+        Err(error) => note(Err(error)),
+    }
+    for family in Family::ALL {
+        match netlink.routes(routing.table, family).await {
+            Ok(routes) => {
+                for route in &routes {
+                    note(netlink.del_route(route).await);
+                }
+            }
+            Err(error) => note(Err(error)),
+        }
+    }
+    if with_device && let Err(error) = tun::remove(&config.tunnel.device) {
+        errors.push(anyhow::Error::new(error));
+    }
+    errors
+}

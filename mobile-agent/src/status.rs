@@ -1,0 +1,155 @@
+//! What `mobile status --json` and `mobile uplinks --json` print: stable, documented here, field by field.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// `mobile status --json`. Durations are seconds, counters start with the agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// The agent's version.
+    pub(crate) version: String,
+    /// The agent's process id.
+    pub(crate) agent_pid: u32,
+    /// Seconds since the agent started.
+    pub(crate) uptime_seconds: f64,
+    /// What the session is doing.
+    pub(crate) session: SessionState,
+    /// What stands in the way, when anything does.
+    pub(crate) problem: Option<Problem>,
+    /// The relay.
+    pub(crate) relay: RelayStatus,
+    /// This host's public key, as `home-relay authorize` takes it.
+    pub(crate) public_key: String,
+    /// The host virtual device.
+    pub(crate) device: String,
+    /// The persistent addresses; empty until the relay has ever been reached.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The MTU of the host virtual device.
+    pub(crate) mtu: Option<u16>,
+    /// Resolvers the relay offers.
+    pub(crate) dns: Vec<IpAddr>,
+    /// The uplink that carries the tunnel.
+    pub(crate) active_uplink: Option<String>,
+    /// The uplink that `mobile use` put first.
+    pub(crate) forced_uplink: Option<String>,
+    /// Smoothed round-trip time to the relay over the active uplink.
+    pub(crate) rtt_seconds: Option<f64>,
+    /// Seconds since the active path was activated, or since there is none.
+    pub(crate) since_seconds: Option<f64>,
+    /// How often the tunnel moved to another path (the first one of a run does not count).
+    pub(crate) handovers: u64,
+    /// The last of them.
+    pub(crate) last_handover: Option<Handover>,
+    /// Inner packets and bytes, both directions.
+    pub(crate) traffic: Traffic,
+    /// Inner packets dropped, by reason; a reason that never happened is 0.
+    pub(crate) drops: BTreeMap<String, u64>,
+    /// Bytes waiting to be sent, and sent but not acknowledged.
+    pub(crate) queue: Queue,
+    /// How many processes have the MOBILE attribute.
+    pub(crate) mobile_processes: u64,
+    /// Rules, routes and addresses that somebody removed and the agent put back.
+    pub(crate) routing_restored: u64,
+}
+
+/// What the session is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SessionState {
+    /// A path is active.
+    Connected,
+    /// There is a usable uplink and no path yet.
+    Connecting,
+    /// No uplink can carry the tunnel. Connections of mobile processes wait.
+    NoUplink,
+    /// The relay is reached, and one side does not accept the other's key.
+    Refused,
+}
+
+/// What stands in the way, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Problem {
+    /// What is the matter.
+    pub(crate) cause: String,
+    /// What to do about it.
+    pub(crate) next_step: String,
+}
+
+/// The relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RelayStatus {
+    /// `[relay] endpoint`.
+    pub(crate) endpoint: String,
+    /// The address the active path leads to.
+    pub(crate) address: Option<SocketAddr>,
+    /// The key it has to show.
+    pub(crate) public_key: String,
+}
+
+/// One handover.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Handover {
+    /// Why: `carrier_lost`, `link_down`, `link_gone`, `address_lost`, `route_lost`, `silent`, `transport_failed`,
+    /// `relay_closed`, `better_uplink` or `forced`.
+    pub(crate) cause: String,
+    /// The uplink it left.
+    pub(crate) from: String,
+    /// The uplink it went to; the same one when only the connection was replaced.
+    pub(crate) to: String,
+    /// How long no path was active; 0 when the new one was made before the old was given up.
+    pub(crate) blackout_seconds: f64,
+    /// Records sent again on the new path.
+    pub(crate) replayed_records: u64,
+    /// How long ago.
+    pub(crate) age_seconds: f64,
+}
+
+/// Inner traffic.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Traffic {
+    /// Packets from mobile processes, sent.
+    pub(crate) sent_packets: u64,
+    /// Their bytes.
+    pub(crate) sent_bytes: u64,
+    /// Packets delivered to mobile processes.
+    pub(crate) received_packets: u64,
+    /// Their bytes.
+    pub(crate) received_bytes: u64,
+}
+
+/// What waits in the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Queue {
+    /// Not sent yet.
+    pub(crate) queued_bytes: u64,
+    /// Sent, and kept until the relay acknowledges them.
+    pub(crate) unacknowledged_bytes: u64,
+}
+
+/// `mobile uplinks --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Uplinks {
+    /// The uplink that `mobile use` put first.
+    pub(crate) forced: Option<String>,
+    /// Every link, usable ones first, in the order the policy would choose them.
+    pub(crate) uplinks: Vec<UplinkStatus>,
+}
+
+/// One link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UplinkStatus {
+    /// The interface's name.
+    pub(crate) name: String,
+    /// `active` carries the tunnel; `connecting`; `usable`; `failing`: usable, but the relay was not reached over it; `unusable`.
+    pub(crate) state: String,
+    /// Why it is not usable, or what failed on it.
+    pub(crate) reason: Option<String>,
+    /// What to do about a failure.
+    pub(crate) next_step: Option<String>,
+    /// Its addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The best metric of its default routes.
+    pub(crate) metric: Option<u32>,
+}

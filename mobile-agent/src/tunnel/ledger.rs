@@ -1,0 +1,145 @@
+//! The ledger: what became of the tunnel, counted and logged once.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use prometheus::{Histogram, HistogramOpts};
+
+use super::cause::{Cause, FAILURE_KINDS, Failure};
+use super::machine::Handover;
+use crate::status::Problem;
+
+/// Upper bounds of the blackout histogram, in seconds: make before break, one RTT, a glance, a hang, a walk.
+const BLACKOUT_BUCKETS: [f64; 10] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0, 600.0];
+
+/// Counters and the last handover.
+#[derive(Debug, Clone)]
+pub(crate) struct Ledger {
+    /// The last handover, and when.
+    pub(crate) last: Option<(Handover, Instant)>,
+    /// Handovers by cause.
+    pub(crate) handovers: BTreeMap<&'static str, u64>,
+    /// How long they took.
+    pub(crate) blackouts: Histogram,
+    /// Attempts to connect.
+    pub(crate) attempts: u64,
+    /// Failed ones by kind.
+    pub(crate) failures: BTreeMap<&'static str, u64>,
+    /// What failed last on each uplink, until it succeeds.
+    problems: BTreeMap<String, (&'static str, Problem)>,
+}
+
+impl Ledger {
+    /// Every counter is there from the start, as Prometheus likes it.
+    pub(crate) fn new() -> Self {
+        let name = "mobile_handover_blackout_seconds";
+        let help = "Time without an active path, for each handover.";
+        let options = HistogramOpts::new(name, help).buckets(BLACKOUT_BUCKETS.to_vec());
+        Self {
+            last: None,
+            handovers: Cause::ALL.iter().map(|cause| (cause.word(), 0)).collect(),
+            blackouts: Histogram::with_opts(options).expect("the name is well formed and the bounds ascend"),
+            attempts: 0,
+            failures: FAILURE_KINDS.iter().map(|kind| (*kind, 0)).collect(),
+            problems: BTreeMap::new(),
+        }
+    }
+
+    /// A handover is complete.
+    pub(crate) fn handover(&mut self, now: Instant, handover: Handover) {
+        *self.handovers.entry(handover.cause.word()).or_default() += 1;
+        self.blackouts.observe(handover.blackout.as_secs_f64());
+        tracing::info!(
+            cause = handover.cause.word(),
+            from = handover.from,
+            to = handover.to,
+            blackout_ms = u64::try_from(handover.blackout.as_millis()).unwrap_or(u64::MAX),
+            replayed_records = handover.replayed,
+            "handover"
+        );
+        self.last = Some((handover, now));
+    }
+
+    /// How many there were.
+    pub(crate) fn handover_count(&self) -> u64 {
+        self.handovers.values().sum()
+    }
+
+    /// An attempt failed: logged when it is not the same as the last time on this uplink.
+    pub(crate) fn failure(&mut self, uplink: &str, failure: Failure) {
+        *self.failures.entry(failure.kind).or_default() += 1;
+        if let Some((kind, _)) = self.problems.get(uplink) {
+            // A revoked key is refused ever after, as an unknown one: the first word was the exact one.
+            if *kind == failure.kind || (*kind == "revoked" && failure.kind == "unauthorised") {
+                tracing::debug!(uplink, cause = failure.problem.cause, "still cannot reach the relay");
+                return;
+            }
+        }
+        tracing::warn!(
+            uplink,
+            cause = failure.problem.cause,
+            next_step = failure.problem.next_step,
+            "cannot use the relay"
+        );
+        self.problems.insert(uplink.to_owned(), (failure.kind, failure.problem));
+    }
+
+    /// The uplink reached the relay.
+    pub(crate) fn success(&mut self, uplink: &str) {
+        self.problems.remove(uplink);
+    }
+
+    /// What failed last on an uplink; true if only a person can help.
+    pub(crate) fn problem(&self, uplink: &str) -> Option<(&Problem, bool)> {
+        let (kind, problem) = self.problems.get(uplink)?;
+        Some((problem, matches!(*kind, "revoked" | "unauthorised" | "wrong_relay_key")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::cause::Fault;
+    use std::time::Duration;
+
+    fn handover(blackout: u64) -> Handover {
+        Handover {
+            cause: Cause::CarrierLost,
+            from: "eth0".into(),
+            to: "wlan0".into(),
+            blackout: Duration::from_millis(blackout),
+            replayed: 3,
+        }
+    }
+
+    #[test]
+    fn handovers_are_counted_by_cause_and_blackout() {
+        let mut ledger = Ledger::new();
+        ledger.handover(Instant::now(), handover(20));
+        ledger.handover(Instant::now(), handover(5000));
+        assert_eq!(ledger.handover_count(), 2);
+        assert_eq!(ledger.handovers["carrier_lost"], 2);
+        assert_eq!(ledger.blackouts.get_sample_count(), 2);
+        assert!((ledger.blackouts.get_sample_sum() - 5.02).abs() < 1e-9);
+        assert_eq!(ledger.last.unwrap().0.blackout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_revoked_client_is_called_revoked_even_when_it_is_refused_afterwards() {
+        let failure = |kind: &'static str| Failure {
+            fault: Fault::Identity,
+            kind,
+            problem: Problem { cause: kind.into(), next_step: String::new() },
+        };
+        let mut ledger = Ledger::new();
+        ledger.failure("eth0", failure("revoked"));
+        ledger.failure("eth0", failure("unauthorised"));
+        assert_eq!(ledger.problem("eth0").unwrap().0.cause, "revoked");
+        assert!(ledger.problem("eth0").unwrap().1);
+        assert_eq!(ledger.failures["unauthorised"], 1);
+        ledger.success("eth0");
+        assert!(ledger.problem("eth0").is_none());
+        ledger.failure("eth0", failure("unauthorised"));
+        assert_eq!(ledger.problem("eth0").unwrap().0.cause, "unauthorised");
+    }
+}

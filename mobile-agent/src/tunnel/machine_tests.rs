@@ -1,0 +1,328 @@
+use super::*;
+
+const V4: Families = Families { ipv4: true, ipv6: false };
+
+fn link(name: &str, metric: u32, last: u8) -> Uplink {
+    Uplink {
+        name: name.into(),
+        up: true,
+        carrier: true,
+        addresses: vec![address(last)],
+        ipv4_default: Some(metric),
+        ipv6_default: None,
+        gateways: Vec::new(),
+    }
+}
+
+fn address(last: u8) -> IpAddr {
+    [192, 0, 2, last].into()
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// A machine, its clock, and what it asked for.
+struct Rig {
+    machine: Machine,
+    now: Instant,
+}
+
+impl Rig {
+    fn new(uplinks: Vec<Uplink>) -> Self {
+        let machine = Machine::new(Vec::new(), Vec::new(), V4, || 0.5);
+        let mut rig = Self { machine, now: Instant::now() };
+        rig.machine.set_uplinks(rig.now, uplinks);
+        rig
+    }
+
+    /// eth0 (192.0.2.1) preferred to wlan0 (192.0.2.2), connected over eth0.
+    fn connected() -> Self {
+        let mut rig = Self::new(both());
+        let path = rig.expect_connect("eth0");
+        rig.succeed(path, 1);
+        rig.machine.activated(path, 0);
+        assert_eq!(rig.actions(), []);
+        rig
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.machine.poll_action()).collect()
+    }
+
+    /// The one action waiting is to connect over this uplink.
+    fn expect_connect(&mut self, uplink: &str) -> PathId {
+        match &self.actions()[..] {
+            [Action::Connect { path, uplink: over, .. }] if over == uplink => *path,
+            other => panic!("expected a connect over {uplink}, not {other:?}"),
+        }
+    }
+
+    /// TCP, TLS and greeting succeed; the session moves.
+    fn succeed(&mut self, path: PathId, last: u8) {
+        assert!(self.machine.transport_ready(self.now, path, address(last)));
+        self.machine.path_ready(self.now, path);
+        assert_eq!(self.machine.poll_action(), Some(Action::Activate { path }));
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.machine.tick(self.now);
+    }
+
+    fn active(&self) -> Option<&str> {
+        self.machine.active().map(|active| active.uplink.as_str())
+    }
+}
+
+fn both() -> Vec<Uplink> {
+    vec![link("eth0", 100, 1), link("wlan0", 600, 2)]
+}
+
+#[test]
+fn the_best_uplink_is_tried_at_once_and_the_next_a_moment_later() {
+    let mut rig = Rig::new(both());
+    rig.expect_connect("eth0");
+    assert_eq!(rig.machine.deadline(), Some(rig.now + STAGGER));
+    rig.wait(STAGGER);
+    rig.expect_connect("wlan0");
+}
+
+#[test]
+fn the_first_that_is_ready_wins_and_the_better_one_takes_over_without_a_blackout() {
+    let mut rig = Rig::new(both());
+    let eth = rig.expect_connect("eth0");
+    rig.wait(STAGGER);
+    let wlan = rig.expect_connect("wlan0");
+    rig.succeed(wlan, 2);
+    assert_eq!(rig.active(), Some("wlan0"));
+    // The better one is still being tried.
+    assert_eq!(rig.actions(), []);
+    rig.succeed(eth, 1);
+    assert_eq!(rig.actions(), [Action::Close { path: wlan }]);
+    rig.machine.activated(eth, 7);
+    let [Action::Report(handover)] = &rig.actions()[..] else { panic!("no report") };
+    assert_eq!(
+        (handover.cause, handover.blackout, handover.replayed),
+        (Cause::BetterUplink, Duration::ZERO, 7)
+    );
+    assert_eq!((handover.from.as_str(), handover.to.as_str()), ("wlan0", "eth0"));
+}
+
+#[test]
+fn the_first_connection_is_no_handover() {
+    let mut rig = Rig::connected();
+    assert_eq!(rig.active(), Some("eth0"));
+    assert_eq!(rig.actions(), []);
+}
+
+#[test]
+fn carrier_lost_breaks_at_once_and_connects_over_the_next() {
+    let mut rig = Rig::connected();
+    let eth = rig.machine.active().unwrap().path;
+    let mut links = both();
+    links[0].carrier = false;
+    rig.machine.set_uplinks(rig.now, links);
+    let actions = rig.actions();
+    let [Action::Close { path: closed }, Action::Connect { path, uplink, .. }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((*closed, uplink.as_str()), (eth, "wlan0"));
+    let path = *path;
+    rig.now += ms(40);
+    rig.succeed(path, 2);
+    rig.machine.activated(path, 3);
+    let [Action::Report(handover)] = &rig.actions()[..] else { panic!("no report") };
+    assert_eq!((handover.cause, handover.blackout, handover.replayed), (Cause::CarrierLost, ms(40), 3));
+}
+
+#[test]
+fn every_loss_of_the_active_uplink_is_named() {
+    for (cause, change) in [
+        (Cause::LinkDown, (|uplink: &mut Uplink| uplink.up = false) as fn(&mut Uplink)),
+        (Cause::CarrierLost, |uplink| uplink.carrier = false),
+        (Cause::AddressLost, |uplink| uplink.addresses.clear()),
+        (Cause::AddressLost, |uplink| uplink.addresses = vec![address(77)]),
+        (Cause::RouteLost, |uplink| uplink.ipv4_default = None),
+        (Cause::LinkGone, |uplink| uplink.name = "other".into()),
+    ] {
+        let mut rig = Rig::connected();
+        let mut links = both();
+        change(&mut links[0]);
+        rig.machine.set_uplinks(rig.now, links);
+        assert_eq!(rig.machine.outage.as_ref().unwrap().cause, cause);
+        assert_eq!(rig.active(), None);
+    }
+}
+
+#[test]
+fn a_renumbered_uplink_is_connected_again_over_itself() {
+    let mut rig = Rig::connected();
+    let mut links = both();
+    links[0].addresses = vec![address(77)];
+    rig.machine.set_uplinks(rig.now, links);
+    let actions = rig.actions();
+    assert!(
+        matches!(&actions[..], [Action::Close { .. }, Action::Connect { uplink, .. }] if uplink == "eth0"),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn mobile_use_makes_before_it_breaks_and_is_called_forced() {
+    let mut rig = Rig::connected();
+    rig.machine.force(rig.now, Some("wlan0".into()));
+    let path = rig.expect_connect("wlan0");
+    assert_eq!(rig.active(), Some("eth0"));
+    rig.succeed(path, 2);
+    assert!(matches!(rig.actions()[..], [Action::Close { .. }]));
+    rig.machine.activated(path, 0);
+    assert!(matches!(&rig.actions()[..], [Action::Report(handover)] if handover.cause == Cause::Forced));
+    rig.machine.force(rig.now, None);
+    rig.expect_connect("eth0");
+}
+
+#[test]
+fn a_forced_uplink_that_dies_does_not_take_the_session_with_it() {
+    let mut rig = Rig::connected();
+    rig.machine.force(rig.now, Some("eth0".into()));
+    let mut links = both();
+    links[0].carrier = false;
+    rig.machine.set_uplinks(rig.now, links);
+    let actions = rig.actions();
+    assert!(matches!(&actions[..], [_, Action::Connect { uplink, .. }] if uplink == "wlan0"), "{actions:?}");
+}
+
+#[test]
+fn a_silent_path_is_left_for_the_other_uplink_and_its_blackout_counts_from_the_silence() {
+    let mut rig = Rig::connected();
+    rig.now += Duration::from_secs(100);
+    let eth = rig.machine.active().unwrap().path;
+    let began = rig.now - ms(900);
+    assert_eq!(rig.machine.path_lost(rig.now, eth, Cause::Silent, began), Some("eth0".to_owned()));
+    let path = rig.expect_connect("wlan0");
+    rig.succeed(path, 2);
+    rig.machine.activated(path, 1);
+    assert!(matches!(&rig.actions()[..], [Action::Report(handover)] if handover.blackout == ms(900)));
+    // When the penalty is over, the better one is tried again beside the active one.
+    let deadline = rig.machine.deadline().unwrap();
+    rig.wait(deadline - rig.now);
+    rig.expect_connect("eth0");
+    assert_eq!(rig.active(), Some("wlan0"));
+}
+
+#[test]
+fn a_relay_that_restarts_is_sought_on_the_same_uplink_without_delay() {
+    let mut rig = Rig::connected();
+    rig.now += Duration::from_secs(100);
+    let eth = rig.machine.active().unwrap().path;
+    rig.machine.path_lost(rig.now, eth, Cause::TransportFailed, rig.now);
+    let path = rig.expect_connect("eth0");
+    // Refused: not the uplink's fault, so the other is only the second choice, and the first comes again soon.
+    rig.machine.attempt_failed(rig.now, path, Fault::Relay);
+    let wlan = rig.expect_connect("wlan0");
+    rig.machine.attempt_failed(rig.now, wlan, Fault::Relay);
+    assert_eq!(rig.actions(), []);
+    assert_eq!(rig.machine.deadline(), Some(rig.now + RETRY));
+    rig.wait(RETRY);
+    rig.expect_connect("eth0");
+}
+
+#[test]
+fn pauses_grow_to_a_bound_and_a_change_of_the_uplink_ends_them() {
+    let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        let path = rig.expect_connect("eth0");
+        rig.machine.attempt_failed(rig.now, path, Fault::Relay);
+        let pause = rig.machine.deadline().unwrap() - rig.now;
+        pauses.push(pause);
+        rig.wait(pause);
+    }
+    assert_eq!(pauses, [ms(50), ms(100), ms(200), ms(400), ms(800), MAX_RETRY, MAX_RETRY, MAX_RETRY]);
+    let path = rig.expect_connect("eth0");
+    rig.machine.attempt_failed(rig.now, path, Fault::Relay);
+    let mut changed = link("eth0", 100, 1);
+    changed.gateways = vec![address(254)];
+    rig.machine.set_uplinks(rig.now, vec![changed]);
+    rig.expect_connect("eth0");
+}
+
+#[test]
+fn a_refused_key_is_not_hammered() {
+    let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
+    let mut last = Duration::ZERO;
+    for _ in 0..10 {
+        let path = rig.expect_connect("eth0");
+        rig.machine.attempt_failed(rig.now, path, Fault::Identity);
+        last = rig.machine.deadline().unwrap() - rig.now;
+        rig.wait(last);
+    }
+    assert_eq!(last, MAX_RETRY_IDENTITY);
+}
+
+#[test]
+fn an_attempt_that_hangs_is_given_up_and_repeated_with_more_patience() {
+    let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
+    let path = rig.expect_connect("eth0");
+    assert!(rig.machine.transport_ready(rig.now, path, address(1)));
+    rig.wait(PATIENCE);
+    let actions = rig.actions();
+    assert_eq!(actions, [Action::Close { path }, Action::TimedOut { uplink: "eth0".into(), opened: true }]);
+    rig.wait(RETRY);
+    match &rig.actions()[..] {
+        [Action::Connect { patience, .. }] => assert_eq!(*patience, PATIENCE * 2),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_better_uplink_that_fails_is_tried_ever_less_often_while_the_other_works() {
+    let mut rig = Rig::new(vec![link("wlan0", 600, 2)]);
+    let path = rig.expect_connect("wlan0");
+    rig.succeed(path, 2);
+    rig.machine.set_uplinks(rig.now, both());
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        let path = rig.expect_connect("eth0");
+        rig.machine.attempt_failed(rig.now, path, Fault::Uplink);
+        let start = rig.now;
+        while rig.machine.connecting().next().is_none() {
+            let deadline = rig.machine.deadline().unwrap();
+            rig.wait(deadline - rig.now);
+        }
+        waits.push((rig.now - start).as_secs());
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+    assert_eq!(rig.active(), Some("wlan0"));
+}
+
+#[test]
+fn nothing_is_tried_without_a_usable_uplink_and_at_once_when_there_is_one() {
+    let mut rig = Rig::connected();
+    rig.machine.set_uplinks(rig.now, Vec::new());
+    assert!(matches!(rig.actions()[..], [Action::Close { .. }]));
+    assert_eq!(rig.machine.deadline(), None);
+    rig.now += Duration::from_secs(20);
+    rig.machine.set_uplinks(rig.now, both());
+    let path = rig.expect_connect("eth0");
+    rig.succeed(path, 1);
+    rig.machine.activated(path, 0);
+    assert!(
+        matches!(&rig.actions()[..], [Action::Report(handover)] if handover.blackout == Duration::from_secs(20))
+    );
+}
+
+#[test]
+fn what_was_given_up_is_ignored_when_it_comes_late() {
+    let mut rig = Rig::new(both());
+    let path = rig.expect_connect("eth0");
+    rig.machine.set_uplinks(rig.now, vec![link("wlan0", 600, 2)]);
+    let actions = rig.actions();
+    assert!(matches!(&actions[..], [Action::Abort { .. }, Action::Connect { .. }]), "{actions:?}");
+    assert!(!rig.machine.transport_ready(rig.now, path, address(1)));
+    rig.machine.path_ready(rig.now, path);
+    assert_eq!(rig.active(), None);
+    assert_eq!(rig.machine.attempt_failed(rig.now, path, Fault::Uplink), None);
+    assert_eq!(rig.machine.path_lost(rig.now, path, Cause::Silent, rig.now), None);
+}

@@ -1,0 +1,318 @@
+//! The uplink policy: a pure function from what is known of the uplinks to the choice.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use globset::GlobMatcher;
+
+/// What is known of one link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Uplink {
+    /// The interface's name.
+    pub(crate) name: String,
+    /// Administratively up.
+    pub(crate) up: bool,
+    /// The link has carrier.
+    pub(crate) carrier: bool,
+    /// Its addresses, without link-local ones.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The best metric of its IPv4 default routes.
+    pub(crate) ipv4_default: Option<u32>,
+    /// The best metric of its IPv6 default routes.
+    pub(crate) ipv6_default: Option<u32>,
+    /// The gateways of its default routes: another one means another network.
+    pub(crate) gateways: Vec<IpAddr>,
+}
+
+/// What the choice depends on beside the links themselves.
+#[derive(Debug)]
+pub(crate) struct Wishes<'a> {
+    /// The uplink that `mobile use` names. It comes first; while it is unusable, the others serve.
+    pub(crate) forced: Option<&'a str>,
+    /// `[uplink] prefer`, the most wanted first.
+    pub(crate) prefer: &'a [GlobMatcher],
+    /// `[uplink] exclude`.
+    pub(crate) exclude: &'a [GlobMatcher],
+    /// The address families in which the relay can be reached.
+    pub(crate) families: Families,
+    /// The uplink in use: it wins a tie.
+    pub(crate) current: Option<&'a str>,
+    /// Uplinks on which connecting failed a moment ago: they come last.
+    pub(crate) failing: &'a BTreeSet<String>,
+}
+
+/// The address families in which the relay has an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Families {
+    /// It has an IPv4 address.
+    pub(crate) ipv4: bool,
+    /// It has an IPv6 address.
+    pub(crate) ipv6: bool,
+}
+
+/// The choice, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Decision {
+    /// Names of the usable uplinks, the best first.
+    pub(crate) candidates: Vec<String>,
+    /// One verdict for every link known, in the order they were given.
+    pub(crate) verdicts: Vec<Verdict>,
+}
+
+/// Whether one uplink can carry the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// The interface's name.
+    pub(crate) name: String,
+    /// Why it cannot; `None` when it can.
+    pub(crate) obstacle: Option<Obstacle>,
+}
+
+/// Why an uplink cannot carry the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// `[uplink] exclude` names it.
+    Excluded,
+    /// It is administratively down.
+    Down,
+    /// No cable, no association.
+    NoCarrier,
+    /// No address in a family of the relay.
+    NoAddress,
+    /// An address, but no default route in a family of the relay.
+    NoRoute,
+}
+
+impl Obstacle {
+    /// In words, for `mobile uplinks`.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Excluded => "excluded by [uplink] exclude",
+            Self::Down => "link is down",
+            Self::NoCarrier => "no carrier",
+            Self::NoAddress => "no address in the relay's address family",
+            Self::NoRoute => "no default route in the relay's address family",
+        }
+    }
+}
+
+/// Chooses: the forced uplink, then those that did not just fail, then by preference, then by metric,
+/// then the one in use, then by name.
+pub(crate) fn decide(uplinks: &[Uplink], wishes: &Wishes<'_>) -> Decision {
+    let verdicts: Vec<Verdict> = uplinks
+        .iter()
+        .map(|uplink| Verdict { name: uplink.name.clone(), obstacle: obstacle(uplink, wishes) })
+        .collect();
+    let mut usable: Vec<&Uplink> = uplinks
+        .iter()
+        .zip(&verdicts)
+        .filter(|(_, verdict)| verdict.obstacle.is_none())
+        .map(|(uplink, _)| uplink)
+        .collect();
+    usable.sort_by_cached_key(|uplink| rank(uplink, wishes));
+    Decision { candidates: usable.into_iter().map(|uplink| uplink.name.clone()).collect(), verdicts }
+}
+
+/// Addresses from which the relay can be reached over this uplink.
+pub(crate) fn serves(uplink: &Uplink, families: Families) -> Families {
+    Families {
+        ipv4: families.ipv4 && uplink.ipv4_default.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv4),
+        ipv6: families.ipv6 && uplink.ipv6_default.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv6),
+    }
+}
+
+fn obstacle(uplink: &Uplink, wishes: &Wishes<'_>) -> Option<Obstacle> {
+    let Families { ipv4, ipv6 } = wishes.families;
+    if wishes.exclude.iter().any(|glob| glob.is_match(&uplink.name)) {
+        Some(Obstacle::Excluded)
+    } else if !uplink.up {
+        Some(Obstacle::Down)
+    } else if !uplink.carrier {
+        Some(Obstacle::NoCarrier)
+    } else if !uplink.addresses.iter().any(|address| if address.is_ipv4() { ipv4 } else { ipv6 }) {
+        Some(Obstacle::NoAddress)
+    } else {
+        let serves = serves(uplink, wishes.families);
+        (!serves.ipv4 && !serves.ipv6).then_some(Obstacle::NoRoute)
+    }
+}
+
+/// Smaller is better.
+fn rank(uplink: &Uplink, wishes: &Wishes<'_>) -> (bool, bool, usize, u32, bool, String) {
+    let preference =
+        wishes.prefer.iter().position(|glob| glob.is_match(&uplink.name)).unwrap_or(wishes.prefer.len());
+    let serves = serves(uplink, wishes.families);
+    let metric = [(serves.ipv4, uplink.ipv4_default), (serves.ipv6, uplink.ipv6_default)]
+        .into_iter()
+        .filter_map(|(serves, metric)| metric.filter(|_| serves))
+        .min()
+        .unwrap_or(u32::MAX);
+    (
+        wishes.failing.contains(&uplink.name),
+        wishes.forced != Some(uplink.name.as_str()),
+        preference,
+        metric,
+        wishes.current != Some(uplink.name.as_str()),
+        uplink.name.clone(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use globset::Glob;
+    use proptest::prelude::*;
+
+    const BOTH: Families = Families { ipv4: true, ipv6: true };
+
+    fn uplink(name: &str, metric: u32) -> Uplink {
+        Uplink {
+            name: name.into(),
+            up: true,
+            carrier: true,
+            addresses: vec!["192.0.2.7".parse().unwrap()],
+            ipv4_default: Some(metric),
+            ipv6_default: None,
+            gateways: Vec::new(),
+        }
+    }
+
+    fn globs(patterns: &[&str]) -> Vec<GlobMatcher> {
+        patterns.iter().map(|pattern| Glob::new(pattern).unwrap().compile_matcher()).collect()
+    }
+
+    fn wishes(failing: &BTreeSet<String>) -> Wishes<'_> {
+        Wishes { forced: None, prefer: &[], exclude: &[], families: BOTH, current: None, failing }
+    }
+
+    #[test]
+    fn the_lower_metric_wins_and_the_name_breaks_a_tie() {
+        let none = BTreeSet::new();
+        let links = [uplink("wlan0", 600), uplink("eth0", 100), uplink("eth1", 100)];
+        assert_eq!(decide(&links, &wishes(&none)).candidates, ["eth0", "eth1", "wlan0"]);
+    }
+
+    #[test]
+    fn preference_beats_metric_and_force_beats_both() {
+        let none = BTreeSet::new();
+        let links = [uplink("eth0", 100), uplink("wlan0", 600), uplink("wwan0", 700)];
+        let prefer = globs(&["wl*"]);
+        let mut wishes = wishes(&none);
+        wishes.prefer = &prefer;
+        assert_eq!(decide(&links, &wishes).candidates, ["wlan0", "eth0", "wwan0"]);
+        wishes.forced = Some("wwan0");
+        assert_eq!(decide(&links, &wishes).candidates, ["wwan0", "wlan0", "eth0"]);
+    }
+
+    #[test]
+    fn what_just_failed_comes_last_and_the_current_one_wins_a_tie() {
+        let failing = BTreeSet::from(["eth0".to_owned()]);
+        let links = [uplink("eth0", 100), uplink("wlan0", 600), uplink("wlan1", 600)];
+        let mut wishes = wishes(&failing);
+        wishes.current = Some("wlan1");
+        assert_eq!(decide(&links, &wishes).candidates, ["wlan1", "wlan0", "eth0"]);
+    }
+
+    #[test]
+    fn every_obstacle_is_told() {
+        let none = BTreeSet::new();
+        let exclude = globs(&["docker*"]);
+        let mut wishes = wishes(&none);
+        wishes.exclude = &exclude;
+        wishes.families = Families { ipv4: true, ipv6: false };
+        let links = [
+            uplink("docker0", 1),
+            Uplink { up: false, ..uplink("a", 1) },
+            Uplink { carrier: false, ..uplink("b", 1) },
+            Uplink { addresses: vec!["2001:db8::1".parse().unwrap()], ..uplink("c", 1) },
+            Uplink { ipv4_default: None, ipv6_default: Some(1), ..uplink("d", 1) },
+            uplink("e", 1),
+        ];
+        let decision = decide(&links, &wishes);
+        let told: Vec<_> = decision.verdicts.iter().map(|verdict| verdict.obstacle).collect();
+        assert_eq!(
+            told,
+            [
+                Some(Obstacle::Excluded),
+                Some(Obstacle::Down),
+                Some(Obstacle::NoCarrier),
+                Some(Obstacle::NoAddress),
+                Some(Obstacle::NoRoute),
+                None
+            ]
+        );
+        assert_eq!(decision.candidates, ["e"]);
+    }
+
+    #[test]
+    fn a_metric_counts_only_in_a_family_that_reaches_the_relay() {
+        let none = BTreeSet::new();
+        let mut wishes = wishes(&none);
+        wishes.families = Families { ipv4: true, ipv6: false };
+        let links = [Uplink { ipv6_default: Some(1), ..uplink("eth0", 500) }, uplink("wlan0", 400)];
+        assert_eq!(decide(&links, &wishes).candidates, ["wlan0", "eth0"]);
+    }
+
+    fn any_uplink() -> impl Strategy<Value = Uplink> {
+        (
+            "[a-e][0-2]",
+            any::<(bool, bool)>(),
+            proptest::collection::vec(any::<IpAddr>(), 0..3),
+            proptest::option::of(0u32..4),
+            proptest::option::of(0u32..4),
+        )
+            .prop_map(|(name, (up, carrier), addresses, ipv4_default, ipv6_default)| Uplink {
+                name,
+                up,
+                carrier,
+                addresses,
+                ipv4_default,
+                ipv6_default,
+                gateways: Vec::new(),
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn candidates_are_exactly_the_usable_ones(
+            links in proptest::collection::btree_map("[a-e][0-2]", any_uplink(), 0..6),
+            families in any::<(bool, bool)>(),
+            forced in proptest::option::of("[a-e][0-2]"),
+            failing in proptest::collection::btree_set("[a-e][0-2]", 0..3),
+        ) {
+            let links: Vec<Uplink> = links.into_iter().map(|(name, link)| Uplink { name, ..link }).collect();
+            let exclude = globs(&["e*"]);
+            let mut wishes = wishes(&failing);
+            wishes.exclude = &exclude;
+            wishes.forced = forced.as_deref();
+            wishes.families = Families { ipv4: families.0, ipv6: families.1 };
+            let decision = decide(&links, &wishes);
+            prop_assert_eq!(decision.verdicts.len(), links.len());
+            for (link, verdict) in links.iter().zip(&decision.verdicts) {
+                let serves = serves(link, wishes.families);
+                let usable = link.up && link.carrier && !link.name.starts_with('e') && (serves.ipv4 || serves.ipv6);
+                prop_assert_eq!(verdict.obstacle.is_none(), usable);
+                prop_assert_eq!(decision.candidates.contains(&link.name), usable);
+            }
+            if let Some(first) = decision.candidates.first() {
+                if let Some(forced) = &forced && decision.candidates.contains(forced) && !failing.contains(forced) {
+                    prop_assert_eq!(first, forced);
+                }
+                if failing.contains(first) {
+                    prop_assert!(decision.candidates.iter().all(|name| failing.contains(name)));
+                }
+            }
+        }
+
+        #[test]
+        fn the_choice_does_not_depend_on_the_order_of_the_links(
+            links in proptest::collection::btree_map("[a-e][0-2]", any_uplink(), 0..6),
+        ) {
+            let none = BTreeSet::new();
+            let mut links: Vec<Uplink> = links.into_iter().map(|(name, link)| Uplink { name, ..link }).collect();
+            let forward = decide(&links, &wishes(&none)).candidates;
+            links.reverse();
+            prop_assert_eq!(forward, decide(&links, &wishes(&none)).candidates);
+        }
+    }
+}
