@@ -118,10 +118,16 @@ impl Path {
         self.state = state;
     }
 
+    /// Appends the number of the next record.
+    pub(crate) fn put_seq(&mut self, number: u64, out: &mut Vec<u8>) {
+        self.tx_number = Some(number);
+        frame::put_number(out, frame::SEQ, number);
+    }
+
     /// Appends a record, and its number where the peer's counter is another.
     pub(crate) fn put_record(&mut self, number: u64, packet: &[u8], out: &mut Vec<u8>) {
         if self.tx_number != Some(number) {
-            frame::put_number(out, frame::SEQ, number);
+            self.put_seq(number, out);
         }
         self.tx_number = Some(number + 1);
         self.stats.tx_packets += 1;

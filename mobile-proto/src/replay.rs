@@ -17,6 +17,8 @@ pub(crate) struct Replay {
     cursor: usize,
     /// One more than the highest number that ever went out in this epoch.
     sent_end: u64,
+    /// The highest number that the peer said it expects next.
+    acked: u64,
     cost: usize,
     bytes: usize,
 }
@@ -55,7 +57,7 @@ impl Replay {
 
     /// Another epoch: the records are numbered anew, from what the peer expects.
     pub(crate) fn renumber(&mut self, base: u64) {
-        (self.base, self.sent_end, self.cursor) = (base, base, 0);
+        (self.base, self.sent_end, self.acked, self.cursor) = (base, base, base, 0);
     }
 
     /// The peer has all records below `upto`: gives each of them to `done`.
@@ -69,6 +71,7 @@ impl Replay {
         if upto > sent {
             return Err(ProtocolError::AckBeyondSent { acked: upto, sent });
         }
+        self.acked = self.acked.max(upto);
         while self.base < upto {
             match self.pop() {
                 Some(record) => done(record),
@@ -81,6 +84,12 @@ impl Replay {
     /// Takes out the oldest record, if it came before `limit`.
     pub(crate) fn pop_older(&mut self, limit: Instant) -> Option<Record> {
         if self.oldest()? <= limit { self.pop() } else { None }
+    }
+
+    /// Records were given up, the peer does not know it, and none follows to show it by its number:
+    /// returns the number that the next one will have.
+    pub(crate) fn gap(&self) -> Option<u64> {
+        (self.records.is_empty() && self.base > self.acked).then_some(self.base)
     }
 
     /// When the oldest record came from the TUN.
@@ -172,7 +181,12 @@ mod tests {
         assert!(replay.acknowledge(11, drop).is_err());
         assert_eq!(replay.next(), Some((10, &[0][..])));
         replay.acknowledge(11, drop).unwrap();
+        assert_eq!(replay.gap(), None);
         assert_eq!(replay.pop_older(Instant::now()).map(|record| record.packet), Some(vec![1]));
         assert_eq!(replay.next(), Some((12, &[2][..])));
+        assert!(replay.pop_older(Instant::now()).is_some());
+        assert_eq!(replay.gap(), Some(13));
+        replay.acknowledge(13, drop).unwrap();
+        assert_eq!(replay.gap(), None);
     }
 }

@@ -79,6 +79,9 @@ impl Session {
                 self.paths[index].put_ping(now, out);
             }
             while out.len() < limit && self.transmit_record(index, out) {}
+            if let Some(number) = self.owed_seq(index) {
+                self.paths[index].put_seq(number, out);
+            }
         }
         let written = out.len() - start;
         self.paths[index].stats.tx_bytes += written as u64;
@@ -95,7 +98,8 @@ impl Session {
         let path = &self.paths[index];
         !path.control.is_empty()
             || (path.is_ready() && (path.pong.is_some() || path.ping_due || path.config_due))
-            || (self.active == Some(path.id) && (self.ack.is_due() || self.can_send_record()))
+            || (self.active == Some(path.id)
+                && (self.ack.is_due() || self.can_send_record() || self.owed_seq(index).is_some()))
     }
 
     /// Whether something sent on a path still has to be answered.
@@ -147,6 +151,12 @@ impl Session {
         self.queue.next_cost().is_some_and(|cost| {
             self.replay.is_empty() || self.replay.cost() + cost <= self.limits.replay_bytes
         })
+    }
+
+    /// The number to tell the peer although no record goes with it, so that it counts what was
+    /// given up even if nothing follows for long.
+    fn owed_seq(&self, index: usize) -> Option<u64> {
+        self.replay.gap().filter(|&number| self.paths[index].tx_number < Some(number))
     }
 
     /// Writes the next record: the oldest that the active path has not carried yet.

@@ -1,0 +1,90 @@
+//! A steady flow allocates nothing: packet buffers, queues and partial frames are used again.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use mobile_proto::{Enqueue, HelloReader, Limits, PathId, PushConfig, Session, SessionId};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is passed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of `alloc`, which is the same here and there.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from `alloc` above, and so from the system's allocator.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const PATH: PathId = PathId(1);
+
+/// Moves everything that one end has to say to the other, in pieces that cut frames.
+fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) -> u64 {
+    let mut delivered = 0;
+    while from.wants_transmit(PATH) {
+        wire.clear();
+        from.poll_transmit(now, PATH, wire, 64 << 10);
+        for piece in wire.chunks(16 << 10) {
+            let mut deliver = |packet: &[u8]| delivered += packet.len() as u64;
+            to.handle_input(now, PATH, piece, &mut deliver).expect("valid input");
+        }
+    }
+    delivered
+}
+
+#[test]
+fn a_steady_flow_allocates_nothing() {
+    let mut now = Instant::now();
+    let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
+    let mut client = Session::client(SessionId([1; 16]), Limits::default());
+    let mut server = Session::server(SessionId([1; 16]), 7, Limits::default(), config);
+    let mut wire = Vec::new();
+    client.open_path(now, PATH);
+    client.poll_transmit(now, PATH, &mut wire, 1000);
+    let (hello, _) = HelloReader::new().feed(&wire).unwrap().unwrap();
+    server.accept_path(now, &hello).unwrap();
+    pass(now, &mut server, &mut client, &mut wire);
+    client.activate(now, PATH, &[]);
+    while client.poll_event().is_some() {}
+
+    let packets: Vec<Vec<u8>> = [40, 1500, 65_535, 9000].map(|size| vec![1; size]).to_vec();
+    let total: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
+    let mut round = |now: Instant| {
+        for packet in &packets {
+            assert_eq!(client.enqueue(now, packet), Enqueue::Queued);
+            assert_eq!(server.enqueue(now, packet), Enqueue::Queued);
+        }
+        let mut up = 0;
+        let mut down = 0;
+        for _ in 0..3 {
+            up += pass(now, &mut client, &mut server, &mut wire);
+            down += pass(now, &mut server, &mut client, &mut wire);
+        }
+        assert_eq!((up, down), (total, total));
+        client.handle_timeout(now);
+        server.handle_timeout(now);
+        while server.poll_event().is_some() {}
+    };
+    // Ten milliseconds a round: the PING of each second, which gives memory back, falls in between.
+    for _ in 0..5 {
+        now += Duration::from_millis(10);
+        round(now);
+    }
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    for _ in 0..50 {
+        now += Duration::from_millis(10);
+        round(now);
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0);
+}

@@ -1,0 +1,344 @@
+//! Two ends driven by hand: a client, a relay and the wires between them, with a virtual clock.
+#![allow(dead_code, reason = "each test binary uses its own part of the helper")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use mobile_proto::{CloseCode, Enqueue, Event, HelloReader, Limits, PathId, PushConfig, Session, SessionId};
+
+/// The two directions of a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Up,
+    Down,
+}
+
+/// One connection. An end that was closed neither reads nor writes; what it wrote still arrives.
+#[derive(Default)]
+pub(crate) struct Wire {
+    pub(crate) up: VecDeque<u8>,
+    pub(crate) down: VecDeque<u8>,
+    /// Nothing moves in a stalled direction.
+    pub(crate) stalled_up: bool,
+    pub(crate) stalled_down: bool,
+    client_open: bool,
+    server_open: bool,
+    hello: Option<HelloReader>,
+}
+
+/// A client and a relay.
+pub(crate) struct Pair {
+    pub(crate) now: Instant,
+    pub(crate) client: Session,
+    pub(crate) server: Option<Session>,
+    pub(crate) limits: Limits,
+    pub(crate) config: PushConfig,
+    pub(crate) wires: BTreeMap<PathId, Wire>,
+    /// Packets that came out at the relay, and at the client.
+    pub(crate) at_server: Vec<Vec<u8>>,
+    pub(crate) at_client: Vec<Vec<u8>>,
+    pub(crate) client_events: VecDeque<Event>,
+    pub(crate) server_events: VecDeque<Event>,
+    /// How many packets had come out when an end began to count anew: a new session at the relay,
+    /// a new agent or another epoch at the client.
+    pub(crate) server_lives: Vec<usize>,
+    pub(crate) client_lives: Vec<usize>,
+    epochs: u64,
+    clients: u8,
+}
+
+pub(crate) fn config() -> PushConfig {
+    PushConfig {
+        ipv4: Some([10, 77, 0, 2].into()),
+        ipv6: Some("fd00:77::2".parse().expect("an address")),
+        mtu: 1400,
+        dns: vec![[10, 77, 0, 1].into()],
+    }
+}
+
+impl Pair {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            now: Instant::now() + Duration::from_secs(100_000),
+            client: Session::client(SessionId([1; 16]), limits.clone()),
+            server: None,
+            limits,
+            config: config(),
+            wires: BTreeMap::new(),
+            at_server: Vec::new(),
+            at_client: Vec::new(),
+            client_events: VecDeque::new(),
+            server_events: VecDeque::new(),
+            server_lives: Vec::new(),
+            client_lives: Vec::new(),
+            epochs: 100,
+            clients: 1,
+        }
+    }
+
+    /// A pair with path 1 active and everything settled.
+    pub(crate) fn connected(limits: Limits) -> Self {
+        let mut pair = Self::new(limits);
+        pair.open(PathId(1));
+        pair.settle();
+        pair.activate(PathId(1), &[]);
+        pair.settle();
+        pair.client_events.clear();
+        pair.server_events.clear();
+        pair
+    }
+
+    pub(crate) fn open(&mut self, path: PathId) {
+        self.client.open_path(self.now, path);
+        let wire =
+            Wire { client_open: true, server_open: true, hello: Some(HelloReader::new()), ..Wire::default() };
+        self.wires.insert(path, wire);
+    }
+
+    pub(crate) fn activate(&mut self, path: PathId, keep: &[PathId]) {
+        self.client.activate(self.now, path, keep);
+        self.poll_events();
+    }
+
+    pub(crate) fn server(&mut self) -> &mut Session {
+        self.server.as_mut().expect("a HELLO has come")
+    }
+
+    pub(crate) fn wire(&mut self, path: PathId) -> &mut Wire {
+        self.wires.get_mut(&path).expect("the wire exists")
+    }
+
+    pub(crate) fn send_up(&mut self, packet: &[u8]) -> Enqueue {
+        self.client.enqueue(self.now, packet)
+    }
+
+    pub(crate) fn send_down(&mut self, packet: &[u8]) -> Enqueue {
+        let now = self.now;
+        self.server().enqueue(now, packet)
+    }
+
+    /// The wire is cut: both ends notice, what was in flight is gone.
+    pub(crate) fn cut(&mut self, path: PathId) {
+        self.client.path_lost(self.now, path);
+        if let Some(server) = &mut self.server {
+            server.path_lost(self.now, path);
+        }
+        self.wires.remove(&path);
+    }
+
+    /// Only the client notices; what is in flight upwards still arrives.
+    pub(crate) fn lose_at_client(&mut self, path: PathId) {
+        self.client.path_lost(self.now, path);
+        if let Some(wire) = self.wires.get_mut(&path) {
+            wire.client_open = false;
+        }
+    }
+
+    /// The relay is killed and started again.
+    pub(crate) fn restart_server(&mut self) {
+        self.server = None;
+        self.wires.values_mut().for_each(|wire| wire.server_open = false);
+    }
+
+    /// The agent is killed and started again.
+    pub(crate) fn restart_client(&mut self) {
+        self.clients += 1;
+        self.client_lives.push(self.at_client.len());
+        self.client = Session::client(SessionId([self.clients; 16]), self.limits.clone());
+        self.wires.values_mut().for_each(|wire| wire.client_open = false);
+    }
+
+    /// Both ends write what they have, up to `limit` bytes on each path.
+    pub(crate) fn transmit(&mut self, limit: usize) {
+        for (&path, wire) in &mut self.wires {
+            let mut out = Vec::new();
+            if wire.client_open {
+                self.client.poll_transmit(self.now, path, &mut out, limit);
+                wire.up.extend(out.drain(..));
+                wire.client_open = self.client.paths().any(|open| open == path);
+            }
+            if wire.server_open
+                && let Some(server) = &mut self.server
+            {
+                server.poll_transmit(self.now, path, &mut out, limit);
+                wire.down.extend(out.drain(..));
+                wire.server_open = wire.hello.is_some() || server.paths().any(|open| open == path);
+            }
+        }
+        self.poll_events();
+    }
+
+    /// Up to `count` bytes of a wire arrive. Returns how many did.
+    pub(crate) fn deliver(&mut self, path: PathId, way: Way, count: usize) -> usize {
+        let Some(wire) = self.wires.get_mut(&path) else { return 0 };
+        let queue = if way == Way::Up { &mut wire.up } else { &mut wire.down };
+        let count = count.min(queue.len());
+        let bytes: Vec<u8> = queue.drain(..count).collect();
+        if count > 0 {
+            match way {
+                Way::Up => self.arrive_at_server(path, &bytes),
+                Way::Down if wire.client_open => {
+                    let at_client = &mut self.at_client;
+                    let mut deliver = |packet: &[u8]| at_client.push(packet.to_vec());
+                    self.client.handle_input(self.now, path, &bytes, &mut deliver).expect("valid input");
+                }
+                Way::Down => {}
+            }
+        }
+        self.poll_events();
+        self.end_of_stream(path);
+        count
+    }
+
+    /// Writes and delivers until nothing moves any more.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            self.transmit(usize::MAX);
+            let paths: Vec<_> = self.wires.keys().copied().collect();
+            let mut moved = 0;
+            for path in paths {
+                for way in [Way::Up, Way::Down] {
+                    let wire = self.wires.get(&path);
+                    let stalled = wire.is_none_or(|wire| match way {
+                        Way::Up => wire.stalled_up,
+                        Way::Down => wire.stalled_down,
+                    });
+                    if !stalled {
+                        moved += self.deliver(path, way, usize::MAX);
+                    }
+                }
+            }
+            if moved == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Time passes; timers fire when they are due.
+    pub(crate) fn advance(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            self.settle();
+            let due = self.client.poll_timeout().into_iter();
+            let due = due.chain(self.server.as_ref().and_then(Session::poll_timeout)).min();
+            match due.filter(|&due| due <= end) {
+                Some(due) => {
+                    self.now = self.now.max(due);
+                    self.fire();
+                }
+                None => break,
+            }
+        }
+        self.now = end;
+        self.settle();
+    }
+
+    /// Both ends do what is due now, once; afterwards nothing may be due any more.
+    pub(crate) fn fire(&mut self) {
+        self.client.handle_timeout(self.now);
+        let left = self.client.poll_timeout();
+        assert!(left.is_none_or(|at| at > self.now), "the client's timer would spin");
+        if let Some(server) = &mut self.server {
+            server.handle_timeout(self.now);
+            let left = server.poll_timeout();
+            assert!(left.is_none_or(|at| at > self.now), "the relay's timer would spin");
+        }
+        self.poll_events();
+    }
+
+    pub(crate) fn poll_events(&mut self) {
+        while let Some(event) = self.client.poll_event() {
+            if let Event::PathClosed { path, .. } = event
+                && let Some(wire) = self.wires.get_mut(&path)
+            {
+                wire.client_open = false;
+            }
+            if let Event::PathReady { resumed: false, .. } = event {
+                self.client_lives.push(self.at_client.len());
+            }
+            self.client_events.push_back(event);
+        }
+        while let Some(event) = self.server.as_mut().and_then(Session::poll_event) {
+            if let Event::PathClosed { path, .. } = event
+                && let Some(wire) = self.wires.get_mut(&path)
+            {
+                wire.server_open = false;
+            }
+            self.server_events.push_back(event);
+        }
+    }
+
+    /// What a relay does with decrypted bytes, in small.
+    fn arrive_at_server(&mut self, path: PathId, bytes: &[u8]) {
+        let Some(wire) = self.wires.get_mut(&path).filter(|wire| wire.server_open) else { return };
+        let mut rest = bytes.to_vec();
+        if let Some(reader) = &mut wire.hello {
+            let Some((hello, after)) = reader.feed(bytes).expect("valid hello") else { return };
+            (wire.hello, rest) = (None, after);
+            let mut held = Vec::new();
+            if self.server.as_ref().is_some_and(|server| server.id() != hello.session) {
+                held = self.server.take().map(Session::into_unacknowledged).unwrap_or_default();
+                for (&other, wire) in &mut self.wires {
+                    wire.server_open &= other == path || wire.hello.is_some();
+                }
+            }
+            let (epochs, limits, config) = (&mut self.epochs, &self.limits, &self.config);
+            let (lives, arrived) = (&mut self.server_lives, self.at_server.len());
+            let server = self.server.get_or_insert_with(|| {
+                *epochs += 1;
+                lives.push(arrived);
+                Session::server(hello.session, *epochs, limits.clone(), config.clone())
+            });
+            server.requeue(self.now, held);
+            server.accept_path(self.now, &hello).expect("room for the path");
+        }
+        if let Some(server) = &mut self.server {
+            let at_server = &mut self.at_server;
+            let mut deliver = |packet: &[u8]| at_server.push(packet.to_vec());
+            server.handle_input(self.now, path, &rest, &mut deliver).expect("valid input");
+        }
+    }
+
+    /// An end that has read all from an end that is closed learns of it.
+    fn end_of_stream(&mut self, path: PathId) {
+        let Some(wire) = self.wires.get_mut(&path) else { return };
+        if wire.server_open && !wire.client_open && wire.up.is_empty() && !wire.stalled_up {
+            wire.server_open = false;
+            if let Some(server) = &mut self.server {
+                server.path_lost(self.now, path);
+            }
+        }
+        if wire.client_open && !wire.server_open && wire.down.is_empty() && !wire.stalled_down {
+            wire.client_open = false;
+            self.client.path_lost(self.now, path);
+        }
+        if !wire.client_open && !wire.server_open {
+            self.wires.remove(&path);
+        }
+    }
+}
+
+/// A packet that carries its number, padded to `size` with bytes that follow from it.
+pub(crate) fn packet(number: u32, size: usize) -> Vec<u8> {
+    let mut packet = number.to_be_bytes().to_vec();
+    packet.extend((4..size).map(|at| (at as u32).wrapping_mul(31).wrapping_add(number) as u8));
+    packet
+}
+
+/// The number of a packet, after a check that every byte of it is right.
+pub(crate) fn number(bytes: &[u8]) -> u32 {
+    let number = u32::from_be_bytes(*bytes.first_chunk().expect("four bytes"));
+    assert!(bytes == packet(number, bytes.len()), "packet {number} was changed on its way");
+    number
+}
+
+pub(crate) fn numbers(packets: &[Vec<u8>]) -> Vec<u32> {
+    packets.iter().map(|packet| number(packet)).collect()
+}
+
+pub(crate) fn closed(events: &VecDeque<Event>, path: PathId) -> Option<CloseCode> {
+    events.iter().find_map(|event| match event {
+        Event::PathClosed { path: closed, code } if *closed == path => Some(*code),
+        _ => None,
+    })
+}

@@ -1,0 +1,206 @@
+//! A peer that sends anything at all: never a panic, never a stuck timer, and nothing that was
+//! accepted is lost when the next path is a good one.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Pair, Way, numbers, packet};
+use mobile_proto::{CloseCode, Enqueue, HelloReader, Limits, MAX_PACKET, PathId, Session, SessionId};
+use proptest::prelude::*;
+
+const ONE: PathId = PathId(1);
+
+/// A whole frame with a payload short enough for one byte of length.
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![kind, u8::try_from(payload.len()).expect("short")];
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// Frames that are well formed outside and anything inside.
+fn frames() -> impl Strategy<Value = Vec<u8>> {
+    let kind = prop_oneof![6 => 1..6_u8, 5 => 0x10..0x15_u8, 1 => 0x80..=0xff_u8];
+    let payload = prop_oneof![
+        3 => proptest::collection::vec(0..8_u8, 1..3),
+        1 => proptest::collection::vec(any::<u8>(), 0..60),
+    ];
+    let one = (kind, payload).prop_map(|(kind, payload)| frame(kind, &payload));
+    proptest::collection::vec(one, 0..20).prop_map(|frames| frames.concat())
+}
+
+fn garbage() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), frames()]
+}
+
+/// Feeds `bytes` in pieces of `step`, and lets the session do whatever follows from it.
+fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usize) -> bool {
+    let mut fine = true;
+    for piece in bytes.chunks(step.max(1)) {
+        let mut deliver = |packet: &[u8]| assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
+        let result = session.handle_input(now, ONE, piece, &mut deliver);
+        assert!(result.is_ok() || fine, "a path that failed takes no more input");
+        fine &= result.is_ok();
+        let mut out = Vec::new();
+        if session.wants_transmit(ONE) && fine {
+            session.poll_transmit(now, ONE, &mut out, usize::MAX);
+            assert!(!out.is_empty(), "it wanted to transmit");
+            assert!(!session.wants_transmit(ONE));
+        }
+    }
+    session.handle_timeout(now);
+    assert!(session.poll_timeout().is_none_or(|at| at > now));
+    while session.poll_event().is_some() {}
+    fine
+}
+
+/// Both ends with records in flight and in the queue.
+fn busy() -> Pair {
+    let mut pair = Pair::connected(Limits::default());
+    for n in 0..6 {
+        assert_eq!(pair.send_up(&packet(n, 50)), Enqueue::Queued);
+        assert_eq!(pair.send_down(&packet(n, 50)), Enqueue::Queued);
+    }
+    pair
+}
+
+#[test]
+fn after_an_error_the_peer_is_told_and_the_next_path_carries_on() {
+    let mut pair = busy();
+    let now = pair.now;
+    let error = pair.client.handle_input(now, ONE, &[0x7f, 1, 2], &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("0x7f"), "{error}");
+    assert_eq!((pair.client.active_path(), pair.client.stats().protocol_errors), (None, 1));
+    pair.settle();
+    assert_eq!(common::closed(&pair.server_events, ONE), Some(CloseCode::ProtocolError));
+    pair.open(PathId(2));
+    pair.settle();
+    pair.activate(PathId(2), &[]);
+    pair.settle();
+    assert_eq!(numbers(&pair.at_server), (0..6).collect::<Vec<_>>());
+    assert_eq!(numbers(&pair.at_client), (0..6).collect::<Vec<_>>());
+}
+
+#[test]
+fn frames_out_of_place_are_named() {
+    let cases: [(Vec<u8>, &str); 8] = [
+        (frame(0x10, &[0; 29]), "HELLO frame where it has no meaning"),
+        (frame(0x11, &[1; 29]), "WELCOME frame where it has no meaning"),
+        (frame(0x12, &[1, 0]), "ACTIVATE frame where it has no meaning"),
+        (frame(0x03, &[60]), "acknowledges records up to 60, but only 0 were sent"),
+        (frame(0x01, &[1]), "DATA frame before the first SEQ"),
+        ([frame(0x02, &[0]), frame(0x01, &[])].concat(), "it has no packet"),
+        (frame(0x04, &[1]), "malformed PING frame: it is too short"),
+        (frame(0x13, &[1, 3, 2, 0, 1]), "the MTU is below 576"),
+    ];
+    for (bytes, expected) in cases {
+        let mut pair = Pair::connected(Limits::default());
+        let error = pair.client.handle_input(pair.now, ONE, &bytes, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error} instead of {expected}");
+    }
+    let mut pair = Pair::connected(Limits::default());
+    let now = pair.now;
+    let error = pair.server().handle_input(now, ONE, &frame(0x13, &[1]), &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("CONFIG frame where it has no meaning"), "{error}");
+    let mut fresh = Session::client(SessionId([3; 16]), Limits::default());
+    fresh.open_path(now, ONE);
+    let error = fresh.handle_input(now, ONE, &frame(0x04, &[0; 8]), &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("PING frame before WELCOME"), "{error}");
+}
+
+#[test]
+fn frames_of_a_later_version_are_skipped() {
+    let mut pair = busy();
+    for piece in frame(0x80, &[9; 40]).chunks(3) {
+        pair.client.handle_input(pair.now, ONE, piece, &mut |_| {}).unwrap();
+    }
+    assert_eq!(pair.client.stats().skipped_frames, 1);
+    pair.settle();
+    assert_eq!((pair.at_client.len(), pair.at_server.len()), (6, 6));
+}
+
+#[test]
+fn a_counter_at_the_end_of_its_range_is_refused_or_survived() {
+    let largest = 0x1fff_ffff_ffff_ffff_u64;
+    let seq = |value: u64| frame(0x02, &(value | 0xc000_0000_0000_0000).to_be_bytes());
+    let mut pair = busy();
+    let now = pair.now;
+    let input = [seq(largest), frame(0x01, &[1]), frame(0x01, &[2])].concat();
+    assert!(feed(&mut pair.client, now, &input, 1000));
+    assert_eq!(pair.client.stats().lost, largest);
+    assert!(!feed(&mut pair.client, now, &seq(largest + 1), 1000));
+}
+
+proptest! {
+    #[test]
+    fn garbage_is_refused_at_either_end(bytes in garbage(), step in 1..50_usize) {
+        let mut pair = busy();
+        let now = pair.now;
+        feed(&mut pair.client, now, &bytes, step);
+        feed(pair.server(), now, &bytes, step);
+        let mut fresh = Session::client(SessionId([3; 16]), Limits::default());
+        fresh.open_path(now, ONE);
+        feed(&mut fresh, now, &bytes, step);
+        let mut reader = HelloReader::new();
+        let _ = bytes.chunks(step).try_for_each(|piece| match reader.feed(piece) {
+            Ok(None) => Ok(()),
+            _ => Err(()),
+        });
+    }
+
+    #[test]
+    fn mutated_conversations_never_panic(
+        mutations in proptest::collection::vec((any::<prop::sample::Index>(), 0..4_u8, any::<u8>()), 1..6),
+        step in 1..400_usize,
+        open_second in any::<bool>(),
+    ) {
+        let mut pair = busy();
+        if open_second {
+            pair.open(PathId(2));
+            pair.transmit(usize::MAX);
+            pair.deliver(PathId(2), Way::Up, usize::MAX);
+        }
+        pair.activate(ONE, &[PathId(2)]);
+        let now = pair.now;
+        pair.server().set_config(mobile_proto::PushConfig { mtu: 1300, ..common::config() });
+        pair.transmit(usize::MAX);
+        let wire = pair.wire(ONE);
+        let mut up: Vec<u8> = wire.up.drain(..).collect();
+        let mut down: Vec<u8> = wire.down.drain(..).collect();
+        for (at, kind, byte) in mutations {
+            for bytes in [&mut up, &mut down] {
+                let at = at.index(bytes.len().max(1)).min(bytes.len().saturating_sub(1));
+                match kind {
+                    _ if bytes.is_empty() => {}
+                    0 => bytes[at] = byte,
+                    1 => bytes.insert(at, byte),
+                    2 => drop(bytes.remove(at)),
+                    _ => bytes.truncate(at),
+                }
+            }
+        }
+        feed(pair.server(), now, &up, step);
+        feed(&mut pair.client, now, &down, step);
+        for session in [&mut pair.client, pair.server.as_mut().unwrap()] {
+            session.handle_timeout(now + Duration::from_secs(3600));
+        }
+    }
+
+    #[test]
+    fn garbage_on_one_path_harms_nothing_that_was_accepted(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        // Types that no version has: whatever follows, the path ends there.
+        let mut pair = busy();
+        pair.transmit(usize::MAX);
+        let now = pair.now;
+        let bad = [vec![0x60], bytes].concat();
+        let at_client = pair.client.handle_input(now, ONE, &bad, &mut |_| {});
+        let at_server = pair.server().handle_input(now, ONE, &bad, &mut |_| {});
+        prop_assert!(at_client.is_err() && at_server.is_err());
+        pair.open(PathId(2));
+        pair.settle();
+        pair.activate(PathId(2), &[]);
+        pair.advance(Duration::from_secs(1));
+        prop_assert_eq!(numbers(&pair.at_server), (0..6).collect::<Vec<_>>());
+        prop_assert_eq!(numbers(&pair.at_client), (0..6).collect::<Vec<_>>());
+    }
+}
