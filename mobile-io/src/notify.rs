@@ -16,7 +16,8 @@ pub fn stopping() {
 
 /// One line for `systemctl status`.
 pub fn status(text: &str) {
-    tell(NotifyState::Status(text));
+    // A second line would be taken for another word to systemd.
+    tell(NotifyState::Status(text.lines().next().unwrap_or_default()));
 }
 
 /// How often systemd wants to hear [`alive`], if it watches: half of its limit.
@@ -34,5 +35,52 @@ fn tell(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         // The service itself is well: systemd will complain if it misses anything.
         tracing::debug!(%error, "systemd was not notified");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::os::unix::net::UnixDatagram;
+    use std::process::Command;
+
+    use super::*;
+
+    const CHILD: &str = "MOBILE_IO_NOTIFY_CHILD";
+
+    #[test]
+    fn systemd_hears_each_word() {
+        if env::var_os(CHILD).is_some() {
+            ready();
+            status("one line\nREADY=0");
+            if watchdog() == Some(Duration::from_secs(2)) {
+                alive();
+            }
+            stopping();
+            return;
+        }
+        // A process of its own: the variables are the whole process's.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        systemd.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "notify::tests::systemd_hears_each_word"])
+            .env(CHILD, "1")
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "4000000")
+            .env_remove("WATCHDOG_PID")
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{child:?}");
+        let heard = || {
+            let mut bytes = [0; 256];
+            let length = systemd.recv(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes[..length]).into_owned()
+        };
+        assert_eq!(
+            [heard(), heard(), heard(), heard()],
+            ["READY=1\n", "STATUS=one line\n", "WATCHDOG=1\n", "STOPPING=1\n"]
+        );
     }
 }
