@@ -114,8 +114,8 @@ pub(crate) struct Limits {
     pub(crate) handshake_timeout: u64,
     /// How long a session without any path is kept.
     pub(crate) session_idle: u64,
-    /// Packets waiting for one client before the session takes them.
-    pub(crate) queue_packets: usize,
+    /// Bytes of packets waiting for one client before the session takes them.
+    pub(crate) queue_bytes: usize,
 }
 
 impl Default for Limits {
@@ -127,8 +127,8 @@ impl Default for Limits {
             handshake_timeout: 10,
             // A laptop closed in the evening and opened the next day goes on.
             session_idle: 24 * 3600,
-            // 0.4 s at 10 Mbit/s in full packets: absorbs a burst, is no second bufferbloat.
-            queue_packets: 256,
+            // A hand-over between two tasks: 16 of the kernel's largest packets absorb a burst.
+            queue_bytes: 1 << 20,
         }
     }
 }
@@ -218,7 +218,7 @@ impl Config {
         let limits = &self.limits;
         for (key, value) in [
             ("half_open", limits.half_open),
-            ("queue_packets", limits.queue_packets),
+            ("queue_bytes", limits.queue_bytes),
             ("handshake_timeout", usize::try_from(limits.handshake_timeout).unwrap_or(usize::MAX)),
             ("session_idle", usize::try_from(limits.session_idle).unwrap_or(usize::MAX)),
         ] {

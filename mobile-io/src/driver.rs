@@ -11,7 +11,9 @@ mod tests;
 use std::io;
 use std::task::{Context, Poll};
 
-use mobile_proto::{CloseCode, Event, Hello, PathId, PathStats, PushConfig, Session, Stats};
+use mobile_proto::{
+    CloseCode, Event, Hello, Offload, Packet, PacketBuf, PathId, PathStats, PushConfig, Session, Stats,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::tls::Cause;
@@ -23,10 +25,10 @@ pub trait PacketIo: Send {
     ///
     /// # Errors
     /// An error is logged and the source asked again a second later: it never ends the session.
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>>;
 
     /// Delivers a packet the peer sent. Must not block; counts its own errors.
-    fn send(&mut self, packet: &[u8]);
+    fn send(&mut self, packet: Packet<'_>);
 }
 
 /// What the driver tells its owner.
@@ -81,7 +83,7 @@ enum Command {
     Close(PathId, CloseCode),
     SetConfig(PushConfig),
     Snapshot(oneshot::Sender<Snapshot>),
-    TakeOver(oneshot::Sender<Vec<Box<[u8]>>>),
+    TakeOver(oneshot::Sender<Vec<PacketBuf>>),
     Shutdown(CloseCode, oneshot::Sender<()>),
 }
 
@@ -133,7 +135,7 @@ impl Handle {
 
     /// Stops the driver and gives what the peer has not acknowledged, for the session that replaces this one.
     /// The transports are dropped without a goodbye.
-    pub async fn take_over(&self) -> Vec<Box<[u8]>> {
+    pub async fn take_over(&self) -> Vec<PacketBuf> {
         let (reply, answer) = oneshot::channel();
         self.tell(Command::TakeOver(reply));
         answer.await.unwrap_or_default()

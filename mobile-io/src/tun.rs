@@ -1,13 +1,14 @@
 //! The virtual device: a TUN, read and written without blocking.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
+use mobile_proto::{Offload, Packet, VNET_HEADER_LEN};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::unistd::{read, write};
+use nix::sys::uio::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -67,6 +68,7 @@ impl Tun {
         // The crate opens it without O_CLOEXEC: no command we start may hold the device.
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| io_error(errno.into()))?;
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| io_error(errno.into()))?;
+        take_offloads(&fd, name);
         // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is dropped.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         Ok(Self { name: name.to_owned(), fd: fd.map_err(|error| io_error(error.into()))? })
@@ -78,15 +80,22 @@ impl Tun {
         &self.name
     }
 
-    /// Reads one packet. To read a batch, call it until it is pending.
+    /// Reads one packet, of up to 64 KiB where the kernel leaves its segmentation to us. To read a batch, call
+    /// it until it is pending.
     ///
     /// # Errors
     /// What the device says (it is down, or removed).
-    pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            if let Ok(outcome) = guard.try_io(|fd| Ok(read(fd, buf)?)) {
-                return Poll::Ready(outcome);
+            let mut header = [0; VNET_HEADER_LEN];
+            let mut slices = [IoSliceMut::new(&mut header), IoSliceMut::new(buf)];
+            let Ok(outcome) = guard.try_io(|fd| Ok(readv(fd, &mut slices)?)) else { continue };
+            let length = outcome?.saturating_sub(VNET_HEADER_LEN);
+            match Offload::from_vnet(&header, &buf[..length]) {
+                Ok(offload) => return Poll::Ready(Ok((length, offload))),
+                // The kernel asked for what it was not offered: such a packet cannot be carried.
+                Err(error) => tracing::debug!(device = self.name, %error, "packet skipped"),
             }
         }
     }
@@ -95,9 +104,12 @@ impl Tun {
     /// up, so there is nothing to wait for.
     ///
     /// # Errors
-    /// What the device says (it is down, or the packet is none).
-    pub fn try_send(&self, packet: &[u8]) -> io::Result<usize> {
-        Ok(write(&self.fd, packet)?)
+    /// `InvalidInput` when the packet does not allow what it asks for; what the device says (it is down).
+    pub fn try_send(&self, packet: Packet<'_>) -> io::Result<()> {
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
+        let header = packet.offload.to_vnet(packet.bytes).map_err(invalid)?;
+        writev(&self.fd, &[IoSlice::new(&header), IoSlice::new(packet.bytes)])?;
+        Ok(())
     }
 }
 
@@ -125,8 +137,25 @@ pub fn remove(name: &str) -> Result<bool, TunError> {
     Ok(true)
 }
 
+/// The kernel may leave to us: checksums, and the segmentation of TCP over IPv4 and IPv6, also of segments
+/// with explicit congestion notification. They are the device's until it is opened again.
+fn take_offloads(fd: &OwnedFd, name: &str) {
+    const CHECKSUM: u64 = 0x01;
+    const TSO: u64 = 0x02 | 0x04 | 0x08;
+    for (offloads, without) in [(CHECKSUM | TSO, "segmentation"), (CHECKSUM, "checksum")] {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value, and the descriptor is open.
+        match unsafe { request::tunsetoffload(fd.as_raw_fd(), offloads) } {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(device = name, %error, "no {without} offload: the tunnel will be slower");
+            }
+        }
+    }
+}
+
 mod request {
     nix::ioctl_write_int!(tunsetpersist, b'T', 203);
+    nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 }
 
 fn open(name: &str) -> Result<tun::Device, TunError> {
@@ -137,6 +166,7 @@ fn open(name: &str) -> Result<tun::Device, TunError> {
         // "Root privileges" is the crate's word for setting addresses and flags itself. (No packet information,
         // IFF_NO_PI, is its default.)
         linux.ensure_root_privileges(false);
+        linux.vnet_hdr(true);
     });
     tun::create(&config).map_err(|error| {
         let source = into_io(error);
@@ -182,11 +212,11 @@ mod tests {
             let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
             socket.send_to(b"out", "192.0.2.9:9").await.unwrap();
             let mut buf = [0; 2048];
-            let packet = loop {
-                let length = poll_fn(|cx| tun.poll_recv(cx, &mut buf)).await.unwrap();
+            let (packet, offload) = loop {
+                let (length, offload) = poll_fn(|cx| tun.poll_recv(cx, &mut buf)).await.unwrap();
                 // The kernel greets a new link with IPv6 of its own.
                 if buf[0] >> 4 == 4 {
-                    break &mut buf[..length];
+                    break (&mut buf[..length], offload);
                 }
             };
             assert!(packet.ends_with(b"out"));
@@ -196,7 +226,8 @@ mod tests {
                     packet.swap(a + i, b + i);
                 }
             }
-            assert_eq!(tun.try_send(packet).unwrap(), packet.len());
+            assert_eq!(offload, Offload::Checksum);
+            tun.try_send(Packet { bytes: packet, offload }).unwrap();
             let mut answer = [0; 16];
             let (length, from) = socket.recv_from(&mut answer).await.unwrap();
             assert_eq!((&answer[..length], from), (&b"out"[..], "192.0.2.9:9".parse().unwrap()));

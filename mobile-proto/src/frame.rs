@@ -1,11 +1,13 @@
 //! Frames: `type u8 | length varint | payload`. Everything on a path is one.
 
-use crate::ProtocolError;
 use crate::varint::{self, Varint};
+use crate::{Offload, Packet, ProtocolError};
 
-/// The longest inner packet: what an IP header can say, and 16 bytes for what a later version may
-/// carry in front of it.
-pub const MAX_PACKET: usize = 65_535 + 16;
+/// The longest inner packet: what an IPv6 header can say, which does not count itself (RFC 8200, 3).
+pub const MAX_PACKET: usize = 65_535 + 40;
+
+/// The longest payload of a DATA frame: a packet and its segment size.
+const MAX_DATA: usize = MAX_PACKET + 2;
 
 /// The longest payload of a frame that is not DATA. The longest real one, CONFIG with every
 /// resolver, has less than half of it.
@@ -21,6 +23,10 @@ pub(crate) const ACK: u8 = 0x03;
 pub(crate) const PING: u8 = 0x04;
 /// Answers a PING.
 pub(crate) const PONG: u8 = 0x05;
+/// DATA whose TCP or UDP checksum is partial.
+pub(crate) const DATA_CHECKSUM: u8 = 0x06;
+/// DATA that is to be cut: the segment size (16 bits), then the packet.
+pub(crate) const DATA_SEGMENT: u8 = 0x07;
 /// Client: opens the path.
 pub(crate) const HELLO: u8 = 0x10;
 /// Relay: accepts it.
@@ -34,7 +40,7 @@ pub(crate) const CLOSE: u8 = 0x14;
 /// What a type is called.
 pub(crate) fn name(kind: u8) -> &'static str {
     match kind {
-        DATA => "DATA",
+        DATA | DATA_CHECKSUM | DATA_SEGMENT => "DATA",
         SEQ => "SEQ",
         ACK => "ACK",
         PING => "PING",
@@ -82,10 +88,46 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded<'_>, ProtocolError> {
 
 fn max_payload(kind: u8) -> Result<usize, ProtocolError> {
     match kind {
-        DATA | FIRST_IGNORABLE.. => Ok(MAX_PACKET),
+        DATA | DATA_CHECKSUM | DATA_SEGMENT | FIRST_IGNORABLE.. => Ok(MAX_DATA),
         SEQ | ACK | PING | PONG | HELLO | WELCOME | ACTIVATE | CONFIG | CLOSE => Ok(MAX_CONTROL),
         unknown => Err(ProtocolError::UnknownFrame(unknown)),
     }
+}
+
+/// Whether a frame of this type carries an inner packet.
+pub(crate) fn is_data(kind: u8) -> bool {
+    matches!(kind, DATA | DATA_CHECKSUM | DATA_SEGMENT)
+}
+
+/// Appends an inner packet.
+pub(crate) fn put_packet(out: &mut Vec<u8>, packet: Packet<'_>) {
+    match packet.offload {
+        Offload::None => put(out, DATA, packet.bytes),
+        Offload::Checksum => put(out, DATA_CHECKSUM, packet.bytes),
+        Offload::Segment(size) => {
+            out.push(DATA_SEGMENT);
+            varint::put(out, packet.len() as u64 + 2);
+            out.extend_from_slice(&size.to_be_bytes());
+            out.extend_from_slice(packet.bytes);
+        }
+    }
+}
+
+/// Reads the payload of a frame that carries an inner packet.
+pub(crate) fn packet(kind: u8, payload: &[u8]) -> Result<Packet<'_>, ProtocolError> {
+    let (bytes, offload) = match kind {
+        DATA_CHECKSUM => (payload, Offload::Checksum),
+        DATA_SEGMENT => {
+            let mut reader = Reader::new("DATA", payload);
+            let size = u16::from_be_bytes(reader.array()?);
+            (reader.rest, Offload::Segment(size))
+        }
+        _ => (payload, Offload::None),
+    };
+    if bytes.is_empty() {
+        return Err(ProtocolError::Malformed { frame: "DATA", what: "it has no packet" });
+    }
+    Ok(Packet { bytes, offload })
 }
 
 /// Appends a frame.
@@ -166,8 +208,8 @@ mod tests {
     #[test]
     fn refuses_what_is_too_long_before_the_payload_is_there() {
         let mut header = vec![DATA];
-        varint::put(&mut header, MAX_PACKET as u64 + 1);
-        assert!(matches!(decode(&header), Err(ProtocolError::FrameTooLong { length: 65_552, .. })));
+        varint::put(&mut header, MAX_DATA as u64 + 1);
+        assert!(matches!(decode(&header), Err(ProtocolError::FrameTooLong { length: 65_578, .. })));
         let mut header = vec![PING];
         varint::put(&mut header, MAX_CONTROL as u64 + 1);
         assert!(matches!(decode(&header), Err(ProtocolError::FrameTooLong { .. })));

@@ -17,6 +17,7 @@ mod hello;
 mod ids;
 mod limits;
 mod message;
+mod offload;
 pub mod packet;
 mod path;
 mod pool;
@@ -33,6 +34,8 @@ pub use frame::MAX_PACKET;
 pub use hello::{Hello, HelloReader};
 pub use ids::{PathId, SessionId};
 pub use limits::Limits;
+pub use offload::{Offload, OffloadError, VNET_HEADER_LEN};
+pub use packet::{Packet, PacketBuf};
 pub use session::{DropReason, Enqueue, Event, Session};
 pub use stats::{PathStats, Stats};
 

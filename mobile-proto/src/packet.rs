@@ -1,6 +1,61 @@
-//! A view of an inner packet's IP header, for checks and for choosing a session by address.
+//! Inner packets, and a view of their IP header for checks and for choosing a session by address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+
+use crate::Offload;
+
+/// An inner packet, with what the kernel left undone on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// The packet, from its IP header on.
+    pub bytes: &'a [u8],
+    /// What is still to be done to it.
+    pub offload: Offload,
+}
+
+/// An inner packet of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketBuf {
+    /// The packet, from its IP header on.
+    pub bytes: Box<[u8]>,
+    /// What is still to be done to it.
+    pub offload: Offload,
+}
+
+impl Deref for Packet<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+/// An ordinary packet: nothing is left to be done.
+impl<'a> From<&'a [u8]> for Packet<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, offload: Offload::None }
+    }
+}
+
+/// An ordinary packet, likewise.
+impl<'a> From<&'a Vec<u8>> for Packet<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        bytes.as_slice().into()
+    }
+}
+
+impl<'a> From<&'a PacketBuf> for Packet<'a> {
+    fn from(packet: &'a PacketBuf) -> Self {
+        Self { bytes: &packet.bytes, offload: packet.offload }
+    }
+}
+
+impl From<Packet<'_>> for PacketBuf {
+    fn from(packet: Packet<'_>) -> Self {
+        Self { bytes: packet.bytes.into(), offload: packet.offload }
+    }
+}
 
 /// What both programs need to know of an inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

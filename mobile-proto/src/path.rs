@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{CloseCode, Limits, PathId, PathStats, frame, message};
+use crate::{CloseCode, Limits, Packet, PathId, PathStats, frame, message};
 
 /// Before an RTT is known, this stands for it: the initial retransmission timeout of RFC 6298.
 const INITIAL_RTT: Duration = Duration::from_secs(1);
@@ -125,13 +125,13 @@ impl Path {
     }
 
     /// Appends a record, and its number where the peer's counter is another.
-    pub(crate) fn put_record(&mut self, number: u64, packet: &[u8], out: &mut Vec<u8>) {
+    pub(crate) fn put_record(&mut self, number: u64, packet: Packet<'_>, out: &mut Vec<u8>) {
         if self.tx_number != Some(number) {
             self.put_seq(number, out);
         }
         self.tx_number = Some(number + 1);
         self.stats.tx_packets += 1;
-        frame::put(out, frame::DATA, packet);
+        frame::put_packet(out, packet);
     }
 
     /// Appends a PING. A new one stands for an old one that was not answered.

@@ -4,15 +4,26 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use crate::{Offload, Packet, PacketBuf};
+
 /// One inner packet on its way.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) packet: Vec<u8>,
+    pub(crate) offload: Offload,
     /// When it came from the TUN.
     pub(crate) since: Instant,
 }
 
 impl Record {
+    pub(crate) fn packet(&self) -> Packet<'_> {
+        Packet { bytes: &self.packet, offload: self.offload }
+    }
+
+    pub(crate) fn into_packet(self) -> PacketBuf {
+        PacketBuf { bytes: self.packet.into_boxed_slice(), offload: self.offload }
+    }
+
     /// The memory it holds, which is what bounds are about.
     pub(crate) fn cost(&self) -> usize {
         self.packet.capacity() + size_of::<Self>()
@@ -105,7 +116,7 @@ mod tests {
     use super::*;
 
     fn record(packet: &[u8]) -> Record {
-        Record { packet: packet.to_vec(), since: Instant::now() }
+        Record { packet: packet.to_vec(), offload: Offload::None, since: Instant::now() }
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::ProtocolError;
 use crate::queue::Record;
+use crate::{Packet, ProtocolError};
 
 /// The unacknowledged records, numbered from `base` without gaps.
 #[derive(Debug, Default)]
@@ -25,14 +25,14 @@ pub(crate) struct Replay {
 
 impl Replay {
     /// Keeps a record that goes out now, as the last of all; returns its number and the packet.
-    pub(crate) fn push_sent(&mut self, record: Record) -> (u64, &[u8]) {
+    pub(crate) fn push_sent(&mut self, record: Record) -> (u64, Packet<'_>) {
         debug_assert!(!self.has_next(), "older records go first");
         self.cost += record.cost();
         self.bytes += record.packet.len();
         let number = self.base + self.records.len() as u64;
         self.sent_end = number + 1;
         self.cursor = self.records.len() + 1;
-        (number, &self.records.push_back_mut(record).packet)
+        (number, self.records.push_back_mut(record).packet())
     }
 
     /// Whether a record has to be sent again.
@@ -41,12 +41,12 @@ impl Replay {
     }
 
     /// The record to send again now, with its number.
-    pub(crate) fn next(&mut self) -> Option<(u64, &[u8])> {
+    pub(crate) fn next(&mut self) -> Option<(u64, Packet<'_>)> {
         let record = self.records.get(self.cursor)?;
         let number = self.base + self.cursor as u64;
         self.cursor += 1;
         self.sent_end = self.sent_end.max(number + 1);
-        Some((number, &record.packet))
+        Some((number, record.packet()))
     }
 
     /// Another path: everything goes again. Returns how many records that is.
@@ -139,12 +139,21 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Offload;
+
+    fn packet(byte: &[u8]) -> Packet<'_> {
+        byte.into()
+    }
 
     fn filled(count: u8) -> Replay {
         let mut replay = Replay::default();
         for byte in 0..count {
-            let sent = replay.push_sent(Record { packet: vec![byte], since: Instant::now() });
-            assert_eq!(sent, (u64::from(byte), &[byte][..]));
+            let sent = replay.push_sent(Record {
+                packet: vec![byte],
+                offload: Offload::None,
+                since: Instant::now(),
+            });
+            assert_eq!(sent, (u64::from(byte), packet(&[byte])));
         }
         replay
     }
@@ -155,10 +164,10 @@ mod tests {
         assert!(!replay.has_next());
         assert_eq!(replay.rewind(), 5);
         assert!(!replay.in_flight());
-        assert_eq!(replay.next(), Some((0, &[0][..])));
+        assert_eq!(replay.next(), Some((0, packet(&[0]))));
         replay.acknowledge(3, drop).unwrap();
-        assert_eq!(replay.next(), Some((3, &[3][..])));
-        assert_eq!(replay.next(), Some((4, &[4][..])));
+        assert_eq!(replay.next(), Some((3, packet(&[3]))));
+        assert_eq!(replay.next(), Some((4, packet(&[4]))));
         assert_eq!(replay.next(), None);
         replay.acknowledge(5, drop).unwrap();
         assert!(replay.is_empty() && !replay.in_flight());
@@ -179,11 +188,11 @@ mod tests {
         let mut replay = filled(3);
         replay.renumber(10);
         assert!(replay.acknowledge(11, drop).is_err());
-        assert_eq!(replay.next(), Some((10, &[0][..])));
+        assert_eq!(replay.next(), Some((10, packet(&[0]))));
         replay.acknowledge(11, drop).unwrap();
         assert_eq!(replay.gap(), None);
         assert_eq!(replay.pop_older(Instant::now()).map(|record| record.packet), Some(vec![1]));
-        assert_eq!(replay.next(), Some((12, &[2][..])));
+        assert_eq!(replay.next(), Some((12, packet(&[2]))));
         assert!(replay.pop_older(Instant::now()).is_some());
         assert_eq!(replay.gap(), Some(13));
         replay.acknowledge(13, drop).unwrap();

@@ -14,7 +14,8 @@ use crate::pool::Pool;
 use crate::queue::{Queue, Record};
 use crate::replay::Replay;
 use crate::{
-    CloseCode, Hello, Limits, MAX_PACKET, PathId, PathStats, ProtocolError, PushConfig, SessionId, Stats,
+    CloseCode, Hello, Limits, MAX_PACKET, Packet, PacketBuf, PathId, PathStats, ProtocolError, PushConfig,
+    SessionId, Stats,
 };
 
 /// What became of a packet given to [`Session::enqueue`].
@@ -208,19 +209,20 @@ impl Session {
     }
 
     /// Takes a packet from the TUN. Without an active path it waits for one.
-    pub fn enqueue(&mut self, now: Instant, packet: &[u8]) -> Enqueue {
-        if packet.is_empty() || packet.len() > MAX_PACKET {
+    pub fn enqueue<'a>(&mut self, now: Instant, packet: impl Into<Packet<'a>>) -> Enqueue {
+        let Packet { bytes, offload } = packet.into();
+        if bytes.is_empty() || bytes.len() > MAX_PACKET {
             self.stats.dropped_bad_length += 1;
             return Enqueue::Dropped(DropReason::BadLength);
         }
-        let record = Record { packet: self.pool.copy(packet), since: now };
+        let record = Record { packet: self.pool.copy(bytes), offload, since: now };
         if self.queue.cost() + record.cost() > self.limits.queue_bytes {
             // The newest goes: what unblocks an inner TCP flow is its oldest segment.
             self.pool.give(record.packet);
             self.stats.dropped_queue_full += 1;
             return Enqueue::Dropped(DropReason::QueueFull);
         }
-        self.count_enqueued(packet.len());
+        self.count_enqueued(bytes.len());
         self.queue.push(record);
         Enqueue::Queued
     }
@@ -253,21 +255,21 @@ impl Session {
     /// What the peer has not acknowledged, then what was not sent yet, in order: for a session
     /// that replaces this one.
     #[must_use]
-    pub fn into_unacknowledged(self) -> Vec<Box<[u8]>> {
+    pub fn into_unacknowledged(self) -> Vec<PacketBuf> {
         let records = self.replay.into_records().chain(self.queue.into_records());
-        records.map(|record| record.packet.into_boxed_slice()).collect()
+        records.map(Record::into_packet).collect()
     }
 
     /// Puts packets, in their order, before all others that were not sent yet. What this session's
     /// bounds together cannot hold is dropped, the newest first, and counted.
-    pub fn requeue(&mut self, now: Instant, packets: Vec<Box<[u8]>>) {
-        for packet in packets.into_iter().rev() {
-            if packet.is_empty() || packet.len() > MAX_PACKET {
+    pub fn requeue(&mut self, now: Instant, packets: Vec<PacketBuf>) {
+        for PacketBuf { bytes, offload } in packets.into_iter().rev() {
+            if bytes.is_empty() || bytes.len() > MAX_PACKET {
                 self.stats.dropped_bad_length += 1;
                 continue;
             }
-            self.count_enqueued(packet.len());
-            self.queue.push_front(Record { packet: packet.into_vec(), since: now });
+            self.count_enqueued(bytes.len());
+            self.queue.push_front(Record { packet: bytes.into_vec(), offload, since: now });
         }
         while self.queue.cost() > self.limits.queue_bytes.saturating_add(self.limits.replay_bytes) {
             self.stats.dropped_queue_full += u64::from(self.queue.pop_newest().is_some());

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Pair, Way, numbers, packet};
-use mobile_proto::{CloseCode, Enqueue, HelloReader, Limits, MAX_PACKET, PathId, Session, SessionId};
+use mobile_proto::{CloseCode, Enqueue, HelloReader, Limits, MAX_PACKET, Packet, PathId, Session, SessionId};
 use proptest::prelude::*;
 
 const ONE: PathId = PathId(1);
@@ -37,7 +37,7 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
 fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usize) -> bool {
     let mut fine = true;
     for piece in bytes.chunks(step.max(1)) {
-        let mut deliver = |packet: &[u8]| assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
+        let mut deliver = |packet: Packet<'_>| assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
         let result = session.handle_input(now, ONE, piece, &mut deliver);
         assert!(result.is_ok() || fine, "a path that failed takes no more input");
         fine &= result.is_ok();

@@ -4,8 +4,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, closed, config, number, numbers, packet};
-use mobile_proto::{CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, PathId, PushConfig};
+use common::{Pair, Way, closed, config, number, numbers, packet, with_offload};
+use mobile_proto::{
+    CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, Packet, PacketBuf, PathId, PushConfig,
+};
 
 const ONE: PathId = PathId(1);
 const TWO: PathId = PathId(2);
@@ -491,7 +493,7 @@ fn requeued_packets_go_first_and_are_bounded() {
     let mut pair = Pair::connected(Limits { queue_bytes: 4000, replay_bytes: 4000, ..Limits::default() });
     down(&mut pair, 50..52);
     let now = pair.now;
-    let held: Vec<Box<[u8]>> = (0..40).map(|n| packet(n, 500).into_boxed_slice()).collect();
+    let held: Vec<PacketBuf> = (0..40).map(|n| with_offload(&packet(n, 500)).into()).collect();
     pair.server().requeue(now, held);
     let dropped = pair.server().stats().dropped_queue_full;
     pair.advance(SECOND);
@@ -505,7 +507,7 @@ fn requeued_packets_go_first_and_are_bounded() {
 fn bytes_of_a_forgotten_path_are_ignored() {
     let mut pair = Pair::connected(Limits::default());
     let now = pair.now;
-    let mut deliver = |_: &[u8]| panic!("nothing to deliver");
+    let mut deliver = |_: Packet<'_>| panic!("nothing to deliver");
     pair.client.handle_input(now, PathId(9), &[0, 1, 2], &mut deliver).unwrap();
     assert_eq!(pair.client.stats().stray_bytes, 3);
 }

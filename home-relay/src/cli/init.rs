@@ -122,8 +122,8 @@ private_key_file = "{key_name}"
 # handshake_timeout = 10
 # Seconds a session is kept while its client is out of reach (24 h).
 # session_idle = 86400
-# Packets waiting for one client before its session takes them.
-# queue_packets = 256
+# Bytes of packets waiting for one client before its session takes them (1 MiB).
+# queue_bytes = 1048576
 
 [admin]
 # Where a running relay takes `authorize`, `revoke`, `clients` and `sessions`: root, and this group if one is named.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
+use mobile_proto::{MAX_PACKET, Packet};
 use tracing::debug;
 
 use super::queue::PacketQueue;
@@ -36,16 +37,14 @@ impl Routes {
     }
 
     /// Gives a packet from the world to its client.
-    pub(crate) fn dispatch(&self, packet: &[u8]) -> Result<(), Drop> {
-        let header = IpHeader::parse(packet).map_err(|_| Drop::Malformed)?;
+    pub(crate) fn dispatch<'a>(&self, packet: impl Into<Packet<'a>>) -> Result<(), Drop> {
+        let packet = packet.into();
+        let header = IpHeader::parse(packet.bytes).map_err(|_| Drop::Malformed)?;
         let routes = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let queue = routes.get(&header.dst).ok_or(Drop::NoSession)?;
         if queue.push(packet) { Ok(()) } else { Err(Drop::QueueFull) }
     }
 }
-
-/// A packet's length field holds 16 bits, and IPv6 does not count its header in it.
-const MAX_IP_PACKET: usize = 40 + 65_535;
 
 /// After an error of the device: long enough not to spin, short enough not to be noticed.
 const RETRY: Duration = Duration::from_millis(100);
@@ -54,13 +53,13 @@ const MAX_ERRORS: u32 = 50;
 
 /// Reads the device until it is gone.
 pub(crate) async fn run(tun: &Tun, routes: &Routes, metrics: &Metrics) -> anyhow::Result<()> {
-    let mut buffer = vec![0; MAX_IP_PACKET];
+    let mut buffer = vec![0; MAX_PACKET];
     let mut errors = 0;
     loop {
         match poll_fn(|cx| tun.poll_recv(cx, &mut buffer)).await {
-            Ok(length) => {
+            Ok((length, offload)) => {
                 errors = 0;
-                if let Err(reason) = routes.dispatch(&buffer[..length]) {
+                if let Err(reason) = routes.dispatch(Packet { bytes: &buffer[..length], offload }) {
                     metrics.dropped(reason);
                 }
             }
@@ -93,14 +92,14 @@ mod tests {
 
     async fn pop(queue: &PacketQueue) -> Vec<u8> {
         let mut buffer = [0; 100];
-        let length = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
+        let (length, _) = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
         buffer[..length].to_vec()
     }
 
     #[tokio::test]
     async fn a_packet_goes_to_the_holder_of_its_destination() {
         let routes = Routes::default();
-        let queues = [Arc::new(PacketQueue::new(4)), Arc::new(PacketQueue::new(4))];
+        let queues = [Arc::new(PacketQueue::new(80)), Arc::new(PacketQueue::new(80))];
         routes.add(&lease(2), &queues[0]);
         routes.add(&lease(3), &queues[1]);
         let ipv4 = packet("192.0.2.1", "10.9.0.3");
@@ -114,9 +113,9 @@ mod tests {
     #[test]
     fn what_cannot_be_delivered_says_why() {
         let routes = Routes::default();
-        let queue = Arc::new(PacketQueue::new(1));
+        let queue = Arc::new(PacketQueue::new(20));
         routes.add(&lease(2), &queue);
-        assert_eq!(routes.dispatch(b"garbage"), Err(Drop::Malformed));
+        assert_eq!(routes.dispatch(&b"garbage"[..]), Err(Drop::Malformed));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.9")), Err(Drop::NoSession));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Ok(()));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::QueueFull));

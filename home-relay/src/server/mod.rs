@@ -118,7 +118,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let settings = Settings {
         pools: served,
         push: PushConfig { ipv4: None, ipv6: None, mtu: config.tunnel.mtu, dns: config.dns.servers.clone() },
-        queue_packets: config.limits.queue_packets,
+        queue_bytes: config.limits.queue_bytes,
         session_idle: config.limits.session_idle(),
     };
     let registry = Registry::new(settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));

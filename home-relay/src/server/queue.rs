@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use mobile_proto::{Offload, Packet, PacketBuf};
+
 /// The queue; the newest packet is refused when it is full.
 #[derive(Debug)]
 pub(crate) struct PacketQueue {
@@ -14,22 +16,24 @@ pub(crate) struct PacketQueue {
 
 #[derive(Debug, Default)]
 struct State {
-    packets: VecDeque<Box<[u8]>>,
+    packets: VecDeque<PacketBuf>,
+    bytes: usize,
     reader: Option<Waker>,
 }
 
 impl PacketQueue {
-    /// For at most `capacity` packets.
+    /// For at most `capacity` bytes of packets.
     pub(crate) fn new(capacity: usize) -> Self {
         Self { capacity, state: Mutex::default() }
     }
 
     /// Adds a packet; false if there is no room.
-    pub(crate) fn push(&self, packet: &[u8]) -> bool {
+    pub(crate) fn push(&self, packet: Packet<'_>) -> bool {
         let mut state = self.lock();
-        if state.packets.len() >= self.capacity {
+        if state.bytes + packet.len() > self.capacity {
             return false;
         }
+        state.bytes += packet.len();
         state.packets.push_back(packet.into());
         let reader = state.reader.take();
         drop(state);
@@ -41,12 +45,13 @@ impl PacketQueue {
 
     /// Takes the oldest packet into `buffer`. One too long for it is skipped: the relay gives every
     /// session a buffer of the largest packet the device can hold.
-    pub(crate) fn poll_pop(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<usize> {
+    pub(crate) fn poll_pop(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<(usize, Offload)> {
         let mut state = self.lock();
-        while let Some(packet) = state.packets.pop_front() {
-            if let Some(target) = buffer.get_mut(..packet.len()) {
-                target.copy_from_slice(&packet);
-                return Poll::Ready(packet.len());
+        while let Some(PacketBuf { bytes, offload }) = state.packets.pop_front() {
+            state.bytes -= bytes.len();
+            if let Some(target) = buffer.get_mut(..bytes.len()) {
+                target.copy_from_slice(&bytes);
+                return Poll::Ready((bytes.len(), offload));
             }
         }
         state.reader = Some(cx.waker().clone());
@@ -58,6 +63,7 @@ impl PacketQueue {
         let mut state = self.lock();
         // The capacity too: thousands of idle clients should hold nothing.
         state.packets = VecDeque::new();
+        state.bytes = 0;
         state.reader = None;
     }
 
@@ -74,39 +80,43 @@ mod tests {
 
     use super::*;
 
+    fn push(queue: &PacketQueue, packet: &[u8]) -> bool {
+        queue.push(packet.into())
+    }
+
     async fn pop(queue: &PacketQueue) -> Vec<u8> {
         let mut buffer = [0; 16];
-        let length = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
+        let (length, _) = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
         buffer[..length].to_vec()
     }
 
     #[tokio::test]
     async fn packets_come_out_in_order_and_the_newest_is_refused_when_full() {
-        let queue = PacketQueue::new(2);
-        assert!(queue.push(b"1") && queue.push(b"22"));
-        assert!(!queue.push(b"3"));
+        let queue = PacketQueue::new(3);
+        assert!(push(&queue, b"1") && push(&queue, b"22"));
+        assert!(!push(&queue, b"3"));
         assert_eq!(pop(&queue).await, b"1");
-        assert!(queue.push(b"4"));
+        assert!(push(&queue, b"4"));
         assert_eq!(pop(&queue).await, b"22");
         assert_eq!(pop(&queue).await, b"4");
     }
 
     #[tokio::test]
     async fn a_waiting_reader_is_woken() {
-        let queue = Arc::new(PacketQueue::new(2));
+        let queue = Arc::new(PacketQueue::new(4));
         let reader = tokio::spawn({
             let queue = Arc::clone(&queue);
             async move { pop(&queue).await }
         });
         tokio::task::yield_now().await;
-        assert!(queue.push(b"late"));
+        assert!(push(&queue, b"late"));
         assert_eq!(reader.await.unwrap(), b"late");
     }
 
     #[tokio::test]
     async fn a_packet_longer_than_the_buffer_is_skipped() {
-        let queue = PacketQueue::new(2);
-        assert!(queue.push(&[0; 17]) && queue.push(b"ok"));
+        let queue = PacketQueue::new(19);
+        assert!(push(&queue, &[0; 17]) && push(&queue, b"ok"));
         assert_eq!(pop(&queue).await, b"ok");
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mobile_io::driver::{DriverEvent, TlsStream};
 use mobile_io::keys::PublicKey;
-use mobile_proto::{CloseCode, Event, Hello, PushConfig, Session};
+use mobile_proto::{CloseCode, Event, Hello, PacketBuf, PushConfig, Session};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
@@ -28,7 +28,7 @@ pub(crate) struct Settings {
     /// Pushed to clients, with their addresses.
     pub(crate) push: PushConfig,
     /// Packets waiting for one client.
-    pub(crate) queue_packets: usize,
+    pub(crate) queue_bytes: usize,
     /// How long a session without a path is kept.
     pub(crate) session_idle: Duration,
 }
@@ -86,7 +86,7 @@ impl Registry {
             Arc::new(Member {
                 name: client.name.clone(),
                 lease,
-                queue: Arc::new(PacketQueue::new(self.settings.queue_packets)),
+                queue: Arc::new(PacketQueue::new(self.settings.queue_bytes)),
                 slot: Mutex::default(),
             })
         });
@@ -224,7 +224,7 @@ impl Registry {
         self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Vec<Box<[u8]>>) -> Arc<Live> {
+    fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Vec<PacketBuf>) -> Arc<Live> {
         // 0 means "none known" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
         let push =

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, Snapshot, TlsStream};
 use mobile_io::tun::Tun;
-use mobile_proto::{CloseCode, Hello, PathId, Session, SessionId, Stats};
+use mobile_proto::{CloseCode, Hello, Offload, Packet, PacketBuf, PathId, Session, SessionId, Stats};
 use tokio::sync::{Mutex, mpsc};
 
 use super::guard::Guard;
@@ -19,12 +19,12 @@ use crate::metrics::{Drop, Metrics};
 /// Where packets of clients go: the home virtual device, or a test.
 pub(crate) trait Sink: Send + Sync {
     /// Sends one packet.
-    fn send(&self, packet: &[u8]) -> io::Result<()>;
+    fn send(&self, packet: Packet<'_>) -> io::Result<()>;
 }
 
 impl Sink for Tun {
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
-        self.try_send(packet).map(|_| ())
+    fn send(&self, packet: Packet<'_>) -> io::Result<()> {
+        self.try_send(packet)
     }
 }
 
@@ -37,16 +37,16 @@ pub(crate) struct ClientIo {
 }
 
 impl PacketIo for ClientIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.queue.poll_pop(cx, buffer).map(|length| {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+        self.queue.poll_pop(cx, buffer).map(|(length, offload)| {
             self.metrics.to_clients.count(length);
-            Ok(length)
+            Ok((length, offload))
         })
     }
 
-    fn send(&mut self, packet: &[u8]) {
+    fn send(&mut self, packet: Packet<'_>) {
         let forwarded =
-            self.guard.check(packet).and_then(|()| self.sink.send(packet).map_err(|_| Drop::Device));
+            self.guard.check(packet.bytes).and_then(|()| self.sink.send(packet).map_err(|_| Drop::Device));
         match forwarded {
             Ok(()) => self.metrics.from_clients.count(packet.len()),
             Err(reason) => self.metrics.dropped(reason),
@@ -156,7 +156,7 @@ impl Live {
     }
 
     /// Ends it in favour of another session, which gets what the client has not acknowledged.
-    pub(crate) async fn take_over(&self) -> Vec<Box<[u8]>> {
+    pub(crate) async fn take_over(&self) -> Vec<PacketBuf> {
         self.refresh().await;
         let waiting = self.handle.take_over().await;
         self.settle().await;

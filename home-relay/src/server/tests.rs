@@ -9,7 +9,7 @@ use std::time::Duration;
 use mobile_io::driver::{self, DriverEvent, Handle, PacketIo};
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::{tls, transport};
-use mobile_proto::{CloseCode, Event, PathId, PushConfig, Session, SessionId};
+use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ use crate::store::Client;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Sink for mpsc::UnboundedSender<Vec<u8>> {
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
+    fn send(&self, packet: Packet<'_>) -> io::Result<()> {
         Self::send(self, packet.to_vec()).map_err(io::Error::other)
     }
 }
@@ -46,7 +46,7 @@ impl TestRelay {
     fn start(limits: &Limits) -> Self {
         let pools = Pools::new(Some("10.9.0.0/24".parse().unwrap()), None).unwrap();
         let push = PushConfig { ipv4: None, ipv6: None, mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()] };
-        let settings = Settings { pools, push, queue_packets: 16, session_idle: limits.session_idle() };
+        let settings = Settings { pools, push, queue_bytes: 4096, session_idle: limits.session_idle() };
         let (sink, device) = mpsc::unbounded_channel();
         let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::new().unwrap()));
         let registry =
@@ -94,15 +94,15 @@ struct ChannelIo {
 }
 
 impl PacketIo for ChannelIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         self.to_send.poll_recv(cx).map(|packet| {
             let packet = packet.ok_or(io::ErrorKind::BrokenPipe)?;
             buffer[..packet.len()].copy_from_slice(&packet);
-            Ok(packet.len())
+            Ok((packet.len(), Offload::None))
         })
     }
 
-    fn send(&mut self, packet: &[u8]) {
+    fn send(&mut self, packet: Packet<'_>) {
         // A test that no longer looks has seen what it wanted.
         let _ = self.received.send(packet.to_vec());
     }

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use mobile_io::driver::PacketIo;
 use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
+use mobile_proto::{Offload, Packet};
 
 /// Counters of what the device did not take, and what may be delivered to it.
 #[derive(Debug, Default)]
@@ -48,12 +49,12 @@ impl TunIo {
 }
 
 impl PacketIo for TunIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         self.tun.poll_recv(cx, buf)
     }
 
-    fn send(&mut self, packet: &[u8]) {
-        if !self.side.admits(packet) {
+    fn send(&mut self, packet: Packet<'_>) {
+        if !self.side.admits(packet.bytes) {
             self.side.misaddressed.fetch_add(1, Ordering::Relaxed);
         } else if self.tun.try_send(packet).is_err() {
             self.side.refused.fetch_add(1, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, ProtocolError, Session};
+use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, Packet, PacketBuf, PathId, ProtocolError, Session};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
@@ -69,7 +69,7 @@ pub(super) async fn run(
 }
 
 enum End {
-    TakenOver(oneshot::Sender<Vec<Box<[u8]>>>),
+    TakenOver(oneshot::Sender<Vec<PacketBuf>>),
     Stopped(Vec<oneshot::Sender<()>>),
 }
 
@@ -286,10 +286,10 @@ impl<I: PacketIo> Driver<I> {
             }
             match self.io.poll_recv(cx, &mut self.packet) {
                 Poll::Pending => return Stop::Pending,
-                Poll::Ready(Ok(length)) => {
+                Poll::Ready(Ok((length, offload))) => {
                     self.io_failing = false;
                     // What is dropped is counted by the session.
-                    let _ = self.session.enqueue(now, &self.packet[..length]);
+                    let _ = self.session.enqueue(now, Packet { bytes: &self.packet[..length], offload });
                 }
                 Poll::Ready(Err(error)) => {
                     self.io_retry = Some(now + IO_RETRY);

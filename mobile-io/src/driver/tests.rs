@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use mobile_proto::{HelloReader, Limits, SessionId};
+use mobile_proto::{HelloReader, Limits, Offload, Packet, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -61,7 +61,7 @@ impl Memory {
 }
 
 impl PacketIo for Arc<Memory> {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         self.polls.fetch_add(1, SeqCst);
         if self.failing.load(SeqCst) > 0 {
             self.failing.fetch_sub(1, SeqCst);
@@ -71,7 +71,7 @@ impl PacketIo for Arc<Memory> {
         match waiting.0.pop_front() {
             Some(packet) => {
                 buf[..packet.len()].copy_from_slice(&packet);
-                Poll::Ready(Ok(packet.len()))
+                Poll::Ready(Ok((packet.len(), Offload::None)))
             }
             None => {
                 waiting.1 = Some(cx.waker().clone());
@@ -80,7 +80,7 @@ impl PacketIo for Arc<Memory> {
         }
     }
 
-    fn send(&mut self, packet: &[u8]) {
+    fn send(&mut self, packet: Packet<'_>) {
         let expected = self.received.fetch_add(1, SeqCst);
         let number = u64::from_be_bytes(packet[..8].try_into().unwrap());
         let intact = packet[8..].iter().all(|byte| *byte == number as u8);
@@ -360,7 +360,7 @@ async fn what_was_not_acknowledged_can_be_taken_over() {
     }
     let packets = pair.client.handle.take_over().await;
     assert_eq!(packets.len(), 10);
-    assert_eq!(packets[3][..8], 3_u64.to_be_bytes());
+    assert_eq!(packets[3].bytes[..8], 3_u64.to_be_bytes());
     assert!(pair.client.handle.snapshot().await.is_none());
     assert!(pair.client.handle.take_over().await.is_empty());
 }

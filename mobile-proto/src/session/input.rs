@@ -6,7 +6,7 @@ use super::{Event, Role, Session};
 use crate::frame::{self, Decoded};
 use crate::message::{self, Activate, VersionedConfig, Welcome};
 use crate::path::{Path, State};
-use crate::{CloseCode, PathId, ProtocolError};
+use crate::{CloseCode, Packet, PathId, ProtocolError};
 
 /// What a frame did to its path.
 #[derive(PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl Session {
         now: Instant,
         path: PathId,
         bytes: &[u8],
-        deliver: &mut dyn FnMut(&[u8]),
+        deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
         // The path is out of the list while its frames are read, so that they can change the rest.
         let Some(mut path) = self.take(path) else {
@@ -67,7 +67,7 @@ impl Session {
         now: Instant,
         path: &mut Path,
         mut bytes: &[u8],
-        deliver: &mut dyn FnMut(&[u8]),
+        deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<Fate, ProtocolError> {
         let mut partial = std::mem::take(&mut path.partial);
         while !partial.is_empty() && !bytes.is_empty() {
@@ -106,7 +106,7 @@ impl Session {
                 }
             }
         }
-        if partial.first() == Some(&frame::DATA) {
+        if partial.first().is_some_and(|&kind| frame::is_data(kind)) {
             // A long record on a slow path: tell the sender that its bytes arrive.
             self.ack.soon(now, &self.limits);
         }
@@ -120,7 +120,7 @@ impl Session {
         path: &mut Path,
         kind: u8,
         payload: &[u8],
-        deliver: &mut dyn FnMut(&[u8]),
+        deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<Fate, ProtocolError> {
         let connecting = path.state == State::Connecting;
         match (kind, self.role) {
@@ -129,7 +129,9 @@ impl Session {
             (frame::WELCOME, Role::Client) if path.state == State::Closing => {}
             (frame::FIRST_IGNORABLE.., _) => self.stats.skipped_frames += 1,
             _ if connecting => return Err(unexpected(kind, "before WELCOME")),
-            (frame::DATA, _) => self.handle_data(now, path, payload, deliver)?,
+            (kind, _) if frame::is_data(kind) => {
+                self.handle_data(now, path, frame::packet(kind, payload)?, deliver)?;
+            }
             (frame::SEQ, _) => self.handle_seq(now, path, message::decode_number("SEQ", payload)?),
             (frame::ACK, _) => {
                 self.stats.acks_received += 1;
@@ -148,13 +150,10 @@ impl Session {
         &mut self,
         now: Instant,
         path: &mut Path,
-        packet: &[u8],
-        deliver: &mut dyn FnMut(&[u8]),
+        packet: Packet<'_>,
+        deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
         let number = path.rx_number.ok_or(unexpected(frame::DATA, "before the first SEQ"))?;
-        if packet.is_empty() {
-            return Err(ProtocolError::Malformed { frame: "DATA", what: "it has no packet" });
-        }
         path.rx_number = Some(number + 1);
         self.ack.received(now, packet.len(), &self.limits);
         // A path's numbers run on from a SEQ, which `rx_next` has reached: never beyond it.

@@ -1,0 +1,291 @@
+//! Segmentation and checksum offload: what the kernel left undone on a packet it gave us.
+//!
+//! A TUN opened with `IFF_VNET_HDR` puts a `virtio_net_hdr` (virtio 1.2, 5.1.6) before each packet. Its
+//! offsets say where a checksum is still to be written and how a packet of up to 64 KiB is to be cut. We
+//! carry such a packet whole: a byte stream has no path MTU. Only two facts cross the tunnel, "the checksum
+//! is partial" and the segment size; everything else is read from the packet's own headers at the far end,
+//! so a lying peer has nothing to lie about but a segment size, which is checked.
+
+use crate::packet::{IpHeader, PacketError};
+
+/// Length of the legacy `virtio_net_hdr` the TUN driver uses by default, in bytes.
+pub const VNET_HEADER_LEN: usize = 10;
+
+/// Smallest segment size accepted: `TCP_MIN_SND_MSS` of the kernel, below which its own TCP refuses to go.
+/// It bounds a 64 KiB packet to 1,366 segments.
+const MIN_SEGMENT: u16 = 48;
+
+const F_NEEDS_CSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+const GSO_ECN: u8 = 0x80;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// What is still to be done to a packet before it can leave a real device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Offload {
+    /// Nothing: an ordinary packet.
+    #[default]
+    None,
+    /// The TCP or UDP checksum holds only the pseudo-header's sum.
+    Checksum,
+    /// The packet is to be cut into segments of this many payload bytes, each with its checksum.
+    Segment(u16),
+}
+
+/// Why a packet's offload request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OffloadError {
+    /// The packet has no readable IP header.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    /// The header before the packet is shorter than `virtio_net_hdr`.
+    #[error("a virtio_net_hdr of {0} bytes, shorter than {VNET_HEADER_LEN}")]
+    ShortHeader(usize),
+    /// The packet is neither TCP nor UDP, or is a fragment, or its transport header is cut off.
+    #[error("offload asked for a packet without a whole TCP or UDP header")]
+    NoTransport,
+    /// The kernel asked for a kind of segmentation we never announced.
+    #[error("unknown segmentation type {0:#04x}")]
+    UnknownKind(u8),
+    /// The checksum offsets are not those of the packet's transport header.
+    #[error("checksum offsets {start}+{offset} do not fit the packet's headers")]
+    BadOffsets {
+        /// Where the checksummed part begins.
+        start: u16,
+        /// Where in it the checksum stands.
+        offset: u16,
+    },
+    /// The segment size is out of range.
+    #[error("segment size {0} is outside {MIN_SEGMENT}..=65535 or larger than the packet's payload allows")]
+    BadSegment(u16),
+}
+
+impl Offload {
+    /// Reads the `virtio_net_hdr` the kernel put before `packet`, holding it against the packet's own
+    /// headers.
+    pub fn from_vnet(header: &[u8], packet: &[u8]) -> Result<Self, OffloadError> {
+        let header: &[u8; VNET_HEADER_LEN] =
+            header.first_chunk().ok_or(OffloadError::ShortHeader(header.len()))?;
+        let word = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+        let (flags, kind, gso_size, start, offset) = (header[0], header[1], word(4), word(6), word(8));
+        if flags & F_NEEDS_CSUM == 0 {
+            return if kind == GSO_NONE { Ok(Self::None) } else { Err(OffloadError::UnknownKind(kind)) };
+        }
+        let transport = Transport::locate(packet)?;
+        if usize::from(start) != transport.start || offset != transport.checksum_offset() {
+            return Err(OffloadError::BadOffsets { start, offset });
+        }
+        let offload = match kind & !GSO_ECN {
+            GSO_NONE => Self::Checksum,
+            GSO_TCPV4 | GSO_TCPV6 | GSO_UDP_L4 => Self::Segment(gso_size),
+            _ => return Err(OffloadError::UnknownKind(kind)),
+        };
+        offload.check(packet)?;
+        Ok(offload)
+    }
+
+    /// Writes the `virtio_net_hdr` for `packet`, all of it but the segment size read from the packet.
+    /// Call it for whatever a peer claims: what does not fit the packet is refused.
+    pub fn to_vnet(self, packet: &[u8]) -> Result<[u8; VNET_HEADER_LEN], OffloadError> {
+        let mut header = [0; VNET_HEADER_LEN];
+        if self == Self::None {
+            return Ok(header);
+        }
+        let transport = self.check(packet)?;
+        let mut put = |at: usize, value: usize| {
+            // Both fit: a packet is at most 65,535 bytes, checked by the parser.
+            let value = u16::try_from(value).unwrap_or(u16::MAX);
+            header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+        };
+        put(6, transport.start);
+        put(8, usize::from(transport.checksum_offset()));
+        if let Self::Segment(size) = self {
+            put(2, transport.payload);
+            put(4, usize::from(size));
+            header[1] = transport.gso_type();
+        }
+        header[0] = F_NEEDS_CSUM;
+        Ok(header)
+    }
+
+    /// Is this request one that the packet's own headers allow?
+    fn check(self, packet: &[u8]) -> Result<Transport, OffloadError> {
+        let transport = Transport::locate(packet)?;
+        if let Self::Segment(size) = self {
+            let payload = packet.len() - transport.payload;
+            if size < MIN_SEGMENT
+                || payload == 0
+                || usize::from(size) > usize::from(u16::MAX) - transport.payload
+            {
+                return Err(OffloadError::BadSegment(size));
+            }
+        }
+        Ok(transport)
+    }
+}
+
+/// Where the transport header of a packet stands.
+struct Transport {
+    version: u8,
+    protocol: u8,
+    /// Length of the IP header with its extensions.
+    start: usize,
+    /// Where the transport header ends.
+    payload: usize,
+    /// TCP's congestion-window-reduced flag: only the first segment may carry it.
+    cwr: bool,
+}
+
+impl Transport {
+    fn locate(packet: &[u8]) -> Result<Self, OffloadError> {
+        let version = IpHeader::parse(packet)?.version;
+        let (protocol, start) = if version == 4 { locate_v4(packet) } else { locate_v6(packet) }
+            .ok_or(OffloadError::NoTransport)?;
+        let header = packet.get(start..).unwrap_or_default();
+        let (length, cwr) = match (protocol, header) {
+            (TCP, [_, _, _, _, _, _, _, _, _, _, _, _, offset, flags, ..]) => {
+                (usize::from(offset >> 4) * 4, flags & 0x80 != 0)
+            }
+            (UDP, _) => (8, false),
+            _ => return Err(OffloadError::NoTransport),
+        };
+        let shortest = if protocol == TCP { 20 } else { 8 };
+        if length < shortest || length > header.len() {
+            return Err(OffloadError::NoTransport);
+        }
+        Ok(Self { version, protocol, start, payload: start + length, cwr })
+    }
+
+    fn checksum_offset(&self) -> u16 {
+        if self.protocol == TCP { 16 } else { 6 }
+    }
+
+    fn gso_type(&self) -> u8 {
+        let kind = match (self.protocol, self.version) {
+            (UDP, _) => GSO_UDP_L4,
+            (_, 4) => GSO_TCPV4,
+            _ => GSO_TCPV6,
+        };
+        if self.cwr { kind | GSO_ECN } else { kind }
+    }
+}
+
+/// Protocol and header length of an unfragmented IPv4 packet.
+fn locate_v4(packet: &[u8]) -> Option<(u8, usize)> {
+    // More-fragments or an offset: the transport header or payload is not whole.
+    let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff != 0;
+    (!fragment).then_some((*packet.get(9)?, usize::from(packet.first()? & 0x0f) * 4))
+}
+
+/// Protocol and header length of an unfragmented IPv6 packet.
+fn locate_v6(packet: &[u8]) -> Option<(u8, usize)> {
+    let (mut next, mut at) = (*packet.get(6)?, 40);
+    // Hop-by-hop, routing and destination options (RFC 8200, 4.1), each at most once or twice.
+    for _ in 0..4 {
+        if !matches!(next, 0 | 43 | 60) {
+            break;
+        }
+        let extension = packet.get(at..at + 8)?;
+        (next, at) = (extension[0], at + usize::from(extension[1]) * 8 + 8);
+    }
+    Some((next, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tcp4(payload: usize) -> Vec<u8> {
+        let mut packet = vec![0; 40 + payload];
+        let total = u16::try_from(packet.len()).unwrap();
+        packet[0] = 0x45;
+        packet[2..4].copy_from_slice(&total.to_be_bytes());
+        packet[9] = TCP;
+        packet[32] = 5 << 4;
+        packet
+    }
+
+    fn udp6(payload: usize) -> Vec<u8> {
+        let mut packet = vec![0; 56 + payload];
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&u16::try_from(payload + 16).unwrap().to_be_bytes());
+        packet[6] = 60;
+        packet[40] = UDP;
+        packet
+    }
+
+    #[test]
+    fn what_the_kernel_says_comes_back_to_the_kernel() {
+        for (packet, kind, start, offset, headers) in
+            [(tcp4(5000), GSO_TCPV4, 20, 16, 40), (udp6(5000), GSO_UDP_L4, 48, 6, 56)]
+        {
+            let mut header = [0; VNET_HEADER_LEN];
+            header[0] = F_NEEDS_CSUM;
+            header[1] = kind;
+            for (at, value) in [(2, headers), (4, 1400), (6, start), (8, offset)] {
+                header[at..at + 2].copy_from_slice(&u16::to_ne_bytes(value));
+            }
+            let offload = Offload::from_vnet(&header, &packet).unwrap();
+            assert_eq!(offload, Offload::Segment(1400));
+            assert_eq!(offload.to_vnet(&packet).unwrap(), header);
+        }
+        assert_eq!(Offload::from_vnet(&[0; 10], &[1]), Ok(Offload::None));
+        assert_eq!(Offload::None.to_vnet(&[1]), Ok([0; 10]));
+    }
+
+    #[test]
+    fn a_lie_about_the_packet_is_refused() {
+        let packet = tcp4(5000);
+        assert_eq!(Offload::Segment(47).to_vnet(&packet), Err(OffloadError::BadSegment(47)));
+        assert_eq!(Offload::Segment(u16::MAX).to_vnet(&packet), Err(OffloadError::BadSegment(u16::MAX)));
+        assert_eq!(Offload::Segment(1400).to_vnet(&tcp4(0)), Err(OffloadError::BadSegment(1400)));
+        let mut fragment = packet.clone();
+        fragment[7] = 1;
+        assert_eq!(Offload::Checksum.to_vnet(&fragment), Err(OffloadError::NoTransport));
+        let mut long_header = tcp4(4);
+        long_header[32] = 7 << 4;
+        assert_eq!(Offload::Checksum.to_vnet(&long_header), Err(OffloadError::NoTransport));
+        let mut icmp = packet.clone();
+        icmp[9] = 1;
+        assert_eq!(Offload::Checksum.to_vnet(&icmp), Err(OffloadError::NoTransport));
+        let mut header = Offload::Checksum.to_vnet(&packet).unwrap();
+        header[6] ^= 2;
+        assert!(matches!(Offload::from_vnet(&header, &packet), Err(OffloadError::BadOffsets { .. })));
+        assert_eq!(Offload::from_vnet(&[0; 9], &packet), Err(OffloadError::ShortHeader(9)));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_and_never_points_outside(
+            mut packet in proptest::collection::vec(any::<u8>(), 20..200),
+            six in any::<bool>(),
+            protocol in prop_oneof![Just(TCP), Just(UDP), any::<u8>()],
+            size in any::<u16>(),
+        ) {
+            let len = packet.len();
+            if six && len >= 40 {
+                packet[0] = 0x60;
+                packet[4..6].copy_from_slice(&u16::try_from(len - 40).unwrap().to_be_bytes());
+                packet[6] = protocol;
+            } else {
+                packet[0] = 0x40 | (packet[0] & 0x0f);
+                packet[2..4].copy_from_slice(&u16::try_from(len).unwrap().to_be_bytes());
+                packet[9] = protocol;
+            }
+            for offload in [Offload::Checksum, Offload::Segment(size)] {
+                if let Ok(header) = offload.to_vnet(&packet) {
+                    let word = |at: usize| usize::from(u16::from_ne_bytes([header[at], header[at + 1]]));
+                    prop_assert!(word(6) + word(8) + 2 <= len);
+                    prop_assert!(word(2) <= len);
+                    prop_assert_eq!(Offload::from_vnet(&header, &packet), Ok(offload));
+                }
+            }
+        }
+    }
+}
