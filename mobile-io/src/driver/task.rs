@@ -329,7 +329,7 @@ impl<I: PacketIo> Driver<I> {
         let transport = &mut paths[index];
         for _ in 0..WRITES {
             // Nothing is taken from the session while the last batch is on its way: the queue stays there.
-            if let Poll::Pending = transport.poll_drain(cx)? {
+            if transport.poll_drain(cx)?.is_pending() {
                 return Ok(false);
             }
             if session.wants_transmit(transport.id) {

@@ -157,7 +157,7 @@ impl Pair {
     }
 
     async fn open_over(&mut self, path: PathId, sockets: (TcpStream, TcpStream)) {
-        let (near, far) = handshake(sockets, true).await;
+        let (near, far) = handshake(sockets).await;
         self.client.handle.open_path(path, near.unwrap());
         let mut far = far.unwrap();
         let mut reader = HelloReader::new();
@@ -191,14 +191,17 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+fn configs(welcome: bool) -> (Arc<rustls::ClientConfig>, Arc<rustls::ServerConfig>) {
+    let (client, relay) = (PrivateKey::from_seed([1; 32]), PrivateKey::from_seed([2; 32]));
+    let server = tls::server_config(&relay, Arc::new(move |_| welcome));
+    (tls::client_config(&client, relay.public()), server)
+}
+
 async fn handshake(
     (near, far): (TcpStream, TcpStream),
-    welcome: bool,
 ) -> (Result<TlsStream, Cause>, Result<TlsStream, Cause>) {
-    let (client, relay) = (PrivateKey::from_seed([1; 32]), PrivateKey::from_seed([2; 32]));
-    let client = tls::client_config(&client, relay.public());
-    let server = tls::server_config(&relay, Arc::new(move |_| welcome));
-    let (near, far) = tokio::join!(tls::connect(&client, near, SOON), tls::accept(&server, far, SOON));
+    let (client, relay) = configs(true);
+    let (near, far) = tokio::join!(tls::connect(&client, near, SOON), tls::accept(&relay, far, SOON));
     (near, far.map(|(stream, _)| stream))
 }
 
@@ -232,8 +235,8 @@ async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
     // Room for all of it, because between two paths nothing holds the source back.
     let mut pair = Pair::with(Limits { queue_bytes: 64 << 20, ..Limits::default() });
     let (near, far) = sockets().await;
-    // The wire can be cut from outside: both drivers' sockets have a twin here.
-    let cut = std::net::TcpStream::from(near.into_std().unwrap());
+    // A twin of the client's socket, to cut the wire behind its back.
+    let cut = near.into_std().unwrap();
     let near = TcpStream::from_std(cut.try_clone().unwrap()).unwrap();
     pair.open_over(PathId(1), (near, far)).await;
     pair.client.handle.activate(PathId(1), vec![PathId(1)]);
@@ -369,22 +372,24 @@ async fn what_was_not_acknowledged_can_be_taken_over() {
 async fn a_refused_key_is_told_as_such() {
     for _ in 0..20 {
         let mut client = Side::new(Session::client(SESSION, Limits::default()));
-        let (near, far) = handshake(sockets().await, false).await;
-        assert!(far.is_err());
-        match near {
+        let (near, far) = sockets().await;
+        let (client_config, relay_config) = configs(false);
+        let relay = tokio::spawn(async move { tls::accept(&relay_config, far, SOON).await });
+        match tls::connect(&client_config, near, SOON).await {
             Ok(near) => {
                 client.handle.open_path(PathId(1), near);
                 assert_eq!(client.path_error().await, (PathId(1), Cause::Refused));
             }
             Err(cause) => assert_eq!(cause, Cause::Refused),
         }
+        assert!(relay.await.unwrap().is_err());
     }
 }
 
 #[tokio::test]
 async fn a_peer_that_talks_nonsense_loses_its_path_only() {
     let mut client = Side::new(Session::client(SESSION, Limits::default()));
-    let (near, far) = handshake(sockets().await, true).await;
+    let (near, far) = handshake(sockets().await).await;
     client.handle.open_path(PathId(1), near.unwrap());
     let mut far = far.unwrap();
     far.write_all(&[0x7f; 64]).await.unwrap();
