@@ -38,6 +38,10 @@ impl Routes {
     /// Gives a packet from the world to its client.
     pub(crate) fn dispatch(&self, packet: &[u8]) -> Result<(), Drop> {
         let header = IpHeader::parse(packet).map_err(|_| Drop::Malformed)?;
+        // The kernel's own multicast (MLD) concerns no client, and is no loss.
+        if header.dst.is_multicast() {
+            return Ok(());
+        }
         let routes = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let queue = routes.get(&header.dst).ok_or(Drop::NoSession)?;
         if queue.push(packet) { Ok(()) } else { Err(Drop::QueueFull) }
@@ -117,6 +121,7 @@ mod tests {
         let queue = Arc::new(PacketQueue::new(1));
         routes.add(&lease(2), &queue);
         assert_eq!(routes.dispatch(b"garbage"), Err(Drop::Malformed));
+        assert_eq!(routes.dispatch(&packet("fd12::1", "ff02::16")), Ok(()), "nobody's");
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.9")), Err(Drop::NoSession));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Ok(()));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::QueueFull));
