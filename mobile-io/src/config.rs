@@ -227,7 +227,9 @@ mod tests {
         assert_eq!(Case::new("").error(), "agent.toml: the section [relay] is missing");
         let nowhere = Path::new("/nonexistent/agent.toml");
         let error = load_from::<Settings>(nowhere, true, "MOBILE", std::iter::empty(), &[]).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/agent.toml") && error.to_string().contains("--config"));
+        assert!(
+            error.to_string().contains("/nonexistent/agent.toml") && error.to_string().contains("--config")
+        );
         let flags = [("relay.endpoint", "192.0.2.3:443".to_owned())];
         load_from::<Settings>(nowhere, false, "MOBILE", std::iter::empty(), &flags).unwrap();
     }

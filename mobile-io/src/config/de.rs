@@ -133,7 +133,9 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let outcome = match &self.node.value {
-            Value::Table(table) => visitor.visit_map(Entries { table: table.iter(), next: None, path: self.path }),
+            Value::Table(table) => {
+                visitor.visit_map(Entries { table: table.iter(), next: None, path: self.path })
+            }
             Value::List(list) => visitor.visit_seq(Items { list: list.iter(), path: self.path }),
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Integer(value) => visitor.visit_i64(*value),
@@ -232,7 +234,8 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ConfigError> {
-        let (key, node) = self.next.take().ok_or_else(|| ConfigError::new("a value was read before its key"))?;
+        let (key, node) =
+            self.next.take().ok_or_else(|| ConfigError::new("a value was read before its key"))?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         seed.deserialize(Place { node, path: &path })
     }
@@ -247,7 +250,10 @@ struct Items<'a> {
 impl<'de> de::SeqAccess<'de> for Items<'_> {
     type Error = ConfigError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, ConfigError> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, ConfigError> {
         let path = self.path;
         self.list.next().map(|node| seed.deserialize(Place { node, path })).transpose()
     }

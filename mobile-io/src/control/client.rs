@@ -58,7 +58,11 @@ impl Client {
         }
         if !line.ends_with(b"\n") {
             let cut_off = line.len() <= MAX_LINE;
-            return Err(if cut_off { ControlError::HungUp(self.path.clone()) } else { ControlError::TooLong });
+            return Err(if cut_off {
+                ControlError::HungUp(self.path.clone())
+            } else {
+                ControlError::TooLong
+            });
         }
         parse(&line).map(Some)
     }
