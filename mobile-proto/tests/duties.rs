@@ -203,6 +203,18 @@ fn close_is_said_and_heard() {
 }
 
 #[test]
+fn a_closed_path_that_takes_no_more_bytes_is_forgotten() {
+    let mut pair = Pair::connected(Limits::default());
+    let now = pair.now;
+    pair.client.close_path(now, ONE, CloseCode::Normal);
+    let due = pair.client.poll_timeout().unwrap();
+    pair.client.handle_timeout(due - SECOND);
+    assert_eq!(pair.client.paths().count(), 1);
+    pair.client.handle_timeout(due);
+    assert_eq!((pair.client.paths().count(), pair.client.poll_timeout()), (0, None));
+}
+
+#[test]
 fn a_path_name_used_again_closes_the_old_path() {
     let mut pair = Pair::connected(Limits::default());
     let (now, hello) = (
