@@ -10,6 +10,7 @@ use mobile_proto::{HelloReader, Limits, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
 use super::*;
 use crate::keys::PrivateKey;
@@ -179,6 +180,24 @@ impl Pair {
             .await;
     }
 
+    /// Sends over path 1, shuts the valve, and waits until no more packets are taken; gives how many are left.
+    async fn stall(&mut self, valve: &watch::Sender<bool>, count: u64) -> usize {
+        self.client.handle.activate(PathId(1), vec![PathId(1)]);
+        self.client.memory.fill(0, 1);
+        self.relay.memory.has_received(1).await;
+        valve.send(false).unwrap();
+        self.client.memory.fill(1, count - 1);
+        let mut before = usize::MAX;
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let left = self.client.memory.left();
+            if left == before {
+                return left;
+            }
+            before = left;
+        }
+    }
+
     async fn switch(&mut self, path: PathId) {
         self.open(path).await;
         self.client.handle.activate(path, vec![path]);
@@ -189,6 +208,28 @@ async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (near.unwrap(), far.unwrap().0)
+}
+
+/// A wire with a valve in its middle, open at first.
+fn valved() -> (impl Future<Output = (TcpStream, TcpStream)>, watch::Sender<bool>) {
+    let (sender, mut valve) = watch::channel(true);
+    let wire = async move {
+        let (near, mut near_wire) = sockets().await;
+        let (mut far_wire, far) = sockets().await;
+        tokio::spawn(async move {
+            let (mut buf, mut back) = (vec![0; 65536], vec![0; 65536]);
+            while valve.wait_for(|open| *open).await.is_ok() {
+                tokio::select! {
+                    Ok(length @ 1..) = near_wire.read(&mut buf) => far_wire.write_all(&buf[..length]).await.unwrap(),
+                    Ok(length @ 1..) = far_wire.read(&mut back) => near_wire.write_all(&back[..length]).await.unwrap(),
+                    Ok(()) = valve.changed() => {}
+                    else => return,
+                }
+            }
+        });
+        (near, far)
+    };
+    (wire, sender)
 }
 
 fn configs(welcome: bool) -> (Arc<rustls::ClientConfig>, Arc<rustls::ServerConfig>) {
@@ -256,36 +297,26 @@ async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
 async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it() {
     const COUNT: u64 = 60_000;
     let mut pair = Pair::new();
-    // A wire with a valve in the middle.
-    let (near, mut near_wire) = sockets().await;
-    let (mut far_wire, far) = sockets().await;
-    let (open_valve, mut valve) = tokio::sync::watch::channel(true);
-    tokio::spawn(async move {
-        let (mut buf, mut back) = (vec![0; 65536], vec![0; 65536]);
-        loop {
-            valve.wait_for(|open| *open).await.unwrap();
-            tokio::select! {
-                Ok(length) = near_wire.read(&mut buf) => far_wire.write_all(&buf[..length]).await.unwrap(),
-                Ok(length) = far_wire.read(&mut back) => near_wire.write_all(&back[..length]).await.unwrap(),
-                Ok(()) = valve.changed() => {}
-            }
-        }
-    });
-    pair.open_over(PathId(1), (near, far)).await;
-    pair.client.handle.activate(PathId(1), vec![PathId(1)]);
-    pair.client.memory.fill(0, 1);
-    pair.relay.memory.has_received(1).await;
-    open_valve.send(false).unwrap();
-    pair.client.memory.fill(1, COUNT);
-    let mut left = usize::MAX;
-    while std::mem::replace(&mut left, pair.client.memory.left()) != left || left == COUNT as usize {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let (sockets, valve) = valved();
+    pair.open_over(PathId(1), sockets.await).await;
+    let left = pair.stall(&valve, COUNT).await;
     assert!(left > 0, "40 MB cannot all be taken from the source while nothing moves");
-    open_valve.send(true).unwrap();
-    pair.relay.memory.has_received(COUNT + 1).await;
-    pair.relay.memory.check(COUNT + 1);
+    valve.send(true).unwrap();
+    pair.relay.memory.has_received(COUNT).await;
+    pair.relay.memory.check(COUNT);
     assert_eq!(pair.client.handle.snapshot().await.unwrap().stats.dropped_queue_full, 0);
+}
+
+#[tokio::test]
+async fn a_closed_path_that_takes_no_more_is_forgotten_soon() {
+    const COUNT: u64 = 60_000;
+    let mut pair = Pair::new();
+    let (sockets, valve) = valved();
+    pair.open_over(PathId(1), sockets.await).await;
+    pair.stall(&valve, COUNT).await;
+    pair.client.handle.close_path(PathId(1), CloseCode::Timeout);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(pair.client.handle.snapshot().await.unwrap().paths.is_empty());
 }
 
 #[tokio::test]
