@@ -55,7 +55,7 @@ pub(crate) struct Relay {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Identity {
-    /// The private key that `mobile keygen` made.
+    /// The private key that `mobile keygen` made; a relative path is relative to the configuration's directory.
     pub(crate) private_key_file: PathBuf,
 }
 
@@ -196,7 +196,9 @@ impl Config {
         let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
         let config: Self = mobile_io::config::load(path, required, "MOBILE", &[])?;
         config.check().with_context(|| format!("in {}", path.display()))?;
-        Ok(config)
+        let dir = path.parent().unwrap_or(Path::new(""));
+        let key = dir.join(&config.identity.private_key_file);
+        Ok(Self { identity: Identity { private_key_file: key }, ..config })
     }
 
     /// The relay, which only the daemon cannot do without.

@@ -34,14 +34,22 @@ impl Server {
             .context("cannot start the metrics server")?;
         let slot = Slot::default();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let server = {
+        let served = {
             let _inside = runtime.enter();
             let (scraped, healthy) = (slot.clone(), slot.clone());
             mobile_io::metrics::serve(
                 listen,
                 move || scraped.scrape().unwrap_or_default(),
                 move || healthy.health(),
-            )?
+            )
+        };
+        let server = match served {
+            Ok(server) => server,
+            Err(error) => {
+                // The caller is on a runtime itself, where the end of another must not be waited for.
+                runtime.shutdown_background();
+                return Err(error.into());
+            }
         };
         std::thread::Builder::new()
             .name("metrics".to_owned())

@@ -45,6 +45,13 @@ impl<'a> From<&'a Vec<u8>> for Packet<'a> {
     }
 }
 
+/// An ordinary packet, likewise.
+impl<'a, const N: usize> From<&'a [u8; N]> for Packet<'a> {
+    fn from(bytes: &'a [u8; N]) -> Self {
+        bytes.as_slice().into()
+    }
+}
+
 impl<'a> From<&'a PacketBuf> for Packet<'a> {
     fn from(packet: &'a PacketBuf) -> Self {
         Self { bytes: &packet.bytes, offload: packet.offload }

@@ -9,6 +9,10 @@ const INITIAL_RTT: Duration = Duration::from_secs(1);
 /// While data flows the RTT is measured this often: 30 bytes a second are nothing.
 const RTT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A path that could not take the few bytes of CLOSE for this long is dead; the shell may have
+/// dropped its transport long ago.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Where a path is in its life. It starts with HELLO and ends by leaving the session's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -50,6 +54,7 @@ pub(crate) struct Path {
     /// Client: when HELLO was sent, which WELCOME answers.
     pub(crate) hello_sent: Option<Instant>,
     pub(crate) stats: PathStats,
+    closing_since: Option<Instant>,
     ping: Option<u64>,
     last_ping: Option<Instant>,
     nonce: u64,
@@ -86,6 +91,7 @@ impl Path {
             waiting_since: None,
             hello_sent: None,
             stats,
+            closing_since: None,
             ping: None,
             last_ping: None,
             nonce: 0,
@@ -111,8 +117,9 @@ impl Path {
     }
 
     /// CLOSE is the next and last thing to send.
-    pub(crate) fn close(&mut self, code: CloseCode, state: State) {
+    pub(crate) fn close(&mut self, now: Instant, code: CloseCode, state: State) {
         if !self.is_closing() {
+            self.closing_since = Some(now);
             message::put_close(&mut self.control, code);
         }
         self.state = state;
@@ -190,6 +197,11 @@ impl Path {
     /// Relay: when to free the path because nothing was heard.
     pub(crate) fn idle_at(&self, limits: &Limits) -> Option<Instant> {
         self.quiet_since().checked_add(limits.keepalive.saturating_mul(limits.idle_keepalives))
+    }
+
+    /// When to forget the path because CLOSE could not be sent.
+    pub(crate) fn forget_at(&self) -> Option<Instant> {
+        self.closing_since?.checked_add(CLOSE_PATIENCE)
     }
 
     /// Gives back memory while nothing flows.

@@ -195,10 +195,10 @@ impl Session {
     }
 
     /// Queues CLOSE on a path, which is gone once [`Self::poll_transmit`] has written it. Until
-    /// then its input is still good.
-    pub fn close_path(&mut self, _now: Instant, path: PathId, code: CloseCode) {
+    /// then its input is still good. If the path takes no more bytes, it is gone after some seconds.
+    pub fn close_path(&mut self, now: Instant, path: PathId, code: CloseCode) {
         if let Some(index) = self.find(path) {
-            self.paths[index].close(code, State::Closing);
+            self.paths[index].close(now, code, State::Closing);
             self.deactivate(path);
         }
     }

@@ -4,27 +4,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, closed, config, number, numbers, packet, with_offload};
-use mobile_proto::{
-    CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, Packet, PacketBuf, PathId, PushConfig,
-};
+use common::{Pair, Way, all, closed, config, down, number, numbers, packet, up};
+use mobile_proto::{CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, PathId};
 
 const ONE: PathId = PathId(1);
 const TWO: PathId = PathId(2);
 const THREE: PathId = PathId(3);
 const SECOND: Duration = Duration::from_secs(1);
-
-fn up(pair: &mut Pair, range: std::ops::Range<u32>) {
-    range.for_each(|n| assert_eq!(pair.send_up(&packet(n, 100)), Enqueue::Queued));
-}
-
-fn down(pair: &mut Pair, range: std::ops::Range<u32>) {
-    range.for_each(|n| assert_eq!(pair.send_down(&packet(n, 100)), Enqueue::Queued));
-}
-
-fn all(range: std::ops::Range<u32>) -> Vec<u32> {
-    range.collect()
-}
 
 #[test]
 fn the_first_path_brings_the_configuration_and_carries_packets() {
@@ -184,6 +170,22 @@ fn an_activate_of_the_active_path_only_updates_the_list() {
 }
 
 #[test]
+fn an_activate_acknowledges_and_is_answered_at_once() {
+    let mut pair = Pair::connected(Limits::default());
+    assert_eq!(pair.server().stats().acks_sent, 1);
+    pair.open(TWO);
+    pair.settle();
+    down(&mut pair, 0..5);
+    pair.settle();
+    assert_eq!(pair.server().unacked_bytes(), 500);
+    let acks = pair.client.stats().acks_sent;
+    pair.activate(TWO, &[]);
+    pair.settle();
+    assert_eq!((pair.server().unacked_bytes(), pair.client.stats().acks_sent), (0, acks));
+    assert_eq!(pair.server().stats().replayed_packets, 0);
+}
+
+#[test]
 fn a_path_that_is_not_ready_cannot_be_activated() {
     let mut pair = Pair::connected(Limits::default());
     pair.open(TWO);
@@ -279,235 +281,4 @@ fn two_first_paths_at_once_make_one_session() {
     pair.settle();
     assert_eq!(numbers(&pair.at_server), all(0..6));
     assert_eq!(pair.client.stats().renumbered, 0);
-}
-
-#[test]
-fn a_full_replay_buffer_waits_and_a_full_queue_drops_the_newest() {
-    let limits = Limits { replay_bytes: 10_000, queue_bytes: 20_000, ..Limits::default() };
-    let mut pair = Pair::connected(limits);
-    pair.wire(ONE).stalled_down = true;
-    let mut accepted = 0;
-    while pair.send_up(&packet(accepted, 200)) == Enqueue::Queued {
-        accepted += 1;
-        pair.settle();
-    }
-    assert!(!pair.client.has_room());
-    let (unacked, queued) = (pair.client.unacked_bytes(), pair.client.queued_bytes());
-    assert!(unacked <= 10_000 && unacked > 5_000, "{unacked}");
-    assert!(queued <= 20_000 && queued > 10_000, "{queued}");
-    assert!(!pair.client.wants_transmit(ONE), "it waits for an acknowledgement");
-    assert_eq!(pair.client.stats().dropped_queue_full, 1);
-    assert_eq!(pair.client.stats().enqueued_packets, u64::from(accepted));
-    pair.wire(ONE).stalled_down = false;
-    pair.advance(SECOND);
-    assert_eq!(numbers(&pair.at_server), all(0..accepted));
-    assert!(pair.client.has_room());
-}
-
-#[test]
-fn without_a_path_packets_wait_until_they_are_too_old() {
-    let limits = Limits { max_age: 10 * SECOND, queue_bytes: 50_000, ..Limits::default() };
-    let mut pair = Pair::connected(limits);
-    up(&mut pair, 0..5);
-    pair.transmit(usize::MAX);
-    pair.cut(ONE);
-    pair.advance(6 * SECOND);
-    up(&mut pair, 5..8);
-    assert!(pair.client.has_room(), "the TUN never blocks for an outage");
-    pair.advance(5 * SECOND);
-    up(&mut pair, 8..9);
-    assert_eq!(pair.client.stats().given_up, 5);
-    pair.open(TWO);
-    pair.settle();
-    pair.activate(TWO, &[]);
-    pair.settle();
-    assert_eq!(numbers(&pair.at_server), all(5..9));
-    assert_eq!(pair.server().stats().lost, 5);
-    pair.cut(TWO);
-    up(&mut pair, 9..11);
-    pair.advance(20 * SECOND);
-    assert_eq!((pair.client.stats().dropped_aged, pair.client.queued_bytes()), (2, 0));
-}
-
-#[test]
-fn nothing_ages_while_a_path_is_active() {
-    let mut pair = Pair::connected(Limits { max_age: SECOND, replay_bytes: 1000, ..Limits::default() });
-    pair.wire(ONE).stalled_up = true;
-    up(&mut pair, 0..10);
-    pair.advance(30 * SECOND);
-    pair.wire(ONE).stalled_up = false;
-    pair.advance(SECOND);
-    assert_eq!(numbers(&pair.at_server), all(0..10));
-}
-
-#[test]
-fn a_silent_path_is_suspected_once_and_a_slow_one_never() {
-    let mut pair = Pair::connected(Limits::default());
-    up(&mut pair, 0..1);
-    pair.wire(ONE).stalled_down = true;
-    pair.advance(5 * SECOND);
-    let suspects: Vec<_> =
-        pair.client_events.iter().filter(|event| matches!(event, Event::PathSuspect { .. })).collect();
-    assert!(
-        matches!(suspects[..], [Event::PathSuspect { path: ONE, silent_for }] if *silent_for >= SECOND),
-        "{suspects:?}"
-    );
-    assert!(pair.client.path_stats(ONE).unwrap().suspect);
-    pair.wire(ONE).stalled_down = false;
-    pair.advance(SECOND);
-    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
-
-    // One long record at 100 bytes a step: the relay says that bytes arrive.
-    let mut pair = Pair::connected(Limits::default());
-    assert_eq!(pair.send_up(&packet(0, 6000)), Enqueue::Queued);
-    pair.wire(ONE).stalled_up = true;
-    for _ in 0..61 {
-        pair.advance(Duration::from_millis(500));
-        pair.deliver(ONE, Way::Up, 100);
-    }
-    pair.advance(SECOND);
-    assert_eq!(pair.at_server.len(), 1);
-    assert_eq!(pair.client.stats().suspects, 0);
-}
-
-#[test]
-fn an_idle_path_is_pinged_and_its_silence_noticed() {
-    let limits = Limits::default();
-    let mut pair = Pair::connected(limits.clone());
-    pair.open(TWO);
-    pair.advance(10 * limits.keepalive);
-    assert_eq!(pair.client.stats().suspects, 0);
-    let bytes = pair.client.path_stats(TWO).unwrap().tx_bytes;
-    assert!((40..300).contains(&bytes), "ten pings and no more: {bytes}");
-    assert_eq!(pair.client.path_stats(TWO).unwrap().srtt, Some(Duration::ZERO));
-    assert_eq!(pair.server().paths().count(), 2, "an idle standby path lives");
-    pair.wire(TWO).stalled_up = true;
-    pair.advance(limits.keepalive + 5 * SECOND);
-    assert!(matches!(pair.client_events.back(), Some(Event::PathSuspect { path: TWO, .. })));
-    assert_eq!(closed(&pair.server_events, TWO), None, "the relay is more patient");
-    pair.advance(4 * limits.keepalive);
-    assert_eq!(closed(&pair.server_events, TWO), Some(CloseCode::Timeout));
-    assert_eq!(pair.server().active_path(), Some(ONE));
-}
-
-#[test]
-fn a_path_without_welcome_is_suspected() {
-    let mut pair = Pair::new(Limits::default());
-    pair.open(ONE);
-    pair.wire(ONE).stalled_up = true;
-    pair.advance(3 * SECOND);
-    assert_eq!(pair.client.stats().suspects, 0);
-    pair.advance(3 * SECOND);
-    assert_eq!(pair.client.stats().suspects, 1);
-}
-
-#[test]
-fn acknowledgements_ride_along_and_go_alone_only_when_they_must() {
-    let limits = Limits::default();
-    let mut pair = Pair::connected(limits.clone());
-    let before = pair.server().stats().acks_sent;
-    up(&mut pair, 0..1);
-    pair.settle();
-    assert_eq!(pair.server().stats().acks_sent, before, "it waits for company");
-    down(&mut pair, 0..1);
-    pair.settle();
-    assert_eq!(pair.server().stats().acks_sent, before + 1, "and has found it");
-    assert_eq!(pair.client.unacked_bytes(), 0);
-    up(&mut pair, 1..2);
-    pair.advance(limits.ack_delay);
-    assert_eq!(pair.client.unacked_bytes(), 0, "or goes alone after the delay");
-    assert_eq!(pair.send_up(&packet(2, limits.ack_bytes)), Enqueue::Queued);
-    pair.settle();
-    assert_eq!(pair.client.unacked_bytes(), 0, "or after many bytes");
-    let acks = pair.client.stats().acks_sent + pair.server().stats().acks_sent;
-    pair.advance(10 * SECOND);
-    let later = pair.client.stats().acks_sent + pair.server().stats().acks_sent;
-    assert!(later <= acks + 1, "an acknowledgement is not acknowledged");
-}
-
-#[test]
-fn a_changed_configuration_reaches_the_client_once_and_an_old_one_never() {
-    let mut pair = Pair::connected(Limits::default());
-    pair.open(TWO);
-    pair.settle();
-    pair.client_events.clear();
-    let changed = |mtu| PushConfig { mtu, ..config() };
-    pair.wire(TWO).stalled_down = true;
-    pair.server().set_config(changed(1300));
-    pair.settle();
-    pair.server().set_config(changed(1280));
-    pair.settle();
-    pair.wire(TWO).stalled_down = false;
-    pair.settle();
-    let configs: Vec<_> =
-        pair.client_events.iter().filter(|event| matches!(event, Event::Config(_))).collect();
-    assert_eq!(configs, [&Event::Config(changed(1300)), &Event::Config(changed(1280))]);
-    assert_eq!(pair.client.config(), Some(&changed(1280)));
-}
-
-#[test]
-fn close_is_said_and_heard() {
-    let mut pair = Pair::connected(Limits::default());
-    up(&mut pair, 0..2);
-    pair.transmit(usize::MAX);
-    let now = pair.now;
-    pair.client.close_path(now, ONE, CloseCode::Shutdown);
-    assert_eq!(pair.client.active_path(), None);
-    assert!(pair.client.wants_transmit(ONE));
-    pair.settle();
-    assert_eq!(closed(&pair.server_events, ONE), Some(CloseCode::Shutdown));
-    assert_eq!(numbers(&pair.at_server), all(0..2), "what was sent before is delivered");
-    assert_eq!((pair.client.paths().count(), pair.server().paths().count()), (0, 0));
-}
-
-#[test]
-fn a_path_name_used_again_closes_the_old_path() {
-    let mut pair = Pair::connected(Limits::default());
-    let (now, hello) = (
-        pair.now,
-        mobile_proto::Hello { session: pair.client.id(), epoch: pair.client.epoch(), path: ONE, switch: 1 },
-    );
-    pair.server().accept_path(now, &hello).unwrap();
-    assert_eq!(pair.server().poll_event(), Some(Event::PathClosed { path: ONE, code: CloseCode::Replaced }));
-    assert_eq!((pair.server().paths().count(), pair.server().active_path()), (1, None));
-    let foreign = mobile_proto::Hello { session: mobile_proto::SessionId([7; 16]), ..hello.clone() };
-    assert!(pair.server().accept_path(now, &foreign).is_err());
-    assert!(pair.client.accept_path(now, &hello).is_err());
-}
-
-#[test]
-fn the_quietest_standby_path_makes_room_for_a_new_one() {
-    let mut pair = Pair::connected(Limits { max_paths: 3, ..Limits::default() });
-    pair.open(TWO);
-    pair.advance(SECOND);
-    pair.open(THREE);
-    pair.advance(SECOND);
-    pair.open(PathId(4));
-    pair.settle();
-    assert_eq!(closed(&pair.server_events, TWO), Some(CloseCode::Replaced));
-    assert_eq!(pair.server().active_path(), Some(ONE));
-}
-
-#[test]
-fn requeued_packets_go_first_and_are_bounded() {
-    let mut pair = Pair::connected(Limits { queue_bytes: 4000, replay_bytes: 4000, ..Limits::default() });
-    down(&mut pair, 50..52);
-    let now = pair.now;
-    let held: Vec<PacketBuf> = (0..40).map(|n| with_offload(&packet(n, 500)).into()).collect();
-    pair.server().requeue(now, held);
-    let dropped = pair.server().stats().dropped_queue_full;
-    pair.advance(SECOND);
-    let got = numbers(&pair.at_client);
-    assert_eq!(got, all(0..got.len() as u32));
-    assert_eq!(dropped + got.len() as u64, pair.server().stats().enqueued_packets);
-    assert!((10..=16).contains(&got.len()), "{}", got.len());
-}
-
-#[test]
-fn bytes_of_a_forgotten_path_are_ignored() {
-    let mut pair = Pair::connected(Limits::default());
-    let now = pair.now;
-    let mut deliver = |_: Packet<'_>| panic!("nothing to deliver");
-    pair.client.handle_input(now, PathId(9), &[0, 1, 2], &mut deliver).unwrap();
-    assert_eq!(pair.client.stats().stray_bytes, 3);
 }

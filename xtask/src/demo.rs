@@ -77,9 +77,14 @@ fn verdict(story: &Story) -> Result<()> {
             );
         }
     }
+    let (pressed, echoed) = story.keys;
+    if pressed != echoed {
+        bail!("{pressed} keys were pressed in the mobile session, and {echoed} came back");
+    }
     let blackout = story.blackout.context("the agent reports no handover")?;
     println!(
-        "\nThe mobile session went on after {} ms; the plain one is dead. That is the demonstration.",
+        "\nThe mobile session went on after a blackout of {} ms, and each of its {pressed} keys came back once. \
+         The plain one is dead.",
         millis(blackout)
     );
     Ok(())

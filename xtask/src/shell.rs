@@ -41,9 +41,13 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("PATH", path_with_tools());
-    // Set for us by `cargo run`; a nested cargo would rebuild what reads them.
-    for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
-        command.env_remove(name);
+    // `cargo run` describes xtask in these. Build scripts watch them (ring's does), and would run again each time
+    // somebody changes between `cargo xtask` and plain cargo.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
     }
     command
 }

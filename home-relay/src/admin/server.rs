@@ -40,7 +40,14 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
         let answer = match connection.recv::<Request>().await {
             Ok(Some(request)) => {
                 // The socket's mode let this user in: root, or a member of the configured group.
-                info!(uid = connection.peer.uid, pid = connection.peer.pid, ?request, "admin");
+                let (uid, pid) = (connection.peer.uid, connection.peer.pid);
+                match &request {
+                    Request::Authorize { name, public_key } => {
+                        info!(uid, pid, name, %public_key, "authorize");
+                    }
+                    Request::Revoke { name } => info!(uid, pid, name, "revoke"),
+                    Request::Clients | Request::Sessions => debug!(uid, pid, ?request, "admin"),
+                }
                 answer(request, relay).await
             }
             Ok(None) => return Ok(()),

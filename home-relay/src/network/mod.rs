@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use mobile_io::netlink::{Netlink, NetlinkError};
 use mobile_io::sysctl;
 use mobile_io::tun::Tun;
-use tracing::{info, warn};
+use tracing::info;
 
 use self::undo::{Step, Undo};
 use crate::config::Config;
@@ -29,7 +29,7 @@ pub(crate) fn servable(pools: Pools) -> anyhow::Result<Pools> {
              (sysctl net.ipv6.conf.all.disable_ipv6=0)"
         );
     }
-    warn!("IPv6 is disabled on this host: clients get their IPv4 addresses only");
+    info!("IPv6 is disabled on this host: clients get their IPv4 addresses only");
     Ok(pools.without_ipv6()?)
 }
 

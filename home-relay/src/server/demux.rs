@@ -40,6 +40,10 @@ impl Routes {
     pub(crate) fn dispatch<'a>(&self, packet: impl Into<Packet<'a>>) -> Result<(), Drop> {
         let packet = packet.into();
         let header = IpHeader::parse(packet.bytes).map_err(|_| Drop::Malformed)?;
+        // The kernel's own multicast (MLD) concerns no client, and is no loss.
+        if header.dst.is_multicast() {
+            return Ok(());
+        }
         let routes = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let queue = routes.get(&header.dst).ok_or(Drop::NoSession)?;
         if queue.push(packet) { Ok(()) } else { Err(Drop::QueueFull) }
@@ -115,7 +119,8 @@ mod tests {
         let routes = Routes::default();
         let queue = Arc::new(PacketQueue::new(20));
         routes.add(&lease(2), &queue);
-        assert_eq!(routes.dispatch(&b"garbage"[..]), Err(Drop::Malformed));
+        assert_eq!(routes.dispatch(b"garbage"), Err(Drop::Malformed));
+        assert_eq!(routes.dispatch(&packet("fd12::1", "ff02::16")), Ok(()), "nobody's");
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.9")), Err(Drop::NoSession));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Ok(()));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::QueueFull));

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::{control, notify, transport};
 use mobile_proto::PushConfig;
@@ -129,7 +128,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     let gate = Gate::new(&key, &registry, &metrics, &config.limits);
     let accepting = tokio::spawn(gate.run(listener));
-    tokio::spawn(admin::run(admin, Arc::new(relay)));
+    let administering = tokio::spawn(admin::run(admin, Arc::new(relay)));
     let janitor = Arc::clone(&registry);
     tokio::spawn(async move { janitor.run_janitor().await });
     feed_watchdog();
@@ -143,6 +142,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     };
     notify::stopping();
     accepting.abort();
+    administering.abort();
+    // With the task the listener goes, and with it the socket; that it was aborted is no news.
+    let _ = administering.await;
     if tokio::time::timeout(SHUTDOWN_PATIENCE, registry.shut_down()).await.is_err() {
         warn!("some clients were not reached: they find out by themselves");
     }
@@ -151,14 +153,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn bind_admin(config: &Config) -> anyhow::Result<control::Listener> {
-    let socket = &config.admin.socket;
-    if let Some(dir) = socket.parent() {
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("cannot create {} for [admin] socket", dir.display()))?;
-    }
     // Root, and the group if one is named; without one nobody else.
     let mode = if config.admin.group.is_some() { 0o660 } else { 0o600 };
-    Ok(control::Listener::bind(socket, mode, config.admin.group.as_deref())?)
+    Ok(control::Listener::bind(&config.admin.socket, mode, config.admin.group.as_deref())?)
 }
 
 fn feed_watchdog() {

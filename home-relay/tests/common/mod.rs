@@ -20,10 +20,10 @@ pub(crate) struct Bench {
 pub(crate) struct Running(Child);
 
 impl Running {
-    fn start(command: &[&str]) -> Self {
+    fn start(command: &[&str], log: Stdio) -> Self {
         // Killed with the thread that started it, should the test itself be killed.
         let mut child = Command::new("setpriv");
-        child.args(["--pdeathsig", "KILL"]).args(command).stdin(Stdio::null());
+        child.args(["--pdeathsig", "KILL"]).args(command).stdin(Stdio::null()).stderr(log);
         Self(child.spawn().expect("setpriv (util-linux) is installed"))
     }
 
@@ -59,7 +59,7 @@ impl Bench {
     /// A fresh namespace with its loopback up.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let namespace = Running::start(&["unshare", "-n", "sleep", "300"]);
+        let namespace = Running::start(&["unshare", "-n", "sleep", "300"], Stdio::inherit());
         let bench = Self { dir, namespace };
         let own = std::fs::read_link("/proc/self/ns/net").unwrap();
         let theirs = format!("/proc/{}/ns/net", bench.namespace.0.id());
@@ -145,8 +145,9 @@ impl Bench {
     pub(crate) fn serve(&self) -> Running {
         let namespace = self.namespace_argument();
         let config = self.path("relay.toml");
-        let mut relay =
-            Running::start(&["nsenter", &namespace, RELAY, "serve", "--config", config.to_str().unwrap()]);
+        let log = std::fs::File::options().create(true).append(true).open(self.path("relay.log")).unwrap();
+        let relay = ["nsenter", &namespace, RELAY, "serve", "--config", config.to_str().unwrap()];
+        let mut relay = Running::start(&relay, log.into());
         let late = Instant::now() + PATIENCE;
         while self.status(&["sessions"]) != Some(0) {
             assert!(relay.0.try_wait().unwrap().is_none(), "the relay has ended");
@@ -169,7 +170,7 @@ impl Bench {
     /// Something else on the relay's port, until dropped.
     pub(crate) fn occupy_port(&self) -> Running {
         let namespace = self.namespace_argument();
-        let holder = Running::start(&["nsenter", &namespace, "iperf3", "-s", "-p", "8443"]);
+        let holder = Running::start(&["nsenter", &namespace, "iperf3", "-s", "-p", "8443"], Stdio::inherit());
         let late = Instant::now() + PATIENCE;
         while !self.inside(&["ss", "-ltn"]).contains(":8443") {
             assert!(Instant::now() < late, "iperf3 does not listen");
@@ -203,6 +204,17 @@ impl Bench {
         let path = format!("/proc/{}/ns/net", self.namespace.0.id());
         assert!(Path::new(&path).exists(), "the namespace is gone");
         format!("--net={path}")
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let log = std::fs::read_to_string(self.path("relay.log")).unwrap_or_default();
+        if std::thread::panicking() {
+            eprintln!("{log}");
+        } else {
+            assert!(!log.contains(" WARN ") && !log.contains(" ERROR "), "nothing was wrong: {log}");
+        }
     }
 }
 

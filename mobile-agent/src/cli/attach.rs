@@ -26,7 +26,7 @@ fn change(config: Option<&Path>, request: &Request, done: &str, keep: &str) -> a
     let mut failed = 0;
     for change in &changes {
         if let Some(error) = &change.error {
-            super::complain(&anyhow::anyhow!("process {}: {error}", change.pid));
+            super::complain(&anyhow::anyhow!("{error}"));
             failed += 1;
         }
     }

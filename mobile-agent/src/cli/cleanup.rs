@@ -56,7 +56,7 @@ pub(crate) async fn remove_everything(config: &Config) -> anyhow::Result<()> {
         return Ok(());
     }
     for error in &errors {
-        tracing::error!(error = format!("{error:#}"), "not removed");
+        tracing::error!(error = super::story(error), "not removed");
     }
     bail!("{} things could not be removed (see above): try again", errors.len())
 }

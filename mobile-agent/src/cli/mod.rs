@@ -129,7 +129,21 @@ pub(crate) fn main() -> ExitCode {
 /// Says on stderr what went wrong, with its causes.
 fn complain(error: &anyhow::Error) {
     // A closed stderr leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "mobile: {error:#}");
+    let _ = writeln!(std::io::stderr(), "mobile: {}", story(error));
+}
+
+/// The error and its causes in one line. Some libraries repeat the cause in the error itself: once is enough.
+pub(crate) fn story(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told.push_str(": ");
+            told.push_str(&cause);
+        }
+    }
+    told
 }
 
 /// Writes the answer to stdout; a reader that has seen enough (`| head`) is no failure.
@@ -151,7 +165,7 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 /// Connects to the agent that the configuration names.
 fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
     let config = Config::load(config)?;
-    Client::connect(&config.control.socket).context("no agent: start it with `mobile agent`")
+    Client::connect(&config.control.socket).context("no agent here: start it with `mobile agent`")
 }
 
 /// One question, one answer; a refusal is an error.
@@ -205,6 +219,14 @@ mod tests {
         let cli = parse(&["--config", "f.toml", "ssh", "--config", "theirs"]).unwrap();
         assert_eq!(cli.config.as_deref(), Some(Path::new("f.toml")));
         assert!(matches!(cli.verb, Verb::Bare(command) if command == ["ssh", "--config", "theirs"]));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = std::io::Error::other("connection refused");
+        let error =
+            anyhow::Error::new(cause).context("nobody answers (connection refused)").context("no agent");
+        assert_eq!(story(&error), "no agent: nobody answers (connection refused)");
     }
 
     #[test]

@@ -46,8 +46,9 @@ pub(super) fn change_one(
 ) -> Result<(), String> {
     if !may_change(asker, held.owners) {
         let owner = user_name(held.owners[0]);
+        let pid = held.pid;
         return Err(format!(
-            "it belongs to {owner}: only its owner, root or the [control] group may change it"
+            "process {pid} belongs to {owner}: only its owner, root or the [control] group may change it"
         ));
     }
     let set = |mobile| if mobile { cgroup.attach(held.pid) } else { cgroup.detach(held.pid) };
@@ -60,7 +61,7 @@ pub(super) fn change_one(
         {
             tracing::debug!(pid = held.pid, %error, "cannot undo the change of a process that has ended");
         }
-        return Err("it has ended".to_owned());
+        return Err(format!("process {} has ended", held.pid));
     }
     Ok(())
 }

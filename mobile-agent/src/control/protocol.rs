@@ -62,7 +62,7 @@ pub(crate) struct Change {
     pub(crate) pid: i32,
     /// Its command's name, when it is known.
     pub(crate) command: Option<String>,
-    /// Why it was not changed.
+    /// Why it was not changed; names the process.
     pub(crate) error: Option<String>,
     /// Its sockets that have a route already and keep it.
     pub(crate) kept: Vec<Connection>,

@@ -93,7 +93,7 @@ async fn clean_up(
     let result = crate::cli::remove_everything(&agent.config).await;
     let told = match &result {
         Ok(()) => Ok(()),
-        Err(error) => Err(format!("{error:#}")),
+        Err(error) => Err(crate::cli::story(error)),
     };
     // The asker may have gone; the result is in the log too.
     let _ = reply.send(told);

@@ -192,6 +192,6 @@ async fn undo(config: &Config, netlink: &Netlink, made: Made) {
         errors.push(error.into());
     }
     for error in errors {
-        tracing::warn!(error = format!("{error:#}"), "left behind by the failed start");
+        tracing::warn!(error = crate::cli::story(&error), "left behind by the failed start");
     }
 }

@@ -121,7 +121,7 @@ impl Keeper {
         }
         if let Err(error) = self.lease.store(&new) {
             tracing::warn!(
-                error = format!("{error:#}"),
+                error = crate::cli::story(&error),
                 "after a restart without the relay the addresses will be unknown"
             );
         }
@@ -144,7 +144,7 @@ impl Keeper {
                     .link_index(&self.config.tunnel.device)
                     .await
                     .context("the host virtual device is gone")?;
-                tracing::warn!(error = format!("{error:#}"), "the MOBILE route is not whole");
+                tracing::warn!(error = crate::cli::story(&error), "the MOBILE route is not whole");
             }
         }
         Ok(())

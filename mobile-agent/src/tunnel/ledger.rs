@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use prometheus::{Histogram, HistogramOpts};
 
-use super::cause::{Cause, FAILURE_KINDS, Failure};
+use super::cause::{Cause, FAILURE_KINDS, Failure, Fault};
 use super::machine::Handover;
 use crate::status::Problem;
 
@@ -26,7 +26,7 @@ pub(crate) struct Ledger {
     /// Failed ones by kind.
     pub(crate) failures: BTreeMap<&'static str, u64>,
     /// What failed last on each uplink, until it succeeds.
-    problems: BTreeMap<String, (&'static str, Problem)>,
+    problems: BTreeMap<String, Failure>,
 }
 
 impl Ledger {
@@ -68,12 +68,10 @@ impl Ledger {
     /// An attempt failed: logged when it is not the same as the last time on this uplink.
     pub(crate) fn failure(&mut self, uplink: &str, failure: Failure) {
         *self.failures.entry(failure.kind).or_default() += 1;
-        if let Some((kind, _)) = self.problems.get(uplink) {
-            // A revoked key is refused ever after, as an unknown one: the first word was the exact one.
-            if *kind == failure.kind || (*kind == "revoked" && failure.kind == "unauthorised") {
-                tracing::debug!(uplink, cause = failure.problem.cause, "still cannot reach the relay");
-                return;
-            }
+        if let Some(known) = self.told(uplink, &failure).cloned() {
+            tracing::debug!(uplink, cause = failure.problem.cause, "still cannot use the relay");
+            self.problems.insert(uplink.to_owned(), known);
+            return;
         }
         tracing::warn!(
             uplink,
@@ -81,25 +79,35 @@ impl Ledger {
             next_step = failure.problem.next_step,
             "cannot use the relay"
         );
-        self.problems.insert(uplink.to_owned(), (failure.kind, failure.problem));
+        self.problems.insert(uplink.to_owned(), failure);
     }
 
-    /// The uplink reached the relay.
+    /// The same failure, told before: on this uplink, or on any if it is about a key.
+    fn told(&self, uplink: &str, failure: &Failure) -> Option<&Failure> {
+        // A revoked key is refused ever after, as an unknown one: the first word was the exact one.
+        let same = |known: &Failure| {
+            known.kind == failure.kind || (known.kind == "revoked" && failure.kind == "unauthorised")
+        };
+        let here = self.problems.get(uplink).filter(|known| same(known));
+        let anywhere = || self.problems.values().find(|known| same(known) && known.fault == Fault::Identity);
+        here.or_else(anywhere)
+    }
+
+    /// The uplink reached the relay, so what was the relay's fault on any other is over too.
     pub(crate) fn success(&mut self, uplink: &str) {
-        self.problems.remove(uplink);
+        self.problems.retain(|name, failure| name != uplink && failure.fault == Fault::Uplink);
     }
 
     /// What failed last on an uplink; true if only a person can help.
     pub(crate) fn problem(&self, uplink: &str) -> Option<(&Problem, bool)> {
-        let (kind, problem) = self.problems.get(uplink)?;
-        Some((problem, matches!(*kind, "revoked" | "unauthorised" | "wrong_relay_key")))
+        let Failure { fault, problem, .. } = self.problems.get(uplink)?;
+        Some((problem, *fault == Fault::Identity))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tunnel::cause::Fault;
     use std::time::Duration;
 
     fn handover(blackout: u64) -> Handover {
@@ -136,8 +144,10 @@ mod tests {
         ledger.failure("eth0", failure("unauthorised"));
         assert_eq!(ledger.problem("eth0").unwrap().0.cause, "revoked");
         assert!(ledger.problem("eth0").unwrap().1);
-        assert_eq!(ledger.failures["unauthorised"], 1);
-        ledger.success("eth0");
+        ledger.failure("wlan0", failure("unauthorised"));
+        assert_eq!(ledger.problem("wlan0").unwrap().0.cause, "revoked");
+        assert_eq!(ledger.failures["unauthorised"], 2);
+        ledger.success("wlan0");
         assert!(ledger.problem("eth0").is_none());
         ledger.failure("eth0", failure("unauthorised"));
         assert_eq!(ledger.problem("eth0").unwrap().0.cause, "unauthorised");

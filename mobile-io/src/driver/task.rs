@@ -112,6 +112,7 @@ impl<I: PacketIo> Driver<I> {
             if self.session.poll_timeout().is_some_and(|due| due <= now) {
                 self.session.handle_timeout(now);
             }
+            self.end_lingering(now);
             let mut more = self.read_paths(cx, now);
             let stop = self.take_packets(cx, now);
             more |= self.transmit_paths(cx, now);
@@ -134,7 +135,6 @@ impl<I: PacketIo> Driver<I> {
         while let Poll::Ready(command) = self.commands.poll_recv(cx) {
             match command {
                 Some(Command::Open(path, stream)) => {
-                    self.discard(path);
                     self.session.open_path(now, path);
                     self.adopt(now, path, *stream);
                 }
@@ -162,7 +162,6 @@ impl<I: PacketIo> Driver<I> {
     }
 
     fn accept(&mut self, now: Instant, hello: &Hello, leftover: &[u8], stream: TlsStream) {
-        self.discard(hello.path);
         if let Err(error) = self.session.accept_path(now, hello) {
             self.tell_error(hello.path, Cause::Protocol(error.to_string()));
             return;
@@ -177,15 +176,12 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// Takes a new transport. What the session has said until now concerns an older one of the same name.
+    /// Takes a new transport. What the session has said until now concerns an older one of the same name, which is
+    /// dropped: no two have one name.
     fn adopt(&mut self, now: Instant, path: PathId, stream: TlsStream) {
         self.tell_events(now);
-        self.paths.push(Transport::new(path, stream));
-    }
-
-    /// Drops whatever transport has this name.
-    fn discard(&mut self, path: PathId) {
         self.paths.retain(|transport| transport.id != path);
+        self.paths.push(Transport::new(path, stream));
     }
 
     fn close(&mut self, now: Instant, path: PathId, code: CloseCode) {
@@ -329,7 +325,7 @@ impl<I: PacketIo> Driver<I> {
         let transport = &mut paths[index];
         for _ in 0..WRITES {
             // Nothing is taken from the session while the last batch is on its way: the queue stays there.
-            if let Poll::Pending = transport.poll_drain(cx)? {
+            if transport.poll_drain(cx)?.is_pending() {
                 return Ok(false);
             }
             if session.wants_transmit(transport.id) {
@@ -359,8 +355,8 @@ impl<I: PacketIo> Driver<I> {
     /// Drops a dead transport. The end of a closing one is no news.
     fn bury(&mut self, now: Instant, index: usize, cause: Cause) {
         let transport = self.paths.swap_remove(index);
+        self.session.path_lost(now, transport.id);
         if !transport.is_closing() {
-            self.session.path_lost(now, transport.id);
             self.tell_error(transport.id, cause);
         }
     }
@@ -369,6 +365,15 @@ impl<I: PacketIo> Driver<I> {
     fn misbehaved(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
         self.close_transport(now, path);
         self.tell_error(path, Cause::Protocol(error.to_string()));
+    }
+
+    /// Drops closing transports whose other side takes too long.
+    fn end_lingering(&mut self, now: Instant) {
+        for index in (0..self.paths.len()).rev() {
+            if self.paths[index].deadline().is_some_and(|deadline| deadline <= now) {
+                self.bury(now, index, Cause::Network("it did not hang up".into()));
+            }
+        }
     }
 
     fn tell_error(&self, path: PathId, cause: Cause) {
@@ -389,8 +394,6 @@ impl<I: PacketIo> Driver<I> {
 
     /// Arms the timer; true if something is due already.
     fn sleep_is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        let now = now();
-        self.paths.retain(|transport| transport.deadline().is_none_or(|deadline| now < deadline));
         let wake = [
             self.session.poll_timeout(),
             self.io_retry.filter(|_| self.stopping.is_none()),

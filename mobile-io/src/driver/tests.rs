@@ -10,6 +10,7 @@ use mobile_proto::{HelloReader, Limits, Offload, Packet, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
 use super::*;
 use crate::keys::PrivateKey;
@@ -157,7 +158,7 @@ impl Pair {
     }
 
     async fn open_over(&mut self, path: PathId, sockets: (TcpStream, TcpStream)) {
-        let (near, far) = handshake(sockets, true).await;
+        let (near, far) = handshake(sockets).await;
         self.client.handle.open_path(path, near.unwrap());
         let mut far = far.unwrap();
         let mut reader = HelloReader::new();
@@ -179,6 +180,24 @@ impl Pair {
             .await;
     }
 
+    /// Sends over path 1, shuts the valve, and waits until no more packets are taken; gives how many are left.
+    async fn stall(&mut self, valve: &watch::Sender<bool>, count: u64) -> usize {
+        self.client.handle.activate(PathId(1), vec![PathId(1)]);
+        self.client.memory.fill(0, 1);
+        self.relay.memory.has_received(1).await;
+        valve.send(false).unwrap();
+        self.client.memory.fill(1, count - 1);
+        let mut before = usize::MAX;
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let left = self.client.memory.left();
+            if left == before {
+                return left;
+            }
+            before = left;
+        }
+    }
+
     async fn switch(&mut self, path: PathId) {
         self.open(path).await;
         self.client.handle.activate(path, vec![path]);
@@ -191,14 +210,39 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+/// A wire with a valve in its middle, open at first.
+fn valved() -> (impl Future<Output = (TcpStream, TcpStream)>, watch::Sender<bool>) {
+    let (sender, mut valve) = watch::channel(true);
+    let wire = async move {
+        let (near, mut near_wire) = sockets().await;
+        let (mut far_wire, far) = sockets().await;
+        tokio::spawn(async move {
+            let (mut buf, mut back) = (vec![0; 65536], vec![0; 65536]);
+            while valve.wait_for(|open| *open).await.is_ok() {
+                tokio::select! {
+                    Ok(length @ 1..) = near_wire.read(&mut buf) => far_wire.write_all(&buf[..length]).await.unwrap(),
+                    Ok(length @ 1..) = far_wire.read(&mut back) => near_wire.write_all(&back[..length]).await.unwrap(),
+                    Ok(()) = valve.changed() => {}
+                    else => return,
+                }
+            }
+        });
+        (near, far)
+    };
+    (wire, sender)
+}
+
+fn configs(welcome: bool) -> (Arc<rustls::ClientConfig>, Arc<rustls::ServerConfig>) {
+    let (client, relay) = (PrivateKey::from_seed([1; 32]), PrivateKey::from_seed([2; 32]));
+    let server = tls::server_config(&relay, Arc::new(move |_| welcome));
+    (tls::client_config(&client, relay.public()), server)
+}
+
 async fn handshake(
     (near, far): (TcpStream, TcpStream),
-    welcome: bool,
 ) -> (Result<TlsStream, Cause>, Result<TlsStream, Cause>) {
-    let (client, relay) = (PrivateKey::from_seed([1; 32]), PrivateKey::from_seed([2; 32]));
-    let client = tls::client_config(&client, relay.public());
-    let server = tls::server_config(&relay, Arc::new(move |_| welcome));
-    let (near, far) = tokio::join!(tls::connect(&client, near, SOON), tls::accept(&server, far, SOON));
+    let (client, relay) = configs(true);
+    let (near, far) = tokio::join!(tls::connect(&client, near, SOON), tls::accept(&relay, far, SOON));
     (near, far.map(|(stream, _)| stream))
 }
 
@@ -232,8 +276,8 @@ async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
     // Room for all of it, because between two paths nothing holds the source back.
     let mut pair = Pair::with(Limits { queue_bytes: 64 << 20, ..Limits::default() });
     let (near, far) = sockets().await;
-    // The wire can be cut from outside: both drivers' sockets have a twin here.
-    let cut = std::net::TcpStream::from(near.into_std().unwrap());
+    // A twin of the client's socket, to cut the wire behind its back.
+    let cut = near.into_std().unwrap();
     let near = TcpStream::from_std(cut.try_clone().unwrap()).unwrap();
     pair.open_over(PathId(1), (near, far)).await;
     pair.client.handle.activate(PathId(1), vec![PathId(1)]);
@@ -253,36 +297,26 @@ async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
 async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it() {
     const COUNT: u64 = 60_000;
     let mut pair = Pair::new();
-    // A wire with a valve in the middle.
-    let (near, mut near_wire) = sockets().await;
-    let (mut far_wire, far) = sockets().await;
-    let (open_valve, mut valve) = tokio::sync::watch::channel(true);
-    tokio::spawn(async move {
-        let (mut buf, mut back) = (vec![0; 65536], vec![0; 65536]);
-        loop {
-            valve.wait_for(|open| *open).await.unwrap();
-            tokio::select! {
-                Ok(length) = near_wire.read(&mut buf) => far_wire.write_all(&buf[..length]).await.unwrap(),
-                Ok(length) = far_wire.read(&mut back) => near_wire.write_all(&back[..length]).await.unwrap(),
-                Ok(()) = valve.changed() => {}
-            }
-        }
-    });
-    pair.open_over(PathId(1), (near, far)).await;
-    pair.client.handle.activate(PathId(1), vec![PathId(1)]);
-    pair.client.memory.fill(0, 1);
-    pair.relay.memory.has_received(1).await;
-    open_valve.send(false).unwrap();
-    pair.client.memory.fill(1, COUNT);
-    let mut left = usize::MAX;
-    while std::mem::replace(&mut left, pair.client.memory.left()) != left || left == COUNT as usize {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let (sockets, valve) = valved();
+    pair.open_over(PathId(1), sockets.await).await;
+    let left = pair.stall(&valve, COUNT).await;
     assert!(left > 0, "40 MB cannot all be taken from the source while nothing moves");
-    open_valve.send(true).unwrap();
-    pair.relay.memory.has_received(COUNT + 1).await;
-    pair.relay.memory.check(COUNT + 1);
+    valve.send(true).unwrap();
+    pair.relay.memory.has_received(COUNT).await;
+    pair.relay.memory.check(COUNT);
     assert_eq!(pair.client.handle.snapshot().await.unwrap().stats.dropped_queue_full, 0);
+}
+
+#[tokio::test]
+async fn a_closed_path_that_takes_no_more_is_forgotten_soon() {
+    const COUNT: u64 = 60_000;
+    let mut pair = Pair::new();
+    let (sockets, valve) = valved();
+    pair.open_over(PathId(1), sockets.await).await;
+    pair.stall(&valve, COUNT).await;
+    pair.client.handle.close_path(PathId(1), CloseCode::Timeout);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(pair.client.handle.snapshot().await.unwrap().paths.is_empty());
 }
 
 #[tokio::test]
@@ -369,22 +403,24 @@ async fn what_was_not_acknowledged_can_be_taken_over() {
 async fn a_refused_key_is_told_as_such() {
     for _ in 0..20 {
         let mut client = Side::new(Session::client(SESSION, Limits::default()));
-        let (near, far) = handshake(sockets().await, false).await;
-        assert!(far.is_err());
-        match near {
+        let (near, far) = sockets().await;
+        let (client_config, relay_config) = configs(false);
+        let relay = tokio::spawn(async move { tls::accept(&relay_config, far, SOON).await });
+        match tls::connect(&client_config, near, SOON).await {
             Ok(near) => {
                 client.handle.open_path(PathId(1), near);
                 assert_eq!(client.path_error().await, (PathId(1), Cause::Refused));
             }
             Err(cause) => assert_eq!(cause, Cause::Refused),
         }
+        assert!(relay.await.unwrap().is_err());
     }
 }
 
 #[tokio::test]
 async fn a_peer_that_talks_nonsense_loses_its_path_only() {
     let mut client = Side::new(Session::client(SESSION, Limits::default()));
-    let (near, far) = handshake(sockets().await, true).await;
+    let (near, far) = handshake(sockets().await).await;
     client.handle.open_path(PathId(1), near.unwrap());
     let mut far = far.unwrap();
     far.write_all(&[0x7f; 64]).await.unwrap();

@@ -4,7 +4,10 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
+
+use super::{Family, Netlink, NetlinkError, Route, Rule, Watch};
 
 /// No test takes a second; a machine under load may be ten times slower.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -26,12 +29,29 @@ pub(crate) fn in_new_namespace(test: impl Future<Output = ()> + Send + 'static) 
 /// The same, with `lo` and a pair of virtual Ethernet devices, `left` and `right`, up.
 pub(super) fn with_a_pair(test: impl Future<Output = ()> + Send + 'static) {
     in_new_namespace(async {
-        ip("link set lo up");
-        ip("link add left type veth peer name right");
-        ip("link set left up");
-        ip("link set right up");
+        make_a_pair();
         test.await;
     });
+}
+
+/// The same, and the kernel does nothing of its own a second later: no address is checked for duplicates.
+pub(super) fn with_a_quiet_pair(test: impl Future<Output = ()> + Send + 'static) {
+    in_new_namespace(async {
+        crate::sysctl::write("net/ipv6/conf/default/accept_dad", "0").unwrap();
+        make_a_pair();
+        test.await;
+    });
+}
+
+fn make_a_pair() {
+    ip("link set lo up");
+    ip("link add left type veth peer name right");
+    ip("link set left up");
+    ip("link set right up");
+    // The kernel notices a carrier in its own time.
+    while !["left", "right"].iter().all(|name| ip(&format!("link show {name}")).contains("state UP")) {
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// What somebody else does: the `ip` command, in this thread's namespace.
@@ -40,4 +60,55 @@ pub(crate) fn ip(arguments: &str) -> String {
     let problem = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments}: {problem}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_host_with_ipv6_disabled_everywhere_is_ordinary() {
+    with_a_pair(async {
+        crate::sysctl::write("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+        crate::sysctl::write("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let netlink = Netlink::new().unwrap();
+        let index = netlink.link_index("left").await.unwrap();
+        let is_fine = |outcome: Result<bool, NetlinkError>| match outcome {
+            Ok(_) => {}
+            Err(error) => assert!(error.is_family_unavailable(), "{error}"),
+        };
+        for family in Family::ALL {
+            let rule = Rule { priority: 4900, family, fwmark: Some((1, 1)), from: None, table: 7700 };
+            let address: IpNet =
+                if family == Family::V4 { "10.77.0.2/32" } else { "fd77::2/128" }.parse().unwrap();
+            let route = Route::device(family.any(), 7700, index, Some(address.addr()));
+            is_fine(netlink.ensure_rule(&rule).await);
+            is_fine(netlink.ensure_route(&Route::unreachable(family, 7700)).await);
+            is_fine(netlink.ensure_address(index, address).await);
+            is_fine(netlink.ensure_route(&route).await);
+            netlink.routes(7700, family).await.unwrap();
+            is_fine(netlink.del_route(&route).await);
+            is_fine(netlink.del_route(&Route::unreachable(family, 7700)).await);
+            is_fine(netlink.del_address(index, address).await);
+            is_fine(netlink.del_rule(&rule).await);
+            assert_eq!(netlink.routes(7700, family).await.unwrap(), []);
+        }
+        let snapshot = netlink.snapshot().await.unwrap();
+        assert!(snapshot.addresses.iter().all(|address| address.net.addr().is_ipv4()), "{snapshot:?}");
+    });
+}
+
+#[test]
+fn the_handle_is_shared_and_its_changes_follow_one_another() {
+    with_a_pair(async {
+        let netlink = Netlink::new().unwrap();
+        let route = Route::throw(Family::V4.any(), 7700);
+        let ensure = |netlink: Netlink| async move { netlink.ensure_route(&route).await.unwrap() };
+        let made = futures_util::future::join_all((0..8).map(|_| ensure(netlink.clone()))).await;
+        // Only one finds it missing: reading and writing are one step.
+        assert_eq!(made.iter().filter(|made| **made).count(), 1);
+    });
+}
+
+#[test]
+fn outside_a_runtime_there_is_an_error_and_no_panic() {
+    let error = Netlink::new().unwrap_err().to_string();
+    assert!(error.starts_with("the netlink socket failed while trying to open it: "), "{error}");
+    assert!(Watch::new().is_err());
 }

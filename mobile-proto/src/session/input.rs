@@ -54,7 +54,7 @@ impl Session {
             Err(error) => {
                 self.stats.protocol_errors += 1;
                 self.deactivate(path.id);
-                path.close(CloseCode::ProtocolError, State::Failed);
+                path.close(now, CloseCode::ProtocolError, State::Failed);
                 path.partial = Vec::new();
                 self.paths.push(path);
                 Err(error)

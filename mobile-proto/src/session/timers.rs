@@ -23,6 +23,7 @@ impl Session {
         for index in 0..self.paths.len() {
             self.check_path(now, index);
         }
+        self.paths.retain(|path| !is_due(path.forget_at(), now));
         let idle = |path: &Path| is_due(path.idle_at(&self.limits), now);
         if self.role == Role::Server {
             let idle: Vec<PathId> = self.paths.iter().filter(|path| idle(path)).map(|path| path.id).collect();
@@ -37,7 +38,7 @@ impl Session {
             Role::Client => path.ping_at(&self.limits),
             Role::Server => path.idle_at(&self.limits),
         };
-        suspect.into_iter().chain(quiet).min()
+        suspect.into_iter().chain(quiet).chain(path.forget_at()).min()
     }
 
     fn check_path(&mut self, now: Instant, index: usize) {

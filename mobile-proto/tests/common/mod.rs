@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of the helper")]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mobile_proto::{
@@ -353,6 +354,21 @@ pub(crate) fn numbers(packets: &[Vec<u8>]) -> Vec<u32> {
     packets.iter().map(|packet| number(packet)).collect()
 }
 
+pub(crate) fn all(range: Range<u32>) -> Vec<u32> {
+    range.collect()
+}
+
+/// The client sends packets of 100 bytes.
+pub(crate) fn up(pair: &mut Pair, range: Range<u32>) {
+    range.for_each(|n| assert_eq!(pair.send_up(&packet(n, 100)), Enqueue::Queued));
+}
+
+/// The relay sends packets of 100 bytes.
+pub(crate) fn down(pair: &mut Pair, range: Range<u32>) {
+    range.for_each(|n| assert_eq!(pair.send_down(&packet(n, 100)), Enqueue::Queued));
+}
+
+/// The code with which the shell was told that a path is closed.
 pub(crate) fn closed(events: &VecDeque<Event>, path: PathId) -> Option<CloseCode> {
     events.iter().find_map(|event| match event {
         Event::PathClosed { path: closed, code } if *closed == path => Some(*code),

@@ -12,8 +12,8 @@ use super::screen::Screen;
 const KEY: char = 'x';
 /// The shell's no-operation: what follows it is only echoed.
 const NOTHING: &str = ": ";
-/// Its prompt, set by the lab's telnet server.
-const PROMPT: &str = "server$ ";
+/// How root's shell on the server asks for a command.
+const PROMPT: &str = "# ";
 
 /// One telnet client on a terminal of its own.
 pub(crate) struct Session {
@@ -22,6 +22,7 @@ pub(crate) struct Session {
     /// Where in the transcript the typing began, and when each letter came back.
     mark: usize,
     echoes: Vec<Instant>,
+    pressed: usize,
 }
 
 impl Session {
@@ -29,7 +30,7 @@ impl Session {
     pub(crate) fn open(title: &str, command: &mut Command) -> Result<Self> {
         let terminal = Terminal::start(command).with_context(|| format!("cannot start `{title}`"))?;
         terminal.expect(PROMPT).with_context(|| format!("`{title}` reached no shell on the server"))?;
-        Ok(Self { title: title.to_owned(), terminal, mark: 0, echoes: Vec::new() })
+        Ok(Self { title: title.to_owned(), terminal, mark: 0, echoes: Vec::new(), pressed: 0 })
     }
 
     /// Types `echo WORD`.
@@ -50,7 +51,8 @@ impl Session {
     }
 
     /// Presses the key once.
-    pub(crate) fn press_key(&self) {
+    pub(crate) fn press_key(&mut self) {
+        self.pressed += 1;
         self.press(&KEY.to_string());
     }
 
@@ -75,9 +77,21 @@ impl Session {
             .collect()
     }
 
+    /// Waits until the shell asks for a command again; false if it does not within `patience`.
+    pub(crate) fn is_ready(&self, patience: Duration) -> bool {
+        let asks = || self.terminal.transcript().ends_with(PROMPT);
+        wait_for(PROMPT, patience, || Ok(asks().then_some(()))).is_ok()
+    }
+
     fn press(&self, keys: &str) {
         // A client that has ended takes no more keys: that it answers none is what will be seen.
         let _ = self.terminal.send(keys);
+    }
+
+    /// How often the key was pressed, and how many letters came back.
+    pub(crate) fn keys(&mut self) -> (usize, usize) {
+        self.look();
+        (self.pressed, self.echoes.len())
     }
 
     /// What it shows.

@@ -85,6 +85,7 @@ impl Timeline {
         }
         picture.push_str(&self.uplink_lane());
         picture.push_str(&self.cut_mark());
+        let _ = writeln!(picture, "{:>NAME_WIDTH$} █ every key echoed   ░ waiting   · never heard again", "");
         picture
     }
 
@@ -110,18 +111,18 @@ impl Timeline {
         let first = lane.echoes.first().copied().unwrap_or(Millis::MAX);
         let cell = |index| {
             let Some(left) = self.left_edge(index) else { return Cell::Unseen };
-            let right = left + CELL;
-            if right <= first || left >= self.end {
+            if left + CELL <= first || left >= self.end {
                 return Cell::Unseen;
             }
-            let within =
-                |silence: &&Silence| silence.from < right && silence.until.is_none_or(|until| until > left);
+            // What holds in its middle; a silence is longer than a cell and so never falls between two.
+            let middle = left + CELL / 2;
+            let within = |silence: &&Silence| {
+                silence.from <= middle && silence.until.is_none_or(|until| until > middle)
+            };
             match silences.iter().find(within) {
                 None => Cell::Heard,
                 Some(Silence { until: Some(_), .. }) => Cell::Waiting,
-                // The ordinary distance after the last echo is no sign of death.
-                Some(Silence { from, until: None }) if from + self.ordinary >= right => Cell::Heard,
-                Some(_) => Cell::Dead,
+                Some(Silence { until: None, .. }) => Cell::Dead,
             }
         };
         (0..CELLS).map(cell).collect()
@@ -232,7 +233,7 @@ mod tests {
     fn the_picture_shows_the_dead_and_the_living_and_fits_the_window() {
         let drawn = sample().draw(false);
         let lines: Vec<&str> = drawn.lines().collect();
-        assert_eq!(lines.len(), 5, "{drawn}");
+        assert_eq!(lines.len(), 6, "{drawn}");
         assert!(lines.iter().all(|line| line.chars().count() <= 100), "{drawn}");
         assert!(!drawn.contains('\x1b'));
         let count = |line: &str, letter: char| line.chars().filter(|c| *c == letter).count();
