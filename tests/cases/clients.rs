@@ -73,7 +73,7 @@ fn clients_of_one_relay_do_not_reach_each_other() -> Outcome {
 
 #[test]
 fn an_ordinary_server_on_the_host_answers_at_the_persistent_address_over_a_handover() -> Outcome {
-    let bed = Testbed::new()?;
+    let mut bed = Testbed::new()?;
     // Its answers take the second rule, the one for the source address.
     let _echo = mobile_tests::TcpService::start(&bed.lab.host, 7, |mut stream, _| {
         let mut copy = stream.try_clone().expect("a second handle");
@@ -90,6 +90,7 @@ fn an_ordinary_server_on_the_host_answers_at_the_persistent_address_over_a_hando
         bed.lab.eth().bring_up()?;
         bed.agent.wait_active(UplinkName::Eth)?;
     }
+    bed.expect_quick_replug();
     bed.finish()
 }
 

@@ -79,5 +79,6 @@ fn the_preferred_uplink_carries_the_tunnel_whatever_the_default_route_says() -> 
     bed.agent.wait_active(bed.lab.eth().name)?;
     bed.lab.wlan().bring_up()?;
     bed.agent.wait_active(bed.lab.wlan().name)?;
+    bed.expect_quick_replug();
     bed.finish()
 }
