@@ -20,7 +20,8 @@ fn round_trip_is_twice_the_delay() -> Outcome {
     let lab = Lab::new()?;
     for target in [addr::SERVER4.to_string(), addr::SERVER6.to_string(), addr::RELAY4.to_string()] {
         for device in ["eth0", "wlan0"] {
-            let said = ping(&lab, &["-c", "5", "-i", "0.05", "-I", device], &target)?;
+            // The least of many: a busy machine may delay some.
+            let said = ping(&lab, &["-c", "20", "-i", "0.02", "-I", device], &target)?;
             let numbers = said.rsplit(" = ").next().expect("a summary");
             let best: f64 = numbers.split('/').next().expect("the least").parse()?;
             assert!((20.0..22.0).contains(&best), "{target} over {device}: {said}");

@@ -1,5 +1,6 @@
 //! Every end-to-end case, a module for each topic. A case's name is the promise it keeps.
 
+mod clients;
 mod command;
 mod lab;
 mod leaks;
@@ -7,11 +8,15 @@ mod metrics;
 mod outage;
 mod refusals;
 mod restart;
+mod routing;
 mod selection;
 mod sessions;
 mod transfer;
 
-use mobile_tests::addr;
+use std::ffi::OsStr;
+use std::path::Path;
+
+use mobile_tests::{PATIENCE, Testbed, addr, finish_within};
 
 /// What a case returns.
 type Outcome = anyhow::Result<()>;
@@ -24,6 +29,14 @@ fn server(port: u16) -> [String; 2] {
 /// The server's URLs for `path`, IPv4 and IPv6.
 fn urls(path: &str) -> [String; 2] {
     [format!("http://{}{path}", addr::SERVER4), format!("http://[{}]{path}", addr::SERVER6)]
+}
+
+/// Copies a program. By `cp`, because a child of another case could inherit a descriptor of ours that is open for
+/// writing, and a program open for writing cannot be run.
+fn copy(bed: &Testbed, from: &OsStr, to: &Path) -> Outcome {
+    let mut cp = bed.lab.host.command("cp");
+    finish_within(cp.arg(from).arg(to), None, PATIENCE)?.ok()?;
+    Ok(())
 }
 
 /// The address part of `address:port`.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mobile_tests::{Testbed, UplinkName, port};
+use mobile_tests::{Blackhole, Testbed, UplinkName, port};
 
 use crate::{Outcome, server};
 
@@ -69,4 +69,22 @@ fn with_no_uplink_for_20_s_send_does_not_fail_and_the_session_goes_on() -> Outco
         }
     }
     bed.finish()
+}
+
+#[test]
+fn a_silent_uplink_is_left_for_one_that_answers() -> Outcome {
+    for blackhole in [Blackhole::Both, Blackhole::Up, Blackhole::Down] {
+        let mut bed = Testbed::new()?;
+        let [four, _] = server(port::ECHO);
+        let mut talk = bed.mobile_talk(&["tcp", &four])?;
+        talk.hear()?;
+        bed.lab.eth().link.set_blackhole(blackhole);
+        let start = Instant::now();
+        assert_eq!(talk.ask("anybody there?")?, "anybody there?");
+        eprintln!("{blackhole:?}: {:?}", start.elapsed());
+        assert_eq!(bed.agent.status()?["active_uplink"], "wlan0");
+        bed.expect_warning("gone silent");
+        bed.finish()?;
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@ use mobile_tests::{
     Finished, LabOptions, PATIENCE, Relay, Talk, Testbed, addr, finish_within, port, wait_for,
 };
 
-use crate::{Outcome, server, urls};
+use crate::{Outcome, copy, server, urls};
 
 /// Both installed, neither running, no delay on the links.
 fn installed() -> anyhow::Result<Testbed> {
@@ -236,7 +236,7 @@ fn without_root_both_say_so_and_leave_nothing() -> Outcome {
     bed.lab.host.run(&["chown", "-R", "65534", &bed.lab.dir().display().to_string()])?;
     for command in [bed.agent.command(&["agent"]), bed.relay.command(&["serve"])] {
         let program = open.join("program");
-        std::fs::copy(command.get_program(), &program)?;
+        copy(&bed, command.get_program(), &program)?;
         let said = refused(bed.lab.host.command_as(65_534, &program).args(command.get_args()))?;
         assert_says(&said, &["root"]);
         bed.assert_clean()?;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use mobile_tests::{PATIENCE, Talk, Testbed, addr, finish_within, port};
 
-use crate::{Outcome, ip_of, server, urls};
+use crate::{Outcome, copy, ip_of, server, urls};
 
 /// What the server sees of a mobile process.
 const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
@@ -97,7 +97,7 @@ fn an_unprivileged_user_runs_commands_and_attaches_only_its_own_processes() -> O
     let host = &bed.lab.host;
     // Where it was built may be closed to others.
     let mobile = bed.lab.dir().join("mobile");
-    std::fs::copy(bed.agent.binary(), &mobile)?;
+    copy(&bed, bed.agent.binary().as_os_str(), &mobile)?;
     let as_user = |args: &[&str]| {
         let mut command = host.command_as(USERS[0], &mobile);
         command.arg("--config").arg(bed.agent.config()).args(args);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mobile_tests::{Services, Terminal, Testbed, UplinkName, addr};
+use mobile_tests::{Services, Terminal, Testbed, UplinkName, addr, port};
 
-use crate::Outcome;
+use crate::{Outcome, server};
 
 #[test]
 fn telnet_answers_after_the_loss_of_its_uplink_and_a_plain_one_does_not() -> Outcome {
@@ -36,7 +36,7 @@ fn telnet_answers_after_the_loss_of_its_uplink_and_a_plain_one_does_not() -> Out
 
 #[test]
 fn ssh_keeps_its_session_over_handovers() -> Outcome {
-    let bed = Testbed::new()?;
+    let mut bed = Testbed::new()?;
     let server = addr::SERVER4.to_string();
     let _sshd = Services::sshd(&bed.lab.server, bed.lab.dir(), &[&server])?;
     let file = |name: &str| bed.lab.dir().join(name).display().to_string();
@@ -57,5 +57,38 @@ fn ssh_keeps_its_session_over_handovers() -> Outcome {
     }
     ssh.send("exit 3\n")?;
     assert_eq!(ssh.wait()?.code(), Some(3));
+    bed.expect_quick_replug();
+    bed.finish()
+}
+
+/// A handover may take a round trip and a half; a busy test machine takes longer, a lost inner segment at least
+/// 0.2 s, and a dead path that nobody noticed much longer than this.
+const LONGEST_GAP_MS: f64 = 1_000.0;
+
+#[test]
+fn an_echo_session_pauses_for_less_than_a_second_when_its_uplink_goes() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let [server, _] = server(port::ECHO);
+    for (what, uplink) in
+        [("carrier lost", UplinkName::Wlan), ("better uplink", UplinkName::Eth), ("down", UplinkName::Wlan)]
+    {
+        let mut gaps = bed.mobile_talk(&["gaps", &server, "5", "2"])?;
+        // The first answers come before the handover, the last ones after it.
+        std::thread::sleep(Duration::from_millis(500));
+        match what {
+            "carrier lost" => bed.lab.eth().cut()?,
+            "better uplink" => bed.lab.eth().bring_up()?,
+            _ => bed.lab.eth().take_down()?,
+        }
+        bed.agent.wait_active(uplink)?;
+        let report: serde_json::Value = serde_json::from_str(&gaps.hear()?)?;
+        eprintln!("{what}: {report}");
+        assert!(
+            report["longest_gap_ms"].as_f64().is_some_and(|gap| gap < LONGEST_GAP_MS),
+            "{what}: {report}"
+        );
+        assert!(report["answers"].as_u64().is_some_and(|answers| answers > 100), "{what}: {report}");
+    }
+    bed.expect_quick_replug();
     bed.finish()
 }

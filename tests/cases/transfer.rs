@@ -38,7 +38,7 @@ const STEPS: [Step; 10] = [
 
 #[test]
 fn a_download_of_100_mb_survives_ten_handovers_intact() -> Outcome {
-    let bed = Testbed::new()?;
+    let mut bed = Testbed::new()?;
     limit(&bed, Some(RATE));
     let file = bed.lab.dir().join("download");
     let [url, _] = urls(&format!("/bytes/{SIZE}"));
@@ -49,12 +49,13 @@ fn a_download_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     let sum = bed.lab.host.run(&["sha256sum", path(&file)])?;
     assert_eq!(sum.split(' ').next(), Some(http::pattern_sum(SIZE).as_str()));
     one_path_is_left(&bed)?;
+    bed.expect_quick_replug();
     bed.finish()
 }
 
 #[test]
 fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
-    let bed = Testbed::new()?;
+    let mut bed = Testbed::new()?;
     limit(&bed, Some(RATE));
     let file = bed.lab.dir().join("upload");
     http::pattern(SIZE, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
@@ -69,6 +70,7 @@ fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     assert!(status.success(), "curl: {status}: {}", curl.output());
     assert_eq!(std::fs::read_to_string(&answer)?.trim(), http::pattern_sum(SIZE));
     one_path_is_left(&bed)?;
+    bed.expect_quick_replug();
     bed.finish()
 }
 

@@ -83,6 +83,20 @@ pub(crate) fn sweep() -> Result<()> {
     Ok(())
 }
 
+/// Removes every directory of pins whose path starts with `start`.
+pub(crate) fn remove_pins(start: &Path) {
+    let (Some(parent), Some(name)) = (start.parent(), start.file_name()) else { return };
+    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let rest =
+            entry.file_name().to_string_lossy().strip_prefix(&*name.to_string_lossy()).map(str::to_owned);
+        // Another lab's number may start with the digits of ours.
+        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-')) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 fn leftovers(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     entries

@@ -175,20 +175,19 @@ impl Lab {
         &self.group
     }
 
-    /// Where an agent of this lab pins its programs.
+    /// Where the agents of this lab pin their programs: what this starts with.
     #[must_use]
     pub fn pin_dir(&self) -> PathBuf {
         Path::new("/sys/fs/bpf").join(&self.name)
     }
 
-    /// A firewall mark in the upper 16 bits that no other lab on the machine is likely to use.
+    /// A firewall mark in the upper 16 bits that no other agent on the machine is likely to use.
     #[must_use]
-    pub fn mark(&self) -> u32 {
+    pub fn mark(&self, client: &str) -> u32 {
         // The name ends in process id and number: FNV-1a spreads both.
-        let hash = self
-            .name
-            .bytes()
-            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let name = self.name.bytes().chain(client.bytes());
+        let hash =
+            name.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         ((hash % 0xffff) + 1) << 16
     }
 
@@ -205,7 +204,7 @@ impl Drop for Lab {
         }
         self.group.kill();
         // Pins hold programs attached to the whole machine: they must not outlive a failed case.
-        let _ = std::fs::remove_dir_all(self.pin_dir());
+        group::remove_pins(&self.pin_dir());
     }
 }
 

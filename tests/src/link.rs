@@ -351,11 +351,14 @@ impl Worker {
     }
 
     fn deliver(&self, frame: &[u8]) {
-        // A device that is down refuses: the frame is lost, as on a real link.
-        if self.to.write(frame).is_ok() {
-            self.lane.frames.fetch_add(1, Ordering::Relaxed);
-            self.lane.bytes.fetch_add(wire_bytes(frame), Ordering::Relaxed);
-        } else {
+        // Counted first, so that whoever has seen the frame arrive finds it counted.
+        let bytes = wire_bytes(frame);
+        self.lane.frames.fetch_add(1, Ordering::Relaxed);
+        self.lane.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if self.to.write(frame).is_err() {
+            // A device that is down refuses: the frame is lost, as on a real link.
+            self.lane.frames.fetch_sub(1, Ordering::Relaxed);
+            self.lane.bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.lane.count_drop();
         }
     }

@@ -37,16 +37,8 @@ struct Program {
 }
 
 impl Program {
-    fn new(name: &'static str, lab: &Lab, ns: &Ns, config: &str) -> Result<Self> {
-        let log = lab.dir().join(format!("{name}.log"));
-        Ok(Self {
-            name,
-            binary: program(name)?,
-            ns: ns.clone(),
-            config: lab.dir().join(config),
-            log,
-            daemon: None,
-        })
+    fn new(name: &'static str, ns: &Ns, config: PathBuf, log: PathBuf) -> Result<Self> {
+        Ok(Self { name, binary: program(name)?, ns: ns.clone(), config, log, daemon: None })
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -120,7 +112,9 @@ pub struct Relay {
 impl Relay {
     /// Makes key and configuration with `home-relay init`; does not start it.
     pub fn install(lab: &Lab) -> Result<Self> {
-        let program = Program::new("home-relay", lab, &lab.relay, "relay.toml")?;
+        let dir = lab.dir();
+        let program =
+            Program::new("home-relay", &lab.relay, dir.join("relay.toml"), dir.join("home-relay.log"))?;
         let listen = format!("[::]:{RELAY_PORT}");
         let public_key = program.answer(&["init", "--listen", &listen])?.trim().to_owned();
         program.edit(|config| {
@@ -223,23 +217,32 @@ pub struct Agent {
 impl Agent {
     /// Makes key and configuration, and lets `relay` authorise it; does not start it.
     pub fn install(lab: &Lab, relay: &Relay) -> Result<Self> {
-        let program = Program::new("mobile", lab, &lab.host, "agent.toml")?;
-        let (cgroup, pin_dir) = (lab.group().path().join("mobile"), lab.pin_dir());
+        Self::install_in(lab, &lab.host, "laptop", relay)
+    }
+
+    /// The same on another machine of the lab, as the client `name`.
+    pub fn install_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay) -> Result<Self> {
+        let dir = lab.dir().join(name);
+        std::fs::create_dir(&dir)?;
+        let program =
+            Program::new("mobile", ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
+        let cgroup = lab.group().path().join(format!("mobile-{name}"));
+        let pin_dir = PathBuf::from(format!("{}-{name}", lab.pin_dir().display()));
         program.edit(|config| {
             set(config, "relay", "endpoint", format!("{}:{RELAY_PORT}", addr::RELAY4));
             set(config, "relay", "public_key", relay.public_key.as_str());
-            set(config, "identity", "private_key_file", lab.dir().join("agent.key"));
+            set(config, "identity", "private_key_file", dir.join("agent.key"));
             // Programs of all labs see all processes: each agent needs a mark of its own.
-            set_value(config, "routing", "mark", Toml::Integer(lab.mark().into()));
+            set_value(config, "routing", "mark", Toml::Integer(lab.mark(name).into()));
             set_value(config, "routing", "mark_mask", Toml::Integer(0xffff_0000));
             set(config, "cgroup", "path", cgroup.clone());
             set(config, "bpf", "pin_dir", pin_dir.clone());
-            set(config, "control", "socket", lab.dir().join("agent.sock"));
-            set(config, "state", "dir", lab.dir().join("agent-state"));
+            set(config, "control", "socket", dir.join("agent.sock"));
+            set(config, "state", "dir", dir.join("state"));
             set(config, "metrics", "listen", METRICS);
         })?;
         let public_key = program.answer(&["keygen"])?.trim().to_owned();
-        let addresses = relay.authorize("laptop", &public_key)?;
+        let addresses = relay.authorize(name, &public_key)?;
         let address4 = addresses.iter().find_map(|address| match address {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,

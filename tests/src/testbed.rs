@@ -64,6 +64,13 @@ impl Testbed {
         self.expected.push(text.to_owned());
     }
 
+    /// Declares that the case plugs a cable in again soon after it was pulled. The kernel may then still be asking for
+    /// the gateway's hardware address, into the void, and says "no route to host" to whoever connects meanwhile: a
+    /// warning of the agent, which tries again.
+    pub fn expect_quick_replug(&mut self) {
+        self.expect_warning("No route to host");
+    }
+
     /// The end of a passing case: both programs stop and clean up, leave nothing, and have not warned of
     /// anything the case did not declare.
     pub fn finish(mut self) -> Result<()> {

@@ -167,11 +167,12 @@ impl Uplink {
         self.set_routes()
     }
 
-    /// Whether the host sees a carrier on it.
+    /// Whether the host sees a carrier on it: not the bare bit, but the state that the kernel announces once it has
+    /// acted on the bit (up to a second later), as a network manager waits for it.
     #[must_use]
     pub fn has_carrier(&self) -> bool {
         let link = self.host.run(&["ip", "-o", "link", "show", "dev", self.device()]);
-        link.is_ok_and(|text| text.contains("LOWER_UP"))
+        link.is_ok_and(|text| text.contains("LOWER_UP") && !text.contains(" state DOWN "))
     }
 
     /// Sets the one-way delay of the link.

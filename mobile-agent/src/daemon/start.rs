@@ -74,7 +74,8 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     let listener = listen(&config)?;
     let metrics = config.metrics.listen.map(MetricsServer::start).transpose()?;
     let netlink = Netlink::new()?;
-    let (links, watch_links) = uplinks::watch(netlink.clone(), config.tunnel.device.clone()).await?;
+    // A socket of its own: what the keeper puts back must not delay the news of a lost uplink.
+    let (links, watch_links) = uplinks::watch(Netlink::new()?, config.tunnel.device.clone()).await?;
 
     let mut made = Made::default();
     let kernel = match kernel(&config, &relay, &netlink, &mut made).await {

@@ -480,5 +480,4 @@ fn doubled(base: Duration, times: u32, most: Duration) -> Duration {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;

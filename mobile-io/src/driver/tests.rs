@@ -181,11 +181,11 @@ impl Pair {
     }
 
     /// Sends over path 1, shuts the valve, and waits until no more packets are taken; gives how many are left.
-    async fn stall(&mut self, valve: &watch::Sender<bool>, count: u64) -> usize {
+    async fn stall(&mut self, valve: &watch::Sender<Valve>, count: u64) -> usize {
         self.client.handle.activate(PathId(1), vec![PathId(1)]);
         self.client.memory.fill(0, 1);
         self.relay.memory.has_received(1).await;
-        valve.send(false).unwrap();
+        valve.send(Valve { forth: false, back: false }).unwrap();
         self.client.memory.fill(1, count - 1);
         let mut before = usize::MAX;
         loop {
@@ -210,18 +210,28 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+/// Which way bytes pass.
+#[derive(Clone, Copy)]
+struct Valve {
+    forth: bool,
+    back: bool,
+}
+
+const OPEN: Valve = Valve { forth: true, back: true };
+
 /// A wire with a valve in its middle, open at first.
-fn valved() -> (impl Future<Output = (TcpStream, TcpStream)>, watch::Sender<bool>) {
-    let (sender, mut valve) = watch::channel(true);
+fn valved() -> (impl Future<Output = (TcpStream, TcpStream)>, watch::Sender<Valve>) {
+    let (sender, mut valve) = watch::channel(OPEN);
     let wire = async move {
         let (near, mut near_wire) = sockets().await;
         let (mut far_wire, far) = sockets().await;
         tokio::spawn(async move {
-            let (mut buf, mut back) = (vec![0; 65536], vec![0; 65536]);
-            while valve.wait_for(|open| *open).await.is_ok() {
+            let (mut buf, mut answer) = (vec![0; 65536], vec![0; 65536]);
+            loop {
+                let Valve { forth, back } = *valve.borrow_and_update();
                 tokio::select! {
-                    Ok(length @ 1..) = near_wire.read(&mut buf) => far_wire.write_all(&buf[..length]).await.unwrap(),
-                    Ok(length @ 1..) = far_wire.read(&mut back) => near_wire.write_all(&back[..length]).await.unwrap(),
+                    Ok(length @ 1..) = near_wire.read(&mut buf), if forth => far_wire.write_all(&buf[..length]).await.unwrap(),
+                    Ok(length @ 1..) = far_wire.read(&mut answer), if back => near_wire.write_all(&answer[..length]).await.unwrap(),
                     Ok(()) = valve.changed() => {}
                     else => return,
                 }
@@ -301,10 +311,27 @@ async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it(
     pair.open_over(PathId(1), sockets.await).await;
     let left = pair.stall(&valve, COUNT).await;
     assert!(left > 0, "40 MB cannot all be taken from the source while nothing moves");
-    valve.send(true).unwrap();
+    valve.send(OPEN).unwrap();
     pair.relay.memory.has_received(COUNT).await;
     pair.relay.memory.check(COUNT);
     assert_eq!(pair.client.handle.snapshot().await.unwrap().stats.dropped_queue_full, 0);
+}
+
+#[tokio::test]
+async fn room_made_by_sending_alone_is_used_at_once() {
+    // Below the bound of what may be unacknowledged, because no acknowledgement comes.
+    const COUNT: u64 = 15_000;
+    // Every packet fills the queue, and every write empties it.
+    let mut pair = Pair::with(Limits { active_queue_bytes: 1, ..Limits::default() });
+    let (sockets, valve) = valved();
+    pair.open_over(PathId(1), sockets.await).await;
+    pair.client.handle.activate(PathId(1), vec![PathId(1)]);
+    pair.client.memory.fill(0, 1);
+    pair.relay.memory.has_received(1).await;
+    valve.send(Valve { forth: true, back: false }).unwrap();
+    pair.client.memory.fill(1, COUNT - 1);
+    pair.relay.memory.has_received(COUNT).await;
+    pair.relay.memory.check(COUNT);
 }
 
 #[tokio::test]

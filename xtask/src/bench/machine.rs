@@ -12,10 +12,5 @@ pub(crate) fn describe() -> String {
     let cores = available_parallelism().map_or(1, NonZero::get);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let model = model.unwrap_or(std::env::consts::ARCH);
-    format!("{model}, {cores} cores, Linux {}, {}", kernel.trim(), congestion_control())
-}
-
-fn congestion_control() -> String {
-    let file = "/proc/sys/net/ipv4/tcp_congestion_control";
-    fs::read_to_string(file).unwrap_or_default().trim().to_owned()
+    format!("{model}, {cores} cores, Linux {}", kernel.trim())
 }

@@ -29,10 +29,22 @@ const ROUTES: [&str; 2] = ["direct", "tunnel"];
 
 /// A lab without emulated delay, and iperf3 between the mobile host and the server.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let bed = Testbed::with(&LabOptions { delay: Duration::ZERO, ..LabOptions::default() })?;
+    let options = LabOptions { delay: Duration::ZERO, ..LabOptions::default() };
+    let bed = Testbed::with(&options)?;
+    let figures = measure(&bed, args)?;
+    bed.finish()?;
+    println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
+    print!("{}", table(&figures));
+    let congestion_control =
+        options.congestion_control.unwrap_or_else(|| "the kernel's congestion control".to_owned());
+    println!("\n{}; {congestion_control} in every namespace", machine::describe());
+    Ok(())
+}
+
+/// By route, then by shape: the figure of each run.
+fn measure(bed: &Testbed, args: &Args) -> Result<Vec<Vec<Vec<f64>>>> {
     let (lab, agent) = (&bed.lab, &bed.agent);
     let _server = Services::iperf3(&lab.server, lab.dir())?;
-
     let mut figures = vec![vec![Vec::new(); SHAPES.len()]; ROUTES.len()];
     for run in 1..=args.runs {
         for (shape, (title, flags)) in SHAPES.iter().enumerate() {
@@ -56,10 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
-    print!("{}", table(&figures));
-    println!("\n{}", machine::describe());
-    Ok(())
+    Ok(figures)
 }
 
 /// What arrived, from iperf3's JSON.

@@ -1,3 +1,7 @@
+//! The decisions, each by its story.
+
+mod random;
+
 use super::*;
 
 const V4: Families = Families { ipv4: true, ipv6: false };

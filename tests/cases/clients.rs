@@ -1,0 +1,137 @@
+//! Several clients of one relay, and several ways to reach it.
+
+use std::net::IpAddr;
+
+use mobile_tests::{
+    Agent, LabOptions, PATIENCE, RELAY_PORT, Talk, Testbed, UplinkName, addr, finish_within, port, until,
+};
+
+use crate::{Outcome, ip_of, server, urls};
+
+#[test]
+fn two_clients_have_addresses_of_their_own_and_do_not_disturb_each_other() -> Outcome {
+    let bed = Testbed::new()?;
+    // The other one sits in eth0's visited network, on its router.
+    let elsewhere = bed.lab.visited[1].clone();
+    let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
+    other.start()?;
+    other.wait_connected()?;
+    assert_ne!(other.address4, bed.agent.address4);
+    assert_ne!(other.address6, bed.agent.address6);
+    assert_eq!(bed.relay.sessions()?.len(), 2);
+
+    let tool = mobile_tests::program("labtool")?.display().to_string();
+    let [four, six] = server(port::ECHO);
+    let mut talks = Vec::new();
+    for server in [&four, &six] {
+        talks.push((bed.mobile_talk(&["tcp", server])?, "laptop"));
+        talks.push((Talk::start(&mut other.run(&[&tool, "tcp", server]))?, "desktop"));
+    }
+    for (talk, name) in &mut talks {
+        let greeting = talk.hear()?;
+        let local = ip_of(greeting.split(' ').nth(1).expect("connected LOCAL PEER"));
+        let agent = if *name == "laptop" { &bed.agent } else { &other };
+        assert!([IpAddr::V4(agent.address4), IpAddr::V6(agent.address6)].contains(&local), "{name}: {local}");
+    }
+    // One's handover and one's death are nothing to the other.
+    bed.lab.eth().remove_route()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    other.kill()?;
+    for (talk, name) in &mut talks {
+        talk.say(name)?;
+    }
+    for (talk, name) in talks.iter_mut().filter(|(_, name)| *name == "laptop") {
+        assert_eq!(talk.hear()?, *name);
+    }
+    other.start()?;
+    for (talk, name) in talks.iter_mut().filter(|(_, name)| *name == "desktop") {
+        assert_eq!(talk.hear()?, *name);
+    }
+    drop(talks);
+    other.stop()?;
+    other.cli(&["cleanup"])?.ok()?;
+    bed.finish()
+}
+
+#[test]
+fn clients_of_one_relay_do_not_reach_each_other() -> Outcome {
+    let bed = Testbed::new()?;
+    let elsewhere = bed.lab.visited[1].clone();
+    let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
+    other.start()?;
+    other.wait_connected()?;
+    for address in [bed.agent.address4.to_string(), bed.agent.address6.to_string()] {
+        let mut ping = other.run(&["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", &address]);
+        assert_eq!(finish_within(&mut ping, None, PATIENCE)?.code(), 1, "{address} answers");
+        // The relay itself may: so it was not the laptop that was silent.
+        bed.lab.relay.run(&["ping", "-n", "-c", "1", "-W", "5", &address])?;
+    }
+    other.stop()?;
+    other.cli(&["cleanup"])?.ok()?;
+    bed.finish()
+}
+
+#[test]
+fn an_ordinary_server_on_the_host_answers_at_the_persistent_address_over_a_handover() -> Outcome {
+    let mut bed = Testbed::new()?;
+    // Its answers take the second rule, the one for the source address.
+    let _echo = mobile_tests::TcpService::start(&bed.lab.host, 7, |mut stream, _| {
+        let mut copy = stream.try_clone().expect("a second handle");
+        let _ = std::io::copy(&mut copy, &mut stream);
+    })?;
+    let tool = mobile_tests::program("labtool")?;
+    for address in [format!("{}:7", bed.agent.address4), format!("[{}]:7", bed.agent.address6)] {
+        let mut talk = Talk::start(bed.lab.relay.command(&tool).args(["tcp", &address]))?;
+        assert!(talk.hear()?.starts_with("connected "));
+        assert_eq!(talk.ask("before")?, "before");
+        bed.lab.eth().cut()?;
+        bed.agent.wait_active(UplinkName::Wlan)?;
+        assert_eq!(talk.ask("after")?, "after");
+        bed.lab.eth().bring_up()?;
+        bed.agent.wait_active(UplinkName::Eth)?;
+    }
+    bed.expect_quick_replug();
+    bed.finish()
+}
+
+#[test]
+fn a_relay_reached_over_ipv6_carries_both_families() -> Outcome {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    bed.agent.configure("relay", "endpoint", format!("[{}]:{RELAY_PORT}", addr::RELAY6))?;
+    bed.start()?;
+    for (url, relay) in urls("/ip").iter().zip([IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)]) {
+        let seen = finish_within(&mut bed.agent.run(&["curl", "-s", url]), None, PATIENCE)?.ok()?;
+        assert_eq!(ip_of(&seen), relay);
+    }
+    let [four, _] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &four])?;
+    talk.hear()?;
+    bed.lab.eth().cut()?;
+    bed.lab.eth().give_up_address()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    assert_eq!(talk.ask("after")?, "after");
+    let peer = bed.relay.paths()?[0]["peer"].as_str().expect("an address").to_owned();
+    assert_eq!(ip_of(&peer), IpAddr::V6(bed.lab.wlan().address6()));
+    bed.finish()
+}
+
+#[test]
+fn a_client_keeps_its_addresses_over_restarts_of_both() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let addresses = bed.agent.status()?["addresses"].clone();
+    bed.agent.stop()?;
+    bed.agent.cli(&["cleanup"])?.ok()?;
+    bed.relay.stop()?;
+    bed.relay.cli(&["cleanup"])?.ok()?;
+    // Another client that comes in between gets others.
+    let newcomer =
+        bed.agent.cli(&["keygen", "--out", &bed.lab.dir().join("new.key").display().to_string()])?.ok()?;
+    let others = bed.relay.authorize("newcomer", newcomer.trim())?;
+    bed.start()?;
+    until("the same addresses", || bed.agent.status().is_ok_and(|status| status["addresses"] == addresses))?;
+    assert!(
+        !others.contains(&IpAddr::V4(bed.agent.address4))
+            && !others.contains(&IpAddr::V6(bed.agent.address6))
+    );
+    bed.finish()
+}

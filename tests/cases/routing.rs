@@ -1,0 +1,84 @@
+//! The MOBILE route on a host where others change rules, routes and links too.
+
+use std::net::IpAddr;
+
+use mobile_tests::{PATIENCE, Testbed, addr, finish_within, port, until};
+
+use crate::{Outcome, ip_of, server, urls};
+
+#[test]
+fn rules_and_routes_that_somebody_flushes_are_put_back() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let host = bed.lab.host.clone();
+    let state = || -> anyhow::Result<String> {
+        let mut all = String::new();
+        for family in ["-4", "-6"] {
+            all += &host.run(&["ip", family, "rule"])?;
+            all += &host.run(&["ip", family, "route", "show", "table", "7700"])?;
+        }
+        Ok(all)
+    };
+    let [server, _] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &server])?;
+    talk.hear()?;
+    let before = state()?;
+    assert!(before.contains("unreachable default") && before.contains("lookup 7700"), "{before}");
+    for family in ["-4", "-6"] {
+        host.run(&["ip", family, "route", "flush", "table", "7700"])?;
+        host.run(&["ip", family, "rule", "del", "pref", "4900"])?;
+        host.run(&["ip", family, "rule", "del", "pref", "4901"])?;
+        until("the rules and routes to be back", || state().is_ok_and(|now| now == before)).map_err(
+            |error| error.context(format!("now:\n{}before:\n{before}", state().unwrap_or_default())),
+        )?;
+    }
+    assert_eq!(talk.ask("still here")?, "still here");
+    bed.expect_warning("put back");
+    bed.finish()
+}
+
+#[test]
+fn bypassed_destinations_are_reached_directly() -> Outcome {
+    let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
+    bed.agent.configure("routing", "bypass", vec![format!("{}/32", addr::SERVER4)])?;
+    bed.start()?;
+    let [four, six] = urls("/ip");
+    let ask = |url: &str| -> anyhow::Result<IpAddr> {
+        Ok(ip_of(&finish_within(&mut bed.agent.run(&["curl", "-s", url]), None, PATIENCE)?.ok()?))
+    };
+    assert_eq!(ask(&four)?, IpAddr::V4(bed.lab.eth().name.nat_address()));
+    assert_eq!(ask(&six)?, IpAddr::V6(addr::RELAY6));
+    bed.finish()
+}
+
+#[test]
+fn loopback_stays_loopback_for_mobile_processes() -> Outcome {
+    let bed = Testbed::new()?;
+    let _local = mobile_tests::TcpService::start(&bed.lab.host, 8080, |stream, peer| {
+        use std::io::Write;
+        let _ = writeln!(&stream, "{peer}");
+    })?;
+    for address in ["127.0.0.1:8080", "[::1]:8080"] {
+        let mut talk = bed.mobile_talk(&["tcp", address])?;
+        talk.hear()?;
+        assert!(ip_of(&talk.hear()?).is_loopback());
+    }
+    bed.finish()
+}
+
+#[test]
+fn the_preferred_uplink_carries_the_tunnel_whatever_the_default_route_says() -> Outcome {
+    let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
+    bed.agent.configure("uplink", "prefer", vec!["wl*".to_owned()])?;
+    bed.relay.start()?;
+    bed.agent.start()?;
+    bed.agent.wait_active(bed.lab.wlan().name)?;
+    let peer = bed.relay.paths()?[0]["peer"].as_str().expect("an address").to_owned();
+    let seen = peer.parse::<std::net::SocketAddr>()?.ip().to_canonical();
+    assert_eq!(seen, IpAddr::V4(bed.lab.wlan().name.nat_address()));
+    bed.lab.wlan().cut()?;
+    bed.agent.wait_active(bed.lab.eth().name)?;
+    bed.lab.wlan().bring_up()?;
+    bed.agent.wait_active(bed.lab.wlan().name)?;
+    bed.expect_quick_replug();
+    bed.finish()
+}
