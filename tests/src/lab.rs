@@ -14,6 +14,7 @@ use crate::group::{self, ProcessGroup};
 use crate::link::LinkEmulator;
 use crate::ns::Ns;
 use crate::services::Services;
+use crate::topology;
 use crate::uplink::{Uplink, UplinkName};
 
 /// The fixed addresses of the lab's internet.
@@ -95,9 +96,9 @@ impl Lab {
                 ns.sysctl("net/ipv4/tcp_congestion_control", name)?;
             }
         }
-        make_internet(&internet, &relay, &server)?;
+        topology::make_internet(&internet, &relay, &server)?;
         for (index, name) in UplinkName::ALL.into_iter().enumerate() {
-            make_visited(&internet, &visited[index], name, index)?;
+            topology::make_visited(&internet, &visited[index], name)?;
         }
         // Loose, as systemd sets it; with the strict setting no host can use two uplinks at a time.
         host.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
@@ -226,74 +227,6 @@ impl Lab {
             }
         }
     }
-}
-
-fn make_internet(internet: &Ns, relay: &Ns, server: &Ns) -> Result<()> {
-    make_router(internet)?;
-    internet.sysctl("net/ipv4/conf/all/rp_filter", "1")?;
-    // IPv6 has no rp_filter: the same by nftables.
-    internet.feed(
-        &["nft", "-f", "-"],
-        "table ip6 strict {\n chain prerouting {\n  type filter hook prerouting priority raw\n  \
-         ip6 saddr != fe80::/10 ip6 saddr != :: fib saddr . iif oif missing drop\n }\n}\n",
-    )?;
-    for (peer, near, far, four, six) in [
-        (relay, "torelay", "wan0", "198.51.100", "2001:db8:51::"),
-        (server, "toserver", "wan0", "192.0.2", "2001:db8:52::"),
-    ] {
-        veth(internet, near, peer, far)?;
-        internet.ip(&[
-            &format!("address add {four}.1/24 dev {near}"),
-            &format!("address add {six}1/64 dev {near} nodad"),
-        ])?;
-        peer.ip(&[
-            &format!("address add {four}.2/24 dev {far}"),
-            &format!("address add {six}2/64 dev {far} nodad"),
-            &format!("route add default via {four}.1"),
-            &format!("route add default via {six}1"),
-        ])?;
-    }
-    Ok(())
-}
-
-fn make_visited(internet: &Ns, visited: &Ns, name: UplinkName, index: usize) -> Result<()> {
-    make_router(visited)?;
-    let near = if index == 0 { "toa" } else { "tob" };
-    veth(internet, near, visited, "wan0")?;
-    let outside = name.nat_address();
-    let gateway = std::net::Ipv4Addr::from(u32::from(outside) - 1);
-    let (transit, prefix) = (if index == 0 { "2001:db8:a::" } else { "2001:db8:b::" }, name.prefix6());
-    internet.ip(&[
-        &format!("address add {gateway}/30 dev {near}"),
-        &format!("address add {transit}1/64 dev {near} nodad"),
-        &format!("route add {prefix}/64 via {transit}2"),
-    ])?;
-    visited.ip(&[
-        &format!("address add {outside}/30 dev wan0"),
-        &format!("address add {transit}2/64 dev wan0 nodad"),
-        &format!("route add default via {gateway}"),
-        &format!("route add default via {transit}1"),
-    ])?;
-    // What every home and hotel router does: masquerade IPv4, and let nothing in that nobody asked for.
-    visited.feed(
-        &["nft", "-f", "-"],
-        "table inet home {\n chain postrouting {\n  type nat hook postrouting priority srcnat\n  \
-         meta nfproto ipv4 oifname wan0 masquerade\n }\n chain forward {\n  \
-         type filter hook forward priority filter; policy drop\n  iifname lan0 accept\n  \
-         ct state established,related accept\n }\n}\n",
-    )
-}
-
-fn make_router(ns: &Ns) -> Result<()> {
-    ns.sysctl("net/ipv4/ip_forward", "1")?;
-    ns.sysctl("net/ipv6/conf/all/forwarding", "1")
-}
-
-fn veth(near: &Ns, near_name: &str, far: &Ns, far_name: &str) -> Result<()> {
-    let handle = far.handle();
-    near.ip(&[&format!("link add {near_name} type veth peer name {far_name} netns {handle}")])?;
-    near.ip(&[&format!("link set {near_name} up")])?;
-    far.ip(&[&format!("link set {far_name} up")])
 }
 
 fn allow_congestion_control(name: &str) -> Result<()> {

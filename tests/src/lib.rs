@@ -25,6 +25,7 @@ mod services;
 mod talk;
 mod tap;
 mod testbed;
+mod topology;
 mod uplink;
 mod wait;
 

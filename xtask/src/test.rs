@@ -22,8 +22,20 @@ pub(crate) struct Args {
 
 /// Sets up, builds and tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let part = args.part.as_deref();
+    let package = part.filter(|part| shell::root().join(part).join("Cargo.toml").is_file());
+    if package.is_none() {
+        // Now, rather than after minutes of building.
+        shell::require_root()?;
+    }
     setup::run()?;
-    match args.part.as_deref() {
+    if let Some(package) = package {
+        let package = if package == "tests" { "mobile-tests" } else { package };
+        return shell::run(
+            shell::cargo().args(["test", "--locked", "--package", package, "--"]).args(&args.filters),
+        );
+    }
+    match part {
         None => {
             unit(&[])?;
             relay_alone()?;
@@ -31,12 +43,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         Some("unit") => unit(&args.filters),
         Some("e2e") => end_to_end(&args.filters),
-        Some(package) if shell::root().join(package).join("Cargo.toml").is_file() => {
-            let package = if package == "tests" { "mobile-tests" } else { package };
-            shell::run(
-                shell::cargo().args(["test", "--locked", "--package", package, "--"]).args(&args.filters),
-            )
-        }
         Some(filter) => {
             let filters: Vec<String> = std::iter::once(filter)
                 .chain(args.filters.iter().map(String::as_str))
@@ -72,7 +78,6 @@ fn unit(filters: &[String]) -> Result<()> {
 
 /// The end-to-end cases: real binaries, real kernel, real eBPF programs.
 fn end_to_end(filters: &[String]) -> Result<()> {
-    shell::require_root()?;
     let binaries = build::run(false)?;
     step("end-to-end cases");
     shell::run(

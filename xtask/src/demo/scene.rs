@@ -1,9 +1,9 @@
 //! What happens in the demonstration, from the first device to the last word.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use mobile_tests::{Lab, LabOptions, PATIENCE, Testbed, UplinkName, addr, port};
 use serde_json::Value;
 
@@ -99,7 +99,7 @@ fn tell(bed: &Testbed) -> Result<Story> {
         let since = start.elapsed().saturating_sub(handover.age);
         uplinks.push((ms(since), handover.to.clone()));
         notes.push(format!(
-            "The agent moved the tunnel from {before} to {} ({}), {} records were sent again.",
+            "The agent moved the tunnel from {before} to {} ({}); records sent again: {}.",
             handover.to, handover.cause, handover.replayed
         ));
     }
@@ -171,22 +171,18 @@ fn uplink<'lab>(lab: &'lab Lab, device: &str) -> Result<&'lab mobile_tests::Upli
 fn seen_by_server(lab: &Lab) -> Result<String> {
     let filter = format!("sport = :{}", port::TELNET);
     let sockets = lab.server.run(&["ss", "-Htn", "state", "established", &filter])?;
-    let relay = addr::RELAY4;
-    let guests: Vec<String> = sockets
+    let peers: Vec<IpAddr> = sockets
         .lines()
-        .filter_map(|line| {
-            line.split_whitespace().last()?.replace("::ffff:", "").replace(['[', ']'], "").parse().ok()
-        })
-        .map(|guest: SocketAddr| {
-            let place = if guest.ip() == relay {
-                "the relay's address: the mobile one"
-            } else {
-                "a visited network's NAT: the plain one"
-            };
-            format!("{} ({place})", guest.ip())
-        })
+        .filter_map(|line| line.split_whitespace().last()?.parse().ok())
+        .map(|guest: SocketAddr| guest.ip().to_canonical())
         .collect();
-    Ok(format!("The server sees guests from {}.", guests.join(" and ")))
+    let (relayed, direct): (Vec<IpAddr>, Vec<IpAddr>) = peers.iter().partition(|peer| **peer == addr::RELAY4);
+    let ([relayed], [direct]) = (&relayed[..], &direct[..]) else {
+        bail!("the server should see one guest at the relay's address and one elsewhere, and sees {peers:?}");
+    };
+    Ok(format!(
+        "The server sees the mobile session at {relayed} (the relay), the plain one at {direct} (a NAT)."
+    ))
 }
 
 fn ms(duration: Duration) -> u64 {

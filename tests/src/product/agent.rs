@@ -1,0 +1,175 @@
+//! `mobile`, installed and driven by its own commands.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use toml::Value as Toml;
+
+use super::{METRICS, Program, RELAY_PORT, Relay, set, set_value};
+use crate::lab::{Lab, addr};
+use crate::ns::Ns;
+use crate::process::{Finished, Process};
+use crate::uplink::UplinkName;
+use crate::wait::{PATIENCE, wait_for};
+
+/// `mobile` on the mobile host.
+pub struct Agent {
+    program: Program,
+    /// Its public key, as `keygen` printed it.
+    pub public_key: String,
+    /// The persistent IPv4 address.
+    pub address4: Ipv4Addr,
+    /// The persistent IPv6 address.
+    pub address6: Ipv6Addr,
+    /// The mobile cgroup.
+    pub cgroup: PathBuf,
+    /// Where its programs are pinned.
+    pub pin_dir: PathBuf,
+}
+
+impl Agent {
+    /// Makes key and configuration, and lets `relay` authorise it; does not start it.
+    pub fn install(lab: &Lab, relay: &Relay) -> Result<Self> {
+        Self::install_in(lab, &lab.host, "laptop", relay)
+    }
+
+    /// The same on another machine of the lab, as the client `name`.
+    pub fn install_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay) -> Result<Self> {
+        let dir = lab.dir().join(name);
+        std::fs::create_dir(&dir)?;
+        let program =
+            Program::new("mobile", ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
+        let cgroup = lab.group().path().join(format!("mobile-{name}"));
+        let pin_dir = PathBuf::from(format!("{}-{name}", lab.pin_dir().display()));
+        program.edit(|config| {
+            set(config, "relay", "endpoint", format!("{}:{RELAY_PORT}", addr::RELAY4));
+            set(config, "relay", "public_key", relay.public_key.as_str());
+            set(config, "identity", "private_key_file", dir.join("agent.key"));
+            // Programs of all labs see all processes: each agent needs a mark of its own.
+            set_value(config, "routing", "mark", Toml::Integer(lab.mark(name).into()));
+            set_value(config, "routing", "mark_mask", Toml::Integer(0xffff_0000));
+            set(config, "cgroup", "path", cgroup.clone());
+            set(config, "bpf", "pin_dir", pin_dir.clone());
+            set(config, "control", "socket", dir.join("agent.sock"));
+            set(config, "state", "dir", dir.join("state"));
+            set(config, "metrics", "listen", METRICS);
+        })?;
+        let public_key = program.answer(&["keygen"])?.trim().to_owned();
+        let addresses = relay.authorize(name, &public_key)?;
+        let address4 = addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        let address6 = addresses.iter().find_map(|address| match address {
+            IpAddr::V6(address) => Some(*address),
+            IpAddr::V4(_) => None,
+        });
+        Ok(Self {
+            program,
+            public_key,
+            address4: address4.context("`authorize` gave no IPv4 address")?,
+            address6: address6.context("`authorize` gave no IPv6 address")?,
+            cgroup,
+            pin_dir,
+        })
+    }
+
+    /// Changes its configuration; takes effect at the next start.
+    pub fn configure(&self, section: &str, key: &str, value: impl Into<Toml>) -> Result<()> {
+        let value = value.into();
+        self.program.edit(|config| set_value(config, section, key, value))
+    }
+
+    /// Starts `agent` and waits until it answers, connected or not.
+    pub fn start(&mut self) -> Result<()> {
+        self.program.start("agent", &["status"])
+    }
+
+    /// Waits until a path is active.
+    pub fn wait_connected(&self) -> Result<()> {
+        self.wait_status("a session", |status| status["session"] == "connected")
+    }
+
+    /// Waits until `uplink` carries the tunnel.
+    pub fn wait_active(&self, uplink: UplinkName) -> Result<()> {
+        self.wait_status(&format!("the tunnel on {}", uplink.device()), |status| {
+            status["session"] == "connected" && status["active_uplink"] == uplink.device()
+        })
+    }
+
+    /// Waits until the status satisfies `condition`.
+    pub fn wait_status(&self, what: &str, mut condition: impl FnMut(&Value) -> bool) -> Result<()> {
+        let mut last = Value::Null;
+        let waited = wait_for(what, PATIENCE, || {
+            last = self.status()?;
+            Ok(condition(&last).then_some(()))
+        });
+        waited.with_context(|| format!("the last status: {last}"))
+    }
+
+    /// `mobile status --json`.
+    pub fn status(&self) -> Result<Value> {
+        self.program.json(&["status", "--json"])
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.program.kill()
+    }
+
+    /// SIGTERM, and a clean end.
+    pub fn stop(&mut self) -> Result<()> {
+        self.program.stop()
+    }
+
+    /// Whether `agent` was started and not ended by us.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.program.daemon.is_some()
+    }
+
+    /// Runs a verb of `mobile` with its configuration.
+    pub fn cli(&self, args: &[&str]) -> Result<Finished> {
+        self.program.cli(args)
+    }
+
+    /// A verb of `mobile` as a command not yet started.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.program.command(args)
+    }
+
+    /// `mobile run -- ARGV`, not yet started.
+    pub fn run(&self, argv: &[&str]) -> Command {
+        let mut command = self.program.ns.command(&self.program.binary);
+        command.arg("run").arg("--config").arg(&self.program.config).arg("--").args(argv);
+        command
+    }
+
+    /// What it has logged, over all its starts.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.program.log()
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.program.config
+    }
+
+    /// The program itself.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.program.binary
+    }
+
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.program.daemon.as_ref().map(Process::pid)
+    }
+}

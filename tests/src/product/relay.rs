@@ -1,0 +1,110 @@
+//! `home-relay`, installed and driven by its own commands.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+use serde_json::Value;
+use toml::Value as Toml;
+
+use super::{METRICS, Program, RELAY_PORT, set, set_value};
+use crate::lab::Lab;
+use crate::process::Finished;
+
+/// `home-relay` in the relay's namespace.
+pub struct Relay {
+    program: Program,
+    /// Its public key, as `init` printed it.
+    pub public_key: String,
+}
+
+impl Relay {
+    /// Makes key and configuration with `home-relay init`; does not start it.
+    pub fn install(lab: &Lab) -> Result<Self> {
+        let dir = lab.dir();
+        let program =
+            Program::new("home-relay", &lab.relay, dir.join("relay.toml"), dir.join("home-relay.log"))?;
+        let listen = format!("[::]:{RELAY_PORT}");
+        let public_key = program.answer(&["init", "--listen", &listen])?.trim().to_owned();
+        program.edit(|config| {
+            set(config, "admin", "socket", lab.dir().join("relay.sock"));
+            set(config, "state", "dir", lab.dir().join("relay-state"));
+            set(config, "metrics", "listen", METRICS);
+        })?;
+        Ok(Self { program, public_key })
+    }
+
+    /// Changes its configuration; takes effect at the next start.
+    pub fn configure(&self, section: &str, key: &str, value: impl Into<Toml>) -> Result<()> {
+        let value = value.into();
+        self.program.edit(|config| set_value(config, section, key, value))
+    }
+
+    /// Starts `serve` and waits until it answers.
+    pub fn start(&mut self) -> Result<()> {
+        self.program.start("serve", &["sessions"])
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.program.kill()
+    }
+
+    /// SIGTERM, and a clean end.
+    pub fn stop(&mut self) -> Result<()> {
+        self.program.stop()
+    }
+
+    /// Whether `serve` was started and not ended by us.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.program.daemon.is_some()
+    }
+
+    /// Runs a verb of `home-relay` with its configuration.
+    pub fn cli(&self, args: &[&str]) -> Result<Finished> {
+        self.program.cli(args)
+    }
+
+    /// A verb of `home-relay` as a command not yet started.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.program.command(args)
+    }
+
+    /// Lets a client in and returns its persistent addresses.
+    pub fn authorize(&self, name: &str, public_key: &str) -> Result<Vec<IpAddr>> {
+        let said = self.program.answer(&["authorize", name, public_key])?;
+        said.lines().map(|line| Ok(line.parse()?)).collect()
+    }
+
+    /// The live sessions.
+    pub fn sessions(&self) -> Result<Vec<Value>> {
+        match self.program.json(&["sessions", "--json"])? {
+            Value::Array(sessions) => Ok(sessions),
+            other => anyhow::bail!("`sessions --json` printed {other}"),
+        }
+    }
+
+    /// The paths of all sessions together.
+    pub fn paths(&self) -> Result<Vec<Value>> {
+        let sessions = self.sessions()?;
+        Ok(sessions
+            .iter()
+            .flat_map(|session| session["paths"].as_array().cloned().unwrap_or_default())
+            .collect())
+    }
+
+    /// What it has logged, over all its starts.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.program.log()
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.program.config
+    }
+}
