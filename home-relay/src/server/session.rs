@@ -45,13 +45,20 @@ impl PacketIo for ClientIo {
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        let forwarded =
-            self.guard.check(packet.bytes).and_then(|()| self.sink.send(packet).map_err(|_| Drop::Device));
+        let forwarded = self
+            .guard
+            .check(packet.bytes)
+            .and_then(|()| self.sink.send(packet).map_err(|error| refusal(&error)));
         match forwarded {
             Ok(()) => self.metrics.from_clients.count(packet.len()),
             Err(reason) => self.metrics.dropped(reason),
         }
     }
+}
+
+/// Why the device took no packet: its own trouble, or a packet that asks for what its headers do not allow.
+fn refusal(error: &io::Error) -> Drop {
+    if error.kind() == io::ErrorKind::InvalidInput { Drop::Malformed } else { Drop::Device }
 }
 
 /// A running session.
