@@ -320,7 +320,7 @@ async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it(
 #[tokio::test]
 async fn room_made_by_sending_alone_is_used_at_once() {
     // Below the bound of what may be unacknowledged, because no acknowledgement comes.
-    const COUNT: u64 = 15_000;
+    const COUNT: u64 = 12_000;
     // Every packet fills the queue, and every write empties it.
     let mut pair = Pair::with(Limits { active_queue_bytes: 1, ..Limits::default() });
     let (sockets, valve) = valved();
