@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use mobile_tests::{Blackhole, Direction, Lab, LabOptions, Services, Talk, Terminal, addr, program, until};
+use mobile_tests::{
+    Blackhole, Direction, Lab, LabOptions, PATIENCE, Services, Talk, Terminal, addr, program, until, wait_for,
+};
 
 type Outcome = anyhow::Result<()>;
 
@@ -11,7 +13,7 @@ fn quick() -> LabOptions {
 }
 
 fn ping(lab: &Lab, options: &[&str], target: &str) -> anyhow::Result<String> {
-    let argv = [&["ping", "-n", "-W", "2"], options, &[target]].concat();
+    let argv = [&["ping", "-n", "-W", "5"], options, &[target]].concat();
     lab.host.run(&argv)
 }
 
@@ -80,7 +82,8 @@ fn every_loss_a_network_manager_can_cause_is_repaired_by_bring_up() -> Outcome {
         assert!(works(true).is_err(), "{way}");
         eth.bring_up()?;
         for four in [true, false] {
-            works(four).map_err(|error| error.context(way))?;
+            // The first may be lost while the router still asks for the old neighbour.
+            wait_for(way, PATIENCE, || works(four).map(Some))?;
         }
     }
     let before = (eth.address4(), eth.address6());
@@ -88,8 +91,9 @@ fn every_loss_a_network_manager_can_cause_is_repaired_by_bring_up() -> Outcome {
     assert_ne!(before, (eth.address4(), eth.address6()));
     let addresses = lab.host.run(&["ip", "-o", "address", "show", "dev", "eth0"])?;
     assert!(!addresses.contains(&format!("{}/", before.0)) && !addresses.contains(&format!("{}/", before.1)));
-    works(true)?;
-    works(false)?;
+    for four in [true, false] {
+        wait_for("renumber", PATIENCE, || works(four).map(Some))?;
+    }
     Ok(())
 }
 

@@ -4,7 +4,6 @@
 //! while somebody types into both.
 
 use std::io::IsTerminal as _;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -31,7 +30,10 @@ pub(crate) fn run() -> Result<()> {
         show(story);
     }
     let clean = footprint.check();
-    let story = played?;
+    let story = match (played, &clean) {
+        (Err(failure), Err(left)) => return Err(failure.context(format!("{left:#}; and before that"))),
+        (played, _) => played?,
+    };
     clean.context("the demonstration worked, but did not clean up after itself")?;
     println!("Nothing is left behind: no namespace, device, rule, pin, cgroup or process.");
     verdict(&story)
@@ -42,22 +44,6 @@ fn show(story: &Story) {
     println!("{}", story.timeline.draw(std::io::stdout().is_terminal()));
     for line in &story.notes {
         println!("{line}");
-    }
-    let timeline = &story.timeline;
-    for lane in &timeline.lanes {
-        match timeline.longest_silence(lane).length() {
-            Some(silence) => println!(
-                "{}: the longest silence around the cut was {} ms (a key every {} ms, a round trip of {} ms).",
-                lane.name,
-                silence.as_millis(),
-                scene::KEY_EVERY.as_millis(),
-                scene::ROUND_TRIP.as_millis()
-            ),
-            None => println!("{}: never heard again.", lane.name),
-        }
-    }
-    if let Some(blackout) = story.blackout {
-        println!("Blackout: {} ms without an active path, as the agent measured it.", millis(blackout));
     }
 }
 
@@ -81,16 +67,21 @@ fn verdict(story: &Story) -> Result<()> {
     if pressed != echoed {
         bail!("{pressed} keys were pressed in the mobile session, and {echoed} came back");
     }
-    let blackout = story.blackout.context("the agent reports no handover")?;
+    let [mobile, plain] = &story.timeline.lanes;
+    let blackout =
+        story.timeline.longest_silence(mobile).length().context("the mobile session fell silent")?;
+    if let Some(silence) = story.timeline.longest_silence(plain).length() {
+        bail!(
+            "the plain session was heard again after {} ms: its uplink was not really cut",
+            silence.as_millis()
+        );
+    }
     println!(
-        "\nThe mobile session went on after a blackout of {} ms, and each of its {pressed} keys came back once. \
-         The plain one is dead.",
-        millis(blackout)
+        "\nBlackout: {} ms, the longest the mobile session was silent (a key every {} ms, a round trip of {} ms).\n\
+         Each of its {pressed} keys came back, once. The plain session is dead.",
+        blackout.as_millis(),
+        scene::KEY_EVERY.as_millis(),
+        scene::ROUND_TRIP.as_millis()
     );
     Ok(())
-}
-
-fn millis(duration: Duration) -> u128 {
-    // A blackout of 0.6 ms is not 0 ms.
-    duration.as_micros().div_ceil(1000)
 }

@@ -35,8 +35,6 @@ pub(crate) struct Story {
     pub(crate) keys: (usize, usize),
     /// When each was heard.
     pub(crate) timeline: Timeline,
-    /// How long the agent had no active path.
-    pub(crate) blackout: Option<Duration>,
     /// Worth knowing.
     pub(crate) notes: Vec<String>,
 }
@@ -98,13 +96,18 @@ fn tell(bed: &Testbed) -> Result<Story> {
     if let Some(handover) = &handover {
         let since = start.elapsed().saturating_sub(handover.age);
         uplinks.push((ms(since), handover.to.clone()));
+        let noticed = since.saturating_sub(handover.blackout).saturating_sub(cut);
         notes.push(format!(
-            "The agent moved the tunnel from {before} to {} ({}); records sent again: {}.",
-            handover.to, handover.cause, handover.replayed
+            "The agent heard of it after {} ms ({}), and had the tunnel on {} {} ms later; records sent again: {}.",
+            ms(noticed),
+            handover.cause,
+            handover.to,
+            ms(handover.blackout),
+            handover.replayed
         ));
     }
     let timeline = Timeline {
-        lanes: vec![
+        lanes: [
             Lane { name: "mobile", echoes: mobile.echoes(start) },
             Lane { name: "plain", echoes: plain.echoes(start) },
         ],
@@ -119,7 +122,6 @@ fn tell(bed: &Testbed) -> Result<Story> {
         answers: [(first.0, second.0), (first.1, second.1)],
         keys: mobile.keys(),
         timeline,
-        blackout: handover.map(|handover| handover.blackout),
         notes,
     })
 }

@@ -16,8 +16,8 @@ pub(crate) struct Lane {
 
 /// Everything the picture shows.
 pub(crate) struct Timeline {
-    /// The sessions, drawn in this order.
-    pub(crate) lanes: Vec<Lane>,
+    /// The mobile session and the plain one.
+    pub(crate) lanes: [Lane; 2],
     /// The uplinks that carried the tunnel, each with the time it began to.
     pub(crate) uplinks: Vec<(Millis, String)>,
     /// When the active uplink was cut.
@@ -199,7 +199,7 @@ mod tests {
     fn sample() -> Timeline {
         let alive = |ranges: &[(u64, u64)]| ranges.iter().flat_map(|&(a, b)| (a..=b).step_by(20)).collect();
         Timeline {
-            lanes: vec![
+            lanes: [
                 Lane { name: "mobile", echoes: alive(&[(40, 2000), (2130, 5000)]) },
                 Lane { name: "plain", echoes: alive(&[(40, 2000)]) },
             ],
