@@ -55,7 +55,7 @@ pub enum KeyError {
         mode: u32,
     },
     /// The file cannot be read or written.
-    #[error("key file {path}: {source}")]
+    #[error("cannot use key file {path}: run as root, and see that its directory is there")]
     Io {
         /// The key file.
         path: PathBuf,
@@ -63,7 +63,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// The file does not hold a key.
-    #[error("{path} holds no private key: {source}")]
+    #[error("{path} holds no private key")]
     NotAKey {
         /// The key file.
         path: PathBuf,

@@ -63,7 +63,8 @@ impl Gate {
         let half_open = Arc::new(Semaphore::new(self.limits.half_open));
         loop {
             let (tcp, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
+                // An IPv4 peer of a socket for both families reads as what it is.
+                Ok((tcp, peer)) => (tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
                 Err(error) => {
                     // Out of file descriptors, mostly: others have to finish first.
                     warn!("cannot accept a connection: {error}");
