@@ -19,8 +19,11 @@ use tokio::net::{UnixListener, UnixStream};
 pub use client::Client;
 pub use peer::Peer;
 
-/// The longest line of either side: any request fits in one hundredth, an answer with hundreds of clients too.
+/// The longest request: any fits in one hundredth of it.
 pub const MAX_LINE: usize = 64 * 1024;
+
+/// The longest answer: the sessions of some 50,000 clients.
+pub const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
 /// How long a peer may take to read an answer. Commands read at once; a stopped one must not hold a task for ever.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,7 +49,7 @@ pub enum ControlError {
     #[error("no group named `{0}`: create it, or change the group of the control socket")]
     NoSuchGroup(String),
     /// A line is longer than any request or answer can be.
-    #[error("a line of more than {MAX_LINE} bytes")]
+    #[error("a request of more than {MAX_LINE} bytes, or an answer of more than {MAX_ANSWER}")]
     TooLong,
     /// A line is not what was expected.
     #[error("not understood: {0}")]
@@ -168,7 +171,7 @@ impl Connection {
     /// # Errors
     /// When the peer has gone or does not read, or the answer is longer than a line may be.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ControlError> {
-        let line = to_line(message)?;
+        let line = to_line(message, MAX_ANSWER)?;
         let written = tokio::time::timeout(SEND_TIMEOUT, self.writer.write_all(&line)).await;
         written
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -215,11 +218,11 @@ fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, ControlError> {
     serde_json::from_slice(line).map_err(|error| ControlError::BadMessage(error.to_string()))
 }
 
-fn to_line<T: Serialize>(message: &T) -> Result<Vec<u8>, ControlError> {
+fn to_line<T: Serialize>(message: &T, max: usize) -> Result<Vec<u8>, ControlError> {
     let mut line =
         serde_json::to_vec(message).map_err(|error| ControlError::BadMessage(error.to_string()))?;
     line.push(b'\n');
-    if line.len() > MAX_LINE { Err(ControlError::TooLong) } else { Ok(line) }
+    if line.len() > max { Err(ControlError::TooLong) } else { Ok(line) }
 }
 
 #[cfg(test)]

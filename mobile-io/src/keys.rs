@@ -284,7 +284,12 @@ mod tests {
         assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, "aGVsbG8=\n").unwrap();
-        assert!(PrivateKey::load(&path).unwrap_err().to_string().contains("holds 5 bytes"));
+        let error = PrivateKey::load(&path).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(
+            error.to_string().contains("no private key") && cause.contains("holds 5 bytes"),
+            "{error}: {cause}"
+        );
     }
 
     #[test]

@@ -257,7 +257,7 @@ fn without_root_both_say_so_and_leave_nothing() -> Outcome {
 }
 
 #[test]
-fn a_second_relay_on_the_machine_keeps_to_itself() -> Outcome {
+fn a_missing_configuration_or_one_that_exists_leaves_a_running_relay_alone() -> Outcome {
     let mut bed = installed()?;
     bed.start()?;
     let mut shell = Talk::start(&mut bed.agent.run(&["sh"]))?;

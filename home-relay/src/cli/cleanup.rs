@@ -2,6 +2,8 @@
 
 use anyhow::{Context as _, bail};
 
+use mobile_io::tun::TunError;
+
 use super::clients::connect;
 use crate::config::Config;
 use crate::network::nft;
@@ -16,8 +18,13 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     // Opening a TUN registers it with a runtime.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let guard = runtime.enter();
-    let removed = mobile_io::tun::remove(device).with_context(|| format!("cannot remove {device}"));
+    let removed = mobile_io::tun::remove(device);
     drop(guard);
+    if let Err(error @ TunError::Busy(_)) = removed {
+        // A relay that runs without its socket: its rules are in use too.
+        return Err(error).context("nothing removed: stop the relay first");
+    }
+    let removed = removed.with_context(|| format!("cannot remove {device}"));
     let table = nft::remove();
 
     let mut failures = Vec::new();

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use mobile_io::netlink::{Netlink, NetlinkError};
 use mobile_io::sysctl;
 use mobile_io::tun::Tun;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::undo::{Step, Undo};
 use crate::config::Config;
@@ -72,7 +72,7 @@ async fn try_set_up(config: &Config, pools: &Pools, undo: &mut Undo) -> anyhow::
     configure_device(&netlink, device, index, config.tunnel.mtu, pools, undo).await?;
 
     if config.nat.masquerade {
-        let fresh = !nft::exists()?;
+        let fresh = !nft::exists().context(nft::HINT)?;
         let ruleset = nft::Ruleset {
             device: device.to_owned(),
             pools: pools.networks().collect(),
@@ -82,8 +82,17 @@ async fn try_set_up(config: &Config, pools: &Pools, undo: &mut Undo) -> anyhow::
         if fresh {
             undo.push(Step::RemoveTable);
         }
-    } else if nft::remove()? {
-        info!("removed table inet {} of an earlier start: [nat] masquerade is off", nft::TABLE);
+    } else {
+        match nft::remove() {
+            Ok(true) => {
+                info!("removed table inet {} of an earlier start: [nat] masquerade is off", nft::TABLE);
+            }
+            Ok(false) => {}
+            // A host whose nft does not work has no such table of ours.
+            Err(error) => warn!(
+                "[nat] masquerade is off, and whether an earlier start left rules is unknown: {error:#}"
+            ),
+        }
     }
     // Last: from here on packets flow, and the rules above are in place.
     forwarding::enable(pools, device, undo)?;

@@ -55,11 +55,13 @@ impl Ruleset {
 
     /// Puts the ruleset into the kernel.
     pub(crate) fn apply(&self) -> anyhow::Result<()> {
-        nft(&self.text()).context(
-            "cannot install the masquerade rules; without NAT on this host set [nat] masquerade = false",
-        )
+        nft(&self.text()).context(HINT)
     }
 }
+
+/// What to do when nftables does not work on this host.
+pub(crate) const HINT: &str =
+    "cannot install the masquerade rules; without NAT on this host set [nat] masquerade = false";
 
 /// Removes the table; says whether there was one. A host without nft has none.
 pub(crate) fn remove() -> anyhow::Result<bool> {

@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mobile_io::keys::PrivateKey;
-use mobile_io::{tls, transport};
-use mobile_proto::HelloReader;
+use mobile_io::keys::{PrivateKey, PublicKey};
+use mobile_io::tls::{self, TlsStream};
+use mobile_io::transport;
+use mobile_proto::{Hello, HelloReader};
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -89,19 +90,26 @@ impl Gate {
     }
 
     async fn handshake(&self, tcp: TcpStream, peer: SocketAddr) -> Handshake {
-        match tokio::time::timeout(self.limits.handshake_timeout(), self.greet(tcp, peer)).await {
-            Ok(result) => result,
+        let greeted = tokio::time::timeout(self.limits.handshake_timeout(), self.greet(tcp, peer)).await;
+        let Greeting { key, hello, leftover, stream } = match greeted {
+            Ok(Ok(greeting)) => greeting,
+            Ok(Err(result)) => return result,
             Err(_) => {
                 debug!(%peer, "handshake: too slow");
-                Handshake::Timeout
+                return Handshake::Timeout;
             }
+        };
+        // Outside the limit: cut short half-way it would leave a session that nobody owns.
+        match self.registry.admit(&key, hello, leftover, stream, peer).await {
+            Ok(result) => result,
+            Err(_) => Handshake::Unauthorized,
         }
     }
 
-    async fn greet(&self, tcp: TcpStream, peer: SocketAddr) -> Handshake {
+    async fn greet(&self, tcp: TcpStream, peer: SocketAddr) -> Result<Greeting, Handshake> {
         if let Err(error) = transport::tune(&tcp) {
             debug!(%peer, "handshake: {error}");
-            return Handshake::Tls;
+            return Err(Handshake::Tls);
         }
         let accept = async {
             // The limit around all of this is the one that counts; twice as long is never reached.
@@ -112,11 +120,11 @@ impl Gate {
             (Ok(accepted), _) => accepted,
             (Err(_), true) => {
                 info!(%peer, "refused: a client whose key is not authorised");
-                return Handshake::Unauthorized;
+                return Err(Handshake::Unauthorized);
             }
             (Err(cause), false) => {
                 debug!(%peer, "handshake: {cause}");
-                return Handshake::Tls;
+                return Err(Handshake::Tls);
             }
         };
         let mut reader = HelloReader::new();
@@ -126,12 +134,12 @@ impl Gate {
             let read = match stream.read(&mut buffer).await {
                 Ok(0) => {
                     debug!(%peer, "handshake: closed before HELLO");
-                    return Handshake::Hello;
+                    return Err(Handshake::Hello);
                 }
                 Ok(read) => read,
                 Err(error) => {
                     debug!(%peer, "handshake: {error}");
-                    return Handshake::Hello;
+                    return Err(Handshake::Hello);
                 }
             };
             match reader.feed(&buffer[..read]) {
@@ -139,13 +147,18 @@ impl Gate {
                 Ok(None) => {}
                 Err(error) => {
                     warn!(%peer, client = %key, "handshake: {error}");
-                    return Handshake::Hello;
+                    return Err(Handshake::Hello);
                 }
             }
         };
-        match self.registry.admit(&key, hello, leftover, stream, peer).await {
-            Ok(result) => result,
-            Err(_) => Handshake::Unauthorized,
-        }
+        Ok(Greeting { key, hello, leftover, stream })
     }
+}
+
+/// A client that has said who it is and which session it wants.
+struct Greeting {
+    key: PublicKey,
+    hello: Hello,
+    leftover: Vec<u8>,
+    stream: TlsStream,
 }

@@ -57,6 +57,9 @@ struct Slot {
     live: Option<Arc<Live>>,
 }
 
+/// Events of a session taken at once; more than any driver makes in a round.
+const MAX_BATCH: usize = 1024;
+
 /// The client is not, or no longer, authorised.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Unauthorized;
@@ -143,9 +146,9 @@ impl Registry {
             None => Vec::new(),
         };
         info!(client, %session, %path, %peer, waiting = waiting.len(), "session opened");
-        let live = self.begin(&member, &hello, waiting);
+        // Owned before anything is awaited: whatever becomes of this task, the session can be revoked.
+        let live = Arc::clone(slot.live.insert(self.begin(&member, &hello, waiting)));
         live.accept(hello, leftover, stream, peer).await;
-        slot.live = Some(live);
         Ok(Handshake::Opened)
     }
 
@@ -257,26 +260,32 @@ impl Registry {
     ) {
         let (client, session) = (member.name.as_str(), live.id());
         let mut moved_before = false;
-        while let Some(event) = events.recv().await {
-            match event {
-                DriverEvent::Session(Event::Activated { path, previous, replayed }) => {
-                    if std::mem::replace(&mut moved_before, true) {
-                        self.metrics.handovers.inc();
+        let mut batch = Vec::new();
+        // All that has come at once, and one look at the session for it: a client that switches without end
+        // must not pile up events.
+        while events.recv_many(&mut batch, MAX_BATCH).await > 0 {
+            for event in batch.drain(..) {
+                match event {
+                    DriverEvent::Session(Event::Activated { path, previous, replayed }) => {
+                        if std::mem::replace(&mut moved_before, true) {
+                            self.metrics.handovers.inc();
+                        }
+                        info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, "path active");
                     }
-                    info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, "path active");
-                    live.refresh().await;
+                    DriverEvent::Session(Event::PathClosed { path, code }) => {
+                        info!(client, %session, %path, "path closed: {code}");
+                        live.forget_path(path).await;
+                    }
+                    DriverEvent::PathError { path, error, .. } => {
+                        info!(client, %session, %path, "path lost: {error}");
+                        live.forget_path(path).await;
+                    }
+                    DriverEvent::Session(event) => debug!(client, %session, ?event, "session"),
+                    // Nothing follows, so the channel ends too.
+                    DriverEvent::Stopped => {}
                 }
-                DriverEvent::Session(Event::PathClosed { path, code }) => {
-                    info!(client, %session, %path, "path closed: {code}");
-                    live.forget_path(path).await;
-                }
-                DriverEvent::PathError { path, error, .. } => {
-                    info!(client, %session, %path, "path lost: {error}");
-                    live.forget_path(path).await;
-                }
-                DriverEvent::Session(event) => debug!(client, %session, ?event, "session"),
-                DriverEvent::Stopped => break,
             }
+            live.refresh().await;
         }
         let mut slot = member.slot.lock().await;
         if slot.live.as_ref().is_some_and(|current| Arc::ptr_eq(current, &live)) {

@@ -83,7 +83,7 @@ pub(super) fn list(
             command: if process.cmdline.is_empty() {
                 format!("[{}]", process.comm)
             } else {
-                process.cmdline.join(" ")
+                shortened(process.cmdline.join(" "))
             },
             connections: process
                 .connections
@@ -93,6 +93,16 @@ pub(super) fn list(
                 .collect(),
         })
         .collect())
+}
+
+/// A command line may be megabytes long; to know a process by, its beginning is enough.
+fn shortened(mut command: String) -> String {
+    const LONGEST: usize = 256;
+    if command.len() > LONGEST {
+        command.truncate(command.floor_char_boundary(LONGEST));
+        command.push('…');
+    }
+    command
 }
 
 fn connection(connection: &process::Connection) -> Connection {

@@ -127,27 +127,33 @@ impl Keeper {
         }
         self.device.set_addresses(new.addresses());
         self.assigned.send_replace(Some(new));
-        self.ensure().await.map(drop)
+        self.tolerant_pass().await.map(drop)
     }
 
     /// A pass after an event: whatever it had to make, somebody had removed.
     async fn restore(&mut self) -> anyhow::Result<()> {
+        let made = self.tolerant_pass().await?;
+        if made > 0 {
+            self.restored.fetch_add(made, Ordering::Relaxed);
+            tracing::warn!(made, "somebody removed parts of the MOBILE route: put back");
+        }
+        Ok(())
+    }
+
+    /// A pass that survives a race with whoever removes: the event of that removal starts the next one. Without the
+    /// device all is in vain.
+    async fn tolerant_pass(&mut self) -> anyhow::Result<u64> {
         match self.ensure().await {
-            Ok(0) => {}
-            Ok(made) => {
-                self.restored.fetch_add(made, Ordering::Relaxed);
-                tracing::warn!(made, "somebody removed parts of the MOBILE route: put back");
-            }
+            Ok(made) => Ok(made),
             Err(error) => {
-                // Without the device the rest is in vain; anything else may be a race with whoever removes.
                 self.netlink
                     .link_index(&self.config.tunnel.device)
                     .await
                     .context("the host virtual device is gone")?;
                 tracing::warn!(error = crate::cli::story(&error), "the MOBILE route is not whole");
+                Ok(0)
             }
         }
-        Ok(())
     }
 
     async fn prepare_device(&self) -> anyhow::Result<()> {

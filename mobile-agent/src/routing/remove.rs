@@ -5,9 +5,13 @@ use mobile_io::tun;
 
 use crate::config::Config;
 
-/// Removes rules, routes and the device. The rules go last but one: until then marked traffic stays in the table.
+/// Removes the device, the rules and the routes, in this order: until the rules are gone, what still carries the mark or
+/// a persistent address meets the table's `unreachable` and not the ordinary route.
 pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
+    if with_device && let Err(error) = tun::remove(&config.tunnel.device) {
+        errors.push(anyhow::Error::new(error));
+    }
     let mut note = |result: Result<bool, NetlinkError>| {
         if let Err(error) = result {
             errors.push(anyhow::Error::new(error));
@@ -34,9 +38,6 @@ pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool
             }
             Err(error) => note(Err(error)),
         }
-    }
-    if with_device && let Err(error) = tun::remove(&config.tunnel.device) {
-        errors.push(anyhow::Error::new(error));
     }
     errors
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{ControlError, MAX_LINE, parse, to_line};
+use super::{ControlError, MAX_ANSWER, MAX_LINE, parse, to_line};
 
 /// A command's connection to a service.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Client {
     /// # Errors
     /// When the service goes away or its answer is not understood.
     pub fn call<Q: Serialize, A: DeserializeOwned>(&mut self, request: &Q) -> Result<A, ControlError> {
-        let line = to_line(request)?;
+        let line = to_line(request, MAX_LINE)?;
         self.reader.get_mut().write_all(&line).map_err(|source| self.io_error(source))?;
         self.recv()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
     }
@@ -51,13 +51,13 @@ impl Client {
     /// When the service's line is not understood.
     pub fn recv<A: DeserializeOwned>(&mut self) -> Result<Option<A>, ControlError> {
         let mut line = Vec::new();
-        let mut bounded = (&mut self.reader).take(MAX_LINE as u64 + 1);
+        let mut bounded = (&mut self.reader).take(MAX_ANSWER as u64 + 1);
         bounded.read_until(b'\n', &mut line).map_err(|source| self.io_error(source))?;
         if line.is_empty() {
             return Ok(None);
         }
         if !line.ends_with(b"\n") {
-            let cut_off = line.len() <= MAX_LINE;
+            let cut_off = line.len() <= MAX_ANSWER;
             return Err(if cut_off {
                 ControlError::HungUp(self.path.clone())
             } else {

@@ -86,6 +86,8 @@ impl Session {
             self.stats.dropped_aged += 1;
             self.pool.give(record.packet);
         }
+        // A client that stays away must not hold the memory of its last burst.
+        self.trim_if_idle();
     }
 
     /// Gives back the memory of a burst once nothing is held: a relay has many idle sessions.
