@@ -274,6 +274,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_may_be_longer_than_a_request() {
+        let (_dir, path) = place();
+        let listener = Listener::bind(&path, 0o600, None).unwrap();
+        let command = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || Client::connect(&path).unwrap().call::<_, Vec<u64>>(&message(1)).unwrap()
+        });
+        let mut connection = listener.accept().await.unwrap();
+        assert_eq!(connection.recv().await.unwrap(), Some(message(1)));
+        let answer: Vec<u64> = (0..MAX_LINE as u64).collect();
+        connection.send(&answer).await.unwrap();
+        assert_eq!(command.await.unwrap(), answer);
+        let endless = "x".repeat(MAX_ANSWER);
+        assert!(matches!(connection.send(&endless).await, Err(ControlError::TooLong)));
+    }
+
+    #[tokio::test]
     async fn a_bad_line_can_be_answered_and_a_long_one_ends_it() {
         let (_dir, path) = place();
         let listener = Listener::bind(&path, 0o600, None).unwrap();

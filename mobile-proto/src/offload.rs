@@ -239,6 +239,14 @@ mod tests {
         assert_eq!(Offload::None.to_vnet(&[1]), Ok([0; 10]));
     }
 
+    /// An MSS of 48 with 40 bytes of TCP options, as a peer may announce.
+    #[test]
+    fn the_smallest_segments_of_the_kernel_pass() {
+        let packet = tcp4(800);
+        let header = Offload::Segment(8).to_vnet(&packet).unwrap();
+        assert_eq!(Offload::from_vnet(&header, &packet), Ok(Offload::Segment(8)));
+    }
+
     #[test]
     fn a_lie_about_the_packet_is_refused() {
         let packet = tcp4(5000);

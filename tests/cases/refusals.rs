@@ -269,3 +269,13 @@ fn a_missing_configuration_or_one_that_exists_leaves_a_running_relay_alone() -> 
     assert!(shell.ask(&format!("curl -sf {}", urls("/ip")[0]))?.starts_with(&addr::RELAY4.to_string()));
     bed.finish()
 }
+
+#[test]
+fn cleanup_leaves_the_rules_of_a_relay_that_lost_its_socket() -> Outcome {
+    let mut bed = installed()?;
+    bed.start()?;
+    std::fs::remove_file(bed.lab.dir().join("relay.sock"))?;
+    assert_says(&refused(&mut bed.relay.command(&["cleanup"]))?, &["home0", "in use", "stop the relay"]);
+    assert_says(&bed.lab.relay.run(&["nft", "list", "tables"])?, &["inet home_relay"]);
+    bed.finish()
+}

@@ -123,3 +123,15 @@ fn user_name(uid: u32) -> String {
         _ => uid.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_of_megabytes_is_shortened_at_a_character() {
+        assert_eq!(shortened("ssh host".into()), "ssh host");
+        let short = shortened(format!("x{}", "é".repeat(1 << 20)));
+        assert!(short.ends_with("é…") && short.len() <= 260, "{}", short.len());
+    }
+}
