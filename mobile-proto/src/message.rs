@@ -24,6 +24,9 @@ pub(crate) struct VersionedConfig {
 /// The client makes the path active.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Activate {
+    /// The epoch that this and what follows on the path belong to: it may be written before the
+    /// relay has said which one is its own.
+    pub(crate) epoch: u64,
     /// Counts the client's switches, so that an ACTIVATE which comes late is known as such.
     pub(crate) switch: u64,
     /// The number of the record that the client expects next.
@@ -75,7 +78,8 @@ impl Activate {
     pub(crate) const MAX_KEEP: usize = 200;
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
-        let mut payload = Vec::with_capacity(16 + self.keep.len() * 4);
+        let mut payload = Vec::with_capacity(24 + self.keep.len().min(Self::MAX_KEEP) * 4);
+        payload.extend_from_slice(&self.epoch.to_be_bytes());
         varint::put(&mut payload, self.switch);
         varint::put(&mut payload, self.rx_next);
         for path in self.keep.iter().take(Self::MAX_KEEP) {
@@ -86,12 +90,13 @@ impl Activate {
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
         let mut reader = Reader::new("ACTIVATE", payload);
+        let epoch = u64::from_be_bytes(reader.array()?);
         let (switch, rx_next) = (reader.counter()?, reader.counter()?);
         let mut keep = Vec::new();
         while !reader.is_empty() {
             keep.push(PathId(u32::from_be_bytes(reader.array()?)));
         }
-        Ok(Self { switch, rx_next, keep })
+        Ok(Self { epoch, switch, rx_next, keep })
     }
 }
 
@@ -147,7 +152,7 @@ mod tests {
         let config = VersionedConfig { version: 3, config };
         assert_eq!(welcome, Welcome { epoch: 5, rx_next: 1 << 40, config });
 
-        let activate = Activate { switch: 1, rx_next: 2, keep: vec![PathId(3), PathId(u32::MAX)] };
+        let activate = Activate { epoch: 9, switch: 1, rx_next: 2, keep: vec![PathId(3), PathId(u32::MAX)] };
         wire.clear();
         activate.put(&mut wire);
         assert_eq!(Activate::decode(payload(&wire)), Ok(activate));
@@ -164,7 +169,7 @@ mod tests {
     fn the_longest_keep_list_fits_a_control_frame() {
         let keep = (0..1000).map(PathId).collect();
         let mut wire = Vec::new();
-        Activate { switch: varint::MAX / 2, rx_next: varint::MAX / 2, keep }.put(&mut wire);
+        Activate { epoch: u64::MAX, switch: varint::MAX / 2, rx_next: varint::MAX / 2, keep }.put(&mut wire);
         assert_eq!(Activate::decode(payload(&wire)).unwrap().keep.len(), Activate::MAX_KEEP);
     }
 
@@ -176,7 +181,7 @@ mod tests {
         assert!(decode_number("SEQ", &number).is_err());
         assert!(decode_number("SEQ", &[1, 1]).is_err(), "too long");
         assert!(decode_nonce("PONG", &[0; 7]).is_err());
-        assert!(Activate::decode(&[1, 1, 0, 0, 0]).is_err(), "a path of three bytes");
+        assert!(Activate::decode(&[0, 0, 0, 0, 0, 0, 0, 5, 1, 1, 0, 0, 0]).is_err(), "a path of three bytes");
         assert!(decode_close(&[]).is_err());
     }
 }

@@ -35,6 +35,10 @@ pub(crate) struct Path {
     pub(crate) epoch: u64,
     /// The client's switch counter when the path was opened.
     pub(crate) switch: u64,
+    /// Client, until WELCOME: the path is to be active, or is so early; these are to be kept.
+    pub(crate) wish: Option<Vec<PathId>>,
+    /// Relay: what comes is numbered for another epoch, until an ACTIVATE says otherwise.
+    pub(crate) foreign: bool,
     /// Control frames that wait to be sent.
     pub(crate) control: Vec<u8>,
     /// The configuration is to be pushed.
@@ -81,6 +85,8 @@ impl Path {
             state,
             epoch,
             switch,
+            wish: None,
+            foreign: false,
             control: Vec::new(),
             config_due: false,
             pong: None,

@@ -170,28 +170,36 @@ impl Session {
         }
         self.make_room_for(path)?;
         let mut new = Path::new(now, path, State::Ready, self.epoch, hello.switch);
+        new.foreign = hello.epoch != self.epoch;
         new.stats.last_heard = Some(now);
         self.put_welcome(&mut new.control);
         self.paths.push(new);
         Ok(())
     }
 
-    /// Client: makes a path active that is ready ([`Event::PathReady`]); one that is not stays as
-    /// it is. The relay is told to keep `path` and `keep` and to free all others. Own transmission
-    /// moves to `path` and starts with the oldest unacknowledged record. If `path` is active
-    /// already, only the list is sent.
+    /// Client: makes a path active. The relay is told to keep `path` and `keep` and to free all
+    /// others. Own transmission moves to `path` and starts with the oldest unacknowledged record.
+    /// If `path` is active already, only the list is sent.
+    ///
+    /// It need not be ready ([`Event::PathReady`]): if the relay's epoch is known, everything goes
+    /// right behind HELLO, one round trip earlier; if it is not, this is done when WELCOME comes.
     pub fn activate(&mut self, _now: Instant, path: PathId, keep: &[PathId]) {
-        let Some(index) = self.find(path).filter(|&index| self.paths[index].is_ready()) else { return };
-        if self.role != Role::Client {
+        let chosen = self.find(path).filter(|&index| !self.paths[index].is_closing());
+        if chosen.is_none() || self.role != Role::Client {
             return;
         }
-        self.switch += 1;
-        let activate = Activate { switch: self.switch, rx_next: self.rx_next, keep: keep.to_vec() };
-        let chosen = &mut self.paths[index];
-        activate.put(&mut chosen.control);
-        chosen.ping_due = true;
-        self.ack.done();
-        self.move_to(path);
+        // The last word counts, also over one that still waits to be carried out.
+        self.paths.iter_mut().for_each(|path| path.wish = None);
+        let Some(mut chosen) = self.take(path) else { return };
+        if chosen.is_ready() {
+            self.carry_out(&mut chosen, keep);
+        } else {
+            chosen.wish = Some(keep.iter().copied().take(Activate::MAX_KEEP).collect());
+            if self.epoch != 0 {
+                self.carry_out(&mut chosen, keep);
+            }
+        }
+        self.paths.push(chosen);
     }
 
     /// Queues CLOSE on a path, which is gone once [`Self::poll_transmit`] has written it. Until
@@ -365,6 +373,16 @@ impl Session {
         if self.active == Some(path) {
             self.active = None;
         }
+    }
+
+    /// Queues ACTIVATE on a path and moves transmission there.
+    fn carry_out(&mut self, path: &mut Path, keep: &[PathId]) {
+        self.switch += 1;
+        let (epoch, switch, rx_next) = (self.epoch, self.switch, self.rx_next);
+        Activate { epoch, switch, rx_next, keep: keep.to_vec() }.put(&mut path.control);
+        path.ping_due = true;
+        self.ack.done();
+        self.move_to(path.id);
     }
 
     /// Transmission moves to `path`, unless it is there: then its stream is whole as it is.

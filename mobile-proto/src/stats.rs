@@ -45,6 +45,8 @@ pub struct Stats {
     pub switches: u64,
     /// ACTIVATE frames ignored because a later one was already known.
     pub stale_activates: u64,
+    /// Frames ignored because they were written, in haste, for a former epoch of the relay.
+    pub stale_frames: u64,
     /// Times that the relay did not know the session any more and records were numbered anew.
     pub renumbered: u64,
     /// Paths closed because of what the peer sent.

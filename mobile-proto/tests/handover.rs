@@ -186,17 +186,6 @@ fn an_activate_acknowledges_and_is_answered_at_once() {
 }
 
 #[test]
-fn a_path_that_is_not_ready_cannot_be_activated() {
-    let mut pair = Pair::connected(Limits::default());
-    pair.open(TWO);
-    pair.activate(TWO, &[]);
-    pair.activate(PathId(77), &[]);
-    assert_eq!(pair.client.active_path(), Some(ONE));
-    pair.settle();
-    assert!(pair.server().path_stats(ONE).is_some());
-}
-
-#[test]
 fn a_restarted_relay_gets_the_unacknowledged_again_first_and_in_order() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..5);

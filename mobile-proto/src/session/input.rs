@@ -106,7 +106,7 @@ impl Session {
                 }
             }
         }
-        if partial.first().is_some_and(|&kind| frame::is_data(kind)) {
+        if !path.foreign && partial.first().is_some_and(|&kind| frame::is_data(kind)) {
             // A long record on a slow path: tell the sender that its bytes arrive.
             self.ack.soon(now, &self.limits);
         }
@@ -129,6 +129,8 @@ impl Session {
             (frame::WELCOME, Role::Client) if path.state == State::Closing => {}
             (frame::FIRST_IGNORABLE.., _) => self.stats.skipped_frames += 1,
             _ if connecting => return Err(unexpected(kind, "before WELCOME")),
+            (frame::SEQ | frame::ACK, Role::Server) if path.foreign => self.stats.stale_frames += 1,
+            (kind, Role::Server) if path.foreign && frame::is_data(kind) => self.stats.stale_frames += 1,
             (kind, _) if frame::is_data(kind) => {
                 self.handle_data(now, path, frame::packet(kind, payload)?, deliver)?;
             }
@@ -204,6 +206,8 @@ impl Session {
             return Ok(Fate::Closed(CloseCode::SessionGone));
         } else {
             self.adopt_epoch(welcome.epoch, welcome.rx_next);
+            // What was written here in haste, for the former epoch, the relay ignores.
+            path.tx_number = None;
         }
         path.epoch = self.epoch;
         path.state = State::Ready;
@@ -212,6 +216,11 @@ impl Session {
         }
         self.take_config(welcome.config, !resumed);
         self.events.push_back(Event::PathReady { path: path.id, resumed });
+        if let Some(keep) = path.wish.take()
+            && (!resumed || self.active != Some(path.id))
+        {
+            self.carry_out(path, &keep);
+        }
         Ok(Fate::Open)
     }
 
@@ -226,6 +235,14 @@ impl Session {
         self.replay.renumber(rx_next);
         self.rx_next = 0;
         self.ack.done();
+        // A path that waits for its own WELCOME can carry data for the epoch that is known now.
+        if let Some(at) = self.paths.iter().position(|path| path.wish.is_some()) {
+            let mut wanted = self.paths.swap_remove(at);
+            wanted.tx_number = None;
+            let keep = wanted.wish.clone().unwrap_or_default();
+            self.carry_out(&mut wanted, &keep);
+            self.paths.push(wanted);
+        }
     }
 
     fn take_config(&mut self, new: VersionedConfig, new_epoch: bool) {
@@ -241,6 +258,13 @@ impl Session {
 
     fn handle_activate(&mut self, path: &mut Path, payload: &[u8]) -> Result<(), ProtocolError> {
         let activate = Activate::decode(payload)?;
+        // Written before the client knew that this session is not the one it had: it will repeat
+        // it. Until then what comes here has numbers of the former epoch.
+        path.foreign = activate.epoch != self.epoch;
+        if path.foreign {
+            self.stats.stale_frames += 1;
+            return Ok(());
+        }
         self.acknowledged(activate.rx_next)?;
         if activate.switch <= self.switch || path.is_closing() {
             // The client has switched again since, and that came first.

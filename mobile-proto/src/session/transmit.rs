@@ -75,7 +75,8 @@ impl Session {
                 self.stats.acks_sent += 1;
                 self.ack.done();
             }
-            if records && self.paths[index].wants_rtt(now) {
+            // Before WELCOME, that is what measures.
+            if records && self.paths[index].is_ready() && self.paths[index].wants_rtt(now) {
                 self.paths[index].put_ping(now, out);
             }
             while out.len() < limit && self.transmit_record(index, out) {}
@@ -119,7 +120,7 @@ impl Session {
         if !path.control.is_empty() {
             out.extend_from_slice(&path.control);
             path.control.clear();
-            if path.state == State::Connecting {
+            if path.state == State::Connecting && path.hello_sent.is_none() {
                 path.waiting_since = Some(now);
                 path.hello_sent = Some(now);
             }

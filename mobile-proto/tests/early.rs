@@ -1,0 +1,163 @@
+//! Activation before WELCOME: one round trip earlier, and nothing lost whoever was restarted meanwhile.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Pair, Way, all, down, numbers, up};
+use mobile_proto::{CloseCode, Event, Limits, PathId};
+
+const ONE: PathId = PathId(1);
+const TWO: PathId = PathId(2);
+const THREE: PathId = PathId(3);
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn data_goes_right_behind_hello_and_the_answer_comes_with_welcome() {
+    let mut pair = Pair::connected(Limits::default());
+    up(&mut pair, 0..5);
+    down(&mut pair, 0..5);
+    pair.transmit(usize::MAX);
+    pair.cut(ONE);
+    pair.open(TWO);
+    pair.activate(TWO, &[]);
+    assert_eq!(
+        pair.client_events.pop_front(),
+        Some(Event::Activated { path: TWO, previous: None, replayed: 5 })
+    );
+    up(&mut pair, 5..8);
+    // Half a round trip: all is there, before the client has heard a word.
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Up, usize::MAX);
+    assert_eq!(numbers(&pair.at_server), all(0..8));
+    assert_eq!(pair.server().active_path(), Some(TWO));
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Down, usize::MAX);
+    assert_eq!(numbers(&pair.at_client), all(0..5));
+    assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
+    pair.advance(SECOND);
+    assert_eq!(pair.client.stats().switches, 2, "WELCOME does not move it again");
+    assert_eq!((pair.client.unacked_bytes(), pair.server().unacked_bytes()), (0, 0));
+    assert_eq!(pair.server().stats().stale_frames, 0);
+}
+
+#[test]
+fn a_path_that_fails_before_welcome_loses_nothing() {
+    let mut pair = Pair::connected(Limits::default());
+    pair.open(TWO);
+    pair.activate(TWO, &[ONE]);
+    up(&mut pair, 0..5);
+    pair.transmit(usize::MAX);
+    assert!(pair.at_server.is_empty());
+    pair.cut(TWO);
+    assert_eq!(pair.client.active_path(), None);
+    pair.activate(ONE, &[]);
+    pair.settle();
+    assert_eq!(numbers(&pair.at_server), all(0..5));
+}
+
+#[test]
+fn a_restarted_relay_ignores_the_haste_and_gets_everything_again() {
+    let mut pair = Pair::connected(Limits::default());
+    up(&mut pair, 0..5);
+    down(&mut pair, 0..2);
+    pair.advance(SECOND);
+    up(&mut pair, 5..10);
+    pair.transmit(usize::MAX);
+    pair.restart_server();
+    pair.open(TWO);
+    pair.activate(TWO, &[]);
+    up(&mut pair, 10..12);
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Up, usize::MAX);
+    assert_eq!(numbers(&pair.at_server), all(0..5), "numbers of another epoch mean nothing");
+    assert_eq!(pair.server().active_path(), None);
+    // ACTIVATE, SEQ and seven DATA.
+    assert_eq!((pair.server().stats().stale_frames, pair.server().stats().protocol_errors), (9, 0));
+    pair.settle();
+    assert!(pair.client_events.contains(&Event::PathReady { path: TWO, resumed: false }));
+    let moved = |event: &&Event| matches!(event, Event::Activated { .. });
+    assert_eq!(pair.client_events.iter().filter(moved).count(), 1, "the shell need not know");
+    down(&mut pair, 2..4);
+    pair.advance(SECOND);
+    assert_eq!(numbers(&pair.at_server), all(0..12));
+    assert_eq!(numbers(&pair.at_client), all(0..4));
+    assert_eq!(pair.server().active_path(), Some(TWO));
+    assert_eq!((pair.client.unacked_bytes(), pair.server().unacked_bytes()), (0, 0));
+}
+
+#[test]
+fn another_path_may_bring_the_new_epoch_first() {
+    let mut pair = Pair::connected(Limits::default());
+    up(&mut pair, 0..3);
+    pair.advance(SECOND);
+    pair.restart_server();
+    pair.open(TWO);
+    pair.activate(TWO, &[THREE]);
+    pair.open(THREE);
+    up(&mut pair, 3..6);
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.wire(TWO).stalled_down = true;
+    pair.settle();
+    assert!(pair.client_events.contains(&Event::PathReady { path: THREE, resumed: false }));
+    assert_eq!(pair.client.active_path(), Some(TWO));
+    assert_eq!(numbers(&pair.at_server), all(0..6), "path 2 carries the new numbers already");
+    pair.wire(TWO).stalled_down = false;
+    pair.advance(SECOND);
+    assert!(pair.client_events.contains(&Event::PathReady { path: TWO, resumed: true }));
+    assert_eq!(numbers(&pair.at_server), all(0..6));
+    assert_eq!((pair.client.stats().renumbered, pair.client.unacked_bytes()), (1, 0));
+    assert_eq!(pair.server().paths().count(), 2);
+}
+
+#[test]
+fn without_a_known_epoch_the_wish_waits_for_welcome() {
+    let mut pair = Pair::new(Limits::default());
+    up(&mut pair, 0..3);
+    pair.open(ONE);
+    pair.open(TWO);
+    pair.activate(ONE, &[]);
+    pair.activate(TWO, &[ONE]);
+    pair.transmit(usize::MAX);
+    assert_eq!(pair.client.active_path(), None);
+    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Down, usize::MAX);
+    let told: Vec<_> = pair.client_events.iter().skip(1).cloned().collect();
+    let ready = Event::PathReady { path: TWO, resumed: false };
+    assert_eq!(told, [ready, Event::Activated { path: TWO, previous: None, replayed: 0 }]);
+    pair.settle();
+    assert_eq!(pair.client.active_path(), Some(TWO), "the last wish counts");
+    assert_eq!(pair.server().paths().count(), 2, "and its list is kept");
+    assert_eq!(numbers(&pair.at_server), all(0..3));
+}
+
+#[test]
+fn a_wish_is_carried_out_as_soon_as_any_path_brings_the_epoch() {
+    let mut pair = Pair::new(Limits::default());
+    up(&mut pair, 0..3);
+    pair.open(ONE);
+    pair.open(TWO);
+    pair.activate(TWO, &[ONE]);
+    pair.wire(TWO).stalled_down = true;
+    pair.settle();
+    assert_eq!((pair.client.active_path(), numbers(&pair.at_server)), (Some(TWO), all(0..3)));
+    pair.wire(TWO).stalled_down = false;
+    pair.advance(SECOND);
+    assert_eq!(pair.client.unacked_bytes(), 0);
+    assert_eq!(pair.client.stats().switches, 1);
+}
+
+#[test]
+fn a_path_that_does_not_exist_or_closes_cannot_be_activated() {
+    let mut pair = Pair::connected(Limits::default());
+    pair.open(TWO);
+    let now = pair.now;
+    pair.client.close_path(now, TWO, CloseCode::Normal);
+    pair.activate(TWO, &[]);
+    pair.activate(PathId(77), &[]);
+    assert_eq!(pair.client.active_path(), Some(ONE));
+    pair.settle();
+    assert!(pair.server().path_stats(ONE).is_some());
+}
