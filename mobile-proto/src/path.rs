@@ -39,6 +39,8 @@ pub(crate) struct Path {
     pub(crate) wish: Option<Vec<PathId>>,
     /// Relay: what comes is numbered for another epoch, until an ACTIVATE says otherwise.
     pub(crate) foreign: bool,
+    /// Client: a PONG with this nonce, or a later one, is the relay's answer to ACTIVATE.
+    pub(crate) confirmed_by: Option<u64>,
     /// Control frames that wait to be sent.
     pub(crate) control: Vec<u8>,
     /// The configuration is to be pushed.
@@ -87,6 +89,7 @@ impl Path {
             switch,
             wish: None,
             foreign: false,
+            confirmed_by: None,
             control: Vec::new(),
             config_due: false,
             pong: None,
@@ -154,6 +157,11 @@ impl Path {
         self.last_ping = Some(now);
         self.ping_due = false;
         message::put_nonce(out, frame::PING, self.nonce);
+    }
+
+    /// What the next PING will carry.
+    pub(crate) fn next_nonce(&self) -> u64 {
+        self.nonce + 1
     }
 
     /// A PONG came: measures the RTT if it answers the last PING.

@@ -58,6 +58,13 @@ pub enum Event {
         previous: Option<PathId>,
         /// Records that are sent again.
         replayed: u64,
+        /// Packets dropped on this side since the switch before.
+        dropped: u64,
+    },
+    /// Client: the relay has answered on the path that was activated last.
+    Confirmed {
+        /// The path.
+        path: PathId,
     },
     /// The path is gone: the peer closed it, or it was freed. The shell drops the transport.
     PathClosed {
@@ -109,6 +116,8 @@ pub struct Session {
     ack: transmit::AckState,
     events: VecDeque<Event>,
     stats: Stats,
+    /// What [`Stats::dropped`] was at the last switch.
+    dropped_before: u64,
 }
 
 impl Session {
@@ -142,6 +151,7 @@ impl Session {
             ack: transmit::AckState::default(),
             events: VecDeque::new(),
             stats: Stats::default(),
+            dropped_before: 0,
         }
     }
 
@@ -381,6 +391,7 @@ impl Session {
         let (epoch, switch, rx_next) = (self.epoch, self.switch, self.rx_next);
         Activate { epoch, switch, rx_next, keep: keep.to_vec() }.put(&mut path.control);
         path.ping_due = true;
+        path.confirmed_by = Some(path.next_nonce());
         self.ack.done();
         self.move_to(path.id);
     }
@@ -390,8 +401,10 @@ impl Session {
         if self.active != Some(path) {
             let previous = self.active.replace(path);
             let replayed = self.replay.rewind();
+            let dropped =
+                self.stats.dropped() - std::mem::replace(&mut self.dropped_before, self.stats.dropped());
             self.stats.switches += 1;
-            self.events.push_back(Event::Activated { path, previous, replayed });
+            self.events.push_back(Event::Activated { path, previous, replayed, dropped });
         }
     }
 

@@ -59,6 +59,14 @@ pub struct Stats {
     pub suspects: u64,
 }
 
+impl Stats {
+    /// Packets dropped on this side, for whatever reason.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.given_up + self.dropped_queue_full + self.dropped_aged + self.dropped_bad_length
+    }
+}
+
 /// Counters and state of one path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathStats {

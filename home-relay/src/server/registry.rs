@@ -266,11 +266,11 @@ impl Registry {
         while events.recv_many(&mut batch, MAX_BATCH).await > 0 {
             for event in batch.drain(..) {
                 match event {
-                    DriverEvent::Session(Event::Activated { path, previous, replayed }) => {
+                    DriverEvent::Session(Event::Activated { path, previous, replayed, dropped }) => {
                         if std::mem::replace(&mut moved_before, true) {
                             self.metrics.handovers.inc();
                         }
-                        info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, "path active");
+                        info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, dropped, "path active");
                     }
                     DriverEvent::Session(Event::PathClosed { path, code }) => {
                         info!(client, %session, %path, "path closed: {code}");

@@ -140,7 +140,11 @@ impl Session {
                 self.acknowledged(message::decode_number("ACK", payload)?)?;
             }
             (frame::PING, _) => path.pong = Some(message::decode_nonce("PING", payload)?),
-            (frame::PONG, _) => path.handle_pong(now, message::decode_nonce("PONG", payload)?),
+            (frame::PONG, _) => {
+                let nonce = message::decode_nonce("PONG", payload)?;
+                path.handle_pong(now, nonce);
+                self.confirm_if(path, |path| path.confirmed_by.is_some_and(|by| nonce >= by));
+            }
             (frame::ACTIVATE, Role::Server) => self.handle_activate(path, payload)?,
             (frame::CONFIG, Role::Client) => self.take_config(VersionedConfig::decode(payload)?, false),
             _ => return Err(unexpected(kind, "where it has no meaning")),
@@ -216,12 +220,22 @@ impl Session {
         }
         self.take_config(welcome.config, !resumed);
         self.events.push_back(Event::PathReady { path: path.id, resumed });
+        // An early ACTIVATE stands right behind the HELLO that is answered here.
+        self.confirm_if(path, |path| resumed && path.confirmed_by.is_some());
         if let Some(keep) = path.wish.take()
             && (!resumed || self.active != Some(path.id))
         {
             self.carry_out(path, &keep);
         }
         Ok(Fate::Open)
+    }
+
+    /// The relay has answered on the path: told once, and only if it is still the one in use.
+    fn confirm_if(&mut self, path: &mut Path, answered: impl Fn(&Path) -> bool) {
+        if self.active == Some(path.id) && answered(path) {
+            path.confirmed_by = None;
+            self.events.push_back(Event::Confirmed { path: path.id });
+        }
     }
 
     /// The relay has lost this session's state (or never had it): both directions start anew, with
