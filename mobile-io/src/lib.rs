@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod notify;
 pub mod sysctl;
+mod tcp_info;
 pub mod tls;
 pub mod transport;
 pub mod tun;

@@ -37,6 +37,9 @@ pub(crate) const ACTIVATE: u8 = 0x12;
 pub(crate) const CONFIG: u8 = 0x13;
 /// Either side: the path ends here.
 pub(crate) const CLOSE: u8 = 0x14;
+/// Relay: nothing gets through to it, or back from it, on the active path.
+pub(crate) const DOUBT: u8 = 0x15;
+
 /// What a type is called.
 pub(crate) fn name(kind: u8) -> &'static str {
     match kind {
@@ -50,6 +53,7 @@ pub(crate) fn name(kind: u8) -> &'static str {
         ACTIVATE => "ACTIVATE",
         CONFIG => "CONFIG",
         CLOSE => "CLOSE",
+        DOUBT => "DOUBT",
         _ => "unknown",
     }
 }
@@ -89,7 +93,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded<'_>, ProtocolError> {
 fn max_payload(kind: u8) -> Result<usize, ProtocolError> {
     match kind {
         DATA | DATA_CHECKSUM | DATA_SEGMENT | FIRST_IGNORABLE.. => Ok(MAX_DATA),
-        SEQ | ACK | PING | PONG | HELLO | WELCOME | ACTIVATE | CONFIG | CLOSE => Ok(MAX_CONTROL),
+        SEQ | ACK | PING | PONG | HELLO | WELCOME | ACTIVATE | CONFIG | CLOSE | DOUBT => Ok(MAX_CONTROL),
         unknown => Err(ProtocolError::UnknownFrame(unknown)),
     }
 }

@@ -18,9 +18,10 @@ pub struct Limits {
     pub keepalive: Duration,
     /// A relay frees a path on which nothing was heard for this many `keepalive`s.
     pub idle_keepalives: u32,
-    /// An unanswered path is not suspected before this much silence, however short its RTT is.
+    /// Where silence is all there is to judge by, a path is not suspected before this much of it,
+    /// however short its RTT is.
     pub suspect_floor: Duration,
-    /// An unanswered path is not suspected before this many smoothed RTTs of silence.
+    /// Nor, there, before this many smoothed RTTs of it.
     pub suspect_rtts: u32,
     /// Delivered bytes after which an acknowledgement is sent at once.
     pub ack_bytes: usize,
@@ -44,10 +45,12 @@ impl Default for Limits {
             // An inner TCP whose oldest segment comes back after a minute still resumes at once;
             // after that its user has usually gone.
             max_age: Duration::from_secs(60),
-            // Three pings a minute keep NAT entries (30 s and more for an open TCP) and cost nothing.
-            keepalive: Duration::from_secs(20),
-            // A client pings every keepalive; four missing ones are no accident.
-            idle_keepalives: 4,
+            // An exchange is three packets, so an idle path costs four a minute, and a phone's
+            // radio may sleep between them. Below the minute or two after which the meanest NATs
+            // forget a TCP connection; most wait for many minutes.
+            keepalive: Duration::from_secs(45),
+            // A client pings every keepalive: after 3 min 45 s without a word it is gone.
+            idle_keepalives: 5,
             // Beyond one outer retransmission timeout (200 ms) and its first back-offs.
             suspect_floor: Duration::from_secs(1),
             // The outer TCP needs one or two RTTs to repair a loss; four leave room for jitter.

@@ -123,6 +123,11 @@ pub(crate) fn decode_nonce(frame: &'static str, payload: &[u8]) -> Result<u64, P
     Ok(nonce)
 }
 
+/// Reads DOUBT, which says all by being there.
+pub(crate) fn decode_empty(frame: &'static str, payload: &[u8]) -> Result<(), ProtocolError> {
+    Reader::new(frame, payload).end()
+}
+
 /// Reads SEQ or ACK.
 pub(crate) fn decode_number(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
     let mut reader = Reader::new(frame, payload);

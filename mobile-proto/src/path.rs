@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::health::{Health, Outlook};
 use crate::{CloseCode, Limits, Packet, PathId, PathStats, frame, message};
 
-/// Before an RTT is known, this stands for it: the initial retransmission timeout of RFC 6298.
-const INITIAL_RTT: Duration = Duration::from_secs(1);
 /// While data flows the RTT is measured this often: 30 bytes a second are nothing.
 const RTT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -49,19 +48,23 @@ pub(crate) struct Path {
     pub(crate) pong: Option<u64>,
     /// A PING is to be sent.
     pub(crate) ping_due: bool,
+    /// Relay: the client is to be told that the active path is doubted.
+    pub(crate) doubt_due: bool,
     /// The number of the next DATA frame sent here, as the peer counts.
     pub(crate) tx_number: Option<u64>,
     /// The number of the next DATA frame received here.
     pub(crate) rx_number: Option<u64>,
     /// The start of a frame whose rest is still to come.
     pub(crate) partial: Vec<u8>,
-    /// Since when something is unanswered and nothing was heard.
-    pub(crate) waiting_since: Option<Instant>,
+    pub(crate) health: Health,
+    /// A sample of the transport would be good now, though nothing depends on it.
+    pub(crate) sample_due: bool,
     /// Client: when HELLO was sent, which WELCOME answers.
     pub(crate) hello_sent: Option<Instant>,
     pub(crate) stats: PathStats,
     closing_since: Option<Instant>,
-    ping: Option<u64>,
+    /// The oldest and the newest PING that have no answer yet.
+    pings: Option<(u64, u64)>,
     last_ping: Option<Instant>,
     nonce: u64,
 }
@@ -79,6 +82,8 @@ impl Path {
             replayed_packets: 0,
             duplicates: 0,
             srtt: None,
+            rttvar: None,
+            loss: None,
             opened: now,
             last_heard: None,
         };
@@ -94,14 +99,16 @@ impl Path {
             config_due: false,
             pong: None,
             ping_due: false,
+            doubt_due: false,
             tx_number: None,
             rx_number: None,
             partial: Vec::new(),
-            waiting_since: None,
+            health: Health::default(),
+            sample_due: true,
             hello_sent: None,
             stats,
             closing_since: None,
-            ping: None,
+            pings: None,
             last_ping: None,
             nonce: 0,
         }
@@ -117,12 +124,11 @@ impl Path {
         matches!(self.state, State::Closing | State::Failed)
     }
 
-    /// Something came: whatever was said before, the path is alive.
-    pub(crate) fn heard(&mut self, now: Instant, bytes: usize) {
+    /// Something came. True if the path is not suspect any more.
+    pub(crate) fn heard(&mut self, now: Instant, bytes: usize) -> bool {
         self.stats.rx_bytes += bytes as u64;
         self.stats.last_heard = Some(now);
-        self.stats.suspect = false;
-        self.waiting_since = Some(now);
+        self.health.heard(now)
     }
 
     /// CLOSE is the next and last thing to send.
@@ -150,10 +156,11 @@ impl Path {
         frame::put_packet(out, packet);
     }
 
-    /// Appends a PING. A new one stands for an old one that was not answered.
+    /// Appends a PING.
     pub(crate) fn put_ping(&mut self, now: Instant, out: &mut Vec<u8>) {
         self.nonce += 1;
-        self.ping = Some(self.nonce);
+        let oldest = self.pings.map_or(self.nonce, |(oldest, _)| oldest);
+        self.pings = Some((oldest, self.nonce));
         self.last_ping = Some(now);
         self.ping_due = false;
         message::put_nonce(out, frame::PING, self.nonce);
@@ -164,14 +171,18 @@ impl Path {
         self.nonce + 1
     }
 
-    /// A PONG came: measures the RTT if it answers the last PING.
-    pub(crate) fn handle_pong(&mut self, now: Instant, nonce: u64) {
-        if let Some(sent) = self.last_ping
-            && self.ping == Some(nonce)
+    /// A PONG came: true if it answers a PING. The last one's measures the RTT.
+    pub(crate) fn handle_pong(&mut self, now: Instant, nonce: u64) -> bool {
+        let asked = |(oldest, newest): &(u64, u64)| (*oldest..=*newest).contains(&nonce);
+        let Some((_, newest)) = self.pings.filter(asked) else { return false };
+        self.pings = (nonce < newest).then_some((nonce + 1, newest));
+        self.sample_due = true;
+        if nonce == newest
+            && let Some(sent) = self.last_ping
         {
-            self.ping = None;
             self.measured(now.saturating_duration_since(sent));
         }
+        true
     }
 
     /// Takes one measurement of the RTT, smoothed as in RFC 6298.
@@ -181,23 +192,26 @@ impl Path {
 
     /// Whether a HELLO or a PING is unanswered.
     pub(crate) fn is_unanswered(&self) -> bool {
-        self.state == State::Connecting || self.ping.is_some()
+        self.state == State::Connecting || self.pings.is_some()
     }
 
     /// Whether the RTT should be measured again while data flows.
     pub(crate) fn wants_rtt(&self, now: Instant) -> bool {
-        self.ping.is_none()
+        self.pings.is_none()
+            && !self.ping_due
             && self.last_ping.is_none_or(|at| now.saturating_duration_since(at) >= RTT_INTERVAL)
     }
 
-    /// When to suspect the path, if it stays silent and `unanswered`.
-    pub(crate) fn suspect_at(&self, limits: &Limits, unanswered: bool) -> Option<Instant> {
-        if !unanswered || self.stats.suspect || self.is_closing() {
-            return None;
+    /// What its health is judged by, if something is `unanswered` and the path is `active` or not.
+    pub(crate) fn outlook<'a>(&self, limits: &'a Limits, unanswered: bool, active: bool) -> Outlook<'a> {
+        Outlook {
+            limits,
+            unanswered: unanswered && !self.is_closing(),
+            connecting: self.state == State::Connecting,
+            judged: self.is_ready() || active,
+            ping_due: self.ping_due,
+            srtt: self.stats.srtt,
         }
-        let srtt = self.stats.srtt.unwrap_or(INITIAL_RTT);
-        let patience = srtt.saturating_mul(limits.suspect_rtts).max(limits.suspect_floor);
-        self.waiting_since?.checked_add(patience)
     }
 
     /// Client: when to ping because nothing was heard.
@@ -236,30 +250,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patience_follows_the_rtt_and_never_falls_below_the_floor() {
-        let (now, limits) = (Instant::now(), Limits::default());
-        let mut path = Path::new(now, PathId(1), State::Ready, 1, 0);
-        assert_eq!(path.suspect_at(&limits, true), None, "nothing was sent");
-        path.heard(now, 1);
-        assert_eq!(path.suspect_at(&limits, false), None, "nothing is unanswered");
-        path.measured(Duration::from_millis(10));
-        assert_eq!(path.suspect_at(&limits, true), Some(now + limits.suspect_floor));
-        path.stats.srtt = Some(Duration::from_secs(2));
-        assert_eq!(path.suspect_at(&limits, true), Some(now + Duration::from_secs(8)));
-        path.stats.suspect = true;
-        assert_eq!(path.suspect_at(&limits, true), None, "once");
-    }
-
-    #[test]
-    fn only_the_answer_to_the_last_ping_measures() {
+    fn any_answer_counts_and_only_that_to_the_last_ping_measures() {
         let now = Instant::now();
         let mut path = Path::new(now, PathId(1), State::Ready, 1, 0);
         let mut out = Vec::new();
         path.put_ping(now, &mut out);
         path.put_ping(now + Duration::from_millis(5), &mut out);
-        path.handle_pong(now + Duration::from_millis(20), 1);
+        assert!(!path.handle_pong(now, 3), "never sent");
+        assert!(path.handle_pong(now + Duration::from_millis(20), 1));
         assert_eq!(path.stats.srtt, None);
-        path.handle_pong(now + Duration::from_millis(25), 2);
+        assert!(!path.handle_pong(now, 1), "answered already");
+        assert!(path.is_unanswered());
+        assert!(path.handle_pong(now + Duration::from_millis(25), 2));
         assert_eq!(path.stats.srtt, Some(Duration::from_millis(20)));
         assert!(!path.is_unanswered());
     }

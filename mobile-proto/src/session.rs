@@ -1,7 +1,9 @@
 //! A session: both sides of the protocol in one type. Here is its surface and the life of its
-//! paths; `input` reads what comes, `transmit` writes what goes, `timers` does what is due.
+//! paths; `input` reads what comes, `transmit` writes what goes, `timers` does what is due,
+//! `liveness` acts on what a path's health is.
 
 mod input;
+mod liveness;
 mod timers;
 mod transmit;
 
@@ -14,8 +16,8 @@ use crate::pool::Pool;
 use crate::queue::{Queue, Record};
 use crate::replay::Replay;
 use crate::{
-    CloseCode, Hello, Limits, MAX_PACKET, Packet, PacketBuf, PathId, PathStats, ProtocolError, PushConfig,
-    SessionId, Stats,
+    CloseCode, Hello, Limits, MAX_PACKET, Packet, PacketBuf, PathId, ProtocolError, PushConfig, SessionId,
+    Stats,
 };
 
 /// What became of a packet given to [`Session::enqueue`].
@@ -73,13 +75,23 @@ pub enum Event {
         /// Why.
         code: CloseCode,
     },
-    /// Something is unanswered and nothing at all was heard: the path may be dead. Said once,
-    /// until something is heard again.
+    /// An answer is overdue. The path is being tried; it may well be alive. Said once for each
+    /// time that this happens.
+    PathDoubted {
+        /// The path.
+        path: PathId,
+    },
+    /// The path is dead, by all evidence. Said once, until [`Event::PathRecovered`].
     PathSuspect {
         /// The path.
         path: PathId,
-        /// How long nothing was heard.
+        /// How long nothing was answered.
         silent_for: Duration,
+    },
+    /// A path that was suspect delivers again.
+    PathRecovered {
+        /// The path.
+        path: PathId,
     },
 }
 
@@ -115,6 +127,8 @@ pub struct Session {
     rx_next: u64,
     ack: transmit::AckState,
     events: VecDeque<Event>,
+    /// Client: when a DOUBT was last listened to.
+    nudged: Option<Instant>,
     stats: Stats,
     /// What [`Stats::dropped`] was at the last switch.
     dropped_before: u64,
@@ -150,6 +164,7 @@ impl Session {
             rx_next: 0,
             ack: transmit::AckState::default(),
             events: VecDeque::new(),
+            nudged: None,
             stats: Stats::default(),
             dropped_before: 0,
         }
@@ -298,14 +313,6 @@ impl Session {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
-    }
-
-    /// The counters and the state of a path.
-    #[must_use]
-    pub fn path_stats(&self, path: PathId) -> Option<PathStats> {
-        let path = &self.paths[self.find(path)?];
-        let active = self.active == Some(path.id);
-        Some(PathStats { ready: path.is_ready(), active, ..path.stats.clone() })
     }
 
     /// The open paths, in no order.

@@ -55,6 +55,8 @@ pub struct Stats {
     pub stray_bytes: u64,
     /// Frames of a later version, skipped.
     pub skipped_frames: u64,
+    /// Times that an answer was overdue on a path and it was tried.
+    pub doubts: u64,
     /// Times that a path was suspected to be dead.
     pub suspects: u64,
 }
@@ -68,13 +70,13 @@ impl Stats {
 }
 
 /// Counters and state of one path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PathStats {
     /// Whether WELCOME has passed.
     pub ready: bool,
     /// Whether it carries the inner packets.
     pub active: bool,
-    /// Whether it is suspected to be dead and was not heard since.
+    /// Whether it is suspected to be dead.
     pub suspect: bool,
     /// Plaintext bytes sent, headers included.
     pub tx_bytes: u64,
@@ -88,8 +90,12 @@ pub struct PathStats {
     pub replayed_packets: u64,
     /// Records that came this way and were known already.
     pub duplicates: u64,
-    /// The smoothed round-trip time, once it was measured.
+    /// The smoothed round-trip time, once it was measured: the transport's own where it is known.
     pub srtt: Option<Duration>,
+    /// How much it varies, by the transport's own measure.
+    pub rttvar: Option<Duration>,
+    /// The share of the segments sent that were repeats, over the path's life.
+    pub loss: Option<f64>,
     /// When the path was opened.
     pub opened: Instant,
     /// When anything was last received on it.

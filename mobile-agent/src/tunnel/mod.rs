@@ -185,7 +185,8 @@ impl Manager {
                 let failure = Failure::tls(&cause, self.dialer.own_key());
                 self.path_gone(path, Cause::TransportFailed, now, failure);
             }
-            DriverEvent::Stopped => {}
+            DriverEvent::Session(Event::PathDoubted { .. } | Event::PathRecovered { .. })
+            | DriverEvent::Stopped => {}
         }
     }
 

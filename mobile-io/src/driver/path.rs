@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use mobile_proto::PathId;
+use mobile_proto::{PathId, TransportSample};
 use tokio::io::{AsyncBufRead, AsyncWrite};
 
 use super::TlsStream;
+use crate::tcp_info;
 
 /// How long a closed path may take to hand over its CLOSE. To drop the socket at once could destroy it: with
 /// unread bytes waiting the kernel sends a reset, which overtakes data. A few round trips of a slow link.
@@ -81,6 +82,11 @@ impl Transport {
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// What the kernel knows of the connection.
+    pub(super) fn sample(&self) -> Option<TransportSample> {
+        tcp_info::sample(self.stream.get_ref().0)
     }
 
     /// Begins the orderly end.

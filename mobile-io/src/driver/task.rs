@@ -109,11 +109,13 @@ impl<I: PacketIo> Driver<I> {
             if let Some(end) = self.obey(cx, now) {
                 return Poll::Ready(end);
             }
+            self.end_lingering(now);
+            // What has come is read before anything is judged overdue.
+            let mut more = self.read_paths(cx, now);
+            self.take_samples(now, false);
             if self.session.poll_timeout().is_some_and(|due| due <= now) {
                 self.session.handle_timeout(now);
             }
-            self.end_lingering(now);
-            let mut more = self.read_paths(cx, now);
             let stop = self.take_packets(cx, now);
             more |= self.transmit_paths(cx, now);
             more |= stop == Stop::Bound || (stop == Stop::Full && self.wants_packets());
@@ -146,7 +148,7 @@ impl<I: PacketIo> Driver<I> {
                 Some(Command::SetConfig(config)) => self.session.set_config(config),
                 Some(Command::Snapshot(reply)) => {
                     // Who asked may have lost patience.
-                    let _ = reply.send(self.snapshot());
+                    let _ = reply.send(self.snapshot(now));
                 }
                 Some(Command::TakeOver(reply)) => return Some(End::TakenOver(reply)),
                 Some(Command::Shutdown(code, reply)) => self.stop(now, code, Some(reply)),
@@ -214,7 +216,19 @@ impl<I: PacketIo> Driver<I> {
         Some(End::Stopped(stopping.replies))
     }
 
-    fn snapshot(&self) -> Snapshot {
+    /// Asks the kernel about the paths whose judgement waits for it, or about all.
+    fn take_samples(&mut self, now: Instant, all: bool) {
+        for transport in self.paths.iter().filter(|transport| !transport.is_closing()) {
+            if (all || self.session.wants_sample(now, transport.id))
+                && let Some(sample) = transport.sample()
+            {
+                self.session.transport_sample(now, transport.id, sample);
+            }
+        }
+    }
+
+    fn snapshot(&mut self, now: Instant) -> Snapshot {
+        self.take_samples(now, true);
         let stats_of = |path| Some((path, self.session.path_stats(path)?));
         Snapshot {
             stats: self.session.stats().clone(),

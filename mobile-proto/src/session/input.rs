@@ -36,7 +36,9 @@ impl Session {
             self.paths.push(path);
             return Ok(());
         }
-        path.heard(now, bytes.len());
+        if path.heard(now, bytes.len()) {
+            self.events.push_back(Event::PathRecovered { path: path.id });
+        }
         match self.read_frames(now, &mut path, bytes, deliver) {
             Ok(Fate::Open) => {
                 if path.pong.is_some() {
@@ -138,14 +140,22 @@ impl Session {
             (frame::ACK, _) => {
                 self.stats.acks_received += 1;
                 self.acknowledged(message::decode_number("ACK", payload)?)?;
+                // Even an unchanged one: it says that more of a record has come.
+                self.progress(now, path);
             }
             (frame::PING, _) => path.pong = Some(message::decode_nonce("PING", payload)?),
             (frame::PONG, _) => {
                 let nonce = message::decode_nonce("PONG", payload)?;
-                path.handle_pong(now, nonce);
+                if path.handle_pong(now, nonce) {
+                    self.progress(now, path);
+                }
                 self.confirm_if(path, |path| path.confirmed_by.is_some_and(|by| nonce >= by));
             }
             (frame::ACTIVATE, Role::Server) => self.handle_activate(path, payload)?,
+            (frame::DOUBT, Role::Client) => {
+                message::decode_empty("DOUBT", payload)?;
+                self.nudged(now, path);
+            }
             (frame::CONFIG, Role::Client) => self.take_config(VersionedConfig::decode(payload)?, false),
             _ => return Err(unexpected(kind, "where it has no meaning")),
         }
@@ -215,11 +225,13 @@ impl Session {
         }
         path.epoch = self.epoch;
         path.state = State::Ready;
+        path.sample_due = true;
         if let Some(sent) = path.hello_sent {
             path.measured(now.saturating_duration_since(sent));
         }
         self.take_config(welcome.config, !resumed);
         self.events.push_back(Event::PathReady { path: path.id, resumed });
+        self.progress(now, path);
         // An early ACTIVATE stands right behind the HELLO that is answered here.
         self.confirm_if(path, |path| resumed && path.confirmed_by.is_some());
         if let Some(keep) = path.wish.take()

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Event, Role, Session};
+use super::{Role, Session};
 use crate::path::Path;
 use crate::{CloseCode, PathId};
 
@@ -33,25 +33,17 @@ impl Session {
 
     fn path_deadline(&self, index: usize) -> Option<Instant> {
         let path = &self.paths[index];
-        let suspect = path.suspect_at(&self.limits, self.is_unanswered(index));
         let quiet = match self.role {
             Role::Client => path.ping_at(&self.limits),
             Role::Server => path.idle_at(&self.limits),
         };
-        suspect.into_iter().chain(quiet).chain(path.forget_at()).min()
+        self.health_deadline(path).into_iter().chain(quiet).chain(path.forget_at()).min()
     }
 
     fn check_path(&mut self, now: Instant, index: usize) {
-        let unanswered = self.is_unanswered(index);
-        let path = &mut self.paths[index];
-        if is_due(path.suspect_at(&self.limits, unanswered), now) {
-            let since = path.waiting_since.unwrap_or(path.stats.opened);
-            path.stats.suspect = true;
-            self.stats.suspects += 1;
-            let silent_for = now.saturating_duration_since(since);
-            self.events.push_back(Event::PathSuspect { path: path.id, silent_for });
-        }
+        self.check_health(now, index);
         // Only the client keeps paths alive; the relay measures with PINGs while data flows.
+        let path = &mut self.paths[index];
         if self.role == Role::Client && is_due(path.ping_at(&self.limits), now) {
             path.ping_due = true;
             path.trim();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Role, Session};
 use crate::message::{self, VersionedConfig, Welcome};
-use crate::path::State;
+use crate::path::{Path, State};
 use crate::{Limits, PathId, frame};
 
 /// When to acknowledge. An acknowledgement rides on anything that is sent anyway; alone it goes
@@ -61,7 +61,7 @@ impl Session {
     /// below the limit is written whole.
     pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, limit: usize) {
         let Some(index) = self.find(path) else { return };
-        let unanswered = self.is_unanswered(index);
+        let unanswered = self.is_unanswered(&self.paths[index]);
         let start = out.len();
         self.transmit_control(now, index, out);
         if self.paths[index].is_closing() {
@@ -87,8 +87,8 @@ impl Session {
         let written = out.len() - start;
         self.paths[index].stats.tx_bytes += written as u64;
         // Patience starts with the first thing that is unanswered, not with the next ones.
-        if written > 0 && !unanswered && self.is_unanswered(index) {
-            self.paths[index].waiting_since = Some(now);
+        if written > 0 && !unanswered && self.is_unanswered(&self.paths[index]) {
+            self.paths[index].health.begin(now);
         }
     }
 
@@ -98,14 +98,14 @@ impl Session {
         let Some(index) = self.find(path) else { return false };
         let path = &self.paths[index];
         !path.control.is_empty()
-            || (path.is_ready() && (path.pong.is_some() || path.ping_due || path.config_due))
+            || (path.is_ready()
+                && (path.pong.is_some() || path.ping_due || path.config_due || path.doubt_due))
             || (self.active == Some(path.id)
                 && (self.ack.is_due() || self.can_send_record() || self.owed_seq(index).is_some()))
     }
 
     /// Whether something sent on a path still has to be answered.
-    pub(super) fn is_unanswered(&self, index: usize) -> bool {
-        let path = &self.paths[index];
+    pub(super) fn is_unanswered(&self, path: &Path) -> bool {
         path.is_unanswered() || (self.active == Some(path.id) && self.replay.in_flight())
     }
 
@@ -121,7 +121,7 @@ impl Session {
             out.extend_from_slice(&path.control);
             path.control.clear();
             if path.state == State::Connecting && path.hello_sent.is_none() {
-                path.waiting_since = Some(now);
+                path.health.begin(now);
                 path.hello_sent = Some(now);
             }
         }
@@ -137,6 +137,9 @@ impl Session {
         path.config_due = false;
         if let Some(nonce) = path.pong.take() {
             message::put_nonce(out, frame::PONG, nonce);
+        }
+        if std::mem::take(&mut path.doubt_due) {
+            frame::put(out, frame::DOUBT, &[]);
         }
         if path.ping_due {
             path.put_ping(now, out);

@@ -1,0 +1,146 @@
+//! What the kernel knows of a TCP connection, for the judgement whether its path is alive.
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use mobile_proto::TransportSample;
+use nix::errno::Errno;
+use nix::libc;
+use tokio::net::TcpStream;
+
+/// The kernel's `struct tcp_info` (uapi/linux/tcp.h) up to what is needed: libc's ends before that.
+/// Fields are only ever added behind.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+struct TcpInfo {
+    state: u8,
+    ca_state: u8,
+    retransmits: u8,
+    probes: u8,
+    backoff: u8,
+    options: u8,
+    window_scales: u8,
+    flags: u8,
+    rto: u32,
+    ato: u32,
+    snd_mss: u32,
+    rcv_mss: u32,
+    unacked: u32,
+    sacked: u32,
+    lost: u32,
+    retrans: u32,
+    fackets: u32,
+    last_data_sent: u32,
+    last_ack_sent: u32,
+    last_data_recv: u32,
+    last_ack_recv: u32,
+    pmtu: u32,
+    rcv_ssthresh: u32,
+    rtt: u32,
+    rttvar: u32,
+    snd_ssthresh: u32,
+    snd_cwnd: u32,
+    advmss: u32,
+    reordering: u32,
+    rcv_rtt: u32,
+    rcv_space: u32,
+    total_retrans: u32,
+    pacing_rate: u64,
+    max_pacing_rate: u64,
+    bytes_acked: u64,
+    bytes_received: u64,
+    segs_out: u32,
+    segs_in: u32,
+    notsent_bytes: u32,
+    min_rtt: u32,
+    data_segs_in: u32,
+    data_segs_out: u32,
+    delivery_rate: u64,
+    busy_time: u64,
+    rwnd_limited: u64,
+    sndbuf_limited: u64,
+    delivered: u32,
+    delivered_ce: u32,
+}
+
+/// A kernel that fills in less (before 4.18) does not count what was delivered.
+const NEEDED: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
+
+/// Asks the kernel. `None` if it does not know enough.
+pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
+    read(tcp).ok().map(|info| info.sample())
+}
+
+fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
+    let mut info = TcpInfo::default();
+    let mut length = size_of::<TcpInfo>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, all of them inside `info`, which is made of
+    // integers only, so that any bytes are a value of it.
+    let outcome = unsafe {
+        let info = (&raw mut info).cast();
+        libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info, &raw mut length)
+    };
+    Errno::result(outcome)?;
+    if (length as usize) < NEEDED { Err(io::ErrorKind::Unsupported.into()) } else { Ok(info) }
+}
+
+impl TcpInfo {
+    fn sample(&self) -> TransportSample {
+        let gone = self.sacked.saturating_add(self.lost);
+        let micros = |micros: u32| Duration::from_micros(u64::from(micros));
+        TransportSample {
+            delivered: self.delivered,
+            in_flight: self.unacked.saturating_sub(gone).saturating_add(self.retrans),
+            unacked: self.unacked,
+            // Not `segs_out`: bare acknowledgements are not answered.
+            segs_out: self.data_segs_out,
+            retransmitted: self.total_retrans,
+            last_ack: Duration::from_millis(u64::from(self.last_ack_recv)),
+            srtt: micros(self.rtt),
+            rttvar: micros(self.rttvar),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn the_kernel_tells_what_was_delivered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (mut near, mut far) = (near.unwrap(), far.unwrap().0);
+        near.set_nodelay(true).unwrap();
+        let before = sample(&near).unwrap();
+        assert!(before.srtt > Duration::ZERO && before.srtt < Duration::from_secs(1), "{before:?}");
+        for _ in 0..10 {
+            near.write_all(&[7; 100]).await.unwrap();
+            far.read_exact(&mut [0; 100]).await.unwrap();
+            far.write_all(&[8]).await.unwrap();
+            near.read_exact(&mut [0]).await.unwrap();
+        }
+        let after = sample(&near).unwrap();
+        assert_eq!(after.delivered.wrapping_sub(before.delivered), 10);
+        assert_eq!(after.segs_out - before.segs_out, 10 + after.retransmitted);
+        assert_eq!((after.unacked, after.in_flight), (0, 0));
+        assert!(after.last_ack < Duration::from_secs(1));
+        // Bytes that the peer sends are no segments of ours.
+        far.write_all(&[9]).await.unwrap();
+        near.read_exact(&mut [0]).await.unwrap();
+        assert_eq!(sample(&near).unwrap().segs_out, after.segs_out);
+    }
+
+    #[test]
+    fn what_the_kernel_thinks_lost_is_not_in_flight() {
+        let info = TcpInfo { unacked: 10, sacked: 2, lost: 5, retrans: 1, ..TcpInfo::default() };
+        assert_eq!(info.sample().in_flight, 4);
+        let nonsense = TcpInfo { unacked: 1, sacked: u32::MAX, lost: 9, ..TcpInfo::default() };
+        assert_eq!(nonsense.sample().in_flight, 0);
+        assert_eq!(NEEDED, 196);
+    }
+}
