@@ -80,6 +80,7 @@ enum Command {
     Open(PathId, Box<TlsStream>),
     Accept(Hello, Vec<u8>, Box<TlsStream>),
     Activate(PathId, Vec<PathId>),
+    Probe,
     Close(PathId, CloseCode),
     SetConfig(PushConfig),
     Snapshot(oneshot::Sender<Snapshot>),
@@ -114,6 +115,11 @@ impl Handle {
     /// Client: data moves to this path; the relay frees every path not in `keep`.
     pub fn activate(&self, path: PathId, keep: Vec<PathId>) {
         self.tell(Command::Activate(path, keep));
+    }
+
+    /// Client: asks every path for a sign of life.
+    pub fn probe(&self) {
+        self.tell(Command::Probe);
     }
 
     /// Says goodbye on a path and drops its transport.

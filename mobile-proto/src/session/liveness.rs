@@ -31,6 +31,14 @@ impl Session {
         }
     }
 
+    /// Client: something has happened of which no path can tell (the host was suspended): every path
+    /// is asked for a sign of life, and judged by it.
+    pub fn probe(&mut self) {
+        if self.role == Role::Client {
+            self.paths.iter_mut().filter(|path| path.is_ready()).for_each(|path| path.ping_due = true);
+        }
+    }
+
     /// The counters and the state of a path.
     #[must_use]
     pub fn path_stats(&self, path: PathId) -> Option<PathStats> {
