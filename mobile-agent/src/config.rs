@@ -70,13 +70,22 @@ pub(crate) struct Tunnel {
 }
 
 /// `[uplink]`
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Uplink {
     /// Globs on interface names, the most wanted first.
     pub(crate) prefer: Vec<String>,
     /// Globs on the names of interfaces that never carry the tunnel.
     pub(crate) exclude: Vec<String>,
+    /// Globs on the names of interfaces that hold a standby path while another one carries the tunnel.
+    pub(crate) standby: Vec<String>,
+}
+
+impl Default for Uplink {
+    fn default() -> Self {
+        // All: a standby path costs a few packets a minute, and a handover without one costs three round trips.
+        Self { prefer: Vec::new(), exclude: Vec::new(), standby: vec!["*".to_owned()] }
+    }
 }
 
 /// `[routing]`
@@ -249,6 +258,7 @@ impl Config {
         );
         globs("[uplink] prefer", &self.uplink.prefer)?;
         globs("[uplink] exclude", &self.uplink.exclude)?;
+        globs("[uplink] standby", &self.uplink.standby)?;
         Ok(())
     }
 }
@@ -283,6 +293,7 @@ mod tests {
         assert_eq!(config.tunnel.device, "mobile0");
         assert_eq!(config.routing.table, 7700);
         assert_eq!(config.routing.mark, 0x4d00_0000);
+        assert_eq!(config.uplink.standby, ["*"]);
         assert_eq!(config.control.socket, Path::new("/run/mobile/agent.sock"));
     }
 
@@ -298,6 +309,7 @@ mod tests {
             [uplink]
             prefer = ["eth*", "wl*"]
             exclude = ["docker*"]
+            standby = ["wl*"]
             [routing]
             table = 7
             mark = 0x10
@@ -319,6 +331,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.relay.endpoint.as_deref(), Some("[2001:db8::1]:443"));
+        assert_eq!(config.uplink.standby, ["wl*"]);
         assert_eq!(config.routing.bypass.len(), 2);
         assert_eq!(config.control.group.as_deref(), Some("staff"));
     }
@@ -335,6 +348,8 @@ mod tests {
             ("[routing]\nmark = 0x100\nmark_mask = 0xff", "mark_mask"),
             ("[routing]\nrule_priority = 40000", "rule_priority"),
             ("[uplink]\nprefer = [\"[\"]", "prefer"),
+            ("[uplink]\nstandby = [\"[\"]", "standby"),
+            ("[uplink]\nstandby = true", "standby"),
             ("[routing]\ntabel = 3", "tabel"),
         ] {
             let error = format!("{:#}", load(text).unwrap_err());

@@ -9,7 +9,7 @@ use prometheus::core::Collector;
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use crate::daemon::Agent;
-use crate::status::{SessionState, Status};
+use crate::status::{SessionState, Status, Uplinks};
 
 /// A scrape that the agent does not answer in this time is empty: Prometheus waits 10 s by default.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -83,10 +83,10 @@ impl Slot {
         let asked = Arc::clone(agent);
         main.spawn(async move {
             // The scrape may have been given up.
-            let _ = give.send(asked.status().await);
+            let _ = give.send((asked.status().await, asked.uplinks().await));
         });
-        let status = take.recv_timeout(PATIENCE).ok()?;
-        match registry(agent, &status) {
+        let (status, uplinks) = take.recv_timeout(PATIENCE).ok()?;
+        match registry(agent, &status, &uplinks) {
             Ok(registry) => Some(mobile_io::metrics::encode(&registry)),
             Err(error) => {
                 tracing::error!(%error, "cannot gather metrics");
@@ -135,7 +135,7 @@ impl Metrics {
     clippy::cast_precision_loss,
     reason = "gauges of Prometheus are f64; bytes in memory stay far below 2^53"
 )]
-fn registry(agent: &Agent, status: &Status) -> prometheus::Result<Registry> {
+fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Result<Registry> {
     let metrics = Metrics(Registry::new());
     let state = agent.tunnel.state.borrow().clone();
     let ledger = &state.ledger;
@@ -153,14 +153,7 @@ fn registry(agent: &Agent, status: &Status) -> prometheus::Result<Registry> {
             rtt,
         )?;
     }
-    let uplinks = GaugeVec::new(
-        Opts::new("mobile_uplink_state", "1 for the state each uplink is in."),
-        &["uplink", "state"],
-    )?;
-    for uplink in agent.uplinks().uplinks {
-        uplinks.with_label_values(&[&uplink.name, &uplink.state]).set(1.0);
-    }
-    metrics.add(uplinks)?;
+    paths(&metrics, uplinks)?;
 
     metrics.add(ledger.blackouts.clone())?;
     let handovers = ledger.handovers.iter().map(|(cause, count)| (*cause, *count));
@@ -212,6 +205,34 @@ fn registry(agent: &Agent, status: &Status) -> prometheus::Result<Registry> {
     )?;
     selection(&metrics, agent)?;
     Ok(metrics.0)
+}
+
+/// The uplinks, and the path on each of them.
+fn paths(metrics: &Metrics, uplinks: &Uplinks) -> prometheus::Result<()> {
+    let gauges = |name, help, labels: &[&str]| GaugeVec::new(Opts::new(name, help), labels);
+    let state = gauges("mobile_uplink_state", "1 for the state each uplink is in.", &["uplink", "state"])?;
+    let rtt = gauges(
+        "mobile_path_rtt_seconds",
+        "Smoothed round-trip time to the relay on the path over each uplink.",
+        &["uplink"],
+    )?;
+    let loss = gauges(
+        "mobile_path_loss_ratio",
+        "Share of the TCP segments that were sent again, since the path over each uplink was made.",
+        &["uplink"],
+    )?;
+    for uplink in &uplinks.uplinks {
+        state.with_label_values(&[&uplink.name, &uplink.state]).set(1.0);
+        if let Some(seconds) = uplink.rtt_seconds {
+            rtt.with_label_values(&[&uplink.name]).set(seconds);
+        }
+        if let Some(ratio) = uplink.loss_ratio {
+            loss.with_label_values(&[&uplink.name]).set(ratio);
+        }
+    }
+    metrics.add(state)?;
+    metrics.add(rtt)?;
+    metrics.add(loss)
 }
 
 /// What the eBPF programs counted.

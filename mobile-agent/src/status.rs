@@ -42,6 +42,8 @@ pub(crate) struct Status {
     pub(crate) handovers: u64,
     /// The last of them.
     pub(crate) last_handover: Option<Handover>,
+    /// The last 32 of them, the newest first.
+    pub(crate) recent_handovers: Vec<Handover>,
     /// Inner packets and bytes, both directions.
     pub(crate) traffic: Traffic,
     /// Inner packets dropped, by reason; a reason that never happened is 0.
@@ -98,10 +100,13 @@ pub(crate) struct Handover {
     pub(crate) from: String,
     /// The uplink it went to; the same one when only the connection was replaced.
     pub(crate) to: String,
-    /// How long no path was active; 0 when the new one was made before the old was given up.
+    /// From the end of the old path, as far as it is known, until the relay answered on the new one; 0 when the old one
+    /// worked until then.
     pub(crate) blackout_seconds: f64,
     /// Records sent again on the new path.
     pub(crate) replayed_records: u64,
+    /// Packets dropped by the agent since the handover before.
+    pub(crate) dropped_packets: u64,
     /// How long ago.
     pub(crate) age_seconds: f64,
 }
@@ -129,7 +134,7 @@ pub(crate) struct Queue {
 }
 
 /// `mobile uplinks --json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Uplinks {
     /// The uplink that `mobile use` put first.
     pub(crate) forced: Option<String>,
@@ -138,11 +143,12 @@ pub(crate) struct Uplinks {
 }
 
 /// One link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct UplinkStatus {
     /// The interface's name.
     pub(crate) name: String,
-    /// `active` carries the tunnel; `connecting`; `usable`; `failing`: usable, but the relay was not reached over it; `unusable`.
+    /// `active` carries the tunnel; `standby` could at once; `silent`: its path does not answer any more; `connecting`;
+    /// `usable`; `failing`: usable, but the relay was not reached over it; `unusable`.
     pub(crate) state: String,
     /// Why it is not usable, or what failed on it.
     pub(crate) reason: Option<String>,
@@ -152,4 +158,8 @@ pub(crate) struct UplinkStatus {
     pub(crate) addresses: Vec<IpAddr>,
     /// The best metric of its default routes.
     pub(crate) metric: Option<u32>,
+    /// Smoothed round-trip time to the relay on its path.
+    pub(crate) rtt_seconds: Option<f64>,
+    /// The share of its path's TCP segments that had to be sent again, 0 to 1, since the path was made.
+    pub(crate) loss_ratio: Option<f64>,
 }

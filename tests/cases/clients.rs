@@ -110,8 +110,7 @@ fn a_relay_reached_over_ipv6_carries_both_families() -> Outcome {
     bed.lab.eth().give_up_address()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     assert_eq!(talk.ask("after")?, "after");
-    let peer = bed.relay.paths()?[0]["peer"].as_str().expect("an address").to_owned();
-    assert_eq!(ip_of(&peer), IpAddr::V6(bed.lab.wlan().address6()));
+    assert_eq!(bed.relay.active_peer()?.ip(), IpAddr::V6(bed.lab.wlan().address6()));
     bed.finish()
 }
 

@@ -4,10 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::control::protocol::{Answer, Request};
-use crate::status::{SessionState, Status, Uplinks};
+use crate::status::{Handover, SessionState, Status, Uplinks};
 
 /// How often `--watch` looks: as often as a person does.
 const WATCH: Duration = Duration::from_secs(1);
+
+/// Handovers shown to a person; `--json` has all that are remembered.
+const SHOWN: usize = 5;
 
 /// Shows the session.
 pub(super) fn status(config: Option<&Path>, json: bool, watch: bool) -> anyhow::Result<()> {
@@ -95,19 +98,8 @@ fn render(status: &Status) -> String {
     if let Some(rtt) = status.rtt_seconds {
         lines.push(("round trip", format!("{:.1} ms", rtt * 1000.0)));
     }
-    let mut handovers = status.handovers.to_string();
-    if let Some(last) = &status.last_handover {
-        handovers.push_str(&format!(
-            "; last {} ago: {} -> {}, {}, blackout {:.0} ms, {} records sent again",
-            duration(last.age_seconds),
-            last.from,
-            last.to,
-            last.cause.replace('_', " "),
-            last.blackout_seconds * 1000.0,
-            last.replayed_records
-        ));
-    }
-    lines.push(("handovers", handovers));
+    lines.push(("handovers", status.handovers.to_string()));
+    lines.extend(status.recent_handovers.iter().take(SHOWN).map(|handover| ("", story(handover))));
     let traffic = &status.traffic;
     lines.push((
         "traffic",
@@ -127,8 +119,20 @@ fn render(status: &Status) -> String {
     lines.iter().map(|(name, value)| format!("{name:<11}{value}\n")).collect()
 }
 
+/// One handover in one line.
+fn story(handover: &Handover) -> String {
+    let Handover { cause, from, to, blackout_seconds, replayed_records, dropped_packets, age_seconds } =
+        handover;
+    format!(
+        "{} ago: {from} -> {to}, {}, blackout {:.0} ms, {replayed_records} records sent again, {dropped_packets} packets dropped",
+        duration(*age_seconds),
+        cause.replace('_', " "),
+        blackout_seconds * 1000.0,
+    )
+}
+
 fn render_uplinks(uplinks: &Uplinks) -> String {
-    let rows: Vec<[String; 5]> = uplinks
+    let rows: Vec<[String; 7]> = uplinks
         .uplinks
         .iter()
         .map(|uplink| {
@@ -145,13 +149,19 @@ fn render_uplinks(uplinks: &Uplinks) -> String {
             [
                 uplink.name.clone(),
                 uplink.state.clone(),
-                uplink.metric.map_or_else(|| "-".to_owned(), |metric| metric.to_string()),
-                if addresses.is_empty() { "-".to_owned() } else { addresses.join(",") },
+                or_dash(uplink.metric.map(|metric| metric.to_string())),
+                or_dash(uplink.rtt_seconds.map(|rtt| format!("{:.1} ms", rtt * 1000.0))),
+                or_dash(uplink.loss_ratio.map(|loss| format!("{:.1} %", loss * 100.0))),
+                or_dash((!addresses.is_empty()).then(|| addresses.join(","))),
                 why.join("; "),
             ]
         })
         .collect();
-    super::table::table(["UPLINK", "STATE", "METRIC", "ADDRESSES", "WHY"], &rows)
+    super::table::table(["UPLINK", "STATE", "METRIC", "RTT", "LOSS", "ADDRESSES", "WHY"], &rows)
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_owned())
 }
 
 fn duration(seconds: f64) -> String {
@@ -165,7 +175,19 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{Handover, Problem, Queue, RelayStatus, Traffic, UplinkStatus};
+    use crate::status::{Problem, Queue, RelayStatus, Traffic, UplinkStatus};
+
+    fn handover(age_seconds: f64) -> Handover {
+        Handover {
+            cause: "carrier_lost".into(),
+            from: "wlan0".into(),
+            to: "eth0".into(),
+            blackout_seconds: 0.025,
+            replayed_records: 4,
+            dropped_packets: 0,
+            age_seconds,
+        }
+    }
 
     fn sample() -> Status {
         Status {
@@ -188,15 +210,9 @@ mod tests {
             forced_uplink: None,
             rtt_seconds: Some(0.0201),
             since_seconds: Some(7.0),
-            handovers: 1,
-            last_handover: Some(Handover {
-                cause: "carrier_lost".into(),
-                from: "wlan0".into(),
-                to: "eth0".into(),
-                blackout_seconds: 0.025,
-                replayed_records: 4,
-                age_seconds: 7.0,
-            }),
+            handovers: 9,
+            last_handover: Some(handover(7.0)),
+            recent_handovers: (7..16).map(|age| handover(f64::from(age))).collect(),
             traffic: Traffic::default(),
             drops: [("aged".to_owned(), 0), ("queue_full".to_owned(), 2)].into(),
             queue: Queue::default(),
@@ -210,7 +226,10 @@ mod tests {
         let text = render(&sample());
         assert!(text.contains("session    connected for 7.0 s\n"), "{text}");
         assert!(text.contains("relay.example:443 (192.0.2.1:443)"), "{text}");
-        assert!(text.contains("wlan0 -> eth0, carrier lost, blackout 25 ms, 4 records sent again"), "{text}");
+        let story =
+            "7.0 s ago: wlan0 -> eth0, carrier lost, blackout 25 ms, 4 records sent again, 0 packets dropped";
+        assert!(text.contains(story), "{text}");
+        assert_eq!(text.matches("wlan0 -> eth0").count(), SHOWN, "{text}");
         assert!(text.contains("drops      2 queue_full\n"), "{text}");
     }
 
@@ -236,12 +255,15 @@ mod tests {
             next_step: None,
             addresses: Vec::new(),
             metric: Some(100),
+            rtt_seconds: (state == "active").then_some(0.0204),
+            loss_ratio: (state == "active").then_some(0.011),
         };
         let text = render_uplinks(&Uplinks {
             forced: Some("eth0".into()),
             uplinks: vec![uplink("eth0", "active", None), uplink("wlan0", "unusable", Some("no carrier"))],
         });
         assert!(text.contains("first by `mobile use`"), "{text}");
+        assert!(text.contains("20.4 ms") && text.contains("1.1 %"), "{text}");
         assert!(text.lines().last().unwrap().ends_with("no carrier"), "{text}");
     }
 
@@ -250,6 +272,7 @@ mod tests {
         let json = serde_json::to_value(sample()).unwrap();
         assert_eq!(json["session"], "connected");
         assert_eq!(json["last_handover"]["cause"], "carrier_lost");
+        assert_eq!(json["recent_handovers"][8]["age_seconds"], 15.0);
         assert_eq!(json["active_uplink"], "eth0");
         assert_eq!(json["addresses"][0], "10.77.0.2");
         assert!(json["rtt_seconds"].is_number() && json["drops"]["queue_full"] == 2);

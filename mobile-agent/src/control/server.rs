@@ -148,7 +148,7 @@ async fn answer(
             blocking(move || processes::list(&cgroup, asker, &persistent).map(Answer::Processes)).await
         }
         Request::Status => Ok(Answer::Status(Box::new(agent.status().await))),
-        Request::Uplinks => Ok(Answer::Uplinks(agent.uplinks())),
+        Request::Uplinks => Ok(Answer::Uplinks(agent.uplinks().await)),
         Request::Use { uplink } => agent.force(uplink),
         Request::Cleanup => agent.clean_up().await,
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mobile_io::keys::PublicKey;
+use mobile_proto::{PathId, PathStats};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, RelayIdentity};
@@ -19,7 +20,7 @@ use crate::status::{
     Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic, UplinkStatus, Uplinks,
 };
 use crate::tunnel::io::DeviceSide;
-use crate::tunnel::{State, Tunnel};
+use crate::tunnel::{State, Tunnel, machine};
 
 /// Everything a question can be about.
 pub(crate) struct Agent {
@@ -86,6 +87,12 @@ impl Agent {
         let path = state.active.as_ref().map(|(active, _)| active.path);
         let stats = snapshot.as_ref().map(|snapshot| snapshot.stats.clone()).unwrap_or_default();
         let (session, problem) = judge(&state);
+        let recent: Vec<Handover> = ledger
+            .recent
+            .iter()
+            .rev()
+            .map(|(handover, when)| told(handover, now.saturating_duration_since(*when)))
+            .collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_pid: std::process::id(),
@@ -116,14 +123,8 @@ impl Agent {
                 .or(state.outage_since)
                 .map(|since| now.saturating_duration_since(since).as_secs_f64()),
             handovers: ledger.handover_count(),
-            last_handover: ledger.last.as_ref().map(|(handover, when)| Handover {
-                cause: handover.cause.word().to_owned(),
-                from: handover.from.clone(),
-                to: handover.to.clone(),
-                blackout_seconds: handover.blackout.as_secs_f64(),
-                replayed_records: handover.replayed,
-                age_seconds: now.saturating_duration_since(*when).as_secs_f64(),
-            }),
+            last_handover: recent.first().cloned(),
+            recent_handovers: recent,
             traffic: Traffic {
                 sent_packets: stats.tx_packets,
                 sent_bytes: stats.tx_bytes,
@@ -156,9 +157,22 @@ impl Agent {
     }
 
     /// `mobile uplinks`.
-    pub(crate) fn uplinks(&self) -> Uplinks {
+    pub(crate) async fn uplinks(&self) -> Uplinks {
+        let paths = self.tunnel.driver.snapshot().await.map(|snapshot| snapshot.paths).unwrap_or_default();
         let state = self.tunnel.state.borrow();
-        Uplinks { forced: state.forced.clone(), uplinks: list_uplinks(&state) }
+        Uplinks { forced: state.forced.clone(), uplinks: list_uplinks(&state, &paths) }
+    }
+}
+
+fn told(handover: &machine::Handover, age: Duration) -> Handover {
+    Handover {
+        cause: handover.cause.word().to_owned(),
+        from: handover.from.clone(),
+        to: handover.to.clone(),
+        blackout_seconds: handover.blackout.as_secs_f64(),
+        replayed_records: handover.replayed,
+        dropped_packets: handover.dropped,
+        age_seconds: age.as_secs_f64(),
     }
 }
 
@@ -187,7 +201,13 @@ fn judge(state: &State) -> (SessionState, Option<Problem>) {
     }
 }
 
-fn list_uplinks(state: &State) -> Vec<UplinkStatus> {
+fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatus> {
+    // Two for an uplink: one is about to replace the other.
+    let path_on = |uplink: &str| {
+        let ready = state.ready.iter().filter(|(_, on)| on == uplink);
+        let stats = ready.filter_map(|(id, _)| paths.iter().find(|(path, _)| path == id));
+        stats.map(|(_, stats)| stats).min_by_key(|stats| stats.suspect)
+    };
     let place = |name: &str| state.decision.candidates.iter().position(|candidate| candidate == name);
     let mut list: Vec<(usize, UplinkStatus)> = state
         .uplinks
@@ -196,9 +216,12 @@ fn list_uplinks(state: &State) -> Vec<UplinkStatus> {
         .map(|(uplink, verdict)| {
             let active = state.active.as_ref().is_some_and(|(active, _)| active.uplink == uplink.name);
             let failed = state.ledger.problem(&uplink.name).map(|(problem, _)| problem);
+            let path = path_on(&uplink.name);
             let (word, reason, next_step) = match (active, verdict.obstacle, failed) {
                 (true, ..) => ("active", None, None),
                 (_, Some(obstacle), _) => ("unusable", Some(obstacle.words().to_owned()), None),
+                _ if path.is_some_and(|path| !path.suspect) => ("standby", None, None),
+                _ if path.is_some() => ("silent", Some("its path does not answer any more".to_owned()), None),
                 (.., Some(problem)) => {
                     ("failing", Some(problem.cause.clone()), Some(problem.next_step.clone()))
                 }
@@ -212,6 +235,8 @@ fn list_uplinks(state: &State) -> Vec<UplinkStatus> {
                 next_step,
                 addresses: uplink.addresses.clone(),
                 metric: uplink.ipv4_default.into_iter().chain(uplink.ipv6_default).min(),
+                rtt_seconds: path.and_then(|path| path.srtt).map(|rtt| rtt.as_secs_f64()),
+                loss_ratio: path.and_then(|path| path.loss),
             };
             (place(&uplink.name).unwrap_or(usize::MAX), status)
         })

@@ -21,9 +21,10 @@ use crate::routing::lease::Lease;
 use crate::routing::{self, Keeper, Report};
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
+use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
 use crate::tunnel::io::{DeviceSide, TunIo};
-use crate::tunnel::{Tunnel, Wishes};
+use crate::tunnel::machine::Wishes;
 use crate::{control, uplinks};
 
 /// Anybody may ask; who may do what is decided by who asks.
@@ -70,6 +71,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     let wishes = Wishes {
         prefer: globs("[uplink] prefer", &config.uplink.prefer)?,
         exclude: globs("[uplink] exclude", &config.uplink.exclude)?,
+        standby: globs("[uplink] standby", &config.uplink.standby)?,
     };
     let listener = listen(&config)?;
     let metrics = config.metrics.listen.map(MetricsServer::start).transpose()?;

@@ -2,16 +2,18 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::FusedFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::tls::{self, TlsStream};
 use mobile_io::transport::{self, TransportError};
 
-use super::cause::Failure;
+use super::cause::{Failure, Fault};
 use crate::config::RelayIdentity;
 use crate::uplinks::policy::Families;
 
@@ -69,68 +71,76 @@ impl Dialer {
         }
     }
 
-    /// Connects over `uplink` in the families it serves.
+    /// Connects over `uplink` in the families it serves: to the addresses last found, and beside them to those that
+    /// the name has by now. The first to prove that it is the relay is taken.
     pub(crate) async fn connect(
         self: Arc<Self>,
         uplink: String,
         serves: Families,
         patience: Duration,
     ) -> Result<Connected, Failure> {
-        let addresses: Vec<SocketAddr> = self
-            .addresses(patience)
-            .await?
-            .into_iter()
-            .filter(|address| if address.is_ipv4() { serves.ipv4 } else { serves.ipv6 })
-            .take(MAX_ADDRESSES)
-            .collect();
-        let mut races: FuturesUnordered<_> = addresses
-            .iter()
-            .zip(0u32..)
-            .map(|(&address, turn)| {
-                let uplink = uplink.as_str();
-                async move {
-                    tokio::time::sleep(ADDRESS_STAGGER * turn).await;
-                    transport::connect(address, Some(uplink), patience).await.map(|tcp| (tcp, address))
-                }
-            })
-            .collect();
-        let mut failure =
-            Failure::resolve(&self.endpoint, &format!("it has no address in a family that {uplink} serves"));
-        while let Some(race) = races.next().await {
-            match race {
-                Ok((tcp, remote)) => {
-                    // Known from the connected socket: the family and address the uplink gave it.
-                    let local =
-                        tcp.local_addr().map_err(|error| Failure::unreachable(&error.to_string(), false))?;
-                    drop(races);
-                    let stream = tls::connect(&self.tls, tcp, patience)
-                        .await
-                        .map_err(|cause| Failure::tls(&cause, &self.own_key))?;
-                    return Ok(Connected { stream, local, remote });
-                }
-                Err(error) => {
-                    let refused = matches!(&error, TransportError::Connect { source, .. }
-                        if source.kind() == ErrorKind::ConnectionRefused);
-                    failure = Failure::unreachable(&error.to_string(), refused);
+        let known = self.known();
+        let lookup = (!self.literal).then(|| tokio::spawn(Arc::clone(&self).look_up(patience)));
+        let mut race = Race { dialer: &self, uplink: &uplink, serves, patience, begun: Vec::new() };
+        let mut runners: FuturesUnordered<_> = known.into_iter().filter_map(|it| race.enter(it)).collect();
+        let mut lookup = pin!(
+            async {
+                match lookup {
+                    Some(lookup) => lookup.await.unwrap_or_else(|error| Err(error.to_string())),
+                    None => Ok(Vec::new()),
                 }
             }
+            .fuse()
+        );
+        let mut failure =
+            Failure::resolve(&self.endpoint, &format!("it has no address in a family that {uplink} serves"));
+        loop {
+            // A resolver that is slow to answer must not hold up the next attempt, which profits from what it says.
+            if runners.is_empty() && !race.begun.is_empty() {
+                return Err(failure);
+            }
+            let finished = tokio::select! {
+                found = &mut lookup, if !lookup.is_terminated() => {
+                    match found {
+                        Ok(found) => runners.extend(found.into_iter().filter_map(|it| race.enter(it))),
+                        // The addresses known from before may do all the same.
+                        Err(error) if race.begun.is_empty() => {
+                            return Err(Failure::resolve(&self.endpoint, &error));
+                        }
+                        Err(error) => tracing::debug!(error, "the relay's name cannot be resolved now"),
+                    }
+                    continue;
+                }
+                Some(finished) = runners.next() => finished,
+                else => return Err(failure),
+            };
+            match finished {
+                Ok(connected) => return Ok(connected),
+                // A key that is not accepted says more than an address that does not answer.
+                Err(_) if failure.fault == Fault::Identity => {}
+                Err(other) => failure = other,
+            }
         }
-        Err(failure)
     }
 
-    async fn addresses(self: &Arc<Self>, patience: Duration) -> Result<Vec<SocketAddr>, Failure> {
-        let known = self.known();
-        if self.literal {
-            return Ok(known);
-        }
-        let lookup = tokio::spawn(Arc::clone(self).look_up(patience));
-        if !known.is_empty() {
-            return Ok(known);
-        }
-        lookup
+    /// TCP and TLS with one address.
+    async fn greet(
+        &self,
+        address: SocketAddr,
+        uplink: &str,
+        patience: Duration,
+    ) -> Result<Connected, Failure> {
+        let tcp = transport::connect(address, Some(uplink), patience).await.map_err(|error| {
+            let refused = matches!(&error, TransportError::Connect { source, .. }
+                if source.kind() == ErrorKind::ConnectionRefused);
+            Failure::unreachable(&error.to_string(), refused)
+        })?;
+        // Known from the connected socket: the family and address the uplink gave it.
+        let local = tcp.local_addr().map_err(|error| Failure::unreachable(&error.to_string(), false))?;
+        let stream = tls::connect(&self.tls, tcp, patience)
             .await
-            .unwrap_or_else(|error| Err(error.to_string()))
-            .map_err(|error| Failure::resolve(&self.endpoint, &error))
+            .map_err(|cause| Failure::tls(&cause, &self.own_key))?;
+        Ok(Connected { stream, local, remote: address })
     }
 
     async fn look_up(self: Arc<Self>, patience: Duration) -> Result<Vec<SocketAddr>, String> {
@@ -148,6 +158,36 @@ impl Dialer {
 
     fn known(&self) -> Vec<SocketAddr> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The addresses of one attempt, each with a start of its own.
+struct Race<'a> {
+    dialer: &'a Dialer,
+    uplink: &'a str,
+    serves: Families,
+    patience: Duration,
+    begun: Vec<SocketAddr>,
+}
+
+impl<'a> Race<'a> {
+    /// Starts with another address, after those before it; `None` if it is there already or cannot be reached.
+    fn enter(
+        &mut self,
+        address: SocketAddr,
+    ) -> Option<impl Future<Output = Result<Connected, Failure>> + use<'a>> {
+        let Families { ipv4, ipv6 } = self.serves;
+        let serves = if address.is_ipv4() { ipv4 } else { ipv6 };
+        if !serves || self.begun.contains(&address) || self.begun.len() == MAX_ADDRESSES {
+            return None;
+        }
+        let turn = u32::try_from(self.begun.len()).unwrap_or(u32::MAX);
+        self.begun.push(address);
+        let (dialer, uplink, patience) = (self.dialer, self.uplink, self.patience);
+        Some(async move {
+            tokio::time::sleep(ADDRESS_STAGGER.saturating_mul(turn)).await;
+            dialer.greet(address, uplink, patience).await
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The ledger: what became of the tunnel, counted and logged once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use prometheus::{Histogram, HistogramOpts};
@@ -12,11 +12,14 @@ use crate::status::Problem;
 /// Upper bounds of the blackout histogram, in seconds: make before break, one RTT, a glance, a hang, a walk.
 const BLACKOUT_BUCKETS: [f64; 10] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0, 600.0];
 
-/// Counters and the last handover.
+/// Handovers that are remembered: a bad day on trains, in a few kilobytes.
+const REMEMBERED: usize = 32;
+
+/// Counters and the last handovers.
 #[derive(Debug, Clone)]
 pub(crate) struct Ledger {
-    /// The last handover, and when.
-    pub(crate) last: Option<(Handover, Instant)>,
+    /// The last handovers, and when; the newest is last.
+    pub(crate) recent: VecDeque<(Handover, Instant)>,
     /// Handovers by cause.
     pub(crate) handovers: BTreeMap<&'static str, u64>,
     /// How long they took.
@@ -36,7 +39,7 @@ impl Ledger {
         let help = "Time without an active path, for each handover.";
         let options = HistogramOpts::new(name, help).buckets(BLACKOUT_BUCKETS.to_vec());
         Self {
-            last: None,
+            recent: VecDeque::new(),
             handovers: Cause::ALL.iter().map(|cause| (cause.word(), 0)).collect(),
             blackouts: Histogram::with_opts(options).expect("the name is well formed and the bounds ascend"),
             attempts: 0,
@@ -55,9 +58,13 @@ impl Ledger {
             to = handover.to,
             blackout_ms = u64::try_from(handover.blackout.as_millis()).unwrap_or(u64::MAX),
             replayed_records = handover.replayed,
+            dropped_packets = handover.dropped,
             "handover"
         );
-        self.last = Some((handover, now));
+        if self.recent.len() == REMEMBERED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((handover, now));
     }
 
     /// How many there were.
@@ -117,6 +124,7 @@ mod tests {
             to: "wlan0".into(),
             blackout: Duration::from_millis(blackout),
             replayed: 3,
+            dropped: 0,
         }
     }
 
@@ -129,7 +137,18 @@ mod tests {
         assert_eq!(ledger.handovers["carrier_lost"], 2);
         assert_eq!(ledger.blackouts.get_sample_count(), 2);
         assert!((ledger.blackouts.get_sample_sum() - 5.02).abs() < 1e-9);
-        assert_eq!(ledger.last.unwrap().0.blackout, Duration::from_secs(5));
+        assert_eq!(ledger.recent.back().unwrap().0.blackout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn all_are_counted_and_the_newest_remembered() {
+        let mut ledger = Ledger::new();
+        for blackout in 0..100 {
+            ledger.handover(Instant::now(), handover(blackout));
+        }
+        assert_eq!(ledger.handover_count(), 100);
+        let remembered: Vec<_> = ledger.recent.iter().map(|(it, _)| it.blackout.as_millis()).collect();
+        assert_eq!(remembered, (68..100).collect::<Vec<_>>());
     }
 
     #[test]

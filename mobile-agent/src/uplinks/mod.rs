@@ -3,11 +3,12 @@
 pub(crate) mod policy;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use mobile_io::netlink::{Family, Netlink, Snapshot, Watch};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use policy::Uplink;
@@ -15,32 +16,50 @@ use policy::Uplink;
 /// The least time between two dumps: a storm of events costs at most this rate, a single one waits for nothing.
 const SPACING: Duration = Duration::from_millis(5);
 
+/// The uplinks, kept up to date.
+pub(crate) struct Uplinks {
+    /// What is known of them.
+    pub(crate) known: watch::Receiver<Vec<Uplink>>,
+    look: Arc<Notify>,
+}
+
+impl Uplinks {
+    /// Asks the kernel now. It announces a lost carrier up to a second late (`linkwatch_do_dev`), but knows of it at once.
+    pub(crate) fn refresh(&self) {
+        self.look.notify_one();
+    }
+}
+
 /// Reads the uplinks and keeps them up to date. The returned future ends only when it cannot, with the reason.
 pub(crate) async fn watch(
     netlink: Netlink,
     own_device: String,
-) -> anyhow::Result<(watch::Receiver<Vec<Uplink>>, impl Future<Output = anyhow::Error>)> {
+) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error>)> {
     // Subscribed before the first dump: nothing falls in between.
     let watch = Watch::new().context("cannot watch the uplinks")?;
     let first = netlink.snapshot().await.context("cannot read the uplinks")?;
-    let (publish, uplinks) = watch::channel(from_snapshot(&first, &own_device));
-    Ok((uplinks, follow(netlink, watch, own_device, publish)))
+    let (publish, known) = watch::channel(from_snapshot(&first, &own_device));
+    let look = Arc::new(Notify::new());
+    let uplinks = Uplinks { known, look: Arc::clone(&look) };
+    Ok((uplinks, follow(netlink, watch, look, own_device, publish)))
 }
 
 async fn follow(
     netlink: Netlink,
     mut watch: Watch,
+    look: Arc<Notify>,
     own_device: String,
     publish: watch::Sender<Vec<Uplink>>,
 ) -> anyhow::Error {
     let mut next = Instant::now();
     loop {
-        let changes = match watch.changed().await {
-            Ok(changes) => changes,
-            Err(error) => return anyhow::Error::new(error).context("cannot watch the uplinks any more"),
-        };
-        if !(changes.links || changes.addresses || changes.routes) {
-            continue;
+        tokio::select! {
+            changes = watch.changed() => match changes {
+                Ok(changes) if changes.links || changes.addresses || changes.routes => {}
+                Ok(_) => continue,
+                Err(error) => return anyhow::Error::new(error).context("cannot watch the uplinks any more"),
+            },
+            () = look.notified() => {}
         }
         sleep_until(next).await;
         match netlink.snapshot().await {

@@ -1,10 +1,10 @@
 //! `home-relay`, installed and driven by its own commands.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::Value;
 use toml::Value as Toml;
 
@@ -94,6 +94,15 @@ impl Relay {
             .iter()
             .flat_map(|session| session["paths"].as_array().cloned().unwrap_or_default())
             .collect())
+    }
+
+    /// The address that the one active path of all comes from.
+    pub fn active_peer(&self) -> Result<SocketAddr> {
+        let paths = self.paths()?;
+        let active: Vec<&Value> = paths.iter().filter(|path| path["active"] == true).collect();
+        let [path] = active[..] else { anyhow::bail!("not one active path: {paths:?}") };
+        let peer = path["peer"].as_str().with_context(|| format!("an active path without a peer: {path}"))?;
+        Ok(peer.parse()?)
     }
 
     /// What it has logged, over all its starts.

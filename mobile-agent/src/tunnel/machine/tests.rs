@@ -1,8 +1,12 @@
 //! The decisions, each by its story.
 
 mod random;
+mod standby;
 
+use super::damping::{MAX_RETRY, MAX_RETRY_IDENTITY, RETRY};
+use super::reconcile::{PATIENCE, STAGGER};
 use super::*;
+use globset::Glob;
 
 const V4: Families = Families { ipv4: true, ipv6: false };
 
@@ -33,8 +37,15 @@ struct Rig {
 }
 
 impl Rig {
+    /// Without standby paths.
     fn new(uplinks: Vec<Uplink>) -> Self {
-        let machine = Machine::new(Vec::new(), Vec::new(), V4, || 0.5);
+        Self::with_standby(uplinks, &[])
+    }
+
+    fn with_standby(uplinks: Vec<Uplink>, standby: &[&str]) -> Self {
+        let standby = standby.iter().map(|glob| Glob::new(glob).unwrap().compile_matcher()).collect();
+        let wishes = Wishes { prefer: Vec::new(), exclude: Vec::new(), standby };
+        let machine = Machine::new(wishes, V4, || 0.5);
         let mut rig = Self { machine, now: Instant::now() };
         rig.machine.set_uplinks(rig.now, uplinks);
         rig
@@ -45,7 +56,6 @@ impl Rig {
         let mut rig = Self::new(both());
         let path = rig.expect_connect("eth0");
         rig.succeed(path, 1);
-        rig.machine.activated(path, 0);
         assert_eq!(rig.actions(), []);
         rig
     }
@@ -62,11 +72,42 @@ impl Rig {
         }
     }
 
-    /// TCP, TLS and greeting succeed; the session moves.
+    /// TCP and TLS succeed, the session moves at once, the relay welcomes us.
     fn succeed(&mut self, path: PathId, last: u8) {
         assert!(self.machine.transport_ready(self.now, path, address(last)));
+        assert!(
+            matches!(self.machine.poll_action(), Some(Action::Activate { path: moved, .. }) if moved == path)
+        );
+        self.machine.activated(path, 3, 2);
         self.machine.path_ready(self.now, path);
-        assert_eq!(self.machine.poll_action(), Some(Action::Activate { path }));
+        self.machine.confirmed(self.now, path);
+    }
+
+    /// TCP and TLS succeed, the relay welcomes us, and then the session moves: another path works meanwhile.
+    fn succeed_beside(&mut self, path: PathId, last: u8) {
+        assert!(self.machine.transport_ready(self.now, path, address(last)));
+        assert_eq!(self.machine.poll_action(), None, "not before the welcome");
+        self.machine.path_ready(self.now, path);
+        assert!(
+            matches!(self.machine.poll_action(), Some(Action::Activate { path: moved, .. }) if moved == path)
+        );
+        self.machine.activated(path, 7, 0);
+        self.machine.confirmed(self.now, path);
+    }
+
+    /// A path is lost for good.
+    fn lose(&mut self, path: PathId, fault: Fault) -> Option<Was> {
+        let lost = self.machine.path_lost(self.now, path, Cause::TransportFailed, fault, self.now);
+        lost.map(|lost| lost.was)
+    }
+
+    fn report(&mut self) -> Handover {
+        let actions = self.actions();
+        let report = actions.iter().find_map(|action| match action {
+            Action::Report(handover) => Some(handover.clone()),
+            _ => None,
+        });
+        report.unwrap_or_else(|| panic!("no report in {actions:?}"))
     }
 
     fn wait(&mut self, time: Duration) {
@@ -74,8 +115,12 @@ impl Rig {
         self.machine.tick(self.now);
     }
 
-    fn active(&self) -> Option<&str> {
-        self.machine.active().map(|active| active.uplink.as_str())
+    fn active(&self) -> Option<String> {
+        self.machine.active().map(|active| active.uplink)
+    }
+
+    fn active_path(&self) -> PathId {
+        self.machine.active().expect("a path is active").path
     }
 }
 
@@ -99,13 +144,15 @@ fn the_first_that_is_ready_wins_and_the_better_one_takes_over_without_a_blackout
     rig.wait(STAGGER);
     let wlan = rig.expect_connect("wlan0");
     rig.succeed(wlan, 2);
-    assert_eq!(rig.active(), Some("wlan0"));
+    assert_eq!(rig.active().as_deref(), Some("wlan0"));
     // The better one is still being tried.
     assert_eq!(rig.actions(), []);
-    rig.succeed(eth, 1);
-    assert_eq!(rig.actions(), [Action::Close { path: wlan }]);
-    rig.machine.activated(eth, 7);
-    let [Action::Report(handover)] = &rig.actions()[..] else { panic!("no report") };
+    rig.succeed_beside(eth, 1);
+    let actions = rig.actions();
+    let [Action::Report(handover), Action::Close { path: closed }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(*closed, wlan, "once the new one has answered");
     assert_eq!(
         (handover.cause, handover.blackout, handover.replayed),
         (Cause::BetterUplink, Duration::ZERO, 7)
@@ -116,14 +163,14 @@ fn the_first_that_is_ready_wins_and_the_better_one_takes_over_without_a_blackout
 #[test]
 fn the_first_connection_is_no_handover() {
     let mut rig = Rig::connected();
-    assert_eq!(rig.active(), Some("eth0"));
+    assert_eq!(rig.active().as_deref(), Some("eth0"));
     assert_eq!(rig.actions(), []);
 }
 
 #[test]
 fn carrier_lost_breaks_at_once_and_connects_over_the_next() {
     let mut rig = Rig::connected();
-    let eth = rig.machine.active().unwrap().path;
+    let eth = rig.active_path();
     let mut links = both();
     links[0].carrier = false;
     rig.machine.set_uplinks(rig.now, links);
@@ -135,9 +182,9 @@ fn carrier_lost_breaks_at_once_and_connects_over_the_next() {
     let path = *path;
     rig.now += ms(40);
     rig.succeed(path, 2);
-    rig.machine.activated(path, 3);
-    let [Action::Report(handover)] = &rig.actions()[..] else { panic!("no report") };
-    assert_eq!((handover.cause, handover.blackout, handover.replayed), (Cause::CarrierLost, ms(40), 3));
+    let handover = rig.report();
+    assert_eq!((handover.cause, handover.blackout), (Cause::CarrierLost, ms(40)));
+    assert_eq!((handover.replayed, handover.dropped), (3, 2));
 }
 
 #[test]
@@ -177,11 +224,9 @@ fn mobile_use_makes_before_it_breaks_and_is_called_forced() {
     let mut rig = Rig::connected();
     rig.machine.force(rig.now, Some("wlan0".into()));
     let path = rig.expect_connect("wlan0");
-    assert_eq!(rig.active(), Some("eth0"));
-    rig.succeed(path, 2);
-    assert!(matches!(rig.actions()[..], [Action::Close { .. }]));
-    rig.machine.activated(path, 0);
-    assert!(matches!(&rig.actions()[..], [Action::Report(handover)] if handover.cause == Cause::Forced));
+    assert_eq!(rig.active().as_deref(), Some("eth0"));
+    rig.succeed_beside(path, 2);
+    assert_eq!(rig.report().cause, Cause::Forced);
     rig.machine.force(rig.now, None);
     rig.expect_connect("eth0");
 }
@@ -198,34 +243,16 @@ fn a_forced_uplink_that_dies_does_not_take_the_session_with_it() {
 }
 
 #[test]
-fn a_silent_path_is_left_for_the_other_uplink_and_its_blackout_counts_from_the_silence() {
-    let mut rig = Rig::connected();
-    rig.now += Duration::from_secs(100);
-    let eth = rig.machine.active().unwrap().path;
-    let began = rig.now - ms(900);
-    assert_eq!(rig.machine.path_lost(rig.now, eth, Cause::Silent, began), Some("eth0".to_owned()));
-    let path = rig.expect_connect("wlan0");
-    rig.succeed(path, 2);
-    rig.machine.activated(path, 1);
-    assert!(matches!(&rig.actions()[..], [Action::Report(handover)] if handover.blackout == ms(900)));
-    // When the penalty is over, the better one is tried again beside the active one.
-    let deadline = rig.machine.deadline().unwrap();
-    rig.wait(deadline - rig.now);
-    rig.expect_connect("eth0");
-    assert_eq!(rig.active(), Some("wlan0"));
-}
-
-#[test]
 fn a_relay_that_restarts_is_sought_on_the_same_uplink_without_delay() {
     let mut rig = Rig::connected();
     rig.now += Duration::from_secs(100);
-    let eth = rig.machine.active().unwrap().path;
-    rig.machine.path_lost(rig.now, eth, Cause::TransportFailed, rig.now);
+    let eth = rig.active_path();
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Active));
     let path = rig.expect_connect("eth0");
     // Refused: not the uplink's fault, so the other is only the second choice, and the first comes again soon.
-    rig.machine.attempt_failed(rig.now, path, Fault::Relay);
+    assert_eq!(rig.lose(path, Fault::Relay), Some(Was::Attempt));
     let wlan = rig.expect_connect("wlan0");
-    rig.machine.attempt_failed(rig.now, wlan, Fault::Relay);
+    rig.lose(wlan, Fault::Relay);
     assert_eq!(rig.actions(), []);
     assert_eq!(rig.machine.deadline(), Some(rig.now + RETRY));
     rig.wait(RETRY);
@@ -238,14 +265,14 @@ fn pauses_grow_to_a_bound_and_a_change_of_the_uplink_ends_them() {
     let mut pauses = Vec::new();
     for _ in 0..8 {
         let path = rig.expect_connect("eth0");
-        rig.machine.attempt_failed(rig.now, path, Fault::Relay);
+        rig.lose(path, Fault::Relay);
         let pause = rig.machine.deadline().unwrap() - rig.now;
         pauses.push(pause);
         rig.wait(pause);
     }
     assert_eq!(pauses, [ms(50), ms(100), ms(200), ms(400), ms(800), MAX_RETRY, MAX_RETRY, MAX_RETRY]);
     let path = rig.expect_connect("eth0");
-    rig.machine.attempt_failed(rig.now, path, Fault::Relay);
+    rig.lose(path, Fault::Relay);
     let mut changed = link("eth0", 100, 1);
     changed.gateways = vec![address(254)];
     rig.machine.set_uplinks(rig.now, vec![changed]);
@@ -258,7 +285,7 @@ fn a_refused_key_is_not_hammered() {
     let mut last = Duration::ZERO;
     for _ in 0..10 {
         let path = rig.expect_connect("eth0");
-        rig.machine.attempt_failed(rig.now, path, Fault::Identity);
+        rig.lose(path, Fault::Identity);
         last = rig.machine.deadline().unwrap() - rig.now;
         rig.wait(last);
     }
@@ -270,9 +297,11 @@ fn an_attempt_that_hangs_is_given_up_and_repeated_with_more_patience() {
     let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
     let path = rig.expect_connect("eth0");
     assert!(rig.machine.transport_ready(rig.now, path, address(1)));
+    assert!(matches!(rig.actions()[..], [Action::Activate { .. }]));
     rig.wait(PATIENCE);
     let actions = rig.actions();
     assert_eq!(actions, [Action::Close { path }, Action::TimedOut { uplink: "eth0".into(), opened: true }]);
+    assert_eq!(rig.active(), None);
     rig.wait(RETRY);
     match &rig.actions()[..] {
         [Action::Connect { patience, .. }] => assert_eq!(*patience, PATIENCE * 2),
@@ -289,7 +318,7 @@ fn a_better_uplink_that_fails_is_tried_ever_less_often_while_the_other_works() {
     let mut waits = Vec::new();
     for _ in 0..8 {
         let path = rig.expect_connect("eth0");
-        rig.machine.attempt_failed(rig.now, path, Fault::Uplink);
+        rig.lose(path, Fault::Uplink);
         let start = rig.now;
         while rig.machine.connecting().next().is_none() {
             let deadline = rig.machine.deadline().unwrap();
@@ -298,7 +327,7 @@ fn a_better_uplink_that_fails_is_tried_ever_less_often_while_the_other_works() {
         waits.push((rig.now - start).as_secs());
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
-    assert_eq!(rig.active(), Some("wlan0"));
+    assert_eq!(rig.active().as_deref(), Some("wlan0"));
 }
 
 #[test]
@@ -306,15 +335,13 @@ fn nothing_is_tried_without_a_usable_uplink_and_at_once_when_there_is_one() {
     let mut rig = Rig::connected();
     rig.machine.set_uplinks(rig.now, Vec::new());
     assert!(matches!(rig.actions()[..], [Action::Close { .. }]));
-    assert_eq!(rig.machine.deadline(), None);
     rig.now += Duration::from_secs(20);
+    rig.machine.tick(rig.now);
+    assert_eq!(rig.machine.deadline(), None);
     rig.machine.set_uplinks(rig.now, both());
     let path = rig.expect_connect("eth0");
     rig.succeed(path, 1);
-    rig.machine.activated(path, 0);
-    assert!(
-        matches!(&rig.actions()[..], [Action::Report(handover)] if handover.blackout == Duration::from_secs(20))
-    );
+    assert_eq!(rig.report().blackout, Duration::from_secs(20));
 }
 
 #[test]
@@ -327,6 +354,6 @@ fn what_was_given_up_is_ignored_when_it_comes_late() {
     assert!(!rig.machine.transport_ready(rig.now, path, address(1)));
     rig.machine.path_ready(rig.now, path);
     assert_eq!(rig.active(), None);
-    assert_eq!(rig.machine.attempt_failed(rig.now, path, Fault::Uplink), None);
-    assert_eq!(rig.machine.path_lost(rig.now, path, Cause::Silent, rig.now), None);
+    assert_eq!(rig.lose(path, Fault::Uplink), None);
+    assert_eq!(rig.machine.suspect(rig.now, path, rig.now), None);
 }

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 enum Stage {
     Connecting,
     Open,
+    Ready,
 }
 
 #[derive(Debug, Clone)]
@@ -21,6 +22,11 @@ enum Step {
     Advance(usize),
     Fail(usize, u8),
     Lose(u8),
+    /// The path of this number goes silent, or answers again.
+    Silence(usize),
+    Recover(usize),
+    /// The relay answers on the active path.
+    Confirm,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -31,7 +37,11 @@ fn step() -> impl Strategy<Value = Step> {
         any::<usize>().prop_map(Step::Advance),
         any::<usize>().prop_map(Step::Advance),
         (any::<usize>(), 0u8..3).prop_map(|(path, fault)| Step::Fail(path, fault)),
-        (0u8..2).prop_map(Step::Lose),
+        (0u8..3).prop_map(Step::Lose),
+        any::<usize>().prop_map(Step::Silence),
+        any::<usize>().prop_map(Step::Recover),
+        Just(Step::Confirm),
+        Just(Step::Confirm),
     ]
 }
 
@@ -53,9 +63,15 @@ struct Shell {
     rig: Rig,
     paths: BTreeMap<PathId, (Stage, String)>,
     active: Option<PathId>,
+    standby: bool,
 }
 
 impl Shell {
+    fn new(standby: bool) -> Self {
+        let rig = Rig::with_standby(Vec::new(), if standby { &["*"] } else { &[] });
+        Self { rig, paths: BTreeMap::new(), active: None, standby }
+    }
+
     fn obey(&mut self) {
         for action in self.rig.actions() {
             match action {
@@ -67,23 +83,27 @@ impl Shell {
                     assert_eq!(self.paths.remove(&path).expect("aborts what it began").0, Stage::Connecting);
                 }
                 Action::Close { path } => {
-                    assert_eq!(self.paths.remove(&path).expect("closes what is open").0, Stage::Open);
+                    assert_ne!(self.paths.remove(&path).expect("closes what is open").0, Stage::Connecting);
                     self.active.take_if(|active| *active == path);
                 }
-                Action::Activate { path } => {
-                    assert_eq!(self.paths[&path].0, Stage::Open);
+                Action::Activate { path, keep } => {
+                    assert_ne!(self.paths[&path].0, Stage::Connecting);
+                    for kept in keep {
+                        assert_ne!(self.paths[&kept].0, Stage::Connecting, "the relay knows it");
+                        assert_ne!(kept, path);
+                    }
                     self.active = Some(path);
-                    self.rig.machine.activated(path, 0);
+                    self.rig.machine.activated(path, 0, 0);
                 }
                 Action::TimedOut { .. } | Action::Report(_) => {}
             }
         }
     }
 
-    fn pick(&self, number: usize) -> Option<PathId> {
-        let waiting: Vec<PathId> =
-            self.paths.keys().copied().filter(|path| Some(*path) != self.active).collect();
-        waiting.get(number.checked_rem(waiting.len())?).copied()
+    fn pick(&self, number: usize, which: impl Fn(Stage) -> bool) -> Option<PathId> {
+        let open = self.paths.iter().filter(|(_, (stage, _))| which(*stage));
+        let paths: Vec<PathId> = open.map(|(path, _)| *path).collect();
+        paths.get(number.checked_rem(paths.len())?).copied()
     }
 
     fn advance(&mut self, path: PathId) {
@@ -97,11 +117,28 @@ impl Shell {
                     self.paths.insert(path, (Stage::Open, uplink));
                 }
             }
-            Stage::Open => self.rig.machine.path_ready(now, path),
+            Stage::Open => {
+                self.paths.insert(path, (Stage::Ready, uplink));
+                self.rig.machine.path_ready(now, path);
+            }
+            Stage::Ready => {}
         }
     }
 
+    fn confirm(&mut self) {
+        if let Some(path) = self.active.filter(|path| self.paths[path].0 == Stage::Ready) {
+            self.rig.machine.confirmed(self.rig.now, path);
+        }
+    }
+
+    fn lose(&mut self, path: PathId, fault: Fault) {
+        self.paths.remove(&path);
+        self.active.take_if(|active| *active == path);
+        assert!(self.rig.lose(path, fault).is_some());
+    }
+
     fn take(&mut self, step: &Step) {
+        const FAULTS: [Fault; 3] = [Fault::Uplink, Fault::Relay, Fault::Identity];
         let now = self.rig.now;
         match step {
             Step::Uplinks(state) => self.rig.machine.set_uplinks(now, uplinks(state)),
@@ -111,24 +148,31 @@ impl Shell {
             }
             Step::Wait(time) => self.rig.wait(ms(*time)),
             Step::Advance(number) => {
-                if let Some(path) = self.pick(*number) {
+                if let Some(path) = self.pick(*number, |stage| stage != Stage::Ready) {
                     self.advance(path);
                 }
             }
             Step::Fail(number, fault) => {
-                if let Some(path) = self.pick(*number) {
-                    let fault = [Fault::Uplink, Fault::Relay, Fault::Identity][usize::from(*fault)];
-                    self.paths.remove(&path);
-                    assert!(self.rig.machine.attempt_failed(now, path, fault).is_some());
+                if let Some(path) = self.pick(*number, |_| true) {
+                    self.lose(path, FAULTS[usize::from(*fault)]);
                 }
             }
-            Step::Lose(cause) => {
-                if let Some(path) = self.active.take() {
-                    let cause = [Cause::Silent, Cause::TransportFailed][usize::from(*cause)];
-                    self.paths.remove(&path);
-                    assert!(self.rig.machine.path_lost(now, path, cause, now).is_some());
+            Step::Lose(fault) => {
+                if let Some(path) = self.active {
+                    self.lose(path, FAULTS[usize::from(*fault)]);
                 }
             }
+            Step::Silence(number) => {
+                if let Some(path) = self.pick(*number, |stage| stage != Stage::Connecting) {
+                    self.rig.machine.suspect(now, path, now);
+                }
+            }
+            Step::Recover(number) => {
+                if let Some(path) = self.pick(*number, |stage| stage != Stage::Connecting) {
+                    self.rig.machine.recovered(now, path);
+                }
+            }
+            Step::Confirm => self.confirm(),
         }
         self.obey();
         self.check();
@@ -136,16 +180,31 @@ impl Shell {
 
     fn check(&self) {
         let machine = &self.rig.machine;
-        assert_eq!(machine.active().map(|active| active.path), self.active);
-        let trying = self.paths.keys().filter(|path| Some(**path) != self.active).count();
-        assert_eq!(machine.connecting().count(), trying);
-        if self.active.is_some() {
-            assert!(trying <= 1, "beside an active path only a better one is tried");
-            assert_eq!(machine.obstacle_of_active(), None);
-        } else if !machine.decision().candidates.is_empty() && trying == 0 {
+        assert_eq!(machine.current.as_ref().map(|current| current.path), self.active);
+        assert!(machine.active().is_none_or(|active| Some(active.path) == self.active));
+        let known: Vec<_> = machine.lines.iter().map(|line| line.path).collect();
+        assert!(known.iter().all(|path| self.paths.contains_key(path)) && known.len() == self.paths.len());
+        let trusted: Vec<_> =
+            machine.lines.iter().filter(|line| line.is_trusted()).map(|line| line.uplink.as_str()).collect();
+        for line in &machine.lines {
+            assert_eq!(line.obstacle(machine.uplinks(), machine.decision()), None, "{line:?}");
+        }
+        let mut once = trusted.clone();
+        once.sort_unstable();
+        once.dedup();
+        let recovered = machine.lines.len() - trusted.len();
+        assert!(trusted.len() <= once.len() + recovered + 3, "{:?}", machine.lines);
+        let ready = |path: PathId| self.paths[&path].0 == Stage::Ready;
+        let works = machine.lines.iter().any(|line| line.is_ready() && line.is_trusted());
+        if works {
+            assert!(self.active.is_some_and(ready), "what works is used");
+        }
+        let candidates = &machine.decision().candidates;
+        if !works && !candidates.is_empty() && trusted.is_empty() {
             let wake = machine.deadline().expect("something is going to be tried");
             assert!(wake <= self.rig.now + MAX_RETRY_IDENTITY.mul_f64(1.25));
         }
+        assert!(machine.deadline().is_none_or(|wake| wake > self.rig.now), "no spinning");
     }
 }
 
@@ -153,23 +212,26 @@ proptest! {
     #[test]
     fn whatever_happens_the_shell_stays_in_step_and_the_tunnel_recovers(
         steps in proptest::collection::vec(step(), 1..80),
+        standby in any::<bool>(),
     ) {
-        let mut shell = Shell { rig: Rig::new(Vec::new()), paths: BTreeMap::new(), active: None };
+        let mut shell = Shell::new(standby);
         for step in &steps {
             shell.take(step);
         }
-        // Everything works from here on: the best uplink is reached and everything else is closed.
+        // Everything works from here on: the best uplink is reached, and all else stands by or is closed.
         shell.take(&Step::Uplinks(vec![(true, true, 9); 3]));
         shell.take(&Step::Force(None));
         for _ in 0..200 {
-            while let Some(path) = shell.pick(0) {
+            while let Some(path) = shell.pick(0, |stage| stage != Stage::Ready) {
                 shell.advance(path);
                 shell.obey();
                 shell.check();
             }
+            shell.take(&Step::Confirm);
             shell.take(&Step::Wait(1000));
         }
-        prop_assert_eq!(shell.rig.active(), Some("eth0"));
-        prop_assert_eq!(shell.paths.len(), 1);
+        let active = shell.rig.active();
+        prop_assert_eq!(active.as_deref(), Some("eth0"));
+        prop_assert_eq!(shell.paths.len(), if shell.standby { 3 } else { 1 });
     }
 }

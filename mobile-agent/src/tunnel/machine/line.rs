@@ -1,0 +1,70 @@
+//! One path as the decisions see it: which uplink it is on, how far it has come, and whether it is trusted.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use mobile_proto::PathId;
+
+use super::super::cause::Cause;
+use crate::uplinks::policy::{Decision, Obstacle, Uplink};
+
+/// How far a path has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// TCP and TLS are under way.
+    Dialing,
+    /// The relay has proved who it is; HELLO is under way.
+    Greeting(IpAddr),
+    /// The relay has welcomed us.
+    Ready(IpAddr),
+}
+
+/// A path.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) path: PathId,
+    pub(super) uplink: String,
+    pub(super) stage: Stage,
+    pub(super) started: Instant,
+    /// When it is given up, unless it is ready by then.
+    pub(super) deadline: Instant,
+    /// Since when it is suspected to be dead.
+    pub(super) suspect: Option<Instant>,
+}
+
+impl Line {
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.stage, Stage::Ready(_))
+    }
+
+    /// Whether it may carry the session, or become able to.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.suspect.is_none()
+    }
+
+    /// The address it is bound to, once it is.
+    pub(super) fn local(&self) -> Option<IpAddr> {
+        match self.stage {
+            Stage::Dialing => None,
+            Stage::Greeting(local) | Stage::Ready(local) => Some(local),
+        }
+    }
+
+    /// Why it cannot go on, judged by its uplink.
+    pub(super) fn obstacle(&self, uplinks: &[Uplink], decision: &Decision) -> Option<Cause> {
+        let local = self.local()?;
+        let Some(uplink) = uplinks.iter().find(|uplink| uplink.name == self.uplink) else {
+            return Some(Cause::LinkGone);
+        };
+        let verdict = decision.verdicts.iter().find(|verdict| verdict.name == self.uplink);
+        let route = if local.is_ipv4() { uplink.ipv4_default } else { uplink.ipv6_default };
+        match verdict.and_then(|verdict| verdict.obstacle) {
+            Some(Obstacle::Excluded) => Some(Cause::LinkGone),
+            Some(Obstacle::Down) => Some(Cause::LinkDown),
+            Some(Obstacle::NoCarrier) => Some(Cause::CarrierLost),
+            _ if !uplink.addresses.contains(&local) => Some(Cause::AddressLost),
+            _ if route.is_none() => Some(Cause::RouteLost),
+            _ => None,
+        }
+    }
+}

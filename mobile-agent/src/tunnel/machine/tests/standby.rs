@@ -1,0 +1,227 @@
+//! Standby paths and paths under suspicion.
+
+use super::super::reconcile::PROBATION;
+use super::*;
+
+/// Connected over eth0, with a path standing by on wlan0.
+fn warm() -> (Rig, PathId, PathId) {
+    let mut rig = Rig::with_standby(both(), &["*"]);
+    let eth = rig.expect_connect("eth0");
+    rig.succeed(eth, 1);
+    let wlan = rig.expect_connect("wlan0");
+    stand_by(&mut rig, wlan, 2);
+    (rig, eth, wlan)
+}
+
+/// TCP, TLS and greeting succeed; nothing moves.
+fn stand_by(rig: &mut Rig, path: PathId, last: u8) {
+    assert!(rig.machine.transport_ready(rig.now, path, address(last)));
+    rig.machine.path_ready(rig.now, path);
+    assert_eq!(rig.actions(), []);
+}
+
+fn silence(rig: &mut Rig, path: PathId) -> Was {
+    let began = rig.now - ms(120);
+    rig.machine.suspect(rig.now, path, began).expect("the path is there").was
+}
+
+#[test]
+fn with_the_carrier_gone_the_standby_path_takes_over_at_once() {
+    let (mut rig, eth, wlan) = warm();
+    let mut links = both();
+    links[0].carrier = false;
+    rig.machine.set_uplinks(rig.now, links);
+    assert_eq!(
+        rig.actions(),
+        [Action::Close { path: eth }, Action::Activate { path: wlan, keep: Vec::new() }]
+    );
+    assert_eq!(rig.active(), None, "the relay has not answered yet");
+    rig.machine.activated(wlan, 5, 0);
+    rig.now += ms(21);
+    rig.machine.confirmed(rig.now, wlan);
+    let handover = rig.report();
+    assert_eq!((handover.cause, handover.blackout, handover.replayed), (Cause::CarrierLost, ms(21), 5));
+    assert_eq!(rig.active().as_deref(), Some("wlan0"));
+}
+
+#[test]
+fn standby_paths_are_held_where_they_are_wished_for() {
+    let links = vec![link("eth0", 100, 1), link("wlan0", 600, 2), link("wwan0", 700, 3)];
+    let mut rig = Rig::with_standby(links, &["wl*"]);
+    let eth = rig.expect_connect("eth0");
+    rig.succeed(eth, 1);
+    let wlan = rig.expect_connect("wlan0");
+    stand_by(&mut rig, wlan, 2);
+    rig.wait(Duration::from_secs(60));
+    assert_eq!(rig.actions(), [], "a path over wwan0 may cost money");
+    let ready: Vec<_> = rig.machine.ready().collect();
+    assert_eq!(ready, [(eth, "eth0"), (wlan, "wlan0")]);
+}
+
+#[test]
+fn a_better_uplink_takes_over_and_the_old_path_stands_by() {
+    let mut rig = Rig::with_standby(vec![link("wlan0", 600, 2)], &["*"]);
+    let wlan = rig.expect_connect("wlan0");
+    rig.succeed(wlan, 2);
+    rig.machine.set_uplinks(rig.now, both());
+    let eth = rig.expect_connect("eth0");
+    assert!(rig.machine.transport_ready(rig.now, eth, address(1)));
+    rig.machine.path_ready(rig.now, eth);
+    assert_eq!(rig.actions(), [Action::Activate { path: eth, keep: vec![wlan] }]);
+    assert_eq!(rig.active().as_deref(), Some("eth0"), "nothing is interrupted");
+    rig.machine.confirmed(rig.now, eth);
+    let actions = rig.actions();
+    assert!(
+        matches!(&actions[..], [Action::Report(told)] if told.cause == Cause::BetterUplink),
+        "{actions:?}"
+    );
+    rig.machine.force(rig.now, Some("wlan0".into()));
+    assert_eq!(rig.actions(), [Action::Activate { path: wlan, keep: vec![eth] }], "no handshake is needed");
+}
+
+#[test]
+fn a_standby_path_that_cannot_be_made_is_tried_ever_less_often() {
+    let mut rig = Rig::with_standby(both(), &["*"]);
+    let eth = rig.expect_connect("eth0");
+    rig.succeed(eth, 1);
+    let mut waits = Vec::new();
+    for fault in [Fault::Uplink, Fault::Relay, Fault::Uplink, Fault::Relay] {
+        let path = rig.expect_connect("wlan0");
+        rig.lose(path, fault);
+        let start = rig.now;
+        while rig.machine.connecting().next().is_none() {
+            let deadline = rig.machine.deadline().unwrap();
+            rig.wait(deadline - rig.now);
+        }
+        waits.push((rig.now - start).as_secs());
+    }
+    assert_eq!(waits, [1, 2, 4, 8]);
+}
+
+#[test]
+fn a_silent_path_is_left_at_once_for_the_standby_path_and_closed_when_it_stays_silent() {
+    let (mut rig, eth, wlan) = warm();
+    rig.wait(Duration::from_secs(100));
+    assert_eq!(silence(&mut rig, eth), Was::Active);
+    let actions = rig.actions();
+    assert_eq!(
+        actions,
+        [Action::Activate { path: wlan, keep: vec![eth] }],
+        "it may only be slow: it is kept"
+    );
+    rig.now += ms(20);
+    rig.machine.confirmed(rig.now, wlan);
+    let handover = rig.report();
+    assert_eq!((handover.cause, handover.blackout), (Cause::Silent, ms(140)));
+    rig.wait(PROBATION);
+    let actions = rig.actions();
+    assert!(actions.contains(&Action::Close { path: eth }), "{actions:?}");
+}
+
+#[test]
+fn a_slow_path_taken_for_dead_stands_by_again_and_is_returned_to_after_a_while() {
+    let (mut rig, eth, wlan) = warm();
+    silence(&mut rig, eth);
+    rig.machine.confirmed(rig.now, wlan);
+    rig.actions();
+    rig.now += ms(100);
+    rig.machine.recovered(rig.now, eth);
+    assert_eq!(rig.actions(), [], "no hurry to go back to what has just been slow");
+    let mut moved = Vec::new();
+    while moved.is_empty() {
+        let deadline = rig.machine.deadline().expect("it will be gone back to");
+        rig.wait(deadline - rig.now);
+        moved = rig.actions();
+    }
+    assert_eq!(moved, [Action::Activate { path: eth, keep: vec![wlan] }]);
+}
+
+#[test]
+fn the_only_uplink_gets_a_second_path_beside_the_silent_one_and_the_first_to_answer_is_used() {
+    for first_answers in [true, false] {
+        let mut rig = Rig::with_standby(vec![link("eth0", 100, 1)], &["*"]);
+        let eth = rig.expect_connect("eth0");
+        rig.succeed(eth, 1);
+        rig.wait(Duration::from_secs(100));
+        silence(&mut rig, eth);
+        assert_eq!(rig.active(), None, "it is said that nothing works");
+        let fresh = rig.expect_connect("eth0");
+        if first_answers {
+            rig.machine.recovered(rig.now, eth);
+            assert_eq!(rig.actions(), [Action::Abort { path: fresh }]);
+            assert_eq!(rig.active_path(), eth, "and no handover is counted");
+        } else {
+            rig.succeed(fresh, 1);
+            let actions = rig.actions();
+            assert!(actions.contains(&Action::Close { path: eth }), "{actions:?}");
+            let told = actions.iter().find_map(|action| match action {
+                Action::Report(told) => Some((told.from.as_str(), told.to.as_str(), told.cause)),
+                _ => None,
+            });
+            assert_eq!(told, Some(("eth0", "eth0", Cause::Silent)));
+        }
+    }
+}
+
+#[test]
+fn when_the_standby_path_fails_too_the_outage_keeps_its_cause_and_its_beginning() {
+    let (mut rig, eth, wlan) = warm();
+    rig.wait(Duration::from_secs(100));
+    let mut links = both();
+    links[0].up = false;
+    rig.machine.set_uplinks(rig.now, links);
+    rig.actions();
+    rig.now += ms(10);
+    assert_eq!(rig.lose(wlan, Fault::Relay), Some(Was::Active));
+    let fresh = rig.expect_connect("wlan0");
+    rig.now += ms(40);
+    rig.succeed(fresh, 2);
+    let handover = rig.report();
+    assert_eq!((handover.cause, handover.blackout), (Cause::LinkDown, ms(50)));
+    assert_eq!((handover.from.as_str(), handover.to.as_str()), ("eth0", "wlan0"));
+    assert_ne!(eth, fresh);
+}
+
+#[test]
+fn an_uplink_whose_link_comes_and_goes_has_to_stay_for_a_while_before_it_is_used_again() {
+    let (mut rig, _, _) = warm();
+    let mut stays = Vec::new();
+    for _ in 0..5 {
+        let mut links = both();
+        links[0].carrier = false;
+        rig.machine.set_uplinks(rig.now, links);
+        let over = rig.machine.current.as_ref().unwrap().path;
+        rig.machine.confirmed(rig.now, over);
+        rig.actions();
+        rig.machine.set_uplinks(rig.now, both());
+        let eth = rig.expect_connect("eth0");
+        assert!(rig.machine.transport_ready(rig.now, eth, address(1)));
+        rig.machine.path_ready(rig.now, eth);
+        let start = rig.now;
+        while rig.machine.current.as_ref().unwrap().path != eth {
+            let deadline = rig.machine.deadline().expect("the better one is used in the end");
+            rig.wait(deadline - rig.now);
+        }
+        rig.machine.confirmed(rig.now, eth);
+        rig.actions();
+        stays.push((rig.now - start).as_millis());
+    }
+    assert_eq!(stays, [250, 500, 1000, 2000, 4000]);
+}
+
+#[test]
+fn after_a_killed_relay_every_path_is_dead_and_the_best_uplink_is_dialled_at_once() {
+    let (mut rig, eth, wlan) = warm();
+    rig.wait(Duration::from_secs(100));
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Active));
+    let actions = rig.actions();
+    let [Action::Activate { path, .. }, Action::Connect { uplink, .. }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((*path, uplink.as_str()), (wlan, "eth0"));
+    assert_eq!(rig.lose(wlan, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.active(), None);
+    assert_eq!(rig.machine.outage_since(), Some(rig.now));
+    rig.wait(STAGGER);
+    rig.expect_connect("wlan0");
+}
