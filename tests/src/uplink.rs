@@ -106,6 +106,12 @@ impl Uplink {
     /// Link up, cable in, addresses and default routes set, as after a successful DHCP; also what
     /// repairs whatever was removed.
     pub fn bring_up(&self) -> Result<()> {
+        self.bring_up_without_route()?;
+        self.set_routes()
+    }
+
+    /// The same but for the default routes, which a network manager sets last: [`Uplink::set_routes`].
+    pub fn bring_up_without_route(&self) -> Result<()> {
         let device = self.device();
         self.link.restore()?;
         self.host.ip(&[&format!("link set {device} up")])?;
@@ -114,8 +120,7 @@ impl Uplink {
         self.host.ip(&[
             &format!("address replace {four}/24 dev {device}"),
             &format!("address replace {six}/64 dev {device} nodad"),
-        ])?;
-        self.set_routes()
+        ])
     }
 
     /// The user switches it off: link down, addresses and routes gone.
@@ -180,7 +185,8 @@ impl Uplink {
         self.link.set_delay(delay);
     }
 
-    fn set_routes(&self) -> Result<()> {
+    /// The default routes, as after a successful DHCP.
+    pub fn set_routes(&self) -> Result<()> {
         let (device, metric) = (self.device(), self.name.metric());
         let [a, b, c] = self.name.private4();
         let six = self.name.prefix6();
