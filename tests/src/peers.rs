@@ -88,9 +88,8 @@ fn needs_tun() -> Option<String> {
 }
 
 fn pulse_command(lab: &Lab, way: Way) -> Result<Command> {
-    let port = if way == Way::Echo { port::ECHO } else { port::NUMBERS };
     let mut command = lab.host.command(program("labtool")?);
-    command.args(["pulse", way.word(), "tcp", &format!("{}:{port}", addr::SERVER4)]);
+    command.args(["pulse", way.word(), "tcp", &way.server().to_string()]);
     Ok(command)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! All times are of CLOCK_MONOTONIC, in milliseconds: processes of one machine can compare them.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
+use crate::lab::addr;
+use crate::services::port;
 use crate::talk::Talk;
 use crate::wait::wait_for;
 
@@ -45,6 +48,16 @@ impl Way {
             Self::Echo => "echo",
             Self::Down => "down",
         }
+    }
+
+    /// The service of the lab's server that it needs.
+    #[must_use]
+    pub fn server(self) -> SocketAddr {
+        let port = match self {
+            Self::Echo => port::ECHO,
+            Self::Down => port::NUMBERS,
+        };
+        SocketAddr::from((addr::SERVER4, port))
     }
 }
 
