@@ -50,6 +50,13 @@ impl UplinkName {
         }
     }
 
+    /// The visited network's router, as the host sees it.
+    #[must_use]
+    pub fn gateway4(self) -> Ipv4Addr {
+        let [a, b, c] = self.private4();
+        Ipv4Addr::new(a, b, c, 1)
+    }
+
     /// The first three bytes of the visited network's private /24.
     pub(crate) fn private4(self) -> [u8; 3] {
         match self {
@@ -188,10 +195,9 @@ impl Uplink {
     /// The default routes, as after a successful DHCP.
     pub fn set_routes(&self) -> Result<()> {
         let (device, metric) = (self.device(), self.name.metric());
-        let [a, b, c] = self.name.private4();
-        let six = self.name.prefix6();
+        let (gateway, six) = (self.name.gateway4(), self.name.prefix6());
         self.host.ip(&[
-            &format!("route replace default via {a}.{b}.{c}.1 dev {device} metric {metric}"),
+            &format!("route replace default via {gateway} dev {device} metric {metric}"),
             &format!("route replace ::/0 via {six}1 dev {device} metric {metric}"),
         ])
     }

@@ -63,6 +63,7 @@ impl Peer for Mptcp {
                 } else {
                     add.push("backup");
                 }
+                route_by_source(lab, name)?;
                 lab.host.run(&add)?;
                 self.up.push(name);
             }
@@ -90,10 +91,24 @@ impl Peer for Mptcp {
     }
 }
 
+/// What comes from an uplink's address goes over that uplink, as every manual of MPTCP asks for: the first subflow is
+/// not bound to a device, and would follow a better default route with the wrong address.
+fn route_by_source(lab: &Lab, name: UplinkName) -> Result<()> {
+    let (uplink, table) = (lab.uplink(name), id(name));
+    let (address, device, gateway) = (uplink.address4(), uplink.device(), name.gateway4());
+    // The rule outlives the link; the route goes with it.
+    let rules = lab.host.run(&["ip", "-4", "rule"])?;
+    if !rules.contains(&format!("from {address} lookup {table}")) {
+        lab.host.ip(&[&format!("rule add from {address} lookup {table}")])?;
+    }
+    lab.host.ip(&[&format!("route replace default via {gateway} dev {device} table {table}")])
+}
+
+/// Of its endpoint and its routing table.
 fn id(name: UplinkName) -> &'static str {
     match name {
-        UplinkName::Wlan => "1",
-        UplinkName::Eth => "2",
+        UplinkName::Wlan => "101",
+        UplinkName::Eth => "102",
     }
 }
 

@@ -67,7 +67,7 @@ impl Peer for OpenVpn {
             .args(["--client", "--proto", theirs, "--remote", &addr::RELAY4.to_string(), PORT, "--nobind"])
             .args(["--dev", DEVICE, "--dev-type", "tun", "--persist-tun", "--persist-key"])
             // The shortest it takes: it doubles otherwise.
-            .args(["--connect-retry", "1", "1"]);
+            .args(["--connect-retry", "1", "1", "--machine-readable-output"]);
         client.add_to(&mut command, &server);
         let log = lab.dir().join("openvpn-client.log");
         let mut process = Process::start("openvpn (client)", &mut command, &log)?;

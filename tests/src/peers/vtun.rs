@@ -38,7 +38,7 @@ impl Peer for Vtun {
                 "options {{ port {PORT}; ip /sbin/ip; {options} }}\n\
                  {session} {{ passwd lab; type tun; proto tcp; compress no; encrypt no; keepalive 10:3; stat no; \
                  multi killold; device {session}; {keep}\n \
-                 up {{ ip \"link set %% up\"; ip \"address replace {}/32 peer {} dev %%\"; }}; }}\n",
+                 up {{\n ip \"link set %% up\";\n ip \"address replace {}/32 peer {} dev %%\";\n }};\n}}\n",
                 INNER[own], INNER[other]
             );
             fs::write(lab.dir().join(format!("vtund-{side}.conf")), config)?;

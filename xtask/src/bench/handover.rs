@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     cap: u64,
     /// Labs at a time for the outages of 10 s and longer; they only wait at the same time.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     parallel: u32,
 }
 
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let (event, who) = (events[job.event], everyone[job.column]);
         let gaps = measure(event, who.peer, who.patience, abilities, &machine);
         let text = match &gaps {
-            Ok(gaps) => gaps.iter().map(|gap| format!("{gap:.0}")).collect::<Vec<_>>().join(" and ") + " ms",
+            Ok(gaps) => told(gaps, who.patience),
             Err(error) => format!("failed: {error:#}"),
         };
         step(&format!("{}, {}, run {} of {}: {text}", event.title(), who.name(), job.run, who.runs));
@@ -161,6 +161,12 @@ fn jobs(events: &[Event], everyone: &[Who], columns: &[Column]) -> Vec<Job> {
         }
     }
     jobs
+}
+
+/// The gaps of one run, for who watches.
+fn told(gaps: &[f64], patience: Duration) -> String {
+    let one = |gap: &f64| table::number(*gap, patience.as_secs_f64());
+    gaps.iter().map(one).collect::<Vec<_>>().join(" and ") + if gaps[0].is_finite() { " ms" } else { "" }
 }
 
 /// Several at a time, the longest first, so that none is left over in the end.

@@ -39,7 +39,7 @@ impl Subject {
                 if event.is_without_standby() && abilities.standby {
                     without_standby(&bed.agent)?;
                 }
-                leave(&bed.lab, event.starts_on())?;
+                arrange(&bed.lab, event.starts_on())?;
                 bed.relay.start()?;
                 bed.agent.start()?;
                 bed.agent.wait_active(event.starts_on())?;
@@ -50,7 +50,7 @@ impl Subject {
             }
             Some(kind) => {
                 let lab = Lab::new()?;
-                leave(&lab, event.starts_on())?;
+                arrange(&lab, event.starts_on())?;
                 let mut peer = kind.make();
                 peer.start(&lab)?;
                 Ok(Self::Peer(peer, Box::new(lab)))
@@ -154,7 +154,18 @@ fn wait_standby(agent: &Agent, uplink: UplinkName) -> Result<()> {
     })
 }
 
-/// An event that starts on the worse uplink starts without the better one.
-fn leave(lab: &Lab, start: UplinkName) -> Result<()> {
-    if start == UplinkName::Wlan { lab.eth().take_down() } else { Ok(()) }
+/// The uplinks as they are before the event: one that starts on the worse uplink starts without the better one. The
+/// host knows the hardware address of the gateways it has, as it does a moment after it joined a network; a gateway
+/// that comes with the event is not known.
+fn arrange(lab: &Lab, start: UplinkName) -> Result<()> {
+    if start == UplinkName::Wlan {
+        lab.eth().take_down()?;
+    }
+    for name in UplinkName::ALL {
+        if lab.uplink(name).has_carrier() {
+            let gateway = name.gateway4().to_string();
+            lab.host.run(&["ping", "-q", "-c", "1", "-W", "1", "-I", name.device(), &gateway])?;
+        }
+    }
+    Ok(())
 }

@@ -118,7 +118,8 @@ fn count(good: usize, figures: &Figures) -> String {
     }
 }
 
-fn number(figure: f64, patience: f64) -> String {
+/// A figure, or that it is beyond the patience.
+pub(crate) fn number(figure: f64, patience: f64) -> String {
     if figure.is_infinite() { format!("> {patience} s") } else { format!("{figure:.0}") }
 }
 
