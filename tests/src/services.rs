@@ -1,4 +1,4 @@
-//! What the server offers: echo, "what address do you see", discard, HTTP, telnet, ssh, iperf3.
+//! What the server offers: echo, "what address do you see", numbers, discard, HTTP, telnet, ssh, iperf3.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::ns::Ns;
 use crate::process::Process;
+use crate::pulse::PULSE;
 
 /// The ports of the server, each the usual one where there is one.
 pub mod port {
@@ -31,6 +32,8 @@ pub mod port {
     pub const HTTP: u16 = 80;
     /// Answers every line or datagram with the address it came from, TCP and UDP.
     pub const WHOAMI: u16 = 1001;
+    /// Sends the numbers from 0 on, eight bytes each, one every [`crate::pulse::PULSE`].
+    pub const NUMBERS: u16 = 1002;
     /// iperf3.
     pub const IPERF3: u16 = 5201;
 }
@@ -51,6 +54,7 @@ impl Services {
                 let _ = std::io::copy(&mut stream, &mut std::io::sink());
             })?,
             TcpService::start(ns, port::WHOAMI, |stream, peer| whoami(&stream, peer))?,
+            TcpService::start(ns, port::NUMBERS, |stream, _| numbers(&stream))?,
             TcpService::start(ns, port::HTTP, |stream, peer| crate::http::serve(&stream, peer))?,
             TcpService::start(ns, port::TELNET, move |stream, _| telnetd(&telnet_ns, stream))?,
         ];
@@ -112,8 +116,18 @@ impl TcpService {
         port: u16,
         serve: impl Fn(TcpStream, SocketAddr) + Send + Sync + 'static,
     ) -> Result<Self> {
+        Self::start_over(ns, Protocol::TCP, port, serve)
+    }
+
+    /// The same over `protocol`: TCP, or MPTCP where the kernel has it.
+    pub(crate) fn start_over(
+        ns: &Ns,
+        protocol: Protocol,
+        port: u16,
+        serve: impl Fn(TcpStream, SocketAddr) + Send + Sync + 'static,
+    ) -> Result<Self> {
         let listener: TcpListener = ns.enter(|| -> Result<TcpListener> {
-            let socket = dual_stack(Type::STREAM, Protocol::TCP, port)?;
+            let socket = dual_stack(Type::STREAM, protocol, port)?;
             socket.listen(128)?;
             Ok(socket.into())
         })?;
@@ -216,12 +230,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn echo(mut stream: &TcpStream) {
+pub(crate) fn echo(mut stream: &TcpStream) {
     let mut buffer = vec![0; 65_536];
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..count]).is_err() {
             return;
         }
+    }
+}
+
+pub(crate) fn numbers(mut stream: &TcpStream) {
+    for number in 0..=u64::MAX {
+        if stream.write_all(&number.to_be_bytes()).is_err() {
+            return;
+        }
+        std::thread::sleep(PULSE);
     }
 }
 

@@ -50,6 +50,13 @@ impl UplinkName {
         }
     }
 
+    /// The visited network's router, as the host sees it.
+    #[must_use]
+    pub fn gateway4(self) -> Ipv4Addr {
+        let [a, b, c] = self.private4();
+        Ipv4Addr::new(a, b, c, 1)
+    }
+
     /// The first three bytes of the visited network's private /24.
     pub(crate) fn private4(self) -> [u8; 3] {
         match self {
@@ -106,6 +113,12 @@ impl Uplink {
     /// Link up, cable in, addresses and default routes set, as after a successful DHCP; also what
     /// repairs whatever was removed.
     pub fn bring_up(&self) -> Result<()> {
+        self.bring_up_without_route()?;
+        self.set_routes()
+    }
+
+    /// The same but for the default routes, which a network manager sets last: [`Uplink::set_routes`].
+    pub fn bring_up_without_route(&self) -> Result<()> {
         let device = self.device();
         self.link.restore()?;
         self.host.ip(&[&format!("link set {device} up")])?;
@@ -114,8 +127,7 @@ impl Uplink {
         self.host.ip(&[
             &format!("address replace {four}/24 dev {device}"),
             &format!("address replace {six}/64 dev {device} nodad"),
-        ])?;
-        self.set_routes()
+        ])
     }
 
     /// The user switches it off: link down, addresses and routes gone.
@@ -180,12 +192,12 @@ impl Uplink {
         self.link.set_delay(delay);
     }
 
-    fn set_routes(&self) -> Result<()> {
+    /// The default routes, as after a successful DHCP.
+    pub fn set_routes(&self) -> Result<()> {
         let (device, metric) = (self.device(), self.name.metric());
-        let [a, b, c] = self.name.private4();
-        let six = self.name.prefix6();
+        let (gateway, six) = (self.name.gateway4(), self.name.prefix6());
         self.host.ip(&[
-            &format!("route replace default via {a}.{b}.{c}.1 dev {device} metric {metric}"),
+            &format!("route replace default via {gateway} dev {device} metric {metric}"),
             &format!("route replace ::/0 via {six}1 dev {device} metric {metric}"),
         ])
     }

@@ -10,22 +10,41 @@ use clap::Subcommand;
 use crate::shell::{self, step};
 use crate::{build, setup};
 
+mod handover;
 mod machine;
 mod stats;
 mod throughput;
 
-/// What to measure.
+/// What to measure, and of which builds.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Measures development builds, quickly made: to try a measurement out, not for figures.
+    #[arg(long, global = true)]
+    unoptimised: bool,
+    #[command(subcommand)]
+    bench: Bench,
+}
+
 #[derive(Subcommand)]
-pub(crate) enum Bench {
+enum Bench {
+    /// The longest gap in an application's connection for each way a link can change, ours and others'.
+    Handover(handover::Args),
     /// iperf3, direct and through the tunnel: one stream, the reverse, four streams.
     Throughput(throughput::Args),
 }
 
 /// Measures.
-pub(crate) fn run(bench: &Bench) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     shell::require_root()?;
-    optimise_ourselves()?;
-    match bench {
+    if args.unoptimised {
+        setup::run()?;
+        build::run(false)?;
+        lab(false)?;
+    } else {
+        optimise_ourselves()?;
+    }
+    match &args.bench {
+        Bench::Handover(args) => handover::run(args),
         Bench::Throughput(args) => throughput::run(args),
     }
 }
@@ -38,9 +57,19 @@ fn optimise_ourselves() -> Result<()> {
     }
     setup::run()?;
     let folder = build::run(true)?;
-    step("building the lab (release)");
-    shell::run(shell::cargo().args(["build", "--locked", "--release", "--package", "xtask"]))?;
+    lab(true)?;
     let program = folder.join("xtask");
     let error = Command::new(&program).args(env::args_os().skip(1)).exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// This program, with the lab in it, and the program that measures inside of the lab.
+fn lab(release: bool) -> Result<()> {
+    step("building the lab");
+    let mut build = shell::cargo();
+    build.args(["build", "--locked", "--package", "xtask", "--package", "mobile-tests", "--bins"]);
+    if release {
+        build.arg("--release");
+    }
+    shell::run(&mut build)
 }

@@ -37,8 +37,7 @@ enum Verb {
     /// All tests, or a part of them: `test unit`, `test e2e handover`, `test mobile-proto`.
     Test(test::Args),
     /// Measures, in the lab.
-    #[command(subcommand)]
-    Bench(bench::Bench),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,7 +47,7 @@ fn main() -> ExitCode {
         Verb::Lint => setup::linker().and_then(|()| lint::run()),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
-        Verb::Bench(bench) => bench::run(&bench),
+        Verb::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

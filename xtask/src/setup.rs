@@ -11,9 +11,9 @@ use crate::shell::{self, step};
 const BPF_LINKER: &str = "0.10.3";
 
 /// A program the tests, the demonstration or the measurements start, and the Debian package that has it.
-struct Tool {
-    program: &'static str,
-    package: &'static str,
+pub(crate) struct Tool {
+    pub(crate) program: &'static str,
+    pub(crate) package: &'static str,
 }
 
 const TOOLS: &[Tool] = &[
@@ -36,7 +36,7 @@ const TOOLS: &[Tool] = &[
 
 /// Makes the machine ready; does nothing, quickly, when it is.
 pub(crate) fn run() -> Result<()> {
-    packages()?;
+    install(TOOLS)?;
     linker()
 }
 
@@ -68,8 +68,9 @@ pub(crate) fn linker() -> Result<()> {
     Ok(())
 }
 
-fn packages() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| shell::find(tool.program).is_none()).collect();
+/// Those of `tools` that are missing, from Debian's packages; does nothing, quickly, when all are there.
+pub(crate) fn install(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| shell::find(tool.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }

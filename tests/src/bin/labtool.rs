@@ -3,15 +3,19 @@
 //! `tcp ADDRESS`, `udp ADDRESS` and `udp-connected ADDRESS` send each line of stdin and print each
 //! answer; what happens to the socket is printed too, as `! error`. `chatter ADDRESS MS` opens new
 //! sockets of every kind again and again, as a program would that knows nothing of handovers. `gaps` and
-//! `keystrokes` measure. `hold-lab` makes a lab of its own and waits to be killed.
+//! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
+//! milliseconds) on its stdin it says what came since then. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use mobile_tests::pulse::{PULSE, Recorder, Way, monotonic_ms};
 use mobile_tests::{Lab, Terminal, addr};
+use socket2::{Domain, Protocol, Socket, Type};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -23,9 +27,11 @@ fn main() -> ExitCode {
         ["chatter", address, interval] => chatter(address, interval),
         ["gaps", address, interval, seconds] => gaps(address, interval, seconds),
         ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
+        ["pulse", way, protocol, address] => pulse(way, protocol, address),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
-            "usage: labtool tcp|udp|udp-connected ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS"
+            "usage: labtool tcp|udp|udp-connected ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
+             pulse echo|down tcp|mptcp ADDRESS"
         )),
     };
     match done {
@@ -142,6 +148,48 @@ fn gaps(address: &str, interval: &str, seconds: &str) -> Result<()> {
     Ok(())
 }
 
+/// Numbers to an echo server, or from a server that sends them, until stdin ends.
+fn pulse(way: &str, protocol: &str, address: &str) -> Result<()> {
+    let address: SocketAddr = address.parse()?;
+    let protocol = if protocol == "mptcp" { Protocol::MPTCP } else { Protocol::TCP };
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).context("socket")?;
+    socket.connect(&address.into()).context("connect")?;
+    socket.set_tcp_nodelay(true)?;
+    let mut stream = TcpStream::from(socket);
+    let recorder = Arc::new(Mutex::new(Recorder::new(monotonic_ms())));
+    say("connected");
+    if way == Way::Echo.word() {
+        let mut writer = stream.try_clone()?;
+        std::thread::spawn(move || {
+            for number in 0..=u64::MAX {
+                // The reader is told too, and says so.
+                if writer.write_all(&number.to_be_bytes()).is_err() {
+                    return;
+                }
+                std::thread::sleep(PULSE);
+            }
+        });
+    }
+    let noted = Arc::clone(&recorder);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 8];
+        for due in 0..=u64::MAX {
+            let result = stream.read_exact(&mut buffer);
+            let number = u64::from_be_bytes(buffer);
+            match result {
+                Err(error) => return lock(&noted).fail(format!("receive: {error}")),
+                Ok(()) if number != due => return lock(&noted).fail(format!("{number} came where {due} was due")),
+                Ok(()) => lock(&noted).note(monotonic_ms()),
+            }
+        }
+    });
+    for line in std::io::stdin().lock().lines() {
+        let since = line?.parse().context("a time in milliseconds was expected")?;
+        say(&lock(&recorder).heard(since, monotonic_ms()).to_json().to_string());
+    }
+    Ok(())
+}
+
 /// Eight bytes every so often to an echo server, one at a time; prints the median and the 99th percentile
 /// of the round trips, as JSON.
 fn keystrokes(address: &str, interval: &str, seconds: &str) -> Result<()> {
@@ -177,6 +225,10 @@ fn hold_lab() -> Result<()> {
     loop {
         std::thread::park();
     }
+}
+
+fn lock(recorder: &Mutex<Recorder>) -> MutexGuard<'_, Recorder> {
+    recorder.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn any(peer: SocketAddr) -> SocketAddr {

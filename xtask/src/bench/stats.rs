@@ -7,8 +7,8 @@ use std::fmt;
 pub(crate) struct Spread {
     /// The middle one; of an even number, the mean of the two in the middle.
     pub(crate) median: f64,
-    least: f64,
-    greatest: f64,
+    pub(crate) least: f64,
+    pub(crate) greatest: f64,
 }
 
 impl Spread {

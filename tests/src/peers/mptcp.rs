@@ -1,0 +1,120 @@
+//! The kernel's Multipath TCP between the application and a server that speaks it: one subflow over each uplink, of
+//! which the worse one is a backup.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use socket2::Protocol;
+
+use super::{Change, Peer, PeerKind};
+use crate::binaries::program;
+use crate::lab::{Lab, addr};
+use crate::pulse::{Pulse, Way};
+use crate::services::{TcpService, echo, numbers};
+use crate::uplink::UplinkName;
+use crate::wait::{PATIENCE, wait_for};
+
+pub(super) const KIND: PeerKind = PeerKind {
+    name: "MPTCP",
+    tools: &[("ip", "iproute2"), ("ss", "iproute2")],
+    make: || Box::new(Mptcp { services: Vec::new(), up: Vec::new() }),
+    refusal,
+};
+
+/// Of the server, beside the ports of ordinary TCP.
+const ECHO: u16 = 2007;
+const NUMBERS: u16 = 2002;
+
+struct Mptcp {
+    services: Vec<TcpService>,
+    /// The uplinks that are up.
+    up: Vec<UplinkName>,
+}
+
+impl Peer for Mptcp {
+    fn start(&mut self, lab: &Lab) -> Result<()> {
+        for ns in [&lab.host, &lab.server] {
+            ns.sysctl("net/mptcp/enabled", "1")?;
+            ns.run(&["ip", "mptcp", "limits", "set", "subflows", "2", "add_addr_accepted", "0"])?;
+        }
+        self.services = vec![
+            TcpService::start_over(&lab.server, Protocol::MPTCP, ECHO, |stream, _| echo(&stream))?,
+            TcpService::start_over(&lab.server, Protocol::MPTCP, NUMBERS, |stream, _| numbers(&stream))?,
+        ];
+        for name in UplinkName::ALL {
+            if lab.uplink(name).has_carrier() {
+                self.hook(lab, Change::Up(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An endpoint for each uplink that is up; all but the best are for backup.
+    fn hook(&mut self, lab: &Lab, change: Change) -> Result<()> {
+        match change {
+            Change::Up(name) => {
+                let best = self.up.iter().all(|other| name.metric() < other.metric());
+                let address = lab.uplink(name).address4().to_string();
+                let mut add = vec!["ip", "mptcp", "endpoint", "add", &address, "dev", name.device(), "id", id(name), "subflow"];
+                if best {
+                    for other in &self.up {
+                        lab.host.run(&["ip", "mptcp", "endpoint", "change", "id", id(*other), "backup"])?;
+                    }
+                } else {
+                    add.push("backup");
+                }
+                route_by_source(lab, name)?;
+                lab.host.run(&add)?;
+                self.up.push(name);
+            }
+            Change::Down(name) => {
+                lab.host.run(&["ip", "mptcp", "endpoint", "delete", "id", id(name)])?;
+                self.up.retain(|other| *other != name);
+            }
+        }
+        Ok(())
+    }
+
+    fn pulse(&self, lab: &Lab, way: Way, numbers: u64) -> Result<Pulse> {
+        let port = if way == Way::Echo { ECHO } else { NUMBERS };
+        let mut command = lab.host.command(program("labtool")?);
+        command.args(["pulse", way.word(), "mptcp", &format!("{}:{port}", addr::SERVER4)]);
+        let pulse = Pulse::start(&mut command, numbers)?;
+        // What the kernel falls back to when the other end does not speak it has one subflow for ever.
+        wait_for("a subflow on each uplink", PATIENCE, || {
+            let filter = ["ss", "-Htn", "state", "established", "dport", "=", &port.to_string()];
+            let subflows = lab.host.run(&filter)?.lines().count();
+            ensure!(subflows >= self.up.len(), "{subflows} subflows");
+            Ok(Some(()))
+        })?;
+        Ok(pulse)
+    }
+}
+
+/// What comes from an uplink's address goes over that uplink, as every manual of MPTCP asks for: the first subflow is
+/// not bound to a device, and would follow a better default route with the wrong address.
+fn route_by_source(lab: &Lab, name: UplinkName) -> Result<()> {
+    let (uplink, table) = (lab.uplink(name), id(name));
+    let (address, device, gateway) = (uplink.address4(), uplink.device(), name.gateway4());
+    // The rule outlives the link; the route goes with it.
+    let rules = lab.host.run(&["ip", "-4", "rule"])?;
+    if !rules.contains(&format!("from {address} lookup {table}")) {
+        lab.host.ip(&[&format!("rule add from {address} lookup {table}")])?;
+    }
+    lab.host.ip(&[&format!("route replace default via {gateway} dev {device} table {table}")])
+}
+
+/// Of its endpoint and its routing table.
+fn id(name: UplinkName) -> &'static str {
+    match name {
+        UplinkName::Wlan => "101",
+        UplinkName::Eth => "102",
+    }
+}
+
+fn refusal() -> Option<String> {
+    match fs::metadata("/proc/sys/net/mptcp/enabled") {
+        Ok(_) => None,
+        Err(_) => Some("this kernel has no MPTCP".to_owned()),
+    }
+}

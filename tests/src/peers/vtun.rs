@@ -1,0 +1,68 @@
+//! VTun over TCP: the oldest of them, without a cipher.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, use_tunnel};
+use crate::lab::{Lab, addr};
+use crate::process::Process;
+use crate::wait::{PATIENCE, until};
+
+pub(super) const KIND: PeerKind = PeerKind {
+    name: "vtun",
+    tools: &[("vtund", "vtun")],
+    make: || Box::new(Vtun { running: Vec::new() }),
+    refusal: needs_tun,
+};
+
+const PORT: u16 = 5000;
+
+/// Where vtund locks a session by its name; Debian makes it at boot.
+const LOCKS: &str = "/var/lock/vtund";
+
+struct Vtun {
+    /// Server, client.
+    running: Vec<Process>,
+}
+
+impl Peer for Vtun {
+    fn start(&mut self, lab: &Lab) -> Result<()> {
+        make_gateway(lab)?;
+        fs::create_dir_all(LOCKS)?;
+        let session = device(lab, "vt");
+        for (side, own, other, keep) in [("server", 0, 1, ""), ("client", 1, 0, "persist keep;")] {
+            let options = if side == "server" { "" } else { "timeout 1;" };
+            let config = format!(
+                "options {{ port {PORT}; ip /sbin/ip; {options} }}\n\
+                 {session} {{ passwd lab; type tun; proto tcp; compress no; encrypt no; keepalive 10:3; stat no; \
+                 multi killold; device {session}; {keep}\n \
+                 up {{\n ip \"link set %% up\";\n ip \"address replace {}/32 peer {} dev %%\";\n }};\n}}\n",
+                INNER[own], INNER[other]
+            );
+            fs::write(lab.dir().join(format!("vtund-{side}.conf")), config)?;
+        }
+        let mut command = lab.relay.command("vtund");
+        command.args(["-s", "-n", "-P", &PORT.to_string(), "-f"]).arg(lab.dir().join("vtund-server.conf"));
+        let log = lab.dir().join("vtund-server.log");
+        self.running.push(Process::start("vtund (server)", &mut command, &log)?);
+        until("vtund to listen", || {
+            lab.relay.run(&["ss", "-Hltn", "sport", "=", &PORT.to_string()]).is_ok_and(|said| !said.is_empty())
+        })?;
+        let mut command = lab.host.command("vtund");
+        command.args(["-n", "-P", &PORT.to_string(), "-f"]).arg(lab.dir().join("vtund-client.conf"));
+        command.args([session.as_str(), &addr::RELAY4.to_string()]);
+        let log = lab.dir().join("vtund-client.log");
+        self.running.push(Process::start("vtund (client)", &mut command, &log)?);
+        crate::wait::wait_for("vtun's device", PATIENCE, || {
+            Ok(lab.host.run(&["ip", "link", "show", "dev", &session]).ok())
+        })?;
+        use_tunnel(lab, &session)
+    }
+
+    /// SIGHUP makes the client connect again.
+    fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
+        self.running.last().context("it was not started")?.signal(Signal::SIGHUP)
+    }
+}

@@ -1,0 +1,86 @@
+//! WireGuard in user space: wireguard-go.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, use_tunnel};
+use crate::lab::{Lab, addr};
+use crate::ns::Ns;
+use crate::process::Process;
+use crate::wait::{PATIENCE, wait_for};
+
+pub(super) const KIND: PeerKind = PeerKind {
+    name: "wireguard-go",
+    tools: &[("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools")],
+    make: || Box::new(WireGuard { running: Vec::new(), relay_key: String::new() }),
+    refusal: needs_tun,
+};
+
+const PORT: u16 = 51820;
+
+struct WireGuard {
+    /// The relay's, then the host's.
+    running: Vec<Process>,
+    relay_key: String,
+}
+
+impl Peer for WireGuard {
+    fn start(&mut self, lab: &Lab) -> Result<()> {
+        make_gateway(lab)?;
+        let secrets = [lab.relay.run(&["wg", "genkey"])?, lab.relay.run(&["wg", "genkey"])?];
+        let publics = [public(lab, &secrets[0])?, public(lab, &secrets[1])?];
+        let relay = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n[Peer]\nPublicKey = {}\nAllowedIPs = {}/32\n",
+            secrets[0].trim(),
+            publics[1],
+            INNER[1]
+        );
+        let host = format!(
+            "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\nAllowedIPs = 0.0.0.0/0\nEndpoint = {}:{PORT}\n",
+            secrets[1].trim(),
+            publics[0],
+            addr::RELAY4
+        );
+        self.bring_up(lab, &lab.relay, &device(lab, "wr"), &relay, 0)?;
+        self.bring_up(lab, &lab.host, &device(lab, "wh"), &host, 1)?;
+        let [_, key] = [publics[1].clone(), publics[0].clone()];
+        self.relay_key = key;
+        use_tunnel(lab, &device(lab, "wh"))
+    }
+
+    /// It goes on sending from the address it used last; a new endpoint, even the same one, makes it forget that.
+    fn hook(&mut self, lab: &Lab, _change: Change) -> Result<()> {
+        let endpoint = format!("{}:{PORT}", addr::RELAY4);
+        lab.host.run(&["wg", "set", &device(lab, "wh"), "peer", &self.relay_key, "endpoint", &endpoint]).map(drop)
+    }
+}
+
+impl WireGuard {
+    fn bring_up(&mut self, lab: &Lab, ns: &Ns, device: &str, config: &str, own: usize) -> Result<()> {
+        let mut command = ns.command("wireguard-go");
+        command.args(["-f", device]).env("LOG_LEVEL", "error");
+        let log = lab.dir().join(format!("wireguard-go-{}.log", ns.name()));
+        let mut process = Process::start("wireguard-go", &mut command, &log)?;
+        let file = lab.dir().join(format!("{device}.conf"));
+        fs::write(&file, config)?;
+        wait_for("wireguard-go's socket", PATIENCE, || {
+            if let Some(status) = process.ended()? {
+                return Ok(Some(Err(anyhow::anyhow!("wireguard-go ended: {status}: {}", process.output()))));
+            }
+            ns.run(&["wg", "setconf", device, &file.display().to_string()])?;
+            Ok(Some(Ok(())))
+        })??;
+        self.running.push(process);
+        ns.ip(&[
+            &format!("address add {}/24 dev {device}", INNER[own]),
+            &format!("link set {device} mtu 1420 up"),
+        ])
+    }
+}
+
+fn public(lab: &Lab, secret: &str) -> Result<String> {
+    let mut command = lab.relay.command("wg");
+    let done = crate::process::finish_within(command.arg("pubkey"), Some(secret.as_bytes()), PATIENCE)?;
+    Ok(done.ok().context("wg pubkey")?.trim().to_owned())
+}

@@ -1,0 +1,211 @@
+//! `cargo xtask bench handover`: the longest time an application hears nothing, for each way a link can change.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use mobile_tests::peers::PeerKind;
+
+use self::event::Event;
+use self::measure::measure;
+use self::subject::Abilities;
+use self::table::{Column, Figures, OURS};
+use super::machine;
+use crate::setup::{self, Tool};
+use crate::shell::step;
+
+mod event;
+mod measure;
+mod quiet;
+mod subject;
+mod table;
+
+/// What, how often, and who else.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Runs of each event; the table shows their median and maximum.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Runs of each event for each peer.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    peer_runs: u32,
+    /// Only these events.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Event>,
+    /// Without the peers.
+    #[arg(long)]
+    no_peers: bool,
+    /// Only these peers, by the names of the table.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Without ours: to try out the peers.
+    #[arg(long)]
+    no_mobile: bool,
+    /// Seconds a silent peer is waited for.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    cap: u64,
+    /// Labs at a time for the outages of 10 s and longer; they only wait at the same time.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
+    parallel: u32,
+}
+
+/// Ours is waited for as long as an application would be: a figure, even a bad one, says more than "> 3 s".
+const OUR_PATIENCE: Duration = Duration::from_secs(30);
+
+/// One run to do: of which event, of whom.
+#[derive(Clone, Copy)]
+struct Job {
+    event: usize,
+    column: usize,
+    run: u32,
+}
+
+/// Who is measured, in the order of the table's columns.
+#[derive(Clone, Copy)]
+struct Who {
+    peer: Option<&'static PeerKind>,
+    runs: u32,
+    patience: Duration,
+}
+
+impl Who {
+    fn name(self) -> &'static str {
+        self.peer.map_or(OURS, |peer| peer.name)
+    }
+}
+
+/// Measures everything asked for, and prints the tables.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let began = Instant::now();
+    let events: Vec<Event> =
+        Event::ALL.into_iter().filter(|event| args.only.is_empty() || args.only.contains(event)).collect();
+    let everyone = everyone(args);
+    let abilities = if args.no_mobile { Abilities { standby: false } } else { subject::abilities()? };
+    let mut columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events, abilities)).collect();
+    let jobs = jobs(&events, &everyone, &columns);
+    let (long, short): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| events[job.event].is_long());
+    let machine = Mutex::new(());
+    let done = |job: Job| -> (Job, Result<Vec<f64>>) {
+        let (event, who) = (events[job.event], everyone[job.column]);
+        let gaps = measure(event, who.peer, who.patience, abilities, &machine);
+        let text = match &gaps {
+            Ok(gaps) => told(gaps, who.patience),
+            Err(error) => format!("failed: {error:#}"),
+        };
+        step(&format!("{}, {}, run {} of {}: {text}", event.title(), who.name(), job.run, who.runs));
+        (job, gaps)
+    };
+    let mut results: Vec<(Job, Result<Vec<f64>>)> = short.into_iter().map(done).collect();
+    results.extend(together(long, args.parallel, &done));
+    for (job, gaps) in results {
+        if let Ok(figures) = &mut columns[job.column].cells[job.event] {
+            match gaps {
+                Ok(gaps) => figures.runs.push(gaps),
+                Err(error) => figures.failures.push(format!("{error:#}")),
+            }
+        }
+    }
+    print(args, &events, &columns, began.elapsed());
+    Ok(())
+}
+
+fn everyone(args: &Args) -> Vec<Who> {
+    let mut everyone = Vec::new();
+    if !args.no_mobile {
+        everyone.push(Who { peer: None, runs: args.runs, patience: OUR_PATIENCE });
+    }
+    let wanted = |peer: &&PeerKind| {
+        args.peers.is_empty() || args.peers.iter().any(|name| name.eq_ignore_ascii_case(peer.name))
+    };
+    if !args.no_peers {
+        let patience = Duration::from_secs(args.cap);
+        let peers = PeerKind::ALL.iter().filter(wanted);
+        everyone.extend(peers.map(|peer| Who { peer: Some(peer), runs: args.peer_runs, patience }));
+    }
+    everyone
+}
+
+/// An empty column; a cell that cannot be measured says why.
+fn column(who: Who, events: &[Event], abilities: Abilities) -> Column {
+    let refusal = who.peer.and_then(refusal);
+    let cell = |event: &Event| match (who.peer, &refusal) {
+        (Some(_), _) if !event.is_for_peers() => Err("not for peers".to_owned()),
+        (_, Some(reason)) => Err(reason.clone()),
+        (None, _) if *event == Event::LinkDown && !abilities.standby => {
+            Err("this build has no standby paths".to_owned())
+        }
+        _ => Ok(Figures::default()),
+    };
+    Column { name: who.name(), patience: who.patience.as_secs_f64(), cells: events.iter().map(cell).collect() }
+}
+
+/// Why a peer cannot run here; its programs are installed if that is possible.
+fn refusal(peer: &PeerKind) -> Option<String> {
+    let tools: Vec<Tool> =
+        peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
+    let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
+    installed.or_else(|| peer.refusal())
+}
+
+/// Round by round, so that what disturbs the machine disturbs everyone.
+fn jobs(events: &[Event], everyone: &[Who], columns: &[Column]) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for event in 0..events.len() {
+        for run in 1..=everyone.iter().map(|who| who.runs).max().unwrap_or(0) {
+            for (column, who) in everyone.iter().enumerate() {
+                if run <= who.runs && columns[column].cells[event].is_ok() {
+                    jobs.push(Job { event, column, run });
+                }
+            }
+        }
+    }
+    jobs
+}
+
+/// The gaps of one run, for who watches.
+fn told(gaps: &[f64], patience: Duration) -> String {
+    let one = |gap: &f64| table::number(*gap, patience.as_secs_f64());
+    gaps.iter().map(one).collect::<Vec<_>>().join(" and ") + if gaps[0].is_finite() { " ms" } else { "" }
+}
+
+/// Several at a time, the longest first, so that none is left over in the end.
+fn together<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> T + Sync)) -> Vec<T> {
+    // Taken from the end.
+    jobs.sort_by_key(|job| (job.event, std::cmp::Reverse(job.run)));
+    let (queue, results) = (Mutex::new(jobs), Mutex::new(Vec::new()));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    thread::scope(|scope| {
+        for _ in 0..parallel {
+            // The programs of a lab die with the thread that starts them: each lab lives on one thread.
+            scope.spawn(|| {
+                while let Some(job) = next() {
+                    let result = work(job);
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn print(args: &Args, events: &[Event], columns: &[Column], took: Duration) {
+    if let Some(ours) = columns.iter().find(|column| column.name == OURS) {
+        println!("Longest gap, ms\n\n{}", table::ours(events, ours));
+    }
+    if columns.iter().any(|column| column.name != OURS) {
+        println!("The same beside others: median (least–greatest)\n\n{}", table::all(events, columns));
+    }
+    let notes = table::notes(events, columns);
+    if !notes.is_empty() {
+        println!("{notes}");
+    }
+    println!("{}; cubic in every namespace, 20 ms of round trip; a number every 5 ms", machine::describe());
+    if events.iter().any(|event| event.is_long()) {
+        println!(
+            "Outages of 10 s and more: {} labs at a time, which wait together and are measured one after the other",
+            args.parallel
+        );
+    }
+    println!("Took {} min {} s", took.as_secs() / 60, took.as_secs() % 60);
+}

@@ -1,0 +1,157 @@
+//! What happens to the host, and when.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use mobile_tests::pulse::{Way, monotonic_ms};
+use mobile_tests::peers::Change;
+use mobile_tests::{Blackhole, UplinkName};
+
+use super::quiet::Quiet;
+use super::subject::Subject;
+
+/// How long both uplinks are up before the old one goes, as when one walks away from an access point.
+const OVERLAP: Duration = Duration::from_secs(1);
+
+/// A row of the table; two rows for an outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Event {
+    /// `mobile use` of the other uplink.
+    Use,
+    /// A better uplink appears, and the old one goes a second later.
+    Better,
+    /// The link goes down and its address with it; the other uplink's path stands by.
+    LinkDown,
+    /// The same without a standby path.
+    LinkDownCold,
+    /// Nothing passes any more, and the link stays up.
+    Blackhole,
+    /// No uplink for a second.
+    #[value(name = "outage-1")]
+    Outage1,
+    /// No uplink for 10 s.
+    #[value(name = "outage-10")]
+    Outage10,
+    /// No uplink for a minute.
+    #[value(name = "outage-60")]
+    Outage60,
+    /// The agent is killed and started again at once.
+    KillAgent,
+    /// The relay is killed and started again at once.
+    KillRelay,
+}
+
+impl Event {
+    /// All, in the order of the table.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Use,
+        Self::Better,
+        Self::LinkDown,
+        Self::LinkDownCold,
+        Self::Blackhole,
+        Self::Outage1,
+        Self::Outage10,
+        Self::Outage60,
+        Self::KillAgent,
+        Self::KillRelay,
+    ];
+
+    /// As the table says it.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Use => "`mobile use` of the other uplink",
+            Self::Better => "a better uplink appears, the old one goes 1 s later",
+            Self::LinkDown => "link down and address gone, standby warm",
+            Self::LinkDownCold => "the same, no standby",
+            Self::Blackhole => "silent blackhole, link stays up",
+            Self::Outage1 => "no uplink for 1 s, then one returns",
+            Self::Outage10 => "no uplink for 10 s, then one returns",
+            Self::Outage60 => "no uplink for 60 s, then one returns",
+            Self::KillAgent => "agent SIGKILL, restarted at once",
+            Self::KillRelay => "relay SIGKILL, restarted at once",
+        }
+    }
+
+    /// How long there is no uplink; the gap then counts from the return of one.
+    pub(crate) fn outage(self) -> Option<Duration> {
+        match self {
+            Self::Outage1 => Some(Duration::from_secs(1)),
+            Self::Outage10 => Some(Duration::from_secs(10)),
+            Self::Outage60 => Some(Duration::from_secs(60)),
+            _ => None,
+        }
+    }
+
+    /// Which ways the numbers go.
+    pub(crate) fn ways(self) -> &'static [Way] {
+        if self.outage().is_some() { &[Way::Echo, Way::Down] } else { &[Way::Echo] }
+    }
+
+    /// Long and idle: several labs may wait for it at the same time.
+    pub(crate) fn is_long(self) -> bool {
+        self.outage().is_some_and(|length| length > Duration::from_secs(5))
+    }
+
+    /// What can happen to others too. What they have of standby paths they have always.
+    pub(crate) fn is_for_peers(self) -> bool {
+        !matches!(self, Self::Use | Self::LinkDownCold | Self::KillAgent | Self::KillRelay)
+    }
+
+    /// Whether our configuration leaves out standby paths.
+    pub(crate) fn is_without_standby(self) -> bool {
+        self == Self::LinkDownCold
+    }
+
+    /// Whether another uplink's path should stand by when it happens.
+    pub(crate) fn wants_standby(self) -> bool {
+        matches!(self, Self::Use | Self::LinkDown | Self::Blackhole)
+    }
+
+    /// The uplink that is to be active before.
+    pub(crate) fn starts_on(self) -> UplinkName {
+        if self == Self::Better { UplinkName::Wlan } else { UplinkName::Eth }
+    }
+
+    /// Makes it happen, and returns the time from which gaps count.
+    pub(crate) fn happen(self, subject: &mut Subject, quiet: &mut Quiet<'_>) -> Result<f64> {
+        if let Some(length) = self.outage() {
+            return return_after(length, subject, quiet);
+        }
+        let since = monotonic_ms();
+        match self {
+            Self::Use => subject.use_uplink(UplinkName::Wlan)?,
+            Self::Better => {
+                subject.lab().eth().bring_up()?;
+                subject.hook(Change::Up(UplinkName::Eth))?;
+                std::thread::sleep(OVERLAP);
+                subject.lab().wlan().take_down()?;
+                subject.hook(Change::Down(UplinkName::Wlan))?;
+            }
+            Self::LinkDown | Self::LinkDownCold => {
+                subject.lab().eth().take_down()?;
+                subject.hook(Change::Down(UplinkName::Eth))?;
+            }
+            // Nobody is told: no hook runs.
+            Self::Blackhole => subject.lab().eth().link.set_blackhole(Blackhole::Both),
+            Self::KillAgent => subject.restart_agent()?,
+            Self::KillRelay => subject.restart_relay()?,
+            Self::Outage1 | Self::Outage10 | Self::Outage60 => unreachable!("handled above"),
+        }
+        Ok(since)
+    }
+}
+
+/// The gap counts from just before the command starts that sets the default route: it includes that command.
+fn return_after(length: Duration, subject: &mut Subject, quiet: &mut Quiet<'_>) -> Result<f64> {
+    for name in UplinkName::ALL {
+        subject.lab().uplink(name).take_down()?;
+        subject.hook(Change::Down(name))?;
+    }
+    quiet.rest(length);
+    let eth = subject.lab().eth();
+    eth.bring_up_without_route()?;
+    let since = monotonic_ms();
+    eth.set_routes()?;
+    subject.hook(Change::Up(UplinkName::Eth))?;
+    Ok(since)
+}

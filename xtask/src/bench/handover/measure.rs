@@ -1,0 +1,127 @@
+//! One run: a lab, an application, the event, and the gap.
+
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Result;
+use mobile_tests::peers::PeerKind;
+use mobile_tests::pulse::{Heard, Pulse, monotonic_ms};
+
+use super::event::Event;
+use super::quiet::Quiet;
+use super::subject::{Abilities, Subject};
+
+/// Longer than this without a number is no ordinary pause of a connection with a round trip of 20 ms.
+const PAUSE_MS: f64 = 100.0;
+
+/// For so long numbers must come again before a run is over: a second gap soon after the first counts too. TCP's own
+/// timer starts at 0.2 s.
+const SETTLED_MS: f64 = 500.0;
+
+/// Often enough to end a run in time, seldom enough not to disturb it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The longest gap of each way the numbers went, in milliseconds; infinite where they did not come back.
+pub(crate) type Gaps = Vec<f64>;
+
+/// Runs it; after `patience` of silence, nothing is waited for any more.
+pub(crate) fn measure(
+    event: Event,
+    peer: Option<&PeerKind>,
+    patience: Duration,
+    abilities: Abilities,
+    machine: &Mutex<()>,
+) -> Result<Gaps> {
+    let mut quiet = Quiet::take(machine);
+    let mut subject = Subject::start(peer, event, abilities)?;
+    let mut pulses: Vec<Pulse> =
+        event.ways().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
+    let since = event.happen(&mut subject, &mut quiet)?;
+    let happened = monotonic_ms();
+    let mut gaps = Vec::new();
+    for pulse in &mut pulses {
+        let watch = Watch { since, happened, patience_ms: patience.as_secs_f64() * 1e3 };
+        let heard = loop {
+            let heard = pulse.since(since)?;
+            if watch.is_over(&heard) {
+                break heard;
+            }
+            if heard.now > happened + SETTLED_MS {
+                // What takes so long is waiting for a timer: others may go on.
+                quiet.release();
+            }
+            sleep(LOOK);
+        };
+        let gap = if event.outage().is_some() { heard.longest_within } else { heard.longest };
+        gaps.push(if watch.is_dead(&heard) || gap > watch.patience_ms { f64::INFINITY } else { gap });
+    }
+    subject.verify(event)?;
+    subject.lab().passed();
+    Ok(gaps)
+}
+
+struct Watch {
+    since: f64,
+    happened: f64,
+    patience_ms: f64,
+}
+
+impl Watch {
+    fn is_dead(&self, heard: &Heard) -> bool {
+        let silent_since = heard.last.max(self.since);
+        heard.error.is_some() || heard.now - silent_since > self.patience_ms
+    }
+
+    fn is_over(&self, heard: &Heard) -> bool {
+        let pauses = heard.gaps.iter().filter(|gap| gap.length() >= PAUSE_MS);
+        let flowing_since = pauses.map(|gap| gap.to).fold(self.happened, f64::max);
+        self.is_dead(heard) || (heard.silence() < PAUSE_MS && heard.now >= flowing_since + SETTLED_MS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mobile_tests::pulse::Recorder;
+
+    use super::*;
+
+    const WATCH: Watch = Watch { since: 1_000.0, happened: 1_010.0, patience_ms: 3_000.0 };
+
+    fn heard(silences: &[(f64, f64)], now: f64) -> Heard {
+        let mut recorder = Recorder::new(0.0);
+        let mut at = 5.0;
+        while at <= now {
+            if !silences.iter().any(|(from, to)| (*from..*to).contains(&at)) {
+                recorder.note(at);
+            }
+            at += 5.0;
+        }
+        recorder.heard(WATCH.since, now)
+    }
+
+    #[test]
+    fn a_run_lasts_until_numbers_have_come_again_for_a_while() {
+        let early = heard(&[(1_000.0, 1_300.0)], 1_790.0);
+        assert!(!WATCH.is_over(&early), "{early:?}");
+        let late = heard(&[(1_000.0, 1_300.0)], 1_810.0);
+        assert!(WATCH.is_over(&late) && !WATCH.is_dead(&late), "{late:?}");
+        // A second gap starts the while anew.
+        let again = heard(&[(1_000.0, 1_300.0), (1_500.0, 1_700.0)], 1_810.0);
+        assert!(!WATCH.is_over(&again), "{again:?}");
+    }
+
+    #[test]
+    fn silence_is_given_up_on_only_after_the_patience_since_the_event() {
+        let waiting = heard(&[(900.0, 9_000.0)], 3_990.0);
+        assert!(!WATCH.is_over(&waiting));
+        assert!(WATCH.is_dead(&heard(&[(900.0, 9_000.0)], 4_010.0)));
+    }
+
+    #[test]
+    fn a_broken_connection_is_dead_at_once() {
+        let mut recorder = Recorder::new(0.0);
+        recorder.fail("connection reset".into());
+        assert!(WATCH.is_over(&recorder.heard(1_000.0, 1_020.0)));
+    }
+}

@@ -1,0 +1,171 @@
+//! Who is measured: ours, or a peer, in a lab of its own.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use mobile_tests::peers::{Change, Peer, PeerKind};
+use mobile_tests::pulse::{Pulse, Way};
+use mobile_tests::{Agent, Lab, LabOptions, Testbed, UplinkName, program, wait_for};
+
+use super::event::Event;
+
+/// How long a standby path may take to come up; it takes a few round trips.
+const STANDBY: Duration = Duration::from_secs(5);
+
+/// How many numbers come before the event: half a second, in which whatever a start leaves behind settles.
+const BEFORE: u64 = 100;
+
+/// One lab, and what keeps the connection in it.
+pub(crate) enum Subject {
+    /// `mobile` and `home-relay`.
+    Ours(Box<Testbed>),
+    /// Somebody else's. It ends before its lab.
+    Peer(Box<dyn Peer>, Box<Lab>),
+}
+
+/// What the build under test can do.
+#[derive(Clone, Copy)]
+pub(crate) struct Abilities {
+    /// It knows `[uplink] standby`.
+    pub(crate) standby: bool,
+}
+
+impl Subject {
+    /// Everything running, as `event` needs it.
+    pub(crate) fn start(peer: Option<&PeerKind>, event: Event, abilities: Abilities) -> Result<Self> {
+        match peer {
+            None => {
+                let mut bed = Testbed::installed(&LabOptions::default())?;
+                if event.is_without_standby() && abilities.standby {
+                    without_standby(&bed.agent)?;
+                }
+                arrange(&bed.lab, event.starts_on())?;
+                bed.relay.start()?;
+                bed.agent.start()?;
+                bed.agent.wait_active(event.starts_on())?;
+                if event.wants_standby() && abilities.standby {
+                    wait_standby(&bed.agent, UplinkName::Wlan)?;
+                }
+                Ok(Self::Ours(Box::new(bed)))
+            }
+            Some(kind) => {
+                let lab = Lab::new()?;
+                arrange(&lab, event.starts_on())?;
+                let mut peer = kind.make();
+                peer.start(&lab)?;
+                Ok(Self::Peer(peer, Box::new(lab)))
+            }
+        }
+    }
+
+    /// The lab.
+    pub(crate) fn lab(&self) -> &Lab {
+        match self {
+            Self::Ours(bed) => &bed.lab,
+            Self::Peer(_, lab) => lab,
+        }
+    }
+
+    /// An application that measures, with its first numbers.
+    pub(crate) fn pulse(&self, way: Way) -> Result<Pulse> {
+        match self {
+            Self::Ours(bed) => {
+                let tool = program("labtool")?.display().to_string();
+                let address = way.server().to_string();
+                Pulse::start(&mut bed.agent.run(&[&tool, "pulse", way.word(), "tcp", &address]), BEFORE)
+            }
+            Self::Peer(peer, lab) => peer.pulse(lab, way, BEFORE),
+        }
+    }
+
+    /// A network manager's dispatcher; ours needs none.
+    pub(crate) fn hook(&mut self, change: Change) -> Result<()> {
+        match self {
+            Self::Ours(_) => Ok(()),
+            Self::Peer(peer, lab) => peer.hook(lab, change),
+        }
+    }
+
+    /// `mobile use`.
+    pub(crate) fn use_uplink(&mut self, name: UplinkName) -> Result<()> {
+        self.ours()?.agent.cli(&["use", name.device()])?.ok().map(drop)
+    }
+
+    /// SIGKILL, and a start.
+    pub(crate) fn restart_agent(&mut self) -> Result<()> {
+        let bed = self.ours()?;
+        bed.agent.kill()?;
+        bed.agent.start()
+    }
+
+    /// SIGKILL, and a start.
+    pub(crate) fn restart_relay(&mut self) -> Result<()> {
+        let bed = self.ours()?;
+        bed.relay.kill()?;
+        bed.relay.start()
+    }
+
+    /// Where the tunnel has to be in the end, or the event was not what it says.
+    pub(crate) fn verify(&mut self, event: Event) -> Result<()> {
+        let Self::Ours(bed) = self else { return Ok(()) };
+        let expected = match event {
+            Event::Use | Event::LinkDown | Event::LinkDownCold | Event::Blackhole => UplinkName::Wlan,
+            _ => UplinkName::Eth,
+        };
+        bed.agent.wait_active(expected)
+    }
+
+    fn ours(&mut self) -> Result<&mut Testbed> {
+        match self {
+            Self::Ours(bed) => Ok(bed),
+            Self::Peer(..) => bail!("this event is not for peers"),
+        }
+    }
+}
+
+/// Whether this build has standby paths: one that has none refuses the key as unknown.
+pub(crate) fn abilities() -> Result<Abilities> {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    without_standby(&bed.agent)?;
+    let standby = match bed.agent.start() {
+        Ok(()) => true,
+        Err(error) if format!("{error:#}").contains("standby") => false,
+        Err(error) => return Err(error).context("the agent does not start"),
+    };
+    bed.lab.passed();
+    Ok(Abilities { standby })
+}
+
+/// The one place that knows how standby paths are switched off; the default is to have one on every uplink.
+fn without_standby(agent: &Agent) -> Result<()> {
+    agent.configure("uplink", "standby", Vec::<String>::new())
+}
+
+fn wait_standby(agent: &Agent, uplink: UplinkName) -> Result<()> {
+    wait_for(&format!("a standby path on {}", uplink.device()), STANDBY, || {
+        let said = agent.cli(&["uplinks", "--json"])?.ok()?;
+        let uplinks: serde_json::Value = serde_json::from_str(&said)?;
+        let list = uplinks["uplinks"].as_array().context("no list of uplinks")?;
+        let stands_by = |one: &serde_json::Value| one["name"] == uplink.device() && one["state"] == "standby";
+        if !list.iter().any(stands_by) {
+            bail!("`uplinks` says {said}");
+        }
+        Ok(Some(()))
+    })
+}
+
+/// The uplinks as they are before the event: one that starts on the worse uplink starts without the better one. The
+/// host knows the hardware address of the gateways it has, as it does a moment after it joined a network; a gateway
+/// that comes with the event is not known.
+fn arrange(lab: &Lab, start: UplinkName) -> Result<()> {
+    if start == UplinkName::Wlan {
+        lab.eth().take_down()?;
+    }
+    for name in UplinkName::ALL {
+        if lab.uplink(name).has_carrier() {
+            let gateway = name.gateway4().to_string();
+            lab.host.run(&["ping", "-q", "-c", "1", "-W", "1", "-I", name.device(), &gateway])?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! The figures as Markdown, for docs/benchmarks.md.
+
+use mobile_tests::pulse::Way;
+
+use super::event::Event;
+use crate::bench::stats::Spread;
+
+/// What was measured of one event and one subject.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures {
+    /// For each run, one gap for each way.
+    pub(crate) runs: Vec<Vec<f64>>,
+    /// Why there are fewer than asked for.
+    pub(crate) failures: Vec<String>,
+}
+
+impl Figures {
+    fn way(&self, way: usize) -> Vec<f64> {
+        self.runs.iter().filter_map(|gaps| gaps.get(way).copied()).collect()
+    }
+}
+
+/// A column: who, how long it is waited for, and the figures or the reason why there are none for each event.
+pub(crate) struct Column {
+    pub(crate) name: &'static str,
+    pub(crate) patience: f64,
+    pub(crate) cells: Vec<Result<Figures, String>>,
+}
+
+/// The rows of `events`: a title and the place of the figure in each run.
+fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
+    let mut rows = Vec::new();
+    for (index, event) in events.iter().enumerate() {
+        for (place, way) in event.ways().iter().enumerate() {
+            let title = match (event.outage(), way) {
+                (None, _) => event.title().to_owned(),
+                (Some(_), Way::Echo) => format!("{}: application sending", event.title()),
+                (Some(_), Way::Down) => format!("{}: server sending", event.title()),
+            };
+            rows.push((index, place, title));
+        }
+    }
+    rows
+}
+
+/// Ours: median and greatest.
+pub(crate) fn ours(events: &[Event], ours: &Column) -> String {
+    let mut out = "| event | median | maximum | runs |\n| --- | --- | --- | --- |\n".to_owned();
+    for (index, place, title) in rows(events) {
+        let cells = match &ours.cells[index] {
+            Err(reason) => format!("– ({reason}) | – | 0"),
+            Ok(figures) => {
+                let runs = figures.way(place);
+                let (median, most) = match Spread::of(&runs) {
+                    Some(spread) => (number(spread.median, ours.patience), number(spread.greatest, ours.patience)),
+                    None => ("–".to_owned(), "–".to_owned()),
+                };
+                format!("{median} | {most} | {}", count(runs.len(), figures))
+            }
+        };
+        out.push_str(&format!("| {title} | {cells} |\n"));
+    }
+    out
+}
+
+/// Everyone side by side: median, least and greatest.
+pub(crate) fn all(events: &[Event], columns: &[Column]) -> String {
+    let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
+    let mut out = format!("| event | {} |\n|{}\n", names.join(" | "), " --- |".repeat(names.len() + 1));
+    for (index, place, title) in rows(events) {
+        if !events[index].is_for_peers() {
+            continue;
+        }
+        let cells: Vec<String> = columns.iter().map(|column| cell(column, index, place)).collect();
+        out.push_str(&format!("| {title} | {} |\n", cells.join(" | ")));
+    }
+    out
+}
+
+/// Below the tables: what went wrong, so that nothing disappears.
+pub(crate) fn notes(events: &[Event], columns: &[Column]) -> String {
+    let mut out = String::new();
+    for column in columns {
+        for (event, cell) in events.iter().zip(&column.cells) {
+            let reasons: Vec<String> = match cell {
+                Err(reason) if event.is_for_peers() || column.name == OURS => vec![reason.clone()],
+                Err(_) => continue,
+                Ok(figures) => figures.failures.clone(),
+            };
+            for reason in reasons {
+                out.push_str(&format!("- {}, {}: {reason}\n", column.name, event.title()));
+            }
+        }
+    }
+    out
+}
+
+/// Our own column's name.
+pub(crate) const OURS: &str = "mobile";
+
+fn cell(column: &Column, index: usize, place: usize) -> String {
+    let Ok(figures) = &column.cells[index] else { return "–".to_owned() };
+    let runs = figures.way(place);
+    let Some(spread) = Spread::of(&runs) else { return "–".to_owned() };
+    let say = |figure| number(figure, column.patience);
+    let text = if spread.least.is_infinite() {
+        say(spread.median)
+    } else {
+        format!("{} ({}–{})", say(spread.median), say(spread.least), say(spread.greatest))
+    };
+    if figures.failures.is_empty() { text } else { format!("{text}, {} runs", count(runs.len(), figures)) }
+}
+
+fn count(good: usize, figures: &Figures) -> String {
+    match figures.failures.len() {
+        0 => good.to_string(),
+        bad => format!("{good} of {}", good + bad),
+    }
+}
+
+/// A figure, or that it is beyond the patience.
+pub(crate) fn number(figure: f64, patience: f64) -> String {
+    if figure.is_infinite() { format!("> {patience} s") } else { format!("{figure:.0}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &'static str, cells: Vec<Result<Figures, String>>) -> Column {
+        Column { name, patience: 3.0, cells }
+    }
+
+    fn figures(runs: &[&[f64]]) -> Result<Figures, String> {
+        Ok(Figures { runs: runs.iter().map(|gaps| gaps.to_vec()).collect(), failures: Vec::new() })
+    }
+
+    #[test]
+    fn ours_has_a_row_for_each_event_and_two_for_an_outage() {
+        let events = [Event::Use, Event::LinkDown, Event::Outage1];
+        let cells = vec![
+            figures(&[&[20.0], &[30.0], &[41.4]]),
+            Err("no standby".to_owned()),
+            figures(&[&[50.0, 70.0], &[60.0, f64::INFINITY]]),
+        ];
+        let table = ours(&events, &column(OURS, cells));
+        let rows: Vec<&str> = table.lines().skip(2).collect();
+        assert_eq!(rows[0], "| `mobile use` of the other uplink | 30 | 41 | 3 |");
+        assert_eq!(rows[1], "| link down and address gone, standby warm | – (no standby) | – | 0 |");
+        assert_eq!(rows[2], "| no uplink for 1 s, then one returns: application sending | 55 | 60 | 2 |");
+        assert_eq!(rows[3], "| no uplink for 1 s, then one returns: server sending | > 3 s | > 3 s | 2 |");
+        assert_eq!(rows.len(), 4);
+    }
+
+    #[test]
+    fn the_dead_are_shown_and_what_is_not_for_peers_is_left_out() {
+        let events = [Event::Use, Event::Better];
+        let columns = [
+            column(OURS, vec![figures(&[&[20.0]]), figures(&[&[21.0], &[23.0], &[22.0]])]),
+            column("direct", vec![Err("not for peers".into()), figures(&[&[f64::INFINITY]])]),
+            column("MPTCP", vec![Err("not for peers".into()), Err("this kernel has no MPTCP".into())]),
+        ];
+        let table = all(&events, &columns);
+        assert!(table.starts_with("| event | mobile | direct | MPTCP |\n| --- | --- | --- | --- |\n"), "{table}");
+        assert!(table.ends_with("| 22 (21–23) | > 3 s | – |\n"), "{table}");
+        assert_eq!(table.lines().count(), 3);
+        let notes = notes(&events, &columns);
+        assert!(notes.contains("- MPTCP, a better uplink appears"), "{notes}");
+        assert!(notes.contains("this kernel has no MPTCP") && !notes.contains("not for peers"), "{notes}");
+    }
+
+    #[test]
+    fn failed_runs_are_counted() {
+        let mut failed = figures(&[&[20.0]]).unwrap();
+        failed.failures.push("no luck".into());
+        let columns = [column("vtun", vec![Ok(failed)])];
+        assert!(all(&[Event::Better], &columns).ends_with("| 20 (20–20), 1 of 2 runs |\n"));
+        assert!(notes(&[Event::Better], &columns).contains("no luck"));
+    }
+}
