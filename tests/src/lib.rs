@@ -13,6 +13,7 @@
 
 mod binaries;
 mod capture;
+pub mod chaos;
 mod group;
 pub mod http;
 mod lab;

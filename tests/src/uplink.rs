@@ -217,11 +217,15 @@ impl Uplink {
 
     /// The network stops offering one family: its addresses go, and its routes with them.
     pub fn remove_family(&self, family: Family) -> Result<()> {
-        let (option, device, metric) = (family.option(), self.device(), self.name.metric().to_string());
+        let (option, device) = (family.option(), self.device());
         self.host.run(&["ip", option, "address", "flush", "dev", device, "scope", "global"])?;
-        // IPv6's default route does not depend on a global address, and may have gone with another loss before.
-        let routes = ["ip", option, "route", "flush", "default", "dev", device, "metric", &metric];
-        self.host.run(&routes).map(drop)
+        self.flush_routes(family)
+    }
+
+    /// The default routes of one family vanish if there are any.
+    pub fn flush_routes(&self, family: Family) -> Result<()> {
+        let (option, device) = (family.option(), self.device());
+        self.host.run(&["ip", option, "route", "flush", "default", "dev", device]).map(drop)
     }
 
     /// Whether the host sees a carrier on it: not the bare bit, but the state that the kernel announces once it has

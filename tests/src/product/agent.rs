@@ -131,15 +131,16 @@ impl Agent {
         self.program.signal(signal)
     }
 
-    /// `mobile uplinks --json`: one link's line.
-    pub fn uplink(&self, device: &str) -> Result<Value> {
+    /// `mobile uplinks --json`: every link.
+    pub fn uplinks(&self) -> Result<Vec<Value>> {
         let answer = self.program.json(&["uplinks", "--json"])?;
-        let links = answer["uplinks"].as_array().context("`uplinks --json` has no list")?;
-        links
-            .iter()
-            .find(|link| link["name"] == device)
-            .cloned()
-            .with_context(|| format!("no {device} in {answer}"))
+        answer["uplinks"].as_array().cloned().context("`uplinks --json` has no list")
+    }
+
+    /// `mobile uplinks --json`: one link.
+    pub fn uplink(&self, device: &str) -> Result<Value> {
+        let links = self.uplinks()?;
+        links.into_iter().find(|link| link["name"] == device).with_context(|| format!("no {device}"))
     }
 
     /// SIGKILL.
