@@ -68,7 +68,7 @@ impl Stage {
 
     /// Everything is as it should be again, and whatever was forced is left to the policy.
     pub(super) fn repair(&mut self) -> Result<()> {
-        let pending: Vec<_> = self.undo.drain(..).collect();
+        let pending = std::mem::take(&mut self.undo);
         for (_, kind, uplink) in pending {
             self.end(kind, uplink)?;
         }
