@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use mobile_tests::{
-    Family, LabOptions, Portal, Talk, Testbed, Tether, UplinkName, addr, port, until, wait_for,
+    Family, LabOptions, Portal, RelayName, RelayPlace, Talk, Testbed, Tether, UplinkName, addr, port, until,
+    wait_for,
 };
 use nix::sys::signal::Signal;
 
-use crate::{Outcome, server};
+use crate::{Outcome, ip_of, server};
 
 /// A connection over each family, known to work.
 fn talks(bed: &Testbed) -> anyhow::Result<Vec<Talk>> {
@@ -30,21 +31,6 @@ fn go_on(talks: &mut [Talk], what: &str) -> Outcome {
 
 fn handovers(bed: &Testbed) -> anyhow::Result<u64> {
     Ok(bed.agent.status()?["handovers"].as_u64().expect("a count"))
-}
-
-/// A name that a hosts file of the agent's own gives `addresses`; it can be written again while the agent runs.
-fn name_the_relay(bed: &mut Testbed, addresses: &[&str]) -> Outcome {
-    let hosts = bed.lab.dir().join("hosts").display().to_string();
-    write_hosts(bed, addresses)?;
-    let mount = format!("mount --bind {hosts} /etc/hosts && exec \"$0\" \"$@\"");
-    bed.agent.start_under(&["unshare", "--mount", "--propagation", "private", "sh", "-c", &mount]);
-    bed.agent.configure("relay", "endpoint", "relay.example:443")
-}
-
-fn write_hosts(bed: &Testbed, addresses: &[&str]) -> Outcome {
-    let lines: Vec<String> = addresses.iter().map(|address| format!("{address} relay.example\n")).collect();
-    // Into the same file, which is mounted.
-    Ok(std::fs::write(bed.lab.dir().join("hosts"), lines.concat())?)
 }
 
 #[test]
@@ -170,24 +156,17 @@ fn behind_a_captive_portal_the_other_uplink_serves_until_the_portal_opens() -> O
 #[test]
 fn a_relay_whose_name_leads_to_another_address_later_is_found_there() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    let old = addr::RELAY4.to_string();
-    let new = "198.51.100.3";
-    name_the_relay(&mut bed, &[&old])?;
+    let name = RelayName::give(&mut bed, &RelayPlace::First.addresses())?;
     bed.start()?;
     let mut talks = talks(&bed)?;
-    // The relay has moved: the old address stays its way out, but nobody gets to its port there any more.
-    bed.lab.relay.ip(&[&format!("address add {new}/24 dev wan0")])?;
-    bed.lab.internet.feed(
-        &["nft", "-f", "-"],
-        &format!(
-            "table ip moved {{\n chain forward {{\n  type filter hook forward priority filter\n  \
-             ip daddr {old} tcp dport 443 drop\n }}\n}}\n"
-        ),
-    )?;
-    write_hosts(&bed, &[new])?;
-    go_on(&mut talks, "moved")?;
-    bed.agent.wait_connected()?;
-    assert_eq!(bed.agent.status()?["relay"]["address"], format!("{new}:443"));
+    for place in [RelayPlace::Second, RelayPlace::First] {
+        place.move_relay_here(&bed.lab)?;
+        name.set(&place.addresses())?;
+        go_on(&mut talks, "moved")?;
+        bed.agent.wait_connected()?;
+        let reached = bed.agent.status()?["relay"]["address"].as_str().expect("an address").to_owned();
+        assert!(place.addresses().contains(&ip_of(&reached)), "{place:?}: {reached}");
+    }
     bed.expect_warning("gone silent");
     bed.expect_warning("relay");
     bed.finish()
@@ -197,7 +176,7 @@ fn a_relay_whose_name_leads_to_another_address_later_is_found_there() -> Outcome
 fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     let [four, six] = [addr::RELAY4.to_string(), addr::RELAY6.to_string()];
-    name_the_relay(&mut bed, &[&four, &six])?;
+    let _name = RelayName::give(&mut bed, &RelayPlace::First.addresses())?;
     bed.lab.eth().remove_family(Family::Four)?;
     bed.lab.wlan().remove_family(Family::Six)?;
     bed.start()?;

@@ -29,11 +29,16 @@ pub enum Kind {
     AgentKilled,
     /// SIGKILL, and a new start.
     RelayKilled,
+    /// Both at once, and new starts.
+    BothKilled,
     /// SIGTERM, a clean end, and a new start.
     AgentRestarted,
     /// SIGTERM, a clean end, and a new start.
     RelayRestarted,
-    /// The agent is stopped for a while, as in a suspend, and the uplink is another network's when it wakes.
+    /// The relay's name leads to other addresses, and only there it is reached.
+    RelayMoved,
+    /// The agent is stopped for a while, as in a suspend; its netlink socket overruns meanwhile, and the uplink has
+    /// another address when it wakes.
     Suspended,
     /// `mobile use` of an uplink.
     Use,
@@ -79,11 +84,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::AgentKilled,
         Self::RelayKilled,
+        Self::BothKilled,
         Self::AgentRestarted,
         Self::RelayRestarted,
+        Self::RelayMoved,
         Self::Suspended,
         Self::Use,
         Self::UseAuto,
@@ -110,7 +117,14 @@ impl Kind {
     /// Whether a program ends in it.
     #[must_use]
     pub fn is_restart(self) -> bool {
-        matches!(self, Self::AgentKilled | Self::RelayKilled | Self::AgentRestarted | Self::RelayRestarted)
+        matches!(
+            self,
+            Self::AgentKilled
+                | Self::RelayKilled
+                | Self::BothKilled
+                | Self::AgentRestarted
+                | Self::RelayRestarted
+        )
     }
 
     /// In words.
@@ -119,9 +133,11 @@ impl Kind {
         match self {
             Self::AgentKilled => "agent killed",
             Self::RelayKilled => "relay killed",
+            Self::BothKilled => "both killed",
             Self::AgentRestarted => "agent restarted",
             Self::RelayRestarted => "relay restarted",
-            Self::Suspended => "suspended, and woken in another network",
+            Self::RelayMoved => "relay moved, and its name with it",
+            Self::Suspended => "suspended in a storm, and woken with another address",
             Self::Use => "mobile use",
             Self::UseAuto => "mobile use auto",
             Self::CarrierCut => "carrier cut",
@@ -146,14 +162,22 @@ impl Kind {
     }
 
     fn concerns_an_uplink(self) -> bool {
-        !self.is_restart() && !matches!(self, Self::UseAuto | Self::Outage | Self::Storm | Self::Tether)
+        !self.is_restart()
+            && !matches!(self, Self::RelayMoved | Self::UseAuto | Self::Outage | Self::Storm | Self::Tether)
     }
 
     /// Whether what it does is undone after [`Event::lasting`].
     #[must_use]
     pub fn lasts(self) -> bool {
-        let at_once =
-            matches!(self, Self::Use | Self::UseAuto | Self::Renumbered | Self::GatewayChanged | Self::Storm);
+        let at_once = matches!(
+            self,
+            Self::RelayMoved
+                | Self::Use
+                | Self::UseAuto
+                | Self::Renumbered
+                | Self::GatewayChanged
+                | Self::Storm
+        );
         !self.is_restart() && !at_once
     }
 }

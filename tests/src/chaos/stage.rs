@@ -9,6 +9,7 @@ use super::script::{Event, Kind};
 use crate::lab::LabOptions;
 use crate::link::Blackhole;
 use crate::portal::Portal;
+use crate::relay_name::{RelayName, RelayPlace};
 use crate::storm::netlink_storm;
 use crate::testbed::Testbed;
 use crate::tether::Tether;
@@ -20,6 +21,9 @@ pub(super) const RATE: u64 = 20_000_000;
 /// Some thousand events each time.
 const STORM_FLIPS: usize = 1_000;
 
+/// More events than the buffer of a netlink socket holds when nobody reads.
+const OVERRUN_FLIPS: usize = 300;
+
 /// Better than both uplinks: the session moves to the tether, and has to leave it when it is pulled out.
 const TETHER_METRIC: u32 = 50;
 
@@ -29,17 +33,21 @@ pub(super) struct Stage {
     pub(super) bed: Testbed,
     tether: Option<Tether>,
     portals: [Option<Portal>; 2],
+    relay: (RelayName, RelayPlace),
     undo: Vec<(Instant, Kind, UplinkName)>,
 }
 
 impl Stage {
     /// Both programs running, the uplinks as limited as real ones.
     pub(super) fn new() -> Result<Self> {
-        let bed = Testbed::new()?;
+        let mut bed = Testbed::installed(&LabOptions::default())?;
+        let place = RelayPlace::First;
+        let relay = (RelayName::give(&mut bed, &place.addresses())?, place);
+        bed.start()?;
         for name in UplinkName::ALL {
             bed.lab.uplink(name).link.set_rate(Some(RATE));
         }
-        Ok(Self { bed, tether: None, portals: [None, None], undo: Vec::new() })
+        Ok(Self { bed, tether: None, portals: [None, None], relay, undo: Vec::new() })
     }
 
     /// Begins an event; what it lasts is undone by [`Stage::undo_until`].
@@ -85,11 +93,24 @@ impl Stage {
         match event.kind {
             Kind::AgentKilled => agent.kill().and_then(|()| agent.start()),
             Kind::RelayKilled => relay.kill().and_then(|()| relay.start()),
+            Kind::BothKilled => {
+                agent.kill()?;
+                relay.kill()?;
+                relay.start()?;
+                agent.start()
+            }
             Kind::AgentRestarted => agent.stop().and_then(|()| agent.start()),
             Kind::RelayRestarted => relay.stop().and_then(|()| relay.start()),
+            Kind::RelayMoved => {
+                let (name, place) = &mut self.relay;
+                *place = place.other();
+                place.move_relay_here(lab)?;
+                name.set(&place.addresses())
+            }
             Kind::Suspended => {
                 agent.signal(Signal::SIGSTOP)?;
                 let asleep = Instant::now();
+                netlink_storm(&lab.host, OVERRUN_FLIPS)?;
                 uplink.bring_up()?;
                 uplink.renumber()?;
                 std::thread::sleep(event.lasting.saturating_sub(asleep.elapsed()));
