@@ -3,6 +3,7 @@
 mod clients;
 mod command;
 mod lab;
+mod laptop;
 mod leaks;
 mod metrics;
 mod outage;
@@ -11,6 +12,9 @@ mod restart;
 mod routing;
 mod selection;
 mod sessions;
+mod slow;
+mod storm;
+mod systemd;
 mod transfer;
 
 use std::ffi::OsStr;

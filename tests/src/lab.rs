@@ -113,7 +113,7 @@ impl Lab {
                 &format!("address add {}1/64 dev lan0 nodad", name.prefix6()),
             ])?;
             host.ip(&[&format!("link set {} txqueuelen 10000", name.device())])?;
-            let uplink = Uplink::new(name, link, &host);
+            let uplink = Uplink::new(name, link, &host, visited);
             uplink.bring_up()?;
             Ok(uplink)
         });

@@ -37,11 +37,23 @@ struct Program {
     config: PathBuf,
     log: PathBuf,
     daemon: Option<Process>,
+    /// What the daemon is started under: a command that executes its arguments, and variables.
+    under: Vec<String>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Program {
     fn new(name: &'static str, ns: &Ns, config: PathBuf, log: PathBuf) -> Result<Self> {
-        Ok(Self { name, binary: program(name)?, ns: ns.clone(), config, log, daemon: None })
+        Ok(Self {
+            name,
+            binary: program(name)?,
+            ns: ns.clone(),
+            config,
+            log,
+            daemon: None,
+            under: Vec::new(),
+            variables: Vec::new(),
+        })
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -72,7 +84,17 @@ impl Program {
 
     fn start(&mut self, verb: &str, ready: &[&str]) -> Result<()> {
         ensure!(self.daemon.is_none(), "{} is running already", self.name);
-        let mut daemon = Process::start(self.name, &mut self.command(&[verb]), &self.log)?;
+        let plain = self.command(&[verb]);
+        let mut command = match self.under.split_first() {
+            Some((program, args)) => {
+                let mut command = self.ns.command(program);
+                command.args(args).arg(plain.get_program()).args(plain.get_args());
+                command
+            }
+            None => plain,
+        };
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let mut daemon = Process::start(self.name, &mut command, &self.log)?;
         wait_for(&format!("{} {} to answer", self.name, ready.join(" ")), PATIENCE, || {
             if let Some(status) = daemon.ended()? {
                 // Not "not yet" but never: report it as the answer.
@@ -86,6 +108,10 @@ impl Program {
         })??;
         self.daemon = Some(daemon);
         Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        self.daemon.as_ref().with_context(|| format!("{} is not running", self.name))?.signal(signal)
     }
 
     fn kill(&mut self) -> Result<()> {

@@ -64,6 +64,11 @@ impl Testbed {
         self.expected.push(text.to_owned());
     }
 
+    /// Declares that the case is rough with the programs: they may warn of anything, but make no error and no panic.
+    pub fn expect_warnings_of_all_kinds(&mut self) {
+        self.expect_warning("WARN ");
+    }
+
     /// Declares that the case plugs a cable in again soon after it was pulled. The kernel may then still be asking for
     /// the gateway's hardware address, into the void, and says "no route to host" to whoever connects meanwhile: a
     /// warning of the agent, which tries again.

@@ -50,13 +50,6 @@ impl UplinkName {
         }
     }
 
-    /// The visited network's router, as the host sees it.
-    #[must_use]
-    pub fn gateway4(self) -> Ipv4Addr {
-        let [a, b, c] = self.private4();
-        Ipv4Addr::new(a, b, c, 1)
-    }
-
     /// The first three bytes of the visited network's private /24.
     pub(crate) fn private4(self) -> [u8; 3] {
         match self {
@@ -81,14 +74,39 @@ pub struct Uplink {
     /// The link to the visited network, to be slowed, blackholed or cut.
     pub link: LinkEmulator,
     host: Ns,
+    visited: Ns,
     /// The last part of the host's addresses; changed by [`Uplink::renumber`].
     number: Cell<u8>,
+    /// The last part of the router's addresses; changed by [`Uplink::change_gateway`].
+    gateway: Cell<u8>,
+}
+
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    Four,
+    /// IPv6.
+    Six,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Four, Self::Six];
+
+    fn option(self) -> &'static str {
+        match self {
+            Self::Four => "-4",
+            Self::Six => "-6",
+        }
+    }
 }
 
 impl Uplink {
-    pub(crate) fn new(name: UplinkName, link: LinkEmulator, host: &Ns) -> Self {
+    pub(crate) fn new(name: UplinkName, link: LinkEmulator, host: &Ns, visited: &Ns) -> Self {
         // .1 is the visited network's router.
-        Self { name, link, host: host.clone(), number: Cell::new(2) }
+        let (number, gateway) = (Cell::new(2), Cell::new(1));
+        Self { name, link, host: host.clone(), visited: visited.clone(), number, gateway }
     }
 
     /// The device's name on the host.
@@ -179,6 +197,42 @@ impl Uplink {
         self.set_routes()
     }
 
+    /// The network's router gets other addresses; the host is told by its next DHCP answer, and keeps its own.
+    pub fn change_gateway(&self) -> Result<()> {
+        let [a, b, c] = self.name.private4();
+        let six = self.name.prefix6();
+        let old = self.gateway.get();
+        let new = if old == 1 { 254 } else { 1 };
+        self.gateway.set(new);
+        self.visited.ip(&[
+            &format!("address del {a}.{b}.{c}.{old}/24 dev lan0"),
+            &format!("address del {six}{old:x}/64 dev lan0"),
+            &format!("address add {a}.{b}.{c}.{new}/24 dev lan0"),
+            &format!("address add {six}{new:x}/64 dev lan0 nodad"),
+        ])?;
+        self.set_routes()
+    }
+
+    /// The router's IPv4 address.
+    #[must_use]
+    pub fn gateway4(&self) -> Ipv4Addr {
+        let [a, b, c] = self.name.private4();
+        Ipv4Addr::new(a, b, c, self.gateway.get())
+    }
+
+    /// The network stops offering one family: its addresses go, and its routes with them.
+    pub fn remove_family(&self, family: Family) -> Result<()> {
+        let (option, device) = (family.option(), self.device());
+        self.host.run(&["ip", option, "address", "flush", "dev", device, "scope", "global"])?;
+        self.flush_routes(family)
+    }
+
+    /// The default routes of one family vanish if there are any.
+    pub fn flush_routes(&self, family: Family) -> Result<()> {
+        let (option, device) = (family.option(), self.device());
+        self.host.run(&["ip", option, "route", "flush", "default", "dev", device]).map(drop)
+    }
+
     /// Whether the host sees a carrier on it: not the bare bit, but the state that the kernel announces once it has
     /// acted on the bit (up to a second later), as a network manager waits for it.
     #[must_use]
@@ -195,10 +249,10 @@ impl Uplink {
     /// The default routes, as after a successful DHCP.
     pub fn set_routes(&self) -> Result<()> {
         let (device, metric) = (self.device(), self.name.metric());
-        let (gateway, six) = (self.name.gateway4(), self.name.prefix6());
+        let (four, six, number) = (self.gateway4(), self.name.prefix6(), self.gateway.get());
         self.host.ip(&[
-            &format!("route replace default via {gateway} dev {device} metric {metric}"),
-            &format!("route replace ::/0 via {six}1 dev {device} metric {metric}"),
+            &format!("route replace default via {four} dev {device} metric {metric}"),
+            &format!("route replace ::/0 via {six}{number:x} dev {device} metric {metric}"),
         ])
     }
 

@@ -13,7 +13,8 @@ use crate::{build, setup};
 /// Which tests.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `unit` (all but the end-to-end cases), `e2e`, or a package such as `mobile-proto`; otherwise a filter.
+    /// `unit` (all but the end-to-end cases), `e2e`, `chaos [--seed N] [--events N] [--long]`, or a package such as
+    /// `mobile-proto`; otherwise a filter.
     part: Option<String>,
     /// Given to the test programs: names to choose by, or their flags after `--`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -39,10 +40,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => {
             unit(&[])?;
             relay_alone()?;
-            end_to_end(&[])
+            end_to_end(&[])?;
+            chaos(&[])
         }
         Some("unit") => unit(&args.filters),
         Some("e2e") => end_to_end(&args.filters),
+        Some("chaos") => chaos(&args.filters),
         Some(filter) => {
             let filters: Vec<String> = std::iter::once(filter)
                 .chain(args.filters.iter().map(String::as_str))
@@ -86,6 +89,19 @@ fn end_to_end(filters: &[String]) -> Result<()> {
             .args(filters)
             .env("MOBILE_BIN_DIR", binaries)
             .env("RUST_TEST_THREADS", test_threads()),
+    )
+}
+
+/// Everything that happens to a laptop, at random, under flows whose bytes are checked. By itself: it measures nothing,
+/// but it is a load for others.
+fn chaos(flags: &[String]) -> Result<()> {
+    let binaries = build::run(false)?;
+    step("chaos");
+    shell::run(
+        shell::cargo()
+            .args(["test", "--locked", "--quiet", "--package", "mobile-tests", "--test", "chaos", "--"])
+            .args(flags)
+            .env("MOBILE_BIN_DIR", binaries),
     )
 }
 

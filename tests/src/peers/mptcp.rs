@@ -95,7 +95,7 @@ impl Peer for Mptcp {
 /// not bound to a device, and would follow a better default route with the wrong address.
 fn route_by_source(lab: &Lab, name: UplinkName) -> Result<()> {
     let (uplink, table) = (lab.uplink(name), id(name));
-    let (address, device, gateway) = (uplink.address4(), uplink.device(), name.gateway4());
+    let (address, device, gateway) = (uplink.address4(), uplink.device(), uplink.gateway4());
     // The rule outlives the link; the route goes with it.
     let rules = lab.host.run(&["ip", "-4", "rule"])?;
     if !rules.contains(&format!("from {address} lookup {table}")) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use toml::Value as Toml;
 
@@ -113,6 +114,33 @@ impl Agent {
     /// `mobile status --json`.
     pub fn status(&self) -> Result<Value> {
         self.program.json(&["status", "--json"])
+    }
+
+    /// Variables for the daemon's next starts.
+    pub fn set_variable(&mut self, name: &'static str, value: impl Into<String>) {
+        self.program.variables.push((name, value.into()));
+    }
+
+    /// The daemon's next starts go through `argv`, a command that executes its further arguments.
+    pub fn start_under(&mut self, argv: &[&str]) {
+        self.program.under = argv.iter().map(|&arg| arg.to_owned()).collect();
+    }
+
+    /// Sends the daemon a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.program.signal(signal)
+    }
+
+    /// `mobile uplinks --json`: every link.
+    pub fn uplinks(&self) -> Result<Vec<Value>> {
+        let answer = self.program.json(&["uplinks", "--json"])?;
+        answer["uplinks"].as_array().cloned().context("`uplinks --json` has no list")
+    }
+
+    /// `mobile uplinks --json`: one link.
+    pub fn uplink(&self, device: &str) -> Result<Value> {
+        let links = self.uplinks()?;
+        links.into_iter().find(|link| link["name"] == device).with_context(|| format!("no {device}"))
     }
 
     /// SIGKILL.

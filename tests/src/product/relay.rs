@@ -5,12 +5,13 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use toml::Value as Toml;
 
 use super::{METRICS, Program, RELAY_PORT, set, set_value};
 use crate::lab::Lab;
-use crate::process::Finished;
+use crate::process::{Finished, Process};
 
 /// `home-relay` in the relay's namespace.
 pub struct Relay {
@@ -46,6 +47,16 @@ impl Relay {
         self.program.start("serve", &["sessions"])
     }
 
+    /// Variables for the daemon's next starts.
+    pub fn set_variable(&mut self, name: &'static str, value: impl Into<String>) {
+        self.program.variables.push((name, value.into()));
+    }
+
+    /// Sends the daemon a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.program.signal(signal)
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.program.kill()
@@ -77,6 +88,12 @@ impl Relay {
     pub fn authorize(&self, name: &str, public_key: &str) -> Result<Vec<IpAddr>> {
         let said = self.program.answer(&["authorize", name, public_key])?;
         said.lines().map(|line| Ok(line.parse()?)).collect()
+    }
+
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.program.daemon.as_ref().map(Process::pid)
     }
 
     /// The live sessions.

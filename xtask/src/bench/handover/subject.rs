@@ -162,8 +162,9 @@ fn arrange(lab: &Lab, start: UplinkName) -> Result<()> {
         lab.eth().take_down()?;
     }
     for name in UplinkName::ALL {
-        if lab.uplink(name).has_carrier() {
-            let gateway = name.gateway4().to_string();
+        let uplink = lab.uplink(name);
+        if uplink.has_carrier() {
+            let gateway = uplink.gateway4().to_string();
             lab.host.run(&["ping", "-q", "-c", "1", "-W", "1", "-I", name.device(), &gateway])?;
         }
     }

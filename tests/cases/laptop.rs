@@ -1,0 +1,256 @@
+//! What else happens to a laptop: it sleeps, its network changes under it, the relay's name leads elsewhere.
+
+use std::time::Duration;
+
+use mobile_tests::{
+    Family, LabOptions, Portal, RelayName, RelayPlace, Talk, Testbed, Tether, UplinkName, addr, port, until,
+    wait_for,
+};
+use nix::sys::signal::Signal;
+
+use crate::{Outcome, ip_of, server};
+
+/// A connection over each family, known to work.
+fn talks(bed: &Testbed) -> anyhow::Result<Vec<Talk>> {
+    let mut talks = Vec::new();
+    for server in server(port::ECHO) {
+        let mut talk = bed.mobile_talk(&["tcp", &server])?;
+        talk.hear()?;
+        talks.push(talk);
+    }
+    go_on(&mut talks, "before")?;
+    Ok(talks)
+}
+
+fn go_on(talks: &mut [Talk], what: &str) -> Outcome {
+    for talk in talks {
+        assert_eq!(talk.ask(what)?, what);
+    }
+    Ok(())
+}
+
+fn handovers(bed: &Testbed) -> anyhow::Result<u64> {
+    Ok(bed.agent.status()?["handovers"].as_u64().expect("a count"))
+}
+
+#[test]
+fn connections_go_on_after_a_suspend_whatever_network_the_laptop_wakes_in() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let mut talks = talks(&bed)?;
+    let wakings: [(&str, &dyn Fn(&Testbed) -> Outcome, UplinkName); 5] = [
+        ("the same network", &|_| Ok(()), UplinkName::Eth),
+        ("another address", &|bed| bed.lab.eth().renumber(), UplinkName::Eth),
+        ("another uplink", &|bed| bed.lab.eth().take_down(), UplinkName::Wlan),
+        ("another address of the other uplink", &|bed| bed.lab.wlan().renumber(), UplinkName::Wlan),
+        ("the first uplink again", &|bed| bed.lab.eth().bring_up(), UplinkName::Eth),
+    ];
+    for (what, change, uplink) in wakings {
+        bed.agent.signal(Signal::SIGSTOP)?;
+        // What is sent while it sleeps waits in the kernel.
+        for talk in &mut talks {
+            talk.say("asleep")?;
+        }
+        change(&bed)?;
+        // Longer than any patience with an unanswered path.
+        std::thread::sleep(Duration::from_secs(4));
+        bed.agent.signal(Signal::SIGCONT)?;
+        for talk in &mut talks {
+            assert_eq!(talk.hear()?, "asleep", "{what}");
+        }
+        bed.agent.wait_active(uplink)?;
+        go_on(&mut talks, what)?;
+    }
+    bed.expect_quick_replug();
+    // A waking agent may take its own sleep for the path's silence.
+    bed.expect_warning("gone silent");
+    bed.finish()
+}
+
+#[test]
+fn renumbering_on_the_same_link_keeps_the_connections_and_the_uplink() -> Outcome {
+    let bed = Testbed::new()?;
+    let mut talks = talks(&bed)?;
+    for _ in 0..3 {
+        let before = handovers(&bed)?;
+        bed.lab.eth().renumber()?;
+        go_on(&mut talks, "renumbered")?;
+        bed.agent.wait_status("the handover to be counted", |status| {
+            status["handovers"].as_u64().is_some_and(|count| count > before)
+        })?;
+        bed.agent.wait_active(UplinkName::Eth)?;
+        until("the uplink's new address to be known", || {
+            bed.agent.uplink("eth0").is_ok_and(|link| {
+                let addresses = link["addresses"].to_string();
+                addresses.contains(&format!("{:?}", bed.lab.eth().address4().to_string()))
+            })
+        })?;
+    }
+    bed.finish()
+}
+
+#[test]
+fn another_gateway_on_the_same_link_keeps_the_connections() -> Outcome {
+    let bed = Testbed::new()?;
+    let mut talks = talks(&bed)?;
+    for _ in 0..2 {
+        let old = bed.lab.eth().gateway4();
+        bed.lab.eth().change_gateway()?;
+        assert_ne!(bed.lab.eth().gateway4(), old);
+        go_on(&mut talks, "by another router")?;
+        bed.agent.wait_active(UplinkName::Eth)?;
+    }
+    bed.finish()
+}
+
+#[test]
+fn an_uplink_without_a_default_route_is_not_used_and_says_why_until_the_route_appears() -> Outcome {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    for family in Family::ALL {
+        bed.lab.eth().flush_routes(family)?;
+    }
+    bed.relay.start()?;
+    bed.agent.start()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    let eth = bed.agent.uplink("eth0")?;
+    assert_eq!(eth["state"], "unusable", "{eth}");
+    assert!(eth["reason"].as_str().is_some_and(|reason| reason.contains("no default route")), "{eth}");
+    assert!(!eth["addresses"].as_array().expect("a list").is_empty(), "{eth}");
+    let mut talks = talks(&bed)?;
+    bed.lab.eth().bring_up()?;
+    bed.agent.wait_active(UplinkName::Eth)?;
+    go_on(&mut talks, "after")?;
+    bed.finish()
+}
+
+#[test]
+fn behind_a_captive_portal_the_other_uplink_serves_until_the_portal_opens() -> Outcome {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    let portal = Portal::close(&bed.lab.visited[1])?;
+    bed.relay.start()?;
+    bed.agent.start()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    assert!(portal.caught() > 0, "the agent never met the portal");
+    let eth = bed.agent.uplink("eth0")?;
+    assert_eq!(eth["state"], "failing", "{eth}");
+    for (field, named) in [("reason", "does not speak our protocol"), ("next_step", "captive portal")] {
+        assert!(eth[field].as_str().is_some_and(|text| text.contains(named)), "{eth}");
+    }
+    let mut talks = talks(&bed)?;
+    drop(portal);
+    bed.agent.wait_active(UplinkName::Eth)?;
+    go_on(&mut talks, "logged in")?;
+
+    // It closes again, on the uplink in use.
+    let portal = Portal::close(&bed.lab.visited[1])?;
+    go_on(&mut talks, "locked out")?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    drop(portal);
+    bed.agent.wait_active(UplinkName::Eth)?;
+    go_on(&mut talks, "let in")?;
+    bed.expect_warning("portal");
+    bed.expect_warning("gone silent");
+    bed.expect_warning("no answer from the relay");
+    bed.finish()
+}
+
+#[test]
+fn a_relay_whose_name_leads_to_another_address_later_is_found_there() -> Outcome {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    let name = RelayName::give(&mut bed, &RelayPlace::First.addresses())?;
+    bed.start()?;
+    let mut talks = talks(&bed)?;
+    for place in [RelayPlace::Second, RelayPlace::First] {
+        place.move_relay_here(&bed.lab)?;
+        name.set(&place.addresses())?;
+        go_on(&mut talks, "moved")?;
+        bed.agent.wait_connected()?;
+        let reached = bed.agent.status()?["relay"]["address"].as_str().expect("an address").to_owned();
+        assert!(place.addresses().contains(&ip_of(&reached)), "{place:?}: {reached}");
+    }
+    bed.expect_warning("gone silent");
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outcome {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    let [four, six] = [addr::RELAY4.to_string(), addr::RELAY6.to_string()];
+    let _name = RelayName::give(&mut bed, &RelayPlace::First.addresses())?;
+    bed.lab.eth().remove_family(Family::Four)?;
+    bed.lab.wlan().remove_family(Family::Six)?;
+    bed.start()?;
+    let mut talks = talks(&bed)?;
+    let reached = |bed: &Testbed| -> anyhow::Result<String> {
+        Ok(bed.agent.status()?["relay"]["address"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(reached(&bed)?, format!("[{six}]:443"));
+    bed.lab.eth().take_down()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    assert_eq!(reached(&bed)?, format!("{four}:443"));
+    go_on(&mut talks, "over IPv4 only")?;
+
+    // The other way about, and the family of the path in use goes while the other one stays.
+    bed.lab.eth().bring_up()?;
+    bed.agent.wait_active(UplinkName::Eth)?;
+    for (family, address) in [(Family::Four, format!("[{six}]:443")), (Family::Six, format!("{four}:443"))] {
+        bed.lab.eth().bring_up()?;
+        bed.lab.eth().remove_family(family)?;
+        wait_for("the relay to be reached in the family that is left", mobile_tests::PATIENCE, || {
+            let status = bed.agent.status()?;
+            Ok((status["active_uplink"] == "eth0" && reached(&bed)? == address).then_some(()))
+        })?;
+        go_on(&mut talks, "one family left")?;
+    }
+    bed.expect_quick_replug();
+    bed.finish()
+}
+
+#[test]
+fn an_uplink_without_the_relays_family_is_not_used_and_says_why() -> Outcome {
+    let bed = Testbed::new()?;
+    let mut talks = talks(&bed)?;
+    // The endpoint is an IPv4 address.
+    bed.lab.eth().remove_family(Family::Four)?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    let eth = bed.agent.uplink("eth0")?;
+    assert_eq!(eth["state"], "unusable", "{eth}");
+    assert!(eth["reason"].as_str().is_some_and(|reason| reason.contains("family")), "{eth}");
+    go_on(&mut talks, "IPv6 only")?;
+    bed.lab.eth().bring_up()?;
+    bed.agent.wait_active(UplinkName::Eth)?;
+    go_on(&mut talks, "both families")?;
+    bed.finish()
+}
+
+#[test]
+fn a_tether_carries_the_session_from_its_appearance_to_its_disappearance() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let mut talks = talks(&bed)?;
+    let on = |device: &'static str| {
+        move |status: &serde_json::Value| {
+            status["session"] == "connected" && status["active_uplink"] == device
+        }
+    };
+    for _ in 0..2 {
+        let tether = Tether::plug_in(&bed.lab, 50)?;
+        bed.agent.wait_status("the tunnel on the tether", on(Tether::DEVICE))?;
+        go_on(&mut talks, "tethered")?;
+        drop(tether);
+        go_on(&mut talks, "pulled out")?;
+        bed.agent.wait_status("the tunnel on eth0", on("eth0"))?;
+        assert!(bed.agent.uplink(Tether::DEVICE).is_err(), "the tether is still listed");
+    }
+
+    // The only one there is.
+    bed.lab.eth().take_down()?;
+    bed.lab.wlan().take_down()?;
+    let tether = Tether::plug_in(&bed.lab, 700)?;
+    bed.agent.wait_status("the tunnel on the tether", on(Tether::DEVICE))?;
+    go_on(&mut talks, "nothing else")?;
+    drop(tether);
+    bed.lab.eth().bring_up()?;
+    go_on(&mut talks, "home again")?;
+    bed.expect_quick_replug();
+    bed.finish()
+}

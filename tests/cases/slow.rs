@@ -1,0 +1,97 @@
+//! A slow or lossy path is not a dead one: it is not left while it lives.
+
+use std::time::Duration;
+
+use mobile_tests::{LabOptions, Process, Talk, Testbed, http, port};
+
+use crate::{Outcome, server, urls};
+
+/// How long it stays slow or lossy: many times any patience with an unanswered path.
+const LASTING: Duration = Duration::from_secs(10);
+
+/// An ordinary uplink's rate.
+const RATE: u64 = 10_000_000;
+
+/// More than passes in all that time.
+const SIZE: u64 = 50_000_000;
+
+/// An echo session and a bulk upload beside it, both under way.
+struct Load {
+    echo: Talk,
+    upload: Process,
+}
+
+impl Load {
+    /// The echo session lasts a little longer than [`LASTING`].
+    fn start(bed: &Testbed) -> anyhow::Result<Self> {
+        let file = bed.lab.dir().join("upload");
+        http::pattern(SIZE, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
+        let [url, _] = urls("/sum");
+        let mut curl = bed.agent.run(&["curl", "-sS", "--fail", "-T", &file.display().to_string(), &url]);
+        let upload = Process::start("curl", &mut curl, &bed.lab.dir().join("curl.txt"))?;
+        let [server, _] = server(port::ECHO);
+        let seconds = (LASTING + Duration::from_secs(2)).as_secs().to_string();
+        let echo = bed.mobile_talk(&["gaps", &server, "50", &seconds])?;
+        // Both have found their pace before anything happens.
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(Self { echo, upload })
+    }
+
+    /// Both have lived through it, over the path they began with.
+    fn still_on_eth(mut self, bed: &Testbed, what: &str, handovers: u64) -> Outcome {
+        let report = self.echo.hear()?;
+        eprintln!("{what}: {report}");
+        let report: serde_json::Value = serde_json::from_str(&report)?;
+        let status = bed.agent.status()?;
+        assert_eq!(status["handovers"], handovers, "{what}: {status}");
+        assert_eq!(status["active_uplink"], "eth0", "{what}: {status}");
+        assert!(report["answers"].as_u64().is_some_and(|answers| answers > 20), "{what}: {report}");
+        assert!(self.upload.ended()?.is_none(), "{what}: the upload has ended: {}", self.upload.output());
+        self.upload.kill()
+    }
+}
+
+/// Single segments are lost, and queues are of packets.
+fn narrow(bed: &Testbed) -> Outcome {
+    bed.lab.eth().link.set_offload(false)?;
+    bed.lab.eth().link.set_rate(Some(RATE));
+    Ok(())
+}
+
+fn a_change_is_no_reason_to_leave(what: &str, change: impl Fn(&Testbed)) -> Outcome {
+    let bed = Testbed::new()?;
+    narrow(&bed)?;
+    let load = Load::start(&bed)?;
+    change(&bed);
+    load.still_on_eth(&bed, what, 0)?;
+    bed.finish()
+}
+
+#[test]
+fn five_per_cent_loss_is_no_reason_to_leave_an_uplink() -> Outcome {
+    a_change_is_no_reason_to_leave("5 % loss", |bed| bed.lab.eth().link.set_loss(0.05))
+}
+
+#[test]
+fn a_tenth_of_the_rate_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplink() -> Outcome {
+    a_change_is_no_reason_to_leave("a tenth of the rate", |bed| bed.lab.eth().link.set_rate(Some(RATE / 10)))
+}
+
+#[test]
+fn ten_times_the_delay_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplink() -> Outcome {
+    let slow = LabOptions::default().delay * 10;
+    a_change_is_no_reason_to_leave("ten times the delay", |bed| bed.lab.eth().set_delay(slow))
+}
+
+#[test]
+fn an_uplink_that_is_slow_from_the_start_is_used_and_kept() -> Outcome {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    bed.lab.eth().set_delay(LabOptions::default().delay * 10);
+    narrow(&bed)?;
+    // An attempt over the other uplink begins before this one is through: the first path may be that one.
+    bed.start()?;
+    let handovers = bed.agent.status()?["handovers"].as_u64().expect("a count");
+    let load = Load::start(&bed)?;
+    load.still_on_eth(&bed, "slow from the start", handovers)?;
+    bed.finish()
+}

@@ -1,0 +1,58 @@
+//! A telephone on a USB cable: a third link of the host, made and deleted while everything runs.
+
+use anyhow::Result;
+
+use crate::lab::{Lab, LabOptions};
+use crate::link::LinkEmulator;
+use crate::ns::Ns;
+use crate::wait::until;
+
+/// The tether's device on the host.
+const DEVICE: &str = "usb0";
+
+/// Its end in the visited network, which lets it through like its own.
+const FAR: &str = "lan1";
+
+/// A tethered telephone: IPv4 only, as many are, behind the same NAT as wlan0. The device goes when this is dropped.
+pub struct Tether {
+    /// The link, to be slowed or silenced.
+    pub link: LinkEmulator,
+    visited: Ns,
+}
+
+impl Tether {
+    /// The device's name.
+    pub const DEVICE: &str = DEVICE;
+
+    /// Plugs it in; the network manager gives its default route `metric`.
+    pub fn plug_in(lab: &Lab, metric: u32) -> Result<Self> {
+        let visited = lab.visited[0].clone();
+        let link = LinkEmulator::new((&lab.host, DEVICE), (&visited, FAR))?;
+        link.set_delay(LabOptions::default().delay);
+        visited.ip(&[&format!("link set {FAR} up"), &format!("address add 192.168.42.1/24 dev {FAR}")])?;
+        visited.run(&["nft", "add", "rule", "inet", "home", "forward", "iifname", FAR, "accept"])?;
+        let tether = Self { link, visited };
+        lab.host.ip(&[&format!("link set {DEVICE} up")])?;
+        until("the tether's carrier", || {
+            let link = lab.host.run(&["ip", "-o", "link", "show", "dev", DEVICE]);
+            link.is_ok_and(|text| text.contains("LOWER_UP") && !text.contains(" state DOWN "))
+        })?;
+        lab.host.ip(&[
+            &format!("address add 192.168.42.2/24 dev {DEVICE}"),
+            &format!("route add default via 192.168.42.1 dev {DEVICE} metric {metric}"),
+        ])?;
+        Ok(tether)
+    }
+}
+
+impl Drop for Tether {
+    fn drop(&mut self) {
+        // One more rule for each tether of a long run would be a leak of the lab's own. Whoever fails here has
+        // nothing to lose: the namespace goes with the lab.
+        let _ = self.visited.feed(
+            &["nft", "-f", "-"],
+            "flush chain inet home forward\nadd rule inet home forward iifname lan0 accept\n\
+             add rule inet home forward ct state established,related accept\n",
+        );
+    }
+}
