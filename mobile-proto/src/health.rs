@@ -24,22 +24,39 @@ const INITIAL_RTT: Duration = Duration::from_secs(1);
 /// What scheduling and timers on both sides add to an answer, in the ordinary case.
 const MARGIN: Duration = Duration::from_millis(5);
 
+/// A new path's RTT is believed to vary by twice itself, and so the kernel's timeout is three of
+/// them, or 200 ms more than one. An answer is overdue after two, or this much more than one.
+const DEVIATION: Duration = Duration::from_millis(100);
+
 /// The kernel counts the time since the last acknowledgement in ticks, of up to 4 ms, rounded.
 const TICK: Duration = Duration::from_millis(8);
 
-/// Segments that have to go unanswered. With a loss of 20 % in each direction 36 % of all round
-/// trips fail, eight of eight in 0.03 % of the cases.
+/// Trials that have to go unanswered. Where a fifth of all round trips fail, eight of eight do in
+/// three of a million cases.
 const EVIDENCE: u32 = 8;
+/// On a path known to lose next to nothing, where the kernel's window may hold back the rest.
+const CLEAN_EVIDENCE: u32 = 5;
+/// Where that ends, in repeated segments. It takes fifty without one to get below it.
+const CLEAN: f64 = 0.01;
+/// On a path known to lose more than a tenth: with 20 % lost in each direction 36 % of all round
+/// trips fail, and eleven of eleven in one of a hundred thousand cases.
+const LOSSY_EVIDENCE: u32 = 11;
+const LOSSY: f64 = 0.1;
+
+/// Segments of one burst, which one acknowledgement answers, that count as one more trial. The
+/// kernel takes in up to 45 at once, but a window of them was sent in several bursts.
+const BURST: u32 = 8;
+
+/// Small segments that are sent for evidence: with what is out already, enough for any verdict.
+const PINGS: u32 = 10;
 
 /// With the kernel in back-off nothing new gets out: then few segments (retransmissions) over a
-/// long time must do.
+/// long time must do. For how long, depends on the share of segments repeated lately: three of
+/// three lost is no accident where few are, and where many are the kernel needs the time to try
+/// often enough (200 ms, doubled each time: four tries in 3 s, six in 10 s, eight in 30 s).
 const SLOW_EVIDENCE: u32 = 3;
-/// That long time: the kernel's 200 ms, doubled three times, with the original and a tail probe.
-const SLOW_PATIENCE: Duration = Duration::from_secs(3);
-/// The same on a path that loses so much that each of the few may well be lost by accident.
-const LOSSY_PATIENCE: Duration = Duration::from_secs(10);
-/// Where that begins: 3 % lost in five of five round trips is no accident, more may be.
-const LOSSY: f64 = 0.03;
+const PATIENCES: [(f64, Duration); 2] = [(0.03, Duration::from_secs(3)), (LOSSY, Duration::from_secs(10))];
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 /// Without any evidence at all (a transport that tells nothing any more), this many patiences.
 const BLIND: u32 = 4;
 
@@ -130,15 +147,22 @@ enum Suspicion {
 #[derive(Debug)]
 struct Doubt {
     since: Instant,
-    /// The first sample of it.
-    base: Option<(Instant, TransportSample)>,
-    /// How many segments had been sent at which time, in order.
+    /// What was delivered at its first sample.
+    base: Option<u32>,
+    /// How many trials had been made at which time, in order.
     marks: VecDeque<(Instant, u32)>,
+    /// The trials, and the segments sent, that the last mark knows.
+    trials: u32,
+    segs_out: u32,
     pings_left: u32,
     next: Instant,
+    /// With what the kernel has repeated before the doubt: unlike what came with the last progress
+    /// this is up to date, but a repeat or two may be the dead path's.
+    lately: Lately,
 }
 
-#[derive(Debug, Default)]
+/// What was sent and repeated lately, faded.
+#[derive(Clone, Debug, Default)]
 struct Lately {
     sent: f64,
     repeated: f64,
@@ -176,7 +200,7 @@ impl Health {
             return false;
         }
         self.stalled = Some(now);
-        self.doubt = Some(Doubt::new(now, None, EVIDENCE - 1, now + self.interval()));
+        self.doubt = Some(Doubt::new(now, PINGS - 1, now + self.interval()));
         true
     }
 
@@ -188,16 +212,11 @@ impl Health {
         let mut progress = None;
         let interval = self.interval();
         match &mut self.doubt {
-            Some(doubt) => match &doubt.base {
-                Some((_, base)) if base.delivered != sample.delivered || sample.unacked == 0 => {
-                    progress = Some(now);
-                }
+            Some(doubt) => match doubt.base {
+                Some(base) if base != sample.delivered || sample.unacked == 0 => progress = Some(now),
                 Some(_) => doubt.mark(now, sample.segs_out),
                 // Nudged: what was sent for it shows here, or was answered already.
-                None if sample.unacked > 0 => {
-                    doubt.mark(now, sample.segs_out);
-                    doubt.base = Some((now, sample.clone()));
-                }
+                None if sample.unacked > 0 => doubt.begin(now, &sample, &self.lately),
                 None if now >= doubt.since + interval => progress = Some(now),
                 None => {}
             },
@@ -208,7 +227,8 @@ impl Health {
             }
             None => {}
         }
-        if progress.is_some() || self.doubt.is_none() {
+        // Not what is repeated because the path is dead.
+        if progress.is_some() || (self.doubt.is_none() && now < stalled + self.round_trip()) {
             self.lately.add(&sample);
         }
         self.latest = Some((now, sample));
@@ -262,7 +282,9 @@ impl Health {
         let pause = self.pause(limits);
         if self.doubt.is_none() && fresh && latest.unacked > 0 && self.suspicion.is_none() {
             verdict.doubted = true;
-            self.doubt = Some(Doubt::new(now, Some((now, latest.clone())), EVIDENCE, now));
+            let mut doubt = Doubt::new(now, PINGS, now);
+            doubt.begin(now, latest, &self.lately);
+            self.doubt = Some(doubt);
         }
         let stalled = since(self.stalled, now);
         let Some(doubt) = &mut self.doubt else {
@@ -271,9 +293,10 @@ impl Health {
         };
         if self.suspicion.is_none() {
             let patience =
-                self.lately.patience().max(srtt_of(&self.latest).saturating_mul(limits.suspect_rtts));
+                doubt.lately.patience().max(srtt_of(&self.latest).saturating_mul(limits.suspect_rtts));
             let unanswered = if fresh { doubt.unanswered(now, wait) } else { 0 };
-            let dead = unanswered >= EVIDENCE
+            let needed = if self.lately.is_clean() { CLEAN_EVIDENCE } else { doubt.lately.evidence() };
+            let dead = unanswered >= needed
                 || (stalled >= patience && unanswered >= SLOW_EVIDENCE)
                 || stalled >= patience.saturating_mul(BLIND);
             if dead {
@@ -284,7 +307,7 @@ impl Health {
                 verdict.ping = true;
             }
         }
-        let hurry = interval.saturating_mul(EVIDENCE + 2).saturating_add(wait);
+        let hurry = interval.saturating_mul(PINGS + 2).saturating_add(wait);
         doubt.next = now
             + match self.suspicion {
                 Some(_) => SUSPECT_INTERVAL,
@@ -317,7 +340,7 @@ impl Health {
         let floor = match self.latest() {
             Some(_) if outlook.connecting => outlook.limits.suspect_floor,
             // The peer's kernel has everything, so the program behind it must say something.
-            Some(latest) if latest.unacked == 0 => SLOW_PATIENCE,
+            Some(latest) if latest.unacked == 0 => PATIENCES[0].1,
             Some(_) => return None,
             None => outlook.limits.suspect_floor,
         };
@@ -334,7 +357,10 @@ impl Health {
     /// How long the answer to something just sent may take, at most, if all is well: the peer may
     /// keep an acknowledgement back for a while.
     fn overdue(&self, limits: &Limits) -> Duration {
-        self.round_trip().saturating_add(limits.ack_delay).saturating_add(MARGIN)
+        let srtt = srtt_of(&self.latest);
+        // Before the kernel's timeout, after which it lets nothing new out.
+        let longest = srtt.saturating_add(srtt.max(DEVIATION));
+        self.round_trip().min(longest).saturating_add(limits.ack_delay).saturating_add(MARGIN)
     }
 
     /// How long a segment must be out to count as unanswered: in doubt as well as ever the peer
@@ -355,35 +381,42 @@ impl Health {
 }
 
 impl Doubt {
-    fn new(since: Instant, base: Option<(Instant, TransportSample)>, pings_left: u32, next: Instant) -> Self {
-        let mut doubt = Self { since, base: None, marks: VecDeque::new(), pings_left, next };
-        if let Some((at, sample)) = &base {
-            doubt.mark(*at, sample.segs_out);
-        }
-        Self { base, ..doubt }
+    fn new(now: Instant, pings_left: u32, next: Instant) -> Self {
+        let (marks, base) = (VecDeque::new(), None);
+        Self { since: now, base, marks, trials: 0, segs_out: 0, pings_left, next, lately: Lately::default() }
     }
 
+    /// The first sample. What is in the network was sent before it, over some time; what the
+    /// kernel thinks lost is no evidence: it may have been, long before the path died.
+    fn begin(&mut self, now: Instant, sample: &TransportSample, lately: &Lately) {
+        self.lately = lately.clone();
+        self.lately.add(sample);
+        self.base = Some(sample.delivered);
+        self.segs_out = sample.segs_out;
+        self.trials = sample.in_flight.min(2 + sample.in_flight / BURST);
+        self.marks.push_back((now, self.trials));
+    }
+
+    /// A later one: what was sent since counts. Segments sent together are answered together, so
+    /// they are hardly more than one trial.
     fn mark(&mut self, now: Instant, segs_out: u32) {
-        if self.marks.len() < MAX_MARKS {
-            self.marks.push_back((now, segs_out));
+        let sent = segs_out.wrapping_sub(self.segs_out);
+        let early = self.marks.back().is_some_and(|(at, _)| now < *at + MIN_INTERVAL / 2);
+        if sent > 0 && !early && self.marks.len() < MAX_MARKS {
+            self.segs_out = segs_out;
+            self.trials = self.trials.saturating_add(sent.min(1 + sent / BURST));
+            self.marks.push_back((now, self.trials));
         }
     }
 
-    /// How many segments were sent since the last progress and are out for longer than `wait`.
-    /// What was in the network at the first sample was sent before it; what the kernel thought
-    /// lost then is no evidence: it may have been, long before the path died.
+    /// How many trials went unanswered for longer than `wait`.
     fn unanswered(&mut self, now: Instant, wait: Duration) -> u32 {
-        let Some((_, base)) = &self.base else { return 0 };
+        let old = |mark: &(Instant, u32)| now.saturating_duration_since(mark.0) >= wait;
         // Of the marks that are old enough the newest counts, and the older ones never will again.
-        while self.marks.get(1).is_some_and(|(at, _)| now.saturating_duration_since(*at) >= wait) {
+        while self.marks.get(1).is_some_and(old) {
             self.marks.pop_front();
         }
-        match self.marks.front() {
-            Some((at, sent)) if now.saturating_duration_since(*at) >= wait => {
-                base.in_flight.saturating_add(sent.wrapping_sub(base.segs_out))
-            }
-            _ => 0,
-        }
+        self.marks.front().filter(|mark| old(mark)).map_or(0, |mark| mark.1)
     }
 }
 
@@ -400,8 +433,18 @@ impl Lately {
         }
     }
 
+    fn is_clean(&self) -> bool {
+        self.repeated + 0.5 < self.sent * CLEAN
+    }
+
+    fn evidence(&self) -> u32 {
+        if self.repeated <= self.sent * LOSSY + 1.0 { EVIDENCE } else { LOSSY_EVIDENCE }
+    }
+
     fn patience(&self) -> Duration {
-        if self.repeated > self.sent * LOSSY { LOSSY_PATIENCE } else { SLOW_PATIENCE }
+        // One repeat of a few segments says nothing yet.
+        let enough = |(share, _): &&(f64, Duration)| self.repeated <= self.sent * share + 1.0;
+        PATIENCES.iter().find(enough).map_or(LONGEST_PATIENCE, |(_, patience)| *patience)
     }
 }
 

@@ -1,178 +1,52 @@
-//! Random lives of a session: packets both ways, bytes in pieces, stalls, lost paths, switches,
-//! restarts. Within the bounds nothing is lost, doubled or reordered; beyond them, and only then,
-//! something is missing, and the counters say exactly how much.
+//! Random lives of a session: packets both ways, bytes in pieces, stalls, lost paths, switches
+//! early and late, blackholes, restarts. Within the bounds nothing is lost, doubled or reordered;
+//! beyond them, and only then, something is missing, and the counters say exactly how much. Dead
+//! paths are suspected, and no others.
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, numbers, packet};
-use mobile_proto::{Enqueue, Limits, PathId, Stats};
+use common::Way;
+use common::world::{Op, World, op, op_with_restarts, timely_op};
+use mobile_proto::{Limits, PathId, Session};
 use proptest::prelude::*;
 
-/// One step. A path is chosen among those that there are.
-#[derive(Clone, Debug)]
-enum Op {
-    Send { way: Way, count: u32, size: usize },
-    Open,
-    Activate { path: usize, keep_all: bool },
-    Close { path: usize },
-    LoseAtClient { path: usize },
-    Cut { path: usize },
-    Transmit { limit: usize },
-    Deliver { path: usize, way: Way, count: usize },
-    Tick { millis: u64 },
-    RestartServer,
-    RestartClient,
+/// So many lives each time, if nothing else is said: they take seconds.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig::with_cases(cases.unwrap_or(10_000))
 }
 
-fn way() -> impl Strategy<Value = Way> {
-    prop_oneof![Just(Way::Up), Just(Way::Down)]
+/// Memory is bounded at any moment.
+fn check_bounds(world: &World) {
+    let (limits, slack) = (&world.pair.limits, 64 << 10);
+    for session in [Some(&world.pair.client), world.pair.server.as_ref()].into_iter().flatten() {
+        assert!(session.unacked_bytes() <= limits.replay_bytes + slack, "one record always fits");
+        assert!(session.queued_bytes() <= limits.queue_bytes.saturating_add(limits.replay_bytes));
+        assert!(session.paths().count() <= limits.max_paths);
+    }
 }
 
-fn op() -> impl Strategy<Value = Op> {
-    let path = 0..4_usize;
-    prop_oneof![
-        6 => (way(), 1..12_u32, 4..400_usize).prop_map(|(way, count, size)| Op::Send { way, count, size }),
-        3 => Just(Op::Open),
-        4 => (path.clone(), any::<bool>()).prop_map(|(path, keep_all)| Op::Activate { path, keep_all }),
-        1 => path.clone().prop_map(|path| Op::Close { path }),
-        1 => path.clone().prop_map(|path| Op::LoseAtClient { path }),
-        1 => path.clone().prop_map(|path| Op::Cut { path }),
-        8 => (1..3000_usize).prop_map(|limit| Op::Transmit { limit }),
-        12 => (path, way(), 1..2000_usize).prop_map(|(path, way, count)| Op::Deliver { path, way, count }),
-        3 => (1..3000_u64).prop_map(|millis| Op::Tick { millis }),
-    ]
-}
-
-fn op_with_restarts() -> impl Strategy<Value = Op> {
-    prop_oneof![30 => op(), 1 => Just(Op::RestartServer), 1 => Just(Op::RestartClient)]
-}
-
-/// A pair, and what was handed to it.
-struct World {
-    pair: Pair,
-    next_path: u32,
-    next_number: [u32; 2],
-    /// The numbers that `enqueue` accepted, per way.
-    accepted: [Vec<u32>; 2],
-    refused: [u64; 2],
-}
-
-impl World {
-    fn new(limits: Limits) -> Self {
-        let pair = Pair::connected(limits);
-        Self { pair, next_path: 2, next_number: [0; 2], accepted: Default::default(), refused: [0; 2] }
-    }
-
-    fn run(&mut self, op: &Op) {
-        let pair = &mut self.pair;
-        match *op {
-            Op::Send { way, count, size } => (0..count).for_each(|_| self.send(way, size)),
-            Op::Open => {
-                // An agent has a few uplinks.
-                if pair.wires.len() < 4 {
-                    pair.open(PathId(self.next_path));
-                    self.next_path += 1;
-                }
-            }
-            Op::Activate { path, keep_all } => {
-                let all: Vec<_> = pair.wires.keys().copied().collect();
-                if let Some(path) = self.path(path) {
-                    self.pair.activate(path, if keep_all { &all } else { &[] });
-                }
-            }
-            Op::Close { path } => {
-                if let Some(path) = self.path(path) {
-                    let now = self.pair.now;
-                    self.pair.client.close_path(now, path, mobile_proto::CloseCode::Normal);
-                }
-            }
-            Op::LoseAtClient { path } => {
-                if let Some(path) = self.path(path) {
-                    self.pair.lose_at_client(path);
-                }
-            }
-            Op::Cut { path } => {
-                if let Some(path) = self.path(path) {
-                    self.pair.cut(path);
-                }
-            }
-            Op::Transmit { limit } => pair.transmit(limit),
-            Op::Deliver { path, way, count } => {
-                if let Some(path) = self.path(path) {
-                    self.pair.deliver(path, way, count);
-                }
-            }
-            Op::Tick { millis } => {
-                pair.now += Duration::from_millis(millis);
-                pair.fire();
-            }
-            Op::RestartServer => pair.restart_server(),
-            Op::RestartClient => pair.restart_client(),
-        }
-    }
-
-    fn path(&self, index: usize) -> Option<PathId> {
-        let mut paths: Vec<_> = self.pair.wires.keys().copied().collect();
-        paths.sort_unstable();
-        if paths.is_empty() { None } else { Some(paths[index % paths.len()]) }
-    }
-
-    fn send(&mut self, way: Way, size: usize) {
-        let side = way as usize;
-        let number = self.next_number[side];
-        let bytes = packet(number, size);
-        let sent = match way {
-            Way::Up => self.pair.send_up(&bytes),
-            Way::Down if self.pair.server.is_some() => self.pair.send_down(&bytes),
-            // A relay without the session has nowhere to put it.
-            Way::Down => return,
-        };
-        self.next_number[side] += 1;
-        match sent {
-            Enqueue::Queued => self.accepted[side].push(number),
-            Enqueue::Dropped(_) => self.refused[side] += 1,
-        }
-    }
-
-    /// A path that works, at last; old paths' bytes come in after it.
-    fn heal(&mut self) {
-        let path = PathId(self.next_path);
-        let old: Vec<_> = self.pair.wires.keys().copied().collect();
-        for wire in self.pair.wires.values_mut() {
-            (wire.stalled_up, wire.stalled_down) = (true, true);
-        }
-        self.pair.open(path);
-        self.pair.settle();
-        self.pair.activate(path, &old);
-        self.pair.advance(Duration::from_secs(1));
-        for wire in self.pair.wires.values_mut() {
-            (wire.stalled_up, wire.stalled_down) = (false, false);
-        }
-        self.pair.advance(Duration::from_secs(1));
-    }
-
-    /// The counters of the sender and of the receiver of one way.
-    fn stats(&mut self, way: Way) -> (Stats, Stats) {
-        let (client, server) = (self.pair.client.stats().clone(), self.pair.server().stats().clone());
-        if way == Way::Up { (client, server) } else { (server, client) }
-    }
-
-    fn arrived(&self, way: Way) -> Vec<u32> {
-        numbers(if way == Way::Up { &self.pair.at_server } else { &self.pair.at_client })
+fn run(world: &mut World, ops: &[Op]) {
+    for op in ops {
+        world.run(op);
+        check_bounds(world);
     }
 }
 
 proptest! {
+    #![proptest_config(config())]
+
     #[test]
     fn within_the_bounds_nothing_is_lost_doubled_or_reordered(
         ops in proptest::collection::vec(op(), 0..120),
         replay_bytes in 300..20_000_usize,
+        samples in any::<bool>(),
     ) {
         let limits = Limits { replay_bytes, max_age: Duration::from_secs(3600), ..Limits::default() };
-        let mut world = World::new(limits);
-        ops.iter().for_each(|op| world.run(op));
+        let mut world = World::new(limits, samples);
+        run(&mut world, &ops);
         world.heal();
         for way in [Way::Up, Way::Down] {
             prop_assert_eq!(&world.arrived(way), &world.accepted[way as usize]);
@@ -191,6 +65,7 @@ proptest! {
     fn beyond_the_bounds_the_counters_say_what_is_missing(
         ops in proptest::collection::vec(op(), 0..120),
         queue_bytes in 2_000..10_000_usize,
+        samples in any::<bool>(),
     ) {
         let limits = Limits {
             replay_bytes: 5000,
@@ -198,8 +73,8 @@ proptest! {
             max_age: Duration::from_millis(1500),
             ..Limits::default()
         };
-        let mut world = World::new(limits);
-        ops.iter().for_each(|op| world.run(op));
+        let mut world = World::new(limits, samples);
+        run(&mut world, &ops);
         world.heal();
         for way in [Way::Up, Way::Down] {
             let arrived = world.arrived(way);
@@ -216,10 +91,11 @@ proptest! {
     #[test]
     fn restarts_lose_only_what_the_dead_end_held(
         ops in proptest::collection::vec(op_with_restarts(), 0..150),
+        samples in any::<bool>(),
     ) {
         let limits = Limits { max_age: Duration::from_secs(3600), ..Limits::default() };
-        let mut world = World::new(limits);
-        ops.iter().for_each(|op| world.run(op));
+        let mut world = World::new(limits, samples);
+        run(&mut world, &ops);
         world.heal();
         let clients_died = ops.iter().any(|op| matches!(op, Op::RestartClient));
         let servers_died = ops.iter().any(|op| matches!(op, Op::RestartServer));
@@ -245,5 +121,38 @@ proptest! {
         }
         let (client, server) = (world.pair.client.stats(), world.pair.client.unacked_bytes());
         prop_assert_eq!((client.lost, client.protocol_errors, server), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_dead_are_suspected_and_the_living_are_not(
+        ops in proptest::collection::vec(timely_op(), 0..60),
+        samples in any::<bool>(),
+    ) {
+        let mut world = World::new(Limits::default(), samples);
+        world.suspected();
+        for op in &ops {
+            let (dead, active) = (world.dead_wires(), world.pair.client.active_path());
+            world.run(op);
+            check_bounds(&world);
+            let [client, server] = world.suspected();
+            prop_assert!(client.iter().all(|path| dead.contains(path)), "{:?} not in {:?}: {:?}", client, dead, op);
+            // A client acknowledges on its own active path only, wherever the relay's records come.
+            let agreed = |path: &PathId| dead.is_empty() && active == Some(*path);
+            prop_assert!(!server.iter().any(agreed), "{:?} suspected by the relay: {:?}", server, op);
+        }
+        // Whoever is dead has something to answer within a keepalive. An answer that a blackhole held
+        // up for long was taken for a long RTT by a shell without samples.
+        let stats = |world: &World, path| world.pair.client.path_stats(path).expect("it is open");
+        let longest = world.dead_paths().into_iter().filter_map(|path| stats(&world, path).srtt).max();
+        let patience = Duration::from_secs(10) + 4 * longest.unwrap_or_default();
+        world.pair.advance(Limits::default().keepalive + patience);
+        for path in world.dead_paths() {
+            let stats = stats(&world, path);
+            prop_assert!(stats.suspect, "{} is dead and was not suspected: {:?}", path, stats);
+        }
+        world.heal();
+        let suspect = |path: &PathId| world.pair.client.path_stats(*path).is_some_and(|stats| stats.suspect);
+        prop_assert_eq!(world.pair.client.paths().find(suspect), None, "all deliver again");
+        prop_assert_eq!(world.pair.client.active_path(), world.pair.server.as_ref().and_then(Session::active_path));
     }
 }

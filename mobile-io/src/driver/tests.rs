@@ -1,5 +1,7 @@
 //! Two drivers with real TLS over loopback, and packets in memory.
 
+mod liveness;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};

@@ -1,1 +1,415 @@
+//! A small model of TCP over a bad link, as far as health can see it: selective acknowledgement,
+//! loss by later arrivals (RACK), tail probe, retransmission timeout with back-off, a congestion
+//! window. In steps of a millisecond, from a seed.
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::{Health, Outlook, TransportSample};
+use crate::Limits;
+
+/// One direction of the link.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    pub(super) delay_ms: u64,
+    /// Of a hundred packets.
+    pub(super) loss: u64,
+    pub(super) bytes_per_ms: u64,
+    pub(super) dead: bool,
+    /// Byte-milliseconds until the queue is empty.
+    busy_until: f64,
+}
+
+impl Way {
+    pub(super) fn new(delay_ms: u64, loss: u64, bytes_per_ms: u64) -> Self {
+        Self { delay_ms, loss, bytes_per_ms, dead: false, busy_until: 0.0 }
+    }
+}
+
+#[derive(Debug)]
+struct Segment {
+    sequence: u64,
+    size: u64,
+    sent_ms: u64,
+    sacked: bool,
+    lost: bool,
+    /// Sent again, and that is in the network.
+    repeated: bool,
+    ever_repeated: bool,
+}
+
+/// What health said, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Doubted,
+    Suspect,
+    Recovered,
+}
+
+/// A sender, its health, a link and a receiver.
+pub(super) struct Model {
+    pub(super) up: Way,
+    pub(super) down: Way,
+    pub(super) health: Health,
+    pub(super) said: Vec<(u64, Said)>,
+    pub(super) ms: u64,
+    pub(super) samples: u64,
+    pub(super) pings: u64,
+    /// When an acknowledgement of something new last arrived.
+    pub(super) last_answer: u64,
+    /// Whether the peer's program is seen to answer, or its kernel only.
+    pub(super) answers: bool,
+    /// Segments of our own repeating that the peer sends without end: nothing reaches it.
+    pub(super) peer_repeats: bool,
+    limits: Limits,
+    start: Instant,
+    seed: u64,
+    waiting: VecDeque<u64>,
+    segments: VecDeque<Segment>,
+    next: u64,
+    window: f64,
+    threshold: f64,
+    delivered: u32,
+    segs_out: u32,
+    repeats: u32,
+    srtt: f64,
+    rttvar: f64,
+    backoff: u32,
+    timer: Option<u64>,
+    probed: bool,
+    last_ack: u64,
+    /// (arrival, sequence) and (arrival, all below, these as well).
+    to_peer: Vec<(u64, u64)>,
+    to_us: Vec<(u64, u64, Vec<u64>)>,
+    got_below: u64,
+    got: Vec<u64>,
+    held_back: Option<u64>,
+    unanswered: bool,
+}
+
+impl Model {
+    pub(super) fn new(up: Way, down: Way, seed: u64) -> Self {
+        let rtt = (up.delay_ms + down.delay_ms) as f64;
+        let mut model = Self {
+            up,
+            down,
+            health: Health::default(),
+            said: Vec::new(),
+            ms: 0,
+            samples: 0,
+            pings: 0,
+            last_answer: 0,
+            answers: true,
+            peer_repeats: false,
+            limits: Limits::default(),
+            start: Instant::now(),
+            seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            waiting: VecDeque::new(),
+            segments: VecDeque::new(),
+            next: 0,
+            window: 10.0,
+            threshold: f64::MAX,
+            delivered: 1,
+            segs_out: 0,
+            repeats: 0,
+            // As after a handshake.
+            srtt: rtt,
+            rttvar: rtt / 2.0,
+            backoff: 0,
+            timer: None,
+            probed: false,
+            last_ack: 0,
+            to_peer: Vec::new(),
+            to_us: Vec::new(),
+            got_below: 0,
+            got: Vec::new(),
+            held_back: None,
+            unanswered: false,
+        };
+        let (now, sample) = (model.now(), model.sample());
+        let _ = model.health.sample(now, sample);
+        model
+    }
+
+    /// Both ways live or are dead from now on.
+    pub(super) fn cut(&mut self, up: bool, down: bool) {
+        (self.up.dead, self.down.dead) = (up, down);
+    }
+
+    /// Milliseconds pass. Every `write_every` of them `bytes` are written, if not 0.
+    pub(super) fn run(&mut self, milliseconds: u64, write_every: u64, bytes: u64) {
+        for _ in 0..milliseconds {
+            self.ms += 1;
+            if write_every > 0 && self.ms.is_multiple_of(write_every) && self.waiting.len() < 200 {
+                let mut left = bytes;
+                while left > 0 {
+                    let size = left.min(1448);
+                    self.waiting.push_back(size);
+                    left -= size;
+                }
+            }
+            self.arrive_at_peer();
+            self.arrive_here();
+            self.fire();
+            self.transmit();
+            self.judge();
+            self.transmit();
+        }
+    }
+
+    pub(super) fn count(&self, said: Said) -> usize {
+        self.said.iter().filter(|(_, it)| *it == said).count()
+    }
+
+    pub(super) fn first(&self, said: Said, after: u64) -> Option<u64> {
+        self.said.iter().find(|(at, it)| *it == said && *at > after).map(|(at, _)| *at)
+    }
+
+    /// A PING, as for a keepalive.
+    pub(super) fn ping(&mut self) {
+        self.pings += 1;
+        self.waiting.push_front(40);
+        self.transmit();
+    }
+
+    fn now(&self) -> Instant {
+        self.start + Duration::from_millis(self.ms)
+    }
+
+    fn random(&mut self) -> u64 {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        self.seed >> 11
+    }
+
+    /// When a packet arrives, if it does.
+    fn pass(&mut self, up: bool, size: u64) -> Option<u64> {
+        let lost = self.random() % 100;
+        let (ms, way) = (self.ms as f64, if up { &mut self.up } else { &mut self.down });
+        let queued = way.busy_until.max(ms) - ms;
+        // A router holds 300 ms and then drops.
+        if way.dead || lost < way.loss || queued > 300.0 {
+            return None;
+        }
+        way.busy_until = way.busy_until.max(ms) + (size + 52) as f64 / way.bytes_per_ms as f64;
+        Some(way.busy_until.ceil() as u64 + way.delay_ms)
+    }
+
+    fn in_flight(&self) -> usize {
+        let there = |segment: &&Segment| !segment.sacked && (!segment.lost || segment.repeated);
+        self.segments.iter().filter(there).count()
+    }
+
+    fn send(&mut self, sequence: u64, size: u64) {
+        self.segs_out += 1;
+        if let Some(at) = self.pass(true, size) {
+            self.to_peer.push((at, sequence));
+        }
+        // A probe waits for a pause, a retransmission does not.
+        if self.timer.is_none() || (!self.probed && self.backoff == 0) {
+            self.arm();
+        }
+    }
+
+    fn arm(&mut self) {
+        let rto = (self.srtt + (4.0 * self.rttvar).max(200.0)) as u64;
+        let wait = if self.probed || self.backoff > 0 {
+            rto << self.backoff
+        } else {
+            let alone = if self.segments.len() == 1 { 200 } else { 2 };
+            ((2.0 * self.srtt) as u64 + alone).min(rto)
+        };
+        self.timer = Some(self.ms + wait.max(1));
+    }
+
+    fn transmit(&mut self) {
+        while (self.in_flight() as f64) < self.window {
+            let ms = self.ms;
+            let lost = self.segments.iter_mut().find(|it| it.lost && !it.repeated && !it.sacked);
+            if let Some(segment) = lost {
+                (segment.repeated, segment.ever_repeated, segment.sent_ms) = (true, true, ms);
+                let (sequence, size) = (segment.sequence, segment.size);
+                self.repeats += 1;
+                self.send(sequence, size);
+            } else if let Some(size) = self.waiting.pop_front() {
+                let sequence = self.next;
+                self.next += 1;
+                let new = Segment {
+                    sequence,
+                    size,
+                    sent_ms: ms,
+                    sacked: false,
+                    lost: false,
+                    repeated: false,
+                    ever_repeated: false,
+                };
+                self.segments.push_back(new);
+                self.send(sequence, size);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// The retransmission timer, or the tail probe before it.
+    fn fire(&mut self) {
+        if self.timer.is_none_or(|at| at > self.ms) || self.segments.is_empty() {
+            return;
+        }
+        if !self.probed && self.backoff == 0 {
+            self.probed = true;
+            if let Some(last) = self.segments.back_mut() {
+                last.ever_repeated = true;
+                let (sequence, size) = (last.sequence, last.size);
+                self.repeats += 1;
+                self.timer = None;
+                self.send(sequence, size);
+            }
+            return;
+        }
+        self.backoff = (self.backoff + 1).min(8);
+        self.threshold = (self.window / 2.0).max(2.0);
+        self.window = 1.0;
+        self.segments.iter_mut().for_each(|it| (it.lost, it.repeated) = (!it.sacked, false));
+        self.arm();
+    }
+
+    fn arrive_at_peer(&mut self) {
+        let due: Vec<_> = self.to_peer.extract_if(.., |(at, _)| *at <= self.ms).collect();
+        let mut at_once = false;
+        for (_, sequence) in due {
+            let in_order = sequence == self.got_below && self.got.is_empty();
+            if sequence >= self.got_below && !self.got.contains(&sequence) {
+                self.got.push(sequence);
+            }
+            while let Some(index) = self.got.iter().position(|it| *it == self.got_below) {
+                self.got.swap_remove(index);
+                self.got_below += 1;
+            }
+            // Every second segment is acknowledged at once, and every one out of order.
+            at_once |= !in_order || self.held_back.is_some();
+            self.held_back.get_or_insert(self.ms + 20);
+        }
+        at_once |= self.held_back.is_some_and(|at| at <= self.ms);
+        if self.peer_repeats && self.ms.is_multiple_of(50) {
+            at_once = true;
+        }
+        if at_once {
+            self.held_back = None;
+            if let Some(at) = self.pass(false, 40) {
+                self.to_us.push((at, self.got_below, self.got.clone()));
+            }
+        }
+    }
+
+    fn arrive_here(&mut self) {
+        let due: Vec<_> = self.to_us.extract_if(.., |(at, _, _)| *at <= self.ms).collect();
+        for (_, below, also) in due {
+            self.last_ack = self.ms;
+            let now = self.now();
+            if self.answers {
+                let _ = self.health.heard(now);
+            }
+            let known = |it: &Segment| it.sequence < below || also.contains(&it.sequence);
+            let mut newest = None;
+            let mut fresh = 0_u32;
+            for segment in self.segments.iter_mut().filter(|it| !it.sacked) {
+                if known(segment) {
+                    segment.sacked = true;
+                    fresh += 1;
+                    newest = newest.max(Some(segment.sent_ms));
+                    if !segment.ever_repeated {
+                        let error = (self.ms - segment.sent_ms) as f64 - self.srtt;
+                        self.srtt += error / 8.0;
+                        self.rttvar += (error.abs() - self.rttvar) / 4.0;
+                    }
+                }
+            }
+            self.segments.retain(|it| it.sequence >= below);
+            if fresh == 0 {
+                continue;
+            }
+            self.last_answer = self.ms;
+            self.delivered += fresh;
+            (self.backoff, self.probed, self.timer) = (0, false, None);
+            let before = self.segments.iter().any(|it| it.lost);
+            let overtaken = newest.unwrap_or(0).saturating_sub((self.srtt / 4.0) as u64);
+            for segment in self.segments.iter_mut().filter(|it| !it.sacked && it.sent_ms < overtaken) {
+                (segment.lost, segment.repeated) = (true, false);
+            }
+            if !before && self.segments.iter().any(|it| it.lost) {
+                self.threshold = (self.window / 2.0).max(2.0);
+                self.window = self.threshold;
+            } else if self.window < self.threshold {
+                self.window += f64::from(fresh);
+            } else {
+                self.window += f64::from(fresh) / self.window;
+            }
+            // What the receiver's buffer holds.
+            self.window = self.window.min(64.0);
+            if !self.segments.is_empty() {
+                self.arm();
+            }
+            if self.answers && self.health.progress(now) {
+                self.said.push((self.ms, Said::Recovered));
+            }
+        }
+    }
+
+    pub(super) fn sample(&self) -> TransportSample {
+        let ms = |ms: f64| Duration::from_micros((ms * 1000.0) as u64);
+        TransportSample {
+            delivered: self.delivered,
+            in_flight: self.in_flight() as u32,
+            unacked: self.segments.len() as u32,
+            segs_out: self.segs_out,
+            retransmitted: self.repeats,
+            last_ack: Duration::from_millis(self.ms - self.last_ack),
+            srtt: ms(self.srtt),
+            rttvar: ms(self.rttvar),
+        }
+    }
+
+    /// What a session and its shell do.
+    fn judge(&mut self) {
+        let now = self.now();
+        let unanswered = !self.segments.is_empty() || !self.waiting.is_empty();
+        if unanswered && !self.unanswered {
+            self.health.begin(now);
+        }
+        self.unanswered = unanswered;
+        let limits = self.limits.clone();
+        let outlook = Outlook {
+            limits: &limits,
+            unanswered,
+            connecting: false,
+            judged: true,
+            ping_due: false,
+            srtt: None,
+        };
+        // A PONG each second brings a sample with it.
+        let pong = self.answers && self.ms.is_multiple_of(1000) && self.ms < self.last_answer + 100;
+        if pong || self.health.wants_sample(now, outlook) {
+            self.samples += 1;
+            let sample = self.sample();
+            if self.health.sample(now, sample) {
+                self.said.push((self.ms, Said::Recovered));
+            }
+        }
+        if self.health.deadline(outlook).is_none_or(|at| at > now) {
+            return;
+        }
+        let verdict = self.health.tick(now, outlook);
+        assert!(self.health.deadline(outlook).is_none_or(|at| at > now), "the timer would spin");
+        if verdict.doubted {
+            self.said.push((self.ms, Said::Doubted));
+        }
+        if verdict.suspect.is_some() {
+            self.said.push((self.ms, Said::Suspect));
+        }
+        if verdict.ping {
+            self.ping();
+        }
+    }
+}

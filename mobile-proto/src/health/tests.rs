@@ -1,1 +1,260 @@
+//! Paths that die, and paths that only look as if they did.
 
+use super::model::{Model, Said, Way};
+use super::*;
+
+/// 10 Mbit/s.
+const FAST: u64 = 1250;
+/// A keystroke's worth every 5 ms, one now and then, and more than the link carries.
+const LOADS: [(u64, u64); 4] = [(5, 100), (50, 100), (1000, 100), (10, 20_000)];
+const BULK: (u64, u64) = LOADS[3];
+
+fn model(rtt: u64, loss: u64, seed: u64) -> Model {
+    let way = Way::new(rtt / 2, loss, FAST);
+    Model::new(way.clone(), way, seed)
+}
+
+/// A path that carried a load for five seconds.
+fn steady(rtt: u64, load: (u64, u64)) -> Model {
+    let mut model = model(rtt, 0, 1);
+    model.run(5000, load.0, load.1);
+    assert_eq!(model.said, [], "a steady flow over a good path");
+    model
+}
+
+/// How long after the last answer the path is suspect, and how long after the cut.
+fn verdict(model: &mut Model, load: (u64, u64)) -> (u64, u64) {
+    let cut = model.ms;
+    model.run(10_000, load.0, load.1);
+    let at = model.first(Said::Suspect, cut).expect("a dead path is found");
+    assert_eq!(model.count(Said::Suspect), 1, "it is said once");
+    assert!(model.first(Said::Doubted, 0).is_some_and(|doubted| doubted < at));
+    (at - model.last_answer, at - cut)
+}
+
+#[test]
+fn a_silent_path_is_found_within_seven_round_trips_whichever_direction_died() {
+    for (up, down) in [(true, true), (true, false), (false, true)] {
+        let mut model = steady(20, (5, 100));
+        model.cut(up, down);
+        let samples = model.samples;
+        let (after_answer, _) = verdict(&mut model, (5, 100));
+        assert!((100..=140).contains(&after_answer), "{after_answer} ms");
+        assert!(model.pings <= u64::from(PINGS) && model.samples - samples < 40);
+    }
+}
+
+#[test]
+fn what_the_peer_repeats_is_no_sign_of_life_in_our_direction() {
+    let mut model = steady(20, (5, 100));
+    model.cut(true, false);
+    (model.peer_repeats, model.answers) = (true, false);
+    let (after_answer, _) = verdict(&mut model, (5, 100));
+    assert!(after_answer <= 200, "{after_answer} ms");
+}
+
+#[test]
+fn a_single_write_is_enough_and_pings_do_the_rest() {
+    let mut model = steady(20, (1000, 100));
+    model.cut(true, true);
+    let (_, after_cut) = verdict(&mut model, (1000, 100));
+    // The write was on its way when the path died.
+    assert!(after_cut <= 300, "{after_cut} ms");
+}
+
+#[test]
+fn an_idle_path_costs_nothing_and_its_unanswered_keepalive_tells() {
+    let mut model = steady(20, (50, 100));
+    model.run(1000, 0, 0);
+    let before = model.samples;
+    model.run(60_000, 0, 0);
+    assert!(model.samples - before <= 1, "a sample rides with a PONG, none is asked for");
+    model.cut(true, true);
+    model.ping();
+    let (_, after_ping) = verdict(&mut model, (0, 0));
+    assert!(after_ping <= 300, "{after_ping} ms");
+}
+
+#[test]
+fn a_bulk_transfer_whose_window_is_full_is_found_as_well() {
+    for rtt in [20, 100] {
+        let mut model = steady(rtt, BULK);
+        model.cut(true, true);
+        let (after_answer, _) = verdict(&mut model, BULK);
+        assert!(after_answer <= 1000, "{after_answer} ms");
+    }
+}
+
+#[test]
+fn a_long_way_is_not_a_dead_one() {
+    for load in LOADS {
+        let mut model = model(200, 0, 1);
+        model.run(60_000, load.0, load.1);
+        assert_eq!(model.count(Said::Suspect), 0);
+        model.cut(true, true);
+        let (_, after_cut) = verdict(&mut model, load);
+        assert!(after_cut <= 2500, "{after_cut} ms");
+    }
+}
+
+#[test]
+fn a_rate_ten_times_lower_is_life() {
+    for load in LOADS {
+        let mut model = steady(20, load);
+        model.up.bytes_per_ms = FAST / 10;
+        model.down.bytes_per_ms = FAST / 10;
+        model.run(60_000, load.0, load.1);
+        assert_eq!(model.count(Said::Suspect), 0, "{load:?}");
+    }
+}
+
+#[test]
+fn five_percent_loss_each_way_is_life() {
+    for (rtt, load) in [2, 20, 200].into_iter().flat_map(|rtt| LOADS.map(|load| (rtt, load))) {
+        for seed in 0..4 {
+            let mut model = model(rtt, 5, seed);
+            model.run(60_000, load.0, load.1);
+            assert_eq!(model.count(Said::Suspect), 0, "{rtt} ms, {load:?}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn twenty_percent_loss_is_life_unless_the_kernel_itself_gets_nothing_through() {
+    for (rtt, load) in [2, 20, 200].into_iter().flat_map(|rtt| LOADS.map(|load| (rtt, load))) {
+        for seed in 0..4 {
+            let mut one_way = model(rtt, 0, seed);
+            one_way.up.loss = 20;
+            one_way.run(60_000, load.0, load.1);
+            assert_eq!(one_way.count(Said::Suspect), 0, "{rtt} ms, {load:?}, seed {seed}");
+            // Both ways, a third of all round trips fail: TCP itself may be in back-off for long.
+            let mut both_ways = model(rtt, 20, seed);
+            for _ in 0..60_000 {
+                let before = both_ways.count(Said::Suspect);
+                both_ways.run(1, load.0, load.1);
+                let silence = both_ways.ms - both_ways.last_answer;
+                let new = both_ways.count(Said::Suspect) > before;
+                assert!(!new || silence > 20_000, "{rtt} ms, {load:?}, seed {seed}: {silence} ms");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_path_that_comes_back_is_told_and_may_be_lost_again() {
+    let mut model = steady(20, (5, 100));
+    for round in 1..=3 {
+        model.cut(true, true);
+        model.run(2000, 5, 100);
+        assert_eq!((model.count(Said::Suspect), model.count(Said::Recovered)), (round, round - 1));
+        model.cut(false, false);
+        model.run(5000, 5, 100);
+        assert_eq!((model.count(Said::Suspect), model.count(Said::Recovered)), (round, round));
+    }
+}
+
+#[test]
+fn a_suspect_path_is_looked_at_once_a_second() {
+    let mut model = steady(20, (5, 100));
+    model.cut(true, true);
+    model.run(5000, 5, 100);
+    let before = model.samples;
+    model.run(10_000, 5, 100);
+    assert!(model.samples - before <= 11);
+}
+
+fn outlook(limits: &Limits) -> Outlook<'_> {
+    Outlook { limits, unanswered: true, connecting: false, judged: true, ping_due: false, srtt: None }
+}
+
+fn sample(unacked: u32) -> TransportSample {
+    TransportSample {
+        delivered: 9,
+        in_flight: unacked,
+        unacked,
+        segs_out: 9 + unacked,
+        retransmitted: 0,
+        last_ack: Duration::from_millis(20),
+        srtt: Duration::from_millis(20),
+        rttvar: Duration::from_millis(1),
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn without_samples_only_silence_counts() {
+    let (now, limits) = (Instant::now(), Limits::default());
+    let mut health = Health::default();
+    let outlook = outlook(&limits);
+    assert_eq!(health.deadline(outlook), None, "nothing was sent");
+    health.begin(now);
+    assert!(!health.wants_sample(now + 10 * SECOND, outlook));
+    assert_eq!(health.deadline(outlook), Some(now + 4 * SECOND), "the RTT is not known");
+    let measured = Outlook { srtt: Some(SECOND / 100), ..outlook };
+    assert_eq!(health.deadline(measured), Some(now + SECOND));
+    assert_eq!(health.deadline(Outlook { unanswered: false, ..measured }), None);
+    assert!(!health.heard(now + SECOND / 2));
+    assert_eq!(health.tick(now + SECOND, measured), Verdict::default());
+    let verdict = health.tick(now + 3 * SECOND / 2, measured);
+    assert_eq!(verdict, Verdict { suspect: Some(SECOND), ..Verdict::default() });
+    assert_eq!(health.deadline(measured), None, "once");
+    assert!(health.heard(now + 2 * SECOND) && !health.is_suspect());
+}
+
+#[test]
+fn welcome_is_waited_for_as_long_as_the_handshake_suggests() {
+    let (now, limits) = (Instant::now(), Limits::default());
+    let mut health = Health::default();
+    health.begin(now);
+    let connecting = Outlook { connecting: true, judged: false, ..outlook(&limits) };
+    let _ = health.sample(now, sample(1));
+    assert_eq!(health.deadline(connecting), Some(now + SECOND));
+    let _ = health.sample(now, TransportSample { srtt: SECOND, ..sample(1) });
+    assert_eq!(health.deadline(connecting), Some(now + 4 * SECOND));
+    assert!(health.tick(now + 4 * SECOND, connecting).suspect.is_some());
+    assert!(health.progress(now + 5 * SECOND));
+}
+
+#[test]
+fn a_program_that_is_silent_behind_a_kernel_that_answers_is_found() {
+    let (mut now, limits) = (Instant::now(), Limits::default());
+    let start = now;
+    let outlook = outlook(&limits);
+    let mut health = Health::default();
+    let _ = health.sample(now, sample(0));
+    health.begin(now);
+    let mut samples = 0;
+    let suspect = loop {
+        now = health.deadline(outlook).expect("something is unanswered");
+        if health.wants_sample(now, outlook) {
+            samples += 1;
+            assert!(!health.sample(now, sample(0)));
+        }
+        let verdict = health.tick(now, outlook);
+        assert!(!verdict.doubted && !verdict.ping);
+        if verdict.suspect.is_some() {
+            break now;
+        }
+    };
+    assert_eq!(suspect - start, PATIENCES[0].1);
+    assert!(samples < 100, "one for each answer that was overdue: {samples}");
+    assert!(!health.sample(now, sample(0)), "the kernel's word does not end it");
+    assert!(health.heard(now));
+}
+
+#[test]
+fn a_nudge_tries_the_path_once() {
+    let (now, limits) = (Instant::now(), Limits::default());
+    let mut health = Health::default();
+    assert!(!health.nudge(now), "without samples there is nothing to judge by");
+    let _ = health.sample(now, sample(0));
+    assert!(health.nudge(now) && !health.nudge(now));
+    let waiting = Outlook { unanswered: false, ping_due: true, ..outlook(&limits) };
+    let due = health.deadline(waiting).expect("it is being tried");
+    // The PING was answered: all is well, and nothing is left to do.
+    health.begin(now);
+    let _ = health.sample(due, sample(0));
+    assert!(!health.tick(due, outlook(&limits)).ping);
+    assert!(health.doubt.is_none());
+}

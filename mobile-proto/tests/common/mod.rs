@@ -1,6 +1,9 @@
 //! Two ends driven by hand: a client, a relay and the wires between them, with a virtual clock.
 #![allow(dead_code, reason = "each test binary uses its own part of the helper")]
 
+pub(crate) mod kernel;
+pub(crate) mod world;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -8,6 +11,8 @@ use std::time::{Duration, Instant};
 use mobile_proto::{
     CloseCode, Enqueue, Event, HelloReader, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId,
 };
+
+use kernel::Kernel;
 
 /// The two directions of a wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,16 @@ pub(crate) struct Wire {
     client_open: bool,
     server_open: bool,
     hello: Option<HelloReader>,
+    /// What the kernels at its ends know of the bytes that they send.
+    at_client: Kernel,
+    at_server: Kernel,
+}
+
+impl Wire {
+    /// Nothing gets through, at least not in both directions.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.stalled_up || self.stalled_down
+    }
 }
 
 /// A client and a relay.
@@ -46,6 +61,8 @@ pub(crate) struct Pair {
     /// a new agent or another epoch at the client.
     pub(crate) server_lives: Vec<usize>,
     pub(crate) client_lives: Vec<usize>,
+    /// Whether the shells have something like TCP_INFO to give.
+    pub(crate) samples: bool,
     epochs: u64,
     clients: u8,
 }
@@ -74,6 +91,7 @@ impl Pair {
             server_events: VecDeque::new(),
             server_lives: Vec::new(),
             client_lives: Vec::new(),
+            samples: false,
             epochs: 100,
             clients: 1,
         }
@@ -157,6 +175,7 @@ impl Pair {
             let mut out = Vec::new();
             if wire.client_open {
                 self.client.poll_transmit(self.now, path, &mut out, limit);
+                wire.at_client.sent(out.len());
                 wire.up.extend(out.drain(..));
                 wire.client_open = self.client.paths().any(|open| open == path);
             }
@@ -164,6 +183,7 @@ impl Pair {
                 && let Some(server) = &mut self.server
             {
                 server.poll_transmit(self.now, path, &mut out, limit);
+                wire.at_server.sent(out.len());
                 wire.down.extend(out.drain(..));
                 wire.server_open = wire.hello.is_some() || server.paths().any(|open| open == path);
             }
@@ -177,6 +197,8 @@ impl Pair {
         let queue = if way == Way::Up { &mut wire.up } else { &mut wire.down };
         let count = count.min(queue.len());
         let bytes: Vec<u8> = queue.drain(..count).collect();
+        let sender = if way == Way::Up { &mut wire.at_client } else { &mut wire.at_server };
+        sender.arrived(count);
         if count > 0 {
             match way {
                 Way::Up => self.arrive_at_server(path, &bytes),
@@ -222,6 +244,7 @@ impl Pair {
         let end = self.now + time;
         loop {
             self.settle();
+            self.take_samples();
             let due = self.client.poll_timeout().into_iter();
             let due = due.chain(self.server.as_ref().and_then(Session::poll_timeout)).min();
             match due.filter(|&due| due <= end) {
@@ -238,6 +261,7 @@ impl Pair {
 
     /// Both ends do what is due now, once; afterwards nothing may be due any more.
     pub(crate) fn fire(&mut self) {
+        self.take_samples();
         self.client.handle_timeout(self.now);
         let left = self.client.poll_timeout();
         assert!(left.is_none_or(|at| at > self.now), "the client's timer would spin");
@@ -247,6 +271,27 @@ impl Pair {
             assert!(left.is_none_or(|at| at > self.now), "the relay's timer would spin");
         }
         self.poll_events();
+    }
+
+    /// The shells ask their kernels where the sessions want it.
+    fn take_samples(&mut self) {
+        for (&path, wire) in self.wires.iter_mut().filter(|_| self.samples) {
+            // An acknowledgement comes back at once, if anything does.
+            if !wire.stalled_down {
+                wire.at_client.acknowledge(self.now);
+            }
+            if !wire.stalled_up {
+                wire.at_server.acknowledge(self.now);
+            }
+            if wire.client_open && self.client.wants_sample(self.now, path) {
+                self.client.transport_sample(self.now, path, wire.at_client.sample(self.now));
+            }
+            if let Some(server) = self.server.as_mut().filter(|_| wire.server_open)
+                && server.wants_sample(self.now, path)
+            {
+                server.transport_sample(self.now, path, wire.at_server.sample(self.now));
+            }
+        }
     }
 
     pub(crate) fn poll_events(&mut self) {

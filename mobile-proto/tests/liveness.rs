@@ -1,0 +1,194 @@
+//! Doubt, suspicion, recovery and the relay's nudge, as the shells see them.
+
+mod common;
+
+use std::time::Duration;
+
+use common::kernel::RTT;
+use common::{Pair, down, up};
+use mobile_proto::{Event, Limits, PathId};
+
+const ONE: PathId = PathId(1);
+const TWO: PathId = PathId(2);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Path 1 is active, path 2 stands by, and the shells give samples.
+fn pair() -> Pair {
+    let mut pair = Pair::connected(Limits::default());
+    pair.samples = true;
+    pair.open(TWO);
+    // The paths have been used and are idle.
+    up(&mut pair, 0..1);
+    pair.advance(2 * SECOND);
+    pair.client_events.clear();
+    pair.server_events.clear();
+    pair
+}
+
+fn told(pair: &Pair) -> Vec<&Event> {
+    pair.client_events.iter().collect()
+}
+
+fn is_suspect(event: &Event, of: PathId) -> bool {
+    matches!(event, Event::PathSuspect { path, .. } if *path == of)
+}
+
+#[test]
+fn a_dead_path_is_doubted_then_suspect_and_recovers() {
+    let mut pair = pair();
+    pair.wire(ONE).stalled_up = true;
+    up(&mut pair, 1..2);
+    let cut = pair.now;
+    pair.advance(RTT + Duration::from_millis(30));
+    assert_eq!(told(&pair), [&Event::PathDoubted { path: ONE }]);
+    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
+    pair.advance(Duration::from_millis(100));
+    let events = told(&pair);
+    let [_, Event::PathSuspect { path: ONE, silent_for }] = events[..] else { panic!("{events:?}") };
+    assert!(*silent_for < Duration::from_millis(150) && *silent_for <= pair.now - cut);
+    assert!(pair.client.path_stats(ONE).unwrap().suspect);
+    pair.advance(10 * SECOND);
+    assert_eq!(pair.client_events.len(), 2, "each is said once");
+    pair.wire(ONE).stalled_up = false;
+    pair.advance(2 * SECOND);
+    assert_eq!(pair.client_events.back(), Some(&Event::PathRecovered { path: ONE }));
+    assert_eq!(pair.client_events.len(), 3);
+    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
+    // The same again: it is another time.
+    pair.wire(ONE).stalled_down = true;
+    up(&mut pair, 2..3);
+    pair.advance(SECOND);
+    assert!(is_suspect(pair.client_events.back().unwrap(), ONE));
+    let stats = pair.client.stats();
+    assert_eq!((stats.doubts, stats.suspects), (2, 2));
+}
+
+#[test]
+fn a_doubt_asks_the_other_paths_whether_they_live() {
+    let mut pair = pair();
+    pair.open(PathId(3));
+    pair.advance(2 * SECOND);
+    pair.client_events.clear();
+    pair.wire(ONE).stalled_up = true;
+    pair.wire(TWO).stalled_down = true;
+    up(&mut pair, 1..2);
+    pair.advance(SECOND / 2);
+    for (path, dead) in [(ONE, true), (TWO, true), (PathId(3), false)] {
+        assert_eq!(pair.client_events.iter().any(|event| is_suspect(event, path)), dead, "{path}");
+    }
+}
+
+#[test]
+fn a_relay_that_gets_nothing_through_nudges_the_client_over_another_path() {
+    let mut pair = pair();
+    // The client sends nothing, so that nothing of its own is unanswered.
+    pair.wire(ONE).stalled_up = true;
+    pair.wire(ONE).stalled_down = true;
+    down(&mut pair, 0..1);
+    pair.advance(Duration::from_millis(60));
+    assert_eq!(pair.server_events.pop_front(), Some(Event::PathDoubted { path: ONE }));
+    assert_eq!(told(&pair), [&Event::PathDoubted { path: ONE }], "it tries the path itself");
+    pair.advance(Duration::from_millis(150));
+    assert!(is_suspect(pair.client_events.back().unwrap(), ONE));
+    assert!(is_suspect(pair.server_events.back().unwrap(), ONE));
+    pair.activate(TWO, &[]);
+    pair.settle();
+    assert_eq!(common::numbers(&pair.at_client), [0]);
+}
+
+#[test]
+fn a_relay_that_lies_causes_a_few_pings_and_nothing_else() {
+    let mut pair = pair();
+    let before = pair.client.path_stats(ONE).unwrap().tx_bytes;
+    let start = pair.now;
+    while pair.now < start + SECOND {
+        let now = pair.now;
+        pair.client.handle_input(now, TWO, &[0x15, 0], &mut |_| {}).unwrap();
+        pair.advance(Duration::from_millis(1));
+    }
+    let bytes = pair.client.path_stats(ONE).unwrap().tx_bytes - before;
+    assert!(bytes <= 5 * 10 * 10, "ten pings of ten bytes, four times a second and once: {bytes}");
+    let doubts = pair.client_events.iter().filter(|event| matches!(event, Event::PathDoubted { .. })).count();
+    assert!((1..=5).contains(&doubts), "{doubts}");
+    assert_eq!((pair.client.stats().suspects, pair.client.active_path()), (0, Some(ONE)));
+    let now = pair.now;
+    assert!(pair.client.handle_input(now, TWO, &[0x15, 1, 0], &mut |_| {}).is_err(), "it has no payload");
+    assert!(pair.server().handle_input(now, TWO, &[0x15, 0], &mut |_| {}).is_err(), "only a relay doubts");
+}
+
+#[test]
+fn without_samples_a_nudge_makes_the_silence_heard() {
+    let mut pair = Pair::connected(Limits::default());
+    pair.open(TWO);
+    up(&mut pair, 0..1);
+    pair.advance(2 * SECOND);
+    pair.wire(ONE).stalled_up = true;
+    pair.wire(ONE).stalled_down = true;
+    down(&mut pair, 0..1);
+    pair.advance(3 * SECOND);
+    assert!(pair.server_events.iter().any(|event| is_suspect(event, ONE)));
+    assert!(pair.client_events.iter().any(|event| is_suspect(event, ONE)));
+}
+
+#[test]
+fn an_early_path_is_judged_by_its_data_and_its_hello() {
+    for (millis, writes) in [(400, 100), (1100, 1)] {
+        let mut pair = pair();
+        pair.open(PathId(3));
+        pair.wire(PathId(3)).stalled_up = true;
+        pair.activate(PathId(3), &[ONE]);
+        for n in 1..=writes {
+            up(&mut pair, n..n + 1);
+            pair.advance(Duration::from_millis(5));
+        }
+        pair.advance(Duration::from_millis(millis));
+        assert!(pair.client_events.iter().any(|event| is_suspect(event, PathId(3))), "{writes} writes");
+        pair.wire(PathId(3)).stalled_up = false;
+        pair.advance(SECOND);
+        assert!(!pair.client.path_stats(PathId(3)).unwrap().suspect);
+        assert!(pair.client_events.contains(&Event::PathRecovered { path: PathId(3) }));
+    }
+}
+
+#[test]
+fn the_shell_reads_what_its_kernel_knows() {
+    let mut pair = pair();
+    let stats = pair.client.path_stats(ONE).unwrap();
+    assert_eq!((stats.srtt, stats.rttvar, stats.loss), (Some(RTT), Some(RTT / 20), Some(0.0)));
+    let now = pair.now;
+    assert!(!pair.client.wants_sample(now, ONE), "an idle path is not looked at");
+    assert!(!pair.client.wants_sample(now, PathId(9)));
+    let lossy = mobile_proto::TransportSample {
+        delivered: 90,
+        in_flight: 0,
+        unacked: 0,
+        segs_out: 100,
+        retransmitted: 10,
+        last_ack: SECOND,
+        srtt: RTT,
+        rttvar: RTT,
+    };
+    pair.client.transport_sample(now, ONE, lossy);
+    assert_eq!(pair.client.path_stats(ONE).unwrap().loss, Some(0.1));
+}
+
+#[test]
+fn an_idle_pair_with_two_standby_paths_wakes_rarely_and_sends_little() {
+    let mut pair = pair();
+    pair.open(PathId(3));
+    pair.advance(60 * SECOND);
+    let end = pair.now + 600 * SECOND;
+    let sent = |pair: &Pair| -> u64 {
+        [ONE, TWO, PathId(3)].map(|path| pair.client.path_stats(path).unwrap().tx_bytes).iter().sum()
+    };
+    let (before, mut wakes) = (sent(&pair), 0);
+    while pair.now < end {
+        let due = pair.client.poll_timeout().unwrap();
+        pair.advance(due - pair.now);
+        wakes += 1;
+    }
+    // Thirteen keepalives of ten bytes for each path in ten minutes.
+    assert!(sent(&pair) - before <= 3 * 14 * 10, "{}", sent(&pair) - before);
+    assert!(wakes <= 3 * 2 * 14, "{wakes} in ten minutes");
+    assert_eq!(pair.client.stats().doubts, 0);
+}
