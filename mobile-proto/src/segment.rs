@@ -205,7 +205,7 @@ fn address(packet: &[u8], version: u8, which: usize) -> Option<[u8; 16]> {
 
 /// Adds up words of two bytes; all that is summed here has an even length and is shorter than 100 bytes.
 fn sum_words(start: u32, bytes: &[u8]) -> u32 {
-    bytes.chunks_exact(2).fold(start, |sum, word| sum + u32::from(u16::from_be_bytes([word[0], word[1]])))
+    bytes.as_chunks().0.iter().fold(start, |sum, &word| sum + u32::from(u16::from_be_bytes(word)))
 }
 
 /// The Internet checksum (RFC 1071).

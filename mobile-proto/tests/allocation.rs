@@ -47,7 +47,7 @@ fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) 
 fn segment(size: usize) -> Vec<u8> {
     let mut packet = vec![1; size];
     packet[0] = 0x45;
-    packet[2..4].copy_from_slice(&u16::try_from(size).unwrap().to_be_bytes());
+    packet[2..4].copy_from_slice(&u16::try_from(size).expect("a packet's size").to_be_bytes());
     packet[6..8].fill(0);
     packet[9] = 6;
     (packet[32], packet[33]) = (5 << 4, 0x10);
