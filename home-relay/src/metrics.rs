@@ -123,7 +123,7 @@ pub(crate) struct Metrics {
     pub(crate) duplicates: IntCounter,
     /// Records given up by either side's bounds.
     pub(crate) lost: IntCounter,
-    /// Packets dropped by sessions, over their bounds of bytes and age.
+    /// Packets dropped by sessions, over their bounds of bytes and age, or held already.
     pub(crate) session_drops: IntCounter,
 }
 

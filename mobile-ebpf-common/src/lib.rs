@@ -1,6 +1,8 @@
 //! What the eBPF programs and the agent agree on: map keys, values and names.
 #![no_std]
 
+pub mod retries;
+
 /// The programs, under the names they have in the object and in `pin_dir`.
 pub mod program {
     /// Marks a socket of a mobile process when it is created.

@@ -10,6 +10,8 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+mod retries;
+#[cfg(target_arch = "bpf")]
 mod select;
 
 /// The programs exist on the bpf target only; this lets `cargo check --workspace` pass on the host.

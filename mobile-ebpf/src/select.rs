@@ -16,6 +16,8 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use mobile_ebpf_common::{Config, Verdict, map::VERDICTS_ENTRIES};
 
+use crate::retries;
+
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
@@ -32,12 +34,12 @@ fn mobile_sock_create(ctx: SockContext) -> i32 {
 
 #[cgroup_sock_addr(connect4)]
 fn mobile_connect4(ctx: SockAddrContext) -> i32 {
-    count(try_sock_addr(&ctx, "connect4"))
+    count(try_connect(&ctx, "connect4"))
 }
 
 #[cgroup_sock_addr(connect6)]
 fn mobile_connect6(ctx: SockAddrContext) -> i32 {
-    count(try_sock_addr(&ctx, "connect6"))
+    count(try_connect(&ctx, "connect6"))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -86,6 +88,16 @@ fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
             Ok(verdict)
         }
     }
+}
+
+/// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer.
+#[inline(always)]
+fn try_connect(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
+    let verdict = try_sock_addr(ctx, hook)?;
+    if matches!(verdict, Verdict::Marked | Verdict::Kept) {
+        retries::bound(ctx);
+    }
+    Ok(verdict)
 }
 
 /// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,

@@ -270,6 +270,11 @@ impl Health {
         self.suspicion.is_some()
     }
 
+    /// Since when something is unanswered and nothing that we sent made progress.
+    pub(crate) fn stalled(&self) -> Option<Instant> {
+        self.stalled
+    }
+
     /// The newest sample.
     pub(crate) fn latest(&self) -> Option<&TransportSample> {
         self.latest.as_ref().map(|(_, sample)| sample)

@@ -12,6 +12,7 @@
 mod close;
 mod config;
 mod error;
+mod flow;
 mod frame;
 mod health;
 mod hello;
@@ -24,6 +25,7 @@ mod path;
 mod pool;
 mod queue;
 mod replay;
+mod segment;
 mod session;
 mod stats;
 mod varint;

@@ -7,13 +7,16 @@ use std::time::Duration;
 pub struct Limits {
     /// Memory for records sent and not yet acknowledged. When it is full, transmission waits.
     pub replay_bytes: usize,
-    /// Memory for packets not yet sent. Beyond it the newest is dropped.
+    /// Memory for packets not yet sent. Beyond it the newest is dropped; in an outage the oldest that is no segment of a
+    /// known TCP flow.
     pub queue_bytes: usize,
     /// Memory for packets not yet sent beyond which [`Session::has_room`](crate::Session::has_room)
     /// asks the shell to stop reading while a path is active.
     pub active_queue_bytes: usize,
-    /// Without an active path, packets older than this are given up.
+    /// Without an active path, packets older than this are given up, but for segments of known TCP flows.
     pub max_age: Duration,
+    /// Inner TCP is not frozen before nothing has got through for this long.
+    pub freeze_grace: Duration,
     /// A client's path on which nothing was heard for this long is pinged.
     pub keepalive: Duration,
     /// A relay frees a path on which nothing was heard for this many `keepalive`s.
@@ -45,6 +48,9 @@ impl Default for Limits {
             // An inner TCP whose oldest segment comes back after a minute still resumes at once;
             // after that its user has usually gone.
             max_age: Duration::from_secs(60),
+            // Above an ordinary handover (100 ms), which is better not noticed at all, and so short that a sender's second
+            // repetition (after 600 ms at the least) is answered.
+            freeze_grace: Duration::from_millis(250),
             // An exchange is three packets, so an idle path costs four a minute, and a phone's
             // radio may sleep between them. Below the minute or two after which the meanest NATs
             // forget a TCP connection; most wait for many minutes.

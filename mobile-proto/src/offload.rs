@@ -130,19 +130,19 @@ impl Offload {
 }
 
 /// Where the transport header of a packet stands.
-struct Transport {
-    version: u8,
-    protocol: u8,
+pub(crate) struct Transport {
+    pub(crate) version: u8,
+    pub(crate) protocol: u8,
     /// Length of the IP header with its extensions.
-    start: usize,
+    pub(crate) start: usize,
     /// Where the transport header ends.
-    payload: usize,
+    pub(crate) payload: usize,
     /// TCP's congestion-window-reduced flag: only the first segment may carry it.
     cwr: bool,
 }
 
 impl Transport {
-    fn locate(packet: &[u8]) -> Result<Self, OffloadError> {
+    pub(crate) fn locate(packet: &[u8]) -> Result<Self, OffloadError> {
         let version = IpHeader::parse(packet)?.version;
         let (protocol, start) = if version == 4 { locate_v4(packet) } else { locate_v6(packet) }
             .ok_or(OffloadError::NoTransport)?;

@@ -8,6 +8,10 @@ const CLASSES: usize = 9;
 /// More idle buffers than this are given back: a burst must not be held for ever.
 const MAX_IDLE: usize = 1 << 20;
 
+fn class_for(length: usize) -> usize {
+    (0..CLASSES - 1).find(|&class| length <= capacity(class)).unwrap_or(CLASSES - 1)
+}
+
 /// Idle packet buffers by capacity.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
@@ -20,9 +24,14 @@ fn capacity(class: usize) -> usize {
 }
 
 impl Pool {
+    /// The memory that a copy of so many bytes takes, unless a larger buffer is at hand.
+    pub(crate) fn capacity_for(&self, length: usize) -> usize {
+        capacity(class_for(length))
+    }
+
     /// A buffer with a copy of `packet`, which is at most [`MAX_PACKET`] long.
     pub(crate) fn copy(&mut self, packet: &[u8]) -> Vec<u8> {
-        let class = (0..CLASSES - 1).find(|&class| packet.len() <= capacity(class)).unwrap_or(CLASSES - 1);
+        let class = class_for(packet.len());
         let mut buffer = match self.idle[class].pop() {
             Some(buffer) => {
                 self.bytes -= buffer.capacity();

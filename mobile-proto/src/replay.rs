@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::queue::Record;
-use crate::{Packet, ProtocolError};
+use crate::queue::{Place, Record};
+use crate::{Offload, Packet, ProtocolError};
 
 /// The unacknowledged records, numbered from `base` without gaps.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub(crate) struct Replay {
     acked: u64,
     cost: usize,
     bytes: usize,
+    /// How many records grow too old in an outage.
+    ageing: usize,
 }
 
 impl Replay {
@@ -29,6 +31,7 @@ impl Replay {
         debug_assert!(!self.has_next(), "older records go first");
         self.cost += record.cost();
         self.bytes += record.packet.len();
+        self.ageing += usize::from(record.place.is_none());
         let number = self.base + self.records.len() as u64;
         self.sent_end = number + 1;
         self.cursor = self.records.len() + 1;
@@ -40,8 +43,11 @@ impl Replay {
         self.cursor < self.records.len()
     }
 
-    /// The record to send again now, with its number.
+    /// The record to send again now, with its number. One that was given up leaves a jump.
     pub(crate) fn next(&mut self) -> Option<(u64, Packet<'_>)> {
+        while self.records.get(self.cursor)?.packet.is_empty() {
+            self.cursor += 1;
+        }
         let record = self.records.get(self.cursor)?;
         let number = self.base + self.cursor as u64;
         self.cursor += 1;
@@ -74,16 +80,53 @@ impl Replay {
         self.acked = self.acked.max(upto);
         while self.base < upto {
             match self.pop() {
+                Some(record) if record.packet.is_empty() => {}
                 Some(record) => done(record),
                 None => break,
             }
         }
+        self.skip_given_up();
         Ok(())
     }
 
-    /// Takes out the oldest record, if it came before `limit`.
-    pub(crate) fn pop_older(&mut self, limit: Instant) -> Option<Record> {
-        if self.oldest()? <= limit { self.pop() } else { None }
+    /// Gives up the records that came before `limit`, but those of known TCP flows. In the midst of others the
+    /// number stays taken.
+    pub(crate) fn give_up_older(&mut self, limit: Instant, mut done: impl FnMut(Vec<u8>)) {
+        let Self { records, cost, bytes, ageing, .. } = self;
+        for record in records.iter_mut().filter(|record| record.ages()) {
+            if *ageing == 0 || record.since > limit {
+                break;
+            }
+            let former = record.cost();
+            let packet = std::mem::take(&mut record.packet);
+            *cost = *cost - former + record.cost();
+            *bytes -= packet.len();
+            *ageing -= 1;
+            done(packet);
+        }
+        self.skip_given_up();
+    }
+
+    /// A kept segment for which `wanted` is true.
+    pub(crate) fn find(&self, wanted: impl Fn(&Place) -> bool) -> Option<usize> {
+        self.records.iter().position(|record| record.place.as_ref().is_some_and(&wanted))
+    }
+
+    /// The place of a kept segment.
+    pub(crate) fn place(&self, at: usize) -> Option<Place> {
+        self.records.get(at)?.place
+    }
+
+    /// Puts a fresher copy of a kept segment into its place, and returns the old one. Whichever copy the peer gets, it is
+    /// the record of that number.
+    pub(crate) fn replace(&mut self, at: usize, packet: Vec<u8>, offload: Offload) -> Option<Vec<u8>> {
+        let record = self.records.get_mut(at)?;
+        let former = record.cost();
+        let old = std::mem::replace(&mut record.packet, packet);
+        record.offload = offload;
+        self.cost = self.cost - former + record.cost();
+        self.bytes = self.bytes - old.len() + record.packet.len();
+        Some(old)
     }
 
     /// Records were given up, the peer does not know it, and none follows to show it by its number:
@@ -92,9 +135,12 @@ impl Replay {
         (self.records.is_empty() && self.base > self.acked).then_some(self.base)
     }
 
-    /// When the oldest record came from the TUN.
+    /// When the oldest record came from the TUN that can grow too old.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        self.records.front().map(|record| record.since)
+        if self.ageing == 0 {
+            return None;
+        }
+        self.records.iter().find(|record| record.ages()).map(|record| record.since)
     }
 
     /// Whether something is out on the active path that the peer has not acknowledged.
@@ -116,9 +162,9 @@ impl Replay {
         self.bytes
     }
 
-    /// All records, in order.
+    /// All records that were not given up, in order.
     pub(crate) fn into_records(self) -> impl Iterator<Item = Record> {
-        self.records.into_iter()
+        self.records.into_iter().filter(|record| !record.packet.is_empty())
     }
 
     /// Gives back memory that a burst left behind.
@@ -132,14 +178,23 @@ impl Replay {
         self.cursor = self.cursor.saturating_sub(1);
         self.cost -= record.cost();
         self.bytes -= record.packet.len();
+        self.ageing -= usize::from(record.ages());
         Some(record)
+    }
+
+    /// The numbers of records given up are free once nothing older is kept.
+    fn skip_given_up(&mut self) {
+        while self.records.front().is_some_and(|record| record.packet.is_empty()) {
+            self.pop();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::Offload;
 
     fn packet(byte: &[u8]) -> Packet<'_> {
         byte.into()
@@ -148,11 +203,7 @@ mod tests {
     fn filled(count: u8) -> Replay {
         let mut replay = Replay::default();
         for byte in 0..count {
-            let sent = replay.push_sent(Record {
-                packet: vec![byte],
-                offload: Offload::None,
-                since: Instant::now(),
-            });
+            let sent = replay.push_sent(Record::new(vec![byte], Offload::None, Instant::now(), None));
             assert_eq!(sent, (u64::from(byte), packet(&[byte])));
         }
         replay
@@ -191,11 +242,35 @@ mod tests {
         assert_eq!(replay.next(), Some((10, packet(&[0]))));
         replay.acknowledge(11, drop).unwrap();
         assert_eq!(replay.gap(), None);
-        assert_eq!(replay.pop_older(Instant::now()).map(|record| record.packet), Some(vec![1]));
+        replay.records[1].since += Duration::from_secs(60);
+        let mut given_up = Vec::new();
+        replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
+        assert_eq!(given_up, [vec![1]]);
         assert_eq!(replay.next(), Some((12, packet(&[2]))));
-        assert!(replay.pop_older(Instant::now()).is_some());
+        replay.give_up_older(Instant::now() + Duration::from_secs(61), drop);
         assert_eq!(replay.gap(), Some(13));
         replay.acknowledge(13, drop).unwrap();
         assert_eq!(replay.gap(), None);
+    }
+
+    #[test]
+    fn what_is_given_up_amid_segments_that_stay_leaves_a_jump() {
+        let mut replay = filled(5);
+        let place = Some(Place { flow: 1, seq: 0, length: 1 });
+        (replay.records[0].place, replay.records[3].place, replay.ageing) = (place, place, 3);
+        let mut given_up = Vec::new();
+        replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
+        assert_eq!(given_up, [vec![1], vec![2], vec![4]]);
+        assert_eq!((replay.oldest(), replay.bytes()), (None, 2));
+        replay.rewind();
+        assert_eq!(replay.next(), Some((0, packet(&[0]))));
+        assert_eq!(replay.next(), Some((3, packet(&[3]))));
+        assert_eq!(replay.next(), None);
+        let mut acknowledged = 0;
+        replay.acknowledge(1, |_| acknowledged += 1).unwrap();
+        assert_eq!((replay.base, replay.gap()), (3, None));
+        replay.acknowledge(4, |_| acknowledged += 1).unwrap();
+        assert_eq!((acknowledged, replay.gap()), (2, Some(5)));
+        assert_eq!((replay.cost(), replay.bytes()), (0, 0));
     }
 }

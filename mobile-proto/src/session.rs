@@ -1,7 +1,8 @@
 //! A session: both sides of the protocol in one type. Here is its surface and the life of its
 //! paths; `input` reads what comes, `transmit` writes what goes, `timers` does what is due,
-//! `liveness` acts on what a path's health is.
+//! `liveness` acts on what a path's health is, `freeze` keeps inner TCP alive while nothing gets through.
 
+mod freeze;
 mod input;
 mod liveness;
 mod timers;
@@ -35,6 +36,8 @@ pub enum Enqueue {
 pub enum DropReason {
     /// The queue has no room.
     QueueFull,
+    /// Nothing gets through, and its data is held already: a fresher copy took the place of the older one at best.
+    Duplicate,
     /// It is empty or longer than [`MAX_PACKET`].
     BadLength,
 }
@@ -126,6 +129,7 @@ pub struct Session {
     /// The number of the next record to deliver.
     rx_next: u64,
     ack: transmit::AckState,
+    freeze: freeze::Freeze,
     events: VecDeque<Event>,
     /// Client: when a DOUBT was last listened to.
     nudged: Option<Instant>,
@@ -163,6 +167,7 @@ impl Session {
             replay: Replay::default(),
             rx_next: 0,
             ack: transmit::AckState::default(),
+            freeze: freeze::Freeze::default(),
             events: VecDeque::new(),
             nudged: None,
             stats: Stats::default(),
@@ -248,25 +253,24 @@ impl Session {
             self.stats.dropped_bad_length += 1;
             return Enqueue::Dropped(DropReason::BadLength);
         }
-        let record = Record { packet: self.pool.copy(bytes), offload, since: now };
-        if self.queue.cost() + record.cost() > self.limits.queue_bytes {
-            // The newest goes: what unblocks an inner TCP flow is its oldest segment.
-            self.pool.give(record.packet);
-            self.stats.dropped_queue_full += 1;
-            return Enqueue::Dropped(DropReason::QueueFull);
-        }
+        let cost = self.pool.capacity_for(bytes.len()) + size_of::<Record>();
+        let place = match self.admit(now, Packet { bytes, offload }, cost) {
+            freeze::Admission::Queue(place) => place,
+            freeze::Admission::Drop(reason) => return Enqueue::Dropped(reason),
+        };
+        let record = Record::new(self.pool.copy(bytes), offload, now, place);
         self.count_enqueued(bytes.len());
         self.queue.push(record);
         Enqueue::Queued
     }
 
     /// Whether the shell should go on reading packets. While a path is active, a full queue makes
-    /// the inner senders feel the path's rate. Without one, packets are taken and the excess is
-    /// dropped here: the TUN must never block an application for a whole outage.
+    /// the inner senders feel the path's rate. Without one, or with one that is suspected to be dead, packets are
+    /// taken and the excess is dropped here: the TUN must never block an application for a whole outage.
     #[must_use]
     pub fn has_room(&self) -> bool {
         let spare = self.limits.queue_bytes.saturating_sub(MAX_PACKET + size_of::<Record>());
-        self.active.is_none()
+        self.is_cut_off()
             || self.queue.is_empty()
             || self.queue.cost() < self.limits.active_queue_bytes.min(spare)
     }
@@ -302,7 +306,8 @@ impl Session {
                 continue;
             }
             self.count_enqueued(bytes.len());
-            self.queue.push_front(Record { packet: bytes.into_vec(), offload, since: now });
+            let place = self.learn(&bytes);
+            self.queue.push_front(Record::new(bytes.into_vec(), offload, now, place));
         }
         while self.queue.cost() > self.limits.queue_bytes.saturating_add(self.limits.replay_bytes) {
             self.stats.dropped_queue_full += u64::from(self.queue.pop_newest().is_some());

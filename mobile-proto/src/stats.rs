@@ -33,10 +33,16 @@ pub struct Stats {
     pub given_up: u64,
     /// Packets dropped because the queue was full.
     pub dropped_queue_full: u64,
+    /// Packets dropped in an outage because a newer one needed the room: none of a known TCP flow.
+    pub dropped_displaced: u64,
+    /// Packets dropped in an outage because their data was held already.
+    pub dropped_duplicate: u64,
     /// Packets dropped because they waited too long for an active path.
     pub dropped_aged: u64,
     /// Packets refused because they are longer than any packet may be, or empty.
     pub dropped_bad_length: u64,
+    /// Acknowledgements made here for inner TCP senders in the name of the other end.
+    pub local_answers: u64,
     /// ACK frames sent.
     pub acks_sent: u64,
     /// ACK frames received.

@@ -43,6 +43,17 @@ fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) 
     delivered
 }
 
+/// A TCP segment over IPv4, the flow's ends being the same in both directions.
+fn segment(size: usize) -> Vec<u8> {
+    let mut packet = vec![1; size];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&u16::try_from(size).expect("a packet's size").to_be_bytes());
+    packet[6..8].fill(0);
+    packet[9] = 6;
+    (packet[32], packet[33]) = (5 << 4, 0x10);
+    packet
+}
+
 #[test]
 fn a_steady_flow_allocates_nothing() {
     let mut now = Instant::now();
@@ -58,7 +69,9 @@ fn a_steady_flow_allocates_nothing() {
     client.activate(now, PATH, &[]);
     while client.poll_event().is_some() {}
 
-    let packets: Vec<Vec<u8>> = [40, 1500, 65_535, 9000].map(|size| vec![1; size]).to_vec();
+    // Segments of flows that get known, and something else.
+    let mut packets: Vec<Vec<u8>> = [40, 1500, 65_535, 9000].map(segment).to_vec();
+    packets.push(vec![1; 700]);
     let total: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
     let mut round = |now: Instant| {
         for packet in &packets {
@@ -74,6 +87,8 @@ fn a_steady_flow_allocates_nothing() {
         assert_eq!((up, down), (total, total));
         client.handle_timeout(now);
         server.handle_timeout(now);
+        client.poll_local(now, &mut |_| panic!("nothing is to be said for anybody"));
+        server.poll_local(now, &mut |_| panic!("nothing is to be said for anybody"));
         while server.poll_event().is_some() {}
     };
     // Ten milliseconds a round: the PING of each second, which gives memory back, falls in between.

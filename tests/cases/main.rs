@@ -2,6 +2,7 @@
 
 mod clients;
 mod command;
+mod freeze;
 mod lab;
 mod laptop;
 mod leaks;

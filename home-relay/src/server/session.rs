@@ -194,5 +194,9 @@ impl Live {
 }
 
 fn session_drops(stats: &Stats) -> u64 {
-    stats.dropped_queue_full + stats.dropped_aged + stats.dropped_bad_length
+    stats.dropped_queue_full
+        + stats.dropped_displaced
+        + stats.dropped_duplicate
+        + stats.dropped_aged
+        + stats.dropped_bad_length
 }

@@ -145,6 +145,8 @@ impl Agent {
     fn drops(&self, stats: &mobile_proto::Stats) -> BTreeMap<String, u64> {
         [
             ("queue_full", stats.dropped_queue_full),
+            ("displaced", stats.dropped_displaced),
+            ("duplicate", stats.dropped_duplicate),
             ("aged", stats.dropped_aged),
             ("bad_length", stats.dropped_bad_length),
             ("given_up", stats.given_up),

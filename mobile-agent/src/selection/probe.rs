@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -149,6 +150,16 @@ impl Probe {
         self.mark(&format!("set {kind} {mark}"))
     }
 
+    /// A TCP option of the last socket of a kind, `None` where the kernel has no such option.
+    pub(super) fn tcp_option(&mut self, kind: &str, option: TcpOption) -> Option<i32> {
+        self.ask(&format!("get {kind} {option:?}")).parse().ok()
+    }
+
+    /// A TCP option set by the application itself.
+    pub(super) fn set_tcp_option(&mut self, kind: &str, option: TcpOption, value: i32) {
+        assert_eq!(self.ask(&format!("put {kind} {option:?} {value}")), "done");
+    }
+
     /// The mark of a new socket of a child of this process.
     pub(super) fn child_opens(&mut self, kind: &str) -> u32 {
         self.mark(&format!("child {kind}"))
@@ -220,6 +231,11 @@ fn obey() {
                 sockets[kind].set_mark(mark.parse().unwrap()).unwrap();
                 mark_of(&sockets[kind])
             }
+            ["get", kind, option] => TcpOption::named(option).get(&sockets[kind]),
+            ["put", kind, option, value] => {
+                TcpOption::named(option).set(&sockets[kind], value.parse().unwrap());
+                "done".to_string()
+            }
             ["child", kind] => Probe::start().open(kind).to_string(),
             ["unshare"] => {
                 unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -236,6 +252,48 @@ fn obey() {
             _ => panic!("unknown order {line}"),
         };
         println!("probe> {answer}");
+    }
+}
+
+/// An option of a TCP socket that the programs have to do with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum TcpOption {
+    RtoMax,
+    SynCount,
+}
+
+impl TcpOption {
+    pub(super) const ALL: [Self; 2] = [Self::RtoMax, Self::SynCount];
+
+    fn named(name: &str) -> Self {
+        if name == "RtoMax" { Self::RtoMax } else { Self::SynCount }
+    }
+
+    fn number(self) -> i32 {
+        match self {
+            // Linux 6.15; libc does not know it yet.
+            Self::RtoMax => 44,
+            Self::SynCount => nix::libc::TCP_SYNCNT,
+        }
+    }
+
+    fn get(self, socket: &Socket) -> String {
+        let (mut value, mut length) = (0_i32, 4);
+        // SAFETY: both pointers are good for the call, and no more than the four bytes of `value` are written.
+        let result = unsafe {
+            let (level, value) = (nix::libc::IPPROTO_TCP, (&raw mut value).cast());
+            nix::libc::getsockopt(socket.as_raw_fd(), level, self.number(), value, &raw mut length)
+        };
+        if result == 0 { value.to_string() } else { "none".to_string() }
+    }
+
+    fn set(self, socket: &Socket, value: i32) {
+        // SAFETY: the four bytes of `value` are only read.
+        let result = unsafe {
+            let (level, value) = (nix::libc::IPPROTO_TCP, (&raw const value).cast());
+            nix::libc::setsockopt(socket.as_raw_fd(), level, self.number(), value, 4)
+        };
+        assert_eq!(result, 0, "{self:?}");
     }
 }
 

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobile_ebpf_common::{Verdict, map};
+use mobile_ebpf_common::{Verdict, map, retries};
 
 use super::{
     bpf::{self, BpfError, Selector},
     pins,
-    probe::{FOREIGN, Place, Probe},
+    probe::{FOREIGN, Place, Probe, TcpOption},
 };
 
 const MARK: u32 = 0x4d00_0000;
@@ -102,6 +102,39 @@ fn bits_of_the_mark_that_are_not_ours_stay() {
         assert_eq!(probe.connect("udp4", "127.0.0.1:9"), MARK | foreign);
         place.cgroup.detach(probe.pid()).unwrap();
         assert_eq!(probe.connect("udp4", "127.0.0.1:9"), foreign);
+    });
+}
+
+#[test]
+fn mobile_connections_repeat_at_short_intervals_and_connect_as_patiently_as_ever() {
+    Place::with(|place| {
+        let _selector = place.load();
+        let (mut mobile, mut ordinary) = (place.mobile(), Probe::start());
+        for (kind, to) in CONNECTS.into_iter().filter(|(kind, _)| kind.starts_with("tcp")) {
+            ordinary.open(kind);
+            let usual = TcpOption::ALL.map(|option| ordinary.tcp_option(kind, option));
+            ordinary.connect(kind, to);
+            assert_eq!(TcpOption::ALL.map(|option| ordinary.tcp_option(kind, option)), usual, "{kind} {to}");
+            mobile.open(kind);
+            // Twice: what was set is not set again, and the patience does not grow.
+            for _ in 0..2 {
+                mobile.connect(kind, to);
+                let now = TcpOption::ALL.map(|option| mobile.tcp_option(kind, option));
+                let [Some(_), Some(count)] = usual else {
+                    // Linux before 6.15.
+                    assert_eq!(now, usual, "{kind} {to}");
+                    continue;
+                };
+                assert_eq!(now, [Some(retries::RTO_MAX_MS), Some(retries::syn_count(count))], "{kind} {to}");
+            }
+            if usual[0].is_some() {
+                mobile.open(kind);
+                mobile.set_tcp_option(kind, TcpOption::RtoMax, 2000);
+                mobile.connect(kind, to);
+                let now = TcpOption::ALL.map(|option| mobile.tcp_option(kind, option));
+                assert_eq!(now, [Some(2000), usual[1]], "its own choice: {kind} {to}");
+            }
+        }
     });
 }
 

@@ -118,6 +118,8 @@ impl<I: PacketIo> Driver<I> {
             }
             let stop = self.take_packets(cx, now);
             more |= self.transmit_paths(cx, now);
+            let Self { session, io, .. } = self;
+            session.poll_local(now, &mut |packet| io.send(packet));
             more |= stop == Stop::Bound || (stop == Stop::Full && self.wants_packets());
             self.tell_events(now);
             if let Some(end) = self.stopped(now) {

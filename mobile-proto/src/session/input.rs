@@ -178,6 +178,7 @@ impl Session {
             self.stats.rx_packets += 1;
             self.stats.rx_bytes += packet.len() as u64;
             path.stats.rx_packets += 1;
+            self.note_delivered(packet.bytes);
             deliver(packet);
         } else {
             self.stats.duplicates += 1;

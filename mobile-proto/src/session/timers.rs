@@ -69,12 +69,13 @@ impl Session {
         let Some(limit) = now.checked_sub(self.limits.max_age).filter(|_| self.active.is_none()) else {
             return;
         };
-        while let Some(record) = self.replay.pop_older(limit) {
-            self.stats.given_up += 1;
-            self.pool.give(record.packet);
-        }
+        let (pool, stats) = (&mut self.pool, &mut self.stats);
+        self.replay.give_up_older(limit, |packet| {
+            stats.given_up += 1;
+            pool.give(packet);
+        });
         while self.queue.oldest().is_some_and(|since| since <= limit) {
-            let Some(record) = self.queue.pop() else { break };
+            let Some(record) = self.queue.pop_ageing() else { break };
             self.stats.dropped_aged += 1;
             self.pool.give(record.packet);
         }

@@ -1,0 +1,257 @@
+//! An outage, as inner TCP is made to see it: a receiver that has no room just now (after Freeze-TCP and M-TCP, where
+//! the far end is not ours).
+//!
+//! A TCP sender that gets no answer repeats with growing pauses, and gives up: `tcp_write_timeout()` in Linux, after
+//! `tcp_retries2`. One whose window was closed waits instead, for ever: with data in flight `tcp_retransmit_timer()` takes
+//! its "receiver dastardly shrinks window" branch, in which `tcp_rtx_probe0_timed_out()` asks only when anything was last
+//! heard (two `TCP_RTO_MAX` ago); with nothing in flight `tcp_probe_timer()` counts probes without an answer, and
+//! `tcp_ack()` sets that count back. So each end of the tunnel answers the senders on its side: the last acknowledgement
+//! that was delivered to them, window zero. `tcp_may_update_window()` believes a zero window at the same place since
+//! Linux 6.6; an older sender believes it if the last segment it got carried data.
+//!
+//! Only what asks is answered, after a grace: a zero window costs its sender a retransmission timeout's worth of ramp-up,
+//! so an ordinary handover shows none, and a flow that is silent in the outage needs none. An answer out of the blue would
+//! not speed up the end either: what was in flight is held, and the other end's acknowledgement of it opens the window.
+//!
+//! At the end, held segments go out first. A window update is given only to a frozen flow that has nothing
+//! unacknowledged: with data in flight, the open window would lead `tcp_retransmit_timer()` back to `tcp_write_timeout()`, which
+//! counts from the first repetition, that is, the whole outage.
+
+use std::time::{Duration, Instant};
+
+use super::Session;
+use crate::flow::{Flows, Frozen};
+use crate::queue::Place;
+use crate::segment::{self, AckPacket, BareAck, Segment};
+use crate::{DropReason, Packet};
+
+/// Answers that wait for [`Session::poll_local`]; the shell asks after every few packets. A sender that gets none asks again.
+const MAX_ANSWERS: usize = 128;
+
+/// A copy of a segment is searched for in what is held at most this often. Honest senders repeat a few times a second;
+/// others must not make us read the whole queue for each packet.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What the session knows of inner flows, and of the present outage.
+#[derive(Debug, Default)]
+pub(super) struct Freeze {
+    pub(super) flows: Flows,
+    /// Since when nothing gets through.
+    since: Option<Instant>,
+    /// Counts the outages.
+    outage: u32,
+    answers: Vec<AckPacket>,
+    /// An outage has ended, and flows may be waiting for the news.
+    thaw: bool,
+    next_search: Option<Instant>,
+}
+
+/// What is to become of a packet from the TUN.
+pub(super) enum Admission {
+    /// It is queued, as a segment of a known flow or as anything else.
+    Queue(Option<Place>),
+    /// It is dropped, and was counted.
+    Drop(DropReason),
+}
+
+impl Session {
+    /// Gives out packets for the TUN that the session made itself: answers to inner TCP senders in the name of the
+    /// other end while nothing gets through, window updates when it does again. To be called after packets were
+    /// [taken](Self::enqueue) and after [transmission](Self::poll_transmit).
+    pub fn poll_local(&mut self, now: Instant, deliver: &mut dyn FnMut(Packet<'_>)) {
+        self.watch_outage(now);
+        for answer in self.freeze.answers.drain(..) {
+            deliver(answer.bytes().into());
+        }
+        if !std::mem::take(&mut self.freeze.thaw) {
+            return;
+        }
+        for flow in self.freeze.flows.iter_mut() {
+            let Some(Frozen { seq, timestamps }) = flow.frozen.take() else { continue };
+            if let Some(window) = flow.window.filter(|&window| window > 0 && flow.is_acknowledged()) {
+                self.stats.local_answers += 1;
+                let update = BareAck { to: flow.key, seq, ack: flow.acked, window, timestamps };
+                deliver(update.packet().bytes().into());
+            }
+        }
+    }
+
+    /// Whether nothing gets through: there is no active path, or the active one is suspected to be dead. (A relay keeps a
+    /// silent path for long: the client is the one to hurry.)
+    pub(super) fn is_cut_off(&self) -> bool {
+        match self.active.and_then(|path| self.find(path)) {
+            Some(index) => self.paths[index].health.is_suspect(),
+            None => true,
+        }
+    }
+
+    /// Learns from a packet that is delivered.
+    pub(super) fn note_delivered(&mut self, packet: &[u8]) {
+        if let Some(segment) = Segment::parse(packet) {
+            self.freeze.flows.delivered(&segment);
+        }
+    }
+
+    /// Learns from a packet from the TUN, answers it in an outage, and decides whether it is queued. A packet that takes the
+    /// place of an older copy is dropped, as far as counters go.
+    pub(super) fn admit(&mut self, now: Instant, packet: Packet<'_>, cost: usize) -> Admission {
+        self.watch_outage(now);
+        let Some(since) = self.freeze.since else {
+            let place = self.learn(packet.bytes);
+            return if self.queue.cost() + cost > self.limits.queue_bytes {
+                // The newest goes: what unblocks an inner TCP flow is its oldest segment.
+                self.refuse()
+            } else {
+                Admission::Queue(place)
+            };
+        };
+        let frozen = now.saturating_duration_since(since) >= self.limits.freeze_grace;
+        let Some(segment) = Segment::parse(packet.bytes) else { return self.admit_ageing(cost) };
+        let Some(at) = self.freeze.flows.sending(&segment) else { return self.admit_ageing(cost) };
+        let flow = self.freeze.flows.get(at);
+        let place = Place { flow: flow.id, seq: segment.seq, length: segment.length() };
+        let (repeats, probes) = (flow.is_repetition(&segment), flow.is_probe(&segment));
+        if frozen && flow.wants_answer(&segment) {
+            self.answer(at, &segment, packet.bytes);
+        }
+        self.freeze.flows.sent(at, &segment);
+        if (repeats && self.is_held(now, at, place, packet))
+            || (probes && self.is_probe_held(now, place, packet))
+        {
+            self.stats.dropped_duplicate += 1;
+            return Admission::Drop(DropReason::Duplicate);
+        }
+        self.admit_lasting(at, place, cost)
+    }
+
+    /// The place of a segment of a known flow, which is learnt from.
+    pub(super) fn learn(&mut self, packet: &[u8]) -> Option<Place> {
+        let segment = Segment::parse(packet)?;
+        let flows = &mut self.freeze.flows;
+        let at = flows.sending(&segment)?;
+        flows.sent(at, &segment);
+        Some(Place { flow: flows.get(at).id, seq: segment.seq, length: segment.length() })
+    }
+
+    /// Says in the name of the other end: nothing new has come, and there is no room.
+    fn answer(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
+        if self.freeze.answers.len() >= MAX_ANSWERS {
+            return;
+        }
+        // What the sender echoes is what it had last: not older than anything it has, so it is not refused as old
+        // (PAWS, RFC 7323, 5).
+        let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
+        let flow = self.freeze.flows.get_mut(at);
+        flow.frozen = Some(Frozen { seq: segment.ack, timestamps });
+        let answer = BareAck { to: flow.key, seq: segment.ack, ack: flow.acked, window: 0, timestamps };
+        self.freeze.answers.push(answer.packet());
+        self.stats.local_answers += 1;
+    }
+
+    /// Whether the data of a repeated segment is held already. If it is all that the flow has in flight, the fresh
+    /// copy takes the old one's place: its timestamp lets the sender measure a round trip instead of the outage. (With more
+    /// behind it, that would be refused as older by the receiver.)
+    fn is_held(&mut self, now: Instant, at: usize, place: Place, packet: Packet<'_>) -> bool {
+        if !self.may_search(now) {
+            return false;
+        }
+        let sole = self.freeze.flows.get(at).ends_at(place.seq.wrapping_add(place.length));
+        let covers = |held: &Place| held.length > 0 && held.covers(&place);
+        if let Some(at) = self.replay.find(covers) {
+            if sole && self.replay.place(at) == Some(place) {
+                let old = self.replay.replace(at, self.pool.copy(packet.bytes), packet.offload);
+                old.into_iter().for_each(|old| self.pool.give(old));
+            }
+            return true;
+        }
+        let Some(at) = self.queue.find(covers) else { return false };
+        if sole && self.queue.place(at) == Some(place) {
+            self.replace_queued(at, packet);
+        }
+        true
+    }
+
+    /// Whether the flow has data held, whose answer says what a probe asks for, or an older probe, which this one replaces.
+    fn is_probe_held(&mut self, now: Instant, place: Place, packet: Packet<'_>) -> bool {
+        if !self.may_search(now) {
+            return false;
+        }
+        let has_data = |held: &Place| held.flow == place.flow && held.length > 0;
+        if self.replay.find(has_data).is_some() || self.queue.find(has_data).is_some() {
+            return true;
+        }
+        let Some(at) = self.queue.find(|held| *held == place) else { return false };
+        self.replace_queued(at, packet);
+        true
+    }
+
+    fn replace_queued(&mut self, at: usize, packet: Packet<'_>) {
+        let old = self.queue.replace(at, self.pool.copy(packet.bytes), packet.offload);
+        old.into_iter().for_each(|old| self.pool.give(old));
+    }
+
+    fn may_search(&mut self, now: Instant) -> bool {
+        let may = self.freeze.next_search.is_none_or(|next| next <= now);
+        if may {
+            self.freeze.next_search = now.checked_add(SEARCH_INTERVAL);
+        }
+        may
+    }
+
+    /// Room for a segment of a known flow, in an outage. Of a flow's segments the oldest are what it needs to go on, so the
+    /// newest is refused: when the flow has handed in a quarter of the queue, or all flows hold three quarters. Other
+    /// packets give way.
+    fn admit_lasting(&mut self, at: usize, place: Place, cost: usize) -> Admission {
+        let (outage, queue_bytes) = (self.freeze.outage, self.limits.queue_bytes);
+        let flow = self.freeze.flows.get_mut(at);
+        let held = if flow.held.0 == outage { flow.held.1 } else { 0 };
+        if held + cost > queue_bytes / 4 || self.queue.lasting_cost() + cost > queue_bytes / 4 * 3 {
+            return self.refuse();
+        }
+        flow.held = (outage, held + cost);
+        if self.make_room(cost) { Admission::Queue(Some(place)) } else { self.refuse() }
+    }
+
+    /// Room for any other packet, in an outage: the newest matter, so the oldest goes. A quarter of the queue is always
+    /// theirs.
+    fn admit_ageing(&mut self, cost: usize) -> Admission {
+        if self.make_room(cost) { Admission::Queue(None) } else { self.refuse() }
+    }
+
+    fn make_room(&mut self, cost: usize) -> bool {
+        while self.queue.cost() + cost > self.limits.queue_bytes {
+            let Some(record) = self.queue.pop_ageing() else { return false };
+            self.stats.dropped_displaced += 1;
+            self.pool.give(record.packet);
+        }
+        true
+    }
+
+    fn refuse(&mut self) -> Admission {
+        self.stats.dropped_queue_full += 1;
+        Admission::Drop(DropReason::QueueFull)
+    }
+
+    fn watch_outage(&mut self, now: Instant) {
+        let cut_off = self.is_cut_off();
+        match (cut_off, self.freeze.since) {
+            (true, None) => {
+                // A path is suspected long after it fell silent.
+                let active = self.active.and_then(|path| self.find(path));
+                let silent = active.and_then(|at| self.paths[at].health.stalled());
+                self.freeze.since = Some(silent.unwrap_or(now));
+                self.freeze.outage = self.freeze.outage.wrapping_add(1);
+            }
+            (false, Some(_)) => {
+                self.freeze.since = None;
+                self.freeze.thaw = true;
+                // What asked last is answered by the other end now.
+                self.freeze.answers.clear();
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

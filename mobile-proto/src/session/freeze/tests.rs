@@ -1,0 +1,412 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::segment::tests::{Sample, sums_are_zero};
+use crate::segment::{ACK, FIN};
+use crate::{Enqueue, HelloReader, Limits, PathId, PushConfig, SessionId};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Beyond the grace.
+const LATER: Duration = Duration::from_millis(300);
+
+/// An agent whose applications are the local ends, its relay, and a path between them that can be cut.
+struct Ends {
+    now: Instant,
+    client: Session,
+    server: Session,
+    path: PathId,
+    at_client: Vec<Vec<u8>>,
+    at_server: Vec<Vec<u8>>,
+}
+
+impl Ends {
+    fn new(limits: &Limits) -> Self {
+        let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
+        let mut ends = Self {
+            now: Instant::now(),
+            client: Session::client(SessionId([1; 16]), limits.clone()),
+            server: Session::server(SessionId([1; 16]), 7, limits.clone(), config),
+            path: PathId(0),
+            at_client: Vec::new(),
+            at_server: Vec::new(),
+        };
+        ends.connect();
+        ends
+    }
+
+    fn connect(&mut self) {
+        self.path.0 += 1;
+        let mut wire = Vec::new();
+        self.client.open_path(self.now, self.path);
+        self.client.poll_transmit(self.now, self.path, &mut wire, 1000);
+        let (hello, _) = HelloReader::new().feed(&wire).unwrap().unwrap();
+        self.server.accept_path(self.now, &hello).unwrap();
+        self.settle();
+        self.client.activate(self.now, self.path, &[]);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..4 {
+            pass(self.now, self.path, &mut self.client, &mut self.server, &mut self.at_server);
+            pass(self.now, self.path, &mut self.server, &mut self.client, &mut self.at_client);
+        }
+    }
+
+    fn cut(&mut self) {
+        self.client.path_lost(self.now, self.path);
+        self.server.path_lost(self.now, self.path);
+        assert_eq!(self.local(), Vec::<Vec<u8>>::new());
+    }
+
+    /// A packet of the local end.
+    fn send(&mut self, sample: Sample) -> Enqueue {
+        self.client.enqueue(self.now, &sample.packet())
+    }
+
+    /// A packet of the other end, which comes through.
+    fn receive(&mut self, sample: Sample) {
+        let packet = Sample { inbound: true, ..sample }.packet();
+        let _ = self.server.enqueue(self.now, &packet);
+        self.settle();
+    }
+
+    /// What the client's session gives to its own TUN.
+    fn local(&mut self) -> Vec<Vec<u8>> {
+        local(&mut self.client, self.now)
+    }
+
+    /// What an application sees of the answers.
+    fn answers(&mut self) -> Vec<(u32, u32, u16)> {
+        self.local()
+            .iter()
+            .map(|packet| Segment::parse(packet).unwrap())
+            .map(|it| (it.seq, it.ack, it.window))
+            .collect()
+    }
+}
+
+fn local(session: &mut Session, now: Instant) -> Vec<Vec<u8>> {
+    let mut packets = Vec::new();
+    session.poll_local(now, &mut |packet| packets.push(packet.to_vec()));
+    packets
+}
+
+fn pass(now: Instant, path: PathId, from: &mut Session, to: &mut Session, arrived: &mut Vec<Vec<u8>>) {
+    let mut wire = Vec::new();
+    while from.wants_transmit(path) {
+        from.poll_transmit(now, path, &mut wire, 1 << 20);
+    }
+    to.handle_input(now, path, &wire, &mut |packet| arrived.push(packet.to_vec())).unwrap();
+}
+
+fn data(seq: u32, data: usize) -> Sample {
+    Sample { seq, data, ..Sample::default() }
+}
+
+fn udp(number: u8, size: usize) -> Vec<u8> {
+    let mut packet = vec![number; size];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&u16::try_from(size).unwrap().to_be_bytes());
+    (packet[6], packet[7], packet[9]) = (0, 0, 17);
+    packet
+}
+
+/// A flow that is established: 1000 is the next number of the local end, 5000 of the other one.
+fn established(limits: &Limits) -> Ends {
+    let mut ends = Ends::new(limits);
+    ends.receive(Sample { seq: 5000, ack: 1000, window: 700, ..Sample::default() });
+    ends
+}
+
+#[test]
+fn what_asks_in_an_outage_is_told_that_there_is_no_room() {
+    for six in [false, true] {
+        let mut ends = Ends::new(&Limits::default());
+        ends.receive(Sample { six, seq: 5000, ack: 1000, window: 700, ..Sample::default() });
+        let stamped = |sample| Sample { six, timestamps: Some((90, 80)), ..sample };
+        let _ = ends.send(stamped(data(1000, 10)));
+        ends.settle();
+        assert_eq!(ends.answers(), [], "there is no outage");
+        ends.cut();
+        let _ = ends.send(stamped(data(1010, 10)));
+        assert_eq!(ends.answers(), [], "it may be an ordinary handover");
+        ends.now += LATER;
+        for (sample, asks) in [
+            (data(1020, 10), true),
+            (data(999, 0), true),
+            (Sample { flags: FIN | ACK, ..data(1030, 0) }, true),
+            (data(1031, 0), false),
+            (Sample { port: 4001, ..data(1000, 10) }, false),
+        ] {
+            let _ = ends.send(stamped(sample));
+            let local = ends.local();
+            assert_eq!(local.len(), usize::from(asks), "{sample:?}");
+            for packet in local {
+                let answer = Segment::parse(&packet).unwrap();
+                assert_eq!((answer.seq, answer.ack, answer.window, answer.flags), (5000, 1000, 0, ACK));
+                assert_eq!(
+                    segment::timestamps(&packet),
+                    Some((80, 90)),
+                    "what the sender echoes, and its own"
+                );
+                assert!(sums_are_zero(&packet));
+            }
+        }
+        let _ = ends.send(Sample { six, ..data(1020, 10) });
+        assert_eq!(segment::timestamps(&ends.local()[0]), None, "a flow without the option");
+        assert_eq!(ends.client.stats().local_answers, 4);
+    }
+}
+
+/// A relay keeps a silent path: it is the client who sees that its link is gone.
+#[test]
+fn a_silent_active_path_is_an_outage() {
+    let mut ends = Ends::new(&Limits::default());
+    // The mobile host has acknowledged up to 5000, of the sender beyond the relay.
+    let _ = ends.send(Sample { ack: 5000, window: 300, ..Sample::default() });
+    ends.settle();
+    let from_far =
+        |seq| Sample { inbound: true, ..Sample { seq, ack: 1000, data: 10, ..Sample::default() } }.packet();
+    let _ = ends.server.enqueue(ends.now, &from_far(5000));
+    ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+    ends.now += 2 * SECOND;
+    ends.server.handle_timeout(ends.now);
+    assert!(ends.server.active_path().is_some() && ends.server.has_room());
+    let _ = ends.server.enqueue(ends.now, &from_far(5010));
+    let answer = Segment::parse(&local(&mut ends.server, ends.now)[0]).unwrap();
+    assert_eq!((answer.seq, answer.ack, answer.window), (1000, 5000, 0));
+}
+
+#[test]
+fn at_the_end_only_a_flow_with_nothing_unacknowledged_is_told_of_the_window() {
+    let mut ends = established(&Limits::default());
+    ends.receive(Sample { port: 4001, seq: 5000, ack: 1000, window: 800, ..Sample::default() });
+    ends.receive(Sample { port: 4002, seq: 5000, ack: 1000, window: 900, ..Sample::default() });
+    ends.cut();
+    ends.now += LATER;
+    let _ = ends.send(data(1000, 10));
+    let _ = ends.send(Sample { port: 4001, timestamps: Some((7, 6)), ..data(999, 0) });
+    let _ = ends.send(Sample { port: 4002, ..data(1000, 0) });
+    assert_eq!(ends.answers(), [(5000, 1000, 0), (5000, 1000, 0)]);
+    ends.now += 20 * SECOND;
+    ends.connect();
+    let local = ends.local();
+    assert_eq!(local.len(), 1, "nor a flow that was never frozen");
+    let update = Segment::parse(&local[0]).unwrap();
+    assert_eq!((update.seq, update.ack, update.window), (5000, 1000, 800));
+    assert_eq!(segment::timestamps(&local[0]), Some((6, 7)));
+    assert_eq!(ends.answers(), [], "once");
+}
+
+#[test]
+fn held_data_is_not_held_twice() {
+    let mut ends = established(&Limits::default());
+    // Unacknowledged on the path that dies.
+    let _ = ends.send(data(1000, 100));
+    ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+    ends.cut();
+    let _ = ends.send(data(1100, 100));
+    let _ = ends.send(data(1200, 50));
+    for (seq, length) in [(1000, 100), (1100, 100), (1120, 20), (1200, 50), (1000, 30)] {
+        ends.now += LATER;
+        // Its newer timestamp would make the segments behind it look old.
+        let copy = Sample { timestamps: Some((9, 9)), ..data(seq, length) };
+        assert_eq!(ends.send(copy), Enqueue::Dropped(DropReason::Duplicate), "{seq}+{length}");
+    }
+    ends.now += LATER;
+    assert_eq!(ends.send(data(1100, 150)), Enqueue::Queued, "it was never held as one");
+    assert_eq!(ends.send(data(1250, 1)), Enqueue::Queued, "new data");
+    assert_eq!(ends.client.stats().dropped_duplicate, 5);
+    ends.connect();
+    assert!(ends.at_server.iter().all(|packet| segment::timestamps(packet).is_none()));
+    let arrived: Vec<_> =
+        ends.at_server.iter().map(|it| Segment::parse(it).unwrap()).map(|it| (it.seq, it.data)).collect();
+    assert_eq!(arrived, [(1000, 100), (1100, 100), (1200, 50), (1100, 150), (1250, 1)]);
+}
+
+#[test]
+fn of_the_only_segment_in_flight_the_freshest_copy_goes_out() {
+    for sent_before in [false, true] {
+        let mut ends = established(&Limits::default());
+        let copy = |stamp| Sample { timestamps: Some((stamp, 1)), ..data(1000, 10) };
+        if sent_before {
+            let _ = ends.send(copy(1));
+            ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+        }
+        ends.cut();
+        if !sent_before {
+            let _ = ends.send(copy(1));
+        }
+        let held = (ends.client.queued_bytes(), ends.client.unacked_bytes());
+        for stamp in 2..5 {
+            ends.now += LATER;
+            assert_eq!(ends.send(copy(stamp)), Enqueue::Dropped(DropReason::Duplicate));
+        }
+        assert_eq!((ends.client.queued_bytes(), ends.client.unacked_bytes()), held);
+        ends.connect();
+        assert_eq!(ends.at_server, [copy(4).packet()]);
+        assert_eq!(ends.client.unacked_bytes(), 0);
+    }
+}
+
+#[test]
+fn one_probe_of_a_flow_is_enough_and_none_beside_data() {
+    let mut ends = established(&Limits::default());
+    ends.cut();
+    let probe = |stamp| Sample { timestamps: Some((stamp, 1)), ..data(999, 0) };
+    for stamp in 1..5 {
+        ends.now += LATER;
+        let _ = ends.send(probe(stamp));
+    }
+    assert_eq!(ends.client.queued_bytes(), probe(4).packet().len());
+    let _ = ends.send(data(1000, 10));
+    ends.now += LATER;
+    let _ = ends.send(probe(5));
+    ends.connect();
+    assert_eq!(ends.at_server, [probe(4).packet(), data(1000, 10).packet()]);
+}
+
+#[test]
+fn known_flows_wait_for_hours_and_the_rest_for_a_minute() {
+    let mut ends = established(&Limits::default());
+    let send_all = |ends: &mut Ends, from: u32| {
+        let _ = ends.client.enqueue(ends.now, &udp(1, 60));
+        let _ = ends.send(data(from, 10));
+        let _ = ends.send(Sample { port: 4001, ..data(1, 10) });
+        let _ = ends.client.enqueue(ends.now, &udp(2, 60));
+        let _ = ends.send(data(from + 10, 10));
+    };
+    send_all(&mut ends, 1000);
+    ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+    ends.cut();
+    send_all(&mut ends, 1020);
+    ends.now += 3600 * SECOND;
+    ends.client.handle_timeout(ends.now);
+    assert_eq!(ends.client.poll_timeout(), None);
+    assert_eq!((ends.client.stats().given_up, ends.client.stats().dropped_aged), (3, 3));
+    ends.connect();
+    let arrived: Vec<_> = ends.at_server.iter().map(|it| Segment::parse(it).unwrap().seq).collect();
+    assert_eq!(arrived, [1000, 1010, 1020, 1030]);
+    assert_eq!(ends.server.stats().lost, 3);
+    assert_eq!((ends.client.unacked_bytes(), ends.client.queued_bytes()), (0, 0));
+}
+
+#[test]
+fn in_an_outage_the_newest_datagrams_stay_and_no_flow_pushes_out_all_others() {
+    let limits = Limits { queue_bytes: 40_000, ..Limits::default() };
+    let mut ends = established(&limits);
+    for port in 4001..4010 {
+        ends.receive(Sample { port, seq: 5000, ack: 1000, ..Sample::default() });
+    }
+    ends.cut();
+    for number in 0..100 {
+        assert_eq!(ends.client.enqueue(ends.now, &udp(number, 1000)), Enqueue::Queued);
+    }
+    let bulk = |ends: &mut Ends, port: u16| {
+        (0..100)
+            .filter(|n| ends.send(Sample { port, ..data(1000 + n * 1000, 960) }) == Enqueue::Queued)
+            .count()
+    };
+    let one = bulk(&mut ends, 4000);
+    assert!((6..=9).contains(&one), "a quarter: {one}");
+    assert_eq!(bulk(&mut ends, 4001), one, "the next flow has its own quarter");
+    let others: usize = (4002..4010).map(|port| bulk(&mut ends, port)).sum();
+    assert!(others <= one, "all flows have three: {others}");
+    assert_eq!(ends.client.enqueue(ends.now, &udp(100, 1000)), Enqueue::Queued);
+    assert!(ends.client.queue.cost() <= limits.queue_bytes);
+    ends.connect();
+    let datagrams: Vec<u8> = ends.at_server.iter().filter(|it| it[9] == 17).map(|it| it[1]).collect();
+    let first = datagrams[0];
+    assert!(datagrams.len() >= 6, "{datagrams:?}");
+    assert_eq!(datagrams, (first..=100).collect::<Vec<_>>());
+    let stats = ends.client.stats();
+    assert_eq!(stats.dropped_displaced, u64::from(first));
+    assert_eq!(stats.dropped_queue_full as usize, 10 * 100 - one * 2 - others);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Receive { port: u16, seq: u32, ack: u32, window: u16, flags: u8 },
+    Send { port: u16, seq: u32, ack: u32, flags: u8, data: usize, stamps: Option<(u32, u32)> },
+    Garbage(Vec<u8>),
+    Cut,
+    Connect,
+    Wait,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (port, ack) = (0..3_u16, 990..1100_u32);
+    let flags = prop_oneof![8 => Just(ACK), 1 => any::<u8>()];
+    prop_oneof![
+        6 => (port.clone(), 4990..5100_u32, ack.clone(), any::<u16>(), flags.clone())
+            .prop_map(|(port, seq, ack, window, flags)| Step::Receive { port, seq, ack, window, flags }),
+        8 => (port, ack, 4990..5100_u32, flags, 0..30_usize, any::<Option<(u32, u32)>>())
+            .prop_map(|(port, seq, ack, flags, data, stamps)| Step::Send { port, seq, ack, flags, data, stamps }),
+        1 => proptest::collection::vec(any::<u8>(), 1..80).prop_map(Step::Garbage),
+        2 => Just(Step::Cut),
+        2 => Just(Step::Connect),
+        3 => Just(Step::Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever happens, what is said in the name of the other end is what it has said itself, or less.
+    #[test]
+    fn an_answer_acknowledges_what_the_peer_did_and_never_widens_a_window(
+        steps in proptest::collection::vec(step(), 0..120),
+        six in any::<bool>(),
+    ) {
+        let mut ends = Ends::new(&Limits::default());
+        let mut connected = true;
+        // What the other ends have acknowledged, with which window, by flow; what the local ones expect.
+        let mut said = HashSet::new();
+        let mut expected = HashSet::new();
+        for step in steps {
+            match step {
+                Step::Receive { port, seq, ack, window, flags } if connected => {
+                    ends.receive(Sample { six, port, seq, ack, window, flags, ..Sample::default() });
+                    said.insert((port, ack, window));
+                }
+                Step::Receive { .. } => {}
+                Step::Send { port, seq, ack, flags, data, stamps } => {
+                    let _ = ends.send(Sample { six, port, seq, ack, flags, data, timestamps: stamps, ..Sample::default() });
+                    expected.insert((port, ack));
+                }
+                Step::Garbage(bytes) => {
+                    let _ = ends.client.enqueue(ends.now, &bytes);
+                    let _ = ends.server.enqueue(ends.now, &bytes);
+                    if connected {
+                        ends.settle();
+                    }
+                }
+                Step::Cut if connected => {
+                    ends.client.path_lost(ends.now, ends.path);
+                    ends.server.path_lost(ends.now, ends.path);
+                    connected = false;
+                }
+                Step::Connect if !connected => {
+                    ends.connect();
+                    connected = true;
+                }
+                Step::Cut | Step::Connect => {}
+                Step::Wait => ends.now += LATER,
+            }
+            for packet in ends.local() {
+                let answer = Segment::parse(&packet).unwrap();
+                let port = u16::from_be_bytes(if six { [packet[42], packet[43]] } else { [packet[22], packet[23]] });
+                prop_assert!(sums_are_zero(&packet));
+                prop_assert_eq!((answer.flags, answer.data), (ACK, 0));
+                prop_assert!(expected.contains(&(port, answer.seq)), "{:?}", answer);
+                if connected {
+                    prop_assert!(said.contains(&(port, answer.ack, answer.window)), "{:?}", answer);
+                } else {
+                    prop_assert_eq!(answer.window, 0);
+                    prop_assert!(said.iter().any(|&(of, ack, _)| (of, ack) == (port, answer.ack)), "{:?}", answer);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Inner TCP outlives an outage: its senders are told that there is no room, wait, and go on at once.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use mobile_tests::{PATIENCE, Process, Talk, TcpService, Testbed, UplinkName, http, port, wait_for};
+
+use crate::{Outcome, server, urls};
+
+/// How long nothing gets through: with the retries below, TCP gives up after 3 s.
+const OUTAGE: Duration = Duration::from_secs(20);
+
+/// How soon after the tunnel's return data flows, in both directions.
+const RESUME: Duration = Duration::from_millis(300);
+
+/// Bulk transfers on a slow link first repeat what was in flight, and start slowly then.
+const BULK_RESUME: Duration = Duration::from_secs(2);
+
+/// The size of each bulk transfer, a rate at which the outage falls into it, and what counts as data that flows.
+const SIZE: u64 = 30_000_000;
+const RATE: u64 = 20_000_000;
+const PROGRESS: u64 = 500_000;
+
+/// A port of the server where it sends a number every so often, whatever the client does.
+const TICKS: u16 = 1002;
+const TICK: Duration = Duration::from_millis(50);
+
+#[test]
+fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcome {
+    let bed = Testbed::new()?;
+    impatient(&bed)?;
+    let sent = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&sent);
+    let _ticks = TcpService::start(&bed.lab.server, TICKS, move |mut stream, _| {
+        while writeln!(stream, "{}", counter.fetch_add(1, Ordering::Relaxed)).is_ok() {
+            std::thread::sleep(TICK);
+        }
+    })?;
+    let mut echoes = Vec::new();
+    for address in server(port::ECHO) {
+        let mut talk = bed.mobile_talk(&["tcp", &address])?;
+        talk.hear()?;
+        assert_eq!(talk.ask("before")?, "before");
+        echoes.push(talk);
+    }
+    let [four, _] = server(TICKS);
+    let mut ticks = bed.mobile_talk(&["tcp", &four])?;
+    ticks.hear()?;
+    ticks.hear()?;
+
+    bed.lab.eth().cut()?;
+    bed.lab.wlan().cut()?;
+    let start = Instant::now();
+    let mut count = 0;
+    while start.elapsed() < OUTAGE {
+        for talk in &mut echoes {
+            talk.say(&format!("during {count}"))?;
+        }
+        count += 1;
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    bed.lab.wlan().bring_up()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+
+    let back = Instant::now();
+    let last_tick = sent.load(Ordering::Relaxed);
+    for talk in &mut echoes {
+        talk.say("after")?;
+        assert_eq!(heard_until(talk, back, |line| line == "after")?, count_of_lines(count));
+    }
+    heard_until(&mut ticks, back, |line| line.parse::<u64>().is_ok_and(|tick| tick > last_tick))?;
+    bed.finish()
+}
+
+#[test]
+fn bulk_transfers_both_ways_outlive_an_outage_that_ends_them_otherwise() -> Outcome {
+    let bed = Testbed::new()?;
+    impatient(&bed)?;
+    for uplink in UplinkName::ALL {
+        bed.lab.uplink(uplink).link.set_rate(Some(RATE));
+    }
+    let (up, down, answer) = ("upload", "download", "answer");
+    let file = |name: &str| bed.lab.dir().join(name);
+    let text = |name: &str| file(name).display().to_string();
+    http::pattern(SIZE, BufWriter::new(File::create(file(up))?))?;
+    let start = |name: &str, args: &[&str]| {
+        let mut command = bed.agent.run(&[&["curl", "-sS", "--fail"], args].concat());
+        Process::start("curl", &mut command, &file(&format!("{name}.txt")))
+    };
+    let mut transfers = [
+        start(up, &["-T", &text(up), "-o", &text(answer), &urls("/sum")[0]])?,
+        start(down, &["-o", &text(down), &urls(&format!("/bytes/{SIZE}"))[1]])?,
+    ];
+    // Bytes that have come through at either end.
+    let passed = || -> anyhow::Result<[u64; 2]> {
+        let uploaded = bed.relay.sessions()?.iter().filter_map(|session| session["rx_bytes"].as_u64()).sum();
+        Ok([uploaded, std::fs::metadata(file(down)).map_or(0, |meta| meta.len())])
+    };
+    let progress = |what: &str, from: [u64; 2], patience: Duration| {
+        wait_for(what, patience, || {
+            let now = passed()?;
+            Ok((now[0] >= from[0] + PROGRESS && now[1] >= from[1] + PROGRESS).then_some(()))
+        })
+    };
+    progress("data both ways", [0; 2], PATIENCE)?;
+
+    bed.lab.eth().cut()?;
+    bed.lab.wlan().cut()?;
+    std::thread::sleep(OUTAGE / 2);
+    let before = passed()?;
+    bed.lab.wlan().bring_up()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    let back = Instant::now();
+    progress("data both ways after the outage", before, BULK_RESUME)?;
+    eprintln!("data both ways {:?} after the tunnel's return", back.elapsed());
+    bed.lab.wlan().link.set_rate(None);
+    for transfer in &mut transfers {
+        let status = transfer.wait(PATIENCE * 3)?;
+        assert!(status.success(), "curl: {status}: {}", transfer.output());
+    }
+    assert_eq!(std::fs::read_to_string(file(answer))?.trim(), http::pattern_sum(SIZE));
+    let sum = bed.lab.host.run(&["sha256sum", &text(down)])?;
+    assert_eq!(sum.split(' ').next(), Some(http::pattern_sum(SIZE).as_str()));
+    bed.finish()
+}
+
+#[test]
+fn a_connection_made_in_an_outage_is_there_at_its_end() -> Outcome {
+    let bed = Testbed::new()?;
+    bed.lab.eth().cut()?;
+    bed.lab.wlan().cut()?;
+    let [four, _] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &four])?;
+    // Its first SYN waits in the tunnel's queue, and it sends more of them meanwhile.
+    std::thread::sleep(OUTAGE);
+    assert_eq!(talk.overhear(), Vec::<String>::new());
+    bed.lab.wlan().bring_up()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    let back = Instant::now();
+    assert!(talk.hear_within(RESUME)?.starts_with("connected "));
+    eprintln!("connected {:?} after the tunnel's return", back.elapsed());
+    assert_eq!(talk.ask("hello")?, "hello");
+    bed.finish()
+}
+
+/// TCP that gives up soon, at both ends.
+fn impatient(bed: &Testbed) -> Outcome {
+    for ns in [&bed.lab.host, &bed.lab.server] {
+        ns.sysctl("net/ipv4/tcp_retries2", "3")?;
+    }
+    Ok(())
+}
+
+/// How many lines came, within the bound, up to the one that is `wanted`.
+fn heard_until(talk: &mut Talk, since: Instant, wanted: impl Fn(&str) -> bool) -> anyhow::Result<u64> {
+    for count in 1.. {
+        let line = talk.hear_within(RESUME.saturating_sub(since.elapsed()))?;
+        if wanted(&line) {
+            eprintln!("{line}: {:?} after the tunnel's return", since.elapsed());
+            return Ok(count);
+        }
+        assert!(!line.starts_with('!'), "{line}");
+    }
+    unreachable!("an endless count ended")
+}
+
+/// Every line of the outage comes, and then the one behind it.
+fn count_of_lines(during: u64) -> u64 {
+    during + 1
+}
