@@ -44,15 +44,17 @@ impl Peer for WireGuard {
         );
         self.bring_up(lab, &lab.relay, &device(lab, "wr"), &relay, 0)?;
         self.bring_up(lab, &lab.host, &device(lab, "wh"), &host, 1)?;
-        let [_, key] = [publics[1].clone(), publics[0].clone()];
-        self.relay_key = key;
+        let [relay_key, _] = publics;
+        self.relay_key = relay_key;
         use_tunnel(lab, &device(lab, "wh"))
     }
 
     /// It goes on sending from the address it used last; a new endpoint, even the same one, makes it forget that.
     fn hook(&mut self, lab: &Lab, _change: Change) -> Result<()> {
         let endpoint = format!("{}:{PORT}", addr::RELAY4);
-        lab.host.run(&["wg", "set", &device(lab, "wh"), "peer", &self.relay_key, "endpoint", &endpoint]).map(drop)
+        lab.host
+            .run(&["wg", "set", &device(lab, "wh"), "peer", &self.relay_key, "endpoint", &endpoint])
+            .map(drop)
     }
 }
 

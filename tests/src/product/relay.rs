@@ -10,7 +10,7 @@ use toml::Value as Toml;
 
 use super::{METRICS, Program, RELAY_PORT, set, set_value};
 use crate::lab::Lab;
-use crate::process::Finished;
+use crate::process::{Finished, Process};
 
 /// `home-relay` in the relay's namespace.
 pub struct Relay {
@@ -106,5 +106,11 @@ impl Relay {
     #[must_use]
     pub fn config(&self) -> &Path {
         &self.program.config
+    }
+
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.program.daemon.as_ref().map(Process::pid)
     }
 }

@@ -137,13 +137,16 @@ fn column(who: Who, events: &[Event], abilities: Abilities) -> Column {
         }
         _ => Ok(Figures::default()),
     };
-    Column { name: who.name(), patience: who.patience.as_secs_f64(), cells: events.iter().map(cell).collect() }
+    Column {
+        name: who.name(),
+        patience: who.patience.as_secs_f64(),
+        cells: events.iter().map(cell).collect(),
+    }
 }
 
 /// Why a peer cannot run here; its programs are installed if that is possible.
 fn refusal(peer: &PeerKind) -> Option<String> {
-    let tools: Vec<Tool> =
-        peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
+    let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
     let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
     installed.or_else(|| peer.refusal())
 }

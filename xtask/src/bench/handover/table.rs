@@ -52,7 +52,9 @@ pub(crate) fn ours(events: &[Event], ours: &Column) -> String {
             Ok(figures) => {
                 let runs = figures.way(place);
                 let (median, most) = match Spread::of(&runs) {
-                    Some(spread) => (number(spread.median, ours.patience), number(spread.greatest, ours.patience)),
+                    Some(spread) => {
+                        (number(spread.median, ours.patience), number(spread.greatest, ours.patience))
+                    }
                     None => ("–".to_owned(), "–".to_owned()),
                 };
                 format!("{median} | {most} | {}", count(runs.len(), figures))
@@ -161,7 +163,10 @@ mod tests {
             column("MPTCP", vec![Err("not for peers".into()), Err("this kernel has no MPTCP".into())]),
         ];
         let table = all(&events, &columns);
-        assert!(table.starts_with("| event | mobile | direct | MPTCP |\n| --- | --- | --- | --- |\n"), "{table}");
+        assert!(
+            table.starts_with("| event | mobile | direct | MPTCP |\n| --- | --- | --- | --- |\n"),
+            "{table}"
+        );
         assert!(table.ends_with("| 22 (21–23) | > 3 s | – |\n"), "{table}");
         assert_eq!(table.lines().count(), 3);
         let notes = notes(&events, &columns);
