@@ -1,6 +1,7 @@
 //! WireGuard in user space: wireguard-go.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -13,16 +14,31 @@ use crate::wait::{PATIENCE, wait_for};
 pub(super) const KIND: PeerKind = PeerKind {
     name: "wireguard-go",
     tools: &[("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools")],
-    make: || Box::new(WireGuard { running: Vec::new(), relay_key: String::new() }),
+    make: || Box::new(WireGuard { running: Vec::new(), sockets: Vec::new(), relay_key: String::new() }),
     refusal: needs_tun,
 };
 
 const PORT: u16 = 51820;
 
+/// Where wireguard-go and `wg` meet, each interface with a socket of its name.
+const SOCKETS: &str = "/var/run/wireguard";
+
 struct WireGuard {
     /// The relay's, then the host's.
     running: Vec<Process>,
+    /// By which `wg` speaks to them; killed ones leave theirs.
+    sockets: Vec<PathBuf>,
     relay_key: String,
+}
+
+impl Drop for WireGuard {
+    fn drop(&mut self) {
+        self.running.clear();
+        for socket in &self.sockets {
+            // It is not there if wireguard-go ended by itself.
+            let _ = fs::remove_file(socket);
+        }
+    }
 }
 
 impl Peer for WireGuard {
@@ -60,6 +76,7 @@ impl Peer for WireGuard {
 
 impl WireGuard {
     fn bring_up(&mut self, lab: &Lab, ns: &Ns, device: &str, config: &str, own: usize) -> Result<()> {
+        self.sockets.push(Path::new(SOCKETS).join(format!("{device}.sock")));
         let mut command = ns.command("wireguard-go");
         command.args(["-f", device]).env("LOG_LEVEL", "error");
         let log = lab.dir().join(format!("wireguard-go-{}.log", ns.name()));
