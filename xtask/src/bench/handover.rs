@@ -195,7 +195,7 @@ fn together<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> 
 
 fn print(args: &Args, events: &[Event], columns: &[Column], took: Duration) {
     if let Some(ours) = columns.iter().find(|column| column.name == OURS) {
-        println!("Longest gap, ms\n\n{}", table::ours(events, ours));
+        println!("Longest gap, ms\n\n{}", table::ours(events, ours, columns));
     }
     if columns.iter().any(|column| column.name != OURS) {
         println!("The same beside others: median (least–greatest)\n\n{}", table::all(events, columns));
