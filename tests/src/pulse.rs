@@ -160,8 +160,7 @@ impl Heard {
     /// From that line.
     pub fn from_json(line: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(line).with_context(|| format!("labtool said {line:?}"))?;
-        let field =
-            |name: &str| value[name].as_f64().with_context(|| format!("{name} is missing in {line}"));
+        let field = |name: &str| value[name].as_f64().with_context(|| format!("{name} is missing in {line}"));
         let gaps = value["gaps"].as_array().with_context(|| format!("no gaps in {line}"))?;
         let gaps = gaps.iter().map(|gap| {
             let (from, to) = gap[0].as_f64().zip(gap[1].as_f64()).context("a gap without ends")?;
@@ -249,7 +248,10 @@ mod tests {
         assert_eq!(Heard::from_json(&heard.to_json().to_string()).unwrap(), heard);
         recorder.fail("connection reset".into());
         let heard = recorder.heard(0.0, 32.0);
-        assert_eq!(Heard::from_json(&heard.to_json().to_string()).unwrap().error, Some("connection reset".into()));
+        assert_eq!(
+            Heard::from_json(&heard.to_json().to_string()).unwrap().error,
+            Some("connection reset".into())
+        );
         assert!(Heard::from_json("! connect: refused").is_err());
     }
 }

@@ -11,6 +11,7 @@ use crate::shell::{self, step};
 use crate::{build, setup};
 
 mod handover;
+mod idle;
 mod machine;
 mod stats;
 mod throughput;
@@ -29,6 +30,8 @@ pub(crate) struct Args {
 enum Bench {
     /// The longest gap in an application's connection for each way a link can change, ours and others'.
     Handover(handover::Args),
+    /// What an agent sends and uses that nobody uses.
+    Idle(idle::Args),
     /// iperf3, direct and through the tunnel: one stream, the reverse, four streams.
     Throughput(throughput::Args),
 }
@@ -45,6 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     match &args.bench {
         Bench::Handover(args) => handover::run(args),
+        Bench::Idle(args) => idle::run(args),
         Bench::Throughput(args) => throughput::run(args),
     }
 }

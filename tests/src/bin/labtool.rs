@@ -178,7 +178,9 @@ fn pulse(way: &str, protocol: &str, address: &str) -> Result<()> {
             let number = u64::from_be_bytes(buffer);
             match result {
                 Err(error) => return lock(&noted).fail(format!("receive: {error}")),
-                Ok(()) if number != due => return lock(&noted).fail(format!("{number} came where {due} was due")),
+                Ok(()) if number != due => {
+                    return lock(&noted).fail(format!("{number} came where {due} was due"));
+                }
                 Ok(()) => lock(&noted).note(monotonic_ms()),
             }
         }

@@ -55,7 +55,18 @@ impl Peer for Mptcp {
             Change::Up(name) => {
                 let best = self.up.iter().all(|other| name.metric() < other.metric());
                 let address = lab.uplink(name).address4().to_string();
-                let mut add = vec!["ip", "mptcp", "endpoint", "add", &address, "dev", name.device(), "id", id(name), "subflow"];
+                let mut add = vec![
+                    "ip",
+                    "mptcp",
+                    "endpoint",
+                    "add",
+                    &address,
+                    "dev",
+                    name.device(),
+                    "id",
+                    id(name),
+                    "subflow",
+                ];
                 if best {
                     for other in &self.up {
                         lab.host.run(&["ip", "mptcp", "endpoint", "change", "id", id(*other), "backup"])?;

@@ -67,7 +67,7 @@ impl Peer for OpenVpn {
             .args(["--client", "--proto", theirs, "--remote", &addr::RELAY4.to_string(), PORT, "--nobind"])
             .args(["--dev", DEVICE, "--dev-type", "tun", "--persist-tun", "--persist-key"])
             // The shortest it takes: it doubles otherwise.
-            .args(["--connect-retry", "1", "1", "--machine-readable-output"]);
+            .args(["--connect-retry", "1", "1"]);
         client.add_to(&mut command, &server);
         let log = lab.dir().join("openvpn-client.log");
         let mut process = Process::start("openvpn (client)", &mut command, &log)?;
@@ -85,7 +85,9 @@ impl Peer for OpenVpn {
         }
         let next = match change {
             Change::Up(name) => Some(name),
-            Change::Down(name) if self.current == Some(name) => UplinkName::ALL.into_iter().find(|other| *other != name),
+            Change::Down(name) if self.current == Some(name) => {
+                UplinkName::ALL.into_iter().find(|other| *other != name)
+            }
             Change::Down(_) => return Ok(()),
         };
         self.current = next;
@@ -107,10 +109,32 @@ impl Identity {
         let text = |path: &PathBuf| path.display().to_string();
         let subject = format!("/CN={name}");
         lab.host.run(&[
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-            "-subj", &subject, "-keyout", &text(&key), "-out", &text(&certificate),
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            &subject,
+            "-keyout",
+            &text(&key),
+            "-out",
+            &text(&certificate),
         ])?;
-        let said = lab.host.run(&["openssl", "x509", "-in", &text(&certificate), "-noout", "-fingerprint", "-sha256"])?;
+        let said = lab.host.run(&[
+            "openssl",
+            "x509",
+            "-in",
+            &text(&certificate),
+            "-noout",
+            "-fingerprint",
+            "-sha256",
+        ])?;
         let fingerprint = said.trim().rsplit('=').next().unwrap_or_default().to_owned();
         Ok(Self { key, certificate, fingerprint })
     }

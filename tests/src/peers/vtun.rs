@@ -1,6 +1,7 @@
 //! VTun over TCP: the oldest of them, without a cipher.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -8,12 +9,12 @@ use nix::sys::signal::Signal;
 use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::process::Process;
-use crate::wait::{PATIENCE, until};
+use crate::wait::{PATIENCE, until, wait_for};
 
 pub(super) const KIND: PeerKind = PeerKind {
     name: "vtun",
     tools: &[("vtund", "vtun")],
-    make: || Box::new(Vtun { running: Vec::new() }),
+    make: || Box::new(Vtun { running: Vec::new(), lock: None }),
     refusal: needs_tun,
 };
 
@@ -25,6 +26,18 @@ const LOCKS: &str = "/var/lock/vtund";
 struct Vtun {
     /// Server, client.
     running: Vec<Process>,
+    /// The server's lock of the session, which a killed one leaves.
+    lock: Option<PathBuf>,
+}
+
+impl Drop for Vtun {
+    fn drop(&mut self) {
+        self.running.clear();
+        if let Some(lock) = &self.lock {
+            // It is not there if no session was ever opened.
+            let _ = fs::remove_file(lock);
+        }
+    }
 }
 
 impl Peer for Vtun {
@@ -32,6 +45,7 @@ impl Peer for Vtun {
         make_gateway(lab)?;
         fs::create_dir_all(LOCKS)?;
         let session = device(lab, "vt");
+        self.lock = Some(Path::new(LOCKS).join(&session));
         for (side, own, other, keep) in [("server", 0, 1, ""), ("client", 1, 0, "persist keep;")] {
             let options = if side == "server" { "" } else { "timeout 1;" };
             let config = format!(
@@ -48,14 +62,16 @@ impl Peer for Vtun {
         let log = lab.dir().join("vtund-server.log");
         self.running.push(Process::start("vtund (server)", &mut command, &log)?);
         until("vtund to listen", || {
-            lab.relay.run(&["ss", "-Hltn", "sport", "=", &PORT.to_string()]).is_ok_and(|said| !said.is_empty())
+            lab.relay
+                .run(&["ss", "-Hltn", "sport", "=", &PORT.to_string()])
+                .is_ok_and(|said| !said.is_empty())
         })?;
         let mut command = lab.host.command("vtund");
         command.args(["-n", "-P", &PORT.to_string(), "-f"]).arg(lab.dir().join("vtund-client.conf"));
         command.args([session.as_str(), &addr::RELAY4.to_string()]);
         let log = lab.dir().join("vtund-client.log");
         self.running.push(Process::start("vtund (client)", &mut command, &log)?);
-        crate::wait::wait_for("vtun's device", PATIENCE, || {
+        wait_for("vtun's device", PATIENCE, || {
             Ok(lab.host.run(&["ip", "link", "show", "dev", &session]).ok())
         })?;
         use_tunnel(lab, &session)

@@ -1,6 +1,7 @@
 //! WireGuard in user space: wireguard-go.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -13,16 +14,31 @@ use crate::wait::{PATIENCE, wait_for};
 pub(super) const KIND: PeerKind = PeerKind {
     name: "wireguard-go",
     tools: &[("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools")],
-    make: || Box::new(WireGuard { running: Vec::new(), relay_key: String::new() }),
+    make: || Box::new(WireGuard { running: Vec::new(), sockets: Vec::new(), relay_key: String::new() }),
     refusal: needs_tun,
 };
 
 const PORT: u16 = 51820;
 
+/// Where wireguard-go and `wg` meet, each interface with a socket of its name.
+const SOCKETS: &str = "/var/run/wireguard";
+
 struct WireGuard {
     /// The relay's, then the host's.
     running: Vec<Process>,
+    /// By which `wg` speaks to them; killed ones leave theirs.
+    sockets: Vec<PathBuf>,
     relay_key: String,
+}
+
+impl Drop for WireGuard {
+    fn drop(&mut self) {
+        self.running.clear();
+        for socket in &self.sockets {
+            // It is not there if wireguard-go ended by itself.
+            let _ = fs::remove_file(socket);
+        }
+    }
 }
 
 impl Peer for WireGuard {
@@ -44,20 +60,23 @@ impl Peer for WireGuard {
         );
         self.bring_up(lab, &lab.relay, &device(lab, "wr"), &relay, 0)?;
         self.bring_up(lab, &lab.host, &device(lab, "wh"), &host, 1)?;
-        let [_, key] = [publics[1].clone(), publics[0].clone()];
-        self.relay_key = key;
+        let [relay_key, _] = publics;
+        self.relay_key = relay_key;
         use_tunnel(lab, &device(lab, "wh"))
     }
 
     /// It goes on sending from the address it used last; a new endpoint, even the same one, makes it forget that.
     fn hook(&mut self, lab: &Lab, _change: Change) -> Result<()> {
         let endpoint = format!("{}:{PORT}", addr::RELAY4);
-        lab.host.run(&["wg", "set", &device(lab, "wh"), "peer", &self.relay_key, "endpoint", &endpoint]).map(drop)
+        lab.host
+            .run(&["wg", "set", &device(lab, "wh"), "peer", &self.relay_key, "endpoint", &endpoint])
+            .map(drop)
     }
 }
 
 impl WireGuard {
     fn bring_up(&mut self, lab: &Lab, ns: &Ns, device: &str, config: &str, own: usize) -> Result<()> {
+        self.sockets.push(Path::new(SOCKETS).join(format!("{device}.sock")));
         let mut command = ns.command("wireguard-go");
         command.args(["-f", device]).env("LOG_LEVEL", "error");
         let log = lab.dir().join(format!("wireguard-go-{}.log", ns.name()));

@@ -137,13 +137,16 @@ fn column(who: Who, events: &[Event], abilities: Abilities) -> Column {
         }
         _ => Ok(Figures::default()),
     };
-    Column { name: who.name(), patience: who.patience.as_secs_f64(), cells: events.iter().map(cell).collect() }
+    Column {
+        name: who.name(),
+        patience: who.patience.as_secs_f64(),
+        cells: events.iter().map(cell).collect(),
+    }
 }
 
 /// Why a peer cannot run here; its programs are installed if that is possible.
 fn refusal(peer: &PeerKind) -> Option<String> {
-    let tools: Vec<Tool> =
-        peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
+    let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
     let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
     installed.or_else(|| peer.refusal())
 }
@@ -166,7 +169,8 @@ fn jobs(events: &[Event], everyone: &[Who], columns: &[Column]) -> Vec<Job> {
 /// The gaps of one run, for who watches.
 fn told(gaps: &[f64], patience: Duration) -> String {
     let one = |gap: &f64| table::number(*gap, patience.as_secs_f64());
-    gaps.iter().map(one).collect::<Vec<_>>().join(" and ") + if gaps[0].is_finite() { " ms" } else { "" }
+    let unit = if gaps.last().is_some_and(|gap| gap.is_finite()) { " ms" } else { "" };
+    gaps.iter().map(one).collect::<Vec<_>>().join(" and ") + unit
 }
 
 /// Several at a time, the longest first, so that none is left over in the end.
@@ -191,7 +195,7 @@ fn together<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> 
 
 fn print(args: &Args, events: &[Event], columns: &[Column], took: Duration) {
     if let Some(ours) = columns.iter().find(|column| column.name == OURS) {
-        println!("Longest gap, ms\n\n{}", table::ours(events, ours));
+        println!("Longest gap, ms\n\n{}", table::ours(events, ours, columns));
     }
     if columns.iter().any(|column| column.name != OURS) {
         println!("The same beside others: median (least–greatest)\n\n{}", table::all(events, columns));
@@ -208,4 +212,58 @@ fn print(args: &Args, events: &[Event], columns: &[Column], took: Duration) {
         );
     }
     println!("Took {} min {} s", took.as_secs() / 60, took.as_secs() % 60);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn who(peer: Option<&'static PeerKind>, runs: u32) -> Who {
+        Who { peer, runs, patience: Duration::from_secs(3) }
+    }
+
+    #[test]
+    fn everyone_takes_part_in_each_round_that_is_theirs() {
+        let events = [Event::KillAgent, Event::Better];
+        let everyone = [who(None, 3), who(Some(&PeerKind::ALL[0]), 2)];
+        let abilities = Abilities { standby: false };
+        let columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events, abilities)).collect();
+        let jobs = jobs(&events, &everyone, &columns);
+        let order: Vec<_> = jobs.iter().map(|job| (job.event, job.run, job.column)).collect();
+        // Nobody but us is killed.
+        assert_eq!(order[..3], [(0, 1, 0), (0, 2, 0), (0, 3, 0)]);
+        assert_eq!(order[3..], [(1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1), (1, 3, 0)]);
+    }
+
+    #[test]
+    fn a_build_without_standby_paths_is_not_measured_with_one() {
+        let events = [Event::LinkDown, Event::LinkDownCold];
+        let without = column(who(None, 1), &events, Abilities { standby: false });
+        assert!(without.cells[0].is_err() && without.cells[1].is_ok());
+        let with = column(who(None, 1), &events, Abilities { standby: true });
+        assert!(with.cells.iter().all(Result::is_ok));
+    }
+
+    #[test]
+    fn jobs_run_together_only_as_many_as_allowed_and_each_once() {
+        let jobs: Vec<Job> = (1..=12).map(|run| Job { event: 0, column: 0, run }).collect();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let mut runs = together(jobs, 3, &|job| {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(5));
+            now.fetch_sub(1, Ordering::SeqCst);
+            job.run
+        });
+        runs.sort_unstable();
+        assert_eq!(runs, (1..=12).collect::<Vec<_>>());
+        assert!((2..=3).contains(&most.into_inner()));
+    }
+
+    #[test]
+    fn a_run_is_told_with_its_unit() {
+        assert_eq!(told(&[21.4], Duration::from_secs(3)), "21 ms");
+        assert_eq!(told(&[21.0, f64::INFINITY], Duration::from_secs(3)), "21 and > 3 s");
+    }
 }

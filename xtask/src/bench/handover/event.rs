@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use mobile_tests::pulse::{Way, monotonic_ms};
 use mobile_tests::peers::Change;
+use mobile_tests::pulse::{Way, monotonic_ms};
 use mobile_tests::{Blackhole, UplinkName};
 
 use super::quiet::Quiet;

@@ -35,8 +35,7 @@ pub(crate) fn measure(
 ) -> Result<Gaps> {
     let mut quiet = Quiet::take(machine);
     let mut subject = Subject::start(peer, event, abilities)?;
-    let mut pulses: Vec<Pulse> =
-        event.ways().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
+    let mut pulses: Vec<Pulse> = event.ways().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
     let since = event.happen(&mut subject, &mut quiet)?;
     let happened = monotonic_ms();
     let mut gaps = Vec::new();

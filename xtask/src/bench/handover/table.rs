@@ -43,24 +43,42 @@ fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     rows
 }
 
-/// Ours: median and greatest.
-pub(crate) fn ours(events: &[Event], ours: &Column) -> String {
-    let mut out = "| event | median | maximum | runs |\n| --- | --- | --- | --- |\n".to_owned();
+/// Ours: median and greatest, and who of the others does best.
+pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> String {
+    let mut out = "| event | median | maximum | runs | best other, median |\n".to_owned();
+    out.push_str("| --- | --- | --- | --- | --- |\n");
     for (index, place, title) in rows(events) {
         let cells = match &ours.cells[index] {
             Err(reason) => format!("– ({reason}) | – | 0"),
             Ok(figures) => {
                 let runs = figures.way(place);
-                let (median, most) = match Spread::of(&runs) {
-                    Some(spread) => (number(spread.median, ours.patience), number(spread.greatest, ours.patience)),
-                    None => ("–".to_owned(), "–".to_owned()),
-                };
-                format!("{median} | {most} | {}", count(runs.len(), figures))
+                let spread = Spread::of(&runs);
+                let say =
+                    |figure: Option<f64>| figure.map_or("–".to_owned(), |one| number(one, ours.patience));
+                let (median, most) = (spread.map(|one| one.median), spread.map(|one| one.greatest));
+                format!("{} | {} | {}", say(median), say(most), count(runs.len(), figures))
             }
         };
-        out.push_str(&format!("| {title} | {cells} |\n"));
+        out.push_str(&format!("| {title} | {cells} | {} |\n", best_other(columns, index, place)));
     }
     out
+}
+
+/// The least median of everyone but us, and whose it is.
+fn best_other(columns: &[Column], index: usize, place: usize) -> String {
+    let others = columns.iter().filter(|column| column.name != OURS);
+    let medians = others.filter_map(|column| {
+        let figures = column.cells[index].as_ref().ok()?;
+        Some((Spread::of(&figures.way(place))?.median, column))
+    });
+    let best = medians.min_by(|(one, _), (other, _)| one.total_cmp(other));
+    match best {
+        Some((median, column)) if median.is_finite() => {
+            format!("{} ({})", number(median, column.patience), column.name)
+        }
+        Some((median, column)) => number(median, column.patience),
+        None => String::new(),
+    }
 }
 
 /// Everyone side by side: median, least and greatest.
@@ -143,12 +161,35 @@ mod tests {
             Err("no standby".to_owned()),
             figures(&[&[50.0, 70.0], &[60.0, f64::INFINITY]]),
         ];
-        let table = ours(&events, &column(OURS, cells));
+        let peers = [
+            column(
+                "direct",
+                vec![
+                    Err("not for peers".into()),
+                    figures(&[&[f64::INFINITY]]),
+                    figures(&[&[9.0, f64::INFINITY]]),
+                ],
+            ),
+            column(
+                "MPTCP",
+                vec![Err("not for peers".into()), figures(&[&[30.0]]), figures(&[&[10.0, f64::INFINITY]])],
+            ),
+        ];
+        let table = ours(&events, &column(OURS, cells), &peers);
         let rows: Vec<&str> = table.lines().skip(2).collect();
-        assert_eq!(rows[0], "| `mobile use` of the other uplink | 30 | 41 | 3 |");
-        assert_eq!(rows[1], "| link down and address gone, standby warm | – (no standby) | – | 0 |");
-        assert_eq!(rows[2], "| no uplink for 1 s, then one returns: application sending | 55 | 60 | 2 |");
-        assert_eq!(rows[3], "| no uplink for 1 s, then one returns: server sending | > 3 s | > 3 s | 2 |");
+        assert_eq!(rows[0], "| `mobile use` of the other uplink | 30 | 41 | 3 |  |");
+        assert_eq!(
+            rows[1],
+            "| link down and address gone, standby warm | – (no standby) | – | 0 | 30 (MPTCP) |"
+        );
+        assert_eq!(
+            rows[2],
+            "| no uplink for 1 s, then one returns: application sending | 55 | 60 | 2 | 9 (direct) |"
+        );
+        assert_eq!(
+            rows[3],
+            "| no uplink for 1 s, then one returns: server sending | > 3 s | > 3 s | 2 | > 3 s |"
+        );
         assert_eq!(rows.len(), 4);
     }
 
@@ -161,7 +202,10 @@ mod tests {
             column("MPTCP", vec![Err("not for peers".into()), Err("this kernel has no MPTCP".into())]),
         ];
         let table = all(&events, &columns);
-        assert!(table.starts_with("| event | mobile | direct | MPTCP |\n| --- | --- | --- | --- |\n"), "{table}");
+        assert!(
+            table.starts_with("| event | mobile | direct | MPTCP |\n| --- | --- | --- | --- |\n"),
+            "{table}"
+        );
         assert!(table.ends_with("| 22 (21–23) | > 3 s | – |\n"), "{table}");
         assert_eq!(table.lines().count(), 3);
         let notes = notes(&events, &columns);

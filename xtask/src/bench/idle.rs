@@ -1,0 +1,146 @@
+//! `cargo xtask bench idle`: what the tunnel costs when nobody uses it.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use mobile_tests::{Capture, RELAY_PORT, Testbed, UplinkName, addr};
+use serde_json::Value;
+
+use super::machine;
+use crate::shell::step;
+
+/// How long it is watched.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Minutes to watch; the table is per minute.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    minutes: u32,
+}
+
+/// Whatever a start brings with it (a standby path, window updates, the first probes) has happened by then.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// A connected agent, and no mobile process.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let bed = Testbed::new()?;
+    sleep(SETTLE);
+    let (lab, agent, relay) = (&bed.lab, &bed.agent, &bed.relay);
+    let processes = [("mobile agent", agent.pid()), ("home-relay serve", relay.pid())];
+    let states = states(&bed)?;
+    let filter = format!("tcp port {RELAY_PORT}");
+    let captures: Vec<Capture> = UplinkName::ALL
+        .iter()
+        .map(|name| lab.capture(&lab.host, name.device(), &filter))
+        .collect::<Result<_>>()?;
+    let efforts = || -> Result<Vec<Effort>> {
+        processes.iter().map(|(name, pid)| Effort::of(pid.with_context(|| format!("no {name}"))?)).collect()
+    };
+    step(&format!("watching an idle agent for {} min", args.minutes));
+    let before = efforts()?;
+    sleep(Duration::from_secs(60) * args.minutes);
+    let after = efforts()?;
+    let minutes = f64::from(args.minutes);
+
+    println!("| uplink | state | packets sent per minute | received |\n| --- | --- | --- | --- |");
+    for ((name, capture), state) in UplinkName::ALL.iter().zip(captures).zip(states) {
+        let (sent, received) = count(&capture.stop()?);
+        println!(
+            "| {} | {state} | {:.1} | {:.1} |",
+            name.device(),
+            sent as f64 / minutes,
+            received as f64 / minutes
+        );
+    }
+    println!("\n| process | wake-ups per minute | CPU ms per minute |\n| --- | --- | --- |");
+    for ((name, _), (before, after)) in processes.iter().zip(before.iter().zip(&after)) {
+        println!(
+            "| {name} | {:.1} | {:.2} |",
+            (after.switches - before.switches) as f64 / minutes,
+            (after.nanoseconds - before.nanoseconds) as f64 / 1e6 / minutes
+        );
+    }
+    println!("\n{}; {} min", machine::describe(), args.minutes);
+    bed.finish()
+}
+
+/// What `mobile uplinks` says of each of the lab's uplinks.
+fn states(bed: &Testbed) -> Result<Vec<String>> {
+    let said: Value = serde_json::from_str(&bed.agent.cli(&["uplinks", "--json"])?.ok()?)?;
+    let list = said["uplinks"].as_array().context("`uplinks` has no list")?;
+    UplinkName::ALL
+        .iter()
+        .map(|name| {
+            let one = list.iter().find(|one| one["name"] == name.device());
+            let state = one.and_then(|one| one["state"].as_str());
+            Ok(state.with_context(|| format!("`uplinks` does not know {}", name.device()))?.to_owned())
+        })
+        .collect()
+}
+
+/// Packets to the relay, and the others, in tcpdump's lines.
+fn count(packets: &[String]) -> (usize, usize) {
+    let to_relay = format!(" > {}.{RELAY_PORT}: ", addr::RELAY4);
+    let sent = packets.iter().filter(|line| line.contains(&to_relay)).count();
+    (sent, packets.len() - sent)
+}
+
+/// What a process has used up to now.
+struct Effort {
+    /// How often one of its threads was put on a processor after it had waited or been put aside.
+    switches: u64,
+    nanoseconds: u64,
+}
+
+impl Effort {
+    fn of(pid: i32) -> Result<Self> {
+        let mut effort = Self { switches: 0, nanoseconds: 0 };
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let task = task?.path();
+            effort.switches += switches(&fs::read_to_string(task.join("status"))?);
+            let schedstat =
+                fs::read_to_string(task.join("schedstat")).context("this kernel has no schedstat")?;
+            let first = schedstat.split_whitespace().next().context("an empty schedstat")?;
+            effort.nanoseconds += first.parse::<u64>()?;
+        }
+        Ok(effort)
+    }
+}
+
+/// Voluntary and other context switches, from /proc/PID/status.
+fn switches(status: &str) -> u64 {
+    let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+    lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_switches_count() {
+        assert_eq!(switches("Name:\tx\nvoluntary_ctxt_switches:\t40\nnonvoluntary_ctxt_switches:\t2\n"), 42);
+    }
+
+    #[test]
+    fn packets_are_told_apart_by_their_direction() {
+        let lines = [
+            "12:00:00.1 IP 10.22.0.2.40000 > 198.51.100.2.443: Flags [.], ack 1, length 0",
+            "12:00:00.2 IP 198.51.100.2.443 > 10.22.0.2.40000: Flags [.], ack 1, length 0",
+            "12:00:00.3 IP 198.51.100.2.443 > 10.22.0.2.4430: Flags [.], ack 1, length 0",
+        ]
+        .map(str::to_owned);
+        assert_eq!(count(&lines), (1, 2));
+    }
+
+    #[test]
+    fn our_own_effort_can_be_read_and_grows() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let before = Effort::of(own).unwrap();
+        sleep(Duration::from_millis(2));
+        let after = Effort::of(own).unwrap();
+        assert!(after.switches > before.switches, "{} {}", before.switches, after.switches);
+        assert!(after.nanoseconds >= before.nanoseconds);
+    }
+}
