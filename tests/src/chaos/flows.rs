@@ -16,7 +16,7 @@ use crate::talk::Talk;
 use crate::testbed::Testbed;
 
 /// Where the server's side listens.
-const PORT: u16 = 1_002;
+const PORT: u16 = 1_003;
 
 /// How many there are.
 const COUNT: usize = 20;
