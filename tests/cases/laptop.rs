@@ -33,18 +33,22 @@ fn handovers(bed: &Testbed) -> anyhow::Result<u64> {
     Ok(bed.agent.status()?["handovers"].as_u64().expect("a count"))
 }
 
+type Waking = (&'static str, fn(&Testbed) -> Outcome, UplinkName);
+
+/// What has become of the network, and where the tunnel is then.
+const WAKINGS: [Waking; 5] = [
+    ("the same network", |_| Ok(()), UplinkName::Eth),
+    ("another address", |bed| bed.lab.eth().renumber(), UplinkName::Eth),
+    ("another uplink", |bed| bed.lab.eth().take_down(), UplinkName::Wlan),
+    ("another address of the other uplink", |bed| bed.lab.wlan().renumber(), UplinkName::Wlan),
+    ("the first uplink again", |bed| bed.lab.eth().bring_up(), UplinkName::Eth),
+];
+
 #[test]
 fn connections_go_on_after_a_suspend_whatever_network_the_laptop_wakes_in() -> Outcome {
     let mut bed = Testbed::new()?;
     let mut talks = talks(&bed)?;
-    let wakings: [(&str, &dyn Fn(&Testbed) -> Outcome, UplinkName); 5] = [
-        ("the same network", &|_| Ok(()), UplinkName::Eth),
-        ("another address", &|bed| bed.lab.eth().renumber(), UplinkName::Eth),
-        ("another uplink", &|bed| bed.lab.eth().take_down(), UplinkName::Wlan),
-        ("another address of the other uplink", &|bed| bed.lab.wlan().renumber(), UplinkName::Wlan),
-        ("the first uplink again", &|bed| bed.lab.eth().bring_up(), UplinkName::Eth),
-    ];
-    for (what, change, uplink) in wakings {
+    for (what, change, uplink) in WAKINGS {
         bed.agent.signal(Signal::SIGSTOP)?;
         // What is sent while it sleeps waits in the kernel.
         for talk in &mut talks {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use mobile_tests::chaos::{Kind, Options, run};
 
-/// Every kind of event twice, but for those that end a program: a minute or so.
+/// Every kind of event about twice, those that end a program once: a minute or so.
 const SHORT: usize = 2 * Kind::ALL.len();
 
 /// An hour.

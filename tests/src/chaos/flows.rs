@@ -16,7 +16,7 @@ use crate::talk::Talk;
 use crate::testbed::Testbed;
 
 /// Where the server's side listens.
-const PORT: u16 = 1_002;
+const PORT: u16 = 1_003;
 
 /// How many there are.
 const COUNT: usize = 20;
@@ -175,6 +175,7 @@ impl Flow {
             self.heard(&line)?;
         }
         self.check_server()?;
+        ensure!(!self.server.done.load(Ordering::Acquire), "the connection ended before it was told to");
         let places = [self.server.received.load(Ordering::Relaxed), self.received];
         let used = [self.plan.up, self.plan.down];
         for ((moved, place), used) in self.moved.iter_mut().zip(places).zip(used) {

@@ -17,6 +17,9 @@ const ROUND: Duration = Duration::from_millis(100);
 /// How often memory and descriptors are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// With fewer events it is over before memory can be compared.
+const FEWEST: usize = 10;
+
 /// How often a long run says how far it is.
 const TELL: Duration = Duration::from_secs(60);
 
@@ -32,6 +35,7 @@ pub struct Options {
 /// Plays the script and checks everything; says on stdout what was survived.
 pub fn run(options: Options) -> Result<()> {
     let Options { seed, events } = options;
+    ensure!(events >= FEWEST, "{events} events are too few: at least {FEWEST}");
     let script = Script::new(seed, events);
     println!("chaos: seed {seed}, {events} events in {} s", script.end().as_secs());
     let mut played = Vec::new();

@@ -133,10 +133,4 @@ impl Relay {
     pub fn config(&self) -> &Path {
         &self.program.config
     }
-
-    /// The daemon's process id.
-    #[must_use]
-    pub fn pid(&self) -> Option<i32> {
-        self.program.daemon.as_ref().map(Process::pid)
-    }
 }
