@@ -142,6 +142,7 @@ proptest! {
         }
         // Whoever is dead has something to answer within a keepalive. An answer that a blackhole held
         // up for long was taken for a long RTT by a shell without samples.
+        world.pair.settle();
         let stats = |world: &World, path| world.pair.client.path_stats(path).expect("it is open");
         let longest = world.dead_paths().into_iter().filter_map(|path| stats(&world, path).srtt).max();
         let patience = Duration::from_secs(10) + 4 * longest.unwrap_or_default();
