@@ -16,9 +16,9 @@ const NOTSENT_LOWAT: u32 = 32 * 1024;
 /// path within seconds by itself: this only frees the sockets nobody asks for any more.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An idle path is probed after this long, and every so often after; below the 2 minutes after which the meanest
-/// NATs forget a connection.
-const KEEPALIVE: Duration = Duration::from_secs(45);
+/// An idle path is probed after this long, and every so often after. The session's own PING comes first (45 s) and
+/// keeps the kernel quiet, on both sides; below the 2 minutes after which the meanest NATs forget a connection.
+const KEEPALIVE: Duration = Duration::from_secs(75);
 
 /// Connections the kernel holds until they are accepted: a relay's restart makes all its clients return at once.
 const BACKLOG: i32 = 1024;

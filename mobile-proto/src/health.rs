@@ -8,15 +8,16 @@
 //!
 //! What the kernel knows comes in as a [`TransportSample`]. Without samples only silence counts.
 
+mod doubt;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::Limits;
+use doubt::{Case, Doubt, Lately};
 
 /// Before an RTT is known, this stands for it: the initial retransmission timeout of RFC 6298.
 const INITIAL_RTT: Duration = Duration::from_secs(1);
@@ -31,34 +32,11 @@ const DEVIATION: Duration = Duration::from_millis(100);
 /// The kernel counts the time since the last acknowledgement in ticks, of up to 4 ms, rounded.
 const TICK: Duration = Duration::from_millis(8);
 
-/// Trials that have to go unanswered. Where a fifth of all round trips fail, eight of eight do in
-/// three of a million cases.
-const EVIDENCE: u32 = 8;
-/// On a path known to lose next to nothing, where the kernel's window may hold back the rest.
-const CLEAN_EVIDENCE: u32 = 5;
-/// Where that ends, in repeated segments. It takes fifty without one to get below it.
-const CLEAN: f64 = 0.01;
-/// On a path known to lose more than a tenth: with 20 % lost in each direction 36 % of all round
-/// trips fail, and eleven of eleven in one of a hundred thousand cases.
-const LOSSY_EVIDENCE: u32 = 11;
-const LOSSY: f64 = 0.1;
-
-/// Segments of one burst, which one acknowledgement answers, that count as one more trial. The
-/// kernel takes in up to 45 at once, but a window of them was sent in several bursts.
-const BURST: u32 = 8;
-
 /// Small segments that are sent for evidence: with what is out already, enough for any verdict.
 const PINGS: u32 = 10;
 
-/// With the kernel in back-off nothing new gets out: then few segments (retransmissions) over a
-/// long time must do. For how long, depends on the share of segments repeated lately: three of
-/// three lost is no accident where few are, and where many are the kernel needs the time to try
-/// often enough (200 ms, doubled each time: four tries in 3 s, six in 10 s, eight in 30 s).
-const SLOW_EVIDENCE: u32 = 3;
-const PATIENCES: [(f64, Duration); 2] = [(0.03, Duration::from_secs(3)), (LOSSY, Duration::from_secs(10))];
-const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
-/// Without any evidence at all (a transport that tells nothing any more), this many patiences.
-const BLIND: u32 = 4;
+/// A program that says nothing although its kernel acknowledges everything is given this long.
+const PROGRAM_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The least time between two segments sent for evidence. Together with the wait for answers this
 /// keeps a verdict on a path of 20 ms below 150 ms, at 200 samples a second for that time.
@@ -67,9 +45,6 @@ const MIN_INTERVAL: Duration = Duration::from_millis(5);
 const SLOW_INTERVAL: Duration = Duration::from_millis(100);
 /// A suspect path is looked at for a sign of life.
 const SUSPECT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Samples kept of one doubt: more than the longest wait for an answer has intervals.
-const MAX_MARKS: usize = 64;
 
 /// What the transport below a path knows, at one moment: on Linux, of TCP_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,32 +117,6 @@ enum Suspicion {
     Evidence,
     /// Not a byte was heard, whatever the kernel says: any byte ends it.
     Silence,
-}
-
-#[derive(Debug)]
-struct Doubt {
-    since: Instant,
-    /// What was delivered at its first sample.
-    base: Option<u32>,
-    /// How many trials had been made at which time, in order.
-    marks: VecDeque<(Instant, u32)>,
-    /// The trials, and the segments sent, that the last mark knows.
-    trials: u32,
-    segs_out: u32,
-    pings_left: u32,
-    next: Instant,
-    /// With what the kernel has repeated before the doubt: unlike what came with the last progress
-    /// this is up to date, but a repeat or two may be the dead path's.
-    lately: Lately,
-}
-
-/// What was sent and repeated lately, faded.
-#[derive(Clone, Debug, Default)]
-struct Lately {
-    sent: f64,
-    repeated: f64,
-    /// Of the kernel's counters, what is in already.
-    seen: (u32, u32),
 }
 
 impl Health {
@@ -297,14 +246,9 @@ impl Health {
             return;
         };
         if self.suspicion.is_none() {
-            let patience =
-                doubt.lately.patience().max(srtt_of(&self.latest).saturating_mul(limits.suspect_rtts));
-            let unanswered = if fresh { doubt.unanswered(now, wait) } else { 0 };
-            let needed = if self.lately.is_clean() { CLEAN_EVIDENCE } else { doubt.lately.evidence() };
-            let dead = unanswered >= needed
-                || (stalled >= patience && unanswered >= SLOW_EVIDENCE)
-                || stalled >= patience.saturating_mul(BLIND);
-            if dead {
+            let patience = srtt_of(&self.latest).saturating_mul(limits.suspect_rtts);
+            let case = Case { fresh, stalled, patience, lately: &self.lately };
+            if doubt.convicts(now, wait, &case) {
                 self.suspicion = Some(Suspicion::Evidence);
                 verdict.suspect = Some(stalled);
             } else if doubt.pings_left > 0 {
@@ -345,7 +289,7 @@ impl Health {
         let floor = match self.latest() {
             Some(_) if outlook.connecting => outlook.limits.suspect_floor,
             // The peer's kernel has everything, so the program behind it must say something.
-            Some(latest) if latest.unacked == 0 => PATIENCES[0].1,
+            Some(latest) if latest.unacked == 0 => PROGRAM_PATIENCE,
             Some(_) => return None,
             None => outlook.limits.suspect_floor,
         };
@@ -382,74 +326,6 @@ impl Health {
 
     fn interval(&self) -> Duration {
         (srtt_of(&self.latest) / 4).max(MIN_INTERVAL)
-    }
-}
-
-impl Doubt {
-    fn new(now: Instant, pings_left: u32, next: Instant) -> Self {
-        let (marks, base) = (VecDeque::new(), None);
-        Self { since: now, base, marks, trials: 0, segs_out: 0, pings_left, next, lately: Lately::default() }
-    }
-
-    /// The first sample. What is in the network was sent before it, over some time; what the
-    /// kernel thinks lost is no evidence: it may have been, long before the path died.
-    fn begin(&mut self, now: Instant, sample: &TransportSample, lately: &Lately) {
-        self.lately = lately.clone();
-        self.lately.add(sample);
-        self.base = Some(sample.delivered);
-        self.segs_out = sample.segs_out;
-        self.trials = sample.in_flight.min(2 + sample.in_flight / BURST);
-        self.marks.push_back((now, self.trials));
-    }
-
-    /// A later one: what was sent since counts. Segments sent together are answered together, so
-    /// they are hardly more than one trial.
-    fn mark(&mut self, now: Instant, segs_out: u32) {
-        let sent = segs_out.wrapping_sub(self.segs_out);
-        let early = self.marks.back().is_some_and(|(at, _)| now < *at + MIN_INTERVAL / 2);
-        if sent > 0 && !early && self.marks.len() < MAX_MARKS {
-            self.segs_out = segs_out;
-            self.trials = self.trials.saturating_add(sent.min(1 + sent / BURST));
-            self.marks.push_back((now, self.trials));
-        }
-    }
-
-    /// How many trials went unanswered for longer than `wait`.
-    fn unanswered(&mut self, now: Instant, wait: Duration) -> u32 {
-        let old = |mark: &(Instant, u32)| now.saturating_duration_since(mark.0) >= wait;
-        // Of the marks that are old enough the newest counts, and the older ones never will again.
-        while self.marks.get(1).is_some_and(old) {
-            self.marks.pop_front();
-        }
-        self.marks.front().filter(|mark| old(mark)).map_or(0, |mark| mark.1)
-    }
-}
-
-impl Lately {
-    /// The counters have moved on; old news fades.
-    fn add(&mut self, sample: &TransportSample) {
-        let (sent, repeated) = self.seen;
-        self.sent += f64::from(sample.segs_out.wrapping_sub(sent));
-        self.repeated += f64::from(sample.retransmitted.wrapping_sub(repeated));
-        self.seen = (sample.segs_out, sample.retransmitted);
-        if self.sent > 200.0 {
-            let fade = 100.0 / self.sent;
-            (self.sent, self.repeated) = (100.0, self.repeated * fade);
-        }
-    }
-
-    fn is_clean(&self) -> bool {
-        self.repeated + 0.5 < self.sent * CLEAN
-    }
-
-    fn evidence(&self) -> u32 {
-        if self.repeated <= self.sent * LOSSY + 1.0 { EVIDENCE } else { LOSSY_EVIDENCE }
-    }
-
-    fn patience(&self) -> Duration {
-        // One repeat of a few segments says nothing yet.
-        let enough = |(share, _): &&(f64, Duration)| self.repeated <= self.sent * share + 1.0;
-        PATIENCES.iter().find(enough).map_or(LONGEST_PATIENCE, |(_, patience)| *patience)
     }
 }
 

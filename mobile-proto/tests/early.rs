@@ -114,6 +114,27 @@ fn another_path_may_bring_the_new_epoch_first() {
 }
 
 #[test]
+fn a_path_left_again_before_its_welcome_counts_anew_in_the_new_epoch() {
+    let mut pair = Pair::connected(Limits::default());
+    up(&mut pair, 0..1);
+    pair.advance(SECOND);
+    pair.restart_server();
+    pair.open(TWO);
+    pair.activate(TWO, &[ONE, THREE]);
+    pair.open(THREE);
+    up(&mut pair, 1..2);
+    pair.transmit(usize::MAX);
+    // In haste it has written record 1; it will have to write record 0 and 1 of the new epoch.
+    pair.activate(THREE, &[TWO]);
+    pair.settle();
+    pair.activate(TWO, &[]);
+    up(&mut pair, 2..4);
+    pair.advance(SECOND);
+    assert_eq!(numbers(&pair.at_server), all(0..4));
+    assert_eq!((pair.client.unacked_bytes(), pair.server().stats().protocol_errors), (0, 0));
+}
+
+#[test]
 fn without_a_known_epoch_the_wish_waits_for_welcome() {
     let mut pair = Pair::new(Limits::default());
     up(&mut pair, 0..3);

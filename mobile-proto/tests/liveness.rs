@@ -128,6 +128,12 @@ fn without_samples_a_nudge_makes_the_silence_heard() {
     pair.advance(3 * SECOND);
     assert!(pair.server_events.iter().any(|event| is_suspect(event, ONE)));
     assert!(pair.client_events.iter().any(|event| is_suspect(event, ONE)));
+    // And then there is silence: two ends that keep each other's hopes up would never end.
+    let sent = |pair: &Pair, path| pair.client.path_stats(path).unwrap().tx_bytes;
+    let before = sent(&pair, ONE);
+    pair.wire(ONE).stalled_up = false;
+    pair.advance(30 * SECOND);
+    assert!(sent(&pair, ONE) - before <= 40, "{}", sent(&pair, ONE) - before);
 }
 
 #[test]

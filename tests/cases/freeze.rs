@@ -25,7 +25,7 @@ const RATE: u64 = 20_000_000;
 const PROGRESS: u64 = 500_000;
 
 /// A port of the server where it sends a number every so often, whatever the client does.
-const TICKS: u16 = 1002;
+const TICKS: u16 = 1102;
 const TICK: Duration = Duration::from_millis(50);
 
 #[test]

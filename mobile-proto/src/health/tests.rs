@@ -237,7 +237,7 @@ fn a_program_that_is_silent_behind_a_kernel_that_answers_is_found() {
             break now;
         }
     };
-    assert_eq!(suspect - start, PATIENCES[0].1);
+    assert_eq!(suspect - start, PROGRAM_PATIENCE);
     assert!(samples < 100, "one for each answer that was overdue: {samples}");
     assert!(!health.sample(now, sample(0)), "the kernel's word does not end it");
     assert!(health.heard(now));

@@ -221,7 +221,6 @@ impl Session {
             return Ok(Fate::Closed(CloseCode::SessionGone));
         } else {
             self.adopt_epoch(welcome.epoch, welcome.rx_next);
-            // What was written here in haste, for the former epoch, the relay ignores.
             path.tx_number = None;
         }
         path.epoch = self.epoch;
@@ -262,10 +261,11 @@ impl Session {
         self.replay.renumber(rx_next);
         self.rx_next = 0;
         self.ack.done();
+        // What was written in haste, for the former epoch, the relay ignores.
+        self.paths.iter_mut().for_each(|path| path.tx_number = None);
         // A path that waits for its own WELCOME can carry data for the epoch that is known now.
         if let Some(at) = self.paths.iter().position(|path| path.wish.is_some()) {
             let mut wanted = self.paths.swap_remove(at);
-            wanted.tx_number = None;
             let keep = wanted.wish.clone().unwrap_or_default();
             self.carry_out(&mut wanted, &keep);
             self.paths.push(wanted);

@@ -108,7 +108,9 @@ impl Session {
         } else {
             self.active.and_then(|active| self.paths.iter_mut().find(|path| path.id == active))
         };
-        let Some(active) = active.filter(|active| active.is_ready()) else { return };
+        // Of a path that is suspect there is nothing new to learn.
+        let worth = |active: &&mut Path| active.is_ready() && !active.health.is_suspect();
+        let Some(active) = active.filter(worth) else { return };
         self.nudged = Some(now);
         active.ping_due = true;
         let id = active.id;

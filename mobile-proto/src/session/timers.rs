@@ -19,7 +19,6 @@ impl Session {
         if is_due(self.ack_deadline(), now) {
             self.ack.at_once();
         }
-        self.give_up_aged(now);
         for index in 0..self.paths.len() {
             self.check_path(now, index);
         }
@@ -29,6 +28,8 @@ impl Session {
             let idle: Vec<PathId> = self.paths.iter().filter(|path| idle(path)).map(|path| path.id).collect();
             idle.into_iter().for_each(|path| self.closed(path, CloseCode::Timeout));
         }
+        // Last, because the active path may just have gone.
+        self.give_up_aged(now);
     }
 
     fn path_deadline(&self, index: usize) -> Option<Instant> {
