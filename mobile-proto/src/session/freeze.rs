@@ -148,24 +148,24 @@ impl Session {
         self.stats.local_answers += 1;
     }
 
-    /// Whether the data of a repeated segment is held already. If it is all that the flow has in flight, the fresh
-    /// copy takes the old one's place: its timestamp lets the sender measure a round trip instead of the outage. (With more
-    /// behind it, that would be refused as older by the receiver.)
+    /// Whether the data of a repeated segment is held already. If the flow has sent nothing behind it, the fresh copy takes the
+    /// old one's place: its timestamp lets the sender measure a round trip instead of the outage. (It would make what is behind
+    /// it look old to the receiver, which would refuse that.)
     fn is_held(&mut self, now: Instant, at: usize, place: Place, packet: Packet<'_>) -> bool {
         if !self.may_search(now) {
             return false;
         }
-        let sole = self.freeze.flows.get(at).ends_at(place.seq.wrapping_add(place.length));
+        let last = self.freeze.flows.get(at).ends_at(place.seq.wrapping_add(place.length));
         let covers = |held: &Place| held.length > 0 && held.covers(&place);
         if let Some(at) = self.replay.find(covers) {
-            if sole && self.replay.place(at) == Some(place) {
+            if last && self.replay.place(at) == Some(place) {
                 let old = self.replay.replace(at, self.pool.copy(packet.bytes), packet.offload);
                 old.into_iter().for_each(|old| self.pool.give(old));
             }
             return true;
         }
         let Some(at) = self.queue.find(covers) else { return false };
-        if sole && self.queue.place(at) == Some(place) {
+        if last && self.queue.place(at) == Some(place) {
             self.replace_queued(at, packet);
         }
         true
