@@ -3,6 +3,7 @@
 //! A seed decides the [`Script`]; the stage plays it on a lab with both programs; the flows must outlive it whole.
 
 mod flows;
+mod options;
 mod run;
 mod script;
 mod stage;
@@ -10,6 +11,7 @@ mod stream;
 mod vitals;
 
 pub use flows::client;
-pub use run::{Options, run};
+pub use options::Options;
+pub use run::run;
 pub use script::{Event, Kind, Script};
 pub use stream::Stream;
