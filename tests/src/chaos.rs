@@ -2,6 +2,7 @@
 //!
 //! A seed decides the [`Script`]; the stage plays it on a lab with both programs; the flows must outlive it whole.
 
+mod ends;
 mod flows;
 mod options;
 mod run;
@@ -10,7 +11,7 @@ mod stage;
 mod stream;
 mod vitals;
 
-pub use flows::client;
+pub use ends::client;
 pub use options::Options;
 pub use run::run;
 pub use script::{Event, Kind, Script};
