@@ -13,6 +13,7 @@ mod restart;
 mod routing;
 mod selection;
 mod sessions;
+mod silence;
 mod slow;
 mod storm;
 mod systemd;

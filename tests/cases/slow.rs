@@ -87,6 +87,11 @@ fn five_per_cent_loss_is_no_reason_to_leave_an_uplink() -> Outcome {
 }
 
 #[test]
+fn twenty_per_cent_loss_is_no_reason_to_leave_an_uplink() -> Outcome {
+    a_change_is_no_reason_to_leave("20 % loss", |bed| bed.lab.eth().link.set_loss(0.2))
+}
+
+#[test]
 fn a_tenth_of_the_rate_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplink() -> Outcome {
     a_change_is_no_reason_to_leave("a tenth of the rate", |bed| bed.lab.eth().link.set_rate(Some(RATE / 10)))
 }

@@ -2,14 +2,17 @@
 //!
 //! A seed decides the [`Script`]; the stage plays it on a lab with both programs; the flows must outlive it whole.
 
+mod ends;
 mod flows;
+mod options;
 mod run;
 mod script;
 mod stage;
 mod stream;
 mod vitals;
 
-pub use flows::client;
-pub use run::{Options, run};
+pub use ends::client;
+pub use options::Options;
+pub use run::run;
 pub use script::{Event, Kind, Script};
 pub use stream::Stream;

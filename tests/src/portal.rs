@@ -38,7 +38,8 @@ impl Portal {
             &format!(
                 "table inet portal {{\n chain prerouting {{\n  type nat hook prerouting priority dstnat\n  \
                  iifname lan0 tcp dport {port} redirect to :{PORT}\n }}\n chain forward {{\n  \
-                 type filter hook forward priority filter - 10\n  tcp dport {port} drop\n  tcp sport {port} drop\n \
+                 type filter hook forward priority filter - 10\n  iifname lan0 tcp dport {port} drop\n  \
+                 oifname lan0 tcp sport {port} drop\n \
                  }}\n}}\n",
                 port = crate::product::RELAY_PORT
             ),

@@ -41,7 +41,7 @@ impl Suspend {
         }
     }
 
-    async fn clock_set(&self) {
+    async fn clock_set(&mut self) {
         let Some(timer) = &self.timer else { return pending().await };
         let Ok(mut guard) = timer.readable().await else { return pending().await };
         // ECANCELED: the clock was set. The timer stays armed.
@@ -51,7 +51,7 @@ impl Suspend {
         });
         if let Ok(Err(error)) = outcome {
             tracing::warn!(%error, "the end of a suspend is not noticed any more");
-            pending().await
+            self.timer = None;
         }
     }
 }

@@ -1,14 +1,13 @@
 //! The flows: connections of mobile processes to the server that carry checked bytes all the time.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::Read;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::stream::Stream;
+use super::ends::{End, serve};
 use crate::binaries::program;
 use crate::lab::addr;
 use crate::services::TcpService;
@@ -24,12 +23,6 @@ const COUNT: usize = 20;
 /// What a person's session or a chat makes, in bytes a second. All of them together fit a tenth of the uplinks' rate.
 const MODEST: u64 = 8_000;
 
-/// What is written at a time: with [`MODEST`], one packet every 50 ms.
-const BLOCK: usize = 400;
-
-/// What a bulk flow writes at a time.
-const BULK_BLOCK: usize = 16_384;
-
 /// The longest a flow may stand still. Inner TCP doubles its pause with each try in an outage, and several outages
 /// and lossy times may follow each other.
 const LONGEST_PAUSE: Duration = Duration::from_secs(90);
@@ -39,12 +32,13 @@ const REST: Duration = Duration::from_secs(90);
 
 /// What one flow does.
 #[derive(Debug, Clone, Copy)]
-struct Plan {
-    up: bool,
-    down: bool,
+pub(super) struct Plan {
+    pub(super) up: bool,
+    pub(super) down: bool,
     /// Bytes a second in each direction; `None` is as many as pass.
-    rate: Option<u64>,
-    seed: u64,
+    pub(super) rate: Option<u64>,
+    /// Of the bytes that go up; the next number is of those that come down.
+    pub(super) seed: u64,
 }
 
 impl Plan {
@@ -67,15 +61,6 @@ impl Plan {
         };
         [ways.to_owned(), self.rate.unwrap_or(0).to_string(), self.seed.to_string()]
     }
-}
-
-/// What one end has done.
-#[derive(Debug, Default)]
-struct End {
-    sent: AtomicU64,
-    received: AtomicU64,
-    done: AtomicBool,
-    trouble: Mutex<Option<String>>,
 }
 
 struct Flow {
@@ -232,124 +217,4 @@ impl Flow {
         ensure!(!self.plan.down || sent > 0, "nothing came down");
         Ok(sent + received)
     }
-}
-
-/// The server's end: sends and checks until the client has sent its last byte.
-fn serve(mut stream: &TcpStream, plan: &Plan, end: &End) -> Result<()> {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| -> Result<()> {
-        let sender = scope.spawn(|| {
-            let sent =
-                if plan.down { send(stream, plan.seed + 1, plan.rate, &stop, &end.sent) } else { Ok(()) };
-            // The end of the stream is the answer to the client's.
-            while plan.up && !plan.down && !stop.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            sent.and_then(|()| stream.shutdown(Shutdown::Write).context("the end of the stream"))
-        });
-        let received = receive(&mut stream, plan.up.then_some(plan.seed), &end.received);
-        stop.store(true, Ordering::Relaxed);
-        received?;
-        sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?
-    })?;
-    end.done.store(true, Ordering::Release);
-    Ok(())
-}
-
-/// Sends the stream of `seed` at a rate until `stop`; the bytes sent are counted in `sent`.
-pub(super) fn send(
-    mut stream: &TcpStream,
-    seed: u64,
-    rate: Option<u64>,
-    stop: &AtomicBool,
-    sent: &AtomicU64,
-) -> Result<()> {
-    let mut bytes = Stream::new(seed);
-    let mut block = vec![0; if rate.is_some() { BLOCK } else { BULK_BLOCK }];
-    while !stop.load(Ordering::Relaxed) {
-        bytes.fill(&mut block);
-        stream.write_all(&block).context("send")?;
-        sent.fetch_add(block.len() as u64, Ordering::Relaxed);
-        if let Some(rate) = rate {
-            std::thread::sleep(Duration::from_secs_f64(block.len() as f64 / rate as f64));
-        }
-    }
-    Ok(())
-}
-
-/// Receives to the end of the stream and compares each byte with the stream of `seed`; without one, none is due.
-pub(super) fn receive(stream: &mut impl Read, seed: Option<u64>, received: &AtomicU64) -> Result<()> {
-    let mut bytes = seed.map(Stream::new);
-    let mut buffer = vec![0; 65_536];
-    loop {
-        let count = stream.read(&mut buffer).context("receive")?;
-        if count == 0 {
-            return Ok(());
-        }
-        let so_far = received.load(Ordering::Relaxed);
-        match &mut bytes {
-            Some(bytes) => bytes
-                .check(&buffer[..count])
-                .map_err(|place| anyhow::anyhow!("byte {} is wrong", so_far + place as u64))?,
-            None => bail!("{count} bytes where none are due"),
-        }
-        received.fetch_add(count as u64, Ordering::Relaxed);
-    }
-}
-
-/// The client's end, a program of its own: `ADDRESS NUMBER up|down|both RATE SEED`. Tells its counters twice a second,
-/// ends when told to on stdin.
-pub fn client(args: &[&str]) -> Result<()> {
-    let [address, number, ways, rate, seed] = args else {
-        bail!("usage: chaosflow ADDRESS NUMBER up|down|both RATE SEED")
-    };
-    let (up, down) = (*ways != "down", *ways != "up");
-    let rate = Some(rate.parse()?).filter(|rate| *rate > 0);
-    let seed: u64 = seed.parse()?;
-    let stream = TcpStream::connect(address).context("connect")?;
-    stream.set_nodelay(true)?;
-    (&stream).write_all(&[number.parse()?]).context("send")?;
-    let (sent, received, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let tell = |word: &str| {
-        let (sent, received) = (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed));
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "{word}sent {sent} received {received}").and_then(|()| out.flush())
-    };
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| -> Result<()> {
-        let sender = scope.spawn(|| -> Result<()> {
-            if up {
-                send(&stream, seed, rate, &stop, &sent)?;
-            }
-            while !stop.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            stream.shutdown(Shutdown::Write).context("the end of the stream")
-        });
-        scope.spawn(|| {
-            // A word, or the end of whoever would say it.
-            let _ = std::io::stdin().read_line(&mut String::new());
-            stop.store(true, Ordering::Relaxed);
-        });
-        scope.spawn(|| {
-            while !ended.load(Ordering::Relaxed) {
-                if tell("").is_err() {
-                    std::process::exit(1);
-                }
-                std::thread::sleep(Duration::from_millis(500));
-            }
-        });
-        let checked = receive(&mut &stream, down.then_some(seed + 1), &received).and_then(|()| {
-            ensure!(stop.load(Ordering::Relaxed), "the server ended the stream");
-            Ok(())
-        });
-        ended.store(true, Ordering::Relaxed);
-        if let Err(error) = checked {
-            // The other threads may be blocked: whoever supervises has to know now.
-            println!("! {error:#}");
-            std::process::exit(1);
-        }
-        sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?
-    })?;
-    tell("done ").context("the last word")
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::flows::Flows;
+use super::options::Options;
 use super::script::{Kind, Script};
 use super::stage::Stage;
 use super::vitals::Vitals;
@@ -17,25 +18,12 @@ const ROUND: Duration = Duration::from_millis(100);
 /// How often memory and descriptors are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// With fewer events it is over before memory can be compared.
-const FEWEST: usize = 10;
-
 /// How often a long run says how far it is.
 const TELL: Duration = Duration::from_secs(60);
-
-/// What is played.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Decides everything that is left to chance.
-    pub seed: u64,
-    /// How many events.
-    pub events: usize,
-}
 
 /// Plays the script and checks everything; says on stdout what was survived.
 pub fn run(options: Options) -> Result<()> {
     let Options { seed, events } = options;
-    ensure!(events >= FEWEST, "{events} events are too few: at least {FEWEST}");
     let script = Script::new(seed, events);
     println!("chaos: seed {seed}, {events} events in {} s", script.end().as_secs());
     let mut played = Vec::new();

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 const MEMORY_FACTOR: f64 = 1.2;
 const MEMORY_SLACK: u64 = 8 << 20;
 
-/// A path or two that is being made, and a command that is being answered.
-const DESCRIPTOR_SLACK: u64 = 4;
+/// Three uplinks, each with a fresh path beside a dying one at worst.
+const DESCRIPTOR_SLACK: u64 = 6;
 
 /// One look at a process.
 #[derive(Debug, Clone, Copy)]

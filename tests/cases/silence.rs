@@ -1,0 +1,51 @@
+//! A silent blackhole: the uplink looks alive and carries nothing, in one direction or both.
+
+use std::time::{Duration, Instant};
+
+use mobile_tests::{Blackhole, Testbed, port};
+
+use crate::{Outcome, server};
+
+/// How soon the session answers over the other uplink.
+const PROMPT: Duration = Duration::from_secs(1);
+
+fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
+    let mut bed = Testbed::new()?;
+    let [server, _] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &server])?;
+    talk.hear()?;
+    for _ in 0..5 {
+        assert_eq!(talk.ask("before")?, "before");
+        // An ordinary pace: the path's round-trip time gets known.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    bed.lab.eth().link.set_blackhole(blackhole);
+    let start = Instant::now();
+    assert_eq!(talk.ask("anybody there?")?, "anybody there?");
+    let took = start.elapsed();
+    eprintln!("{blackhole:?}: {took:?}");
+    assert!(took < PROMPT, "{blackhole:?}: {took:?}");
+    let status = bed.agent.status()?;
+    assert_eq!(status["active_uplink"], "wlan0", "{status}");
+    assert_eq!(status["handovers"], 1, "{status}");
+    assert_eq!(status["last_handover"]["cause"], "silent", "{status}");
+    bed.expect_warning("gone silent");
+    // The silent uplink is tried again.
+    bed.expect_warning("no answer from the relay");
+    bed.finish()
+}
+
+#[test]
+fn when_nothing_gets_up_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+    a_keystroke_is_answered_promptly(Blackhole::Up)
+}
+
+#[test]
+fn when_nothing_comes_down_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+    a_keystroke_is_answered_promptly(Blackhole::Down)
+}
+
+#[test]
+fn when_nothing_passes_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+    a_keystroke_is_answered_promptly(Blackhole::Both)
+}
