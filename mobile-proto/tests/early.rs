@@ -124,14 +124,31 @@ fn a_path_left_again_before_its_welcome_counts_anew_in_the_new_epoch() {
     pair.open(THREE);
     up(&mut pair, 1..2);
     pair.transmit(usize::MAX);
-    // In haste it has written record 1; it will have to write record 0 and 1 of the new epoch.
+    // In haste it has written record 1: in the new epoch, record 2 would follow without a SEQ.
     pair.activate(THREE, &[TWO]);
+    up(&mut pair, 2..3);
     pair.settle();
+    assert_eq!(numbers(&pair.at_server), all(0..3));
     pair.activate(TWO, &[]);
-    up(&mut pair, 2..4);
+    up(&mut pair, 3..5);
     pair.advance(SECOND);
-    assert_eq!(numbers(&pair.at_server), all(0..4));
+    assert_eq!(numbers(&pair.at_server), all(0..5));
     assert_eq!((pair.client.unacked_bytes(), pair.server().stats().protocol_errors), (0, 0));
+}
+
+#[test]
+fn numbers_of_another_epoch_mean_nothing_even_without_activate() {
+    let mut pair = Pair::connected(Limits::default());
+    let now = pair.now;
+    let epoch = pair.server().epoch() + 1;
+    let hello = mobile_proto::Hello { session: pair.client.id(), epoch, path: TWO, switch: 9 };
+    pair.server().accept_path(now, &hello).unwrap();
+    let frames = [&[2, 1, 40][..], &[1, 1, 0], &[3, 1, 50]].concat();
+    pair.server().handle_input(now, TWO, &frames, &mut |_| panic!("nothing to deliver")).unwrap();
+    assert_eq!((pair.server().stats().stale_frames, pair.server().stats().lost), (3, 0));
+    up(&mut pair, 0..2);
+    pair.settle();
+    assert_eq!(numbers(&pair.at_server), all(0..2));
 }
 
 #[test]
