@@ -36,7 +36,8 @@ impl Ledger {
     /// Every counter is there from the start, as Prometheus likes it.
     pub(crate) fn new() -> Self {
         let name = "mobile_handover_blackout_seconds";
-        let help = "Time from the end of the old path until the relay answered on the new one, for each handover.";
+        let help =
+            "Time from the end of the old path until the relay answered on the new one, for each handover.";
         let options = HistogramOpts::new(name, help).buckets(BLACKOUT_BUCKETS.to_vec());
         Self {
             recent: VecDeque::new(),
