@@ -86,6 +86,20 @@ fn a_bulk_transfer_whose_window_is_full_is_found_as_well() {
 }
 
 #[test]
+fn a_lossy_path_that_dies_is_found_though_the_kernel_lets_nothing_out() {
+    for seed in 0..10 {
+        let mut model = model(20, 0, seed);
+        model.up.loss = 5;
+        model.run(20_000, BULK.0, BULK.1);
+        assert_eq!(model.count(Said::Suspect), 0);
+        model.cut(true, true);
+        model.run(20_000, BULK.0, BULK.1);
+        let at = model.first(Said::Suspect, 20_000).expect("a dead path is found");
+        assert!(at - model.last_answer <= 11_000, "seed {seed}: {} ms", at - model.last_answer);
+    }
+}
+
+#[test]
 fn a_long_way_is_not_a_dead_one() {
     for load in LOADS {
         let mut model = model(200, 0, 1);
