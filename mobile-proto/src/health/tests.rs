@@ -275,3 +275,23 @@ fn a_nudge_tries_the_path_once() {
     assert!(!health.tick(due, outlook(&limits)).ping);
     assert!(health.doubt.is_none());
 }
+
+#[test]
+fn a_process_that_was_stopped_for_long_asks_before_it_judges() {
+    let (now, limits) = (Instant::now(), Limits::default());
+    let mut health = Health::default();
+    let outlook = outlook(&limits);
+    let _ = health.sample(now, sample(0));
+    health.begin(now);
+    let later = now + 1000 * SECOND;
+    let _ = health.sample(later, sample(1));
+    let verdict = health.tick(later, outlook);
+    assert_eq!(verdict, Verdict { doubted: true, suspect: None, ping: true });
+    // And a transport that tells nothing any more is not believed for ever.
+    let mut now = later;
+    while !health.is_suspect() {
+        now = health.deadline(outlook).expect("it is doubted");
+        let _ = health.tick(now, outlook);
+    }
+    assert!((10 * SECOND..20 * SECOND).contains(&(now - later)), "{:?}", now - later);
+}
