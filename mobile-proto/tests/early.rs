@@ -125,10 +125,13 @@ fn a_path_left_again_before_its_welcome_counts_anew_in_the_new_epoch() {
     up(&mut pair, 1..2);
     pair.transmit(usize::MAX);
     // In haste it has written record 1: in the new epoch, record 2 would follow without a SEQ.
+    pair.wire(TWO).stalled_down = true;
     pair.activate(THREE, &[TWO]);
     up(&mut pair, 2..3);
     pair.settle();
     assert_eq!(numbers(&pair.at_server), all(0..3));
+    pair.wire(TWO).stalled_down = false;
+    pair.settle();
     pair.activate(TWO, &[]);
     up(&mut pair, 3..5);
     pair.advance(SECOND);

@@ -111,7 +111,8 @@ impl Doubt {
         let patience = self.lately.patience().max(case.patience);
         unanswered >= needed
             || (case.stalled >= patience && unanswered >= SLOW_EVIDENCE)
-            || case.stalled >= patience.saturating_mul(BLIND)
+            // Counted from the doubt: this process may have slept before.
+            || now.saturating_duration_since(self.since) >= patience.saturating_mul(BLIND)
     }
 
     /// How many trials went unanswered for longer than `wait`.

@@ -86,6 +86,20 @@ fn a_bulk_transfer_whose_window_is_full_is_found_as_well() {
 }
 
 #[test]
+fn a_lossy_path_that_dies_is_found_though_the_kernel_lets_nothing_out() {
+    for seed in 0..10 {
+        let mut model = model(20, 0, seed);
+        model.up.loss = 5;
+        model.run(20_000, BULK.0, BULK.1);
+        assert_eq!(model.count(Said::Suspect), 0);
+        model.cut(true, true);
+        model.run(20_000, BULK.0, BULK.1);
+        let at = model.first(Said::Suspect, 20_000).expect("a dead path is found");
+        assert!(at - model.last_answer <= 11_000, "seed {seed}: {} ms", at - model.last_answer);
+    }
+}
+
+#[test]
 fn a_long_way_is_not_a_dead_one() {
     for load in LOADS {
         let mut model = model(200, 0, 1);
@@ -260,4 +274,24 @@ fn a_nudge_tries_the_path_once() {
     let _ = health.sample(due, sample(0));
     assert!(!health.tick(due, outlook(&limits)).ping);
     assert!(health.doubt.is_none());
+}
+
+#[test]
+fn a_process_that_was_stopped_for_long_asks_before_it_judges() {
+    let (now, limits) = (Instant::now(), Limits::default());
+    let mut health = Health::default();
+    let outlook = outlook(&limits);
+    let _ = health.sample(now, sample(0));
+    health.begin(now);
+    let later = now + 1000 * SECOND;
+    let _ = health.sample(later, sample(1));
+    let verdict = health.tick(later, outlook);
+    assert_eq!(verdict, Verdict { doubted: true, suspect: None, ping: true });
+    // And a transport that tells nothing any more is not believed for ever.
+    let mut now = later;
+    while !health.is_suspect() {
+        now = health.deadline(outlook).expect("it is doubted");
+        let _ = health.tick(now, outlook);
+    }
+    assert!((10 * SECOND..20 * SECOND).contains(&(now - later)), "{:?}", now - later);
 }
