@@ -9,7 +9,6 @@ use mobile_tests::peers::PeerKind;
 
 use self::event::Event;
 use self::measure::measure;
-use self::subject::Abilities;
 use self::table::{Column, Figures, OURS};
 use super::machine;
 use crate::setup::{self, Tool};
@@ -81,14 +80,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let events: Vec<Event> =
         Event::ALL.into_iter().filter(|event| args.only.is_empty() || args.only.contains(event)).collect();
     let everyone = everyone(args);
-    let abilities = if args.no_mobile { Abilities { standby: false } } else { subject::abilities()? };
-    let mut columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events, abilities)).collect();
+    let mut columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events)).collect();
     let jobs = jobs(&events, &everyone, &columns);
     let (long, short): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| events[job.event].is_long());
     let machine = Mutex::new(());
     let done = |job: Job| -> (Job, Result<Vec<f64>>) {
         let (event, who) = (events[job.event], everyone[job.column]);
-        let gaps = measure(event, who.peer, who.patience, abilities, &machine);
+        let gaps = measure(event, who.peer, who.patience, &machine);
         let text = match &gaps {
             Ok(gaps) => told(gaps, who.patience),
             Err(error) => format!("failed: {error:#}"),
@@ -127,14 +125,11 @@ fn everyone(args: &Args) -> Vec<Who> {
 }
 
 /// An empty column; a cell that cannot be measured says why.
-fn column(who: Who, events: &[Event], abilities: Abilities) -> Column {
+fn column(who: Who, events: &[Event]) -> Column {
     let refusal = who.peer.and_then(refusal);
     let cell = |event: &Event| match (who.peer, &refusal) {
         (Some(_), _) if !event.is_for_peers() => Err("not for peers".to_owned()),
         (_, Some(reason)) => Err(reason.clone()),
-        (None, _) if *event == Event::LinkDown && !abilities.standby => {
-            Err("this build has no standby paths".to_owned())
-        }
         _ => Ok(Figures::default()),
     };
     Column {
@@ -228,22 +223,12 @@ mod tests {
     fn everyone_takes_part_in_each_round_that_is_theirs() {
         let events = [Event::KillAgent, Event::Better];
         let everyone = [who(None, 3), who(Some(&PeerKind::ALL[0]), 2)];
-        let abilities = Abilities { standby: false };
-        let columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events, abilities)).collect();
+        let columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events)).collect();
         let jobs = jobs(&events, &everyone, &columns);
         let order: Vec<_> = jobs.iter().map(|job| (job.event, job.run, job.column)).collect();
         // Nobody but us is killed.
         assert_eq!(order[..3], [(0, 1, 0), (0, 2, 0), (0, 3, 0)]);
         assert_eq!(order[3..], [(1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1), (1, 3, 0)]);
-    }
-
-    #[test]
-    fn a_build_without_standby_paths_is_not_measured_with_one() {
-        let events = [Event::LinkDown, Event::LinkDownCold];
-        let without = column(who(None, 1), &events, Abilities { standby: false });
-        assert!(without.cells[0].is_err() && without.cells[1].is_ok());
-        let with = column(who(None, 1), &events, Abilities { standby: true });
-        assert!(with.cells.iter().all(Result::is_ok));
     }
 
     #[test]

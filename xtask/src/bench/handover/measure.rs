@@ -10,7 +10,7 @@ use mobile_tests::pulse::{Heard, Pulse, monotonic_ms};
 
 use super::event::Event;
 use super::quiet::Quiet;
-use super::subject::{Abilities, Subject};
+use super::subject::Subject;
 
 /// Longer than this without a number is no ordinary pause of a connection with a round trip of 20 ms.
 const PAUSE_MS: f64 = 100.0;
@@ -30,11 +30,10 @@ pub(crate) fn measure(
     event: Event,
     peer: Option<&PeerKind>,
     patience: Duration,
-    abilities: Abilities,
     machine: &Mutex<()>,
 ) -> Result<Gaps> {
     let mut quiet = Quiet::take(machine);
-    let mut subject = Subject::start(peer, event, abilities)?;
+    let mut subject = Subject::start(peer, event)?;
     let mut pulses: Vec<Pulse> = event.ways().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
     let since = event.happen(&mut subject, &mut quiet)?;
     let happened = monotonic_ms();

@@ -23,27 +23,20 @@ pub(crate) enum Subject {
     Peer(Box<dyn Peer>, Box<Lab>),
 }
 
-/// What the build under test can do.
-#[derive(Clone, Copy)]
-pub(crate) struct Abilities {
-    /// It knows `[uplink] standby`.
-    pub(crate) standby: bool,
-}
-
 impl Subject {
     /// Everything running, as `event` needs it.
-    pub(crate) fn start(peer: Option<&PeerKind>, event: Event, abilities: Abilities) -> Result<Self> {
+    pub(crate) fn start(peer: Option<&PeerKind>, event: Event) -> Result<Self> {
         match peer {
             None => {
                 let mut bed = Testbed::installed(&LabOptions::default())?;
-                if event.is_without_standby() && abilities.standby {
+                if event.is_without_standby() {
                     without_standby(&bed.agent)?;
                 }
                 arrange(&bed.lab, event.starts_on())?;
                 bed.relay.start()?;
                 bed.agent.start()?;
                 bed.agent.wait_active(event.starts_on())?;
-                if event.wants_standby() && abilities.standby {
+                if event.wants_standby() {
                     wait_standby(&bed.agent, UplinkName::Wlan)?;
                 }
                 Ok(Self::Ours(Box::new(bed)))
@@ -123,20 +116,7 @@ impl Subject {
     }
 }
 
-/// Whether this build has standby paths: one that has none refuses the key as unknown.
-pub(crate) fn abilities() -> Result<Abilities> {
-    let mut bed = Testbed::installed(&LabOptions::default())?;
-    without_standby(&bed.agent)?;
-    let standby = match bed.agent.start() {
-        Ok(()) => true,
-        Err(error) if format!("{error:#}").contains("standby") => false,
-        Err(error) => return Err(error).context("the agent does not start"),
-    };
-    bed.lab.passed();
-    Ok(Abilities { standby })
-}
-
-/// The one place that knows how standby paths are switched off; the default is to have one on every uplink.
+/// The default is to have one on every uplink.
 fn without_standby(agent: &Agent) -> Result<()> {
     agent.configure("uplink", "standby", Vec::<String>::new())
 }
