@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use mobile_tests::{Capture, RELAY_PORT, Testbed, UplinkName, addr};
+use mobile_tests::{Capture, RELAY_PORT, Testbed, Tether, addr};
 use serde_json::Value;
 
 use super::machine;
@@ -22,18 +22,23 @@ pub(crate) struct Args {
 /// Whatever a start brings with it (a standby path, window updates, the first probes) has happened by then.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// A connected agent, and no mobile process.
+/// Worse than the others.
+const METRIC: u32 = 700;
+
+/// One carries the tunnel, the others stand by.
+const UPLINKS: [&str; 3] = ["eth0", "wlan0", Tether::DEVICE];
+
+/// A connected agent with two standby paths, and no mobile process.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let bed = Testbed::new()?;
+    let tether = Tether::plug_in(&bed.lab, METRIC)?;
     sleep(SETTLE);
     let (lab, agent, relay) = (&bed.lab, &bed.agent, &bed.relay);
     let processes = [("mobile agent", agent.pid()), ("home-relay serve", relay.pid())];
     let states = states(&bed)?;
     let filter = format!("tcp port {RELAY_PORT}");
-    let captures: Vec<Capture> = UplinkName::ALL
-        .iter()
-        .map(|name| lab.capture(&lab.host, name.device(), &filter))
-        .collect::<Result<_>>()?;
+    let captures: Vec<Capture> =
+        UPLINKS.iter().map(|device| lab.capture(&lab.host, device, &filter)).collect::<Result<_>>()?;
     let efforts = || -> Result<Vec<Effort>> {
         processes.iter().map(|(name, pid)| Effort::of(pid.with_context(|| format!("no {name}"))?)).collect()
     };
@@ -44,14 +49,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let minutes = f64::from(args.minutes);
 
     println!("| uplink | state | packets sent per minute | received |\n| --- | --- | --- | --- |");
-    for ((name, capture), state) in UplinkName::ALL.iter().zip(captures).zip(states) {
+    for ((device, capture), state) in UPLINKS.iter().zip(captures).zip(states) {
         let (sent, received) = count(&capture.stop()?);
-        println!(
-            "| {} | {state} | {:.1} | {:.1} |",
-            name.device(),
-            sent as f64 / minutes,
-            received as f64 / minutes
-        );
+        println!("| {device} | {state} | {:.1} | {:.1} |", sent as f64 / minutes, received as f64 / minutes);
     }
     println!("\n| process | wake-ups per minute | CPU ms per minute |\n| --- | --- | --- |");
     for ((name, _), (before, after)) in processes.iter().zip(before.iter().zip(&after)) {
@@ -62,6 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     println!("\n{}; {} min", machine::describe(), args.minutes);
+    drop(tether);
     bed.finish()
 }
 
@@ -69,12 +70,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn states(bed: &Testbed) -> Result<Vec<String>> {
     let said: Value = serde_json::from_str(&bed.agent.cli(&["uplinks", "--json"])?.ok()?)?;
     let list = said["uplinks"].as_array().context("`uplinks` has no list")?;
-    UplinkName::ALL
+    UPLINKS
         .iter()
-        .map(|name| {
-            let one = list.iter().find(|one| one["name"] == name.device());
+        .map(|device| {
+            let one = list.iter().find(|one| one["name"] == *device);
             let state = one.and_then(|one| one["state"].as_str());
-            Ok(state.with_context(|| format!("`uplinks` does not know {}", name.device()))?.to_owned())
+            Ok(state.with_context(|| format!("`uplinks` does not know {device}"))?.to_owned())
         })
         .collect()
 }
