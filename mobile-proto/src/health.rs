@@ -27,7 +27,7 @@ const MARGIN: Duration = Duration::from_millis(5);
 
 /// A new path's RTT is believed to vary by twice itself, and so the kernel's timeout is three of
 /// them, or 200 ms more than one. An answer is overdue after two, or this much more than one.
-const DEVIATION: Duration = Duration::from_millis(100);
+const DEVIATION: Duration = Duration::from_millis(50);
 
 /// The kernel counts the time since the last acknowledgement in ticks, of up to 4 ms, rounded.
 const TICK: Duration = Duration::from_millis(8);

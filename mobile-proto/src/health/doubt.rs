@@ -18,6 +18,10 @@ const CLEAN: f64 = 0.01;
 const LOSSY_EVIDENCE: u32 = 11;
 const LOSSY: f64 = 0.1;
 
+/// Repeats that say nothing of the path: the tail probe and the first timeout may be of the very
+/// stall that is judged.
+const OWN_REPEATS: f64 = 2.0;
+
 /// Segments of one burst, which one acknowledgement answers, that count as one more trial. The
 /// kernel takes in up to 45 at once, but a window of them was sent in several bursts.
 const BURST: u32 = 8;
@@ -145,12 +149,11 @@ impl Lately {
     }
 
     fn evidence(&self) -> u32 {
-        if self.repeated <= self.sent * LOSSY + 1.0 { EVIDENCE } else { LOSSY_EVIDENCE }
+        if self.repeated <= self.sent * LOSSY + OWN_REPEATS { EVIDENCE } else { LOSSY_EVIDENCE }
     }
 
     fn patience(&self) -> Duration {
-        // One repeat of a few segments says nothing yet.
-        let enough = |(share, _): &&(f64, Duration)| self.repeated <= self.sent * share + 1.0;
+        let enough = |(share, _): &&(f64, Duration)| self.repeated <= self.sent * share + OWN_REPEATS;
         PATIENCES.iter().find(enough).map_or(LONGEST_PATIENCE, |(_, patience)| *patience)
     }
 }
