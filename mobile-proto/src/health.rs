@@ -27,13 +27,16 @@ const MARGIN: Duration = Duration::from_millis(5);
 
 /// A new path's RTT is believed to vary by twice itself, and so the kernel's timeout is three of
 /// them, or 200 ms more than one. An answer is overdue after two, or this much more than one.
-const DEVIATION: Duration = Duration::from_millis(100);
+const DEVIATION: Duration = Duration::from_millis(50);
 
 /// The kernel counts the time since the last acknowledgement in ticks, of up to 4 ms, rounded.
 const TICK: Duration = Duration::from_millis(8);
 
 /// Small segments that are sent for evidence: with what is out already, enough for any verdict.
-const PINGS: u32 = 10;
+pub(crate) const PINGS: u32 = 10;
+/// A relay sends fewer: it cannot act on its verdict, and the answers to more would fill the window
+/// of a client whose own direction is dead, so that its own trials do not get out.
+pub(crate) const RELAY_PINGS: u32 = 3;
 
 /// A program that says nothing although its kernel acknowledges everything is given this long.
 const PROGRAM_PATIENCE: Duration = Duration::from_secs(3);
@@ -79,6 +82,8 @@ pub(crate) struct Outlook<'a> {
     pub(crate) judged: bool,
     /// A PING waits to be sent.
     pub(crate) ping_due: bool,
+    /// How many may be sent in one doubt.
+    pub(crate) pings: u32,
     /// The RTT as measured by PING, for a path without samples.
     pub(crate) srtt: Option<Duration>,
 }
@@ -209,7 +214,7 @@ impl Health {
             verdict.suspect = Some(since(self.silent, now));
         }
         if self.look_at(outlook).is_some_and(|at| at <= now) {
-            self.look(now, outlook.limits, &mut verdict);
+            self.look(now, outlook, &mut verdict);
         }
         verdict
     }
@@ -229,14 +234,15 @@ impl Health {
         self.latest.as_ref().map(|(_, sample)| sample)
     }
 
-    fn look(&mut self, now: Instant, limits: &Limits, verdict: &mut Verdict) {
+    fn look(&mut self, now: Instant, outlook: Outlook<'_>, verdict: &mut Verdict) {
+        let limits = outlook.limits;
         let Some((at, latest)) = &self.latest else { return };
         let fresh = *at >= now;
         let (interval, wait) = (self.interval(), self.wait());
         let pause = self.pause(limits);
         if self.doubt.is_none() && fresh && latest.unacked > 0 && self.suspicion.is_none() {
             verdict.doubted = true;
-            let mut doubt = Doubt::new(now, PINGS, now);
+            let mut doubt = Doubt::new(now, outlook.pings, now);
             doubt.begin(now, latest, &self.lately);
             self.doubt = Some(doubt);
         }

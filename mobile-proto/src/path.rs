@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::health::{Health, Outlook};
+use crate::health::{Health, Outlook, PINGS};
 use crate::{CloseCode, Limits, Packet, PathId, PathStats, frame, message};
 
 /// While data flows the RTT is measured this often: 30 bytes a second are nothing.
@@ -210,6 +210,7 @@ impl Path {
             connecting: self.state == State::Connecting,
             judged: self.is_ready() || active,
             ping_due: self.ping_due,
+            pings: PINGS,
             srtt: self.stats.srtt,
         }
     }

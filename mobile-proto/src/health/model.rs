@@ -386,6 +386,7 @@ impl Model {
             connecting: false,
             judged: true,
             ping_due: false,
+            pings: super::PINGS,
             srtt: None,
         };
         // A PONG each second brings a sample with it.

@@ -181,7 +181,15 @@ fn a_suspect_path_is_looked_at_once_a_second() {
 }
 
 fn outlook(limits: &Limits) -> Outlook<'_> {
-    Outlook { limits, unanswered: true, connecting: false, judged: true, ping_due: false, srtt: None }
+    Outlook {
+        limits,
+        unanswered: true,
+        connecting: false,
+        judged: true,
+        ping_due: false,
+        pings: PINGS,
+        srtt: None,
+    }
 }
 
 fn sample(unacked: u32) -> TransportSample {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Event, Role, Session};
+use crate::health::RELAY_PINGS;
 use crate::path::Path;
 use crate::{PathId, PathStats, TransportSample};
 
@@ -78,7 +79,10 @@ impl Session {
         }
         let (unanswered, active) = (self.is_unanswered(path), self.active == Some(path.id));
         let path = &mut self.paths[index];
-        let outlook = path.outlook(&self.limits, unanswered, active);
+        let mut outlook = path.outlook(&self.limits, unanswered, active);
+        if self.role == Role::Server {
+            outlook.pings = RELAY_PINGS;
+        }
         let verdict = path.health.tick(now, outlook);
         path.ping_due |= verdict.ping && path.is_ready();
         let id = path.id;
