@@ -8,6 +8,7 @@ use prometheus::{Histogram, HistogramOpts};
 use super::cause::{Cause, FAILURE_KINDS, Failure, Fault};
 use super::machine::Handover;
 use crate::status::Problem;
+use crate::uplinks::policy::Uplink;
 
 /// Upper bounds of the blackout histogram, in seconds: make before break, one RTT, a glance, a hang, a walk.
 const BLACKOUT_BUCKETS: [f64; 10] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0, 600.0];
@@ -104,6 +105,11 @@ impl Ledger {
     /// The uplink reached the relay, so what was the relay's fault on any other is over too.
     pub(crate) fn success(&mut self, uplink: &str) {
         self.problems.retain(|name, failure| name != uplink && failure.fault == Fault::Uplink);
+    }
+
+    /// What failed on an uplink that is no more is nobody's problem: names of tethers never end.
+    pub(crate) fn forget_absent(&mut self, uplinks: &[Uplink]) {
+        self.problems.retain(|name, _| uplinks.iter().any(|uplink| uplink.name == *name));
     }
 
     /// What failed last on an uplink; true if only a person can help.

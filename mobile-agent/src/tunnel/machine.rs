@@ -27,6 +27,8 @@ pub(crate) enum Action {
     Abort { path: PathId },
     /// Close an open path.
     Close { path: PathId },
+    /// Ask every path for a sign of life: one of them may be on another network than before.
+    Probe,
     /// Move the session to this path, and let the relay keep these.
     Activate { path: PathId, keep: Vec<PathId> },
     /// An attempt took too long. It is aborted or closed already.
@@ -102,7 +104,6 @@ struct Current {
     /// The relay has answered on it since.
     confirmed: bool,
     replayed: u64,
-    dropped: u64,
 }
 
 /// No path works.
@@ -134,6 +135,8 @@ pub(crate) struct Machine {
     damping: BTreeMap<String, Damping>,
     /// Uplinks whose link comes and goes: whatever network it comes back to.
     flapping: BTreeMap<String, Damping>,
+    /// Packets dropped since the last handover.
+    dropped: u64,
     next_path: u32,
     wake: Option<Instant>,
     actions: VecDeque<Action>,
@@ -155,6 +158,7 @@ impl Machine {
             leaving: None,
             damping: BTreeMap::new(),
             flapping: BTreeMap::new(),
+            dropped: 0,
             next_path: 1,
             wake: None,
             actions: VecDeque::new(),
@@ -163,18 +167,24 @@ impl Machine {
 
     /// What is known of the uplinks has changed.
     pub(crate) fn set_uplinks(&mut self, now: Instant, uplinks: Vec<Uplink>) {
-        let changed: BTreeSet<String> = self
-            .uplinks
+        let before = |name: &str| self.uplinks.iter().find(|uplink| uplink.name == name);
+        let mut changed: BTreeSet<String> = uplinks
             .iter()
-            .filter(|old| !uplinks.contains(old))
-            .chain(uplinks.iter().filter(|new| !self.uplinks.contains(new)))
+            .filter(|now| before(&now.name).is_none_or(|before| now.is_elsewhere(before)))
             .map(|uplink| uplink.name.clone())
             .collect();
+        let gone = self.uplinks.iter().filter(|old| uplinks.iter().all(|new| new.name != old.name));
+        changed.extend(gone.map(|uplink| uplink.name.clone()));
         self.uplinks = uplinks;
         // What failed on another network says nothing about this one.
         self.damping.retain(|name, _| !changed.contains(name));
+        self.flapping.retain(|_, damping| !damping.is_history(now));
         self.give_up(|line| line.stage == Stage::Dialing && changed.contains(&line.uplink));
         self.reconcile(now);
+        // The address may be the same, and the network behind it, or its NAT, another.
+        if self.lines.iter().any(|line| line.is_ready() && changed.contains(&line.uplink)) {
+            self.actions.push_back(Action::Probe);
+        }
     }
 
     /// The relay's addresses have become known.
@@ -209,14 +219,16 @@ impl Machine {
         let Some(line) = self.lines.iter_mut().find(|line| line.path == path) else { return };
         let Some(local) = line.local() else { return };
         line.stage = Stage::Ready(local);
-        line.suspect = None;
+        (line.suspect, line.good_since) = (None, Some(now));
         self.reconcile(now);
     }
 
     /// The session has moved to this path.
     pub(crate) fn activated(&mut self, path: PathId, replayed: u64, dropped: u64) {
+        // What was dropped on the way to a path that then failed was dropped too.
+        self.dropped += dropped;
         if let Some(current) = self.current.as_mut().filter(|current| current.path == path) {
-            (current.replayed, current.dropped) = (replayed, dropped);
+            current.replayed = replayed;
         }
     }
 
@@ -226,7 +238,7 @@ impl Machine {
             return;
         };
         current.confirmed = true;
-        let (replayed, dropped) = (current.replayed, current.dropped);
+        let (replayed, dropped) = (current.replayed, std::mem::take(&mut self.dropped));
         let left = match (self.outage.take(), self.leaving.take()) {
             (Some(outage), _) => {
                 Some((outage.cause, outage.from, now.saturating_duration_since(outage.since)))
@@ -251,7 +263,7 @@ impl Machine {
         self.lines[index].suspect = Some(now);
         let lost = self.lost(index);
         if lost.was != Was::Attempt {
-            judge_life(&mut self.damping, now, &self.lines[index]);
+            judge_life(&mut self.damping, now, &mut self.lines[index]);
             self.damping.entry(lost.uplink.clone()).or_default().avoid(now);
         }
         if lost.was == Was::Active {
@@ -264,7 +276,7 @@ impl Machine {
     /// Something was heard on a path under suspicion.
     pub(crate) fn recovered(&mut self, now: Instant, path: PathId) {
         let Some(line) = self.lines.iter_mut().find(|line| line.path == path) else { return };
-        line.suspect = None;
+        (line.suspect, line.good_since) = (None, Some(now));
         if self.current.as_ref().is_some_and(|current| current.path == path && current.confirmed) {
             // It never was one: the path was slow.
             self.outage = None;
@@ -283,14 +295,15 @@ impl Machine {
     ) -> Option<Lost> {
         let index = self.lines.iter().position(|line| line.path == path)?;
         let lost = self.lost(index);
-        let line = self.lines.swap_remove(index);
-        let good = lost.was != Was::Attempt && judge_life(&mut self.damping, now, &line);
+        let mut line = self.lines.swap_remove(index);
+        let good = lost.was != Was::Attempt && judge_life(&mut self.damping, now, &mut line);
         self.current.take_if(|current| current.path == path);
         if lost.was == Was::Active {
             self.begin_outage(cause, &lost.uplink, began);
         }
-        // Whatever ended a good path (a relay that restarts, mostly), the first attempt after it is made at once.
-        if !good {
+        // Whatever ended a good path (a relay that restarts, mostly), the first attempt after it is made at once. One that
+        // was silent before has been blamed for that.
+        if !good && line.suspect.is_none() {
             let jitter = (self.jitter)();
             self.damping.entry(lost.uplink.clone()).or_default().blame(now, fault, jitter);
         }
@@ -300,20 +313,6 @@ impl Machine {
 
     /// Time has passed.
     pub(crate) fn tick(&mut self, now: Instant) {
-        let late: Vec<PathId> = self
-            .lines
-            .iter()
-            .filter(|line| !line.is_ready() && line.deadline <= now)
-            .map(|line| line.path)
-            .collect();
-        for path in late {
-            for line in self.give_up(|line| line.path == path) {
-                let jitter = (self.jitter)();
-                self.damping.entry(line.uplink.clone()).or_default().blame(now, Fault::Uplink, jitter);
-                let opened = line.local().is_some();
-                self.actions.push_back(Action::TimedOut { uplink: line.uplink, opened });
-            }
-        }
         self.reconcile(now);
     }
 
@@ -343,6 +342,11 @@ impl Machine {
     /// The uplinks being tried.
     pub(crate) fn connecting(&self) -> impl Iterator<Item = &str> {
         self.lines.iter().filter(|line| !line.is_ready()).map(|line| line.uplink.as_str())
+    }
+
+    /// Whether this path carries the session, or is to.
+    pub(crate) fn uses(&self, path: PathId) -> bool {
+        self.current.as_ref().is_some_and(|current| current.path == path)
     }
 
     /// The paths that the relay has welcomed, each with its uplink.
@@ -387,9 +391,10 @@ impl Machine {
     }
 }
 
-/// True if the path lived well, which makes up for what its uplink did before.
-fn judge_life(record: &mut BTreeMap<String, Damping>, now: Instant, line: &Line) -> bool {
-    let life = now.saturating_duration_since(line.started);
+/// True if the path lived well, which makes up for what its uplink did before. A life is judged once.
+fn judge_life(record: &mut BTreeMap<String, Damping>, now: Instant, line: &mut Line) -> bool {
+    let Some(since) = line.good_since.take() else { return false };
+    let life = now.saturating_duration_since(since);
     let good = record.entry(line.uplink.clone()).or_default().is_forgiven_after(life);
     if good {
         record.remove(&line.uplink);

@@ -65,8 +65,7 @@ impl Manager {
         mut forces: mpsc::UnboundedReceiver<Option<String>>,
         publish: watch::Sender<State>,
     ) -> anyhow::Error {
-        let known = self.uplinks.known.borrow_and_update().clone();
-        self.machine.set_uplinks(Instant::now(), known);
+        self.look_at_uplinks();
         loop {
             self.act();
             publish.send_replace(self.state());
@@ -76,8 +75,7 @@ impl Manager {
                     if changed.is_err() {
                         return anyhow::anyhow!("the uplinks are not watched any more");
                     }
-                    let known = self.uplinks.known.borrow_and_update().clone();
-                    self.machine.set_uplinks(Instant::now(), known);
+                    self.look_at_uplinks();
                 }
                 event = events.recv() => match event {
                     Some(DriverEvent::Stopped) | None => return anyhow::anyhow!("the session has stopped"),
@@ -98,6 +96,12 @@ impl Manager {
                 () = at(deadline) => self.machine.tick(Instant::now()),
             }
         }
+    }
+
+    fn look_at_uplinks(&mut self) {
+        let known = self.uplinks.known.borrow_and_update().clone();
+        self.ledger.forget_absent(&known);
+        self.machine.set_uplinks(Instant::now(), known);
     }
 
     fn driver_event(&mut self, event: DriverEvent) {
@@ -128,18 +132,20 @@ impl Manager {
             }
             DriverEvent::Session(Event::PathDoubted { path }) => {
                 tracing::debug!(%path, "path doubted");
-                // A lost carrier is announced up to a second late, but never denied to who asks.
-                self.uplinks.refresh();
+                if self.machine.uses(path) {
+                    // A lost carrier is announced up to a second late, but never denied to who asks.
+                    self.uplinks.refresh();
+                }
             }
             DriverEvent::Session(Event::PathSuspect { path, silent_for }) => {
                 let began = now.checked_sub(silent_for).unwrap_or(now);
                 self.suspected(path, began, silent_for);
             }
             DriverEvent::Session(Event::PathRecovered { path }) => {
-                if let Some(uplink) = self.uplink_of(path) {
+                self.machine.recovered(now, path);
+                if let Some(uplink) = self.uplink_of(path).filter(|_| self.machine.uses(path)) {
                     tracing::info!(uplink, "the path answers again");
                 }
-                self.machine.recovered(now, path);
             }
             DriverEvent::Session(Event::PathClosed { path, code }) => {
                 let failure = Failure::closed(code, self.dialer.own_key());
@@ -216,6 +222,7 @@ impl Manager {
                     self.transports.remove(&path);
                     self.driver.close_path(path, CloseCode::Normal);
                 }
+                Action::Probe => self.driver.probe(),
                 Action::Activate { path, keep } => self.driver.activate(path, keep),
                 Action::TimedOut { uplink, opened } => {
                     let stage =

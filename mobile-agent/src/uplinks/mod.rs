@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use mobile_io::netlink::{Family, Netlink, Snapshot, Watch};
+use mobile_io::netlink::{Address, Family, Netlink, Snapshot, Watch};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -15,6 +15,8 @@ use policy::Uplink;
 
 /// The least time between two dumps: a storm of events costs at most this rate, a single one waits for nothing.
 const SPACING: Duration = Duration::from_millis(5);
+/// The least time between two looks because somebody doubts a path: a relay could make us do it without end.
+const LOOK_SPACING: Duration = Duration::from_millis(250);
 
 /// The uplinks, kept up to date.
 pub(crate) struct Uplinks {
@@ -51,7 +53,7 @@ async fn follow(
     own_device: String,
     publish: watch::Sender<Vec<Uplink>>,
 ) -> anyhow::Error {
-    let mut next = Instant::now();
+    let (mut next, mut next_look) = (Instant::now(), Instant::now());
     loop {
         tokio::select! {
             changes = watch.changed() => match changes {
@@ -59,7 +61,12 @@ async fn follow(
                 Ok(_) => continue,
                 Err(error) => return anyhow::Error::new(error).context("cannot watch the uplinks any more"),
             },
-            () = look.notified() => {}
+            () = look.notified() => {
+                if Instant::now() < next_look {
+                    continue;
+                }
+                next_look = Instant::now() + LOOK_SPACING;
+            }
         }
         sleep_until(next).await;
         match netlink.snapshot().await {
@@ -90,15 +97,18 @@ fn from_snapshot(snapshot: &Snapshot, own_device: &str) -> Vec<Uplink> {
                 |family| routes().filter(|route| route.family == family).map(|route| route.metric).min();
             let mut gateways: Vec<IpAddr> = routes().filter_map(|route| route.gateway).collect();
             gateways.sort_unstable();
-            let addresses = snapshot
-                .addresses
-                .iter()
-                .filter(|address| address.index == link.index && address.global && address.usable);
+            let addresses = |usable| {
+                let of_link = move |address: &&Address| {
+                    address.index == link.index && address.global && address.usable == usable
+                };
+                snapshot.addresses.iter().filter(of_link).map(|address| address.net.addr()).collect()
+            };
             Uplink {
                 name: link.name.clone(),
                 up: link.up,
                 carrier: link.carrier,
-                addresses: addresses.map(|address| address.net.addr()).collect(),
+                addresses: addresses(true),
+                fading: addresses(false),
                 ipv4_default: metric(Family::V4),
                 ipv6_default: metric(Family::V6),
                 gateways,
@@ -110,7 +120,7 @@ fn from_snapshot(snapshot: &Snapshot, own_device: &str) -> Vec<Uplink> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mobile_io::netlink::{Address, DefaultRoute, Link};
+    use mobile_io::netlink::{DefaultRoute, Link};
 
     fn link(index: u32, name: &str) -> Link {
         Link {
@@ -146,6 +156,7 @@ mod tests {
         let uplinks = from_snapshot(&snapshot, "mobile0");
         assert_eq!(uplinks.iter().map(|uplink| uplink.name.as_str()).collect::<Vec<_>>(), ["eth0", "wlan0"]);
         assert_eq!(uplinks[0].addresses, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(uplinks[0].fading, ["2001:db8::7".parse::<IpAddr>().unwrap()]);
         assert_eq!((uplinks[0].ipv4_default, uplinks[0].ipv6_default), (Some(100), None));
         assert_eq!(uplinks[1].ipv4_default, None);
     }

@@ -16,12 +16,29 @@ pub(crate) struct Uplink {
     pub(crate) carrier: bool,
     /// Its addresses, without link-local ones.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Addresses that connections keep and new ones should not take (deprecated, RFC 4862, 5.5.4).
+    pub(crate) fading: Vec<IpAddr>,
     /// The best metric of its IPv4 default routes.
     pub(crate) ipv4_default: Option<u32>,
     /// The best metric of its IPv6 default routes.
     pub(crate) ipv6_default: Option<u32>,
     /// The gateways of its default routes: another one means another network.
     pub(crate) gateways: Vec<IpAddr>,
+}
+
+impl Uplink {
+    /// Whether this is no longer the network it was: what was learnt there says nothing here. Another metric, or one
+    /// address more, is no other network.
+    pub(crate) fn is_elsewhere(&self, before: &Self) -> bool {
+        let works = |uplink: &Self| uplink.up && uplink.carrier;
+        let served = |uplink: &Self| (uplink.ipv4_default.is_some(), uplink.ipv6_default.is_some());
+        let kept = before.addresses.is_empty() == self.addresses.is_empty()
+            && (self.addresses.is_empty() || self.addresses.iter().any(|one| before.addresses.contains(one)));
+        self.gateways != before.gateways
+            || works(self) != works(before)
+            || served(self) != served(before)
+            || !kept
+    }
 }
 
 /// What the choice depends on beside the links themselves.
@@ -171,6 +188,7 @@ mod tests {
             up: true,
             carrier: true,
             addresses: vec!["192.0.2.7".parse().unwrap()],
+            fading: Vec::new(),
             ipv4_default: Some(metric),
             ipv6_default: None,
             gateways: Vec::new(),
@@ -183,6 +201,26 @@ mod tests {
 
     fn wishes(failing: &BTreeSet<String>) -> Wishes<'_> {
         Wishes { forced: None, prefer: &[], exclude: &[], families: BOTH, current: None, failing }
+    }
+
+    #[test]
+    fn another_network_is_told_from_a_change_of_this_one() {
+        let before = uplink("wlan0", 600);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let more = vec![before.addresses[0], address("2001:db8::7")];
+        for (now, elsewhere) in [
+            (before.clone(), false),
+            (Uplink { ipv4_default: Some(10), ..before.clone() }, false),
+            (Uplink { addresses: more, ..before.clone() }, false),
+            (Uplink { gateways: vec![address("192.0.2.1")], ..before.clone() }, true),
+            (Uplink { addresses: vec![address("192.0.2.8")], ..before.clone() }, true),
+            (Uplink { addresses: Vec::new(), ..before.clone() }, true),
+            (Uplink { carrier: false, ..before.clone() }, true),
+            (Uplink { ipv6_default: Some(1), ..before.clone() }, true),
+        ] {
+            assert_eq!(now.is_elsewhere(&before), elsewhere, "{now:?}");
+            assert_eq!(before.is_elsewhere(&now), elsewhere, "{now:?}");
+        }
     }
 
     #[test]
@@ -266,6 +304,7 @@ mod tests {
                 up,
                 carrier,
                 addresses,
+                fading: Vec::new(),
                 ipv4_default,
                 ipv6_default,
                 gateways: Vec::new(),

@@ -79,6 +79,11 @@ impl Damping {
         self.calm_until.filter(|_| self.avoided)
     }
 
+    /// Whether it is so long ago that it can be forgotten.
+    pub(super) fn is_history(&self, now: Instant) -> bool {
+        self.calm_until.is_none_or(|until| now >= until + MAX_GOOD_LIFE)
+    }
+
     /// `base` doubled for each failure so far, up to `most`.
     pub(super) fn patience(&self, base: Duration, most: Duration) -> Duration {
         doubled(base, self.failures, most)

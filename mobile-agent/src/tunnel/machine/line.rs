@@ -30,6 +30,8 @@ pub(super) struct Line {
     pub(super) deadline: Instant,
     /// Since when it is suspected to be dead.
     pub(super) suspect: Option<Instant>,
+    /// Since when nothing was wrong with it, if it is ready.
+    pub(super) good_since: Option<Instant>,
 }
 
 impl Line {
@@ -62,7 +64,9 @@ impl Line {
             Some(Obstacle::Excluded) => Some(Cause::LinkGone),
             Some(Obstacle::Down) => Some(Cause::LinkDown),
             Some(Obstacle::NoCarrier) => Some(Cause::CarrierLost),
-            _ if !uplink.addresses.contains(&local) => Some(Cause::AddressLost),
+            _ if ![&uplink.addresses, &uplink.fading].iter().any(|list| list.contains(&local)) => {
+                Some(Cause::AddressLost)
+            }
             _ if route.is_none() => Some(Cause::RouteLost),
             _ => None,
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use mobile_proto::PathId;
 
-use super::super::cause::Cause;
+use super::super::cause::{Cause, Fault};
 use super::line::{Line, Stage};
 use super::{Action, Current, Damping, Machine, judge_life};
 use crate::uplinks::policy;
@@ -29,6 +29,7 @@ pub(super) const PROBATION: Duration = Duration::from_secs(5);
 impl Machine {
     pub(super) fn reconcile(&mut self, now: Instant) {
         self.wake = None;
+        self.drop_the_late(now);
         self.decide(now);
         self.drop_the_blocked(now);
         self.decide(now);
@@ -89,6 +90,16 @@ impl Machine {
         );
     }
 
+    /// Attempts that have taken too long.
+    fn drop_the_late(&mut self, now: Instant) {
+        for line in self.give_up(|line| !line.is_ready() && line.deadline <= now) {
+            let jitter = (self.jitter)();
+            self.damping.entry(line.uplink.clone()).or_default().blame(now, Fault::Uplink, jitter);
+            let opened = line.local().is_some();
+            self.actions.push_back(Action::TimedOut { uplink: line.uplink, opened });
+        }
+    }
+
     /// Paths whose uplink does not carry them any more.
     fn drop_the_blocked(&mut self, now: Instant) {
         let blocked: Vec<(PathId, Cause)> = self
@@ -98,7 +109,7 @@ impl Machine {
             .collect();
         for (path, cause) in blocked {
             let used = self.current.as_ref().is_some_and(|current| current.path == path);
-            for line in self.give_up(|line| line.path == path) {
+            for mut line in self.give_up(|line| line.path == path) {
                 // Before the welcome it carried nothing, so nothing was interrupted.
                 if !line.is_ready() {
                     continue;
@@ -107,7 +118,7 @@ impl Machine {
                     self.begin_outage(cause, &line.uplink, now);
                 }
                 let usable = self.decision.candidates.contains(&line.uplink);
-                if !judge_life(&mut self.flapping, now, &line) && !usable {
+                if !judge_life(&mut self.flapping, now, &mut line) && !usable {
                     self.flapping.entry(line.uplink).or_default().flapped(now);
                 }
             }
@@ -153,7 +164,7 @@ impl Machine {
         let open = self.lines.iter().filter(|line| line.local().is_some() && line.path != path);
         let keep = open.map(|line| line.path).collect();
         self.actions.push_back(Action::Activate { path, keep });
-        self.current = Some(Current { path, since: now, confirmed: false, replayed: 0, dropped: 0 });
+        self.current = Some(Current { path, since: now, confirmed: false, replayed: 0 });
     }
 
     /// The uplinks that should have a path beside the one in use, the best first.
@@ -172,33 +183,29 @@ impl Machine {
             .collect()
     }
 
+    /// What is not wanted, what has been silent for too long, and what is one too many on its uplink. While the path in
+    /// use is not proved, no other is closed that may work.
     fn drop_the_unwanted(&mut self, now: Instant, wanted: &[String]) {
-        let Some(current) = &self.current else {
-            self.give_up(|line| !wanted.contains(&line.uplink));
-            return;
+        let used = self.current.as_ref().map(|current| current.path);
+        let proved = self.current.as_ref().is_none_or(|current| current.confirmed);
+        let order = |line: &Line| (Some(line.path) != used, !line.is_ready(), line.started, line.path);
+        // A silent one waits for what takes its place to be ready.
+        let surpassed = |line: &Line| {
+            let better = |other: &&Line| {
+                let comes_first =
+                    if line.is_trusted() { order(other) < order(line) } else { other.is_ready() };
+                other.path != line.path && other.uplink == line.uplink && other.is_trusted() && comes_first
+            };
+            self.lines.iter().find(better).is_some()
         };
-        let (used, confirmed) = (current.path, current.confirmed);
-        // What a trusted path replaces on the same uplink; while nothing is proved, nothing that was is closed.
-        let doubled: Vec<PathId> = self
-            .lines
-            .iter()
-            .filter(|line| {
-                let better = |other: &Line| {
-                    other.path != line.path
-                        && other.uplink == line.uplink
-                        && other.is_ready()
-                        && other.is_trusted()
-                };
-                !line.is_trusted() && self.lines.iter().any(better)
-            })
-            .map(|line| line.path)
-            .collect();
-        self.give_up(|line| {
+        let doomed = |line: &&Line| {
             let hopeless = line.suspect.is_some_and(|since| now >= since + PROBATION);
-            let unwanted = !wanted.contains(&line.uplink) && line.is_trusted();
-            line.path != used
-                && (hopeless || doubled.contains(&line.path) || (unwanted && (confirmed || !line.is_ready())))
-        });
+            let needless = surpassed(line) || (!wanted.contains(&line.uplink) && line.is_trusted());
+            Some(line.path) != used
+                && (hopeless || (needless && (proved || !line.is_ready() || !line.is_trusted())))
+        };
+        let doomed: Vec<PathId> = self.lines.iter().filter(doomed).map(|line| line.path).collect();
+        self.give_up(|line| doomed.contains(&line.path));
     }
 
     fn start(&mut self, now: Instant, wanted: &[String]) {
@@ -241,6 +248,7 @@ impl Machine {
             started: now,
             deadline: now + patience,
             suspect: None,
+            good_since: None,
         });
         self.actions.push_back(Action::Connect { path, uplink: name.to_owned(), families, patience });
     }

@@ -16,6 +16,7 @@ fn link(name: &str, metric: u32, last: u8) -> Uplink {
         up: true,
         carrier: true,
         addresses: vec![address(last)],
+        fading: Vec::new(),
         ipv4_default: Some(metric),
         ipv6_default: None,
         gateways: Vec::new(),

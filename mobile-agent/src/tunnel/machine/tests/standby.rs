@@ -225,3 +225,112 @@ fn after_a_killed_relay_every_path_is_dead_and_the_best_uplink_is_dialled_at_onc
     rig.wait(STAGGER);
     rig.expect_connect("wlan0");
 }
+
+/// Bug: the life of a path was counted from its beginning however often it had stalled, so each stall was the first.
+#[test]
+fn a_path_that_stalls_and_recovers_again_and_again_is_left_for_ever_longer() {
+    let (mut rig, eth, wlan) = warm();
+    rig.wait(Duration::from_secs(3600));
+    let mut stays = Vec::new();
+    for _ in 0..5 {
+        assert_eq!(silence(&mut rig, eth), Was::Active);
+        rig.machine.confirmed(rig.now, wlan);
+        rig.now += ms(300);
+        rig.machine.recovered(rig.now, eth);
+        rig.actions();
+        let start = rig.now;
+        while !rig.machine.uses(eth) {
+            let deadline = rig.machine.deadline().expect("it will be gone back to");
+            rig.wait(deadline - rig.now);
+        }
+        rig.machine.confirmed(rig.now, eth);
+        rig.actions();
+        stays.push((rig.now - start).as_millis());
+    }
+    assert_eq!(stays, [700, 1700, 3700, 7700, 15_700]);
+}
+
+/// Bug: a path that went silent and then broke was forgiven for a long life before.
+#[test]
+fn a_silent_path_that_breaks_stays_blamed() {
+    let (mut rig, eth, wlan) = warm();
+    rig.wait(Duration::from_secs(3600));
+    silence(&mut rig, eth);
+    rig.machine.confirmed(rig.now, wlan);
+    rig.actions();
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Standby));
+    assert_eq!(rig.machine.decision().candidates, ["wlan0", "eth0"]);
+    assert_eq!(rig.actions(), [], "and is not dialled at once");
+}
+
+/// Bug: both paths were suspected, both uplinks dialled, and both recovered: two paths an uplink, for ever.
+#[test]
+fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
+    let (mut rig, eth, wlan) = warm();
+    silence(&mut rig, wlan);
+    silence(&mut rig, eth);
+    rig.actions();
+    rig.wait(STAGGER);
+    rig.actions();
+    rig.machine.recovered(rig.now, eth);
+    rig.machine.recovered(rig.now, wlan);
+    rig.actions();
+    assert_eq!(rig.machine.ready().count(), 2);
+    assert_eq!(rig.machine.connecting().count(), 0);
+}
+
+/// Bug: only `tick` ended attempts, and a deadline in the past never led to one.
+#[test]
+fn an_attempt_that_is_late_ends_with_whatever_happens_next() {
+    let mut rig = Rig::new(both());
+    let path = rig.expect_connect("eth0");
+    rig.now += PATIENCE;
+    rig.machine.force(rig.now, None);
+    assert!(rig.actions().contains(&Action::Abort { path }));
+}
+
+/// Bug: a roam to a network with the same addresses went unnoticed until somebody typed.
+#[test]
+fn a_gateway_that_changes_makes_every_path_be_asked() {
+    let (mut rig, _, _) = warm();
+    let mut links = both();
+    links[1].gateways = vec![address(254)];
+    rig.machine.set_uplinks(rig.now, links.clone());
+    assert_eq!(rig.actions(), [Action::Probe]);
+    links[1].ipv4_default = Some(601);
+    rig.machine.set_uplinks(rig.now, links);
+    assert_eq!(rig.actions(), [], "another metric is no other network");
+}
+
+/// Bug: an IPv6 address that is deprecated, as a temporary one is every day, cut the path that had it.
+#[test]
+fn an_address_that_fades_keeps_its_path() {
+    let (mut rig, eth, _) = warm();
+    let mut links = both();
+    links[0].addresses.push(address(77));
+    rig.machine.set_uplinks(rig.now, links.clone());
+    let faded = links[0].addresses.remove(0);
+    links[0].fading.push(faded);
+    rig.machine.set_uplinks(rig.now, links);
+    assert_eq!(rig.actions(), []);
+    assert_eq!(rig.active_path(), eth);
+}
+
+/// Bug: what was dropped before a first try at another path that failed was not told.
+#[test]
+fn what_is_dropped_on_the_way_to_a_path_that_fails_is_told_with_the_handover() {
+    let (mut rig, eth, wlan) = warm();
+    rig.lose(eth, Fault::Relay);
+    rig.machine.activated(wlan, 1, 40);
+    rig.lose(wlan, Fault::Relay);
+    rig.actions();
+    rig.wait(STAGGER);
+    let path = rig.machine.lines.iter().find(|line| line.uplink == "eth0").expect("it is dialled").path;
+    rig.actions();
+    assert!(rig.machine.transport_ready(rig.now, path, address(1)));
+    rig.machine.activated(path, 2, 2);
+    rig.machine.path_ready(rig.now, path);
+    rig.machine.confirmed(rig.now, path);
+    let handover = rig.report();
+    assert_eq!((handover.replayed, handover.dropped), (2, 42));
+}
