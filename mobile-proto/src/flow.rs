@@ -183,6 +183,10 @@ impl Flows {
         self.flows.iter_mut()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
     fn insert(&mut self, key: FlowKey, segment: &Segment) -> usize {
         if self.flows.len() >= MAX_FLOWS
             && let Some(oldest) = self.flows.iter().min_by_key(|flow| flow.used).map(|flow| flow.key)

@@ -29,13 +29,15 @@ impl Replay {
     /// Keeps a record that goes out now, as the last of all; returns its number and the packet.
     pub(crate) fn push_sent(&mut self, record: Record) -> (u64, Packet<'_>) {
         debug_assert!(!self.has_next(), "older records go first");
-        self.cost += record.cost();
-        self.bytes += record.packet.len();
-        self.ageing += usize::from(record.place.is_none());
         let number = self.base + self.records.len() as u64;
         self.sent_end = number + 1;
         self.cursor = self.records.len() + 1;
-        (number, self.records.push_back_mut(record).packet())
+        (number, self.keep(record).packet())
+    }
+
+    /// Keeps a record that another session has sent, and this one has not yet, as the last of all.
+    pub(crate) fn push_unsent(&mut self, record: Record) {
+        self.keep(record);
     }
 
     /// Whether a record has to be sent again.
@@ -170,6 +172,13 @@ impl Replay {
     /// Gives back memory that a burst left behind.
     pub(crate) fn trim(&mut self) {
         self.records.shrink_to_fit();
+    }
+
+    fn keep(&mut self, record: Record) -> &mut Record {
+        self.cost += record.cost();
+        self.bytes += record.packet.len();
+        self.ageing += usize::from(record.place.is_none());
+        self.records.push_back_mut(record)
     }
 
     fn pop(&mut self) -> Option<Record> {

@@ -1,15 +1,19 @@
 //! A session: both sides of the protocol in one type. Here is its surface and the life of its
 //! paths; `input` reads what comes, `transmit` writes what goes, `timers` does what is due,
-//! `liveness` acts on what a path's health is, `freeze` keeps inner TCP alive while nothing gets through.
+//! `liveness` acts on what a path's health is, `freeze` keeps inner TCP alive while nothing gets through,
+//! `takeover` hands what is left to the next session.
 
 mod freeze;
 mod input;
 mod liveness;
+mod takeover;
 mod timers;
 mod transmit;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+pub use takeover::Unacknowledged;
 
 use crate::message::Activate;
 use crate::path::{Path, State};
@@ -17,8 +21,7 @@ use crate::pool::Pool;
 use crate::queue::{Queue, Record};
 use crate::replay::Replay;
 use crate::{
-    CloseCode, Hello, Limits, MAX_PACKET, Packet, PacketBuf, PathId, ProtocolError, PushConfig, SessionId,
-    Stats,
+    CloseCode, Hello, Limits, MAX_PACKET, Packet, PathId, ProtocolError, PushConfig, SessionId, Stats,
 };
 
 /// What became of a packet given to [`Session::enqueue`].
@@ -286,31 +289,6 @@ impl Session {
             self.config = Some(config);
             self.config_version += 1;
             self.paths.iter_mut().for_each(|path| path.config_due = true);
-        }
-    }
-
-    /// What the peer has not acknowledged, then what was not sent yet, in order: for a session
-    /// that replaces this one.
-    #[must_use]
-    pub fn into_unacknowledged(self) -> Vec<PacketBuf> {
-        let records = self.replay.into_records().chain(self.queue.into_records());
-        records.map(Record::into_packet).collect()
-    }
-
-    /// Puts packets, in their order, before all others that were not sent yet. What this session's
-    /// bounds together cannot hold is dropped, the newest first, and counted.
-    pub fn requeue(&mut self, now: Instant, packets: Vec<PacketBuf>) {
-        for PacketBuf { bytes, offload } in packets.into_iter().rev() {
-            if bytes.is_empty() || bytes.len() > MAX_PACKET {
-                self.stats.dropped_bad_length += 1;
-                continue;
-            }
-            self.count_enqueued(bytes.len());
-            let place = self.learn(&bytes);
-            self.queue.push_front(Record::new(bytes.into_vec(), offload, now, place));
-        }
-        while self.queue.cost() > self.limits.queue_bytes.saturating_add(self.limits.replay_bytes) {
-            self.stats.dropped_queue_full += u64::from(self.queue.pop_newest().is_some());
         }
     }
 

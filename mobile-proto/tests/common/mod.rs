@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use mobile_proto::{
     CloseCode, Enqueue, Event, HelloReader, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId,
+    Unacknowledged,
 };
 
 use kernel::Kernel;
@@ -323,7 +324,7 @@ impl Pair {
         if let Some(reader) = &mut wire.hello {
             let Some((hello, after)) = reader.feed(bytes).expect("valid hello") else { return };
             (wire.hello, rest) = (None, after);
-            let mut held = Vec::new();
+            let mut held = Unacknowledged::default();
             if self.server.as_ref().is_some_and(|server| server.id() != hello.session) {
                 held = self.server.take().map(Session::into_unacknowledged).unwrap_or_default();
                 for (&other, wire) in &mut self.wires {
@@ -337,7 +338,7 @@ impl Pair {
                 lives.push(arrived);
                 Session::server(hello.session, *epochs, limits.clone(), config.clone())
             });
-            server.requeue(self.now, held);
+            server.requeue(held);
             server.accept_path(self.now, &hello).expect("room for the path");
         }
         if let Some(server) = &mut self.server {
