@@ -216,7 +216,7 @@ impl Session {
     ///
     /// It need not be ready ([`Event::PathReady`]): if the relay's epoch is known, everything goes
     /// right behind HELLO, one round trip earlier; if it is not, this is done when WELCOME comes.
-    pub fn activate(&mut self, _now: Instant, path: PathId, keep: &[PathId]) {
+    pub fn activate(&mut self, now: Instant, path: PathId, keep: &[PathId]) {
         let chosen = self.find(path).filter(|&index| !self.paths[index].is_closing());
         if chosen.is_none() || self.role != Role::Client {
             return;
@@ -225,11 +225,11 @@ impl Session {
         self.paths.iter_mut().for_each(|path| path.wish = None);
         let Some(mut chosen) = self.take(path) else { return };
         if chosen.is_ready() {
-            self.carry_out(&mut chosen, keep);
+            self.carry_out(now, &mut chosen, keep);
         } else {
             chosen.wish = Some(keep.iter().copied().take(Activate::MAX_KEEP).collect());
             if self.epoch != 0 {
-                self.carry_out(&mut chosen, keep);
+                self.carry_out(now, &mut chosen, keep);
             }
         }
         self.paths.push(chosen);
@@ -376,11 +376,11 @@ impl Session {
     }
 
     /// Queues ACTIVATE on a path and moves transmission there.
-    fn carry_out(&mut self, path: &mut Path, keep: &[PathId]) {
+    fn carry_out(&mut self, now: Instant, path: &mut Path, keep: &[PathId]) {
         self.switch += 1;
         let (epoch, switch, rx_next) = (self.epoch, self.switch, self.rx_next);
         Activate { epoch, switch, rx_next, keep: keep.to_vec() }.put(&mut path.control);
-        path.ping_due = true;
+        path.ask(now, self.is_unanswered(path));
         path.confirmed_by = Some(path.next_nonce());
         self.ack.done();
         self.move_to(path.id);

@@ -148,7 +148,7 @@ impl<I: PacketIo> Driver<I> {
                     self.accept(now, &hello, &leftover, *stream);
                 }
                 Some(Command::Activate(path, keep)) => self.session.activate(now, path, &keep),
-                Some(Command::Probe) => self.session.probe(),
+                Some(Command::Probe) => self.session.probe(now),
                 Some(Command::Close(path, code)) => self.close(now, path, code),
                 Some(Command::SetConfig(config)) => self.session.set_config(config),
                 Some(Command::Snapshot(reply)) => {

@@ -30,6 +30,8 @@ pub(crate) struct Wire {
     /// Nothing moves in a stalled direction.
     pub(crate) stalled_up: bool,
     pub(crate) stalled_down: bool,
+    /// The client's transport takes nothing more, so its session is not asked for anything.
+    pub(crate) full: bool,
     client_open: bool,
     server_open: bool,
     hello: Option<HelloReader>,
@@ -174,7 +176,7 @@ impl Pair {
     pub(crate) fn transmit(&mut self, limit: usize) {
         for (&path, wire) in &mut self.wires {
             let mut out = Vec::new();
-            if wire.client_open {
+            if wire.client_open && !wire.full {
                 self.client.poll_transmit(self.now, path, &mut out, limit);
                 wire.at_client.sent(out.len());
                 wire.up.extend(out.drain(..));
