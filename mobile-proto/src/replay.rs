@@ -57,10 +57,10 @@ impl Replay {
         Some((number, record.packet()))
     }
 
-    /// Another path: everything goes again. Returns how many records that is.
+    /// Another path: everything goes again. Returns how many records that is; those given up do not.
     pub(crate) fn rewind(&mut self) -> u64 {
         self.cursor = 0;
-        self.records.len() as u64
+        self.records.iter().filter(|record| !record.packet.is_empty()).count() as u64
     }
 
     /// Another epoch: the records are numbered anew, from what the peer expects.
@@ -271,7 +271,7 @@ mod tests {
         replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
         assert_eq!(given_up, [vec![1], vec![2], vec![4]]);
         assert_eq!((replay.oldest(), replay.bytes()), (None, 2));
-        replay.rewind();
+        assert_eq!(replay.rewind(), 2, "what was given up is not sent again");
         assert_eq!(replay.next(), Some((0, packet(&[0]))));
         assert_eq!(replay.next(), Some((3, packet(&[3]))));
         assert_eq!(replay.next(), None);

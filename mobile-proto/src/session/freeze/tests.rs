@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::segment::tests::{Sample, sums_are_zero};
 use crate::segment::{ACK, FIN};
-use crate::{Enqueue, HelloReader, Limits, PathId, PushConfig, SessionId};
+use crate::{Enqueue, Event, HelloReader, Limits, PathId, PushConfig, SessionId};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Beyond the grace.
@@ -372,6 +372,25 @@ fn a_session_that_takes_over_displaces_nothing_of_what_was_in_flight() {
     ends.connect();
     assert!(ends.at_client.starts_with(&sent), "{} of {}", ends.at_client.len(), sent.len());
     assert!(ends.at_client.len() > sent.len() + 30, "and of the others the newest");
+}
+
+#[test]
+fn what_newer_packets_displaced_is_told_as_dropped() {
+    let mut ends = established(&Limits { queue_bytes: 40_000, ..Limits::default() });
+    ends.cut();
+    for number in 0..100 {
+        assert_eq!(ends.client.enqueue(ends.now, &udp(number, 1000)), Enqueue::Queued);
+    }
+    let displaced = ends.client.stats().dropped_displaced;
+    assert!(displaced > 50);
+    assert_eq!(ends.client.stats().dropped(), displaced);
+    while ends.client.poll_event().is_some() {}
+    ends.connect();
+    let told = std::iter::from_fn(|| ends.client.poll_event()).find_map(|event| match event {
+        Event::Activated { dropped, .. } => Some(dropped),
+        _ => None,
+    });
+    assert_eq!(told, Some(displaced));
 }
 
 #[derive(Clone, Debug)]
