@@ -137,6 +137,24 @@ fn a_relay_that_gets_nothing_through_nudges_the_client_over_another_path() {
     assert_eq!(common::numbers(&pair.at_client), [0]);
 }
 
+/// The path that the DOUBT comes on is alive in one direction at least; of the others nothing is known.
+#[test]
+fn a_nudge_asks_the_other_paths_whether_they_live() {
+    let mut pair = pair();
+    pair.open(PathId(3));
+    pair.advance(2 * SECOND);
+    pair.client_events.clear();
+    pair.wire(ONE).stalled_up = true;
+    pair.wire(ONE).stalled_down = true;
+    pair.wire(TWO).stalled_up = true;
+    pair.wire(PathId(3)).stalled_up = true;
+    down(&mut pair, 0..1);
+    pair.advance(SECOND);
+    for path in [ONE, TWO, PathId(3)] {
+        assert!(pair.client_events.iter().any(|event| is_suspect(event, path)), "{path}");
+    }
+}
+
 #[test]
 fn a_relay_that_lies_causes_a_few_pings_and_nothing_else() {
     let mut pair = pair();

@@ -113,17 +113,23 @@ impl Session {
         let unanswered = self.is_unanswered(index.map_or(&*from, |index| &self.paths[index]));
         let active = match index {
             Some(index) => Some(&mut self.paths[index]),
-            None => Some(from).filter(|from| self.active == Some(from.id)),
+            None => Some(&mut *from).filter(|from| self.active == Some(from.id)),
         };
         // Of a path that is suspect there is nothing new to learn.
         let worth = |active: &&mut Path| active.is_ready() && !active.health.is_suspect();
         let Some(active) = active.filter(worth) else { return };
         self.nudged = Some(now);
         active.ask(now, unanswered);
-        let id = active.id;
-        if active.health.nudge(now) {
+        let (id, doubted) = (active.id, active.health.nudge(now));
+        if doubted {
             self.stats.doubts += 1;
             self.events.push_back(Event::PathDoubted { path: id });
+            self.try_others(now, id);
+            // It is out of the list while its input is read.
+            if from.id != id && from.is_ready() && from.wants_rtt(now) {
+                let unanswered = self.is_unanswered(from);
+                from.ask(now, unanswered);
+            }
         }
     }
 
