@@ -12,7 +12,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use mobile_proto::{
-    CloseCode, Event, Hello, Offload, Packet, PacketBuf, PathId, PathStats, PushConfig, Session, Stats,
+    CloseCode, Event, Hello, Offload, Packet, PathId, PathStats, PushConfig, Session, Stats, Unacknowledged,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -84,7 +84,7 @@ enum Command {
     Close(PathId, CloseCode),
     SetConfig(PushConfig),
     Snapshot(oneshot::Sender<Snapshot>),
-    TakeOver(oneshot::Sender<Vec<PacketBuf>>),
+    TakeOver(oneshot::Sender<Unacknowledged>),
     Shutdown(CloseCode, oneshot::Sender<()>),
 }
 
@@ -141,7 +141,7 @@ impl Handle {
 
     /// Stops the driver and gives what the peer has not acknowledged, for the session that replaces this one.
     /// The transports are dropped without a goodbye.
-    pub async fn take_over(&self) -> Vec<PacketBuf> {
+    pub async fn take_over(&self) -> Unacknowledged {
         let (reply, answer) = oneshot::channel();
         self.tell(Command::TakeOver(reply));
         answer.await.unwrap_or_default()

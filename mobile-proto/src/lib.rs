@@ -40,7 +40,7 @@ pub use ids::{PathId, SessionId};
 pub use limits::Limits;
 pub use offload::{Offload, OffloadError, VNET_HEADER_LEN};
 pub use packet::{Packet, PacketBuf};
-pub use session::{DropReason, Enqueue, Event, Session};
+pub use session::{DropReason, Enqueue, Event, Session, Unacknowledged};
 pub use stats::{PathStats, Stats};
 
 /// The protocol's name in TLS (ALPN, RFC 7301). A change that an old peer cannot understand gets

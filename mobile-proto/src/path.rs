@@ -190,9 +190,18 @@ impl Path {
         self.stats.srtt = Some(self.stats.srtt.map_or(rtt, |srtt| srtt * 7 / 8 + rtt / 8));
     }
 
-    /// Whether a HELLO or a PING is unanswered.
+    /// A PING is to be sent. From now on the path has something to answer, unless it is `unanswered` already: what a full
+    /// transport never lets out would otherwise never be missed.
+    pub(crate) fn ask(&mut self, now: Instant, unanswered: bool) {
+        if !unanswered {
+            self.health.begin(now);
+        }
+        self.ping_due = true;
+    }
+
+    /// Whether a HELLO or a PING is unanswered, or a PING could not even be sent yet.
     pub(crate) fn is_unanswered(&self) -> bool {
-        self.state == State::Connecting || self.pings.is_some()
+        self.state == State::Connecting || self.pings.is_some() || self.ping_due
     }
 
     /// Whether the RTT should be measured again while data flows.

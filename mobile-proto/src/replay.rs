@@ -29,13 +29,15 @@ impl Replay {
     /// Keeps a record that goes out now, as the last of all; returns its number and the packet.
     pub(crate) fn push_sent(&mut self, record: Record) -> (u64, Packet<'_>) {
         debug_assert!(!self.has_next(), "older records go first");
-        self.cost += record.cost();
-        self.bytes += record.packet.len();
-        self.ageing += usize::from(record.place.is_none());
         let number = self.base + self.records.len() as u64;
         self.sent_end = number + 1;
         self.cursor = self.records.len() + 1;
-        (number, self.records.push_back_mut(record).packet())
+        (number, self.keep(record).packet())
+    }
+
+    /// Keeps a record that another session has sent, and this one has not yet, as the last of all.
+    pub(crate) fn push_unsent(&mut self, record: Record) {
+        self.keep(record);
     }
 
     /// Whether a record has to be sent again.
@@ -55,10 +57,10 @@ impl Replay {
         Some((number, record.packet()))
     }
 
-    /// Another path: everything goes again. Returns how many records that is.
+    /// Another path: everything goes again. Returns how many records that is; those given up do not.
     pub(crate) fn rewind(&mut self) -> u64 {
         self.cursor = 0;
-        self.records.len() as u64
+        self.records.iter().filter(|record| !record.packet.is_empty()).count() as u64
     }
 
     /// Another epoch: the records are numbered anew, from what the peer expects.
@@ -172,6 +174,13 @@ impl Replay {
         self.records.shrink_to_fit();
     }
 
+    fn keep(&mut self, record: Record) -> &mut Record {
+        self.cost += record.cost();
+        self.bytes += record.packet.len();
+        self.ageing += usize::from(record.place.is_none());
+        self.records.push_back_mut(record)
+    }
+
     fn pop(&mut self) -> Option<Record> {
         let record = self.records.pop_front()?;
         self.base += 1;
@@ -262,7 +271,7 @@ mod tests {
         replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
         assert_eq!(given_up, [vec![1], vec![2], vec![4]]);
         assert_eq!((replay.oldest(), replay.bytes()), (None, 2));
-        replay.rewind();
+        assert_eq!(replay.rewind(), 2, "what was given up is not sent again");
         assert_eq!(replay.next(), Some((0, packet(&[0]))));
         assert_eq!(replay.next(), Some((3, packet(&[3]))));
         assert_eq!(replay.next(), None);

@@ -1,15 +1,19 @@
 //! A session: both sides of the protocol in one type. Here is its surface and the life of its
 //! paths; `input` reads what comes, `transmit` writes what goes, `timers` does what is due,
-//! `liveness` acts on what a path's health is, `freeze` keeps inner TCP alive while nothing gets through.
+//! `liveness` acts on what a path's health is, `freeze` keeps inner TCP alive while nothing gets through,
+//! `takeover` hands what is left to the next session.
 
 mod freeze;
 mod input;
 mod liveness;
+mod takeover;
 mod timers;
 mod transmit;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+pub use takeover::Unacknowledged;
 
 use crate::message::Activate;
 use crate::path::{Path, State};
@@ -17,8 +21,7 @@ use crate::pool::Pool;
 use crate::queue::{Queue, Record};
 use crate::replay::Replay;
 use crate::{
-    CloseCode, Hello, Limits, MAX_PACKET, Packet, PacketBuf, PathId, ProtocolError, PushConfig, SessionId,
-    Stats,
+    CloseCode, Hello, Limits, MAX_PACKET, Packet, PathId, ProtocolError, PushConfig, SessionId, Stats,
 };
 
 /// What became of a packet given to [`Session::enqueue`].
@@ -213,7 +216,7 @@ impl Session {
     ///
     /// It need not be ready ([`Event::PathReady`]): if the relay's epoch is known, everything goes
     /// right behind HELLO, one round trip earlier; if it is not, this is done when WELCOME comes.
-    pub fn activate(&mut self, _now: Instant, path: PathId, keep: &[PathId]) {
+    pub fn activate(&mut self, now: Instant, path: PathId, keep: &[PathId]) {
         let chosen = self.find(path).filter(|&index| !self.paths[index].is_closing());
         if chosen.is_none() || self.role != Role::Client {
             return;
@@ -222,11 +225,11 @@ impl Session {
         self.paths.iter_mut().for_each(|path| path.wish = None);
         let Some(mut chosen) = self.take(path) else { return };
         if chosen.is_ready() {
-            self.carry_out(&mut chosen, keep);
+            self.carry_out(now, &mut chosen, keep);
         } else {
             chosen.wish = Some(keep.iter().copied().take(Activate::MAX_KEEP).collect());
             if self.epoch != 0 {
-                self.carry_out(&mut chosen, keep);
+                self.carry_out(now, &mut chosen, keep);
             }
         }
         self.paths.push(chosen);
@@ -286,31 +289,6 @@ impl Session {
             self.config = Some(config);
             self.config_version += 1;
             self.paths.iter_mut().for_each(|path| path.config_due = true);
-        }
-    }
-
-    /// What the peer has not acknowledged, then what was not sent yet, in order: for a session
-    /// that replaces this one.
-    #[must_use]
-    pub fn into_unacknowledged(self) -> Vec<PacketBuf> {
-        let records = self.replay.into_records().chain(self.queue.into_records());
-        records.map(Record::into_packet).collect()
-    }
-
-    /// Puts packets, in their order, before all others that were not sent yet. What this session's
-    /// bounds together cannot hold is dropped, the newest first, and counted.
-    pub fn requeue(&mut self, now: Instant, packets: Vec<PacketBuf>) {
-        for PacketBuf { bytes, offload } in packets.into_iter().rev() {
-            if bytes.is_empty() || bytes.len() > MAX_PACKET {
-                self.stats.dropped_bad_length += 1;
-                continue;
-            }
-            self.count_enqueued(bytes.len());
-            let place = self.learn(&bytes);
-            self.queue.push_front(Record::new(bytes.into_vec(), offload, now, place));
-        }
-        while self.queue.cost() > self.limits.queue_bytes.saturating_add(self.limits.replay_bytes) {
-            self.stats.dropped_queue_full += u64::from(self.queue.pop_newest().is_some());
         }
     }
 
@@ -398,11 +376,11 @@ impl Session {
     }
 
     /// Queues ACTIVATE on a path and moves transmission there.
-    fn carry_out(&mut self, path: &mut Path, keep: &[PathId]) {
+    fn carry_out(&mut self, now: Instant, path: &mut Path, keep: &[PathId]) {
         self.switch += 1;
         let (epoch, switch, rx_next) = (self.epoch, self.switch, self.rx_next);
         Activate { epoch, switch, rx_next, keep: keep.to_vec() }.put(&mut path.control);
-        path.ping_due = true;
+        path.ask(now, self.is_unanswered(path));
         path.confirmed_by = Some(path.next_nonce());
         self.ack.done();
         self.move_to(path.id);

@@ -68,10 +68,11 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Packets dropped on this side, for whatever reason.
+    /// Packets dropped on this side, for whatever reason, but for those whose data was held already: nothing is lost by them.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.given_up + self.dropped_queue_full + self.dropped_aged + self.dropped_bad_length
+        let full = self.dropped_queue_full + self.dropped_displaced;
+        self.given_up + full + self.dropped_aged + self.dropped_bad_length
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::{Pair, Way, all, closed, config, down, numbers, packet, up, with_offload};
 use mobile_proto::{
     CloseCode, Enqueue, Event, Limits, Packet, PacketBuf, PathId, PushConfig, Session, SessionId,
+    Unacknowledged,
 };
 
 const ONE: PathId = PathId(1);
@@ -250,7 +251,7 @@ fn requeued_packets_go_first_and_are_bounded() {
     down(&mut pair, 50..52);
     let now = pair.now;
     let held: Vec<PacketBuf> = (0..40).map(|n| with_offload(&packet(n, 500)).into()).collect();
-    pair.server().requeue(now, held);
+    pair.server().requeue(Unacknowledged::new(now, held));
     let dropped = pair.server().stats().dropped_queue_full;
     pair.advance(SECOND);
     let got = numbers(&pair.at_client);

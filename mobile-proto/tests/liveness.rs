@@ -78,6 +78,45 @@ fn a_doubt_asks_the_other_paths_whether_they_live() {
     }
 }
 
+/// Left in the midst of an upload, with full buffers, it has died since: nothing of the session's gets into it.
+#[test]
+fn a_path_that_cannot_be_written_to_is_judged_by_what_waits_to_be_written() {
+    // Where little is in its network, only the kernel's patience can tell.
+    for (writes, millis) in [(60, 300), (30, 3500)] {
+        let mut pair = pair();
+        pair.activate(TWO, &[ONE]);
+        up(&mut pair, 1..2);
+        pair.advance(SECOND / 10);
+        pair.wire(TWO).stalled_up = true;
+        for n in 2..writes {
+            up(&mut pair, n..n + 1);
+            pair.transmit(usize::MAX);
+        }
+        pair.wire(TWO).full = true;
+        pair.activate(ONE, &[TWO]);
+        pair.advance(2 * SECOND);
+        assert_eq!(common::numbers(&pair.at_server), common::all(0..writes));
+        pair.client_events.clear();
+        pair.cut(ONE);
+        pair.activate(TWO, &[]);
+        pair.advance(Duration::from_millis(millis));
+        assert!(pair.client_events.iter().any(|event| is_suspect(event, TWO)), "{:?}", pair.client_events);
+    }
+}
+
+/// It stands by, and a keepalive is the first thing that shows it.
+#[test]
+fn a_standby_path_that_cannot_be_written_to_is_found_by_its_keepalive() {
+    let mut pair = pair();
+    pair.wire(TWO).full = true;
+    pair.wire(TWO).stalled_up = true;
+    pair.samples = false;
+    pair.advance(45 * SECOND);
+    pair.client_events.clear();
+    pair.advance(5 * SECOND);
+    assert_eq!(told(&pair).iter().filter(|event| is_suspect(event, TWO)).count(), 1);
+}
+
 #[test]
 fn a_relay_that_gets_nothing_through_nudges_the_client_over_another_path() {
     let mut pair = pair();
@@ -96,6 +135,24 @@ fn a_relay_that_gets_nothing_through_nudges_the_client_over_another_path() {
     pair.activate(TWO, &[]);
     pair.settle();
     assert_eq!(common::numbers(&pair.at_client), [0]);
+}
+
+/// The path that the DOUBT comes on is alive in one direction at least; of the others nothing is known.
+#[test]
+fn a_nudge_asks_the_other_paths_whether_they_live() {
+    let mut pair = pair();
+    pair.open(PathId(3));
+    pair.advance(2 * SECOND);
+    pair.client_events.clear();
+    pair.wire(ONE).stalled_up = true;
+    pair.wire(ONE).stalled_down = true;
+    pair.wire(TWO).stalled_up = true;
+    pair.wire(PathId(3)).stalled_up = true;
+    down(&mut pair, 0..1);
+    pair.advance(SECOND);
+    for path in [ONE, TWO, PathId(3)] {
+        assert!(pair.client_events.iter().any(|event| is_suspect(event, path)), "{path}");
+    }
 }
 
 #[test]

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mobile_io::driver::{DriverEvent, TlsStream};
 use mobile_io::keys::PublicKey;
-use mobile_proto::{CloseCode, Event, Hello, PacketBuf, PushConfig, Session};
+use mobile_proto::{CloseCode, Event, Hello, PushConfig, Session, Unacknowledged};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
@@ -143,7 +143,7 @@ impl Registry {
                 info!(client, old = %old.id(), new = %session, "the agent was restarted: a new session takes over");
                 old.take_over().await
             }
-            None => Vec::new(),
+            None => Unacknowledged::default(),
         };
         info!(client, %session, %path, %peer, waiting = waiting.len(), "session opened");
         // Owned before anything is awaited: whatever becomes of this task, the session can be revoked.
@@ -227,13 +227,13 @@ impl Registry {
         self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Vec<PacketBuf>) -> Arc<Live> {
+    fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Unacknowledged) -> Arc<Live> {
         // 0 means "none known" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
         let push =
             PushConfig { ipv4: member.lease.ipv4, ipv6: member.lease.ipv6, ..self.settings.push.clone() };
         let mut session = Session::server(hello.session, epoch, mobile_proto::Limits::default(), push);
-        session.requeue(Instant::now(), waiting);
+        session.requeue(waiting);
         let io = ClientIo {
             queue: Arc::clone(&member.queue),
             guard: Guard::new(member.lease, self.settings.pools),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, Snapshot, TlsStream};
 use mobile_io::tun::Tun;
-use mobile_proto::{CloseCode, Hello, Offload, Packet, PacketBuf, PathId, Session, SessionId, Stats};
+use mobile_proto::{CloseCode, Hello, Offload, Packet, PathId, Session, SessionId, Stats, Unacknowledged};
 use tokio::sync::{Mutex, mpsc};
 
 use super::guard::Guard;
@@ -163,7 +163,7 @@ impl Live {
     }
 
     /// Ends it in favour of another session, which gets what the client has not acknowledged.
-    pub(crate) async fn take_over(&self) -> Vec<PacketBuf> {
+    pub(crate) async fn take_over(&self) -> Unacknowledged {
         self.refresh().await;
         let waiting = self.handle.take_over().await;
         self.settle().await;

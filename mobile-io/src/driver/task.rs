@@ -10,7 +10,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, Packet, PacketBuf, PathId, ProtocolError, Session};
+use mobile_proto::{
+    CloseCode, Event, Hello, MAX_PACKET, Packet, PathId, ProtocolError, Session, Unacknowledged,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
@@ -69,7 +71,7 @@ pub(super) async fn run(
 }
 
 enum End {
-    TakenOver(oneshot::Sender<Vec<PacketBuf>>),
+    TakenOver(oneshot::Sender<Unacknowledged>),
     Stopped(Vec<oneshot::Sender<()>>),
 }
 
@@ -146,7 +148,7 @@ impl<I: PacketIo> Driver<I> {
                     self.accept(now, &hello, &leftover, *stream);
                 }
                 Some(Command::Activate(path, keep)) => self.session.activate(now, path, &keep),
-                Some(Command::Probe) => self.session.probe(),
+                Some(Command::Probe) => self.session.probe(now),
                 Some(Command::Close(path, code)) => self.close(now, path, code),
                 Some(Command::SetConfig(config)) => self.session.set_config(config),
                 Some(Command::Snapshot(reply)) => {

@@ -429,7 +429,7 @@ async fn what_was_not_acknowledged_can_be_taken_over() {
     while pair.client.memory.left() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let packets = pair.client.handle.take_over().await;
+    let packets: Vec<_> = pair.client.handle.take_over().await.into_packets().collect();
     assert_eq!(packets.len(), 10);
     assert_eq!(packets[3].bytes[..8], 3_u64.to_be_bytes());
     assert!(pair.client.handle.snapshot().await.is_none());

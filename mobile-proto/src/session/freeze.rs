@@ -46,6 +46,18 @@ pub(super) struct Freeze {
     next_search: Option<Instant>,
 }
 
+impl Freeze {
+    /// Goes on with what a former session knows, unless something is known here already. True if it does.
+    pub(super) fn take_over(&mut self, former: Self) -> bool {
+        let take = self.flows.is_empty();
+        if take {
+            // The flows that were answered are told of the end when it comes, also if the former session was about to.
+            *self = Self { answers: Vec::new(), thaw: false, ..former };
+        }
+        take
+    }
+}
+
 /// What is to become of a packet from the TUN.
 pub(super) enum Admission {
     /// It is queued, as a segment of a known flow or as anything else.

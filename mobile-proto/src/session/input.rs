@@ -151,7 +151,7 @@ impl Session {
                 }
                 self.confirm_if(path, |path| path.confirmed_by.is_some_and(|by| nonce >= by));
             }
-            (frame::ACTIVATE, Role::Server) => self.handle_activate(path, payload)?,
+            (frame::ACTIVATE, Role::Server) => self.handle_activate(now, path, payload)?,
             (frame::DOUBT, Role::Client) => {
                 message::decode_empty("DOUBT", payload)?;
                 self.nudged(now, path);
@@ -220,7 +220,7 @@ impl Session {
             // told since. Which of the two answers is the newer one? The next HELLO will find out.
             return Ok(Fate::Closed(CloseCode::SessionGone));
         } else {
-            self.adopt_epoch(welcome.epoch, welcome.rx_next);
+            self.adopt_epoch(now, welcome.epoch, welcome.rx_next);
             path.tx_number = None;
         }
         path.epoch = self.epoch;
@@ -237,7 +237,7 @@ impl Session {
         if let Some(keep) = path.wish.take()
             && (!resumed || self.active != Some(path.id))
         {
-            self.carry_out(path, &keep);
+            self.carry_out(now, path, &keep);
         }
         Ok(Fate::Open)
     }
@@ -252,7 +252,7 @@ impl Session {
 
     /// The relay has lost this session's state (or never had it): both directions start anew, with
     /// what is unacknowledged first.
-    fn adopt_epoch(&mut self, epoch: u64, rx_next: u64) {
+    fn adopt_epoch(&mut self, now: Instant, epoch: u64, rx_next: u64) {
         let former = |path: &Path| path.state != State::Connecting;
         let gone: Vec<_> = self.paths.iter().filter(|path| former(path)).map(|path| path.id).collect();
         gone.into_iter().for_each(|path| self.closed(path, CloseCode::SessionGone));
@@ -267,7 +267,7 @@ impl Session {
         if let Some(at) = self.paths.iter().position(|path| path.wish.is_some()) {
             let mut wanted = self.paths.swap_remove(at);
             let keep = wanted.wish.clone().unwrap_or_default();
-            self.carry_out(&mut wanted, &keep);
+            self.carry_out(now, &mut wanted, &keep);
             self.paths.push(wanted);
         }
     }
@@ -283,7 +283,12 @@ impl Session {
         }
     }
 
-    fn handle_activate(&mut self, path: &mut Path, payload: &[u8]) -> Result<(), ProtocolError> {
+    fn handle_activate(
+        &mut self,
+        now: Instant,
+        path: &mut Path,
+        payload: &[u8],
+    ) -> Result<(), ProtocolError> {
         let activate = Activate::decode(payload)?;
         // Written before the client knew that this session is not the one it had: it will repeat
         // it. Until then what comes here has numbers of the former epoch.
@@ -306,7 +311,7 @@ impl Session {
         freed.into_iter().for_each(|other| self.closed(other, CloseCode::Replaced));
         // The client replays from its oldest unacknowledged record: the sooner it knows, the less.
         self.ack.at_once();
-        path.ping_due = true;
+        path.ask(now, self.is_unanswered(path));
         Ok(())
     }
 }

@@ -34,9 +34,9 @@ impl Session {
 
     /// Client: something has happened of which no path can tell (the host was suspended): every path
     /// is asked for a sign of life, and judged by it.
-    pub fn probe(&mut self) {
+    pub fn probe(&mut self, now: Instant) {
         if self.role == Role::Client {
-            self.paths.iter_mut().filter(|path| path.is_ready()).for_each(|path| path.ping_due = true);
+            self.ask_each(now, Path::is_ready);
         }
     }
 
@@ -84,7 +84,9 @@ impl Session {
             outlook.pings = RELAY_PINGS;
         }
         let verdict = path.health.tick(now, outlook);
-        path.ping_due |= verdict.ping && path.is_ready();
+        if verdict.ping && path.is_ready() {
+            path.ask(now, unanswered);
+        }
         let id = path.id;
         if verdict.doubted {
             self.stats.doubts += 1;
@@ -107,20 +109,27 @@ impl Session {
         if self.nudged.is_some_and(recent) {
             return;
         }
-        let active = if self.active == Some(from.id) {
-            Some(from)
-        } else {
-            self.active.and_then(|active| self.paths.iter_mut().find(|path| path.id == active))
+        let index = self.active.and_then(|active| self.find(active));
+        let unanswered = self.is_unanswered(index.map_or(&*from, |index| &self.paths[index]));
+        let active = match index {
+            Some(index) => Some(&mut self.paths[index]),
+            None => Some(&mut *from).filter(|from| self.active == Some(from.id)),
         };
         // Of a path that is suspect there is nothing new to learn.
         let worth = |active: &&mut Path| active.is_ready() && !active.health.is_suspect();
         let Some(active) = active.filter(worth) else { return };
         self.nudged = Some(now);
-        active.ping_due = true;
-        let id = active.id;
-        if active.health.nudge(now) {
+        active.ask(now, unanswered);
+        let (id, doubted) = (active.id, active.health.nudge(now));
+        if doubted {
             self.stats.doubts += 1;
             self.events.push_back(Event::PathDoubted { path: id });
+            self.try_others(now, id);
+            // It is out of the list while its input is read.
+            if from.id != id && from.is_ready() && from.wants_rtt(now) {
+                let unanswered = self.is_unanswered(from);
+                from.ask(now, unanswered);
+            }
         }
     }
 
@@ -136,8 +145,18 @@ impl Session {
     /// Client: a path may be lost. Which of the others would do?
     fn try_others(&mut self, now: Instant, doubted: PathId) {
         if self.role == Role::Client {
-            let others = self.paths.iter_mut().filter(|path| path.id != doubted && path.is_ready());
-            others.for_each(|path| path.ping_due |= path.wants_rtt(now));
+            self.ask_each(now, |path| path.id != doubted && path.is_ready() && path.wants_rtt(now));
+        }
+    }
+
+    /// Sends a PING on each path that is `chosen`.
+    fn ask_each(&mut self, now: Instant, chosen: impl Fn(&Path) -> bool) {
+        for index in 0..self.paths.len() {
+            let unanswered = self.is_unanswered(&self.paths[index]);
+            let path = &mut self.paths[index];
+            if chosen(path) {
+                path.ask(now, unanswered);
+            }
         }
     }
 

@@ -44,9 +44,10 @@ impl Session {
     fn check_path(&mut self, now: Instant, index: usize) {
         self.check_health(now, index);
         // Only the client keeps paths alive; the relay measures with PINGs while data flows.
+        let unanswered = self.is_unanswered(&self.paths[index]);
         let path = &mut self.paths[index];
         if self.role == Role::Client && is_due(path.ping_at(&self.limits), now) {
-            path.ping_due = true;
+            path.ask(now, unanswered);
             path.trim();
             self.trim_if_idle();
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use mobile_proto::{
     CloseCode, Enqueue, Event, HelloReader, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId,
+    Unacknowledged,
 };
 
 use kernel::Kernel;
@@ -29,6 +30,8 @@ pub(crate) struct Wire {
     /// Nothing moves in a stalled direction.
     pub(crate) stalled_up: bool,
     pub(crate) stalled_down: bool,
+    /// The client's transport takes nothing more, so its session is not asked for anything.
+    pub(crate) full: bool,
     client_open: bool,
     server_open: bool,
     hello: Option<HelloReader>,
@@ -173,7 +176,7 @@ impl Pair {
     pub(crate) fn transmit(&mut self, limit: usize) {
         for (&path, wire) in &mut self.wires {
             let mut out = Vec::new();
-            if wire.client_open {
+            if wire.client_open && !wire.full {
                 self.client.poll_transmit(self.now, path, &mut out, limit);
                 wire.at_client.sent(out.len());
                 wire.up.extend(out.drain(..));
@@ -323,7 +326,7 @@ impl Pair {
         if let Some(reader) = &mut wire.hello {
             let Some((hello, after)) = reader.feed(bytes).expect("valid hello") else { return };
             (wire.hello, rest) = (None, after);
-            let mut held = Vec::new();
+            let mut held = Unacknowledged::default();
             if self.server.as_ref().is_some_and(|server| server.id() != hello.session) {
                 held = self.server.take().map(Session::into_unacknowledged).unwrap_or_default();
                 for (&other, wire) in &mut self.wires {
@@ -337,7 +340,7 @@ impl Pair {
                 lives.push(arrived);
                 Session::server(hello.session, *epochs, limits.clone(), config.clone())
             });
-            server.requeue(self.now, held);
+            server.requeue(held);
             server.accept_path(self.now, &hello).expect("room for the path");
         }
         if let Some(server) = &mut self.server {

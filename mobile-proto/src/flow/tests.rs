@@ -1,0 +1,169 @@
+use super::*;
+use crate::segment::tests::Sample;
+
+fn segment(sample: Sample) -> Segment {
+    Segment::parse(&sample.packet()).unwrap()
+}
+
+fn inbound(ack: u32, window: u16) -> Segment {
+    segment(Sample { inbound: true, seq: 5000, ack, window, ..Sample::default() })
+}
+
+fn send(flows: &mut Flows, sample: Sample) -> Option<usize> {
+    let segment = segment(sample);
+    let at = flows.sending(&segment)?;
+    flows.sent(at, &segment);
+    Some(at)
+}
+
+#[test]
+fn the_newest_acknowledgement_and_its_window_are_known() {
+    let mut flows = Flows::default();
+    assert_eq!(send(&mut flows, Sample::default()), None, "what is only sent makes no flow");
+    flows.delivered(&inbound(1000, 500));
+    let at = send(&mut flows, Sample { seq: 1000, data: 200, ..Sample::default() }).unwrap();
+    assert!(!flows.get(at).is_acknowledged());
+    flows.delivered(&inbound(1100, 400));
+    flows.delivered(&inbound(1000, 900));
+    assert_eq!(
+        (flows.get(at).acked, flows.get(at).window),
+        (1100, Some(400)),
+        "an older one changes nothing"
+    );
+    flows.delivered(&inbound(1100, 800));
+    flows.delivered(&inbound(1201, 77));
+    assert_eq!(
+        (flows.get(at).acked, flows.get(at).window),
+        (1100, Some(800)),
+        "nor one of what was not sent"
+    );
+    flows.delivered(&inbound(1200, 0));
+    assert!(flows.get(at).is_acknowledged());
+    assert_eq!(flows.get(at).window, Some(0));
+}
+
+#[test]
+fn the_window_of_a_handshake_is_not_in_the_flows_scale() {
+    let mut flows = Flows::default();
+    flows.delivered(&Segment { flags: SYN | ACK, ..inbound(1000, 65_535) });
+    let at = send(&mut flows, Sample::default()).unwrap();
+    assert_eq!(flows.get(at).window, None);
+    flows.delivered(&inbound(1000, 12));
+    assert_eq!(flows.get(at).window, Some(12));
+}
+
+#[test]
+fn what_wants_an_answer_is_data_or_a_probe() {
+    let mut flows = Flows::default();
+    flows.delivered(&inbound(1000, 500));
+    let at = send(&mut flows, Sample::default()).unwrap();
+    let flow = flows.get(at);
+    let asks = |sample| flow.wants_answer(&segment(sample));
+    assert!(asks(Sample { seq: 1000, data: 1, ..Sample::default() }));
+    assert!(asks(Sample { seq: 1000, flags: FIN | ACK, ..Sample::default() }));
+    assert!(asks(Sample { seq: 999, ..Sample::default() }));
+    assert!(!asks(Sample { seq: 1000, ..Sample::default() }), "an acknowledgement is never answered");
+    assert!(!asks(Sample { seq: 998, ..Sample::default() }));
+}
+
+#[test]
+fn reset_and_both_fins_end_a_flow_and_a_syn_begins_another() {
+    let mut flows = Flows::default();
+    for end in [true, false] {
+        flows.delivered(&inbound(1000, 500));
+        let reset = Segment { flags: RST | ACK, ..inbound(1000, 0) };
+        if end {
+            flows.delivered(&reset);
+        } else {
+            assert_eq!(flows.sending(&Segment { key: reset.key.reversed(), ..reset }), None);
+        }
+        assert_eq!(send(&mut flows, Sample::default()), None);
+    }
+    flows.delivered(&inbound(1000, 500));
+    send(&mut flows, Sample { flags: FIN | ACK, ..Sample::default() }).unwrap();
+    flows.delivered(&Segment { flags: FIN | ACK, ..inbound(1000, 500) });
+    assert!(
+        send(&mut flows, Sample { seq: 1001, ..Sample::default() }).is_some(),
+        "its FIN is not acknowledged"
+    );
+    flows.delivered(&inbound(1001, 500));
+    assert_eq!(send(&mut flows, Sample { seq: 1001, ..Sample::default() }), None);
+
+    flows.delivered(&inbound(1000, 500));
+    flows.delivered(&Segment { flags: SYN | ACK, ..inbound(77, 500) });
+    let at = send(&mut flows, Sample { seq: 77, ..Sample::default() }).unwrap();
+    assert_eq!(flows.get(at).acked, 77);
+}
+
+#[test]
+fn the_least_recently_used_flow_makes_room() {
+    let mut flows = Flows::default();
+    let first = |port: usize| Sample { port: u16::try_from(port).unwrap(), ..Sample::default() };
+    for port in (0..MAX_FLOWS).chain([0, MAX_FLOWS]) {
+        flows.delivered(&segment(Sample { inbound: true, ack: 1000, ..first(port) }));
+        assert!(send(&mut flows, first(port)).is_some());
+    }
+    assert_eq!(flows.flows.len(), MAX_FLOWS);
+    assert_eq!(flows.index.len(), MAX_FLOWS);
+    assert_eq!(send(&mut flows, first(1)), None);
+    for port in (2..=MAX_FLOWS).chain([0]) {
+        let at = send(&mut flows, first(port)).expect("still known");
+        assert_eq!(flows.get(at).key, segment(first(port)).key);
+    }
+}
+
+/// A flow as it is in the midst of a connection: 1000 is acknowledged, 5000 is expected.
+fn living() -> Flows {
+    let mut flows = Flows::default();
+    flows.delivered(&inbound(1000, 500));
+    assert!(send(&mut flows, Sample::default()).is_some());
+    flows
+}
+
+/// Each makes a flow that the local end never used; an idle ssh session has the oldest use of all.
+#[test]
+fn anybodys_segments_push_out_no_flow_that_the_local_end_uses() {
+    let mut flows = living();
+    for port in 10_000..20_000 {
+        flows.delivered(&segment(Sample { inbound: true, ack: 77, port, ..Sample::default() }));
+        assert!(flows.flows.len() == 1 && flows.strangers.len() <= MAX_STRANGERS);
+    }
+    assert!(send(&mut flows, Sample::default()).is_some());
+    let last = Sample { seq: 77, port: 19_999, ..Sample::default() };
+    assert!(send(&mut flows, last).is_some(), "a newcomer is known as soon as its local end answers");
+}
+
+#[test]
+fn a_reset_or_syn_with_a_guessed_number_ends_no_flow() {
+    let mut flows = living();
+    for seq in [5000 + NEAR + 1, 5000_u32.wrapping_sub(NEAR + 1), 1 << 31] {
+        for flags in [RST, RST | ACK, SYN, SYN | ACK] {
+            flows.delivered(&Segment { seq, flags, ..inbound(900, 0) });
+            flows.delivered(&inbound(900, 0));
+            let at = send(&mut flows, Sample::default()).expect("it lives");
+            assert_eq!((flows.get(at).acked, flows.get(at).window), (1000, Some(500)), "{flags}");
+        }
+    }
+    flows.delivered(&Segment { flags: RST, ..inbound(0, 0) });
+    assert_eq!(send(&mut flows, Sample::default()), None);
+}
+
+#[test]
+fn what_a_stranger_made_up_is_forgotten_once_the_local_end_speaks() {
+    for forged in [2000, 1_000_000, 1000_u32.wrapping_sub(MAX_WINDOW + 1)] {
+        let mut flows = Flows::default();
+        flows.delivered(&inbound(forged, 500));
+        assert_eq!(send(&mut flows, Sample { data: 10, ..Sample::default() }), None, "{forged}");
+        flows.delivered(&inbound(1000, 500));
+        let at = send(&mut flows, Sample { data: 10, ..Sample::default() }).expect("known by now");
+        assert_eq!(flows.get(at).acked, 1000);
+    }
+}
+
+#[test]
+fn a_full_table_takes_no_more_memory_than_is_said() {
+    let slot = size_of::<(FlowKey, usize)>() + 1;
+    // A hash table keeps at most 7/8 of its power of two full, and the list doubles.
+    let full = MAX_FLOWS * 2 * slot + (MAX_FLOWS + MAX_STRANGERS) * size_of::<Flow>();
+    assert!(full <= 260 << 10, "{full}");
+}

@@ -1,0 +1,81 @@
+//! What a session leaves to the one that replaces it: an agent that was restarted comes with a new session, and nothing
+//! of what waited for it at the relay may be lost.
+
+use std::time::Instant;
+
+use super::Session;
+use super::freeze::Freeze;
+use crate::queue::Record;
+use crate::{MAX_PACKET, PacketBuf};
+
+/// What the peer of a session has not acknowledged, then what was not sent yet, in order, and what is known of the inner
+/// flows: they live on, and so do their places in what is held.
+#[derive(Debug, Default)]
+pub struct Unacknowledged {
+    records: Vec<Record>,
+    freeze: Freeze,
+}
+
+impl Unacknowledged {
+    /// Packets of which nothing is known.
+    #[must_use]
+    pub fn new(now: Instant, packets: Vec<PacketBuf>) -> Self {
+        let record = |packet: PacketBuf| Record::new(packet.bytes.into_vec(), packet.offload, now, None);
+        Self { records: packets.into_iter().map(record).collect(), freeze: Freeze::default() }
+    }
+
+    /// How many packets it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The packets, in order.
+    pub fn into_packets(self) -> impl Iterator<Item = PacketBuf> {
+        self.records.into_iter().map(Record::into_packet)
+    }
+}
+
+impl Session {
+    /// What the peer has not acknowledged, then what was not sent yet, in order: for a session
+    /// that replaces this one.
+    #[must_use]
+    pub fn into_unacknowledged(self) -> Unacknowledged {
+        let records = self.replay.into_records().chain(self.queue.into_records()).collect();
+        Unacknowledged { records, freeze: self.freeze }
+    }
+
+    /// Takes over what another session has left, before all packets that were not sent yet. As much as the memory for
+    /// unacknowledged records holds is treated as such: it is never displaced, and sent before anything else. The rest is
+    /// queued; what the queue cannot hold either is dropped, the newest first, and counted.
+    pub fn requeue(&mut self, left: Unacknowledged) {
+        let Unacknowledged { records, freeze } = left;
+        let known = self.freeze.take_over(freeze);
+        let mut rest = Vec::new();
+        for mut record in records {
+            if record.packet.is_empty() || record.packet.len() > MAX_PACKET {
+                self.stats.dropped_bad_length += 1;
+                continue;
+            }
+            self.count_enqueued(record.packet.len());
+            if !known {
+                record.place = self.learn(&record.packet);
+            }
+            if rest.is_empty() && self.replay.cost() + record.cost() <= self.limits.replay_bytes {
+                self.replay.push_unsent(record);
+            } else {
+                rest.push(record);
+            }
+        }
+        rest.into_iter().rev().for_each(|record| self.queue.push_front(record));
+        while self.queue.cost() > self.limits.queue_bytes {
+            self.stats.dropped_queue_full += u64::from(self.queue.pop_newest().is_some());
+        }
+    }
+}
