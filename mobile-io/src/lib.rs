@@ -11,6 +11,7 @@ pub mod log;
 pub mod metrics;
 pub mod netlink;
 pub mod notify;
+mod socket;
 pub mod sysctl;
 mod tcp_info;
 pub mod tls;
