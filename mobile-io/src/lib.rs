@@ -8,6 +8,7 @@ pub mod control;
 pub mod driver;
 pub mod keys;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod netlink;
 pub mod notify;

@@ -63,7 +63,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     let rows = measure(&subjects, args);
-    subjects.into_iter().try_for_each(Subject::finish)?;
     println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
     println!("{}", table::speed(&rows));
     println!(
@@ -74,7 +73,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let congestion_control =
         options.congestion_control.unwrap_or_else(|| "the kernel's congestion control".to_owned());
     println!("{}; {congestion_control} in every namespace", machine::describe());
-    Ok(())
+    // After the tables: figures that took minutes are not thrown away for a warning.
+    subjects.into_iter().try_for_each(Subject::finish)
 }
 
 impl Args {
