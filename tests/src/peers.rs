@@ -12,6 +12,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::binaries::program;
 use crate::lab::{Lab, addr};
+use crate::process::Process;
 use crate::pulse::{Pulse, Way};
 use crate::services::port;
 use crate::talk::Talk;
@@ -43,6 +44,11 @@ pub trait Peer {
         Ok(())
     }
 
+    /// Its process at the relay and its process at the host, if it is a tunnel that runs; each may have children.
+    fn processes(&self) -> Option<[i32; 2]> {
+        None
+    }
+
     /// An application that measures, connected.
     fn pulse(&self, lab: &Lab, way: Way, numbers: u64) -> Result<Pulse> {
         Pulse::start(&mut pulse_command(lab, way)?, numbers)
@@ -63,6 +69,9 @@ impl PeerKind {
     /// All, and a plain connection without any help first.
     pub const ALL: &'static [Self] =
         &[direct::KIND, mptcp::KIND, openvpn::UDP, openvpn::TCP, wireguard::KIND, vtun::KIND];
+
+    /// Those through which all bytes go, as through ours.
+    pub const TUNNELS: &'static [Self] = &[openvpn::UDP, openvpn::TCP, wireguard::KIND, vtun::KIND];
 
     /// A new one.
     #[must_use]
@@ -91,6 +100,12 @@ fn pulse_command(lab: &Lab, way: Way) -> Result<Command> {
     let mut command = lab.host.command(program("labtool")?);
     command.args(["pulse", way.word(), "tcp", &way.server().to_string()]);
     Ok(command)
+}
+
+/// The pids of a tunnel's first two processes.
+fn pids(running: &[Process]) -> Option<[i32; 2]> {
+    let [relay, host] = running else { return None };
+    Some([relay.pid(), host.pid()])
 }
 
 /// The inner addresses of every tunnel: the relay's and the host's.

@@ -10,6 +10,7 @@ use clap::Subcommand;
 use crate::shell::{self, step};
 use crate::{build, setup};
 
+mod effort;
 mod handover;
 mod idle;
 mod machine;
@@ -32,7 +33,7 @@ enum Bench {
     Handover(handover::Args),
     /// What an agent sends and uses that nobody uses.
     Idle(idle::Args),
-    /// iperf3, direct and through the tunnel: one stream, the reverse, four streams.
+    /// iperf3, direct, through the tunnel and through others': speed, and processor time for each byte.
     Throughput(throughput::Args),
 }
 

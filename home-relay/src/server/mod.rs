@@ -1,10 +1,12 @@
 //! `serve`: starts everything in an order that leaves nothing behind when a step fails, and stops it.
 
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::{control, notify, transport};
+use mobile_io::{control, memory, notify, transport};
 use mobile_proto::PushConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
@@ -28,12 +30,20 @@ mod session;
 
 /// After a failed accept(): the shortage behind it does not end by asking again at once.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// On so many processors one thread does it all: the kernel's part of a bulk transfer fills the other one, and a second
+/// worker would be woken for every packet only to find the first one at it. On more, sessions have their share of them.
+const ONE_THREAD: NonZero<usize> = NonZero::new(2).expect("two");
 /// Clients that do not take their goodbye in this time are left without it.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves clients until SIGTERM or SIGINT.
 pub(crate) fn serve(config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    memory::keep_some();
+    let mut runtime = match available_parallelism() {
+        Ok(processors) if processors > ONE_THREAD => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.enable_all().build()?;
     let result = runtime.block_on(run(config));
     // A blocking task must not keep a stopped relay alive.
     runtime.shutdown_background();

@@ -30,6 +30,7 @@ const LAST_ANSWER: Duration = Duration::from_millis(100);
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
     let config = Config::load(config)?;
+    mobile_io::memory::keep_some();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

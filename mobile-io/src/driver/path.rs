@@ -86,7 +86,7 @@ impl Transport {
 
     /// What the kernel knows of the connection.
     pub(super) fn sample(&self) -> Option<TransportSample> {
-        tcp_info::sample(self.stream.get_ref().0)
+        tcp_info::sample(self.stream.get_ref().0.tcp())
     }
 
     /// Begins the orderly end.

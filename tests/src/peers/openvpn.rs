@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::{Change, INNER, Peer, PeerKind, make_gateway, needs_tun, use_tunnel};
+use super::{Change, INNER, Peer, PeerKind, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::process::Process;
 use crate::uplink::UplinkName;
@@ -76,6 +76,10 @@ impl Peer for OpenVpn {
         use_tunnel(lab, DEVICE)?;
         self.current = UplinkName::ALL.into_iter().rfind(|name| lab.uplink(*name).has_carrier());
         Ok(())
+    }
+
+    fn processes(&self) -> Option<[i32; 2]> {
+        pids(&self.running)
     }
 
     /// Over UDP its packets follow the route by themselves. A TCP connection must be made again, which SIGUSR1 does.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, use_tunnel};
+use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::process::Process;
 use crate::wait::{PATIENCE, until, wait_for};
@@ -75,6 +75,10 @@ impl Peer for Vtun {
             Ok(lab.host.run(&["ip", "link", "show", "dev", &session]).ok())
         })?;
         use_tunnel(lab, &session)
+    }
+
+    fn processes(&self) -> Option<[i32; 2]> {
+        pids(&self.running)
     }
 
     /// SIGHUP makes the client connect again.

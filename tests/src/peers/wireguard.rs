@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, use_tunnel};
+use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::ns::Ns;
 use crate::process::Process;
@@ -63,6 +63,10 @@ impl Peer for WireGuard {
         let [relay_key, _] = publics;
         self.relay_key = relay_key;
         use_tunnel(lab, &device(lab, "wh"))
+    }
+
+    fn processes(&self) -> Option<[i32; 2]> {
+        pids(&self.running)
     }
 
     /// It goes on sending from the address it used last; a new endpoint, even the same one, makes it forget that.

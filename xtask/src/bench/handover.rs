@@ -140,7 +140,7 @@ fn column(who: Who, events: &[Event]) -> Column {
 }
 
 /// Why a peer cannot run here; its programs are installed if that is possible.
-fn refusal(peer: &PeerKind) -> Option<String> {
+pub(super) fn refusal(peer: &PeerKind) -> Option<String> {
     let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
     let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
     installed.or_else(|| peer.refusal())

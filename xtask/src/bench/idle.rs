@@ -1,6 +1,5 @@
 //! `cargo xtask bench idle`: what the tunnel costs when nobody uses it.
 
-use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use anyhow::{Context as _, Result};
 use mobile_tests::{Capture, RELAY_PORT, Testbed, Tether, addr};
 use serde_json::Value;
 
+use super::effort::Effort;
 use super::machine;
 use crate::shell::step;
 
@@ -87,42 +87,9 @@ fn count(packets: &[String]) -> (usize, usize) {
     (sent, packets.len() - sent)
 }
 
-/// What a process has used up to now.
-struct Effort {
-    /// How often one of its threads was put on a processor after it had waited or been put aside.
-    switches: u64,
-    nanoseconds: u64,
-}
-
-impl Effort {
-    fn of(pid: i32) -> Result<Self> {
-        let mut effort = Self { switches: 0, nanoseconds: 0 };
-        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let task = task?.path();
-            effort.switches += switches(&fs::read_to_string(task.join("status"))?);
-            let schedstat =
-                fs::read_to_string(task.join("schedstat")).context("this kernel has no schedstat")?;
-            let first = schedstat.split_whitespace().next().context("an empty schedstat")?;
-            effort.nanoseconds += first.parse::<u64>()?;
-        }
-        Ok(effort)
-    }
-}
-
-/// Voluntary and other context switches, from /proc/PID/status.
-fn switches(status: &str) -> u64 {
-    let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
-    lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn both_kinds_of_switches_count() {
-        assert_eq!(switches("Name:\tx\nvoluntary_ctxt_switches:\t40\nnonvoluntary_ctxt_switches:\t2\n"), 42);
-    }
 
     #[test]
     fn packets_are_told_apart_by_their_direction() {
@@ -133,15 +100,5 @@ mod tests {
         ]
         .map(str::to_owned);
         assert_eq!(count(&lines), (1, 2));
-    }
-
-    #[test]
-    fn our_own_effort_can_be_read_and_grows() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        let before = Effort::of(own).unwrap();
-        sleep(Duration::from_millis(2));
-        let after = Effort::of(own).unwrap();
-        assert!(after.switches > before.switches, "{} {}", before.switches, after.switches);
-        assert!(after.nanoseconds >= before.nanoseconds);
     }
 }

@@ -1,16 +1,20 @@
-//! `cargo xtask bench throughput`: what the tunnel costs a bulk transfer.
+//! `cargo xtask bench throughput`: what the tunnel costs a bulk transfer, in speed and in processor time.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use mobile_tests::{LabOptions, PATIENCE, Services, Testbed, addr, finish_within};
-use serde_json::Value;
+use anyhow::Result;
+use mobile_tests::LabOptions;
+use mobile_tests::peers::PeerKind;
 
-use super::machine;
-use super::stats::Spread;
+use self::subject::{Sample, Subject};
+use self::table::Row;
+use super::{handover, machine};
 use crate::shell::step;
 
-/// How long and how often.
+mod subject;
+mod table;
+
+/// How long, how often, and who else.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Runs of each measurement; the table shows their median, least and greatest.
@@ -19,105 +23,95 @@ pub(crate) struct Args {
     /// Seconds each run takes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
+    /// Without the peers.
+    #[arg(long)]
+    no_peers: bool,
+    /// Only these peers, by the names of the table.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
 }
 
-/// What is measured: a title and iperf3's flags for it.
-const SHAPES: [(&str, &[&str]); 3] =
-    [("one stream", &[]), ("reverse", &["--reverse"]), ("four streams", &["--parallel", "4"])];
+/// What is measured.
+pub(crate) struct Shape {
+    title: &'static str,
+    /// iperf3's flags for it.
+    flags: &'static [&'static str],
+    /// The uplink's delay in each direction.
+    delay: Duration,
+}
 
-const ROUTES: [&str; 2] = ["direct", "tunnel"];
+const SHAPES: [Shape; 4] = [
+    Shape { title: "one stream", flags: &[], delay: Duration::ZERO },
+    Shape { title: "reverse", flags: &["--reverse"], delay: Duration::ZERO },
+    Shape { title: "four streams", flags: &["--parallel", "4"], delay: Duration::ZERO },
+    Shape { title: "one stream, 20 ms", flags: &[], delay: Duration::from_millis(10) },
+];
 
-/// A lab without emulated delay, and iperf3 between the mobile host and the server.
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = LabOptions { delay: Duration::ZERO, ..LabOptions::default() };
-    let bed = Testbed::with(&options)?;
-    let figures = measure(&bed, args)?;
-    bed.finish()?;
+    let mut subjects = vec![Subject::direct(&options)?, Subject::ours(&options)?];
+    let mut refused = Vec::new();
+    for kind in PeerKind::TUNNELS.iter().filter(|kind| args.wants(kind)) {
+        let started = match handover::refusal(kind) {
+            Some(reason) => Err(anyhow::anyhow!(reason)),
+            None => Subject::peer(kind, &options),
+        };
+        match started {
+            Ok(subject) => subjects.push(subject),
+            Err(error) => refused.push(format!("{}: not measured: {error:#}", kind.name)),
+        }
+    }
+    let rows = measure(&subjects, args);
     println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
-    print!("{}", table(&figures));
+    println!("{}", table::speed(&rows));
+    println!(
+        "Seconds of processor time for each GB, at the host + at the relay = together (least–greatest)\n"
+    );
+    println!("{}", table::effort(&rows));
+    refused.iter().for_each(|line| println!("{line}"));
     let congestion_control =
         options.congestion_control.unwrap_or_else(|| "the kernel's congestion control".to_owned());
-    println!("\n{}; {congestion_control} in every namespace", machine::describe());
-    Ok(())
+    println!("{}; {congestion_control} in every namespace", machine::describe());
+    // After the tables: figures that took minutes are not thrown away for a warning.
+    subjects.into_iter().try_for_each(Subject::finish)
 }
 
-/// By route, then by shape: the figure of each run.
-fn measure(bed: &Testbed, args: &Args) -> Result<Vec<Vec<Vec<f64>>>> {
-    let (lab, agent) = (&bed.lab, &bed.agent);
-    let _server = Services::iperf3(&lab.server, lab.dir())?;
-    let mut figures = vec![vec![Vec::new(); SHAPES.len()]; ROUTES.len()];
+impl Args {
+    fn wants(&self, kind: &PeerKind) -> bool {
+        let named = |name: &String| name.eq_ignore_ascii_case(kind.name);
+        !self.no_peers && (self.peers.is_empty() || self.peers.iter().any(named))
+    }
+}
+
+/// Everyone one after the other in each run, so that what disturbs the machine disturbs all.
+fn measure(subjects: &[Subject], args: &Args) -> Vec<Row> {
+    let mut rows: Vec<Row> = subjects.iter().map(|subject| Row::new(subject.name())).collect();
     for run in 1..=args.runs {
-        for (shape, (title, flags)) in SHAPES.iter().enumerate() {
-            // Both routes one after the other, so that what disturbs the machine disturbs both.
-            for (route, name) in ROUTES.iter().enumerate() {
-                let mut iperf3 = match *name {
-                    "direct" => lab.host.command("iperf3"),
-                    _ => agent.run(&["iperf3"]),
+        for (column, shape) in SHAPES.iter().enumerate() {
+            for (subject, row) in subjects.iter().zip(&mut rows) {
+                let said = match subject.sample(shape, args.seconds) {
+                    Ok(sample) => {
+                        let text = told(&sample);
+                        row.cells[column].samples.push(sample);
+                        text
+                    }
+                    Err(error) => {
+                        row.cells[column].failures += 1;
+                        format!("failed: {error:#}")
+                    }
                 };
-                let seconds = args.seconds.to_string();
-                iperf3
-                    .args(["--json", "--client", &addr::SERVER4.to_string(), "--time", &seconds])
-                    .args(*flags);
-                let patience = PATIENCE + Duration::from_secs(args.seconds.into());
-                let text = finish_within(&mut iperf3, None, patience)?
-                    .ok()
-                    .with_context(|| format!("iperf3, {name}"))?;
-                let figure = received_mbits(&text)?;
-                step(&format!("run {run} of {}, {title}, {name}: {figure:.0} Mbit/s", args.runs));
-                figures[route][shape].push(figure);
+                step(&format!("run {run} of {}, {}, {}: {said}", args.runs, shape.title, subject.name()));
             }
         }
     }
-    Ok(figures)
+    rows
 }
 
-/// What arrived, from iperf3's JSON.
-fn received_mbits(text: &str) -> Result<f64> {
-    let json: Value = serde_json::from_str(text).context("iperf3 printed no JSON")?;
-    let bits = json.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
-    Ok(bits.with_context(|| {
-        format!("iperf3 reports no result: {}", json.get("error").unwrap_or(&Value::Null))
-    })? / 1e6)
-}
-
-/// As Markdown, for docs/benchmarks.md.
-fn table(figures: &[Vec<Vec<f64>>]) -> String {
-    let header: Vec<&str> = SHAPES.iter().map(|(title, _)| *title).collect();
-    let mut out = format!("| | {} |\n|{}\n", header.join(" | "), " --- |".repeat(SHAPES.len() + 1));
-    let spreads: Vec<Vec<Option<Spread>>> =
-        figures.iter().map(|route| route.iter().map(|runs| Spread::of(runs)).collect()).collect();
-    for (name, row) in ROUTES.iter().zip(&spreads) {
-        let cells: Vec<String> =
-            row.iter().map(|cell| cell.map_or("–".to_owned(), |cell| cell.to_string())).collect();
-        out.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
-    }
-    let ratios = spreads[0].iter().zip(&spreads[1]).map(|pair| match pair {
-        (Some(direct), Some(tunnel)) if direct.median > 0.0 => {
-            format!("{:.2}", tunnel.median / direct.median)
-        }
-        _ => "–".to_owned(),
-    });
-    out.push_str(&format!("| tunnel / direct | {} |\n", ratios.collect::<Vec<_>>().join(" | ")));
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_has_a_row_for_each_route_and_the_ratio() {
-        let figures = vec![vec![vec![100.0, 200.0, 300.0]; 3], vec![vec![50.0]; 3]];
-        let table = table(&figures);
-        assert!(table.contains("| direct | 200 (100–300) |"), "{table}");
-        assert!(table.ends_with("| tunnel / direct | 0.25 | 0.25 | 0.25 |\n"), "{table}");
-    }
-
-    #[test]
-    fn iperf3_s_own_error_is_told() {
-        let error = received_mbits(r#"{"error":"unable to connect"}"#).unwrap_err();
-        assert!(error.to_string().contains("unable to connect"), "{error}");
-        let json = r#"{"end":{"sum_received":{"bits_per_second":2.5e9}}}"#;
-        assert!((received_mbits(json).unwrap() - 2500.0).abs() < 1e-9);
+/// One sample, for who watches.
+fn told(sample: &Sample) -> String {
+    match sample.effort {
+        Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
+        None => format!("{:.0} Mbit/s", sample.mbits),
     }
 }

@@ -1,0 +1,160 @@
+//! The socket under a path's TLS: reads ahead, because rustls asks for 4 KiB at a time and a system call costs more
+//! than to copy that much.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Read at a time: eight TLS records. Much more would not stay in a core's cache until it is decrypted.
+const READ_AHEAD: usize = 128 * 1024;
+
+thread_local! {
+    /// The buffer of whichever socket is being read. A socket keeps it only while it holds unread bytes, so that
+    /// thousands of idle ones hold nothing.
+    static SPARE: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
+/// A TCP connection that reads ahead.
+#[derive(Debug)]
+pub struct Socket {
+    tcp: TcpStream,
+    ahead: Option<Ahead>,
+}
+
+/// Bytes read and not yet asked for.
+#[derive(Debug)]
+struct Ahead {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Socket {
+    /// Reads and writes `tcp` from now on.
+    #[must_use]
+    pub fn new(tcp: TcpStream) -> Self {
+        Self { tcp, ahead: None }
+    }
+
+    /// The connection itself.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    /// Moves what was read ahead to `out`.
+    fn take_ahead(&mut self, out: &mut ReadBuf<'_>) {
+        let Some(ahead) = &mut self.ahead else { return };
+        let length = out.remaining().min(ahead.end - ahead.start);
+        out.put_slice(&ahead.buffer[ahead.start..ahead.start + length]);
+        ahead.start += length;
+        if ahead.start == ahead.end
+            && let Some(Ahead { buffer, .. }) = self.ahead.take()
+        {
+            SPARE.set(Some(buffer));
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_none() {
+            let mut buffer = SPARE.take().unwrap_or_else(|| vec![0; READ_AHEAD].into_boxed_slice());
+            let mut read = ReadBuf::new(&mut buffer);
+            let outcome = Pin::new(&mut self.tcp).poll_read(cx, &mut read);
+            let end = read.filled().len();
+            // Pending, failed, or the other side hung up: nothing to keep.
+            if end == 0 {
+                SPARE.set(Some(buffer));
+                return outcome;
+            }
+            ready!(outcome)?;
+            self.ahead = Some(Ahead { buffer, start: 0, end });
+        }
+        self.take_ahead(out);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, Socket) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), Socket::new(far.unwrap().0))
+    }
+
+    #[tokio::test]
+    async fn every_byte_comes_in_order_and_then_the_end() {
+        let (mut near, mut socket) = pair().await;
+        let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i * 31 >> 8) as u8).collect();
+        let writing = tokio::spawn({
+            let sent = sent.clone();
+            async move {
+                near.write_all(&sent).await.unwrap();
+            }
+        });
+        let (mut got, mut piece) = (Vec::new(), [0; 777]);
+        loop {
+            let read = socket.read(&mut piece).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            got.extend_from_slice(&piece[..read]);
+        }
+        writing.await.unwrap();
+        assert!(got == sent);
+    }
+
+    #[tokio::test]
+    async fn a_socket_with_nothing_unread_holds_no_buffer() {
+        let (mut near, mut socket) = pair().await;
+        near.write_all(b"four").await.unwrap();
+        let mut piece = [0; 2];
+        socket.read_exact(&mut piece).await.unwrap();
+        assert_eq!((&piece, socket.ahead.is_some()), (b"fo", true));
+        socket.read_exact(&mut piece).await.unwrap();
+        assert_eq!((&piece, socket.ahead.is_some()), (b"ur", false));
+        let waiting = tokio::time::timeout(std::time::Duration::from_millis(5), socket.read(&mut piece));
+        assert!(waiting.await.is_err() && socket.ahead.is_none());
+    }
+}

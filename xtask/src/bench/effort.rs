@@ -1,0 +1,88 @@
+//! What processes have used of the processors, from /proc.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+/// What a process has used up to now.
+pub(crate) struct Effort {
+    /// How often one of its threads was put on a processor after it had waited or been put aside.
+    pub(crate) switches: u64,
+    pub(crate) nanoseconds: u64,
+}
+
+impl Effort {
+    /// Of one process.
+    pub(crate) fn of(pid: i32) -> Result<Self> {
+        let mut effort = Self { switches: 0, nanoseconds: 0 };
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let task = task?.path();
+            effort.switches += switches(&fs::read_to_string(task.join("status"))?);
+            let schedstat =
+                fs::read_to_string(task.join("schedstat")).context("this kernel has no schedstat")?;
+            let first = schedstat.split_whitespace().next().context("an empty schedstat")?;
+            effort.nanoseconds += first.parse::<u64>()?;
+        }
+        Ok(effort)
+    }
+
+    /// Of a process and of all that it has started and that still run.
+    pub(crate) fn of_tree(pid: i32) -> Result<Self> {
+        let mut effort = Self::of(pid)?;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace() {
+                // It may have ended meanwhile.
+                let Ok(child) = Self::of_tree(child.parse()?) else { continue };
+                effort.switches += child.switches;
+                effort.nanoseconds += child.nanoseconds;
+            }
+        }
+        Ok(effort)
+    }
+}
+
+/// Voluntary and other context switches, from /proc/PID/status.
+fn switches(status: &str) -> u64 {
+    let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+    lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_switches_count() {
+        assert_eq!(switches("Name:\tx\nvoluntary_ctxt_switches:\t40\nnonvoluntary_ctxt_switches:\t2\n"), 42);
+    }
+
+    #[test]
+    fn our_own_effort_can_be_read_and_grows() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let before = Effort::of(own).unwrap();
+        sleep(Duration::from_millis(2));
+        let after = Effort::of(own).unwrap();
+        assert!(after.switches > before.switches, "{} {}", before.switches, after.switches);
+        assert!(after.nanoseconds >= before.nanoseconds);
+    }
+
+    #[test]
+    fn a_child_s_effort_is_its_parent_s_too() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        sleep(Duration::from_millis(50));
+        let (alone, both) = (Effort::of(own).unwrap(), Effort::of_tree(own).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            both.nanoseconds > alone.nanoseconds + 1_000_000,
+            "{} {}",
+            both.nanoseconds,
+            alone.nanoseconds
+        );
+    }
+}
