@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mobile_tests::{Finished, LabOptions, PATIENCE, Portal, Testbed, addr, finish_within, port};
+use mobile_tests::{
+    Finished, LabOptions, PATIENCE, Portal, RELAY_PORT, TcpService, Testbed, addr, finish_within, port,
+};
 
 use crate::{Outcome, copy, server};
 
@@ -56,8 +58,14 @@ fn a_machine_that_is_well_gets_a_line_of_ok_for_everything() -> Outcome {
     }
     assert_line(&done, "ok    agent: ", "not running");
     // It has only looked: nothing is left, and the relay has seen no session.
-    bed.assert_clean()?;
     assert!(bed.relay.sessions()?.is_empty());
+    for made in [&bed.agent.pin_dir, &bed.agent.cgroup] {
+        let (dir, name) = (made.parent().expect("a directory"), made.file_name().expect("a name"));
+        let left = std::fs::read_dir(dir)?.flatten().map(|entry| entry.file_name());
+        let left: Vec<_> =
+            left.filter(|it| it.to_string_lossy().starts_with(&*name.to_string_lossy())).collect();
+        assert!(left.is_empty(), "{left:?} are left in {}", dir.display());
+    }
 
     bed.agent.start()?;
     bed.agent.wait_connected()?;
@@ -106,7 +114,7 @@ fn a_key_that_one_side_does_not_accept_fails_with_the_cure() -> Outcome {
 fn a_portal_on_one_uplink_is_a_warning_while_the_other_works() -> Outcome {
     let mut bed = installed()?;
     bed.relay.start()?;
-    let portal = Portal::close(&bed.lab.visit_b)?;
+    let portal = Portal::close(&bed.lab.visited[1])?;
     let done = check(&bed)?;
     assert_eq!(done.code(), 0, "{done:?}");
     assert_line(&done, "warn  relay over eth0: ", "captive portal");
@@ -137,6 +145,7 @@ fn a_full_tunnels_rule_before_ours_fails() -> Outcome {
     bed.start()?;
     // As wg-quick does it, which lets the kernel choose the priority: right before the first.
     bed.lab.host.run(&["ip", "-4", "rule", "add", "not", "fwmark", "0xca6c", "table", "51820"])?;
+    bed.lab.host.run(&["ip", "-4", "route", "add", "default", "via", "10.22.0.1", "table", "51820"])?;
     let done = check(&bed)?;
     assert_eq!(done.code(), 1, "{done:?}");
     assert_line(&done, "FAIL  rules: ", "rule_priority below 4899");
@@ -165,6 +174,44 @@ fn an_ordinary_user_is_told_what_was_not_looked_at() -> Outcome {
     assert_eq!(done.code(), 0, "{done:?}");
     assert_line(&done, "warn  rights: ", "as root");
     assert_line(&done, "ok    key: ", "not read");
+    bed.finish()
+}
+
+#[test]
+fn the_relays_own_check_is_well_before_and_while_it_serves() -> Outcome {
+    let mut bed = installed()?;
+    for serving in ["is free", "is served by the running relay"] {
+        let done = bed.relay.cli(&["check"])?;
+        assert_eq!((done.code(), faults(&done)), (0, vec![]), "{done:?}");
+        assert_line(&done, "ok    port: ", serving);
+        for topic in ["config", "key", "TUN", "nftables", "forwarding", "pool"] {
+            assert_line(&done, &format!("ok    {topic}: "), "");
+        }
+        if !bed.relay.is_running() {
+            bed.relay.start()?;
+        }
+    }
+    bed.finish()
+}
+
+#[test]
+fn the_relays_check_finds_the_port_taken_the_pool_in_use_and_another_firewall() -> Outcome {
+    let bed = installed()?;
+    let relay = &bed.lab.relay;
+    let squatter = TcpService::start(relay, RELAY_PORT, |_, _| {})?;
+    bed.relay.configure("pool", "ipv4", "198.51.100.0/24")?;
+    relay.feed(
+        &["nft", "-f", "-"],
+        "table ip other {\n chain fwd {\n  type filter hook forward priority 0; policy drop;\n }\n}\n",
+    )?;
+    let done = bed.relay.cli(&["check"])?;
+    assert_eq!(done.code(), 1, "{done:?}");
+    assert_line(&done, "FAIL  port: ", "another program");
+    assert_line(&done, "FAIL  pool: 198.51.100.0/24", "overlaps with");
+    assert_line(&done, "warn  firewall: ", "ip other fwd");
+    relay.run(&["nft", "delete", "table", "ip", "other"])?;
+    drop(squatter);
+    assert_eq!(bed.relay.cli(&["check", "--json"])?.code(), 1);
     bed.finish()
 }
 

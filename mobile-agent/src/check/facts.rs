@@ -9,11 +9,11 @@ use ipnet::IpNet;
 use mobile_io::control::{Client, ControlError};
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::netlink::{Family, ListedRule, Netlink, RouteKind, Snapshot};
-use mobile_io::sysctl;
+use mobile_io::{apart, sysctl};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::apart;
 use super::reach::{self, Outcome};
+use super::trial;
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, globs};
 use crate::control::protocol::{Answer, Request};
 use crate::routing::lease::{Assigned, Lease};
@@ -128,7 +128,6 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         }
         _ => None,
     };
-    let trial = config.clone();
     Facts {
         root,
         kernel: nix::sys::utsname::uname()
@@ -139,7 +138,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         key,
         cgroup2: cgroup2(&config),
         bpffs: bpffs(&config.bpf.pin_dir),
-        programs: root.then(|| apart::try_programs(&trial)),
+        programs: root.then(|| trial::try_programs(&config)),
         tun: root.then(apart::try_tun),
         agent,
         resolved,

@@ -3,10 +3,10 @@
 //! `facts` are gathered from the kernel, files and the network, without changing anything; `judge` is pure, and says
 //! what they mean and what to do.
 
-mod apart;
 mod facts;
 mod judge;
 mod reach;
+mod trial;
 
 use std::path::Path;
 
