@@ -10,8 +10,6 @@ use serde::Deserialize;
 
 use crate::pool::Pools;
 
-/// Where a packaged relay has its configuration.
-pub(crate) const DEFAULT_PATH: &str = "/etc/home-relay/relay.toml";
 /// `HOME_RELAY_LISTEN_ADDRESS` is `[listen] address`, and so on.
 pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
 

@@ -2,12 +2,14 @@
 //!
 //! `cli` is what a person types, `daemon` starts and stops the agent, and between them lies `control`, the socket.
 //! The agent's work is in `selection` (the MOBILE attribute), `routing` (the MOBILE route), `uplinks` (what can carry
-//! the tunnel) and `tunnel` (what does).
+//! the tunnel) and `tunnel` (what does). `check` and `explain` only look.
 
+mod check;
 mod cli;
 mod config;
 mod control;
 mod daemon;
+mod explain;
 mod metrics;
 mod routing;
 mod selection;

@@ -3,6 +3,8 @@
 //! The protocol itself (`mobile-proto`) has no sockets and no clock; this crate gives it both. It holds no policy:
 //! which uplink to use, which client to serve and what to route is decided by the agent and the relay.
 
+pub mod apart;
+pub mod check;
 pub mod config;
 pub mod control;
 pub mod driver;

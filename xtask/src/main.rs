@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod debian;
 mod demo;
+mod r#gen;
 mod lint;
 mod setup;
 mod shell;
@@ -32,6 +33,8 @@ enum Verb {
     },
     /// Formatting, clippy, documentation, and cargo-deny where it is installed; warnings are errors.
     Lint,
+    /// Makes man pages and shell completions of both programs, in target/gen.
+    Gen,
     /// A telnet session outlives the loss of the interface it was started on.
     Demo,
     /// All tests, or a part of them: `test unit`, `test e2e handover`, `test mobile-proto`.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Setup => setup::run(),
         Verb::Build { release } => setup::run().and_then(|()| build::run(release)).map(drop),
         Verb::Lint => setup::linker().and_then(|()| lint::run()),
+        Verb::Gen => r#gen::run(),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),

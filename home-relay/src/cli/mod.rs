@@ -1,79 +1,15 @@
 //! The command line: few verbs; stdout is the answer, stderr the rest; exit 0 done, 1 failed, 2 usage.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-
-use clap::{Args, Parser, Subcommand};
-use ipnet::{Ipv4Net, Ipv6Net};
-use mobile_io::keys::PublicKey;
-
-use crate::config;
-
+pub(crate) mod args;
+mod check;
 mod cleanup;
 mod clients;
 mod init;
 mod table;
 
-/// The home virtual device: keeps the persistent addresses of mobile hosts on this machine.
-#[derive(Debug, Parser)]
-#[command(name = "home-relay", version, disable_help_subcommand = true)]
-pub(crate) struct Cli {
-    /// The configuration file.
-    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
-    /// How much to log to stderr: error, warn, info, debug or trace (default info, or $HOME_RELAY_LOG).
-    #[arg(long, global = true, value_name = "LEVEL")]
-    log: Option<String>,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Write a configuration and a key; print the relay's public key.
-    Init(Init),
-    /// Serve clients, in the foreground.
-    Serve,
-    /// Let a client in; print the persistent addresses it gets.
-    Authorize {
-        /// What to call it.
-        name: String,
-        /// Its public key, as `mobile keygen` prints it.
-        public_key: PublicKey,
-    },
-    /// Shut a client out, at once.
-    Revoke {
-        /// The name it was authorised with.
-        name: String,
-    },
-    /// List the clients and their persistent addresses.
-    Clients(Format),
-    /// List the live sessions and their paths.
-    Sessions(Format),
-    /// Remove every kernel object of ours: the device and the nftables table.
-    Cleanup,
-}
-
-/// What `init` writes.
-#[derive(Debug, Args)]
-pub(crate) struct Init {
-    /// Where clients will connect.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:443")]
-    pub(crate) listen: SocketAddr,
-    /// The pool of persistent IPv4 addresses; a random /20 of 100.64.0.0/10 by default.
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) ipv4: Option<Ipv4Net>,
-    /// The pool of persistent IPv6 addresses; a random unique local /64 by default.
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) ipv6: Option<Ipv6Net>,
-}
-
-#[derive(Debug, Args)]
-struct Format {
-    /// Print JSON, for programs.
-    #[arg(long)]
-    json: bool,
-}
+pub(crate) use self::args::Cli;
+use self::args::{Init, Verb};
+use crate::config;
 
 impl Cli {
     /// Does what was asked.
@@ -87,6 +23,7 @@ impl Cli {
             Verb::Revoke { name } => clients::revoke(&config()?, name),
             Verb::Clients(format) => clients::clients(&config()?, format.json),
             Verb::Sessions(format) => clients::sessions(&config()?, format.json),
+            Verb::Check(format) => check::run(&self.config, format.json),
             Verb::Cleanup => cleanup::run(&config()?),
         }
     }
@@ -94,8 +31,12 @@ impl Cli {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use std::path::PathBuf;
 
+    use clap::{CommandFactory as _, Parser as _};
+    use mobile_io::keys::PublicKey;
+
+    use super::args::Format;
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {

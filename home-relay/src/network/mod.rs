@@ -33,7 +33,8 @@ pub(crate) fn servable(pools: Pools) -> anyhow::Result<Pools> {
     Ok(pools.without_ipv6()?)
 }
 
-fn has_ipv6() -> bool {
+/// Whether IPv6 is enabled on this host.
+pub(crate) fn has_ipv6() -> bool {
     // No such file: ipv6.disable=1, or a kernel without IPv6.
     let enabled = |scope: &str| {
         sysctl::read(&format!("net/ipv6/conf/{scope}/disable_ipv6")).is_ok_and(|value| value == "0")

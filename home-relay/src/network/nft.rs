@@ -55,7 +55,12 @@ impl Ruleset {
 
     /// Puts the ruleset into the kernel.
     pub(crate) fn apply(&self) -> anyhow::Result<()> {
-        nft(&self.text()).context(HINT)
+        nft(&["-f", "-"], &self.text()).context(HINT)
+    }
+
+    /// Asks whether the kernel would take it; nothing is changed.
+    pub(crate) fn try_out(&self) -> anyhow::Result<()> {
+        nft(&["-c", "-f", "-"], &self.text())
     }
 }
 
@@ -68,7 +73,7 @@ pub(crate) fn remove() -> anyhow::Result<bool> {
     if !exists()? {
         return Ok(false);
     }
-    nft(&format!("delete table inet {TABLE}\n"))
+    nft(&["-f", "-"], &format!("delete table inet {TABLE}\n"))
         .with_context(|| format!("cannot delete table inet {TABLE}"))?;
     Ok(true)
 }
@@ -87,9 +92,18 @@ pub(crate) fn exists() -> anyhow::Result<bool> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.trim() == wanted))
 }
 
-fn nft(script: &str) -> anyhow::Result<()> {
+/// Every chain of every table, as nft's JSON.
+pub(crate) fn list_chains() -> anyhow::Result<serde_json::Value> {
+    let output = Command::new("nft").args(["-j", "list", "chains"]).output().context("cannot run nft")?;
+    if !output.status.success() {
+        bail!("nft list chains: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    serde_json::from_slice(&output.stdout).context("nft list chains: not the JSON it should be")
+}
+
+fn nft(arguments: &[&str], script: &str) -> anyhow::Result<()> {
     let mut child = Command::new("nft")
-        .args(["-f", "-"])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -1,102 +1,30 @@
 //! The command line: verbs, and what they share.
 
+pub(crate) mod args;
 mod attach;
+mod check;
 mod cleanup;
+mod explain;
 mod keygen;
 mod ps;
 mod run;
 mod status;
 mod table;
 
-use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use mobile_io::control::Client;
 
+use self::args::{Cli, Verb};
 use crate::config::Config;
 use crate::control::protocol::{Answer, Request};
 use crate::daemon;
 
 pub(crate) use cleanup::remove_everything;
-
-/// Keeps the connections of chosen processes alive while the links change.
-#[derive(Debug, Parser)]
-#[command(name = "mobile", version, arg_required_else_help = true)]
-struct Cli {
-    /// The agent's configuration [default: /etc/mobile/agent.toml].
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// How much to log, to stderr: error, warn, info, debug or trace.
-    #[arg(long, value_name = "LEVEL", global = true)]
-    log: Option<String>,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Run a command with the MOBILE attribute; `mobile CMD ARG...` is the same where CMD is no verb.
-    Run {
-        /// The command and its arguments.
-        #[arg(value_name = "CMD", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-        command: Vec<OsString>,
-    },
-    /// Give running processes the MOBILE attribute; their next connections take the tunnel.
-    Attach {
-        /// Process ids.
-        #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
-        pids: Vec<i32>,
-    },
-    /// Take the MOBILE attribute from running processes; their next connections go direct.
-    Detach {
-        /// Process ids.
-        #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
-        pids: Vec<i32>,
-    },
-    /// List the mobile processes and their connections on the MOBILE route.
-    Ps {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Show the session, the persistent addresses, the active uplink and the last handover.
-    Status {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-        /// Again and again, once a second, until interrupted.
-        #[arg(long)]
-        watch: bool,
-    },
-    /// Show what can carry the tunnel, and why or why not.
-    Uplinks {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Put one uplink before all others, or leave the choice to the policy again.
-    Use {
-        /// An interface name, or `auto`.
-        #[arg(value_name = "IFNAME|auto")]
-        uplink: String,
-    },
-    /// Make this host's private key and print the public one, for `home-relay authorize`.
-    Keygen {
-        /// Where to write the private key [default: what the configuration says].
-        #[arg(long, value_name = "KEYFILE")]
-        out: Option<PathBuf>,
-    },
-    /// Remove every kernel object of the agent: device, rules, routes, eBPF pins, cgroup. Stops a running agent.
-    Cleanup,
-    /// The daemon, in the foreground.
-    Agent,
-    #[command(external_subcommand)]
-    Bare(Vec<OsString>),
-}
 
 /// Exit status when the verb failed. clap itself exits with 2 for what it does not understand.
 const FAILED: u8 = 1;
@@ -113,6 +41,8 @@ pub(crate) fn main() -> ExitCode {
         Verb::Status { json, watch } => status::status(config, json, watch),
         Verb::Uplinks { json } => status::uplinks(config, json),
         Verb::Use { uplink } => status::force(config, &uplink),
+        Verb::Check { json } => check::check(config, json),
+        Verb::Explain { target } => explain::explain(config, &target),
         Verb::Keygen { out } => keygen::keygen(config, out),
         Verb::Cleanup => cleanup::cleanup(config, cli.log.as_deref()),
         Verb::Agent => daemon::main(config, cli.log.as_deref()),
@@ -162,6 +92,11 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&text)
 }
 
+/// For verbs that look for themselves.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
+}
+
 /// Connects to the agent that the configuration names.
 fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
     let config = Config::load(config)?;
@@ -185,6 +120,8 @@ fn unexpected(answer: &Answer) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
@@ -239,6 +176,8 @@ mod tests {
             &["status", "--json", "--config", "F"],
             &["uplinks", "--config", "F"],
             &["use", "eth0", "--config", "F"],
+            &["check", "--json", "--config", "F"],
+            &["explain", "example.org:22", "--config", "F"],
             &["keygen", "--config", "F"],
             &["cleanup", "--config", "F"],
             &["agent", "--config", "F"],

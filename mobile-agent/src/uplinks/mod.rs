@@ -86,7 +86,7 @@ async fn follow(
 }
 
 /// Every link but loopback and our own device.
-fn from_snapshot(snapshot: &Snapshot, own_device: &str) -> Vec<Uplink> {
+pub(crate) fn from_snapshot(snapshot: &Snapshot, own_device: &str) -> Vec<Uplink> {
     snapshot
         .links
         .iter()

@@ -5,6 +5,8 @@
 mod address;
 mod channel;
 mod link;
+mod listing;
+mod lookup;
 mod route;
 mod rule;
 mod snapshot;
@@ -23,6 +25,8 @@ use tokio::sync::Mutex;
 
 pub use address::Address;
 pub use link::Link;
+pub use listing::ListedRule;
+pub use lookup::Way;
 pub use route::{Route, RouteKind};
 pub use rule::Rule;
 pub use snapshot::{DefaultRoute, Snapshot};

@@ -1,0 +1,247 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mobile_io::check::Level;
+use mobile_io::keys::PublicKey;
+use mobile_io::netlink::Family;
+
+use super::super::reach::Reached;
+use super::*;
+use crate::config::RelayIdentity;
+use crate::tunnel::cause::Failure;
+use crate::uplinks::policy::{Decision, Obstacle, Uplink, Verdict};
+
+const WORKS: Reached = Reached {
+    address: std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 443),
+    took: Duration::from_millis(40),
+};
+
+fn key(byte: u8) -> PublicKey {
+    PublicKey::from_bytes([byte; 32])
+}
+
+fn uplink(name: &str) -> Uplink {
+    Uplink {
+        name: name.into(),
+        up: true,
+        carrier: true,
+        addresses: vec!["10.22.0.2".parse().unwrap()],
+        ipv4_default: Some(100),
+        ipv6_default: None,
+        gateways: Vec::new(),
+    }
+}
+
+fn links() -> Links {
+    Links {
+        uplinks: vec![uplink("eth0"), uplink("wlan0")],
+        decision: Decision { candidates: vec!["eth0".into(), "wlan0".into()], verdicts: Vec::new() },
+        rp_filter: vec![("eth0".into(), 2), ("wlan0".into(), 0)],
+        rules: vec![rule(0, Some(255)), ours(), rule(32766, Some(254)), rule(32767, Some(253))],
+        foreign_routes: Vec::new(),
+        persistent: vec!["10.77.0.2".parse().unwrap()],
+        local: vec![("eth0".into(), "10.22.0.2/24".parse().unwrap())],
+    }
+}
+
+fn rule(priority: u32, table: Option<u32>) -> ListedRule {
+    ListedRule {
+        priority,
+        family: Family::V4,
+        table,
+        fwmark: None,
+        from: None,
+        inverted: false,
+        narrowed: false,
+        suppressed: false,
+    }
+}
+
+fn ours() -> ListedRule {
+    let Routing { table, mark, mark_mask, rule_priority, .. } = Routing::default();
+    ListedRule { fwmark: Some((mark, mark_mask)), ..rule(rule_priority, Some(table)) }
+}
+
+/// wg-quick's.
+fn full_tunnel(priority: u32) -> ListedRule {
+    ListedRule { fwmark: Some((0xca6c, u32::MAX)), inverted: true, ..rule(priority, Some(51820)) }
+}
+
+fn all_well() -> Facts {
+    Facts {
+        root: true,
+        kernel: "6.18.5-amd64".into(),
+        config: Ok(PathBuf::from("/etc/mobile/agent.toml")),
+        routing: Routing::default(),
+        relay: Ok(RelayIdentity { endpoint: "relay.example.org:443".into(), public_key: key(1) }),
+        key: Ok(Some(key(2))),
+        cgroup2: Ok(PathBuf::from("/sys/fs/cgroup")),
+        bpffs: Bpffs::Mounted,
+        programs: Some(Ok(())),
+        tun: Some(Ok(())),
+        agent: Ok(None),
+        resolved: Some(Ok(vec![WORKS.address])),
+        links: Ok(links()),
+        reached: Some(vec![("eth0".into(), Ok(WORKS)), ("wlan0".into(), Ok(WORKS))]),
+        ipv6: true,
+        resolvers: vec!["127.0.0.53".parse().unwrap()],
+    }
+}
+
+/// The findings that are not `ok`.
+fn faults(facts: &Facts) -> Vec<(Level, String, String)> {
+    judge(facts)
+        .into_iter()
+        .filter(|finding| finding.level != Level::Ok)
+        .map(|finding| {
+            let next = finding.next_step.expect("what is not well has a next step");
+            (finding.level, finding.topic, format!("{} / {next}", finding.seen))
+        })
+        .collect()
+}
+
+#[track_caller]
+fn assert_fault(facts: &Facts, level: Level, topic: &str, part: &str) {
+    let faults = faults(facts);
+    let [(found_level, found_topic, text)] = &faults[..] else { panic!("not one: {faults:?}") };
+    assert_eq!((*found_level, found_topic.as_str()), (level, topic), "{text}");
+    assert!(text.contains(part), "no {part:?} in {text:?}");
+}
+
+fn with_links(change: impl FnOnce(&mut Links)) -> Facts {
+    let mut links = links();
+    change(&mut links);
+    Facts { links: Ok(links), ..all_well() }
+}
+
+#[test]
+fn a_machine_that_is_well_has_no_fault() {
+    assert_eq!(faults(&all_well()), []);
+    assert_eq!(faults(&Facts { ipv6: false, ..all_well() }), []);
+}
+
+#[test]
+fn an_old_kernel_is_told_the_oldest_that_works() {
+    assert_fault(&Facts { kernel: "5.10.0-30".into(), ..all_well() }, Level::Fail, "kernel", "5.14");
+    assert_fault(&Facts { kernel: "unknown".into(), ..all_well() }, Level::Warn, "kernel", "5.14");
+    assert!(kernel("6.1.0-50-cloud").seen.contains("6.15"));
+    assert!(!kernel("6.18.5").seen.contains("6.15"));
+    assert_eq!(kernel("5.14-rc1").level, Level::Ok);
+}
+
+#[test]
+fn an_ordinary_user_is_told_what_was_not_looked_at() {
+    let facts = Facts { root: false, programs: None, tun: None, reached: None, key: Ok(None), ..all_well() };
+    assert_fault(&facts, Level::Warn, "rights", "as root");
+}
+
+#[test]
+fn what_cannot_be_had_fails_with_a_next_step() {
+    fn error<T>() -> Result<T, String> {
+        Err("no such thing".to_owned())
+    }
+    for (facts, topic) in [
+        (Facts { key: error(), ..all_well() }, "key"),
+        (Facts { cgroup2: error(), ..all_well() }, "cgroup2"),
+        (Facts { programs: Some(error()), ..all_well() }, "eBPF"),
+        (Facts { tun: Some(error()), ..all_well() }, "TUN"),
+        (Facts { links: error(), ..all_well() }, "netlink"),
+        (Facts { relay: error(), resolved: None, reached: None, ..all_well() }, "config"),
+    ] {
+        assert_fault(&facts, Level::Fail, topic, "no such thing");
+    }
+    let facts = Facts { resolved: Some(error()), reached: None, ..all_well() };
+    assert_fault(&facts, Level::Fail, "relay name", "relay.example.org");
+    assert_fault(&Facts { bpffs: Bpffs::Missing, ..all_well() }, Level::Fail, "bpffs", "CONFIG_BPF");
+    assert_fault(&Facts { bpffs: Bpffs::Elsewhere, ..all_well() }, Level::Fail, "bpffs", "pin_dir");
+    assert_eq!(faults(&Facts { bpffs: Bpffs::Mountable, ..all_well() }), []);
+}
+
+#[test]
+fn a_broken_configuration_is_the_one_fault_that_is_told_of_it() {
+    let facts = Facts {
+        config: Err("agent.toml:3: unknown key".into()),
+        relay: Err("it is not known".into()),
+        key: Err("no key".into()),
+        resolved: None,
+        reached: None,
+        ..all_well()
+    };
+    assert_fault(&facts, Level::Fail, "config", "agent.toml:3");
+}
+
+#[test]
+fn a_rule_in_the_way_is_told_with_the_priority_that_helps() {
+    let facts = with_links(|links| links.rules.insert(1, full_tunnel(4899)));
+    assert_fault(&facts, Level::Fail, "rules", "`4899: not from all fwmark 0xca6c lookup 51820`");
+    assert_fault(&facts, Level::Fail, "rules", "rule_priority below 4899");
+    let facts =
+        with_links(|links| links.rules.insert(1, ListedRule { suppressed: true, ..rule(7, Some(254)) }));
+    assert_fault(&facts, Level::Warn, "rules", "directly");
+    // Behind ours it takes nothing of ours.
+    assert_eq!(faults(&with_links(|links| links.rules.push(full_tunnel(5000)))), []);
+}
+
+#[test]
+fn a_mark_that_somebody_else_uses_is_told() {
+    let mark = Routing::default().mark;
+    let shared = ListedRule { fwmark: Some((mark, u32::MAX)), ..rule(20000, Some(9)) };
+    assert_fault(&with_links(|links| links.rules.push(shared)), Level::Warn, "mark", "20000");
+}
+
+#[test]
+fn a_table_that_somebody_else_uses_is_told() {
+    let route = ("10.0.0.0/8".parse().unwrap(), "wg0".to_owned());
+    assert_fault(&with_links(|links| links.foreign_routes.push(route)), Level::Fail, "table", "wg0");
+    let facts = with_links(|links| links.rules.push(rule(20000, Some(7700))));
+    assert_fault(&facts, Level::Fail, "table", "20000");
+}
+
+#[test]
+fn a_network_that_holds_a_persistent_address_is_told() {
+    let local = |net: &str| {
+        let net = net.parse().unwrap();
+        with_links(|links| links.local.push(("wlan0".into(), net)))
+    };
+    assert_fault(&local("10.77.0.9/16"), Level::Warn, "addresses", "10.77.0.9/16 on wlan0");
+    assert_fault(&local("10.77.0.2/24"), Level::Fail, "addresses", "wlan0 has");
+}
+
+#[test]
+fn strict_reverse_path_filters_matter_with_several_uplinks_only() {
+    let strict = || vec![("eth0".into(), 1), ("wlan0".into(), 1)];
+    let facts = with_links(|links| links.rp_filter = strict());
+    assert_fault(&facts, Level::Warn, "rp_filter", "eth0, wlan0");
+    assert_eq!(faults(&with_links(|links| links.rp_filter = strict().split_off(1))), []);
+}
+
+#[test]
+fn without_a_usable_uplink_each_says_why() {
+    let mut facts = with_links(|links| {
+        links.decision.candidates.clear();
+        let verdict = Verdict { name: "eth0".into(), obstacle: Some(Obstacle::NoCarrier) };
+        links.decision.verdicts.push(verdict);
+    });
+    facts.reached = Some(Vec::new());
+    assert_fault(&facts, Level::Fail, "uplinks", "eth0: no carrier");
+}
+
+#[test]
+fn one_uplink_that_reaches_the_relay_is_enough_but_a_refused_key_is_not() {
+    let blocked = || Failure::unreachable("no answer", false);
+    let reached = |outcomes: [Outcome; 2]| {
+        let [eth, wlan] = outcomes;
+        Facts { reached: Some(vec![("eth0".into(), eth), ("wlan0".into(), wlan)]), ..all_well() }
+    };
+    assert_fault(&reached([Ok(WORKS), Err(blocked())]), Level::Warn, "relay over wlan0", "no answer");
+    let both = faults(&reached([Err(blocked()), Err(blocked())]));
+    assert_eq!(both.iter().filter(|(level, ..)| *level == Level::Fail).count(), 2, "{both:?}");
+    let refused = Failure::tls(&mobile_io::tls::Cause::Refused, &key(2));
+    assert_fault(&reached([Ok(WORKS), Err(refused)]), Level::Fail, "relay over wlan0", "authorize");
+}
+
+#[test]
+fn a_resolver_of_the_visited_network_is_a_warning() {
+    let resolvers = vec!["127.0.0.53".parse().unwrap(), "192.168.1.1".parse().unwrap()];
+    assert_fault(&Facts { resolvers, ..all_well() }, Level::Warn, "resolver", "192.168.1.1");
+}

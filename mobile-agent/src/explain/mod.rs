@@ -1,0 +1,175 @@
+//! `mobile explain`: which hook, mark, rule, route and source address a connection gets, and why.
+//!
+//! The way is the kernel's own answer for the destination and the mark, not a second opinion; `words` says it.
+
+mod words;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use mobile_io::netlink::{Family, Netlink};
+
+use crate::config::Config;
+use crate::selection::cgroup::{CgroupError, MobileCgroup};
+use crate::selection::process;
+use words::{Case, Known};
+
+/// Where "anywhere" is: addresses for benchmarks (RFC 2544, RFC 5180), to which nobody has a route of its own.
+const ANYWHERE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1))];
+
+/// How long a resolver may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// More addresses or sockets than these are counted, not told.
+const MAX_TOLD: usize = 32;
+
+/// The whole story.
+pub(crate) async fn explain(config: &Config, target: &str) -> anyhow::Result<String> {
+    let looker = Looker::new(config).await?;
+    match target.parse::<i32>() {
+        Ok(pid) => looker.process(pid).await,
+        Err(_) => looker.host(target).await,
+    }
+}
+
+struct Looker<'a> {
+    config: &'a Config,
+    netlink: Netlink,
+    known: Known<'a>,
+}
+
+impl<'a> Looker<'a> {
+    async fn new(config: &'a Config) -> anyhow::Result<Self> {
+        let netlink = Netlink::new()?;
+        let links = netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        let rules = netlink.all_rules().await?;
+        let programs = match std::fs::read_dir(&config.bpf.pin_dir) {
+            Ok(mut pins) => Some(pins.next().is_some()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        };
+        Ok(Self {
+            config,
+            netlink,
+            known: Known { routing: &config.routing, device: &config.tunnel.device, links, rules, programs },
+        })
+    }
+
+    async fn process(&self, pid: i32) -> anyhow::Result<String> {
+        ensure!(pid > 0, "{pid} is no process id");
+        let process = process::read(pid).with_context(|| format!("there is no process {pid}"))?;
+        let cgroup = match MobileCgroup::existing(self.config.cgroup.path.as_deref()) {
+            Ok(cgroup) => cgroup,
+            Err(CgroupError::NoCgroup2) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mobile = match &cgroup {
+            Some(cgroup) => cgroup.is_mobile(pid)?,
+            None => false,
+        };
+        let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("?").to_owned();
+        let mut story = words::attribute(&process, mobile, &own);
+        if std::fs::read_dir(format!("/proc/{pid}/fd")).is_err() {
+            story.push_str("its sockets: another user's, which only root may see\n");
+        }
+        for connection in process.connections.iter().take(MAX_TOLD) {
+            let remote = connection.remote.ip();
+            // A socket that has a persistent address got it from the mark: it was made by a mobile process.
+            let marked = self.is_persistent(connection.local.ip());
+            let way = self.netlink.lookup(remote, self.mark(marked)).await?;
+            story.push_str(&self.known.socket(connection, marked, way.as_ref()));
+        }
+        if process.connections.len() > MAX_TOLD {
+            story.push_str(&format!("and {} more sockets\n", process.connections.len() - MAX_TOLD));
+        }
+        for anywhere in ANYWHERE {
+            let way = self.netlink.lookup(anywhere, self.mark(mobile)).await?;
+            let heading = format!("its next connection by {}", Family::from(anywhere));
+            story.push_str(&format!(
+                "{heading}:\n{}",
+                self.known.case(Case { mobile, to: anywhere }, way.as_ref())
+            ));
+        }
+        Ok(story)
+    }
+
+    async fn host(&self, target: &str) -> anyhow::Result<String> {
+        let addresses = resolve(target).await?;
+        let mut story = String::new();
+        for &to in addresses.iter().take(MAX_TOLD) {
+            story.push_str(&format!("{to}\n"));
+            for mobile in [true, false] {
+                let way = self.netlink.lookup(to, self.mark(mobile)).await?;
+                let who = if mobile { "a mobile process" } else { "an ordinary process" };
+                story.push_str(&format!("{who}:\n{}", self.known.case(Case { mobile, to }, way.as_ref())));
+            }
+        }
+        Ok(story)
+    }
+
+    fn mark(&self, mobile: bool) -> u32 {
+        if mobile { self.config.routing.mark } else { 0 }
+    }
+
+    /// The rules for replies name the persistent addresses: they are known without an agent and without rights.
+    fn is_persistent(&self, address: IpAddr) -> bool {
+        let routing = &self.config.routing;
+        self.known.rules.iter().any(|rule| {
+            rule.table == Some(routing.table)
+                && rule.priority == routing.rule_priority + 1
+                && rule.from.is_some_and(|from| from.addr() == address)
+        })
+    }
+}
+
+/// The addresses of a name, an address, or either with a port.
+async fn resolve(target: &str) -> anyhow::Result<Vec<IpAddr>> {
+    let host = host_of(target);
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![address.to_canonical()]);
+    }
+    let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, 0)))
+        .await
+        .with_context(|| format!("{host} cannot be resolved: the resolver does not answer"))?
+        .with_context(|| format!("{host} is no process id, and cannot be resolved"))?;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in found.map(|socket: SocketAddr| socket.ip()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// The port decides nothing.
+fn host_of(target: &str) -> &str {
+    if let Some(rest) = target.strip_prefix('[') {
+        return rest.split(']').next().unwrap_or(rest);
+    }
+    match target.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') && port.parse::<u16>().is_ok() => host,
+        _ => target,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_may_be_given_with_a_port() {
+        for (target, host) in [
+            ("example.org", "example.org"),
+            ("example.org:22", "example.org"),
+            ("192.0.2.9:443", "192.0.2.9"),
+            ("2001:db8::9", "2001:db8::9"),
+            ("[2001:db8::9]:443", "2001:db8::9"),
+            ("[2001:db8::9]", "2001:db8::9"),
+        ] {
+            assert_eq!(host_of(target), host);
+        }
+    }
+}

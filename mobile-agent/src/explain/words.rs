@@ -1,0 +1,233 @@
+//! The way of a connection in words: pure.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use mobile_io::netlink::{Family, ListedRule, Way};
+
+use crate::config::Routing;
+use crate::selection::process::{Connection, Process, Transport};
+
+/// What the words are made of.
+pub(super) struct Known<'a> {
+    /// `[routing]`.
+    pub(super) routing: &'a Routing,
+    /// The host virtual device.
+    pub(super) device: &'a str,
+    /// Names of devices.
+    pub(super) links: HashMap<u32, String>,
+    /// Everybody's rules, in their order.
+    pub(super) rules: Vec<ListedRule>,
+    /// Whether the programs are in force; `None`: this user may not see.
+    pub(super) programs: Option<bool>,
+}
+
+/// A connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Case {
+    /// Of a mobile process.
+    pub(super) mobile: bool,
+    /// Where to.
+    pub(super) to: IpAddr,
+}
+
+/// Who it is, and whether it is mobile.
+pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String {
+    let Process { pid, comm, .. } = process;
+    let verdict = if mobile { "is mobile" } else { "is not mobile" };
+    let place = if mobile { "in the mobile cgroup" } else { "outside the mobile cgroup" };
+    format!("process {pid} ({comm}) {verdict}: it is {place}, at {cgroup}\n")
+}
+
+impl Known<'_> {
+    /// Hook and mark, rule, route, and what it comes to.
+    pub(super) fn case(&self, case: Case, way: Option<&Way>) -> String {
+        let Routing { mark, mark_mask, .. } = *self.routing;
+        let mut lines = Vec::new();
+        lines.push(match (case.mobile, self.programs) {
+            (false, _) => "no mark: the hooks leave sockets of ordinary processes alone".to_owned(),
+            (true, Some(false)) => {
+                format!("no mark now: no eBPF programs are in force (start the agent); with them {mark:#x}")
+            }
+            (true, _) => {
+                let version = if case.to.is_ipv4() { 4 } else { 6 };
+                format!(
+                    "mark {mark:#x}/{mark_mask:#x}, set by the hooks sock_create, connect{version} and \
+                     sendmsg{version}"
+                )
+            }
+        });
+        lines.push(self.rule(case, way));
+        lines.push(self.route(way));
+        lines.push(self.outcome(case, way));
+        lines.iter().map(|line| format!("  {line}\n")).collect()
+    }
+
+    /// One socket that has its route, in one line.
+    pub(super) fn socket(&self, connection: &Connection, mobile: bool, way: Option<&Way>) -> String {
+        let Connection { transport, local, remote } = connection;
+        let protocol = match transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        };
+        let kind = if mobile { "on the MOBILE route" } else { "on an ordinary route" };
+        format!("its socket {protocol} {local} -> {remote}: {kind}, {}\n", self.route(way))
+    }
+
+    /// The kernel names the table, not the rule that led there: that is the first that fits.
+    fn rule(&self, case: Case, way: Option<&Way>) -> String {
+        let family = Family::from(case.to);
+        let mark = if case.mobile { self.routing.mark } else { 0 };
+        let fits = |rule: &&ListedRule| rule.family == family && rule.takes(mark, u32::MAX);
+        let Some(way) = way else {
+            let ours = |rule: &&ListedRule| rule.table == Some(self.routing.table);
+            return match self.rules.iter().filter(fits).find(ours) {
+                Some(rule) => format!("rule `{rule}`"),
+                None => "no rule leads to a route".to_owned(),
+            };
+        };
+        match self.rules.iter().filter(fits).find(|rule| rule.table == Some(way.table)) {
+            Some(rule) => format!("rule `{rule}`"),
+            None => format!("a rule that asks for more than the mark leads to table {}", way.table),
+        }
+    }
+
+    fn route(&self, way: Option<&Way>) -> String {
+        let Some(way) = way else { return "no route: unreachable".to_owned() };
+        let mut text = format!("route of table {}", way.table);
+        if let Some(gateway) = way.gateway {
+            text.push_str(&format!(" via {gateway}"));
+        }
+        if let Some(oif) = way.oif {
+            text.push_str(&format!(" dev {}", self.name(oif)));
+        }
+        if let Some(source) = way.source {
+            text.push_str(&format!(", source address {source}"));
+        }
+        text
+    }
+
+    fn outcome(&self, case: Case, way: Option<&Way>) -> String {
+        let table = self.routing.table;
+        let bypass = self.routing.bypass.iter().find(|net| net.contains(&case.to));
+        let tunnel = |way: &Way| way.oif.is_some_and(|oif| self.name(oif) == self.device);
+        match (case.mobile, way) {
+            (true, None) => format!(
+                "so it waits: table {table} has no route through the tunnel yet, and fails closed rather than go \
+                 direct"
+            ),
+            (false, None) => "so it fails: this host has no route there".to_owned(),
+            (_, Some(way)) if way.local => "so it stays on this host".to_owned(),
+            (_, Some(way)) if tunnel(way) => {
+                format!(
+                    "so it goes through the tunnel, from {} and over whatever uplink is active",
+                    self.device
+                )
+            }
+            (true, Some(_)) => match bypass {
+                Some(net) => {
+                    format!(
+                        "so it goes directly: [routing] bypass has {net}, which table {table} throws back"
+                    )
+                }
+                None => "so it goes directly, although the process is mobile: no rule of ours leads there \
+                         first; see `mobile check`"
+                    .to_owned(),
+            },
+            (false, Some(_)) => "so it goes directly".to_owned(),
+        }
+    }
+
+    fn name(&self, index: u32) -> String {
+        self.links.get(&index).cloned().unwrap_or_else(|| format!("device {index}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(priority: u32, fwmark: Option<(u32, u32)>, table: u32) -> ListedRule {
+        ListedRule {
+            priority,
+            family: Family::V4,
+            table: Some(table),
+            fwmark,
+            from: None,
+            inverted: false,
+            narrowed: false,
+            suppressed: false,
+        }
+    }
+
+    fn known(routing: &Routing) -> Known<'_> {
+        Known {
+            routing,
+            device: "mobile0",
+            links: HashMap::from([(2, "eth0".to_owned()), (7, "mobile0".to_owned())]),
+            rules: vec![
+                rule(0, None, 255),
+                rule(4900, Some((routing.mark, routing.mark_mask)), 7700),
+                rule(32766, None, 254),
+            ],
+            programs: Some(true),
+        }
+    }
+
+    fn way(table: u32, oif: u32) -> Way {
+        let (gateway, source) = ("10.22.0.1".parse().ok(), "10.22.0.2".parse().ok());
+        Way { table, local: false, oif: Some(oif), gateway, source }
+    }
+
+    const TO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+    const MOBILE: Case = Case { mobile: true, to: TO };
+    const ORDINARY: Case = Case { mobile: false, to: TO };
+
+    #[track_caller]
+    fn assert_says(text: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(text.contains(part), "no {part:?} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_mobile_connection_is_told_with_mark_rule_route_and_source() {
+        let routing = Routing::default();
+        let source = "10.77.0.2".parse().ok();
+        let text = known(&routing).case(MOBILE, Some(&Way { gateway: None, source, ..way(7700, 7) }));
+        assert_says(
+            &text,
+            &[
+                "mark 0x4d000000/0xff000000, set by the hooks sock_create, connect4 and sendmsg4",
+                "rule `4900: from all fwmark 0x4d000000/0xff000000 lookup 7700`",
+                "route of table 7700 dev mobile0, source address 10.77.0.2",
+                "so it goes through the tunnel",
+            ],
+        );
+    }
+
+    #[test]
+    fn an_ordinary_connection_and_a_bypassed_one_go_directly() {
+        let mut routing = Routing::default();
+        let text = known(&routing).case(ORDINARY, Some(&way(254, 2)));
+        assert_says(
+            &text,
+            &["no mark", "`32766: from all lookup main`", "via 10.22.0.1 dev eth0", "so it goes directly\n"],
+        );
+        let text = known(&routing).case(MOBILE, Some(&way(254, 2)));
+        assert_says(&text, &["although the process is mobile"]);
+        routing.bypass.push("192.0.2.0/24".parse().unwrap());
+        let text = known(&routing).case(MOBILE, Some(&way(254, 2)));
+        assert_says(&text, &["[routing] bypass has 192.0.2.0/24", "lookup main"]);
+    }
+
+    #[test]
+    fn what_has_no_way_waits_when_it_is_mobile() {
+        let routing = Routing::default();
+        let text = known(&routing).case(MOBILE, None);
+        assert_says(&text, &["lookup 7700", "unreachable", "so it waits"]);
+        assert_says(&known(&routing).case(ORDINARY, None), &["so it fails"]);
+        let known = Known { programs: Some(false), ..known(&routing) };
+        assert_says(&known.case(MOBILE, None), &["no eBPF programs are in force"]);
+    }
+}

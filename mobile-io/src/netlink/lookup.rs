@@ -1,0 +1,137 @@
+//! The kernel's own answer to "which way?" for a destination and a mark.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType, RouteVia,
+};
+use nix::errno::Errno;
+
+use super::channel::{Channel, Explain};
+use super::{Family, Netlink, NetlinkError};
+
+/// The way the kernel chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The table it comes from.
+    pub table: u32,
+    /// It ends on this host.
+    pub local: bool,
+    /// The device it leaves by.
+    pub oif: Option<u32>,
+    /// The router on it, if any.
+    pub gateway: Option<IpAddr>,
+    /// The source address of sockets that have none yet.
+    pub source: Option<IpAddr>,
+}
+
+impl Netlink {
+    /// Which way a packet with this mark goes; `None`: nowhere, it is unreachable. Nothing is sent.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn lookup(&self, destination: IpAddr, mark: u32) -> Result<Option<Way>, NetlinkError> {
+        self.0.lock().await.lookup(destination, mark).await
+    }
+}
+
+impl Channel {
+    async fn lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<Way>, NetlinkError> {
+        let family = Family::from(destination);
+        let mut message = RouteMessage::default();
+        message.header.address_family = family.raw();
+        message.header.destination_prefix_length = if family == Family::V4 { 32 } else { 128 };
+        if family == Family::V4 {
+            // Without it the answer names the main table always; IPv6 tells the truth, and refuses the flag.
+            message.header.flags = RouteFlags::LookupTable;
+        }
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+        message.attributes.push(RouteAttribute::Mark(mark));
+        match self.get(RouteNetlinkMessage::GetRoute(message)).await {
+            Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
+            answer => {
+                let answer =
+                    answer.explain(Some(family), || format!("look up the route to {destination}"))?;
+                Ok(answer.and_then(Way::from_message))
+            }
+        }
+    }
+}
+
+/// What an unreachable, a prohibiting and a blackhole route say, and a table without any.
+const NOWHERE: [Errno; 4] = [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
+
+impl Way {
+    fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+        let local = match message.header.kind {
+            RouteType::Local => true,
+            RouteType::Unicast | RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast => false,
+            _ => return None,
+        };
+        let table = message.header.table.into();
+        let mut way = Self { table, local, oif: None, gateway: None, source: None };
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Table(table) => way.table = *table,
+                RouteAttribute::Oif(oif) => way.oif = Some(*oif),
+                RouteAttribute::Gateway(address) => way.gateway = ip(address),
+                RouteAttribute::Via(RouteVia::Inet(address)) => way.gateway = Some((*address).into()),
+                RouteAttribute::Via(RouteVia::Inet6(address)) => way.gateway = Some((*address).into()),
+                RouteAttribute::PrefSource(address) => way.source = ip(address),
+                _ => {}
+            }
+        }
+        Some(way)
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ip, with_a_pair};
+    use super::*;
+
+    #[test]
+    fn the_mark_chooses_the_way() {
+        with_a_pair(async {
+            ip("addr add 10.1.0.2/24 dev left");
+            ip("addr add fd01::2/64 dev left nodad");
+            ip("addr add 10.77.0.2/32 dev right");
+            ip("addr add fd77::2/128 dev right nodad");
+            ip("route add default via 10.1.0.1 dev left");
+            ip("-6 route add default via fd01::1 dev left");
+            for option in ["-4", "-6"] {
+                ip(&format!("{option} rule add fwmark 0x10/0xf0 lookup 7700 pref 100"));
+                ip(&format!("{option} route add default dev right table 7700"));
+                ip(&format!("{option} rule add fwmark 0x20/0xf0 lookup 7701 pref 101"));
+                ip(&format!("{option} route add unreachable default table 7701"));
+            }
+            let netlink = Netlink::new().unwrap();
+            let left = netlink.link_index("left").await.unwrap();
+            let right = netlink.link_index("right").await.unwrap();
+            for (to, router) in [("192.0.2.9", "10.1.0.1"), ("2001:db8::9", "fd01::1")] {
+                let to: IpAddr = to.parse().unwrap();
+                let plain = netlink.lookup(to, 0).await.unwrap().unwrap();
+                assert_eq!((plain.table, plain.oif, plain.local), (254, Some(left), false));
+                assert_eq!(plain.gateway, router.parse().ok());
+                let marked = netlink.lookup(to, 0x4d00_0010).await.unwrap().unwrap();
+                assert_eq!((marked.table, marked.oif, marked.gateway), (7700, Some(right), None));
+                assert_eq!(netlink.lookup(to, 0x20).await.unwrap(), None);
+            }
+            let source = |way: Option<Way>| way.unwrap().source.unwrap().to_string();
+            let lookup = async |to: &str, mark| netlink.lookup(to.parse().unwrap(), mark).await.unwrap();
+            assert_eq!(source(lookup("192.0.2.9", 0x10).await), "10.77.0.2");
+            assert_eq!(source(lookup("2001:db8::9", 0x10).await), "fd77::2");
+            assert!(lookup("127.0.0.1", 0x10).await.unwrap().local);
+        });
+    }
+}

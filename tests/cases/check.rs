@@ -1,0 +1,253 @@
+//! `check` and `explain` say what is, and what to do about what is not well.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mobile_tests::{
+    Finished, LabOptions, PATIENCE, Portal, RELAY_PORT, TcpService, Testbed, addr, finish_within, port,
+};
+
+use crate::{Outcome, copy, server};
+
+/// Both installed, neither running, no delay on the links.
+fn installed() -> anyhow::Result<Testbed> {
+    Testbed::installed(&LabOptions { delay: Duration::ZERO, ..LabOptions::default() })
+}
+
+/// `mobile check`, on a host whose resolver is a local one.
+fn check(bed: &Testbed) -> anyhow::Result<Finished> {
+    let resolv = local_resolver(bed)?;
+    let command = bed.agent.command(&["check"]);
+    let mut shell = bed.lab.host.command("unshare");
+    shell.args(["--mount", "--propagation", "private", "sh", "-c"]);
+    shell.arg(format!("mount --bind {} /etc/resolv.conf && exec \"$0\" \"$@\"", resolv.display()));
+    shell.arg(command.get_program()).args(command.get_args());
+    finish_within(&mut shell, None, PATIENCE)
+}
+
+fn local_resolver(bed: &Testbed) -> anyhow::Result<PathBuf> {
+    let path = bed.lab.dir().join("resolv.conf");
+    std::fs::write(&path, "nameserver 127.0.0.53\n")?;
+    Ok(path)
+}
+
+/// The lines that are not `ok`.
+fn faults(done: &Finished) -> Vec<&str> {
+    done.stdout.lines().filter(|line| !line.starts_with("ok ")).collect()
+}
+
+/// One of the lines begins with `start` and holds `part`.
+#[track_caller]
+fn assert_line(done: &Finished, start: &str, part: &str) {
+    let found = done.stdout.lines().any(|line| line.starts_with(start) && line.contains(part));
+    assert!(found, "no line {start:?} with {part:?} in\n{}{}", done.stdout, done.stderr);
+}
+
+#[test]
+fn a_machine_that_is_well_gets_a_line_of_ok_for_everything() -> Outcome {
+    let mut bed = installed()?;
+    bed.relay.start()?;
+    let done = check(&bed)?;
+    assert_eq!((done.code(), faults(&done)), (0, vec![]), "{done:?}");
+    for topic in ["kernel", "config", "key", "cgroup2", "bpffs", "eBPF", "TUN", "rules", "table", "rp_filter"]
+    {
+        assert_line(&done, &format!("ok    {topic}: "), "");
+    }
+    for uplink in ["eth0", "wlan0"] {
+        assert_line(&done, &format!("ok    relay over {uplink}: "), &addr::RELAY4.to_string());
+    }
+    assert_line(&done, "ok    agent: ", "not running");
+    // It has only looked: nothing is left, and the relay has seen no session.
+    assert!(bed.relay.sessions()?.is_empty());
+    for made in [&bed.agent.pin_dir, &bed.agent.cgroup] {
+        let (dir, name) = (made.parent().expect("a directory"), made.file_name().expect("a name"));
+        let left = std::fs::read_dir(dir)?.flatten().map(|entry| entry.file_name());
+        let left: Vec<_> =
+            left.filter(|it| it.to_string_lossy().starts_with(&*name.to_string_lossy())).collect();
+        assert!(left.is_empty(), "{left:?} are left in {}", dir.display());
+    }
+
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    let done = check(&bed)?;
+    assert_eq!((done.code(), faults(&done)), (0, vec![]), "{done:?}");
+    assert_line(&done, "ok    agent: ", "connected over eth0");
+    assert_line(&done, "ok    addresses: ", &bed.agent.address4.to_string());
+    let json = bed.agent.cli(&["check", "--json"])?.ok()?;
+    let json: serde_json::Value = serde_json::from_str(&json)?;
+    assert_eq!(json["ok"], true);
+    assert!(json["findings"].as_array().is_some_and(|findings| findings.len() > 10), "{json}");
+    bed.finish()
+}
+
+#[test]
+fn without_the_relay_every_uplink_fails() -> Outcome {
+    let bed = installed()?;
+    let done = check(&bed)?;
+    assert_eq!(done.code(), 1, "{done:?}");
+    for uplink in ["eth0", "wlan0"] {
+        assert_line(&done, &format!("FAIL  relay over {uplink}: "), "home-relay serves there");
+    }
+    bed.finish()
+}
+
+#[test]
+fn a_key_that_one_side_does_not_accept_fails_with_the_cure() -> Outcome {
+    let mut bed = installed()?;
+    bed.relay.start()?;
+    bed.relay.cli(&["revoke", "laptop"])?.ok()?;
+    let done = check(&bed)?;
+    assert_eq!(done.code(), 1, "{done:?}");
+    assert_line(&done, "FAIL  relay over eth0: ", &format!("authorize NAME {}", bed.agent.public_key));
+
+    let other = bed.lab.dir().join("other.key").display().to_string();
+    let other = bed.agent.cli(&["keygen", "--out", &other])?.ok()?;
+    bed.agent.configure("relay", "public_key", other.trim())?;
+    let done = check(&bed)?;
+    assert_eq!(done.code(), 1, "{done:?}");
+    assert_line(&done, "FAIL  relay over wlan0: ", "[relay] public_key");
+    bed.expect_warning("authori");
+    bed.finish()
+}
+
+#[test]
+fn a_portal_on_one_uplink_is_a_warning_while_the_other_works() -> Outcome {
+    let mut bed = installed()?;
+    bed.relay.start()?;
+    let portal = Portal::close(&bed.lab.visited[1])?;
+    let done = check(&bed)?;
+    assert_eq!(done.code(), 0, "{done:?}");
+    assert_line(&done, "warn  relay over eth0: ", "captive portal");
+    assert_line(&done, "ok    relay over wlan0: ", "");
+    assert_eq!(faults(&done).len(), 1, "{done:?}");
+    assert!(portal.caught() > 0);
+    drop(portal);
+    bed.finish()
+}
+
+#[test]
+fn strict_reverse_path_filters_on_several_uplinks_are_a_warning() -> Outcome {
+    let mut bed = installed()?;
+    bed.relay.start()?;
+    bed.lab.host.run(&["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1"])?;
+    for device in ["eth0", "wlan0"] {
+        bed.lab.host.run(&["sysctl", "-qw", &format!("net.ipv4.conf.{device}.rp_filter=0")])?;
+    }
+    let done = check(&bed)?;
+    assert_eq!(done.code(), 0, "{done:?}");
+    assert_line(&done, "warn  rp_filter: strict on eth0, wlan0", "net.ipv4.conf.all.rp_filter=2");
+    bed.finish()
+}
+
+#[test]
+fn a_full_tunnels_rule_before_ours_fails() -> Outcome {
+    let mut bed = installed()?;
+    bed.start()?;
+    // As wg-quick does it, which lets the kernel choose the priority: right before the first.
+    bed.lab.host.run(&["ip", "-4", "rule", "add", "not", "fwmark", "0xca6c", "table", "51820"])?;
+    bed.lab.host.run(&["ip", "-4", "route", "add", "default", "via", "10.22.0.1", "table", "51820"])?;
+    let done = check(&bed)?;
+    assert_eq!(done.code(), 1, "{done:?}");
+    assert_line(&done, "FAIL  rules: ", "rule_priority below 4899");
+    let said = bed.agent.cli(&["explain", &addr::SERVER4.to_string()])?.ok()?;
+    assert!(said.contains("although the process is mobile"), "{said}");
+    bed.lab.host.run(&["ip", "-4", "rule", "del", "table", "51820"])?;
+    assert_eq!(check(&bed)?.code(), 0);
+    bed.finish()
+}
+
+#[test]
+fn an_ordinary_user_is_told_what_was_not_looked_at() -> Outcome {
+    let mut bed = installed()?;
+    bed.relay.start()?;
+    let open = bed.lab.dir().join("open");
+    std::fs::create_dir(&open)?;
+    for path in [bed.lab.dir().to_path_buf(), bed.lab.dir().join("laptop"), bed.agent.config().to_path_buf()]
+    {
+        bed.lab.host.run(&["chmod", "a+rX", &path.display().to_string()])?;
+    }
+    let program = open.join("program");
+    let command = bed.agent.command(&["check"]);
+    copy(&bed, command.get_program(), &program)?;
+    let done =
+        finish_within(bed.lab.host.command_as(65_534, &program).args(command.get_args()), None, PATIENCE)?;
+    assert_eq!(done.code(), 0, "{done:?}");
+    assert_line(&done, "warn  rights: ", "as root");
+    assert_line(&done, "ok    key: ", "not read");
+    bed.finish()
+}
+
+#[test]
+fn the_relays_own_check_is_well_before_and_while_it_serves() -> Outcome {
+    let mut bed = installed()?;
+    for serving in ["is free", "is served by the running relay"] {
+        let done = bed.relay.cli(&["check"])?;
+        assert_eq!((done.code(), faults(&done)), (0, vec![]), "{done:?}");
+        assert_line(&done, "ok    port: ", serving);
+        for topic in ["config", "key", "TUN", "nftables", "forwarding", "pool"] {
+            assert_line(&done, &format!("ok    {topic}: "), "");
+        }
+        if !bed.relay.is_running() {
+            bed.relay.start()?;
+        }
+    }
+    bed.finish()
+}
+
+#[test]
+fn the_relays_check_finds_the_port_taken_the_pool_in_use_and_another_firewall() -> Outcome {
+    let bed = installed()?;
+    let relay = &bed.lab.relay;
+    let squatter = TcpService::start(relay, RELAY_PORT, |_, _| {})?;
+    bed.relay.configure("pool", "ipv4", "198.51.100.0/24")?;
+    relay.feed(
+        &["nft", "-f", "-"],
+        "table ip other {\n chain fwd {\n  type filter hook forward priority 0; policy drop;\n }\n}\n",
+    )?;
+    let done = bed.relay.cli(&["check"])?;
+    assert_eq!(done.code(), 1, "{done:?}");
+    assert_line(&done, "FAIL  port: ", "another program");
+    assert_line(&done, "FAIL  pool: 198.51.100.0/24", "overlaps with");
+    assert_line(&done, "warn  firewall: ", "ip other fwd");
+    relay.run(&["nft", "delete", "table", "ip", "other"])?;
+    drop(squatter);
+    assert_eq!(bed.relay.cli(&["check", "--json"])?.code(), 1);
+    bed.finish()
+}
+
+#[test]
+fn explain_says_what_a_mobile_an_ordinary_and_a_bypassed_connection_get() -> Outcome {
+    let mut bed = installed()?;
+    bed.agent.configure("routing", "bypass", vec![format!("{}/128", addr::SERVER6)])?;
+    bed.start()?;
+    let explain = |target: &str| bed.agent.cli(&["explain", target])?.ok();
+    let [four, _] = server(port::ECHO);
+    let persistent = bed.agent.address4.to_string();
+
+    let said = explain(&four)?;
+    let (mobile, ordinary) = said.split_once("an ordinary process:").expect("both");
+    for part in ["connect4", "lookup 7700", "dev mobile0", &persistent, "through the tunnel"] {
+        assert!(mobile.contains(part), "no {part:?} in {said}");
+    }
+    for part in ["no mark", "lookup main", "via 10.22.0.1 dev eth0", "directly"] {
+        assert!(ordinary.contains(part), "no {part:?} in {said}");
+    }
+    let said = explain(&addr::SERVER6.to_string())?;
+    let mobile = said.split("an ordinary process:").next().expect("a part");
+    assert!(mobile.contains("[routing] bypass has") && mobile.contains("dev eth0"), "{said}");
+
+    let mut talk = bed.mobile_talk(&["tcp", &four])?;
+    talk.hear()?;
+    let said = explain(&talk.pid().to_string())?;
+    assert!(said.contains("is mobile: it is in the mobile cgroup"), "{said}");
+    assert!(said.contains(&format!("-> {four}: on the MOBILE route")), "{said}");
+    assert!(said.contains("its next connection by IPv4") && said.contains("through the tunnel"), "{said}");
+    let mut plain = bed.ordinary_talk(&["tcp", &four])?;
+    plain.hear()?;
+    let said = explain(&plain.pid().to_string())?;
+    assert!(said.contains("is not mobile") && said.contains("on an ordinary route"), "{said}");
+    assert!(!said.contains("through the tunnel"), "{said}");
+    assert_eq!(bed.agent.cli(&["explain", "4000000"])?.code(), 1);
+    drop((talk, plain));
+    bed.finish()
+}
