@@ -16,16 +16,20 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{
     bpf::{self, Marking, Selector},
     cgroup::{Cgroup2, MobileCgroup},
+    dns::Resolvers,
 };
 
 /// Bits of the mark that are not ours: the programs must leave them alone.
 pub(super) const FOREIGN: u32 = 0x0000_00ff;
 
+/// No device has this index.
+const DEVICE: u32 = 4096;
+
 /// A pin directory, a mobile cgroup and a network namespace of one test.
 pub(super) struct Place {
     pub(super) pin_dir: PathBuf,
     pub(super) cgroup: MobileCgroup,
-    pub(super) marking: Marking,
+    pub(super) marking: Marking<'static>,
 }
 
 impl Place {
@@ -50,7 +54,7 @@ impl Place {
         Self {
             pin_dir: Path::new("/sys/fs/bpf").join(&name),
             cgroup: MobileCgroup::ensure(Some(&cgroup2.mount().join(name))).unwrap(),
-            marking: Marking { mark: 0x4d00_0000, mask: !FOREIGN, log: false },
+            marking: marking(0x4d00_0000),
         }
     }
 
@@ -78,6 +82,11 @@ impl Drop for Place {
             }
         }
     }
+}
+
+fn marking(mark: u32) -> Marking<'static> {
+    let (mask, device, resolvers) = (!FOREIGN, DEVICE, Resolvers::default());
+    Marking { mark, mask, log: false, device, bypass: &[], resolvers }
 }
 
 fn run(program: &str, args: &[&str]) {
@@ -242,7 +251,7 @@ fn obey() {
                 "done".to_string()
             }
             ["agent", pin_dir, cgroup, mark] => {
-                let marking = Marking { mark: mark.parse().unwrap(), mask: !FOREIGN, log: false };
+                let marking = marking(mark.parse().unwrap());
                 let cgroup = MobileCgroup::ensure(Some(Path::new(cgroup))).unwrap();
                 let selector = Selector::load_or_adopt(Path::new(pin_dir), &cgroup, marking).unwrap();
                 // Held until the process is killed, as the agent does.
