@@ -2,6 +2,7 @@
 
 mod clients;
 mod command;
+mod dns;
 mod freeze;
 mod lab;
 mod laptop;

@@ -4,7 +4,8 @@
 //! answer; what happens to the socket is printed too, as `! error`. `chatter ADDRESS MS` opens new
 //! sockets of every kind again and again, as a program would that knows nothing of handovers. `gaps` and
 //! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
-//! milliseconds) on its stdin it says what came since then. `hold-lab` makes a lab of its own and waits to be killed.
+//! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
+//! and whom the socket says it came from. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use mobile_tests::dns::Transport;
 use mobile_tests::pulse::{PULSE, Recorder, Way, monotonic_ms};
 use mobile_tests::{Lab, Terminal, addr};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -28,10 +30,11 @@ fn main() -> ExitCode {
         ["gaps", address, interval, seconds] => gaps(address, interval, seconds),
         ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
         ["pulse", way, protocol, address] => pulse(way, protocol, address),
+        ["dns", transport, resolver] => dns(transport, resolver),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
-             pulse echo|down tcp|mptcp ADDRESS"
+             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER"
         )),
     };
     match done {
@@ -215,6 +218,13 @@ fn keystrokes(address: &str, interval: &str, seconds: &str) -> Result<()> {
         "median_ms": at(0.5) * 1e3, "p99_ms": at(0.99) * 1e3, "count": trips.len(),
     });
     say(&report.to_string());
+    Ok(())
+}
+
+fn dns(transport: &str, resolver: &str) -> Result<()> {
+    let transport = Transport::named(transport).context("a transport was expected")?;
+    let (answer, from) = mobile_tests::dns::ask(transport, resolver.parse()?)?;
+    say(&format!("{answer} from {from}"));
     Ok(())
 }
 
