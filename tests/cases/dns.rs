@@ -60,10 +60,7 @@ impl Scene {
 
     /// An event counter of the eBPF programs.
     fn events(&self, event: &str) -> anyhow::Result<u64> {
-        let page = self.bed.lab.host.run(&["curl", "-s", &format!("http://{}/metrics", mobile_tests::METRICS)])?;
-        let name = format!("mobile_selection_events_total{{event=\"{event}\"}} ");
-        let line = page.lines().find_map(|line| line.strip_prefix(&name));
-        Ok(line.unwrap_or_else(|| panic!("no {name} in:\n{page}")).parse()?)
+        self.bed.agent.counter(&format!("mobile_selection_events_total{{event=\"{event}\"}}"))
     }
 }
 
@@ -87,7 +84,13 @@ fn the_relays_resolver_answers_in_the_name_of_the_one_that_was_asked() -> Outcom
             assert_eq!((answer, from), (VISITED[family], at(resolver)), "{transport:?}");
         }
     }
-    assert!(scene.relays.asked_by().iter().all(|client| [IpAddr::V4(addr::RELAY4), addr::RELAY6.into()].contains(client)));
+    assert!(
+        scene
+            .relays
+            .asked_by()
+            .iter()
+            .all(|client| [IpAddr::V4(addr::RELAY4), addr::RELAY6.into()].contains(client))
+    );
     assert_eq!(scene.visited.asked_by().len(), 6);
     assert_eq!(scene.events("dns_redirected")?, 6);
     assert_eq!(scene.events("dns_forgotten")?, 0);
@@ -119,7 +122,13 @@ fn index_of(bed: &Testbed, device: &str) -> anyhow::Result<u32> {
 }
 
 /// What `getent` says of a name with the visited resolver in `/etc/resolv.conf`.
-fn getent(scene: &Scene, database: &str, resolver: IpAddr, mobile: bool, tcp: bool) -> anyhow::Result<IpAddr> {
+fn getent(
+    scene: &Scene,
+    database: &str,
+    resolver: IpAddr,
+    mobile: bool,
+    tcp: bool,
+) -> anyhow::Result<IpAddr> {
     let argv = with_resolver(&scene.bed.lab, resolver, &["getent", database, "name.example"])?;
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let mut command = if mobile {
@@ -146,7 +155,11 @@ fn names_resolve_for_programs_of_the_c_library_and_nothing_is_asked_beside_the_t
     for resolver in scene.visited_addresses() {
         for (family, database) in ["ahostsv4", "ahostsv6"].into_iter().enumerate() {
             for tcp in [false, true] {
-                assert_eq!(getent(&scene, database, resolver, true, tcp)?, RELAYS[family], "{resolver} {tcp}");
+                assert_eq!(
+                    getent(&scene, database, resolver, true, tcp)?,
+                    RELAYS[family],
+                    "{resolver} {tcp}"
+                );
             }
         }
     }
@@ -156,7 +169,12 @@ fn names_resolve_for_programs_of_the_c_library_and_nothing_is_asked_beside_the_t
     until("the ordinary query and its answer", || eth.packets().len() >= 2)?;
     let packets = eth.stop()?;
     let visited = scene.visited_addresses()[0].to_string();
-    assert_eq!(packets.len(), 2 * scene.visited.asked_by().len(), "beside the tunnel:\n{}", packets.join("\n"));
+    assert_eq!(
+        packets.len(),
+        2 * scene.visited.asked_by().len(),
+        "beside the tunnel:\n{}",
+        packets.join("\n")
+    );
     assert!(packets.iter().all(|packet| packet.contains(&visited)), "{packets:?}");
     assert_eq!(wlan.stop()?, [] as [String; 0]);
     scene.bed.finish()
@@ -177,7 +195,11 @@ fn stubs_on_loopback_and_bypassed_resolvers_are_asked_themselves() -> Outcome {
         assert_eq!(scene.mobile(transport, four)?, (STUB4.into(), four), "{transport:?}");
         assert_eq!(scene.mobile(transport, six)?, (STUB6.into(), six), "{transport:?}");
         for (family, resolver) in visited.into_iter().enumerate() {
-            assert_eq!(scene.mobile(transport, at(resolver))?, (VISITED[family], at(resolver)), "{transport:?}");
+            assert_eq!(
+                scene.mobile(transport, at(resolver))?,
+                (VISITED[family], at(resolver)),
+                "{transport:?}"
+            );
         }
     }
     assert_eq!(scene.events("dns_redirected")?, 0);

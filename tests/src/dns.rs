@@ -100,8 +100,7 @@ pub fn ask(transport: Transport, resolver: SocketAddr) -> Result<(IpAddr, Socket
         let answer = read_message(&stream).context("receive")?;
         return Ok((address(&answer)?, stream.peer_addr()?));
     }
-    let any: SocketAddr =
-        if resolver.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+    let any: SocketAddr = if resolver.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(any)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     if transport == Transport::UdpConnected {
