@@ -19,7 +19,7 @@ use mobile_ebpf_common::{
     map::{ASKED_ENTRIES, BYPASS_ENTRIES, IPV4, IPV6},
 };
 
-use crate::select::{ALLOW, happened, is_marked};
+use crate::select::{ALLOW, happened, is_ours};
 
 /// Not preallocated: a program that reads an address while the agent replaces it must not see half of each.
 #[map]
@@ -140,7 +140,7 @@ fn translate(ctx: &SockAddrContext, hook: Hook) {
         Some(_) => {}
         None => {
             let family = if source.is_mapped() { IPV4 } else { IPV6 };
-            if resolver(family) == Some(source) && is_marked(ctx) {
+            if resolver(family) == Some(source) && is_ours(ctx) {
                 happened(Event::DnsForgotten);
             }
         }

@@ -180,12 +180,14 @@ fn current_is_mobile(config: &Config) -> bool {
     ancestor == config.cgroup_id
 }
 
-/// Whether the socket of a call carries our mark.
+/// Whether the socket of a call carries our mark, and in our namespace.
 #[inline(always)]
-pub(crate) fn is_marked(ctx: &SockAddrContext) -> bool {
+pub(crate) fn is_ours(ctx: &SockAddrContext) -> bool {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
     let mark = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
-    config().is_ok_and(|config| config.is_marked(mark))
+    // SAFETY: the helper accepts the context.
+    let netns = || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    config().is_ok_and(|config| config.is_marked(mark) && netns() == config.netns_cookie)
 }
 
 #[inline(always)]

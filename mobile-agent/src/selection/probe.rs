@@ -3,11 +3,13 @@
 use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader, Write as _},
+    mem::MaybeUninit,
     net::SocketAddr,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use nix::sched::{CloneFlags, unshare};
@@ -21,6 +23,9 @@ use super::{
 
 /// Bits of the mark that are not ours: the programs must leave them alone.
 pub(super) const FOREIGN: u32 = 0x0000_00ff;
+
+/// How long an answer may take that is on its way.
+const HEARING: Duration = Duration::from_secs(5);
 
 /// No device has this index.
 const DEVICE: u32 = 4096;
@@ -89,7 +94,7 @@ fn marking(mark: u32) -> Marking<'static> {
     Marking { mark, mask, log: false, device, bypass: &[], resolvers }
 }
 
-fn run(program: &str, args: &[&str]) {
+pub(super) fn run(program: &str, args: &[&str]) {
     let status = Command::new(program).args(args).status().unwrap();
     assert!(status.success(), "{program} {args:?}: {status}");
 }
@@ -152,6 +157,16 @@ impl Probe {
     /// sendto() of the last socket of a kind; its mark afterwards.
     pub(super) fn send(&mut self, kind: &str, to: &str) -> u32 {
         self.mark(&format!("send {kind} {to}"))
+    }
+
+    /// Whom the last socket of a kind is connected to, as it says.
+    pub(super) fn peer(&mut self, kind: &str) -> SocketAddr {
+        self.ask(&format!("peer {kind}")).parse().unwrap()
+    }
+
+    /// Whom the next datagram to the last socket of a kind comes from, as it says.
+    pub(super) fn hear(&mut self, kind: &str) -> SocketAddr {
+        self.ask(&format!("hear {kind}")).parse().unwrap()
     }
 
     /// SO_MARK set by the application itself.
@@ -235,6 +250,12 @@ fn obey() {
                 // Echo request, checked by ping sockets and raw ones.
                 let _ = sockets[kind].send_to(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0], &address(to));
                 mark_of(&sockets[kind])
+            }
+            ["peer", kind] => sockets[kind].peer_addr().unwrap().as_socket().unwrap().to_string(),
+            ["hear", kind] => {
+                sockets[kind].set_read_timeout(Some(HEARING)).unwrap();
+                let (_, from) = sockets[kind].recv_from(&mut [MaybeUninit::uninit(); 64]).unwrap();
+                from.as_socket().unwrap().to_string()
             }
             ["set", kind, mark] => {
                 sockets[kind].set_mark(mark.parse().unwrap()).unwrap();

@@ -14,6 +14,8 @@ use super::{
     probe::{FOREIGN, Place, Probe, TcpOption},
 };
 
+mod queries;
+
 const MARK: u32 = 0x4d00_0000;
 const KINDS: [&str; 8] = ["tcp4", "tcp6", "udp4", "udp6", "ping4", "ping6", "raw4", "raw6"];
 /// Kinds with a connect() that passes the programs, and a destination for each; the second of each IPv6 one is
