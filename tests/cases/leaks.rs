@@ -213,9 +213,19 @@ fn a_mobile_socket_bound_to_an_uplinks_device_does_not_leave_by_it() -> Outcome 
         assert!(!finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?.status.success(), "{url}");
     }
     assert!(bed.agent.counter(REFUSED)? > 0, "something else stopped them");
+    let tool = program("labtool")?.display().to_string();
+    for to in
+        [format!("{}:7", neighbours[0]), format!("[{}]:7", neighbours[1])].iter().chain(&server(port::ECHO))
+    {
+        let argv = [&tool, "udp-on", eth.device(), to];
+        let told = finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?;
+        assert!(!told.status.success(), "{to}: {told:?}");
+    }
     assert_no_leak(&bed, captures)?;
     // Ordinary ones do, and mobile ones to what is on the link by its nature.
     for neighbour in &neighbours {
+        let to = std::net::SocketAddr::new(neighbour.parse()?, port::ECHO).to_string();
+        bed.lab.host.run(&[&tool, "udp-on", eth.device(), &to])?;
         bed.lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", eth.device(), neighbour])?;
     }
     let multicast = bed.lab.capture(&bed.lab.host, eth.device(), "dst host 224.0.0.1 or dst host ff02::1")?;
