@@ -237,17 +237,27 @@ fn paths(metrics: &Metrics, uplinks: &Uplinks) -> prometheus::Result<()> {
 
 /// What the eBPF programs counted.
 fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
-    let verdicts = agent.selector.lock().unwrap_or_else(PoisonError::into_inner).verdicts();
-    match verdicts {
-        Ok(verdicts) => metrics.counters(
-            "mobile_selection_verdicts_total",
-            "Decisions of the eBPF programs, since they were first loaded.",
-            "verdict",
-            verdicts.iter().map(|(verdict, count)| (verdict.name(), *count)),
-        ),
+    let counted = {
+        let selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
+        selector.verdicts().and_then(|verdicts| Ok((verdicts, selector.events()?)))
+    };
+    let (verdicts, events) = match counted {
+        Ok(counted) => counted,
         Err(error) => {
             tracing::warn!(%error, "cannot read the counters of the eBPF programs");
-            Ok(())
+            return Ok(());
         }
-    }
+    };
+    metrics.counters(
+        "mobile_selection_verdicts_total",
+        "Decisions of the eBPF programs, since they were first loaded.",
+        "verdict",
+        verdicts.iter().map(|(verdict, count)| (verdict.name(), *count)),
+    )?;
+    metrics.counters(
+        "mobile_selection_events_total",
+        "What the eBPF programs did with queries and packets of mobile processes, since they were first loaded.",
+        "event",
+        events.iter().map(|(event, count)| (event.name(), *count)),
+    )
 }

@@ -1,7 +1,12 @@
 //! What the eBPF programs and the agent agree on: map keys, values and names.
 #![no_std]
 
+pub mod address;
+pub mod event;
 pub mod retries;
+
+pub use address::{Address, Asked};
+pub use event::Event;
 
 /// The programs, under the names they have in the object and in `pin_dir`.
 pub mod program {
@@ -16,8 +21,21 @@ pub mod program {
     /// Chooses the route of an unconnected IPv6 (or IPv4-mapped) datagram.
     pub const SENDMSG6: &str = "mobile_sendmsg6";
 
-    /// Every program.
-    pub const ALL: [&str; 5] = [SOCK_CREATE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+    /// Names the resolver that was asked as the sender of an IPv4 datagram.
+    pub const RECVMSG4: &str = "mobile_recvmsg4";
+    /// Names the resolver that was asked as the sender of an IPv6 (or IPv4-mapped) datagram.
+    pub const RECVMSG6: &str = "mobile_recvmsg6";
+    /// Names the resolver that was asked as the peer of an IPv4 socket.
+    pub const GETPEERNAME4: &str = "mobile_getpeername4";
+    /// Names the resolver that was asked as the peer of an IPv6 socket.
+    pub const GETPEERNAME6: &str = "mobile_getpeername6";
+    /// Drops what marked sockets send beside the tunnel.
+    pub const EGRESS: &str = "mobile_egress";
+
+    /// Every program the agent cannot do without, in the order they are attached: who redirects a query has to be able to
+    /// translate its answer.
+    pub const ALL: [&str; 9] =
+        [RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6, SOCK_CREATE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }
 
 /// The maps, under the names they have in the object and in `pin_dir`.
@@ -29,6 +47,25 @@ pub mod map {
     /// Entries of [`VERDICTS`]: more than there are verdicts, so that a later program with more of them
     /// can go on counting in the map an earlier one left behind.
     pub const VERDICTS_ENTRIES: u32 = 32;
+    /// Per-CPU array of `u64`, indexed by [`Event`](crate::Event).
+    pub const EVENTS: &str = "EVENTS";
+    /// Entries of [`EVENTS`], for the same reason.
+    pub const EVENTS_ENTRIES: u32 = 32;
+    /// Hash from [`IPV4`] or [`IPV6`] to the [`Address`](crate::Address) of the resolver for that family.
+    pub const RESOLVERS: &str = "RESOLVERS";
+    /// Key of [`RESOLVERS`].
+    pub const IPV4: u32 = 4;
+    /// Key of [`RESOLVERS`].
+    pub const IPV6: u32 = 6;
+    /// Trie of the networks that mobile processes reach directly, as [`Address`](crate::Address) prefixes.
+    pub const BYPASS: &str = "BYPASS";
+    /// Entries of [`BYPASS`]. A list this long was made by a program; an entry costs memory only when there is one.
+    pub const BYPASS_ENTRIES: u32 = 65_536;
+    /// LRU hash from socket cookie to [`Asked`](crate::Asked).
+    pub const ASKED: &str = "ASKED";
+    /// Entries of [`ASKED`]: sockets with a query under way, of all mobile processes. One is used for milliseconds, so these
+    /// are enough for thousands of queries a second; 64 bytes each are half a megabyte.
+    pub const ASKED_ENTRIES: u32 = 8192;
 }
 
 /// What the programs need to know, written by the agent before they are attached.
@@ -47,6 +84,10 @@ pub struct Config {
     pub mark_mask: u32,
     /// Non-zero: a log message for every decision that changes a mark.
     pub log: u32,
+    /// The interface index of the host virtual device.
+    pub device: u32,
+    /// Nothing; it makes the size a multiple of the alignment.
+    pub unused: u32,
 }
 
 impl Config {
@@ -72,7 +113,7 @@ impl Config {
     }
 }
 
-// SAFETY: repr(C), of integers only, and 8 + 8 + 4 * 4 bytes leave no padding.
+// SAFETY: repr(C), of integers only, and 8 + 8 + 6 * 4 bytes leave no padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}
 
@@ -132,6 +173,8 @@ mod tests {
         mark: 0x4d00_0000,
         mark_mask: 0xff00_0000,
         log: 0,
+        device: 1,
+        unused: 0,
     };
 
     #[test]
@@ -152,6 +195,6 @@ mod tests {
 
     #[test]
     fn config_has_no_padding() {
-        assert_eq!(size_of::<Config>(), 32);
+        assert_eq!(size_of::<Config>(), 40);
     }
 }

@@ -42,7 +42,10 @@ mod tests {
         assert_eq!(syn_count(6), 8, "the kernel's default");
         for count in 0..=15 {
             let (before, after) = (seconds(count, 120), seconds(syn_count(count), RTO_MAX_MS / 1000));
-            assert!(after >= before && after <= before + RTO_MAX_MS / 1000, "{count}: {before} s became {after} s");
+            assert!(
+                after >= before && after <= before + RTO_MAX_MS / 1000,
+                "{count}: {before} s became {after} s"
+            );
         }
         assert_eq!(syn_count(127), MAX_SYN_COUNT);
     }

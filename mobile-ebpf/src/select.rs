@@ -14,9 +14,15 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 use aya_log_ebpf::debug;
-use mobile_ebpf_common::{Config, Verdict, map::VERDICTS_ENTRIES};
+use mobile_ebpf_common::{
+    Config, Event, Verdict,
+    map::{EVENTS_ENTRIES, VERDICTS_ENTRIES},
+};
 
-use crate::retries;
+use crate::{
+    dns::{self, Hook},
+    retries,
+};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -24,8 +30,11 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICTS_ENTRIES, 0);
 
+#[map]
+static EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(EVENTS_ENTRIES, 0);
+
 /// What the kernel's cgroup hooks take for "go on".
-const ALLOW: i32 = 1;
+pub(crate) const ALLOW: i32 = 1;
 
 #[cgroup_sock(sock_create)]
 fn mobile_sock_create(ctx: SockContext) -> i32 {
@@ -34,27 +43,27 @@ fn mobile_sock_create(ctx: SockContext) -> i32 {
 
 #[cgroup_sock_addr(connect4)]
 fn mobile_connect4(ctx: SockAddrContext) -> i32 {
-    count(try_connect(&ctx, "connect4"))
+    count(try_connect(&ctx, "connect4", Hook::Ipv4))
 }
 
 #[cgroup_sock_addr(connect6)]
 fn mobile_connect6(ctx: SockAddrContext) -> i32 {
-    count(try_connect(&ctx, "connect6"))
+    count(try_connect(&ctx, "connect6", Hook::Ipv6))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 fn mobile_sendmsg4(ctx: SockAddrContext) -> i32 {
-    count(try_sock_addr(&ctx, "sendmsg4"))
+    count(try_sock_addr(&ctx, "sendmsg4", Hook::Ipv4))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn mobile_sendmsg6(ctx: SockAddrContext) -> i32 {
-    count(try_sock_addr(&ctx, "sendmsg6"))
+    count(try_sock_addr(&ctx, "sendmsg6", Hook::Sendmsg6))
 }
 
 /// Why a decision could not be carried out.
 #[derive(Clone, Copy)]
-enum Error {
+pub(crate) enum Error {
     /// The configuration is not there.
     NoConfig,
     /// The kernel refused the mark.
@@ -92,8 +101,8 @@ fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
 
 /// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer.
 #[inline(always)]
-fn try_connect(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
-    let verdict = try_sock_addr(ctx, hook)?;
+fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+    let verdict = try_sock_addr(ctx, name, hook)?;
     if matches!(verdict, Verdict::Marked | Verdict::Kept) {
         retries::bound(ctx);
     }
@@ -102,10 +111,22 @@ fn try_connect(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Err
 
 /// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,
 /// or given to it by another, follow the attribute from here on. (The kernel takes the mark of a datagram before it
-/// asks: the first one of an unconnected socket still goes by the mark the socket had.) IPv4-mapped destinations come
-/// here as IPv6 ones; the mark is the same for both.
+/// asks: the first one of an unconnected socket still goes by the mark the socket had, and is stopped by `egress`.)
+/// IPv4-mapped destinations of a connect() come here as IPv6 ones; the mark is the same for both. What a mobile process
+/// asks a resolver goes to the relay's.
 #[inline(always)]
-fn try_sock_addr(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
+fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+    let verdict = mark(ctx, name)?;
+    match verdict {
+        Verdict::Marked | Verdict::Kept => dns::redirect(ctx, hook),
+        Verdict::Cleared => dns::forget(ctx),
+        _ => {}
+    }
+    Ok(verdict)
+}
+
+#[inline(always)]
+fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
     let config = config()?;
     let mobile = current_is_mobile(config);
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
@@ -159,8 +180,18 @@ fn current_is_mobile(config: &Config) -> bool {
     ancestor == config.cgroup_id
 }
 
+/// Whether the socket of a call carries our mark, and in our namespace.
 #[inline(always)]
-fn config() -> Result<&'static Config, Error> {
+pub(crate) fn is_ours(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    let mark = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
+    // SAFETY: the helper accepts the context.
+    let netns = || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    config().is_ok_and(|config| config.is_marked(mark) && netns() == config.netns_cookie)
+}
+
+#[inline(always)]
+pub(crate) fn config() -> Result<&'static Config, Error> {
     CONFIG.get(0).ok_or(Error::NoConfig)
 }
 
@@ -169,6 +200,15 @@ fn log(config: &Config, ctx: &impl EbpfContext, hook: &'static str, mark: u32) {
     if config.log != 0 {
         let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         debug!(ctx, "{}: pid {}: socket mark is now {:x}", hook, pid, mark);
+    }
+}
+
+/// Counts an event.
+#[inline(always)]
+pub(crate) fn happened(event: Event) {
+    if let Some(counter) = EVENTS.get_ptr_mut(event.index()) {
+        // SAFETY: points into this CPU's slot; a preempting program on the same CPU can at worst lose one count.
+        unsafe { *counter += 1 };
     }
 }
 

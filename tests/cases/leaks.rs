@@ -1,5 +1,6 @@
 //! Nothing of a mobile process ever leaves by an uplink outside the tunnel.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use mobile_tests::{
@@ -7,6 +8,10 @@ use mobile_tests::{
 };
 
 use crate::{Outcome, server};
+
+/// Packets that the eBPF programs stopped: of sockets that chose another device, and of sockets whose mark came too late.
+const REFUSED: &str = "mobile_selection_events_total{event=\"egress_refused\"}";
+const LATE: &str = "mobile_selection_events_total{event=\"egress_late\"}";
 
 /// Everything on an uplink but the tunnel itself and the link's own talk: ARP, neighbour discovery
 /// (ICMPv6 133 to 137) and multicast listener reports (behind a hop-by-hop header).
@@ -186,5 +191,84 @@ fn nothing_leaks_while_there_is_no_relay_from_the_start() -> Outcome {
     std::thread::sleep(Duration::from_millis(200));
     assert_no_leak(&bed, captures)?;
     bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn a_mobile_socket_bound_to_an_uplinks_device_does_not_leave_by_it() -> Outcome {
+    let bed = Testbed::new()?;
+    let captures = captures(&bed)?;
+    let eth = bed.lab.eth();
+    let ping = |target: &str| {
+        let argv = ["ping", "-n", "-c", "2", "-i", "0.1", "-W", "1", "-I", eth.device(), target];
+        finish_within(&mut bed.agent.run(&argv), None, PATIENCE)
+    };
+    // Neighbours, which need no route, and hosts that have one.
+    let neighbours = [eth.gateway4().to_string(), eth.gateway6().to_string()];
+    for target in neighbours.iter().chain(&[addr::SERVER4.to_string(), addr::SERVER6.to_string()]) {
+        assert!(!ping(target)?.status.success(), "{target}");
+    }
+    for url in crate::urls("/ip") {
+        let argv = ["curl", "-s", "-m", "1", "--interface", eth.device(), &url];
+        assert!(!finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?.status.success(), "{url}");
+    }
+    assert!(bed.agent.counter(REFUSED)? > 0, "something else stopped them");
+    let tool = program("labtool")?.display().to_string();
+    for to in
+        [format!("{}:7", neighbours[0]), format!("[{}]:7", neighbours[1])].iter().chain(&server(port::ECHO))
+    {
+        let argv = [&tool, "udp-on", eth.device(), to];
+        let told = finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?;
+        assert!(!told.status.success(), "{to}: {told:?}");
+    }
+    assert_no_leak(&bed, captures)?;
+    // Ordinary ones do, and mobile ones to what is on the link by its nature.
+    for neighbour in &neighbours {
+        let to = std::net::SocketAddr::new(neighbour.parse()?, port::ECHO).to_string();
+        bed.lab.host.run(&[&tool, "udp-on", eth.device(), &to])?;
+        bed.lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", eth.device(), neighbour])?;
+    }
+    let multicast = bed.lab.capture(&bed.lab.host, eth.device(), "dst host 224.0.0.1 or dst host ff02::1")?;
+    for group in ["224.0.0.1", "ff02::1"] {
+        let _nobody_need_answer = ping(group)?;
+        multicast.wait_packet(group)?;
+    }
+    multicast.stop()?;
+    bed.finish()
+}
+
+#[test]
+fn the_first_datagram_of_a_socket_made_before_attach_is_lost_rather_than_sent_beside_the_tunnel() -> Outcome {
+    let bed = Testbed::new()?;
+    for (family, server) in server(port::WHOAMI).iter().enumerate() {
+        let mut talk = bed.ordinary_talk(&["udp", server])?;
+        assert_ne!(
+            crate::ip_of(&talk.ask("before")?),
+            [IpAddr::V4(addr::RELAY4), addr::RELAY6.into()][family]
+        );
+        let captures = captures(&bed)?;
+        bed.agent.cli(&["attach", &talk.pid().to_string()])?.ok()?;
+        let late = bed.agent.counter(LATE)?;
+        talk.say("lost")?;
+        assert_eq!(
+            crate::ip_of(&talk.ask("after")?),
+            [IpAddr::V4(addr::RELAY4), addr::RELAY6.into()][family]
+        );
+        assert_eq!(bed.agent.counter(LATE)?, late + 1);
+        assert_no_leak(&bed, captures)?;
+    }
+    bed.finish()
+}
+
+#[test]
+fn a_bypassed_neighbour_is_reached_by_a_mobile_socket_bound_to_the_device() -> Outcome {
+    let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
+    let neighbour = bed.lab.eth().gateway4().to_string();
+    bed.agent.configure("routing", "bypass", vec![format!("{neighbour}/24")])?;
+    bed.start()?;
+    for bound in [&["-I", bed.lab.eth().device()][..], &[]] {
+        let argv = [&["ping", "-n", "-c1", "-W5"], bound, &[neighbour.as_str()]].concat();
+        finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?.ok()?;
+    }
     bed.finish()
 }

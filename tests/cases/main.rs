@@ -3,6 +3,7 @@
 mod check;
 mod clients;
 mod command;
+mod dns;
 mod freeze;
 mod lab;
 mod laptop;

@@ -28,6 +28,8 @@ pub mod port {
     pub const SSH: u16 = 22;
     /// inetutils telnetd, whose login is a shell.
     pub const TELNET: u16 = 23;
+    /// DNS, where a case starts a resolver: see the `dns` module.
+    pub const DNS: u16 = 53;
     /// HTTP: see the `http` module.
     pub const HTTP: u16 = 80;
     /// Answers every line or datagram with the address it came from, TCP and UDP.

@@ -220,6 +220,13 @@ impl Uplink {
         Ipv4Addr::new(a, b, c, self.gateway.get())
     }
 
+    /// The router's IPv6 address.
+    #[must_use]
+    pub fn gateway6(&self) -> Ipv6Addr {
+        let text = format!("{}{:x}", self.name.prefix6(), self.gateway.get());
+        text.parse().expect("a prefix and a number make an address")
+    }
+
     /// The network stops offering one family: its addresses go, and its routes with them.
     pub fn remove_family(&self, family: Family) -> Result<()> {
         let (option, device) = (family.option(), self.device());

@@ -112,7 +112,7 @@ private_key_file = "{key_name}"
 # interface = "eth0"
 
 [dns]
-# Resolvers to push to clients.
+# Resolvers for mobile processes, which ask the first of each family in place of the visited network's. Any that this host reaches.
 # servers = ["9.9.9.9", "2620:fe::fe"]
 
 [limits]

@@ -66,7 +66,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     }
     findings.extend(resolved(facts));
     findings.extend(facts.reached.iter().flat_map(|reached| relay(reached)));
-    findings.push(resolvers(&facts.resolvers));
+    findings.push(resolvers(facts));
     findings.push(agent(facts));
     findings
 }
@@ -294,20 +294,29 @@ fn relay(reached: &[(String, Outcome)]) -> Vec<Finding> {
         .collect()
 }
 
-fn resolvers(resolvers: &[IpAddr]) -> Finding {
-    let outside: Vec<String> =
-        resolvers.iter().filter(|server| !server.is_loopback()).map(ToString::to_string).collect();
+fn resolvers(facts: &Facts) -> Finding {
+    let outside: Vec<&IpAddr> = facts.resolvers.iter().filter(|server| !server.is_loopback()).collect();
     if outside.is_empty() {
         return Finding::ok("resolver", "local: names of mobile processes are asked on the direct route");
     }
+    let pushed = match &facts.agent {
+        Ok(Some(status)) => status.dns.as_slice(),
+        _ => &[],
+    };
+    let followed = |server: &&IpAddr| pushed.iter().any(|pushed| pushed.is_ipv4() == server.is_ipv4());
+    if outside.iter().all(followed) {
+        let pushed: Vec<String> = pushed.iter().map(ToString::to_string).collect();
+        return Finding::ok("resolver", format!("mobile processes ask the relay's: {}", pushed.join(", ")));
+    }
+    let outside: Vec<String> = outside.into_iter().map(ToString::to_string).collect();
     Finding::warn(
         "resolver",
         format!(
-            "/etc/resolv.conf names {}: mobile processes ask it through the tunnel, where the visited network's own \
-             resolver may not answer",
+            "/etc/resolv.conf names {}, and the relay is not known to push a resolver: mobile processes ask it through \
+             the tunnel, where the visited network's own may not answer",
             outside.join(", ")
         ),
-        "use a local stub resolver (systemd-resolved, dnsmasq) or a public one",
+        "on the relay: set [dns] servers; or use a local stub resolver (systemd-resolved, dnsmasq) here",
     )
 }
 

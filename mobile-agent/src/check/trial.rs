@@ -7,13 +7,17 @@ use mobile_io::apart::apart;
 use crate::config::Config;
 use crate::selection::bpf::{self, Marking, Selector};
 use crate::selection::cgroup::{Cgroup2, CgroupError, MobileCgroup};
+use crate::selection::dns::Resolvers;
 
 /// Loads and attaches the real programs, as the agent does, and takes them away again. They are for a cgroup without
 /// processes and a network namespace without sockets.
 pub(super) fn try_programs(config: &Config) -> Result<(), String> {
     let (pin_dir, cgroup) = beside(config).map_err(|error| error.to_string())?;
-    let marking = Marking { mark: config.routing.mark, mask: config.routing.mark_mask, log: false };
+    let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
     let tried = apart(move || -> anyhow::Result<()> {
+        // Nothing is sent there, so it is all the same where it may go.
+        let marking =
+            Marking { mark, mask, log: false, device: 1, bypass: &[], resolvers: Resolvers::default() };
         let cgroup = MobileCgroup::ensure(Some(&cgroup))?;
         let loaded = Selector::load_or_adopt(&pin_dir, &cgroup, marking).map(drop);
         // Both go whatever came of it; and what came of it is the answer.

@@ -3,7 +3,7 @@
 //! First what can fail without a trace (rights, keys, sockets), then the kernel's objects so that nothing marked can
 //! ever go direct (the closed table before the programs that mark), then the tunnel.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -21,6 +21,7 @@ use crate::routing::lease::Lease;
 use crate::routing::{self, Keeper, Report};
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
+use crate::selection::dns::Resolvers;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
 use crate::tunnel::io::{DeviceSide, TunIo};
@@ -118,12 +119,32 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     tasks.spawn(watch_links);
     tasks.spawn(manage);
     tasks.spawn(keeper.run(assigned));
+    tasks.spawn(follow_resolvers(Arc::clone(&agent)));
     let for_server = Arc::clone(&agent);
     tasks.spawn(async move {
         control::server::serve(listener, for_server).await;
         anyhow::anyhow!("the control socket is gone")
     });
     Ok(Running { agent, tasks, clean_ups, _metrics: metrics })
+}
+
+/// Queries go where the relay says now.
+async fn follow_resolvers(agent: Arc<Agent>) -> anyhow::Error {
+    let mut assigned = agent.route.assigned.clone();
+    let mut in_force = None;
+    loop {
+        let resolvers = assigned.borrow_and_update().as_ref().map(Resolvers::pushed).unwrap_or_default();
+        if in_force.replace(resolvers) != Some(resolvers) {
+            tracing::debug!(ipv4 = ?resolvers.ipv4, ipv6 = ?resolvers.ipv6, "resolvers of mobile processes");
+            let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = selector.set_resolvers(resolvers) {
+                tracing::warn!(%error, "queries of mobile processes go where they went before");
+            }
+        }
+        if assigned.changed().await.is_err() {
+            return anyhow::anyhow!("the MOBILE route is not kept any more");
+        }
+    }
 }
 
 fn listen(config: &Config) -> anyhow::Result<Listener> {
@@ -157,10 +178,14 @@ async fn kernel(
     let lease = Lease::new(&config.state.dir, &relay.public_key);
     let (keeper, report) = Keeper::start(config, netlink.clone(), lease, Arc::clone(&side)).await?;
 
+    let resolvers = report.assigned.borrow().as_ref().map(Resolvers::pushed).unwrap_or_default();
     let marking = Marking {
         mark: config.routing.mark,
         mask: config.routing.mark_mask,
         log: tracing::enabled!(target: "mobile::bpf", tracing::Level::DEBUG),
+        device: netlink.link_index(device).await?,
+        bypass: &config.routing.bypass,
+        resolvers,
     };
     let selector = Selector::load_or_adopt(&config.bpf.pin_dir, &cgroup, marking)?;
     if selector.adopted() {

@@ -2,7 +2,8 @@
 //!
 //! Every start loads new programs with a configuration of their own, attaches them beside those of the last agent and
 //! then removes the old ones: both do the same, so there is no moment in which a mobile process goes unmarked, and it does
-//! not matter whether the programs, the configuration or its layout have changed. Only the counters are handed on.
+//! not matter whether the programs, the configuration or its layout have changed. Only the counters are handed on, and what
+//! was asked of resolvers and is not answered yet.
 
 use std::{
     fs::File,
@@ -15,11 +16,12 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray},
     programs::{
-        CgroupAttachMode, Program,
+        CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError,
         links::{FdLink, LinkError},
     },
 };
-use mobile_ebpf_common::{Config, Verdict, map, program};
+use ipnet::IpNet;
+use mobile_ebpf_common::{Config, Event, Verdict, map, program};
 use nix::{
     libc,
     sys::resource::{RLIM_INFINITY, Resource, setrlimit},
@@ -31,6 +33,7 @@ use super::{
     bpf_error::Result,
     bpf_log,
     cgroup::MobileCgroup,
+    dns::{self, ResolverMap, Resolvers},
     pins::{self, Generation},
 };
 
@@ -43,28 +46,39 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// The map aya-log keeps its messages in.
 const LOGS: &str = "AYA_LOGS";
 
-/// How sockets of mobile processes are marked.
+/// What a new generation takes over from the last.
+const HANDED_ON: [&str; 3] = [map::VERDICTS, map::EVENTS, map::ASKED];
+
+/// How sockets of mobile processes are marked, and what follows from the mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Marking {
+pub(crate) struct Marking<'a> {
     /// The bits to set.
     pub(crate) mark: u32,
     /// The bits of the mark that are ours.
     pub(crate) mask: u32,
     /// Whether the programs send a message for every change, at level `debug`.
     pub(crate) log: bool,
+    /// The interface index of the host virtual device: what is marked leaves by no other.
+    pub(crate) device: u32,
+    /// But these destinations are reached directly.
+    pub(crate) bypass: &'a [IpNet],
+    /// Where queries go.
+    pub(crate) resolvers: Resolvers,
 }
 
 /// The programs in force. Dropping it, or being killed, leaves them in force.
 pub(crate) struct Selector {
     ebpf: Ebpf,
     verdicts: PerCpuArray<MapData, u64>,
+    events: PerCpuArray<MapData, u64>,
+    resolvers: ResolverMap,
     adopted: bool,
 }
 
 impl Selector {
     /// Puts the programs in force for the network namespace of the calling thread, in place of those an earlier agent
     /// left in `pin_dir`. A failure leaves those as they were.
-    pub(crate) fn load_or_adopt(pin_dir: &Path, cgroup: &MobileCgroup, marking: Marking) -> Result<Self> {
+    pub(crate) fn load_or_adopt(pin_dir: &Path, cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Self> {
         raise_memlock();
         let config = Config {
             cgroup_id: cgroup.id(),
@@ -73,9 +87,11 @@ impl Selector {
             mark: marking.mark,
             mark_mask: marking.mask,
             log: u32::from(marking.log),
+            device: marking.device,
+            unused: 0,
         };
         pins::ensure_dir(pin_dir)?;
-        let result = Self::load(pin_dir, cgroup.cgroup2().mount(), config);
+        let result = Self::load(pin_dir, cgroup.cgroup2().mount(), config, marking);
         if result.is_err() && pins::generations(pin_dir).is_ok_and(|left| left.is_empty()) {
             pins::remove(pin_dir)?;
         }
@@ -89,11 +105,19 @@ impl Selector {
 
     /// How often the programs decided what, since they were first loaded.
     pub(crate) fn verdicts(&self) -> Result<Vec<(Verdict, u64)>> {
-        let sum = |verdict: Verdict| {
-            let per_cpu = self.verdicts.get(&verdict.index(), 0).map_err(map_error(map::VERDICTS))?;
-            Ok((verdict, per_cpu.iter().sum()))
-        };
+        let sum = |verdict: Verdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
         Verdict::ALL.into_iter().map(sum).collect()
+    }
+
+    /// How often what happened to queries and packets, since the programs were first loaded.
+    pub(crate) fn events(&self) -> Result<Vec<(Event, u64)>> {
+        let sum = |event: Event| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
+        Event::ALL.into_iter().map(sum).collect()
+    }
+
+    /// From now on queries go there.
+    pub(crate) fn set_resolvers(&mut self, resolvers: Resolvers) -> Result<()> {
+        self.resolvers.set(resolvers)
     }
 
     /// Forwards the messages of the programs to `tracing`, until the task is aborted.
@@ -101,12 +125,17 @@ impl Selector {
         bpf_log::spawn(&mut self.ebpf)
     }
 
-    fn load(pin_dir: &Path, root: &Path, config: Config) -> Result<Self> {
+    fn load(pin_dir: &Path, root: &Path, config: Config, marking: Marking<'_>) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
         let generation = Generation::after(pin_dir, &older)?;
-        hand_on_verdicts(&older, &generation);
+        for name in HANDED_ON {
+            hand_on(name, &older, &generation);
+        }
         let mut ebpf = load_object(&generation)?;
         configure(&mut ebpf, config)?;
+        dns::set_bypass(&mut ebpf, marking.bypass)?;
+        let mut resolvers = ResolverMap::take(&mut ebpf)?;
+        resolvers.set(marking.resolvers)?;
         for name in [map::CONFIG, LOGS] {
             let path = generation.path("map", name);
             let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
@@ -115,15 +144,20 @@ impl Selector {
         let root_dir =
             File::open(root).map_err(|source| BpfError::Io { action: "open", path: root.into(), source })?;
         for name in program::ALL {
-            let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
-            let link = attach(program, &root_dir, name)?;
-            let path = generation.path("program", name);
-            program.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
-            let path = generation.path("link", name);
-            link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+            put_in_force(&mut ebpf, &root_dir, name, &generation)?;
         }
-        let verdicts = ebpf.take_map(map::VERDICTS).ok_or(BpfError::Missing(map::VERDICTS))?;
-        let verdicts = PerCpuArray::try_from(verdicts).map_err(map_error(map::VERDICTS))?;
+        if let Err(error) = put_in_force(&mut ebpf, &root_dir, program::EGRESS, &generation) {
+            // A kernel whose programs at this hook cannot tell one network namespace from another.
+            let BpfError::Program { source: ProgramError::LoadError { .. }, .. } = &error else {
+                return Err(error);
+            };
+            tracing::info!(
+                %error,
+                "sockets that mobile processes bind to an uplink's device leave by it: Linux 6.16 or later is needed to stop them"
+            );
+        }
+        let verdicts = counters(&mut ebpf, map::VERDICTS)?;
+        let events = counters(&mut ebpf, map::EVENTS)?;
         generation.keep();
         for dir in &older {
             // Not fatal: two sets in force do what one does, and the next start removes it.
@@ -131,7 +165,7 @@ impl Selector {
                 tracing::warn!("programs of an earlier agent stay: {error}");
             }
         }
-        Ok(Self { ebpf, verdicts, adopted: !older.is_empty() })
+        Ok(Self { ebpf, verdicts, events, resolvers, adopted: !older.is_empty() })
     }
 }
 
@@ -141,35 +175,66 @@ pub(crate) fn remove(pin_dir: &Path) -> Result<bool> {
     pins::remove(pin_dir)
 }
 
-/// Pins the counters of the last generation in the new one, where the loader finds and uses them.
-fn hand_on_verdicts(older: &[PathBuf], generation: &Generation) {
-    let to = generation.path("map", map::VERDICTS);
-    for from in older.iter().rev().map(|dir| pins::pin(dir, "map", map::VERDICTS)) {
+/// Pins a map of the last generation in the new one, where the loader finds and uses it.
+fn hand_on(name: &str, older: &[PathBuf], generation: &Generation) {
+    let to = generation.path("map", name);
+    // An earlier version may not have had it.
+    for from in older.iter().rev().map(|dir| pins::pin(dir, "map", name)).filter(|from| from.exists()) {
         match MapData::from_pin(&from)
             .map_err(|e| e.to_string())
             .and_then(|m| m.pin(&to).map_err(|e| e.to_string()))
         {
             Ok(()) => return,
-            Err(error) => tracing::warn!("cannot go on counting in {}: {error}", from.display()),
+            Err(error) => tracing::warn!("cannot go on using {}: {error}", from.display()),
         }
     }
 }
 
 fn load_object(generation: &Generation) -> Result<Ebpf> {
-    let verdicts = generation.path("map", map::VERDICTS);
-    let load = || EbpfLoader::new().map_pin_path(map::VERDICTS, verdicts.as_path()).load(OBJECT);
-    match load() {
-        Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { name, property, .. })) => {
-            tracing::warn!("counting starts again: {name} of the earlier agent has another {property}");
-            std::fs::remove_file(&verdicts).map_err(|source| BpfError::Io {
-                action: "remove",
-                path: verdicts.clone(),
-                source,
-            })?;
-            Ok(load()?)
+    let pins = HANDED_ON.map(|name| (name, generation.path("map", name)));
+    let load = || {
+        let mut loader = EbpfLoader::new();
+        for (name, path) in &pins {
+            loader.map_pin_path(name, path.as_path());
         }
-        result => Ok(result?),
+        loader.load(OBJECT)
+    };
+    // Each of them may be of another shape.
+    for _ in HANDED_ON {
+        match load() {
+            Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { name, property, .. })) => {
+                tracing::warn!("{name} starts again: that of the earlier agent has another {property}");
+                let path = generation.path("map", &name);
+                std::fs::remove_file(&path).map_err(|source| BpfError::Io {
+                    action: "remove",
+                    path,
+                    source,
+                })?;
+            }
+            result => return Ok(result?),
+        }
     }
+    Ok(load()?)
+}
+
+/// Loads, attaches and pins a program.
+fn put_in_force(ebpf: &mut Ebpf, root: &File, name: &'static str, generation: &Generation) -> Result<()> {
+    let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
+    let link = attach(program, root, name)?;
+    let path = generation.path("program", name);
+    program.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+    let path = generation.path("link", name);
+    link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+    Ok(())
+}
+
+fn counters(ebpf: &mut Ebpf, name: &'static str) -> Result<PerCpuArray<MapData, u64>> {
+    let map = ebpf.take_map(name).ok_or(BpfError::Missing(name))?;
+    PerCpuArray::try_from(map).map_err(map_error(name))
+}
+
+fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, name: &'static str) -> Result<u64> {
+    Ok(counters.get(&index, 0).map_err(map_error(name))?.iter().sum())
 }
 
 fn configure(ebpf: &mut Ebpf, config: Config) -> Result<()> {
@@ -191,6 +256,11 @@ fn attach(program: &mut Program, root: &File, name: &'static str) -> Result<FdLi
         Program::CgroupSockAddr(program) => {
             program.load().map_err(failed)?;
             let id = program.attach(root, mode).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
+        }
+        Program::CgroupSkb(program) => {
+            program.load().map_err(failed)?;
+            let id = program.attach(root, CgroupSkbAttachType::Egress, mode).map_err(failed)?;
             program.take_link(id).map_err(failed)?.try_into()
         }
         _ => return Err(BpfError::Missing(name)),
@@ -239,13 +309,13 @@ mod tests {
             let config = Config::default();
             pins::ensure_dir(&place.pin_dir).unwrap();
             // Programs load, but this is no cgroup to attach them to.
-            let failed = Selector::load(&place.pin_dir, Path::new("/proc"), config);
+            let failed = Selector::load(&place.pin_dir, Path::new("/proc"), config, place.marking);
             assert!(matches!(failed.err().unwrap(), BpfError::Program { .. }));
             assert!(pins::generations(&place.pin_dir).unwrap().is_empty());
 
             drop(place.load());
             let before = pins::generations(&place.pin_dir).unwrap();
-            assert!(Selector::load(&place.pin_dir, Path::new("/proc"), config).is_err());
+            assert!(Selector::load(&place.pin_dir, Path::new("/proc"), config, place.marking).is_err());
             assert_eq!(pins::generations(&place.pin_dir).unwrap(), before);
             assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
         });

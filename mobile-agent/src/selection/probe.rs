@@ -3,11 +3,13 @@
 use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader, Write as _},
+    mem::MaybeUninit,
     net::SocketAddr,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use nix::sched::{CloneFlags, unshare};
@@ -16,16 +18,23 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{
     bpf::{self, Marking, Selector},
     cgroup::{Cgroup2, MobileCgroup},
+    dns::Resolvers,
 };
 
 /// Bits of the mark that are not ours: the programs must leave them alone.
 pub(super) const FOREIGN: u32 = 0x0000_00ff;
 
+/// How long an answer may take that is on its way.
+const HEARING: Duration = Duration::from_secs(5);
+
+/// No device has this index.
+const DEVICE: u32 = 4096;
+
 /// A pin directory, a mobile cgroup and a network namespace of one test.
 pub(super) struct Place {
     pub(super) pin_dir: PathBuf,
     pub(super) cgroup: MobileCgroup,
-    pub(super) marking: Marking,
+    pub(super) marking: Marking<'static>,
 }
 
 impl Place {
@@ -50,7 +59,7 @@ impl Place {
         Self {
             pin_dir: Path::new("/sys/fs/bpf").join(&name),
             cgroup: MobileCgroup::ensure(Some(&cgroup2.mount().join(name))).unwrap(),
-            marking: Marking { mark: 0x4d00_0000, mask: !FOREIGN, log: false },
+            marking: marking(0x4d00_0000),
         }
     }
 
@@ -80,7 +89,12 @@ impl Drop for Place {
     }
 }
 
-fn run(program: &str, args: &[&str]) {
+fn marking(mark: u32) -> Marking<'static> {
+    let (mask, device, resolvers) = (!FOREIGN, DEVICE, Resolvers::default());
+    Marking { mark, mask, log: false, device, bypass: &[], resolvers }
+}
+
+pub(super) fn run(program: &str, args: &[&str]) {
     let status = Command::new(program).args(args).status().unwrap();
     assert!(status.success(), "{program} {args:?}: {status}");
 }
@@ -143,6 +157,16 @@ impl Probe {
     /// sendto() of the last socket of a kind; its mark afterwards.
     pub(super) fn send(&mut self, kind: &str, to: &str) -> u32 {
         self.mark(&format!("send {kind} {to}"))
+    }
+
+    /// Whom the last socket of a kind is connected to, as it says.
+    pub(super) fn peer(&mut self, kind: &str) -> SocketAddr {
+        self.ask(&format!("peer {kind}")).parse().unwrap()
+    }
+
+    /// Whom the next datagram to the last socket of a kind comes from, as it says.
+    pub(super) fn hear(&mut self, kind: &str) -> SocketAddr {
+        self.ask(&format!("hear {kind}")).parse().unwrap()
     }
 
     /// SO_MARK set by the application itself.
@@ -227,6 +251,12 @@ fn obey() {
                 let _ = sockets[kind].send_to(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0], &address(to));
                 mark_of(&sockets[kind])
             }
+            ["peer", kind] => sockets[kind].peer_addr().unwrap().as_socket().unwrap().to_string(),
+            ["hear", kind] => {
+                sockets[kind].set_read_timeout(Some(HEARING)).unwrap();
+                let (_, from) = sockets[kind].recv_from(&mut [MaybeUninit::uninit(); 64]).unwrap();
+                from.as_socket().unwrap().to_string()
+            }
             ["set", kind, mark] => {
                 sockets[kind].set_mark(mark.parse().unwrap()).unwrap();
                 mark_of(&sockets[kind])
@@ -242,7 +272,7 @@ fn obey() {
                 "done".to_string()
             }
             ["agent", pin_dir, cgroup, mark] => {
-                let marking = Marking { mark: mark.parse().unwrap(), mask: !FOREIGN, log: false };
+                let marking = marking(mark.parse().unwrap());
                 let cgroup = MobileCgroup::ensure(Some(Path::new(cgroup))).unwrap();
                 let selector = Selector::load_or_adopt(Path::new(pin_dir), &cgroup, marking).unwrap();
                 // Held until the process is killed, as the agent does.

@@ -1,20 +1,27 @@
 //! What the cases need as a separate process, to be run with and without the MOBILE attribute.
 //!
 //! `tcp ADDRESS`, `udp ADDRESS` and `udp-connected ADDRESS` send each line of stdin and print each
-//! answer; what happens to the socket is printed too, as `! error`. `chatter ADDRESS MS` opens new
+//! answer; what happens to the socket is printed too, as `! error`. `udp-on DEVICE ADDRESS` sends one datagram on that device
+//! (IP_PKTINFO). `chatter ADDRESS MS` opens new
 //! sockets of every kind again and again, as a program would that knows nothing of handovers. `gaps` and
 //! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
-//! milliseconds) on its stdin it says what came since then. `hold-lab` makes a lab of its own and waits to be killed.
+//! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
+//! and whom the socket says it came from. `hold-lab` makes a lab of its own and waits to be killed.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use mobile_tests::dns::Transport;
 use mobile_tests::pulse::{PULSE, Recorder, Way, monotonic_ms};
 use mobile_tests::{Lab, Terminal, addr};
+use nix::libc::{in_pktinfo, in6_pktinfo};
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 
 fn main() -> ExitCode {
@@ -24,14 +31,16 @@ fn main() -> ExitCode {
         ["tcp", address] => tcp(address),
         ["udp", address] => udp(address, false),
         ["udp-connected", address] => udp(address, true),
+        ["udp-on", device, address] => udp_on(device, address),
         ["chatter", address, interval] => chatter(address, interval),
         ["gaps", address, interval, seconds] => gaps(address, interval, seconds),
         ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
         ["pulse", way, protocol, address] => pulse(way, protocol, address),
+        ["dns", transport, resolver] => dns(transport, resolver),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
-            "usage: labtool tcp|udp|udp-connected ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
-             pulse echo|down tcp|mptcp ADDRESS"
+            "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
+             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER"
         )),
     };
     match done {
@@ -87,6 +96,27 @@ fn udp(address: &str, connected: bool) -> Result<()> {
             if connected { socket.send(line.as_bytes()) } else { socket.send_to(line.as_bytes(), address) };
         sent.context("send")?;
     }
+    Ok(())
+}
+
+/// One datagram that names the device it is to leave by.
+fn udp_on(device: &str, address: &str) -> Result<()> {
+    let address: SocketAddr = address.parse()?;
+    let index = i32::try_from(if_nametoindex(device)?)?;
+    let socket = UdpSocket::bind(any(address))?;
+    // SAFETY: both are made of integers only, for which zero means "any".
+    let (mut four, mut six): (in_pktinfo, in6_pktinfo) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    four.ipi_ifindex = index;
+    six.ipi6_ifindex = u32::try_from(index)?;
+    let on = if address.is_ipv4() {
+        ControlMessage::Ipv4PacketInfo(&four)
+    } else {
+        ControlMessage::Ipv6PacketInfo(&six)
+    };
+    let data = [IoSlice::new(b"on a device\n")];
+    sendmsg(socket.as_raw_fd(), &data, &[on], MsgFlags::empty(), Some(&SockaddrStorage::from(address)))
+        .context("send")?;
+    say("sent");
     Ok(())
 }
 
@@ -215,6 +245,13 @@ fn keystrokes(address: &str, interval: &str, seconds: &str) -> Result<()> {
         "median_ms": at(0.5) * 1e3, "p99_ms": at(0.99) * 1e3, "count": trips.len(),
     });
     say(&report.to_string());
+    Ok(())
+}
+
+fn dns(transport: &str, resolver: &str) -> Result<()> {
+    let transport = Transport::named(transport).context("a transport was expected")?;
+    let (answer, from) = mobile_tests::dns::ask(transport, resolver.parse()?)?;
+    say(&format!("{answer} from {from}"));
     Ok(())
 }
 

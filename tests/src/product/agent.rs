@@ -143,6 +143,13 @@ impl Agent {
         links.into_iter().find(|link| link["name"] == device).with_context(|| format!("no {device}"))
     }
 
+    /// A counter of its metrics, by name and labels.
+    pub fn counter(&self, series: &str) -> Result<u64> {
+        let page = self.program.ns.run(&["curl", "-s", &format!("http://{METRICS}/metrics")])?;
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {series} in:\n{page}"))?.parse()?)
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.program.kill()

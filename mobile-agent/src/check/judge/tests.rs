@@ -26,6 +26,7 @@ fn uplink(name: &str) -> Uplink {
         up: true,
         carrier: true,
         addresses: vec!["10.22.0.2".parse().unwrap()],
+        fading: Vec::new(),
         ipv4_default: Some(100),
         ipv6_default: None,
         gateways: Vec::new(),

@@ -1,0 +1,87 @@
+//! Nothing of a mobile socket leaves beside the tunnel, whatever device the socket was bound to.
+//!
+//! The routes see to it for every socket that asks them. A socket bound to an uplink's device, or a datagram sent on one
+//! (IP_PKTINFO), does not: the kernel takes its destination to be on that link.
+
+#![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::__sk_buff,
+    helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock},
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use mobile_ebpf_common::{Address, Event};
+
+use crate::{
+    dns::is_bypassed,
+    select::{config, happened},
+};
+
+/// What the kernel's egress hook takes for "send it", for "tell the sender: operation not permitted", and for "drop it, as a
+/// queue would".
+const KEEP: i32 = 1;
+const REFUSE: i32 = 0;
+const DROP: i32 = 2;
+
+/// Loopback has this index in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// ETH_P_IP and ETH_P_IPV6, in network byte order, and where their headers have the destination.
+const IPV4: u32 = 0x0800_u16.to_be() as u32;
+const IPV4_DESTINATION: usize = 16;
+const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+const IPV6_DESTINATION: usize = 24;
+
+#[cgroup_skb(egress)]
+fn mobile_egress(ctx: SkBuffContext) -> i32 {
+    match try_egress(&ctx) {
+        None => KEEP,
+        Some(event @ Event::EgressLate) => {
+            happened(event);
+            DROP
+        }
+        Some(event) => {
+            happened(event);
+            REFUSE
+        }
+    }
+}
+
+/// Why a packet must not leave. Ordinary sockets, the many, pay for one comparison.
+#[inline(always)]
+fn try_egress(ctx: &SkBuffContext) -> Option<Event> {
+    let config = config().ok()?;
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff; the helper takes its socket when there is one.
+    let (mark, device) = unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return None;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if socket.is_null() {
+            return None;
+        }
+        ((*socket).mark, (*skb).ifindex)
+    };
+    if !config.is_marked(mark) || device == LOOPBACK || device == config.device {
+        return None;
+    }
+    // SAFETY: the helper accepts the context.
+    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
+        return None;
+    }
+    // SAFETY: as above.
+    let (protocol, packet_mark) = unsafe { ((*skb).protocol, (*skb).mark) };
+    let destination = match protocol {
+        IPV4 => Address::mapped(ctx.load::<u32>(IPV4_DESTINATION).ok()?),
+        IPV6 => Address(ctx.load::<[u32; 4]>(IPV6_DESTINATION).ok()?),
+        _ => return None,
+    };
+    if destination.is_local() || destination.is_link_local() || is_bypassed(destination) {
+        return None;
+    }
+    Some(if config.is_marked(packet_mark) { Event::EgressRefused } else { Event::EgressLate })
+}

@@ -1,0 +1,206 @@
+//! Resolvers with an answer of their own to every name, so that an answer says who was asked; and a client that tells what
+//! address the answer came from.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::lab::Lab;
+use crate::ns::Ns;
+use crate::services::{TcpService, UdpService, port};
+
+/// The length of a message's header.
+const HEADER: usize = 12;
+const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
+
+/// A resolver, UDP and TCP, at every address of its namespace.
+pub struct Resolver {
+    _udp: UdpService,
+    _tcp: TcpService,
+    clients: Arc<Mutex<Vec<SocketAddr>>>,
+}
+
+impl Resolver {
+    /// Starts it: every name has these addresses.
+    pub fn start(ns: &Ns, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Self> {
+        let clients = Arc::new(Mutex::new(Vec::new()));
+        let answer = move |query: &[u8]| answer(query, ipv4, ipv6);
+        let (over_udp, over_tcp) = (Arc::clone(&clients), Arc::clone(&clients));
+        Ok(Self {
+            _udp: UdpService::start(ns, port::DNS, move |query, peer| {
+                lock(&over_udp).push(peer);
+                answer(query).unwrap_or_default()
+            })?,
+            _tcp: TcpService::start(ns, port::DNS, move |stream, peer| {
+                lock(&over_tcp).push(peer);
+                while let Ok(query) = read_message(&stream) {
+                    if write_message(&stream, &answer(&query).unwrap_or_default()).is_err() {
+                        return;
+                    }
+                }
+            })?,
+            clients,
+        })
+    }
+
+    /// Whoever asked since the last call.
+    pub fn asked_by(&self) -> Vec<IpAddr> {
+        lock(&self.clients).drain(..).map(|client| client.ip()).collect()
+    }
+}
+
+/// How a query is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// A datagram of a socket that is not connected.
+    Udp,
+    /// A datagram of a connected socket.
+    UdpConnected,
+    /// A connection.
+    Tcp,
+}
+
+impl Transport {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Udp, Self::UdpConnected, Self::Tcp];
+
+    /// Its name, which [`Transport::named`] takes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::UdpConnected => "udp-connected",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|transport| transport.name() == name)
+    }
+}
+
+/// Asks `resolver` for a name's address of the resolver's own family (an IPv4-mapped one is IPv4). Gives the answer, and the
+/// address the socket says it came from.
+pub fn ask(transport: Transport, resolver: SocketAddr) -> Result<(IpAddr, SocketAddr)> {
+    /// Longer than an outage of a case.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let kind = if resolver.ip().to_canonical().is_ipv4() { TYPE_A } else { TYPE_AAAA };
+    let query = query("name.example", kind);
+    if transport == Transport::Tcp {
+        let stream = TcpStream::connect(resolver).context("connect")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write_message(&stream, &query).context("send")?;
+        let answer = read_message(&stream).context("receive")?;
+        return Ok((address(&answer)?, stream.peer_addr()?));
+    }
+    let any: SocketAddr = if resolver.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    if transport == Transport::UdpConnected {
+        socket.connect(resolver).context("connect")?;
+        let peer = socket.peer_addr()?;
+        // The link of a link-local one is not told.
+        ensure!((peer.ip(), peer.port()) == (resolver.ip(), resolver.port()), "the peer is {peer}");
+        socket.send(&query).context("send")?;
+    } else {
+        socket.send_to(&query, resolver).context("send")?;
+    }
+    let mut buffer = [0; 512];
+    let (length, from) = socket.recv_from(&mut buffer).context("receive")?;
+    Ok((address(&buffer[..length])?, from))
+}
+
+/// Gives a command a `/etc/resolv.conf` of its own that names `resolver`: `argv` is what to run it under.
+pub fn with_resolver(lab: &Lab, resolver: IpAddr, argv: &[&str]) -> Result<Vec<String>> {
+    let file = lab.dir().join(format!("resolv-{}.conf", resolver.to_string().replace(':', "-")));
+    std::fs::write(&file, format!("nameserver {resolver}\n"))?;
+    let mount = format!("mount --bind {} /etc/resolv.conf && exec \"$0\" \"$@\"", file.display());
+    let under = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &mount];
+    Ok(under.iter().chain(argv).map(|&arg| arg.to_owned()).collect())
+}
+
+/// `command` with TCP in glibc's resolver.
+pub fn over_tcp(command: &mut Command) -> &mut Command {
+    command.env("RES_OPTIONS", "use-vc")
+}
+
+fn answer(query: &[u8], ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Option<Vec<u8>> {
+    let question = question(query)?;
+    let kind = u16::from_be_bytes(question[question.len() - 4..question.len() - 2].try_into().ok()?);
+    let data = match kind {
+        TYPE_A => ipv4.octets().to_vec(),
+        TYPE_AAAA => ipv6.octets().to_vec(),
+        _ => Vec::new(),
+    };
+    let mut message = query[..2].to_vec();
+    // A response, recursion desired and available; one question, one answer or none.
+    message.extend([0x81, 0x80, 0, 1, 0, u8::from(!data.is_empty()), 0, 0, 0, 0]);
+    message.extend(question);
+    if !data.is_empty() {
+        // The name of the question, class IN, a minute to live.
+        message.extend([0xc0, 12]);
+        message.extend(kind.to_be_bytes());
+        message.extend([0, 1, 0, 0, 0, 60, 0, u8::try_from(data.len()).ok()?]);
+        message.extend(data);
+    }
+    Some(message)
+}
+
+/// Name, type and class of the one question.
+fn question(message: &[u8]) -> Option<&[u8]> {
+    let mut end = HEADER;
+    loop {
+        let label = usize::from(*message.get(end)?);
+        end += 1 + label;
+        if label == 0 {
+            return message.get(HEADER..end + 4);
+        }
+    }
+}
+
+fn query(name: &str, kind: u16) -> Vec<u8> {
+    let mut message = vec![0x4d, 0x4d, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).unwrap_or(0));
+        message.extend(label.bytes());
+    }
+    message.push(0);
+    message.extend(kind.to_be_bytes());
+    message.extend([0, 1]);
+    message
+}
+
+/// The address in an answer of ours.
+fn address(message: &[u8]) -> Result<IpAddr> {
+    let question = question(message).context("no question in the answer")?;
+    // Behind name (a pointer), type, class, time to live and length.
+    match message.get(HEADER + question.len() + 12..) {
+        Some(data) if data.len() == 4 => Ok(IpAddr::from(<[u8; 4]>::try_from(data)?)),
+        Some(data) if data.len() == 16 => Ok(IpAddr::from(<[u8; 16]>::try_from(data)?)),
+        _ => bail!("no address in the answer"),
+    }
+}
+
+fn read_message(mut stream: &TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut message)?;
+    Ok(message)
+}
+
+fn write_message(mut stream: &TcpStream, message: &[u8]) -> std::io::Result<()> {
+    let length = u16::try_from(message.len()).unwrap_or(0);
+    stream.write_all(&[&length.to_be_bytes()[..], message].concat())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
