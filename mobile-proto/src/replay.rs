@@ -154,6 +154,11 @@ impl Replay {
         self.records.is_empty()
     }
 
+    /// How many numbers are taken.
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
     /// Memory held.
     pub(crate) fn cost(&self) -> usize {
         self.cost
