@@ -140,6 +140,11 @@ impl Flow {
         distance <= NEAR || distance.wrapping_neg() <= NEAR
     }
 
+    /// A probe may be held no more.
+    pub(crate) fn forget_probe(&mut self) {
+        self.held.probe = None;
+    }
+
     fn hear_remote(&mut self, segment: &Segment) {
         if before(self.end, segment.ack) {
             // Acknowledges what was never sent: the local end ignores it too.

@@ -48,6 +48,8 @@ pub(super) struct Freeze {
     answers: Vec<AckPacket>,
     /// An outage has ended, and flows may be waiting for the news.
     thaw: bool,
+    /// When a relay is to keep less for its client.
+    pub(super) thin_at: Option<Instant>,
     /// Until when all searches are paid for.
     searched: Option<Instant>,
 }
@@ -285,7 +287,7 @@ impl Session {
         Admission::Drop(DropReason::QueueFull)
     }
 
-    fn watch_outage(&mut self, now: Instant) {
+    pub(super) fn watch_outage(&mut self, now: Instant) {
         let cut_off = self.is_cut_off();
         match (cut_off, self.freeze.since) {
             (true, None) => {
@@ -293,10 +295,11 @@ impl Session {
                 let active = self.active.and_then(|path| self.find(path));
                 let silent = active.and_then(|at| self.paths[at].health.stalled());
                 self.freeze.since = Some(silent.unwrap_or(now));
+                self.freeze.thin_at = now.checked_add(self.limits.thin_after);
                 self.freeze.outage = self.freeze.outage.wrapping_add(1);
             }
             (false, Some(_)) => {
-                self.freeze.since = None;
+                (self.freeze.since, self.freeze.thin_at) = (None, None);
                 self.freeze.thaw = true;
                 // What asked last is answered by the other end now.
                 self.freeze.answers.clear();

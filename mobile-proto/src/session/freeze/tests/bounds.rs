@@ -124,3 +124,61 @@ fn a_fin_alone_that_is_repeated_is_held_once() {
     ends.connect();
     assert_eq!(ends.at_server, [fin(5).packet()], "the freshest");
 }
+
+#[test]
+fn for_a_client_that_stays_away_a_relay_keeps_the_oldest_data_of_each_flow() {
+    let limits = Limits::default();
+    let mut ends = Ends::new(&limits);
+    let from_far = |port, number: u32| {
+        let sample = Sample { port, seq: 5000 + 1000 * number, ack: 1000, data: 1000, ..Sample::default() };
+        Sample { inbound: true, ..sample }.packet()
+    };
+    for port in [4000, 4001] {
+        let _ = ends.send(Sample { port, ack: 5000, ..Sample::default() });
+        ends.settle();
+        let _ = ends.server.enqueue(ends.now, &from_far(port, 0));
+    }
+    for number in 1..50 {
+        let _ = ends.server.enqueue(ends.now, &from_far(4000, number));
+    }
+    ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+    ends.cut();
+    ends.server.poll_local(ends.now, &mut |_| {});
+    for number in 50..100 {
+        let _ = ends.server.enqueue(ends.now, &from_far(4000, number));
+    }
+    let _ = ends.server.enqueue(ends.now, &from_far(4001, 1));
+    let held = |ends: &Ends| ends.server.replay.cost() + ends.server.queue.cost();
+    let before = held(&ends);
+    ends.now += limits.thin_after - SECOND;
+    ends.server.handle_timeout(ends.now);
+    assert_eq!(held(&ends), before, "not yet");
+    ends.now += SECOND;
+    // One that has just come is as young as ever.
+    let _ = ends.server.enqueue(ends.now, &from_far(4001, 2));
+    assert_eq!(ends.server.poll_timeout(), Some(ends.now));
+    ends.server.handle_timeout(ends.now);
+    assert_eq!(ends.server.poll_timeout(), Some(ends.now + limits.thin_after));
+    assert!(ends.server.unacked_bytes() + ends.server.queued_bytes() < 3 * 1100);
+    let stats = ends.server.stats();
+    assert_eq!((stats.given_up, stats.dropped_aged), (49, 51));
+    ends.connect();
+    assert_eq!(ends.at_client, [from_far(4000, 0), from_far(4001, 0), from_far(4001, 2)]);
+    assert_eq!(ends.client.stats().lost, 49);
+    ends.receive(Sample { seq: 9000, ..data(0, 10) });
+    assert_eq!(ends.at_client.len(), 4, "and all goes on");
+}
+
+/// An agent has one session, and its own memory.
+#[test]
+fn a_client_keeps_all_that_it_holds() {
+    let mut ends = established(&Limits::default());
+    ends.cut();
+    for number in 0..20 {
+        let _ = ends.send(data(1000 + number * 10, 10));
+    }
+    let held = ends.client.queued_bytes();
+    ends.now += 3600 * SECOND;
+    ends.client.handle_timeout(ends.now);
+    assert_eq!((ends.client.queued_bytes(), ends.client.poll_timeout()), (held, None));
+}
