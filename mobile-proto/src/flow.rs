@@ -5,6 +5,7 @@
 //! nothing but other strangers; after that, what is delivered must fit what the local end says itself.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use crate::segment::{ACK, FIN, FlowKey, RST, SYN, Segment, before};
 
@@ -37,6 +38,19 @@ pub(crate) struct Frozen {
     pub(crate) timestamps: Option<(u32, u32)>,
 }
 
+/// What a flow has handed in during one outage.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Held {
+    /// The number of the outage.
+    outage: u32,
+    /// Memory of the packets.
+    pub(crate) cost: usize,
+    /// Whether any of its data is held, from before the outage or since; `None` while nobody has looked.
+    pub(crate) data: Option<bool>,
+    /// The sequence number of a probe that is held.
+    pub(crate) probe: Option<u32>,
+}
+
 /// One flow.
 #[derive(Debug)]
 pub(crate) struct Flow {
@@ -48,8 +62,9 @@ pub(crate) struct Flow {
     /// The window that came with it, not scaled; `None` if that is not known in the flow's scale.
     pub(crate) window: Option<u16>,
     pub(crate) frozen: Option<Frozen>,
-    /// Memory of the packets that it has handed in during the outage of that number.
-    pub(crate) held: (u32, usize),
+    /// Until when its searches in what is held are paid for.
+    pub(crate) searched: Option<Instant>,
+    held: Held,
     /// The sequence number of the segment that brought `window`.
     window_seq: u32,
     /// The end of all that the local end has sent, as far as it was seen.
@@ -68,7 +83,8 @@ impl Flow {
             acked: segment.ack,
             window: None,
             frozen: None,
-            held: (0, 0),
+            searched: None,
+            held: Held::default(),
             window_seq: segment.seq,
             end: segment.ack,
             expects: segment.seq,
@@ -98,9 +114,17 @@ impl Flow {
         segment.length() == 0 && segment.seq == self.acked.wrapping_sub(1)
     }
 
-    /// Nothing that goes beyond what was sent before.
+    /// Data, or FIN, and nothing that goes beyond what was sent before.
     pub(crate) fn is_repetition(&self, segment: &Segment) -> bool {
-        segment.data > 0 && !before(self.end, segment.end())
+        segment.length() > 0 && !before(self.end, segment.end())
+    }
+
+    /// What it has handed in during the outage of that number.
+    pub(crate) fn held(&mut self, outage: u32) -> &mut Held {
+        if self.held.outage != outage {
+            self.held = Held { outage, ..Held::default() };
+        }
+        &mut self.held
     }
 
     /// Whether the first segment of the local end belongs to what a stranger has told.
@@ -114,6 +138,11 @@ impl Flow {
     fn is_near(&self, seq: u32) -> bool {
         let distance = seq.wrapping_sub(self.expects);
         distance <= NEAR || distance.wrapping_neg() <= NEAR
+    }
+
+    /// A probe may be held no more.
+    pub(crate) fn forget_probe(&mut self) {
+        self.held.probe = None;
     }
 
     fn hear_remote(&mut self, segment: &Segment) {

@@ -15,6 +15,8 @@ pub struct Limits {
     pub active_queue_bytes: usize,
     /// Without an active path, packets older than this are given up, but for segments of known TCP flows.
     pub max_age: Duration,
+    /// A relay that had no active path for this long keeps, of each TCP flow, only the oldest data that is older than this.
+    pub thin_after: Duration,
     /// Inner TCP is not frozen before nothing has got through for this long.
     pub freeze_grace: Duration,
     /// A client's path on which nothing was heard for this long is pinged.
@@ -48,6 +50,9 @@ impl Default for Limits {
             // An inner TCP whose oldest segment comes back after a minute still resumes at once;
             // after that its user has usually gone.
             max_age: Duration::from_secs(60),
+            // A train's tunnel, a lift, a walk between two networks are shorter. After more, the client may as well be
+            // asleep until tomorrow, as most of a relay's clients are at night, and 20 MiB for each would be too much.
+            thin_after: Duration::from_secs(300),
             // Above an ordinary handover (100 ms), which is better not noticed at all, and so short that a sender's second
             // repetition (after 600 ms at the least) is answered.
             freeze_grace: Duration::from_millis(250),

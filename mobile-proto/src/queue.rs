@@ -133,6 +133,18 @@ impl Queue {
         self.ageing.records.front().map(|record| record.since)
     }
 
+    /// Gives up the segments that are `doomed`.
+    pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
+        for record in std::mem::take(&mut self.lasting).records {
+            if doomed(&record) {
+                done(record);
+            } else {
+                self.lasting.add(&record);
+                self.lasting.records.push_back(record);
+            }
+        }
+    }
+
     /// The first held segment for which `wanted` is true.
     pub(crate) fn find(&self, wanted: impl Fn(&Place) -> bool) -> Option<usize> {
         self.lasting.records.iter().position(|record| record.place.as_ref().is_some_and(&wanted))

@@ -109,6 +109,21 @@ impl Replay {
         self.skip_given_up();
     }
 
+    /// Gives up the records that are `doomed`. Their numbers stay taken.
+    pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
+        for record in self.records.iter_mut().filter(|record| !record.packet.is_empty()) {
+            if doomed(record) {
+                let none = Record::new(Vec::new(), Offload::None, record.since, None);
+                let record = std::mem::replace(record, none);
+                self.cost -= record.packet.capacity();
+                self.bytes -= record.packet.len();
+                self.ageing -= usize::from(record.ages());
+                done(record);
+            }
+        }
+        self.skip_given_up();
+    }
+
     /// A kept segment for which `wanted` is true.
     pub(crate) fn find(&self, wanted: impl Fn(&Place) -> bool) -> Option<usize> {
         self.records.iter().position(|record| record.place.as_ref().is_some_and(&wanted))
@@ -152,6 +167,11 @@ impl Replay {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.records.is_empty()
+    }
+
+    /// How many numbers are taken.
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
     }
 
     /// Memory held.

@@ -17,6 +17,7 @@
 //! unacknowledged: with data in flight, the open window would lead `tcp_retransmit_timer()` back to `tcp_write_timeout()`, which
 //! counts from the first repetition, that is, the whole outage.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::Session;
@@ -28,9 +29,13 @@ use crate::{DropReason, Packet};
 /// Answers that wait for [`Session::poll_local`]; the shell asks after every few packets. A sender that gets none asks again.
 const MAX_ANSWERS: usize = 128;
 
-/// A copy of a segment is searched for in what is held at most this often. Honest senders repeat a few times a second;
-/// others must not make us read the whole queue for each packet.
-const SEARCH_INTERVAL: Duration = Duration::from_millis(1);
+/// Honest senders repeat a few times a second; others must not make us read all that is held for each packet. So each record
+/// that is looked at, which takes a tenth of this time at most, is paid for with time in which nothing is searched...
+const RECORD_PRICE: Duration = Duration::from_nanos(50);
+/// ...and a flow pays this many times as much of its own, so that no flow takes the search from all others.
+const FLOW_SHARE: u32 = 16;
+/// Senders repeat at the same time, and several segments each: so much may be owed.
+const SEARCH_CREDIT: Duration = Duration::from_millis(5);
 
 /// What the session knows of inner flows, and of the present outage.
 #[derive(Debug, Default)]
@@ -43,7 +48,16 @@ pub(super) struct Freeze {
     answers: Vec<AckPacket>,
     /// An outage has ended, and flows may be waiting for the news.
     thaw: bool,
-    next_search: Option<Instant>,
+    /// When a relay is to keep less for its client.
+    pub(super) thin_at: Option<Instant>,
+    /// Until when all searches are paid for.
+    searched: Option<Instant>,
+}
+
+/// Where a segment is held.
+enum Found {
+    Sent(usize),
+    Queued(usize),
 }
 
 impl Freeze {
@@ -128,12 +142,12 @@ impl Session {
         }
         self.freeze.flows.sent(at, &segment);
         if (repeats && self.is_held(now, at, place, packet))
-            || (probes && self.is_probe_held(now, place, packet))
+            || (probes && self.is_probe_held(now, at, place, packet))
         {
             self.stats.dropped_duplicate += 1;
             return Admission::Drop(DropReason::Duplicate);
         }
-        self.admit_lasting(at, place, cost)
+        self.admit_lasting(at, place, cost, probes)
     }
 
     /// The place of a segment of a known flow, which is learnt from.
@@ -164,37 +178,69 @@ impl Session {
     /// old one's place: its timestamp lets the sender measure a round trip instead of the outage. (It would make what is behind
     /// it look old to the receiver, which would refuse that.)
     fn is_held(&mut self, now: Instant, at: usize, place: Place, packet: Packet<'_>) -> bool {
-        if !self.may_search(now) {
-            return false;
-        }
         let last = self.freeze.flows.get(at).ends_at(place.seq.wrapping_add(place.length));
         let covers = |held: &Place| held.length > 0 && held.covers(&place);
-        if let Some(at) = self.replay.find(covers) {
-            if last && self.replay.place(at) == Some(place) {
+        match self.search(now, at, covers).flatten() {
+            Some(Found::Sent(at)) if last && self.replay.place(at) == Some(place) => {
                 let old = self.replay.replace(at, self.pool.copy(packet.bytes), packet.offload);
                 old.into_iter().for_each(|old| self.pool.give(old));
             }
-            return true;
-        }
-        let Some(at) = self.queue.find(covers) else { return false };
-        if last && self.queue.place(at) == Some(place) {
-            self.replace_queued(at, packet);
+            Some(Found::Queued(at)) if last && self.queue.place(at) == Some(place) => {
+                self.replace_queued(at, packet);
+            }
+            Some(_) => {}
+            None => return false,
         }
         true
     }
 
     /// Whether the flow has data held, whose answer says what a probe asks for, or an older probe, which this one replaces.
-    fn is_probe_held(&mut self, now: Instant, place: Place, packet: Packet<'_>) -> bool {
-        if !self.may_search(now) {
-            return false;
+    fn is_probe_held(&mut self, now: Instant, at: usize, place: Place, packet: Packet<'_>) -> bool {
+        let outage = self.freeze.outage;
+        let mut held = *self.freeze.flows.get_mut(at).held(outage);
+        if held.data.is_none() {
+            // Once an outage: what is handed in later is known.
+            let has_data = |held: &Place| held.flow == place.flow && held.length > 0;
+            held.data = self.search(now, at, has_data).map(|found| found.is_some());
+            self.freeze.flows.get_mut(at).held(outage).data = held.data;
         }
-        let has_data = |held: &Place| held.flow == place.flow && held.length > 0;
-        if self.replay.find(has_data).is_some() || self.queue.find(has_data).is_some() {
+        if held.data == Some(true) {
             return true;
         }
-        let Some(at) = self.queue.find(|held| *held == place) else { return false };
-        self.replace_queued(at, packet);
+        if held.probe != Some(place.seq) {
+            return false;
+        }
+        if let Some(Some(Found::Queued(at))) = self.search(now, at, |held| *held == place) {
+            self.replace_queued(at, packet);
+        }
         true
+    }
+
+    /// Searches in what is held, for a flow. `None` if that would take too much of the time.
+    fn search(&mut self, now: Instant, at: usize, wanted: impl Fn(&Place) -> bool) -> Option<Option<Found>> {
+        let flow = self.freeze.flows.get_mut(at);
+        let limit = now + SEARCH_CREDIT;
+        if [flow.searched, self.freeze.searched].iter().flatten().any(|paid| *paid > limit) {
+            return None;
+        }
+        let looked_at = Cell::new(0);
+        let looks = |place: &Place| {
+            looked_at.update(|count| count + 1);
+            wanted(place)
+        };
+        let mut found = self.replay.find(&wanted).map(Found::Sent);
+        looked_at.set(match found {
+            Some(Found::Sent(at)) => at + 1,
+            _ => self.replay.len(),
+        });
+        if found.is_none() {
+            found = self.queue.find(looks).map(Found::Queued);
+        }
+        let price = RECORD_PRICE.saturating_mul(u32::try_from(looked_at.get()).unwrap_or(u32::MAX));
+        let pay = |paid: &mut Option<Instant>, price| *paid = paid.unwrap_or(now).max(now).checked_add(price);
+        pay(&mut flow.searched, price.saturating_mul(FLOW_SHARE));
+        pay(&mut self.freeze.searched, price);
+        Some(found)
     }
 
     fn replace_queued(&mut self, at: usize, packet: Packet<'_>) {
@@ -202,25 +248,22 @@ impl Session {
         old.into_iter().for_each(|old| self.pool.give(old));
     }
 
-    fn may_search(&mut self, now: Instant) -> bool {
-        let may = self.freeze.next_search.is_none_or(|next| next <= now);
-        if may {
-            self.freeze.next_search = now.checked_add(SEARCH_INTERVAL);
-        }
-        may
-    }
-
     /// Room for a segment of a known flow, in an outage. Of a flow's segments the oldest are what it needs to go on, so the
     /// newest is refused: when the flow has handed in a quarter of the queue, or all flows hold three quarters. Other
     /// packets give way.
-    fn admit_lasting(&mut self, at: usize, place: Place, cost: usize) -> Admission {
+    fn admit_lasting(&mut self, at: usize, place: Place, cost: usize, probe: bool) -> Admission {
         let (outage, queue_bytes) = (self.freeze.outage, self.limits.queue_bytes);
-        let flow = self.freeze.flows.get_mut(at);
-        let held = if flow.held.0 == outage { flow.held.1 } else { 0 };
-        if held + cost > queue_bytes / 4 || self.queue.lasting_cost() + cost > queue_bytes / 4 * 3 {
+        let held = self.freeze.flows.get_mut(at).held(outage);
+        if held.cost + cost > queue_bytes / 4 || self.queue.lasting_cost() + cost > queue_bytes / 4 * 3 {
             return self.refuse();
         }
-        flow.held = (outage, held + cost);
+        held.cost += cost;
+        if place.length > 0 {
+            held.data = Some(true);
+        }
+        if probe {
+            held.probe = Some(place.seq);
+        }
         if self.make_room(cost) { Admission::Queue(Some(place)) } else { self.refuse() }
     }
 
@@ -244,7 +287,7 @@ impl Session {
         Admission::Drop(DropReason::QueueFull)
     }
 
-    fn watch_outage(&mut self, now: Instant) {
+    pub(super) fn watch_outage(&mut self, now: Instant) {
         let cut_off = self.is_cut_off();
         match (cut_off, self.freeze.since) {
             (true, None) => {
@@ -252,10 +295,11 @@ impl Session {
                 let active = self.active.and_then(|path| self.find(path));
                 let silent = active.and_then(|at| self.paths[at].health.stalled());
                 self.freeze.since = Some(silent.unwrap_or(now));
+                self.freeze.thin_at = now.checked_add(self.limits.thin_after);
                 self.freeze.outage = self.freeze.outage.wrapping_add(1);
             }
             (false, Some(_)) => {
-                self.freeze.since = None;
+                (self.freeze.since, self.freeze.thin_at) = (None, None);
                 self.freeze.thaw = true;
                 // What asked last is answered by the other end now.
                 self.freeze.answers.clear();

@@ -1,9 +1,12 @@
 //! What happens because time passes.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use super::{Role, Session};
+use crate::flow::Flow;
 use crate::path::Path;
+use crate::queue::{Place, Record};
 use crate::{CloseCode, PathId};
 
 impl Session {
@@ -11,7 +14,7 @@ impl Session {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let paths = (0..self.paths.len()).filter_map(|index| self.path_deadline(index));
-        paths.chain(self.ack_deadline()).chain(self.age_deadline()).min()
+        paths.chain(self.ack_deadline()).chain(self.age_deadline()).chain(self.thin_deadline()).min()
     }
 
     /// Does what is due. Calling it early or late is harmless.
@@ -30,6 +33,10 @@ impl Session {
         }
         // Last, because the active path may just have gone.
         self.give_up_aged(now);
+        self.watch_outage(now);
+        if is_due(self.thin_deadline(), now) {
+            self.thin(now);
+        }
     }
 
     fn path_deadline(&self, index: usize) -> Option<Instant> {
@@ -81,8 +88,34 @@ impl Session {
             self.stats.dropped_aged += 1;
             self.pool.give(record.packet);
         }
-        // A client that stays away must not hold the memory of its last burst.
+        // Where no segment of a known flow is held, nothing remains of the last burst.
         self.trim_if_idle();
+    }
+
+    /// Relay: when to keep less for a client that stays away.
+    fn thin_deadline(&self) -> Option<Instant> {
+        let holds = !self.replay.is_empty() || !self.queue.is_empty();
+        self.freeze.thin_at.filter(|_| self.role == Role::Server && self.active.is_none() && holds)
+    }
+
+    /// Of each flow the oldest data is enough to resume at once, and the first segment without data to ask; their
+    /// senders have the rest, and send it again.
+    fn thin(&mut self, now: Instant) {
+        self.freeze.thin_at = now.checked_add(self.limits.thin_after);
+        self.freeze.flows.iter_mut().for_each(Flow::forget_probe);
+        let Some(limit) = now.checked_sub(self.limits.thin_after) else { return };
+        let mut kept = HashSet::new();
+        let mut doomed = |record: &Record| {
+            let key = record.place.map(|Place { flow, length, .. }| (flow, length > 0));
+            key.is_some_and(|key| !kept.insert(key)) && record.since <= limit
+        };
+        // The memory is not to be kept for later packets either.
+        let stats = &mut self.stats;
+        self.replay.give_up(&mut doomed, |_| stats.given_up += 1);
+        self.queue.give_up(&mut doomed, |_| stats.dropped_aged += 1);
+        self.pool.clear();
+        self.replay.trim();
+        self.queue.trim();
     }
 
     /// Gives back the memory of a burst once nothing is held: a relay has many idle sessions.

@@ -1,3 +1,5 @@
+mod bounds;
+
 use std::collections::HashSet;
 
 use proptest::prelude::*;
@@ -330,67 +332,6 @@ fn in_an_outage_the_newest_datagrams_stay_and_no_flow_pushes_out_all_others() {
     let stats = ends.client.stats();
     assert_eq!(stats.dropped_displaced, u64::from(first));
     assert_eq!(stats.dropped_queue_full as usize, 10 * 100 - one * 2 - others);
-}
-
-/// An agent that was restarted while a download ran: the relay's new session holds far more than its queue may.
-#[test]
-fn a_session_that_takes_over_displaces_nothing_of_what_was_in_flight() {
-    let limits = Limits { queue_bytes: 40_000, replay_bytes: 160_000, ..Limits::default() };
-    let mut ends = Ends::new(&limits);
-    let _ = ends.send(Sample { ack: 5000, window: 300, ..Sample::default() });
-    ends.settle();
-    let from_far = |number: u32| {
-        let sample = Sample { seq: 5000 + 900 * number, ack: 1000, data: 900, ..Sample::default() };
-        Sample { inbound: true, ..sample }.packet()
-    };
-    let mut sent = Vec::new();
-    for number in 0..60 {
-        for packet in [from_far(number), udp(number as u8, 900)] {
-            assert_eq!(ends.server.enqueue(ends.now, &packet), Enqueue::Queued);
-            ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
-            sent.push(packet);
-        }
-    }
-    let former = std::mem::replace(&mut ends.client, Session::client(SessionId([2; 16]), limits.clone()));
-    assert_eq!(former.active_path(), Some(ends.path));
-    let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
-    let successor = Session::server(SessionId([2; 16]), 8, limits.clone(), config);
-    let left = std::mem::replace(&mut ends.server, successor).into_unacknowledged();
-    assert_eq!(left.len(), sent.len());
-    ends.server.requeue(left);
-
-    // Until the agent activates a path, packets come from the TUN as ever.
-    for number in 60..120 {
-        let _ = ends.server.enqueue(ends.now, &udp(number, 900));
-    }
-    ends.now += LATER;
-    let _ = ends.server.enqueue(ends.now, &from_far(0));
-    let answer = Segment::parse(&local(&mut ends.server, ends.now)[0]).unwrap();
-    assert_eq!((answer.seq, answer.ack, answer.window), (1000, 5000, 0), "the flow is known still");
-    assert_eq!(ends.server.stats().dropped_duplicate, 1, "and so is the place of what is held");
-    assert!(ends.server.queue.cost() <= limits.queue_bytes);
-    ends.connect();
-    assert!(ends.at_client.starts_with(&sent), "{} of {}", ends.at_client.len(), sent.len());
-    assert!(ends.at_client.len() > sent.len() + 30, "and of the others the newest");
-}
-
-#[test]
-fn what_newer_packets_displaced_is_told_as_dropped() {
-    let mut ends = established(&Limits { queue_bytes: 40_000, ..Limits::default() });
-    ends.cut();
-    for number in 0..100 {
-        assert_eq!(ends.client.enqueue(ends.now, &udp(number, 1000)), Enqueue::Queued);
-    }
-    let displaced = ends.client.stats().dropped_displaced;
-    assert!(displaced > 50);
-    assert_eq!(ends.client.stats().dropped(), displaced);
-    while ends.client.poll_event().is_some() {}
-    ends.connect();
-    let told = std::iter::from_fn(|| ends.client.poll_event()).find_map(|event| match event {
-        Event::Activated { dropped, .. } => Some(dropped),
-        _ => None,
-    });
-    assert_eq!(told, Some(displaced));
 }
 
 #[derive(Clone, Debug)]
