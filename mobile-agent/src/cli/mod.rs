@@ -1,6 +1,7 @@
 //! The command line: verbs, and what they share.
 
 mod attach;
+mod bypass;
 mod cleanup;
 mod keygen;
 mod ps;
@@ -84,6 +85,11 @@ enum Verb {
         #[arg(value_name = "IFNAME|auto")]
         uplink: String,
     },
+    /// Change or list the networks that mobile processes reach directly; lasts until the agent ends.
+    Bypass {
+        #[command(subcommand)]
+        what: bypass::What,
+    },
     /// Make this host's private key and print the public one, for `home-relay authorize`.
     Keygen {
         /// Where to write the private key [default: what the configuration says].
@@ -113,6 +119,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Status { json, watch } => status::status(config, json, watch),
         Verb::Uplinks { json } => status::uplinks(config, json),
         Verb::Use { uplink } => status::force(config, &uplink),
+        Verb::Bypass { what } => bypass::bypass(config, &what),
         Verb::Keygen { out } => keygen::keygen(config, out),
         Verb::Cleanup => cleanup::cleanup(config, cli.log.as_deref()),
         Verb::Agent => daemon::main(config, cli.log.as_deref()),
@@ -239,6 +246,8 @@ mod tests {
             &["status", "--json", "--config", "F"],
             &["uplinks", "--config", "F"],
             &["use", "eth0", "--config", "F"],
+            &["bypass", "list", "--config", "F"],
+            &["bypass", "add", "10.0.0.0/8", "--config", "F"],
             &["keygen", "--config", "F"],
             &["cleanup", "--config", "F"],
             &["agent", "--config", "F"],
@@ -249,9 +258,16 @@ mod tests {
 
     #[test]
     fn misuse_is_refused() {
-        for args in
-            [&["run"][..], &["attach"], &["attach", "0"], &["attach", "-5"], &["use"], &["--nonsense", "ls"]]
-        {
+        for args in [
+            &["run"][..],
+            &["attach"],
+            &["attach", "0"],
+            &["attach", "-5"],
+            &["use"],
+            &["--nonsense", "ls"],
+            &["bypass"],
+            &["bypass", "add", "printer"],
+        ] {
             assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
         }
     }

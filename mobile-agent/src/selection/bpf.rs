@@ -33,7 +33,7 @@ use super::{
     bpf_error::Result,
     bpf_log,
     cgroup::MobileCgroup,
-    dns::{self, ResolverMap, Resolvers},
+    dns::{BypassMap, ResolverMap, Resolvers},
     pins::{self, Generation},
 };
 
@@ -72,6 +72,7 @@ pub(crate) struct Selector {
     verdicts: PerCpuArray<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     resolvers: ResolverMap,
+    bypass: BypassMap,
     adopted: bool,
 }
 
@@ -120,6 +121,16 @@ impl Selector {
         self.resolvers.set(resolvers)
     }
 
+    /// From now on mobile processes may reach a network directly, if a route leads there.
+    pub(crate) fn add_bypass(&mut self, net: IpNet) -> Result<()> {
+        self.bypass.add(net)
+    }
+
+    /// From now on they may not.
+    pub(crate) fn remove_bypass(&mut self, net: IpNet) -> Result<()> {
+        self.bypass.remove(net)
+    }
+
     /// Forwards the messages of the programs to `tracing`, until the task is aborted.
     pub(crate) fn spawn_logs(&mut self) -> Result<JoinHandle<()>> {
         bpf_log::spawn(&mut self.ebpf)
@@ -133,7 +144,10 @@ impl Selector {
         }
         let mut ebpf = load_object(&generation)?;
         configure(&mut ebpf, config)?;
-        dns::set_bypass(&mut ebpf, marking.bypass)?;
+        let mut bypass = BypassMap::take(&mut ebpf)?;
+        for net in marking.bypass {
+            bypass.add(*net)?;
+        }
         let mut resolvers = ResolverMap::take(&mut ebpf)?;
         resolvers.set(marking.resolvers)?;
         for name in [map::CONFIG, LOGS] {
@@ -165,7 +179,7 @@ impl Selector {
                 tracing::warn!("programs of an earlier agent stay: {error}");
             }
         }
-        Ok(Self { ebpf, verdicts, events, resolvers, adopted: !older.is_empty() })
+        Ok(Self { ebpf, verdicts, events, resolvers, bypass, adopted: !older.is_empty() })
     }
 }
 
