@@ -31,6 +31,8 @@ pub mod program {
     pub const GETPEERNAME6: &str = "mobile_getpeername6";
     /// Drops what marked sockets send beside the tunnel.
     pub const EGRESS: &str = "mobile_egress";
+    /// The same at the mobile cgroup, for kernels where [`EGRESS`] cannot tell network namespaces apart.
+    pub const EGRESS_OWN: &str = "mobile_egress_own";
 
     /// Every program the agent cannot do without, in the order they are attached: who redirects a query has to be able to
     /// translate its answer.

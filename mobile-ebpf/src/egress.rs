@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use mobile_ebpf_common::{Address, Event};
+use mobile_ebpf_common::{Address, Config, Event};
 
 use crate::{
     dns::is_bypassed,
@@ -34,9 +34,24 @@ const IPV4_DESTINATION: usize = 16;
 const IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const IPV6_DESTINATION: usize = 24;
 
+/// At the root of the cgroup2 hierarchy, so that it sees sockets that were made before their process was mobile.
 #[cgroup_skb(egress)]
 fn mobile_egress(ctx: SkBuffContext) -> i32 {
-    match try_egress(&ctx) {
+    judge(&ctx, |config| {
+        // SAFETY: the helper accepts the context.
+        unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == config.netns_cookie }
+    })
+}
+
+/// At the mobile cgroup, where sockets were made by mobile processes: those of other network namespaces have no mark of ours.
+#[cgroup_skb(egress)]
+fn mobile_egress_own(ctx: SkBuffContext) -> i32 {
+    judge(&ctx, |_| true)
+}
+
+#[inline(always)]
+fn judge(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> bool) -> i32 {
+    match try_egress(ctx, in_our_namespace) {
         None => KEEP,
         Some(event @ Event::EgressLate) => {
             happened(event);
@@ -51,7 +66,7 @@ fn mobile_egress(ctx: SkBuffContext) -> i32 {
 
 /// Why a packet must not leave. Ordinary sockets, the many, pay for one comparison.
 #[inline(always)]
-fn try_egress(ctx: &SkBuffContext) -> Option<Event> {
+fn try_egress(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> bool) -> Option<Event> {
     let config = config().ok()?;
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     // SAFETY: the context of a cgroup_skb program is a valid __sk_buff; the helper takes its socket when there is one.
@@ -69,8 +84,7 @@ fn try_egress(ctx: &SkBuffContext) -> Option<Event> {
     if !config.is_marked(mark) || device == LOOPBACK || device == config.device {
         return None;
     }
-    // SAFETY: the helper accepts the context.
-    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
+    if !in_our_namespace(config) {
         return None;
     }
     // SAFETY: as above.

@@ -270,5 +270,12 @@ fn a_bypassed_neighbour_is_reached_by_a_mobile_socket_bound_to_the_device() -> O
         let argv = [&["ping", "-n", "-c1", "-W5"], bound, &[neighbour.as_str()]].concat();
         finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?.ok()?;
     }
+    // The same while the agent runs.
+    let argv = ["ping", "-n", "-c1", "-W1", "-I", bed.lab.eth().device(), &neighbour];
+    for (change, reached) in [("del", false), ("add", true), ("del", false)] {
+        bed.agent.cli(&["bypass", change, &format!("{neighbour}/24")])?.ok()?;
+        let ping = finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?;
+        assert_eq!(ping.status.success(), reached, "{change}: {ping:?}");
+    }
     bed.finish()
 }

@@ -51,6 +51,42 @@ fn bypassed_destinations_are_reached_directly() -> Outcome {
 }
 
 #[test]
+fn the_bypass_can_be_changed_while_the_agent_runs() -> Outcome {
+    let bed = Testbed::new()?;
+    let direct = [IpAddr::V4(bed.lab.eth().name.nat_address()), IpAddr::V6(bed.lab.eth().address6())];
+    let relay = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
+    let nets = [format!("{}/30", addr::SERVER4), format!("{}/64", addr::SERVER6)];
+    let seen = |url: &str| -> anyhow::Result<IpAddr> {
+        Ok(ip_of(&finish_within(&mut bed.agent.run(&["curl", "-s", url]), None, PATIENCE)?.ok()?))
+    };
+    let bypass = |args: &[&str]| bed.agent.cli(&[&["bypass"], args].concat());
+    for (family, url) in urls("/ip").iter().enumerate() {
+        for _ in 0..2 {
+            assert_eq!(seen(url)?, relay[family]);
+            bypass(&["add", &nets[family]])?.ok()?;
+            assert_eq!(seen(url)?, direct[family]);
+            bypass(&["del", &nets[family]])?.ok()?;
+        }
+        assert_eq!(seen(url)?, relay[family]);
+    }
+    bypass(&["add", "192.168.7.9/16"])?.ok()?;
+    bypass(&["add", "192.168.0.0/16"])?.ok()?;
+    assert_eq!(bypass(&["list"])?.ok()?, "192.168.0.0/16\n");
+    assert_eq!(
+        bypass(&["list", "--json"])?.ok()?.split_whitespace().collect::<String>(),
+        "[\"192.168.0.0/16\"]"
+    );
+    assert_eq!(bypass(&["del", "10.0.0.0/8"])?.code(), 1);
+    // Still what it was, whatever is put back.
+    bed.lab.host.run(&["ip", "-4", "route", "flush", "table", "7700"])?;
+    let table = || bed.lab.host.run(&["ip", "-4", "route", "show", "table", "7700"]);
+    until("the bypass to be back", || table().is_ok_and(|table| table.contains("throw 192.168.0.0/16")))?;
+    let mut bed = bed;
+    bed.expect_warning("put back");
+    bed.finish()
+}
+
+#[test]
 fn loopback_stays_loopback_for_mobile_processes() -> Outcome {
     let bed = Testbed::new()?;
     let _local = mobile_tests::TcpService::start(&bed.lab.host, 8080, |stream, peer| {

@@ -1,9 +1,10 @@
-//! What may be typed. Nothing but clap here: `cargo xtask gen` makes man pages and completions of this very file.
+//! What may be typed. Nothing of the agent here: `cargo xtask gen` makes man pages and completions of this very file.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use ipnet::IpNet;
 
 /// Keeps the connections of chosen processes alive while the links change.
 #[derive(Debug, Parser)]
@@ -66,6 +67,11 @@ pub(crate) enum Verb {
         #[arg(value_name = "IFNAME|auto")]
         uplink: String,
     },
+    /// Change or list the networks that mobile processes reach directly; lasts until the agent ends.
+    Bypass {
+        #[command(subcommand)]
+        what: Bypass,
+    },
     /// Look whether this machine can run it: kernel, files, relay over each uplink, rules in the way. Exit 1 if not.
     Check {
         /// As JSON.
@@ -91,4 +97,48 @@ pub(crate) enum Verb {
     Agent,
     #[command(external_subcommand)]
     Bare(Vec<OsString>),
+}
+
+/// What is to become of a network that mobile processes reach directly.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum Bypass {
+    /// Mobile processes reach this network directly.
+    Add {
+        /// Such as 192.168.1.0/24; an address stands for itself.
+        #[arg(value_name = "NET", value_parser = net)]
+        net: IpNet,
+    },
+    /// They do not any more.
+    Del {
+        /// A network that `list` names.
+        #[arg(value_name = "NET", value_parser = net)]
+        net: IpNet,
+    },
+    /// What they reach directly, one network a line.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A network, or an address as a network of one.
+fn net(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<std::net::IpAddr>().map(IpNet::from);
+    text.parse()
+        .or_else(|_| address())
+        .map_err(|_| "a network was expected, such as 192.168.1.0/24".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_network_of_one() {
+        assert_eq!(net("192.168.1.7"), Ok("192.168.1.7/32".parse().unwrap()));
+        assert_eq!(net("fd00::/8"), Ok("fd00::/8".parse().unwrap()));
+        assert!(net("printer").is_err());
+        assert!(net("10.0.0.0/33").is_err());
+    }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 mod attach;
+mod bypass;
 mod check;
 mod cleanup;
 mod explain;
@@ -41,6 +42,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Status { json, watch } => status::status(config, json, watch),
         Verb::Uplinks { json } => status::uplinks(config, json),
         Verb::Use { uplink } => status::force(config, &uplink),
+        Verb::Bypass { what } => bypass::bypass(config, &what),
         Verb::Check { json } => check::check(config, json),
         Verb::Explain { target } => explain::explain(config, &target),
         Verb::Keygen { out } => keygen::keygen(config, out),
@@ -176,6 +178,8 @@ mod tests {
             &["status", "--json", "--config", "F"],
             &["uplinks", "--config", "F"],
             &["use", "eth0", "--config", "F"],
+            &["bypass", "list", "--config", "F"],
+            &["bypass", "add", "10.0.0.0/8", "--config", "F"],
             &["check", "--json", "--config", "F"],
             &["explain", "example.org:22", "--config", "F"],
             &["keygen", "--config", "F"],
@@ -188,9 +192,16 @@ mod tests {
 
     #[test]
     fn misuse_is_refused() {
-        for args in
-            [&["run"][..], &["attach"], &["attach", "0"], &["attach", "-5"], &["use"], &["--nonsense", "ls"]]
-        {
+        for args in [
+            &["run"][..],
+            &["attach"],
+            &["attach", "0"],
+            &["attach", "-5"],
+            &["use"],
+            &["--nonsense", "ls"],
+            &["bypass"],
+            &["bypass", "add", "printer"],
+        ] {
             assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
         }
     }

@@ -30,10 +30,14 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
         | Request::Detach { .. }
         | Request::Processes
         | Request::Status
-        | Request::Uplinks => Ok(()),
-        Request::Use { .. } | Request::Cleanup if asker.privileged => Ok(()),
+        | Request::Uplinks
+        | Request::Bypasses => Ok(()),
+        Request::Use { .. } | Request::Bypass { .. } | Request::Cleanup if asker.privileged => Ok(()),
         Request::Use { .. } => {
             Err("only root or the [control] group may choose the uplink: try it with sudo".into())
+        }
+        Request::Bypass { .. } => {
+            Err("only root or the [control] group may change the bypass: try it with sudo".into())
         }
         Request::Cleanup => Err("only root or the [control] group may clean up: try it with sudo".into()),
     }

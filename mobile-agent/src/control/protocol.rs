@@ -1,5 +1,6 @@
 //! What goes over the control socket: one JSON object a line, a question and its answer.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::status::{Status, Uplinks};
@@ -31,6 +32,15 @@ pub(crate) enum Request {
         /// An interface name.
         uplink: Option<String>,
     },
+    /// What mobile processes reach directly.
+    Bypasses,
+    /// Change it.
+    Bypass {
+        /// A network.
+        net: IpNet,
+        /// Add it, or remove it.
+        add: bool,
+    },
     /// Remove every kernel object, and end.
     Cleanup,
 }
@@ -53,6 +63,8 @@ pub(crate) enum Answer {
     Status(Box<Status>),
     /// To `Uplinks`.
     Uplinks(Uplinks),
+    /// To `Bypasses`.
+    Bypasses(Vec<IpNet>),
 }
 
 /// What became of one process of an `Attach` or `Detach`.
@@ -104,6 +116,10 @@ mod tests {
             (Request::Run, r#""run""#),
             (Request::Attach { pids: vec![7] }, r#"{"attach":{"pids":[7]}}"#),
             (Request::Use { uplink: None }, r#"{"use":{"uplink":null}}"#),
+            (
+                Request::Bypass { net: "10.0.0.0/8".parse().unwrap(), add: true },
+                r#"{"bypass":{"net":"10.0.0.0/8","add":true}}"#,
+            ),
             (Request::Cleanup, r#""cleanup""#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), json);

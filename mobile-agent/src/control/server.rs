@@ -150,6 +150,8 @@ async fn answer(
         Request::Status => Ok(Answer::Status(Box::new(agent.status().await))),
         Request::Uplinks => Ok(Answer::Uplinks(agent.uplinks().await)),
         Request::Use { uplink } => agent.force(uplink),
+        Request::Bypasses => Ok(Answer::Bypasses(agent.bypass.lock().await.clone())),
+        Request::Bypass { net, add } => agent.change_bypass(net, add).await,
         Request::Cleanup => agent.clean_up().await,
     }
 }

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use mobile_io::keys::PublicKey;
 use mobile_proto::{PathId, PathStats};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Answer;
-use crate::routing::Report;
 use crate::routing::lease::Assigned;
+use crate::routing::{BypassChange, Report};
 use crate::selection::bpf::Selector;
 use crate::selection::cgroup::MobileCgroup;
 use crate::status::{
@@ -44,6 +45,10 @@ pub(crate) struct Agent {
     pub(crate) started: Instant,
     /// Asks the daemon to remove everything and end.
     pub(crate) clean_up: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
+    /// What mobile processes reach directly. Held while it changes.
+    pub(crate) bypass: tokio::sync::Mutex<Vec<IpNet>>,
+    /// Asks the keeper of the MOBILE route to make it so.
+    pub(crate) route_bypass: mpsc::Sender<BypassChange>,
 }
 
 impl Agent {
@@ -63,6 +68,49 @@ impl Agent {
         };
         self.tunnel.force(uplink);
         Ok(note.map_or(Answer::Done, Answer::Noted))
+    }
+
+    /// `mobile bypass add` and `del`: in force when it is answered, and until the agent ends.
+    pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Answer, String> {
+        let net = net.trunc();
+        let mut nets = self.bypass.lock().await;
+        match (add, nets.contains(&net)) {
+            (true, true) => return Ok(Answer::Noted(format!("{net} is bypassed already"))),
+            (false, false) => {
+                return Err(format!("{net} is not bypassed; `mobile bypass list` says what is"));
+            }
+            _ => {}
+        }
+        let mut wanted = nets.clone();
+        if add {
+            wanted.push(net);
+            // Before a route leads there, so that nothing on it is refused.
+            self.selector().add_bypass(net).map_err(|error| error.to_string())?;
+        } else {
+            wanted.retain(|other| *other != net);
+        }
+        let routed = self.reroute(wanted.clone()).await;
+        // After no route leads there any more, or because none does.
+        if routed.is_ok() != add
+            && let Err(error) = self.selector().remove_bypass(net)
+        {
+            tracing::warn!(%error, %net, "no route leads there, but it would be let through");
+        }
+        routed?;
+        *nets = wanted;
+        tracing::info!(%net, add, "bypass changed");
+        Ok(Answer::Done)
+    }
+
+    async fn reroute(&self, wanted: Vec<IpNet>) -> Result<(), String> {
+        let stopping = || "the agent is stopping".to_owned();
+        let (reply, done) = oneshot::channel();
+        self.route_bypass.send((wanted, reply)).await.map_err(|_| stopping())?;
+        done.await.map_err(|_| stopping())?
+    }
+
+    fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
+        self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `mobile cleanup`: answered when everything is removed.

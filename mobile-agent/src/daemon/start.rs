@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use ipnet::IpNet;
 use mobile_io::control::Listener;
 use mobile_io::keys::PrivateKey;
 use mobile_io::netlink::Netlink;
@@ -100,6 +101,8 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         Tunnel::start(Dialer::new(&relay, &key), wishes, TunIo::new(tun, Arc::clone(&side)), links);
     let assigned = tunnel.assigned.clone();
     let (clean_up, clean_ups) = mpsc::channel(1);
+    let (route_bypass, bypasses) = mpsc::channel(1);
+    let bypass = tokio::sync::Mutex::new(config.routing.bypass.iter().map(IpNet::trunc).collect());
     let agent = Arc::new(Agent {
         config,
         relay,
@@ -111,6 +114,8 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         selector: Mutex::new(selector),
         started: Instant::now(),
         clean_up,
+        bypass,
+        route_bypass,
     });
     if let Some(metrics) = &metrics {
         metrics.show(&agent);
@@ -118,7 +123,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     let mut tasks = JoinSet::new();
     tasks.spawn(watch_links);
     tasks.spawn(manage);
-    tasks.spawn(keeper.run(assigned));
+    tasks.spawn(keeper.run(assigned, bypasses));
     tasks.spawn(follow_resolvers(Arc::clone(&agent)));
     let for_server = Arc::clone(&agent);
     tasks.spawn(async move {

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use ipnet::IpNet;
 use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, Watch};
 use mobile_io::sysctl;
 use mobile_proto::PushConfig;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::lease::{Assigned, Lease};
@@ -19,6 +20,9 @@ use crate::tunnel::io::DeviceSide;
 /// The least time between two passes: whoever removes our rules in a loop costs at most this rate, and a single
 /// removal is repaired at once.
 const SPACING: Duration = Duration::from_millis(5);
+
+/// What mobile processes are to reach directly from now on, and who wants to know what became of it.
+pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>);
 
 /// What others may know of the route.
 #[derive(Debug, Clone)]
@@ -67,7 +71,11 @@ impl Keeper {
     }
 
     /// Follows what the relay assigns and what the kernel says. Ends only when it cannot go on, with the reason.
-    pub(crate) async fn run(mut self, mut pushed: watch::Receiver<Option<PushConfig>>) -> anyhow::Error {
+    pub(crate) async fn run(
+        mut self,
+        mut pushed: watch::Receiver<Option<PushConfig>>,
+        mut bypass: mpsc::Receiver<BypassChange>,
+    ) -> anyhow::Error {
         let mut watch = match Watch::new() {
             Ok(watch) => watch,
             Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
@@ -86,6 +94,11 @@ impl Keeper {
                     }
                     Err(_) => return anyhow::anyhow!("the tunnel has ended"),
                 },
+                Some((nets, reply)) = bypass.recv() => {
+                    // The asker may have gone.
+                    let _ = reply.send(self.bypass(nets).await);
+                    Ok(())
+                }
                 changed = watch.changed() => match changed {
                     Ok(_) => {
                         sleep_until(next).await;
@@ -128,6 +141,21 @@ impl Keeper {
         self.device.set_addresses(new.addresses());
         self.assigned.send_replace(Some(new));
         self.tolerant_pass().await.map(drop)
+    }
+
+    /// Changes what is reached directly, or leaves it as it was.
+    async fn bypass(&mut self, nets: Vec<IpNet>) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.config.routing.bypass, nets);
+        match self.ensure().await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.config.routing.bypass = before;
+                if let Err(error) = self.tolerant_pass().await {
+                    tracing::warn!(error = crate::cli::story(&error), "the MOBILE route is not whole");
+                }
+                Err(crate::cli::story(&error))
+            }
+        }
     }
 
     /// A pass after an event: whatever it had to make, somebody had removed.

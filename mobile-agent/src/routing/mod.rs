@@ -8,7 +8,7 @@ pub(crate) mod lease;
 mod plan;
 mod remove;
 
-pub(crate) use keeper::{Keeper, Report};
+pub(crate) use keeper::{BypassChange, Keeper, Report};
 pub(crate) use remove::remove;
 
 /// A device is named by its configuration everywhere in /proc/sys too.

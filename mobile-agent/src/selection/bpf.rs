@@ -33,7 +33,7 @@ use super::{
     bpf_error::Result,
     bpf_log,
     cgroup::MobileCgroup,
-    dns::{self, ResolverMap, Resolvers},
+    dns::{BypassMap, ResolverMap, Resolvers},
     pins::{self, Generation},
 };
 
@@ -72,6 +72,7 @@ pub(crate) struct Selector {
     verdicts: PerCpuArray<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     resolvers: ResolverMap,
+    bypass: BypassMap,
     adopted: bool,
 }
 
@@ -91,7 +92,7 @@ impl Selector {
             unused: 0,
         };
         pins::ensure_dir(pin_dir)?;
-        let result = Self::load(pin_dir, cgroup.cgroup2().mount(), config, marking);
+        let result = Self::load(pin_dir, (cgroup.cgroup2().mount(), cgroup.dir()), config, marking);
         if result.is_err() && pins::generations(pin_dir).is_ok_and(|left| left.is_empty()) {
             pins::remove(pin_dir)?;
         }
@@ -120,12 +121,27 @@ impl Selector {
         self.resolvers.set(resolvers)
     }
 
+    /// From now on mobile processes may reach a network directly, if a route leads there.
+    pub(crate) fn add_bypass(&mut self, net: IpNet) -> Result<()> {
+        self.bypass.add(net)
+    }
+
+    /// From now on they may not.
+    pub(crate) fn remove_bypass(&mut self, net: IpNet) -> Result<()> {
+        self.bypass.remove(net)
+    }
+
     /// Forwards the messages of the programs to `tracing`, until the task is aborted.
     pub(crate) fn spawn_logs(&mut self) -> Result<JoinHandle<()>> {
         bpf_log::spawn(&mut self.ebpf)
     }
 
-    fn load(pin_dir: &Path, root: &Path, config: Config, marking: Marking<'_>) -> Result<Self> {
+    fn load(
+        pin_dir: &Path,
+        (root, mobile): (&Path, &Path),
+        config: Config,
+        marking: Marking<'_>,
+    ) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
         let generation = Generation::after(pin_dir, &older)?;
         for name in HANDED_ON {
@@ -133,7 +149,10 @@ impl Selector {
         }
         let mut ebpf = load_object(&generation)?;
         configure(&mut ebpf, config)?;
-        dns::set_bypass(&mut ebpf, marking.bypass)?;
+        let mut bypass = BypassMap::take(&mut ebpf)?;
+        for net in marking.bypass {
+            bypass.add(*net)?;
+        }
         let mut resolvers = ResolverMap::take(&mut ebpf)?;
         resolvers.set(marking.resolvers)?;
         for name in [map::CONFIG, LOGS] {
@@ -141,21 +160,11 @@ impl Selector {
             let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
             map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
         }
-        let root_dir =
-            File::open(root).map_err(|source| BpfError::Io { action: "open", path: root.into(), source })?;
+        let root_dir = open(root)?;
         for name in program::ALL {
             put_in_force(&mut ebpf, &root_dir, name, &generation)?;
         }
-        if let Err(error) = put_in_force(&mut ebpf, &root_dir, program::EGRESS, &generation) {
-            // A kernel whose programs at this hook cannot tell one network namespace from another.
-            let BpfError::Program { source: ProgramError::LoadError { .. }, .. } = &error else {
-                return Err(error);
-            };
-            tracing::info!(
-                %error,
-                "sockets that mobile processes bind to an uplink's device leave by it: Linux 6.16 or later is needed to stop them"
-            );
-        }
+        put_egress_in_force(&mut ebpf, &root_dir, mobile, &generation)?;
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;
         let events = counters(&mut ebpf, map::EVENTS)?;
         generation.keep();
@@ -165,7 +174,7 @@ impl Selector {
                 tracing::warn!("programs of an earlier agent stay: {error}");
             }
         }
-        Ok(Self { ebpf, verdicts, events, resolvers, adopted: !older.is_empty() })
+        Ok(Self { ebpf, verdicts, events, resolvers, bypass, adopted: !older.is_empty() })
     }
 }
 
@@ -226,6 +235,24 @@ fn put_in_force(ebpf: &mut Ebpf, root: &File, name: &'static str, generation: &G
     let path = generation.path("link", name);
     link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
     Ok(())
+}
+
+/// The last program: what leaves beside the tunnel all the same.
+fn put_egress_in_force(ebpf: &mut Ebpf, root: &File, mobile: &Path, generation: &Generation) -> Result<()> {
+    match put_in_force(ebpf, root, program::EGRESS, generation) {
+        // At this hook the kernel cannot tell one network namespace from another: Linux 6.12 cannot, 6.18 can.
+        Err(BpfError::Program { source: ProgramError::LoadError { .. }, .. }) => {
+            tracing::info!(
+                "sockets made before `mobile attach` send their first datagram directly on this kernel"
+            );
+            put_in_force(ebpf, &open(mobile)?, program::EGRESS_OWN, generation)
+        }
+        result => result,
+    }
+}
+
+fn open(dir: &Path) -> Result<File> {
+    File::open(dir).map_err(|source| BpfError::Io { action: "open", path: dir.into(), source })
 }
 
 fn counters(ebpf: &mut Ebpf, name: &'static str) -> Result<PerCpuArray<MapData, u64>> {
@@ -309,13 +336,26 @@ mod tests {
             let config = Config::default();
             pins::ensure_dir(&place.pin_dir).unwrap();
             // Programs load, but this is no cgroup to attach them to.
-            let failed = Selector::load(&place.pin_dir, Path::new("/proc"), config, place.marking);
+            let failed = Selector::load(
+                &place.pin_dir,
+                (Path::new("/proc"), place.cgroup.dir()),
+                config,
+                place.marking,
+            );
             assert!(matches!(failed.err().unwrap(), BpfError::Program { .. }));
             assert!(pins::generations(&place.pin_dir).unwrap().is_empty());
 
             drop(place.load());
             let before = pins::generations(&place.pin_dir).unwrap();
-            assert!(Selector::load(&place.pin_dir, Path::new("/proc"), config, place.marking).is_err());
+            assert!(
+                Selector::load(
+                    &place.pin_dir,
+                    (Path::new("/proc"), place.cgroup.dir()),
+                    config,
+                    place.marking
+                )
+                .is_err()
+            );
             assert_eq!(pins::generations(&place.pin_dir).unwrap(), before);
             assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
         });

@@ -133,7 +133,6 @@ impl MobileCgroup {
     }
 
     /// Its directory.
-    #[cfg(test)]
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

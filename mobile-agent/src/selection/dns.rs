@@ -78,17 +78,28 @@ impl ResolverMap {
     }
 }
 
-/// Tells the programs what mobile processes reach directly.
-pub(super) fn set_bypass(ebpf: &mut Ebpf, bypass: &[IpNet]) -> Result<()> {
-    let map = ebpf.map_mut(map::BYPASS).ok_or(BpfError::Missing(map::BYPASS))?;
-    let mut trie: LpmTrie<_, Address, u8> = LpmTrie::try_from(map).map_err(failed(map::BYPASS))?;
-    for net in bypass {
-        // Of an IPv4-mapped address the first 96 bits are always the same.
-        let length = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { 96 } else { 0 };
-        let key = Key::new(length, packed(net.network()));
-        trie.insert(&key, &1, 0).map_err(failed(map::BYPASS))?;
+/// The programs' map of what mobile processes reach directly.
+pub(super) struct BypassMap(LpmTrie<MapData, Address, u8>);
+
+impl BypassMap {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let map = ebpf.take_map(map::BYPASS).ok_or(BpfError::Missing(map::BYPASS))?;
+        LpmTrie::try_from(map).map(Self).map_err(failed(map::BYPASS))
     }
-    Ok(())
+
+    pub(super) fn add(&mut self, net: IpNet) -> Result<()> {
+        self.0.insert(&prefix(net), &1, 0).map_err(failed(map::BYPASS))
+    }
+
+    pub(super) fn remove(&mut self, net: IpNet) -> Result<()> {
+        self.0.remove(&prefix(net)).map_err(failed(map::BYPASS))
+    }
+}
+
+fn prefix(net: IpNet) -> Key<Address> {
+    // Of an IPv4-mapped address the first 96 bits are always the same.
+    let length = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { 96 } else { 0 };
+    Key::new(length, packed(net.network()))
 }
 
 fn packed(address: IpAddr) -> Address {

@@ -1,0 +1,27 @@
+//! `mobile bypass add NET`, `del NET` and `list`.
+
+use std::path::Path;
+
+use super::args::Bypass;
+use crate::control::protocol::{Answer, Request};
+
+/// Does it.
+pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()> {
+    let request = match what {
+        Bypass::Add { net } => Request::Bypass { net: *net, add: true },
+        Bypass::Del { net } => Request::Bypass { net: *net, add: false },
+        Bypass::List { .. } => Request::Bypasses,
+    };
+    match (super::ask(&mut super::agent(config)?, &request)?, what) {
+        (Answer::Bypasses(nets), Bypass::List { json: true }) => super::print_json(&nets),
+        (Answer::Bypasses(nets), Bypass::List { json: false }) => {
+            super::print(&nets.iter().map(|net| format!("{net}\n")).collect::<String>())
+        }
+        (Answer::Done, Bypass::Add { .. } | Bypass::Del { .. }) => Ok(()),
+        (Answer::Noted(note), Bypass::Add { .. } | Bypass::Del { .. }) => {
+            eprintln!("mobile: {note}");
+            Ok(())
+        }
+        (other, _) => Err(super::unexpected(&other)),
+    }
+}
