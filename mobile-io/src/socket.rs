@@ -126,7 +126,7 @@ mod tests {
     #[tokio::test]
     async fn every_byte_comes_in_order_and_then_the_end() {
         let (mut near, mut socket) = pair().await;
-        let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i * 31 >> 8) as u8).collect();
+        let sent: Vec<u8> = (0..1_000_000u32).map(|i| ((i * 31) >> 8) as u8).collect();
         let writing = tokio::spawn({
             let sent = sent.clone();
             async move {
