@@ -88,14 +88,36 @@ impl Tun {
     pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            let mut header = [0; VNET_HEADER_LEN];
-            let mut slices = [IoSliceMut::new(&mut header), IoSliceMut::new(buf)];
-            let Ok(outcome) = guard.try_io(|fd| Ok(readv(fd, &mut slices)?)) else { continue };
-            let length = outcome?.saturating_sub(VNET_HEADER_LEN);
-            match Offload::from_vnet(&header, &buf[..length]) {
-                Ok(offload) => return Poll::Ready(Ok((length, offload))),
-                // The kernel asked for what it was not offered: such a packet cannot be carried.
-                Err(error) => tracing::debug!(device = self.name, %error, "packet skipped"),
+            let Ok(outcome) = guard.try_io(|fd| self.read(fd.get_ref(), buf)) else { continue };
+            if let Some(packet) = outcome? {
+                return Poll::Ready(Ok(packet));
+            }
+        }
+    }
+
+    /// Reads one packet that waits already, or fails with `WouldBlock`; who waits in [`Self::poll_recv`] finds out by
+    /// itself.
+    ///
+    /// # Errors
+    /// What the device says (it is down, or removed).
+    pub fn try_recv(&self, buf: &mut [u8]) -> io::Result<(usize, Offload)> {
+        loop {
+            if let Some(packet) = self.read(self.fd.get_ref(), buf)? {
+                return Ok(packet);
+            }
+        }
+    }
+
+    /// None: a packet that cannot be carried, for the kernel asked for what it was not offered.
+    fn read(&self, fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
+        let mut header = [0; VNET_HEADER_LEN];
+        let length = readv(fd, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(buf)])?;
+        let length = length.saturating_sub(VNET_HEADER_LEN);
+        match Offload::from_vnet(&header, &buf[..length]) {
+            Ok(offload) => Ok(Some((length, offload))),
+            Err(error) => {
+                tracing::debug!(device = self.name, %error, "packet skipped");
+                Ok(None)
             }
         }
     }
@@ -231,6 +253,17 @@ mod tests {
             let mut answer = [0; 16];
             let (length, from) = socket.recv_from(&mut answer).await.unwrap();
             assert_eq!((&answer[..length], from), (&b"out"[..], "192.0.2.9:9".parse().unwrap()));
+            // One more, read without waiting; then there is none.
+            socket.send_to(b"again", "192.0.2.9:9").await.unwrap();
+            let mut ends = Vec::new();
+            let error = loop {
+                match tun.try_recv(&mut buf) {
+                    Ok((length, _)) => ends.push(buf[..length].ends_with(b"again")),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(ends.into_iter().filter(|again| *again).count(), 1);
         });
     }
 

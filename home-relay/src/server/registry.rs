@@ -236,6 +236,7 @@ impl Registry {
         session.requeue(waiting);
         let io = ClientIo {
             queue: Arc::clone(&member.queue),
+            routes: Arc::clone(&self.routes),
             guard: Guard::new(member.lease, self.settings.pools),
             sink: Arc::clone(&self.sink),
             metrics: Arc::clone(&self.metrics),

@@ -12,6 +12,7 @@ use mobile_io::tun::Tun;
 use mobile_proto::{CloseCode, Hello, Offload, Packet, PathId, Session, SessionId, Stats, Unacknowledged};
 use tokio::sync::{Mutex, mpsc};
 
+use super::demux::Routes;
 use super::guard::Guard;
 use super::queue::PacketQueue;
 use crate::metrics::{Drop, Metrics};
@@ -20,17 +21,25 @@ use crate::metrics::{Drop, Metrics};
 pub(crate) trait Sink: Send + Sync {
     /// Sends one packet.
     fn send(&self, packet: Packet<'_>) -> io::Result<()>;
+
+    /// Reads a packet that is there already.
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)>;
 }
 
 impl Sink for Tun {
     fn send(&self, packet: Packet<'_>) -> io::Result<()> {
         self.try_send(packet)
     }
+
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)> {
+        self.try_recv(buffer)
+    }
 }
 
-/// The packets of one session: in from the client's queue, out through the guard to the device.
+/// The packets of one session: in from the client's queue and the device, out through the guard to the device.
 pub(crate) struct ClientIo {
     pub(crate) queue: Arc<PacketQueue>,
+    pub(crate) routes: Arc<Routes>,
     pub(crate) guard: Guard,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) metrics: Arc<Metrics>,
@@ -38,7 +47,8 @@ pub(crate) struct ClientIo {
 
 impl PacketIo for ClientIo {
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
-        self.queue.poll_pop(cx, buffer).map(|(length, offload)| {
+        let Self { queue, routes, sink, metrics, .. } = self;
+        routes.poll_take(cx, queue, &**sink, metrics, buffer).map(|(length, offload)| {
             self.metrics.to_clients.count(length);
             Ok((length, offload))
         })
