@@ -202,13 +202,13 @@ fn the_relays_check_finds_the_port_taken_the_pool_in_use_and_another_firewall() 
     bed.relay.configure("pool", "ipv4", "198.51.100.0/24")?;
     relay.feed(
         &["nft", "-f", "-"],
-        "table ip other {\n chain fwd {\n  type filter hook forward priority 0; policy drop;\n }\n}\n",
+        "table ip other {\n chain forward {\n  type filter hook forward priority 0; policy drop;\n }\n}\n",
     )?;
     let done = bed.relay.cli(&["check"])?;
     assert_eq!(done.code(), 1, "{done:?}");
     assert_line(&done, "FAIL  port: ", "another program");
     assert_line(&done, "FAIL  pool: 198.51.100.0/24", "overlaps with");
-    assert_line(&done, "warn  firewall: ", "ip other fwd");
+    assert_line(&done, "warn  firewall: ", "ip other forward");
     relay.run(&["nft", "delete", "table", "ip", "other"])?;
     drop(squatter);
     assert_eq!(bed.relay.cli(&["check", "--json"])?.code(), 1);

@@ -86,15 +86,16 @@ impl Known<'_> {
                 None => "no rule leads to a route".to_owned(),
             };
         };
-        match self.rules.iter().filter(fits).find(|rule| rule.table == Some(way.table)) {
+        let table = table_of(way);
+        match self.rules.iter().filter(fits).find(|rule| rule.table == Some(table)) {
             Some(rule) => format!("rule `{rule}`"),
-            None => format!("a rule that asks for more than the mark leads to table {}", way.table),
+            None => format!("a rule that asks for more than the mark leads to table {table}"),
         }
     }
 
     fn route(&self, way: Option<&Way>) -> String {
         let Some(way) = way else { return "no route: unreachable".to_owned() };
-        let mut text = format!("route of table {}", way.table);
+        let mut text = format!("route of table {}", table_of(way));
         if let Some(gateway) = way.gateway {
             text.push_str(&format!(" via {gateway}"));
         }
@@ -141,6 +142,11 @@ impl Known<'_> {
     fn name(&self, index: u32) -> String {
         self.links.get(&index).cloned().unwrap_or_else(|| format!("device {index}"))
     }
+}
+
+/// Until somebody adds a rule, the kernel keeps the local table (255) in the main one, and says so.
+fn table_of(way: &Way) -> u32 {
+    if way.local { 255 } else { way.table }
 }
 
 #[cfg(test)]
@@ -219,6 +225,15 @@ mod tests {
         routing.bypass.push("192.0.2.0/24".parse().unwrap());
         let text = known(&routing).case(MOBILE, Some(&way(254, 2)));
         assert_says(&text, &["[routing] bypass has 192.0.2.0/24", "lookup main"]);
+    }
+
+    #[test]
+    fn what_stays_on_this_host_is_of_the_local_table_wherever_the_kernel_keeps_it() {
+        let routing = Routing::default();
+        for table in [254, 255] {
+            let text = known(&routing).case(MOBILE, Some(&Way { local: true, ..way(table, 1) }));
+            assert_says(&text, &["`0: from all lookup local`", "route of table 255", "stays on this host"]);
+        }
     }
 
     #[test]
