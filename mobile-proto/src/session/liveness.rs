@@ -7,7 +7,8 @@ use crate::health::RELAY_PINGS;
 use crate::path::Path;
 use crate::{PathId, PathStats, TransportSample};
 
-/// A client listens to the relay's doubt at most this often: each makes it send eight PINGs.
+/// A client listens to the relay's doubt at most this often: each makes it send
+/// [ten PINGs](crate::health::PINGS) at most.
 const NUDGE_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Session {
