@@ -236,7 +236,7 @@ mod tests {
         routes.add(&lease(2), &queue);
         let metrics = Metrics::new().unwrap();
         let device = Waiting(Mutex::new(vec![packet("192.0.2.1", "10.9.0.2")]));
-        let mut take = |routes: &Routes| {
+        let take = |routes: &Routes| {
             let mut cx = Context::from_waker(std::task::Waker::noop());
             routes.poll_take(&mut cx, &queue, &device, &metrics, &mut [0; 100])
         };
