@@ -73,6 +73,17 @@ pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
     read(tcp).ok().map(|info| info.sample())
 }
 
+/// The rate at which the kernel lets data out, in bytes a second: somewhat above what the path takes.
+pub(crate) fn pacing_rate(tcp: &TcpStream) -> Option<u64> {
+    read(tcp).ok().map(|info| info.pacing_rate)
+}
+
+/// The shortest round trip so far; none before the first.
+pub(crate) fn min_rtt(tcp: &TcpStream) -> Option<Duration> {
+    let micros = read(tcp).ok()?.min_rtt;
+    (micros != u32::MAX).then(|| Duration::from_micros(micros.into()))
+}
+
 fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
     let mut info = TcpInfo::default();
     let mut length = size_of::<TcpInfo>() as libc::socklen_t;

@@ -12,6 +12,7 @@ use crate::{build, setup};
 
 mod handover;
 mod idle;
+mod latency;
 mod machine;
 mod stats;
 mod throughput;
@@ -32,6 +33,8 @@ enum Bench {
     Handover(handover::Args),
     /// What an agent sends and uses that nobody uses.
     Idle(idle::Args),
+    /// How long a keystroke takes, alone and beside a bulk transfer, ours and others'.
+    Latency(latency::Args),
     /// iperf3, direct and through the tunnel: one stream, the reverse, four streams.
     Throughput(throughput::Args),
 }
@@ -49,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.bench {
         Bench::Handover(args) => handover::run(args),
         Bench::Idle(args) => idle::run(args),
+        Bench::Latency(args) => latency::run(args),
         Bench::Throughput(args) => throughput::run(args),
     }
 }

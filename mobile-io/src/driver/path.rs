@@ -9,7 +9,7 @@ use mobile_proto::{PathId, TransportSample};
 use tokio::io::{AsyncBufRead, AsyncWrite};
 
 use super::TlsStream;
-use crate::tcp_info;
+use crate::{tcp_info, transport};
 
 /// How long a closed path may take to hand over its CLOSE. To drop the socket at once could destroy it: with
 /// unread bytes waiting the kernel sends a reset, which overtakes data. A few round trips of a slow link.
@@ -19,6 +19,17 @@ const LINGER: Duration = Duration::from_secs(1);
 /// given, four, which are one system call. What is taken can no longer be overtaken by a better choice.
 const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 4 * MIN_BATCH;
+
+/// What stands below the session's queue, in the kernel and in a batch, is to be no more than this each: nothing overtakes
+/// it. So a keystroke waits for 5 ms at the most on average, as in the queue itself (the target of RFC 8289); and the
+/// kernel, which wakes us when half of it is sent, waits for no process for longer than 2 ms.
+const DEPTH: Duration = Duration::from_millis(4);
+/// But two full-sized packets, whatever the rate.
+const MIN_DEPTH: usize = 3 * 1024;
+/// Above, that is 64 Mbit/s, batches are as large as writing well asks for.
+const MAX_DEPTH: usize = transport::NOTSENT_LOWAT as usize;
+/// A path's rate is asked for this often.
+const DEPTH_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A path's transport.
 #[derive(Debug)]
@@ -30,6 +41,9 @@ pub(super) struct Transport {
     written: usize,
     unflushed: bool,
     batch: usize,
+    /// How much may stand below the queue, as of when.
+    depth: usize,
+    measured: Option<Instant>,
     closing: Option<Closing>,
 }
 
@@ -42,7 +56,17 @@ struct Closing {
 
 impl Transport {
     pub(super) fn new(id: PathId, stream: TlsStream) -> Self {
-        Self { id, stream, out: Vec::new(), written: 0, unflushed: false, batch: MIN_BATCH, closing: None }
+        Self {
+            id,
+            stream,
+            out: Vec::new(),
+            written: 0,
+            unflushed: false,
+            batch: MIN_BATCH,
+            depth: MAX_DEPTH,
+            measured: None,
+            closing: None,
+        }
     }
 
     /// Decrypted bytes that have arrived; [`consume`](Self::consume) them. Empty: the other side hung up.
@@ -56,7 +80,24 @@ impl Transport {
 
     /// How much to put into `out` next.
     pub(super) fn batch(&self) -> usize {
-        self.batch
+        if self.depth < MAX_DEPTH { self.batch.min(self.depth) } else { self.batch }
+    }
+
+    /// Adapts how much stands below the session's queue to the path's rate.
+    pub(super) fn adapt(&mut self, now: Instant) {
+        if self.measured.is_some_and(|at| now.saturating_duration_since(at) < DEPTH_INTERVAL) {
+            return;
+        }
+        self.measured = Some(now);
+        let tcp = self.stream.get_ref().0;
+        let Some(rate) = tcp_info::pacing_rate(tcp) else { return };
+        let depth = depth_at(rate);
+        // A few per cent more or less are not worth a system call.
+        if depth.abs_diff(self.depth) > self.depth / 8 {
+            // Nothing is lost if the kernel refuses, but a few milliseconds.
+            let _ = transport::set_unsent(tcp, depth as u32);
+            self.depth = depth;
+        }
     }
 
     /// Writes and flushes `out`. When ready, nothing of it is left in this process.
@@ -110,5 +151,24 @@ impl Transport {
             closing.shut = true;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// How many bytes make up [`DEPTH`], between the bounds.
+fn depth_at(bytes_per_second: u64) -> usize {
+    let bytes = u128::from(bytes_per_second) * DEPTH.as_micros() / 1_000_000;
+    usize::try_from(bytes).unwrap_or(MAX_DEPTH).clamp(MIN_DEPTH, MAX_DEPTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_stands_below_the_queue_of_a_slow_path() {
+        assert_eq!(depth_at(10_000_000 / 8), 5000);
+        assert_eq!(depth_at(100_000 / 8), MIN_DEPTH);
+        assert_eq!(depth_at(1_000_000_000 / 8), MAX_DEPTH);
+        assert_eq!(depth_at(u64::MAX), MAX_DEPTH);
     }
 }

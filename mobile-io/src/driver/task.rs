@@ -340,6 +340,9 @@ impl<I: PacketIo> Driver<I> {
     fn transmit_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> std::io::Result<bool> {
         let Self { session, paths, .. } = self;
         let transport = &mut paths[index];
+        if session.active_path() == Some(transport.id) {
+            transport.adapt(now);
+        }
         for _ in 0..WRITES {
             // Nothing is taken from the session while the last batch is on its way: the queue stays there.
             if transport.poll_drain(cx)?.is_pending() {

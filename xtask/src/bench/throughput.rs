@@ -72,7 +72,7 @@ fn measure(bed: &Testbed, args: &Args) -> Result<Vec<Vec<Vec<f64>>>> {
 }
 
 /// What arrived, from iperf3's JSON.
-fn received_mbits(text: &str) -> Result<f64> {
+pub(super) fn received_mbits(text: &str) -> Result<f64> {
     let json: Value = serde_json::from_str(text).context("iperf3 printed no JSON")?;
     let bits = json.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
     Ok(bits.with_context(|| {
