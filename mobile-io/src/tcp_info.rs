@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::libc;
 use tokio::net::TcpStream;
 
+use crate::driver::window::Outgoing;
+
 /// The kernel's `struct tcp_info` (uapi/linux/tcp.h) up to what is needed: libc's ends before that.
 /// Fields are only ever added behind.
 #[repr(C)]
@@ -73,9 +75,37 @@ pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
     read(tcp).ok().map(|info| info.sample())
 }
 
-/// The rate at which the kernel lets data out, in bytes a second: somewhat above what the path takes.
-pub(crate) fn pacing_rate(tcp: &TcpStream) -> Option<u64> {
-    read(tcp).ok().map(|info| info.pacing_rate)
+/// What is on its way out. The shortest round trip is bbr's, which looks for it every ten seconds; the kernel's own idea of
+/// it may be of another network.
+pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
+    let info = read(tcp).ok()?;
+    let micros = |micros: u32| Duration::from_micros(u64::from(micros));
+    Some(Outgoing {
+        in_flight: u64::from(info.unacked.saturating_sub(info.sacked)) * u64::from(info.snd_mss),
+        unsent: info.notsent_bytes.into(),
+        acked: info.bytes_acked,
+        pacing_rate: info.pacing_rate,
+        min_rtt: bbr_min_rtt(tcp).map(micros),
+        srtt: micros(info.rtt),
+        rttvar: micros(info.rttvar),
+    })
+}
+
+/// The kernel's `struct tcp_bbr_info` (uapi/linux/inet_diag.h): bandwidth (two halves), shortest round trip, two gains.
+type BbrInfo = [u32; 5];
+
+fn bbr_min_rtt(tcp: &TcpStream) -> Option<u32> {
+    let mut info = BbrInfo::default();
+    let mut length = size_of::<BbrInfo>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, all of them inside `info`, which is made of
+    // integers only, so that any bytes are a value of it.
+    let outcome = unsafe {
+        let info = (&raw mut info).cast();
+        libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CC_INFO, info, &raw mut length)
+    };
+    Errno::result(outcome).ok()?;
+    // Another congestion control says less, or nothing.
+    ((length as usize) == size_of::<BbrInfo>() && info[2] != u32::MAX).then_some(info[2])
 }
 
 /// The shortest round trip so far; none before the first.

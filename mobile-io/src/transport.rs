@@ -135,11 +135,6 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets how many bytes the kernel may hold unsent.
-pub(crate) fn set_unsent(tcp: &TcpStream, bytes: u32) -> io::Result<()> {
-    SockRef::from(tcp).set_tcp_notsent_lowat(bytes)
-}
-
 /// A kernel that has not the one we want, or does not let us, has its own: slower keystrokes beside an upload, no failure.
 fn choose_congestion_control(socket: &SockRef<'_>) {
     static TOLD: Once = Once::new();

@@ -5,6 +5,7 @@ mod command;
 mod freeze;
 mod lab;
 mod laptop;
+mod latency;
 mod leaks;
 mod metrics;
 mod outage;

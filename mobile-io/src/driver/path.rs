@@ -9,6 +9,7 @@ use mobile_proto::{PathId, TransportSample};
 use tokio::io::{AsyncBufRead, AsyncWrite};
 
 use super::TlsStream;
+use super::window::Window;
 use crate::{tcp_info, transport};
 
 /// How long a closed path may take to hand over its CLOSE. To drop the socket at once could destroy it: with
@@ -20,16 +21,11 @@ const LINGER: Duration = Duration::from_secs(1);
 const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 4 * MIN_BATCH;
 
-/// What stands below the session's queue, in the kernel and in a batch, is to be no more than this each: nothing overtakes
-/// it. So a keystroke waits for 5 ms at the most on average, as in the queue itself (the target of RFC 8289); and the
-/// kernel, which wakes us when half of it is sent, waits for no process for longer than 2 ms.
-const DEPTH: Duration = Duration::from_millis(4);
-/// But two full-sized packets, whatever the rate.
-const MIN_DEPTH: usize = 3 * 1024;
-/// Above, that is 64 Mbit/s, batches are as large as writing well asks for.
+/// A path whose unsent share (see [`Window`]) would be above this has no limits of ours: that is at 64 Mbit/s.
 const MAX_DEPTH: usize = transport::NOTSENT_LOWAT as usize;
-/// A path's rate is asked for this often.
-const DEPTH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A fast path is asked only so often whether it still is one; a slow one each time that it takes something.
+const FAST_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A path's transport.
 #[derive(Debug)]
@@ -41,9 +37,11 @@ pub(super) struct Transport {
     written: usize,
     unflushed: bool,
     batch: usize,
-    /// How much may stand below the queue, as of when.
-    depth: usize,
-    measured: Option<Instant>,
+    window: Window,
+    /// When the kernel was asked for it.
+    asked: Option<Instant>,
+    /// Until then no records are taken.
+    held: Option<Instant>,
     closing: Option<Closing>,
 }
 
@@ -63,8 +61,9 @@ impl Transport {
             written: 0,
             unflushed: false,
             batch: MIN_BATCH,
-            depth: MAX_DEPTH,
-            measured: None,
+            window: Window::new(MAX_DEPTH),
+            asked: None,
+            held: None,
             closing: None,
         }
     }
@@ -80,24 +79,28 @@ impl Transport {
 
     /// How much to put into `out` next.
     pub(super) fn batch(&self) -> usize {
-        if self.depth < MAX_DEPTH { self.batch.min(self.depth) } else { self.batch }
+        if self.held.is_some() {
+            return 0;
+        }
+        self.window.depth().map_or(self.batch, |depth| self.batch.min(depth))
     }
 
-    /// Adapts how much stands below the session's queue to the path's rate.
-    pub(super) fn adapt(&mut self, now: Instant) {
-        if self.measured.is_some_and(|at| now.saturating_duration_since(at) < DEPTH_INTERVAL) {
+    /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
+    pub(super) fn hold(&mut self, now: Instant) {
+        let recently = |at: Instant| now.saturating_duration_since(at) < FAST_INTERVAL;
+        if self.held.is_some_and(|until| now < until)
+            || (self.window.depth().is_none() && self.asked.is_some_and(recently))
+        {
             return;
         }
-        self.measured = Some(now);
-        let tcp = self.stream.get_ref().0;
-        let Some(rate) = tcp_info::pacing_rate(tcp) else { return };
-        let depth = depth_at(rate);
-        // A few per cent more or less are not worth a system call.
-        if depth.abs_diff(self.depth) > self.depth / 8 {
-            // Nothing is lost if the kernel refuses, but a few milliseconds.
-            let _ = transport::set_unsent(tcp, depth as u32);
-            self.depth = depth;
-        }
+        self.asked = Some(now);
+        let outgoing = tcp_info::outgoing(self.stream.get_ref().0);
+        self.held = outgoing.and_then(|outgoing| now.checked_add(self.window.hold(now, outgoing)?));
+    }
+
+    /// When it is to be asked again whether it may have more.
+    pub(super) fn held(&self) -> Option<Instant> {
+        self.held
     }
 
     /// Writes and flushes `out`. When ready, nothing of it is left in this process.
@@ -151,24 +154,5 @@ impl Transport {
             closing.shut = true;
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-/// How many bytes make up [`DEPTH`], between the bounds.
-fn depth_at(bytes_per_second: u64) -> usize {
-    let bytes = u128::from(bytes_per_second) * DEPTH.as_micros() / 1_000_000;
-    usize::try_from(bytes).unwrap_or(MAX_DEPTH).clamp(MIN_DEPTH, MAX_DEPTH)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn little_stands_below_the_queue_of_a_slow_path() {
-        assert_eq!(depth_at(10_000_000 / 8), 5000);
-        assert_eq!(depth_at(100_000 / 8), MIN_DEPTH);
-        assert_eq!(depth_at(1_000_000_000 / 8), MAX_DEPTH);
-        assert_eq!(depth_at(u64::MAX), MAX_DEPTH);
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn markdown(columns: &[Figures], titles: &[&str]) -> String {
         for (what, figure) in trips {
             row(format!("{title}, {what}, ms"), &|column| {
                 let spread = column.spread(index, figure)?;
-                let ratio = match column.spread(0, figure) {
+                let ratio = match column.spread(0, |sample| Some(sample.median)) {
                     Some(idle) if index > 0 && idle.median > 0.0 => {
                         format!(" = {:.1} × idle", spread.median / idle.median)
                     }
