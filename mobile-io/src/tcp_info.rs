@@ -81,14 +81,22 @@ pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
     let info = read(tcp).ok()?;
     let micros = |micros: u32| Duration::from_micros(u64::from(micros));
     Some(Outgoing {
-        in_flight: u64::from(info.unacked.saturating_sub(info.sacked)) * u64::from(info.snd_mss),
+        outstanding: outstanding(tcp)?,
         unsent: info.notsent_bytes.into(),
         acked: info.bytes_acked,
         pacing_rate: info.pacing_rate,
         min_rtt: bbr_min_rtt(tcp).map(micros),
-        srtt: micros(info.rtt),
         rttvar: micros(info.rttvar),
     })
+}
+
+/// Bytes written and not acknowledged. TCP_INFO counts segments, of which many are short.
+fn outstanding(tcp: &TcpStream) -> Option<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ of a socket) writes one int.
+    let outcome = unsafe { libc::ioctl(tcp.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    Errno::result(outcome).ok()?;
+    u64::try_from(bytes).ok()
 }
 
 /// The kernel's `struct tcp_bbr_info` (uapi/linux/inet_diag.h): bandwidth (two halves), shortest round trip, two gains.

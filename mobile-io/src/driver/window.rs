@@ -26,9 +26,9 @@ const MAX_HOLD: Duration = Duration::from_millis(10);
 /// What the kernel says of a path's connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outgoing {
-    /// Bytes sent and not acknowledged.
-    pub(crate) in_flight: u64,
-    /// Bytes not sent.
+    /// Bytes not acknowledged, sent or not.
+    pub(crate) outstanding: u64,
+    /// Those that are not sent.
     pub(crate) unsent: u64,
     /// Bytes acknowledged in all.
     pub(crate) acked: u64,
@@ -36,7 +36,6 @@ pub(crate) struct Outgoing {
     pub(crate) pacing_rate: u64,
     /// The shortest round trip of the last seconds; none if that is not known.
     pub(crate) min_rtt: Option<Duration>,
-    pub(crate) srtt: Duration,
     pub(crate) rttvar: Duration,
 }
 
@@ -79,8 +78,7 @@ impl Window {
             // have. What varies without us is not a queue of ours.
             bytes_in(rate, rtt * 5 / 4 + path.rttvar * 2) as u64 + depth / 2
         });
-        let outstanding = path.in_flight + path.unsent;
-        let beyond = window.map_or(0, |window| outstanding.saturating_sub(window));
+        let beyond = window.map_or(0, |window| path.outstanding.saturating_sub(window));
         self.busy |= unsent.max(beyond) > 0;
         let wait = unsent.max(beyond) as f64 / paced.max(1) as f64;
         (wait > 0.0).then(|| Duration::try_from_secs_f64(wait).unwrap_or(MAX_HOLD).clamp(MIN_HOLD, MAX_HOLD))
@@ -89,7 +87,7 @@ impl Window {
     fn measure(&mut self, now: Instant, path: &Outgoing) {
         let (began, acked) = *self.began.get_or_insert((now, path.acked));
         let lasted = now.saturating_duration_since(began);
-        if lasted < SLOT.max(path.srtt) {
+        if lasted < SLOT.max(path.min_rtt.unwrap_or_default()) {
             return;
         }
         let bytes = path.acked.saturating_sub(acked) as f64;

@@ -58,7 +58,7 @@ impl AckState {
 
 impl Session {
     /// Appends frames for a path until about `limit` bytes are in `out`: a frame that starts
-    /// below the limit is written whole.
+    /// below the limit is written whole. With a limit of 0 only what does not wait for records is written.
     pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, limit: usize) {
         let Some(index) = self.find(path) else { return };
         let unanswered = self.is_unanswered(&self.paths[index]);
@@ -69,7 +69,7 @@ impl Session {
             return;
         }
         if self.active == Some(path) {
-            let records = self.can_send_record();
+            let records = limit > 0 && self.can_send_record();
             if self.ack.pending && (self.ack.now || records || out.len() > start) {
                 frame::put_number(out, frame::ACK, self.rx_next);
                 self.stats.acks_sent += 1;

@@ -6,7 +6,8 @@ const MS: Duration = Duration::from_millis(1);
 const MAX_DEPTH: usize = 32 * 1024;
 const PACKET: u64 = 1500;
 
-/// A link with a FIFO without end, and a kernel that sends whatever it is given, in steps of a tenth of a millisecond.
+/// A link with a FIFO without end, and a kernel that has up to two and a half bandwidth-delay products on the way, whose
+/// peer acknowledges every other packet. In steps of a tenth of a millisecond; a timer is up to two milliseconds late.
 struct Link {
     window: Window,
     now: Instant,
@@ -15,9 +16,9 @@ struct Link {
     rtt: Duration,
     /// When each packet that is out will be acknowledged.
     out: VecDeque<Instant>,
+    unsent: u64,
     free: Instant,
     acked: u64,
-    srtt: Duration,
     min_rtt: Duration,
     held: Option<Instant>,
     /// How long the last packet waited in the FIFO.
@@ -33,12 +34,23 @@ impl Link {
             rate,
             rtt,
             out: VecDeque::new(),
+            unsent: 0,
             free: now,
             acked: 0,
-            srtt: rtt,
             min_rtt: rtt,
             held: None,
             queued: Duration::ZERO,
+        }
+    }
+
+    fn send(&mut self) {
+        let window = 14_480 + bytes_in(self.rate, self.rtt * 5 / 2) as u64;
+        while self.unsent > 0 && (self.out.len() as u64) * PACKET < window {
+            self.unsent -= PACKET;
+            let start = self.free.max(self.now);
+            self.queued = start - self.now;
+            self.free = start + Duration::from_secs_f64(PACKET as f64 / self.rate as f64);
+            self.out.push_back(self.free + self.rtt);
         }
     }
 
@@ -47,29 +59,28 @@ impl Link {
         let (end, before, mut longest) = (self.now + length, self.acked, Duration::ZERO);
         while self.now < end {
             self.now += MS / 10;
-            while self.out.front().is_some_and(|&at| at <= self.now) {
-                self.out.pop_front();
-                self.acked += PACKET;
-                self.srtt = self.srtt * 7 / 8 + (self.rtt + self.queued) / 8;
+            while self.out.get(1).is_some_and(|&at| at <= self.now) {
+                self.out.drain(..2);
+                self.acked += 2 * PACKET;
             }
-            if self.held.is_none_or(|until| until <= self.now) {
+            // A path without limits of ours has the kernel's.
+            while self.held.is_none_or(|until| until <= self.now) && self.unsent < 64 * 1024 {
                 let path = Outgoing {
-                    in_flight: self.out.len() as u64 * PACKET,
-                    unsent: 0,
+                    outstanding: self.out.len() as u64 * PACKET + self.unsent,
+                    unsent: self.unsent,
                     acked: self.acked,
-                    pacing_rate: self.rate * 3,
+                    pacing_rate: self.rate,
                     min_rtt: Some(self.min_rtt),
-                    srtt: self.srtt,
                     rttvar: MS / 2,
                 };
-                self.held = self.window.hold(self.now, path).map(|wait| self.now + wait);
+                let late = MS * (self.acked / PACKET % 2 + 1) as u32;
+                self.held = self.window.hold(self.now, path).map(|wait| self.now + wait + late);
                 if self.held.is_none() {
-                    let start = self.free.max(self.now);
-                    self.queued = start - self.now;
-                    self.free = start + Duration::from_secs_f64(PACKET as f64 / self.rate as f64);
-                    self.out.push_back(self.free + self.rtt);
+                    self.unsent += PACKET;
+                    self.send();
                 }
             }
+            self.send();
             longest = longest.max(self.queued);
         }
         (self.acked - before, longest)
@@ -78,7 +89,7 @@ impl Link {
 
 #[test]
 fn a_slow_path_is_kept_busy_and_its_fifo_is_not() {
-    for mbits in [2, 10, 40] {
+    for mbits in [5, 10, 40] {
         for rtt in [10 * MS, 20 * MS, 100 * MS] {
             let rate = mbits * 125_000;
             let mut link = Link::new(rate, rtt);
@@ -134,6 +145,6 @@ fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
     assert_eq!(slow.hold(now, path(1 << 30, 1_000)), Some(MAX_HOLD));
     assert_eq!(slow.depth(), Some(MIN_DEPTH));
     let mut fast = Window::new(MAX_DEPTH);
-    let path = Outgoing { in_flight: 1 << 30, ..path(1 << 30, 125_000_000) };
+    let path = Outgoing { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
     assert_eq!((fast.hold(now, path), fast.depth()), (None, None));
 }
