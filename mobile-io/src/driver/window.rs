@@ -76,7 +76,7 @@ impl Window {
         let window = path.min_rtt.filter(|_| rate > 0).map(|rtt| {
             // A quarter more than the path holds when its FIFO is empty: then more comes out if there is more to
             // have. What varies without us is not a queue of ours.
-            bytes_in(rate, rtt * 5 / 4 + path.rttvar * 2) as u64 + depth / 2
+            bytes_in(rate, rtt * 5 / 4 + path.rttvar * 2) as u64 + depth
         });
         let beyond = window.map_or(0, |window| path.outstanding.saturating_sub(window));
         self.busy |= unsent.max(beyond) > 0;
