@@ -266,16 +266,16 @@ impl Session {
     }
 
     /// Whether the shell should go on reading packets. A path that takes nearly all at once is given it as it comes. On a
-    /// slower one whatever waits is to wait here, where a keystroke passes a bulk transfer, and the excess is dropped here.
-    /// So it is without a path, or with one that is suspected to be dead: the TUN must never block an application for a
-    /// whole outage.
+    /// slower one whatever waits is to wait here, where a keystroke passes a bulk transfer, as long as it fits. Without a
+    /// path, or with one that is suspected to be dead, packets are taken and the excess is dropped here: the TUN must never
+    /// block an application for a whole outage.
     #[must_use]
     pub fn has_room(&self) -> bool {
         let spare = self.limits.queue_bytes.saturating_sub(MAX_PACKET + size_of::<Record>());
         self.is_cut_off()
             || self.queue.is_empty()
-            || self.queue.is_slow()
-            || self.queue.cost() < self.limits.active_queue_bytes.min(spare)
+            || self.queue.cost()
+                < if self.queue.is_slow() { spare } else { self.limits.active_queue_bytes.min(spare) }
     }
 
     /// The next event.
