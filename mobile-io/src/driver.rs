@@ -7,6 +7,7 @@ mod path;
 mod task;
 #[cfg(test)]
 mod tests;
+pub(crate) mod window;
 
 use std::io;
 use std::task::{Context, Poll};

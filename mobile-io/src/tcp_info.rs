@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::libc;
 use tokio::net::TcpStream;
 
+use crate::driver::window::Outgoing;
+
 /// The kernel's `struct tcp_info` (uapi/linux/tcp.h) up to what is needed: libc's ends before that.
 /// Fields are only ever added behind.
 #[repr(C)]
@@ -71,6 +73,53 @@ const NEEDED: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
 /// Asks the kernel. `None` if it does not know enough.
 pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
     read(tcp).ok().map(|info| info.sample())
+}
+
+/// What is on its way out. The shortest round trip is bbr's, which looks for it every ten seconds; the kernel's own idea of
+/// it may be of another network.
+pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
+    let info = read(tcp).ok()?;
+    let micros = |micros: u32| Duration::from_micros(u64::from(micros));
+    Some(Outgoing {
+        outstanding: outstanding(tcp)?,
+        unsent: info.notsent_bytes.into(),
+        acked: info.bytes_acked,
+        pacing_rate: info.pacing_rate,
+        min_rtt: bbr_min_rtt(tcp).map(micros),
+        rttvar: micros(info.rttvar),
+    })
+}
+
+/// Bytes written and not acknowledged. TCP_INFO counts segments, of which many are short.
+fn outstanding(tcp: &TcpStream) -> Option<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ of a socket) writes one int.
+    let outcome = unsafe { libc::ioctl(tcp.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    Errno::result(outcome).ok()?;
+    u64::try_from(bytes).ok()
+}
+
+/// The kernel's `struct tcp_bbr_info` (uapi/linux/inet_diag.h): bandwidth (two halves), shortest round trip, two gains.
+type BbrInfo = [u32; 5];
+
+fn bbr_min_rtt(tcp: &TcpStream) -> Option<u32> {
+    let mut info = BbrInfo::default();
+    let mut length = size_of::<BbrInfo>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, all of them inside `info`, which is made of
+    // integers only, so that any bytes are a value of it.
+    let outcome = unsafe {
+        let info = (&raw mut info).cast();
+        libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CC_INFO, info, &raw mut length)
+    };
+    Errno::result(outcome).ok()?;
+    // Another congestion control says less, or nothing.
+    ((length as usize) == size_of::<BbrInfo>() && info[2] != u32::MAX).then_some(info[2])
+}
+
+/// The shortest round trip so far; none before the first.
+pub(crate) fn min_rtt(tcp: &TcpStream) -> Option<Duration> {
+    let micros = read(tcp).ok()?.min_rtt;
+    (micros != u32::MAX).then(|| Duration::from_micros(micros.into()))
 }
 
 fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {

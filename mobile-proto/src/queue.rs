@@ -1,12 +1,32 @@
-//! Packets that wait to be sent for the first time. A plain FIFO behind the interface that a fair,
-//! delay-controlled queue needs: push, pop, the next one's cost, expiry, drain. It keeps the segments of known TCP
-//! flows apart from all else, because an outage treats them differently: the former are what lets a flow resume,
-//! the latter grow stale.
+//! Packets that wait to be sent for the first time: fair between flows and without standing delay (FQ-CoDel, RFC 8290),
+//! so that a keystroke passes a bulk transfer, and the latter learns how fast the path is.
+//!
+//! Flows take turns by bytes (deficit round robin); one that has nothing waiting goes before those that have, for one
+//! turn. A packet is dropped for its delay alone only while a path carries what is sent; the queue of an outage keeps what
+//! it has. Segments of known TCP flows are told apart from all else, because an outage treats them differently: the former
+//! are what lets a flow resume, the latter grow stale. The order within a flow never changes.
+//!
+//! All of it is one set of records, each in two lists: its flow's, and its kind's in order of arrival.
+
+mod codel;
+mod flow;
+mod shelf;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{Offload, Packet, PacketBuf};
+use flow::Flow;
+use shelf::{Chain, List, Shelf};
+
+/// What a flow may send at a turn: a full-sized packet of most uplinks (RFC 8290, 5.2.1). One of the kernel's large packets
+/// takes many turns in advance: were a turn that large, everybody would wait 50 ms for each bulk transfer on 10 Mbit/s.
+const QUANTUM: i64 = 1514;
+
+/// Less than this behind a packet is no queue (MAXPACKET in RFC 8289, 4.4).
+const LEAST_QUEUE: usize = 1514;
 
 /// Where the data of a segment of a known TCP flow stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +56,14 @@ pub(crate) struct Record {
     pub(crate) since: Instant,
     /// A segment of a known TCP flow: it has no age.
     pub(crate) place: Option<Place>,
-    /// Its turn, given by the queue.
+    /// When it came to the queue, as a number, and its flow's place there; given by the queue.
     turn: i64,
+    flow: u16,
 }
 
 impl Record {
     pub(crate) fn new(packet: Vec<u8>, offload: Offload, since: Instant, place: Option<Place>) -> Self {
-        Self { packet, offload, since, place, turn: 0 }
+        Self { packet, offload, since, place, turn: 0, flow: 0 }
     }
 
     pub(crate) fn packet(&self) -> Packet<'_> {
@@ -67,107 +88,165 @@ impl Record {
 /// The queue before the tunnel.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
+    seed: [u8; 16],
+    /// A longer delay is too long.
+    target: Duration,
+    shelf: Shelf,
     /// Segments of known TCP flows.
     lasting: Lane,
     /// All else.
     ageing: Lane,
+    /// By place; none until the first packet.
+    flows: Vec<Flow>,
+    /// Flows that had nothing waiting when their packet came, and then those that have had a turn. The first of the
+    /// former, else of the latter, is next: it has a packet and credits.
+    new: VecDeque<u16>,
+    old: VecDeque<u16>,
     /// The turns of the first packet and behind the last one.
     first: i64,
     end: i64,
+    /// What came until then is not dropped for its delay.
+    spared: Option<Instant>,
+    slow: bool,
 }
 
 #[derive(Debug, Default)]
 struct Lane {
-    records: VecDeque<Record>,
+    list: List,
     cost: usize,
     bytes: usize,
 }
 
 impl Queue {
+    /// An empty queue. Who does not know `seed` cannot aim at the place of somebody else's flow.
+    pub(crate) fn new(seed: [u8; 16], target: Duration) -> Self {
+        Self { seed, target, ..Self::default() }
+    }
+
     /// Takes a packet as the newest.
     pub(crate) fn push(&mut self, mut record: Record) {
         record.turn = self.end;
         self.end += 1;
-        let lane = self.lane(&record);
-        lane.add(&record);
-        lane.records.push_back(record);
+        self.put(record, Shelf::push_back);
     }
 
-    /// Takes a packet before all others.
+    /// Takes a packet before all others, of its flow and in age.
     pub(crate) fn push_front(&mut self, mut record: Record) {
         self.first -= 1;
         record.turn = self.first;
-        let lane = self.lane(&record);
-        lane.add(&record);
-        lane.records.push_front(record);
+        self.put(record, Shelf::push_front);
     }
 
-    /// The packet to send next.
-    pub(crate) fn pop(&mut self) -> Option<Record> {
-        let lane = if self.next_lasts()? { &mut self.lasting } else { &mut self.ageing };
-        lane.pop()
+    /// The packet to send next, if it costs at most `room`, of which [`Self::next_cost`] speaks. What is dropped on the way
+    /// to it, because its flow's queue stands, goes to `dropped`.
+    pub(crate) fn pop(
+        &mut self,
+        now: Instant,
+        room: usize,
+        mut dropped: impl FnMut(Record),
+    ) -> Option<Record> {
+        loop {
+            let next = self.next()?;
+            let record = self.shelf.get(next)?;
+            if record.cost() > room {
+                return None;
+            }
+            let (flow, delay) = (usize::from(record.flow), now.saturating_duration_since(record.since));
+            if self.is_unwanted(now, next, delay, room) {
+                self.take(next).into_iter().for_each(&mut dropped);
+                continue;
+            }
+            let record = self.take(next)?;
+            // A packet's length is below 2^17.
+            self.flows[flow].credits -= record.packet.len() as i64;
+            self.slow = delay > self.target;
+            self.settle();
+            return Some(record);
+        }
+    }
+
+    /// What came until now waited for a path, which says nothing of the next one's rate.
+    pub(crate) fn spare(&mut self, now: Instant) {
+        self.spared = Some(now);
+    }
+
+    /// Whether what was sent last had waited for longer than is good. Then it is this queue in which packets have to wait:
+    /// anywhere before it the newest would be the last.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.slow
     }
 
     /// Gives up the newest packet.
     pub(crate) fn pop_newest(&mut self) -> Option<Record> {
-        let turn = |lane: &Lane| lane.records.back().map(|record| record.turn);
-        let lane =
-            if turn(&self.lasting) > turn(&self.ageing) { &mut self.lasting } else { &mut self.ageing };
-        let record = lane.records.pop_back();
-        lane.subtract(record)
+        let turn = |lane: &Lane| Some(self.shelf.get(lane.list.last()?)?.turn);
+        let lane = if turn(&self.lasting) > turn(&self.ageing) { &self.lasting } else { &self.ageing };
+        self.remove(lane.list.last()?)
+    }
+
+    /// Gives up the newest packet of the flow that has the most waiting, unless `packet` is of that flow, or none has
+    /// more than its length.
+    pub(crate) fn pop_fattest(&mut self, packet: &[u8]) -> Option<Record> {
+        let own = usize::from(flow::place(&self.seed, packet));
+        let (fattest, flow) = self.flows.iter().enumerate().max_by_key(|(_, flow)| flow.bytes)?;
+        if fattest == own || flow.bytes <= packet.len() {
+            return None;
+        }
+        self.remove(flow.list.last()?)
     }
 
     /// The oldest packet that grows stale.
     pub(crate) fn pop_ageing(&mut self) -> Option<Record> {
-        self.ageing.pop()
+        self.remove(self.ageing.list.first()?)
     }
 
-    /// What [`Self::pop`] would return costs.
+    /// What the packet to send next costs.
     pub(crate) fn next_cost(&self) -> Option<usize> {
-        let lane = if self.next_lasts()? { &self.lasting } else { &self.ageing };
-        lane.records.front().map(Record::cost)
+        self.shelf.get(self.next()?).map(Record::cost)
     }
 
     /// When the oldest packet came that grows stale.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        self.ageing.records.front().map(|record| record.since)
+        self.shelf.get(self.ageing.list.first()?).map(|record| record.since)
     }
 
-    /// Gives up the segments that are `doomed`.
+    /// Gives up the segments that are `doomed`, the oldest first.
     pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
-        for record in std::mem::take(&mut self.lasting).records {
-            if doomed(&record) {
-                done(record);
-            } else {
-                self.lasting.add(&record);
-                self.lasting.records.push_back(record);
+        let mut next = self.lasting.list.first();
+        while let Some(at) = next {
+            next = self.shelf.after(Chain::Lane, at);
+            if self.shelf.get(at).is_some_and(&mut doomed) {
+                self.remove(at).into_iter().for_each(&mut done);
             }
         }
     }
 
-    /// The first held segment for which `wanted` is true.
+    /// The oldest held segment for which `wanted` is true. It is there until a packet is taken out.
     pub(crate) fn find(&self, wanted: impl Fn(&Place) -> bool) -> Option<usize> {
-        self.lasting.records.iter().position(|record| record.place.as_ref().is_some_and(&wanted))
+        let behind = |at: &usize| self.shelf.after(Chain::Lane, *at);
+        std::iter::successors(self.lasting.list.first(), behind)
+            .find(|&at| self.place(at).is_some_and(|place| wanted(&place)))
     }
 
     /// The place of a held segment.
     pub(crate) fn place(&self, at: usize) -> Option<Place> {
-        self.lasting.records.get(at)?.place
+        self.shelf.get(at)?.place
     }
 
     /// Puts another packet into the place of a held segment, and returns the old one.
     pub(crate) fn replace(&mut self, at: usize, packet: Vec<u8>, offload: Offload) -> Option<Vec<u8>> {
-        let record = self.lasting.records.get_mut(at)?;
+        let record = self.shelf.get_mut(at)?;
         let old_cost = record.cost();
         let old = std::mem::replace(&mut record.packet, packet);
         record.offload = offload;
         self.lasting.cost = self.lasting.cost - old_cost + record.cost();
         self.lasting.bytes = self.lasting.bytes - old.len() + record.packet.len();
+        let flow = &mut self.flows[usize::from(record.flow)];
+        flow.bytes = flow.bytes - old.len() + record.packet.len();
         Some(old)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.lasting.records.is_empty() && self.ageing.records.is_empty()
+        self.lasting.list.first().is_none() && self.ageing.list.first().is_none()
     }
 
     /// Memory held.
@@ -185,110 +264,111 @@ impl Queue {
         self.lasting.bytes + self.ageing.bytes
     }
 
-    /// All packets, in the order of sending.
+    /// All packets, in the order they came.
     pub(crate) fn into_records(mut self) -> impl Iterator<Item = Record> {
-        std::iter::from_fn(move || self.pop())
+        std::iter::from_fn(move || {
+            let turn = |lane: &Lane| lane.list.first().and_then(|at| self.shelf.get(at)).map(|it| it.turn);
+            let (lasting, ageing) = (turn(&self.lasting), turn(&self.ageing));
+            let first = if ageing.is_none() || lasting.is_some_and(|lasting| Some(lasting) < ageing) {
+                &self.lasting
+            } else {
+                &self.ageing
+            };
+            self.remove(first.list.first()?)
+        })
     }
 
-    /// Gives back memory that a burst left behind.
+    /// Gives back memory that a burst left behind, if all of it is gone.
     pub(crate) fn trim(&mut self) {
-        self.lasting.records.shrink_to_fit();
-        self.ageing.records.shrink_to_fit();
-    }
-
-    fn lane(&mut self, record: &Record) -> &mut Lane {
-        if record.place.is_some() { &mut self.lasting } else { &mut self.ageing }
-    }
-
-    /// Whether it is the turn of a segment of a known flow.
-    fn next_lasts(&self) -> Option<bool> {
-        let turn = |lane: &Lane| lane.records.front().map(|record| record.turn);
-        match (turn(&self.lasting), turn(&self.ageing)) {
-            (None, None) => None,
-            (Some(lasting), Some(ageing)) => Some(lasting < ageing),
-            (lasting, _) => Some(lasting.is_some()),
+        if self.is_empty() {
+            let Self { seed, target, first, end, spared, .. } = *self;
+            *self = Self { seed, target, first, end, spared, ..Self::default() };
         }
     }
-}
 
-impl Lane {
-    fn pop(&mut self) -> Option<Record> {
-        let record = self.records.pop_front();
-        self.subtract(record)
+    /// The packet to send next.
+    fn next(&self) -> Option<usize> {
+        let flow = self.new.front().or_else(|| self.old.front())?;
+        self.flows[usize::from(*flow)].list.first()
     }
 
-    fn add(&mut self, record: &Record) {
-        self.cost += record.cost();
-        self.bytes += record.packet.len();
-    }
-
-    fn subtract(&mut self, record: Option<Record>) -> Option<Record> {
-        if let Some(record) = &record {
-            self.cost -= record.cost();
-            self.bytes -= record.packet.len();
+    /// Whether a packet is to be dropped because its flow's queue stands. Its successor must be one that can be sent now.
+    fn is_unwanted(&mut self, now: Instant, at: usize, delay: Duration, room: usize) -> bool {
+        let Some(record) = self.shelf.get(at) else { return false };
+        let behind = self.shelf.after(Chain::Flow, at).and_then(|behind| self.shelf.get(behind));
+        if behind.is_some_and(|behind| behind.cost() > room) {
+            return false;
         }
+        let flow = &mut self.flows[usize::from(record.flow)];
+        let length = record.packet.len();
+        let queued = flow.bytes - length >= LEAST_QUEUE.max(length);
+        let spared = self.spared.is_some_and(|until| record.since <= until);
+        flow.codel.drops(now, delay > self.target && queued && !spared)
+    }
+
+    fn put(&mut self, mut record: Record, push: fn(&mut Shelf, Chain, &mut List, usize)) {
+        if self.flows.is_empty() {
+            self.flows.resize_with(flow::FLOWS, Flow::default);
+        }
+        record.flow = flow::place(&self.seed, &record.packet);
+        let (place, length) = (record.flow, record.packet.len());
+        let lane = if record.place.is_some() { &mut self.lasting } else { &mut self.ageing };
+        lane.cost += record.cost();
+        lane.bytes += length;
+        let at = self.shelf.put(record);
+        push(&mut self.shelf, Chain::Lane, &mut lane.list, at);
+        let flow = &mut self.flows[usize::from(place)];
+        push(&mut self.shelf, Chain::Flow, &mut flow.list, at);
+        flow.bytes += length;
+        if !std::mem::replace(&mut flow.waiting, true) {
+            flow.credits = QUANTUM;
+            self.new.push_back(place);
+        }
+        self.settle();
+    }
+
+    /// Takes out a packet, whoever's turn it is.
+    fn remove(&mut self, at: usize) -> Option<Record> {
+        let record = self.take(at);
+        self.settle();
         record
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(packet: &[u8]) -> Record {
-        Record::new(packet.to_vec(), Offload::None, Instant::now(), None)
+    fn take(&mut self, at: usize) -> Option<Record> {
+        let (lasts, place) = self.shelf.get(at).map(|record| (record.place.is_some(), record.flow))?;
+        let lane = if lasts { &mut self.lasting } else { &mut self.ageing };
+        self.shelf.unlink(Chain::Lane, &mut lane.list, at);
+        let flow = &mut self.flows[usize::from(place)];
+        self.shelf.unlink(Chain::Flow, &mut flow.list, at);
+        let record = self.shelf.take(at)?;
+        lane.cost -= record.cost();
+        lane.bytes -= record.packet.len();
+        flow.bytes -= record.packet.len();
+        Some(record)
     }
 
-    fn segment(packet: &[u8], seq: u32, length: u32) -> Record {
-        Record { place: Some(Place { flow: 1, seq, length }), ..record(packet) }
-    }
-
-    #[test]
-    fn first_in_first_out_and_every_byte_accounted() {
-        let mut queue = Queue::default();
-        queue.push(record(b"bb"));
-        queue.push(record(b"ccc"));
-        queue.push_front(record(b"a"));
-        assert_eq!(queue.bytes(), 6);
-        assert!(queue.cost() > 3 * size_of::<Record>());
-        assert_eq!(queue.next_cost(), Some(record(b"a").cost()));
-        assert_eq!(queue.pop().unwrap().packet, b"a");
-        assert_eq!(queue.pop_newest().unwrap().packet, b"ccc");
-        assert_eq!(queue.pop().unwrap().packet, b"bb");
-        assert!(queue.pop().is_none() && queue.is_empty());
-        assert_eq!((queue.cost(), queue.bytes()), (0, 0));
-    }
-
-    #[test]
-    fn two_lanes_are_one_queue() {
-        let mut queue = Queue::default();
-        queue.push(record(b"b"));
-        queue.push(segment(b"c", 0, 1));
-        queue.push(record(b"d"));
-        queue.push(segment(b"e", 1, 1));
-        queue.push_front(segment(b"a", 9, 1));
-        assert_eq!(queue.replace(1, b"CC".to_vec(), Offload::Checksum), Some(b"c".to_vec()));
-        assert_eq!(queue.bytes(), 6);
-        assert_eq!(queue.pop_newest().unwrap().packet, b"e");
-        assert_eq!(queue.pop_ageing().unwrap().packet, b"b");
-        let rest: Vec<_> = queue.into_records().map(|record| record.packet).collect();
-        assert_eq!(rest, [b"a".to_vec(), b"CC".to_vec(), b"d".to_vec()]);
-    }
-
-    #[test]
-    fn a_place_covers_what_lies_in_it_also_where_numbers_go_round() {
-        let place = |seq, length| Place { flow: 1, seq, length };
-        let held = place(u32::MAX - 9, 20);
-        for (seq, length, covered) in [
-            (u32::MAX - 9, 20, true),
-            (0, 10, true),
-            (0, 11, false),
-            (u32::MAX - 10, 5, false),
-            (10, 0, true),
-            (11, 0, false),
-        ] {
-            assert_eq!(held.covers(&place(seq, length)), covered, "{seq} {length}");
+    /// Finds out whose turn it is: afterwards the flow in front has a packet and credits.
+    fn settle(&mut self) {
+        loop {
+            let is_new = !self.new.is_empty();
+            let Some(&place) = self.new.front().or_else(|| self.old.front()) else { return };
+            let flow = &mut self.flows[usize::from(place)];
+            let is_empty = flow.list.first().is_none();
+            if !is_empty && flow.credits > 0 {
+                return;
+            }
+            let alone = self.new.len() + self.old.len() == 1;
+            let line = if is_new { &mut self.new } else { &mut self.old };
+            line.pop_front();
+            if is_empty && (alone || !is_new) {
+                flow.waiting = false;
+                continue;
+            }
+            // A new flow that has sent all it had is not new again before the others have had their turn.
+            if flow.credits <= 0 {
+                flow.credits = if alone { QUANTUM } else { flow.credits + QUANTUM };
+            }
+            self.old.push_back(place);
         }
-        assert!(!held.covers(&Place { flow: 2, ..held }));
     }
 }

@@ -155,6 +155,7 @@ impl Session {
     }
 
     fn new(role: Role, id: SessionId, epoch: u64, limits: Limits, config: Option<PushConfig>) -> Self {
+        let queue = Queue::new(id.0, limits.target_delay);
         Self {
             role,
             id,
@@ -166,7 +167,7 @@ impl Session {
             active: None,
             switch: 0,
             pool: Pool::default(),
-            queue: Queue::default(),
+            queue,
             replay: Replay::default(),
             rx_next: 0,
             ack: transmit::AckState::default(),
@@ -267,15 +268,17 @@ impl Session {
         Enqueue::Queued
     }
 
-    /// Whether the shell should go on reading packets. While a path is active, a full queue makes
-    /// the inner senders feel the path's rate. Without one, or with one that is suspected to be dead, packets are
-    /// taken and the excess is dropped here: the TUN must never block an application for a whole outage.
+    /// Whether the shell should go on reading packets. A path that takes nearly all at once is given it as it comes. On a
+    /// slower one whatever waits is to wait here, where a keystroke passes a bulk transfer, as long as it fits. Without a
+    /// path, or with one that is suspected to be dead, packets are taken and the excess is dropped here: the TUN must never
+    /// block an application for a whole outage.
     #[must_use]
     pub fn has_room(&self) -> bool {
         let spare = self.limits.queue_bytes.saturating_sub(MAX_PACKET + size_of::<Record>());
         self.is_cut_off()
             || self.queue.is_empty()
-            || self.queue.cost() < self.limits.active_queue_bytes.min(spare)
+            || self.queue.cost()
+                < if self.queue.is_slow() { spare } else { self.limits.active_queue_bytes.min(spare) }
     }
 
     /// The next event.

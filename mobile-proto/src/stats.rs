@@ -37,6 +37,9 @@ pub struct Stats {
     pub dropped_displaced: u64,
     /// Packets dropped in an outage because their data was held already.
     pub dropped_duplicate: u64,
+    /// Packets dropped because their flow sends faster than the path takes it: no loss but a sign to their sender, which
+    /// any slow link gives.
+    pub dropped_delayed: u64,
     /// Packets dropped because they waited too long for an active path.
     pub dropped_aged: u64,
     /// Packets refused because they are longer than any packet may be, or empty.
@@ -68,7 +71,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Packets dropped on this side, for whatever reason, but for those whose data was held already: nothing is lost by them.
+    /// Packets lost on this side, but for those that told their sender to slow down, and those whose data was held already.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         let full = self.dropped_queue_full + self.dropped_displaced;

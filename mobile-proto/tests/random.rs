@@ -44,7 +44,13 @@ proptest! {
         replay_bytes in 300..20_000_usize,
         samples in any::<bool>(),
     ) {
-        let limits = Limits { replay_bytes, max_age: Duration::from_secs(3600), ..Limits::default() };
+        let limits = Limits {
+            replay_bytes,
+            max_age: Duration::from_secs(3600),
+            // Nor is anything said to senders that are too fast for the path.
+            target_delay: Duration::MAX,
+            ..Limits::default()
+        };
         let mut world = World::new(limits, samples);
         run(&mut world, &ops);
         world.heal();
@@ -81,7 +87,7 @@ proptest! {
             prop_assert!(arrived.is_sorted_by(|a, b| a < b), "doubled or reordered: {:?}", arrived);
             let (sender, receiver) = world.stats(way);
             let missing = world.accepted[way as usize].len() - arrived.len();
-            prop_assert_eq!(missing as u64, sender.dropped_aged + sender.dropped_displaced + receiver.lost);
+            prop_assert_eq!(missing as u64, sender.dropped_aged + sender.dropped_displaced + sender.dropped_delayed + receiver.lost);
             prop_assert!(receiver.lost <= sender.given_up);
             prop_assert_eq!(sender.dropped_queue_full, world.refused[way as usize]);
             prop_assert_eq!(sender.acked_packets + sender.given_up, sender.tx_packets);
@@ -93,7 +99,8 @@ proptest! {
         ops in proptest::collection::vec(op_with_restarts(), 0..150),
         samples in any::<bool>(),
     ) {
-        let limits = Limits { max_age: Duration::from_secs(3600), ..Limits::default() };
+        let (max_age, target_delay) = (Duration::from_secs(3600), Duration::MAX);
+        let limits = Limits { max_age, target_delay, ..Limits::default() };
         let mut world = World::new(limits, samples);
         run(&mut world, &ops);
         world.heal();

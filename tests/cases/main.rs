@@ -7,6 +7,7 @@ mod dns;
 mod freeze;
 mod lab;
 mod laptop;
+mod latency;
 mod leaks;
 mod metrics;
 mod outage;

@@ -13,6 +13,7 @@ use crate::{build, setup};
 mod effort;
 mod handover;
 mod idle;
+mod latency;
 mod machine;
 mod stats;
 mod throughput;
@@ -33,6 +34,8 @@ enum Bench {
     Handover(handover::Args),
     /// What an agent sends and uses that nobody uses.
     Idle(idle::Args),
+    /// How long a keystroke takes, alone and beside a bulk transfer, ours and others'.
+    Latency(latency::Args),
     /// iperf3, direct, through the tunnel and through others': speed, and processor time for each byte.
     Throughput(throughput::Args),
 }
@@ -50,6 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.bench {
         Bench::Handover(args) => handover::run(args),
         Bench::Idle(args) => idle::run(args),
+        Bench::Latency(args) => latency::run(args),
         Bench::Throughput(args) => throughput::run(args),
     }
 }

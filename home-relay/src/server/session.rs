@@ -206,6 +206,7 @@ impl Live {
 fn session_drops(stats: &Stats) -> u64 {
     stats.dropped_queue_full
         + stats.dropped_displaced
+        + stats.dropped_delayed
         + stats.dropped_duplicate
         + stats.dropped_aged
         + stats.dropped_bad_length

@@ -194,6 +194,7 @@ impl Agent {
         [
             ("queue_full", stats.dropped_queue_full),
             ("displaced", stats.dropped_displaced),
+            ("delayed", stats.dropped_delayed),
             ("duplicate", stats.dropped_duplicate),
             ("aged", stats.dropped_aged),
             ("bad_length", stats.dropped_bad_length),

@@ -9,7 +9,8 @@ use mobile_proto::{PathId, TransportSample};
 use tokio::io::{AsyncBufRead, AsyncWrite};
 
 use super::TlsStream;
-use crate::tcp_info;
+use super::window::Window;
+use crate::{tcp_info, transport};
 
 /// How long a closed path may take to hand over its CLOSE. To drop the socket at once could destroy it: with
 /// unread bytes waiting the kernel sends a reset, which overtakes data. A few round trips of a slow link.
@@ -19,6 +20,12 @@ const LINGER: Duration = Duration::from_secs(1);
 /// given, four, which are one system call. What is taken can no longer be overtaken by a better choice.
 const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 4 * MIN_BATCH;
+
+/// A path whose unsent share (see [`Window`]) would be above this has no limits of ours: that is at 64 Mbit/s.
+const MAX_DEPTH: usize = transport::NOTSENT_LOWAT as usize;
+
+/// A fast path is asked only so often whether it still is one; a slow one each time that it takes something.
+const FAST_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A path's transport.
 #[derive(Debug)]
@@ -30,6 +37,11 @@ pub(super) struct Transport {
     written: usize,
     unflushed: bool,
     batch: usize,
+    window: Window,
+    /// When the kernel was asked for it.
+    asked: Option<Instant>,
+    /// Until then no records are taken.
+    held: Option<Instant>,
     closing: Option<Closing>,
 }
 
@@ -42,7 +54,18 @@ struct Closing {
 
 impl Transport {
     pub(super) fn new(id: PathId, stream: TlsStream) -> Self {
-        Self { id, stream, out: Vec::new(), written: 0, unflushed: false, batch: MIN_BATCH, closing: None }
+        Self {
+            id,
+            stream,
+            out: Vec::new(),
+            written: 0,
+            unflushed: false,
+            batch: MIN_BATCH,
+            window: Window::new(MAX_DEPTH),
+            asked: None,
+            held: None,
+            closing: None,
+        }
     }
 
     /// Decrypted bytes that have arrived; [`consume`](Self::consume) them. Empty: the other side hung up.
@@ -56,7 +79,28 @@ impl Transport {
 
     /// How much to put into `out` next.
     pub(super) fn batch(&self) -> usize {
-        self.batch
+        if self.held.is_some() {
+            return 0;
+        }
+        self.window.depth().map_or(self.batch, |depth| self.batch.min(depth))
+    }
+
+    /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
+    pub(super) fn hold(&mut self, now: Instant) {
+        let recently = |at: Instant| now.saturating_duration_since(at) < FAST_INTERVAL;
+        if self.held.is_some_and(|until| now < until)
+            || (self.window.depth().is_none() && self.asked.is_some_and(recently))
+        {
+            return;
+        }
+        self.asked = Some(now);
+        let outgoing = tcp_info::outgoing(self.stream.get_ref().0.tcp());
+        self.held = outgoing.and_then(|outgoing| now.checked_add(self.window.hold(now, outgoing)?));
+    }
+
+    /// When it is to be asked again whether it may have more.
+    pub(super) fn held(&self) -> Option<Instant> {
+        self.held
     }
 
     /// Writes and flushes `out`. When ready, nothing of it is left in this process.

@@ -127,7 +127,7 @@ impl<I: PacketIo> Driver<I> {
             if let Some(end) = self.stopped(now) {
                 return Poll::Ready(end);
             }
-            more |= self.sleep_is_over(cx);
+            more |= self.sleep_is_over(cx, now);
             if !more {
                 return Poll::Pending;
             }
@@ -348,6 +348,9 @@ impl<I: PacketIo> Driver<I> {
                 return Ok(false);
             }
             if session.wants_transmit(transport.id) {
+                if session.active_path() == Some(transport.id) {
+                    transport.hold(now);
+                }
                 let batch = transport.batch();
                 session.poll_transmit(now, transport.id, &mut transport.out, batch);
             }
@@ -412,14 +415,15 @@ impl<I: PacketIo> Driver<I> {
     }
 
     /// Arms the timer; true if something is due already.
-    fn sleep_is_over(&mut self, cx: &mut Context<'_>) -> bool {
+    fn sleep_is_over(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let wake = [
             self.session.poll_timeout(),
             self.io_retry.filter(|_| self.stopping.is_none()),
             self.stopping.as_ref().map(|stopping| stopping.deadline),
         ];
         let lingering = self.paths.iter().filter_map(Transport::deadline).min();
-        let Some(wake) = wake.into_iter().chain([lingering]).flatten().min() else { return false };
+        let held = self.paths.iter().filter_map(Transport::held).filter(|&until| until > now).min();
+        let Some(wake) = wake.into_iter().chain([lingering, held]).flatten().min() else { return false };
         let wake = tokio::time::Instant::from_std(wake);
         // A timer that is early costs one idle poll; to set it anew in every poll costs more.
         if self.sleep.is_elapsed() || wake < self.sleep.deadline() {

@@ -18,6 +18,11 @@ use super::*;
 use crate::keys::PrivateKey;
 use crate::tls;
 
+/// Nobody here slows down because of a loss.
+fn limits() -> Limits {
+    Limits { target_delay: Duration::MAX, ..Limits::default() }
+}
+
 const SOON: Duration = Duration::from_secs(30);
 
 /// The memory on one side: packets to be sent, and a check of what arrives.
@@ -143,7 +148,7 @@ const SESSION: SessionId = SessionId([7; 16]);
 
 impl Pair {
     fn new() -> Self {
-        Self::with(Limits::default())
+        Self::with(limits())
     }
 
     fn with(limits: Limits) -> Self {
@@ -294,7 +299,7 @@ async fn every_packet_comes_once_and_in_order_over_path_swaps() {
 async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
     const COUNT: u64 = 20_000;
     // Room for all of it, because between two paths nothing holds the source back.
-    let mut pair = Pair::with(Limits { queue_bytes: 64 << 20, ..Limits::default() });
+    let mut pair = Pair::with(Limits { queue_bytes: 64 << 20, ..limits() });
     let (near, far) = sockets().await;
     // A twin of the client's socket, to cut the wire behind its back.
     let cut = near.into_std().unwrap();
@@ -332,7 +337,7 @@ async fn room_made_by_sending_alone_is_used_at_once() {
     // Below the bound of what may be unacknowledged, because no acknowledgement comes.
     const COUNT: u64 = 12_000;
     // Every packet fills the queue, and every write empties it.
-    let mut pair = Pair::with(Limits { active_queue_bytes: 1, ..Limits::default() });
+    let mut pair = Pair::with(Limits { active_queue_bytes: 1, ..limits() });
     let (sockets, valve) = valved();
     pair.open_over(PathId(1), sockets.await).await;
     pair.client.handle.activate(PathId(1), vec![PathId(1)]);
@@ -407,7 +412,7 @@ async fn closing_one_path_tells_the_peer_and_leaves_the_other() {
 async fn a_path_of_the_same_name_replaces_the_old_one() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
-    let again = Side::new(Session::client(SESSION, Limits::default()));
+    let again = Side::new(Session::client(SESSION, limits()));
     let mut first = std::mem::replace(&mut pair.client, again);
     pair.switch(PathId(1)).await;
     assert_eq!(pair.relay.closed().await, (PathId(1), CloseCode::Replaced));
@@ -439,7 +444,7 @@ async fn what_was_not_acknowledged_can_be_taken_over() {
 #[tokio::test]
 async fn a_refused_key_is_told_as_such() {
     for _ in 0..20 {
-        let mut client = Side::new(Session::client(SESSION, Limits::default()));
+        let mut client = Side::new(Session::client(SESSION, limits()));
         let (near, far) = sockets().await;
         let (client_config, relay_config) = configs(false);
         let relay = tokio::spawn(async move { tls::accept(&relay_config, far, SOON).await });
@@ -456,7 +461,7 @@ async fn a_refused_key_is_told_as_such() {
 
 #[tokio::test]
 async fn a_peer_that_talks_nonsense_loses_its_path_only() {
-    let mut client = Side::new(Session::client(SESSION, Limits::default()));
+    let mut client = Side::new(Session::client(SESSION, limits()));
     let (near, far) = handshake(sockets().await).await;
     client.handle.open_path(PathId(1), near.unwrap());
     let mut far = far.unwrap();

@@ -124,11 +124,10 @@ impl Session {
         self.watch_outage(now);
         let Some(since) = self.freeze.since else {
             let place = self.learn(packet.bytes);
-            return if self.queue.cost() + cost > self.limits.queue_bytes {
-                // The newest goes: what unblocks an inner TCP flow is its oldest segment.
-                self.refuse()
-            } else {
+            return if self.make_fair_room(packet.bytes, cost) {
                 Admission::Queue(place)
+            } else {
+                self.refuse()
             };
         };
         let frozen = now.saturating_duration_since(since) >= self.limits.freeze_grace;
@@ -273,6 +272,17 @@ impl Session {
         if self.make_room(cost) { Admission::Queue(None) } else { self.refuse() }
     }
 
+    /// Room in ordinary times: whoever has the most waiting gives way. Of a flow the newest goes: what unblocks an inner TCP
+    /// flow is its oldest segment.
+    fn make_fair_room(&mut self, packet: &[u8], cost: usize) -> bool {
+        while self.queue.cost() + cost > self.limits.queue_bytes {
+            let Some(record) = self.queue.pop_fattest(packet) else { return false };
+            self.stats.dropped_queue_full += 1;
+            self.pool.give(record.packet);
+        }
+        true
+    }
+
     fn make_room(&mut self, cost: usize) -> bool {
         while self.queue.cost() + cost > self.limits.queue_bytes {
             let Some(record) = self.queue.pop_ageing() else { return false };
@@ -289,6 +299,9 @@ impl Session {
 
     pub(super) fn watch_outage(&mut self, now: Instant) {
         let cut_off = self.is_cut_off();
+        if cut_off || self.freeze.since.is_some() {
+            self.queue.spare(now);
+        }
         match (cut_off, self.freeze.since) {
             (true, None) => {
                 // A path is suspected long after it fell silent.

@@ -58,7 +58,7 @@ impl AckState {
 
 impl Session {
     /// Appends frames for a path until about `limit` bytes are in `out`: a frame that starts
-    /// below the limit is written whole.
+    /// below the limit is written whole. With a limit of 0 only what does not wait for records is written.
     pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, limit: usize) {
         let Some(index) = self.find(path) else { return };
         let unanswered = self.is_unanswered(&self.paths[index]);
@@ -69,7 +69,7 @@ impl Session {
             return;
         }
         if self.active == Some(path) {
-            let records = self.can_send_record();
+            let records = limit > 0 && self.can_send_record();
             if self.ack.pending && (self.ack.now || records || out.len() > start) {
                 frame::put_number(out, frame::ACK, self.rx_next);
                 self.stats.acks_sent += 1;
@@ -79,7 +79,8 @@ impl Session {
             if records && self.paths[index].is_ready() && self.paths[index].wants_rtt(now) {
                 self.paths[index].put_ping(now, out);
             }
-            while out.len() < limit && self.transmit_record(index, out) {}
+            self.watch_outage(now);
+            while out.len() < limit && self.transmit_record(now, index, out) {}
             if let Some(number) = self.owed_seq(index) {
                 self.paths[index].put_seq(number, out);
             }
@@ -152,9 +153,15 @@ impl Session {
 
     /// New records wait while the replay buffer is full; one always fits an empty one.
     fn can_send_new(&self) -> bool {
-        self.queue.next_cost().is_some_and(|cost| {
-            self.replay.is_empty() || self.replay.cost() + cost <= self.limits.replay_bytes
-        })
+        self.queue.next_cost().is_some_and(|cost| cost <= self.replay_room())
+    }
+
+    fn replay_room(&self) -> usize {
+        if self.replay.is_empty() {
+            usize::MAX
+        } else {
+            self.limits.replay_bytes.saturating_sub(self.replay.cost())
+        }
     }
 
     /// The number to tell the peer although no record goes with it, so that it counts what was
@@ -164,7 +171,7 @@ impl Session {
     }
 
     /// Writes the next record: the oldest that the active path has not carried yet.
-    fn transmit_record(&mut self, index: usize, out: &mut Vec<u8>) -> bool {
+    fn transmit_record(&mut self, now: Instant, index: usize, out: &mut Vec<u8>) -> bool {
         let path = &mut self.paths[index];
         if let Some((number, packet)) = self.replay.next() {
             path.put_record(number, packet, out);
@@ -173,10 +180,13 @@ impl Session {
             self.stats.replayed_bytes += packet.len() as u64;
             return true;
         }
-        if !self.can_send_new() {
-            return false;
-        }
-        let Some(record) = self.queue.pop() else { return false };
+        let room = self.replay_room();
+        let (pool, stats) = (&mut self.pool, &mut self.stats);
+        let popped = self.queue.pop(now, room, |record| {
+            stats.dropped_delayed += 1;
+            pool.give(record.packet);
+        });
+        let Some(record) = popped else { return false };
         let (number, packet) = self.replay.push_sent(record);
         self.paths[index].put_record(number, packet, out);
         self.stats.tx_packets += 1;

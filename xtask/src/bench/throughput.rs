@@ -6,6 +6,7 @@ use anyhow::Result;
 use mobile_tests::LabOptions;
 use mobile_tests::peers::PeerKind;
 
+pub(super) use self::subject::received;
 use self::subject::{Sample, Subject};
 use self::table::Row;
 use super::{handover, machine};

@@ -113,6 +113,8 @@ fn udp(number: u8, size: usize) -> Vec<u8> {
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&u16::try_from(size).unwrap().to_be_bytes());
     (packet[6], packet[7], packet[9]) = (0, 0, 17);
+    // All of one flow.
+    packet[12..24].fill(9);
     packet
 }
 

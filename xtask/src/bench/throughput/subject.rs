@@ -131,7 +131,7 @@ impl Way {
 }
 
 /// Mbit/s and bytes that arrived, from iperf3's JSON.
-fn received(text: &str) -> Result<(f64, f64)> {
+pub(in crate::bench) fn received(text: &str) -> Result<(f64, f64)> {
     let json: Value = serde_json::from_str(text).context("iperf3 printed no JSON")?;
     let number = |name: &str| {
         let value = json.pointer(&format!("/end/sum_received/{name}")).and_then(Value::as_f64);

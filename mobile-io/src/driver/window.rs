@@ -1,0 +1,115 @@
+//! How much may stand below the session's queue: what is there is overtaken by nothing. The kernel's own congestion control
+//! asks for more than a path needs (bbr for two bandwidth-delay products, those that go by loss for whatever its FIFO holds),
+//! and on a slow path a keystroke would wait behind all of it. So a slow path is given what keeps it busy, and little more.
+
+use std::time::{Duration, Instant};
+
+/// What waits unsent in the kernel, and what is taken for a write, are to be no more than this each: together with the
+/// queue's own target (5 ms) a keystroke loses a third of an ordinary round trip.
+const DEPTH: Duration = Duration::from_millis(4);
+
+/// But two full-sized packets, whatever the rate.
+const MIN_DEPTH: usize = 3 * 1024;
+
+/// The rate is measured over this long, or a round trip: some packets of even a slow path.
+const SLOT: Duration = Duration::from_millis(50);
+
+/// The best of so many counts: a second, in which the kernel looks for the shortest round trip (0.2 s, bbr) and a process
+/// may lose the processor.
+const SLOTS: usize = 20;
+
+/// A held path is asked again after this long at the least, which is the timer's grain.
+const MIN_HOLD: Duration = Duration::from_millis(1);
+/// And at the most: acknowledgements may have made room earlier than the rate lets expect.
+const MAX_HOLD: Duration = Duration::from_millis(10);
+
+/// What the kernel says of a path's connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outgoing {
+    /// Bytes not acknowledged, sent or not.
+    pub(crate) outstanding: u64,
+    /// Those that are not sent.
+    pub(crate) unsent: u64,
+    /// Bytes acknowledged in all.
+    pub(crate) acked: u64,
+    /// The rate at which it sends, in bytes a second.
+    pub(crate) pacing_rate: u64,
+    /// The shortest round trip of the last seconds; none if that is not known.
+    pub(crate) min_rtt: Option<Duration>,
+    pub(crate) rttvar: Duration,
+}
+
+/// The measured rate of one path, and what follows from it.
+#[derive(Debug)]
+pub(super) struct Window {
+    /// Above this depth, nothing is limited: the path is a fast one.
+    max_depth: usize,
+    depth: usize,
+    /// Where the present slot began: when, and with how much acknowledged.
+    began: Option<(Instant, u64)>,
+    /// It had as much to send as it may, in this slot.
+    busy: bool,
+    rates: [u64; SLOTS],
+    next: usize,
+}
+
+impl Window {
+    pub(super) fn new(max_depth: usize) -> Self {
+        Self { max_depth, depth: max_depth, began: None, busy: false, rates: [0; SLOTS], next: 0 }
+    }
+
+    /// How many bytes of it are to wait at each place; `None` on a fast path.
+    pub(super) fn depth(&self) -> Option<usize> {
+        (self.depth < self.max_depth).then_some(self.depth)
+    }
+
+    /// For how long nothing more is to be sent, if anything is to wait.
+    pub(super) fn hold(&mut self, now: Instant, path: Outgoing) -> Option<Duration> {
+        self.measure(now, &path);
+        let rate = self.rate();
+        // The kernel's own idea is all there is before the first measurement, and it notices first that a path is fast.
+        let paced = if rate == 0 { path.pacing_rate } else { rate };
+        self.depth = bytes_in(paced, DEPTH).clamp(MIN_DEPTH, self.max_depth);
+        let depth = self.depth()? as u64;
+        let excess = path.unsent.saturating_sub(depth / 2);
+        let unsent = if path.unsent >= depth { excess } else { 0 };
+        let window = path.min_rtt.filter(|_| rate > 0).map(|rtt| {
+            // A quarter more than the path holds when its FIFO is empty: then more comes out if there is more to
+            // have. What varies without us is not a queue of ours.
+            bytes_in(rate, rtt * 5 / 4 + path.rttvar * 2) as u64 + depth
+        });
+        let beyond = window.map_or(0, |window| path.outstanding.saturating_sub(window));
+        self.busy |= unsent.max(beyond) > 0;
+        let wait = unsent.max(beyond) as f64 / paced.max(1) as f64;
+        (wait > 0.0).then(|| Duration::try_from_secs_f64(wait).unwrap_or(MAX_HOLD).clamp(MIN_HOLD, MAX_HOLD))
+    }
+
+    fn measure(&mut self, now: Instant, path: &Outgoing) {
+        let (began, acked) = *self.began.get_or_insert((now, path.acked));
+        let lasted = now.saturating_duration_since(began);
+        if lasted < SLOT.max(path.min_rtt.unwrap_or_default()) {
+            return;
+        }
+        let bytes = path.acked.saturating_sub(acked) as f64;
+        let rate = (bytes / lasted.as_secs_f64()) as u64;
+        // One that had nothing to send says only what the path does at least.
+        if self.busy || rate > self.rate() {
+            self.rates[self.next] = rate;
+            self.next = (self.next + 1) % SLOTS;
+        }
+        self.began = Some((now, path.acked));
+        self.busy = false;
+    }
+
+    fn rate(&self) -> u64 {
+        self.rates.iter().copied().max().unwrap_or(0)
+    }
+}
+
+fn bytes_in(bytes_per_second: u64, time: Duration) -> usize {
+    let bytes = u128::from(bytes_per_second) * time.as_micros() / 1_000_000;
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests;

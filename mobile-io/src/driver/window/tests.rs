@@ -1,0 +1,150 @@
+use std::collections::VecDeque;
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+const MAX_DEPTH: usize = 32 * 1024;
+const PACKET: u64 = 1500;
+
+/// A link with a FIFO without end, and a kernel that has up to two and a half bandwidth-delay products on the way, whose
+/// peer acknowledges every other packet. In steps of a tenth of a millisecond; a timer is up to two milliseconds late.
+struct Link {
+    window: Window,
+    now: Instant,
+    /// Bytes a second.
+    rate: u64,
+    rtt: Duration,
+    /// When each packet that is out will be acknowledged.
+    out: VecDeque<Instant>,
+    unsent: u64,
+    free: Instant,
+    acked: u64,
+    min_rtt: Duration,
+    held: Option<Instant>,
+    /// How long the last packet waited in the FIFO.
+    queued: Duration,
+}
+
+impl Link {
+    fn new(rate: u64, rtt: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            window: Window::new(MAX_DEPTH),
+            now,
+            rate,
+            rtt,
+            out: VecDeque::new(),
+            unsent: 0,
+            free: now,
+            acked: 0,
+            min_rtt: rtt,
+            held: None,
+            queued: Duration::ZERO,
+        }
+    }
+
+    fn send(&mut self) {
+        let window = 14_480 + bytes_in(self.rate, self.rtt * 5 / 2) as u64;
+        while self.unsent > 0 && (self.out.len() as u64) * PACKET < window {
+            self.unsent -= PACKET;
+            let start = self.free.max(self.now);
+            self.queued = start - self.now;
+            self.free = start + Duration::from_secs_f64(PACKET as f64 / self.rate as f64);
+            self.out.push_back(self.free + self.rtt);
+        }
+    }
+
+    /// Always with something to send, if it may. Returns the bytes acknowledged and the longest wait in the FIFO.
+    fn run(&mut self, length: Duration) -> (u64, Duration) {
+        let (end, before, mut longest) = (self.now + length, self.acked, Duration::ZERO);
+        while self.now < end {
+            self.now += MS / 10;
+            while self.out.get(1).is_some_and(|&at| at <= self.now) {
+                self.out.drain(..2);
+                self.acked += 2 * PACKET;
+            }
+            // A path without limits of ours has the kernel's.
+            while self.held.is_none_or(|until| until <= self.now) && self.unsent < 64 * 1024 {
+                let path = Outgoing {
+                    outstanding: self.out.len() as u64 * PACKET + self.unsent,
+                    unsent: self.unsent,
+                    acked: self.acked,
+                    pacing_rate: self.rate,
+                    min_rtt: Some(self.min_rtt),
+                    rttvar: MS / 2,
+                };
+                let late = MS * (self.acked / PACKET % 2 + 1) as u32;
+                self.held = self.window.hold(self.now, path).map(|wait| self.now + wait + late);
+                if self.held.is_none() {
+                    self.unsent += PACKET;
+                    self.send();
+                }
+            }
+            self.send();
+            longest = longest.max(self.queued);
+        }
+        (self.acked - before, longest)
+    }
+}
+
+#[test]
+fn a_slow_path_is_kept_busy_and_its_fifo_is_not() {
+    for mbits in [5, 10, 40] {
+        for rtt in [10 * MS, 20 * MS, 100 * MS] {
+            let rate = mbits * 125_000;
+            let mut link = Link::new(rate, rtt);
+            link.run(Duration::from_secs(3));
+            let (bytes, longest) = link.run(Duration::from_secs(2));
+            let share = bytes as f64 / (rate * 2) as f64;
+            assert!(share > 0.97, "{mbits} Mbit/s, {rtt:?}: {share}");
+            let packet = Duration::from_secs_f64(PACKET as f64 / rate as f64);
+            assert!(longest < rtt / 4 + 8 * MS + 2 * packet, "{mbits} Mbit/s, {rtt:?}: {longest:?}");
+        }
+    }
+}
+
+#[test]
+fn a_path_that_gets_faster_is_used_and_one_that_gets_slower_is_not_drowned() {
+    let mut link = Link::new(1_250_000, 20 * MS);
+    link.run(Duration::from_secs(3));
+    link.rate *= 3;
+    link.run(Duration::from_secs(2));
+    let (bytes, _) = link.run(Duration::from_secs(1));
+    assert!(bytes > link.rate * 97 / 100, "{bytes}");
+    link.rate /= 3;
+    link.run(Duration::from_secs(4));
+    let (bytes, longest) = link.run(Duration::from_secs(1));
+    assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
+}
+
+#[test]
+fn a_longer_round_trip_does_not_starve_a_path_for_good() {
+    let mut link = Link::new(1_250_000, 20 * MS);
+    link.run(Duration::from_secs(3));
+    link.rtt *= 10;
+    let (bytes, _) = link.run(Duration::from_secs(10));
+    assert!(bytes > 0);
+    // Then bbr has looked again.
+    link.min_rtt = link.rtt;
+    link.run(Duration::from_secs(10));
+    let (bytes, _) = link.run(Duration::from_secs(1));
+    assert!(bytes > link.rate * 95 / 100, "{bytes}");
+}
+
+#[test]
+fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
+    let now = Instant::now();
+    let mut slow = Window::new(MAX_DEPTH);
+    let path = |unsent, pacing_rate| Outgoing { unsent, pacing_rate, ..Outgoing::default() };
+    assert_eq!(slow.hold(now, path(0, 1_250_000)), None);
+    assert_eq!(slow.depth(), Some(5000));
+    assert_eq!(slow.hold(now, path(4999, 1_250_000)), None);
+    let wait = slow.hold(now, path(10_000, 1_250_000)).unwrap();
+    assert_eq!(wait, 6 * MS, "until 2 ms of it are left");
+    assert_eq!(slow.hold(now, path(1 << 30, 1_250_000)), Some(MAX_HOLD));
+    assert_eq!(slow.hold(now, path(1 << 30, 1_000)), Some(MAX_HOLD));
+    assert_eq!(slow.depth(), Some(MIN_DEPTH));
+    let mut fast = Window::new(MAX_DEPTH);
+    let path = Outgoing { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
+    assert_eq!((fast.hold(now, path), fast.depth()), (None, None));
+}

@@ -1,0 +1,301 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn queue() -> Queue {
+    Queue::new([0; 16], 5 * MS)
+}
+
+fn record(packet: &[u8]) -> Record {
+    Record::new(packet.to_vec(), Offload::None, Instant::now(), None)
+}
+
+fn segment(packet: &[u8], seq: u32, length: u32) -> Record {
+    Record { place: Some(Place { flow: 1, seq, length }), ..record(packet) }
+}
+
+fn pop(queue: &mut Queue) -> Option<Record> {
+    queue.pop(Instant::now(), usize::MAX, |_| panic!("nothing waited"))
+}
+
+/// A packet of a flow, of `size` bytes from 32 on, with a number in it.
+fn packet(flow: u8, number: u32, size: usize) -> Vec<u8> {
+    let mut packet = vec![0; size.max(32)];
+    (packet[0], packet[9]) = (0x45, 17);
+    packet[12..16].copy_from_slice(&[10, 0, 0, flow]);
+    packet[28..32].copy_from_slice(&number.to_be_bytes());
+    packet
+}
+
+fn of(flow: u8, number: u32, size: usize, since: Instant) -> Record {
+    Record::new(packet(flow, number, size), Offload::None, since, None)
+}
+
+fn flow_of(packet: &[u8]) -> u8 {
+    packet[15]
+}
+
+fn number_of(packet: &[u8]) -> u32 {
+    u32::from_be_bytes([packet[28], packet[29], packet[30], packet[31]])
+}
+
+#[test]
+fn one_flow_is_first_in_first_out_and_every_byte_accounted() {
+    let mut queue = queue();
+    queue.push(record(b"bb"));
+    queue.push(record(b"ccc"));
+    queue.push_front(record(b"a"));
+    assert_eq!(queue.bytes(), 6);
+    assert!(queue.cost() > 3 * size_of::<Record>());
+    assert_eq!(queue.next_cost(), Some(record(b"a").cost()));
+    assert_eq!(pop(&mut queue).unwrap().packet, b"a");
+    assert_eq!(queue.pop_newest().unwrap().packet, b"ccc");
+    assert_eq!(pop(&mut queue).unwrap().packet, b"bb");
+    assert!(pop(&mut queue).is_none() && queue.is_empty());
+    assert_eq!((queue.cost(), queue.bytes()), (0, 0));
+}
+
+#[test]
+fn two_lanes_are_one_queue() {
+    let mut queue = queue();
+    queue.push(record(b"b"));
+    queue.push(segment(b"c", 0, 1));
+    queue.push(record(b"d"));
+    queue.push(segment(b"e", 1, 1));
+    queue.push_front(segment(b"a", 9, 1));
+    let at = queue.find(|place| place.seq == 0).unwrap();
+    assert_eq!(queue.replace(at, b"CC".to_vec(), Offload::Checksum), Some(b"c".to_vec()));
+    assert_eq!(queue.bytes(), 6);
+    assert_eq!(queue.pop_newest().unwrap().packet, b"e");
+    assert_eq!(queue.pop_ageing().unwrap().packet, b"b");
+    let rest: Vec<_> = queue.into_records().map(|record| record.packet).collect();
+    assert_eq!(rest, [b"a".to_vec(), b"CC".to_vec(), b"d".to_vec()]);
+}
+
+#[test]
+fn a_place_covers_what_lies_in_it_also_where_numbers_go_round() {
+    let place = |seq, length| Place { flow: 1, seq, length };
+    let held = place(u32::MAX - 9, 20);
+    for (seq, length, covered) in [
+        (u32::MAX - 9, 20, true),
+        (0, 10, true),
+        (0, 11, false),
+        (u32::MAX - 10, 5, false),
+        (10, 0, true),
+        (11, 0, false),
+    ] {
+        assert_eq!(held.covers(&place(seq, length)), covered, "{seq} {length}");
+    }
+    assert!(!held.covers(&Place { flow: 2, ..held }));
+}
+
+#[test]
+fn a_keystroke_passes_bulk_transfers_however_much_of_them_waits() {
+    let (mut queue, now) = (queue(), Instant::now());
+    for number in 0..20 {
+        queue.push(of(1, number, 65_000, now));
+        queue.push(of(2, number, 3000, now));
+    }
+    for key in 0..5 {
+        // What is sent between two keystrokes on a slow path.
+        for _ in 0..3 {
+            assert_ne!(flow_of(&pop(&mut queue).unwrap().packet), 9);
+        }
+        queue.push(of(9, key, 60, now));
+        let next = pop(&mut queue).unwrap().packet;
+        assert_eq!((flow_of(&next), number_of(&next)), (9, key));
+    }
+}
+
+#[test]
+fn a_flow_that_sends_more_than_its_share_is_not_new_for_ever() {
+    let (mut queue, now) = (queue(), Instant::now());
+    (0..20).for_each(|number| queue.push(of(1, number, 1500, now)));
+    // It always has exactly one packet waiting, as a fast sender of datagrams may.
+    let mut theirs = 0;
+    for number in 0..10 {
+        queue.push(of(2, number, 1500, now));
+        theirs += usize::from(flow_of(&pop(&mut queue).unwrap().packet) == 2);
+        theirs += usize::from(flow_of(&pop(&mut queue).unwrap().packet) == 2);
+    }
+    assert!((9..=11).contains(&theirs), "{theirs} of 20");
+}
+
+#[test]
+fn a_queue_that_stands_is_shortened_and_that_of_an_outage_is_not() {
+    for outage in [false, true] {
+        let (mut queue, start) = (queue(), Instant::now());
+        (0..200).for_each(|number| queue.push(of(1, number, 3000, start)));
+        let mut dropped = Vec::new();
+        if outage {
+            queue.spare(start + MS);
+        }
+        let mut sent = 0;
+        for ms in 0..600 {
+            let now = start + 50 * MS + 3 * ms * MS;
+            sent += u32::from(queue.pop(now, usize::MAX, |record| dropped.push(record)).is_some());
+        }
+        assert_eq!(sent + dropped.len() as u32, 200);
+        assert_eq!(dropped.is_empty(), outage, "{}", dropped.len());
+        assert!(queue.is_slow());
+    }
+}
+
+#[test]
+fn what_follows_a_drop_can_be_sent_too() {
+    let (mut queue, start) = (queue(), Instant::now());
+    (0..50).for_each(|number| queue.push(of(1, number, if number % 2 == 0 { 3000 } else { 9000 }, start)));
+    let room = record(&[0; 3000]).cost();
+    for ms in 0..100 {
+        if let Some(record) =
+            queue.pop(start + 200 * MS + 10 * ms * MS, room, |_| panic!("then nothing fits"))
+        {
+            assert!(record.cost() <= room);
+        } else {
+            assert!(queue.next_cost().unwrap() > room);
+            queue.pop(start, usize::MAX, drop).unwrap();
+        }
+        if queue.is_empty() {
+            break;
+        }
+    }
+    assert!(queue.is_empty());
+}
+
+#[test]
+fn the_fattest_flow_makes_room_unless_it_is_the_one_that_asks() {
+    let (mut queue, now) = (queue(), Instant::now());
+    (0..10).for_each(|number| queue.push(of(1, number, 1500, now)));
+    queue.push(of(2, 0, 1500, now));
+    assert!(queue.pop_fattest(&packet(1, 10, 1500)).is_none());
+    let given_up = queue.pop_fattest(&packet(2, 1, 1500)).unwrap().packet;
+    assert_eq!((flow_of(&given_up), number_of(&given_up)), (1, 9), "its newest");
+}
+
+#[test]
+fn memory_goes_when_nothing_waits() {
+    let mut queue = Queue::new([3; 16], 5 * MS);
+    queue.push(record(b"a"));
+    queue.trim();
+    assert_eq!(pop(&mut queue).unwrap().packet, b"a");
+    queue.trim();
+    assert_eq!((queue.flows.capacity(), queue.new.capacity(), queue.old.capacity()), (0, 0, 0));
+    assert_eq!(queue.seed, [3; 16]);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Push(u8, usize),
+    Pop(u32),
+    PopNewest,
+    PopAgeing,
+    PopFattest(u8),
+    Spare,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        5 => (0_u8..6, 32_usize..9000).prop_map(|(flow, size)| Step::Push(flow, size)),
+        4 => (0_u32..40).prop_map(Step::Pop),
+        1 => Just(Step::PopNewest),
+        1 => Just(Step::PopAgeing),
+        1 => (0_u8..6).prop_map(Step::PopFattest),
+        1 => Just(Step::Spare),
+    ];
+    proptest::collection::vec(step, 0..400)
+}
+
+proptest! {
+    #[test]
+    fn each_packet_comes_out_once_in_its_flows_order(steps in steps()) {
+        let (mut queue, mut now) = (queue(), Instant::now());
+        let (mut pushed, mut most) = (0_u32, 0_usize);
+        let mut waiting = HashMap::<u32, (u8, usize)>::new();
+        let mut last = HashMap::<u8, u32>::new();
+        let gone = |waiting: &mut HashMap<u32, (u8, usize)>, record: &Record| {
+            waiting.remove(&number_of(&record.packet)).expect("once")
+        };
+        for step in steps {
+            match step {
+                Step::Push(flow, size) => {
+                    // Half of the flows are known ones.
+                    let place = Place { flow: flow.into(), seq: pushed, length: 1 };
+                    let packet = of(flow, pushed, size, now);
+                    waiting.insert(pushed, (flow, packet.packet.len()));
+                    queue.push(Record { place: (flow % 2 == 0).then_some(place), ..packet });
+                    pushed += 1;
+                }
+                Step::Pop(ms) => {
+                    now += MS * ms;
+                    let mut dropped = Vec::new();
+                    let cost = queue.next_cost();
+                    let popped = queue.pop(now, usize::MAX, |record| dropped.push(record));
+                    prop_assert_eq!(cost.is_some(), popped.is_some());
+                    for record in dropped.iter().chain(&popped) {
+                        let (flow, _) = gone(&mut waiting, record);
+                        let number = number_of(&record.packet);
+                        prop_assert!(last.insert(flow, number).is_none_or(|before| before < number));
+                    }
+                }
+                Step::PopNewest => {
+                    if let Some(record) = queue.pop_newest() {
+                        prop_assert_eq!(waiting.keys().max().copied(), Some(number_of(&record.packet)));
+                        gone(&mut waiting, &record);
+                    }
+                }
+                Step::PopAgeing => {
+                    if let Some(record) = queue.pop_ageing() {
+                        let oldest = waiting.iter().filter(|(_, (flow, _))| flow % 2 == 1).map(|(number, _)| *number);
+                        prop_assert_eq!(oldest.min(), Some(number_of(&record.packet)));
+                        gone(&mut waiting, &record);
+                    }
+                }
+                Step::PopFattest(flow) => {
+                    if let Some(record) = queue.pop_fattest(&packet(flow, 0, 32)) {
+                        prop_assert_ne!(flow_of(&record.packet), flow);
+                        gone(&mut waiting, &record);
+                    }
+                }
+                Step::Spare => queue.spare(now),
+            }
+            most = most.max(waiting.len());
+            prop_assert_eq!(queue.bytes(), waiting.values().map(|(_, size)| size).sum::<usize>());
+            prop_assert_eq!(queue.is_empty(), waiting.is_empty());
+            prop_assert_eq!(queue.is_empty(), queue.cost() == 0);
+        }
+        prop_assert!(queue.shelf.slots() <= most, "slots are used again");
+        while !queue.is_empty() {
+            let mut dropped = Vec::new();
+            let popped = queue.pop(now, usize::MAX, |record| dropped.push(record));
+            dropped.iter().chain(&popped).for_each(|record| assert!(gone(&mut waiting, record).1 > 0));
+        }
+        prop_assert!(waiting.is_empty());
+    }
+
+    /// While all have something waiting, no flow gets ahead of another by more than a turn and its largest packet.
+    #[test]
+    fn shares_are_equal_whatever_the_sizes(sizes in proptest::collection::vec(32_usize..66_000, 2..6), turns in 50_usize..400) {
+        let (mut queue, now) = (queue(), Instant::now());
+        let mut sent = vec![0_i64; sizes.len()];
+        let push = |queue: &mut Queue, flow: usize| queue.push(of(flow as u8, 0, sizes[flow], now));
+        let places: std::collections::HashSet<u16> =
+            (0..sizes.len()).map(|flow| flow::place(&[0; 16], &packet(flow as u8, 0, 32))).collect();
+        prop_assume!(places.len() == sizes.len());
+        for _ in 0..2 {
+            (0..sizes.len()).for_each(|flow| push(&mut queue, flow));
+        }
+        for _ in 0..turns {
+            let record = pop(&mut queue).expect("something waits");
+            let flow = usize::from(flow_of(&record.packet));
+            sent[flow] += record.packet.len() as i64;
+            push(&mut queue, flow);
+            let largest = *sizes.iter().max().expect("some") as i64;
+            let (most, least) = (sent.iter().max().expect("some"), sent.iter().min().expect("some"));
+            prop_assert!(most - least <= largest + 2 * QUANTUM, "{sent:?} of {sizes:?}");
+        }
+    }
+}

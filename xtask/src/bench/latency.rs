@@ -1,0 +1,202 @@
+//! `cargo xtask bench latency`: how long a keystroke takes, alone and beside a bulk transfer that fills the uplink.
+
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use mobile_tests::peers::{Peer, PeerKind};
+use mobile_tests::{
+    Lab, LabOptions, PATIENCE, Process, Services, Testbed, addr, finish_within, port, program,
+};
+use serde_json::Value;
+
+use self::table::{Figures, OURS, Sample};
+use super::machine;
+use crate::setup::{self, Tool};
+use crate::shell::step;
+
+mod table;
+
+/// How long, how often, on what uplink, and who else.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Runs of each measurement; the table shows their median, least and greatest.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Seconds each measurement of a run takes.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..))]
+    seconds: u32,
+    /// The uplink's rate in Mbit/s, in each direction.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    rate: u64,
+    /// The congestion control of every host.
+    #[arg(long, default_value = "cubic")]
+    congestion_control: String,
+    /// Without the peers; a direct connection is always measured.
+    #[arg(long)]
+    no_peers: bool,
+    /// Only these peers, by the names of the table.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+}
+
+/// A keystroke every so often: a fast typist's burst, and a terminal's echo.
+const INTERVAL_MS: &str = "20";
+
+/// A transfer has found its pace by then; iperf3 does not count it either.
+const WARM_UP: Duration = Duration::from_secs(3);
+
+/// What runs beside the keystrokes: a title and iperf3's flags for it.
+const BESIDE: [(&str, Option<&[&str]>); 3] =
+    [("idle", None), ("upload", Some(&[])), ("download", Some(&["--reverse"]))];
+
+/// One lab, and what carries the connections in it.
+enum Subject {
+    Ours(Box<Testbed>),
+    /// Somebody else's. It ends before its lab.
+    Peer(Box<dyn Peer>, Box<Lab>),
+}
+
+impl Subject {
+    fn start(peer: Option<&PeerKind>, options: &LabOptions) -> Result<Self> {
+        let Some(kind) = peer else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
+        let lab = Lab::with(options)?;
+        let mut peer = kind.make();
+        peer.start(&lab)?;
+        Ok(Self::Peer(peer, Box::new(lab)))
+    }
+
+    fn lab(&self) -> &Lab {
+        match self {
+            Self::Ours(bed) => &bed.lab,
+            Self::Peer(_, lab) => lab,
+        }
+    }
+
+    /// An application of the mobile host.
+    fn application(&self, program: &str) -> Command {
+        match self {
+            Self::Ours(bed) => bed.agent.run(&[program]),
+            Self::Peer(_, lab) => lab.host.command(program),
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        match self {
+            Self::Ours(bed) => bed.finish(),
+            Self::Peer(peer, lab) => {
+                drop(peer);
+                lab.passed();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Measures everyone in turn, run by run, so that what disturbs the machine disturbs all.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let everyone = everyone(args)?;
+    let mut columns: Vec<Figures> =
+        everyone.iter().map(|peer| Figures::new(peer.map_or(OURS, |peer| peer.name))).collect();
+    for run in 1..=args.runs {
+        for (column, peer) in columns.iter_mut().zip(&everyone) {
+            let samples = measure(args, *peer).with_context(|| column.name)?;
+            let told: Vec<String> =
+                BESIDE.iter().zip(&samples).map(|((title, _), sample)| format!("{title} {sample}")).collect();
+            step(&format!("run {run} of {}, {}: {}", args.runs, column.name, told.join("; ")));
+            column.runs.push(samples);
+        }
+    }
+    print!("{}", table::markdown(&columns, &BESIDE.map(|(title, _)| title)));
+    println!(
+        "\n{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms; {} on every host; median of {} runs of {} s \
+         (least–greatest)",
+        machine::describe(),
+        args.rate,
+        args.congestion_control,
+        args.runs,
+        args.seconds
+    );
+    Ok(())
+}
+
+/// Direct, ours, then the others. MPTCP is no tunnel: on one uplink it is a direct connection.
+fn everyone(args: &Args) -> Result<Vec<Option<&'static PeerKind>>> {
+    let wanted = |peer: &&PeerKind| {
+        args.peers.is_empty() || args.peers.iter().any(|name| name.eq_ignore_ascii_case(peer.name))
+    };
+    let (direct, others): (Vec<_>, Vec<_>) =
+        PeerKind::ALL.iter().filter(|peer| peer.name != "MPTCP").partition(|peer| peer.name == "direct");
+    let mut everyone: Vec<_> = direct.into_iter().map(Some).collect();
+    everyone.push(None);
+    for peer in others.into_iter().filter(|_| !args.no_peers).filter(wanted) {
+        let tools: Vec<Tool> =
+            peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
+        setup::install(&tools)?;
+        if let Some(reason) = peer.refusal() {
+            bail!("{} cannot run here: {reason}", peer.name);
+        }
+        everyone.push(Some(peer));
+    }
+    Ok(everyone)
+}
+
+/// One run of one of them, in a lab of its own.
+fn measure(args: &Args, peer: Option<&PeerKind>) -> Result<Vec<Sample>> {
+    let options =
+        LabOptions { congestion_control: Some(args.congestion_control.clone()), ..LabOptions::default() };
+    let subject = Subject::start(peer, &options)?;
+    let lab = subject.lab();
+    // A real uplink's FIFO holds packets, not what the kernel would still cut.
+    lab.eth().link.set_offload(false)?;
+    lab.eth().link.set_rate(Some(args.rate * 1_000_000));
+    let server = Services::iperf3(&lab.server, lab.dir())?;
+    let samples = BESIDE.iter().map(|(title, flags)| {
+        let mut bulk = flags.map(|flags| bulk(args, &subject, title, flags)).transpose()?;
+        let trips = keystrokes(args, &subject)?;
+        let mbits = match &mut bulk {
+            None => None,
+            Some(bulk) => {
+                let status = bulk.wait(PATIENCE)?;
+                let said = bulk.output();
+                if !status.success() {
+                    bail!("iperf3 beside {title}: {said}");
+                }
+                Some(super::throughput::received(&said)?.0)
+            }
+        };
+        Ok(Sample { mbits, ..trips })
+    });
+    let samples = samples.collect::<Result<Vec<Sample>>>()?;
+    drop(server);
+    subject.finish()?;
+    Ok(samples)
+}
+
+/// Starts a bulk transfer that outlasts the keystrokes.
+fn bulk(args: &Args, subject: &Subject, title: &str, flags: &[&str]) -> Result<Process> {
+    // It is still at it when the last keystroke comes.
+    let seconds = (args.seconds + 1).to_string();
+    let mut iperf3 = subject.application("iperf3");
+    iperf3
+        .args(["--json", "--client", &addr::SERVER4.to_string(), "--time", &seconds])
+        .args(["--omit", &WARM_UP.as_secs().to_string()])
+        .args(flags);
+    let output = subject.lab().dir().join(format!("iperf3-{title}.txt"));
+    let process = Process::start("iperf3", &mut iperf3, &output)?;
+    sleep(WARM_UP);
+    Ok(process)
+}
+
+fn keystrokes(args: &Args, subject: &Subject) -> Result<Sample> {
+    let tool = program("labtool")?.display().to_string();
+    let echo = format!("{}:{}", addr::SERVER4, port::ECHO);
+    let mut command = subject.application(&tool);
+    command.args(["keystrokes", &echo, INTERVAL_MS, &args.seconds.to_string()]);
+    let patience = PATIENCE + Duration::from_secs(args.seconds.into());
+    let said = finish_within(&mut command, None, patience)?.ok().context("labtool keystrokes")?;
+    let json: Value = serde_json::from_str(said.trim()).with_context(|| format!("labtool said {said:?}"))?;
+    let field = |name: &str| json[name].as_f64().with_context(|| format!("no {name} in {said}"));
+    Ok(Sample { median: field("median_ms")?, p99: field("p99_ms")?, mbits: None })
+}
