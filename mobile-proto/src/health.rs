@@ -74,14 +74,12 @@ pub struct TransportSample {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outlook<'a> {
     pub(crate) limits: &'a Limits,
-    /// Something that was sent has to be answered.
+    /// Something that was sent, or waits to be, has to be answered.
     pub(crate) unanswered: bool,
     /// HELLO has to be answered.
     pub(crate) connecting: bool,
     /// Segments may be judged: the path is ready, or carries data early.
     pub(crate) judged: bool,
-    /// A PING waits to be sent.
-    pub(crate) ping_due: bool,
     /// How many may be sent in one doubt.
     pub(crate) pings: u32,
     /// The RTT as measured by PING, for a path without samples.
@@ -204,7 +202,7 @@ impl Health {
 
     /// Time has passed; a sample, if one was wanted, has just been taken.
     pub(crate) fn tick(&mut self, now: Instant, outlook: Outlook<'_>) -> Verdict {
-        if !self.is_concerned(outlook) {
+        if !outlook.unanswered {
             self.doubt = None;
             return Verdict::default();
         }
@@ -271,14 +269,9 @@ impl Health {
             };
     }
 
-    /// Whether there is anything to judge by.
-    fn is_concerned(&self, outlook: Outlook<'_>) -> bool {
-        outlook.unanswered || (self.doubt.is_some() && outlook.ping_due)
-    }
-
     /// When the kernel is to be asked what became of our segments.
     fn look_at(&self, outlook: Outlook<'_>) -> Option<Instant> {
-        if !self.is_concerned(outlook) || !outlook.judged || self.latest.is_none() {
+        if !outlook.unanswered || !outlook.judged || self.latest.is_none() {
             return None;
         }
         match &self.doubt {

@@ -218,7 +218,6 @@ impl Path {
             unanswered: unanswered && !self.is_closing(),
             connecting: self.state == State::Connecting,
             judged: self.is_ready() || active,
-            ping_due: self.ping_due,
             pings: PINGS,
             srtt: self.stats.srtt,
         }

@@ -385,7 +385,6 @@ impl Model {
             unanswered,
             connecting: false,
             judged: true,
-            ping_due: false,
             pings: super::PINGS,
             srtt: None,
         };

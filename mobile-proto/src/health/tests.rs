@@ -181,15 +181,7 @@ fn a_suspect_path_is_looked_at_once_a_second() {
 }
 
 fn outlook(limits: &Limits) -> Outlook<'_> {
-    Outlook {
-        limits,
-        unanswered: true,
-        connecting: false,
-        judged: true,
-        ping_due: false,
-        pings: PINGS,
-        srtt: None,
-    }
+    Outlook { limits, unanswered: true, connecting: false, judged: true, pings: PINGS, srtt: None }
 }
 
 fn sample(unacked: u32) -> TransportSample {
@@ -275,7 +267,7 @@ fn a_nudge_tries_the_path_once() {
     assert!(!health.nudge(now), "without samples there is nothing to judge by");
     let _ = health.sample(now, sample(0));
     assert!(health.nudge(now) && !health.nudge(now));
-    let waiting = Outlook { unanswered: false, ping_due: true, ..outlook(&limits) };
+    let waiting = Outlook { unanswered: true, ..outlook(&limits) };
     let due = health.deadline(waiting).expect("it is being tried");
     // The PING was answered: all is well, and nothing is left to do.
     health.begin(now);
