@@ -13,7 +13,7 @@ use mobile_io::keys::PublicKey;
 use serde::Deserialize;
 
 /// Where the configuration is when `--config` does not say.
-pub(crate) const DEFAULT_PATH: &str = "/etc/mobile/agent.toml";
+pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
 
 /// The whole of `agent.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -180,7 +180,7 @@ impl Default for Bpf {
 
 impl Default for Control {
     fn default() -> Self {
-        Self { socket: "/run/mobile/agent.sock".into(), group: None }
+        Self { socket: mobile_control::SOCKET.into(), group: None }
     }
 }
 

@@ -239,9 +239,10 @@ fn paths(metrics: &Metrics, uplinks: &Uplinks) -> prometheus::Result<()> {
 fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
     let counted = {
         let selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
-        selector.verdicts().and_then(|verdicts| Ok((verdicts, selector.events()?)))
+        let full = selector.bypass_full();
+        selector.verdicts().and_then(|verdicts| Ok((verdicts, selector.events()?, full)))
     };
-    let (verdicts, events) = match counted {
+    let (verdicts, events, full) = match counted {
         Ok(counted) => counted,
         Err(error) => {
             tracing::warn!(%error, "cannot read the counters of the eBPF programs");
@@ -253,6 +254,12 @@ fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
         "Decisions of the eBPF programs, since they were first loaded.",
         "verdict",
         verdicts.iter().map(|(verdict, count)| (verdict.name(), *count)),
+    )?;
+    metrics.counters(
+        "mobile_map_full_total",
+        "Entries refused because an eBPF map was full, since the agent started.",
+        "map",
+        [("bypass", full)],
     )?;
     metrics.counters(
         "mobile_selection_events_total",

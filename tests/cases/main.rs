@@ -1,6 +1,7 @@
 //! Every end-to-end case, a module for each topic. A case's name is the promise it keeps.
 
 mod check;
+mod clib;
 mod clients;
 mod command;
 mod dns;
@@ -14,6 +15,7 @@ mod outage;
 mod refusals;
 mod restart;
 mod routing;
+mod scale;
 mod selection;
 mod sessions;
 mod silence;

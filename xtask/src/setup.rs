@@ -17,13 +17,18 @@ pub(crate) struct Tool {
 }
 
 const TOOLS: &[Tool] = &[
+    Tool { program: "c++", package: "g++" },
+    Tool { program: "cc", package: "gcc" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "ethtool", package: "ethtool" },
     Tool { program: "ip", package: "iproute2" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "login", package: "login" },
     Tool { program: "nft", package: "nftables" },
+    Tool { program: "nm", package: "binutils" },
+    Tool { program: "objdump", package: "binutils" },
     Tool { program: "ping", package: "iputils-ping" },
+    Tool { program: "pkg-config", package: "pkgconf" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "promtool", package: "prometheus" },
     Tool { program: "ps", package: "procps" },

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::protocol::Request;
+use super::unchanged::Unchanged;
 
 /// The asker, by the kernel's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub(super) type Owners = [u32; 3];
 pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
     match request {
         Request::Run
+        | Request::Call(_)
         | Request::Attach { .. }
         | Request::Detach { .. }
         | Request::Processes
@@ -78,33 +80,38 @@ pub(super) struct Held {
 
 impl Held {
     /// Opens the process that the asker named.
-    pub(super) fn open(pid: i32) -> Result<Self, String> {
+    pub(super) fn open(pid: i32) -> Result<Self, Unchanged> {
         // Looked at before rustix does: it asserts.
         let positive = if pid > 0 { Pid::from_raw(pid) } else { None };
-        let named = positive.ok_or_else(|| gone(pid))?;
+        let named = positive.ok_or(Unchanged::NoProcess(pid))?;
         let pidfd = pidfd_open(named, PidfdFlags::empty()).map_err(|error| match error {
-            Errno::SRCH => gone(pid),
-            Errno::INVAL | Errno::NOENT => {
-                format!("{pid} is the number of a thread: name the process it belongs to")
-            }
-            error => format!("cannot open process {pid}: {error}"),
+            Errno::SRCH => Unchanged::NoProcess(pid),
+            Errno::INVAL | Errno::NOENT => Unchanged::Thread(pid),
+            error => Unchanged::Open { pid, source: error.into() },
         })?;
         Self::identify(pid, pidfd)
     }
 
+    /// The process that asks, by the descriptor its connection came with where the kernel gives one.
+    pub(super) fn caller(pid: i32, pidfd: Option<OwnedFd>) -> Result<Self, Unchanged> {
+        match pidfd {
+            Some(pidfd) => Self::identify(pid, pidfd),
+            None => Self::open(pid),
+        }
+    }
+
     /// Looks at the process behind `pidfd`, and only then makes sure that `pid` meant it all the while.
-    pub(super) fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, String> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone(pid))?;
-        let owners = parse_owners(&status).ok_or_else(|| gone(pid))?;
-        let theirs = namespace(&pid.to_string()).map_err(|_| gone(pid))?;
-        let ours =
-            namespace("self").map_err(|error| format!("cannot tell the network namespace: {error}"))?;
+    fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, Unchanged> {
+        let gone = || Unchanged::NoProcess(pid);
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone())?;
+        let owners = parse_owners(&status).ok_or_else(gone)?;
+        let theirs = namespace(&pid.to_string()).map_err(|_| gone())?;
+        let ours = namespace("self").map_err(Unchanged::Namespace)?;
         let held = Self { pid, owners, pidfd };
         if !held.is_alive() {
-            Err(gone(pid))
+            Err(gone())
         } else if theirs != ours {
-            // Its sockets would not be marked: it would go direct while it is called mobile.
-            Err(format!("process {pid} is in another network namespace than the agent: run an agent there"))
+            Err(Unchanged::OtherNamespace(pid))
         } else {
             Ok(held)
         }
@@ -116,10 +123,6 @@ impl Held {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
     }
-}
-
-fn gone(pid: i32) -> String {
-    format!("there is no process {pid}")
 }
 
 /// Names the network namespace of a process.
@@ -202,7 +205,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!held.is_alive());
-        assert!(Held::open(pid).unwrap_err().contains("no process"));
+        assert!(matches!(Held::open(pid), Err(Unchanged::NoProcess(gone)) if gone == pid));
         assert!(Held::open(0).is_err() && Held::open(-1).is_err());
     }
 }

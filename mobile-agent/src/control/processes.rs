@@ -1,11 +1,13 @@
 //! What the control socket does to processes: sets and clears the MOBILE attribute, lists who has it.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::access::{Asker, Held, may_change};
-use super::protocol::{Change, Connection, Process};
+use super::protocol::{Change, Connection, NO_PEER, Process};
+use super::unchanged::Unchanged;
 use crate::selection::cgroup::MobileCgroup;
-use crate::selection::process;
+use crate::selection::process::{self, Reader};
 
 /// Sets or clears the attribute of each process that the asker may change.
 pub(super) fn change(
@@ -15,23 +17,29 @@ pub(super) fn change(
     mobile: bool,
     persistent: &[IpAddr],
 ) -> Vec<Change> {
+    // One for all of them: there may be a thousand.
+    let mut reader = Reader::default();
     pids.iter()
         .map(|&pid| {
-            let known = process::read(pid).ok();
+            let known = reader.process(pid).ok();
+            let before = cgroup.is_mobile(pid).ok();
             let changed = Held::open(pid).and_then(|held| change_one(cgroup, asker, &held, mobile));
-            let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
-                process
-                    .connections
-                    .iter()
-                    .filter(|connection| connection.is_mobile(persistent) != mobile)
-                    .map(connection)
-                    .collect()
-            });
+            let mut kept = Vec::new();
+            if let (Some(process), Ok(())) = (&known, &changed) {
+                let connected = process.connections.iter();
+                kept.extend(
+                    connected.filter(|socket| socket.is_mobile(persistent) != mobile).map(connection),
+                );
+                // Those without a peer do not say which route they take; they were made as their process was.
+                if before == Some(!mobile) {
+                    kept.extend(process.unconnected.iter().map(connection));
+                }
+            }
             Change {
                 pid,
                 command: known.map(|process| process.comm),
-                error: changed.err(),
-                kept: kept.unwrap_or_default(),
+                error: changed.err().map(|error| error.to_string()),
+                kept,
             }
         })
         .collect()
@@ -43,17 +51,13 @@ pub(super) fn change_one(
     asker: Asker,
     held: &Held,
     mobile: bool,
-) -> Result<(), String> {
+) -> Result<(), Unchanged> {
     if !may_change(asker, held.owners) {
-        let owner = user_name(held.owners[0]);
-        let pid = held.pid;
-        return Err(format!(
-            "process {pid} belongs to {owner}: only its owner, root or the [control] group may change it"
-        ));
+        return Err(Unchanged::Foreign { pid: held.pid, owner: user_name(held.owners[0]) });
     }
     let set = |mobile| if mobile { cgroup.attach(held.pid) } else { cgroup.detach(held.pid) };
-    let before = cgroup.is_mobile(held.pid).map_err(|error| error.to_string())?;
-    set(mobile).map_err(|error| error.to_string())?;
+    let before = cgroup.is_mobile(held.pid)?;
+    set(mobile)?;
     if !held.is_alive() {
         // It ended meanwhile: whoever has its number now was not meant.
         if before != mobile
@@ -61,7 +65,7 @@ pub(super) fn change_one(
         {
             tracing::debug!(pid = held.pid, %error, "cannot undo the change of a process that has ended");
         }
-        return Err(format!("process {} has ended", held.pid));
+        return Err(Unchanged::Ended(held.pid));
     }
     Ok(())
 }
@@ -73,13 +77,16 @@ pub(super) fn list(
     persistent: &[IpAddr],
 ) -> Result<Vec<Process>, String> {
     let pids = cgroup.pids().map_err(|error| error.to_string())?;
-    Ok(process::list(&pids)
+    // Each name costs a look into the user database, which may be across the network.
+    let mut names: HashMap<u32, String> = HashMap::new();
+    Ok(Reader::default()
+        .processes(&pids)
         .into_iter()
         .filter(|process| asker.privileged || process.uid == asker.uid)
         .map(|process| Process {
             pid: process.pid,
             uid: process.uid,
-            user: user_name(process.uid),
+            user: names.entry(process.uid).or_insert_with(|| user_name(process.uid)).clone(),
             command: if process.cmdline.is_empty() {
                 format!("[{}]", process.comm)
             } else {
@@ -106,15 +113,13 @@ fn shortened(mut command: String) -> String {
 }
 
 fn connection(connection: &process::Connection) -> Connection {
-    Connection {
-        protocol: match connection.transport {
-            process::Transport::Tcp => "tcp",
-            process::Transport::Udp => "udp",
-        }
-        .to_owned(),
-        local: connection.local.to_string(),
-        remote: connection.remote.to_string(),
-    }
+    let process::Connection { transport, local, remote } = connection;
+    let remote = if remote.ip().is_unspecified() && remote.port() == 0 {
+        NO_PEER.to_owned()
+    } else {
+        remote.to_string()
+    };
+    Connection { protocol: transport.word().to_owned(), local: local.to_string(), remote }
 }
 
 fn user_name(uid: u32) -> String {

@@ -1,6 +1,7 @@
 //! What goes over the control socket: one JSON object a line, a question and its answer.
 
 use ipnet::IpNet;
+use mobile_control::Call;
 use serde::{Deserialize, Serialize};
 
 use crate::status::{Status, Uplinks};
@@ -11,6 +12,8 @@ use crate::status::{Status, Uplinks};
 pub(crate) enum Request {
     /// Set the MOBILE attribute of the process that asks; it execs a command afterwards.
     Run,
+    /// A call of the C library, which has its own word for each of them.
+    Call(Call),
     /// Set the MOBILE attribute of these processes.
     Attach {
         /// Process ids.
@@ -51,6 +54,8 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     /// It is done.
     Done,
+    /// To `Call`: 0, or the error number.
+    Called(i32),
     /// It is done, and this is worth knowing.
     Noted(String),
     /// It is not done.
@@ -76,7 +81,7 @@ pub(crate) struct Change {
     pub(crate) command: Option<String>,
     /// Why it was not changed; names the process.
     pub(crate) error: Option<String>,
-    /// Its sockets that have a route already and keep it.
+    /// Its sockets that have a route already and keep it; UDP ones without a peer keep it for one more datagram.
     pub(crate) kept: Vec<Connection>,
 }
 
@@ -95,14 +100,17 @@ pub(crate) struct Process {
     pub(crate) connections: Vec<Connection>,
 }
 
+/// What stands for the other end of a socket that has none.
+pub(crate) const NO_PEER: &str = "*";
+
 /// A socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
-    /// `tcp` or `udp`.
+    /// `tcp` or `udp`; in a [`Change`] also `raw` or `ping`.
     pub(crate) protocol: String,
-    /// `address:port` here.
+    /// `address:port` here; the port of a raw socket is its protocol, of a ping socket its identifier.
     pub(crate) local: String,
-    /// `address:port` there.
+    /// `address:port` there, or [`NO_PEER`].
     pub(crate) remote: String,
 }
 
@@ -124,6 +132,23 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), json);
             assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn the_c_library_and_the_agent_understand_each_other() {
+        use mobile_control::Question;
+
+        for call in [Call::SetMobile { pid: 7, mobile: false }, Call::SetRoute { gateway: None }] {
+            let json = serde_json::to_string(&Question::Call(call)).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&json).unwrap(), Request::Call(call));
+        }
+        for (ours, theirs) in [
+            (Answer::Called(3), mobile_control::Answer::Called(3)),
+            (Answer::Refused("no".into()), mobile_control::Answer::Refused("no".into())),
+        ] {
+            let json = serde_json::to_string(&ours).unwrap();
+            assert_eq!(serde_json::from_str::<mobile_control::Answer>(&json).unwrap(), theirs);
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mobile_io::control::{Connection, ControlError, Listener, Peer};
 
 use super::access::{Asker, Held, admit, is_privileged};
+use super::calls;
 use super::processes;
 use super::protocol::{Answer, Request};
 use crate::daemon::Agent;
@@ -125,15 +126,14 @@ async fn answer(
     match request {
         Request::Run => {
             blocking(move || {
-                let held = match pidfd {
-                    Some(pidfd) => Held::identify(pid, pidfd)?,
-                    None => Held::open(pid)?,
-                };
-                processes::change_one(&cgroup, asker, &held, true)?;
+                Held::caller(pid, pidfd)
+                    .and_then(|held| processes::change_one(&cgroup, asker, &held, true))
+                    .map_err(|error| error.to_string())?;
                 Ok(Answer::Done)
             })
             .await
         }
+        Request::Call(call) => calls::answer(agent, asker, (pid, pidfd), call).await.map(Answer::Called),
         Request::Attach { pids } => {
             blocking(move || Ok(Answer::Changed(processes::change(&cgroup, asker, &pids, true, &persistent))))
                 .await
@@ -156,7 +156,7 @@ async fn answer(
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(format!("the agent failed: {error}")))

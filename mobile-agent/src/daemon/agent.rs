@@ -1,7 +1,7 @@
 //! The running agent as the control socket and the metrics see it.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use mobile_io::keys::PublicKey;
 use mobile_proto::{PathId, PathStats};
+use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, RelayIdentity};
@@ -85,7 +86,10 @@ impl Agent {
         if add {
             wanted.push(net);
             // Before a route leads there, so that nothing on it is refused.
-            self.selector().add_bypass(net).map_err(|error| error.to_string())?;
+            self.selector().add_bypass(net).map_err(|error| {
+                tracing::warn!(%error, %net, "cannot be bypassed");
+                error.to_string()
+            })?;
         } else {
             wanted.retain(|other| *other != net);
         }
@@ -100,6 +104,21 @@ impl Agent {
         *nets = wanted;
         tracing::info!(%net, add, "bypass changed");
         Ok(Answer::Done)
+    }
+
+    /// `inet_setmroute` of the C library: whole and in force when it is answered, if it leads to that gateway.
+    pub(crate) async fn set_route(&self, gateway: Option<Ipv4Addr>) -> Result<(), Errno> {
+        let assigned = self.route.assigned.borrow().clone().ok_or(Errno::ENETDOWN)?;
+        let relay = self.tunnel.state.borrow().active.as_ref().map(|(_, address)| address.ip());
+        let leads = |to: Ipv4Addr| assigned.ipv4 == Some(to) || relay == Some(to.into());
+        if !gateway.is_none_or(leads) {
+            return Err(Errno::EADDRNOTAVAIL);
+        }
+        let nets = self.bypass.lock().await;
+        self.reroute(nets.clone()).await.map_err(|error| {
+            tracing::warn!(error, "inet_setmroute");
+            Errno::EIO
+        })
     }
 
     async fn reroute(&self, wanted: Vec<IpNet>) -> Result<(), String> {

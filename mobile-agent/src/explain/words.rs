@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mobile_io::netlink::{Family, ListedRule, Way};
 
 use crate::config::Routing;
-use crate::selection::process::{Connection, Process, Transport};
+use crate::selection::process::{Connection, Process};
 
 /// What the words are made of.
 pub(super) struct Known<'a> {
@@ -66,10 +66,7 @@ impl Known<'_> {
     /// One socket that has its route, in one line.
     pub(super) fn socket(&self, connection: &Connection, mobile: bool, way: Option<&Way>) -> String {
         let Connection { transport, local, remote } = connection;
-        let protocol = match transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        };
+        let protocol = transport.word();
         let kind = if mobile { "on the MOBILE route" } else { "on an ordinary route" };
         format!("its socket {protocol} {local} -> {remote}: {kind}, {}\n", self.route(way))
     }

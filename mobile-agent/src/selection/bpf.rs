@@ -73,6 +73,7 @@ pub(crate) struct Selector {
     events: PerCpuArray<MapData, u64>,
     resolvers: ResolverMap,
     bypass: BypassMap,
+    bypass_full: u64,
     adopted: bool,
 }
 
@@ -123,7 +124,16 @@ impl Selector {
 
     /// From now on mobile processes may reach a network directly, if a route leads there.
     pub(crate) fn add_bypass(&mut self, net: IpNet) -> Result<()> {
-        self.bypass.add(net)
+        let added = self.bypass.add(net);
+        if matches!(added, Err(BpfError::Full { .. })) {
+            self.bypass_full += 1;
+        }
+        added
+    }
+
+    /// How often a network was refused because there was no place for it, since this agent started.
+    pub(crate) fn bypass_full(&self) -> u64 {
+        self.bypass_full
     }
 
     /// From now on they may not.
@@ -174,7 +184,7 @@ impl Selector {
                 tracing::warn!("programs of an earlier agent stay: {error}");
             }
         }
-        Ok(Self { ebpf, verdicts, events, resolvers, bypass, adopted: !older.is_empty() })
+        Ok(Self { ebpf, verdicts, events, resolvers, bypass, bypass_full: 0, adopted: !older.is_empty() })
     }
 }
 

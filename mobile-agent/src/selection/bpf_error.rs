@@ -65,6 +65,16 @@ pub(crate) enum BpfError {
         /// Why not.
         source: MapError,
     },
+    /// A map has no place left.
+    #[error("the eBPF map {name} is full: it holds {entries} entries; {next_step}")]
+    Full {
+        /// Which.
+        name: &'static str,
+        /// How many it holds.
+        entries: u32,
+        /// What to do.
+        next_step: &'static str,
+    },
     /// The object lacks something it is built with.
     #[error("the eBPF object of this build has no {0}; build again with `cargo xtask build`")]
     Missing(&'static str),

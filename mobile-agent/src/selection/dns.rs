@@ -88,7 +88,16 @@ impl BypassMap {
     }
 
     pub(super) fn add(&mut self, net: IpNet) -> Result<()> {
-        self.0.insert(&prefix(net), &1, 0).map_err(failed(map::BYPASS))
+        self.0.insert(&prefix(net), &1, 0).map_err(|error| match &error {
+            MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(nix::libc::ENOSPC) => {
+                BpfError::Full {
+                    name: map::BYPASS,
+                    entries: map::BYPASS_ENTRIES,
+                    next_step: "bypass larger networks in place of many small ones",
+                }
+            }
+            _ => failed(map::BYPASS)(error),
+        })
     }
 
     pub(super) fn remove(&mut self, net: IpNet) -> Result<()> {

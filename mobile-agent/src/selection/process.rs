@@ -24,8 +24,10 @@ pub(crate) struct Process {
     pub(crate) cmdline: Vec<String>,
     /// When it started, in clock ticks since boot: with the pid, an identity that is not reused.
     pub(crate) start_time: u64,
-    /// Its TCP connections and connected UDP sockets.
+    /// Its TCP connections and connected datagram sockets.
     pub(crate) connections: Vec<Connection>,
+    /// Its datagram sockets without a peer: each packet has a route of its own. The remote end is unspecified.
+    pub(crate) unconnected: Vec<Connection>,
 }
 
 /// The transport of a connection.
@@ -34,14 +36,30 @@ pub(crate) struct Process {
 pub(crate) enum Transport {
     /// A TCP connection that is not over, or is being made.
     Tcp,
-    /// A connected UDP socket.
+    /// A UDP socket.
     Udp,
+    /// A raw socket; its port is a protocol's number.
+    Raw,
+    /// A socket for ICMP echo; its port is the identifier.
+    Ping,
 }
 
-/// A socket that has a peer, and so a route.
+impl Transport {
+    /// As `mobile ps` and `attach` write it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Raw => "raw",
+            Self::Ping => "ping",
+        }
+    }
+}
+
+/// A socket; one that has a peer has a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
-    /// TCP or UDP.
+    /// Which kind.
     pub(crate) transport: Transport,
     /// Our end; an IPv4-mapped address is shown as the IPv4 one.
     pub(crate) local: SocketAddr,
@@ -54,6 +72,10 @@ impl Connection {
     pub(crate) fn is_mobile(&self, persistent: &[IpAddr]) -> bool {
         persistent.contains(&self.local.ip())
     }
+
+    fn is_connected(&self) -> bool {
+        !(self.remote.ip().is_unspecified() && self.remote.port() == 0)
+    }
 }
 
 /// One process; an error if it is gone.
@@ -61,23 +83,23 @@ pub(crate) fn read(pid: i32) -> io::Result<Process> {
     Reader::default().process(pid)
 }
 
-/// Those of `pids` that are still there, in the same order.
-pub(crate) fn list(pids: &[i32]) -> Vec<Process> {
-    let mut reader = Reader::default();
-    pids.iter().filter_map(|&pid| reader.process(pid).ok()).collect()
-}
-
 type Sockets = HashMap<u64, Connection>;
 
 /// Keeps the socket tables it has read, by network namespace: they list the sockets of every process in it, and there
 /// may be a thousand processes to look at.
 #[derive(Default)]
-struct Reader {
+pub(crate) struct Reader {
     tables: HashMap<u64, Rc<Sockets>>,
 }
 
 impl Reader {
-    fn process(&mut self, pid: i32) -> io::Result<Process> {
+    /// Those of `pids` that are still there, in the same order.
+    pub(crate) fn processes(&mut self, pids: &[i32]) -> Vec<Process> {
+        pids.iter().filter_map(|&pid| self.process(pid).ok()).collect()
+    }
+
+    /// One process; an error if it is gone.
+    pub(crate) fn process(&mut self, pid: i32) -> io::Result<Process> {
         let proc = format!("/proc/{pid}");
         let proc = Path::new(&proc);
         let uid = fs::metadata(proc)?.uid();
@@ -87,11 +109,12 @@ impl Reader {
         let cmdline = fs::read(proc.join("cmdline"))?;
         let words = cmdline.split(|&byte| byte == 0).filter(|word| !word.is_empty());
         let cmdline = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        Ok(Process { pid, uid, comm, cmdline, start_time, connections: self.connections(proc) })
+        let (connections, unconnected) = self.sockets(proc).into_iter().partition(Connection::is_connected);
+        Ok(Process { pid, uid, comm, cmdline, start_time, connections, unconnected })
     }
 
     /// None for a process that is gone or is not ours to look at.
-    fn connections(&mut self, proc: &Path) -> Vec<Connection> {
+    fn sockets(&mut self, proc: &Path) -> Vec<Connection> {
         let inodes = socket_inodes(proc);
         if inodes.is_empty() {
             return Vec::new();
@@ -113,12 +136,19 @@ fn socket_inodes(proc: &Path) -> HashSet<u64> {
         .collect()
 }
 
-/// Every connected TCP and UDP socket in the network namespace of a process.
+/// Every TCP connection and datagram socket in the network namespace of a process.
 fn read_tables(proc: &Path) -> Sockets {
     let mut sockets = Sockets::new();
-    for (file, transport) in
-        [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)]
-    {
+    for (file, transport) in [
+        ("tcp", Transport::Tcp),
+        ("tcp6", Transport::Tcp),
+        ("udp", Transport::Udp),
+        ("udp6", Transport::Udp),
+        ("raw", Transport::Raw),
+        ("raw6", Transport::Raw),
+        ("icmp", Transport::Ping),
+        ("icmp6", Transport::Ping),
+    ] {
         // A host without IPv6 has no tcp6.
         let Ok(text) = fs::read_to_string(proc.join("net").join(file)) else { continue };
         sockets.extend(text.lines().filter_map(|line| parse_socket(line, transport)));
@@ -132,12 +162,14 @@ fn parse_socket(line: &str, transport: Transport) -> Option<(u64, Connection)> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let local = parse_address(fields.get(1)?)?;
     let remote = parse_address(fields.get(2)?)?;
-    // Listening and unconnected sockets have no peer; TIME_WAIT ones belong to no process (inode 0).
-    if remote.ip().is_unspecified() && remote.port() == 0 {
+    let connection = Connection { transport, local, remote };
+    // A TCP socket without a peer listens, or does nothing yet.
+    if transport == Transport::Tcp && !connection.is_connected() {
         return None;
     }
+    // TIME_WAIT sockets belong to no process: inode 0.
     let inode = fields.get(9)?.parse().ok().filter(|&inode| inode != 0)?;
-    Some((inode, Connection { transport, local, remote }))
+    Some((inode, connection))
 }
 
 /// `0100007F:1F90`: 32-bit words of the address as this machine reads them from memory, then the port as a number.
@@ -191,7 +223,10 @@ mod tests {
         assert!(this.connections.contains(&tcp), "{:?}", this.connections);
         assert!(this.connections.contains(&udp), "{:?}", this.connections);
         let others = [listener.local_addr().unwrap(), unconnected.local_addr().unwrap()];
+        let apart = expected(Transport::Udp, others[1], "0.0.0.0:0".parse().unwrap());
+        assert!(this.unconnected.contains(&apart), "{:?}", this.unconnected);
         // The listener's address is also that of the end it accepts, which nobody holds yet.
+        assert!(!this.unconnected.iter().any(|c| c.local == others[0]), "{:?}", this.unconnected);
         assert!(!this.connections.iter().any(|c| others.contains(&c.local)), "{:?}", this.connections);
 
         assert!(tcp.is_mobile(&["127.0.0.1".parse().unwrap()]));
@@ -202,6 +237,7 @@ mod tests {
     fn processes_that_are_gone_are_left_out() {
         let probe = Probe::start();
         let (pid, own) = (probe.pid(), i32::try_from(std::process::id()).unwrap());
+        let list = |pids: &[i32]| Reader::default().processes(pids);
         let started = list(&[pid, own]).iter().map(|p| (p.pid, p.start_time)).collect::<Vec<_>>();
         assert_eq!(started.iter().map(|s| s.0).collect::<Vec<_>>(), [pid, own]);
         assert!(started[0].1 >= started[1].1);

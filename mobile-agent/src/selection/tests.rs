@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use mobile_ebpf_common::{Verdict, map, retries};
 
 use super::{
@@ -36,6 +37,31 @@ const SENDS: [(&str, &str); 3] =
 fn count(selector: &Selector, wanted: Verdict) -> u64 {
     let verdicts = selector.verdicts().unwrap();
     verdicts.into_iter().find(|(verdict, _)| *verdict == wanted).unwrap().1
+}
+
+#[test]
+fn a_full_bypass_is_an_error_that_is_counted_and_nothing_in_it_is_lost() {
+    Place::with(|place| {
+        let mut selector = place.load();
+        let net = |number: u32| {
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+            IpNet::new(address.into(), 32).unwrap()
+        };
+        // The place itself bypasses some.
+        let room = map::BYPASS_ENTRIES - u32::try_from(place.marking.bypass.len()).unwrap();
+        for number in 0..room {
+            selector.add_bypass(net(number)).unwrap();
+        }
+        assert_eq!(selector.bypass_full(), 0);
+        let error = selector.add_bypass(net(room)).unwrap_err();
+        assert!(matches!(error, BpfError::Full { name: map::BYPASS, .. }), "{error}");
+        assert!(error.to_string().contains("65536 entries; bypass larger networks"), "{error}");
+        assert_eq!(selector.bypass_full(), 1);
+        // What is there stays, and the next place is the next one's.
+        selector.remove_bypass(net(0)).unwrap();
+        selector.add_bypass(net(room)).unwrap();
+        selector.remove_bypass(net(room - 1)).unwrap();
+    });
 }
 
 #[test]

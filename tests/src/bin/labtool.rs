@@ -6,7 +6,8 @@
 //! sockets of every kind again and again, as a program would that knows nothing of handovers. `gaps` and
 //! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
 //! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
-//! and whom the socket says it came from. `hold-lab` makes a lab of its own and waits to be killed.
+//! and whom the socket says it came from. `crowd PROCESSES SOCKETS ADDRESS` is so many processes with so many connections
+//! each, `accept ADDRESS` takes them; both say when they are ready and wait to be killed. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -21,7 +22,11 @@ use mobile_tests::pulse::{PULSE, Recorder, Way, monotonic_ms};
 use mobile_tests::{Lab, Terminal, addr};
 use nix::libc::{in_pktinfo, in6_pktinfo};
 use nix::net::if_::if_nametoindex;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use nix::unistd::{ForkResult, fork, pause};
 use socket2::{Domain, Protocol, Socket, Type};
 
 fn main() -> ExitCode {
@@ -37,10 +42,12 @@ fn main() -> ExitCode {
         ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
         ["pulse", way, protocol, address] => pulse(way, protocol, address),
         ["dns", transport, resolver] => dns(transport, resolver),
+        ["crowd", processes, sockets, address] => crowd(processes, sockets, address),
+        ["accept", address] => accept(address),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
-             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER"
+             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER | crowd PROCESSES SOCKETS ADDRESS | accept ADDRESS"
         )),
     };
     match done {
@@ -253,6 +260,58 @@ fn dns(transport: &str, resolver: &str) -> Result<()> {
     let (answer, from) = mobile_tests::dns::ask(transport, resolver.parse()?)?;
     say(&format!("{answer} from {from}"));
     Ok(())
+}
+
+/// Children with connections; says how many there are when all have them.
+fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
+    let (processes, sockets): (u32, u32) = (processes.parse()?, sockets.parse()?);
+    let address: SocketAddr = address.parse()?;
+    let (mut ready, done) = std::io::pipe()?;
+    for _ in 0..processes {
+        // SAFETY: this program has one thread, so the child may do what its parent could.
+        if let ForkResult::Child = unsafe { fork() }? {
+            set_pdeathsig(Signal::SIGKILL)?;
+            let connect = || TcpStream::connect(address);
+            let open: Vec<TcpStream> = (0..sockets).map(|_| connect()).collect::<std::io::Result<_>>()?;
+            (&done).write_all(&[1])?;
+            drop(done);
+            loop {
+                pause();
+                // Open until the end.
+                let _ = &open;
+            }
+        }
+    }
+    drop(done);
+    let mut count = 0;
+    while ready.read(&mut [0])? == 1 {
+        count += 1;
+        if count == processes {
+            break;
+        }
+    }
+    if count < processes {
+        bail!("{} of {processes} processes have no connections", processes - count);
+    }
+    say(&format!("ready {count}"));
+    loop {
+        pause();
+    }
+}
+
+/// Takes connections and keeps them.
+fn accept(address: &str) -> Result<()> {
+    let address: SocketAddr = address.parse()?;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    say("ready");
+    let mut open = Vec::new();
+    loop {
+        open.push(socket.accept().context("accept")?);
+    }
 }
 
 /// A lab with a telnet session in it; prints its cgroup and waits for ever.

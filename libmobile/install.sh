@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs the C library: `sh libmobile/install.sh BUILD [PREFIX]`, with BUILD the folder that holds libmobile.so, such as
+# target/release, and PREFIX /usr/local if it is not named. DESTDIR goes before PREFIX, as packagers want it.
+set -eu
+
+build=${1:?usage: sh libmobile/install.sh BUILD [PREFIX]}
+prefix=${2:-/usr/local}
+root=${DESTDIR:-}$prefix
+here=$(dirname "$0")
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/../Cargo.toml" | head -n 1)
+
+install -d "$root/lib/pkgconfig" "$root/include"
+install -m 755 "$build/libmobile.so" "$root/lib/libmobile.so.$version"
+ln -sf "libmobile.so.$version" "$root/lib/libmobile.so.0"
+ln -sf libmobile.so.0 "$root/lib/libmobile.so"
+install -m 644 "$here/include/mobile.h" "$root/include/mobile.h"
+sed -e "s|@prefix@|$prefix|" -e "s|@version@|$version|" "$here/mobile.pc.in" > "$root/lib/pkgconfig/mobile.pc"
+chmod 644 "$root/lib/pkgconfig/mobile.pc"
+# The running linker finds it by its cache; a staged tree has none.
+if [ -z "${DESTDIR:-}" ] && [ "$(id -u)" = 0 ]; then
+    ldconfig
+fi

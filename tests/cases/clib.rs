@@ -1,0 +1,239 @@
+//! The paper's C interface, installed as docs/operating.md says, compiled against and run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use mobile_tests::{Finished, PATIENCE, Talk, Terminal, Testbed, UplinkName, addr, finish_within, program};
+use nix::errno::Errno;
+
+use crate::Outcome;
+
+/// What every C compiler is asked: warnings are errors.
+const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
+
+/// `nobody`, who owns nothing.
+const USER: u32 = 65_534;
+
+/// Where a packager would put it.
+const PREFIX: &str = "/opt/mobile";
+
+/// The library in a staged tree, and programs that use it.
+struct Library {
+    stage: PathBuf,
+    control: PathBuf,
+}
+
+impl Library {
+    /// Installs it by its own script.
+    fn install(bed: &Testbed) -> anyhow::Result<Self> {
+        let stage = bed.lab.dir().join("stage");
+        let library = program("libmobile.so")?;
+        let build = library.parent().expect("it is in a folder");
+        let mut install = Command::new("sh");
+        install.arg(source("install.sh")).arg(build).arg(PREFIX).env("DESTDIR", &stage);
+        run(&mut install)?;
+        Ok(Self { stage, control: bed.agent.config().with_file_name("agent.sock") })
+    }
+
+    fn lib(&self) -> String {
+        format!("{}{PREFIX}/lib", self.stage.display())
+    }
+
+    fn pkg_config(&self, args: &[&str]) -> anyhow::Result<Vec<String>> {
+        let mut ask = Command::new("pkg-config");
+        ask.args(args)
+            .arg("mobile")
+            .env("PKG_CONFIG_LIBDIR", format!("{}/pkgconfig", self.lib()))
+            .env("PKG_CONFIG_SYSROOT_DIR", &self.stage);
+        Ok(run(&mut ask)?.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// A program of one C source.
+    fn compile(&self, source: &Path, more: &[&str]) -> anyhow::Result<PathBuf> {
+        let out = self.stage.join(source.file_stem().expect("a source has a name"));
+        let mut cc = Command::new("cc");
+        cc.arg("-std=c99").args(STRICT).arg("-o").arg(&out).arg(source);
+        run(cc.args(more).args(self.pkg_config(&["--cflags", "--libs"])?))?;
+        Ok(out)
+    }
+
+    /// The variables by which a program finds library and agent.
+    fn place<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env("LD_LIBRARY_PATH", self.lib()).env("MOBILE_CONTROL_SOCKET", &self.control)
+    }
+}
+
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../libmobile").join(name)
+}
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/clib").join(name)
+}
+
+fn run(command: &mut Command) -> anyhow::Result<String> {
+    finish_within(command, None, PATIENCE)?.ok()
+}
+
+#[test]
+fn the_c_library_exports_two_functions_and_its_header_is_clean_c_and_cpp() -> Outcome {
+    let bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
+    let library = Library::install(&bed)?;
+    let file = format!("{}/libmobile.so", library.lib());
+
+    let symbols = run(Command::new("nm").args(["-D", "--defined-only", "-P", &file]))?;
+    let mut names: Vec<&str> = symbols.lines().filter_map(|line| line.split(' ').next()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["inet_setmobile", "inet_setmroute"], "{symbols}");
+    let dynamic = run(Command::new("objdump").args(["-p", &file]))?;
+    let soname = dynamic.lines().find_map(|line| line.trim().strip_prefix("SONAME"));
+    assert_eq!(soname.map(str::trim), Some("libmobile.so.0"));
+    assert_eq!(library.pkg_config(&["--modversion"])?, [env!("CARGO_PKG_VERSION")]);
+
+    let flags = library.pkg_config(&["--cflags"])?;
+    let header =
+        "#include <mobile.h>\nint main(void) { return inet_setmobile(0, 2) + inet_setmroute(0) + 2; }\n";
+    for (compiler, language, standards) in
+        [("cc", "c", ["c89", "c99", "c17"]), ("c++", "c++", ["c++98", "c++11", "c++20"])]
+    {
+        for standard in standards {
+            let mut compile = Command::new(compiler);
+            compile.args(["-x", language, &format!("-std={standard}"), "-fsyntax-only"]).args(STRICT);
+            compile.args(&flags).arg("-");
+            let done = finish_within(&mut compile, Some(header.as_bytes()), PATIENCE)?;
+            // The old standard has no `//` comments, nor has the header.
+            done.ok()?;
+        }
+    }
+    bed.lab.passed();
+    Ok(())
+}
+
+#[test]
+fn the_papers_program_runs_telnet_with_the_persistent_address_over_a_handover() -> Outcome {
+    let bed = Testbed::new()?;
+    let library = Library::install(&bed)?;
+    let mobile = library.compile(&source("examples/mobile.c"), &[])?;
+    let mut command = bed.lab.host.command(&mobile);
+    let telnet = Terminal::start(library.place(command.args(["telnet", &addr::SERVER4.to_string()])))?;
+    telnet.expect("# ")?;
+    telnet.send("echo before $((40 + 2))\n")?;
+    telnet.expect("before 42")?;
+
+    let listed: serde_json::Value = serde_json::from_str(&bed.agent.cli(&["ps", "--json"])?.ok()?)?;
+    let processes = listed.as_array().expect("ps --json is a list");
+    // No process stands between: the command has the pid that was started.
+    let own = processes.iter().find(|process| process["pid"] == telnet.pid()).expect("it is mobile");
+    let local = own["connections"][0]["local"].as_str().expect("it has a connection");
+    assert!(local.starts_with(&format!("{}:", bed.agent.address4)), "{local}");
+
+    bed.lab.eth().cut()?;
+    bed.lab.eth().give_up_address()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    telnet.send("echo after $((40 + 3))\n")?;
+    telnet.expect("after 43")?;
+
+    let mut nothing = bed.lab.host.command(&mobile);
+    let done = finish_within(library.place(nothing.arg("no-such-command-anywhere")), None, PATIENCE)?;
+    assert_eq!(done.code(), 127, "{done:?}");
+    drop(telnet);
+    bed.finish()
+}
+
+#[test]
+fn every_error_of_the_c_interface_has_its_number() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let library = Library::install(&bed)?;
+    let ask = library.compile(&case("ask.c"), &[])?;
+    let number =
+        |done: Finished| -> anyhow::Result<Errno> { Ok(Errno::from_raw(done.ok()?.trim().parse()?)) };
+    let done = Errno::UnknownErrno;
+    let asked = |args: &[&str]| {
+        let mut command = bed.lab.host.command(&ask);
+        number(finish_within(library.place(command.args(args)), None, PATIENCE)?)
+    };
+    let asked_as_user = |args: &[&str]| {
+        let mut command = bed.lab.host.command_as(USER, &ask);
+        number(finish_within(library.place(command.args(args)), None, PATIENCE)?)
+    };
+
+    // Another process, of another user and the other's own.
+    let shell = Talk::start(&mut bed.lab.host.command("sh"))?;
+    let roots = shell.pid().to_string();
+    let theirs = Talk::start(&mut bed.lab.host.command_as(USER, "sh"))?;
+    let users = theirs.pid().to_string();
+    let is_mobile = |pid: &str| -> anyhow::Result<bool> {
+        Ok(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains("/mobile-laptop/"))
+    };
+    assert_eq!(asked_as_user(&["mobile", &roots, "1"])?, Errno::EPERM);
+    assert!(!is_mobile(&roots)?);
+    for pid in [&roots, &users] {
+        for (flag, mobile) in [("1", true), ("1", true), ("0", false), ("0", false)] {
+            assert_eq!(asked(&["mobile", pid, flag])?, done);
+            assert_eq!(is_mobile(pid)?, mobile);
+        }
+    }
+    assert_eq!(asked_as_user(&["mobile", &users, "1"])?, done);
+    assert!(is_mobile(&users)?);
+    assert_eq!(asked(&["mobile", "0", "1"])?, done);
+    assert_eq!(asked(&["mobile", "0", "2"])?, Errno::EINVAL);
+    assert_eq!(asked(&["mobile", "-1", "1"])?, Errno::EINVAL);
+    assert_eq!(asked(&["mobile", &i32::MAX.to_string(), "1"])?, Errno::ESRCH);
+    let elsewhere = Talk::start(&mut bed.lab.server.command("sh"))?;
+    assert_eq!(asked(&["mobile", &elsewhere.pid().to_string(), "1"])?, Errno::EOPNOTSUPP);
+
+    for gateway in ["null", "0.0.0.0", &bed.agent.address4.to_string(), &addr::RELAY4.to_string()] {
+        assert_eq!(asked_as_user(&["route", gateway])?, done, "{gateway}");
+    }
+    assert_eq!(asked(&["route", "192.0.2.200"])?, Errno::EADDRNOTAVAIL);
+
+    // Many at once, from one process.
+    let threads = library.compile(&case("threads.c"), &["-pthread"])?;
+    let mut command = bed.lab.host.command(&threads);
+    assert_eq!(finish_within(library.place(command.arg(&users)), None, PATIENCE)?.ok()?.trim(), "0");
+
+    // A program with another user's rights does not let itself be led to another agent.
+    let trusting = library.compile(&case("ask.c"), &[&format!("-Wl,-rpath,{}", library.lib())])?;
+    run(Command::new("chmod").arg("4755").arg(&trusting))?;
+    let route = ["route", &bed.agent.address4.to_string()];
+    assert_ne!(asked_as_user(&route)?, done);
+    run(Command::new("chmod").arg("0755").arg(&trusting))?;
+    assert_eq!(asked_as_user(&route)?, done);
+
+    drop((shell, theirs, elsewhere));
+    bed.agent.kill()?;
+    let mut command = bed.lab.host.command(&ask);
+    let refused = number(finish_within(library.place(command.args(["mobile", "0", "1"])), None, PATIENCE)?)?;
+    assert_eq!(refused, Errno::ECONNREFUSED);
+    let mut command = bed.lab.host.command(&ask);
+    library.place(command.args(["mobile", "0", "1"])).env("MOBILE_CONTROL_SOCKET", "/nonexistent/agent.sock");
+    assert_eq!(number(finish_within(&mut command, None, PATIENCE)?)?, Errno::ENOENT);
+    bed.finish()
+}
+
+#[test]
+fn setmroute_puts_back_what_was_removed_and_says_when_there_is_no_route_yet() -> Outcome {
+    let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
+    let library = Library::install(&bed)?;
+    let ask = library.compile(&case("ask.c"), &[])?;
+    let host = bed.lab.host.clone();
+    let set = || -> anyhow::Result<Errno> {
+        let mut command = host.command(&ask);
+        let said = finish_within(library.place(command.args(["route", "null"])), None, PATIENCE)?.ok()?;
+        Ok(Errno::from_raw(said.trim().parse()?))
+    };
+    // The relay has not been reached yet.
+    bed.agent.start()?;
+    assert_eq!(set()?, Errno::ENETDOWN);
+    bed.relay.start()?;
+    bed.agent.wait_connected()?;
+    bed.expect_warning("somebody removed parts of the MOBILE route");
+    bed.expect_warning("cannot use the relay");
+    for _ in 0..10 {
+        host.run(&["ip", "route", "flush", "table", "7700"])?;
+        assert_eq!(set()?, Errno::UnknownErrno);
+        let routes = host.run(&["ip", "route", "show", "table", "7700"])?;
+        assert!(routes.contains("default dev mobile0"), "{routes}");
+    }
+    bed.finish()
+}
