@@ -6,6 +6,7 @@ use super::access::{Asker, Held, may_change};
 use super::protocol::{Change, Connection, Process};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process;
+use crate::selection::sockets::{self, Mark};
 
 /// Sets or clears the attribute of each process that the asker may change.
 pub(super) fn change(
@@ -14,11 +15,17 @@ pub(super) fn change(
     pids: &[i32],
     mobile: bool,
     persistent: &[IpAddr],
+    ours: Mark,
 ) -> Vec<Change> {
     pids.iter()
         .map(|&pid| {
             let known = process::read(pid).ok();
-            let changed = Held::open(pid).and_then(|held| change_one(cgroup, asker, &held, mobile));
+            let changed = Held::open(pid).and_then(|held| {
+                change_one(cgroup, asker, &held, mobile)?;
+                // After the attribute: what it makes from here on is marked, or not, as it is made.
+                sockets::follow(pid, held.pidfd(), ours, mobile);
+                Ok(())
+            });
             let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
                 process
                     .connections
