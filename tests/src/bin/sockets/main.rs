@@ -4,7 +4,7 @@
 //! and family of addresses, then `{"done":…}`:
 //!
 //! - `open` makes (and binds) the sockets;
-//! - `connect` connects those that are, and waits for it as below;
+//! - `connect MS` connects those that are, and waits for it as below;
 //! - `send MS` sends until each was answered, was refused, or nothing has happened to any for MS milliseconds.
 //!
 //! A line has `kind`, `family`, `number`, `outcome` (`ok`, `answered`, `waiting` or `refused`), and where there is one `seen`
