@@ -68,6 +68,10 @@ pub mod map {
     /// Entries of [`ASKED`]: sockets with a query under way, of all mobile processes. One is used for milliseconds, so these
     /// are enough for thousands of queries a second; 64 bytes each are half a megabyte.
     pub const ASKED_ENTRIES: u32 = 8192;
+    /// LRU hash of the MPTCP sockets of mobile processes.
+    pub const MPTCP: &str = "MPTCP";
+    /// Entries of [`MPTCP`]: as many connections as a host has, and few of them are MPTCP.
+    pub const MPTCP_ENTRIES: u32 = 8192;
 }
 
 /// What the programs need to know, written by the agent before they are attached.

@@ -15,6 +15,8 @@ mod dns;
 #[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]
+mod mptcp;
+#[cfg(target_arch = "bpf")]
 mod retries;
 #[cfg(target_arch = "bpf")]
 mod select;

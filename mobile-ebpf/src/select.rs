@@ -21,7 +21,7 @@ use mobile_ebpf_common::{
 
 use crate::{
     dns::{self, Hook},
-    retries,
+    mptcp, retries,
 };
 
 #[map]
@@ -53,12 +53,12 @@ fn mobile_connect6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg4)]
 fn mobile_sendmsg4(ctx: SockAddrContext) -> i32 {
-    count(try_sock_addr(&ctx, "sendmsg4", Hook::Ipv4))
+    count(try_sendmsg(&ctx, "sendmsg4", Hook::Ipv4))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn mobile_sendmsg6(ctx: SockAddrContext) -> i32 {
-    count(try_sock_addr(&ctx, "sendmsg6", Hook::Sendmsg6))
+    count(try_sendmsg(&ctx, "sendmsg6", Hook::Sendmsg6))
 }
 
 /// Why a decision could not be carried out.
@@ -83,7 +83,9 @@ enum Decision {
 #[inline(always)]
 fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
     let config = config()?;
-    if !current_is_mobile(config) {
+    let mobile = current_is_mobile(config);
+    mptcp::created(ctx, mobile);
+    if !mobile {
         return Ok(Verdict::Ordinary);
     }
     // SAFETY: the context of a sock_create program is a valid bpf_sock, and its mark may be read and written.
@@ -109,6 +111,25 @@ fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
     Ok(verdict)
 }
 
+/// A datagram with an address. That of a connected socket keeps the route of its connection, whose source address it has: the
+/// kernel asks here about every datagram of a socket that is connected to an IPv4-mapped address.
+#[inline(always)]
+fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+    // SAFETY: as in `mark`.
+    let (peer, mark) = unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        ((*socket).dst_port, (*socket).mark)
+    };
+    if peer != 0 && !config()?.is_marked(mark) {
+        return Ok(Verdict::Ordinary);
+    }
+    if peer != 0 {
+        dns::redirect(ctx, hook);
+        return Ok(Verdict::Kept);
+    }
+    try_sock_addr(ctx, name, hook)
+}
+
 /// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,
 /// or given to it by another, follow the attribute from here on. (The kernel takes the mark of a datagram before it
 /// asks: the first one of an unconnected socket still goes by the mark the socket had, and is stopped by `egress`.)
@@ -128,7 +149,7 @@ fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Resul
 #[inline(always)]
 fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
     let config = config()?;
-    let mobile = current_is_mobile(config);
+    let mobile = mptcp::is_of_mobile(ctx, current_is_mobile(config));
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
     let old = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
     match decide(config, ctx, mobile, old) {

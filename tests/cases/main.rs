@@ -10,6 +10,7 @@ mod lab;
 mod laptop;
 mod latency;
 mod leaks;
+mod matrix;
 mod metrics;
 mod outage;
 mod refusals;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mobile_tests::{PATIENCE, Talk, Testbed, addr, finish_within, port, wait_for};
+use mobile_tests::{PATIENCE, Talk, Testbed, addr, finish_within, port};
 
 use crate::{Outcome, copy, ip_of, server, urls};
 
@@ -85,34 +85,6 @@ fn attach_names_the_sockets_that_keep_their_route_and_detach_leaves_them_mobile(
     let said = bed.agent.cli(&["detach", &talk.pid().to_string()])?.ok()?;
     assert!(said.contains(&server), "detach does not name the connection: {said}");
     assert_eq!(ip_of(&talk.ask("still")?), RELAY[0]);
-    bed.finish()
-}
-
-#[test]
-fn attach_names_the_sockets_without_a_peer_too_each_with_what_becomes_of_it() -> Outcome {
-    let bed = Testbed::new()?;
-    let [server, _] = server(port::WHOAMI);
-    let udp = bed.ordinary_talk(&["udp", &server])?;
-    // It has a raw or a ping socket, as the system has it, and goes on.
-    let ping =
-        Talk::start(bed.lab.host.command("ping").args(["-n", "-i", "0.2", &addr::SERVER4.to_string()]))?;
-    for (talk, told) in [(&udp, "follow after one more datagram"), (&ping, "open sockets keep going direct")]
-    {
-        let pid = talk.pid().to_string();
-        let attached = || -> anyhow::Result<Option<String>> {
-            let said = bed.agent.cli(&["attach", &pid])?.ok()?;
-            bed.agent.cli(&["detach", &pid])?.ok()?;
-            // It makes its socket a moment after its start.
-            Ok(said.contains("-> *").then_some(said))
-        };
-        let said = wait_for("the socket", PATIENCE, attached)?;
-        assert!(said.contains(told), "{said}");
-        // Once: an attribute that is set already changes nothing for anybody.
-        bed.agent.cli(&["attach", &pid])?.ok()?;
-        let again = bed.agent.cli(&["attach", &pid])?.ok()?;
-        assert!(!again.contains("-> *"), "{again}");
-    }
-    drop((udp, ping));
     bed.finish()
 }
 

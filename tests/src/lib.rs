@@ -19,6 +19,7 @@ mod group;
 pub mod http;
 mod lab;
 mod link;
+pub mod matrix;
 mod ns;
 pub mod peers;
 mod portal;

@@ -250,7 +250,7 @@ pub(crate) fn numbers(mut stream: &TcpStream) {
     }
 }
 
-fn whoami(mut stream: &TcpStream, peer: SocketAddr) {
+pub(crate) fn whoami(mut stream: &TcpStream, peer: SocketAddr) {
     let mut line = String::new();
     let mut lines = BufReader::new(stream);
     while let Ok(1..) = lines.read_line(&mut line) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::bail;
 
-use crate::control::protocol::{Answer, Change, Connection, NO_PEER, Request};
+use crate::control::protocol::{Answer, Change, Request};
 
 /// Sets the attribute.
 pub(super) fn attach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()> {
@@ -41,54 +41,33 @@ fn report(changes: &[Change], done: &str, keep: &str) -> String {
     for change in changes.iter().filter(|change| change.error.is_none()) {
         let command = change.command.as_deref().unwrap_or("?");
         text.push_str(&format!("{} ({command}) is {done}\n", change.pid));
-        // The mark of a UDP socket follows its process with the next datagram, which has been routed by then.
-        let (late, kept): (Vec<&Connection>, Vec<&Connection>) =
-            change.kept.iter().partition(|socket| socket.protocol == "udp" && socket.remote == NO_PEER);
-        if !kept.is_empty() {
-            text.push_str(&format!("  its {} open sockets {keep}:\n", kept.len()));
-            kept.iter().for_each(|socket| text.push_str(&line(socket)));
+        if !change.kept.is_empty() {
+            text.push_str(&format!("  its {} open sockets {keep}:\n", change.kept.len()));
         }
-        if !late.is_empty() {
-            text.push_str(&format!(
-                "  its {} UDP sockets without a peer follow after one more datagram, which may be lost:\n",
-                late.len()
-            ));
-            late.iter().for_each(|socket| text.push_str(&line(socket)));
+        for socket in &change.kept {
+            text.push_str(&format!("    {} {} -> {}\n", socket.protocol, socket.local, socket.remote));
         }
     }
     text
 }
 
-fn line(socket: &Connection) -> String {
-    format!("    {} {} -> {}\n", socket.protocol, socket.local, socket.remote)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::protocol::Connection;
 
     #[test]
     fn sockets_that_keep_their_route_are_told_and_failures_are_not_success() {
-        let socket = |protocol: &str, local: &str, remote: &str| Connection {
-            protocol: protocol.into(),
-            local: local.into(),
-            remote: remote.into(),
-        };
-        let kept = vec![
-            socket("udp", "0.0.0.0:68", NO_PEER),
-            socket("tcp", "192.0.2.1:5", "192.0.2.9:22"),
-            socket("raw", "0.0.0.0:1", NO_PEER),
-        ];
+        let socket =
+            Connection { protocol: "tcp".into(), local: "192.0.2.1:5".into(), remote: "192.0.2.9:22".into() };
         let changes = [
-            Change { pid: 7, command: Some("sh".into()), error: None, kept },
+            Change { pid: 7, command: Some("sh".into()), error: None, kept: vec![socket] },
             Change { pid: 8, command: None, error: Some("no such process".into()), kept: Vec::new() },
         ];
         let text = report(&changes, "mobile", "keep going direct");
         assert_eq!(
             text,
-            "7 (sh) is mobile\n  its 2 open sockets keep going direct:\n    tcp 192.0.2.1:5 -> 192.0.2.9:22\n    \
-             raw 0.0.0.0:1 -> *\n  its 1 UDP sockets without a peer follow after one more datagram, which may be lost:\n    \
-             udp 0.0.0.0:68 -> *\n"
+            "7 (sh) is mobile\n  its 1 open sockets keep going direct:\n    tcp 192.0.2.1:5 -> 192.0.2.9:22\n"
         );
     }
 }

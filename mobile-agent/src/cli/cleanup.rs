@@ -38,10 +38,8 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>) -> anyhow::Resul
 /// Tries everything, reports every error.
 pub(crate) async fn remove_everything(config: &Config) -> anyhow::Result<()> {
     let mut errors: Vec<anyhow::Error> = Vec::new();
-    // First nothing is marked any more, then nobody is mobile, then the route goes.
-    if let Err(error) = bpf::remove(&config.bpf.pin_dir) {
-        errors.push(error.into());
-    }
+    // First nobody is mobile, then the route goes, and the programs at last: wherever this ends early, who is mobile no more
+    // gets the ordinary route, and what was sent by the MOBILE one does not leave beside it.
     match MobileCgroup::existing(config.cgroup.path.as_deref()) {
         Ok(Some(cgroup)) => errors.extend(cgroup.remove().err().map(Into::into)),
         // Where there is no cgroup2 there is no cgroup of ours.
@@ -51,6 +49,9 @@ pub(crate) async fn remove_everything(config: &Config) -> anyhow::Result<()> {
     match Netlink::new() {
         Ok(netlink) => errors.extend(routing::remove(config, &netlink, true).await),
         Err(error) => errors.push(error.into()),
+    }
+    if let Err(error) = bpf::remove(&config.bpf.pin_dir) {
+        errors.push(error.into());
     }
     if errors.is_empty() {
         return Ok(());

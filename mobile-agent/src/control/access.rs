@@ -1,6 +1,6 @@
 //! Who may ask what. The decisions are pure; what they need is read from the kernel, never from the asker.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
@@ -115,6 +115,11 @@ impl Held {
         } else {
             Ok(held)
         }
+    }
+
+    /// The descriptor.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Whether the process still runs.

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::access::{Asker, Held, may_change};
-use super::protocol::{Change, Connection, NO_PEER, Process};
+use super::protocol::{Change, Connection, Process};
 use super::unchanged::Unchanged;
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
+use crate::selection::sockets::{self, Mark};
 
 /// Sets or clears the attribute of each process that the asker may change.
 pub(super) fn change(
@@ -16,30 +17,32 @@ pub(super) fn change(
     pids: &[i32],
     mobile: bool,
     persistent: &[IpAddr],
+    ours: Mark,
 ) -> Vec<Change> {
     // One for all of them: there may be a thousand.
     let mut reader = Reader::default();
     pids.iter()
         .map(|&pid| {
             let known = reader.process(pid).ok();
-            let before = cgroup.is_mobile(pid).ok();
-            let changed = Held::open(pid).and_then(|held| change_one(cgroup, asker, &held, mobile));
-            let mut kept = Vec::new();
-            if let (Some(process), Ok(())) = (&known, &changed) {
-                let connected = process.connections.iter();
-                kept.extend(
-                    connected.filter(|socket| socket.is_mobile(persistent) != mobile).map(connection),
-                );
-                // Those without a peer do not say which route they take; they were made as their process was.
-                if before == Some(!mobile) {
-                    kept.extend(process.unconnected.iter().map(connection));
-                }
-            }
+            let changed = Held::open(pid).and_then(|held| {
+                change_one(cgroup, asker, &held, mobile)?;
+                // After the attribute: what it makes from here on is marked, or not, as it is made.
+                sockets::follow(pid, held.pidfd(), ours, mobile);
+                Ok(())
+            });
+            let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
+                process
+                    .connections
+                    .iter()
+                    .filter(|connection| connection.is_mobile(persistent) != mobile)
+                    .map(connection)
+                    .collect()
+            });
             Change {
                 pid,
                 command: known.map(|process| process.comm),
                 error: changed.err().map(|error| error.to_string()),
-                kept,
+                kept: kept.unwrap_or_default(),
             }
         })
         .collect()
@@ -114,12 +117,7 @@ fn shortened(mut command: String) -> String {
 
 fn connection(connection: &process::Connection) -> Connection {
     let process::Connection { transport, local, remote } = connection;
-    let remote = if remote.ip().is_unspecified() && remote.port() == 0 {
-        NO_PEER.to_owned()
-    } else {
-        remote.to_string()
-    };
-    Connection { protocol: transport.word().to_owned(), local: local.to_string(), remote }
+    Connection { protocol: transport.word().to_owned(), local: local.to_string(), remote: remote.to_string() }
 }
 
 fn user_name(uid: u32) -> String {

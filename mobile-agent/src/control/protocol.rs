@@ -100,17 +100,14 @@ pub(crate) struct Process {
     pub(crate) connections: Vec<Connection>,
 }
 
-/// What stands for the other end of a socket that has none.
-pub(crate) const NO_PEER: &str = "*";
-
-/// A socket.
+/// A socket that has a peer, and so a route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
-    /// `tcp` or `udp`; in a [`Change`] also `raw` or `ping`.
+    /// `tcp` or `udp`.
     pub(crate) protocol: String,
-    /// `address:port` here; the port of a raw socket is its protocol, of a ping socket its identifier.
+    /// `address:port` here.
     pub(crate) local: String,
-    /// `address:port` there, or [`NO_PEER`].
+    /// `address:port` there.
     pub(crate) remote: String,
 }
 

@@ -12,6 +12,7 @@ use super::calls;
 use super::processes;
 use super::protocol::{Answer, Request};
 use crate::daemon::Agent;
+use crate::selection::sockets::Mark;
 
 /// After a failed accept (no descriptors left, say): long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -123,6 +124,8 @@ async fn answer(
 ) -> Result<Answer, String> {
     let cgroup = agent.cgroup.clone();
     let persistent = agent.persistent();
+    let routing = &agent.config.routing;
+    let ours = Mark { mark: routing.mark, mask: routing.mark_mask };
     match request {
         Request::Run => {
             blocking(move || {
@@ -135,12 +138,14 @@ async fn answer(
         }
         Request::Call(call) => calls::answer(agent, asker, (pid, pidfd), call).await.map(Answer::Called),
         Request::Attach { pids } => {
-            blocking(move || Ok(Answer::Changed(processes::change(&cgroup, asker, &pids, true, &persistent))))
-                .await
+            blocking(move || {
+                Ok(Answer::Changed(processes::change(&cgroup, asker, &pids, true, &persistent, ours)))
+            })
+            .await
         }
         Request::Detach { pids } => {
             blocking(move || {
-                Ok(Answer::Changed(processes::change(&cgroup, asker, &pids, false, &persistent)))
+                Ok(Answer::Changed(processes::change(&cgroup, asker, &pids, false, &persistent, ours)))
             })
             .await
         }

@@ -1,8 +1,8 @@
 //! The MOBILE route as pure data: what has to be in the kernel for a configuration and an assignment.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use mobile_io::netlink::{Family, Route, Rule};
 
 use super::lease::Assigned;
@@ -10,6 +10,13 @@ use crate::config;
 
 /// The metric the kernel gives an IPv6 route that names none. Named, so that what is read back equals what was put.
 const IPV6_METRIC: u32 = 1024;
+
+/// Multicast and link-local: what never leaves the link has no business in the tunnel. IPv6 needs no such routes: there the
+/// kernel's own for multicast come first, and whoever means a link-local address names the link.
+const STAYS_LOCAL: [Ipv4Net; 2] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4),
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+];
 
 /// What has to be there, and nothing else in our table and at our priorities.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +41,9 @@ pub(crate) fn plan(
     let table = routing.table;
     let persistent: Vec<IpAddr> = assigned.map(Assigned::addresses).unwrap_or_default();
     let unreachable = Family::ALL.map(|family| Route::unreachable(family, table));
-    let bypass = routing.bypass.iter().map(|net| {
-        let net = net.trunc();
-        with_metric(Route::throw(net, table), net.into())
-    });
+    let local = STAYS_LOCAL.map(IpNet::V4);
+    let asked = routing.bypass.iter().map(IpNet::trunc).filter(|net| !local.contains(net));
+    let bypass = local.into_iter().chain(asked).map(|net| with_metric(Route::throw(net, table), net.into()));
     let default = persistent.iter().map(|&address| {
         let family = Family::from(address);
         with_metric(Route::device(family.any(), table, device, Some(address)), family)
@@ -99,10 +105,11 @@ mod tests {
     fn before_the_relay_was_ever_reached_marked_traffic_is_unreachable() {
         let plan = plan(&config::Routing::default(), None, 7, None);
         assert_eq!(plan.addresses, None);
-        assert_eq!(plan.routes.len(), 2);
-        assert!(
-            plan.routes.iter().all(|route| route.kind == RouteKind::Unreachable && route.metric == u32::MAX)
-        );
+        let (last, local): (Vec<&Route>, Vec<&Route>) =
+            plan.routes.iter().partition(|route| route.kind == RouteKind::Unreachable);
+        assert!(last.len() == 2 && last.iter().all(|route| route.metric == u32::MAX));
+        let local: Vec<String> = local.iter().map(|route| route.dst.to_string()).collect();
+        assert_eq!(local, ["224.0.0.0/4", "169.254.0.0/16"]);
         assert_eq!(plan.rules.len(), 2);
         assert!(
             plan.rules
@@ -127,7 +134,8 @@ mod tests {
             .filter(|route| route.kind == RouteKind::Throw)
             .map(|route| route.dst)
             .collect();
-        assert_eq!(throw, ["192.168.0.0/16".parse().unwrap()]);
+        let expected = ["224.0.0.0/4", "169.254.0.0/16", "192.168.0.0/16"];
+        assert_eq!(throw, expected.map(|net| net.parse().unwrap()));
         let sources: Vec<Option<IpAddr>> = plan
             .routes
             .iter()
@@ -161,8 +169,9 @@ mod tests {
         let routing = config::Routing { bypass: vec!["0.0.0.0/0".parse().unwrap()], ..Default::default() };
         let plan = plan(&routing, None, 7, Some(&assigned()));
         let ipv4: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V4).collect();
-        assert_eq!(ipv4.len(), 2);
-        assert!(ipv4.iter().any(|route| route.kind == RouteKind::Throw));
+        let any: Vec<_> = ipv4.iter().filter(|route| route.dst.prefix_len() == 0).collect();
+        assert_eq!(any.len(), 2);
+        assert!(any.iter().any(|route| route.kind == RouteKind::Throw));
     }
 
     #[test]

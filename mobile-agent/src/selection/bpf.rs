@@ -2,13 +2,13 @@
 //!
 //! Every start loads new programs with a configuration of their own, attaches them beside those of the last agent and
 //! then removes the old ones: both do the same, so there is no moment in which a mobile process goes unmarked, and it does
-//! not matter whether the programs, the configuration or its layout have changed. Only the counters are handed on, and what
-//! was asked of resolvers and is not answered yet.
+//! not matter whether the programs, the configuration or its layout have changed. Only the counters are handed on, what
+//! was asked of resolvers and is not answered yet, and which MPTCP connections are mobile.
 
 use std::{
     fs::File,
     io,
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -19,6 +19,7 @@ use aya::{
         CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError,
         links::{FdLink, LinkError},
     },
+    util::KernelVersion,
 };
 use ipnet::IpNet;
 use mobile_ebpf_common::{Config, Event, Verdict, map, program};
@@ -43,11 +44,14 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mo
 /// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
+/// The constant of the programs of that name.
+const TELLS_SUBFLOWS: &str = "TELLS_SUBFLOWS";
+
 /// The map aya-log keeps its messages in.
 const LOGS: &str = "AYA_LOGS";
 
 /// What a new generation takes over from the last.
-const HANDED_ON: [&str; 3] = [map::VERDICTS, map::EVENTS, map::ASKED];
+const HANDED_ON: [&str; 4] = [map::VERDICTS, map::EVENTS, map::ASKED, map::MPTCP];
 
 /// How sockets of mobile processes are marked, and what follows from the mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,8 +215,10 @@ fn hand_on(name: &str, older: &[PathBuf], generation: &Generation) {
 
 fn load_object(generation: &Generation) -> Result<Ebpf> {
     let pins = HANDED_ON.map(|name| (name, generation.path("map", name)));
+    let subflows = u8::from(tells_subflows());
     let load = || {
         let mut loader = EbpfLoader::new();
+        loader.override_global(TELLS_SUBFLOWS, &subflows, true);
         for (name, path) in &pins {
             loader.map_pin_path(name, path.as_path());
         }
@@ -236,6 +242,13 @@ fn load_object(generation: &Generation) -> Result<Ebpf> {
     Ok(load()?)
 }
 
+/// Whether the programs may ask which sockets are MPTCP subflows (`bpf_skc_to_mptcp_sock`): the kernel has MPTCP, and the question
+/// (Linux 5.19).
+fn tells_subflows() -> bool {
+    Path::new("/proc/sys/net/mptcp").exists()
+        && KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0))
+}
+
 /// Loads, attaches and pins a program.
 fn put_in_force(ebpf: &mut Ebpf, root: &File, name: &'static str, generation: &Generation) -> Result<()> {
     let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
@@ -253,7 +266,7 @@ fn put_egress_in_force(ebpf: &mut Ebpf, root: &File, mobile: &Path, generation: 
         // At this hook the kernel cannot tell one network namespace from another: Linux 6.12 cannot, 6.18 can.
         Err(BpfError::Program { source: ProgramError::LoadError { .. }, .. }) => {
             tracing::info!(
-                "sockets made before `mobile attach` send their first datagram directly on this kernel"
+                "sockets that are bound to an uplink's device and were made before `mobile attach` go on using it on this kernel"
             );
             put_in_force(ebpf, &open(mobile)?, program::EGRESS_OWN, generation)
         }
@@ -314,8 +327,12 @@ fn raise_memlock() {
 }
 
 /// What the programs compare with the namespace of a socket.
-fn netns_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    netns_cookie_of(std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?.as_fd())
+}
+
+/// The same for the namespace that a socket is in.
+pub(super) fn netns_cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes to `cookie`, and both live for the call.

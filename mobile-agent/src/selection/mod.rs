@@ -8,6 +8,7 @@ mod cgroup2;
 pub(crate) mod dns;
 mod pins;
 pub(crate) mod process;
+pub(crate) mod sockets;
 
 #[cfg(test)]
 mod probe;

@@ -149,6 +149,11 @@ impl Probe {
         self.mark(&format!("open {kind}"))
     }
 
+    /// The mark of the last socket of a kind.
+    pub(super) fn look(&mut self, kind: &str) -> u32 {
+        self.mark(&format!("look {kind}"))
+    }
+
     /// connect() of the last socket of a kind; its mark afterwards.
     pub(super) fn connect(&mut self, kind: &str, to: &str) -> u32 {
         self.mark(&format!("connect {kind} {to}"))
@@ -241,6 +246,7 @@ fn obey() {
                 sockets.insert(kind.to_string(), open(kind));
                 mark_of(&sockets[kind])
             }
+            ["look", kind] => mark_of(&sockets[kind]),
             ["connect", kind, to] => {
                 // Nobody may be listening: the route is chosen before that is known.
                 let _ = sockets[kind].connect(&address(to));

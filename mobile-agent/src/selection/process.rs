@@ -24,10 +24,8 @@ pub(crate) struct Process {
     pub(crate) cmdline: Vec<String>,
     /// When it started, in clock ticks since boot: with the pid, an identity that is not reused.
     pub(crate) start_time: u64,
-    /// Its TCP connections and connected datagram sockets.
+    /// Its TCP connections and connected UDP sockets.
     pub(crate) connections: Vec<Connection>,
-    /// Its datagram sockets without a peer: each packet has a route of its own. The remote end is unspecified.
-    pub(crate) unconnected: Vec<Connection>,
 }
 
 /// The transport of a connection.
@@ -36,12 +34,8 @@ pub(crate) struct Process {
 pub(crate) enum Transport {
     /// A TCP connection that is not over, or is being made.
     Tcp,
-    /// A UDP socket.
+    /// A connected UDP socket.
     Udp,
-    /// A raw socket; its port is a protocol's number.
-    Raw,
-    /// A socket for ICMP echo; its port is the identifier.
-    Ping,
 }
 
 impl Transport {
@@ -50,16 +44,14 @@ impl Transport {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
-            Self::Raw => "raw",
-            Self::Ping => "ping",
         }
     }
 }
 
-/// A socket; one that has a peer has a route.
+/// A socket that has a peer, and so a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
-    /// Which kind.
+    /// TCP or UDP.
     pub(crate) transport: Transport,
     /// Our end; an IPv4-mapped address is shown as the IPv4 one.
     pub(crate) local: SocketAddr,
@@ -71,10 +63,6 @@ impl Connection {
     /// Whether it takes the MOBILE route: the route chosen at connect() gave it a persistent address.
     pub(crate) fn is_mobile(&self, persistent: &[IpAddr]) -> bool {
         persistent.contains(&self.local.ip())
-    }
-
-    fn is_connected(&self) -> bool {
-        !(self.remote.ip().is_unspecified() && self.remote.port() == 0)
     }
 }
 
@@ -109,12 +97,11 @@ impl Reader {
         let cmdline = fs::read(proc.join("cmdline"))?;
         let words = cmdline.split(|&byte| byte == 0).filter(|word| !word.is_empty());
         let cmdline = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        let (connections, unconnected) = self.sockets(proc).into_iter().partition(Connection::is_connected);
-        Ok(Process { pid, uid, comm, cmdline, start_time, connections, unconnected })
+        Ok(Process { pid, uid, comm, cmdline, start_time, connections: self.connections(proc) })
     }
 
     /// None for a process that is gone or is not ours to look at.
-    fn sockets(&mut self, proc: &Path) -> Vec<Connection> {
+    fn connections(&mut self, proc: &Path) -> Vec<Connection> {
         let inodes = socket_inodes(proc);
         if inodes.is_empty() {
             return Vec::new();
@@ -136,19 +123,12 @@ fn socket_inodes(proc: &Path) -> HashSet<u64> {
         .collect()
 }
 
-/// Every TCP connection and datagram socket in the network namespace of a process.
+/// Every connected TCP and UDP socket in the network namespace of a process.
 fn read_tables(proc: &Path) -> Sockets {
     let mut sockets = Sockets::new();
-    for (file, transport) in [
-        ("tcp", Transport::Tcp),
-        ("tcp6", Transport::Tcp),
-        ("udp", Transport::Udp),
-        ("udp6", Transport::Udp),
-        ("raw", Transport::Raw),
-        ("raw6", Transport::Raw),
-        ("icmp", Transport::Ping),
-        ("icmp6", Transport::Ping),
-    ] {
+    for (file, transport) in
+        [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)]
+    {
         // A host without IPv6 has no tcp6.
         let Ok(text) = fs::read_to_string(proc.join("net").join(file)) else { continue };
         sockets.extend(text.lines().filter_map(|line| parse_socket(line, transport)));
@@ -162,14 +142,12 @@ fn parse_socket(line: &str, transport: Transport) -> Option<(u64, Connection)> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let local = parse_address(fields.get(1)?)?;
     let remote = parse_address(fields.get(2)?)?;
-    let connection = Connection { transport, local, remote };
-    // A TCP socket without a peer listens, or does nothing yet.
-    if transport == Transport::Tcp && !connection.is_connected() {
+    // Listening and unconnected sockets have no peer; TIME_WAIT ones belong to no process (inode 0).
+    if remote.ip().is_unspecified() && remote.port() == 0 {
         return None;
     }
-    // TIME_WAIT sockets belong to no process: inode 0.
     let inode = fields.get(9)?.parse().ok().filter(|&inode| inode != 0)?;
-    Some((inode, connection))
+    Some((inode, Connection { transport, local, remote }))
 }
 
 /// `0100007F:1F90`: 32-bit words of the address as this machine reads them from memory, then the port as a number.
@@ -223,10 +201,7 @@ mod tests {
         assert!(this.connections.contains(&tcp), "{:?}", this.connections);
         assert!(this.connections.contains(&udp), "{:?}", this.connections);
         let others = [listener.local_addr().unwrap(), unconnected.local_addr().unwrap()];
-        let apart = expected(Transport::Udp, others[1], "0.0.0.0:0".parse().unwrap());
-        assert!(this.unconnected.contains(&apart), "{:?}", this.unconnected);
         // The listener's address is also that of the end it accepts, which nobody holds yet.
-        assert!(!this.unconnected.iter().any(|c| c.local == others[0]), "{:?}", this.unconnected);
         assert!(!this.connections.iter().any(|c| others.contains(&c.local)), "{:?}", this.connections);
 
         assert!(tcp.is_mobile(&["127.0.0.1".parse().unwrap()]));

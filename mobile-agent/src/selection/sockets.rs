@@ -1,0 +1,99 @@
+//! The sockets that a process holds when it becomes mobile or ordinary: those without a peer follow it at once.
+//!
+//! A connection keeps its route, and a stream that is not connected yet is asked about at connect(). But a datagram takes
+//! the mark its socket had before the kernel asks the programs, and for ping and raw sockets it never asks: so the mark
+//! of these changes when their process does.
+
+use std::{
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
+};
+
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+use socket2::{Domain, Socket, Type};
+
+/// The bits of a socket's mark that are ours, and what they are on a mobile one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    /// The bits to set.
+    pub(crate) mark: u32,
+    /// The bits of the mark that are ours.
+    pub(crate) mask: u32,
+}
+
+/// Marks every unconnected datagram, ping and raw socket of a process, or takes the mark off. Those of other network
+/// namespaces are left alone. A kernel before 5.6 does not lend descriptors: there they keep what they have.
+pub(crate) fn follow(pid: i32, pidfd: BorrowedFd<'_>, ours: Mark, mobile: bool) {
+    let Ok(own_namespace) = super::bpf::netns_cookie() else { return };
+    for fd in socket_fds(pid) {
+        // Closed meanwhile, or not to be had: as if it had been connected.
+        let Ok(lent) = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()) else { continue };
+        if super::bpf::netns_cookie_of(lent.as_fd()).ok() != Some(own_namespace) {
+            continue;
+        }
+        if let Err(error) = follow_one(lent, ours, mobile) {
+            tracing::debug!(pid, fd, %error, "a socket keeps its mark");
+        }
+    }
+}
+
+fn follow_one(lent: OwnedFd, Mark { mark, mask }: Mark, mobile: bool) -> std::io::Result<()> {
+    let socket = Socket::from(lent);
+    if ![Domain::IPV4, Domain::IPV6].contains(&socket.domain()?)
+        || ![Type::DGRAM, Type::RAW].contains(&socket.r#type()?)
+        || socket.peer_addr().is_ok()
+    {
+        return Ok(());
+    }
+    let old = socket.mark()?;
+    let marked = old & mask == mark & mask;
+    match (mobile, marked) {
+        (true, false) => socket.set_mark((old & !mask) | (mark & mask)),
+        (false, true) => socket.set_mark(old & !mask),
+        _ => Ok(()),
+    }
+}
+
+/// The descriptors of a process that are sockets.
+fn socket_fds(pid: i32) -> Vec<RawFd> {
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    fds.flatten()
+        .filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:")))
+        .filter_map(|fd| fd.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::*;
+    use crate::selection::probe::{FOREIGN, Place, Probe};
+
+    #[test]
+    fn unconnected_sockets_follow_their_process_and_connections_do_not() {
+        Place::with(|place| {
+            let mut probe = Probe::start();
+            let pidfd = pidfd_open(Pid::from_raw(probe.pid()).unwrap(), PidfdFlags::empty()).unwrap();
+            for kind in ["ping4", "ping6", "raw4", "raw6", "udp4", "udp6", "tcp4"] {
+                assert_eq!(probe.open(kind), 0, "{kind}");
+            }
+            probe.connect("udp4", "127.0.0.1:9");
+            probe.set_mark("raw4", 7 & FOREIGN);
+            let ours = Mark { mark: place.marking.mark, mask: place.marking.mask };
+            for (mobile, mark) in [(true, ours.mark), (true, ours.mark), (false, 0)] {
+                follow(probe.pid(), pidfd.as_fd(), ours, mobile);
+                for (kind, mark) in [
+                    ("ping4", mark),
+                    ("ping6", mark),
+                    ("raw4", mark | 7),
+                    ("udp6", mark),
+                    ("udp4", 0),
+                    ("tcp4", 0),
+                ] {
+                    assert_eq!(probe.look(kind), mark, "{kind}, {mobile}");
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,273 @@
+//! Every kind of socket, in every state of the agent, whenever its process became mobile: nothing leaks, and what is
+//! documented is what happens.
+//!
+//! A lab for each state, in which six processes have a socket of every kind and family each; all devices of the host are
+//! watched, and each packet carries the number of its socket. The tables in docs/security.md are what this measures:
+//! `MATRIX=write cargo xtask test e2e matrix` writes them anew.
+
+mod rules;
+mod table;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+
+use anyhow::{Context as _, Result, ensure};
+use mobile_tests::matrix::{Caller, Crew, Left, NUMBERS, Order, Server, Watch};
+use mobile_tests::{LabOptions, Testbed};
+use serde_json::Value;
+
+use crate::Outcome;
+
+/// How many labs there are at once: two cores are busy with these, and mostly they wait.
+const AT_ONCE: usize = 4;
+
+#[test]
+fn the_matrix_of_sockets_and_states_is_as_documented() -> Outcome {
+    let todo = Mutex::new(State::ALL.to_vec());
+    let measured = Mutex::new(HashMap::new());
+    std::thread::scope(|scope| -> Outcome {
+        // Each lab belongs to one thread: its programs end with the thread that started them.
+        let worker = || -> Outcome {
+            loop {
+                let Some(state) = todo.lock().expect("no panic").pop() else { return Ok(()) };
+                let cells = measure(state).with_context(|| format!("{state:?}"))?;
+                measured.lock().expect("no panic").insert(state, cells);
+            }
+        };
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no panic"))
+    })?;
+    let measured = measured.into_inner()?;
+    if let Some(path) = std::env::var_os("MATRIX_ALL") {
+        std::fs::write(path, table::everything(&measured))?;
+    }
+    let mut leaks = Vec::new();
+    for (state, cells) in &measured {
+        leaks.extend(cells.iter().filter_map(|cell| rules::broken(*state, cell)));
+    }
+    ensure!(leaks.is_empty(), "{} leaks:\n{}", leaks.len(), leaks.join("\n"));
+    table::compare(&table::tables(&measured))
+}
+
+/// What the agent is doing meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Up,
+    NeverConnected,
+    RelayGone,
+    NoUplink,
+    Killed,
+    Upgrading,
+    /// `mobile cleanup`, interrupted after its first step: nobody is mobile.
+    NobodyMobile,
+    /// The same after its second: there is no route.
+    RouteGone,
+}
+
+impl State {
+    const ALL: [Self; 8] = [
+        Self::Up,
+        Self::NeverConnected,
+        Self::RelayGone,
+        Self::NoUplink,
+        Self::Killed,
+        Self::Upgrading,
+        Self::NobodyMobile,
+        Self::RouteGone,
+    ];
+
+    fn enter(self, bed: &mut Testbed) -> Outcome {
+        let lost = |bed: &Testbed| {
+            bed.agent.wait_status("the loss to be seen", |status| status["session"] != "connected")
+        };
+        match self {
+            Self::Up | Self::NeverConnected => {}
+            Self::RelayGone => {
+                bed.relay.kill()?;
+                lost(bed)?;
+            }
+            Self::NoUplink => {
+                bed.lab.eth().take_down()?;
+                bed.lab.wlan().take_down()?;
+                lost(bed)?;
+            }
+            Self::Killed | Self::Upgrading => bed.agent.kill()?,
+            Self::NobodyMobile | Self::RouteGone => {
+                bed.agent.kill()?;
+                empty(&bed.agent.cgroup, bed.lab.group().path())?;
+                if self == Self::RouteGone {
+                    bed.lab.host.run(&["ip", "link", "del", "mobile0"])?;
+                    for (family, rule) in [("-4", "4900"), ("-4", "4901"), ("-6", "4900"), ("-6", "4901")] {
+                        bed.lab.host.run(&["ip", family, "rule", "del", "pref", rule])?;
+                    }
+                    for family in ["-4", "-6"] {
+                        bed.lab.host.run(&["ip", family, "route", "flush", "table", "7700"])?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Back to where everything works, if there is a way back.
+    fn leave(self, bed: &mut Testbed) -> Result<bool> {
+        match self {
+            Self::Up | Self::NobodyMobile | Self::RouteGone => return Ok(false),
+            Self::NeverConnected | Self::RelayGone => bed.relay.start()?,
+            Self::NoUplink => {
+                bed.lab.eth().bring_up()?;
+                bed.lab.wlan().bring_up()?;
+            }
+            Self::Killed => bed.agent.start()?,
+            // While the crews were sending.
+            Self::Upgrading => {}
+        }
+        bed.agent.wait_connected()?;
+        Ok(true)
+    }
+}
+
+/// What `mobile cleanup` does first: nobody is mobile any more. As far as it got.
+fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
+    for entry in std::fs::read_dir(cgroup)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            empty(&entry.path(), to)?;
+        }
+    }
+    for pid in std::fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
+        std::fs::write(to.join("cgroup.procs"), pid)?;
+    }
+    // One that has just ended may hold it a moment longer; an empty cgroup is nobody's.
+    let _may_stay = std::fs::remove_dir(cgroup);
+    Ok(())
+}
+
+/// What became of one socket.
+struct Cell {
+    order: Order,
+    kind: String,
+    family: String,
+    /// Meanwhile.
+    first: Value,
+    /// When everything works again.
+    after: Option<Value>,
+    /// The devices that its packets left by.
+    left: Left,
+    /// Whether any left by an uplink with a persistent address.
+    astray: bool,
+}
+
+const OPEN: &str = "open";
+const CONNECT: &str = "connect 1500";
+const SEND: &str = "send 2500";
+/// The repetitions of a connect() are up to eight seconds apart by then.
+const SEND_AFTER: &str = "send 9000";
+
+fn measure(state: State) -> Result<Vec<Cell>> {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    let _server = Server::start(&bed)?;
+    if state == State::NeverConnected {
+        bed.agent.start()?;
+    } else {
+        bed.start()?;
+    }
+    let watch = Watch::start(&bed.lab.host, NUMBERS)?;
+    let mut crews = Order::ALL.map(|order| Crew::start(&bed, order));
+    let mut crews: Vec<Crew> = crews.iter_mut().map(take).collect::<Result<_>>()?;
+    steps(&mut crews, |order| match order {
+        Order::Mobile | Order::Ordinary => &[],
+        Order::AttachedAfterSocket | Order::DetachedAfterSocket => &[OPEN],
+        Order::AttachedAfterConnect | Order::DetachedAfterConnect => &[OPEN, CONNECT, SEND],
+    })?;
+    for crew in &crews {
+        let verb = match crew.order {
+            Order::Mobile | Order::Ordinary => continue,
+            Order::AttachedAfterSocket | Order::AttachedAfterConnect => "attach",
+            Order::DetachedAfterSocket | Order::DetachedAfterConnect => "detach",
+        };
+        bed.agent.cli(&[verb, &crew.pid()])?.ok()?;
+    }
+    let _before = watch.take()?;
+
+    state.enter(&mut bed)?;
+    steps(&mut crews, |order| match order {
+        Order::Mobile | Order::Ordinary => &[OPEN],
+        _ => &[],
+    })?;
+    let callers = callers(&bed, &crews);
+    let rest = |order| -> &'static [&'static str] {
+        match order {
+            Order::AttachedAfterConnect | Order::DetachedAfterConnect => &[SEND],
+            _ => &[CONNECT, SEND],
+        }
+    };
+    for crew in &mut crews {
+        rest(crew.order).iter().try_for_each(|step| crew.say(step))?;
+    }
+    if state == State::Upgrading {
+        bed.agent.start()?;
+    }
+    crews.iter_mut().try_for_each(|crew| crew.wait(SEND))?;
+    let first: Vec<Vec<Value>> = crews.iter().map(|crew| crew.reports.clone()).collect();
+    let is_back = state.leave(&mut bed)?;
+    if is_back {
+        steps(&mut crews, |_| &[SEND_AFTER])?;
+    }
+    let left = watch.take()?;
+    watch.finish()?;
+    drop(callers);
+
+    let persistent = [IpAddr::V4(bed.agent.address4), bed.agent.address6.into()];
+    let mut cells = Vec::new();
+    for (crew, first) in crews.iter().zip(first) {
+        for (first, last) in first.into_iter().zip(&crew.reports) {
+            let text = |key: &str| first[key].as_str().unwrap_or_default().to_owned();
+            let number = u16::try_from(first["number"].as_u64().context("a number")?)?;
+            let left = left.get(&number).cloned().unwrap_or_default();
+            let from_us = |story: &str| persistent.iter().any(|ours| story.starts_with(&format!("{ours} ")));
+            let astray = left.iter().any(|(device, story)| device != "mobile0" && from_us(story));
+            cells.push(Cell {
+                order: crew.order,
+                kind: text("kind"),
+                family: text("family"),
+                first,
+                after: is_back.then(|| last.clone()),
+                left,
+                astray,
+            });
+        }
+    }
+    drop(crews);
+    bed.expect_warnings_of_all_kinds();
+    bed.finish()?;
+    Ok(cells)
+}
+
+fn take(crew: &mut Result<Crew>) -> Result<Crew> {
+    std::mem::replace(crew, Err(anyhow::anyhow!("taken")))
+}
+
+/// Takes all crews through steps, all at once.
+fn steps(crews: &mut [Crew], of: impl Fn(Order) -> &'static [&'static str]) -> Outcome {
+    for crew in &mut *crews {
+        of(crew.order).iter().try_for_each(|step| crew.say(step))?;
+    }
+    crews.iter_mut().try_for_each(|crew| match of(crew.order).last() {
+        Some(last) => crew.wait(last),
+        None => Ok(()),
+    })
+}
+
+/// Somebody at the server for each socket that listens.
+fn callers(bed: &Testbed, crews: &[Crew]) -> Vec<Caller> {
+    let listening =
+        crews.iter().flat_map(|crew| &crew.reports).filter(|cell| cell["kind"] == "tcp-listening");
+    let call = |cell: &Value| {
+        let port = u16::try_from(cell["number"].as_u64()?).ok()?;
+        let six = cell["family"] == "ipv6";
+        let address = if six { bed.agent.address6.into() } else { IpAddr::V4(bed.agent.address4) };
+        Some(Caller::start(&bed.lab.server, SocketAddr::new(address, port)))
+    };
+    listening.filter_map(call).collect()
+}

@@ -1,0 +1,122 @@
+//! The kinds of sockets, and the families of addresses.
+
+/// A way to make a socket and to send with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Tcp,
+    FastOpenSendto,
+    FastOpenConnect,
+    Mptcp,
+    TcpOnDevice,
+    TcpListening,
+    UdpConnected,
+    Udp,
+    UdpOfPort,
+    UdpOfSource,
+    UdpOfUplink,
+    UdpFromSource,
+    UdpFromDevice,
+    UdpOnDevice,
+    UdpMulticast,
+    UdpLinkLocal,
+    Ping,
+    PingOnDevice,
+    Raw,
+    RawHeader,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 20] = [
+        Self::Tcp,
+        Self::FastOpenSendto,
+        Self::FastOpenConnect,
+        Self::Mptcp,
+        Self::TcpOnDevice,
+        Self::TcpListening,
+        Self::UdpConnected,
+        Self::Udp,
+        Self::UdpOfPort,
+        Self::UdpOfSource,
+        Self::UdpOfUplink,
+        Self::UdpFromSource,
+        Self::UdpFromDevice,
+        Self::UdpOnDevice,
+        Self::UdpMulticast,
+        Self::UdpLinkLocal,
+        Self::Ping,
+        Self::PingOnDevice,
+        Self::Raw,
+        Self::RawHeader,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::FastOpenSendto => "tcp-fastopen-sendto",
+            Self::FastOpenConnect => "tcp-fastopen-connect",
+            Self::Mptcp => "mptcp",
+            Self::TcpOnDevice => "tcp-on-device",
+            Self::TcpListening => "tcp-listening",
+            Self::UdpConnected => "udp-connected",
+            Self::Udp => "udp",
+            Self::UdpOfPort => "udp-of-port",
+            Self::UdpOfSource => "udp-of-source",
+            Self::UdpOfUplink => "udp-of-uplink",
+            Self::UdpFromSource => "udp-pktinfo-source",
+            Self::UdpFromDevice => "udp-pktinfo-device",
+            Self::UdpOnDevice => "udp-on-device",
+            Self::UdpMulticast => "udp-multicast",
+            Self::UdpLinkLocal => "udp-link-local",
+            Self::Ping => "ping",
+            Self::PingOnDevice => "ping-on-device",
+            Self::Raw => "raw-icmp",
+            Self::RawHeader => "raw-hdrincl",
+        }
+    }
+
+    /// The kernel has no echo request of one family on a socket of the other.
+    pub(crate) fn exists_in(self, family: Family) -> bool {
+        !(self.is_icmp() && family == Family::Mapped)
+    }
+
+    pub(crate) fn is_stream(self) -> bool {
+        matches!(
+            self,
+            Self::Tcp | Self::FastOpenSendto | Self::FastOpenConnect | Self::Mptcp | Self::TcpOnDevice
+        )
+    }
+
+    pub(crate) fn is_icmp(self) -> bool {
+        matches!(self, Self::Ping | Self::PingOnDevice | Self::Raw | Self::RawHeader)
+    }
+
+    pub(crate) fn is_on_device(self) -> bool {
+        matches!(self, Self::TcpOnDevice | Self::UdpOnDevice | Self::PingOnDevice)
+    }
+
+    /// Nobody answers these: sent is done.
+    pub(crate) fn is_one_way(self) -> bool {
+        matches!(self, Self::UdpMulticast | Self::UdpLinkLocal)
+    }
+}
+
+/// Which addresses, on a socket of which family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    Ipv4,
+    Ipv6,
+    /// IPv4 addresses on an AF_INET6 socket.
+    Mapped,
+}
+
+impl Family {
+    pub(crate) const ALL: [Self; 3] = [Self::Ipv4, Self::Ipv6, Self::Mapped];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::Mapped => "mapped",
+        }
+    }
+}
