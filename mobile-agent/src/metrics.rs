@@ -198,6 +198,16 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
         "Processes with the MOBILE attribute.",
         status.mobile_processes as f64,
     )?;
+    metrics.gauge(
+        "mobile_open",
+        "1 while new connections of mobile processes go directly for want of a session.",
+        f64::from(u8::from(status.open)),
+    )?;
+    metrics.counter(
+        "mobile_opened_total",
+        "Times that new connections of mobile processes began to go directly.",
+        status.opened,
+    )?;
     metrics.counter(
         "mobile_routing_restored_total",
         "Rules, routes and addresses that were removed by others and put back.",

@@ -4,6 +4,7 @@ mod check;
 mod clients;
 mod command;
 mod dns;
+mod failure;
 mod freeze;
 mod lab;
 mod laptop;

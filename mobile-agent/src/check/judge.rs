@@ -7,7 +7,8 @@ use mobile_io::netlink::ListedRule;
 
 use super::facts::{Bpffs, Facts, Links};
 use super::reach::Outcome;
-use crate::config::Routing;
+use crate::config::{OnFailure, Routing};
+use crate::selection::deadline::GRACE;
 use crate::status::SessionState;
 use crate::tunnel::cause::Fault;
 
@@ -67,6 +68,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(resolved(facts));
     findings.extend(facts.reached.iter().flat_map(|reached| relay(reached)));
     findings.push(resolvers(facts));
+    findings.push(on_failure(facts));
     findings.push(agent(facts));
     findings
 }
@@ -318,6 +320,23 @@ fn resolvers(facts: &Facts) -> Finding {
         ),
         "on the relay: set [dns] servers; or use a local stub resolver (systemd-resolved, dnsmasq) here",
     )
+}
+
+/// What new connections do without a session: either is a choice, and nobody is to be surprised by it.
+fn on_failure(facts: &Facts) -> Finding {
+    let grace = GRACE.as_secs();
+    match (facts.routing.on_failure, facts.open) {
+        (OnFailure::Closed, _) => Finding::ok("on_failure", "closed: mobile processes wait for a session"),
+        (OnFailure::Open, Some(true)) => Finding::warn(
+            "on_failure",
+            "open: there is no session, so new connections of mobile processes go directly now",
+            "see `relay over` and `agent` here; [routing] on_failure = \"closed\" makes them wait",
+        ),
+        (OnFailure::Open, _) => Finding::ok(
+            "on_failure",
+            format!("open: after {grace} s without a session mobile processes connect directly"),
+        ),
+    }
 }
 
 fn agent(facts: &Facts) -> Finding {

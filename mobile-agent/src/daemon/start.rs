@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::Agent;
+use super::failure::{self, Opening};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::metrics::Server as MetricsServer;
 use crate::routing::lease::Lease;
@@ -113,6 +114,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         side,
         selector: Mutex::new(selector),
         started: Instant::now(),
+        opening: Opening::default(),
         clean_up,
         bypass,
         route_bypass,
@@ -125,6 +127,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     tasks.spawn(manage);
     tasks.spawn(keeper.run(assigned, bypasses));
     tasks.spawn(follow_resolvers(Arc::clone(&agent)));
+    tasks.spawn(failure::keep_deadline(Arc::clone(&agent)));
     let for_server = Arc::clone(&agent);
     tasks.spawn(async move {
         control::server::serve(listener, for_server).await;
@@ -191,6 +194,7 @@ async fn kernel(
         device: netlink.link_index(device).await?,
         bypass: &config.routing.bypass,
         resolvers,
+        on_failure: config.routing.on_failure,
     };
     let selector = Selector::load_or_adopt(&config.bpf.pin_dir, &cgroup, marking)?;
     if selector.adopted() {

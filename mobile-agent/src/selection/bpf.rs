@@ -33,9 +33,11 @@ use super::{
     bpf_error::Result,
     bpf_log,
     cgroup::MobileCgroup,
+    deadline::DeadlineMap,
     dns::{BypassMap, ResolverMap, Resolvers},
     pins::{self, Generation},
 };
+use crate::config::OnFailure;
 
 /// The object built from mobile-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
@@ -64,6 +66,8 @@ pub(crate) struct Marking<'a> {
     pub(crate) bypass: &'a [IpNet],
     /// Where queries go.
     pub(crate) resolvers: Resolvers,
+    /// Whether mobile processes wait for a session, or only for a while.
+    pub(crate) on_failure: OnFailure,
 }
 
 /// The programs in force. Dropping it, or being killed, leaves them in force.
@@ -73,6 +77,7 @@ pub(crate) struct Selector {
     events: PerCpuArray<MapData, u64>,
     resolvers: ResolverMap,
     bypass: BypassMap,
+    deadline: DeadlineMap,
     adopted: bool,
 }
 
@@ -121,6 +126,11 @@ impl Selector {
         self.resolvers.set(resolvers)
     }
 
+    /// There is a session: mobile processes go by the tunnel for a while more.
+    pub(crate) fn put_off_deadline(&mut self, on_failure: OnFailure) -> Result<()> {
+        self.deadline.put_off(on_failure)
+    }
+
     /// From now on mobile processes may reach a network directly, if a route leads there.
     pub(crate) fn add_bypass(&mut self, net: IpNet) -> Result<()> {
         self.bypass.add(net)
@@ -155,11 +165,13 @@ impl Selector {
         }
         let mut resolvers = ResolverMap::take(&mut ebpf)?;
         resolvers.set(marking.resolvers)?;
-        for name in [map::CONFIG, LOGS] {
+        for name in [map::CONFIG, map::DEADLINE, LOGS] {
             let path = generation.path("map", name);
             let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
             map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
         }
+        let mut deadline = DeadlineMap::take(&mut ebpf)?;
+        deadline.put_off(marking.on_failure)?;
         let root_dir = open(root)?;
         for name in program::ALL {
             put_in_force(&mut ebpf, &root_dir, name, &generation)?;
@@ -174,7 +186,7 @@ impl Selector {
                 tracing::warn!("programs of an earlier agent stay: {error}");
             }
         }
-        Ok(Self { ebpf, verdicts, events, resolvers, bypass, adopted: !older.is_empty() })
+        Ok(Self { ebpf, verdicts, events, resolvers, bypass, deadline, adopted: !older.is_empty() })
     }
 }
 

@@ -5,6 +5,7 @@ mod bpf_error;
 mod bpf_log;
 pub(crate) mod cgroup;
 mod cgroup2;
+pub(crate) mod deadline;
 pub(crate) mod dns;
 mod pins;
 pub(crate) mod process;
