@@ -123,6 +123,8 @@ pub(crate) enum OnFailure {
 pub(crate) struct Cgroup {
     /// The mobile cgroup; when absent, `mobile` at the root of the cgroup2 mount.
     pub(crate) path: Option<PathBuf>,
+    /// systemd's slice whose processes are mobile too; when absent, `mobile.slice` at the root of the cgroup2 mount.
+    pub(crate) slice: Option<PathBuf>,
 }
 
 /// `[bpf]`
@@ -333,6 +335,7 @@ mod tests {
             on_failure = "open"
             [cgroup]
             path = "/sys/fs/cgroup/m"
+            slice = "/sys/fs/cgroup/m.slice"
             [bpf]
             pin_dir = "/sys/fs/bpf/m"
             [control]

@@ -210,8 +210,18 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     )?;
     metrics.counter(
         "mobile_routing_restored_total",
-        "Rules, routes and addresses that were removed by others and put back.",
+        "Rules, routes, addresses and settings that were removed or changed by others and put back.",
         status.routing_restored,
+    )?;
+    metrics.gauge(
+        "mobile_rival_rules",
+        "Rules of others that come before ours and take the packets of mobile processes.",
+        status.rival_rules as f64,
+    )?;
+    metrics.counter(
+        "mobile_rules_moved_total",
+        "Times that our rules moved before those of others, or back.",
+        status.rules_moved,
     )?;
     selection(&metrics, agent)?;
     Ok(metrics.0)

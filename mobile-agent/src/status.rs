@@ -62,6 +62,10 @@ pub(crate) struct Status {
     pub(crate) opened: u64,
     /// Rules, routes and addresses that somebody removed and the agent put back.
     pub(crate) routing_restored: u64,
+    /// Rules of others that come before ours and take the packets of mobile processes.
+    pub(crate) rival_rules: u64,
+    /// How often our rules moved before those of others, or back.
+    pub(crate) rules_moved: u64,
 }
 
 /// What the session is doing.

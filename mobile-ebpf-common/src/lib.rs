@@ -49,6 +49,8 @@ pub mod map {
     pub const DEADLINE: &str = "DEADLINE";
     /// Value of [`DEADLINE`]: there is none.
     pub const FOREVER: u64 = u64::MAX;
+    /// Array of one `u64`: the kernel id of `mobile.slice`, 0 while there is none. systemd makes and removes it as it likes.
+    pub const SLICE: &str = "SLICE";
     /// Per-CPU array of `u64`, indexed by [`Verdict`](crate::Verdict).
     pub const VERDICTS: &str = "VERDICTS";
     /// Entries of [`VERDICTS`]: more than there are verdicts, so that a later program with more of them
@@ -93,8 +95,8 @@ pub struct Config {
     pub log: u32,
     /// The interface index of the host virtual device.
     pub device: u32,
-    /// Nothing; it makes the size a multiple of the alignment.
-    pub unused: u32,
+    /// Depth of `mobile.slice`, whose id is in [`map::SLICE`], below the root of the hierarchy.
+    pub slice_level: u32,
 }
 
 impl Config {
@@ -191,7 +193,7 @@ mod tests {
         mark_mask: 0xff00_0000,
         log: 0,
         device: 1,
-        unused: 0,
+        slice_level: 1,
     };
 
     #[test]

@@ -33,6 +33,9 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 static DEADLINE: Array<u64> = Array::with_max_entries(1, 0);
 
 #[map]
+static SLICE: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICTS_ENTRIES, 0);
 
 #[map]
@@ -183,8 +186,9 @@ fn decide(config: &Config, ctx: &impl EbpfContext, mobile: bool, old: u32) -> De
 #[inline(always)]
 fn current_is_mobile(config: &Config) -> bool {
     // SAFETY: takes no pointer; a level below the task's own gives 0, which is no cgroup's id.
-    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(config.cgroup_level as i32) };
-    ancestor == config.cgroup_id
+    let ancestor = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+    ancestor(config.cgroup_level) == config.cgroup_id
+        || SLICE.get(0).is_some_and(|slice| *slice != 0 && ancestor(config.slice_level) == *slice)
 }
 
 /// Whether mobile processes go directly for want of a session: the agent, if it lives, has not put the deadline off. The

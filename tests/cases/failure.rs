@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mobile_tests::{LabOptions, PATIENCE, Talk, Testbed, addr, finish_within, port, until};
+use mobile_tests::{LabOptions, Talk, Testbed, addr, port, until};
 use toml::Value;
 
 use crate::leaks::{assert_no_leak, captures};
@@ -22,10 +22,29 @@ fn started(on_failure: &str) -> anyhow::Result<Testbed> {
     Ok(bed)
 }
 
-/// As whom the server sees a new connection of a mobile process, if it gets there.
-fn seen(bed: &Testbed, url: &str) -> anyhow::Result<Option<IpAddr>> {
-    let done = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "1", url]), None, PATIENCE)?;
-    Ok(done.status.success().then(|| ip_of(&done.stdout)))
+/// A mobile shell, which starts mobile processes also while there is no agent.
+struct Shell(Talk);
+
+impl Shell {
+    fn start(bed: &Testbed) -> anyhow::Result<Self> {
+        Ok(Self(Talk::start(&mut bed.agent.run(&["sh"]))?))
+    }
+
+    /// As whom the server sees a new connection of a mobile process, if it gets there.
+    fn seen(&mut self, url: &str) -> anyhow::Result<Option<IpAddr>> {
+        let answer = self.0.ask(&format!("curl -s -m 1 {url} || echo none"))?;
+        Ok((answer != "none").then(|| ip_of(&answer)))
+    }
+
+    /// New connections of both families are seen as these, at once or after a while.
+    fn expect_seen(&mut self, expected: [IpAddr; 2]) -> Outcome {
+        for (url, expected) in urls("/ip").iter().zip(expected) {
+            until(&format!("a new connection to come from {expected}"), || {
+                self.seen(url).is_ok_and(|seen| seen == Some(expected))
+            })?;
+        }
+        Ok(())
+    }
 }
 
 fn direct(bed: &Testbed) -> [IpAddr; 2] {
@@ -33,16 +52,6 @@ fn direct(bed: &Testbed) -> [IpAddr; 2] {
 }
 
 const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
-
-/// New connections of both families are seen as these, at once or after a while.
-fn expect_seen(bed: &Testbed, expected: [IpAddr; 2]) -> Outcome {
-    for (url, expected) in urls("/ip").iter().zip(expected) {
-        until(&format!("a new connection to come from {expected}"), || {
-            seen(bed, url).is_ok_and(|seen| seen == Some(expected))
-        })?;
-    }
-    Ok(())
-}
 
 fn wait_open(bed: &Testbed) -> Outcome {
     bed.agent.wait_status("the failure to be open", |status| status["open"] == true)
@@ -60,19 +69,20 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     let [echo, _] = server(port::ECHO);
     let mut talk = bed.mobile_talk(&["tcp", &echo])?;
     talk.hear()?;
+    let mut shell = Shell::start(&bed)?;
     assert_goes_on(&mut talk)?;
     let persistent = format!("host {} or host {}", bed.agent.address4, bed.agent.address6);
     let waiting = bed.lab.capture(&bed.lab.host, bed.lab.eth().device(), &persistent)?;
-    expect_seen(&bed, RELAY)?;
+    shell.expect_seen(RELAY)?;
     assert_eq!(bed.agent.counter(OPENED)?, 0);
 
     // The relay is gone. A connection that begins within the grace waits.
     bed.relay.kill()?;
     bed.agent.wait_status("the loss to be seen", |status| status["session"] != "connected")?;
-    assert_eq!(seen(&bed, &urls("/ip")[0])?, None);
+    assert_eq!(shell.seen(&urls("/ip")[0])?, None);
     wait_open(&bed)?;
     talk.say("while it is open")?;
-    expect_seen(&bed, direct(&bed))?;
+    shell.expect_seen(direct(&bed))?;
     assert_eq!((bed.agent.counter(OPENED)?, bed.agent.counter("mobile_open")?), (1, 1));
     let said = bed.agent.cli(&["status"])?.ok()?;
     assert!(
@@ -87,16 +97,16 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     // Back again.
     bed.relay.start()?;
     bed.agent.wait_connected()?;
-    expect_seen(&bed, RELAY)?;
+    shell.expect_seen(RELAY)?;
     assert_eq!(talk.hear()?, "while it is open");
     bed.agent.wait_status("the failure to be over", |status| status["open"] == false)?;
 
     // Nobody is alive to open it.
     bed.agent.kill()?;
-    expect_seen(&bed, direct(&bed))?;
+    shell.expect_seen(direct(&bed))?;
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    expect_seen(&bed, RELAY)?;
+    shell.expect_seen(RELAY)?;
     assert_goes_on(&mut talk)?;
 
     // No uplink: there is no direct route either, and no connection is refused for it afterwards.
@@ -104,10 +114,10 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
         uplink.take_down()?;
     }
     wait_open(&bed)?;
-    assert_eq!(seen(&bed, &urls("/ip")[0])?, None);
+    assert_eq!(shell.seen(&urls("/ip")[0])?, None);
     bed.lab.eth().bring_up()?;
     bed.agent.wait_connected()?;
-    expect_seen(&bed, RELAY)?;
+    shell.expect_seen(RELAY)?;
     assert_goes_on(&mut talk)?;
     // Since this agent's start.
     assert_eq!((bed.agent.counter(OPENED)?, bed.agent.counter("mobile_open")?), (1, 0));
@@ -124,25 +134,26 @@ fn closed_keeps_every_connection_in_the_tunnel_however_long_there_is_none() -> O
     let [echo, _] = server(port::ECHO);
     let mut talk = bed.mobile_talk(&["tcp", &echo])?;
     talk.hear()?;
+    let mut shell = Shell::start(&bed)?;
     let captures = captures(&bed)?;
-    let nobody_gets_through = |bed: &Testbed| -> Outcome {
+    let nobody_gets_through = |shell: &mut Shell| -> Outcome {
         std::thread::sleep(LONG);
         for url in urls("/ip") {
-            assert_eq!(seen(bed, &url)?, None, "{url}");
+            assert_eq!(shell.seen(&url)?, None, "{url}");
         }
         Ok(())
     };
     bed.relay.kill()?;
-    nobody_gets_through(&bed)?;
+    nobody_gets_through(&mut shell)?;
     assert_eq!(bed.agent.status()?["open"], false);
     bed.relay.start()?;
     bed.agent.wait_connected()?;
-    expect_seen(&bed, RELAY)?;
+    shell.expect_seen(RELAY)?;
     bed.agent.kill()?;
-    nobody_gets_through(&bed)?;
+    nobody_gets_through(&mut shell)?;
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    expect_seen(&bed, RELAY)?;
+    shell.expect_seen(RELAY)?;
     assert_goes_on(&mut talk)?;
     assert_no_leak(&bed, captures)?;
     assert_eq!(bed.agent.counter(OPENED)?, 0);

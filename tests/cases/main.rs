@@ -11,6 +11,7 @@ mod laptop;
 mod latency;
 mod leaks;
 mod metrics;
+mod others;
 mod outage;
 mod refusals;
 mod restart;

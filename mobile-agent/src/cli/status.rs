@@ -117,6 +117,13 @@ fn render(status: &Status) -> String {
         .map(|(reason, count)| format!("{count} {reason}"))
         .collect();
     lines.push(("drops", if drops.is_empty() { "none".to_owned() } else { drops.join(", ") }));
+    if status.rival_rules > 0 {
+        let rules = status.rival_rules;
+        lines.push((
+            "rules",
+            format!("{rules} of others come before ours and take what is mobile: see `mobile check`"),
+        ));
+    }
     if status.on_failure == OnFailure::Open {
         let now = match (status.open, status.active_uplink.is_some()) {
             (true, _) => "new connections of mobile processes go directly until there is a session",
@@ -231,6 +238,8 @@ mod tests {
             open: false,
             opened: 0,
             routing_restored: 0,
+            rival_rules: 0,
+            rules_moved: 0,
         }
     }
 

@@ -192,6 +192,8 @@ impl Agent {
             open: self.opening.now(),
             opened: self.opening.times(),
             routing_restored: self.route.restored.load(Ordering::Relaxed),
+            rival_rules: self.route.rivals.before.load(Ordering::Relaxed),
+            rules_moved: self.route.rivals.moves.load(Ordering::Relaxed),
         }
     }
 

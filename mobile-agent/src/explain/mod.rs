@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use mobile_io::netlink::{Family, Netlink};
 
 use crate::config::Config;
+use crate::routing::rivals::is_listed_as_ours;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, process};
 use words::{Case, Known};
@@ -73,7 +74,7 @@ impl<'a> Looker<'a> {
             Err(error) => return Err(error.into()),
         };
         let mobile = match &cgroup {
-            Some(cgroup) => cgroup.is_mobile(pid)?,
+            Some(cgroup) => cgroup.clone().with_slice(self.config.cgroup.slice.as_deref()).is_mobile(pid)?,
             None => false,
         };
         let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -126,9 +127,7 @@ impl<'a> Looker<'a> {
     fn is_persistent(&self, address: IpAddr) -> bool {
         let routing = &self.config.routing;
         self.known.rules.iter().any(|rule| {
-            rule.table == Some(routing.table)
-                && rule.priority == routing.rule_priority + 1
-                && rule.from.is_some_and(|from| from.addr() == address)
+            is_listed_as_ours(rule, routing) && rule.from.is_some_and(|from| from.addr() == address)
         })
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod deadline;
 pub(crate) mod dns;
 mod pins;
 pub(crate) mod process;
+pub(crate) mod slice;
 
 #[cfg(test)]
 mod probe;
