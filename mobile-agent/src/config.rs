@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
 use mobile_io::keys::PublicKey;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Where the configuration is when `--config` does not say.
 pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
@@ -102,6 +102,19 @@ pub(crate) struct Routing {
     pub(crate) rule_priority: u32,
     /// Destinations that mobile processes reach directly.
     pub(crate) bypass: Vec<IpNet>,
+    /// What new connections of mobile processes do without a session.
+    pub(crate) on_failure: OnFailure,
+}
+
+/// `[routing] on_failure`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnFailure {
+    /// They wait for one.
+    #[default]
+    Closed,
+    /// They go directly, once there has been none for [`GRACE`](crate::selection::deadline::GRACE).
+    Open,
 }
 
 /// `[cgroup]`
@@ -110,6 +123,8 @@ pub(crate) struct Routing {
 pub(crate) struct Cgroup {
     /// The mobile cgroup; when absent, `mobile` at the root of the cgroup2 mount.
     pub(crate) path: Option<PathBuf>,
+    /// systemd's slice whose processes are mobile too; when absent, `mobile.slice` at the root of the cgroup2 mount.
+    pub(crate) slice: Option<PathBuf>,
 }
 
 /// `[bpf]`
@@ -168,6 +183,7 @@ impl Default for Routing {
             // Before tailscale's (5200 and on) and wg-quick's (below 32766).
             rule_priority: 4900,
             bypass: Vec::new(),
+            on_failure: OnFailure::Closed,
         }
     }
 }
@@ -316,8 +332,10 @@ mod tests {
             mark_mask = 0xff
             rule_priority = 100
             bypass = ["192.168.0.0/16", "fd00::/8"]
+            on_failure = "open"
             [cgroup]
             path = "/sys/fs/cgroup/m"
+            slice = "/sys/fs/cgroup/m.slice"
             [bpf]
             pin_dir = "/sys/fs/bpf/m"
             [control]
@@ -333,6 +351,7 @@ mod tests {
         assert_eq!(config.relay.endpoint.as_deref(), Some("[2001:db8::1]:443"));
         assert_eq!(config.uplink.standby, ["wl*"]);
         assert_eq!(config.routing.bypass.len(), 2);
+        assert_eq!(config.routing.on_failure, OnFailure::Open);
         assert_eq!(config.control.group.as_deref(), Some("staff"));
     }
 
@@ -351,6 +370,7 @@ mod tests {
             ("[uplink]\nstandby = [\"[\"]", "standby"),
             ("[uplink]\nstandby = true", "standby"),
             ("[routing]\ntabel = 3", "tabel"),
+            ("[routing]\non_failure = \"opne\"", "did you mean `open`"),
         ] {
             let error = format!("{:#}", load(text).unwrap_err());
             assert!(error.contains(part), "{text}: {error}");

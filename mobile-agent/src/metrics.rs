@@ -198,10 +198,30 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
         "Processes with the MOBILE attribute.",
         status.mobile_processes as f64,
     )?;
+    metrics.gauge(
+        "mobile_open",
+        "1 while new connections of mobile processes go directly for want of a session.",
+        f64::from(u8::from(status.open)),
+    )?;
+    metrics.counter(
+        "mobile_opened_total",
+        "Times that new connections of mobile processes began to go directly.",
+        status.opened,
+    )?;
     metrics.counter(
         "mobile_routing_restored_total",
-        "Rules, routes and addresses that were removed by others and put back.",
+        "Rules, routes, addresses and settings that were removed or changed by others and put back.",
         status.routing_restored,
+    )?;
+    metrics.gauge(
+        "mobile_rival_rules",
+        "Rules of others that come before ours and take the packets of mobile processes.",
+        status.rival_rules as f64,
+    )?;
+    metrics.counter(
+        "mobile_rules_moved_total",
+        "Times that our rules moved before those of others, or back.",
+        status.rules_moved,
     )?;
     selection(&metrics, agent)?;
     Ok(metrics.0)

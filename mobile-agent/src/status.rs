@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::OnFailure;
+
 /// `mobile status --json`. Durations are seconds, counters start with the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
@@ -52,8 +54,18 @@ pub(crate) struct Status {
     pub(crate) queue: Queue,
     /// How many processes have the MOBILE attribute.
     pub(crate) mobile_processes: u64,
+    /// `[routing] on_failure`: `closed` or `open`.
+    pub(crate) on_failure: OnFailure,
+    /// Whether new connections of mobile processes go directly now, for want of a session.
+    pub(crate) open: bool,
+    /// How often they began to.
+    pub(crate) opened: u64,
     /// Rules, routes and addresses that somebody removed and the agent put back.
     pub(crate) routing_restored: u64,
+    /// Rules of others that come before ours and take the packets of mobile processes.
+    pub(crate) rival_rules: u64,
+    /// How often our rules moved before those of others, or back.
+    pub(crate) rules_moved: u64,
 }
 
 /// What the session is doing.

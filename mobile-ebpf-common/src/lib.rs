@@ -44,6 +44,13 @@ pub mod program {
 pub mod map {
     /// Array of one [`Config`](crate::Config).
     pub const CONFIG: &str = "CONFIG";
+    /// Array of one `u64`: until when mobile processes go by the tunnel, in nanoseconds of CLOCK_MONOTONIC. The agent puts it
+    /// off while there is a session; [`FOREVER`] where they are to wait for one.
+    pub const DEADLINE: &str = "DEADLINE";
+    /// Value of [`DEADLINE`]: there is none.
+    pub const FOREVER: u64 = u64::MAX;
+    /// Array of one `u64`: the kernel id of `mobile.slice`, 0 while there is none. systemd makes and removes it as it likes.
+    pub const SLICE: &str = "SLICE";
     /// Per-CPU array of `u64`, indexed by [`Verdict`](crate::Verdict).
     pub const VERDICTS: &str = "VERDICTS";
     /// Entries of [`VERDICTS`]: more than there are verdicts, so that a later program with more of them
@@ -92,8 +99,8 @@ pub struct Config {
     pub log: u32,
     /// The interface index of the host virtual device.
     pub device: u32,
-    /// Nothing; it makes the size a multiple of the alignment.
-    pub unused: u32,
+    /// Depth of `mobile.slice`, whose id is in [`map::SLICE`], below the root of the hierarchy.
+    pub slice_level: u32,
 }
 
 impl Config {
@@ -140,12 +147,21 @@ pub enum Verdict {
     OtherNamespace = 4,
     /// The mark should have changed and the kernel refused.
     Failed = 5,
+    /// A mobile process while the deadline is over: no mark, the ordinary route.
+    Direct = 6,
 }
 
 impl Verdict {
     /// Every verdict, in the order of the map.
-    pub const ALL: [Self; 6] =
-        [Self::Ordinary, Self::Marked, Self::Kept, Self::Cleared, Self::OtherNamespace, Self::Failed];
+    pub const ALL: [Self; 7] = [
+        Self::Ordinary,
+        Self::Marked,
+        Self::Kept,
+        Self::Cleared,
+        Self::OtherNamespace,
+        Self::Failed,
+        Self::Direct,
+    ];
 
     /// The name in metrics.
     #[must_use]
@@ -157,6 +173,7 @@ impl Verdict {
             Self::Cleared => "cleared",
             Self::OtherNamespace => "other_namespace",
             Self::Failed => "failed",
+            Self::Direct => "direct",
         }
     }
 
@@ -180,7 +197,7 @@ mod tests {
         mark_mask: 0xff00_0000,
         log: 0,
         device: 1,
-        unused: 0,
+        slice_level: 1,
     };
 
     #[test]

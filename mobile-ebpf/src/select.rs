@@ -7,7 +7,9 @@ use aya_ebpf::{
     bindings::{SO_MARK, SOL_SOCKET},
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt},
+        generated::{
+            bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt,
+        },
     },
     macros::{cgroup_sock, cgroup_sock_addr, map},
     maps::{Array, PerCpuArray},
@@ -26,6 +28,12 @@ use crate::{
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+#[map]
+static DEADLINE: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
+static SLICE: Array<u64> = Array::with_max_entries(1, 0);
 
 #[map]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICTS_ENTRIES, 0);
@@ -140,7 +148,7 @@ fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Resul
     let verdict = mark(ctx, name)?;
     match verdict {
         Verdict::Marked | Verdict::Kept => dns::redirect(ctx, hook),
-        Verdict::Cleared => dns::forget(ctx),
+        Verdict::Cleared | Verdict::Direct => dns::forget(ctx),
         _ => {}
     }
     Ok(verdict)
@@ -187,6 +195,8 @@ fn decide(config: &Config, ctx: &impl EbpfContext, mobile: bool, old: u32) -> De
         return Decision::Leave(if mobile { Verdict::OtherNamespace } else { Verdict::Ordinary });
     }
     match (mobile, marked) {
+        (true, false) if is_over() => Decision::Leave(Verdict::Direct),
+        (true, true) if is_over() => Decision::Set(config.cleared(old), Verdict::Direct),
         (true, false) => Decision::Set(config.marked(old), Verdict::Marked),
         (true, true) => Decision::Leave(Verdict::Kept),
         (false, _) => Decision::Set(config.cleared(old), Verdict::Cleared),
@@ -197,8 +207,17 @@ fn decide(config: &Config, ctx: &impl EbpfContext, mobile: bool, old: u32) -> De
 #[inline(always)]
 fn current_is_mobile(config: &Config) -> bool {
     // SAFETY: takes no pointer; a level below the task's own gives 0, which is no cgroup's id.
-    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(config.cgroup_level as i32) };
-    ancestor == config.cgroup_id
+    let ancestor = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+    ancestor(config.cgroup_level) == config.cgroup_id
+        || SLICE.get(0).is_some_and(|slice| *slice != 0 && ancestor(config.slice_level) == *slice)
+}
+
+/// Whether mobile processes go directly for want of a session: the agent, if it lives, has not put the deadline off. The
+/// clock stands still while the host is suspended, so that the tunnel has its time to come back afterwards.
+#[inline(always)]
+fn is_over() -> bool {
+    // SAFETY: takes nothing.
+    DEADLINE.get(0).is_some_and(|deadline| unsafe { bpf_ktime_get_ns() } > *deadline)
 }
 
 /// Whether the socket of a call carries our mark, and in our namespace.

@@ -140,19 +140,22 @@ fn strict_reverse_path_filters_on_several_uplinks_are_a_warning() -> Outcome {
 }
 
 #[test]
-fn a_full_tunnels_rule_before_ours_fails() -> Outcome {
+fn a_full_tunnels_rule_with_no_room_before_it_fails() -> Outcome {
     let mut bed = installed()?;
     bed.start()?;
-    // As wg-quick does it, which lets the kernel choose the priority: right before the first.
-    bed.lab.host.run(&["ip", "-4", "rule", "add", "not", "fwmark", "0xca6c", "table", "51820"])?;
+    let rule = ["priority", "2", "not", "fwmark", "0xca6c", "table", "51820"];
+    bed.lab.host.run(&[&["ip", "-4", "rule", "add"], &rule[..]].concat())?;
     bed.lab.host.run(&["ip", "-4", "route", "add", "default", "via", "10.22.0.1", "table", "51820"])?;
+    bed.agent.wait_status("the rule to be seen", |status| status["rival_rules"] == 1)?;
     let done = check(&bed)?;
     assert_eq!(done.code(), 1, "{done:?}");
-    assert_line(&done, "FAIL  rules: ", "rule_priority below 4899");
+    assert_line(&done, "FAIL  rules: ", "rule_priority below 2");
     let said = bed.agent.cli(&["explain", &addr::SERVER4.to_string()])?.ok()?;
     assert!(said.contains("although the process is mobile"), "{said}");
-    bed.lab.host.run(&["ip", "-4", "rule", "del", "table", "51820"])?;
+    bed.lab.host.run(&[&["ip", "-4", "rule", "del"], &rule[..]].concat())?;
+    bed.agent.wait_status("it to be gone", |status| status["rival_rules"] == 0)?;
     assert_eq!(check(&bed)?.code(), 0);
+    bed.expect_warning("there is no room before it");
     bed.finish()
 }
 

@@ -23,13 +23,13 @@ fn outside_the_tunnel() -> String {
     )
 }
 
-fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
+pub(crate) fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
     let capture = |device| bed.lab.capture(&bed.lab.host, device, &outside_the_tunnel());
     Ok([capture("eth0")?, capture("wlan0")?])
 }
 
 /// Proves that the captures were awake, and that they saw nothing else.
-fn assert_no_leak(bed: &Testbed, captures: [Capture; 2]) -> Outcome {
+pub(crate) fn assert_no_leak(bed: &Testbed, captures: [Capture; 2]) -> Outcome {
     for (capture, uplink) in captures.into_iter().zip([bed.lab.eth(), bed.lab.wlan()]) {
         bed.lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", uplink.device(), &addr::SERVER4.to_string()])?;
         until("the capture to see the ordinary ping and its answer", || capture.packets().len() >= 2)?;

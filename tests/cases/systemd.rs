@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use mobile_tests::{LabOptions, PATIENCE, Testbed};
+use mobile_tests::{Finished, LabOptions, PATIENCE, Testbed, addr, finish_within, until};
 use nix::sys::signal::Signal;
 
-use crate::Outcome;
+use crate::leaks::{assert_no_leak, captures};
+use crate::{Outcome, ip_of, urls};
 
 /// What `WatchdogSec=` would be; short, so that some feedings are seen soon.
 const WATCHDOG: Duration = Duration::from_millis(600);
@@ -92,5 +93,64 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
     managers[1].wait("STOPPING=1")?;
     // A sleep of this length may be taken for the path's silence.
     bed.expect_warning("gone silent");
+    bed.finish()
+}
+
+/// Runs a command as systemd runs a service in the slice: in a cgroup made for it below that of the slice.
+fn in_slice(bed: &Testbed, service: &str, argv: &[&str]) -> Result<Finished> {
+    let cgroup = bed.agent.slice.join(service);
+    std::fs::create_dir_all(&cgroup)?;
+    let mut shell = bed.lab.host.command("sh");
+    shell.args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&cgroup).args(argv);
+    let done = finish_within(&mut shell, None, PATIENCE);
+    // As systemd does when the last process has ended, slice and all.
+    until("the cgroup of the service to go", || {
+        std::fs::remove_dir(&cgroup).is_ok() && std::fs::remove_dir(&bed.agent.slice).is_ok()
+    })?;
+    done
+}
+
+#[test]
+fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let captures = captures(&bed)?;
+    let [four, six] = urls("/ip");
+    // sleep: as long as systemd takes from making the cgroup to the program's first connection, and more.
+    let curl = |url: &str| format!("sleep 0.1; exec curl -s -m 2 {url}");
+    for round in 0..3 {
+        for (url, relay) in [(&four, addr::RELAY4.into()), (&six, std::net::IpAddr::V6(addr::RELAY6))] {
+            let seen = in_slice(&bed, "a.service", &["sh", "-c", &curl(url)])?.ok()?;
+            assert_eq!(ip_of(&seen), relay, "round {round}");
+        }
+        assert!(!bed.agent.slice.exists(), "somebody else keeps it");
+    }
+
+    // It is told among the others, and is systemd's to move.
+    let config = bed.agent.config().display().to_string();
+    let mobile = bed.agent.binary().display().to_string();
+    let verb = |verb: &str| format!("\"{mobile}\" {verb} --config \"{config}\" $$");
+    let told = in_slice(&bed, "b.service", &["sh", "-c", &format!("{}; echo alive", verb("detach"))])?;
+    assert!(told.stderr.contains("give its unit another `Slice=`") && told.stdout == "alive\n", "{told:?}");
+    let told =
+        in_slice(&bed, "b.service", &["sh", "-c", &format!("{}; cat /proc/self/cgroup", verb("attach"))])?;
+    assert!(told.stdout.contains("is mobile") && told.stdout.contains(".slice/b.service"), "{told:?}");
+    let told = in_slice(&bed, "b.service", &["sh", "-c", &format!("{}; exit", verb("explain"))])?.ok()?;
+    assert!(told.contains("is mobile") && told.contains("through the tunnel"), "{told}");
+    let list = format!("\"{mobile}\" ps --config \"{config}\"; exit");
+    let told = in_slice(&bed, "b.service", &["sh", "-c", &list])?.ok()?;
+    assert!(told.contains("ps --config"), "{told}");
+
+    // A slice that is there when the agent is killed stays mobile, and is when the next one starts.
+    std::fs::create_dir_all(bed.agent.slice.join("kept.service"))?;
+    std::thread::sleep(Duration::from_millis(100));
+    bed.agent.kill()?;
+    let mut shell = bed.lab.host.command("sh");
+    shell.args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec curl -s -m 1 \"$1\""]);
+    shell.arg(bed.agent.slice.join("kept.service")).arg(&four);
+    assert!(!finish_within(&mut shell, None, PATIENCE)?.status.success());
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    assert_eq!(ip_of(&finish_within(&mut shell, None, PATIENCE)?.ok()?), std::net::IpAddr::V4(addr::RELAY4));
+    assert_no_leak(&bed, captures)?;
     bed.finish()
 }

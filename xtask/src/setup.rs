@@ -37,6 +37,8 @@ const TOOLS: &[Tool] = &[
     Tool { program: "tcpdump", package: "tcpdump" },
     Tool { program: "telnet", package: "inetutils-telnet" },
     Tool { program: "telnetd", package: "inetutils-telnetd" },
+    Tool { program: "wg-quick", package: "wireguard-tools" },
+    Tool { program: "wireguard-go", package: "wireguard-go" },
 ];
 
 /// Makes the machine ready; does nothing, quickly, when it is.

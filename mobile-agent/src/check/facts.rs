@@ -18,6 +18,7 @@ use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, globs};
 use crate::control::protocol::{Answer, Request};
 use crate::routing::lease::{Assigned, Lease};
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
+use crate::selection::deadline;
 use crate::status::Status;
 use crate::uplinks::from_snapshot;
 use crate::uplinks::policy::{self, Decision, Families, Uplink, Wishes};
@@ -55,6 +56,8 @@ pub(super) struct Facts {
     pub(super) reached: Option<Vec<(String, Outcome)>>,
     /// Whether IPv6 is enabled.
     pub(super) ipv6: bool,
+    /// Whether new connections of mobile processes go directly for want of a session, if it can be known.
+    pub(super) open: Option<bool>,
     /// The resolvers of this host.
     pub(super) resolvers: Vec<IpAddr>,
 }
@@ -145,6 +148,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         links,
         reached,
         ipv6: has_ipv6(),
+        open: deadline::is_over(&config.bpf.pin_dir),
         resolvers: resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
     }
 }

@@ -7,7 +7,9 @@ use mobile_io::netlink::ListedRule;
 
 use super::facts::{Bpffs, Facts, Links};
 use super::reach::Outcome;
-use crate::config::Routing;
+use crate::config::{OnFailure, Routing};
+use crate::routing::rivals::{self, is_listed_as_ours};
+use crate::selection::deadline::GRACE;
 use crate::status::SessionState;
 use crate::tunnel::cause::Fault;
 
@@ -67,6 +69,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(resolved(facts));
     findings.extend(facts.reached.iter().flat_map(|reached| relay(reached)));
     findings.push(resolvers(facts));
+    findings.push(on_failure(facts));
     findings.push(agent(facts));
     findings
 }
@@ -131,18 +134,24 @@ fn bpffs(bpffs: Bpffs) -> Finding {
 
 /// Rules of others that come before ours, or share its mark.
 fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
-    let Routing { table, mark, mark_mask, rule_priority, .. } = *routing;
-    let ours = |rule: &ListedRule| {
-        rule.table == Some(table) && (rule_priority..=rule_priority + 1).contains(&rule.priority)
-    };
-    let others = || links.rules.iter().filter(|rule| !ours(rule));
-    // The local table's rule is everybody's first.
-    let before = |rule: &&ListedRule| rule.priority > 0 && rule.priority <= rule_priority;
-    let mut findings: Vec<Finding> = others()
-        .filter(before)
-        .filter(|rule| rule.takes(mark, mark_mask))
+    let Routing { mark, mark_mask, .. } = *routing;
+    let others = || links.rules.iter().filter(|rule| !is_listed_as_ours(rule, routing));
+    // Where ours are, or will be when the agent starts.
+    let there = links.rules.iter().filter(|rule| is_listed_as_ours(rule, routing) && rule.fwmark.is_some());
+    let rule_priority = there
+        .map(|rule| rule.priority)
+        .min()
+        .or_else(|| rivals::place(&links.rules, routing))
+        .unwrap_or(routing.rule_priority);
+    let before =
+        |rule: &ListedRule| rivals::before(&links.rules, routing, rule_priority).any(|it| it == rule);
+    let mut findings: Vec<Finding> = rivals::before(&links.rules, routing, rule_priority)
         .map(|rule| {
-            let next = format!("set [routing] rule_priority below {} and restart the agent", rule.priority);
+            let next = format!(
+                "restart the agent, which puts its rules first; if they do not stay there, set [routing] \
+                 rule_priority below {}",
+                rule.priority
+            );
             if rule.suppressed {
                 let seen = format!(
                     "the {} rule `{rule}` comes before ours ({rule_priority}): mobile processes reach the networks \
@@ -162,7 +171,7 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
         .collect();
     findings.extend(
         others()
-            .filter(|rule| rule.priority > 0 && !(before(rule) && rule.takes(mark, mark_mask)))
+            .filter(|rule| rule.priority > 0 && !before(rule))
             .filter(|rule| rule.collides(mark, mark_mask))
             .map(|rule| {
                 let seen = format!("the {} rule `{rule}` is for the mark of mobile sockets too", rule.family);
@@ -176,7 +185,7 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
 }
 
 fn table(links: &Links, routing: &Routing) -> Finding {
-    let Routing { table, rule_priority, .. } = routing;
+    let table = &routing.table;
     let next = "set [routing] table to a number nobody uses";
     if let Some((dst, device)) = links.foreign_routes.first() {
         return Finding::fail(
@@ -185,8 +194,7 @@ fn table(links: &Links, routing: &Routing) -> Finding {
             next,
         );
     }
-    let ours = *rule_priority..=*rule_priority + 1;
-    match links.rules.iter().find(|rule| rule.table == Some(*table) && !ours.contains(&rule.priority)) {
+    match links.rules.iter().find(|rule| rule.table == Some(*table) && !is_listed_as_ours(rule, routing)) {
         Some(rule) => {
             Finding::fail("table", format!("somebody else uses table {table}: the rule `{rule}`"), next)
         }
@@ -318,6 +326,23 @@ fn resolvers(facts: &Facts) -> Finding {
         ),
         "on the relay: set [dns] servers; or use a local stub resolver (systemd-resolved, dnsmasq) here",
     )
+}
+
+/// What new connections do without a session: either is a choice, and nobody is to be surprised by it.
+fn on_failure(facts: &Facts) -> Finding {
+    let grace = GRACE.as_secs();
+    match (facts.routing.on_failure, facts.open) {
+        (OnFailure::Closed, _) => Finding::ok("on_failure", "closed: mobile processes wait for a session"),
+        (OnFailure::Open, Some(true)) => Finding::warn(
+            "on_failure",
+            "open: there is no session, so new connections of mobile processes go directly now",
+            "see `relay over` and `agent` here; [routing] on_failure = \"closed\" makes them wait",
+        ),
+        (OnFailure::Open, _) => Finding::ok(
+            "on_failure",
+            format!("open: after {grace} s without a session mobile processes connect directly"),
+        ),
+    }
 }
 
 fn agent(facts: &Facts) -> Finding {

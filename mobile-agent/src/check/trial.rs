@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use mobile_io::apart::apart;
 
-use crate::config::Config;
+use crate::config::{Config, OnFailure};
 use crate::selection::bpf::{self, Marking, Selector};
 use crate::selection::cgroup::{Cgroup2, CgroupError, MobileCgroup};
 use crate::selection::dns::Resolvers;
@@ -16,8 +16,15 @@ pub(super) fn try_programs(config: &Config) -> Result<(), String> {
     let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
     let tried = apart(move || -> anyhow::Result<()> {
         // Nothing is sent there, so it is all the same where it may go.
-        let marking =
-            Marking { mark, mask, log: false, device: 1, bypass: &[], resolvers: Resolvers::default() };
+        let marking = Marking {
+            mark,
+            mask,
+            log: false,
+            device: 1,
+            bypass: &[],
+            resolvers: Resolvers::default(),
+            on_failure: OnFailure::Closed,
+        };
         let cgroup = MobileCgroup::ensure(Some(&cgroup))?;
         let loaded = Selector::load_or_adopt(&pin_dir, &cgroup, marking).map(drop);
         // Both go whatever came of it; and what came of it is the answer.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::config::OnFailure;
 use crate::control::protocol::{Answer, Request};
 use crate::status::{Handover, SessionState, Status, Uplinks};
 
@@ -65,6 +66,7 @@ fn render(status: &Status) -> String {
     let session = match status.session {
         SessionState::Connected => format!("connected{since}"),
         SessionState::Connecting => format!("connecting{since}"),
+        SessionState::NoUplink if status.open => format!("no usable uplink{since}"),
         SessionState::NoUplink => format!("no usable uplink{since}; connections of mobile processes wait"),
         SessionState::Refused => "refused".to_owned(),
     };
@@ -115,6 +117,21 @@ fn render(status: &Status) -> String {
         .map(|(reason, count)| format!("{count} {reason}"))
         .collect();
     lines.push(("drops", if drops.is_empty() { "none".to_owned() } else { drops.join(", ") }));
+    if status.rival_rules > 0 {
+        let rules = status.rival_rules;
+        lines.push((
+            "rules",
+            format!("{rules} of others come before ours and take what is mobile: see `mobile check`"),
+        ));
+    }
+    if status.on_failure == OnFailure::Open {
+        let now = match (status.open, status.active_uplink.is_some()) {
+            (true, _) => "new connections of mobile processes go directly until there is a session",
+            (false, true) => "new connections of mobile processes would go directly without a session",
+            (false, false) => "new connections of mobile processes will soon go directly",
+        };
+        lines.push(("on failure", format!("open: {now}")));
+    }
     lines.push(("processes", format!("{} mobile", status.mobile_processes)));
     lines.iter().map(|(name, value)| format!("{name:<11}{value}\n")).collect()
 }
@@ -217,7 +234,12 @@ mod tests {
             drops: [("aged".to_owned(), 0), ("queue_full".to_owned(), 2)].into(),
             queue: Queue::default(),
             mobile_processes: 3,
+            on_failure: OnFailure::Closed,
+            open: false,
+            opened: 0,
             routing_restored: 0,
+            rival_rules: 0,
+            rules_moved: 0,
         }
     }
 
@@ -244,6 +266,20 @@ mod tests {
         };
         let text = render(&status);
         assert!(text.contains("problem    not authorised\nnext step  authorize it\n"), "{text}");
+    }
+
+    #[test]
+    fn a_tunnel_that_fails_open_says_so() {
+        assert!(!render(&sample()).contains("on failure"));
+        let open = Status { on_failure: OnFailure::Open, ..sample() };
+        assert!(render(&open).contains("on failure open: new connections of mobile processes would go"));
+        let text =
+            render(&Status { open: true, active_uplink: None, session: SessionState::NoUplink, ..open });
+        assert!(text.contains("session    no usable uplink for 7.0 s\n"), "{text}");
+        assert!(
+            text.contains("on failure open: new connections of mobile processes go directly until"),
+            "{text}"
+        );
     }
 
     #[test]

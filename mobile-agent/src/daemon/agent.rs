@@ -12,6 +12,7 @@ use mobile_proto::{PathId, PathStats};
 use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};
 
+use super::failure::Opening;
 use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Answer;
 use crate::routing::lease::Assigned;
@@ -44,6 +45,8 @@ pub(crate) struct Agent {
     pub(crate) selector: Mutex<Selector>,
     /// When the agent started.
     pub(crate) started: Instant,
+    /// What new connections do without a session.
+    pub(crate) opening: Opening,
     /// Asks the daemon to remove everything and end.
     pub(crate) clean_up: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
     /// What mobile processes reach directly. Held while it changes.
@@ -204,7 +207,12 @@ impl Agent {
                 unacknowledged_bytes: count(snapshot.unacked_bytes),
             }),
             mobile_processes: pids.ok().and_then(Result::ok).map_or(0, |pids| count(pids.len())),
+            on_failure: self.config.routing.on_failure,
+            open: self.opening.now(),
+            opened: self.opening.times(),
             routing_restored: self.route.restored.load(Ordering::Relaxed),
+            rival_rules: self.route.rivals.before.load(Ordering::Relaxed),
+            rules_moved: self.route.rivals.moves.load(Ordering::Relaxed),
         }
     }
 

@@ -5,6 +5,7 @@
 //! after SIGKILL. `mobile cleanup` is the way to remove it.
 
 mod agent;
+mod failure;
 mod start;
 
 use std::path::Path;

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::Agent;
+use super::failure::{self, Opening};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::metrics::Server as MetricsServer;
 use crate::routing::lease::Lease;
@@ -23,6 +24,7 @@ use crate::routing::{self, Keeper, Report};
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::dns::Resolvers;
+use crate::selection::slice::SliceWatch;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
 use crate::tunnel::io::{DeviceSide, TunIo};
@@ -113,6 +115,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         side,
         selector: Mutex::new(selector),
         started: Instant::now(),
+        opening: Opening::default(),
         clean_up,
         bypass,
         route_bypass,
@@ -125,6 +128,8 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     tasks.spawn(manage);
     tasks.spawn(keeper.run(assigned, bypasses));
     tasks.spawn(follow_resolvers(Arc::clone(&agent)));
+    tasks.spawn(follow_slice(Arc::clone(&agent)));
+    tasks.spawn(failure::keep_deadline(Arc::clone(&agent)));
     let for_server = Arc::clone(&agent);
     tasks.spawn(async move {
         control::server::serve(listener, for_server).await;
@@ -152,6 +157,34 @@ async fn follow_resolvers(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
+/// systemd makes and removes the slice as it likes.
+async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
+    let slice = agent.cgroup.slice();
+    let mut watch = match SliceWatch::new(slice) {
+        Ok(watch) => watch,
+        Err(error) => {
+            let dir = slice.dir().display();
+            tracing::warn!(%error, "cannot watch for {dir}: should it come later, its processes are not mobile");
+            return std::future::pending().await;
+        }
+    };
+    let mut in_force = None;
+    loop {
+        let id = slice.id();
+        if in_force.replace(id) != Some(id) {
+            tracing::debug!(slice = %slice.dir().display(), id, "the slice whose processes are mobile");
+            let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = selector.set_slice(id) {
+                tracing::warn!(%error, "processes of {} are not mobile", slice.dir().display());
+            }
+        }
+        if let Err(error) = watch.changed().await {
+            return anyhow::Error::new(error)
+                .context("cannot watch for the slice of mobile processes any more");
+        }
+    }
+}
+
 fn listen(config: &Config) -> anyhow::Result<Listener> {
     let socket = &config.control.socket;
     if let Some(dir) = socket.parent().filter(|dir| !dir.as_os_str().is_empty()) {
@@ -170,7 +203,7 @@ async fn kernel(
 ) -> anyhow::Result<Kernel> {
     let path = config.cgroup.path.as_deref();
     made.cgroup = MobileCgroup::existing(path)?.is_none();
-    let cgroup = MobileCgroup::ensure(path)?;
+    let cgroup = MobileCgroup::ensure(path)?.with_slice(config.cgroup.slice.as_deref());
     leave_cgroup(&cgroup)?;
 
     let device = &config.tunnel.device;
@@ -191,6 +224,7 @@ async fn kernel(
         device: netlink.link_index(device).await?,
         bypass: &config.routing.bypass,
         resolvers,
+        on_failure: config.routing.on_failure,
     };
     let selector = Selector::load_or_adopt(&config.bpf.pin_dir, &cgroup, marking)?;
     if selector.adopted() {

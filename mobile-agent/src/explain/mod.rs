@@ -11,8 +11,9 @@ use anyhow::{Context, ensure};
 use mobile_io::netlink::{Family, Netlink};
 
 use crate::config::Config;
+use crate::routing::rivals::is_listed_as_ours;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
-use crate::selection::process;
+use crate::selection::{deadline, process};
 use words::{Case, Known};
 
 /// Where "anywhere" is: addresses for benchmarks (RFC 2544, RFC 5180), to which nobody has a route of its own.
@@ -53,7 +54,14 @@ impl<'a> Looker<'a> {
         Ok(Self {
             config,
             netlink,
-            known: Known { routing: &config.routing, device: &config.tunnel.device, links, rules, programs },
+            known: Known {
+                routing: &config.routing,
+                device: &config.tunnel.device,
+                links,
+                rules,
+                programs,
+                open: deadline::is_over(&config.bpf.pin_dir).unwrap_or(false),
+            },
         })
     }
 
@@ -66,7 +74,7 @@ impl<'a> Looker<'a> {
             Err(error) => return Err(error.into()),
         };
         let mobile = match &cgroup {
-            Some(cgroup) => cgroup.is_mobile(pid)?,
+            Some(cgroup) => cgroup.clone().with_slice(self.config.cgroup.slice.as_deref()).is_mobile(pid)?,
             None => false,
         };
         let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -86,7 +94,7 @@ impl<'a> Looker<'a> {
             story.push_str(&format!("and {} more sockets\n", process.connections.len() - MAX_TOLD));
         }
         for anywhere in ANYWHERE {
-            let way = self.netlink.lookup(anywhere, self.mark(mobile)).await?;
+            let way = self.netlink.lookup(anywhere, self.mark(self.known.is_marked(mobile))).await?;
             let heading = format!("its next connection by {}", Family::from(anywhere));
             story.push_str(&format!(
                 "{heading}:\n{}",
@@ -102,7 +110,7 @@ impl<'a> Looker<'a> {
         for &to in addresses.iter().take(MAX_TOLD) {
             story.push_str(&format!("{to}\n"));
             for mobile in [true, false] {
-                let way = self.netlink.lookup(to, self.mark(mobile)).await?;
+                let way = self.netlink.lookup(to, self.mark(self.known.is_marked(mobile))).await?;
                 let who = if mobile { "a mobile process" } else { "an ordinary process" };
                 story.push_str(&format!("{who}:\n{}", self.known.case(Case { mobile, to }, way.as_ref())));
             }
@@ -111,6 +119,7 @@ impl<'a> Looker<'a> {
     }
 
     fn mark(&self, mobile: bool) -> u32 {
+        // That of the sockets that have a route does not change.
         if mobile { self.config.routing.mark } else { 0 }
     }
 
@@ -118,9 +127,7 @@ impl<'a> Looker<'a> {
     fn is_persistent(&self, address: IpAddr) -> bool {
         let routing = &self.config.routing;
         self.known.rules.iter().any(|rule| {
-            rule.table == Some(routing.table)
-                && rule.priority == routing.rule_priority + 1
-                && rule.from.is_some_and(|from| from.addr() == address)
+            is_listed_as_ours(rule, routing) && rule.from.is_some_and(|from| from.addr() == address)
         })
     }
 }

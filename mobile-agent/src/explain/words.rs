@@ -20,6 +20,8 @@ pub(super) struct Known<'a> {
     pub(super) rules: Vec<ListedRule>,
     /// Whether the programs are in force; `None`: this user may not see.
     pub(super) programs: Option<bool>,
+    /// Whether new connections of mobile processes go directly for want of a session, as far as this user may see.
+    pub(super) open: bool,
 }
 
 /// A connection.
@@ -40,12 +42,20 @@ pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String
 }
 
 impl Known<'_> {
+    /// Whether a new connection of a mobile process, or of another, gets the mark.
+    pub(super) fn is_marked(&self, mobile: bool) -> bool {
+        mobile && !self.open
+    }
+
     /// Hook and mark, rule, route, and what it comes to.
     pub(super) fn case(&self, case: Case, way: Option<&Way>) -> String {
         let Routing { mark, mark_mask, .. } = *self.routing;
         let mut lines = Vec::new();
         lines.push(match (case.mobile, self.programs) {
             (false, _) => "no mark: the hooks leave sockets of ordinary processes alone".to_owned(),
+            (true, _) if self.open => {
+                "no mark now: there is no session, and [routing] on_failure is \"open\"".to_owned()
+            }
             (true, Some(false)) => {
                 format!("no mark now: no eBPF programs are in force (start the agent); with them {mark:#x}")
             }
@@ -74,7 +84,7 @@ impl Known<'_> {
     /// The kernel names the table, not the rule that led there: that is the first that fits.
     fn rule(&self, case: Case, way: Option<&Way>) -> String {
         let family = Family::from(case.to);
-        let mark = if case.mobile { self.routing.mark } else { 0 };
+        let mark = if self.is_marked(case.mobile) { self.routing.mark } else { 0 };
         let fits = |rule: &&ListedRule| rule.family == family && rule.takes(mark, u32::MAX);
         let Some(way) = way else {
             let ours = |rule: &&ListedRule| rule.table == Some(self.routing.table);
@@ -110,6 +120,7 @@ impl Known<'_> {
         let bypass = self.routing.bypass.iter().find(|net| net.contains(&case.to));
         let tunnel = |way: &Way| way.oif.is_some_and(|oif| self.name(oif) == self.device);
         match (case.mobile, way) {
+            (true, None) if self.open => "so it fails: this host has no route there".to_owned(),
             (true, None) => format!(
                 "so it waits: table {table} has no route through the tunnel yet, and fails closed rather than go \
                  direct"
@@ -121,6 +132,9 @@ impl Known<'_> {
                     "so it goes through the tunnel, from {} and over whatever uplink is active",
                     self.device
                 )
+            }
+            (true, Some(_)) if self.open => {
+                "so it goes directly, as will every new one until there is a session again".to_owned()
             }
             (true, Some(_)) => match bypass {
                 Some(net) => {
@@ -174,6 +188,7 @@ mod tests {
                 rule(32766, None, 254),
             ],
             programs: Some(true),
+            open: false,
         }
     }
 
@@ -222,6 +237,16 @@ mod tests {
         routing.bypass.push("192.0.2.0/24".parse().unwrap());
         let text = known(&routing).case(MOBILE, Some(&way(254, 2)));
         assert_says(&text, &["[routing] bypass has 192.0.2.0/24", "lookup main"]);
+    }
+
+    #[test]
+    fn what_goes_directly_for_want_of_a_session_is_told_so() {
+        let routing = Routing::default();
+        let open = Known { open: true, ..known(&routing) };
+        assert!(!open.is_marked(true));
+        let text = open.case(MOBILE, Some(&way(254, 2)));
+        assert_says(&text, &["on_failure is \"open\"", "lookup main", "so it goes directly, as will"]);
+        assert_says(&open.case(MOBILE, None), &["so it fails"]);
     }
 
     #[test]

@@ -10,16 +10,20 @@ use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, Watch};
 use mobile_io::sysctl;
 use mobile_proto::PushConfig;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::lease::{Assigned, Lease};
 use super::plan::{Plan, plan, surplus};
+use super::rivals::{self, Patience, is_ours};
 use crate::config::Config;
 use crate::tunnel::io::DeviceSide;
 
 /// The least time between two passes: whoever removes our rules in a loop costs at most this rate, and a single
 /// removal is repaired at once.
 const SPACING: Duration = Duration::from_millis(5);
+
+/// How often the settings of the device are looked at: the kernel does not tell who changes them.
+const SETTINGS: Duration = Duration::from_secs(30);
 
 /// What mobile processes are to reach directly from now on, and who wants to know what became of it.
 pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>);
@@ -31,6 +35,17 @@ pub(crate) struct Report {
     pub(crate) assigned: watch::Receiver<Option<Assigned>>,
     /// How many objects were put back.
     pub(crate) restored: Arc<AtomicU64>,
+    /// How others' rules stand to ours.
+    pub(crate) rivals: Arc<Rivals>,
+}
+
+/// Rules of others that take what is ours.
+#[derive(Debug, Default)]
+pub(crate) struct Rivals {
+    /// How many come before ours now.
+    pub(crate) before: AtomicU64,
+    /// How often ours moved before others', or back.
+    pub(crate) moves: AtomicU64,
 }
 
 /// The one owner of device, addresses, routes and rules.
@@ -42,6 +57,10 @@ pub(crate) struct Keeper {
     assigned: watch::Sender<Option<Assigned>>,
     restored: Arc<AtomicU64>,
     without_ipv6: bool,
+    /// Where the mark's rule is.
+    priority: u32,
+    patience: Patience,
+    rivals: Arc<Rivals>,
 }
 
 impl Keeper {
@@ -56,6 +75,7 @@ impl Keeper {
         device.set_addresses(known.as_ref().map(Assigned::addresses).unwrap_or_default());
         let (assigned, assigned_out) = watch::channel(known);
         let restored = Arc::new(AtomicU64::new(0));
+        let rivals = Arc::new(Rivals::default());
         let mut keeper = Self {
             config: config.clone(),
             netlink,
@@ -64,10 +84,12 @@ impl Keeper {
             assigned,
             restored: Arc::clone(&restored),
             without_ipv6: false,
+            priority: config.routing.rule_priority,
+            patience: Patience::new(),
+            rivals: Arc::clone(&rivals),
         };
-        keeper.prepare_device().await?;
         keeper.ensure().await?;
-        Ok((keeper, Report { assigned: assigned_out, restored }))
+        Ok((keeper, Report { assigned: assigned_out, restored, rivals }))
     }
 
     /// Follows what the relay assigns and what the kernel says. Ends only when it cannot go on, with the reason.
@@ -81,6 +103,8 @@ impl Keeper {
             Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
         };
         let mut next = Instant::now();
+        let mut settings = tokio::time::interval(SETTINGS);
+        settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What changed before the subscription is not told.
         if let Err(error) = self.restore().await {
             return error;
@@ -99,6 +123,7 @@ impl Keeper {
                     let _ = reply.send(self.bypass(nets).await);
                     Ok(())
                 }
+                _ = settings.tick() => self.restore().await,
                 changed = watch.changed() => match changed {
                     Ok(_) => {
                         sleep_until(next).await;
@@ -163,7 +188,7 @@ impl Keeper {
         let made = self.tolerant_pass().await?;
         if made > 0 {
             self.restored.fetch_add(made, Ordering::Relaxed);
-            tracing::warn!(made, "somebody removed parts of the MOBILE route: put back");
+            tracing::warn!(made, "somebody removed or changed parts of the MOBILE route: put back");
         }
         Ok(())
     }
@@ -184,26 +209,73 @@ impl Keeper {
         }
     }
 
-    async fn prepare_device(&self) -> anyhow::Result<()> {
-        let device = &self.config.tunnel.device;
-        for (name, value) in super::device_sysctls(device) {
+    /// The settings of the device. Gives how many were others.
+    fn ensure_settings(&self) -> anyhow::Result<u64> {
+        let mut changed = 0;
+        for (name, value) in super::device_sysctls(&self.config.tunnel.device) {
             match sysctl::ensure(&name, value) {
-                Ok(_) => {}
+                Ok(before) => changed += u64::from(before.is_some()),
                 // Without IPv6 there is nothing to set.
                 Err(error) if error.is_missing() => tracing::debug!(%error, "no such setting"),
                 Err(error) => return Err(error).context("cannot prepare the host virtual device"),
             }
         }
-        let index = self.netlink.link_index(device).await?;
-        self.netlink.set_link_up(index).await.with_context(|| format!("cannot bring up {device}"))
+        Ok(changed)
+    }
+
+    /// Finds the place of our rules before those that take what is ours: a full tunnel that is started later comes first.
+    /// Says whether they move.
+    async fn find_place(&mut self) -> anyhow::Result<bool> {
+        let rules = self.netlink.all_rules().await?;
+        let routing = &self.config.routing;
+        let first = rivals::before(&rules, routing, routing.rule_priority).next();
+        let wanted = rivals::place(&rules, routing);
+        let mut moved = false;
+        if let Some(place) = wanted
+            && place != self.priority
+            && self.patience.take(Instant::now().into())
+        {
+            self.priority = place;
+            moved = true;
+            self.rivals.moves.fetch_add(1, Ordering::Relaxed);
+            match first {
+                Some(rule) => tracing::warn!(
+                    "the {} rule `{rule}` takes every packet of mobile processes: our rules go before it, to priority {place}",
+                    rule.family
+                ),
+                None => tracing::info!(
+                    place,
+                    "no rule of others is in the way any more: ours are back in their place"
+                ),
+            }
+        }
+        let before = rivals::before(&rules, routing, self.priority).count() as u64;
+        if self.rivals.before.swap(before, Ordering::Relaxed) != before
+            && let Some(rule) = rivals::before(&rules, routing, self.priority).next()
+        {
+            tracing::warn!(
+                "the {} rule `{rule}` comes before ours ({}) and takes every packet of mobile processes: {}; see \
+                 `mobile check`",
+                rule.family,
+                self.priority,
+                if wanted.is_none() {
+                    "there is no room before it"
+                } else {
+                    "it has come back too often to go on"
+                }
+            );
+        }
+        Ok(moved)
     }
 
     /// Makes the plan true. Gives how many objects it had to make.
     async fn ensure(&mut self) -> anyhow::Result<u64> {
         let link = self.netlink.link(&self.config.tunnel.device).await?;
         let assigned = self.assigned.borrow().clone();
-        let plan = plan(&self.config.routing, self.config.tunnel.mtu, link.index, assigned.as_ref());
-        let mut made = 0;
+        let moved = self.find_place().await?;
+        let plan =
+            plan(&self.config.routing, self.priority, self.config.tunnel.mtu, link.index, assigned.as_ref());
+        let mut made = self.ensure_settings()?;
         if !link.up {
             self.netlink.set_link_up(link.index).await?;
             made += 1;
@@ -218,7 +290,9 @@ impl Keeper {
             .iter()
             .partition(|route| matches!(route.kind, mobile_io::netlink::RouteKind::Unreachable));
         made += self.ensure_routes(&closed).await?;
-        made += self.ensure_rules(&plan).await?;
+        let rules = self.ensure_rules(&plan).await?;
+        // Nobody removed those that are elsewhere now.
+        made += if moved { 0 } else { rules };
         made += self.ensure_addresses(link.index, &plan).await?;
         made += self.ensure_routes(&open).await?;
         self.remove_surplus(link.index, &plan).await?;
@@ -258,10 +332,7 @@ impl Keeper {
         for route in surplus(&self.routes().await?, &plan.routes, |_| true) {
             self.netlink.del_route(&route).await?;
         }
-        let ours = routing.rule_priority..=routing.rule_priority + 1;
-        for rule in surplus(&self.netlink.rules().await?, &plan.rules, |rule| {
-            rule.table == routing.table && ours.contains(&rule.priority)
-        }) {
+        for rule in surplus(&self.netlink.rules().await?, &plan.rules, |rule| is_ours(rule, routing)) {
             self.netlink.del_rule(&rule).await?;
         }
         if let Some(planned) = &plan.addresses {

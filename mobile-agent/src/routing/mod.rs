@@ -7,6 +7,7 @@ mod keeper;
 pub(crate) mod lease;
 mod plan;
 mod remove;
+pub(crate) mod rivals;
 
 pub(crate) use keeper::{BypassChange, Keeper, Report};
 pub(crate) use remove::remove;

@@ -31,9 +31,10 @@ pub(crate) struct Plan {
     pub(crate) rules: Vec<Rule>,
 }
 
-/// The plan for a device of index `device`.
+/// The plan for a device of index `device`, with the mark's rule at `priority`.
 pub(crate) fn plan(
     routing: &config::Routing,
+    priority: u32,
     mtu: Option<u16>,
     device: u32,
     assigned: Option<&Assigned>,
@@ -49,14 +50,14 @@ pub(crate) fn plan(
         with_metric(Route::device(family.any(), table, device, Some(address)), family)
     });
     let marked = Family::ALL.map(|family| Rule {
-        priority: routing.rule_priority,
+        priority,
         family,
         fwmark: Some((routing.mark, routing.mark_mask)),
         from: None,
         table,
     });
     let from = persistent.iter().map(|&address| Rule {
-        priority: routing.rule_priority + 1,
+        priority: priority + 1,
         family: address.into(),
         fwmark: None,
         from: Some(IpNet::from(address)),
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn before_the_relay_was_ever_reached_marked_traffic_is_unreachable() {
-        let plan = plan(&config::Routing::default(), None, 7, None);
+        let plan = plan(&config::Routing::default(), 4900, None, 7, None);
         assert_eq!(plan.addresses, None);
         let (last, local): (Vec<&Route>, Vec<&Route>) =
             plan.routes.iter().partition(|route| route.kind == RouteKind::Unreachable);
@@ -122,7 +123,7 @@ mod tests {
     fn an_assignment_gives_addresses_default_routes_and_rules_of_both_families() {
         let routing =
             config::Routing { bypass: vec!["192.168.1.7/16".parse().unwrap()], ..Default::default() };
-        let plan = plan(&routing, None, 7, Some(&assigned()));
+        let plan = plan(&routing, 4900, None, 7, Some(&assigned()));
         assert_eq!(
             plan.addresses.unwrap(),
             ["10.77.0.2/32".parse().unwrap(), "fd77::2/128".parse().unwrap()]
@@ -152,13 +153,14 @@ mod tests {
 
     #[test]
     fn the_configured_mtu_wins() {
-        let plan = plan(&config::Routing::default(), Some(1300), 7, Some(&assigned()));
+        let plan = plan(&config::Routing::default(), 4900, Some(1300), 7, Some(&assigned()));
         assert_eq!(plan.mtu, Some(1300));
     }
 
     #[test]
     fn an_ipv4_only_relay_leaves_ipv6_unreachable() {
-        let plan = plan(&config::Routing::default(), None, 7, Some(&Assigned { ipv6: None, ..assigned() }));
+        let plan =
+            plan(&config::Routing::default(), 4900, None, 7, Some(&Assigned { ipv6: None, ..assigned() }));
         let ipv6: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V6).collect();
         assert_eq!(ipv6.len(), 1);
         assert_eq!(ipv6[0].kind, RouteKind::Unreachable);
@@ -167,7 +169,7 @@ mod tests {
     #[test]
     fn a_bypass_of_everything_replaces_the_mobile_route() {
         let routing = config::Routing { bypass: vec!["0.0.0.0/0".parse().unwrap()], ..Default::default() };
-        let plan = plan(&routing, None, 7, Some(&assigned()));
+        let plan = plan(&routing, 4900, None, 7, Some(&assigned()));
         let ipv4: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V4).collect();
         let any: Vec<_> = ipv4.iter().filter(|route| route.dst.prefix_len() == 0).collect();
         assert_eq!(any.len(), 2);

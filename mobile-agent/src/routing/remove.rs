@@ -3,6 +3,7 @@
 use mobile_io::netlink::{Family, Netlink, NetlinkError};
 use mobile_io::tun;
 
+use super::rivals::is_ours;
 use crate::config::Config;
 
 /// Removes the device, the rules and the routes, in this order: until the rules are gone, what still carries the mark or
@@ -20,10 +21,7 @@ pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool
     let routing = &config.routing;
     match netlink.rules().await {
         Ok(rules) => {
-            let ours = routing.rule_priority..=routing.rule_priority + 1;
-            for rule in
-                rules.iter().filter(|rule| rule.table == routing.table && ours.contains(&rule.priority))
-            {
+            for rule in rules.iter().filter(|rule| is_ours(rule, routing)) {
                 note(netlink.del_rule(rule).await);
             }
         }

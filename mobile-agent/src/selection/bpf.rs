@@ -34,9 +34,11 @@ use super::{
     bpf_error::Result,
     bpf_log,
     cgroup::MobileCgroup,
+    deadline::DeadlineMap,
     dns::{BypassMap, ResolverMap, Resolvers},
     pins::{self, Generation},
 };
+use crate::config::OnFailure;
 
 /// The object built from mobile-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
@@ -68,6 +70,18 @@ pub(crate) struct Marking<'a> {
     pub(crate) bypass: &'a [IpNet],
     /// Where queries go.
     pub(crate) resolvers: Resolvers,
+    /// Whether mobile processes wait for a session, or only for a while.
+    pub(crate) on_failure: OnFailure,
+}
+
+/// The cgroups that matter to the programs.
+struct Places<'a> {
+    /// The root of the hierarchy, where they are attached.
+    root: &'a Path,
+    /// The mobile cgroup.
+    mobile: &'a Path,
+    /// The id of the slice whose processes are mobile too; 0 is none.
+    slice: u64,
 }
 
 /// The programs in force. Dropping it, or being killed, leaves them in force.
@@ -78,6 +92,8 @@ pub(crate) struct Selector {
     resolvers: ResolverMap,
     bypass: BypassMap,
     bypass_full: u64,
+    deadline: DeadlineMap,
+    slice: Array<MapData, u64>,
     adopted: bool,
 }
 
@@ -94,10 +110,12 @@ impl Selector {
             mark_mask: marking.mask,
             log: u32::from(marking.log),
             device: marking.device,
-            unused: 0,
+            slice_level: cgroup.slice().level(),
         };
         pins::ensure_dir(pin_dir)?;
-        let result = Self::load(pin_dir, (cgroup.cgroup2().mount(), cgroup.dir()), config, marking);
+        let places =
+            Places { root: cgroup.cgroup2().mount(), mobile: cgroup.dir(), slice: cgroup.slice().id() };
+        let result = Self::load(pin_dir, &places, config, marking);
         if result.is_err() && pins::generations(pin_dir).is_ok_and(|left| left.is_empty()) {
             pins::remove(pin_dir)?;
         }
@@ -126,6 +144,16 @@ impl Selector {
         self.resolvers.set(resolvers)
     }
 
+    /// There is a session: mobile processes go by the tunnel for a while more.
+    pub(crate) fn put_off_deadline(&mut self, on_failure: OnFailure) -> Result<()> {
+        self.deadline.put_off(on_failure)
+    }
+
+    /// From now on the processes of this cgroup are mobile too; 0 is none.
+    pub(crate) fn set_slice(&mut self, id: u64) -> Result<()> {
+        self.slice.set(0, &id, 0).map_err(map_error(map::SLICE))
+    }
+
     /// From now on mobile processes may reach a network directly, if a route leads there.
     pub(crate) fn add_bypass(&mut self, net: IpNet) -> Result<()> {
         let added = self.bypass.add(net);
@@ -150,12 +178,7 @@ impl Selector {
         bpf_log::spawn(&mut self.ebpf)
     }
 
-    fn load(
-        pin_dir: &Path,
-        (root, mobile): (&Path, &Path),
-        config: Config,
-        marking: Marking<'_>,
-    ) -> Result<Self> {
+    fn load(pin_dir: &Path, places: &Places<'_>, config: Config, marking: Marking<'_>) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
         let generation = Generation::after(pin_dir, &older)?;
         for name in HANDED_ON {
@@ -169,16 +192,21 @@ impl Selector {
         }
         let mut resolvers = ResolverMap::take(&mut ebpf)?;
         resolvers.set(marking.resolvers)?;
-        for name in [map::CONFIG, LOGS] {
+        for name in [map::CONFIG, map::DEADLINE, LOGS] {
             let path = generation.path("map", name);
             let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
             map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
         }
-        let root_dir = open(root)?;
+        let mut deadline = DeadlineMap::take(&mut ebpf)?;
+        deadline.put_off(marking.on_failure)?;
+        let slice = ebpf.take_map(map::SLICE).ok_or(BpfError::Missing(map::SLICE))?;
+        let mut slice = Array::try_from(slice).map_err(map_error(map::SLICE))?;
+        slice.set(0, &places.slice, 0).map_err(map_error(map::SLICE))?;
+        let root_dir = open(places.root)?;
         for name in program::ALL {
             put_in_force(&mut ebpf, &root_dir, name, &generation)?;
         }
-        put_egress_in_force(&mut ebpf, &root_dir, mobile, &generation)?;
+        put_egress_in_force(&mut ebpf, &root_dir, places.mobile, &generation)?;
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;
         let events = counters(&mut ebpf, map::EVENTS)?;
         generation.keep();
@@ -188,7 +216,8 @@ impl Selector {
                 tracing::warn!("programs of an earlier agent stay: {error}");
             }
         }
-        Ok(Self { ebpf, verdicts, events, resolvers, bypass, bypass_full: 0, adopted: !older.is_empty() })
+        let adopted = !older.is_empty();
+        Ok(Self { ebpf, verdicts, events, resolvers, bypass, bypass_full: 0, deadline, slice, adopted })
     }
 }
 
@@ -363,26 +392,14 @@ mod tests {
             let config = Config::default();
             pins::ensure_dir(&place.pin_dir).unwrap();
             // Programs load, but this is no cgroup to attach them to.
-            let failed = Selector::load(
-                &place.pin_dir,
-                (Path::new("/proc"), place.cgroup.dir()),
-                config,
-                place.marking,
-            );
+            let nowhere = Places { root: Path::new("/proc"), mobile: place.cgroup.dir(), slice: 0 };
+            let failed = Selector::load(&place.pin_dir, &nowhere, config, place.marking);
             assert!(matches!(failed.err().unwrap(), BpfError::Program { .. }));
             assert!(pins::generations(&place.pin_dir).unwrap().is_empty());
 
             drop(place.load());
             let before = pins::generations(&place.pin_dir).unwrap();
-            assert!(
-                Selector::load(
-                    &place.pin_dir,
-                    (Path::new("/proc"), place.cgroup.dir()),
-                    config,
-                    place.marking
-                )
-                .is_err()
-            );
+            assert!(Selector::load(&place.pin_dir, &nowhere, config, place.marking).is_err());
             assert_eq!(pins::generations(&place.pin_dir).unwrap(), before);
             assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
         });

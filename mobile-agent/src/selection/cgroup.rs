@@ -13,7 +13,10 @@ use std::{
 };
 
 pub(crate) use super::cgroup2::Cgroup2;
-use super::cgroup2::{depth, join};
+use super::{
+    cgroup2::{depth, join},
+    slice::Slice,
+};
 
 /// The directory below the mobile cgroup that mirrors the origins.
 const FROM: &str = "from";
@@ -56,6 +59,16 @@ pub(crate) enum CgroupError {
     /// There is no such process (any more).
     #[error("there is no process {0}")]
     NoProcess(i32),
+    /// It is mobile by the slice, and systemd's processes are not ours to move.
+    #[error(
+        "process {pid} is mobile because systemd runs it in {slice}: give its unit another `Slice=`, and restart it"
+    )]
+    InSlice {
+        /// The process.
+        pid: i32,
+        /// The slice.
+        slice: PathBuf,
+    },
     /// A process could not be moved.
     #[error("cannot move process {pid} to the cgroup {dir}: {source}")]
     Move {
@@ -98,6 +111,7 @@ pub(crate) struct MobileCgroup {
     /// The cgroup as /proc/PID/cgroup names it.
     path: PathBuf,
     id: u64,
+    slice: Slice,
 }
 
 impl MobileCgroup {
@@ -129,7 +143,19 @@ impl MobileCgroup {
     fn at(cgroup2: Cgroup2, dir: PathBuf) -> Result<Self> {
         let id = fs::metadata(&dir).map_err(io_error("look at the cgroup", &dir))?.ino();
         let path = cgroup2.path(&dir);
-        Ok(Self { cgroup2, dir, path, id })
+        let slice = Slice::new(&cgroup2, None);
+        Ok(Self { cgroup2, dir, path, id, slice })
+    }
+
+    /// With another slice than `mobile.slice`, if one is named.
+    pub(crate) fn with_slice(mut self, dir: Option<&Path>) -> Self {
+        self.slice = Slice::new(&self.cgroup2, dir);
+        self
+    }
+
+    /// The slice whose processes are mobile too.
+    pub(crate) fn slice(&self) -> &Slice {
+        &self.slice
     }
 
     /// Its directory.
@@ -155,7 +181,7 @@ impl MobileCgroup {
     /// Gives a process, with all its threads, the MOBILE attribute. One that has it stays where it is.
     pub(crate) fn attach(&self, pid: i32) -> Result<()> {
         let origin = cgroup_of(pid)?;
-        if origin.starts_with(&self.path) {
+        if origin.starts_with(&self.path) || origin.starts_with(self.slice.path()) {
             return Ok(());
         }
         // From outside our cgroup namespace there is no path back that we could name: such a process is put back
@@ -171,6 +197,9 @@ impl MobileCgroup {
     /// If that cgroup is gone or takes no processes any more, the nearest above it that does.
     pub(crate) fn detach(&self, pid: i32) -> Result<()> {
         let path = cgroup_of(pid)?;
+        if path.starts_with(self.slice.path()) {
+            return Err(CgroupError::InSlice { pid, slice: self.slice.path().into() });
+        }
         let Ok(below) = path.strip_prefix(&self.path) else { return Ok(()) };
         let origin = join(Path::new("/"), below.strip_prefix(FROM).unwrap_or(Path::new("")));
         let mut last = CgroupError::NoProcess(pid);
@@ -187,22 +216,14 @@ impl MobileCgroup {
 
     /// Whether a process has the MOBILE attribute.
     pub(crate) fn is_mobile(&self, pid: i32) -> Result<bool> {
-        Ok(cgroup_of(pid)?.starts_with(&self.path))
+        let path = cgroup_of(pid)?;
+        Ok(path.starts_with(&self.path) || path.starts_with(self.slice.path()))
     }
 
     /// Every mobile process, in ascending order.
     pub(crate) fn pids(&self) -> Result<Vec<i32>> {
-        let mut pids = Vec::new();
-        for dir in self.tree()? {
-            match fs::read_to_string(dir.join("cgroup.procs")) {
-                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
-                // Removed between the listing and the reading.
-                Err(error) if is_gone(&error) => {}
-                Err(source) => return Err(io_error("list the processes of", &dir)(source)),
-            }
-        }
-        // 0 stands for a process outside our pid namespace.
-        pids.retain(|&pid| pid > 0);
+        let mut pids = pids_below(&self.dir)?;
+        pids.extend(pids_below(self.slice.dir())?);
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
@@ -214,14 +235,14 @@ impl MobileCgroup {
             if pass > 0 {
                 std::thread::sleep(REMOVE_PAUSE);
             }
-            for pid in self.pids()? {
+            for pid in pids_below(&self.dir)? {
                 match self.detach(pid) {
                     Ok(()) | Err(CgroupError::NoProcess(_)) => {}
                     Err(error) => return Err(error),
                 }
             }
             // Innermost first.
-            let busy = self.tree()?.iter().rev().any(|dir| match fs::remove_dir(dir) {
+            let busy = tree(&self.dir)?.iter().rev().any(|dir| match fs::remove_dir(dir) {
                 Ok(()) => false,
                 Err(error) => !is_gone(&error),
             });
@@ -229,25 +250,43 @@ impl MobileCgroup {
                 return Ok(());
             }
         }
-        Err(CgroupError::Busy { dir: self.dir.clone(), pids: self.pids()? })
+        Err(CgroupError::Busy { dir: self.dir.clone(), pids: pids_below(&self.dir)? })
     }
+}
 
-    /// The directories of the mobile cgroup, each before those inside it.
-    fn tree(&self) -> Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        let mut open = vec![self.dir.clone()];
-        while let Some(dir) = open.pop() {
-            let entries = match fs::read_dir(&dir) {
-                Ok(entries) => entries,
-                Err(error) if is_gone(&error) => continue,
-                Err(source) => return Err(io_error("list the cgroup", &dir)(source)),
-            };
-            let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
-            open.extend(dirs.map(|e| e.path()));
-            found.push(dir);
+/// The processes of a cgroup and those below it, in ascending order; none if it is not there.
+fn pids_below(cgroup: &Path) -> Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for dir in tree(cgroup)? {
+        match fs::read_to_string(dir.join("cgroup.procs")) {
+            Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+            // Removed between the listing and the reading.
+            Err(error) if is_gone(&error) => {}
+            Err(source) => return Err(io_error("list the processes of", &dir)(source)),
         }
-        Ok(found)
     }
+    // 0 stands for a process outside our pid namespace.
+    pids.retain(|&pid| pid > 0);
+    pids.sort_unstable();
+    pids.dedup();
+    Ok(pids)
+}
+
+/// The directories of a cgroup, each before those inside it.
+fn tree(cgroup: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut open = vec![cgroup.to_path_buf()];
+    while let Some(dir) = open.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if is_gone(&error) => continue,
+            Err(source) => return Err(io_error("list the cgroup", &dir)(source)),
+        };
+        let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        open.extend(dirs.map(|e| e.path()));
+        found.push(dir);
+    }
+    Ok(found)
 }
 
 /// The cgroup2 cgroup of a process, as /proc names it.

@@ -5,9 +5,11 @@ mod bpf_error;
 mod bpf_log;
 pub(crate) mod cgroup;
 mod cgroup2;
+pub(crate) mod deadline;
 pub(crate) mod dns;
 mod pins;
 pub(crate) mod process;
+pub(crate) mod slice;
 pub(crate) mod sockets;
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use super::{
     cgroup::{Cgroup2, MobileCgroup},
     dns::Resolvers,
 };
+use crate::config::OnFailure;
 
 /// Bits of the mark that are not ours: the programs must leave them alone.
 pub(super) const FOREIGN: u32 = 0x0000_00ff;
@@ -91,7 +92,7 @@ impl Drop for Place {
 
 fn marking(mark: u32) -> Marking<'static> {
     let (mask, device, resolvers) = (!FOREIGN, DEVICE, Resolvers::default());
-    Marking { mark, mask, log: false, device, bypass: &[], resolvers }
+    Marking { mark, mask, log: false, device, bypass: &[], resolvers, on_failure: OnFailure::Closed }
 }
 
 pub(super) fn run(program: &str, args: &[&str]) {

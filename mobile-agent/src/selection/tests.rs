@@ -11,9 +11,10 @@ use mobile_ebpf_common::{Verdict, map, retries};
 
 use super::{
     bpf::{self, BpfError, Selector},
-    pins,
+    deadline, pins,
     probe::{FOREIGN, Place, Probe, TcpOption},
 };
+use crate::config::OnFailure;
 
 mod queries;
 
@@ -99,6 +100,33 @@ fn the_attribute_at_connect_decides_for_sockets_made_before() {
             assert_eq!(probe.connect(kind, to), 0, "{kind} {to}");
         }
         assert_eq!(count(&selector, Verdict::Cleared), CONNECTS.len() as u64);
+    });
+}
+
+#[test]
+fn when_the_deadline_is_over_no_new_connection_is_marked_until_it_is_put_off() {
+    Place::with(|place| {
+        let mut selector = place.load();
+        assert_eq!(deadline::is_over(&place.pin_dir), Some(false));
+        let over = |deadline: u64| {
+            let path = place.pin_dir.join("1").join(format!("map-{}", map::DEADLINE));
+            let map = aya::maps::Map::Array(aya::maps::MapData::from_pin(path).unwrap());
+            aya::maps::Array::try_from(map).unwrap().set(0, &deadline, 0).unwrap();
+        };
+        for (kind, to) in CONNECTS {
+            let (mut mobile, mut ordinary) = (place.mobile(), Probe::start());
+            assert_eq!(mobile.open(kind), MARK);
+            assert_eq!(ordinary.open(kind), 0);
+            over(1);
+            assert_eq!(deadline::is_over(&place.pin_dir), Some(true));
+            assert_eq!(mobile.connect(kind, to), 0, "{kind} {to}");
+            assert_eq!(ordinary.connect(kind, to), 0, "{kind} {to}");
+            assert_eq!(mobile.open(kind), 0, "{kind}");
+            selector.put_off_deadline(OnFailure::Open).unwrap();
+            assert_eq!(deadline::is_over(&place.pin_dir), Some(false));
+            assert_eq!(mobile.connect(kind, to), MARK, "{kind} {to}");
+        }
+        assert_eq!(count(&selector, Verdict::Direct), 2 * CONNECTS.len() as u64);
     });
 }
 

@@ -40,6 +40,17 @@ impl de::Error for ConfigError {
         Self { message: message.to_string(), missing: None, placed: false }
     }
 
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        let advice = match nearest(variant, expected) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => {
+                let names: Vec<_> = expected.iter().map(|name| format!("`{name}`")).collect();
+                format!("it can be {}", names.join(", "))
+            }
+        };
+        Self::custom(format!("unknown value `{variant}`; {advice}"))
+    }
+
     fn missing_field(field: &'static str) -> Self {
         Self { message: String::new(), missing: Some(field), placed: false }
     }

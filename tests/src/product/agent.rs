@@ -27,6 +27,8 @@ pub struct Agent {
     pub address6: Ipv6Addr,
     /// The mobile cgroup.
     pub cgroup: PathBuf,
+    /// Where systemd would have the slice whose processes are mobile; not made.
+    pub slice: PathBuf,
     /// Where its programs are pinned.
     pub pin_dir: PathBuf,
 }
@@ -44,6 +46,7 @@ impl Agent {
         let program =
             Program::new("mobile", ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
         let cgroup = lab.group().path().join(format!("mobile-{name}"));
+        let slice = lab.group().path().join(format!("mobile-{name}.slice"));
         let pin_dir = PathBuf::from(format!("{}-{name}", lab.pin_dir().display()));
         program.edit(|config| {
             set(config, "relay", "endpoint", format!("{}:{RELAY_PORT}", addr::RELAY4));
@@ -53,6 +56,7 @@ impl Agent {
             set_value(config, "routing", "mark", Toml::Integer(lab.mark(name).into()));
             set_value(config, "routing", "mark_mask", Toml::Integer(0xffff_0000));
             set(config, "cgroup", "path", cgroup.clone());
+            set(config, "cgroup", "slice", slice.clone());
             set(config, "bpf", "pin_dir", pin_dir.clone());
             set(config, "control", "socket", dir.join("agent.sock"));
             set(config, "state", "dir", dir.join("state"));
@@ -74,6 +78,7 @@ impl Agent {
             address4: address4.context("`authorize` gave no IPv4 address")?,
             address6: address6.context("`authorize` gave no IPv6 address")?,
             cgroup,
+            slice,
             pin_dir,
         })
     }

@@ -85,6 +85,7 @@ fn all_well() -> Facts {
         links: Ok(links()),
         reached: Some(vec![("eth0".into(), Ok(WORKS)), ("wlan0".into(), Ok(WORKS))]),
         ipv6: true,
+        open: None,
         resolvers: vec!["127.0.0.53".parse().unwrap()],
     }
 }

@@ -1,0 +1,164 @@
+//! What new connections of mobile processes do without a session: wait, or go directly, as the configuration says.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use mobile_tests::{LabOptions, Talk, Testbed, addr, port, until};
+use toml::Value;
+
+use crate::leaks::{assert_no_leak, captures};
+use crate::{Outcome, ip_of, server, urls};
+
+/// More than the grace.
+const LONG: Duration = Duration::from_secs(11);
+
+/// How often mobile processes began to go directly.
+const OPENED: &str = "mobile_opened_total";
+
+fn started(on_failure: &str) -> anyhow::Result<Testbed> {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    bed.agent.configure("routing", "on_failure", Value::from(on_failure))?;
+    bed.start()?;
+    Ok(bed)
+}
+
+/// A mobile shell, which starts mobile processes also while there is no agent.
+struct Shell(Talk);
+
+impl Shell {
+    fn start(bed: &Testbed) -> anyhow::Result<Self> {
+        Ok(Self(Talk::start(&mut bed.agent.run(&["sh"]))?))
+    }
+
+    /// As whom the server sees a new connection of a mobile process, if it gets there.
+    fn seen(&mut self, url: &str) -> anyhow::Result<Option<IpAddr>> {
+        let answer = self.0.ask(&format!("curl -s -m 1 {url} || echo none"))?;
+        Ok((answer != "none").then(|| ip_of(&answer)))
+    }
+
+    /// New connections of both families are seen as these, at once or after a while.
+    fn expect_seen(&mut self, expected: [IpAddr; 2]) -> Outcome {
+        for (url, expected) in urls("/ip").iter().zip(expected) {
+            until(&format!("a new connection to come from {expected}"), || {
+                self.seen(url).is_ok_and(|seen| seen == Some(expected))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn direct(bed: &Testbed) -> [IpAddr; 2] {
+    [bed.lab.eth().name.nat_address().into(), bed.lab.eth().address6().into()]
+}
+
+const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
+
+fn wait_open(bed: &Testbed) -> Outcome {
+    bed.agent.wait_status("the failure to be open", |status| status["open"] == true)
+}
+
+/// It was made before, so it waits and goes on, whatever new ones do.
+fn assert_goes_on(talk: &mut Talk) -> Outcome {
+    assert_eq!(talk.ask("going on")?, "going on");
+    Ok(())
+}
+
+#[test]
+fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_wait() -> Outcome {
+    let mut bed = started("open")?;
+    let [echo, _] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
+    talk.hear()?;
+    let mut shell = Shell::start(&bed)?;
+    assert_goes_on(&mut talk)?;
+    let persistent = format!("host {} or host {}", bed.agent.address4, bed.agent.address6);
+    let waiting = bed.lab.capture(&bed.lab.host, bed.lab.eth().device(), &persistent)?;
+    shell.expect_seen(RELAY)?;
+    assert_eq!(bed.agent.counter(OPENED)?, 0);
+
+    // The relay is gone. A connection that begins within the grace waits.
+    bed.relay.kill()?;
+    bed.agent.wait_status("the loss to be seen", |status| status["session"] != "connected")?;
+    assert_eq!(shell.seen(&urls("/ip")[0])?, None);
+    wait_open(&bed)?;
+    talk.say("while it is open")?;
+    shell.expect_seen(direct(&bed))?;
+    assert_eq!((bed.agent.counter(OPENED)?, bed.agent.counter("mobile_open")?), (1, 1));
+    let said = bed.agent.cli(&["status"])?.ok()?;
+    assert!(
+        said.contains("on failure open: new connections of mobile processes go directly until"),
+        "{said}"
+    );
+    let said = bed.agent.cli(&["explain", &addr::SERVER4.to_string()])?.ok()?;
+    assert!(said.contains("on_failure is \"open\"") && said.contains("as will every new one"), "{said}");
+    let said = bed.agent.cli(&["check"])?.stdout;
+    assert!(said.contains("warn  on_failure: open: there is no session"), "{said}");
+
+    // Back again.
+    bed.relay.start()?;
+    bed.agent.wait_connected()?;
+    shell.expect_seen(RELAY)?;
+    assert_eq!(talk.hear()?, "while it is open");
+    bed.agent.wait_status("the failure to be over", |status| status["open"] == false)?;
+
+    // Nobody is alive to open it.
+    bed.agent.kill()?;
+    shell.expect_seen(direct(&bed))?;
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    shell.expect_seen(RELAY)?;
+    assert_goes_on(&mut talk)?;
+
+    // No uplink: there is no direct route either, and no connection is refused for it afterwards.
+    for uplink in [bed.lab.eth(), bed.lab.wlan()] {
+        uplink.take_down()?;
+    }
+    wait_open(&bed)?;
+    assert_eq!(shell.seen(&urls("/ip")[0])?, None);
+    bed.lab.eth().bring_up()?;
+    bed.agent.wait_connected()?;
+    shell.expect_seen(RELAY)?;
+    assert_goes_on(&mut talk)?;
+    // Since this agent's start.
+    assert_eq!((bed.agent.counter(OPENED)?, bed.agent.counter("mobile_open")?), (1, 0));
+    assert_eq!(waiting.stop()?, Vec::<String>::new());
+    bed.expect_warning("relay");
+    bed.expect_warning("go directly");
+    bed.expect_quick_replug();
+    bed.finish()
+}
+
+#[test]
+fn closed_keeps_every_connection_in_the_tunnel_however_long_there_is_none() -> Outcome {
+    let mut bed = started("closed")?;
+    let [echo, _] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
+    talk.hear()?;
+    let mut shell = Shell::start(&bed)?;
+    let captures = captures(&bed)?;
+    let nobody_gets_through = |shell: &mut Shell| -> Outcome {
+        std::thread::sleep(LONG);
+        for url in urls("/ip") {
+            assert_eq!(shell.seen(&url)?, None, "{url}");
+        }
+        Ok(())
+    };
+    bed.relay.kill()?;
+    nobody_gets_through(&mut shell)?;
+    assert_eq!(bed.agent.status()?["open"], false);
+    bed.relay.start()?;
+    bed.agent.wait_connected()?;
+    shell.expect_seen(RELAY)?;
+    bed.agent.kill()?;
+    nobody_gets_through(&mut shell)?;
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    shell.expect_seen(RELAY)?;
+    assert_goes_on(&mut talk)?;
+    assert_no_leak(&bed, captures)?;
+    assert_eq!(bed.agent.counter(OPENED)?, 0);
+    let said = bed.agent.cli(&["check"])?.stdout;
+    assert!(said.contains("ok    on_failure: closed"), "{said}");
+    bed.expect_warning("relay");
+    bed.finish()
+}
