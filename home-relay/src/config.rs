@@ -106,8 +106,15 @@ pub(crate) struct Dns {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
-    /// Connections that have not finished their handshake, all together.
+    /// Connections that have not finished their handshake, all together; a quarter of them is kept for sources from
+    /// which a client was authenticated lately.
     pub(crate) half_open: usize,
+    /// The same of one source: an IPv4 address, an IPv6 /64. Ten times as many where a client was lately, as below.
+    pub(crate) half_open_per_source: usize,
+    /// Handshakes a second, of all sources together from which no client was authenticated lately.
+    pub(crate) handshake_rate: u32,
+    /// Handshakes a second of one source; ten seconds' worth of them at once.
+    pub(crate) handshake_rate_per_source: u32,
     /// How long a connection may take from accept to HELLO.
     pub(crate) handshake_timeout: u64,
     /// How long a session without any path is kept.
@@ -119,8 +126,15 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // Each costs a socket and some 30 KiB of TLS buffers: 8 MiB at worst.
-            half_open: 256,
+            // Each costs a socket and, once it has said something, some 10 KiB: 10 MiB at worst.
+            half_open: 1024,
+            // A slow sender holds one for `handshake_timeout`; it takes a dozen of sources to be noticed.
+            half_open_per_source: 64,
+            // At 0.3 ms each, an eighth of a processor; a thousand clients are back two seconds after a restart.
+            handshake_rate: 500,
+            // With a burst of a hundred: clients behind one NAT whose relay was restarted. One client makes one or two
+            // when it moves.
+            handshake_rate_per_source: 10,
             // Five round trips on the worst satellite link, with retransmissions.
             handshake_timeout: 10,
             // A laptop closed in the evening and opened the next day goes on.
@@ -216,6 +230,9 @@ impl Config {
         let limits = &self.limits;
         for (key, value) in [
             ("half_open", limits.half_open),
+            ("half_open_per_source", limits.half_open_per_source),
+            ("handshake_rate", limits.handshake_rate as usize),
+            ("handshake_rate_per_source", limits.handshake_rate_per_source as usize),
             ("queue_bytes", limits.queue_bytes),
             ("handshake_timeout", usize::try_from(limits.handshake_timeout).unwrap_or(usize::MAX)),
             ("session_idle", usize::try_from(limits.session_idle).unwrap_or(usize::MAX)),

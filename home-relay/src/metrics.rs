@@ -62,13 +62,29 @@ pub(crate) enum Handshake {
     Timeout,
     /// Closed at once: too many handshakes under way.
     Busy,
+    /// Closed at once: too many of this source under way.
+    SourceBusy,
+    /// Closed at once: too many of this source lately.
+    SourceRate,
+    /// Closed at once: too many of all unknown sources lately.
+    Rate,
 }
 
 impl Handshake {
-    const ALL: [Self; 7] =
-        [Self::Opened, Self::Resumed, Self::Unauthorized, Self::Tls, Self::Hello, Self::Timeout, Self::Busy];
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Opened,
+        Self::Resumed,
+        Self::Unauthorized,
+        Self::Tls,
+        Self::Hello,
+        Self::Timeout,
+        Self::Busy,
+        Self::SourceBusy,
+        Self::SourceRate,
+        Self::Rate,
+    ];
 
-    fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Opened => "opened",
             Self::Resumed => "resumed",
@@ -77,6 +93,9 @@ impl Handshake {
             Self::Hello => "hello",
             Self::Timeout => "timeout",
             Self::Busy => "busy",
+            Self::SourceBusy => "source_busy",
+            Self::SourceRate => "source_rate",
+            Self::Rate => "rate",
         }
     }
 }

@@ -116,8 +116,13 @@ private_key_file = "{key_name}"
 # servers = ["9.9.9.9", "2620:fe::fe"]
 
 [limits]
-# Connections still in their handshake, all together.
-# half_open = 256
+# Connections still in their handshake, all together, and of one source (an IPv4 address, an IPv6 /64).
+# half_open = 1024
+# half_open_per_source = 64
+# Handshakes a second: of all sources together, and of one (ten seconds' worth at once). Sources from which a client
+# was authenticated within a day are exempt from the former, and have ten times as much of what is per source.
+# handshake_rate = 500
+# handshake_rate_per_source = 10
 # Seconds from connection to the end of the handshake.
 # handshake_timeout = 10
 # Seconds a session is kept while its client is out of reach (24 h).

@@ -23,10 +23,12 @@ use crate::{admin, network};
 
 mod demux;
 mod guard;
+mod limiter;
 mod listener;
 mod queue;
 mod registry;
 mod session;
+mod throttle;
 
 /// After a failed accept(): the shortage behind it does not end by asking again at once.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
