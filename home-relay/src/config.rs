@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::pool::Pools;
 
@@ -14,7 +14,7 @@ use crate::pool::Pools;
 pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
 
 /// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
     pub(crate) listen: Listen,
@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) tunnel: Tunnel,
     #[serde(default)]
     pub(crate) nat: Nat,
+    #[serde(default)]
+    pub(crate) clients: Clients,
     #[serde(default)]
     pub(crate) dns: Dns,
     #[serde(default)]
@@ -37,7 +39,7 @@ pub(crate) struct Config {
 }
 
 /// `[listen]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listen {
     /// Where clients connect.
@@ -45,7 +47,7 @@ pub(crate) struct Listen {
 }
 
 /// `[identity]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
     /// The relay's private key; relative to the config file.
@@ -53,7 +55,7 @@ pub(crate) struct Identity {
 }
 
 /// `[pool]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pool {
     pub(crate) ipv4: Option<Ipv4Net>,
@@ -61,7 +63,7 @@ pub(crate) struct Pool {
 }
 
 /// `[tunnel]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Tunnel {
     /// The home virtual device's name.
@@ -79,23 +81,51 @@ impl Default for Tunnel {
 }
 
 /// `[nat]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Nat {
     /// Hide the pools behind the relay's own addresses.
     pub(crate) masquerade: bool,
     /// Only out of this interface; any but the device when absent.
     pub(crate) interface: Option<String>,
+    /// What of that is done for IPv6.
+    pub(crate) ipv6: Ipv6Nat,
+}
+
+/// `[nat] ipv6`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Ipv6Nat {
+    /// As `[nat] masquerade` says.
+    #[default]
+    Masquerade,
+    /// Not: the pool is a prefix that the network before this host routes to it, and clients are reached at their own
+    /// addresses.
+    Routed,
 }
 
 impl Default for Nat {
     fn default() -> Self {
-        Self { masquerade: true, interface: None }
+        Self { masquerade: true, interface: None, ipv6: Ipv6Nat::Masquerade }
+    }
+}
+
+/// `[clients]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Clients {
+    /// They reach the world and this host, not each other.
+    pub(crate) isolate: bool,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { isolate: true }
     }
 }
 
 /// `[dns]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Dns {
     /// Resolvers pushed to clients.
@@ -103,7 +133,7 @@ pub(crate) struct Dns {
 }
 
 /// `[limits]`; times are whole seconds.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
     /// Connections that have not finished their handshake, all together; a quarter of them is kept for sources from
@@ -158,7 +188,7 @@ impl Limits {
 }
 
 /// `[admin]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Admin {
     /// Where the running relay takes commands.
@@ -174,7 +204,7 @@ impl Default for Admin {
 }
 
 /// `[metrics]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Metrics {
     /// Prometheus over HTTP; off when absent.
@@ -182,7 +212,7 @@ pub(crate) struct Metrics {
 }
 
 /// `[state]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
     /// Clients and leases.

@@ -142,6 +142,10 @@ pub(crate) struct Metrics {
     pub(crate) duplicates: IntCounter,
     /// Records given up by either side's bounds.
     pub(crate) lost: IntCounter,
+    /// Configurations read anew, and those refused.
+    pub(crate) reloads: IntCounter,
+    /// The same.
+    pub(crate) reloads_refused: IntCounter,
     /// Packets dropped by sessions, over their bounds of bytes and age, or held already.
     pub(crate) session_drops: IntCounter,
 }
@@ -181,7 +185,10 @@ impl Metrics {
         let drops = counters("drops_total", "Packets not forwarded, by reason.", "reason")?;
         let handshakes =
             counters("handshakes_total", "Connections of clients, by how they began.", "result")?;
+        let reloads = counters("reloads_total", "Configurations read anew, by outcome.", "outcome")?;
         Ok(Self {
+            reloads: reloads.with_label_values(&["done"]),
+            reloads_refused: reloads.with_label_values(&["refused"]),
             session_drops: drops.with_label_values(&["session_bounds"]),
             drops: Drop::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
             handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.label()])),

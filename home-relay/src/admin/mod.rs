@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use mobile_io::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
+use crate::server::Reloaded;
 use crate::store::Client;
 
 mod server;
@@ -31,6 +32,8 @@ pub(crate) enum Request {
     Clients,
     /// All live sessions.
     Sessions,
+    /// Read the configuration anew.
+    Reload,
 }
 
 /// The relay's answer.
@@ -43,6 +46,8 @@ pub(crate) enum Answer {
     Clients(Vec<Client>),
     /// All live sessions.
     Sessions(Vec<SessionInfo>),
+    /// What has changed.
+    Reloaded(Reloaded),
     /// It could not be done; the text says why.
     Error(String),
 }

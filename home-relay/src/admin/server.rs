@@ -46,6 +46,7 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                         info!(uid, pid, name, %public_key, "authorize");
                     }
                     Request::Revoke { name } => info!(uid, pid, name, "revoke"),
+                    Request::Reload => info!(uid, pid, "reload"),
                     Request::Clients | Request::Sessions => debug!(uid, pid, ?request, "admin"),
                 }
                 answer(request, relay).await
@@ -66,6 +67,12 @@ async fn answer(request: Request, relay: &Relay) -> Answer {
         Request::Revoke { name } => relay.revoke(name).await.map(Answer::Client),
         Request::Clients => relay.clients().await.map(Answer::Clients),
         Request::Sessions => return Answer::Sessions(relay.registry().sessions().await),
+        Request::Reload => {
+            return relay
+                .reload()
+                .await
+                .map_or_else(|error| Answer::Error(format!("{error:#}")), Answer::Reloaded);
+        }
     };
     result.unwrap_or_else(|error| Answer::Error(error.to_string()))
 }

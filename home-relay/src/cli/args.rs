@@ -47,6 +47,8 @@ pub(crate) enum Verb {
     Clients(Format),
     /// List the live sessions and their paths.
     Sessions(Format),
+    /// Have the running relay read its configuration anew; print what changed, and what only a restart changes.
+    Reload(Format),
     /// Look whether this machine can serve: key, port, forwarding, nftables, other firewalls. Exit 1 if not.
     Check(Format),
     /// Remove every kernel object of ours: the device and the nftables table.

@@ -56,12 +56,7 @@ pub(crate) fn clients(config: &Config, json: bool) -> anyhow::Result<()> {
 
 /// Lists the live sessions; without a running relay there are none to list.
 pub(crate) fn sessions(config: &Config, json: bool) -> anyhow::Result<()> {
-    let Some(mut relay) = connect(config)? else {
-        bail!(
-            "no relay is running: nobody answers on {}; start it with `home-relay serve`",
-            config.admin.socket.display()
-        );
-    };
+    let Some(mut relay) = connect(config)? else { bail!(not_running(config)) };
     let Answer::Sessions(sessions) = ask(&mut relay, &Request::Sessions)? else { bail!(UNEXPECTED) };
     if json {
         println!("{}", serde_json::to_string_pretty(&sessions)?);
@@ -87,8 +82,14 @@ pub(crate) fn sessions(config: &Config, json: bool) -> anyhow::Result<()> {
 }
 
 /// A newer or older relay is running than this command.
-const UNEXPECTED: &str =
+pub(super) const UNEXPECTED: &str =
     "the running relay gave another answer than this command knows: restart it after an upgrade";
+
+/// What to say where only a running relay can answer.
+pub(super) fn not_running(config: &Config) -> String {
+    let socket = config.admin.socket.display();
+    format!("no relay is running: nobody answers on {socket}; start it with `home-relay serve`")
+}
 
 /// The running relay, if any. Not being allowed to talk to it is an error, not an absence.
 pub(super) fn connect(config: &Config) -> anyhow::Result<Option<ControlClient>> {
@@ -99,7 +100,7 @@ pub(super) fn connect(config: &Config) -> anyhow::Result<Option<ControlClient>> 
     }
 }
 
-fn ask(relay: &mut ControlClient, request: &Request) -> anyhow::Result<Answer> {
+pub(super) fn ask(relay: &mut ControlClient, request: &Request) -> anyhow::Result<Answer> {
     match relay.call(request)? {
         Answer::Error(error) => bail!(error),
         answer => Ok(answer),

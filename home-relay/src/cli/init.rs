@@ -110,6 +110,12 @@ private_key_file = "{key_name}"
 # masquerade = true
 # Only out of this interface, where not every way out should be masqueraded.
 # interface = "eth0"
+# "routed": not for IPv6, where [pool] ipv6 is a prefix that is routed to this host.
+# ipv6 = "masquerade"
+
+[clients]
+# Clients do not reach each other. `false` makes them one network.
+# isolate = true
 
 [dns]
 # Resolvers for mobile processes, which ask the first of each family in place of the visited network's. Any that this host reaches.

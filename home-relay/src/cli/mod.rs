@@ -5,6 +5,7 @@ mod check;
 mod cleanup;
 mod clients;
 mod init;
+mod reload;
 mod table;
 
 pub(crate) use self::args::Cli;
@@ -18,11 +19,12 @@ impl Cli {
         let config = || config::Config::load(&self.config);
         match self.verb {
             Verb::Init(options) => init::run(&self.config, &options),
-            Verb::Serve => crate::server::serve(config()?),
+            Verb::Serve => crate::server::serve(&self.config, config()?),
             Verb::Authorize { name, public_key } => clients::authorize(&config()?, name, public_key),
             Verb::Revoke { name } => clients::revoke(&config()?, name),
             Verb::Clients(format) => clients::clients(&config()?, format.json),
             Verb::Sessions(format) => clients::sessions(&config()?, format.json),
+            Verb::Reload(format) => reload::run(&config()?, format.json),
             Verb::Check(format) => check::run(&self.config, format.json),
             Verb::Cleanup => cleanup::run(&config()?),
         }

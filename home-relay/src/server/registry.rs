@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use mobile_io::driver::{DriverEvent, TlsStream};
@@ -17,25 +18,52 @@ use super::guard::Guard;
 use super::queue::PacketQueue;
 use super::session::{ClientIo, Live, Sink};
 use crate::admin::{PathInfo, SessionInfo};
+use crate::config::Config;
 use crate::metrics::{Handshake, Metrics};
 use crate::pool::{Lease, Pools};
 use crate::store::Client;
 
-/// What every session is made with.
+/// What every session is made with, and follows when it changes.
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// The pools this host serves.
-    pub(crate) pools: Pools,
     /// Pushed to clients, with their addresses.
     pub(crate) push: PushConfig,
     /// Packets waiting for one client.
     pub(crate) queue_bytes: usize,
     /// How long a session without a path is kept.
     pub(crate) session_idle: Duration,
+    /// Clients do not reach each other.
+    pub(crate) isolate: bool,
+}
+
+impl Settings {
+    /// As configured.
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            push: PushConfig {
+                ipv4: None,
+                ipv6: None,
+                mtu: config.tunnel.mtu,
+                dns: config.dns.servers.clone(),
+            },
+            queue_bytes: config.limits.queue_bytes,
+            session_idle: config.limits.session_idle(),
+            isolate: config.clients.isolate,
+        }
+    }
+
+    fn push_to(&self, lease: &Lease) -> PushConfig {
+        PushConfig { ipv4: lease.ipv4, ipv6: lease.ipv6, ..self.push.clone() }
+    }
 }
 
 /// All clients and their sessions.
 pub(crate) struct Registry {
-    settings: Settings,
+    /// The pools this host serves.
+    pools: Pools,
+    settings: RwLock<Settings>,
+    /// Of the settings, where every packet asks for it.
+    isolate: Arc<AtomicBool>,
     members: RwLock<HashMap<PublicKey, Arc<Member>>>,
     routes: Arc<Routes>,
     sink: Arc<dyn Sink>,
@@ -67,17 +95,37 @@ pub(crate) struct Unauthorized;
 impl Registry {
     /// Without clients.
     pub(crate) fn new(
+        pools: Pools,
         settings: Settings,
         routes: Arc<Routes>,
         sink: Arc<dyn Sink>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { settings, members: RwLock::default(), routes, sink, metrics }
+        let isolate = Arc::new(AtomicBool::new(settings.isolate));
+        let settings = RwLock::new(settings);
+        Self { pools, settings, isolate, members: RwLock::default(), routes, sink, metrics }
+    }
+
+    /// Other settings from now on, for the sessions that are there too.
+    pub(crate) async fn set_settings(&self, settings: Settings) {
+        self.isolate.store(settings.isolate, Ordering::Relaxed);
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
+        for member in self.all() {
+            member.queue.set_capacity(settings.queue_bytes);
+            // A session that begins meanwhile has the new ones already.
+            if let Some(live) = &member.slot.lock().await.live {
+                live.push(settings.push_to(&member.lease));
+            }
+        }
+    }
+
+    fn settings(&self) -> RwLockReadGuard<'_, Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets a client in; one that is there already stays as it is.
     pub(crate) fn add(&self, client: &Client) {
-        let pools = &self.settings.pools;
+        let pools = &self.pools;
         // A family this host cannot serve is leased all the same, for the day it can.
         let lease = Lease {
             ipv4: client.lease.ipv4.filter(|_| pools.ipv4().is_some()),
@@ -89,7 +137,7 @@ impl Registry {
             Arc::new(Member {
                 name: client.name.clone(),
                 lease,
-                queue: Arc::new(PacketQueue::new(self.settings.queue_bytes)),
+                queue: Arc::new(PacketQueue::new(self.settings().queue_bytes)),
                 slot: Mutex::default(),
             })
         });
@@ -185,17 +233,14 @@ impl Registry {
 
     /// Now and then: brings metrics up to date and ends sessions whose client stayed away too long.
     pub(crate) async fn run_janitor(&self) {
-        // Often enough that a limit of a few seconds is kept; seldom enough that thousands of
-        // sessions cost nothing.
-        let period = (self.settings.session_idle / 4).min(Duration::from_secs(15));
-        let mut ticks = tokio::time::interval(period);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            let session_idle = self.settings().session_idle;
+            // Often enough that a limit of a few seconds is kept; seldom enough that thousands of sessions cost nothing.
+            tokio::time::sleep((session_idle / 4).min(Duration::from_secs(15))).await;
             for member in self.all() {
                 let mut slot = member.slot.lock().await;
                 let Some(live) = slot.live.clone() else { continue };
-                if live.refresh().await.is_none() || live.pathless_for().await < self.settings.session_idle {
+                if live.refresh().await.is_none() || live.pathless_for().await < session_idle {
                     continue;
                 }
                 info!(client = member.name, session = %live.id(), "session closed: its client stayed away too long");
@@ -230,14 +275,13 @@ impl Registry {
     fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Unacknowledged) -> Arc<Live> {
         // 0 means "none known" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
-        let push =
-            PushConfig { ipv4: member.lease.ipv4, ipv6: member.lease.ipv6, ..self.settings.push.clone() };
+        let push = self.settings().push_to(&member.lease);
         let mut session = Session::server(hello.session, epoch, mobile_proto::Limits::default(), push);
         session.requeue(waiting);
         let io = ClientIo {
             queue: Arc::clone(&member.queue),
             routes: Arc::clone(&self.routes),
-            guard: Guard::new(member.lease, self.settings.pools),
+            guard: Guard::new(member.lease, self.pools, Arc::clone(&self.isolate)),
             sink: Arc::clone(&self.sink),
             metrics: Arc::clone(&self.metrics),
         };

@@ -50,11 +50,13 @@ impl TestRelay {
     fn start(limits: &Limits) -> Self {
         let pools = Pools::new(Some("10.9.0.0/24".parse().unwrap()), None).unwrap();
         let push = PushConfig { ipv4: None, ipv6: None, mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()] };
-        let settings = Settings { pools, push, queue_bytes: 4096, session_idle: limits.session_idle() };
+        let settings =
+            Settings { push, queue_bytes: 4096, session_idle: limits.session_idle(), isolate: true };
         let (sink, device) = mpsc::unbounded_channel();
         let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::new().unwrap()));
         let registry =
-            Arc::new(Registry::new(settings, Arc::clone(&routes), Arc::new(sink), Arc::clone(&metrics)));
+            Registry::new(pools, settings, Arc::clone(&routes), Arc::new(sink), Arc::clone(&metrics));
+        let registry = Arc::new(registry);
         let key = PrivateKey::generate().unwrap();
         let listener = transport::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
