@@ -17,6 +17,7 @@ use crate::pool::Pools;
 
 mod forwarding;
 pub(crate) mod nft;
+pub(crate) mod ports;
 mod undo;
 
 /// The pools this host can serve: without IPv6 where the host has none, which is not an error.

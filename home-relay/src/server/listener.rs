@@ -6,18 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tls::{self, TlsStream};
+use mobile_io::tls::{self, RelayConfig, TlsStream};
 use mobile_io::transport;
 use mobile_proto::{Hello, HelloReader};
-use rustls::ServerConfig;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
+use super::Relay;
+use super::enroll::Enroller;
 use super::limiter::{Limiter, Ticket};
 use super::registry::Registry;
 use super::throttle::Throttle;
-use crate::config::Limits;
 use crate::metrics::{Handshake, Metrics};
 
 tokio::task_local! {
@@ -25,25 +25,25 @@ tokio::task_local! {
     static REFUSED: Cell<bool>;
 }
 
+/// Asked at each connection; a reload changes its limits.
+pub(crate) type SharedLimiter = Arc<Mutex<Limiter>>;
+
 /// Makes paths of connections.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    tls: Arc<ServerConfig>,
+    tls: RelayConfig,
     registry: Arc<Registry>,
+    enroller: Arc<Enroller>,
     metrics: Arc<Metrics>,
-    limiter: Arc<Mutex<Limiter>>,
+    limiter: SharedLimiter,
     /// A flood must not fill the log.
     lines: Arc<Mutex<[Throttle; Handshake::ALL.len()]>>,
 }
 
 impl Gate {
-    /// For the clients of the registry.
-    pub(crate) fn new(
-        key: &PrivateKey,
-        registry: &Arc<Registry>,
-        metrics: &Arc<Metrics>,
-        limits: &Limits,
-    ) -> Self {
+    /// For the clients of the relay, and those that want to be.
+    pub(crate) fn new(key: &PrivateKey, relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
+        let registry = &relay.registry;
         let clients = Arc::clone(registry);
         Self {
             tls: tls::server_config(
@@ -58,15 +58,11 @@ impl Gate {
                 }),
             ),
             registry: Arc::clone(registry),
+            enroller: Arc::new(Enroller::new(relay, metrics)),
             metrics: Arc::clone(metrics),
-            limiter: Arc::new(Mutex::new(Limiter::new(limits.clone()))),
+            limiter: Arc::clone(&relay.limiter),
             lines: Arc::default(),
         }
-    }
-
-    /// Other limits from now on.
-    pub(crate) fn set_limits(&self, limits: &Limits) {
-        self.limiter().set_limits(limits.clone());
     }
 
     /// Accepts connections until the task is dropped.
@@ -113,6 +109,7 @@ impl Gate {
             | Handshake::Resumed
             | Handshake::Tls
             | Handshake::Hello
+            | Handshake::Enrolment
             | Handshake::Timeout => return,
             Handshake::Unauthorized => None,
             Handshake::Busy => Some("half_open"),
@@ -149,6 +146,7 @@ impl Gate {
         }
     }
 
+    /// Err: it ends here, and is no path.
     async fn greet(
         &self,
         tcp: TcpStream,
@@ -172,6 +170,10 @@ impl Gate {
                 return Err(Handshake::Tls);
             }
         };
+        if tls::is_enrolment(&stream) {
+            self.enroller.serve(stream, key, peer).await;
+            return Err(Handshake::Enrolment);
+        }
         let mut reader = HelloReader::new();
         // A HELLO takes some 50 bytes; what follows it in the same read is handed on.
         let mut buffer = [0; 2048];

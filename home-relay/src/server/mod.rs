@@ -13,16 +13,19 @@ use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use self::demux::Routes;
-use self::listener::Gate;
+use self::limiter::Limiter;
+use self::listener::{Gate, SharedLimiter};
 use self::registry::{Registry, Settings};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::network::nft::Ruleset;
-use crate::pool::Pools;
-use crate::store::{Client, Store, StoreError};
+use crate::pool::{Lease, PoolError, Pools};
+use crate::store::{self, Client, Entry, Store, StoreError};
 use crate::{admin, network};
 
 mod demux;
+mod enroll;
+mod forwards;
 mod guard;
 mod limiter;
 mod listener;
@@ -58,39 +61,57 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
 
 /// What the admin socket acts on.
 pub(crate) struct Relay {
+    /// Its identity.
+    public_key: PublicKey,
     store: Arc<Store>,
     pools: Pools,
     /// Of the pools, what this host serves.
     served: Pools,
     registry: Arc<Registry>,
-    gate: Gate,
+    limiter: SharedLimiter,
     metrics: Arc<Metrics>,
     path: PathBuf,
-    /// What is in force. Held over a change of store, registry and rules, so that they agree.
-    config: Mutex<Config>,
+    /// Held over a change of store, registry or rules, so that they agree.
+    in_force: Mutex<InForce>,
+}
+
+/// What the relay works by.
+struct InForce {
+    config: Config,
+    ruleset: Ruleset,
 }
 
 impl Relay {
-    /// Lets a client in.
-    pub(crate) async fn authorize(&self, name: String, key: PublicKey) -> Result<Client, StoreError> {
-        let _changing = self.config.lock().await;
+    /// Lets a client in, or changes its addresses.
+    pub(crate) async fn authorize(
+        &self,
+        name: String,
+        key: PublicKey,
+        wanted: Lease,
+    ) -> Result<Client, StoreError> {
+        let mut in_force = self.in_force.lock().await;
         let pools = self.pools;
-        let client = self.in_store(move |store| store.authorize(&name, &key, &pools)).await?;
-        self.registry.add(&client);
+        let work = move |store: &Store| store.authorize(&name, &key, wanted, &pools, store::now());
+        let client = self.in_store(work).await?;
+        self.registry.add_or_move(&client).await;
+        self.follow_clients(&mut in_force).await;
         Ok(client)
     }
 
-    /// Shuts a client out; its session has ended when this returns.
-    pub(crate) async fn revoke(&self, name: String) -> Result<Client, StoreError> {
-        let _changing = self.config.lock().await;
-        let client = self.in_store(move |store| store.revoke(&name)).await?;
-        self.registry.remove(&client.public_key).await;
-        Ok(client)
+    /// Shuts a client out, its session has ended when this returns; or withdraws an invitation.
+    pub(crate) async fn revoke(&self, name: String) -> Result<Entry, StoreError> {
+        let mut in_force = self.in_force.lock().await;
+        let entry = self.in_store(move |store| store.revoke(&name, store::now())).await?;
+        if let Some(key) = &entry.public_key {
+            self.registry.remove(key).await;
+        }
+        self.follow_clients(&mut in_force).await;
+        Ok(entry)
     }
 
-    /// All clients.
-    pub(crate) async fn clients(&self) -> Result<Vec<Client>, StoreError> {
-        self.in_store(Store::clients).await
+    /// All clients, and who is invited.
+    pub(crate) async fn clients(&self) -> Result<Vec<Entry>, StoreError> {
+        self.in_store(|store| store.entries(store::now())).await
     }
 
     /// The sessions.
@@ -105,7 +126,12 @@ impl Relay {
     ) -> Result<T, StoreError> {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        done.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())))
+        let done = done.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())));
+        if let Err(StoreError::Pool(error @ PoolError::Exhausted { .. })) = &done {
+            self.metrics.pool_exhausted.inc();
+            warn!("{error}");
+        }
+        done
     }
 }
 
@@ -121,8 +147,8 @@ async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
     let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
-    for client in store.reconcile(&pools)? {
-        warn!(client = client.name, lease = ?client.lease, "the pools changed: this client has other addresses now");
+    for moved in store.reconcile(&pools, store::now())? {
+        warn!(client = moved.name, from = %moved.from, to = %moved.to, "[pool] changed: this client has other addresses now");
     }
     let clients = store.clients()?;
     let metrics = Arc::new(Metrics::new()?);
@@ -134,7 +160,8 @@ async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
         None => None,
     };
 
-    let ruleset = Ruleset::of(&config, &served, Vec::new());
+    let redirects = forwards::redirects(&store.forwards()?, &clients, &served);
+    let ruleset = Ruleset::of(&config, &served, redirects);
     let tun = Arc::new(network::set_up(&config, &served, &ruleset).await?);
     let routes = Arc::new(Routes::default());
     let settings = Settings::of(&config);
@@ -142,25 +169,27 @@ async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
         Registry::new(served, settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));
     let registry = Arc::new(registry);
     clients.iter().for_each(|client| registry.add(client));
-    let gate = Gate::new(&key, &registry, &metrics, &config.limits);
-    info!(address = %config.listen.address, public_key = %key.public(), clients = clients.len(), "serving");
+    let address = config.listen.address;
     let relay = Arc::new(Relay {
+        public_key: key.public(),
         store: Arc::new(store),
         pools,
         served,
         registry: Arc::clone(&registry),
-        gate: gate.clone(),
+        limiter: Arc::new(std::sync::Mutex::new(Limiter::new(config.limits.clone()))),
         metrics: Arc::clone(&metrics),
         path: path.to_owned(),
-        config: Mutex::new(config),
+        in_force: Mutex::new(InForce { config, ruleset }),
     });
 
+    let gate = Gate::new(&key, &relay, &metrics);
     let accepting = tokio::spawn(gate.run(listener));
     let administering = tokio::spawn(admin::run(admin, Arc::clone(&relay)));
     tokio::spawn(reload_on(hangup, relay));
     let janitor = Arc::clone(&registry);
     tokio::spawn(async move { janitor.run_janitor().await });
     feed_watchdog();
+    info!(%address, public_key = %key.public(), clients = clients.len(), "serving");
     notify::ready();
 
     let result = tokio::select! {

@@ -2,6 +2,7 @@
 //! nothing; what cannot change at run time keeps its old value, and is named.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,6 @@ use tracing::{info, warn};
 use super::Relay;
 use super::registry::Settings;
 use crate::config::Config;
-use crate::network::{self, nft::Ruleset};
 
 /// The sections that can change at run time. The others are what sessions, sockets and the device were made of.
 const LIVE: [&str; 4] = ["limits", "clients", "dns", "nat"];
@@ -46,16 +46,13 @@ impl Relay {
     }
 
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
-        let mut current = self.config.lock().await;
-        let (next, reloaded) = plan(&current, &Config::load(&self.path)?)?;
+        let mut in_force = self.in_force.lock().await;
+        let (next, reloaded) = plan(&in_force.config, &Config::load(&self.path)?)?;
         // What can fail comes first.
-        let ruleset = Ruleset::of(&next, &self.served, Vec::new());
-        if ruleset != Ruleset::of(&current, &self.served, ruleset.redirects.clone()) {
-            network::change(&ruleset)?;
-        }
-        self.gate.set_limits(&next.limits);
+        self.apply_rules(&mut in_force, &next).await?;
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
-        *current = next;
+        in_force.config = next;
         Ok(reloaded)
     }
 }

@@ -12,15 +12,18 @@ use mobile_io::{tls, transport};
 use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::demux::Routes;
 use super::guard::tests::packet;
+use super::limiter::Limiter;
 use super::listener::Gate;
 use super::registry::{Registry, Settings};
 use super::session::Sink;
-use crate::config::Limits;
+use super::{InForce, Relay, Store};
+use crate::config::{Config, Limits};
 use crate::metrics::{Drop, Handshake, Metrics};
+use crate::network::nft::Ruleset;
 use crate::pool::{Lease, Pools};
 use crate::store::Client;
 
@@ -38,6 +41,8 @@ impl Sink for mpsc::UnboundedSender<Vec<u8>> {
 
 /// A relay without a device: what it would write there comes out of `device`.
 struct TestRelay {
+    relay: Arc<Relay>,
+    _state: tempfile::TempDir,
     registry: Arc<Registry>,
     routes: Arc<Routes>,
     metrics: Arc<Metrics>,
@@ -60,8 +65,24 @@ impl TestRelay {
         let key = PrivateKey::generate().unwrap();
         let listener = transport::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(Gate::new(&key, &registry, &metrics, limits).run(listener));
-        Self { registry, routes, metrics, device, address, key: key.public() }
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("relay.toml");
+        let text = "listen.address = \"127.0.0.1:0\"\nidentity.private_key_file = \"key\"\npool.ipv4 = \"10.9.0.0/24\"";
+        std::fs::write(&path, text).unwrap();
+        let config = Config::load(&path).unwrap();
+        let relay = Arc::new(Relay {
+            public_key: key.public(),
+            store: Arc::new(Store::open(state.path()).unwrap()),
+            pools,
+            served: pools,
+            registry: Arc::clone(&registry),
+            limiter: Arc::new(std::sync::Mutex::new(Limiter::new(limits.clone()))),
+            metrics: Arc::clone(&metrics),
+            path: path.clone(),
+            in_force: Mutex::new(InForce { ruleset: Ruleset::of(&config, &pools, Vec::new()), config }),
+        });
+        tokio::spawn(Gate::new(&key, &relay, &metrics).run(listener));
+        Self { relay, registry, routes, metrics, device, address, key: key.public(), _state: state }
     }
 
     /// Authorises a new key, with 10.9.0.`host`.
