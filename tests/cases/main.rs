@@ -4,6 +4,7 @@ mod check;
 mod clients;
 mod command;
 mod dns;
+mod forward;
 mod freeze;
 mod lab;
 mod laptop;

@@ -379,3 +379,5 @@ async fn stopping_says_goodbye_to_every_client() {
     }
     assert_eq!((relay.metrics.sessions.get(), relay.metrics.paths.get()), (0, 0));
 }
+
+mod abuse;
