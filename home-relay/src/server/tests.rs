@@ -98,7 +98,7 @@ impl TestRelay {
     }
 
     async fn tls(&self, key: &PrivateKey) -> Result<tls::TlsStream, tls::Cause> {
-        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let tcp = transport::connect(self.address, None, PATIENCE).await.unwrap();
         tls::connect(&tls::client_config(key, self.key), tcp, PATIENCE).await
     }
 

@@ -122,7 +122,7 @@ async fn an_old_handshake_sent_again_is_nothing() {
     client.event(|event| matches!(event, Event::PathReady { .. }).then_some(())).await;
     client.move_to(&relay, &key, 2).await;
     let said = soon(recording).await.unwrap();
-    assert!(said.len() > 500, "a whole handshake, and a HELLO");
+    assert!(said.len() > 300, "a whole handshake, and a HELLO: {}", said.len());
     let before = relay.registry.sessions().await;
 
     let mut replay = TcpStream::connect(relay.address).await.unwrap();
