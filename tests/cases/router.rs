@@ -33,9 +33,11 @@ fn transfer(bed: &Testbed) -> Outcome {
 
 #[test]
 fn segments_fit_a_smaller_mtu_on_the_relays_way_out_though_icmp_is_eaten() -> Outcome {
-    let bed = Testbed::new()?;
+    // Before the tunnel is made: its own TCP is not what this is about.
+    let mut bed = Testbed::installed(&LabOptions::default())?;
     bed.lab.relay.ip(&["link set wan0 mtu 1400"])?;
     bed.lab.internet.ip(&["link set torelay mtu 1400"])?;
+    bed.start()?;
     // The relay's own host says nothing, neither does the router: only the size announced in the SYN helps.
     for ns in [&bed.lab.relay, &bed.lab.internet] {
         ns.feed(
@@ -63,11 +65,11 @@ fn icmp_errors_from_beyond_the_relay_reach_the_client() -> Outcome {
     let bed = Testbed::new()?;
     // Narrow between the router and the server, which all the same tells its peers to send what fits an Ethernet.
     bed.lab.internet.ip(&["link set toserver mtu 1300"])?;
-    bed.lab.server.ip(&[
-        "link set wan0 mtu 1300",
-        "route change default via 192.0.2.1 advmss 1460",
-        "-6 route change default via 2001:db8:52::1 advmss 1440",
-    ])?;
+    bed.lab.server.ip(&["link set wan0 mtu 1300"])?;
+    for (family, router, mss) in [("-4", "192.0.2.1", "1460"), ("-6", "2001:db8:52::1", "1440")] {
+        let route = ["ip", family, "route", "change", "default", "via", router, "dev", "wan0", "advmss", mss];
+        bed.lab.server.run(&route)?;
+    }
     let ping = |args: &[&str]| -> anyhow::Result<String> {
         let command = [&["ping", "-n", "-c", "2", "-i", "0.2", "-W", "5"], args].concat();
         let done = finish_within(&mut bed.agent.run(&command), None, PATIENCE)?;
