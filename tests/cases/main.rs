@@ -3,8 +3,10 @@
 mod check;
 mod clients;
 mod command;
+mod crash;
 mod dns;
 mod freeze;
+mod join;
 mod lab;
 mod laptop;
 mod latency;
