@@ -3,9 +3,11 @@
 mod check;
 mod clients;
 mod command;
+mod crash;
 mod dns;
 mod forward;
 mod freeze;
+mod join;
 mod lab;
 mod laptop;
 mod latency;

@@ -54,7 +54,7 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     Request::Forward(forward) => info!(uid, pid, "forward: {forward}"),
                     Request::Unforward { protocol, port } => info!(uid, pid, %protocol, port, "forward del"),
                     Request::Clients | Request::Sessions | Request::Forwards => {
-                        debug!(uid, pid, ?request, "admin")
+                        debug!(uid, pid, ?request, "admin");
                     }
                 }
                 answer(request, relay).await

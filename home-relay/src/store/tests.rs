@@ -3,6 +3,9 @@ use mobile_io::keys::PrivateKey;
 use super::*;
 use crate::pool::Pools;
 
+mod invitations;
+mod power;
+
 /// Some day in 2026.
 const NOW: u64 = 1_790_000_000;
 
@@ -124,4 +127,26 @@ fn a_second_opener_waits_and_then_says_who_is_in_the_way() {
     std::thread::sleep(Duration::from_millis(100));
     drop(first);
     second.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let first = schema::builder().create(&path).unwrap();
+    let transaction = first.begin_write().unwrap();
+    let row = format!(r#"{{"name":"a","public_key":"{}","ipv4":"10.9.8.2","ipv6":null,"created":7}}"#, key());
+    transaction.open_table(schema::CLIENTS).unwrap().insert("a", row.as_bytes()).unwrap();
+    transaction.commit().unwrap();
+    drop(first);
+
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.entries(NOW).unwrap()[0].lease.to_string(), "10.9.8.2");
+    let transaction = store.database.begin_write().unwrap();
+    transaction.open_table(schema::META).unwrap().insert(schema::FORMAT, schema::VERSION + 1).unwrap();
+    transaction.commit().unwrap();
+    drop(store);
+
+    let error = Store::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("use the newer home-relay"), "{error}");
 }
