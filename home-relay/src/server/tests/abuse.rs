@@ -127,6 +127,8 @@ async fn an_old_handshake_sent_again_is_nothing() {
 
     let mut replay = TcpStream::connect(relay.address).await.unwrap();
     replay.write_all(&said).await.unwrap();
+    // There is no more to say it with.
+    replay.shutdown().await.unwrap();
     assert!(is_closed(&mut replay).await);
     eventually(async || relay.metrics.handshakes(Handshake::Tls) == 1).await;
     let after = relay.registry.sessions().await;
