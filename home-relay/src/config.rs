@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
-use serde::Deserialize;
+use mobile_io::invitation::is_endpoint;
+use serde::{Deserialize, Serialize};
 
 use crate::pool::Pools;
 
@@ -14,7 +15,7 @@ use crate::pool::Pools;
 pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
 
 /// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
     pub(crate) listen: Listen,
@@ -24,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) tunnel: Tunnel,
     #[serde(default)]
     pub(crate) nat: Nat,
+    #[serde(default)]
+    pub(crate) clients: Clients,
     #[serde(default)]
     pub(crate) dns: Dns,
     #[serde(default)]
@@ -37,15 +40,26 @@ pub(crate) struct Config {
 }
 
 /// `[listen]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listen {
     /// Where clients connect.
     pub(crate) address: SocketAddr,
+    /// `host:port` by which they find it, for invitations; the address when absent.
+    pub(crate) endpoint: Option<String>,
+}
+
+impl Listen {
+    /// What an invitation names, if it can be known: a wildcard is nobody's address.
+    pub(crate) fn endpoint(&self) -> Option<String> {
+        let address =
+            Some(self.address).filter(|address| !address.ip().is_unspecified() && address.port() != 0);
+        self.endpoint.clone().or_else(|| address.map(|address| address.to_string()))
+    }
 }
 
 /// `[identity]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
     /// The relay's private key; relative to the config file.
@@ -53,7 +67,7 @@ pub(crate) struct Identity {
 }
 
 /// `[pool]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pool {
     pub(crate) ipv4: Option<Ipv4Net>,
@@ -61,7 +75,7 @@ pub(crate) struct Pool {
 }
 
 /// `[tunnel]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Tunnel {
     /// The home virtual device's name.
@@ -79,23 +93,51 @@ impl Default for Tunnel {
 }
 
 /// `[nat]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Nat {
     /// Hide the pools behind the relay's own addresses.
     pub(crate) masquerade: bool,
     /// Only out of this interface; any but the device when absent.
     pub(crate) interface: Option<String>,
+    /// What of that is done for IPv6.
+    pub(crate) ipv6: Ipv6Nat,
+}
+
+/// `[nat] ipv6`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Ipv6Nat {
+    /// As `[nat] masquerade` says.
+    #[default]
+    Masquerade,
+    /// Not: the pool is a prefix that the network before this host routes to it, and clients are reached at their own
+    /// addresses.
+    Routed,
 }
 
 impl Default for Nat {
     fn default() -> Self {
-        Self { masquerade: true, interface: None }
+        Self { masquerade: true, interface: None, ipv6: Ipv6Nat::Masquerade }
+    }
+}
+
+/// `[clients]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Clients {
+    /// They reach the world and this host, not each other.
+    pub(crate) isolate: bool,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { isolate: true }
     }
 }
 
 /// `[dns]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Dns {
     /// Resolvers pushed to clients.
@@ -103,11 +145,18 @@ pub(crate) struct Dns {
 }
 
 /// `[limits]`; times are whole seconds.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
-    /// Connections that have not finished their handshake, all together.
+    /// Connections that have not finished their handshake, all together; a quarter of them is kept for sources from
+    /// which a client was authenticated lately.
     pub(crate) half_open: usize,
+    /// The same of one source: an IPv4 address, an IPv6 /64. Ten times as many where a client was lately, as below.
+    pub(crate) half_open_per_source: usize,
+    /// Handshakes a second, of all sources together from which no client was authenticated lately.
+    pub(crate) handshake_rate: u32,
+    /// Handshakes a second of one source; ten seconds' worth of them at once.
+    pub(crate) handshake_rate_per_source: u32,
     /// How long a connection may take from accept to HELLO.
     pub(crate) handshake_timeout: u64,
     /// How long a session without any path is kept.
@@ -119,8 +168,15 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // Each costs a socket and some 30 KiB of TLS buffers: 8 MiB at worst.
-            half_open: 256,
+            // Each costs a socket and, once it has said something, some 10 KiB: 10 MiB at worst.
+            half_open: 1024,
+            // A slow sender holds one for `handshake_timeout`; it takes a dozen of sources to be noticed.
+            half_open_per_source: 64,
+            // At 0.3 ms each, an eighth of a processor; a thousand clients are back two seconds after a restart.
+            handshake_rate: 500,
+            // With a burst of a hundred: clients behind one NAT whose relay was restarted. One client makes one or two
+            // when it moves.
+            handshake_rate_per_source: 10,
             // Five round trips on the worst satellite link, with retransmissions.
             handshake_timeout: 10,
             // A laptop closed in the evening and opened the next day goes on.
@@ -144,7 +200,7 @@ impl Limits {
 }
 
 /// `[admin]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Admin {
     /// Where the running relay takes commands.
@@ -160,7 +216,7 @@ impl Default for Admin {
 }
 
 /// `[metrics]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Metrics {
     /// Prometheus over HTTP; off when absent.
@@ -168,7 +224,7 @@ pub(crate) struct Metrics {
 }
 
 /// `[state]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
     /// Clients and leases.
@@ -199,6 +255,12 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         self.pools()?;
+        if let Some(endpoint) = &self.listen.endpoint {
+            ensure!(
+                is_endpoint(endpoint),
+                "[listen] endpoint {endpoint:?} is not HOST:PORT: write for example \"relay.example.org:443\""
+            );
+        }
         check_interface("[tunnel] device", &self.tunnel.device)?;
         if let Some(interface) = &self.nat.interface {
             check_interface("[nat] interface", interface)?;
@@ -216,6 +278,9 @@ impl Config {
         let limits = &self.limits;
         for (key, value) in [
             ("half_open", limits.half_open),
+            ("half_open_per_source", limits.half_open_per_source),
+            ("handshake_rate", limits.handshake_rate as usize),
+            ("handshake_rate_per_source", limits.handshake_rate_per_source as usize),
             ("queue_bytes", limits.queue_bytes),
             ("handshake_timeout", usize::try_from(limits.handshake_timeout).unwrap_or(usize::MAX)),
             ("session_idle", usize::try_from(limits.session_idle).unwrap_or(usize::MAX)),

@@ -8,6 +8,7 @@ pub mod check;
 pub mod config;
 pub mod control;
 pub mod driver;
+pub mod invitation;
 pub mod keys;
 pub mod log;
 pub mod memory;

@@ -9,6 +9,14 @@ pub fn ready() {
     tell(NotifyState::Ready);
 }
 
+/// The service reads its configuration anew, until it is [`ready`] again (`Type=notify-reload`).
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell_all(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "systemd was not told of a reload"),
+    }
+}
+
 /// The service is going down.
 pub fn stopping() {
     tell(NotifyState::Stopping);
@@ -32,7 +40,11 @@ pub fn alive() {
 }
 
 fn tell(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+    tell_all(&[state]);
+}
+
+fn tell_all(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         // The service itself is well: systemd will complain if it misses anything.
         tracing::debug!(%error, "systemd was not notified");
     }
@@ -56,6 +68,7 @@ mod tests {
             if watchdog() == Some(Duration::from_secs(2)) {
                 alive();
             }
+            reloading();
             stopping();
             return;
         }
@@ -78,9 +91,10 @@ mod tests {
             let length = systemd.recv(&mut bytes).unwrap();
             String::from_utf8_lossy(&bytes[..length]).into_owned()
         };
-        assert_eq!(
-            [heard(), heard(), heard(), heard()],
-            ["READY=1\n", "STATUS=one line\n", "WATCHDOG=1\n", "STOPPING=1\n"]
-        );
+        assert_eq!([heard(), heard(), heard()], ["READY=1\n", "STATUS=one line\n", "WATCHDOG=1\n"]);
+        let reloading = heard();
+        let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
+        assert!(since.trim_end().parse::<u64>().unwrap() > 0);
+        assert_eq!(heard(), "STOPPING=1\n");
     }
 }

@@ -2,10 +2,13 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use mobile_io::invitation::TokenHash;
 use mobile_io::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use crate::store::Client;
+use crate::pool::Lease;
+use crate::server::Reloaded;
+use crate::store::{Client, Entry, Forward, Protocol};
 
 mod server;
 
@@ -21,28 +24,69 @@ pub(crate) enum Request {
         name: String,
         /// Its identity.
         public_key: PublicKey,
+        /// The addresses it is to have; free ones where none is named.
+        wanted: Lease,
     },
-    /// Shut a client out, its live session included.
+    /// Let in whoever brings a token. The relay learns its hash only.
+    Invite {
+        /// The operator's name for it.
+        name: String,
+        /// The token's hash.
+        token: TokenHash,
+        /// How long it holds, in seconds.
+        lifetime: u64,
+        /// The addresses it is to have; free ones where none is named.
+        wanted: Lease,
+    },
+    /// Shut a client out, its live session included, or withdraw an invitation.
     Revoke {
         /// Its name.
         name: String,
     },
-    /// All clients.
+    /// All clients, and who is invited.
     Clients,
     /// All live sessions.
     Sessions,
+    /// Read the configuration anew.
+    Reload,
+    /// Lead a port of this host to a client.
+    Forward(Forward),
+    /// No longer.
+    Unforward {
+        /// The port's protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+    },
+    /// All ports that lead to clients.
+    Forwards,
 }
 
 /// The relay's answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// The client that was authorised or revoked.
+    /// The client that was authorised.
     Client(Client),
-    /// All clients.
-    Clients(Vec<Client>),
+    /// Who was invited, and by whom.
+    Invited {
+        /// The relay's identity.
+        relay: PublicKey,
+        /// Who was invited.
+        entry: Entry,
+    },
+    /// The client that was revoked, or the invitation that was withdrawn.
+    Revoked(Entry),
+    /// All clients, and who is invited.
+    Clients(Vec<Entry>),
     /// All live sessions.
     Sessions(Vec<SessionInfo>),
+    /// What has changed.
+    Reloaded(Reloaded),
+    /// The port that leads to a client now, or did until now.
+    Forward(Forward),
+    /// All ports that lead to clients.
+    Forwards(Vec<Forward>),
     /// It could not be done; the text says why.
     Error(String),
 }

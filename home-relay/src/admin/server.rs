@@ -1,6 +1,7 @@
 //! The relay's end of the admin socket.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mobile_io::control::{Connection, ControlError, Listener};
 use tokio::sync::Semaphore;
@@ -42,11 +43,19 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                 // The socket's mode let this user in: root, or a member of the configured group.
                 let (uid, pid) = (connection.peer.uid, connection.peer.pid);
                 match &request {
-                    Request::Authorize { name, public_key } => {
-                        info!(uid, pid, name, %public_key, "authorize");
+                    Request::Authorize { name, public_key, wanted } => {
+                        info!(uid, pid, name, %public_key, %wanted, "authorize");
+                    }
+                    Request::Invite { name, lifetime, wanted, .. } => {
+                        info!(uid, pid, name, lifetime, %wanted, "invite");
                     }
                     Request::Revoke { name } => info!(uid, pid, name, "revoke"),
-                    Request::Clients | Request::Sessions => debug!(uid, pid, ?request, "admin"),
+                    Request::Reload => info!(uid, pid, "reload"),
+                    Request::Forward(forward) => info!(uid, pid, "forward: {forward}"),
+                    Request::Unforward { protocol, port } => info!(uid, pid, %protocol, port, "forward del"),
+                    Request::Clients | Request::Sessions | Request::Forwards => {
+                        debug!(uid, pid, ?request, "admin");
+                    }
                 }
                 answer(request, relay).await
             }
@@ -60,12 +69,26 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
 
 async fn answer(request: Request, relay: &Relay) -> Answer {
     let result = match request {
-        Request::Authorize { name, public_key } => {
-            relay.authorize(name, public_key).await.map(Answer::Client)
+        Request::Authorize { name, public_key, wanted } => {
+            relay.authorize(name, public_key, wanted).await.map(Answer::Client)
         }
-        Request::Revoke { name } => relay.revoke(name).await.map(Answer::Client),
+        Request::Invite { name, token, lifetime, wanted } => {
+            let entry = relay.invite(name, token, Duration::from_secs(lifetime), wanted).await;
+            entry.map(|entry| Answer::Invited { relay: relay.public_key(), entry })
+        }
+        Request::Revoke { name } => relay.revoke(name).await.map(Answer::Revoked),
         Request::Clients => relay.clients().await.map(Answer::Clients),
         Request::Sessions => return Answer::Sessions(relay.registry().sessions().await),
+        Request::Reload => return told(relay.reload().await, Answer::Reloaded),
+        Request::Forward(forward) => return told(relay.forward(forward).await, Answer::Forward),
+        Request::Unforward { protocol, port } => {
+            return told(relay.unforward(protocol, port).await, Answer::Forward);
+        }
+        Request::Forwards => return told(relay.forwards().await, Answer::Forwards),
     };
     result.unwrap_or_else(|error| Answer::Error(error.to_string()))
+}
+
+fn told<T>(result: anyhow::Result<T>, answer: impl FnOnce(T) -> Answer) -> Answer {
+    result.map_or_else(|error| Answer::Error(format!("{error:#}")), answer)
 }

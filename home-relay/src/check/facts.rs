@@ -83,11 +83,7 @@ async fn rest(config: &Config, root: bool) -> Rest {
         Ok((links, local)) => (links, Ok(local)),
         Err(error) => (Vec::new(), Err(error)),
     };
-    let ruleset = nft::Ruleset {
-        device: config.tunnel.device.clone(),
-        pools: pools.clone(),
-        interface: config.nat.interface.clone(),
-    };
+    let ruleset = config.pools().map(|pools| nft::Ruleset::of(config, &pools, Vec::new()));
     let forwarding = pools.iter().map(|pool| match pool {
         IpNet::V4(_) => ("IPv4", setting("net/ipv4/ip_forward")),
         IpNet::V6(_) => {
@@ -104,7 +100,10 @@ async fn rest(config: &Config, root: bool) -> Rest {
             Err(error) => Err(error.to_string()),
         },
         forwarding: forwarding.collect(),
-        nft: (config.nat.masquerade && root).then(|| ruleset.try_out().map_err(|error| format!("{error:#}"))),
+        nft: ruleset
+            .ok()
+            .filter(|ruleset| root && ruleset.is_needed())
+            .map(|ruleset| ruleset.try_out().map_err(|error| format!("{error:#}"))),
         dropping: if root {
             nft::list_chains().map(|json| dropping(&json)).unwrap_or_default()
         } else {

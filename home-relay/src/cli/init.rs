@@ -85,6 +85,8 @@ fn text(options: &Init, pools: &Pools, key_name: &str) -> String {
 [listen]
 # Where clients connect. 443 passes where only HTTPS does; [::] serves IPv4 and IPv6.
 address = "{listen}"
+# By which name and port clients find it, for `home-relay invite`; needed there unless the address is one of this host's.
+# endpoint = "relay.example.org:443"
 
 [identity]
 # Made by `home-relay init`, relative to this file. Clients know the relay by its public key.
@@ -110,14 +112,25 @@ private_key_file = "{key_name}"
 # masquerade = true
 # Only out of this interface, where not every way out should be masqueraded.
 # interface = "eth0"
+# "routed": not for IPv6, where [pool] ipv6 is a prefix that is routed to this host.
+# ipv6 = "masquerade"
+
+[clients]
+# Clients do not reach each other. `false` makes them one network.
+# isolate = true
 
 [dns]
 # Resolvers for mobile processes, which ask the first of each family in place of the visited network's. Any that this host reaches.
 # servers = ["9.9.9.9", "2620:fe::fe"]
 
 [limits]
-# Connections still in their handshake, all together.
-# half_open = 256
+# Connections still in their handshake, all together, and of one source (an IPv4 address, an IPv6 /64).
+# half_open = 1024
+# half_open_per_source = 64
+# Handshakes a second: of all sources together, and of one (ten seconds' worth at once). Sources from which a client
+# was authenticated within a day are exempt from the former, and have ten times as much of what is per source.
+# handshake_rate = 500
+# handshake_rate_per_source = 10
 # Seconds from connection to the end of the handshake.
 # handshake_timeout = 10
 # Seconds a session is kept while its client is out of reach (24 h).
@@ -174,7 +187,7 @@ mod tests {
         run(&path, &options(None, None)).unwrap();
         let plain = format!("{:?}", Config::load(&path).unwrap());
         let text = std::fs::read_to_string(&path).unwrap();
-        let optional = ["interface", "servers", "group", "listen"];
+        let optional = ["interface", "servers", "group", "listen", "endpoint"];
         let shown: Vec<String> = text
             .lines()
             .map(|line| {

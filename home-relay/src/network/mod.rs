@@ -8,14 +8,16 @@ use ipnet::IpNet;
 use mobile_io::netlink::{Netlink, NetlinkError};
 use mobile_io::sysctl;
 use mobile_io::tun::Tun;
-use tracing::{info, warn};
+use tracing::info;
 
+use self::nft::Ruleset;
 use self::undo::{Step, Undo};
 use crate::config::Config;
 use crate::pool::Pools;
 
 mod forwarding;
 pub(crate) mod nft;
+pub(crate) mod ports;
 mod undo;
 
 /// The pools this host can serve: without IPv6 where the host has none, which is not an error.
@@ -44,9 +46,9 @@ pub(crate) fn has_ipv6() -> bool {
 }
 
 /// Sets everything up and opens the device; when that fails, removes again what it made.
-pub(crate) async fn set_up(config: &Config, pools: &Pools) -> anyhow::Result<Tun> {
+pub(crate) async fn set_up(config: &Config, pools: &Pools, ruleset: &Ruleset) -> anyhow::Result<Tun> {
     let mut undo = Undo::default();
-    match try_set_up(config, pools, &mut undo).await {
+    match try_set_up(config, pools, ruleset, &mut undo).await {
         Ok(tun) => Ok(tun),
         Err(error) => {
             undo.roll_back().await;
@@ -55,7 +57,12 @@ pub(crate) async fn set_up(config: &Config, pools: &Pools) -> anyhow::Result<Tun
     }
 }
 
-async fn try_set_up(config: &Config, pools: &Pools, undo: &mut Undo) -> anyhow::Result<Tun> {
+async fn try_set_up(
+    config: &Config,
+    pools: &Pools,
+    ruleset: &Ruleset,
+    undo: &mut Undo,
+) -> anyhow::Result<Tun> {
     let device = config.tunnel.device.as_str();
     let netlink = Netlink::new()?;
     let adopted = match netlink.link_index(device).await {
@@ -72,28 +79,8 @@ async fn try_set_up(config: &Config, pools: &Pools, undo: &mut Undo) -> anyhow::
     let index = netlink.link_index(device).await?;
     configure_device(&netlink, device, index, config.tunnel.mtu, pools, undo).await?;
 
-    if config.nat.masquerade {
-        let fresh = !nft::exists().context(nft::HINT)?;
-        let ruleset = nft::Ruleset {
-            device: device.to_owned(),
-            pools: pools.networks().collect(),
-            interface: config.nat.interface.clone(),
-        };
-        ruleset.apply()?;
-        if fresh {
-            undo.push(Step::RemoveTable);
-        }
-    } else {
-        match nft::remove() {
-            Ok(true) => {
-                info!("removed table inet {} of an earlier start: [nat] masquerade is off", nft::TABLE);
-            }
-            Ok(false) => {}
-            // A host whose nft does not work has no such table of ours.
-            Err(error) => warn!(
-                "[nat] masquerade is off, and whether an earlier start left rules is unknown: {error:#}"
-            ),
-        }
+    if install(ruleset)? {
+        undo.push(Step::RemoveTable);
     }
     // Last: from here on packets flow, and the rules above are in place.
     forwarding::enable(pools, device, undo)?;
@@ -105,6 +92,24 @@ async fn try_set_up(config: &Config, pools: &Pools, undo: &mut Undo) -> anyhow::
         "home virtual device is up"
     );
     Ok(tun)
+}
+
+/// Puts the ruleset into the kernel; says whether there was none of ours before. A host without nftables serves all the
+/// same where nothing depends on it.
+fn install(ruleset: &Ruleset) -> anyhow::Result<bool> {
+    let installed = nft::exists().and_then(|there| ruleset.apply().map(|()| !there));
+    match installed {
+        Err(error) if !ruleset.is_needed() => {
+            info!("clients' TCP is not fitted to a smaller MTU on the way out, without nftables: {error:#}");
+            Ok(false)
+        }
+        installed => installed.context(nft::HINT),
+    }
+}
+
+/// Puts another ruleset in the place of the running one.
+pub(crate) fn change(ruleset: &Ruleset) -> anyhow::Result<()> {
+    install(ruleset).map(drop)
 }
 
 async fn configure_device(

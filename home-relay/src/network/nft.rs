@@ -1,61 +1,136 @@
-//! Our nftables table: masquerading what clients send to the world. The host's own tables are never
-//! touched; ours is replaced as a whole in one transaction, so there is no moment with half a table.
+//! Our nftables table: masquerading what clients send to the world, what is forwarded to them, isolation, and segments
+//! that fit the way. The host's own tables are never touched; ours is replaced as a whole in one transaction, so there
+//! is no moment with half a table.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 
+use crate::config::{Config, Ipv6Nat};
+use crate::pool::Pools;
+
 /// Every rule of ours lives in this table, so that one deletion removes them all.
 pub(crate) const TABLE: &str = "home_relay";
 
 /// What the ruleset depends on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ruleset {
     /// The home virtual device.
     pub(crate) device: String,
-    /// The pools whose addresses are hidden behind the relay's.
-    pub(crate) pools: Vec<IpNet>,
+    /// The pools whose addresses are hidden behind the relay's; of the others the replies are routed here.
+    pub(crate) masqueraded: Vec<IpNet>,
     /// Masquerade only what leaves here; any interface but the device otherwise.
     pub(crate) interface: Option<String>,
+    /// Clients do not reach each other.
+    pub(crate) isolate: bool,
+    /// Ports of this host that lead to a client.
+    pub(crate) redirects: Vec<Redirect>,
+}
+
+/// A port of this host that leads to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Redirect {
+    /// "tcp" or "udp".
+    pub(crate) protocol: &'static str,
+    /// The port here.
+    pub(crate) port: u16,
+    /// The client's persistent address and port.
+    pub(crate) to: SocketAddr,
 }
 
 impl Ruleset {
+    /// As configured, for the pools this host serves.
+    pub(crate) fn of(config: &Config, pools: &Pools, redirects: Vec<Redirect>) -> Self {
+        let nat = &config.nat;
+        let hidden = |pool: &IpNet| match pool {
+            IpNet::V4(_) => nat.masquerade,
+            IpNet::V6(_) => nat.masquerade && nat.ipv6 == Ipv6Nat::Masquerade,
+        };
+        Self {
+            device: config.tunnel.device.clone(),
+            masqueraded: pools.networks().filter(hidden).collect(),
+            interface: nat.interface.clone(),
+            isolate: config.clients.isolate,
+            redirects,
+        }
+    }
+
+    /// Does the relay work as configured only with it? Without masquerading and forwards what is left is a help.
+    pub(crate) fn is_needed(&self) -> bool {
+        !self.masqueraded.is_empty() || !self.redirects.is_empty()
+    }
+
     /// The text for `nft -f -`: creates the table if it is missing, then replaces it, atomically.
     pub(crate) fn text(&self) -> String {
+        let mut text = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
+        self.chain(&mut text, "prerouting", "nat", "dstnat", &self.redirecting());
+        self.chain(&mut text, "postrouting", "nat", "srcnat", &self.masquerading());
+        self.chain(&mut text, "forward", "filter", "filter", &self.forwarding());
+        text.push_str("}\n");
+        text
+    }
+
+    fn chain(&self, text: &mut String, hook: &str, kind: &str, priority: &str, rules: &[String]) {
+        // Writing to a String does not fail.
+        let _ = write!(
+            text,
+            "    chain {hook} {{\n        type {kind} hook {hook} priority {priority}; policy accept;\n"
+        );
+        rules.iter().for_each(|rule| {
+            let _ = writeln!(text, "        {rule}");
+        });
+        text.push_str("    }\n");
+    }
+
+    fn redirecting(&self) -> Vec<String> {
         let device = &self.device;
+        let rule = |redirect: &Redirect| {
+            let Redirect { protocol, port, to } = redirect;
+            let (nfproto, family) = if to.is_ipv4() { ("ipv4", "ip") } else { ("ipv6", "ip6") };
+            format!(
+                "iifname != \"{device}\" meta nfproto {nfproto} fib daddr type local {protocol} dport {port} \
+                 dnat {family} to {to}"
+            )
+        };
+        self.redirects.iter().map(rule).collect()
+    }
+
+    fn masquerading(&self) -> Vec<String> {
         let out = match &self.interface {
             Some(interface) => format!("oifname \"{interface}\""),
-            None => format!("oifname != \"{device}\""),
+            None => format!("oifname != \"{}\"", self.device),
         };
-        let masquerade: String = self
-            .pools
-            .iter()
-            .map(|pool| {
-                let family = if matches!(pool, IpNet::V4(_)) { "ip" } else { "ip6" };
-                format!("        {family} saddr {pool} {out} masquerade\n")
-            })
-            .collect();
-        format!(
-            "table inet {TABLE}\n\
-             delete table inet {TABLE}\n\
-             table inet {TABLE} {{\n    \
-                 chain postrouting {{\n        \
-                     type nat hook postrouting priority srcnat; policy accept;\n\
-             {masquerade}    \
-                 }}\n    \
-                 chain forward {{\n        \
-                     type filter hook forward priority filter; policy accept;\n        \
-                     iifname \"{device}\" oifname \"{device}\" drop\n    \
-                 }}\n\
-             }}\n"
-        )
+        let rule = |pool: &IpNet| {
+            let family = if matches!(pool, IpNet::V4(_)) { "ip" } else { "ip6" };
+            format!("{family} saddr {pool} {out} masquerade")
+        };
+        self.masqueraded.iter().map(rule).collect()
+    }
+
+    fn forwarding(&self) -> Vec<String> {
+        let device = &self.device;
+        let mut rules = Vec::new();
+        if self.isolate {
+            rules.push(format!("iifname \"{device}\" oifname \"{device}\" drop"));
+        }
+        // Both SYNs, so that neither side's segments are larger than the narrower of the two ways (`rt mtu` looks at
+        // both): the way out may have a smaller MTU than the tunnel (PPPoE), and a filter beyond that eats the ICMP
+        // which would say so.
+        for way in ["iifname", "oifname"] {
+            rules.push(format!(
+                "{way} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+            ));
+        }
+        rules
     }
 
     /// Puts the ruleset into the kernel.
     pub(crate) fn apply(&self) -> anyhow::Result<()> {
-        nft(&["-f", "-"], &self.text()).context(HINT)
+        nft(&["-f", "-"], &self.text())
     }
 
     /// Asks whether the kernel would take it; nothing is changed.
@@ -65,8 +140,8 @@ impl Ruleset {
 }
 
 /// What to do when nftables does not work on this host.
-pub(crate) const HINT: &str =
-    "cannot install the masquerade rules; without NAT on this host set [nat] masquerade = false";
+pub(crate) const HINT: &str = "cannot install the nftables rules; without NAT and port forwards on this host set [nat] \
+                               masquerade = false, and delete the forwards";
 
 /// Removes the table; says whether there was one. A host without nft has none.
 pub(crate) fn remove() -> anyhow::Result<bool> {
@@ -129,32 +204,68 @@ fn nft(arguments: &[&str], script: &str) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn ruleset(interface: Option<&str>) -> Ruleset {
+    fn ruleset() -> Ruleset {
         Ruleset {
             device: "home0".into(),
-            pools: vec!["10.77.0.0/24".parse().unwrap(), "fd12::/64".parse().unwrap()],
-            interface: interface.map(str::to_owned),
+            masqueraded: vec!["10.77.0.0/24".parse().unwrap(), "fd12::/64".parse().unwrap()],
+            interface: None,
+            isolate: true,
+            redirects: Vec::new(),
         }
+    }
+
+    fn assert_has(text: &str, rule: &str) {
+        assert!(text.contains(&format!("        {rule}\n")), "no {rule} in {text}");
     }
 
     #[test]
     fn both_families_are_masqueraded_out_of_anything_but_the_device() {
-        let text = ruleset(None).text();
-        assert!(text.contains("        ip saddr 10.77.0.0/24 oifname != \"home0\" masquerade\n"), "{text}");
-        assert!(text.contains("        ip6 saddr fd12::/64 oifname != \"home0\" masquerade\n"), "{text}");
-        assert!(text.contains("iifname \"home0\" oifname \"home0\" drop"), "{text}");
+        let text = ruleset().text();
+        assert_has(&text, "ip saddr 10.77.0.0/24 oifname != \"home0\" masquerade");
+        assert_has(&text, "ip6 saddr fd12::/64 oifname != \"home0\" masquerade");
     }
 
     #[test]
     fn a_named_interface_is_the_only_way_out_that_is_masqueraded() {
-        let text = ruleset(Some("eth0")).text();
-        assert!(text.contains("ip saddr 10.77.0.0/24 oifname \"eth0\" masquerade"), "{text}");
+        let text = Ruleset { interface: Some("eth0".into()), ..ruleset() }.text();
+        assert_has(&text, "ip saddr 10.77.0.0/24 oifname \"eth0\" masquerade");
         assert!(!text.contains("oifname !="), "{text}");
     }
 
     #[test]
+    fn clients_are_isolated_unless_told_otherwise_and_segments_fit_the_way_in_any_case() {
+        let clamp = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
+        for (isolate, drops) in [(true, 1), (false, 0)] {
+            let text = Ruleset { isolate, ..ruleset() }.text();
+            assert_eq!(text.matches("iifname \"home0\" oifname \"home0\" drop").count(), drops);
+            assert_has(&text, &format!("iifname \"home0\" {clamp}"));
+            assert_has(&text, &format!("oifname \"home0\" {clamp}"));
+        }
+    }
+
+    #[test]
+    fn a_port_of_the_relay_leads_to_a_client_in_either_family() {
+        let redirects = vec![
+            Redirect { protocol: "tcp", port: 2222, to: "10.77.0.2:22".parse().unwrap() },
+            Redirect { protocol: "udp", port: 53, to: "[fd12::2]:5353".parse().unwrap() },
+        ];
+        let text = Ruleset { redirects, masqueraded: Vec::new(), ..ruleset() };
+        assert!(text.is_needed());
+        let text = text.text();
+        assert_has(
+            &text,
+            "iifname != \"home0\" meta nfproto ipv4 fib daddr type local tcp dport 2222 dnat ip to 10.77.0.2:22",
+        );
+        assert_has(
+            &text,
+            "iifname != \"home0\" meta nfproto ipv6 fib daddr type local udp dport 53 dnat ip6 to [fd12::2]:5353",
+        );
+        assert!(!text.contains("masquerade"), "{text}");
+    }
+
+    #[test]
     fn the_table_is_replaced_in_one_transaction() {
-        let text = ruleset(None).text();
+        let text = ruleset().text();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[..3],

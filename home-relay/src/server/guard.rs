@@ -1,6 +1,8 @@
 //! What a client may send: packets from its own addresses, to where ordinary forwarding leads.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mobile_proto::packet::IpHeader;
 
@@ -12,12 +14,14 @@ use crate::pool::{Lease, Pools};
 pub(crate) struct Guard {
     lease: Lease,
     pools: Pools,
+    /// May it not reach other clients? The whole relay's, and may change.
+    isolate: Arc<AtomicBool>,
 }
 
 impl Guard {
     /// For the client that holds `lease`.
-    pub(crate) fn new(lease: Lease, pools: Pools) -> Self {
-        Self { lease, pools }
+    pub(crate) fn new(lease: Lease, pools: Pools, isolate: Arc<AtomicBool>) -> Self {
+        Self { lease, pools, isolate }
     }
 
     /// May this packet be forwarded?
@@ -30,7 +34,10 @@ impl Guard {
         if !own {
             return Err(Drop::Source);
         }
-        if self.pools.contains(header.dst) && !self.pools.is_own(header.dst) {
+        if self.pools.contains(header.dst)
+            && !self.pools.is_own(header.dst)
+            && self.isolate.load(Ordering::Relaxed)
+        {
             return Err(Drop::Isolation);
         }
         if !is_forwardable(header.dst) {
@@ -93,7 +100,7 @@ pub(crate) mod tests {
     fn guard() -> Guard {
         let pools =
             Pools::new(Some("10.9.0.0/24".parse().unwrap()), Some("fd12::/64".parse().unwrap())).unwrap();
-        Guard::new(pools.lease(Lease::default(), &[]).unwrap(), pools)
+        Guard::new(pools.lease(Lease::default(), &[]).unwrap(), pools, Arc::new(AtomicBool::new(true)))
     }
 
     #[test]
@@ -118,7 +125,7 @@ pub(crate) mod tests {
         ] {
             assert_eq!(guard().check(&packet(source, destination)), Err(Drop::Source), "{source}");
         }
-        let ipv4_only = Guard::new(Lease { ipv6: None, ..guard().lease }, guard().pools);
+        let ipv4_only = Guard { lease: Lease { ipv6: None, ..guard().lease }, ..guard() };
         assert_eq!(ipv4_only.check(&packet("fd12::2", "2001:db8::1")), Err(Drop::Source));
     }
 
@@ -126,6 +133,14 @@ pub(crate) mod tests {
     fn other_clients_are_out_of_reach() {
         assert_eq!(guard().check(&packet("10.9.0.2", "10.9.0.77")), Err(Drop::Isolation));
         assert_eq!(guard().check(&packet("fd12::2", "fd12::77")), Err(Drop::Isolation));
+    }
+
+    #[test]
+    fn other_clients_are_in_reach_where_they_are_one_network() {
+        let guard = guard();
+        guard.isolate.store(false, Ordering::Relaxed);
+        assert_eq!(guard.check(&packet("10.9.0.2", "10.9.0.77")), Ok(()));
+        assert_eq!(guard.check(&packet("10.9.0.3", "10.9.0.77")), Err(Drop::Source));
     }
 
     #[test]

@@ -2,20 +2,22 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tls::{self, TlsStream};
+use mobile_io::tls::{self, RelayConfig, TlsStream};
 use mobile_io::transport;
 use mobile_proto::{Hello, HelloReader};
-use rustls::ServerConfig;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
+use super::Relay;
+use super::enroll::Enroller;
+use super::limiter::{Limiter, Ticket};
 use super::registry::Registry;
-use crate::config::Limits;
+use super::throttle::Throttle;
 use crate::metrics::{Handshake, Metrics};
 
 tokio::task_local! {
@@ -23,23 +25,25 @@ tokio::task_local! {
     static REFUSED: Cell<bool>;
 }
 
+/// Asked at each connection; a reload changes its limits.
+pub(crate) type SharedLimiter = Arc<Mutex<Limiter>>;
+
 /// Makes paths of connections.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    tls: Arc<ServerConfig>,
+    tls: RelayConfig,
     registry: Arc<Registry>,
+    enroller: Arc<Enroller>,
     metrics: Arc<Metrics>,
-    limits: Limits,
+    limiter: SharedLimiter,
+    /// A flood must not fill the log.
+    lines: Arc<Mutex<[Throttle; Handshake::ALL.len()]>>,
 }
 
 impl Gate {
-    /// For the clients of the registry.
-    pub(crate) fn new(
-        key: &PrivateKey,
-        registry: &Arc<Registry>,
-        metrics: &Arc<Metrics>,
-        limits: &Limits,
-    ) -> Self {
+    /// For the clients of the relay, and those that want to be.
+    pub(crate) fn new(key: &PrivateKey, relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
+        let registry = &relay.registry;
         let clients = Arc::clone(registry);
         Self {
             tls: tls::server_config(
@@ -54,14 +58,15 @@ impl Gate {
                 }),
             ),
             registry: Arc::clone(registry),
+            enroller: Arc::new(Enroller::new(relay, metrics)),
             metrics: Arc::clone(metrics),
-            limits: limits.clone(),
+            limiter: Arc::clone(&relay.limiter),
+            lines: Arc::default(),
         }
     }
 
     /// Accepts connections until the task is dropped.
     pub(crate) async fn run(self, listener: TcpListener) {
-        let half_open = Arc::new(Semaphore::new(self.limits.half_open));
         loop {
             let (tcp, peer) = match listener.accept().await {
                 // An IPv4 peer of a socket for both families reads as what it is.
@@ -73,24 +78,58 @@ impl Gate {
                     continue;
                 }
             };
-            // Closing at once is cheaper for both than a wait behind strangers: the client tries again.
-            let Ok(permit) = Arc::clone(&half_open).try_acquire_owned() else {
-                self.metrics.handshake(Handshake::Busy);
-                continue;
+            let admitted = self.limiter().admit(Instant::now(), peer.ip());
+            let ticket = match admitted {
+                Ok(ticket) => HalfOpen::new(&self, ticket),
+                // Closing at once is cheaper for both than a wait behind strangers: the client tries again.
+                Err(reason) => {
+                    transport::refuse(tcp);
+                    self.count(reason, peer);
+                    continue;
+                }
             };
             let gate = self.clone();
             tokio::spawn(async move {
-                gate.metrics.half_open.inc();
                 let result = gate.handshake(tcp, peer).await;
-                gate.metrics.half_open.dec();
-                gate.metrics.handshake(result);
-                drop(permit);
+                drop(ticket);
+                gate.count(result, peer);
             });
         }
     }
 
+    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts how a connection began and, where the operator may have to do something, says so; not too often.
+    fn count(&self, result: Handshake, peer: SocketAddr) {
+        self.metrics.handshake(result);
+        let limit = match result {
+            Handshake::Opened
+            | Handshake::Resumed
+            | Handshake::Tls
+            | Handshake::Hello
+            | Handshake::Enrolment
+            | Handshake::Timeout => return,
+            Handshake::Unauthorized => None,
+            Handshake::Busy => Some("half_open"),
+            Handshake::SourceBusy => Some("half_open_per_source"),
+            Handshake::SourceRate => Some("handshake_rate_per_source"),
+            Handshake::Rate => Some("handshake_rate"),
+        };
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(before) = lines[result as usize].pass(Instant::now()) else { return };
+        match limit {
+            None => info!(%peer, before, "refused: a client whose key is not authorised"),
+            Some(limit) => {
+                warn!(%peer, before, "connection refused: [limits] {limit} is reached");
+            }
+        }
+    }
+
     async fn handshake(&self, tcp: TcpStream, peer: SocketAddr) -> Handshake {
-        let greeted = tokio::time::timeout(self.limits.handshake_timeout(), self.greet(tcp, peer)).await;
+        let patience = self.limiter().handshake_timeout();
+        let greeted = tokio::time::timeout(patience, self.greet(tcp, peer, patience)).await;
         let Greeting { key, hello, leftover, stream } = match greeted {
             Ok(Ok(greeting)) => greeting,
             Ok(Err(result)) => return result,
@@ -99,6 +138,7 @@ impl Gate {
                 return Handshake::Timeout;
             }
         };
+        self.limiter().proved(Instant::now(), peer.ip());
         // Outside the limit: cut short half-way it would leave a session that nobody owns.
         match self.registry.admit(&key, hello, leftover, stream, peer).await {
             Ok(result) => result,
@@ -106,27 +146,34 @@ impl Gate {
         }
     }
 
-    async fn greet(&self, tcp: TcpStream, peer: SocketAddr) -> Result<Greeting, Handshake> {
+    /// Err: it ends here, and is no path.
+    async fn greet(
+        &self,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        patience: Duration,
+    ) -> Result<Greeting, Handshake> {
         if let Err(error) = transport::tune(&tcp) {
             debug!(%peer, "handshake: {error}");
             return Err(Handshake::Tls);
         }
         let accept = async {
             // The limit around all of this is the one that counts; twice as long is never reached.
-            let accepted = tls::accept(&self.tls, tcp, 2 * self.limits.handshake_timeout()).await;
+            let accepted = tls::accept(&self.tls, tcp, 2 * patience).await;
             (accepted, REFUSED.with(Cell::get))
         };
         let (mut stream, key) = match REFUSED.scope(Cell::new(false), accept).await {
             (Ok(accepted), _) => accepted,
-            (Err(_), true) => {
-                info!(%peer, "refused: a client whose key is not authorised");
-                return Err(Handshake::Unauthorized);
-            }
+            (Err(_), true) => return Err(Handshake::Unauthorized),
             (Err(cause), false) => {
                 debug!(%peer, "handshake: {cause}");
                 return Err(Handshake::Tls);
             }
         };
+        if tls::is_enrolment(&stream) {
+            self.enroller.serve(stream, key, peer).await;
+            return Err(Handshake::Enrolment);
+        }
         let mut reader = HelloReader::new();
         // A HELLO takes some 50 bytes; what follows it in the same read is handed on.
         let mut buffer = [0; 2048];
@@ -161,4 +208,24 @@ struct Greeting {
     hello: Hello,
     leftover: Vec<u8>,
     stream: TlsStream,
+}
+
+/// A connection in its handshake, for as long as it counts as one.
+struct HalfOpen {
+    gate: Gate,
+    ticket: Ticket,
+}
+
+impl HalfOpen {
+    fn new(gate: &Gate, ticket: Ticket) -> Self {
+        gate.metrics.half_open.inc();
+        Self { gate: gate.clone(), ticket }
+    }
+}
+
+impl Drop for HalfOpen {
+    fn drop(&mut self) {
+        self.gate.metrics.half_open.dec();
+        self.gate.limiter().end(&self.ticket);
+    }
 }

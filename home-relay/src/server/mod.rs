@@ -1,32 +1,41 @@
 //! `serve`: starts everything in an order that leaves nothing behind when a step fails, and stops it.
 
 use std::num::NonZero;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::{control, memory, notify, transport};
-use mobile_proto::PushConfig;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use self::demux::Routes;
-use self::listener::Gate;
+use self::limiter::Limiter;
+use self::listener::{Gate, SharedLimiter};
 use self::registry::{Registry, Settings};
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::pool::Pools;
-use crate::store::{Client, Store, StoreError};
+use crate::network::nft::Ruleset;
+use crate::pool::{Lease, PoolError, Pools};
+use crate::store::{self, Client, Entry, Store, StoreError};
 use crate::{admin, network};
 
 mod demux;
+mod enroll;
+mod forwards;
 mod guard;
+mod limiter;
 mod listener;
 mod queue;
 mod registry;
+mod reload;
 mod session;
+mod throttle;
+
+pub(crate) use self::reload::Reloaded;
 
 /// After a failed accept(): the shortage behind it does not end by asking again at once.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -37,14 +46,14 @@ const ONE_THREAD: NonZero<usize> = NonZero::new(2).expect("two");
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves clients until SIGTERM or SIGINT.
-pub(crate) fn serve(config: Config) -> anyhow::Result<()> {
+pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     memory::keep_some();
     let mut runtime = match available_parallelism() {
         Ok(processors) if processors > ONE_THREAD => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build()?;
-    let result = runtime.block_on(run(config));
+    let result = runtime.block_on(run(path, config));
     // A blocking task must not keep a stopped relay alive.
     runtime.shutdown_background();
     result
@@ -52,34 +61,57 @@ pub(crate) fn serve(config: Config) -> anyhow::Result<()> {
 
 /// What the admin socket acts on.
 pub(crate) struct Relay {
+    /// Its identity.
+    public_key: PublicKey,
     store: Arc<Store>,
     pools: Pools,
+    /// Of the pools, what this host serves.
+    served: Pools,
     registry: Arc<Registry>,
-    /// Held over a change of both store and registry, so that they agree.
-    changing: Mutex<()>,
+    limiter: SharedLimiter,
+    metrics: Arc<Metrics>,
+    path: PathBuf,
+    /// Held over a change of store, registry or rules, so that they agree.
+    in_force: Mutex<InForce>,
+}
+
+/// What the relay works by.
+struct InForce {
+    config: Config,
+    ruleset: Ruleset,
 }
 
 impl Relay {
-    /// Lets a client in.
-    pub(crate) async fn authorize(&self, name: String, key: PublicKey) -> Result<Client, StoreError> {
-        let _changing = self.changing.lock().await;
+    /// Lets a client in, or changes its addresses.
+    pub(crate) async fn authorize(
+        &self,
+        name: String,
+        key: PublicKey,
+        wanted: Lease,
+    ) -> Result<Client, StoreError> {
+        let mut in_force = self.in_force.lock().await;
         let pools = self.pools;
-        let client = self.in_store(move |store| store.authorize(&name, &key, &pools)).await?;
-        self.registry.add(&client);
+        let work = move |store: &Store| store.authorize(&name, &key, wanted, &pools, store::now());
+        let client = self.in_store(work).await?;
+        self.registry.add_or_move(&client).await;
+        self.follow_clients(&mut in_force).await;
         Ok(client)
     }
 
-    /// Shuts a client out; its session has ended when this returns.
-    pub(crate) async fn revoke(&self, name: String) -> Result<Client, StoreError> {
-        let _changing = self.changing.lock().await;
-        let client = self.in_store(move |store| store.revoke(&name)).await?;
-        self.registry.remove(&client.public_key).await;
-        Ok(client)
+    /// Shuts a client out, its session has ended when this returns; or withdraws an invitation.
+    pub(crate) async fn revoke(&self, name: String) -> Result<Entry, StoreError> {
+        let mut in_force = self.in_force.lock().await;
+        let entry = self.in_store(move |store| store.revoke(&name, store::now())).await?;
+        if let Some(key) = &entry.public_key {
+            self.registry.remove(key).await;
+        }
+        self.follow_clients(&mut in_force).await;
+        Ok(entry)
     }
 
-    /// All clients.
-    pub(crate) async fn clients(&self) -> Result<Vec<Client>, StoreError> {
-        self.in_store(Store::clients).await
+    /// All clients, and who is invited.
+    pub(crate) async fn clients(&self) -> Result<Vec<Entry>, StoreError> {
+        self.in_store(|store| store.entries(store::now())).await
     }
 
     /// The sessions.
@@ -94,11 +126,16 @@ impl Relay {
     ) -> Result<T, StoreError> {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        done.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())))
+        let done = done.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())));
+        if let Err(StoreError::Pool(error @ PoolError::Exhausted { .. })) = &done {
+            self.metrics.pool_exhausted.inc();
+            warn!("{error}");
+        }
+        done
     }
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
     // Everything that can be wrong without touching the kernel's network comes first.
     let key = PrivateKey::load(&config.identity.private_key_file)?;
     let pools = config.pools()?;
@@ -106,11 +143,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
     // Before any of the kernel's state: a SIGTERM from here on is a stop, not a death.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
     let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
-    for client in store.reconcile(&pools)? {
-        warn!(client = client.name, lease = ?client.lease, "the pools changed: this client has other addresses now");
+    for moved in store.reconcile(&pools, store::now())? {
+        warn!(client = moved.name, from = %moved.from, to = %moved.to, "[pool] changed: this client has other addresses now");
     }
     let clients = store.clients()?;
     let metrics = Arc::new(Metrics::new()?);
@@ -122,27 +160,36 @@ async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
 
-    let tun = Arc::new(network::set_up(&config, &served).await?);
+    let redirects = forwards::redirects(&store.forwards()?, &clients, &served);
+    let ruleset = Ruleset::of(&config, &served, redirects);
+    let tun = Arc::new(network::set_up(&config, &served, &ruleset).await?);
     let routes = Arc::new(Routes::default());
-    let settings = Settings {
-        pools: served,
-        push: PushConfig { ipv4: None, ipv6: None, mtu: config.tunnel.mtu, dns: config.dns.servers.clone() },
-        queue_bytes: config.limits.queue_bytes,
-        session_idle: config.limits.session_idle(),
-    };
-    let registry = Registry::new(settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));
+    let settings = Settings::of(&config);
+    let registry =
+        Registry::new(served, settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));
     let registry = Arc::new(registry);
     clients.iter().for_each(|client| registry.add(client));
-    let relay =
-        Relay { store: Arc::new(store), pools, registry: Arc::clone(&registry), changing: Mutex::new(()) };
+    let address = config.listen.address;
+    let relay = Arc::new(Relay {
+        public_key: key.public(),
+        store: Arc::new(store),
+        pools,
+        served,
+        registry: Arc::clone(&registry),
+        limiter: Arc::new(std::sync::Mutex::new(Limiter::new(config.limits.clone()))),
+        metrics: Arc::clone(&metrics),
+        path: path.to_owned(),
+        in_force: Mutex::new(InForce { config, ruleset }),
+    });
 
-    let gate = Gate::new(&key, &registry, &metrics, &config.limits);
+    let gate = Gate::new(&key, &relay, &metrics);
     let accepting = tokio::spawn(gate.run(listener));
-    let administering = tokio::spawn(admin::run(admin, Arc::new(relay)));
+    let administering = tokio::spawn(admin::run(admin, Arc::clone(&relay)));
+    tokio::spawn(reload_on(hangup, relay));
     let janitor = Arc::clone(&registry);
     tokio::spawn(async move { janitor.run_janitor().await });
     feed_watchdog();
-    info!(address = %config.listen.address, public_key = %key.public(), clients = clients.len(), "serving");
+    info!(%address, public_key = %key.public(), clients = clients.len(), "serving");
     notify::ready();
 
     let result = tokio::select! {
@@ -160,6 +207,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     info!("stopped; the device and the rules stay for the next start, `home-relay cleanup` removes them");
     result
+}
+
+/// Reads the configuration anew at each SIGHUP; what comes of it is in the log.
+async fn reload_on(mut hangup: Signal, relay: Arc<Relay>) {
+    while hangup.recv().await.is_some() {
+        notify::reloading();
+        let _ = relay.reload().await;
+        notify::ready();
+    }
 }
 
 fn bind_admin(config: &Config) -> anyhow::Result<control::Listener> {

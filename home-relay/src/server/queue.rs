@@ -10,12 +10,12 @@ use mobile_proto::{Offload, Packet, PacketBuf};
 /// The queue; the newest packet is refused when it is full.
 #[derive(Debug)]
 pub(crate) struct PacketQueue {
-    capacity: usize,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    capacity: usize,
     packets: VecDeque<PacketBuf>,
     bytes: usize,
     reader: Option<Waker>,
@@ -24,13 +24,18 @@ struct State {
 impl PacketQueue {
     /// For at most `capacity` bytes of packets.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity, state: Mutex::default() }
+        Self { state: Mutex::new(State { capacity, ..State::default() }) }
+    }
+
+    /// For another number of bytes from now on; what waits stays.
+    pub(crate) fn set_capacity(&self, capacity: usize) {
+        self.lock().capacity = capacity;
     }
 
     /// Adds a packet; false if there is no room.
     pub(crate) fn push(&self, packet: Packet<'_>) -> bool {
         let mut state = self.lock();
-        if state.bytes + packet.len() > self.capacity {
+        if state.bytes + packet.len() > state.capacity {
             return false;
         }
         state.bytes += packet.len();

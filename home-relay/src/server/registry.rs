@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use mobile_io::driver::{DriverEvent, TlsStream};
@@ -17,25 +18,52 @@ use super::guard::Guard;
 use super::queue::PacketQueue;
 use super::session::{ClientIo, Live, Sink};
 use crate::admin::{PathInfo, SessionInfo};
+use crate::config::Config;
 use crate::metrics::{Handshake, Metrics};
 use crate::pool::{Lease, Pools};
 use crate::store::Client;
 
-/// What every session is made with.
+/// What every session is made with, and follows when it changes.
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// The pools this host serves.
-    pub(crate) pools: Pools,
     /// Pushed to clients, with their addresses.
     pub(crate) push: PushConfig,
     /// Packets waiting for one client.
     pub(crate) queue_bytes: usize,
     /// How long a session without a path is kept.
     pub(crate) session_idle: Duration,
+    /// Clients do not reach each other.
+    pub(crate) isolate: bool,
+}
+
+impl Settings {
+    /// As configured.
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            push: PushConfig {
+                ipv4: None,
+                ipv6: None,
+                mtu: config.tunnel.mtu,
+                dns: config.dns.servers.clone(),
+            },
+            queue_bytes: config.limits.queue_bytes,
+            session_idle: config.limits.session_idle(),
+            isolate: config.clients.isolate,
+        }
+    }
+
+    fn push_to(&self, lease: &Lease) -> PushConfig {
+        PushConfig { ipv4: lease.ipv4, ipv6: lease.ipv6, ..self.push.clone() }
+    }
 }
 
 /// All clients and their sessions.
 pub(crate) struct Registry {
-    settings: Settings,
+    /// The pools this host serves.
+    pools: Pools,
+    settings: RwLock<Settings>,
+    /// Of the settings, where every packet asks for it.
+    isolate: Arc<AtomicBool>,
     members: RwLock<HashMap<PublicKey, Arc<Member>>>,
     routes: Arc<Routes>,
     sink: Arc<dyn Sink>,
@@ -67,32 +95,73 @@ pub(crate) struct Unauthorized;
 impl Registry {
     /// Without clients.
     pub(crate) fn new(
+        pools: Pools,
         settings: Settings,
         routes: Arc<Routes>,
         sink: Arc<dyn Sink>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { settings, members: RwLock::default(), routes, sink, metrics }
+        let isolate = Arc::new(AtomicBool::new(settings.isolate));
+        let settings = RwLock::new(settings);
+        Self { pools, settings, isolate, members: RwLock::default(), routes, sink, metrics }
+    }
+
+    /// Other settings from now on, for the sessions that are there too.
+    pub(crate) async fn set_settings(&self, settings: Settings) {
+        self.isolate.store(settings.isolate, Ordering::Relaxed);
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
+        for member in self.all() {
+            member.queue.set_capacity(settings.queue_bytes);
+            // A session that begins meanwhile has the new ones already.
+            if let Some(live) = &member.slot.lock().await.live {
+                live.push(settings.push_to(&member.lease));
+            }
+        }
+    }
+
+    fn settings(&self) -> RwLockReadGuard<'_, Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets a client in; one that is there already stays as it is.
     pub(crate) fn add(&self, client: &Client) {
-        let pools = &self.settings.pools;
-        // A family this host cannot serve is leased all the same, for the day it can.
-        let lease = Lease {
-            ipv4: client.lease.ipv4.filter(|_| pools.ipv4().is_some()),
-            ipv6: client.lease.ipv6.filter(|_| pools.ipv6().is_some()),
-        };
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         members.entry(client.public_key).or_insert_with(|| {
             self.metrics.clients.inc();
-            Arc::new(Member {
-                name: client.name.clone(),
-                lease,
-                queue: Arc::new(PacketQueue::new(self.settings.queue_bytes)),
-                slot: Mutex::default(),
-            })
+            self.new_member(client)
         });
+    }
+
+    /// Lets a client in, or gives it the addresses it has now: with others than before its session ends, and it may
+    /// begin another one at once.
+    pub(crate) async fn add_or_move(&self, client: &Client) {
+        match self.member(&client.public_key) {
+            None => self.add(client),
+            Some(old) if old.lease == self.served(client.lease) => {}
+            Some(old) => {
+                self.end(&old, CloseCode::SessionGone).await;
+                let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+                members.insert(client.public_key, self.new_member(client));
+            }
+        }
+    }
+
+    fn new_member(&self, client: &Client) -> Arc<Member> {
+        Arc::new(Member {
+            name: client.name.clone(),
+            lease: self.served(client.lease),
+            queue: Arc::new(PacketQueue::new(self.settings().queue_bytes)),
+            slot: Mutex::default(),
+        })
+    }
+
+    /// A family this host cannot serve is leased all the same, for the day it can.
+    fn served(&self, lease: Lease) -> Lease {
+        let pools = &self.pools;
+        Lease {
+            ipv4: lease.ipv4.filter(|_| pools.ipv4().is_some()),
+            ipv6: lease.ipv6.filter(|_| pools.ipv6().is_some()),
+        }
     }
 
     /// Shuts a client out: no handshake succeeds from now on, and its session ends at once.
@@ -100,12 +169,17 @@ impl Registry {
         let member = self.members.write().unwrap_or_else(PoisonError::into_inner).remove(key);
         let Some(member) = member else { return };
         self.metrics.clients.dec();
+        self.end(&member, CloseCode::Revoked).await;
+    }
+
+    /// Ends the session of a member that is no longer, or is replaced.
+    async fn end(&self, member: &Member, code: CloseCode) {
         let mut slot = member.slot.lock().await;
         slot.revoked = true;
         if let Some(live) = slot.live.take() {
-            self.unroute(&member);
-            live.shut_down(CloseCode::Revoked).await;
-            info!(client = member.name, session = %live.id(), "session closed: the client was revoked");
+            self.unroute(member);
+            live.shut_down(code).await;
+            info!(client = member.name, session = %live.id(), "session closed: {code}");
         }
     }
 
@@ -185,17 +259,14 @@ impl Registry {
 
     /// Now and then: brings metrics up to date and ends sessions whose client stayed away too long.
     pub(crate) async fn run_janitor(&self) {
-        // Often enough that a limit of a few seconds is kept; seldom enough that thousands of
-        // sessions cost nothing.
-        let period = (self.settings.session_idle / 4).min(Duration::from_secs(15));
-        let mut ticks = tokio::time::interval(period);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            let session_idle = self.settings().session_idle;
+            // Often enough that a limit of a few seconds is kept; seldom enough that thousands of sessions cost nothing.
+            tokio::time::sleep((session_idle / 4).min(Duration::from_secs(15))).await;
             for member in self.all() {
                 let mut slot = member.slot.lock().await;
                 let Some(live) = slot.live.clone() else { continue };
-                if live.refresh().await.is_none() || live.pathless_for().await < self.settings.session_idle {
+                if live.refresh().await.is_none() || live.pathless_for().await < session_idle {
                     continue;
                 }
                 info!(client = member.name, session = %live.id(), "session closed: its client stayed away too long");
@@ -230,14 +301,13 @@ impl Registry {
     fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Unacknowledged) -> Arc<Live> {
         // 0 means "none known" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
-        let push =
-            PushConfig { ipv4: member.lease.ipv4, ipv6: member.lease.ipv6, ..self.settings.push.clone() };
+        let push = self.settings().push_to(&member.lease);
         let mut session = Session::server(hello.session, epoch, mobile_proto::Limits::default(), push);
         session.requeue(waiting);
         let io = ClientIo {
             queue: Arc::clone(&member.queue),
             routes: Arc::clone(&self.routes),
-            guard: Guard::new(member.lease, self.settings.pools),
+            guard: Guard::new(member.lease, self.pools, Arc::clone(&self.isolate)),
             sink: Arc::clone(&self.sink),
             metrics: Arc::clone(&self.metrics),
         };

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, Snapshot, TlsStream};
 use mobile_io::tun::Tun;
-use mobile_proto::{CloseCode, Hello, Offload, Packet, PathId, Session, SessionId, Stats, Unacknowledged};
+use mobile_proto::{
+    CloseCode, Hello, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats, Unacknowledged,
+};
 use tokio::sync::{Mutex, mpsc};
 
 use super::demux::Routes;
@@ -126,6 +128,11 @@ impl Live {
         self.seen.lock().await.peers.insert(hello.path, peer);
         self.handle.accept_path(hello, leftover, stream);
         self.refresh().await;
+    }
+
+    /// Pushes another configuration to the client.
+    pub(crate) fn push(&self, config: PushConfig) {
+        self.handle.set_config(config);
     }
 
     /// Looks at the session and brings the metrics up to date; `None` when it has stopped.

@@ -7,20 +7,25 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mobile_io::driver::{self, DriverEvent, Handle, PacketIo};
+use mobile_io::invitation::TokenHash;
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::{tls, transport};
+use mobile_proto::enroll::{self, Answer, Refusal, Token};
 use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::demux::Routes;
 use super::guard::tests::packet;
+use super::limiter::Limiter;
 use super::listener::Gate;
 use super::registry::{Registry, Settings};
 use super::session::Sink;
-use crate::config::Limits;
-use crate::metrics::{Drop, Handshake, Metrics};
+use super::{InForce, Relay, Store};
+use crate::config::{Config, Limits};
+use crate::metrics::{Drop, Enrolment, Handshake, Metrics};
+use crate::network::nft::Ruleset;
 use crate::pool::{Lease, Pools};
 use crate::store::Client;
 
@@ -38,6 +43,8 @@ impl Sink for mpsc::UnboundedSender<Vec<u8>> {
 
 /// A relay without a device: what it would write there comes out of `device`.
 struct TestRelay {
+    relay: Arc<Relay>,
+    _state: tempfile::TempDir,
     registry: Arc<Registry>,
     routes: Arc<Routes>,
     metrics: Arc<Metrics>,
@@ -50,16 +57,34 @@ impl TestRelay {
     fn start(limits: &Limits) -> Self {
         let pools = Pools::new(Some("10.9.0.0/24".parse().unwrap()), None).unwrap();
         let push = PushConfig { ipv4: None, ipv6: None, mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()] };
-        let settings = Settings { pools, push, queue_bytes: 4096, session_idle: limits.session_idle() };
+        let settings =
+            Settings { push, queue_bytes: 4096, session_idle: limits.session_idle(), isolate: true };
         let (sink, device) = mpsc::unbounded_channel();
         let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::new().unwrap()));
         let registry =
-            Arc::new(Registry::new(settings, Arc::clone(&routes), Arc::new(sink), Arc::clone(&metrics)));
+            Registry::new(pools, settings, Arc::clone(&routes), Arc::new(sink), Arc::clone(&metrics));
+        let registry = Arc::new(registry);
         let key = PrivateKey::generate().unwrap();
         let listener = transport::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(Gate::new(&key, &registry, &metrics, limits).run(listener));
-        Self { registry, routes, metrics, device, address, key: key.public() }
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("relay.toml");
+        let text = "listen.address = \"127.0.0.1:0\"\nidentity.private_key_file = \"key\"\npool.ipv4 = \"10.9.0.0/24\"";
+        std::fs::write(&path, text).unwrap();
+        let config = Config::load(&path).unwrap();
+        let relay = Arc::new(Relay {
+            public_key: key.public(),
+            store: Arc::new(Store::open(state.path()).unwrap()),
+            pools,
+            served: pools,
+            registry: Arc::clone(&registry),
+            limiter: Arc::new(std::sync::Mutex::new(Limiter::new(limits.clone()))),
+            metrics: Arc::clone(&metrics),
+            path: path.clone(),
+            in_force: Mutex::new(InForce { ruleset: Ruleset::of(&config, &pools, Vec::new()), config }),
+        });
+        tokio::spawn(Gate::new(&key, &relay, &metrics).run(listener));
+        Self { relay, registry, routes, metrics, device, address, key: key.public(), _state: state }
     }
 
     /// Authorises a new key, with 10.9.0.`host`.
@@ -75,7 +100,7 @@ impl TestRelay {
     }
 
     async fn tls(&self, key: &PrivateKey) -> Result<tls::TlsStream, tls::Cause> {
-        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let tcp = transport::connect(self.address, None, PATIENCE).await.unwrap();
         tls::connect(&tls::client_config(key, self.key), tcp, PATIENCE).await
     }
 
@@ -355,4 +380,86 @@ async fn stopping_says_goodbye_to_every_client() {
         assert_eq!(closed.await, CloseCode::Shutdown);
     }
     assert_eq!((relay.metrics.sessions.get(), relay.metrics.paths.get()), (0, 0));
+}
+
+mod abuse;
+
+/// What the relay says to `bytes` of a key that nobody knows, on an enrolment's connection.
+async fn enrolment(relay: &TestRelay, key: &PrivateKey, bytes: &[u8]) -> Option<Answer> {
+    use tokio::io::AsyncWriteExt as _;
+    let tcp = TcpStream::connect(relay.address).await.unwrap();
+    let mut stream = tls::connect(&tls::enrolment_config(key, relay.key), tcp, PATIENCE).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut said = Vec::new();
+    while enroll::read_answer(&said).unwrap().is_none() {
+        let mut buffer = [0; 64];
+        match soon(stream.read(&mut buffer)).await {
+            Ok(0) | Err(_) => return None,
+            Ok(read) => said.extend_from_slice(&buffer[..read]),
+        }
+    }
+    enroll::read_answer(&said).unwrap()
+}
+
+#[tokio::test]
+async fn a_key_enrols_by_a_token_and_may_connect_at_once() {
+    let relay = TestRelay::start(&Limits::default());
+    let token = Token::from_bytes([9; 16]);
+    let hash = TokenHash::of(&token);
+    relay.relay.invite("laptop".into(), hash, PATIENCE, Lease::default()).await.unwrap();
+    let (laptop, thief) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let request = enroll::request(&token);
+    for _ in 0..2 {
+        let answer = enrolment(&relay, &laptop, &request).await;
+        assert_eq!(answer, Some(Answer::Enrolled("laptop".into())), "also when its answer was lost");
+    }
+    assert_eq!(enrolment(&relay, &thief, &request).await, Some(Answer::Refused(Refusal::Used)));
+    let guess = enroll::request(&Token::from_bytes([8; 16]));
+    assert_eq!(enrolment(&relay, &thief, &guess).await, Some(Answer::Refused(Refusal::Unknown)));
+    for (result, count) in [(Enrolment::Enrolled, 2), (Enrolment::Used, 1), (Enrolment::Unknown, 1)] {
+        assert_eq!(relay.metrics.enrolments(result), count, "{result:?}");
+    }
+    assert_eq!(relay.metrics.clients.get(), 1);
+    TestClient::new(1).move_to(&relay, &laptop, 1).await;
+}
+
+#[tokio::test]
+async fn a_stranger_gets_no_path_by_an_enrolments_connection_and_few_of_them_a_place() {
+    let relay = TestRelay::start(&Limits::default());
+    let stranger = PrivateKey::generate().unwrap();
+    for bytes in [&[0x10; 40][..], b"GET / HTTP/1.1\r\n\r\n", &[0x20, 0x41, 0x01]] {
+        assert_eq!(enrolment(&relay, &stranger, bytes).await, Some(Answer::Refused(Refusal::Malformed)));
+    }
+    assert!(relay.registry.sessions().await.is_empty());
+    // Sixteen that say nothing, and one more.
+    let mut silent = Vec::new();
+    for _ in 0..17 {
+        let tcp = TcpStream::connect(relay.address).await.unwrap();
+        silent.push(tls::connect(&tls::enrolment_config(&stranger, relay.key), tcp, PATIENCE).await.unwrap());
+    }
+    eventually(async || relay.metrics.enrolments(Enrolment::Busy) == 1).await;
+    // Clients are not disturbed.
+    let key = relay.admit(2);
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+}
+
+#[tokio::test]
+async fn other_addresses_end_the_session_and_the_next_one_has_them() {
+    let relay = TestRelay::start(&Limits::default());
+    let key = relay.admit(2);
+    let mut client = TestClient::new(1);
+    client.move_to(&relay, &key, 1).await;
+    let lease = Lease { ipv4: Some([10, 9, 0, 7].into()), ipv6: None };
+    let moved = Client { name: "client-2".into(), public_key: key.public(), lease, created: 0 };
+    relay.registry.add_or_move(&moved).await;
+    assert!(relay.registry.sessions().await.is_empty() && relay.registry.is_authorized(&key.public()));
+    let mut again = TestClient::new(1);
+    again.move_to(&relay, &key, 1).await;
+    let to_it = packet("192.0.2.1", "10.9.0.7");
+    relay.routes.dispatch(&to_it).unwrap();
+    assert_eq!(again.got().await, to_it);
+    relay.registry.add_or_move(&moved).await;
+    assert_eq!(relay.registry.sessions().await.len(), 1, "the same again changes nothing");
+    assert_eq!(relay.metrics.clients.get(), 1);
 }

@@ -1,5 +1,6 @@
 //! One path's transport: what is being written, and its orderly end.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -27,13 +28,18 @@ const MAX_DEPTH: usize = transport::NOTSENT_LOWAT as usize;
 /// A fast path is asked only so often whether it still is one; a slow one each time that it takes something.
 const FAST_INTERVAL: Duration = Duration::from_millis(20);
 
+thread_local! {
+    /// A buffer for `out` of whichever transport has something to write: thousands of idle ones hold none.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// A path's transport.
 #[derive(Debug)]
 pub(super) struct Transport {
     pub(super) id: PathId,
     stream: TlsStream,
     /// Plaintext taken from the session; bytes before `written` are in rustls.
-    pub(super) out: Vec<u8>,
+    out: Vec<u8>,
     written: usize,
     unflushed: bool,
     batch: usize,
@@ -75,6 +81,22 @@ impl Transport {
 
     pub(super) fn consume(&mut self, bytes: usize) {
         Pin::new(&mut self.stream).consume(bytes);
+    }
+
+    /// Where to put what is to be written next.
+    pub(super) fn out(&mut self) -> &mut Vec<u8> {
+        if self.out.capacity() == 0 {
+            self.out = SPARE.take();
+        }
+        &mut self.out
+    }
+
+    /// Is nothing left to write? Then its buffer is another's to use.
+    pub(super) fn is_drained(&mut self) -> bool {
+        if self.out.is_empty() && self.out.capacity() > 0 {
+            SPARE.set(std::mem::take(&mut self.out));
+        }
+        self.out.is_empty()
     }
 
     /// How much to put into `out` next.

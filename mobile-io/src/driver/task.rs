@@ -5,6 +5,7 @@
 //! packets while the session has no room; room comes from a transmission or an acknowledgement, that is, inside a
 //! poll, and after each transmission the question is asked again.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -34,6 +35,11 @@ const IO_RETRY: Duration = Duration::from_secs(1);
 /// A driver that is told to stop stops within this time, whether or not the peer has heard.
 const SHUTDOWN: Duration = Duration::from_millis(500);
 
+thread_local! {
+    /// The packet that is being handed over, of whichever driver is at it: thousands of idle ones hold none.
+    static PACKET: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
 /// Runs a driver to its end.
 pub(super) async fn run(
     session: Session,
@@ -47,7 +53,6 @@ pub(super) async fn run(
         commands,
         events,
         paths: Vec::new(),
-        packet: vec![0; MAX_PACKET].into_boxed_slice(),
         io_retry: None,
         io_failing: false,
         stopping: None,
@@ -81,7 +86,6 @@ struct Driver<I> {
     commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::UnboundedSender<DriverEvent>,
     paths: Vec<Transport>,
-    packet: Box<[u8]>,
     io_retry: Option<Instant>,
     io_failing: bool,
     stopping: Option<Stopping>,
@@ -295,16 +299,23 @@ impl<I: PacketIo> Driver<I> {
             return Stop::Pending;
         }
         self.io_retry = None;
+        let mut buffer = PACKET.take().unwrap_or_else(|| vec![0; MAX_PACKET].into_boxed_slice());
+        let stop = self.take_packets_into(cx, now, &mut buffer);
+        PACKET.set(Some(buffer));
+        stop
+    }
+
+    fn take_packets_into(&mut self, cx: &mut Context<'_>, now: Instant, buffer: &mut [u8]) -> Stop {
         for _ in 0..PACKETS {
             if !self.wants_packets() {
                 return Stop::Full;
             }
-            match self.io.poll_recv(cx, &mut self.packet) {
+            match self.io.poll_recv(cx, buffer) {
                 Poll::Pending => return Stop::Pending,
                 Poll::Ready(Ok((length, offload))) => {
                     self.io_failing = false;
                     // What is dropped is counted by the session.
-                    let _ = self.session.enqueue(now, Packet { bytes: &self.packet[..length], offload });
+                    let _ = self.session.enqueue(now, Packet { bytes: &buffer[..length], offload });
                 }
                 Poll::Ready(Err(error)) => {
                     self.io_retry = Some(now + IO_RETRY);
@@ -352,9 +363,9 @@ impl<I: PacketIo> Driver<I> {
                     transport.hold(now);
                 }
                 let batch = transport.batch();
-                session.poll_transmit(now, transport.id, &mut transport.out, batch);
+                session.poll_transmit(now, transport.id, transport.out(), batch);
             }
-            if transport.out.is_empty() {
+            if transport.is_drained() {
                 // Pending or done, there is nothing more to write.
                 let _ = transport.poll_shut(cx)?;
                 return Ok(false);

@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use toml::Value as Toml;
 
-use super::{METRICS, Program, RELAY_PORT, Relay, set, set_value};
+use super::{METRICS, Program, RELAY_PORT, Relay, VERB_PATIENCE, set, set_value};
 use crate::lab::{Lab, addr};
 use crate::ns::Ns;
-use crate::process::{Finished, Process};
+use crate::process::{Finished, Process, finish_within};
 use crate::uplink::UplinkName;
 use crate::wait::{PATIENCE, wait_for};
 
@@ -45,13 +45,41 @@ impl Agent {
         std::fs::create_dir(&dir)?;
         let program =
             Program::new("mobile", ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
-        let cgroup = lab.group().path().join(format!("mobile-{name}"));
-        let slice = lab.group().path().join(format!("mobile-{name}.slice"));
-        let pin_dir = PathBuf::from(format!("{}-{name}", lab.pin_dir().display()));
         program.edit(|config| {
             set(config, "relay", "endpoint", format!("{}:{RELAY_PORT}", addr::RELAY4));
             set(config, "relay", "public_key", relay.public_key.as_str());
             set(config, "identity", "private_key_file", dir.join("agent.key"));
+        })?;
+        let public_key = program.answer(&["keygen"])?.trim().to_owned();
+        let addresses = relay.authorize(name, &public_key)?;
+        Self::fit(lab, name, program, public_key, &addresses)
+    }
+
+    /// The same by an invitation, which `mobile enroll` reads from stdin.
+    pub fn enroll_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay, invitation: &str) -> Result<Self> {
+        let dir = lab.dir().join(name);
+        let program =
+            Program::new("mobile", ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
+        let mut enroll = program.command(&["enroll", "-"]);
+        let said = finish_within(&mut enroll, Some(invitation.as_bytes()), VERB_PATIENCE)?.ok()?;
+        let addresses = said.lines().map(|line| Ok(line.parse()?)).collect::<Result<Vec<IpAddr>>>()?;
+        let public_key = relay.client(name)?["public_key"].as_str().unwrap_or_default().to_owned();
+        Self::fit(lab, name, program, public_key, &addresses)
+    }
+
+    /// What several agents on one machine need of their own.
+    fn fit(
+        lab: &Lab,
+        name: &str,
+        program: Program,
+        public_key: String,
+        addresses: &[IpAddr],
+    ) -> Result<Self> {
+        let dir = lab.dir().join(name);
+        let cgroup = lab.group().path().join(format!("mobile-{name}"));
+        let slice = lab.group().path().join(format!("mobile-{name}.slice"));
+        let pin_dir = PathBuf::from(format!("{}-{name}", lab.pin_dir().display()));
+        program.edit(|config| {
             // Programs of all labs see all processes: each agent needs a mark of its own.
             set_value(config, "routing", "mark", Toml::Integer(lab.mark(name).into()));
             set_value(config, "routing", "mark_mask", Toml::Integer(0xffff_0000));
@@ -62,8 +90,6 @@ impl Agent {
             set(config, "state", "dir", dir.join("state"));
             set(config, "metrics", "listen", METRICS);
         })?;
-        let public_key = program.answer(&["keygen"])?.trim().to_owned();
-        let addresses = relay.authorize(name, &public_key)?;
         let address4 = addresses.iter().find_map(|address| match address {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
@@ -75,8 +101,8 @@ impl Agent {
         Ok(Self {
             program,
             public_key,
-            address4: address4.context("`authorize` gave no IPv4 address")?,
-            address6: address6.context("`authorize` gave no IPv6 address")?,
+            address4: address4.context("the relay gave no IPv4 address")?,
+            address6: address6.context("the relay gave no IPv6 address")?,
             cgroup,
             slice,
             pin_dir,

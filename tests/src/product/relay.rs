@@ -10,7 +10,7 @@ use serde_json::Value;
 use toml::Value as Toml;
 
 use super::{METRICS, Program, RELAY_PORT, set, set_value};
-use crate::lab::Lab;
+use crate::lab::{Lab, addr};
 use crate::process::{Finished, Process};
 
 /// `home-relay` in the relay's namespace.
@@ -88,6 +88,26 @@ impl Relay {
     pub fn authorize(&self, name: &str, public_key: &str) -> Result<Vec<IpAddr>> {
         let said = self.program.answer(&["authorize", name, public_key])?;
         said.lines().map(|line| Ok(line.parse()?)).collect()
+    }
+
+    /// Invites a client to the address that the lab's machines reach; the line that was printed.
+    pub fn invite(&self, name: &str, options: &[&str]) -> Result<String> {
+        let endpoint = format!("{}:{RELAY_PORT}", addr::RELAY4);
+        self.program.answer(&[&["invite", name, "--endpoint", &endpoint], options].concat())
+    }
+
+    /// One entry of `clients --json`.
+    pub fn client(&self, name: &str) -> Result<Value> {
+        let clients = self.program.json(&["clients", "--json"])?;
+        let found = clients.as_array().and_then(|all| all.iter().find(|entry| entry["name"] == name));
+        found.cloned().with_context(|| format!("no {name} in {clients}"))
+    }
+
+    /// A counter of its metrics, by name and labels.
+    pub fn counter(&self, series: &str) -> Result<u64> {
+        let page = self.program.ns.run(&["curl", "-s", &format!("http://{METRICS}/metrics")])?;
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {series} in:\n{page}"))?.parse()?)
     }
 
     /// The daemon's process id.

@@ -1,0 +1,75 @@
+//! `forward`: ports of this host that lead to a client, on the running relay if there is one, else in its store.
+
+use anyhow::bail;
+
+use super::args::{ForwardVerb, Protocol as Word};
+use super::clients::{UNEXPECTED, ask, connect};
+use super::table::print_table;
+use crate::admin::{Answer, Request};
+use crate::config::Config;
+use crate::network::ports;
+use crate::store::{Forward, Protocol, Store};
+
+/// Adds, deletes or lists.
+pub(crate) fn run(config: &Config, verb: ForwardVerb) -> anyhow::Result<()> {
+    match verb {
+        ForwardVerb::Add { protocol, port, to } => add(
+            config,
+            Forward { protocol: protocol.into(), port: port.get(), client: to.client, to: to.port.get() },
+        ),
+        ForwardVerb::Del { protocol, port } => del(config, protocol.into(), port.get()),
+        ForwardVerb::List(format) => list(config, format.json),
+    }
+}
+
+fn add(config: &Config, forward: Forward) -> anyhow::Result<()> {
+    let answer = match connect(config)? {
+        Some(mut relay) => ask(&mut relay, &Request::Forward(forward))?,
+        None => {
+            let store = Store::open(&config.state.dir)?;
+            ports::check_free(config, forward.protocol, forward.port)?;
+            store.forward(&forward)?;
+            Answer::Forward(forward)
+        }
+    };
+    let Answer::Forward(forward) = answer else { bail!(UNEXPECTED) };
+    eprintln!("{forward}");
+    Ok(())
+}
+
+fn del(config: &Config, protocol: Protocol, port: u16) -> anyhow::Result<()> {
+    let answer = match connect(config)? {
+        Some(mut relay) => ask(&mut relay, &Request::Unforward { protocol, port })?,
+        None => Answer::Forward(Store::open(&config.state.dir)?.unforward(protocol, port)?),
+    };
+    let Answer::Forward(forward) = answer else { bail!(UNEXPECTED) };
+    eprintln!("no longer: {forward}");
+    Ok(())
+}
+
+fn list(config: &Config, json: bool) -> anyhow::Result<()> {
+    let answer = match connect(config)? {
+        Some(mut relay) => ask(&mut relay, &Request::Forwards)?,
+        None => Answer::Forwards(Store::open(&config.state.dir)?.forwards()?),
+    };
+    let Answer::Forwards(forwards) = answer else { bail!(UNEXPECTED) };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&forwards)?);
+        return Ok(());
+    }
+    let rows = forwards.iter().map(|forward| {
+        let Forward { protocol, port, client, to } = forward;
+        vec![protocol.to_string(), port.to_string(), format!("{client}:{to}")]
+    });
+    print_table(&["PROTOCOL", "PORT", "LEADS TO"], rows);
+    Ok(())
+}
+
+impl From<Word> for Protocol {
+    fn from(word: Word) -> Self {
+        match word {
+            Word::Tcp => Self::Tcp,
+            Word::Udp => Self::Udp,
+        }
+    }
+}

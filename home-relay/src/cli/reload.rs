@@ -1,0 +1,22 @@
+//! `reload`: the running relay reads its configuration anew.
+
+use anyhow::{Context as _, bail};
+
+use super::clients::{UNEXPECTED, ask, connect, not_running};
+use crate::admin::{Answer, Request};
+use crate::config::Config;
+
+/// Asks for it and prints, one key a line, what changed; what did not is for stderr.
+pub(crate) fn run(config: &Config, json: bool) -> anyhow::Result<()> {
+    let Some(mut relay) = connect(config)? else { bail!(not_running(config)) };
+    let Answer::Reloaded(reloaded) = ask(&mut relay, &Request::Reload)? else { bail!(UNEXPECTED) };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&reloaded).context("cannot encode the answer")?);
+        return Ok(());
+    }
+    reloaded.changed.iter().for_each(|key| println!("{key}"));
+    for key in &reloaded.kept {
+        eprintln!("{key} keeps its value until the relay is restarted");
+    }
+    Ok(())
+}

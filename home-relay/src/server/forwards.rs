@@ -1,0 +1,85 @@
+//! Ports of this host that lead to clients: in the store by name, in the kernel by address.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use tracing::warn;
+
+use super::{InForce, Relay};
+use crate::config::Config;
+use crate::network::nft::{Redirect, Ruleset};
+use crate::network::{self, ports};
+use crate::pool::Pools;
+use crate::store::{Client, Forward, Protocol, Store};
+
+impl Relay {
+    /// Leads a port to a client, at once and for good.
+    pub(crate) async fn forward(&self, forward: Forward) -> anyhow::Result<Forward> {
+        let mut in_force = self.in_force.lock().await;
+        let all = self.forwards().await?;
+        if !all.contains(&forward) {
+            ports::check_free(&in_force.config, forward.protocol, forward.port)?;
+        }
+        let wanted = forward.clone();
+        self.in_store(move |store| store.forward(&wanted)).await?;
+        if let Err(error) = self.follow(&mut in_force).await {
+            // What is not in force must not come into force by surprise at the next start.
+            let (protocol, port) = (forward.protocol, forward.port);
+            self.in_store(move |store| store.unforward(protocol, port)).await?;
+            return Err(error);
+        }
+        Ok(forward)
+    }
+
+    /// A port leads to its client no longer. Connections that are open go on.
+    pub(crate) async fn unforward(&self, protocol: Protocol, port: u16) -> anyhow::Result<Forward> {
+        let mut in_force = self.in_force.lock().await;
+        let removed = self.in_store(move |store| store.unforward(protocol, port)).await?;
+        self.follow(&mut in_force).await?;
+        Ok(removed)
+    }
+
+    /// All of them.
+    pub(crate) async fn forwards(&self) -> anyhow::Result<Vec<Forward>> {
+        Ok(self.in_store(Store::forwards).await?)
+    }
+
+    /// Clients have come, gone or got other addresses: the rules follow.
+    pub(super) async fn follow_clients(&self, in_force: &mut InForce) {
+        if let Err(error) = self.follow(in_force).await {
+            warn!("port forwards still lead to a client's former addresses: {error:#}");
+        }
+    }
+
+    async fn follow(&self, in_force: &mut InForce) -> anyhow::Result<()> {
+        let config = in_force.config.clone();
+        self.apply_rules(in_force, &config).await
+    }
+
+    /// Puts the rules of `config` and of the store in force, if they are others.
+    pub(super) async fn apply_rules(&self, in_force: &mut InForce, config: &Config) -> anyhow::Result<()> {
+        let (forwards, clients) = self.in_store(|store| Ok((store.forwards()?, store.clients()?))).await?;
+        let wanted = Ruleset::of(config, &self.served, redirects(&forwards, &clients, &self.served));
+        if wanted != in_force.ruleset {
+            let ruleset = wanted.clone();
+            let changed = tokio::task::spawn_blocking(move || network::change(&ruleset)).await;
+            changed.context("changing the rules")??;
+            in_force.ruleset = wanted;
+        }
+        Ok(())
+    }
+}
+
+/// Both addresses of each forward's client, as far as this host serves their families.
+pub(super) fn redirects(forwards: &[Forward], clients: &[Client], served: &Pools) -> Vec<Redirect> {
+    let of_one = |forward: &Forward| {
+        let client = clients.iter().find(|client| client.name == forward.client);
+        let addresses = client.into_iter().flat_map(|client| client.lease.addresses());
+        let (protocol, port, to) = (forward.protocol.name(), forward.port, forward.to);
+        let served = addresses.filter(|address| served.contains(*address));
+        served
+            .map(move |address| Redirect { protocol, port, to: SocketAddr::new(address, to) })
+            .collect::<Vec<_>>()
+    };
+    forwards.iter().flat_map(of_one).collect()
+}

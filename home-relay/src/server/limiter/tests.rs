@@ -1,0 +1,136 @@
+//! With a clock of our own.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn limits() -> Limits {
+    Limits {
+        half_open: 8,
+        half_open_per_source: 4,
+        handshake_rate: 20,
+        handshake_rate_per_source: 2,
+        ..Limits::default()
+    }
+}
+
+fn four(host: u32) -> IpAddr {
+    IpAddr::V4((0x0a00_0000 + host).into())
+}
+
+/// So many of `count` attempts at one moment are let in; each ends at once.
+fn let_in(limiter: &mut Limiter, now: Instant, address: IpAddr, count: usize) -> usize {
+    let attempt = |limiter: &mut Limiter| limiter.admit(now, address).map(|ticket| limiter.end(&ticket));
+    (0..count).filter(|_| attempt(limiter).is_ok()).count()
+}
+
+#[test]
+fn a_source_has_its_burst_and_then_its_rate_and_others_have_theirs() {
+    let mut limiter = Limiter::new(limits());
+    let start = Instant::now();
+    assert_eq!(let_in(&mut limiter, start, four(1), 100), 20, "10 seconds' worth");
+    assert_eq!(limiter.admit(start, four(1)).unwrap_err(), Handshake::SourceRate);
+    assert_eq!(let_in(&mut limiter, start + Duration::from_secs(3), four(1), 100), 6);
+    assert_eq!(
+        let_in(&mut limiter, start + Duration::from_secs(3), four(2), 100),
+        14,
+        "of all strangers' 20"
+    );
+    assert_eq!(limiter.admit(start + Duration::from_secs(3), four(3)).unwrap_err(), Handshake::Rate);
+}
+
+#[test]
+fn one_ipv6_network_is_one_source() {
+    let mut limiter = Limiter::new(limits());
+    let now = Instant::now();
+    let of = |text: &str| text.parse::<IpAddr>().unwrap();
+    assert_eq!(let_in(&mut limiter, now, of("2001:db8::1"), 19), 19);
+    assert_eq!(let_in(&mut limiter, now, of("2001:db8::2:0:0:1"), 9), 1, "the same /64");
+    let later = now + ALL_BURST;
+    assert_eq!(let_in(&mut limiter, later, of("2001:db8:0:1::1"), 9), 9, "the next");
+}
+
+#[test]
+fn a_flood_of_strangers_does_not_shut_out_those_who_are_known() {
+    let mut limiter = Limiter::new(limits());
+    let now = Instant::now();
+    limiter.proved(now, four(1));
+    let flood: Vec<_> = (100..200).filter_map(|host| limiter.admit(now, four(host)).ok()).collect();
+    assert_eq!(flood.len(), 6, "three quarters of what may be half open");
+    assert_eq!(limiter.admit(now, four(2)).unwrap_err(), Handshake::Busy);
+    let ticket = limiter.admit(now, four(1)).unwrap();
+    limiter.end(&ticket);
+    flood.iter().for_each(|ticket| limiter.end(ticket));
+    assert_eq!((200..300).map(|host| let_in(&mut limiter, now, four(host), 1)).sum::<usize>(), 14);
+    assert_eq!(let_in(&mut limiter, now, four(1), 1000), 199, "ten times a stranger's burst");
+    // The next day it is a stranger again, and would be if it never came back.
+    assert_eq!(let_in(&mut limiter, now + KNOWN_FOR, four(1), 1000), 20);
+}
+
+#[test]
+fn half_open_connections_of_one_source_are_bounded() {
+    let mut limiter = Limiter::new(limits());
+    let now = Instant::now();
+    let held: Vec<_> = (0..4).map(|_| limiter.admit(now, four(1)).unwrap()).collect();
+    assert_eq!(limiter.admit(now, four(1)).unwrap_err(), Handshake::SourceBusy);
+    limiter.end(&held[0]);
+    assert!(limiter.admit(now, four(1)).is_ok());
+}
+
+#[test]
+fn other_limits_hold_from_now_on() {
+    let mut limiter = Limiter::new(limits());
+    let now = Instant::now();
+    assert_eq!(let_in(&mut limiter, now, four(1), 100), 20);
+    limiter.set_limits(Limits { handshake_rate: 100, handshake_rate_per_source: 4, ..limits() });
+    assert_eq!(let_in(&mut limiter, now + Duration::from_secs(1), four(1), 100), 4);
+}
+
+#[test]
+fn tables_are_bounded_and_a_source_without_room_has_the_limits_of_all() {
+    let mut limiter = Limiter::new(Limits { handshake_rate: 100_000, half_open: 100_000, ..limits() });
+    let now = Instant::now();
+    for host in 0..20_000 {
+        limiter.proved(now, four(host));
+        assert_eq!(let_in(&mut limiter, now, four(1_000_000 + host), 1), 1);
+    }
+    assert_eq!((limiter.sources.len(), limiter.known.len()), (MAX_SOURCES, MAX_KNOWN));
+    assert_eq!(let_in(&mut limiter, now, four(1_000_000), 100), 19, "who is in the table stays in it");
+    assert_eq!(let_in(&mut limiter, now, four(2_000_000), 100), 100);
+    // Once their buckets are full again the others make room.
+    let later = now + SOURCE_BURST;
+    assert_eq!(let_in(&mut limiter, later, four(2_000_000), 100), 20);
+    assert!(limiter.sources.len() < 10);
+}
+
+proptest! {
+    /// Whatever comes when, no source gets more than its burst and its rate, strangers together neither, and what is
+    /// half open is counted right.
+    #[test]
+    fn no_order_of_events_gets_around_the_limits(
+        events in proptest::collection::vec((0_u64..400, 0_u32..4, any::<bool>()), 1..300),
+    ) {
+        let start = Instant::now();
+        let mut limiter = Limiter::new(limits());
+        let (mut elapsed, mut open, mut total) = (0, Vec::new(), [0_u32; 4]);
+        for (pause, host, ends) in events {
+            elapsed += pause;
+            if let Ok(ticket) = limiter.admit(start + Duration::from_millis(elapsed), four(host)) {
+                total[host as usize] += 1;
+                open.push(ticket);
+            }
+            if ends && let Some(ticket) = open.pop() {
+                limiter.end(&ticket);
+            }
+            prop_assert_eq!(limiter.half_open, open.len());
+            prop_assert!(open.len() <= 6);
+            let seconds = elapsed as f64 / 1000.0;
+            for count in total {
+                prop_assert!(f64::from(count) <= 20.0 + 2.0 * seconds + 1e-6);
+            }
+            prop_assert!(f64::from(total.iter().sum::<u32>()) <= 20.0 + 20.0 * seconds + 1e-6);
+        }
+        let all: usize = limiter.sources.values().map(|source| source.half_open).sum();
+        prop_assert_eq!(all, open.len());
+    }
+}

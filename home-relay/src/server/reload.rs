@@ -1,0 +1,125 @@
+//! The configuration read anew while sessions go on. A file that cannot be used, or that the kernel refuses, changes
+//! nothing; what cannot change at run time keeps its old value, and is named.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::Relay;
+use super::registry::Settings;
+use crate::config::Config;
+
+/// The sections that can change at run time. The others are what sessions, sockets and the device were made of.
+const LIVE: [&str; 4] = ["limits", "clients", "dns", "nat"];
+
+/// What a reload did, by the keys whose values differ from those in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reloaded {
+    /// In force now.
+    pub(crate) changed: Vec<String>,
+    /// Not before a restart.
+    pub(crate) kept: Vec<String>,
+}
+
+impl Relay {
+    /// Reads the file again. On an error everything is as it was.
+    pub(crate) async fn reload(&self) -> anyhow::Result<Reloaded> {
+        let done = self.try_reload().await;
+        match &done {
+            Ok(Reloaded { changed, kept }) => {
+                self.metrics.reloads.inc();
+                info!(changed = changed.join(", "), "configuration read anew");
+                if !kept.is_empty() {
+                    warn!("changed in the file, and not before a restart: {}", kept.join(", "));
+                }
+            }
+            Err(error) => {
+                self.metrics.reloads_refused.inc();
+                warn!("the configuration was not read anew, the old one stays in force: {error:#}");
+            }
+        }
+        done
+    }
+
+    async fn try_reload(&self) -> anyhow::Result<Reloaded> {
+        let mut in_force = self.in_force.lock().await;
+        let (next, reloaded) = plan(&in_force.config, &Config::load(&self.path)?)?;
+        // What can fail comes first.
+        self.apply_rules(&mut in_force, &next).await?;
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
+        self.registry.set_settings(Settings::of(&next)).await;
+        in_force.config = next;
+        Ok(reloaded)
+    }
+}
+
+/// What is in force when `wanted` has been read over `current`, and what that means in words.
+fn plan(current: &Config, wanted: &Config) -> anyhow::Result<(Config, Reloaded)> {
+    let mut reloaded = Reloaded::default();
+    let (old, new) = (tree(current)?, tree(wanted)?);
+    for (section, key) in differing(&old, &new) {
+        let list = if LIVE.contains(&section) { &mut reloaded.changed } else { &mut reloaded.kept };
+        list.push(format!("[{section}] {key}"));
+    }
+    let Config { limits, clients, dns, nat, .. } = wanted.clone();
+    Ok((Config { limits, clients, dns, nat, ..current.clone() }, reloaded))
+}
+
+fn tree(config: &Config) -> anyhow::Result<Value> {
+    serde_json::to_value(config).context("cannot compare configurations")
+}
+
+/// The keys, with their sections, of which the values differ.
+fn differing<'a>(old: &'a Value, new: &'a Value) -> BTreeSet<(&'a str, &'a str)> {
+    let keys = |tree: &'a Value| {
+        let sections = tree.as_object().into_iter().flatten();
+        sections.flat_map(|(section, values)| {
+            values.as_object().into_iter().flatten().map(move |(key, _)| (section.as_str(), key.as_str()))
+        })
+    };
+    keys(old).chain(keys(new)).filter(|(section, key)| old[section][key] != new[section][key]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(rest: &str) -> Config {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay.toml");
+        let text = format!(
+            "[listen]\naddress = \"[::]:443\"\n[identity]\nprivate_key_file = \"/relay.key\"\n[pool]\nipv4 = \
+             \"10.1.0.0/24\"\n{rest}"
+        );
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).unwrap()
+    }
+
+    #[test]
+    fn nothing_differs_from_itself() {
+        let (_, reloaded) = plan(&config(""), &config("[nat]\nmasquerade = true\n")).unwrap();
+        assert_eq!(reloaded, Reloaded::default());
+    }
+
+    #[test]
+    fn what_can_change_changes_and_what_cannot_is_named_and_stays() {
+        let wanted = config(
+            "[limits]\nhalf_open = 7\n[dns]\nservers = [\"192.0.2.1\"]\n[tunnel]\nmtu = 1400\n\
+             [admin]\ngroup = \"wheel\"\n[nat]\ninterface = \"eth0\"\n[clients]\nisolate = false\n",
+        );
+        let (next, reloaded) = plan(&config(""), &wanted).unwrap();
+        assert_eq!(
+            reloaded.changed,
+            ["[clients] isolate", "[dns] servers", "[limits] half_open", "[nat] interface"]
+        );
+        assert_eq!(reloaded.kept, ["[admin] group", "[tunnel] mtu"]);
+        assert_eq!((next.limits.half_open, next.clients.isolate), (7, false));
+        assert_eq!((next.tunnel.mtu, next.admin.group), (1500, None));
+        assert_eq!(next.dns.servers.len(), 1);
+        assert_eq!(next.nat.interface.as_deref(), Some("eth0"));
+    }
+}

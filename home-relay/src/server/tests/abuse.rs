@@ -1,0 +1,267 @@
+//! What strangers, and clients that are broken, can do at the relay's port: with the real protocol.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpSocket};
+
+use super::*;
+
+/// A connection from another of loopback's addresses.
+async fn from(relay: &TestRelay, source: &str) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
+    socket.connect(relay.address).await
+}
+
+/// The end of a connection: orderly, or by a reset.
+async fn is_closed(tcp: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
+    soon(async {
+        let mut buffer = [0; 1024];
+        while matches!(tcp.read(&mut buffer).await, Ok(1..)) {}
+    })
+    .await;
+    true
+}
+
+/// Writes one byte after another, slowly, until the other side has had enough.
+async fn dribble(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
+    for byte in bytes {
+        if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The first bytes a client sends in TLS, and in the session.
+fn first_words() -> [Vec<u8>; 2] {
+    let key = PrivateKey::generate().unwrap();
+    let config = tls::client_config(&key, key.public());
+    let name = rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+    let (mut hello, mut session_hello) = (Vec::new(), Vec::new());
+    rustls::ClientConnection::new(config, name).unwrap().write_tls(&mut hello).unwrap();
+    let mut session = Session::client(SessionId([1; 16]), mobile_proto::Limits::default());
+    let now = Instant::now();
+    session.open_path(now, PathId(1));
+    session.poll_transmit(now, PathId(1), &mut session_hello, 4096);
+    [hello, session_hello]
+}
+
+#[tokio::test]
+async fn a_slow_sender_has_one_deadline_for_all_it_sends() {
+    let relay = TestRelay::start(&Limits { handshake_timeout: 1, ..Limits::default() });
+    let key = relay.admit(2);
+    let [client_hello, hello] = first_words();
+    assert!(client_hello.len() > 20 && hello.len() > 20, "longer than the deadline at this pace");
+    let start = Instant::now();
+    let mut in_tls = TcpStream::connect(relay.address).await.unwrap();
+    let mut in_hello = relay.tls(&key).await.unwrap();
+    tokio::join!(dribble(&mut in_tls, &client_hello[..20]), dribble(&mut in_hello, &hello[..20]));
+    assert!(is_closed(&mut in_tls).await && is_closed(&mut in_hello).await);
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    eventually(async || relay.metrics.handshakes(Handshake::Timeout) == 2).await;
+    assert_eq!(relay.metrics.half_open.get(), 0);
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+}
+
+#[tokio::test]
+async fn garbage_is_counted_and_harms_nobody() {
+    let relay = TestRelay::start(&Limits::default());
+    let [client_hello, _] = first_words();
+    let mut cut = client_hello.clone();
+    cut.iter_mut().skip(60).for_each(|byte| *byte ^= 0x5a);
+    let random: Vec<u8> = (0..4096).map(|_| rand::random()).collect();
+    let all = [
+        &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        b"SSH-2.0-x\r\n",
+        &cut,
+        &random,
+        &[0x16, 3, 1, 0xff, 0xff, 1],
+    ];
+    for garbage in all {
+        let mut tcp = TcpStream::connect(relay.address).await.unwrap();
+        tcp.write_all(garbage).await.unwrap();
+        tcp.shutdown().await.unwrap();
+        assert!(is_closed(&mut tcp).await);
+    }
+    eventually(async || relay.metrics.handshakes(Handshake::Tls) == all.len() as u64).await;
+    let key = relay.admit(2);
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+}
+
+#[tokio::test]
+async fn an_old_handshake_sent_again_is_nothing() {
+    let relay = TestRelay::start(&Limits::default());
+    let key = relay.admit(2);
+    // Between the two, somebody who keeps what the client says.
+    let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let middle = proxy.local_addr().unwrap();
+    let address = relay.address;
+    let recording = tokio::spawn(async move {
+        let (near, _) = proxy.accept().await.unwrap();
+        let far = TcpStream::connect(address).await.unwrap();
+        let ((mut near_in, mut near_out), (mut far_in, mut far_out)) = (near.into_split(), far.into_split());
+        let back = tokio::spawn(async move { tokio::io::copy(&mut far_in, &mut near_out).await });
+        let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+        while let Ok(length @ 1..) = near_in.read(&mut buffer).await {
+            said.extend_from_slice(&buffer[..length]);
+            far_out.write_all(&buffer[..length]).await.unwrap();
+        }
+        back.abort();
+        said
+    });
+    let mut client = TestClient::new(1);
+    let tcp = TcpStream::connect(middle).await.unwrap();
+    let stream = tls::connect(&tls::client_config(&key, relay.key), tcp, PATIENCE).await.unwrap();
+    client.handle.open_path(PathId(1), stream);
+    client.event(|event| matches!(event, Event::PathReady { .. }).then_some(())).await;
+    client.move_to(&relay, &key, 2).await;
+    let said = soon(recording).await.unwrap();
+    assert!(said.len() > 300, "a whole handshake, and a HELLO: {}", said.len());
+    let before = relay.registry.sessions().await;
+
+    let mut replay = TcpStream::connect(relay.address).await.unwrap();
+    replay.write_all(&said).await.unwrap();
+    // There is no more to say it with.
+    replay.shutdown().await.unwrap();
+    assert!(is_closed(&mut replay).await);
+    eventually(async || relay.metrics.handshakes(Handshake::Tls) == 1).await;
+    let after = relay.registry.sessions().await;
+    assert_eq!((before[0].session.as_str(), 1), (after[0].session.as_str(), after[0].paths.len()));
+    assert_eq!(relay.metrics.handshakes(Handshake::Opened), 1);
+}
+
+#[tokio::test]
+async fn a_source_over_its_rate_is_refused_before_tls_and_others_are_not() {
+    let relay = TestRelay::start(&Limits { handshake_rate_per_source: 1, ..Limits::default() });
+    for _ in 0..20 {
+        // Refused by a reset, which may come before the connection is known to be there.
+        if let Ok(mut tcp) = from(&relay, "127.0.0.2").await {
+            let _ = tcp.write_all(b"no TLS at all, and long enough to be known as such").await;
+            assert!(is_closed(&mut tcp).await);
+        }
+    }
+    eventually(async || {
+        let count = |result| relay.metrics.handshakes(result);
+        count(Handshake::SourceRate) >= 8 && count(Handshake::SourceRate) + count(Handshake::Tls) == 20
+    })
+    .await;
+    let key = relay.admit(2);
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+}
+
+/// The time in which 19 of 20 handshakes are done.
+async fn p95(relay: &TestRelay, key: &PrivateKey, count: usize) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        let mut stream = relay.tls(key).await.expect("a known source is never refused");
+        times.push(start.elapsed());
+        stream.shutdown().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    times.sort_unstable();
+    times[count * 95 / 100]
+}
+
+/// A thousand connections a second, from as many sources as there are, each with a ClientHello that is not finished.
+fn flood(to: SocketAddr, over: &AtomicBool) -> usize {
+    let [client_hello, _] = first_words();
+    let mut sent = 0;
+    let start = Instant::now();
+    while !over.load(Ordering::Relaxed) {
+        let number = u32::try_from(sent).unwrap() % 60_000;
+        let source = IpAddr::V4((0x7f02_0001 + number).into());
+        let socket = connect_from(SocketAddr::new(source, 0), to);
+        if let Ok(mut tcp) = socket {
+            let _ = tcp.write_all(&client_hello);
+        }
+        sent += 1;
+        let due = start + Duration::from_millis(sent as u64);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    sent
+}
+
+fn connect_from(source: SocketAddr, to: SocketAddr) -> io::Result<std::net::TcpStream> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stream = runtime.block_on(async {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(source)?;
+        socket.connect(to).await
+    })?;
+    stream.into_std()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_known_client_connects_through_a_flood_of_a_thousand_a_second() {
+    let relay = TestRelay::start(&Limits { handshake_rate_per_source: 1000, ..Limits::default() });
+    let key = relay.admit(2);
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+    let idle = p95(&relay, &key, 100).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let (until, address) = (Arc::clone(&over), relay.address);
+    let flooding = std::thread::spawn(move || flood(address, &until));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let busy = p95(&relay, &key, 100).await;
+    over.store(true, Ordering::Relaxed);
+    let sent = flooding.join().unwrap();
+    eprintln!("p95 of a handshake: {idle:?} idle, {busy:?} beside {sent} strangers");
+    assert!(relay.metrics.handshakes(Handshake::Rate) > 0, "the strangers were held to their rate");
+    // What is measured on a machine that does nothing else is twice the idle time at most.
+    assert!(busy < idle * 10 + Duration::from_millis(50), "{idle:?} {busy:?}");
+}
+
+const CHILD: &str = "HOME_RELAY_RECONNECT_CHILD";
+const RECONNECTS: u32 = 10_000;
+
+/// What this process holds: descriptors, and resident KiB.
+fn holds() -> (usize, usize) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let rss = line.trim().trim_end_matches(" kB").parse().unwrap();
+    (std::fs::read_dir("/proc/self/fd").unwrap().count(), rss)
+}
+
+#[test]
+fn ten_thousand_reconnects_leave_nothing_behind() {
+    if std::env::var_os(CHILD).is_none() {
+        // A process of its own: descriptors and memory are the whole process's.
+        let name = "server::tests::abuse::ten_thousand_reconnects_leave_nothing_behind";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let done = command.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        eprintln!("{}", String::from_utf8_lossy(&done.stderr));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let relay = TestRelay::start(&Limits { handshake_rate_per_source: 1_000_000, ..Limits::default() });
+        let key = relay.admit(2);
+        let mut client = TestClient::new(1);
+        let mut early = (0, 0);
+        for path in 1..=RECONNECTS {
+            client.move_to(&relay, &key, path).await;
+            if path == RECONNECTS / 5 {
+                early = holds();
+            }
+        }
+        eventually(async || relay.metrics.paths.get() == 1 && relay.metrics.half_open.get() == 0).await;
+        let late = holds();
+        eprintln!(
+            "descriptors and resident KiB after {}: {early:?}, after {RECONNECTS}: {late:?}",
+            RECONNECTS / 5
+        );
+        let sessions = relay.registry.sessions().await;
+        assert_eq!((sessions.len(), sessions[0].paths.len()), (1, 1));
+        assert_eq!(relay.metrics.handshakes(Handshake::Resumed), u64::from(RECONNECTS) - 1);
+        assert!(late.0 <= early.0 + 4, "{early:?} {late:?}");
+        // 8,000 more: a leak of 256 bytes for each would be seen.
+        assert!(late.1 <= early.1 + 2048, "{early:?} {late:?}");
+    });
+}

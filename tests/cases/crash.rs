@@ -1,0 +1,263 @@
+//! The relay is killed at any instant: its store opens, has what was acknowledged, and nothing by halves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use mobile_tests::{LabOptions, Ns, RELAY_PORT, Relay, Testbed, program};
+use nix::sys::signal::Signal;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+
+use crate::Outcome;
+
+const KILLS: u32 = 100;
+/// A kill comes so long after the start at the latest: some commands take part of it, and an enrolment all.
+const LIFE: Duration = Duration::from_millis(250);
+
+/// What is known of a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Known {
+    Client { key: String, ipv4: String },
+    Invited { ipv4: String },
+    Gone,
+}
+
+/// One person at work: names of their own, and what came of each command.
+struct Worker<'a> {
+    relay: &'a Relay,
+    ns: Ns,
+    dir: PathBuf,
+    stop: &'a AtomicBool,
+    random: StdRng,
+    prefix: String,
+    count: u32,
+    known: BTreeMap<String, Known>,
+    /// The name whose last command was not acknowledged.
+    doubtful: Option<String>,
+}
+
+impl Worker<'_> {
+    /// A command that has to succeed to be known to have happened.
+    fn acknowledged(&mut self, name: &str, args: &[&str]) -> Result<Option<String>> {
+        self.doubtful = Some(name.to_owned());
+        let done = self.relay.cli(args)?;
+        if done.code() != 0 {
+            return Ok(None);
+        }
+        self.doubtful = None;
+        Ok(Some(done.stdout))
+    }
+
+    fn fresh(&mut self) -> String {
+        self.count += 1;
+        format!("{}-{}", self.prefix, self.count)
+    }
+
+    /// Authorises, moves and revokes, until it is to stop or something was not acknowledged.
+    fn administer(&mut self) -> Result<()> {
+        while !self.stop.load(Ordering::Relaxed) {
+            let clients: Vec<(String, String)> = self
+                .known
+                .iter()
+                .filter_map(|(name, known)| match known {
+                    Known::Client { key, .. } => Some((name.clone(), key.clone())),
+                    _ => None,
+                })
+                .collect();
+            let what = if clients.len() < 3 { 0 } else { self.random.random_range(0..3) };
+            let (name, key) = match clients.get(self.random.random_range(0..clients.len().max(1))) {
+                Some(client) if what > 0 => client.clone(),
+                _ => (self.fresh(), STANDARD.encode(self.random.random::<[u8; 32]>())),
+            };
+            let said = match what {
+                0 => self.acknowledged(&name, &["authorize", &name, &key])?,
+                1 => {
+                    self.count += 1;
+                    let ipv4 = format!("10.77.{}.{}", 100 + self.count / 200, 1 + self.count % 200);
+                    self.acknowledged(&name, &["authorize", &name, &key, "--ipv4", &ipv4])?
+                }
+                _ => self.acknowledged(&name, &["revoke", &name])?,
+            };
+            let Some(said) = said else { return Ok(()) };
+            let known = match what {
+                2 => Known::Gone,
+                _ => Known::Client { key, ipv4: said.lines().next().context("an address")?.to_owned() },
+            };
+            self.known.insert(name, known);
+        }
+        Ok(())
+    }
+
+    /// Invites and enrols; the enrolment is killed with the relay.
+    fn join(&mut self) -> Result<()> {
+        while !self.stop.load(Ordering::Relaxed) {
+            let name = self.fresh();
+            let endpoint = format!("127.0.0.1:{RELAY_PORT}");
+            let Some(invitation) = self.acknowledged(&name, &["invite", &name, "--endpoint", &endpoint])?
+            else {
+                return Ok(());
+            };
+            let entry = self.relay.client(&name)?;
+            let ipv4 = entry["ipv4"].as_str().context("an address")?.to_owned();
+            self.known.insert(name.clone(), Known::Invited { ipv4: ipv4.clone() });
+            let config = self.config(&name);
+            let mut enroll = self.ns.command(program("mobile")?);
+            enroll.args(["enroll", "-", "--config"]).arg(&config);
+            let quiet = enroll.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = quiet.spawn()?;
+            child.stdin.take().context("a pipe")?.write_all(invitation.as_bytes())?;
+            while child.try_wait()?.is_none() {
+                if self.stop.load(Ordering::Relaxed) {
+                    child.kill()?;
+                    child.wait()?;
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if !config.exists() {
+                self.doubtful = Some(name);
+                return Ok(());
+            }
+            // Written down here, so it is at the relay. Which key, nobody was told: that is looked up below.
+            self.known.insert(name, Known::Client { key: String::new(), ipv4 });
+        }
+        Ok(())
+    }
+
+    fn config(&self, name: &str) -> PathBuf {
+        self.dir.join(name).join("agent.toml")
+    }
+
+    /// Compares what is known with what the store has.
+    fn verify(&mut self, found: &BTreeMap<String, Known>) -> Result<()> {
+        for (name, known) in found.iter().filter(|(name, _)| name.starts_with(&self.prefix)) {
+            let expected = self.known.get(name).is_some_and(|it| *it != Known::Gone);
+            ensure!(expected || self.doubtful.as_ref() == Some(name), "{name} was not made: {known:?}");
+        }
+        for (name, known) in &mut self.known {
+            let now = found.get(name).cloned().unwrap_or(Known::Gone);
+            if let (Known::Client { key, ipv4 }, Known::Client { key: found, ipv4: at }) = (&*known, &now)
+                && (key.is_empty() && ipv4 == at && !found.is_empty())
+            {
+                *known = now.clone();
+            }
+            if *known == now {
+                continue;
+            }
+            ensure!(
+                self.doubtful.as_ref() == Some(name),
+                "{name} was acknowledged as {known:?}, and is {now:?}"
+            );
+            let whole = match (&*known, &now) {
+                // Invited, and perhaps enrolled: the same addresses.
+                (Known::Invited { ipv4 }, Known::Client { ipv4: at, .. }) => ipv4 == at,
+                // Perhaps moved, never to another key; perhaps revoked.
+                (Known::Client { key, .. }, Known::Client { key: found, .. }) => key == found,
+                (Known::Client { .. }, Known::Gone) => true,
+                _ => false,
+            };
+            ensure!(whole, "{name} was {known:?} and is {now:?}");
+            *known = now;
+        }
+        // What was not acknowledged and happened all the same is known now.
+        if let Some(name) = self.doubtful.take()
+            && let Some(now) = found.get(&name)
+        {
+            self.known.insert(name, now.clone());
+        }
+        self.known.retain(|_, known| *known != Known::Gone);
+        Ok(())
+    }
+}
+
+/// The store of a dead relay, as a command reads it.
+fn look(relay: &Relay) -> Result<BTreeMap<String, Known>> {
+    let listed: Value = serde_json::from_str(&relay.cli(&["clients", "--json"])?.ok()?)?;
+    let (mut found, mut unique) = (BTreeMap::new(), BTreeSet::new());
+    for entry in listed.as_array().context("a list")? {
+        let text = |field: &str| entry[field].as_str().map(str::to_owned);
+        let (name, ipv4) = (text("name").context("a name")?, text("ipv4").context("an IPv4 address")?);
+        let ipv6 = text("ipv6").context("an IPv6 address")?;
+        let known = match text("public_key") {
+            Some(key) => {
+                ensure!(unique.insert(key.clone()), "two clients have the key {key}");
+                Known::Client { key, ipv4: ipv4.clone() }
+            }
+            None => Known::Invited { ipv4: ipv4.clone() },
+        };
+        ensure!(unique.insert(ipv4) && unique.insert(ipv6), "two have one address: {listed}");
+        ensure!(found.insert(name.clone(), known).is_none(), "{name} is there twice: {listed}");
+    }
+    Ok(found)
+}
+
+#[test]
+fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
+    let seed = std::env::var("MOBILE_TEST_SEED").map_or_else(|_| Ok(rand::random()), |seed| seed.parse())?;
+    println!("MOBILE_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    bed.relay.configure("pool", "ipv4", "10.77.0.0/16")?;
+    bed.relay.cli(&["revoke", "laptop"])?.ok()?;
+    let stop = AtomicBool::new(false);
+    let mut kept: Vec<(u32, BTreeMap<String, Known>)> = vec![(0, BTreeMap::new()); 2];
+    let (mut happened, begun) = (0, Instant::now());
+    for round in 0..KILLS {
+        bed.relay.start()?;
+        stop.store(false, Ordering::Relaxed);
+        let life = LIFE.mul_f64(random.random());
+        let mut workers: Vec<Worker<'_>> = kept
+            .drain(..)
+            .enumerate()
+            .map(|(index, (count, known))| Worker {
+                relay: &bed.relay,
+                ns: bed.lab.relay.clone(),
+                dir: bed.lab.dir().to_owned(),
+                stop: &stop,
+                random: StdRng::seed_from_u64(random.random()),
+                prefix: format!("w{index}"),
+                count,
+                known,
+                doubtful: None,
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            let running: Vec<_> = workers
+                .iter_mut()
+                .enumerate()
+                .map(|(index, worker)| {
+                    scope.spawn(move || if index == 0 { worker.administer() } else { worker.join() })
+                })
+                .collect();
+            std::thread::sleep(life);
+            bed.relay.signal(Signal::SIGKILL)?;
+            stop.store(true, Ordering::Relaxed);
+            running.into_iter().try_for_each(|worker| worker.join().expect("a worker panicked"))
+        })?;
+        let found = look(&bed.relay).with_context(|| format!("seed {seed}, round {round}"))?;
+        for worker in &mut workers {
+            worker.verify(&found).with_context(|| format!("seed {seed}, round {round}"))?;
+            happened += worker.count;
+        }
+        // Key and configuration of a laptop: both or neither, whenever it was killed.
+        for name in workers[1].known.keys() {
+            let config = workers[1].config(name);
+            let key = config.with_file_name("agent.key");
+            ensure!(!config.exists() || key.exists(), "seed {seed}, round {round}: {name} has no key");
+        }
+        kept = workers.into_iter().map(|worker| (worker.count, worker.known)).collect();
+        bed.relay.kill()?;
+    }
+    let there: usize = kept.iter().map(|(_, known)| known.len()).sum();
+    println!("{KILLS} kills, {there} names at the end, {happened} commands in {:?}", begun.elapsed());
+    ensure!(there > KILLS as usize / 4, "too little was acknowledged to mean anything: {there}");
+    bed.finish()
+}
