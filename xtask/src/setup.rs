@@ -17,6 +17,7 @@ pub(crate) struct Tool {
 }
 
 const TOOLS: &[Tool] = &[
+    Tool { program: "chromium", package: "chromium" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "ethtool", package: "ethtool" },
     Tool { program: "ip", package: "iproute2" },
@@ -24,14 +25,20 @@ const TOOLS: &[Tool] = &[
     Tool { program: "login", package: "login" },
     Tool { program: "nft", package: "nftables" },
     Tool { program: "ping", package: "iputils-ping" },
+    // Its server's programs are not in PATH; this one of them is.
+    Tool { program: "pg_ctlcluster", package: "postgresql" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "promtool", package: "prometheus" },
     Tool { program: "ps", package: "procps" },
+    Tool { program: "psql", package: "postgresql-client" },
+    Tool { program: "python3", package: "python3" },
+    Tool { program: "rsync", package: "rsync" },
     Tool { program: "ssh", package: "openssh-client" },
     Tool { program: "sshd", package: "openssh-server" },
     Tool { program: "tcpdump", package: "tcpdump" },
     Tool { program: "telnet", package: "inetutils-telnet" },
     Tool { program: "telnetd", package: "inetutils-telnetd" },
+    Tool { program: "tmux", package: "tmux" },
 ];
 
 /// Makes the machine ready; does nothing, quickly, when it is.
