@@ -5,6 +5,7 @@ mod clients;
 mod command;
 mod dns;
 mod freeze;
+mod handed;
 mod lab;
 mod laptop;
 mod latency;

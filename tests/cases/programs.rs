@@ -282,7 +282,7 @@ fn a_browser_loads_a_page_and_what_belongs_to_it_over_a_handover() -> Outcome {
 }
 
 /// A browser that does nothing but what it is asked, also as root.
-const CHROMIUM: [&str; 9] = [
+pub(crate) const CHROMIUM: [&str; 9] = [
     "chromium",
     "--no-sandbox",
     "--disable-gpu",

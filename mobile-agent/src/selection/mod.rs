@@ -6,6 +6,7 @@ mod bpf_log;
 pub(crate) mod cgroup;
 mod cgroup2;
 pub(crate) mod dns;
+pub(crate) mod instance;
 mod pins;
 pub(crate) mod process;
 
