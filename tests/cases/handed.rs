@@ -78,6 +78,7 @@ fn a_terminal_multiplexer_that_is_running_is_named_by_run_and_by_explain() -> Ou
     let own = bed.lab.dir().join("own").display().to_string();
     bed.lab.host.run(&[&tmux[..], &["kill-server"]].concat())?;
     drop(client);
+    until("the server's end", || !std::path::Path::new(&format!("/proc/{}", server.trim())).exists())?;
     let mut alone = bed.agent.run(&["tmux", "-f", "/dev/null", "-S", &own, "new-session", "-d", "sh"]);
     let done = finish_within(&mut alone, None, PATIENCE)?;
     assert_eq!((done.code(), done.stderr.as_str()), (0, ""));

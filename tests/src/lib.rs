@@ -20,6 +20,7 @@ pub mod http;
 mod lab;
 mod link;
 mod ns;
+pub mod paces;
 pub mod peers;
 mod portal;
 mod postgres;

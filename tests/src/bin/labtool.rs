@@ -6,7 +6,7 @@
 //! sockets of every kind again and again, as a program would that knows nothing of handovers. `gaps` and
 //! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
 //! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
-//! and whom the socket says it came from. `hold-lab` makes a lab of its own and waits to be killed.
+//! and whom the socket says it came from. `paces` times what it is told to do. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
         ["pulse", way, protocol, address] => pulse(way, protocol, address),
         ["dns", transport, resolver] => dns(transport, resolver),
+        ["paces"] => mobile_tests::paces::serve(),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
