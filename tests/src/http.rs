@@ -6,6 +6,8 @@
 //! | `GET /sum/N` | the SHA-256 of those, in hex |
 //! | `PUT /sum` | the SHA-256 of the body |
 //! | `GET /ip` | the address the request came from |
+//! | `GET /page/N` | a page for a browser, with a script of its own, `/script/N` |
+//! | `GET /script/N` | N bytes of comment, then what writes the address that this request came from into the page |
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -128,6 +130,16 @@ fn answer(
     if let Some(count) = count("/sum/") {
         return text(out, "200 OK", &pattern_sum(count));
     }
+    if let Some(count) = count("/page/") {
+        let page =
+            format!("<!doctype html><title>page</title><p id=seen></p><script src=/script/{count}></script>");
+        return typed(out, "text/html", &page);
+    }
+    if let Some(count) = count("/script/") {
+        let comment = "x".repeat(usize::try_from(count).unwrap_or(0));
+        let script = format!("/*{comment}*/document.getElementById('seen').textContent = 'seen {peer}'");
+        return typed(out, "text/javascript", &script);
+    }
     if request.path == "/ip" {
         return text(out, "200 OK", &peer.to_string());
     }
@@ -136,4 +148,8 @@ fn answer(
 
 fn text(mut out: &TcpStream, status: &str, body: &str) -> std::io::Result<()> {
     write!(out, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}\n", body.len() + 1)
+}
+
+fn typed(mut out: &TcpStream, kind: &str, body: &str) -> std::io::Result<()> {
+    write!(out, "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }

@@ -10,6 +10,7 @@ use clap::Subcommand;
 use crate::shell::{self, step};
 use crate::{build, setup};
 
+mod connect;
 mod effort;
 mod handover;
 mod idle;
@@ -30,6 +31,8 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What connect(), a datagram, a segment and the start of a command take, with the agent and without, mobile and not.
+    Connect(connect::Args),
     /// The longest gap in an application's connection for each way a link can change, ours and others'.
     Handover(handover::Args),
     /// What an agent sends and uses that nobody uses.
@@ -51,6 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         optimise_ourselves()?;
     }
     match &args.bench {
+        Bench::Connect(args) => connect::run(args),
         Bench::Handover(args) => handover::run(args),
         Bench::Idle(args) => idle::run(args),
         Bench::Latency(args) => latency::run(args),

@@ -19,6 +19,7 @@ pub(crate) struct Tool {
 const TOOLS: &[Tool] = &[
     Tool { program: "c++", package: "g++" },
     Tool { program: "cc", package: "gcc" },
+    Tool { program: "chromium", package: "chromium" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "ethtool", package: "ethtool" },
     Tool { program: "ip", package: "iproute2" },
@@ -29,9 +30,14 @@ const TOOLS: &[Tool] = &[
     Tool { program: "objdump", package: "binutils" },
     Tool { program: "ping", package: "iputils-ping" },
     Tool { program: "pkg-config", package: "pkgconf" },
+    // Its server's programs are not in PATH; this one of them is.
+    Tool { program: "pg_ctlcluster", package: "postgresql" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "promtool", package: "prometheus" },
     Tool { program: "ps", package: "procps" },
+    Tool { program: "psql", package: "postgresql-client" },
+    Tool { program: "python3", package: "python3" },
+    Tool { program: "rsync", package: "rsync" },
     Tool { program: "ssh", package: "openssh-client" },
     Tool { program: "sshd", package: "openssh-server" },
     Tool { program: "tcpdump", package: "tcpdump" },
@@ -39,6 +45,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "telnetd", package: "inetutils-telnetd" },
     Tool { program: "wg-quick", package: "wireguard-tools" },
     Tool { program: "wireguard-go", package: "wireguard-go" },
+    Tool { program: "tmux", package: "tmux" },
 ];
 
 /// Makes the machine ready; does nothing, quickly, when it is.

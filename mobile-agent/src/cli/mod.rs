@@ -104,7 +104,11 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Connects to the agent that the configuration names.
 fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
-    let config = Config::load(config)?;
+    agent_of(&Config::load(config)?)
+}
+
+/// The same of one already read.
+fn agent_of(config: &Config) -> anyhow::Result<Client> {
     Client::connect(&config.control.socket).context("no agent here: start it with `mobile agent`")
 }
 

@@ -4,7 +4,8 @@
 //! Exit status before it: 125 our failure, 126 not executable, 127 not found. Without an agent the command is never
 //! run: it would go direct.
 
-use std::ffi::OsString;
+use std::cell::LazyCell;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -12,7 +13,10 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 
+use crate::config::Config;
 use crate::control::protocol::{Answer, Request};
+use crate::selection::cgroup::MobileCgroup;
+use crate::selection::instance;
 
 /// Our own failure.
 const FAILED: u8 = 125;
@@ -27,9 +31,12 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
         super::complain(&anyhow::anyhow!("no command: write `mobile run -- CMD ARG...`"));
         return ExitCode::from(FAILED);
     };
-    if let Err(error) = become_mobile(config) {
-        super::complain(&error.context(format!("{} was not run", program.display())));
-        return ExitCode::from(FAILED);
+    match become_mobile(config) {
+        Ok(config) => warn_of_instance(&config, program),
+        Err(error) => {
+            super::complain(&error.context(format!("{} was not run", program.display())));
+            return ExitCode::from(FAILED);
+        }
     }
     let error = Command::new(program).args(arguments).exec();
     let status = exec_status(&error);
@@ -37,11 +44,30 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
     ExitCode::from(status)
 }
 
-fn become_mobile(config: Option<&Path>) -> anyhow::Result<()> {
-    let mut agent = super::agent(config)?;
+fn become_mobile(config: Option<&Path>) -> anyhow::Result<Config> {
+    let config = Config::load(config)?;
+    let mut agent = super::agent_of(&config)?;
     match super::ask(&mut agent, &Request::Run).context("the agent did not set the MOBILE attribute")? {
-        Answer::Done => Ok(()),
+        Answer::Done => Ok(config),
         other => Err(super::unexpected(&other)),
+    }
+}
+
+/// Says who may do the connecting in place of the command. Nothing follows from it: the command runs.
+fn warn_of_instance(config: &Config, program: &OsStr) {
+    let cgroup = LazyCell::new(|| MobileCgroup::existing(config.cgroup.path.as_deref()).ok().flatten());
+    // Nobody is accused on a guess: a process that cannot be judged counts as mobile.
+    let is_mobile = |pid| cgroup.as_ref().is_none_or(|cgroup| cgroup.is_mobile(pid).unwrap_or(true));
+    if let Some(instance) = instance::of_command(program, is_mobile) {
+        let pids: Vec<String> = instance.pids.iter().map(ToString::to_string).collect();
+        super::complain(&anyhow::anyhow!(
+            "{} already runs outside the tunnel, as process {} ({}): what it takes over from this one goes direct. \
+             End it first, or, for its next connections: mobile attach {}",
+            program.display(),
+            instance.pid,
+            instance.command,
+            pids.join(" ")
+        ));
     }
 }
 

@@ -93,7 +93,7 @@ pub(super) fn list(
             command: if process.cmdline.is_empty() {
                 format!("[{}]", process.comm)
             } else {
-                shortened(process.cmdline.join(" "))
+                process::shortened(process.cmdline.join(" "))
             },
             connections: process
                 .connections
@@ -105,16 +105,6 @@ pub(super) fn list(
         .collect())
 }
 
-/// A command line may be megabytes long; to know a process by, its beginning is enough.
-fn shortened(mut command: String) -> String {
-    const LONGEST: usize = 256;
-    if command.len() > LONGEST {
-        command.truncate(command.floor_char_boundary(LONGEST));
-        command.push('…');
-    }
-    command
-}
-
 fn connection(connection: &process::Connection) -> Connection {
     let process::Connection { transport, local, remote } = connection;
     Connection { protocol: transport.word().to_owned(), local: local.to_string(), remote: remote.to_string() }
@@ -124,17 +114,5 @@ fn user_name(uid: u32) -> String {
     match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
         Ok(Some(user)) => user.name,
         _ => uid.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_line_of_megabytes_is_shortened_at_a_character() {
-        assert_eq!(shortened("ssh host".into()), "ssh host");
-        let short = shortened(format!("x{}", "é".repeat(1 << 20)));
-        assert!(short.ends_with("é…") && short.len() <= 260, "{}", short.len());
     }
 }

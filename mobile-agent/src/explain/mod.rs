@@ -13,7 +13,7 @@ use mobile_io::netlink::{Family, Netlink};
 use crate::config::Config;
 use crate::routing::rivals::is_listed_as_ours;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
-use crate::selection::{deadline, process};
+use crate::selection::{deadline, instance, process};
 use words::{Case, Known};
 
 /// Where "anywhere" is: addresses for benchmarks (RFC 2544, RFC 5180), to which nobody has a route of its own.
@@ -80,6 +80,10 @@ impl<'a> Looker<'a> {
         let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("?").to_owned();
         let mut story = words::attribute(&process, mobile, &own);
+        let is_mobile = |pid| cgroup.as_ref().is_some_and(|cgroup| cgroup.is_mobile(pid).unwrap_or(true));
+        if let Some(instance) = mobile.then(|| instance::of_process(pid, is_mobile)).flatten() {
+            story.push_str(&words::instance(&process, &instance));
+        }
         if std::fs::read_dir(format!("/proc/{pid}/fd")).is_err() {
             story.push_str("its sockets: another user's, which only root may see\n");
         }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use mobile_io::netlink::{Family, ListedRule, Way};
 
 use crate::config::Routing;
+use crate::selection::instance::Instance;
 use crate::selection::process::{Connection, Process};
 
 /// What the words are made of.
@@ -39,6 +40,18 @@ pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String
     let verdict = if mobile { "is mobile" } else { "is not mobile" };
     let place = if mobile { "in the mobile cgroup" } else { "outside the mobile cgroup" };
     format!("process {pid} ({comm}) {verdict}: it is {place}, at {cgroup}\n")
+}
+
+/// Who may do the connecting in its place.
+pub(super) fn instance(process: &Process, instance: &Instance) -> String {
+    let Instance { pid, command, pids } = instance;
+    let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+    format!(
+        "{} also runs outside the tunnel and takes work from others, as process {pid} ({command}): what this one hands \
+         to it goes direct; for its next connections: mobile attach {}\n",
+        process.comm,
+        pids.join(" ")
+    )
 }
 
 impl Known<'_> {

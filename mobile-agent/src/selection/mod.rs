@@ -7,6 +7,7 @@ pub(crate) mod cgroup;
 mod cgroup2;
 pub(crate) mod deadline;
 pub(crate) mod dns;
+pub(crate) mod instance;
 mod pins;
 pub(crate) mod process;
 pub(crate) mod slice;

@@ -71,6 +71,16 @@ pub(crate) fn read(pid: i32) -> io::Result<Process> {
     Reader::default().process(pid)
 }
 
+/// A command line may be megabytes long; to know a process by, its beginning is enough.
+pub(crate) fn shortened(mut command: String) -> String {
+    const LONGEST: usize = 256;
+    if command.len() > LONGEST {
+        command.truncate(command.floor_char_boundary(LONGEST));
+        command.push('…');
+    }
+    command
+}
+
 type Sockets = HashMap<u64, Connection>;
 
 /// Keeps the socket tables it has read, by network namespace: they list the sockets of every process in it, and there
@@ -115,7 +125,7 @@ impl Reader {
 }
 
 /// The inodes of the sockets a process holds; several descriptors of one socket count once.
-fn socket_inodes(proc: &Path) -> HashSet<u64> {
+pub(super) fn socket_inodes(proc: &Path) -> HashSet<u64> {
     let Ok(fds) = fs::read_dir(proc.join("fd")) else { return HashSet::new() };
     let targets = fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
     targets
@@ -245,5 +255,12 @@ mod tests {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 10 20";
         assert_eq!(parse_stat(stat), Some(("a) b (c".into(), 4242)));
         assert_eq!(parse_stat("7 (short) S 1"), None);
+    }
+
+    #[test]
+    fn a_command_line_of_megabytes_is_shortened_at_a_character() {
+        assert_eq!(shortened("ssh host".into()), "ssh host");
+        let short = shortened(format!("x{}", "é".repeat(1 << 20)));
+        assert!(short.ends_with("é…") && short.len() <= 260, "{}", short.len());
     }
 }

@@ -7,7 +7,8 @@
 //! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
 //! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
 //! and whom the socket says it came from. `crowd PROCESSES SOCKETS ADDRESS` is so many processes with so many connections
-//! each, `accept ADDRESS` takes them; both say when they are ready and wait to be killed. `hold-lab` makes a lab of its own and waits to be killed.
+//! each, `accept ADDRESS` takes them; both say when they are ready and wait to be killed. `paces` times
+//! what it is told to do. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         ["dns", transport, resolver] => dns(transport, resolver),
         ["crowd", processes, sockets, address] => crowd(processes, sockets, address),
         ["accept", address] => accept(address),
+        ["paces"] => mobile_tests::paces::serve(),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \

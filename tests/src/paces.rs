@@ -1,0 +1,149 @@
+//! A process that times system calls and commands, one order a line: for measurements that compare processes with each other.
+//!
+//! Both ends of each socket belong to one thread, and only the call itself is timed, so that no scheduler has a part in it.
+
+use std::hint::black_box;
+use std::io::{BufRead, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use socket2::{Domain, Socket, Type};
+
+/// Calls timed for one answer.
+const CALLS: usize = 2_000;
+
+/// What a process times on loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// connect() of a TCP socket to a listener.
+    Connect,
+    /// sendto() of a small datagram.
+    Datagram,
+    /// 64 KiB into a TCP connection, and out of it again.
+    Bulk,
+}
+
+impl Pace {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Connect, Self::Datagram, Self::Bulk];
+
+    /// The order for it, and its name.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Datagram => "datagram",
+            Self::Bulk => "bulk",
+        }
+    }
+
+    /// The median of many, in nanoseconds.
+    fn take(self) -> Result<u64> {
+        match self {
+            Self::Connect => connect(),
+            Self::Datagram => datagram(),
+            Self::Bulk => bulk(),
+        }
+    }
+}
+
+/// Answers each line of stdin with nanoseconds: of a pace named, or of the command behind `run`, split at tabs.
+pub fn serve() -> Result<()> {
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let nanoseconds = match line.strip_prefix("run\t") {
+            Some(argv) => command(&argv.split('\t').collect::<Vec<_>>())?,
+            None => {
+                let pace = Pace::ALL.into_iter().find(|pace| pace.word() == line);
+                pace.with_context(|| format!("{line:?} is nothing to time"))?.take()?
+            }
+        };
+        writeln!(std::io::stdout().lock(), "{nanoseconds}")?;
+    }
+    Ok(())
+}
+
+/// From the start of a command to its end.
+fn command(argv: &[&str]) -> Result<u64> {
+    let (program, args) = argv.split_first().context("no command")?;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
+    let start = Instant::now();
+    let status = command.status().with_context(|| format!("cannot start {program}"))?;
+    let took = start.elapsed();
+    ensure!(status.success(), "{argv:?}: {status}");
+    Ok(nanoseconds(took))
+}
+
+fn connect() -> Result<u64> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?.into();
+    median(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        // Closed by a reset: thousands of ports in TIME_WAIT would slow the next ones.
+        socket.set_linger(Some(Duration::ZERO))?;
+        let start = Instant::now();
+        socket.connect(&address)?;
+        let took = start.elapsed();
+        drop((listener.accept()?, socket));
+        Ok(took)
+    })
+}
+
+fn datagram() -> Result<u64> {
+    let (from, to) = (UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?, UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?);
+    let address: SocketAddr = to.local_addr()?;
+    let mut buffer = [0; 64];
+    median(|| {
+        let start = Instant::now();
+        from.send_to(&[7; 32], address)?;
+        let took = start.elapsed();
+        to.recv(&mut buffer)?;
+        Ok(took)
+    })
+}
+
+fn bulk() -> Result<u64> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut from = TcpStream::connect(listener.local_addr()?)?;
+    let (mut to, _) = listener.accept()?;
+    let mut buffer = vec![0; 1 << 16];
+    median(|| {
+        let start = Instant::now();
+        from.write_all(black_box(&buffer))?;
+        to.read_exact(&mut buffer)?;
+        Ok(start.elapsed())
+    })
+}
+
+fn median(mut call: impl FnMut() -> Result<Duration>) -> Result<u64> {
+    let mut took = Vec::with_capacity(CALLS);
+    for _ in 0..CALLS {
+        took.push(call()?);
+    }
+    took.sort_unstable();
+    match took.get(CALLS / 2) {
+        Some(middle) => Ok(nanoseconds(*middle)),
+        None => bail!("nothing was timed"),
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pace_takes_time_and_a_failed_command_is_no_figure() {
+        for pace in Pace::ALL {
+            assert!(pace.take().unwrap() > 0, "{pace:?}");
+        }
+        assert!(command(&["true"]).unwrap() > 10_000);
+        assert!(command(&["false"]).is_err());
+    }
+}

@@ -1,0 +1,58 @@
+//! A PostgreSQL server.
+
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::ns::Ns;
+use crate::process::{Process, finish_within};
+use crate::wait::PATIENCE;
+
+/// `nobody`: the server refuses to run as root.
+const USER: u32 = 65_534;
+
+/// Where Debian keeps the servers, a folder for each version.
+const VERSIONS: &str = "/usr/lib/postgresql";
+
+/// A running server, with a cluster of its own in the lab's directory; ends when dropped.
+pub struct Postgres {
+    _server: Process,
+}
+
+impl Postgres {
+    /// Listens on every address of `ns`, and lets everybody in as `postgres`.
+    pub fn start(ns: &Ns, dir: &Path) -> Result<Self> {
+        let binaries = newest()?;
+        let home = dir.join("postgres");
+        std::fs::create_dir(&home)?;
+        std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700))?;
+        chown(&home, Some(USER), Some(USER))?;
+        let data = home.join("data");
+        let mut initdb = ns.command_as(USER, binaries.join("initdb"));
+        initdb.args(["--username=postgres", "--auth=trust", "--no-sync", "--no-locale", "--encoding=UTF8"]);
+        finish_within(initdb.current_dir(&home).arg("-D").arg(&data), None, PATIENCE * 2)?
+            .ok()
+            .context("initdb")?;
+        let access = "local all all trust\nhost all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n";
+        std::fs::write(data.join("pg_hba.conf"), access)?;
+        let mut postgres = ns.command_as(USER, binaries.join("postgres"));
+        postgres.current_dir(&home).arg("-D").arg(&data).arg("-k").arg(&home);
+        postgres.args(["-c", "listen_addresses=*", "-c", "fsync=off"]);
+        let mut server = Process::start("postgres", &mut postgres, &dir.join("postgres.txt"))?;
+        server.wait_output("ready to accept connections", PATIENCE)?;
+        Ok(Self { _server: server })
+    }
+}
+
+/// The programs of the newest version installed.
+fn newest() -> Result<PathBuf> {
+    let versions = std::fs::read_dir(VERSIONS)
+        .with_context(|| format!("no PostgreSQL server in {VERSIONS}: `cargo xtask setup` installs one"))?;
+    versions
+        .flatten()
+        .map(|version| version.path().join("bin"))
+        .filter(|bin| bin.join("initdb").exists())
+        .max()
+        .with_context(|| format!("no PostgreSQL server in {VERSIONS}: `cargo xtask setup` installs one"))
+}

@@ -1,0 +1,169 @@
+//! `cargo xtask bench connect`: what the programs at connect() and at every packet cost those who are not mobile, what they
+//! cost those who are, and how long `mobile run` takes to start a command.
+//!
+//! Everything is compared within one run, in the order ABBA, so that a machine that gets slower or faster disturbs both alike;
+//! a ratio is of one round, and the median of the rounds counts.
+
+use anyhow::{Context as _, Result};
+use mobile_tests::paces::Pace;
+use mobile_tests::{Lab, Talk, Testbed};
+
+use super::machine;
+use super::stats::Spread;
+use crate::setup::{self, Tool};
+use crate::shell::step;
+
+/// How often.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rounds with the agent and without, each of four measurements of everything.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Starts of each command.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    starts: u32,
+}
+
+/// Others that start a command on a network of its own.
+const TOOLS: [Tool; 2] = [
+    Tool { program: "mptcpize", package: "mptcpize" },
+    Tool { program: "proxychains4", package: "proxychains4" },
+];
+
+/// Nanoseconds of each of [`Pace::ALL`].
+type Figures = [f64; 3];
+
+/// Measures both, and prints two tables.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::install(&TOOLS)?;
+    let mut bed = Testbed::new()?;
+    let calls = calls(&mut bed, args.rounds)?;
+    let starts = starts(&bed, args.starts)?;
+    println!("| call on loopback | | median | ratio (least–greatest) |\n| --- | --- | --- | --- |");
+    calls.iter().for_each(|line| println!("{line}"));
+    println!("\n| command | median | against `env` (least–greatest) |\n| --- | --- | --- |");
+    starts.iter().for_each(|line| println!("{line}"));
+    println!(
+        "\n{}; {} rounds ABBA of 2000 calls; {} starts of each command in turn",
+        machine::describe(),
+        args.rounds,
+        args.starts
+    );
+    bed.finish()
+}
+
+/// The agent stopped and started again in every round.
+fn calls(bed: &mut Testbed, rounds: u32) -> Result<Vec<String>> {
+    let mut ordinary = bed.ordinary_talk(&["paces"])?;
+    let (mut with_agent, mut mobile) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        let mut person = bed.mobile_talk(&["paces"])?;
+        let [a, b, c, d] =
+            [take(&mut ordinary)?, take(&mut person)?, take(&mut person)?, take(&mut ordinary)?];
+        mobile.push((mean(a, d), mean(b, c)));
+        drop(person);
+        let on = take(&mut ordinary)?;
+        bed.agent.stop()?;
+        bed.agent.cli(&["cleanup"])?.ok()?;
+        let off = mean(take(&mut ordinary)?, take(&mut ordinary)?);
+        bed.agent.start()?;
+        bed.agent.wait_connected()?;
+        with_agent.push((off, mean(on, take(&mut ordinary)?)));
+        step(&format!("round {round} of {rounds}"));
+    }
+    let mut lines = Vec::new();
+    for (index, pace) in Pace::ALL.into_iter().enumerate() {
+        lines.push(line(pace, index, "ordinary: with the agent / without", &with_agent)?);
+        lines.push(line(pace, index, "with the agent: mobile / ordinary", &mobile)?);
+    }
+    Ok(lines)
+}
+
+/// One row of the first table: `pairs` are what each round took, the base before what is compared with it.
+fn line(pace: Pace, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> Result<String> {
+    let spread = |figures: Vec<f64>| Spread::of(&figures).context("no rounds");
+    let base = spread(pairs.iter().map(|(base, _)| base[index]).collect())?;
+    let other = spread(pairs.iter().map(|(_, other)| other[index]).collect())?;
+    let ratio = spread(pairs.iter().map(|(base, other)| other[index] / base[index]).collect())?;
+    Ok(format!(
+        "| {} | {what} | {:.0} / {:.0} ns | {} |",
+        pace.word(),
+        other.median,
+        base.median,
+        told(ratio)
+    ))
+}
+
+/// Commands that do nothing, started by a process of the mobile host.
+fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
+    let named = Named::new(&bed.lab)?;
+    let binary = bed.agent.binary().display().to_string();
+    let config = bed.agent.config().display().to_string();
+    let handle = format!("--net=/run/netns/{}", named.name);
+    let commands: [(&str, Vec<&str>); 6] = [
+        ("`env true`", vec!["env", "true"]),
+        ("`mobile run true`", vec![&binary, "run", "--config", &config, "true"]),
+        ("`ip netns exec X true`", vec!["ip", "netns", "exec", &named.name, "true"]),
+        ("`nsenter --net=… true`", vec!["nsenter", &handle, "true"]),
+        ("`mptcpize run true`", vec!["mptcpize", "run", "true"]),
+        ("`proxychains4 -q true`", vec!["proxychains4", "-q", "true"]),
+    ];
+    let mut starter = bed.ordinary_talk(&["paces"])?;
+    let mut took: Vec<Vec<f64>> = vec![Vec::new(); commands.len()];
+    for _ in 0..count {
+        for (figures, (_, argv)) in took.iter_mut().zip(&commands) {
+            figures.push(ask(&mut starter, &format!("run\t{}", argv.join("\t")))?);
+        }
+    }
+    let base = took[0].clone();
+    let rows = commands.iter().zip(took).map(|((name, _), figures)| {
+        let ratios: Vec<f64> = figures.iter().zip(&base).map(|(one, base)| one / base).collect();
+        let (median, ratio) = Spread::of(&figures).zip(Spread::of(&ratios)).context("no starts")?;
+        Ok(format!("| {name} | {:.2} ms | {} |", median.median / 1e6, told(ratio)))
+    });
+    rows.collect()
+}
+
+/// A network namespace with a name, as `ip netns` wants it; the name goes with this.
+struct Named<'a> {
+    lab: &'a Lab,
+    name: String,
+}
+
+impl<'a> Named<'a> {
+    fn new(lab: &'a Lab) -> Result<Self> {
+        let name = lab.name().to_owned();
+        lab.host.run(&["ip", "netns", "add", &name])?;
+        Ok(Self { lab, name })
+    }
+}
+
+impl Drop for Named<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.lab.host.run(&["ip", "netns", "delete", &self.name]) {
+            eprintln!("the network namespace {} is left: {error:#}", self.name);
+        }
+    }
+}
+
+fn take(process: &mut Talk) -> Result<Figures> {
+    let mut figures = Figures::default();
+    for (figure, pace) in figures.iter_mut().zip(Pace::ALL) {
+        *figure = ask(process, pace.word())?;
+    }
+    Ok(figures)
+}
+
+fn ask(process: &mut Talk, order: &str) -> Result<f64> {
+    let said = process.ask(order)?;
+    said.parse().with_context(|| format!("labtool said {said:?} to {order:?}"))
+}
+
+/// The mean of two.
+fn mean(a: Figures, b: Figures) -> Figures {
+    std::array::from_fn(|index| (a[index] + b[index]) / 2.0)
+}
+
+fn told(ratio: Spread) -> String {
+    format!("{:.3} ({:.3}–{:.3})", ratio.median, ratio.least, ratio.greatest)
+}
