@@ -6,10 +6,11 @@
 //! sockets of every kind again and again, as a program would that knows nothing of handovers. `gaps` and
 //! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
 //! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
-//! and whom the socket says it came from. `hold-lab` makes a lab of its own and waits to be killed.
+//! and whom the socket says it came from. `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server as the
+//! paper's measurement does, 1024 bytes at a time. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,11 +37,12 @@ fn main() -> ExitCode {
         ["gaps", address, interval, seconds] => gaps(address, interval, seconds),
         ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
         ["pulse", way, protocol, address] => pulse(way, protocol, address),
+        ["write", pace, address, file] => write(pace, address, file),
         ["dns", transport, resolver] => dns(transport, resolver),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
-             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER"
+             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER | write nagle|nodelay|paced ADDRESS FILE"
         )),
     };
     match done {
@@ -252,6 +254,26 @@ fn dns(transport: &str, resolver: &str) -> Result<()> {
     let transport = Transport::named(transport).context("a transport was expected")?;
     let (answer, from) = mobile_tests::dns::ask(transport, resolver.parse()?)?;
     say(&format!("{answer} from {from}"));
+    Ok(())
+}
+
+/// A file in writes of 1024 bytes (the paper's 5.2), as fast as they are taken or, paced, one each 2 ms; done when the server has
+/// had all and closed.
+fn write(pace: &str, address: &str, file: &str) -> Result<()> {
+    let data = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
+    let mut stream = TcpStream::connect(address).context("connect")?;
+    stream.set_nodelay(pace != "nagle")?;
+    for chunk in data.chunks(1024) {
+        stream.write_all(chunk).context("send")?;
+        if pace == "paced" {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let answer = stream.read_to_end(&mut Vec::new()).context("receive")?;
+    if answer > 0 {
+        bail!("a discard server answered {answer} bytes");
+    }
     Ok(())
 }
 
