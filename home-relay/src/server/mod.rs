@@ -128,6 +128,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         pools: served,
         push: PushConfig { ipv4: None, ipv6: None, mtu: config.tunnel.mtu, dns: config.dns.servers.clone() },
         queue_bytes: config.limits.queue_bytes,
+        compression: config.tunnel.compression.is_on(),
         session_idle: config.limits.session_idle(),
     };
     let registry = Registry::new(settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));

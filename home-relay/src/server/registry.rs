@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mobile_io::driver::{DriverEvent, TlsStream};
 use mobile_io::keys::PublicKey;
-use mobile_proto::{CloseCode, Event, Hello, PushConfig, Session, Unacknowledged};
+use mobile_proto::{CloseCode, Event, Hello, Limits, PushConfig, Session, Unacknowledged};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) push: PushConfig,
     /// Packets waiting for one client.
     pub(crate) queue_bytes: usize,
+    /// Whether packets are compressed for clients that ask for it.
+    pub(crate) compression: bool,
     /// How long a session without a path is kept.
     pub(crate) session_idle: Duration,
 }
@@ -232,7 +234,8 @@ impl Registry {
         let epoch = rand::random_range(1..=u64::MAX);
         let push =
             PushConfig { ipv4: member.lease.ipv4, ipv6: member.lease.ipv6, ..self.settings.push.clone() };
-        let mut session = Session::server(hello.session, epoch, mobile_proto::Limits::default(), push);
+        let limits = Limits { compression: self.settings.compression, ..Limits::default() };
+        let mut session = Session::server(hello.session, epoch, limits, push);
         session.requeue(waiting);
         let io = ClientIo {
             queue: Arc::clone(&member.queue),
