@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Pair, Way, packet};
-use mobile_proto::{Enqueue, Hello, HelloReader, Limits, PathId, Session};
+use mobile_proto::{CloseCode, Enqueue, Hello, HelloReader, Limits, PathId, Session};
 
 const ONE: PathId = PathId(1);
 const TWO: PathId = PathId(2);
@@ -97,6 +97,26 @@ fn what_is_sent_again_is_compressed_for_its_own_path() {
     assert!(pair.at_server == (0..60).map(text).collect::<Vec<_>>());
     assert!(pair.client.stats().replayed_packets > 0);
     assert!(pair.client.path_stats(TWO).unwrap().compression);
+}
+
+/// It looked for the WELCOME's consent, which it does not read on a path that it closes.
+#[test]
+fn a_client_reads_what_still_comes_to_a_path_that_it_closes() {
+    let mut pair = Pair::connected(wanted());
+    pair.cut(ONE);
+    assert_eq!(pair.send_down(&text(1)), Enqueue::Queued);
+    pair.open(TWO);
+    pair.activate(TWO, &[]);
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Up, usize::MAX);
+    let now = pair.now;
+    pair.client.close_path(now, TWO, CloseCode::Normal);
+    // The relay's WELCOME and its packet, before it hears of the end.
+    let mut out = Vec::new();
+    pair.server().poll_transmit(now, TWO, &mut out, usize::MAX);
+    let mut came = Vec::new();
+    pair.client.handle_input(now, TWO, &out, &mut |packet| came.push(packet.bytes.to_vec())).unwrap();
+    assert_eq!(came, [text(1)]);
 }
 
 #[test]

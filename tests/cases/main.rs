@@ -3,6 +3,7 @@
 mod check;
 mod clients;
 mod command;
+mod compression;
 mod dns;
 mod freeze;
 mod lab;

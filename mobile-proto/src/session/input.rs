@@ -197,7 +197,12 @@ impl Session {
         payload: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
-        if !path.stats.compression {
+        // A client has said in HELLO that it reads them; a WELCOME that comes to a closing path is not looked at.
+        let agreed = match self.role {
+            Role::Client => self.limits.compression,
+            Role::Server => path.stats.compression,
+        };
+        if !agreed {
             return Err(unexpected(frame::COMPRESSED, "where compression was not agreed"));
         }
         // Out of the path while its packet is looked at.

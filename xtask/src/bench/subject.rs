@@ -24,6 +24,15 @@ impl Subject {
         Ok(Self::Peer(peer, Box::new(lab)))
     }
 
+    /// Ours, with `[tunnel] compression` at both ends.
+    pub(crate) fn compressing(options: &LabOptions) -> Result<Self> {
+        let mut bed = Testbed::installed(options)?;
+        bed.agent.configure("tunnel", "compression", "zstd")?;
+        bed.relay.configure("tunnel", "compression", "zstd")?;
+        bed.start()?;
+        Ok(Self::Ours(Box::new(bed)))
+    }
+
     /// Where it runs.
     pub(crate) fn lab(&self) -> &Lab {
         match self {

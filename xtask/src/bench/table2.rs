@@ -73,10 +73,11 @@ pub(crate) struct Sample {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut everyone: Vec<(&str, Result<Subject>)> = Vec::new();
     let direct = PeerKind::ALL.iter().filter(|kind| kind.name == "direct");
-    for kind in direct.clone() {
+    for kind in direct {
         everyone.push((kind.name, start(Some(kind))));
     }
     everyone.push((table::OURS, start(None)));
+    everyone.push(("mobile, zstd", Subject::compressing(&LabOptions::default()).and_then(prepare)));
     for kind in PeerKind::TUNNELS.iter().filter(|kind| args.wants(kind)) {
         everyone.push((kind.name, start(Some(kind))));
     }
@@ -112,7 +113,11 @@ fn start(peer: Option<&PeerKind>) -> Result<Subject> {
     if let Some(reason) = peer.and_then(handover::refusal) {
         bail!(reason);
     }
-    let subject = Subject::start(peer, &LabOptions::default())?;
+    prepare(Subject::start(peer, &LabOptions::default())?)
+}
+
+/// The uplinks as the paper's, and what there is to write.
+fn prepare(subject: Subject) -> Result<Subject> {
     for uplink in UplinkName::ALL {
         subject.lab().uplink(uplink).link.set_offload(false)?;
     }
