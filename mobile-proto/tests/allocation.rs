@@ -69,8 +69,8 @@ fn steady_flow(limits: &Limits) {
     let mut wire = Vec::new();
     client.open_path(now, PATH);
     client.poll_transmit(now, PATH, &mut wire, 1000);
-    let (hello, _) = HelloReader::new().feed(&wire).unwrap().unwrap();
-    server.accept_path(now, &hello).unwrap();
+    let (hello, _) = HelloReader::new().feed(&wire).expect("a HELLO").expect("a whole one");
+    server.accept_path(now, &hello).expect("its own session");
     pass(now, &mut server, &mut client, &mut wire);
     client.activate(now, PATH, &[]);
     while client.poll_event().is_some() {}
