@@ -11,7 +11,7 @@ use crate::{MAX_PACKET, ProtocolError};
 /// to twice the memory and time.
 const LEVEL: i32 = 1;
 
-/// How far back it looks: 64 KiB, the kernel's largest packet. It bounds the memory at both ends (half a MiB together): a
+/// How far back it looks: 64 KiB, the kernel's largest packet. It bounds the memory at both ends: a
 /// decoder refuses a stream that asks for more.
 const WINDOW_LOG: u32 = 16;
 
