@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
+use mobile_io::compression::Compression;
 use mobile_io::invitation::is_endpoint;
 use serde::{Deserialize, Serialize};
 
@@ -82,13 +83,15 @@ pub(crate) struct Tunnel {
     pub(crate) device: String,
     /// The MTU inside the tunnel, pushed to clients.
     pub(crate) mtu: u16,
+    /// What clients may ask for.
+    pub(crate) compression: Compression,
 }
 
 impl Default for Tunnel {
     fn default() -> Self {
         // A byte stream has no path MTU of its own, so the inner one is what fits the usual Ethernet
         // on the far side of the relay, without fragments.
-        Self { device: "home0".into(), mtu: 1500 }
+        Self { device: "home0".into(), mtu: 1500, compression: Compression::Off }
     }
 }
 

@@ -170,6 +170,21 @@ impl Traffic {
     }
 }
 
+/// Bytes of packets that travel compressed, in one direction.
+#[derive(Debug, Clone)]
+pub(crate) struct Compressed {
+    plain: IntCounter,
+    compressed: IntCounter,
+}
+
+impl Compressed {
+    /// Counts bytes, and what they have become.
+    pub(crate) fn count(&self, plain: u64, compressed: u64) {
+        self.plain.inc_by(plain);
+        self.compressed.inc_by(compressed);
+    }
+}
+
 /// Every metric of the relay.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -192,6 +207,10 @@ pub(crate) struct Metrics {
     pub(crate) from_clients: Traffic,
     /// World to client.
     pub(crate) to_clients: Traffic,
+    /// Client to world.
+    pub(crate) compressed_from_clients: Compressed,
+    /// World to client.
+    pub(crate) compressed_to_clients: Compressed,
     /// Active path changes.
     pub(crate) handovers: IntCounter,
     /// Records sent again after a handover.
@@ -240,6 +259,13 @@ impl Metrics {
             packets: packets.with_label_values(&[direction]),
             bytes: bytes.with_label_values(&[direction]),
         };
+        let plain =
+            counters("compressible_bytes_total", "Bytes of packets that travelled compressed.", "direction")?;
+        let made = counters("compressed_bytes_total", "What they travelled as.", "direction")?;
+        let compressed = |direction: &str| Compressed {
+            plain: plain.with_label_values(&[direction]),
+            compressed: made.with_label_values(&[direction]),
+        };
         let drops = counters("drops_total", "Packets not forwarded, by reason.", "reason")?;
         let handshakes =
             counters("handshakes_total", "Connections of clients, by how they began.", "result")?;
@@ -266,6 +292,8 @@ impl Metrics {
             half_open: gauge("half_open_connections", "Connections in their handshake.")?,
             from_clients: traffic("from_clients"),
             to_clients: traffic("to_clients"),
+            compressed_from_clients: compressed("from_clients"),
+            compressed_to_clients: compressed("to_clients"),
             handovers: counter("handovers_total", "Times a session moved to another path.")?,
             replayed: counter("replayed_records_total", "Records sent to clients again on another path.")?,
             duplicates: counter("duplicate_records_total", "Records of clients that had arrived before.")?,

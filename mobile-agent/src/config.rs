@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
+use mobile_io::compression::Compression;
 use mobile_io::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,8 @@ pub(crate) struct Tunnel {
     pub(crate) device: String,
     /// Its MTU; when absent, what the relay pushes.
     pub(crate) mtu: Option<u16>,
+    /// Whether packets are compressed, if the relay agrees.
+    pub(crate) compression: Compression,
 }
 
 /// `[uplink]`
@@ -169,7 +172,7 @@ impl Default for Identity {
 
 impl Default for Tunnel {
     fn default() -> Self {
-        Self { device: "mobile0".into(), mtu: None }
+        Self { device: "mobile0".into(), mtu: None, compression: Compression::Off }
     }
 }
 
@@ -318,6 +321,7 @@ mod tests {
             [tunnel]
             device = "m1"
             mtu = 1400
+            compression = "zstd"
             [uplink]
             prefer = ["eth*", "wl*"]
             exclude = ["docker*"]

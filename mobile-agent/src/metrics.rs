@@ -185,6 +185,18 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
         "direction",
         [("sent", traffic.sent_bytes), ("received", traffic.received_bytes)],
     )?;
+    metrics.counters(
+        "mobile_compressible_bytes_total",
+        "Bytes of inner packets that travelled compressed.",
+        "direction",
+        [("sent", traffic.sent_compressible_bytes), ("received", traffic.received_compressible_bytes)],
+    )?;
+    metrics.counters(
+        "mobile_compressed_bytes_total",
+        "What they travelled as.",
+        "direction",
+        [("sent", traffic.sent_compressed_bytes), ("received", traffic.received_compressed_bytes)],
+    )?;
     let drops = status.drops.iter().map(|(reason, count)| (reason.as_str(), *count));
     metrics.counters("mobile_dropped_packets_total", "Inner packets dropped.", "reason", drops)?;
     metrics.gauge("mobile_queued_bytes", "Bytes waiting to be sent.", status.queue.queued_bytes as f64)?;

@@ -48,6 +48,8 @@ pub(crate) struct Status {
     pub(crate) recent_handovers: Vec<Handover>,
     /// Inner packets and bytes, both directions.
     pub(crate) traffic: Traffic,
+    /// `off`, `zstd`, or `refused`: the relay does not agree to what `[tunnel] compression` asks for.
+    pub(crate) compression: String,
     /// Inner packets dropped, by reason; a reason that never happened is 0.
     pub(crate) drops: BTreeMap<String, u64>,
     /// Bytes waiting to be sent, and sent but not acknowledged.
@@ -134,6 +136,14 @@ pub(crate) struct Traffic {
     pub(crate) received_packets: u64,
     /// Their bytes.
     pub(crate) received_bytes: u64,
+    /// Bytes of packets that were compressed to be sent, those sent again included.
+    pub(crate) sent_compressible_bytes: u64,
+    /// What they became.
+    pub(crate) sent_compressed_bytes: u64,
+    /// Bytes of packets that came compressed.
+    pub(crate) received_compressible_bytes: u64,
+    /// What they came as.
+    pub(crate) received_compressed_bytes: u64,
 }
 
 /// What waits in the agent.

@@ -5,6 +5,7 @@
 
 pub mod apart;
 pub mod check;
+pub mod compression;
 pub mod config;
 pub mod control;
 pub mod driver;

@@ -23,6 +23,8 @@ const TAG_IPV4: u64 = 1;
 const TAG_IPV6: u64 = 2;
 const TAG_MTU: u64 = 3;
 const TAG_DNS: u64 = 4;
+/// Of WELCOME alone: the kind of compression that the relay reads and sends on this path.
+pub(crate) const TAG_COMPRESSION: u64 = 5;
 
 /// Resolvers beyond these are of no use to anyone: the C library takes three.
 const MAX_DNS: usize = 8;
@@ -49,6 +51,14 @@ impl PushConfig {
 
     /// Reads the list to its end. Unknown tags are skipped; known ones must be right.
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, ProtocolError> {
+        Self::decode_with_compression(reader).map(|(config, _)| config)
+    }
+
+    /// The same of WELCOME, whose list has an item of its own.
+    pub(crate) fn decode_with_compression(
+        reader: &mut Reader<'_>,
+    ) -> Result<(Self, Option<u8>), ProtocolError> {
+        let mut compression = None;
         let (mut ipv4, mut ipv6, mut mtu, mut dns) = (None, None, None, Vec::new());
         while !reader.is_empty() {
             let (tag, value) = item(reader)?;
@@ -58,6 +68,7 @@ impl PushConfig {
                 (TAG_MTU, 2) => mtu = Some(u16::from_be_bytes([value[0], value[1]])),
                 (TAG_DNS, 4) => dns.extend(v4(value).map(IpAddr::from)),
                 (TAG_DNS, 16) => dns.extend(v6(value).map(IpAddr::from)),
+                (TAG_COMPRESSION, 1) => compression = value.first().copied(),
                 (TAG_IPV4 | TAG_IPV6 | TAG_MTU | TAG_DNS, _) => {
                     return Err(reader.malformed("a configuration item has the wrong length"));
                 }
@@ -69,7 +80,7 @@ impl PushConfig {
         if mtu < MIN_MTU {
             return Err(reader.malformed("the MTU is below 576"));
         }
-        Ok(Self { ipv4, ipv6, mtu, dns })
+        Ok((Self { ipv4, ipv6, mtu, dns }, compression))
     }
 }
 

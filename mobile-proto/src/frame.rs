@@ -9,7 +9,10 @@ pub const MAX_PACKET: usize = 65_535 + 40;
 /// The longest payload of a DATA frame: a packet and its segment size.
 const MAX_DATA: usize = MAX_PACKET + 2;
 
-/// The longest payload of a frame that is not DATA. The longest real one, CONFIG with every
+/// The longest payload of COMPRESSED: what cannot be compressed grows by less than this (zstd's own bound is 320 bytes).
+const MAX_COMPRESSED: usize = MAX_DATA + 512;
+
+/// The longest payload of a frame that is neither. The longest real one, CONFIG with every
 /// resolver, has less than half of it.
 pub(crate) const MAX_CONTROL: usize = 1024;
 
@@ -27,6 +30,8 @@ pub(crate) const PONG: u8 = 0x05;
 pub(crate) const DATA_CHECKSUM: u8 = 0x06;
 /// DATA that is to be cut: the segment size (16 bits), then the packet.
 pub(crate) const DATA_SEGMENT: u8 = 0x07;
+/// DATA of any of the three kinds, compressed.
+pub(crate) const COMPRESSED: u8 = 0x08;
 /// Client: opens the path.
 pub(crate) const HELLO: u8 = 0x10;
 /// Relay: accepts it.
@@ -44,6 +49,7 @@ pub(crate) const DOUBT: u8 = 0x15;
 pub(crate) fn name(kind: u8) -> &'static str {
     match kind {
         DATA | DATA_CHECKSUM | DATA_SEGMENT => "DATA",
+        COMPRESSED => "COMPRESSED",
         SEQ => "SEQ",
         ACK => "ACK",
         PING => "PING",
@@ -101,12 +107,13 @@ pub(crate) fn decode_bounded(
 fn max_payload(kind: u8) -> Result<usize, ProtocolError> {
     match kind {
         DATA | DATA_CHECKSUM | DATA_SEGMENT | FIRST_IGNORABLE.. => Ok(MAX_DATA),
+        COMPRESSED => Ok(MAX_COMPRESSED),
         SEQ | ACK | PING | PONG | HELLO | WELCOME | ACTIVATE | CONFIG | CLOSE | DOUBT => Ok(MAX_CONTROL),
         unknown => Err(ProtocolError::UnknownFrame(unknown)),
     }
 }
 
-/// Whether a frame of this type carries an inner packet.
+/// Whether a frame of this type carries an inner packet as it is.
 pub(crate) fn is_data(kind: u8) -> bool {
     matches!(kind, DATA | DATA_CHECKSUM | DATA_SEGMENT)
 }
@@ -123,6 +130,46 @@ pub(crate) fn put_packet(out: &mut Vec<u8>, packet: Packet<'_>) {
             out.extend_from_slice(packet.bytes);
         }
     }
+}
+
+/// Appends an inner packet that has been compressed to `made`.
+pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, made: &[u8]) {
+    let (kind, size) = match packet.offload {
+        Offload::None => (DATA, None),
+        Offload::Checksum => (DATA_CHECKSUM, None),
+        Offload::Segment(size) => (DATA_SEGMENT, Some(size.to_be_bytes())),
+    };
+    let size = size.as_ref().map_or(&[][..], |size| size);
+    let header = 1 + size.len() + varint::len(packet.len() as u64);
+    out.push(COMPRESSED);
+    varint::put(out, (header + made.len()) as u64);
+    out.push(kind);
+    out.extend_from_slice(size);
+    varint::put(out, packet.len() as u64);
+    out.extend_from_slice(made);
+}
+
+/// An inner packet that has been compressed.
+pub(crate) struct Compressed<'a> {
+    pub(crate) offload: Offload,
+    /// Of the packet, as the peer says.
+    pub(crate) length: usize,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Reads the payload of COMPRESSED.
+pub(crate) fn compressed(payload: &[u8]) -> Result<Compressed<'_>, ProtocolError> {
+    let mut reader = Reader::new("COMPRESSED", payload);
+    let [kind] = reader.array()?;
+    let offload = match kind {
+        DATA => Offload::None,
+        DATA_CHECKSUM => Offload::Checksum,
+        DATA_SEGMENT => Offload::Segment(u16::from_be_bytes(reader.array()?)),
+        _ => return Err(reader.malformed("it stands for another frame than DATA")),
+    };
+    let length = usize::try_from(reader.varint()?).ok().filter(|&length| length <= MAX_PACKET);
+    let length = length.ok_or(reader.malformed("its packet is too long"))?;
+    Ok(Compressed { offload, length, bytes: reader.rest })
 }
 
 /// Reads the payload of a frame that carries an inner packet.

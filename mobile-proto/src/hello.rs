@@ -1,5 +1,6 @@
 //! HELLO: the first frame of a path, by which the client says what the path belongs to.
 
+use crate::compression::ZSTD;
 use crate::frame::{self, Decoded, Reader};
 use crate::{PathId, ProtocolError, SessionId, config, varint};
 
@@ -15,7 +16,12 @@ pub struct Hello {
     /// The client's switch counter when it opened the path: an ACTIVATE sent before that cannot
     /// know the path, and so does not free it.
     pub switch: u64,
+    /// The client can read compressed packets, and would send them.
+    pub compression: bool,
 }
+
+/// An item of HELLO: a byte for each kind of compression the client can read.
+const TAG_COMPRESSION: u64 = 1;
 
 impl Hello {
     /// Appends the HELLO frame.
@@ -25,20 +31,26 @@ impl Hello {
         payload.extend_from_slice(&self.epoch.to_be_bytes());
         payload.extend_from_slice(&self.path.0.to_be_bytes());
         varint::put(&mut payload, self.switch);
+        if self.compression {
+            config::put_item(&mut payload, TAG_COMPRESSION, &[ZSTD]);
+        }
         frame::put(out, frame::HELLO, &payload);
     }
 
     fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
         let mut reader = Reader::new("HELLO", payload);
-        let hello = Self {
+        let mut hello = Self {
             session: SessionId(reader.array()?),
             epoch: u64::from_be_bytes(reader.array()?),
             path: PathId(u32::from_be_bytes(reader.array()?)),
             switch: reader.counter()?,
+            compression: false,
         };
-        // Items of a later version: each must be whole, none is known yet.
+        // Items of a later version are skipped; each must be whole.
         while !reader.is_empty() {
-            config::item(&mut reader)?;
+            if let (TAG_COMPRESSION, kinds) = config::item(&mut reader)? {
+                hello.compression = kinds.contains(&ZSTD);
+            }
         }
         Ok(hello)
     }
@@ -83,7 +95,13 @@ mod tests {
     use super::*;
 
     fn hello() -> Hello {
-        Hello { session: SessionId([9; 16]), epoch: u64::MAX, path: PathId(70_000), switch: 300 }
+        Hello {
+            session: SessionId([9; 16]),
+            epoch: u64::MAX,
+            path: PathId(70_000),
+            switch: 300,
+            compression: true,
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod close;
+mod compression;
 mod config;
 pub mod enroll;
 mod error;

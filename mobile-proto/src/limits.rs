@@ -37,6 +37,9 @@ pub struct Limits {
     pub ack_delay: Duration,
     /// Paths that one session may have at a time.
     pub max_paths: usize,
+    /// Inner packets may be compressed, in both directions, if the peer wants it too. How long records are then tells of what
+    /// is in them: see docs/security.md.
+    pub compression: bool,
 }
 
 impl Default for Limits {
@@ -78,6 +81,8 @@ impl Default for Limits {
             ack_delay: Duration::from_millis(20),
             // A machine has a few uplinks, each with at most a dying and a fresh path.
             max_paths: 16,
+            // It tells a listener something of what is sent, and costs time.
+            compression: false,
         }
     }
 }

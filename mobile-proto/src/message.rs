@@ -1,7 +1,8 @@
 //! The other control frames: WELCOME, ACTIVATE, CONFIG, CLOSE, PING and PONG.
 
+use crate::compression::ZSTD;
 use crate::frame::{self, Reader};
-use crate::{CloseCode, PathId, ProtocolError, PushConfig, varint};
+use crate::{CloseCode, PathId, ProtocolError, PushConfig, config, varint};
 
 /// The relay's answer to HELLO.
 #[derive(Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub(crate) struct Welcome {
     /// The number of the record that the relay expects next.
     pub(crate) rx_next: u64,
     pub(crate) config: VersionedConfig,
+    /// What the client asked for in HELLO is granted.
+    pub(crate) compression: bool,
 }
 
 /// The configuration, numbered by the relay within its epoch, so that an older one which comes
@@ -36,12 +39,22 @@ pub(crate) struct Activate {
 }
 
 impl Welcome {
-    pub(crate) fn put(out: &mut Vec<u8>, epoch: u64, rx_next: u64, version: u64, config: &PushConfig) {
+    pub(crate) fn put(
+        out: &mut Vec<u8>,
+        epoch: u64,
+        rx_next: u64,
+        version: u64,
+        config: &PushConfig,
+        compression: bool,
+    ) {
         let mut payload = Vec::with_capacity(64);
         payload.extend_from_slice(&epoch.to_be_bytes());
         varint::put(&mut payload, rx_next);
         varint::put(&mut payload, version);
         config.encode(&mut payload);
+        if compression {
+            config::put_item(&mut payload, config::TAG_COMPRESSION, &[ZSTD]);
+        }
         frame::put(out, frame::WELCOME, &payload);
     }
 
@@ -52,7 +65,10 @@ impl Welcome {
             return Err(reader.malformed("its epoch is 0"));
         }
         let rx_next = reader.counter()?;
-        Ok(Self { epoch, rx_next, config: VersionedConfig::read(&mut reader)? })
+        let version = reader.counter()?;
+        let (config, compression) = PushConfig::decode_with_compression(&mut reader)?;
+        let compression = compression == Some(ZSTD);
+        Ok(Self { epoch, rx_next, config: VersionedConfig { version, config }, compression })
     }
 }
 
@@ -152,10 +168,13 @@ mod tests {
     fn round_trips() {
         let config = PushConfig { ipv4: Some([10, 0, 0, 2].into()), ipv6: None, mtu: 1280, dns: Vec::new() };
         let mut wire = Vec::new();
-        Welcome::put(&mut wire, 5, 1 << 40, 3, &config);
-        let welcome = Welcome::decode(payload(&wire)).unwrap();
-        let config = VersionedConfig { version: 3, config };
-        assert_eq!(welcome, Welcome { epoch: 5, rx_next: 1 << 40, config });
+        for compression in [false, true] {
+            wire.clear();
+            Welcome::put(&mut wire, 5, 1 << 40, 3, &config, compression);
+            let welcome = Welcome::decode(payload(&wire)).unwrap();
+            let config = VersionedConfig { version: 3, config: config.clone() };
+            assert_eq!(welcome, Welcome { epoch: 5, rx_next: 1 << 40, config, compression });
+        }
 
         let activate = Activate { epoch: 9, switch: 1, rx_next: 2, keep: vec![PathId(3), PathId(u32::MAX)] };
         wire.clear();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::compression::{Decoder, Outgoing};
 use crate::health::{Health, Outlook, PINGS};
 use crate::{CloseCode, Limits, Packet, PathId, PathStats, frame, message};
 
@@ -56,6 +57,10 @@ pub(crate) struct Path {
     pub(crate) rx_number: Option<u64>,
     /// The start of a frame whose rest is still to come.
     pub(crate) partial: Vec<u8>,
+    /// What happens to the packets sent here.
+    pub(crate) outgoing: Outgoing,
+    /// Reads the compressed packets received here, since the first one.
+    pub(crate) decoder: Option<Box<Decoder>>,
     pub(crate) health: Health,
     /// A sample of the transport would be good now, though nothing depends on it.
     pub(crate) sample_due: bool,
@@ -75,6 +80,7 @@ impl Path {
             ready: false,
             active: false,
             suspect: false,
+            compression: false,
             tx_bytes: 0,
             tx_packets: 0,
             rx_bytes: 0,
@@ -103,6 +109,8 @@ impl Path {
             tx_number: None,
             rx_number: None,
             partial: Vec::new(),
+            outgoing: Outgoing::default(),
+            decoder: None,
             health: Health::default(),
             sample_due: true,
             hello_sent: None,
@@ -146,14 +154,32 @@ impl Path {
         frame::put_number(out, frame::SEQ, number);
     }
 
-    /// Appends a record, and its number where the peer's counter is another.
-    pub(crate) fn put_record(&mut self, number: u64, packet: Packet<'_>, out: &mut Vec<u8>) {
+    /// Both ends want compression on this path.
+    pub(crate) fn agree(&mut self, compression: bool) {
+        self.outgoing = if compression { Outgoing::Agreed } else { Outgoing::Plain };
+        self.stats.compression = compression;
+    }
+
+    /// Appends a record, and its number where the peer's counter is another. Returns the size it was compressed to, if `compress`
+    /// and the path allow it.
+    pub(crate) fn put_record(
+        &mut self,
+        number: u64,
+        packet: Packet<'_>,
+        compress: bool,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
         if self.tx_number != Some(number) {
             self.put_seq(number, out);
         }
         self.tx_number = Some(number + 1);
         self.stats.tx_packets += 1;
+        if compress && let Some(made) = self.outgoing.encode(packet) {
+            frame::put_compressed(out, packet, made);
+            return Some(made.len());
+        }
         frame::put_packet(out, packet);
+        None
     }
 
     /// Appends a PING.

@@ -74,6 +74,11 @@ impl Record {
         PacketBuf { bytes: self.packet.into_boxed_slice(), offload: self.offload }
     }
 
+    /// The place of its flow, once it has been in the queue.
+    pub(crate) fn flow(&self) -> u16 {
+        self.flow
+    }
+
     /// Whether it can grow too old: everything but segments of known TCP flows, and what was given up already.
     pub(crate) fn ages(&self) -> bool {
         self.place.is_none() && !self.packet.is_empty()

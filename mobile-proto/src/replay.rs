@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::queue::{Place, Record};
-use crate::{Offload, Packet, ProtocolError};
+use crate::{Offload, ProtocolError};
 
 /// The unacknowledged records, numbered from `base` without gaps.
 #[derive(Debug, Default)]
@@ -26,13 +26,13 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// Keeps a record that goes out now, as the last of all; returns its number and the packet.
-    pub(crate) fn push_sent(&mut self, record: Record) -> (u64, Packet<'_>) {
+    /// Keeps a record that goes out now, as the last of all; returns it with its number.
+    pub(crate) fn push_sent(&mut self, record: Record) -> (u64, &Record) {
         debug_assert!(!self.has_next(), "older records go first");
         let number = self.base + self.records.len() as u64;
         self.sent_end = number + 1;
         self.cursor = self.records.len() + 1;
-        (number, self.keep(record).packet())
+        (number, self.keep(record))
     }
 
     /// Keeps a record that another session has sent, and this one has not yet, as the last of all.
@@ -46,7 +46,7 @@ impl Replay {
     }
 
     /// The record to send again now, with its number. One that was given up leaves a jump.
-    pub(crate) fn next(&mut self) -> Option<(u64, Packet<'_>)> {
+    pub(crate) fn next(&mut self) -> Option<(u64, &Record)> {
         while self.records.get(self.cursor)?.packet.is_empty() {
             self.cursor += 1;
         }
@@ -54,7 +54,7 @@ impl Replay {
         let number = self.base + self.cursor as u64;
         self.cursor += 1;
         self.sent_end = self.sent_end.max(number + 1);
-        Some((number, record.packet()))
+        Some((number, record))
     }
 
     /// Another path: everything goes again. Returns how many records that is; those given up do not.
@@ -224,6 +224,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::Packet;
 
     fn packet(byte: &[u8]) -> Packet<'_> {
         byte.into()
@@ -233,9 +234,13 @@ mod tests {
         let mut replay = Replay::default();
         for byte in 0..count {
             let sent = replay.push_sent(Record::new(vec![byte], Offload::None, Instant::now(), None));
-            assert_eq!(sent, (u64::from(byte), packet(&[byte])));
+            assert_eq!((sent.0, sent.1.packet()), (u64::from(byte), packet(&[byte])));
         }
         replay
+    }
+
+    fn next(replay: &mut Replay) -> Option<(u64, Packet<'_>)> {
+        replay.next().map(|(number, record)| (number, record.packet()))
     }
 
     #[test]
@@ -244,11 +249,11 @@ mod tests {
         assert!(!replay.has_next());
         assert_eq!(replay.rewind(), 5);
         assert!(!replay.in_flight());
-        assert_eq!(replay.next(), Some((0, packet(&[0]))));
+        assert_eq!(next(&mut replay), Some((0, packet(&[0]))));
         replay.acknowledge(3, drop).unwrap();
-        assert_eq!(replay.next(), Some((3, packet(&[3]))));
-        assert_eq!(replay.next(), Some((4, packet(&[4]))));
-        assert_eq!(replay.next(), None);
+        assert_eq!(next(&mut replay), Some((3, packet(&[3]))));
+        assert_eq!(next(&mut replay), Some((4, packet(&[4]))));
+        assert_eq!(next(&mut replay), None);
         replay.acknowledge(5, drop).unwrap();
         assert!(replay.is_empty() && !replay.in_flight());
         assert_eq!((replay.cost(), replay.bytes()), (0, 0));
@@ -268,14 +273,14 @@ mod tests {
         let mut replay = filled(3);
         replay.renumber(10);
         assert!(replay.acknowledge(11, drop).is_err());
-        assert_eq!(replay.next(), Some((10, packet(&[0]))));
+        assert_eq!(next(&mut replay), Some((10, packet(&[0]))));
         replay.acknowledge(11, drop).unwrap();
         assert_eq!(replay.gap(), None);
         replay.records[1].since += Duration::from_secs(60);
         let mut given_up = Vec::new();
         replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
         assert_eq!(given_up, [vec![1]]);
-        assert_eq!(replay.next(), Some((12, packet(&[2]))));
+        assert_eq!(next(&mut replay), Some((12, packet(&[2]))));
         replay.give_up_older(Instant::now() + Duration::from_secs(61), drop);
         assert_eq!(replay.gap(), Some(13));
         replay.acknowledge(13, drop).unwrap();
@@ -292,9 +297,9 @@ mod tests {
         assert_eq!(given_up, [vec![1], vec![2], vec![4]]);
         assert_eq!((replay.oldest(), replay.bytes()), (None, 2));
         assert_eq!(replay.rewind(), 2, "what was given up is not sent again");
-        assert_eq!(replay.next(), Some((0, packet(&[0]))));
-        assert_eq!(replay.next(), Some((3, packet(&[3]))));
-        assert_eq!(replay.next(), None);
+        assert_eq!(next(&mut replay), Some((0, packet(&[0]))));
+        assert_eq!(next(&mut replay), Some((3, packet(&[3]))));
+        assert_eq!(next(&mut replay), None);
         let mut acknowledged = 0;
         replay.acknowledge(1, |_| acknowledged += 1).unwrap();
         assert_eq!((replay.base, replay.gap()), (3, None));

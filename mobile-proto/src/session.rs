@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use takeover::Unacknowledged;
 
+use crate::compression::Worth;
 use crate::message::Activate;
 use crate::path::{Path, State};
 use crate::pool::Pool;
@@ -133,6 +134,7 @@ pub struct Session {
     rx_next: u64,
     ack: transmit::AckState,
     freeze: freeze::Freeze,
+    worth: Worth,
     events: VecDeque<Event>,
     /// Client: when a DOUBT was last listened to.
     nudged: Option<Instant>,
@@ -172,6 +174,7 @@ impl Session {
             rx_next: 0,
             ack: transmit::AckState::default(),
             freeze: freeze::Freeze::default(),
+            worth: Worth::default(),
             events: VecDeque::new(),
             nudged: None,
             stats: Stats::default(),
@@ -183,7 +186,9 @@ impl Session {
     pub fn open_path(&mut self, now: Instant, path: PathId) {
         self.forget(path);
         let mut new = Path::new(now, path, State::Connecting, self.epoch, self.switch);
-        Hello { session: self.id, epoch: self.epoch, path, switch: self.switch }.put(&mut new.control);
+        let (session, epoch, switch) = (self.id, self.epoch, self.switch);
+        let compression = self.limits.compression;
+        Hello { session, epoch, path, switch, compression }.put(&mut new.control);
         self.paths.push(new);
     }
 
@@ -206,7 +211,8 @@ impl Session {
         let mut new = Path::new(now, path, State::Ready, self.epoch, hello.switch);
         new.foreign = hello.epoch != self.epoch;
         new.stats.last_heard = Some(now);
-        self.put_welcome(&mut new.control);
+        new.agree(hello.compression && self.limits.compression);
+        self.put_welcome(new.outgoing.is_on(), &mut new.control);
         self.paths.push(new);
         Ok(())
     }

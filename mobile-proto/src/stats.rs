@@ -19,6 +19,14 @@ pub struct Stats {
     pub replayed_packets: u64,
     /// Their bytes, without headers.
     pub replayed_bytes: u64,
+    /// Bytes of packets that were compressed to be sent, replayed ones included.
+    pub tx_compressible_bytes: u64,
+    /// What they became.
+    pub tx_compressed_bytes: u64,
+    /// Bytes of packets that came compressed.
+    pub rx_compressible_bytes: u64,
+    /// What they came as.
+    pub rx_compressed_bytes: u64,
     /// Records acknowledged by the peer.
     pub acked_packets: u64,
     /// Packets delivered, in order, once each.
@@ -88,6 +96,8 @@ pub struct PathStats {
     pub active: bool,
     /// Whether it is suspected to be dead.
     pub suspect: bool,
+    /// Whether both ends compress what is worth it.
+    pub compression: bool,
     /// Plaintext bytes sent, headers included.
     pub tx_bytes: u64,
     /// Records sent, replayed ones included.

@@ -222,7 +222,13 @@ fn a_path_name_used_again_closes_the_old_path() {
     let mut pair = Pair::connected(Limits::default());
     let (now, hello) = (
         pair.now,
-        mobile_proto::Hello { session: pair.client.id(), epoch: pair.client.epoch(), path: ONE, switch: 1 },
+        mobile_proto::Hello {
+            session: pair.client.id(),
+            epoch: pair.client.epoch(),
+            path: ONE,
+            switch: 1,
+            compression: false,
+        },
     );
     pair.server().accept_path(now, &hello).unwrap();
     assert_eq!(pair.server().poll_event(), Some(Event::PathClosed { path: ONE, code: CloseCode::Replaced }));

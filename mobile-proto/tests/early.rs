@@ -144,7 +144,8 @@ fn numbers_of_another_epoch_mean_nothing_even_without_activate() {
     let mut pair = Pair::connected(Limits::default());
     let now = pair.now;
     let epoch = pair.server().epoch() + 1;
-    let hello = mobile_proto::Hello { session: pair.client.id(), epoch, path: TWO, switch: 9 };
+    let hello =
+        mobile_proto::Hello { session: pair.client.id(), epoch, path: TWO, switch: 9, compression: false };
     pair.server().accept_path(now, &hello).unwrap();
     let frames = [&[2, 1, 40][..], &[1, 1, 0], &[3, 1, 50]].concat();
     pair.server().handle_input(now, TWO, &frames, &mut |_| panic!("nothing to deliver")).unwrap();

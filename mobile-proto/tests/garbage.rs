@@ -20,7 +20,7 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
 
 /// Frames that are well formed outside and anything inside.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
-    let kind = prop_oneof![6 => 1..6_u8, 5 => 0x10..0x16_u8, 1 => 0x80..=0xff_u8];
+    let kind = prop_oneof![6 => 1..9_u8, 5 => 0x10..0x16_u8, 1 => 0x80..=0xff_u8];
     let payload = prop_oneof![
         3 => proptest::collection::vec(0..8_u8, 1..3),
         1 => proptest::collection::vec(any::<u8>(), 0..60),
@@ -56,7 +56,7 @@ fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usiz
 
 /// Both ends with records in flight and in the queue.
 fn busy() -> Pair {
-    let mut pair = Pair::connected(Limits::default());
+    let mut pair = Pair::connected(Limits { compression: true, ..Limits::default() });
     for n in 0..6 {
         assert_eq!(pair.send_up(&packet(n, 50)), Enqueue::Queued);
         assert_eq!(pair.send_down(&packet(n, 50)), Enqueue::Queued);

@@ -43,12 +43,14 @@ proptest! {
         ops in proptest::collection::vec(op(), 0..120),
         replay_bytes in 300..20_000_usize,
         samples in any::<bool>(),
+        compression in any::<bool>(),
     ) {
         let limits = Limits {
             replay_bytes,
             max_age: Duration::from_secs(3600),
             // Nor is anything said to senders that are too fast for the path.
             target_delay: Duration::MAX,
+            compression,
             ..Limits::default()
         };
         let mut world = World::new(limits, samples);
@@ -98,9 +100,10 @@ proptest! {
     fn restarts_lose_only_what_the_dead_end_held(
         ops in proptest::collection::vec(op_with_restarts(), 0..150),
         samples in any::<bool>(),
+        compression in any::<bool>(),
     ) {
         let (max_age, target_delay) = (Duration::from_secs(3600), Duration::MAX);
-        let limits = Limits { max_age, target_delay, ..Limits::default() };
+        let limits = Limits { max_age, target_delay, compression, ..Limits::default() };
         let mut world = World::new(limits, samples);
         run(&mut world, &ops);
         world.heal();

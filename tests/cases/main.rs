@@ -4,6 +4,7 @@ mod check;
 mod clib;
 mod clients;
 mod command;
+mod compression;
 mod crash;
 mod dns;
 mod failure;

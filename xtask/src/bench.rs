@@ -17,6 +17,8 @@ mod idle;
 mod latency;
 mod machine;
 mod stats;
+mod subject;
+mod table2;
 mod throughput;
 
 /// What to measure, and of which builds.
@@ -39,6 +41,8 @@ enum Bench {
     Idle(idle::Args),
     /// How long a keystroke takes, alone and beside a bulk transfer, ours and others'.
     Latency(latency::Args),
+    /// The paper's table 2: the bytes of 1 MiB at the process, the virtual device and the real one, ours and others'.
+    Table2(table2::Args),
     /// iperf3, direct, through the tunnel and through others': speed, and processor time for each byte.
     Throughput(throughput::Args),
 }
@@ -58,6 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Bench::Handover(args) => handover::run(args),
         Bench::Idle(args) => idle::run(args),
         Bench::Latency(args) => latency::run(args),
+        Bench::Table2(args) => table2::run(args),
         Bench::Throughput(args) => throughput::run(args),
     }
 }

@@ -106,6 +106,8 @@ private_key_file = "{key_name}"
 # device = "home0"
 # What the clients' packets may measure; 1500 fits Ethernet behind the relay without fragments.
 # mtu = 1500
+# What clients may ask for: "zstd" compresses what gets smaller by it, which tells listeners something of what it is.
+# compression = "off"
 
 [nat]
 # Hide clients behind this host's addresses. Turn it off where the pools are routed to this host.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mobile_io::driver::{DriverEvent, TlsStream};
 use mobile_io::keys::PublicKey;
-use mobile_proto::{CloseCode, Event, Hello, PushConfig, Session, Unacknowledged};
+use mobile_proto::{CloseCode, Event, Hello, Limits, PushConfig, Session, Unacknowledged};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) push: PushConfig,
     /// Packets waiting for one client.
     pub(crate) queue_bytes: usize,
+    /// Whether packets are compressed for clients that ask for it.
+    pub(crate) compression: bool,
     /// How long a session without a path is kept.
     pub(crate) session_idle: Duration,
     /// Clients do not reach each other.
@@ -47,6 +49,7 @@ impl Settings {
                 dns: config.dns.servers.clone(),
             },
             queue_bytes: config.limits.queue_bytes,
+            compression: config.tunnel.compression.is_on(),
             session_idle: config.limits.session_idle(),
             isolate: config.clients.isolate,
         }
@@ -301,8 +304,10 @@ impl Registry {
     fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Unacknowledged) -> Arc<Live> {
         // 0 means "none known" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
-        let push = self.settings().push_to(&member.lease);
-        let mut session = Session::server(hello.session, epoch, mobile_proto::Limits::default(), push);
+        let settings = self.settings();
+        let push = settings.push_to(&member.lease);
+        let limits = Limits { compression: settings.compression, ..Limits::default() };
+        let mut session = Session::server(hello.session, epoch, limits, push);
         session.requeue(waiting);
         let io = ClientIo {
             queue: Arc::clone(&member.queue),

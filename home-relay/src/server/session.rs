@@ -149,6 +149,18 @@ impl Live {
         metrics.duplicates.inc_by(new.duplicates.saturating_sub(old.duplicates));
         metrics.lost.inc_by((new.lost + new.given_up).saturating_sub(old.lost + old.given_up));
         metrics.session_drops.inc_by(session_drops(new).saturating_sub(session_drops(old)));
+        for (counted, of) in [
+            (
+                &metrics.compressed_to_clients,
+                (|stats| [stats.tx_compressible_bytes, stats.tx_compressed_bytes]) as Sizes,
+            ),
+            (&metrics.compressed_from_clients, |stats| {
+                [stats.rx_compressible_bytes, stats.rx_compressed_bytes]
+            }),
+        ] {
+            let ([before, made_before], [now, made_now]) = (of(old), of(new));
+            counted.count(now.saturating_sub(before), made_now.saturating_sub(made_before));
+        }
         seen.stats = snapshot.stats.clone();
         self.count_paths(&mut seen, snapshot.paths.len());
         if !snapshot.paths.is_empty() {
@@ -209,6 +221,9 @@ impl Live {
         seen.paths = now;
     }
 }
+
+/// The bytes of one direction as they are, and as what they travel.
+type Sizes = fn(&Stats) -> [u64; 2];
 
 fn session_drops(stats: &Stats) -> u64 {
     stats.dropped_queue_full

@@ -110,6 +110,22 @@ fn render(status: &Status) -> String {
             traffic.sent_bytes, traffic.sent_packets, traffic.received_bytes, traffic.received_packets
         ),
     ));
+    match status.compression.as_str() {
+        "off" => {}
+        "refused" => {
+            lines.push(("compressed", "no: the relay's [tunnel] compression does not allow it".to_owned()));
+        }
+        kind => lines.push((
+            "compressed",
+            format!(
+                "{kind}, sent {} bytes as {}, received {} as {}",
+                traffic.sent_compressible_bytes,
+                traffic.sent_compressed_bytes,
+                traffic.received_compressible_bytes,
+                traffic.received_compressed_bytes
+            ),
+        )),
+    }
     let drops: Vec<String> = status
         .drops
         .iter()
@@ -231,6 +247,7 @@ mod tests {
             last_handover: Some(handover(7.0)),
             recent_handovers: (7..16).map(|age| handover(f64::from(age))).collect(),
             traffic: Traffic::default(),
+            compression: "off".to_owned(),
             drops: [("aged".to_owned(), 0), ("queue_full".to_owned(), 2)].into(),
             queue: Queue::default(),
             mobile_processes: 3,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use mobile_io::compression::Compression;
 use mobile_io::keys::PublicKey;
 use mobile_proto::{PathId, PathStats};
 use nix::errno::Errno;
@@ -155,6 +156,10 @@ impl Agent {
         let ledger = &state.ledger;
         let now = Instant::now();
         let path = state.active.as_ref().map(|(active, _)| active.path);
+        let active_stats = snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.paths.iter().find(|(id, _)| Some(*id) == path))
+            .map(|(_, path)| path);
         let stats = snapshot.as_ref().map(|snapshot| snapshot.stats.clone()).unwrap_or_default();
         let (session, problem) = judge(&state);
         let recent: Vec<Handover> = ledger
@@ -181,11 +186,7 @@ impl Agent {
             dns: assigned.map(|assigned| assigned.dns).unwrap_or_default(),
             active_uplink: state.active.as_ref().map(|(active, _)| active.uplink.clone()),
             forced_uplink: state.forced.clone(),
-            rtt_seconds: snapshot
-                .as_ref()
-                .and_then(|snapshot| snapshot.paths.iter().find(|(id, _)| Some(*id) == path))
-                .and_then(|(_, path)| path.srtt)
-                .map(|rtt| rtt.as_secs_f64()),
+            rtt_seconds: active_stats.and_then(|path| path.srtt).map(|rtt| rtt.as_secs_f64()),
             since_seconds: state
                 .active
                 .as_ref()
@@ -200,7 +201,12 @@ impl Agent {
                 sent_bytes: stats.tx_bytes,
                 received_packets: stats.rx_packets,
                 received_bytes: stats.rx_bytes,
+                sent_compressible_bytes: stats.tx_compressible_bytes,
+                sent_compressed_bytes: stats.tx_compressed_bytes,
+                received_compressible_bytes: stats.rx_compressible_bytes,
+                received_compressed_bytes: stats.rx_compressed_bytes,
             },
+            compression: compression(self.config.tunnel.compression, active_stats).to_owned(),
             drops: self.drops(&stats),
             queue: snapshot.map_or_else(Queue::default, |snapshot| Queue {
                 queued_bytes: count(snapshot.queued_bytes),
@@ -256,6 +262,15 @@ fn told(handover: &machine::Handover, age: Duration) -> Handover {
 
 fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+/// What has become of the wish for compression. Before the relay has answered, a wish is a wish.
+fn compression(wish: Compression, active: Option<&PathStats>) -> &'static str {
+    match (wish, active) {
+        (Compression::Off, _) => "off",
+        (Compression::Zstd, Some(path)) if path.ready && !path.compression => "refused",
+        (Compression::Zstd, _) => "zstd",
+    }
 }
 
 /// What the session is doing, and what stands in its way.

@@ -12,6 +12,7 @@ use mobile_io::control::Listener;
 use mobile_io::keys::PrivateKey;
 use mobile_io::netlink::Netlink;
 use mobile_io::tun::{self, Tun};
+use mobile_proto::Limits;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -99,8 +100,9 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     }
 
     let own_key = key.public();
-    let (tunnel, manage) =
-        Tunnel::start(Dialer::new(&relay, &key), wishes, TunIo::new(tun, Arc::clone(&side)), links);
+    let limits = Limits { compression: config.tunnel.compression.is_on(), ..Limits::default() };
+    let device = TunIo::new(tun, Arc::clone(&side));
+    let (tunnel, manage) = Tunnel::start(Dialer::new(&relay, &key), wishes, limits, device, links);
     let assigned = tunnel.assigned.clone();
     let (clean_up, clean_ups) = mpsc::channel(1);
     let (route_bypass, bypasses) = mpsc::channel(1);

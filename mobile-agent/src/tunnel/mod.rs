@@ -61,11 +61,12 @@ impl Tunnel {
     pub(crate) fn start(
         dialer: Dialer,
         wishes: Wishes,
+        limits: Limits,
         device: TunIo,
         uplinks: Uplinks,
     ) -> (Self, impl Future<Output = anyhow::Error>) {
         let (events_in, events) = mpsc::unbounded_channel();
-        let session = Session::client(SessionId(rand::random()), Limits::default());
+        let session = Session::client(SessionId(rand::random()), limits);
         let driver = driver::spawn(session, device, events_in);
         let (force, forces) = mpsc::unbounded_channel();
         let (assigned_in, assigned) = watch::channel(None);

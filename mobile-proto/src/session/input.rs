@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{Event, Role, Session};
+use crate::compression::Decoder;
 use crate::frame::{self, Decoded};
 use crate::message::{self, Activate, VersionedConfig, Welcome};
 use crate::path::{Path, State};
@@ -108,7 +109,8 @@ impl Session {
                 }
             }
         }
-        if !path.foreign && partial.first().is_some_and(|&kind| frame::is_data(kind)) {
+        let carries = |kind: u8| frame::is_data(kind) || kind == frame::COMPRESSED;
+        if !path.foreign && partial.first().is_some_and(|&kind| carries(kind)) {
             // A long record on a slow path: tell the sender that its bytes arrive.
             self.ack.soon(now, &self.limits);
         }
@@ -131,6 +133,7 @@ impl Session {
             (frame::WELCOME, Role::Client) if path.state == State::Closing => {}
             (frame::FIRST_IGNORABLE.., _) => self.stats.skipped_frames += 1,
             _ if connecting => return Err(unexpected(kind, "before WELCOME")),
+            (frame::COMPRESSED, _) => self.handle_compressed(now, path, payload, deliver)?,
             (frame::SEQ | frame::ACK, Role::Server) if path.foreign => self.stats.stale_frames += 1,
             (kind, Role::Server) if path.foreign && frame::is_data(kind) => self.stats.stale_frames += 1,
             (kind, _) if frame::is_data(kind) => {
@@ -187,6 +190,40 @@ impl Session {
         Ok(())
     }
 
+    fn handle_compressed(
+        &mut self,
+        now: Instant,
+        path: &mut Path,
+        payload: &[u8],
+        deliver: &mut dyn FnMut(Packet<'_>),
+    ) -> Result<(), ProtocolError> {
+        // A client has said in HELLO that it reads them; a WELCOME that comes to a closing path is not looked at.
+        let agreed = match self.role {
+            Role::Client => self.limits.compression,
+            Role::Server => path.stats.compression,
+        };
+        if !agreed {
+            return Err(unexpected(frame::COMPRESSED, "where compression was not agreed"));
+        }
+        // Out of the path while its packet is looked at.
+        let mut decoder = match path.decoder.take() {
+            Some(decoder) => decoder,
+            None => Box::new(Decoder::new()?),
+        };
+        let frame::Compressed { offload, length, bytes } = frame::compressed(payload)?;
+        let packet = Packet { bytes: decoder.decode(length, bytes)?, offload };
+        self.stats.rx_compressible_bytes += packet.len() as u64;
+        self.stats.rx_compressed_bytes += bytes.len() as u64;
+        if path.foreign {
+            // Read all the same: what follows refers to it.
+            self.stats.stale_frames += 1;
+        } else {
+            self.handle_data(now, path, packet, deliver)?;
+        }
+        path.decoder = Some(decoder);
+        Ok(())
+    }
+
     /// A number beyond the expected one: the sender has given up all between.
     fn handle_seq(&mut self, now: Instant, path: &mut Path, first: u64) {
         path.rx_number = Some(first);
@@ -224,6 +261,7 @@ impl Session {
             path.tx_number = None;
         }
         path.epoch = self.epoch;
+        path.agree(welcome.compression && self.limits.compression);
         path.state = State::Ready;
         path.sample_due = true;
         if let Some(sent) = path.hello_sent {

@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use super::{Role, Session};
+use crate::compression::{self, Worth};
 use crate::message::{self, VersionedConfig, Welcome};
 use crate::path::{Path, State};
-use crate::{Limits, PathId, frame};
+use crate::queue::Record;
+use crate::{Limits, PathId, Stats, frame};
 
 /// When to acknowledge. An acknowledgement rides on anything that is sent anyway; alone it goes
 /// only after `ack_bytes` (so that the sender's replay buffer drains while a bulk transfer runs)
@@ -110,9 +112,9 @@ impl Session {
         path.is_unanswered() || (self.active == Some(path.id) && self.replay.in_flight())
     }
 
-    pub(super) fn put_welcome(&self, out: &mut Vec<u8>) {
+    pub(super) fn put_welcome(&self, compression: bool, out: &mut Vec<u8>) {
         if let Some(config) = &self.config {
-            Welcome::put(out, self.epoch, self.rx_next, self.config_version, config);
+            Welcome::put(out, self.epoch, self.rx_next, self.config_version, config, compression);
         }
     }
 
@@ -173,11 +175,11 @@ impl Session {
     /// Writes the next record: the oldest that the active path has not carried yet.
     fn transmit_record(&mut self, now: Instant, index: usize, out: &mut Vec<u8>) -> bool {
         let path = &mut self.paths[index];
-        if let Some((number, packet)) = self.replay.next() {
-            path.put_record(number, packet, out);
+        if let Some((number, record)) = self.replay.next() {
             path.stats.replayed_packets += 1;
             self.stats.replayed_packets += 1;
-            self.stats.replayed_bytes += packet.len() as u64;
+            self.stats.replayed_bytes += record.packet.len() as u64;
+            put_record(path, &mut self.worth, &mut self.stats, (number, record), out);
             return true;
         }
         let room = self.replay_room();
@@ -187,10 +189,27 @@ impl Session {
             pool.give(record.packet);
         });
         let Some(record) = popped else { return false };
-        let (number, packet) = self.replay.push_sent(record);
-        self.paths[index].put_record(number, packet, out);
         self.stats.tx_packets += 1;
-        self.stats.tx_bytes += packet.len() as u64;
+        self.stats.tx_bytes += record.packet.len() as u64;
+        let sent = self.replay.push_sent(record);
+        put_record(&mut self.paths[index], &mut self.worth, &mut self.stats, sent, out);
         true
+    }
+}
+
+/// Writes a record to a path, compressed if that is agreed and worth it.
+fn put_record(
+    path: &mut Path,
+    worth: &mut Worth,
+    stats: &mut Stats,
+    (number, record): (u64, &Record),
+    out: &mut Vec<u8>,
+) {
+    let (flow, length) = (record.flow(), record.packet.len());
+    let compress = path.outgoing.is_on() && length >= compression::LEAST && worth.is_worth(flow, length);
+    if let Some(made) = path.put_record(number, record.packet(), compress, out) {
+        worth.learn(flow, length, made);
+        stats.tx_compressible_bytes += length as u64;
+        stats.tx_compressed_bytes += made as u64;
     }
 }

@@ -8,10 +8,11 @@
 //! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
 //! and whom the socket says it came from. `crowd PROCESSES SOCKETS ADDRESS` is so many processes with so many connections
 //! each, `accept ADDRESS` takes them; both say when they are ready and wait to be killed. `paces` times
-//! what it is told to do. `hold-lab` makes a lab of its own and waits to be killed.
+//! what it is told to do. `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server as the paper's
+//! measurement does, 1024 bytes at a time. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ["gaps", address, interval, seconds] => gaps(address, interval, seconds),
         ["keystrokes", address, interval, seconds] => keystrokes(address, interval, seconds),
         ["pulse", way, protocol, address] => pulse(way, protocol, address),
+        ["write", pace, address, file] => write(pace, address, file),
         ["dns", transport, resolver] => dns(transport, resolver),
         ["crowd", processes, sockets, address] => crowd(processes, sockets, address),
         ["accept", address] => accept(address),
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
-             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER | crowd PROCESSES SOCKETS ADDRESS | accept ADDRESS"
+             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER | crowd PROCESSES SOCKETS ADDRESS | accept ADDRESS | write nagle|nodelay|paced ADDRESS FILE"
         )),
     };
     match done {
@@ -314,6 +316,26 @@ fn accept(address: &str) -> Result<()> {
     loop {
         open.push(socket.accept().context("accept")?);
     }
+}
+
+/// A file in writes of 1024 bytes (the paper's 5.2), as fast as they are taken or, paced, one each 2 ms; done when the server has
+/// had all and closed.
+fn write(pace: &str, address: &str, file: &str) -> Result<()> {
+    let data = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
+    let mut stream = TcpStream::connect(address).context("connect")?;
+    stream.set_nodelay(pace != "nagle")?;
+    for chunk in data.chunks(1024) {
+        stream.write_all(chunk).context("send")?;
+        if pace == "paced" {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let answer = stream.read_to_end(&mut Vec::new()).context("receive")?;
+    if answer > 0 {
+        bail!("a discard server answered {answer} bytes");
+    }
+    Ok(())
 }
 
 /// A lab with a telnet session in it; prints its cgroup and waits for ever.

@@ -1,18 +1,16 @@
 //! `cargo xtask bench latency`: how long a keystroke takes, alone and beside a bulk transfer that fills the uplink.
 
-use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use mobile_tests::peers::{Peer, PeerKind};
-use mobile_tests::{
-    Lab, LabOptions, PATIENCE, Process, Services, Testbed, addr, finish_within, port, program,
-};
+use mobile_tests::peers::PeerKind;
+use mobile_tests::{LabOptions, PATIENCE, Process, Services, addr, finish_within, port, program};
 use serde_json::Value;
 
 use self::table::{Figures, OURS, Sample};
 use super::machine;
+use super::subject::Subject;
 use crate::setup::{self, Tool};
 use crate::shell::step;
 
@@ -50,49 +48,6 @@ const WARM_UP: Duration = Duration::from_secs(3);
 /// What runs beside the keystrokes: a title and iperf3's flags for it.
 const BESIDE: [(&str, Option<&[&str]>); 3] =
     [("idle", None), ("upload", Some(&[])), ("download", Some(&["--reverse"]))];
-
-/// One lab, and what carries the connections in it.
-enum Subject {
-    Ours(Box<Testbed>),
-    /// Somebody else's. It ends before its lab.
-    Peer(Box<dyn Peer>, Box<Lab>),
-}
-
-impl Subject {
-    fn start(peer: Option<&PeerKind>, options: &LabOptions) -> Result<Self> {
-        let Some(kind) = peer else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
-        let lab = Lab::with(options)?;
-        let mut peer = kind.make();
-        peer.start(&lab)?;
-        Ok(Self::Peer(peer, Box::new(lab)))
-    }
-
-    fn lab(&self) -> &Lab {
-        match self {
-            Self::Ours(bed) => &bed.lab,
-            Self::Peer(_, lab) => lab,
-        }
-    }
-
-    /// An application of the mobile host.
-    fn application(&self, program: &str) -> Command {
-        match self {
-            Self::Ours(bed) => bed.agent.run(&[program]),
-            Self::Peer(_, lab) => lab.host.command(program),
-        }
-    }
-
-    fn finish(self) -> Result<()> {
-        match self {
-            Self::Ours(bed) => bed.finish(),
-            Self::Peer(peer, lab) => {
-                drop(peer);
-                lab.passed();
-                Ok(())
-            }
-        }
-    }
-}
 
 /// Measures everyone in turn, run by run, so that what disturbs the machine disturbs all.
 pub(crate) fn run(args: &Args) -> Result<()> {

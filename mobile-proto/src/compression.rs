@@ -1,0 +1,54 @@
+//! Compression of inner packets, on the paths where both ends want it.
+//!
+//! It lies below numbering, replay and handover: a path is a byte stream that delivers in order or dies, so each direction of it
+//! has one zstd stream with a history of its own, flushed behind each packet. A record that is sent again on another path is
+//! compressed again, with that path's history. Headers that resemble those before them shrink to little more than what changed.
+
+mod codec;
+mod worth;
+
+pub(crate) use codec::{Decoder, Encoder};
+pub(crate) use worth::Worth;
+
+use crate::Packet;
+
+/// The name of zstd in HELLO and WELCOME.
+pub(crate) const ZSTD: u8 = 1;
+
+/// Shorter packets are sent as they are: acknowledgements, keystrokes. What could be saved is less than the headers around it.
+pub(crate) const LEAST: usize = 128;
+
+/// What one end of a path does to what it sends.
+#[derive(Debug, Default)]
+pub(crate) enum Outgoing {
+    /// The peer did not ask for it, or we do not want it, or it has failed.
+    #[default]
+    Plain,
+    /// From the first packet on.
+    Agreed,
+    /// Since the first packet.
+    Running(Box<Encoder>),
+}
+
+impl Outgoing {
+    /// Whether packets are compressed.
+    pub(crate) fn is_on(&self) -> bool {
+        !matches!(self, Self::Plain)
+    }
+
+    /// Compresses a packet. If that is impossible, because there is no memory, none is any more on this path; what was
+    /// compressed before stands.
+    pub(crate) fn encode(&mut self, packet: Packet<'_>) -> Option<&[u8]> {
+        if let Self::Agreed = self {
+            *self = Encoder::new().map_or(Self::Plain, |encoder| Self::Running(Box::new(encoder)));
+        }
+        let Self::Running(encoder) = self else { return None };
+        if encoder.encode(packet.bytes) {
+            // Matched again for the borrow checker.
+            let Self::Running(encoder) = self else { return None };
+            return Some(encoder.made());
+        }
+        *self = Self::Plain;
+        None
+    }
+}

@@ -1,0 +1,258 @@
+//! `cargo xtask bench table2`: the paper's table 2 (section 5.2), how many bytes it takes to carry 1 MiB.
+//!
+//! Bytes are counted, not seconds, so what else the machine does matters little.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use mobile_tests::peers::PeerKind;
+use mobile_tests::{Direction, LabOptions, PATIENCE, UplinkName, addr, finish_within, port, program};
+use serde_json::Value;
+
+use self::table::Row;
+use super::subject::Subject;
+use super::{handover, machine};
+use crate::shell::{self, step};
+
+mod table;
+
+/// How often, and who else.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Runs of each measurement; the tables show their median, and the last one least and greatest.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Without the peers; a direct connection is always measured.
+    #[arg(long)]
+    no_peers: bool,
+    /// Only these peers, by the names of the table.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+}
+
+/// What the process writes, in the paper and here.
+const LENGTH: usize = 1 << 20;
+
+/// How it is written.
+pub(crate) struct Shape {
+    title: &'static str,
+    /// labtool's word for it.
+    pace: &'static str,
+    data: Data,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Data {
+    /// What no compression makes smaller.
+    Random,
+    /// This project's own sources, as an example of text.
+    Text,
+}
+
+const SHAPES: [Shape; 5] = [
+    Shape { title: "Nagle on", pace: "nagle", data: Data::Random },
+    Shape { title: "TCP_NODELAY", pace: "nodelay", data: Data::Random },
+    Shape { title: "one write each 2 ms", pace: "paced", data: Data::Random },
+    Shape { title: "text, Nagle on", pace: "nagle", data: Data::Text },
+    Shape { title: "text, one write each 2 ms", pace: "paced", data: Data::Text },
+];
+
+/// The bytes of one run, sent and received.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Sample {
+    /// As the tunnel's device counts; a large packet that the kernel leaves whole has one header. None without a tunnel.
+    virtual_device: Option<[u64; 2]>,
+    /// On both uplinks, Ethernet headers included.
+    real: [u64; 2],
+}
+
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut everyone: Vec<(&str, Result<Subject>)> = Vec::new();
+    let direct = PeerKind::ALL.iter().filter(|kind| kind.name == "direct");
+    for kind in direct {
+        everyone.push((kind.name, start(Some(kind))));
+    }
+    everyone.push((table::OURS, start(None)));
+    everyone.push(("mobile, zstd", Subject::compressing(&LabOptions::default()).and_then(prepare)));
+    for kind in PeerKind::TUNNELS.iter().filter(|kind| args.wants(kind)) {
+        everyone.push((kind.name, start(Some(kind))));
+    }
+    let (mut subjects, mut refused) = (Vec::new(), Vec::new());
+    for (name, started) in everyone {
+        match started {
+            Ok(subject) => subjects.push((name, subject)),
+            Err(error) => refused.push(format!("{name}: not measured: {error:#}")),
+        }
+    }
+    let rows = measure(&subjects, args.runs)?;
+    println!("{}", table::paper(&rows, LENGTH));
+    println!("{}", table::overhead(&rows, LENGTH));
+    refused.iter().for_each(|line| println!("{line}"));
+    println!(
+        "{}; cubic in every namespace, 20 ms of round trip, no segmentation offload on the uplinks; median of {} runs \
+         (least–greatest)",
+        machine::describe(),
+        args.runs
+    );
+    // After the tables: figures that took minutes are not thrown away for a warning.
+    subjects.into_iter().try_for_each(|(_, subject)| subject.finish())
+}
+
+impl Args {
+    fn wants(&self, kind: &PeerKind) -> bool {
+        let named = |name: &String| name.eq_ignore_ascii_case(kind.name);
+        !self.no_peers && (self.peers.is_empty() || self.peers.iter().any(named))
+    }
+}
+
+fn start(peer: Option<&PeerKind>) -> Result<Subject> {
+    if let Some(reason) = peer.and_then(handover::refusal) {
+        bail!(reason);
+    }
+    prepare(Subject::start(peer, &LabOptions::default())?)
+}
+
+/// The uplinks as the paper's, and what there is to write.
+fn prepare(subject: Subject) -> Result<Subject> {
+    for uplink in UplinkName::ALL {
+        subject.lab().uplink(uplink).link.set_offload(false)?;
+    }
+    for data in [Data::Random, Data::Text] {
+        fs::write(data.file(subject.lab().dir()), data.make()?)?;
+    }
+    Ok(subject)
+}
+
+/// Everyone one after the other in each run, so that what disturbs the machine disturbs all.
+fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> {
+    let mut rows: Vec<Row> = subjects.iter().map(|(name, _)| Row::new(name)).collect();
+    for run in 1..=runs {
+        for (column, shape) in SHAPES.iter().enumerate() {
+            for ((name, subject), row) in subjects.iter().zip(&mut rows) {
+                let sample = sample(subject, shape).with_context(|| format!("{name}, {}", shape.title))?;
+                let over = table::over(&sample, LENGTH);
+                step(&format!("run {run} of {runs}, {}, {name}: {over:+.1} %", shape.title));
+                row.columns[column].push(sample);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// Writes once, and counts.
+fn sample(subject: &Subject, shape: &Shape) -> Result<Sample> {
+    let lab = subject.lab();
+    let tool = program("labtool")?.display().to_string();
+    let before = settled(subject)?;
+    let mut command = subject.application(&tool);
+    command
+        .args(["write", shape.pace, &format!("{}:{}", addr::SERVER4, port::DISCARD)])
+        .arg(shape.data.file(lab.dir()));
+    finish_within(&mut command, None, PATIENCE)?.ok().context("labtool write")?;
+    let after = settled(subject)?;
+    let less = |after: [u64; 2], before: [u64; 2]| [0, 1].map(|way| after[way] - before[way]);
+    Ok(Sample {
+        virtual_device: after.virtual_device.zip(before.virtual_device).map(|(a, b)| less(a, b)),
+        real: less(after.real, before.real),
+    })
+}
+
+/// The counters, once nothing is on the way any more.
+fn settled(subject: &Subject) -> Result<Sample> {
+    /// Longer than a round trip and whatever acknowledgement is kept back.
+    const QUIET: Duration = Duration::from_millis(150);
+    let end = Instant::now() + PATIENCE;
+    let mut last = count(subject)?;
+    loop {
+        sleep(QUIET);
+        let now = count(subject)?;
+        if now == last {
+            return Ok(now);
+        }
+        if Instant::now() > end {
+            bail!("the uplink is never quiet");
+        }
+        last = now;
+    }
+}
+
+fn count(subject: &Subject) -> Result<Sample> {
+    let lab = subject.lab();
+    let real = [Direction::Up, Direction::Down].map(|direction| {
+        let links = UplinkName::ALL.iter().map(|&uplink| &lab.uplink(uplink).link);
+        links.map(|link| link.counters(direction).bytes).sum()
+    });
+    Ok(Sample { virtual_device: virtual_device(subject)?, real })
+}
+
+/// What the tunnel's device has carried: the one the server is reached through.
+fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
+    let host = &subject.lab().host;
+    let device = match subject {
+        Subject::Ours(_) => "mobile0".to_owned(),
+        Subject::Peer(..) => {
+            let route = host.run(&["ip", "route", "get", &addr::SERVER4.to_string()])?;
+            let mut words = route.split_whitespace().skip_while(|&word| word != "dev").skip(1);
+            words.next().with_context(|| format!("no device in {route}"))?.to_owned()
+        }
+    };
+    if UplinkName::ALL.iter().any(|uplink| uplink.device() == device) {
+        return Ok(None);
+    }
+    let said = host.run(&["ip", "-json", "-statistics", "link", "show", "dev", &device])?;
+    let json: Value = serde_json::from_str(&said)?;
+    let bytes = |way: &str| {
+        let bytes = json.pointer(&format!("/0/stats64/{way}/bytes")).and_then(Value::as_u64);
+        bytes.with_context(|| format!("no {way} bytes in {said}"))
+    };
+    // The kernel transmits into the device what the host sends.
+    Ok(Some([bytes("tx")?, bytes("rx")?]))
+}
+
+impl Data {
+    fn file(self, dir: &Path) -> PathBuf {
+        dir.join(if self == Self::Random { "random.bin" } else { "text.bin" })
+    }
+
+    fn make(self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(LENGTH);
+        match self {
+            Self::Random => {
+                use std::io::Read as _;
+                fs::File::open("/dev/urandom")?.take(LENGTH as u64).read_to_end(&mut bytes)?;
+            }
+            Self::Text => {
+                let mut files = Vec::new();
+                for folder in ["mobile-agent", "mobile-proto", "mobile-io", "home-relay", "tests", "xtask"] {
+                    sources(&shell::root().join(folder), &mut files)?;
+                }
+                files.sort();
+                for file in files {
+                    bytes.extend(fs::read(file)?);
+                }
+                bytes.truncate(LENGTH);
+            }
+        }
+        if bytes.len() < LENGTH {
+            bail!("only {} bytes to write", bytes.len());
+        }
+        Ok(bytes)
+    }
+}
+
+/// The sources in a folder and those below it.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, found)?;
+        } else if path.extension().is_some_and(|kind| kind == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}

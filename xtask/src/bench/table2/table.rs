@@ -1,0 +1,88 @@
+//! The tables, as Markdown for docs/benchmarks.md.
+
+use super::super::stats::Spread;
+use super::{SHAPES, Sample};
+
+/// Our name in the tables.
+pub(super) const OURS: &str = "mobile";
+
+/// The runs of one subject and one shape.
+pub(super) type Column = Vec<Sample>;
+
+/// All of one subject.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    /// One for each shape.
+    pub(super) columns: [Column; SHAPES.len()],
+}
+
+impl Row {
+    pub(super) fn new(name: &'static str) -> Self {
+        Self { name, columns: Default::default() }
+    }
+}
+
+/// What the real device carried beyond what the process wrote, in percent of that.
+pub(super) fn over(sample: &Sample, length: usize) -> f64 {
+    let [sent, received] = sample.real;
+    ((sent + received) as f64 / length as f64 - 1.0) * 100.0
+}
+
+/// The paper's own table, of ours, with Nagle on.
+pub(super) fn paper(rows: &[Row], length: usize) -> String {
+    let mut out = "| | sent | received | total |\n| --- | --- | --- | --- |\n".to_owned();
+    let mut line = |title: &str, [sent, received]: [u64; 2]| {
+        let total = sent + received;
+        out.push_str(&format!("| {title} | {sent} | {received} | {total} |\n"));
+    };
+    line("process", [length as u64, 0]);
+    let Some(ours) = rows.iter().find(|row| row.name == OURS).map(|row| &row.columns[0]) else { return out };
+    let median = |of: &dyn Fn(&Sample) -> Option<[u64; 2]>| {
+        let both = [0, 1].map(|way| {
+            let figures: Vec<f64> =
+                ours.iter().filter_map(|sample| of(sample).map(|it| it[way] as f64)).collect();
+            Spread::of(&figures).map_or(0, |spread| spread.median.round() as u64)
+        });
+        (both[0] > 0).then_some(both)
+    };
+    median(&|sample| sample.virtual_device).into_iter().for_each(|both| line("virtual device", both));
+    median(&|sample| Some(sample.real)).into_iter().for_each(|both| line("real device", both));
+    out
+}
+
+/// What the real device carried beyond what the process wrote, of everyone.
+pub(super) fn overhead(rows: &[Row], length: usize) -> String {
+    let titles = SHAPES.map(|shape| shape.title).join(" | ");
+    let mut out = format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(SHAPES.len() + 1));
+    for row in rows {
+        let cells = row.columns.iter().map(|column| {
+            let figures: Vec<f64> = column.iter().map(|sample| over(sample, length)).collect();
+            Spread::of(&figures).map_or("–".to_owned(), |Spread { median, least, greatest }| {
+                format!("{median:+.1} ({least:+.1}–{greatest:+.1})")
+            })
+        });
+        out.push_str(&format!("| {} | {} |\n", row.name, cells.collect::<Vec<_>>().join(" | ")));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_paper_s_three_rows_and_everyone_s_overhead() {
+        let mut row = Row::new(OURS);
+        for real in [1100, 1050, 1200] {
+            row.columns[0].push(Sample { virtual_device: Some([1010, 10]), real: [real, 50] });
+        }
+        let rows = [Row::new("direct"), row];
+        let paper = paper(&rows, 1000);
+        assert!(paper.starts_with("| | sent |"), "{paper}");
+        assert!(paper.contains("| process | 1000 | 0 | 1000 |\n| virtual device | 1010 | 10 | 1020 |\n"));
+        assert!(paper.ends_with("| real device | 1100 | 50 | 1150 |\n"), "{paper}");
+        let overhead = overhead(&rows, 1000);
+        assert!(overhead.contains("| direct | – |"), "{overhead}");
+        assert!(overhead.contains("| mobile | +15.0 (+10.0–+25.0) | – |"), "{overhead}");
+    }
+}
