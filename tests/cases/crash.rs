@@ -105,8 +105,13 @@ impl Worker<'_> {
             else {
                 return Ok(());
             };
-            let entry = self.relay.client(&name)?;
-            let ipv4 = entry["ipv4"].as_str().context("an address")?.to_owned();
+            // Acknowledged, so it is there; which addresses it has, a relay that is killed meanwhile does not tell.
+            self.known.insert(name.clone(), Known::Invited { ipv4: String::new() });
+            let Some(ipv4) =
+                self.relay.client(&name).ok().and_then(|it| Some(it["ipv4"].as_str()?.to_owned()))
+            else {
+                return Ok(());
+            };
             self.known.insert(name.clone(), Known::Invited { ipv4: ipv4.clone() });
             let config = self.config(&name);
             let mut enroll = self.ns.command(program("mobile")?);
@@ -144,6 +149,11 @@ impl Worker<'_> {
         }
         for (name, known) in &mut self.known {
             let now = found.get(name).cloned().unwrap_or(Known::Gone);
+            if let (Known::Invited { ipv4 }, Known::Invited { .. }) = (&*known, &now)
+                && ipv4.is_empty()
+            {
+                *known = now.clone();
+            }
             if let (Known::Client { key, ipv4 }, Known::Client { key: found, ipv4: at }) = (&*known, &now)
                 && (key.is_empty() && ipv4 == at && !found.is_empty())
             {
