@@ -249,7 +249,7 @@ fn valved() -> (impl Future<Output = (TcpStream, TcpStream)>, watch::Sender<Valv
     (wire, sender)
 }
 
-fn configs(welcome: bool) -> (Arc<rustls::ClientConfig>, Arc<rustls::ServerConfig>) {
+fn configs(welcome: bool) -> (Arc<rustls::ClientConfig>, tls::RelayConfig) {
     let (client, relay) = (PrivateKey::from_seed([1; 32]), PrivateKey::from_seed([2; 32]));
     let server = tls::server_config(&relay, Arc::new(move |_| welcome));
     (tls::client_config(&client, relay.public()), server)
