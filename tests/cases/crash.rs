@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mobile_tests::{LabOptions, Ns, RELAY_PORT, Relay, Testbed, program};
+use mobile_tests::{LabOptions, Ns, RELAY_PORT, Relay, Testbed, program, until};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -105,8 +105,13 @@ impl Worker<'_> {
             else {
                 return Ok(());
             };
-            let entry = self.relay.client(&name)?;
-            let ipv4 = entry["ipv4"].as_str().context("an address")?.to_owned();
+            // Acknowledged, so it is there; which addresses it has, a relay that is killed meanwhile does not tell.
+            self.known.insert(name.clone(), Known::Invited { ipv4: String::new() });
+            let Some(ipv4) =
+                self.relay.client(&name).ok().and_then(|it| Some(it["ipv4"].as_str()?.to_owned()))
+            else {
+                return Ok(());
+            };
             self.known.insert(name.clone(), Known::Invited { ipv4: ipv4.clone() });
             let config = self.config(&name);
             let mut enroll = self.ns.command(program("mobile")?);
@@ -144,6 +149,11 @@ impl Worker<'_> {
         }
         for (name, known) in &mut self.known {
             let now = found.get(name).cloned().unwrap_or(Known::Gone);
+            if let (Known::Invited { ipv4 }, Known::Invited { .. }) = (&*known, &now)
+                && ipv4.is_empty()
+            {
+                *known = now.clone();
+            }
             if let (Known::Client { key, ipv4 }, Known::Client { key: found, ipv4: at }) = (&*known, &now)
                 && (key.is_empty() && ipv4 == at && !found.is_empty())
             {
@@ -209,7 +219,7 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     let stop = AtomicBool::new(false);
     let mut kept: Vec<(u32, BTreeMap<String, Known>)> = vec![(0, BTreeMap::new()); 2];
-    let (mut happened, begun) = (0, Instant::now());
+    let begun = Instant::now();
     for round in 0..KILLS {
         bed.relay.start()?;
         stop.store(false, Ordering::Relaxed);
@@ -242,10 +252,11 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
             stop.store(true, Ordering::Relaxed);
             running.into_iter().try_for_each(|worker| worker.join().expect("a worker panicked"))
         })?;
+        // A process takes a moment to die, and its socket with it. A store that does not open is told of below.
+        let _ = until("the relay to be dead", || bed.relay.cli(&["clients"]).is_ok_and(|it| it.code() == 0));
         let found = look(&bed.relay).with_context(|| format!("seed {seed}, round {round}"))?;
         for worker in &mut workers {
             worker.verify(&found).with_context(|| format!("seed {seed}, round {round}"))?;
-            happened += worker.count;
         }
         // Key and configuration of a laptop: both or neither, whenever it was killed.
         for name in workers[1].known.keys() {
@@ -256,8 +267,16 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
         kept = workers.into_iter().map(|worker| (worker.count, worker.known)).collect();
         bed.relay.kill()?;
     }
-    let there: usize = kept.iter().map(|(_, known)| known.len()).sum();
-    println!("{KILLS} kills, {there} names at the end, {happened} commands in {:?}", begun.elapsed());
-    ensure!(there > KILLS as usize / 4, "too little was acknowledged to mean anything: {there}");
+    let enrolled = kept[1].1.values().filter(|known| matches!(known, Known::Client { .. })).count();
+    let pending = kept[1].1.len() - enrolled;
+    println!(
+        "{KILLS} kills, {} names authorised and moved, {enrolled} enrolled, {pending} invited, in {:?}",
+        kept[0].0,
+        begun.elapsed()
+    );
+    ensure!(
+        kept[0].0 > KILLS && enrolled > 10 && pending > 10,
+        "too little was acknowledged to mean anything"
+    );
     bed.finish()
 }

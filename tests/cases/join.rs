@@ -117,6 +117,8 @@ fn an_invitation_that_is_no_good_says_why_and_leaves_nothing() -> Outcome {
     let told = refused(&bed, "imposter", &offline)?;
     assert!(told.contains("not the relay of the invitation"), "{told}");
     assert_eq!(bed.relay.counter("homerelay_handshakes_total{result=\"enrolment\"}")?, 0);
+    // The agent was connected when the relay was stopped.
+    bed.expect_warning("the peer is stopping");
     bed.finish()
 }
 
