@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mobile_io::keys::PublicKey;
+use mobile_io::owner;
 use redb::{Database, DatabaseError, ReadableDatabase as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -219,6 +220,7 @@ fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
         transaction.open_table(CLIENTS)?;
         transaction.commit()?;
         database.close()?;
+        owner::as_folder(&std::fs::File::open(&unfinished)?, &unfinished)?;
         // link() and not rename(): whoever was first keeps what it may have written since.
         match std::fs::hard_link(&unfinished, path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),

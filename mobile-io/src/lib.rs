@@ -6,6 +6,7 @@
 pub mod apart;
 pub mod check;
 pub mod config;
+pub mod confine;
 pub mod control;
 pub mod driver;
 pub mod keys;
@@ -14,6 +15,7 @@ pub mod memory;
 pub mod metrics;
 pub mod netlink;
 pub mod notify;
+pub mod owner;
 mod socket;
 pub mod sysctl;
 mod tcp_info;

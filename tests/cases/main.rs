@@ -11,6 +11,7 @@ mod latency;
 mod leaks;
 mod metrics;
 mod outage;
+mod packages;
 mod refusals;
 mod restart;
 mod routing;

@@ -1,7 +1,6 @@
 //! `cargo xtask dist`: what is installed on other machines: Debian packages of both programs, archives of the relay for
 //! each processor it is built for, and OpenWrt's files. The same commit gives the same bytes.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -93,7 +92,9 @@ pub(crate) fn debian(binaries: &Path, architecture: &str, version: &str, out: &P
 fn source_date() -> Result<String> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(given) => Ok(given),
-        Err(_) => shell::output(Command::new("git").current_dir(shell::root()).args(["log", "-1", "--format=%ct"]))
-            .context("the time of the commit is needed: build in a clone, or set SOURCE_DATE_EPOCH"),
+        Err(_) => {
+            shell::output(Command::new("git").current_dir(shell::root()).args(["log", "-1", "--format=%ct"]))
+                .context("the time of the commit is needed: build in a clone, or set SOURCE_DATE_EPOCH")
+        }
     }
 }

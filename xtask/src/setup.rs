@@ -28,6 +28,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "promtool", package: "prometheus" },
     Tool { program: "ps", package: "procps" },
     Tool { program: "ssh", package: "openssh-client" },
+    Tool { program: "systemctl", package: "systemd" },
     Tool { program: "sshd", package: "openssh-server" },
     Tool { program: "tcpdump", package: "tcpdump" },
     Tool { program: "telnet", package: "inetutils-telnet" },

@@ -27,7 +27,8 @@ pub(super) fn stage(package: &Package, binary: &Path, out: &Path) -> Result<Path
     tree.manual(package.program, &out.join("gen"))?;
     let doc = format!("usr/share/doc/{}", package.name);
     let copyright = tree.put(&shell::root().join("LICENSE-MIT"), &format!("{doc}/copyright"), 0o644)?;
-    let apache = "\nOr, as you like, under the Apache License, Version 2.0: /usr/share/common-licenses/Apache-2.0\n";
+    let apache =
+        "\nOr, as you like, under the Apache License, Version 2.0: /usr/share/common-licenses/Apache-2.0\n";
     append(&copyright, apache)?;
     let changes = tree.put(&shell::root().join("CHANGELOG.md"), &format!("{doc}/changelog"), 0o644)?;
     compress(&changes)?;
