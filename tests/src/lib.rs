@@ -16,6 +16,7 @@ mod capture;
 pub mod chaos;
 pub mod dns;
 mod group;
+pub mod guide;
 pub mod http;
 mod lab;
 mod link;

@@ -98,3 +98,66 @@ fn source_date() -> Result<String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dist(package: &str, file: &str) -> PathBuf {
+        shell::root().join(package).join("dist").join(file)
+    }
+
+    #[test]
+    fn units_leave_the_daemons_little_to_do_harm_with() {
+        // systemd's own score, times ten: 0 is nothing, 100 everything.
+        for (package, unit, at_most) in
+            [("mobile-agent", "mobile.service", 40), ("home-relay", "home-relay.service", 25)]
+        {
+            let mut analyze = Command::new("systemd-analyze");
+            analyze.args(["security", "--offline=yes", "--no-pager", &format!("--threshold={at_most}")]);
+            shell::output(analyze.arg(dist(package, unit))).unwrap();
+        }
+    }
+
+    /// What OpenWrt's rc.common brings, as far as the script uses it: settings are the shipped ones, procd tells.
+    const OPENWRT: &str = r#"
+        config_load() { :; }
+        config_foreach() { "$1" main; }
+        config_get_bool() { export -n "$1=${ENABLED:-$4}"; }
+        config_get() {
+            value=$(sed -n "s/^\toption $3 '\(.*\)'/\1/p" "$SETTINGS")
+            export -n "$1=${CONFIG:-${value:-$4}}"
+        }
+        logger() { echo "logger $*"; }
+        procd_open_instance() { echo "open $*"; }
+        procd_set_param() { echo "set $*"; }
+        procd_close_instance() { echo "close"; }
+        . "$SCRIPT"
+        start_service
+    "#;
+
+    fn openwrt(enabled: &str, config: &Path) -> String {
+        // OpenWrt's shell is busybox's.
+        let mut shell = Command::new("busybox");
+        shell.args(["sh", "-e", "-c", OPENWRT]);
+        shell.env("SCRIPT", dist("home-relay", "openwrt/files/home-relay.init"));
+        shell.env("SETTINGS", dist("home-relay", "openwrt/files/home-relay.config"));
+        shell.env("ENABLED", enabled).env("CONFIG", config);
+        let out = shell.output().unwrap();
+        String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap()
+    }
+
+    #[test]
+    fn openwrt_starts_the_relay_once_it_is_enabled_and_configured() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("relay.toml");
+        assert_eq!(openwrt("0", &config), "");
+        let missing = openwrt("1", &config);
+        assert!(missing.starts_with("logger -t home-relay") && missing.contains("home-relay init"), "{missing}");
+        std::fs::write(&config, "").unwrap();
+        let started = openwrt("1", &config);
+        let command = format!("set command /usr/sbin/home-relay serve --config {}", config.display());
+        assert!(started.starts_with("open main\n") && started.contains(&command), "{started}");
+        assert!(started.ends_with("close\n"), "{started}");
+    }
+}

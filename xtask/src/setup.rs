@@ -17,6 +17,7 @@ pub(crate) struct Tool {
 }
 
 const TOOLS: &[Tool] = &[
+    Tool { program: "busybox", package: "busybox-static" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "ethtool", package: "ethtool" },
     Tool { program: "ip", package: "iproute2" },
@@ -28,8 +29,9 @@ const TOOLS: &[Tool] = &[
     Tool { program: "promtool", package: "prometheus" },
     Tool { program: "ps", package: "procps" },
     Tool { program: "ssh", package: "openssh-client" },
-    Tool { program: "systemctl", package: "systemd" },
     Tool { program: "sshd", package: "openssh-server" },
+    Tool { program: "systemctl", package: "systemd" },
+    Tool { program: "systemd-analyze", package: "systemd" },
     Tool { program: "tcpdump", package: "tcpdump" },
     Tool { program: "telnet", package: "inetutils-telnet" },
     Tool { program: "telnetd", package: "inetutils-telnetd" },
