@@ -84,6 +84,15 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     connected(UplinkName::Wlan)?;
     ensure!(session.ask("echo after a handover")? == "after a handover");
 
+    // Killed is not stopped: nothing is cleaned up, nothing goes direct, and systemd starts another.
+    for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
+        let cleaned = format!("systemctl show -P InvocationID {unit}-cleanup");
+        let before = machine.run(&cleaned)?;
+        machine.run(&format!("systemctl kill --signal=KILL {unit}"))?;
+        ensure!(session.ask("echo after a kill")? == "after a kill");
+        ensure!(machine.run(&cleaned)? == before, "{unit} was cleaned up after");
+    }
+
     let daemon = |machine: &Machine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
     let before = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
     let [relay_package, agent_package] = packages(&format!("{VERSION}+next"))?;
