@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
+use mobile_io::invitation::is_endpoint;
 use serde::Deserialize;
 
 use crate::pool::Pools;
@@ -42,6 +43,17 @@ pub(crate) struct Config {
 pub(crate) struct Listen {
     /// Where clients connect.
     pub(crate) address: SocketAddr,
+    /// `host:port` by which they find it, for invitations; the address when absent.
+    pub(crate) endpoint: Option<String>,
+}
+
+impl Listen {
+    /// What an invitation names, if it can be known: a wildcard is nobody's address.
+    pub(crate) fn endpoint(&self) -> Option<String> {
+        let address =
+            Some(self.address).filter(|address| !address.ip().is_unspecified() && address.port() != 0);
+        self.endpoint.clone().or_else(|| address.map(|address| address.to_string()))
+    }
 }
 
 /// `[identity]`
@@ -199,6 +211,12 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         self.pools()?;
+        if let Some(endpoint) = &self.listen.endpoint {
+            ensure!(
+                is_endpoint(endpoint),
+                "[listen] endpoint {endpoint:?} is not HOST:PORT: write for example \"relay.example.org:443\""
+            );
+        }
         check_interface("[tunnel] device", &self.tunnel.device)?;
         if let Some(interface) = &self.nat.interface {
             check_interface("[nat] interface", interface)?;

@@ -62,11 +62,21 @@ pub(crate) enum Handshake {
     Timeout,
     /// Closed at once: too many handshakes under way.
     Busy,
+    /// No path, but an attempt to enrol; [`Enrolment`] says what came of it.
+    Enrolment,
 }
 
 impl Handshake {
-    const ALL: [Self; 7] =
-        [Self::Opened, Self::Resumed, Self::Unauthorized, Self::Tls, Self::Hello, Self::Timeout, Self::Busy];
+    const ALL: [Self; 8] = [
+        Self::Opened,
+        Self::Resumed,
+        Self::Unauthorized,
+        Self::Tls,
+        Self::Hello,
+        Self::Timeout,
+        Self::Busy,
+        Self::Enrolment,
+    ];
 
     fn label(self) -> &'static str {
         match self {
@@ -76,6 +86,58 @@ impl Handshake {
             Self::Tls => "tls",
             Self::Hello => "hello",
             Self::Timeout => "timeout",
+            Self::Busy => "busy",
+            Self::Enrolment => "enrolment",
+        }
+    }
+}
+
+/// What came of an attempt to enrol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Enrolment {
+    /// The key is a client now.
+    Enrolled,
+    /// No invitation has the token.
+    Unknown,
+    /// The invitation's time was over.
+    Expired,
+    /// The token had been redeemed, by another key.
+    Used,
+    /// The key was a client under another name.
+    KeyTaken,
+    /// No address was left.
+    NoAddress,
+    /// The store failed.
+    Failed,
+    /// Not a question of ours, or none.
+    Malformed,
+    /// Closed at once: too many attempts under way.
+    Busy,
+}
+
+impl Enrolment {
+    const ALL: [Self; 9] = [
+        Self::Enrolled,
+        Self::Unknown,
+        Self::Expired,
+        Self::Used,
+        Self::KeyTaken,
+        Self::NoAddress,
+        Self::Failed,
+        Self::Malformed,
+        Self::Busy,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Enrolled => "enrolled",
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::Used => "used",
+            Self::KeyTaken => "key_taken",
+            Self::NoAddress => "no_address",
+            Self::Failed => "failed",
+            Self::Malformed => "malformed",
             Self::Busy => "busy",
         }
     }
@@ -102,7 +164,10 @@ pub(crate) struct Metrics {
     registry: Registry,
     drops: [IntCounter; Drop::ALL.len()],
     handshakes: [IntCounter; Handshake::ALL.len()],
+    enrolments: [IntCounter; Enrolment::ALL.len()],
     source_violations: IntCounter,
+    /// Times a client or an invitation got no address because none was left.
+    pub(crate) pool_exhausted: IntCounter,
     /// Authorised clients.
     pub(crate) clients: IntGauge,
     /// Sessions, with or without a path.
@@ -162,10 +227,16 @@ impl Metrics {
         let drops = counters("drops_total", "Packets not forwarded, by reason.", "reason")?;
         let handshakes =
             counters("handshakes_total", "Connections of clients, by how they began.", "result")?;
+        let enrolments = counters("enrolments_total", "Attempts to redeem an invitation.", "result")?;
         Ok(Self {
             session_drops: drops.with_label_values(&["session_bounds"]),
             drops: Drop::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
             handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.label()])),
+            enrolments: Enrolment::ALL.map(|result| enrolments.with_label_values(&[result.label()])),
+            pool_exhausted: counter(
+                "pool_exhausted_total",
+                "Times a client or an invitation got no address because none was left.",
+            )?,
             source_violations: counter(
                 "source_violations_total",
                 "Packets from a client with a source address that is not the client's.",
@@ -195,6 +266,17 @@ impl Metrics {
     /// A handshake ended.
     pub(crate) fn handshake(&self, result: Handshake) {
         self.handshakes[result as usize].inc();
+    }
+
+    /// An attempt to enrol ended.
+    pub(crate) fn enrolment(&self, result: Enrolment) {
+        self.enrolments[result as usize].inc();
+    }
+
+    /// How often an attempt to enrol ended so.
+    #[cfg(test)]
+    pub(crate) fn enrolments(&self, result: Enrolment) -> u64 {
+        self.enrolments[result as usize].get()
     }
 
     /// The text Prometheus reads.
@@ -230,7 +312,15 @@ mod tests {
             assert_eq!(result as usize, index);
             (0..=index).for_each(|_| metrics.handshake(result));
         }
+        for (index, result) in Enrolment::ALL.into_iter().enumerate() {
+            assert_eq!(result as usize, index);
+            (0..=index).for_each(|_| metrics.enrolment(result));
+        }
         let text = metrics.text();
+        for (index, result) in Enrolment::ALL.into_iter().enumerate() {
+            let line = format!("homerelay_enrolments_total{{result=\"{}\"}} {}", result.label(), index + 1);
+            assert!(text.contains(&line), "{line} in {text}");
+        }
         for (index, reason) in Drop::ALL.into_iter().enumerate() {
             let line = format!("homerelay_drops_total{{reason=\"{}\"}} {}", reason.label(), index + 1);
             assert!(text.contains(&line), "{line} in {text}");

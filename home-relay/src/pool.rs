@@ -4,6 +4,7 @@
 //! address nobody holds, so a pool stays compact and a test can name what it expects.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -23,6 +24,13 @@ impl Lease {
     /// Both addresses, IPv4 first.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+}
+
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<String> = self.addresses().map(|address| address.to_string()).collect();
+        f.write_str(&if addresses.is_empty() { "none".to_owned() } else { addresses.join(" ") })
     }
 }
 
@@ -59,6 +67,22 @@ pub(crate) enum PoolError {
     NotUnicast {
         /// The pool as configured.
         pool: IpNet,
+    },
+    /// An address that was asked for is in no pool.
+    #[error("{address} is in no pool: choose one of {pools}, or widen [pool]")]
+    Outside {
+        /// The address.
+        address: IpAddr,
+        /// The pools, in words.
+        pools: String,
+    },
+    /// An address that was asked for can be no client's.
+    #[error(
+        "{address} cannot be a client's: a pool's first address is the relay's own, and its network and broadcast addresses are nobody's"
+    )]
+    Reserved {
+        /// The address.
+        address: IpAddr,
     },
     /// Neither family.
     #[error("no pool: set [pool] ipv4, ipv6 or both, for the persistent addresses of clients")]
@@ -141,6 +165,24 @@ impl Pools {
             IpAddr::V4(address) => self.ipv4.is_some_and(|net| own_ipv4(net) == address),
             IpAddr::V6(address) => self.ipv6.is_some_and(|net| own_ipv6(net) == address),
         }
+    }
+
+    /// Can these be a client's addresses?
+    pub(crate) fn check(&self, wanted: Lease) -> Result<(), PoolError> {
+        for address in wanted.addresses() {
+            if !self.contains(address) {
+                let pools: Vec<String> = self.networks().map(|net| net.to_string()).collect();
+                return Err(PoolError::Outside { address, pools: pools.join(" or ") });
+            }
+            let usable = match address {
+                IpAddr::V4(address) => self.ipv4.is_some_and(|net| usable_ipv4(net, address)),
+                IpAddr::V6(address) => self.ipv6.is_some_and(|net| usable_ipv6(net, address)),
+            };
+            if !usable {
+                return Err(PoolError::Reserved { address });
+            }
+        }
+        Ok(())
     }
 
     /// Keeps of `held` what is still in the pools, and fills what is missing with the lowest free

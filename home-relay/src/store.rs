@@ -1,26 +1,26 @@
-//! Who may connect and which addresses they hold, on disk: one redb database in the state directory.
+//! Who may connect, who is invited, and which addresses they hold, on disk: one redb database in the state directory.
 //!
 //! A change is durable when the call returns, and a crash at any instant leaves the old or the new
 //! state. Only one process has the database open: the running relay, else a command.
 
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use mobile_io::invitation::TokenHash;
 use mobile_io::keys::PublicKey;
-use mobile_io::owner;
-use redb::{Database, DatabaseError, ReadableDatabase as _, TableDefinition};
+use redb::{Database, DatabaseError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::pool::{Lease, PoolError, Pools};
+use self::schema::FILE;
+use crate::pool::{Lease, PoolError};
 
-/// Name → the client as JSON, so that a field can be added without another format.
-const CLIENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("clients");
-/// The database in the state directory.
-const FILE: &str = "relay.redb";
-/// Thousands of clients fit; redb's own default of 1 GiB suits a server of another kind.
-const CACHE_BYTES: usize = 1 << 20;
+mod clients;
+mod invitations;
+mod schema;
+
 /// Commands hold the database for milliseconds: one that finds it busy waits rather than fails.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 /// A name appears in logs, tables and file names; a DNS label's length is enough for any machine.
@@ -38,6 +38,54 @@ pub(crate) struct Client {
     pub(crate) lease: Lease,
     /// When it was authorised, in seconds since 1970.
     pub(crate) created: u64,
+}
+
+/// A name that somebody may claim by a token, with the addresses that wait for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Invited {
+    /// The operator's name for it.
+    pub(crate) name: String,
+    /// The token's hash; the token itself is known to the invitation alone.
+    pub(crate) token: TokenHash,
+    /// The addresses it will have.
+    #[serde(flatten)]
+    pub(crate) lease: Lease,
+    /// When it was made, in seconds since 1970.
+    pub(crate) created: u64,
+    /// When it ends.
+    pub(crate) expires: u64,
+    /// The key that redeemed it: kept, to tell a used token from an unknown one, and the same key again from another.
+    pub(crate) used_by: Option<PublicKey>,
+}
+
+/// What is known under a name: a client, or an invitation for one. As `clients --json` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// The operator's name for it.
+    pub(crate) name: String,
+    /// The client's identity; none while it is only invited.
+    pub(crate) public_key: Option<PublicKey>,
+    /// The persistent addresses.
+    #[serde(flatten)]
+    pub(crate) lease: Lease,
+    /// When it was authorised or invited, in seconds since 1970.
+    pub(crate) created: u64,
+    /// When the invitation ends, in seconds since 1970; none for a client.
+    pub(crate) expires: Option<u64>,
+}
+
+impl From<Client> for Entry {
+    fn from(client: Client) -> Self {
+        let Client { name, public_key, lease, created } = client;
+        Self { name, public_key: Some(public_key), lease, created, expires: None }
+    }
+}
+
+impl From<Invited> for Entry {
+    fn from(invited: Invited) -> Self {
+        let Invited { name, lease, created, expires, .. } = invited;
+        Self { name, public_key: None, lease, created, expires: Some(expires) }
+    }
 }
 
 /// What can go wrong with the store.
@@ -98,6 +146,36 @@ pub(crate) enum StoreError {
     /// No such client.
     #[error("there is no client named {0:?}; `home-relay clients` lists them")]
     Unknown(String),
+    /// An invitation for a client that is there.
+    #[error("{0:?} is a client already: revoke it first, or choose another name")]
+    Present(String),
+    /// An address that was asked for is another's.
+    #[error("{address} is the persistent address of {name:?}: choose another, or revoke {name:?} first")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// Who holds it.
+        name: String,
+    },
+    /// No invitation has this token.
+    #[error("no invitation has this token: it was withdrawn or replaced, or never was")]
+    TokenUnknown,
+    /// The invitation's time is over, or the clock was set back to before it was made.
+    #[error("the invitation for {0:?} has expired; `home-relay invite {0}` makes another")]
+    TokenExpired(String),
+    /// The token was redeemed before.
+    #[error("the invitation for {0:?} was used already; `home-relay invite` makes another")]
+    TokenUsed(String),
+    /// Written by a later version.
+    #[error(
+        "the client store has format {found}, and this version knows up to {known}: use the newer home-relay"
+    )]
+    Newer {
+        /// The file's format.
+        found: u64,
+        /// The newest known here.
+        known: u64,
+    },
     /// No address for it.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -118,12 +196,12 @@ impl Store {
         // Owner only: the directory says who uses this relay, and redb follows the umask.
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| failed(&error))?;
         if !path.try_exists().map_err(|error| failed(&error))? {
-            create(dir, &path).map_err(|cause| failed(&cause))?;
+            schema::create(dir, &path).map_err(|cause| failed(&cause))?;
         }
         let patience = Instant::now() + BUSY_PATIENCE;
         loop {
-            match builder().open(&path) {
-                Ok(database) => return Ok(Self { database }),
+            match schema::builder().open(&path) {
+                Ok(database) => return Self::new(database),
                 Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < patience => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
@@ -133,137 +211,16 @@ impl Store {
         }
     }
 
-    /// All clients, by name.
-    pub(crate) fn clients(&self) -> Result<Vec<Client>, StoreError> {
-        let transaction = self.database.begin_read().map_err(database)?;
-        read_all(&transaction.open_table(CLIENTS).map_err(database)?)
-    }
-
-    /// Adds a client and leases its addresses. The same name with the same key again changes nothing
-    /// and returns what it holds.
-    pub(crate) fn authorize(&self, name: &str, key: &PublicKey, pools: &Pools) -> Result<Client, StoreError> {
-        check_name(name)?;
-        let transaction = self.database.begin_write().map_err(database)?;
-        let client = {
-            let mut table = transaction.open_table(CLIENTS).map_err(database)?;
-            let clients = read_all(&table)?;
-            if let Some(known) = clients.iter().find(|client| client.name == name) {
-                if known.public_key != *key {
-                    return Err(StoreError::NameTaken { name: name.into(), key: known.public_key });
-                }
-                return Ok(known.clone());
-            }
-            if let Some(known) = clients.iter().find(|client| client.public_key == *key) {
-                return Err(StoreError::KeyTaken { name: known.name.clone() });
-            }
-            let used: Vec<Lease> = clients.iter().map(|client| client.lease).collect();
-            let client = Client {
-                name: name.into(),
-                public_key: *key,
-                lease: pools.lease(Lease::default(), &used)?,
-                created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            };
-            write(&mut table, &client)?;
-            client
-        };
-        transaction.commit().map_err(database)?;
-        Ok(client)
-    }
-
-    /// Removes a client; its addresses are free from now on.
-    pub(crate) fn revoke(&self, name: &str) -> Result<Client, StoreError> {
-        let transaction = self.database.begin_write().map_err(database)?;
-        let client = {
-            let mut table = transaction.open_table(CLIENTS).map_err(database)?;
-            let bytes = table.remove(name).map_err(database)?;
-            let bytes = bytes.ok_or_else(|| StoreError::Unknown(name.into()))?;
-            decode(name, bytes.value())?
-        };
-        transaction.commit().map_err(database)?;
-        Ok(client)
-    }
-
-    /// Fits the leases to the pools as they are configured now: who is outside of a pool gets a new
-    /// address, a family that was added is filled in. Returns those that changed.
-    pub(crate) fn reconcile(&self, pools: &Pools) -> Result<Vec<Client>, StoreError> {
-        let transaction = self.database.begin_write().map_err(database)?;
-        let mut changed = Vec::new();
-        {
-            let mut table = transaction.open_table(CLIENTS).map_err(database)?;
-            let mut clients = read_all(&table)?;
-            for index in 0..clients.len() {
-                let others = clients.iter().enumerate().filter(|(other, _)| *other != index);
-                let used: Vec<Lease> = others.map(|(_, client)| client.lease).collect();
-                let lease = pools.lease(clients[index].lease, &used)?;
-                if lease != clients[index].lease {
-                    clients[index].lease = lease;
-                    write(&mut table, &clients[index])?;
-                    changed.push(clients[index].clone());
-                }
-            }
-        }
-        if !changed.is_empty() {
-            transaction.commit().map_err(database)?;
-        }
-        Ok(changed)
+    /// On an open database, of this or an earlier format.
+    fn new(database: Database) -> Result<Self, StoreError> {
+        schema::upgrade(&database)?;
+        Ok(Self { database })
     }
 }
 
-/// Makes an empty database beside its place and renames it there: one that a crash left half
-/// initialised would never open again.
-fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let unfinished = dir.join(format!("{FILE}.{}.new", std::process::id()));
-    let made = (|| {
-        let _ = std::fs::remove_file(&unfinished);
-        let database = builder().create(&unfinished)?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(CLIENTS)?;
-        transaction.commit()?;
-        database.close()?;
-        owner::as_folder(&std::fs::File::open(&unfinished)?, &unfinished)?;
-        // link() and not rename(): whoever was first keeps what it may have written since.
-        match std::fs::hard_link(&unfinished, path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),
-            _ => {}
-        }
-        std::fs::File::open(dir)?.sync_all()?;
-        Ok(())
-    })();
-    let _ = std::fs::remove_file(&unfinished);
-    made
-}
-
-fn builder() -> redb::Builder {
-    let mut builder = Database::builder();
-    // redb may panic on a file damaged from outside unless told to look first; it is small.
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
-    builder
-}
-
-fn read_all(
-    table: &impl redb::ReadableTable<&'static str, &'static [u8]>,
-) -> Result<Vec<Client>, StoreError> {
-    let entries = table.iter().map_err(database)?;
-    entries
-        .map(|entry| {
-            let (name, bytes) = entry.map_err(database)?;
-            decode(name.value(), bytes.value())
-        })
-        .collect()
-}
-
-fn decode(name: &str, bytes: &[u8]) -> Result<Client, StoreError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| StoreError::Entry { name: name.into(), cause: error.to_string() })
-}
-
-fn write(
-    table: &mut redb::Table<'_, &'static str, &'static [u8]>,
-    client: &Client,
-) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec(client).map_err(database)?;
-    table.insert(client.name.as_str(), bytes.as_slice()).map_err(database)?;
-    Ok(())
+/// Seconds since 1970, by the machine's clock.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn database(error: impl std::fmt::Display) -> StoreError {

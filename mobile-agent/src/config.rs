@@ -224,12 +224,8 @@ impl Config {
     /// What the types cannot say.
     fn check(&self) -> anyhow::Result<()> {
         if let Some(endpoint) = &self.relay.endpoint {
-            let port = endpoint.rsplit_once(':').and_then(|(host, port)| {
-                let bare_ipv6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
-                (!host.is_empty() && !bare_ipv6).then(|| port.parse::<u16>().ok()).flatten()
-            });
             ensure!(
-                port.is_some_and(|port| port != 0),
+                mobile_io::invitation::is_endpoint(endpoint),
                 "[relay] endpoint {endpoint:?} is not HOST:PORT: write for example \"relay.example.org:443\" or \"[2001:db8::1]:443\""
             );
         }

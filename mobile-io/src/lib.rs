@@ -9,6 +9,7 @@ pub mod config;
 pub mod confine;
 pub mod control;
 pub mod driver;
+pub mod invitation;
 pub mod keys;
 pub mod log;
 pub mod memory;

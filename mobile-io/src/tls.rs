@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mobile_proto::enroll::ENROLL_ALPN;
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::cipher_suite::{
@@ -24,7 +25,7 @@ use rustls::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 use crate::keys::{PrivateKey, PublicKey};
 use crate::socket::Socket;
@@ -77,6 +78,13 @@ impl fmt::Display for Cause {
 
 impl std::error::Error for Cause {}
 
+/// The relay's configurations. Which one a connection gets is decided by the protocol it asks for.
+#[derive(Debug, Clone)]
+pub struct RelayConfig {
+    paths: Arc<ServerConfig>,
+    enrolments: Arc<ServerConfig>,
+}
+
 /// The client's configuration: proves our key, accepts the relay's and no other.
 #[must_use]
 pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
@@ -95,9 +103,25 @@ pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// The relay's configuration: proves our key, accepts the clients `authorise` says yes to.
+/// The same for a key that is to be enrolled.
 #[must_use]
-pub fn server_config(key: &PrivateKey, authorise: Authorise) -> Arc<ServerConfig> {
+pub fn enrolment_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
+    let mut config = Arc::unwrap_or_clone(client_config(key, relay));
+    config.alpn_protocols = vec![ENROLL_ALPN.to_vec()];
+    Arc::new(config)
+}
+
+/// The relay's configuration: proves our key, accepts the clients `authorise` says yes to; and for an enrolment, which
+/// is no path, whoever proves a key.
+#[must_use]
+pub fn server_config(key: &PrivateKey, authorise: Authorise) -> RelayConfig {
+    RelayConfig {
+        paths: one_server_config(key, authorise, mobile_proto::ALPN),
+        enrolments: one_server_config(key, Arc::new(|_| true), ENROLL_ALPN),
+    }
+}
+
+fn one_server_config(key: &PrivateKey, authorise: Authorise, alpn: &[u8]) -> Arc<ServerConfig> {
     let provider = provider();
     let identity = identity(key, &provider);
     let mut config = ServerConfig::builder_with_provider(provider.clone())
@@ -105,13 +129,19 @@ pub fn server_config(key: &PrivateKey, authorise: Authorise) -> Arc<ServerConfig
         .expect("ring has cipher suites for TLS 1.3")
         .with_client_cert_verifier(Arc::new(OurClients::new(authorise, &provider)))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity)));
-    config.alpn_protocols = vec![mobile_proto::ALPN.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     // The client chooses by its processor; a relay that would suffer from the choice chooses itself.
     config.ignore_client_order = !has_aes();
     config.max_early_data_size = 0;
     Arc::new(config)
+}
+
+/// Is this connection an enrolment, and so not a path? Its key may be anyone's.
+#[must_use]
+pub fn is_enrolment(stream: &TlsStream) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(ENROLL_ALPN)
 }
 
 /// The key the peer proved in the handshake.
@@ -147,15 +177,27 @@ pub async fn connect(
 /// # Errors
 /// When it fails or takes longer than `timeout`.
 pub async fn accept(
-    config: &Arc<ServerConfig>,
+    config: &RelayConfig,
     tcp: TcpStream,
     timeout: Duration,
 ) -> Result<(TlsStream, PublicKey), Cause> {
-    let handshake = TlsAcceptor::from(config.clone()).accept(Socket::new(tcp)).into_fallible();
+    let handshake = async {
+        let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Socket::new(tcp));
+        let start = match (&mut hello).await {
+            Ok(start) => start,
+            Err(error) => return Err((error, hello.take_io())),
+        };
+        let enrols =
+            start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ENROLL_ALPN));
+        let chosen = if enrols { &config.enrolments } else { &config.paths };
+        start.into_stream(chosen.clone()).into_fallible().await.map_err(|(error, tcp)| (error, Some(tcp)))
+    };
     let stream = match tokio::time::timeout(timeout, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, tcp))) => {
-            hang_up(tcp).await;
+            if let Some(tcp) = tcp {
+                hang_up(tcp).await;
+            }
             return Err(explain(&error));
         }
         Err(_) => return Err(too_late(timeout)),
@@ -204,7 +246,7 @@ fn too_late(timeout: Duration) -> Cause {
 
 /// rustls lets a handshake pass in which one side offers no ALPN at all.
 fn require_alpn(connection: &CommonState) -> Result<(), Cause> {
-    if connection.alpn_protocol() == Some(mobile_proto::ALPN) {
+    if connection.alpn_protocol().is_some_and(|name| name == mobile_proto::ALPN || name == ENROLL_ALPN) {
         return Ok(());
     }
     Err(Cause::Protocol("it did not agree on our protocol (ALPN)".into()))
@@ -266,7 +308,7 @@ mod tests {
 
     async fn meet(
         client: Arc<ClientConfig>,
-        server: Arc<ServerConfig>,
+        server: RelayConfig,
     ) -> (Result<TlsStream, Cause>, Result<(TlsStream, PublicKey), Cause>) {
         let (near, far) = sockets().await;
         tokio::join!(connect(&client, near, SOON), accept(&server, far, SOON))
@@ -312,6 +354,22 @@ mod tests {
         };
         assert_eq!(refusal, Cause::Refused);
         assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
+    }
+
+    #[tokio::test]
+    async fn a_key_nobody_knows_may_enrol_and_do_nothing_else() {
+        let server = server_config(&key(1), Arc::new(|_| false));
+        let (client, accepted) = meet(enrolment_config(&key(2), key(1).public()), server.clone()).await;
+        let (accepted, who) = accepted.unwrap();
+        assert_eq!(who, key(2).public(), "it proves its key all the same");
+        assert!(is_enrolment(&accepted) && is_enrolment(&client.unwrap()));
+        // Whoever offers both names is no path.
+        let mut both = (*client_config(&key(2), key(1).public())).clone();
+        both.alpn_protocols.push(ENROLL_ALPN.to_vec());
+        let (_, accepted) = meet(Arc::new(both), server.clone()).await;
+        assert!(is_enrolment(&accepted.unwrap().0));
+        let (client, accepted) = meet(enrolment_config(&key(2), key(9).public()), server).await;
+        assert!(matches!(client, Err(Cause::WrongRelayKey { .. })) && accepted.is_err());
     }
 
     #[tokio::test]

@@ -73,6 +73,14 @@ pub(crate) enum Decoded<'a> {
 /// Reads one frame. Type and length are checked as soon as they are there, so nothing is ever
 /// kept or allocated for a frame that will be refused.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded<'_>, ProtocolError> {
+    decode_bounded(bytes, max_payload)
+}
+
+/// The same for other types than those of a path: `max_payload` knows them and their bounds.
+pub(crate) fn decode_bounded(
+    bytes: &[u8],
+    max_payload: impl FnOnce(u8) -> Result<usize, ProtocolError>,
+) -> Result<Decoded<'_>, ProtocolError> {
     let Some((&kind, rest)) = bytes.split_first() else { return Ok(Decoded::Incomplete { need: 1 }) };
     let max = max_payload(kind)?;
     let (length, header) = match varint::get(rest) {

@@ -11,6 +11,7 @@
 
 mod close;
 mod config;
+pub mod enroll;
 mod error;
 mod flow;
 mod frame;

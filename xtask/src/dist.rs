@@ -153,7 +153,10 @@ mod tests {
         let config = dir.path().join("relay.toml");
         assert_eq!(openwrt("0", &config), "");
         let missing = openwrt("1", &config);
-        assert!(missing.starts_with("logger -t home-relay") && missing.contains("home-relay init"), "{missing}");
+        assert!(
+            missing.starts_with("logger -t home-relay") && missing.contains("home-relay init"),
+            "{missing}"
+        );
         std::fs::write(&config, "").unwrap();
         let started = openwrt("1", &config);
         let command = format!("set command /usr/sbin/home-relay serve --config {}", config.display());

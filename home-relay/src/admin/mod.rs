@@ -2,10 +2,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use mobile_io::invitation::TokenHash;
 use mobile_io::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use crate::store::Client;
+use crate::pool::Lease;
+use crate::store::{Client, Entry};
 
 mod server;
 
@@ -21,13 +23,26 @@ pub(crate) enum Request {
         name: String,
         /// Its identity.
         public_key: PublicKey,
+        /// The addresses it is to have; free ones where none is named.
+        wanted: Lease,
     },
-    /// Shut a client out, its live session included.
+    /// Let in whoever brings a token. The relay learns its hash only.
+    Invite {
+        /// The operator's name for it.
+        name: String,
+        /// The token's hash.
+        token: TokenHash,
+        /// How long it holds, in seconds.
+        lifetime: u64,
+        /// The addresses it is to have; free ones where none is named.
+        wanted: Lease,
+    },
+    /// Shut a client out, its live session included, or withdraw an invitation.
     Revoke {
         /// Its name.
         name: String,
     },
-    /// All clients.
+    /// All clients, and who is invited.
     Clients,
     /// All live sessions.
     Sessions,
@@ -37,10 +52,19 @@ pub(crate) enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// The client that was authorised or revoked.
+    /// The client that was authorised.
     Client(Client),
-    /// All clients.
-    Clients(Vec<Client>),
+    /// Who was invited, and by whom.
+    Invited {
+        /// The relay's identity.
+        relay: PublicKey,
+        /// Who was invited.
+        entry: Entry,
+    },
+    /// The client that was revoked, or the invitation that was withdrawn.
+    Revoked(Entry),
+    /// All clients, and who is invited.
+    Clients(Vec<Entry>),
     /// All live sessions.
     Sessions(Vec<SessionInfo>),
     /// It could not be done; the text says why.

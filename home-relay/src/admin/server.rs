@@ -1,6 +1,7 @@
 //! The relay's end of the admin socket.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mobile_io::control::{Connection, ControlError, Listener};
 use tokio::sync::Semaphore;
@@ -42,8 +43,11 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                 // The socket's mode let this user in: root, or a member of the configured group.
                 let (uid, pid) = (connection.peer.uid, connection.peer.pid);
                 match &request {
-                    Request::Authorize { name, public_key } => {
-                        info!(uid, pid, name, %public_key, "authorize");
+                    Request::Authorize { name, public_key, wanted } => {
+                        info!(uid, pid, name, %public_key, %wanted, "authorize");
+                    }
+                    Request::Invite { name, lifetime, wanted, .. } => {
+                        info!(uid, pid, name, lifetime, %wanted, "invite");
                     }
                     Request::Revoke { name } => info!(uid, pid, name, "revoke"),
                     Request::Clients | Request::Sessions => debug!(uid, pid, ?request, "admin"),
@@ -60,10 +64,14 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
 
 async fn answer(request: Request, relay: &Relay) -> Answer {
     let result = match request {
-        Request::Authorize { name, public_key } => {
-            relay.authorize(name, public_key).await.map(Answer::Client)
+        Request::Authorize { name, public_key, wanted } => {
+            relay.authorize(name, public_key, wanted).await.map(Answer::Client)
         }
-        Request::Revoke { name } => relay.revoke(name).await.map(Answer::Client),
+        Request::Invite { name, token, lifetime, wanted } => {
+            let entry = relay.invite(name, token, Duration::from_secs(lifetime), wanted).await;
+            entry.map(|entry| Answer::Invited { relay: relay.public_key(), entry })
+        }
+        Request::Revoke { name } => relay.revoke(name).await.map(Answer::Revoked),
         Request::Clients => relay.clients().await.map(Answer::Clients),
         Request::Sessions => return Answer::Sessions(relay.registry().sessions().await),
     };

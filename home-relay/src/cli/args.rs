@@ -1,11 +1,13 @@
 //! What may be typed. Nothing but clap and what is typed here: `cargo xtask gen` makes man pages and completions of this
 //! very file.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::{Ipv4Net, Ipv6Net};
+use mobile_io::invitation::is_endpoint;
 use mobile_io::keys::PublicKey;
 
 /// Where a packaged relay has its configuration.
@@ -31,19 +33,23 @@ pub(crate) enum Verb {
     Init(Init),
     /// Serve clients, in the foreground.
     Serve,
-    /// Let a client in; print the persistent addresses it gets.
+    /// Let a client in, or change its addresses; print the persistent addresses it has.
     Authorize {
         /// What to call it.
         name: String,
         /// Its public key, as `mobile keygen` prints it.
         public_key: PublicKey,
+        #[command(flatten)]
+        addresses: Addresses,
     },
-    /// Shut a client out, at once.
+    /// Print an invitation: one line, for `mobile enroll` on the laptop. It lets in one client, once.
+    Invite(Invite),
+    /// Shut a client out, at once; or withdraw the invitation of that name.
     Revoke {
-        /// The name it was authorised with.
+        /// The name it was authorised or invited with.
         name: String,
     },
-    /// List the clients and their persistent addresses.
+    /// List the clients, who is invited, and their persistent addresses.
     Clients(Format),
     /// List the live sessions and their paths.
     Sessions(Format),
@@ -67,9 +73,86 @@ pub(crate) struct Init {
     pub(crate) ipv6: Option<Ipv6Net>,
 }
 
+/// Addresses of the operator's choice.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct Addresses {
+    /// The persistent IPv4 address; what it has, or a free one, by default.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    /// The persistent IPv6 address; what it has, or a free one, by default.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ipv6: Option<Ipv6Addr>,
+}
+
+/// Who is invited, and to where.
+#[derive(Debug, Args)]
+pub(crate) struct Invite {
+    /// What to call the client.
+    pub(crate) name: String,
+    /// Show it as a QR code too, on stderr.
+    #[arg(long)]
+    pub(crate) qr: bool,
+    /// How long it holds: 30m, 24h, 7d.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    pub(crate) expires: Duration,
+    /// Where the client will find this relay; by default what `[listen]` says.
+    #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
+    pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) addresses: Addresses,
+}
+
+/// A number of seconds, minutes, hours or days; a year at most.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a duration from 1s to 365d was expected, such as 30m, 24h or 7d".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    let seconds = seconds.filter(|seconds| (1..=365 * 24 * 3600).contains(seconds)).ok_or_else(wrong)?;
+    Ok(Duration::from_secs(seconds))
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    match is_endpoint(text) {
+        true => Ok(text.to_owned()),
+        false => Err("HOST:PORT was expected, such as relay.example.org:443 or [2001:db8::1]:443".to_owned()),
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Format {
     /// Print JSON, for programs.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_numbers_with_a_unit_and_bounded() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 24 * 3600)));
+        for bad in [
+            "",
+            "h",
+            "0s",
+            "24",
+            "1.5h",
+            "-1h",
+            "366d",
+            "5µ",
+            "99999999999999999999d",
+            "9223372036854775807d",
+        ] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -5,17 +5,33 @@ use anyhow::bail;
 use mobile_io::control::{Client as ControlClient, ControlError};
 use mobile_io::keys::PublicKey;
 
+use super::args::Addresses;
 use super::table::print_table;
 use crate::admin::{Answer, Request};
 use crate::config::Config;
-use crate::store::{Client, Store};
+use crate::pool::Lease;
+use crate::store::{self, Entry, Store};
+
+impl From<Addresses> for Lease {
+    fn from(Addresses { ipv4, ipv6 }: Addresses) -> Self {
+        Self { ipv4, ipv6 }
+    }
+}
 
 /// Lets a client in and prints the addresses it holds, one a line.
-pub(crate) fn authorize(config: &Config, name: String, public_key: PublicKey) -> anyhow::Result<()> {
-    let pools = config.pools()?;
+pub(crate) fn authorize(
+    config: &Config,
+    name: String,
+    public_key: PublicKey,
+    addresses: Addresses,
+) -> anyhow::Result<()> {
+    let (pools, wanted) = (config.pools()?, addresses.into());
     let answer = match connect(config)? {
-        Some(mut relay) => ask(&mut relay, &Request::Authorize { name, public_key })?,
-        None => Answer::Client(Store::open(&config.state.dir)?.authorize(&name, &public_key, &pools)?),
+        Some(mut relay) => ask(&mut relay, &Request::Authorize { name, public_key, wanted })?,
+        None => {
+            let store = Store::open(&config.state.dir)?;
+            Answer::Client(store.authorize(&name, &public_key, wanted, &pools, store::now())?)
+        }
     };
     let Answer::Client(client) = answer else { bail!(UNEXPECTED) };
     for address in client.lease.addresses() {
@@ -24,31 +40,38 @@ pub(crate) fn authorize(config: &Config, name: String, public_key: PublicKey) ->
     Ok(())
 }
 
-/// Shuts a client out.
+/// Shuts a client out, or withdraws an invitation.
 pub(crate) fn revoke(config: &Config, name: String) -> anyhow::Result<()> {
     let answer = match connect(config)? {
         Some(mut relay) => ask(&mut relay, &Request::Revoke { name })?,
-        None => Answer::Client(Store::open(&config.state.dir)?.revoke(&name)?),
+        None => Answer::Revoked(Store::open(&config.state.dir)?.revoke(&name, store::now())?),
     };
-    let Answer::Client(client) = answer else { bail!(UNEXPECTED) };
-    eprintln!("revoked {} ({})", client.name, client.public_key);
+    let Answer::Revoked(Entry { name, public_key, .. }) = answer else { bail!(UNEXPECTED) };
+    match public_key {
+        Some(key) => eprintln!("revoked {name} ({key})"),
+        None => eprintln!("withdrew the invitation for {name}"),
+    }
     Ok(())
 }
 
-/// Lists the clients.
+/// Lists the clients, and who is invited.
 pub(crate) fn clients(config: &Config, json: bool) -> anyhow::Result<()> {
     let answer = match connect(config)? {
         Some(mut relay) => ask(&mut relay, &Request::Clients)?,
-        None => Answer::Clients(Store::open(&config.state.dir)?.clients()?),
+        None => Answer::Clients(Store::open(&config.state.dir)?.entries(store::now())?),
     };
     let Answer::Clients(clients) = answer else { bail!(UNEXPECTED) };
     if json {
         println!("{}", serde_json::to_string_pretty(&clients)?);
         return Ok(());
     }
-    let rows = clients.iter().map(|client: &Client| {
-        let addresses: Vec<String> = client.lease.addresses().map(|address| address.to_string()).collect();
-        vec![client.name.clone(), addresses.join(" "), client.public_key.to_string()]
+    let now = store::now();
+    let rows = clients.iter().map(|entry: &Entry| {
+        let key = match (&entry.public_key, entry.expires) {
+            (Some(key), _) => key.to_string(),
+            (None, expires) => format!("(invited, for {})", span(expires.unwrap_or(now).saturating_sub(now))),
+        };
+        vec![entry.name.clone(), entry.lease.to_string(), key]
     });
     print_table(&["NAME", "ADDRESSES", "PUBLIC KEY"], rows);
     Ok(())
@@ -86,8 +109,18 @@ pub(crate) fn sessions(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A time to come, in its largest unit.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// A newer or older relay is running than this command.
-const UNEXPECTED: &str =
+pub(super) const UNEXPECTED: &str =
     "the running relay gave another answer than this command knows: restart it after an upgrade";
 
 /// The running relay, if any. Not being allowed to talk to it is an error, not an absence.
@@ -99,7 +132,7 @@ pub(super) fn connect(config: &Config) -> anyhow::Result<Option<ControlClient>> 
     }
 }
 
-fn ask(relay: &mut ControlClient, request: &Request) -> anyhow::Result<Answer> {
+pub(super) fn ask(relay: &mut ControlClient, request: &Request) -> anyhow::Result<Answer> {
     match relay.call(request)? {
         Answer::Error(error) => bail!(error),
         answer => Ok(answer),

@@ -89,6 +89,8 @@ fn text(options: &Init, pools: &Pools, key_name: &str) -> String {
 [listen]
 # Where clients connect. 443 passes where only HTTPS does; [::] serves IPv4 and IPv6.
 address = "{listen}"
+# By which name and port clients find it, for `home-relay invite`; needed there unless the address is one of this host's.
+# endpoint = "relay.example.org:443"
 
 [identity]
 # Made by `home-relay init`, relative to this file. Clients know the relay by its public key.
@@ -178,7 +180,7 @@ mod tests {
         run(&path, &options(None, None)).unwrap();
         let plain = format!("{:?}", Config::load(&path).unwrap());
         let text = std::fs::read_to_string(&path).unwrap();
-        let optional = ["interface", "servers", "group", "listen"];
+        let optional = ["interface", "servers", "group", "listen", "endpoint"];
         let shown: Vec<String> = text
             .lines()
             .map(|line| {

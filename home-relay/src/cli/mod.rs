@@ -5,6 +5,7 @@ mod check;
 mod cleanup;
 mod clients;
 mod init;
+mod invite;
 mod table;
 
 pub(crate) use self::args::Cli;
@@ -19,7 +20,10 @@ impl Cli {
         match self.verb {
             Verb::Init(options) => init::run(&self.config, &options),
             Verb::Serve => crate::server::serve(config()?),
-            Verb::Authorize { name, public_key } => clients::authorize(&config()?, name, public_key),
+            Verb::Authorize { name, public_key, addresses } => {
+                clients::authorize(&config()?, name, public_key, addresses)
+            }
+            Verb::Invite(options) => invite::run(&config()?, options),
             Verb::Revoke { name } => clients::revoke(&config()?, name),
             Verb::Clients(format) => clients::clients(&config()?, format.json),
             Verb::Sessions(format) => clients::sessions(&config()?, format.json),
@@ -64,6 +68,9 @@ mod tests {
         assert!(parse(&["authorize", "laptop", &key]).is_ok());
         let error = parse(&["authorize", "laptop", "hello"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
+        for bad in [["--expires", "soon"], ["--endpoint", "relay"], ["--ipv4", "fd00::2"]] {
+            assert_eq!(parse(&[&["invite", "x"][..], &bad].concat()).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
     }
 
     #[test]

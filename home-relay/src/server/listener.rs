@@ -5,15 +5,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tls::{self, TlsStream};
+use mobile_io::tls::{self, RelayConfig, TlsStream};
 use mobile_io::transport;
 use mobile_proto::{Hello, HelloReader};
-use rustls::ServerConfig;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
+use super::Relay;
+use super::enroll::Enroller;
 use super::registry::Registry;
 use crate::config::Limits;
 use crate::metrics::{Handshake, Metrics};
@@ -26,20 +27,17 @@ tokio::task_local! {
 /// Makes paths of connections.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    tls: Arc<ServerConfig>,
+    tls: RelayConfig,
     registry: Arc<Registry>,
+    enroller: Arc<Enroller>,
     metrics: Arc<Metrics>,
     limits: Limits,
 }
 
 impl Gate {
-    /// For the clients of the registry.
-    pub(crate) fn new(
-        key: &PrivateKey,
-        registry: &Arc<Registry>,
-        metrics: &Arc<Metrics>,
-        limits: &Limits,
-    ) -> Self {
+    /// For the clients of the relay, and those that want to be.
+    pub(crate) fn new(key: &PrivateKey, relay: &Arc<Relay>, metrics: &Arc<Metrics>, limits: &Limits) -> Self {
+        let registry = &relay.registry;
         let clients = Arc::clone(registry);
         Self {
             tls: tls::server_config(
@@ -54,6 +52,7 @@ impl Gate {
                 }),
             ),
             registry: Arc::clone(registry),
+            enroller: Arc::new(Enroller::new(relay, metrics)),
             metrics: Arc::clone(metrics),
             limits: limits.clone(),
         }
@@ -106,6 +105,7 @@ impl Gate {
         }
     }
 
+    /// Err: it ends here, and is no path.
     async fn greet(&self, tcp: TcpStream, peer: SocketAddr) -> Result<Greeting, Handshake> {
         if let Err(error) = transport::tune(&tcp) {
             debug!(%peer, "handshake: {error}");
@@ -127,6 +127,10 @@ impl Gate {
                 return Err(Handshake::Tls);
             }
         };
+        if tls::is_enrolment(&stream) {
+            self.enroller.serve(stream, key, peer).await;
+            return Err(Handshake::Enrolment);
+        }
         let mut reader = HelloReader::new();
         // A HELLO takes some 50 bytes; what follows it in the same read is handed on.
         let mut buffer = [0; 2048];

@@ -17,11 +17,12 @@ use self::listener::Gate;
 use self::registry::{Registry, Settings};
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::pool::Pools;
-use crate::store::{Client, Store, StoreError};
+use crate::pool::{Lease, PoolError, Pools};
+use crate::store::{self, Client, Entry, Store, StoreError};
 use crate::{admin, network};
 
 mod demux;
+mod enroll;
 mod guard;
 mod listener;
 mod queue;
@@ -52,34 +53,45 @@ pub(crate) fn serve(config: Config) -> anyhow::Result<()> {
 
 /// What the admin socket acts on.
 pub(crate) struct Relay {
+    /// Its identity.
+    public_key: PublicKey,
     store: Arc<Store>,
     pools: Pools,
     registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
     /// Held over a change of both store and registry, so that they agree.
     changing: Mutex<()>,
 }
 
 impl Relay {
-    /// Lets a client in.
-    pub(crate) async fn authorize(&self, name: String, key: PublicKey) -> Result<Client, StoreError> {
+    /// Lets a client in, or changes its addresses.
+    pub(crate) async fn authorize(
+        &self,
+        name: String,
+        key: PublicKey,
+        wanted: Lease,
+    ) -> Result<Client, StoreError> {
         let _changing = self.changing.lock().await;
         let pools = self.pools;
-        let client = self.in_store(move |store| store.authorize(&name, &key, &pools)).await?;
-        self.registry.add(&client);
+        let work = move |store: &Store| store.authorize(&name, &key, wanted, &pools, store::now());
+        let client = self.in_store(work).await?;
+        self.registry.add_or_move(&client).await;
         Ok(client)
     }
 
-    /// Shuts a client out; its session has ended when this returns.
-    pub(crate) async fn revoke(&self, name: String) -> Result<Client, StoreError> {
+    /// Shuts a client out, its session has ended when this returns; or withdraws an invitation.
+    pub(crate) async fn revoke(&self, name: String) -> Result<Entry, StoreError> {
         let _changing = self.changing.lock().await;
-        let client = self.in_store(move |store| store.revoke(&name)).await?;
-        self.registry.remove(&client.public_key).await;
-        Ok(client)
+        let entry = self.in_store(move |store| store.revoke(&name, store::now())).await?;
+        if let Some(key) = &entry.public_key {
+            self.registry.remove(key).await;
+        }
+        Ok(entry)
     }
 
-    /// All clients.
-    pub(crate) async fn clients(&self) -> Result<Vec<Client>, StoreError> {
-        self.in_store(Store::clients).await
+    /// All clients, and who is invited.
+    pub(crate) async fn clients(&self) -> Result<Vec<Entry>, StoreError> {
+        self.in_store(|store| store.entries(store::now())).await
     }
 
     /// The sessions.
@@ -94,7 +106,12 @@ impl Relay {
     ) -> Result<T, StoreError> {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        done.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())))
+        let done = done.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())));
+        if let Err(StoreError::Pool(error @ PoolError::Exhausted { .. })) = &done {
+            self.metrics.pool_exhausted.inc();
+            warn!("{error}");
+        }
+        done
     }
 }
 
@@ -109,8 +126,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
-    for client in store.reconcile(&pools)? {
-        warn!(client = client.name, lease = ?client.lease, "the pools changed: this client has other addresses now");
+    for moved in store.reconcile(&pools, store::now())? {
+        warn!(client = moved.name, from = %moved.from, to = %moved.to, "[pool] changed: this client has other addresses now");
     }
     let clients = store.clients()?;
     let metrics = Arc::new(Metrics::new()?);
@@ -133,12 +150,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let registry = Registry::new(settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));
     let registry = Arc::new(registry);
     clients.iter().for_each(|client| registry.add(client));
-    let relay =
-        Relay { store: Arc::new(store), pools, registry: Arc::clone(&registry), changing: Mutex::new(()) };
+    let relay = Arc::new(Relay {
+        public_key: key.public(),
+        store: Arc::new(store),
+        pools,
+        registry: Arc::clone(&registry),
+        metrics: Arc::clone(&metrics),
+        changing: Mutex::new(()),
+    });
 
-    let gate = Gate::new(&key, &registry, &metrics, &config.limits);
+    let gate = Gate::new(&key, &relay, &metrics, &config.limits);
     let accepting = tokio::spawn(gate.run(listener));
-    let administering = tokio::spawn(admin::run(admin, Arc::new(relay)));
+    let administering = tokio::spawn(admin::run(admin, relay));
     let janitor = Arc::clone(&registry);
     tokio::spawn(async move { janitor.run_janitor().await });
     feed_watchdog();

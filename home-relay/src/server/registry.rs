@@ -77,22 +77,43 @@ impl Registry {
 
     /// Lets a client in; one that is there already stays as it is.
     pub(crate) fn add(&self, client: &Client) {
-        let pools = &self.settings.pools;
-        // A family this host cannot serve is leased all the same, for the day it can.
-        let lease = Lease {
-            ipv4: client.lease.ipv4.filter(|_| pools.ipv4().is_some()),
-            ipv6: client.lease.ipv6.filter(|_| pools.ipv6().is_some()),
-        };
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         members.entry(client.public_key).or_insert_with(|| {
             self.metrics.clients.inc();
-            Arc::new(Member {
-                name: client.name.clone(),
-                lease,
-                queue: Arc::new(PacketQueue::new(self.settings.queue_bytes)),
-                slot: Mutex::default(),
-            })
+            self.new_member(client)
         });
+    }
+
+    /// Lets a client in, or gives it the addresses it has now: with others than before its session ends, and it may
+    /// begin another one at once.
+    pub(crate) async fn add_or_move(&self, client: &Client) {
+        match self.member(&client.public_key) {
+            None => self.add(client),
+            Some(old) if old.lease == self.served(client.lease) => {}
+            Some(old) => {
+                self.end(&old, CloseCode::SessionGone).await;
+                let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+                members.insert(client.public_key, self.new_member(client));
+            }
+        }
+    }
+
+    fn new_member(&self, client: &Client) -> Arc<Member> {
+        Arc::new(Member {
+            name: client.name.clone(),
+            lease: self.served(client.lease),
+            queue: Arc::new(PacketQueue::new(self.settings.queue_bytes)),
+            slot: Mutex::default(),
+        })
+    }
+
+    /// A family this host cannot serve is leased all the same, for the day it can.
+    fn served(&self, lease: Lease) -> Lease {
+        let pools = &self.settings.pools;
+        Lease {
+            ipv4: lease.ipv4.filter(|_| pools.ipv4().is_some()),
+            ipv6: lease.ipv6.filter(|_| pools.ipv6().is_some()),
+        }
     }
 
     /// Shuts a client out: no handshake succeeds from now on, and its session ends at once.
@@ -100,12 +121,17 @@ impl Registry {
         let member = self.members.write().unwrap_or_else(PoisonError::into_inner).remove(key);
         let Some(member) = member else { return };
         self.metrics.clients.dec();
+        self.end(&member, CloseCode::Revoked).await;
+    }
+
+    /// Ends the session of a member that is no longer, or is replaced.
+    async fn end(&self, member: &Member, code: CloseCode) {
         let mut slot = member.slot.lock().await;
         slot.revoked = true;
         if let Some(live) = slot.live.take() {
-            self.unroute(&member);
-            live.shut_down(CloseCode::Revoked).await;
-            info!(client = member.name, session = %live.id(), "session closed: the client was revoked");
+            self.unroute(member);
+            live.shut_down(code).await;
+            info!(client = member.name, session = %live.id(), "session closed: {code}");
         }
     }
 

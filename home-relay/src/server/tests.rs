@@ -12,13 +12,14 @@ use mobile_io::{tls, transport};
 use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::demux::Routes;
 use super::guard::tests::packet;
 use super::listener::Gate;
 use super::registry::{Registry, Settings};
 use super::session::Sink;
+use super::{Relay, Store};
 use crate::config::Limits;
 use crate::metrics::{Drop, Handshake, Metrics};
 use crate::pool::{Lease, Pools};
@@ -38,6 +39,8 @@ impl Sink for mpsc::UnboundedSender<Vec<u8>> {
 
 /// A relay without a device: what it would write there comes out of `device`.
 struct TestRelay {
+    relay: Arc<Relay>,
+    _state: tempfile::TempDir,
     registry: Arc<Registry>,
     routes: Arc<Routes>,
     metrics: Arc<Metrics>,
@@ -58,8 +61,17 @@ impl TestRelay {
         let key = PrivateKey::generate().unwrap();
         let listener = transport::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(Gate::new(&key, &registry, &metrics, limits).run(listener));
-        Self { registry, routes, metrics, device, address, key: key.public() }
+        let state = tempfile::tempdir().unwrap();
+        let relay = Arc::new(Relay {
+            public_key: key.public(),
+            store: Arc::new(Store::open(state.path()).unwrap()),
+            pools,
+            registry: Arc::clone(&registry),
+            metrics: Arc::clone(&metrics),
+            changing: Mutex::default(),
+        });
+        tokio::spawn(Gate::new(&key, &relay, &metrics, limits).run(listener));
+        Self { relay, registry, routes, metrics, device, address, key: key.public(), _state: state }
     }
 
     /// Authorises a new key, with 10.9.0.`host`.

@@ -1,6 +1,13 @@
 use mobile_io::keys::PrivateKey;
 
 use super::*;
+use crate::pool::Pools;
+
+mod invitations;
+mod power;
+
+/// Some day in 2026.
+const NOW: u64 = 1_790_000_000;
 
 fn pools() -> Pools {
     Pools::new(Some("10.9.8.0/24".parse().unwrap()), Some("fd12::/64".parse().unwrap())).unwrap()
@@ -15,18 +22,18 @@ fn leases_survive_reopening_and_the_revocation_of_others() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("deep/state");
     let store = Store::open(&state).unwrap();
-    store.authorize("a", &key(), &pools()).unwrap();
-    let b = store.authorize("b", &key(), &pools()).unwrap();
+    store.authorize("a", &key(), Lease::default(), &pools(), NOW).unwrap();
+    let b = store.authorize("b", &key(), Lease::default(), &pools(), NOW).unwrap();
     assert_eq!(b.lease.ipv4, Some("10.9.8.3".parse().unwrap()));
     drop(store);
 
     let store = Store::open(&state).unwrap();
-    store.revoke("a").unwrap();
+    store.revoke("a", NOW).unwrap();
     drop(store);
 
     let store = Store::open(&state).unwrap();
     assert_eq!(store.clients().unwrap(), std::slice::from_ref(&b));
-    let c = store.authorize("c", &key(), &pools()).unwrap();
+    let c = store.authorize("c", &key(), Lease::default(), &pools(), NOW).unwrap();
     assert_eq!(c.lease.ipv4, Some("10.9.8.2".parse().unwrap()));
     assert_eq!(store.clients().unwrap(), [b, c]);
 }
@@ -36,13 +43,20 @@ fn one_key_has_one_name_and_the_other_way_round() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let key_a = key();
-    let a = store.authorize("a", &key_a, &pools()).unwrap();
-    assert_eq!(store.authorize("a", &key_a, &pools()).unwrap(), a, "the same again changes nothing");
-    assert!(matches!(store.authorize("a", &key(), &pools()), Err(StoreError::NameTaken { .. })));
-    assert!(
-        matches!(store.authorize("b", &key_a, &pools()), Err(StoreError::KeyTaken { name }) if name == "a")
+    let a = store.authorize("a", &key_a, Lease::default(), &pools(), NOW).unwrap();
+    assert_eq!(
+        store.authorize("a", &key_a, Lease::default(), &pools(), NOW).unwrap(),
+        a,
+        "the same again changes nothing"
     );
-    assert!(matches!(store.revoke("b"), Err(StoreError::Unknown(_))));
+    assert!(matches!(
+        store.authorize("a", &key(), Lease::default(), &pools(), NOW),
+        Err(StoreError::NameTaken { .. })
+    ));
+    assert!(
+        matches!(store.authorize("b", &key_a, Lease::default(), &pools(), NOW), Err(StoreError::KeyTaken { name }) if name == "a")
+    );
+    assert!(matches!(store.revoke("b", NOW), Err(StoreError::Unknown(_))));
     assert_eq!(store.clients().unwrap(), [a]);
 }
 
@@ -51,9 +65,15 @@ fn names_that_would_confuse_a_reader_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     for bad in ["", "-x", "a b", "a/b", "é", &"x".repeat(64)] {
-        assert!(matches!(store.authorize(bad, &key(), &pools()), Err(StoreError::BadName(_))), "{bad:?}");
+        assert!(
+            matches!(
+                store.authorize(bad, &key(), Lease::default(), &pools(), NOW),
+                Err(StoreError::BadName(_))
+            ),
+            "{bad:?}"
+        );
     }
-    store.authorize("Laptop-1.home_office", &key(), &pools()).unwrap();
+    store.authorize("Laptop-1.home_office", &key(), Lease::default(), &pools(), NOW).unwrap();
 }
 
 #[test]
@@ -61,8 +81,8 @@ fn an_exhausted_pool_refuses_the_next_client_and_keeps_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let small = Pools::new(Some("10.0.0.0/30".parse().unwrap()), None).unwrap();
-    let only = store.authorize("only", &key(), &small).unwrap();
-    let error = store.authorize("late", &key(), &small).unwrap_err();
+    let only = store.authorize("only", &key(), Lease::default(), &small, NOW).unwrap();
+    let error = store.authorize("late", &key(), Lease::default(), &small, NOW).unwrap_err();
     assert!(error.to_string().contains("10.0.0.0/30 is exhausted"), "{error}");
     assert_eq!(store.clients().unwrap(), [only]);
 }
@@ -72,18 +92,19 @@ fn a_moved_pool_moves_its_clients_and_an_unmoved_one_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     for name in ["a", "b", "c"] {
-        store.authorize(name, &key(), &pools()).unwrap();
+        store.authorize(name, &key(), Lease::default(), &pools(), NOW).unwrap();
     }
-    store.revoke("a").unwrap();
-    assert!(store.reconcile(&pools()).unwrap().is_empty());
+    store.revoke("a", NOW).unwrap();
+    assert!(store.reconcile(&pools(), NOW).unwrap().is_empty());
 
     let moved = Pools::new(Some("10.7.0.0/24".parse().unwrap()), pools().ipv6()).unwrap();
-    let changed = store.reconcile(&moved).unwrap();
+    let changed = store.reconcile(&moved, NOW).unwrap();
     assert_eq!(changed.len(), 2);
-    assert_eq!(changed, store.clients().unwrap());
-    let addresses: Vec<String> = changed.iter().map(|c| c.lease.ipv4.unwrap().to_string()).collect();
-    assert_eq!(addresses, ["10.7.0.2", "10.7.0.3"]);
-    assert_eq!(changed[0].lease.ipv6, Some("fd12::3".parse().unwrap()), "IPv6 did not move");
+    let kept: Vec<Lease> = store.clients().unwrap().iter().map(|client| client.lease).collect();
+    assert_eq!(kept, [changed[0].to, changed[1].to]);
+    let words: Vec<String> =
+        changed.iter().map(|it| format!("{} {} → {}", it.name, it.from, it.to)).collect();
+    assert_eq!(words, ["b 10.9.8.3 fd12::3 → 10.7.0.2 fd12::3", "c 10.9.8.4 fd12::4 → 10.7.0.3 fd12::4"]);
 }
 
 #[test]
@@ -106,4 +127,26 @@ fn a_second_opener_waits_and_then_says_who_is_in_the_way() {
     std::thread::sleep(Duration::from_millis(100));
     drop(first);
     second.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let first = schema::builder().create(&path).unwrap();
+    let transaction = first.begin_write().unwrap();
+    let row = format!(r#"{{"name":"a","public_key":"{}","ipv4":"10.9.8.2","ipv6":null,"created":7}}"#, key());
+    transaction.open_table(schema::CLIENTS).unwrap().insert("a", row.as_bytes()).unwrap();
+    transaction.commit().unwrap();
+    drop(first);
+
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.entries(NOW).unwrap()[0].lease.to_string(), "10.9.8.2");
+    let transaction = store.database.begin_write().unwrap();
+    transaction.open_table(schema::META).unwrap().insert(schema::FORMAT, schema::VERSION + 1).unwrap();
+    transaction.commit().unwrap();
+    drop(store);
+
+    let error = Store::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("use the newer home-relay"), "{error}");
 }

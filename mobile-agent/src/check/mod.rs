@@ -12,6 +12,8 @@ use std::path::Path;
 
 use mobile_io::check::Report;
 
+pub(crate) use self::reach::resolve;
+
 /// Looks at everything.
 pub(crate) async fn check(config: Option<&Path>) -> Report {
     Report::new(judge::judge(&facts::gather(config).await))

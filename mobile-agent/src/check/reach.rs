@@ -30,7 +30,7 @@ pub(super) struct Reached {
 }
 
 /// The addresses of `host:port`.
-pub(super) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, String> {
+pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, String> {
     match tokio::time::timeout(PATIENCE, tokio::net::lookup_host(endpoint)).await {
         Ok(Ok(found)) => Some(found.collect::<Vec<_>>()).filter(|found| !found.is_empty()).ok_or_else(|| {
             // An answer without addresses.

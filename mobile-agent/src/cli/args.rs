@@ -91,6 +91,13 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "KEYFILE")]
         out: Option<PathBuf>,
     },
+    /// Redeem an invitation: make this host's key, have the relay let it in, write the configuration, print the
+    /// persistent addresses.
+    Enroll {
+        /// The line that `home-relay invite` printed; `-` to read it from stdin, out of sight of other users.
+        #[arg(value_name = "INVITATION")]
+        invitation: String,
+    },
     /// Remove every kernel object of the agent: device, rules, routes, eBPF pins, cgroup. Stops a running agent.
     Cleanup,
     /// The daemon, in the foreground.

@@ -5,12 +5,14 @@ mod attach;
 mod bypass;
 mod check;
 mod cleanup;
+mod enroll;
 mod explain;
 mod keygen;
 mod ps;
 mod run;
 mod status;
 mod table;
+mod trial;
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -46,6 +48,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Check { json } => check::check(config, json),
         Verb::Explain { target } => explain::explain(config, &target),
         Verb::Keygen { out } => keygen::keygen(config, out),
+        Verb::Enroll { invitation } => enroll::enroll(config, &invitation),
         Verb::Cleanup => cleanup::cleanup(config, cli.log.as_deref()),
         Verb::Agent => daemon::main(config, cli.log.as_deref()),
     };
@@ -183,6 +186,7 @@ mod tests {
             &["check", "--json", "--config", "F"],
             &["explain", "example.org:22", "--config", "F"],
             &["keygen", "--config", "F"],
+            &["enroll", "-", "--config", "F"],
             &["cleanup", "--config", "F"],
             &["agent", "--config", "F"],
         ] {
@@ -198,6 +202,7 @@ mod tests {
             &["attach", "0"],
             &["attach", "-5"],
             &["use"],
+            &["enroll"],
             &["--nonsense", "ls"],
             &["bypass"],
             &["bypass", "add", "printer"],

@@ -1,0 +1,47 @@
+//! `invite`: one line that a laptop joins with.
+
+use anyhow::{Context as _, bail};
+use fast_qr::{ECL, QRBuilder};
+use mobile_io::invitation::{Invitation, TokenHash, new_token};
+use mobile_io::keys::PrivateKey;
+
+use super::args::Invite;
+use super::clients::{UNEXPECTED, ask, connect};
+use crate::admin::{Answer, Request};
+use crate::config::Config;
+use crate::store::{self, Store};
+
+/// Prints the invitation, alone, on stdout. The token is made here, and only its hash goes to the relay and the disk.
+pub(crate) fn run(config: &Config, options: Invite) -> anyhow::Result<()> {
+    let Invite { name, qr, expires, endpoint, addresses } = options;
+    let Some(endpoint) = endpoint.or_else(|| config.listen.endpoint()) else {
+        bail!(
+            "where clients find this relay is not known, since it listens on {}: give --endpoint HOST:PORT, \
+             or set [listen] endpoint",
+            config.listen.address
+        );
+    };
+    let token = new_token()?;
+    let (hash, wanted) = (TokenHash::of(&token), addresses.into());
+    let answer = match connect(config)? {
+        Some(mut relay) => {
+            let lifetime = expires.as_secs();
+            ask(&mut relay, &Request::Invite { name, token: hash, lifetime, wanted })?
+        }
+        None => {
+            let relay = PrivateKey::load(&config.identity.private_key_file)?.public();
+            let (store, pools) = (Store::open(&config.state.dir)?, config.pools()?);
+            let invited = store.invite(&name, hash, expires, wanted, &pools, store::now())?;
+            Answer::Invited { relay, entry: invited.into() }
+        }
+    };
+    let Answer::Invited { relay, entry } = answer else { bail!(UNEXPECTED) };
+    let invitation = Invitation { endpoint, relay, token }.to_string();
+    if qr {
+        let code = QRBuilder::new(invitation.as_str()).ecl(ECL::L).build();
+        eprintln!("{}", code.context("the invitation does not fit a QR code")?.to_str());
+    }
+    println!("{invitation}");
+    eprintln!("{} will have {}; on the laptop: mobile enroll INVITATION", entry.name, entry.lease);
+    Ok(())
+}

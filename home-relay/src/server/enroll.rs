@@ -1,0 +1,138 @@
+//! Invitations on a running relay, and the connections that redeem them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mobile_io::invitation::TokenHash;
+use mobile_io::keys::PublicKey;
+use mobile_io::tls::TlsStream;
+use mobile_proto::enroll::{self, Answer, Refusal, Token};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+
+use super::Relay;
+use crate::metrics::{Enrolment, Metrics};
+use crate::pool::Lease;
+use crate::store::{self, Client, Entry, StoreError};
+
+/// Attempts at once, of the whole world: one is a person's, and they must not take the places of clients that return.
+const MAX_AT_ONCE: usize = 16;
+/// Before a refusal: with [`MAX_AT_ONCE`] this allows 32 guesses a second, at one of 2^128 tokens.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
+/// For the client to read the answer and to close.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+impl Relay {
+    /// Its identity.
+    pub(crate) fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// Lets in whoever brings the token that has this hash.
+    pub(crate) async fn invite(
+        &self,
+        name: String,
+        token: TokenHash,
+        lifetime: Duration,
+        wanted: Lease,
+    ) -> Result<Entry, StoreError> {
+        let _changing = self.changing.lock().await;
+        let pools = self.pools;
+        let invited = self
+            .in_store(move |store| store.invite(&name, token, lifetime, wanted, &pools, store::now()))
+            .await?;
+        Ok(invited.into())
+    }
+
+    /// Makes the key a client, by a token. Not to be cancelled half-way: store and registry must agree.
+    async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<Client, StoreError> {
+        let _changing = self.changing.lock().await;
+        let pools = self.pools;
+        let client = self.in_store(move |store| store.redeem(token, &key, &pools, store::now())).await?;
+        self.registry.add(&client);
+        Ok(client)
+    }
+}
+
+/// Serves the connections of keys that want to become clients.
+pub(super) struct Enroller {
+    relay: Arc<Relay>,
+    metrics: Arc<Metrics>,
+    slots: Semaphore,
+}
+
+impl Enroller {
+    pub(super) fn new(relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
+        Self { relay: Arc::clone(relay), metrics: Arc::clone(metrics), slots: Semaphore::new(MAX_AT_ONCE) }
+    }
+
+    /// One question, one answer; the caller limits the time.
+    pub(super) async fn serve(&self, mut stream: TlsStream, key: PublicKey, peer: SocketAddr) {
+        let Ok(_slot) = self.slots.try_acquire() else {
+            self.metrics.enrolment(Enrolment::Busy);
+            return;
+        };
+        let (answer, result) = match read_token(&mut stream).await {
+            Some(token) => self.redeem(&token, key, peer).await,
+            None => (Answer::Refused(Refusal::Malformed), Enrolment::Malformed),
+        };
+        self.metrics.enrolment(result);
+        if result != Enrolment::Enrolled {
+            tokio::time::sleep(REFUSAL_PAUSE).await;
+        }
+        // It asks again if this does not reach it, and gets the same answer.
+        let say = async {
+            stream.write_all(&enroll::answer(&answer)).await?;
+            stream.shutdown().await?;
+            // Closed with something unread, the socket would send a reset, which may overtake the answer.
+            while stream.read(&mut [0; 256]).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        let _ = tokio::time::timeout(GOODBYE, say).await;
+    }
+
+    async fn redeem(&self, token: &Token, key: PublicKey, peer: SocketAddr) -> (Answer, Enrolment) {
+        let (relay, token) = (Arc::clone(&self.relay), TokenHash::of(token));
+        let redeemed = tokio::spawn(async move { relay.redeem(token, key).await }).await;
+        let error = match redeemed.unwrap_or_else(|error| Err(StoreError::Database(error.to_string()))) {
+            Ok(client) => {
+                info!(client = client.name, %key, %peer, addresses = %client.lease, "enrolled");
+                return (Answer::Enrolled(client.name), Enrolment::Enrolled);
+            }
+            Err(error) => error,
+        };
+        let (refusal, result) = match &error {
+            StoreError::TokenUnknown => (Refusal::Unknown, Enrolment::Unknown),
+            StoreError::TokenExpired(_) => (Refusal::Expired, Enrolment::Expired),
+            StoreError::TokenUsed(_) => (Refusal::Used, Enrolment::Used),
+            StoreError::KeyTaken { .. } => (Refusal::KeyTaken, Enrolment::KeyTaken),
+            StoreError::Pool(_) => (Refusal::NoAddress, Enrolment::NoAddress),
+            _ => (Refusal::Failed, Enrolment::Failed),
+        };
+        if result == Enrolment::Failed {
+            warn!(%peer, %key, "enrolment failed: {error}");
+        } else {
+            info!(%peer, %key, "enrolment refused: {error}");
+        }
+        (Answer::Refused(refusal), result)
+    }
+}
+
+async fn read_token(stream: &mut TlsStream) -> Option<Token> {
+    let mut bytes = Vec::new();
+    // What is longer is refused by its header, before it is here.
+    let mut buffer = [0; 512];
+    loop {
+        match enroll::read_request(&bytes) {
+            Ok(Some(token)) => return Some(token),
+            Ok(None) => {}
+            Err(_) => return None,
+        }
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return None,
+            Ok(read) => bytes.extend_from_slice(&buffer[..read]),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Clients: authorised, revoked, listed; their leases fitted to the pools.
+
+use mobile_io::keys::PublicKey;
+use redb::{ReadableDatabase as _, Table, WriteTransaction};
+
+use super::schema::{CLIENTS, INVITATIONS, read_all, write};
+use super::{Client, Entry, Invited, Store, StoreError, check_name, database};
+use crate::pool::{Lease, Pools};
+
+/// A client or an invitation whose lease changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Its name.
+    pub(crate) name: String,
+    /// What it held.
+    pub(crate) from: Lease,
+    /// What it holds now.
+    pub(crate) to: Lease,
+}
+
+/// Both tables in a transaction, and what they hold.
+pub(super) struct Book<'t> {
+    pub(super) client_rows: Table<'t, &'static str, &'static [u8]>,
+    pub(super) invitation_rows: Table<'t, &'static str, &'static [u8]>,
+    pub(super) clients: Vec<Client>,
+    pub(super) invitations: Vec<Invited>,
+}
+
+impl<'t> Book<'t> {
+    pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, StoreError> {
+        let client_rows = transaction.open_table(CLIENTS).map_err(database)?;
+        let invitation_rows = transaction.open_table(INVITATIONS).map_err(database)?;
+        let (clients, invitations) = (read_all(&client_rows)?, read_all(&invitation_rows)?);
+        Ok(Self { client_rows, invitation_rows, clients, invitations })
+    }
+
+    /// The client of this name.
+    pub(super) fn client(&self, name: &str) -> Option<&Client> {
+        self.clients.iter().find(|client| client.name == name)
+    }
+
+    /// The invitation of this name that can be redeemed.
+    pub(super) fn pending(&self, name: &str, now: u64) -> Option<&Invited> {
+        self.invitations.iter().find(|invited| invited.name == name && invited.is_pending(now))
+    }
+
+    /// Refuses a second name for a key.
+    pub(super) fn check_key(&self, name: &str, key: &PublicKey) -> Result<(), StoreError> {
+        match self.clients.iter().find(|client| client.public_key == *key && client.name != name) {
+            Some(known) => Err(StoreError::KeyTaken { name: known.name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Addresses for `name`: those wanted, else those it holds, else free ones.
+    pub(super) fn lease(
+        &self,
+        name: &str,
+        wanted: Lease,
+        pools: &Pools,
+        now: u64,
+    ) -> Result<Lease, StoreError> {
+        pools.check(wanted)?;
+        let clients = self.clients.iter().map(|client| (client.name.as_str(), client.lease));
+        let pending = self.invitations.iter().filter(|invited| invited.is_pending(now));
+        let all = clients.chain(pending.map(|invited| (invited.name.as_str(), invited.lease)));
+        let (own, others): (Vec<_>, Vec<_>) = all.partition(|(holder, _)| *holder == name);
+        for address in wanted.addresses() {
+            if let Some((holder, _)) =
+                others.iter().find(|(_, lease)| lease.addresses().any(|it| it == address))
+            {
+                return Err(StoreError::AddressTaken { address, name: (*holder).to_owned() });
+            }
+        }
+        let held = own.first().map_or_else(Lease::default, |(_, lease)| *lease);
+        let held = Lease { ipv4: wanted.ipv4.or(held.ipv4), ipv6: wanted.ipv6.or(held.ipv6) };
+        let used: Vec<Lease> = others.into_iter().map(|(_, lease)| lease).collect();
+        Ok(pools.lease(held, &used)?)
+    }
+
+    pub(super) fn put_client(&mut self, client: &Client) -> Result<(), StoreError> {
+        write(&mut self.client_rows, &client.name, client)
+    }
+
+    pub(super) fn put_invitation(&mut self, invited: &Invited) -> Result<(), StoreError> {
+        write(&mut self.invitation_rows, &invited.token.to_string(), invited)
+    }
+
+    /// Removes the unused invitations that `which` picks.
+    pub(super) fn withdraw(&mut self, which: impl Fn(&Invited) -> bool) -> Result<(), StoreError> {
+        for invited in self.invitations.iter().filter(|invited| which(invited)) {
+            self.invitation_rows.remove(invited.token.to_string().as_str()).map_err(database)?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// All clients, by name.
+    pub(crate) fn clients(&self) -> Result<Vec<Client>, StoreError> {
+        let transaction = self.database.begin_read().map_err(database)?;
+        read_all(&transaction.open_table(CLIENTS).map_err(database)?)
+    }
+
+    /// All clients and all invitations that can be redeemed, by name.
+    pub(crate) fn entries(&self, now: u64) -> Result<Vec<Entry>, StoreError> {
+        let transaction = self.database.begin_read().map_err(database)?;
+        let clients: Vec<Client> = read_all(&transaction.open_table(CLIENTS).map_err(database)?)?;
+        let invitations: Vec<Invited> = read_all(&transaction.open_table(INVITATIONS).map_err(database)?)?;
+        let pending = invitations.into_iter().filter(|invited| invited.is_pending(now)).map(Entry::from);
+        let mut entries: Vec<Entry> = clients.into_iter().map(Entry::from).chain(pending).collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// Adds a client and leases its addresses, the wanted ones where some are. The same name with the same key again
+    /// changes nothing but the addresses, if others are wanted. An invitation of that name gives way.
+    pub(crate) fn authorize(
+        &self,
+        name: &str,
+        key: &PublicKey,
+        wanted: Lease,
+        pools: &Pools,
+        now: u64,
+    ) -> Result<Client, StoreError> {
+        check_name(name)?;
+        let transaction = self.database.begin_write().map_err(database)?;
+        let client = {
+            let mut book = Book::open(&transaction)?;
+            let known = book.client(name).cloned();
+            if let Some(known) = known.as_ref().filter(|known| known.public_key != *key) {
+                return Err(StoreError::NameTaken { name: name.into(), key: known.public_key });
+            }
+            book.check_key(name, key)?;
+            let client = match known.clone() {
+                Some(known) if wanted == Lease::default() => known,
+                Some(known) => Client { lease: book.lease(name, wanted, pools, now)?, ..known },
+                None => Client {
+                    name: name.into(),
+                    public_key: *key,
+                    lease: book.lease(name, wanted, pools, now)?,
+                    created: now,
+                },
+            };
+            if known.as_ref() == Some(&client) {
+                return Ok(client);
+            }
+            book.put_client(&client)?;
+            book.withdraw(|invited| invited.name == name && invited.used_by.is_none())?;
+            client
+        };
+        transaction.commit().map_err(database)?;
+        Ok(client)
+    }
+
+    /// Removes a client, or the invitation of that name; the addresses are free from now on.
+    pub(crate) fn revoke(&self, name: &str, now: u64) -> Result<Entry, StoreError> {
+        let transaction = self.database.begin_write().map_err(database)?;
+        let entry = {
+            let mut book = Book::open(&transaction)?;
+            let client = book.client(name).cloned().map(Entry::from);
+            let entry = client.or_else(|| book.pending(name, now).cloned().map(Entry::from));
+            let entry = entry.ok_or_else(|| StoreError::Unknown(name.into()))?;
+            book.client_rows.remove(name).map_err(database)?;
+            book.withdraw(|invited| invited.name == name && invited.used_by.is_none())?;
+            entry
+        };
+        transaction.commit().map_err(database)?;
+        Ok(entry)
+    }
+
+    /// Fits the leases to the pools as they are configured now: who is outside of a pool gets a new
+    /// address, a family that was added is filled in. Returns those that changed.
+    pub(crate) fn reconcile(&self, pools: &Pools, now: u64) -> Result<Vec<Moved>, StoreError> {
+        let transaction = self.database.begin_write().map_err(database)?;
+        let mut moved = Vec::new();
+        {
+            let mut book = Book::open(&transaction)?;
+            for index in 0..book.clients.len() {
+                let Client { name, lease: from, .. } = book.clients[index].clone();
+                let to = book.lease(&name, Lease::default(), pools, now)?;
+                if to != from {
+                    book.clients[index].lease = to;
+                    let client = book.clients[index].clone();
+                    book.put_client(&client)?;
+                    moved.push(Moved { name, from, to });
+                }
+            }
+            for index in 0..book.invitations.len() {
+                let Invited { name, lease: from, .. } = book.invitations[index].clone();
+                if !book.invitations[index].is_pending(now) {
+                    continue;
+                }
+                let to = book.lease(&name, Lease::default(), pools, now)?;
+                if to != from {
+                    book.invitations[index].lease = to;
+                    let invited = book.invitations[index].clone();
+                    book.put_invitation(&invited)?;
+                    moved.push(Moved { name, from, to });
+                }
+            }
+        }
+        if !moved.is_empty() {
+            transaction.commit().map_err(database)?;
+        }
+        Ok(moved)
+    }
+}

@@ -1,0 +1,100 @@
+//! Invitations: made, redeemed once, forgotten some time after their end.
+
+use std::time::Duration;
+
+use mobile_io::invitation::TokenHash;
+use mobile_io::keys::PublicKey;
+
+use super::clients::Book;
+use super::{Client, Invited, Store, StoreError, check_name, database};
+use crate::pool::{Lease, Pools};
+
+/// How long a used or expired invitation is remembered after its end (30 days), to tell its owner what became of it.
+const REMEMBERED: u64 = 30 * 24 * 3600;
+/// A clock that is adjusted goes back by less than this.
+const CLOCK_SLACK: u64 = 120;
+
+impl Invited {
+    /// Can it be redeemed? Not before it was made either: on a clock that was set back nobody knows how much of its
+    /// time is over.
+    pub(crate) fn is_pending(&self, now: u64) -> bool {
+        self.used_by.is_none() && self.is_valid(now)
+    }
+
+    fn is_valid(&self, now: u64) -> bool {
+        now < self.expires && now + CLOCK_SLACK >= self.created
+    }
+}
+
+impl Store {
+    /// Lets whoever brings the token be `name`, and sets addresses aside for it. A pending invitation of that name is
+    /// replaced.
+    pub(crate) fn invite(
+        &self,
+        name: &str,
+        token: TokenHash,
+        lifetime: Duration,
+        wanted: Lease,
+        pools: &Pools,
+        now: u64,
+    ) -> Result<Invited, StoreError> {
+        check_name(name)?;
+        let transaction = self.database.begin_write().map_err(database)?;
+        let invited = {
+            let mut book = Book::open(&transaction)?;
+            if book.client(name).is_some() {
+                return Err(StoreError::Present(name.into()));
+            }
+            let invited = Invited {
+                name: name.into(),
+                token,
+                lease: book.lease(name, wanted, pools, now)?,
+                created: now,
+                expires: now.saturating_add(lifetime.as_secs()),
+                used_by: None,
+            };
+            book.withdraw(|old| {
+                let forgotten = old.expires.saturating_add(REMEMBERED) < now;
+                forgotten || (old.name == name && old.is_pending(now))
+            })?;
+            book.put_invitation(&invited)?;
+            invited
+        };
+        transaction.commit().map_err(database)?;
+        Ok(invited)
+    }
+
+    /// Makes the key a client, by a token. The same key again gets the same answer: its first one may have been lost.
+    pub(crate) fn redeem(
+        &self,
+        token: TokenHash,
+        key: &PublicKey,
+        pools: &Pools,
+        now: u64,
+    ) -> Result<Client, StoreError> {
+        let transaction = self.database.begin_write().map_err(database)?;
+        let client = {
+            let mut book = Book::open(&transaction)?;
+            let found = book.invitations.iter().find(|invited| invited.token == token).cloned();
+            let mut invited = found.ok_or(StoreError::TokenUnknown)?;
+            if let Some(by) = invited.used_by {
+                let client =
+                    book.client(&invited.name).filter(|client| by == *key && client.public_key == *key);
+                return client.cloned().ok_or(StoreError::TokenUsed(invited.name));
+            }
+            if !invited.is_valid(now) {
+                return Err(StoreError::TokenExpired(invited.name));
+            }
+            book.check_key(&invited.name, key)?;
+            // Invitations and clients exclude each other by name, so the lease is the invitation's own.
+            let lease = book.lease(&invited.name, Lease::default(), pools, now)?;
+            let client = Client { name: invited.name.clone(), public_key: *key, lease, created: now };
+            invited.used_by = Some(*key);
+            book.put_invitation(&invited)?;
+            book.put_client(&client)?;
+            client
+        };
+        transaction.commit().map_err(database)?;
+        Ok(client)
+    }
+}

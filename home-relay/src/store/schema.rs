@@ -1,0 +1,115 @@
+//! The tables of the database and their format, how one is made, and how an older one becomes the present one.
+//!
+//! Whoever adds a table: define it, add it to `tables`, count [`VERSION`] up.
+
+use std::path::Path;
+
+use mobile_io::owner;
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{StoreError, database};
+
+/// The database in the state directory.
+pub(super) const FILE: &str = "relay.redb";
+/// Counts the formats: 1 had clients only, and not this number; 2 has invitations.
+pub(super) const VERSION: u64 = 2;
+/// Rows are JSON, so that a field can be added without another format.
+pub(super) type Rows = TableDefinition<'static, &'static str, &'static [u8]>;
+/// Name → client.
+pub(super) const CLIENTS: Rows = TableDefinition::new("clients");
+/// The token's hash → invitation.
+pub(super) const INVITATIONS: Rows = TableDefinition::new("invitations");
+/// [`FORMAT`] → number.
+pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+/// The key in [`META`].
+pub(super) const FORMAT: &str = "format";
+/// Thousands of clients fit; redb's own default of 1 GiB suits a server of another kind.
+const CACHE_BYTES: usize = 1 << 20;
+
+/// Makes an empty database beside its place and renames it there: one that a crash left half
+/// initialised would never open again.
+pub(super) fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let unfinished = dir.join(format!("{FILE}.{}.new", std::process::id()));
+    let made = (|| {
+        let _ = std::fs::remove_file(&unfinished);
+        let database = builder().create(&unfinished)?;
+        upgrade(&database)?;
+        database.close()?;
+        owner::as_folder(&std::fs::File::open(&unfinished)?, &unfinished)?;
+        // link() and not rename(): whoever was first keeps what it may have written since.
+        match std::fs::hard_link(&unfinished, path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),
+            _ => {}
+        }
+        std::fs::File::open(dir)?.sync_all()?;
+        Ok(())
+    })();
+    let _ = std::fs::remove_file(&unfinished);
+    made
+}
+
+pub(super) fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    // redb may panic on a file damaged from outside unless told to look first; it is small.
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
+}
+
+/// Brings a database of any earlier format, also an empty one, to the present format, all at once or not at all.
+pub(super) fn upgrade(opened: &Database) -> Result<(), StoreError> {
+    let found = {
+        let transaction = opened.begin_read().map_err(database)?;
+        match transaction.open_table(META) {
+            Ok(meta) => meta.get(FORMAT).map_err(database)?.map_or(1, |format| format.value()),
+            Err(TableError::TableDoesNotExist(_)) => 1,
+            Err(error) => return Err(database(error)),
+        }
+    };
+    if found == VERSION {
+        return Ok(());
+    }
+    if found > VERSION {
+        return Err(StoreError::Newer { found, known: VERSION });
+    }
+    let transaction = opened.begin_write().map_err(database)?;
+    tables(&transaction)?;
+    transaction.open_table(META).map_err(database)?.insert(FORMAT, VERSION).map_err(database)?;
+    transaction.commit().map_err(database)
+}
+
+/// Makes the tables that are not there yet.
+fn tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    for table in [CLIENTS, INVITATIONS] {
+        transaction.open_table(table).map_err(database)?;
+    }
+    Ok(())
+}
+
+/// Every row of a table.
+pub(super) fn read_all<T: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Vec<T>, StoreError> {
+    let entries = table.iter().map_err(database)?;
+    entries
+        .map(|entry| {
+            let (key, bytes) = entry.map_err(database)?;
+            serde_json::from_slice(bytes.value())
+                .map_err(|error| StoreError::Entry { name: key.value().into(), cause: error.to_string() })
+        })
+        .collect()
+}
+
+/// Writes one row.
+pub(super) fn write(
+    table: &mut Table<'_, &'static str, &'static [u8]>,
+    key: &str,
+    row: &impl Serialize,
+) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(row).map_err(database)?;
+    table.insert(key, bytes.as_slice()).map_err(database)?;
+    Ok(())
+}

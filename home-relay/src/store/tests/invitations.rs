@@ -1,0 +1,147 @@
+use mobile_io::invitation::new_token;
+
+use super::*;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn token() -> TokenHash {
+    TokenHash::of(&new_token().unwrap())
+}
+
+fn invite(store: &Store, name: &str, token: TokenHash) -> Invited {
+    store.invite(name, token, DAY, Lease::default(), &pools(), NOW).unwrap()
+}
+
+#[test]
+fn a_token_lets_one_key_in_once_at_the_addresses_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (token, laptop, thief) = (token(), key(), key());
+    let invited = invite(&store, "laptop", token);
+    let other = store.authorize("other", &key(), Lease::default(), &pools(), NOW).unwrap();
+    assert_ne!(other.lease, invited.lease, "they are set aside");
+    assert_eq!(store.entries(NOW).unwrap(), [Entry::from(invited.clone()), Entry::from(other)]);
+    drop(store);
+
+    let store = Store::open(dir.path()).unwrap();
+    let client = store.redeem(token, &laptop, &pools(), NOW + 5).unwrap();
+    assert_eq!((client.name.as_str(), client.lease), ("laptop", invited.lease));
+    assert_eq!(store.entries(NOW).unwrap().len(), 2, "no longer invited");
+    assert_eq!(
+        store.redeem(token, &laptop, &pools(), NOW + 6).unwrap(),
+        client,
+        "its answer may have been lost"
+    );
+    let error = store.redeem(token, &thief, &pools(), NOW + 6).unwrap_err();
+    assert!(matches!(error, StoreError::TokenUsed(_)), "{error}");
+
+    store.revoke("laptop", NOW).unwrap();
+    let error = store.redeem(token, &laptop, &pools(), NOW + 7).unwrap_err();
+    assert!(matches!(error, StoreError::TokenUsed(_)), "a revoked client does not come back by it: {error}");
+}
+
+#[test]
+fn an_unknown_a_withdrawn_and_an_expired_token_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let refused = |token, now| store.redeem(token, &key(), &pools(), now).unwrap_err();
+    assert!(matches!(refused(token(), NOW), StoreError::TokenUnknown));
+
+    let (first, second) = (token(), token());
+    let lease = invite(&store, "laptop", first).lease;
+    assert_eq!(invite(&store, "laptop", second).lease, lease, "invited again: the same addresses");
+    assert!(matches!(refused(first, NOW), StoreError::TokenUnknown), "replaced");
+
+    assert!(
+        matches!(refused(second, NOW + DAY.as_secs()), StoreError::TokenExpired(name) if name == "laptop")
+    );
+    // A clock that was set back far does not give it more time; one that was adjusted does no harm.
+    assert!(matches!(refused(second, NOW - 3600), StoreError::TokenExpired(_)));
+    assert!(
+        store.entries(NOW - 60).unwrap().len() == 1 && store.entries(NOW + DAY.as_secs()).unwrap().is_empty()
+    );
+
+    let entry = store.revoke("laptop", NOW).unwrap();
+    assert_eq!((entry.public_key, entry.lease), (None, lease));
+    assert!(matches!(refused(second, NOW), StoreError::TokenUnknown), "withdrawn");
+    assert!(matches!(store.revoke("laptop", NOW), Err(StoreError::Unknown(_))));
+}
+
+#[test]
+fn an_expired_invitation_frees_its_addresses_and_is_forgotten_in_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let small = Pools::new(Some("10.0.0.0/30".parse().unwrap()), None).unwrap();
+    let old = token();
+    store.invite("late", old, DAY, Lease::default(), &small, NOW).unwrap();
+    let error = store.invite("next", token(), DAY, Lease::default(), &small, NOW).unwrap_err();
+    assert!(error.to_string().contains("10.0.0.0/30 is exhausted"), "{error}");
+    let later = NOW + DAY.as_secs();
+    store.invite("next", token(), DAY, Lease::default(), &small, later).unwrap();
+    let error = store.redeem(old, &key(), &small, later).unwrap_err();
+    assert!(matches!(error, StoreError::TokenExpired(_)), "{error}");
+
+    let much_later = later + 32 * DAY.as_secs();
+    store.invite("third", token(), DAY, Lease::default(), &small, much_later).unwrap();
+    let error = store.redeem(old, &key(), &small, much_later).unwrap_err();
+    assert!(matches!(error, StoreError::TokenUnknown), "{error}");
+}
+
+#[test]
+fn names_and_keys_stay_unique_whatever_comes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (invitation, desk) = (token(), key());
+    let invited = invite(&store, "laptop", invitation);
+    store.authorize("desk", &desk, Lease::default(), &pools(), NOW).unwrap();
+    let error = store.redeem(invitation, &desk, &pools(), NOW).unwrap_err();
+    assert!(matches!(error, StoreError::KeyTaken { name } if name == "desk"));
+    let error = store.invite("desk", token(), DAY, Lease::default(), &pools(), NOW).unwrap_err();
+    assert!(matches!(error, StoreError::Present(_)), "{error}");
+
+    let client = store.authorize("laptop", &key(), Lease::default(), &pools(), NOW).unwrap();
+    assert_eq!(client.lease, invited.lease, "what was set aside for the name");
+    assert!(matches!(store.redeem(invitation, &key(), &pools(), NOW), Err(StoreError::TokenUnknown)));
+}
+
+#[test]
+fn addresses_can_be_chosen_and_changed_but_not_anothers_or_nobodys() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let four = |text: &str| Lease { ipv4: Some(text.parse().unwrap()), ipv6: None };
+    let (a, b) = (key(), key());
+    let first = store.authorize("a", &a, four("10.9.8.77"), &pools(), NOW).unwrap();
+    assert_eq!(first.lease.to_string(), "10.9.8.77 fd12::2");
+    let again = store.authorize("a", &a, Lease::default(), &pools(), NOW).unwrap();
+    assert_eq!(again, first, "naming none changes nothing");
+    let six = Lease { ipv4: None, ipv6: Some("fd12::99".parse().unwrap()) };
+    let changed = store.authorize("a", &a, six, &pools(), NOW).unwrap();
+    assert_eq!(changed.lease.to_string(), "10.9.8.77 fd12::99");
+    assert_eq!(store.clients().unwrap(), [changed]);
+
+    store.invite("c", token(), DAY, four("10.9.8.80"), &pools(), NOW).unwrap();
+    for (taken, by) in [("10.9.8.77", "a"), ("10.9.8.80", "c")] {
+        let error = store.authorize("b", &b, four(taken), &pools(), NOW).unwrap_err();
+        assert!(matches!(&error, StoreError::AddressTaken { name, .. } if name == by), "{error}");
+    }
+    for (nobodys, word) in
+        [("10.9.9.1", "in no pool"), ("10.9.8.1", "the relay's own"), ("10.9.8.255", "broadcast")]
+    {
+        let error = store.authorize("b", &b, four(nobodys), &pools(), NOW).unwrap_err().to_string();
+        assert!(error.contains(word) && error.contains(nobodys), "{error}");
+    }
+    let error = store.authorize("b", &b, six, &Pools::new(pools().ipv4(), None).unwrap(), NOW).unwrap_err();
+    assert!(error.to_string().contains("10.9.8.0/24"), "the pools there are: {error}");
+}
+
+#[test]
+fn a_moved_pool_moves_invitations_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let token = token();
+    invite(&store, "laptop", token);
+    let moved = Pools::new(Some("10.7.0.0/24".parse().unwrap()), pools().ipv6()).unwrap();
+    assert_eq!(store.reconcile(&moved, NOW).unwrap().len(), 1);
+    let client = store.redeem(token, &key(), &moved, NOW).unwrap();
+    assert_eq!(client.lease.ipv4, Some("10.7.0.2".parse().unwrap()));
+}

@@ -1,0 +1,50 @@
+//! A session with the relay that only asks for its addresses.
+
+use std::io;
+use std::net::IpAddr;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::bail;
+use mobile_io::driver::{self, DriverEvent, PacketIo};
+use mobile_io::tls::TlsStream;
+use mobile_proto::{CloseCode, Event, Limits, Offload, Packet, PathId, Session, SessionId};
+use tokio::sync::mpsc;
+
+/// From HELLO to WELCOME.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The persistent addresses, IPv4 first, as the relay pushes them.
+pub(super) async fn addresses(stream: TlsStream) -> anyhow::Result<Vec<IpAddr>> {
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let session = Session::client(SessionId(rand::random()), Limits::default());
+    let handle = driver::spawn(session, NoPackets, sender);
+    handle.open_path(PathId(1), stream);
+    let pushed = async {
+        loop {
+            match events.recv().await {
+                Some(DriverEvent::Session(Event::Config(config))) => return Ok(config),
+                Some(DriverEvent::Session(Event::PathClosed { code, .. })) => bail!("the relay says: {code}"),
+                Some(DriverEvent::PathError { error, .. }) => bail!("{error}"),
+                Some(DriverEvent::Session(_)) => {}
+                Some(DriverEvent::Stopped) | None => bail!("the session stopped"),
+            }
+        }
+    };
+    let pushed = tokio::time::timeout(PATIENCE, pushed).await;
+    handle.shutdown(CloseCode::Normal).await;
+    let Ok(pushed) = pushed else { bail!("the relay did not answer within {PATIENCE:?}") };
+    let pushed = pushed?;
+    Ok(pushed.ipv4.map(IpAddr::V4).into_iter().chain(pushed.ipv6.map(IpAddr::V6)).collect())
+}
+
+/// There is no device yet.
+struct NoPackets;
+
+impl PacketIo for NoPackets {
+    fn poll_recv(&mut self, _cx: &mut Context<'_>, _buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+        Poll::Pending
+    }
+
+    fn send(&mut self, _packet: Packet<'_>) {}
+}

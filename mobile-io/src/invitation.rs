@@ -1,0 +1,195 @@
+//! Invitations: one line of text by which a laptop finds the relay, knows it, and is let in once.
+//!
+//! The relay keeps only the hash of the token, and a token is a secret: neither `Debug` nor any error shows it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use mobile_proto::enroll::{TOKEN_LEN, Token};
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::keys::{KEY_LEN, KeyError, PublicKey};
+
+/// What an invitation begins with; another format gets another number.
+const PREFIX: &str = "mobile-invite-1-";
+/// Bytes of SHA-256 over the rest: enough to tell a paste that lost its end from a whole one.
+const CHECK_LEN: usize = 4;
+/// A DNS name has 253 characters at most (RFC 1035), a port five.
+const MAX_ENDPOINT: usize = 253 + 1 + 5;
+
+/// All a laptop needs to join.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Invitation {
+    /// `host:port` of the relay.
+    pub endpoint: String,
+    /// The relay's key.
+    pub relay: PublicKey,
+    /// What lets in, once.
+    pub token: Token,
+}
+
+/// The SHA-256 of a token, which is all that the relay keeps of it.
+///
+/// A token has 128 random bits, so neither salt nor a slow hash is needed, and to look it up by its hash tells nobody
+/// anything by the time it takes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenHash([u8; 32]);
+
+/// Why a text is no invitation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseInvitationError {
+    /// It does not begin as one.
+    #[error("this is no invitation: it begins with {PREFIX}, as `home-relay invite` printed it")]
+    Foreign,
+    /// It is cut off, or was changed on the way.
+    #[error("the invitation is damaged: copy the whole line that `home-relay invite` printed")]
+    Damaged,
+}
+
+/// A new token from the system's randomness.
+///
+/// # Errors
+/// When the system gives no random bytes.
+pub fn new_token() -> Result<Token, KeyError> {
+    let mut bytes = [0; TOKEN_LEN];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::NoRandomness)?;
+    Ok(Token::from_bytes(bytes))
+}
+
+/// Is this `host:port`, with an IPv6 address in brackets and a port that is not 0?
+#[must_use]
+pub fn is_endpoint(text: &str) -> bool {
+    let port = text.rsplit_once(':').and_then(|(host, port)| {
+        let bare_ipv6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+        let clean = !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic() && c != '"' && c != '\\');
+        (clean && !bare_ipv6).then(|| port.parse::<u16>().ok()).flatten()
+    });
+    text.len() <= MAX_ENDPOINT && port.is_some_and(|port| port != 0)
+}
+
+impl TokenHash {
+    /// The hash of a token.
+    #[must_use]
+    pub fn of(token: &Token) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+        Self(hash)
+    }
+}
+
+impl fmt::Display for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenHash({self})")
+    }
+}
+
+impl Serialize for TokenHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = STANDARD.decode(String::deserialize(deserializer)?).map_err(de::Error::custom)?;
+        bytes.try_into().map(Self).map_err(|_| de::Error::custom("a token's hash is 32 bytes"))
+    }
+}
+
+impl fmt::Display for Invitation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes =
+            [&self.relay.as_bytes()[..], self.token.as_bytes(), self.endpoint.as_bytes()].concat();
+        bytes.extend_from_slice(&check(&bytes));
+        write!(f, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
+    }
+}
+
+impl fmt::Debug for Invitation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Invitation(to {} at {})", self.relay, self.endpoint)
+    }
+}
+
+impl FromStr for Invitation {
+    type Err = ParseInvitationError;
+
+    fn from_str(text: &str) -> Result<Self, ParseInvitationError> {
+        let damaged = ParseInvitationError::Damaged;
+        let encoded = text.trim().strip_prefix(PREFIX).ok_or(ParseInvitationError::Foreign)?;
+        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| damaged.clone())?;
+        let (bytes, found) = bytes.split_last_chunk::<CHECK_LEN>().ok_or(damaged.clone())?;
+        if check(bytes) != *found {
+            return Err(damaged);
+        }
+        let (relay, bytes) = bytes.split_first_chunk::<KEY_LEN>().ok_or(damaged.clone())?;
+        let (token, endpoint) = bytes.split_first_chunk::<TOKEN_LEN>().ok_or(damaged.clone())?;
+        let endpoint = std::str::from_utf8(endpoint).ok().filter(|text| is_endpoint(text)).ok_or(damaged)?;
+        Ok(Self {
+            endpoint: endpoint.to_owned(),
+            relay: PublicKey::from_bytes(*relay),
+            token: Token::from_bytes(*token),
+        })
+    }
+}
+
+fn check(bytes: &[u8]) -> [u8; CHECK_LEN] {
+    let mut check = [0; CHECK_LEN];
+    check.copy_from_slice(&digest(&SHA256, bytes).as_ref()[..CHECK_LEN]);
+    check
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invitation(endpoint: &str) -> Invitation {
+        let token = Token::from_bytes([0xab; TOKEN_LEN]);
+        Invitation { endpoint: endpoint.into(), relay: PublicKey::from_bytes([7; KEY_LEN]), token }
+    }
+
+    #[test]
+    fn one_line_holds_all_and_nothing_a_shell_would_touch() {
+        for endpoint in ["relay.example.org:443", "192.0.2.1:8443", "[2001:db8::1]:443"] {
+            let text = invitation(endpoint).to_string();
+            assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'), "{text}");
+            assert_eq!(format!(" {text}\n").parse(), Ok(invitation(endpoint)));
+        }
+    }
+
+    #[test]
+    fn a_damaged_one_is_known_as_such_whatever_happened_to_it() {
+        let text = invitation("relay.example.org:443").to_string();
+        for end in PREFIX.len()..text.len() {
+            assert_eq!(text[..end].parse::<Invitation>(), Err(ParseInvitationError::Damaged), "{end}");
+            let mut other = text.clone().into_bytes();
+            other[end] = if other[end] == b'A' { b'B' } else { b'A' };
+            assert!(String::from_utf8(other).unwrap().parse::<Invitation>().is_err(), "{end}");
+        }
+        assert_eq!("hello".parse::<Invitation>(), Err(ParseInvitationError::Foreign));
+        for endpoint in ["relay", "relay:0", "2001:db8::1:443", ":443", "a b:1", "a\n:1", "\"x:1"] {
+            assert!(invitation(endpoint).to_string().parse::<Invitation>().is_err(), "{endpoint:?}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_in_no_debug_output_and_no_two_are_the_same() {
+        let token = new_token().unwrap();
+        assert_ne!(token.as_bytes(), new_token().unwrap().as_bytes());
+        let shown = format!("{:?}", Invitation { token, ..invitation("relay:1") });
+        assert_eq!(shown, format!("{:?}", invitation("relay:1")));
+        let hash = TokenHash::of(&token);
+        let json = serde_json::to_string(&hash).unwrap();
+        assert_eq!(serde_json::from_str::<TokenHash>(&json).unwrap(), hash);
+    }
+}
