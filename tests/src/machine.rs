@@ -24,6 +24,8 @@ pub struct Machine {
     ns: Ns,
     /// The first process's id, as this machine counts.
     init: i32,
+    /// Its cgroup, below the root of the hierarchy.
+    pub cgroup: PathBuf,
     /// A folder of this machine that is `/lab` in there.
     shared: PathBuf,
 }
@@ -36,10 +38,12 @@ impl Machine {
         for dir in [&root, &shared] {
             std::fs::create_dir(dir)?;
         }
+        let machine = format!("machine-{}", ns.name());
+        let cgroup = Path::new(lab.name()).join(&machine);
         let mut boot = ns.command("sh");
         boot.args(["-c", include_str!("machine.sh"), "boot"])
             .arg(&root)
-            .arg(lab.group().path().join(format!("machine-{}", ns.name())))
+            .arg(lab.group().path().join(&machine))
             .arg(&shared);
         let name = format!("systemd of {}", ns.name());
         let mut systemd =
@@ -55,7 +59,7 @@ impl Machine {
             let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
             Ok(if name.trim() == "systemd" { Some(child.parse()?) } else { None })
         })?;
-        let machine = Self { systemd, ns: ns.clone(), init, shared };
+        let machine = Self { systemd, ns: ns.clone(), init, cgroup, shared };
         wait_for("the machine to be up", BOOT, || {
             let state = machine.try_run("systemctl is-system-running")?;
             Ok((state.stdout.trim() == "running").then_some(()))
@@ -85,14 +89,14 @@ impl Machine {
             "--ipc",
             "--net",
             "--pid",
-            "--cgroup",
             "--",
             "sh",
             "-c",
             // Into the machine's own cgroups, as everything that runs there.
-            "echo $$ >/sys/fs/cgroup/session/cgroup.procs && exec bash -e -o pipefail -c \"$0\"",
+            "echo $$ >\"$1\" && exec bash -e -o pipefail -c \"$0\"",
             script,
         ]);
+        command.arg(Path::new("/sys/fs/cgroup").join(&self.cgroup).join("session/cgroup.procs"));
         command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", "/root");
         command
@@ -106,7 +110,11 @@ impl Machine {
 
     /// Runs a shell command that must succeed; what it printed.
     pub fn run(&self, script: &str) -> Result<String> {
-        self.try_run(script)?.ok().with_context(|| format!("on {}: {script}", self.ns.name()))
+        self.try_run(script)?.ok().with_context(|| {
+            let journal = self.try_run("journalctl --no-pager --output=short-monotonic --lines=40");
+            let journal = journal.map(|done| done.stdout).unwrap_or_default();
+            format!("on {}: {script}\nits journal:\n{journal}", self.ns.name())
+        })
     }
 
     /// The journal of a unit.

@@ -1,10 +1,11 @@
 # A machine with systemd as its first process, in namespaces of its own: the files of this one, to write on without a
-# trace; cgroups of its own, and a /dev, /run and /tmp that start empty.
+# trace, and a /dev, /run and /tmp that start empty. It has a cgroup of its own, but sees them all: what the agent attaches to
+# a cgroup counts levels from the real root.
 # $1: an empty folder. $2: its cgroup. $3: a folder that it finds as /lab.
 set -e
-mkdir "$2"
+mkdir "$2" "$2/session"
 echo $$ >"$2/cgroup.procs"
-exec unshare --mount --cgroup --pid --uts --ipc --fork --kill-child --propagation private sh -e -c '
+exec unshare --mount --pid --uts --ipc --fork --kill-child --propagation private sh -e -c '
 mount -t tmpfs machine "$1"
 mkdir "$1/written" "$1/work" "$1/root"
 mount -t overlay -o "lowerdir=/,upperdir=$1/written,workdir=$1/work" machine "$1/root"
@@ -32,7 +33,6 @@ for common in sysctl udevd udev-trigger modules-load remount-fs; do
     ln -s /dev/null "etc/systemd/system/systemd-$common.service"
 done
 : >etc/machine-id
-mkdir -p sys/fs/cgroup/session
 pivot_root . mnt
 umount -l /mnt
 hostname machine
