@@ -16,6 +16,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::owner;
+
 /// Bytes of an Ed25519 seed, and of a public key.
 pub const KEY_LEN: usize = 32;
 
@@ -128,7 +130,7 @@ impl PrivateKey {
         text.trim().parse().map_err(|source| KeyError::NotAKey { path: path.to_owned(), source })
     }
 
-    /// Writes the key to a new file of mode 0600; never overwrites.
+    /// Writes the key to a new file of mode 0600, owned like its folder; never overwrites.
     ///
     /// # Errors
     /// When the file exists, or cannot be written (then nothing is left of it).
@@ -140,7 +142,9 @@ impl PrivateKey {
                     _ => KeyError::Io { path: path.to_owned(), source },
                 }
             })?;
-        let written = writeln!(file, "{}", self.to_base64()).and_then(|()| file.sync_all());
+        let written = writeln!(file, "{}", self.to_base64())
+            .and_then(|()| owner::as_folder(&file, path))
+            .and_then(|()| file.sync_all());
         written.map_err(|source| {
             // Half a key is worse than none; the first error is the one to report.
             let _ = fs::remove_file(path);

@@ -20,6 +20,7 @@ mod matrix;
 mod metrics;
 mod others;
 mod outage;
+mod packages;
 mod programs;
 mod refusals;
 mod reload;

@@ -39,6 +39,12 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
+/// One program's pages and completions, below `out`.
+pub(crate) fn program(name: &str, out: &Path) -> Result<Vec<PathBuf>> {
+    let command = commands().into_iter().find(|command| command.get_name() == name);
+    generate(&command.with_context(|| format!("no program is named {name}"))?, out)
+}
+
 fn commands() -> [Command; 2] {
     [mobile::Cli::command(), home_relay::Cli::command()]
 }

@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod debian;
 mod demo;
+mod dist;
 mod r#gen;
 mod lint;
 mod setup;
@@ -35,6 +36,8 @@ enum Verb {
     Lint,
     /// Makes man pages and shell completions of both programs, in target/gen.
     Gen,
+    /// Builds packages for installing, in target/dist.
+    Dist(dist::Args),
     /// A telnet session outlives the loss of the interface it was started on.
     Demo,
     /// All tests, or a part of them: `test unit`, `test e2e handover`, `test mobile-proto`.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Build { release } => setup::run().and_then(|()| build::run(release)).map(drop),
         Verb::Lint => setup::linker().and_then(|()| lint::run()),
         Verb::Gen => r#gen::run(),
+        Verb::Dist(args) => setup::run().and_then(|()| dist::run(&args)),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),

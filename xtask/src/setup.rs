@@ -17,6 +17,7 @@ pub(crate) struct Tool {
 }
 
 const TOOLS: &[Tool] = &[
+    Tool { program: "busybox", package: "busybox-static" },
     Tool { program: "c++", package: "g++" },
     Tool { program: "cc", package: "gcc" },
     Tool { program: "chromium", package: "chromium" },
@@ -40,6 +41,8 @@ const TOOLS: &[Tool] = &[
     Tool { program: "rsync", package: "rsync" },
     Tool { program: "ssh", package: "openssh-client" },
     Tool { program: "sshd", package: "openssh-server" },
+    Tool { program: "systemctl", package: "systemd" },
+    Tool { program: "systemd-analyze", package: "systemd" },
     Tool { program: "tcpdump", package: "tcpdump" },
     Tool { program: "telnet", package: "inetutils-telnet" },
     Tool { program: "telnetd", package: "inetutils-telnetd" },

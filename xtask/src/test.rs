@@ -3,12 +3,13 @@
 use std::fs;
 use std::num::NonZero;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
 use crate::shell::{self, step};
-use crate::{build, setup};
+use crate::{build, dist, setup};
 
 /// Which tests.
 #[derive(clap::Args)]
@@ -82,14 +83,25 @@ fn unit(filters: &[String]) -> Result<()> {
 /// The end-to-end cases: real binaries, real kernel, real eBPF programs.
 fn end_to_end(filters: &[String]) -> Result<()> {
     let binaries = build::run(false)?;
+    let packages = packages(&binaries)?;
     step("end-to-end cases");
     shell::run(
         shell::cargo()
             .args(["test", "--locked", "--package", "mobile-tests", "--test", "e2e", "--"])
             .args(filters)
             .env("MOBILE_BIN_DIR", binaries)
+            .env("MOBILE_PACKAGES", packages)
             .env("RUST_TEST_THREADS", test_threads()),
     )
+}
+
+/// Debian packages of the binaries under test, in this version and in one that upgrades it; the folder they are in.
+fn packages(binaries: &Path) -> Result<PathBuf> {
+    let out = shell::target_dir()?.join("packages");
+    for version in [env!("CARGO_PKG_VERSION"), concat!(env!("CARGO_PKG_VERSION"), "+next")] {
+        dist::debian(binaries, "amd64", version, &out)?;
+    }
+    Ok(out)
 }
 
 /// Everything that happens to a laptop, at random, under flows whose bytes are checked. By itself: it measures nothing,

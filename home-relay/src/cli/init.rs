@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mobile_io::keys::PrivateKey;
+use mobile_io::owner;
 
 use super::Init;
 use crate::pool::Pools;
@@ -45,7 +46,10 @@ pub(crate) fn run(config: &Path, options: &Init) -> anyhow::Result<()> {
 
 fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = std::fs::File::create_new(path)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| owner::as_folder(&file, path))
+        .and_then(|()| file.sync_all());
     if written.is_err() {
         let _ = std::fs::remove_file(path);
     }

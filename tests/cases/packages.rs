@@ -1,0 +1,147 @@
+//! The Debian packages, on machines with systemd: installed, upgraded under a live session, purged without a trace.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail, ensure};
+use mobile_tests::guide::{self, Step};
+use mobile_tests::{Lab, Machine, Services, Talk, UplinkName, addr, until};
+
+use crate::Outcome;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The packages that `cargo xtask test` has built: the relay's and the agent's.
+fn packages(version: &str) -> anyhow::Result<[PathBuf; 2]> {
+    let dir = PathBuf::from(std::env::var_os("MOBILE_PACKAGES").context("run this as `cargo xtask test`")?);
+    Ok(["home-relay", "mobile-agent"].map(|name| dir.join(format!("{name}_{version}_amd64.deb"))))
+}
+
+fn install(machine: &Machine, package: &std::path::Path) -> Outcome {
+    machine.give(package)?;
+    let name = package.file_name().context("a package is a file")?.display();
+    machine.run(&format!("DEBIAN_FRONTEND=noninteractive dpkg --install /lab/{name}"))?;
+    Ok(())
+}
+
+#[test]
+fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purged() -> Outcome {
+    let lab = Lab::new()?;
+    let relay = Machine::boot(&lab, &lab.relay)?;
+    let laptop = Machine::boot(&lab, &lab.host)?;
+    let sshd = Services::sshd(&lab.server, lab.dir(), &["server.example.org"])?;
+    for key in ["id", "known_hosts"] {
+        laptop.give(&lab.dir().join(key))?;
+    }
+    // What the reader of the guide has already: names, and a server that lets them in.
+    let (at_relay, at_server) = (addr::RELAY4, addr::SERVER4);
+    laptop.run(&format!(
+        "printf '{at_relay} relay.example.org\n{at_server} server.example.org\n' >>/etc/hosts\n\
+         mkdir -p ~/.ssh && printf 'IdentityFile /lab/id\nUserKnownHostsFile /lab/known_hosts\n' >~/.ssh/config"
+    ))?;
+    // All machines of all labs share one kernel: the agent's cgroup and mark are not the usual ones.
+    let cgroup = format!("/sys/fs/cgroup/{}/mobile", laptop.cgroup.display());
+    let mark = lab.mark("laptop");
+    laptop.run(&format!(
+        "for unit in mobile mobile-cleanup; do mkdir -p /etc/systemd/system/$unit.service.d; printf '[Service]\n\
+         Environment=MOBILE_CGROUP_PATH={cgroup} MOBILE_ROUTING_MARK={mark} MOBILE_ROUTING_MARK_MASK=4294901760\n' \
+         >/etc/systemd/system/$unit.service.d/lab.conf; done"
+    ))?;
+    let [relay_package, agent_package] = packages(VERSION)?;
+    relay.give(&relay_package)?;
+    laptop.give(&agent_package)?;
+
+    let mut invitation = String::new();
+    let mut session = None;
+    for Step { machine, commands } in guide::steps("getting-started.md")? {
+        let commands = format!("cd /lab\n{}", commands.replace("INVITATION", &format!("'{invitation}'")));
+        match machine.as_str() {
+            "relay" => {
+                let printed = relay.run(&commands)?;
+                if commands.contains("home-relay invite") {
+                    invitation = printed.trim().to_owned();
+                }
+            }
+            // The last one: a session does not end by itself.
+            "laptop" if commands.contains("mobile run") => {
+                session = Some(Talk::start(
+                    &mut laptop.command(&format!("exec {}", commands.replace("cd /lab\n", ""))),
+                )?);
+            }
+            "laptop" => drop(laptop.run(&commands)?),
+            other => bail!("the guide knows a machine {other:?} that this case does not"),
+        }
+    }
+    let mut session = session.context("the guide starts no session")?;
+    let connected = |uplink: UplinkName| {
+        until(&format!("the tunnel on {}", uplink.device()), || {
+            laptop.run("mobile status").is_ok_and(|status| status.contains(uplink.device()))
+        })
+    };
+    connected(UplinkName::Eth)?;
+    let client = session.ask("echo $SSH_CLIENT")?;
+    ensure!(client.starts_with(&at_relay.to_string()), "the server sees {client}");
+    lab.eth().cut()?;
+    connected(UplinkName::Wlan)?;
+    ensure!(session.ask("echo after a handover")? == "after a handover");
+
+    // Killed is not stopped: nothing is cleaned up, nothing goes direct, and systemd starts another.
+    for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
+        let cleaned = format!("systemctl show -P InvocationID {unit}-cleanup");
+        let before = machine.run(&cleaned)?;
+        machine.run(&format!("systemctl kill --signal=KILL {unit}"))?;
+        ensure!(session.ask("echo after a kill")? == "after a kill");
+        ensure!(machine.run(&cleaned)? == before, "{unit} was cleaned up after");
+    }
+
+    let daemon = |machine: &Machine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
+    let before = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
+    let [relay_package, agent_package] = packages(&format!("{VERSION}+next"))?;
+    install(&relay, &relay_package)?;
+    ensure!(session.ask("echo after an upgrade of the relay")? == "after an upgrade of the relay");
+    install(&laptop, &agent_package)?;
+    ensure!(session.ask("echo after an upgrade of the agent")? == "after an upgrade of the agent");
+    let after = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
+    ensure!(before[0] != after[0] && before[1] != after[1], "not restarted: {before:?} {after:?}");
+    ensure!(sshd.output().matches("Accepted publickey").count() == 1, "{}", sshd.output());
+    drop(session);
+
+    for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
+        let journal = machine.journal(unit)?;
+        ensure!(!journal.contains("WARN") && !journal.contains("ERROR"), "{unit} warned:\n{journal}");
+    }
+    purged(&relay, "home-relay", "home-relay")?;
+    purged(&laptop, "mobile-agent", "mobile")?;
+    lab.passed();
+    Ok(())
+}
+
+/// Purges `package`, and looks for what it could have left: files, a user, units, objects in the kernel.
+fn purged(machine: &Machine, package: &str, program: &str) -> Outcome {
+    let files =
+        machine.run(&format!("dpkg -L {package} | while read f; do [ -d \"$f\" ] || echo \"$f\"; done"))?;
+    ensure!(files.contains(&format!("/usr/bin/{program}")), "{files}");
+    machine.run(&format!("DEBIAN_FRONTEND=noninteractive dpkg --purge {package}"))?;
+    for file in files.lines().map(str::to_owned).chain([
+        format!("/etc/{program}"),
+        format!("/var/lib/{program}"),
+        format!("/run/{program}"),
+        format!("/sys/fs/bpf/{program}"),
+        format!("/sys/fs/cgroup/{}/{program}", machine.cgroup.display()),
+    ]) {
+        ensure!(machine.try_run(&format!("test -e {file}"))?.code() == 1, "{file} is left");
+    }
+    ensure!(machine.try_run(&format!("getent passwd {program}"))?.code() == 2, "the user {program} is left");
+    let units = machine.run(&format!("systemctl list-units --all --plain --no-legend '{program}*'"))?;
+    ensure!(units.trim().is_empty(), "units are left: {units}");
+    let links = machine.run("ip -o link")?;
+    ensure!(!links.contains("home0") && !links.contains("mobile0"), "{links}");
+    for (command, ours) in [
+        ("nft list ruleset", "home_relay"),
+        ("ip rule; ip -6 rule", "7700"),
+        ("ip route show table all", "7700"),
+    ] {
+        let said = machine.run(command)?;
+        ensure!(!said.contains(ours), "{command}: {said}");
+    }
+    Ok(())
+}

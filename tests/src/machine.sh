@@ -1,0 +1,41 @@
+# A machine with systemd as its first process, in namespaces of its own: the files of this one, to write on without a
+# trace, and a /dev, /run and /tmp that start empty. It has a cgroup of its own, but sees them all: what the agent attaches to
+# a cgroup counts levels from the real root.
+# $1: an empty folder. $2: its cgroup. $3: a folder that it finds as /lab.
+set -e
+mkdir "$2" "$2/session"
+echo $$ >"$2/cgroup.procs"
+exec unshare --mount --pid --uts --ipc --fork --kill-child --propagation private sh -e -c '
+mount -t tmpfs machine "$1"
+mkdir "$1/written" "$1/work" "$1/root"
+mount -t overlay -o "lowerdir=/,upperdir=$1/written,workdir=$1/work" machine "$1/root"
+cd "$1/root"
+mkdir -p lab
+mount --bind "$2" lab
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t bpf bpf sys/fs/bpf
+for empty in run tmp dev; do mount -t tmpfs "$empty" "$empty"; done
+chmod 1777 tmp
+mkdir dev/net dev/pts dev/shm
+for device in null zero full random urandom tty net/tun; do
+    touch "dev/$device"
+    mount --bind "/dev/$device" "dev/$device"
+done
+mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+# What this machine starts at boot is not that one'\''s.
+rm -rf etc/systemd/system/*.wants etc/rc?.d/S*
+# Settings, modules and devices of the kernel are common to both.
+for common in sysctl udevd udev-trigger modules-load remount-fs; do
+    ln -s /dev/null "etc/systemd/system/systemd-$common.service"
+done
+: >etc/machine-id
+pivot_root . mnt
+umount -l /mnt
+hostname machine
+exec env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    /lib/systemd/systemd --system --unit=multi-user.target --show-status=no --log-target=console --log-level=notice
+' machine "$1" "$3"

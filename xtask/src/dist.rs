@@ -1,0 +1,166 @@
+//! `cargo xtask dist`: what is installed on other machines: Debian packages of both programs, archives of the relay for
+//! each processor it is built for, and OpenWrt's files. The same commit gives the same bytes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::shell::{self, step};
+
+mod deb;
+mod tree;
+
+/// What to build.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The version the packages get, if not the workspace's.
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    version: String,
+    /// A folder with both binaries; by default they are built for it.
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    /// Where the packages go.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Builds all of it.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let binaries = match &args.from {
+        Some(folder) => folder.clone(),
+        None => crate::build::run(true)?,
+    };
+    let out = match &args.out {
+        Some(folder) => folder.clone(),
+        None => shell::target_dir()?.join("dist"),
+    };
+    for path in debian(&binaries, "amd64", &args.version, &out)? {
+        step(&format!("{}", path.display()));
+    }
+    Ok(())
+}
+
+/// What a package is made of, beside its binary.
+pub(crate) struct Package {
+    /// The package's name, as Debian's tools know it.
+    pub(crate) name: &'static str,
+    /// The program, as it is typed.
+    pub(crate) program: &'static str,
+    /// The crate's folder; what is installed with the program lies in `dist/` there.
+    pub(crate) folder: &'static str,
+    /// From `dist/` to where they are installed.
+    files: &'static [(&'static str, &'static str)],
+}
+
+const UNITS: &str = "usr/lib/systemd/system";
+
+/// The two programs.
+pub(crate) const PACKAGES: [Package; 2] = [
+    Package {
+        name: "mobile-agent",
+        program: "mobile",
+        folder: "mobile-agent",
+        files: &[("mobile.service", UNITS), ("mobile-cleanup.service", UNITS), ("mobile.slice", UNITS)],
+    },
+    Package {
+        name: "home-relay",
+        program: "home-relay",
+        folder: "home-relay",
+        files: &[
+            ("home-relay.service", UNITS),
+            ("home-relay-cleanup.service", UNITS),
+            ("sysusers.conf", "usr/lib/sysusers.d/home-relay.conf"),
+            ("tmpfiles.conf", "usr/lib/tmpfiles.d/home-relay.conf"),
+        ],
+    },
+];
+
+/// Debian packages of the binaries in `binaries`, in `out`; their paths, in the order of [`PACKAGES`].
+pub(crate) fn debian(binaries: &Path, architecture: &str, version: &str, out: &Path) -> Result<Vec<PathBuf>> {
+    PACKAGES
+        .iter()
+        .map(|package| {
+            let root = tree::stage(package, &binaries.join(package.program), out)?;
+            deb::build(package, &root, architecture, version, out)
+        })
+        .collect()
+}
+
+/// The time of the commit, in seconds since 1970: what archives give as the time of everything in them
+/// (reproducible-builds.org's SOURCE_DATE_EPOCH, which is heeded where it is set).
+fn source_date() -> Result<String> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(given) => Ok(given),
+        Err(_) => {
+            shell::output(Command::new("git").current_dir(shell::root()).args(["log", "-1", "--format=%ct"]))
+                .context("the time of the commit is needed: build in a clone, or set SOURCE_DATE_EPOCH")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dist(package: &str, file: &str) -> PathBuf {
+        shell::root().join(package).join("dist").join(file)
+    }
+
+    #[test]
+    fn units_leave_the_daemons_little_to_do_harm_with() {
+        // systemd's own score, times ten: 0 is nothing, 100 everything.
+        for (package, unit, at_most) in
+            [("mobile-agent", "mobile.service", 40), ("home-relay", "home-relay.service", 25)]
+        {
+            let mut analyze = Command::new("systemd-analyze");
+            analyze.args(["security", "--offline=yes", "--no-pager", &format!("--threshold={at_most}")]);
+            shell::output(analyze.arg(dist(package, unit))).unwrap();
+        }
+    }
+
+    /// What OpenWrt's rc.common brings, as far as the script uses it: settings are the shipped ones, procd tells.
+    const OPENWRT: &str = r#"
+        config_load() { :; }
+        config_foreach() { "$1" main; }
+        config_get_bool() { export -n "$1=${ENABLED:-$4}"; }
+        config_get() {
+            value=$(sed -n "s/^\toption $3 '\(.*\)'/\1/p" "$SETTINGS")
+            export -n "$1=${CONFIG:-${value:-$4}}"
+        }
+        logger() { echo "logger $*"; }
+        procd_open_instance() { echo "open $*"; }
+        procd_set_param() { echo "set $*"; }
+        procd_close_instance() { echo "close"; }
+        . "$SCRIPT"
+        start_service
+    "#;
+
+    fn openwrt(enabled: &str, config: &Path) -> String {
+        // OpenWrt's shell is busybox's.
+        let mut shell = Command::new("busybox");
+        shell.args(["sh", "-e", "-c", OPENWRT]);
+        shell.env("SCRIPT", dist("home-relay", "openwrt/files/home-relay.init"));
+        shell.env("SETTINGS", dist("home-relay", "openwrt/files/home-relay.config"));
+        shell.env("ENABLED", enabled).env("CONFIG", config);
+        let out = shell.output().unwrap();
+        String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap()
+    }
+
+    #[test]
+    fn openwrt_starts_the_relay_once_it_is_enabled_and_configured() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("relay.toml");
+        assert_eq!(openwrt("0", &config), "");
+        let missing = openwrt("1", &config);
+        assert!(
+            missing.starts_with("logger -t home-relay") && missing.contains("home-relay init"),
+            "{missing}"
+        );
+        std::fs::write(&config, "").unwrap();
+        let started = openwrt("1", &config);
+        let command = format!("set command /usr/sbin/home-relay serve --config {}", config.display());
+        assert!(started.starts_with("open main\n") && started.contains(&command), "{started}");
+        assert!(started.ends_with("close\n"), "{started}");
+    }
+}
