@@ -107,7 +107,13 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
 
     for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
         let journal = machine.journal(unit)?;
-        ensure!(!journal.contains("WARN") && !journal.contains("ERROR"), "{unit} warned:\n{journal}");
+        // The relay was away for a moment, twice.
+        let expected = ["path lost", "cannot use the relay"];
+        let odd = |line: &&str| {
+            (line.contains("WARN") || line.contains("ERROR")) && !expected.iter().any(|it| line.contains(it))
+        };
+        let odd: Vec<&str> = journal.lines().filter(odd).collect();
+        ensure!(odd.is_empty(), "{unit} warned:\n{}", odd.join("\n"));
     }
     purged(&relay, "home-relay", "home-relay")?;
     purged(&laptop, "mobile-agent", "mobile")?;

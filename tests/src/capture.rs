@@ -52,7 +52,13 @@ impl Capture {
 
     /// Waits until a packet's line contains `text`.
     pub fn wait_packet(&self, text: &str) -> Result<()> {
-        until(&format!("a packet with {text:?}"), || self.packets().iter().any(|line| line.contains(text)))
+        self.wait_packet_within(text, PATIENCE)
+    }
+
+    /// The same, for as long as `patience`.
+    pub fn wait_packet_within(&self, text: &str, patience: Duration) -> Result<()> {
+        let seen = || Ok(self.packets().iter().any(|line| line.contains(text)).then_some(()));
+        wait_for(&format!("a packet with {text:?}"), patience, seen)
     }
 
     /// Ends it and returns all packets, one line each.
