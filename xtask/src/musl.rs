@@ -61,6 +61,8 @@ pub(crate) fn build(arch: Arch, only: Option<&str>) -> Result<Vec<PathBuf>> {
         // For -Z build-std, on the stable toolchain.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ZIGBUILD_PYTHON_PATH", venv.join("bin/python3"))
+        // The start of the program is zig's: rustc has one only where somebody has installed the target.
+        .env(flags_of(arch), "-C link-self-contained=no")
         // Nothing outside the target directory is touched.
         .env("CARGO_ZIGBUILD_CACHE_DIR", venv.join("cache"))
         .env("ZIG_GLOBAL_CACHE_DIR", venv.join("cache/zig"));
@@ -71,6 +73,11 @@ pub(crate) fn build(arch: Arch, only: Option<&str>) -> Result<Vec<PathBuf>> {
         assert_static(path)?;
     }
     Ok(paths)
+}
+
+/// The variable cargo reads a target's flags from.
+fn flags_of(arch: Arch) -> String {
+    format!("CARGO_TARGET_{}_RUSTFLAGS", arch.target().to_uppercase().replace('-', "_"))
 }
 
 /// Zig and cargo-zigbuild of the pinned versions, in a Python environment of their own; does nothing, quickly, when
@@ -143,6 +150,11 @@ fn interpreter(elf: &[u8]) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_targets_flags_are_in_the_variable_cargo_reads() {
+        assert_eq!(flags_of(Arch::X86_64), "CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS");
+    }
 
     #[test]
     fn a_dynamic_program_is_told_from_what_is_none() {
