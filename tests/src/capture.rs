@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::ns::Ns;
 use crate::process::Process;
-use crate::wait::{PATIENCE, until};
+use crate::wait::{PATIENCE, until, wait_for};
 
 /// A running tcpdump.
 pub struct Capture {

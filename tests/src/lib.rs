@@ -40,6 +40,7 @@ mod testbed;
 mod tether;
 mod topology;
 mod uplink;
+mod vm;
 mod wait;
 
 pub use binaries::program;
@@ -61,4 +62,5 @@ pub use talk::Talk;
 pub use testbed::Testbed;
 pub use tether::Tether;
 pub use uplink::{Family, Uplink, UplinkName};
+pub use vm::{VM_ENDED, VM_STARTED, run as vm};
 pub use wait::{PATIENCE, until, wait_for};
