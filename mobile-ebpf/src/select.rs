@@ -22,6 +22,7 @@ use mobile_ebpf_common::{
 };
 
 use crate::{
+    account,
     dns::{self, Hook},
     mptcp, retries,
 };
@@ -109,12 +110,18 @@ fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
     }
 }
 
-/// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer.
+/// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer and whose
+/// account it goes on.
 #[inline(always)]
 fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
     let verdict = try_sock_addr(ctx, name, hook)?;
-    if matches!(verdict, Verdict::Marked | Verdict::Kept) {
-        retries::bound(ctx);
+    match verdict {
+        Verdict::Marked | Verdict::Kept => {
+            retries::bound(ctx);
+            account::open(ctx, hook);
+        }
+        Verdict::Cleared | Verdict::Direct => account::forget(ctx),
+        _ => {}
     }
     Ok(verdict)
 }

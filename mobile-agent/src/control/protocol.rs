@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use mobile_control::Call;
 use serde::{Deserialize, Serialize};
 
+use crate::selection::account::Traffic;
 use crate::status::{Status, Uplinks};
 
 /// A question.
@@ -98,6 +99,8 @@ pub(crate) struct Process {
     pub(crate) command: String,
     /// Its connections on the MOBILE route.
     pub(crate) connections: Vec<Connection>,
+    /// What its TCP connections on that route carried, those that are over included; none if the kernel does not say.
+    pub(crate) tcp: Option<Traffic>,
 }
 
 /// A socket that has a peer, and so a route.

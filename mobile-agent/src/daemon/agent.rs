@@ -17,6 +17,7 @@ use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Answer;
 use crate::routing::lease::Assigned;
 use crate::routing::{BypassChange, Report};
+use crate::selection::account::Accounts;
 use crate::selection::bpf::Selector;
 use crate::selection::cgroup::MobileCgroup;
 use crate::status::{
@@ -43,6 +44,8 @@ pub(crate) struct Agent {
     pub(crate) side: Arc<DeviceSide>,
     /// The programs.
     pub(crate) selector: Mutex<Selector>,
+    /// What mobile processes carry.
+    pub(crate) accounts: Arc<Accounts>,
     /// When the agent started.
     pub(crate) started: Instant,
     /// What new connections do without a session.
@@ -131,7 +134,7 @@ impl Agent {
         done.await.map_err(|_| stopping())?
     }
 
-    fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
+    pub(super) fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
