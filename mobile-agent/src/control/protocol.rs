@@ -136,6 +136,30 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_printed_as_the_documentation_says() {
+        let process = Process {
+            pid: 7,
+            uid: 1000,
+            user: "ann".into(),
+            command: "ssh host".into(),
+            connections: vec![Connection {
+                protocol: "tcp".into(),
+                local: "10.77.0.2:40000".into(),
+                remote: "192.0.2.9:22".into(),
+            }],
+            tcp: Some(Traffic { connections: 3, bytes_sent: 4, bytes_received: 5 }),
+        };
+        let expected = serde_json::json!({
+            "pid": 7, "uid": 1000, "user": "ann", "command": "ssh host",
+            "connections": [{"protocol": "tcp", "local": "10.77.0.2:40000", "remote": "192.0.2.9:22"}],
+            "tcp": {"connections": 3, "bytes_sent": 4, "bytes_received": 5},
+        });
+        assert_eq!(serde_json::to_value(&process).unwrap(), expected);
+        let unknown = serde_json::to_value(Process { tcp: None, ..process }).unwrap();
+        assert_eq!(unknown["tcp"], serde_json::Value::Null);
+    }
+
+    #[test]
     fn the_c_library_and_the_agent_understand_each_other() {
         use mobile_control::Question;
 

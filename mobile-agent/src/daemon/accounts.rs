@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use mobile_ebpf_common::{Event, map};
 use tokio::time::{MissedTickBehavior, interval};
 

@@ -23,6 +23,9 @@ use super::{
 /// How often the accounts of processes that have ended are closed: the map holds those of a thousand processes a second.
 pub(crate) const SWEEP: Duration = Duration::from_secs(30);
 
+/// How often the sockets are listed until no connection has ended meanwhile.
+const LOOKS: usize = 3;
+
 /// What the TCP connections of one process carried by the MOBILE route, since it was mobile. As `mobile ps --json` prints it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Traffic {
@@ -61,30 +64,39 @@ impl Accounts {
 
     /// What each of these processes has carried; in the same order.
     pub(crate) fn of(&self, holders: &[Holder]) -> Result<Vec<Traffic>> {
-        // First what is open: a connection that ends meanwhile is counted twice rather than not at all, once.
-        let open = diag::open(self.owners.fd().as_fd()).map_err(|source| BpfError::Io {
-            action: "list the sockets of mobile processes with",
-            path: "sock_diag".into(),
-            source,
-        })?;
+        let mut over = self.over_of(holders)?;
+        let mut open = Vec::new();
+        for _ in 0..LOOKS {
+            open = diag::open(self.owners.fd().as_fd()).map_err(|source| BpfError::Io {
+                action: "list the sockets of mobile processes with",
+                path: "sock_diag".into(),
+                source,
+            })?;
+            // A connection that ended meanwhile would be in neither list, or in both.
+            let before = std::mem::replace(&mut over, self.over_of(holders)?);
+            if before == over {
+                break;
+            }
+        }
         let mut open_of: HashMap<u64, Vec<Open>> = HashMap::new();
         for socket in open {
             open_of.entry(socket.owner.process).or_default().push(socket);
         }
+        let open_of =
+            |pid: i32| open_of.get(&pid.cast_unsigned().into()).map(Vec::as_slice).unwrap_or_default();
+        let totals = holders.iter().zip(over).map(|(holder, over)| total(*holder, over, open_of(holder.pid)));
+        Ok(totals.collect())
+    }
+
+    /// The accounts of these processes, in the same order.
+    fn over_of(&self, holders: &[Holder]) -> Result<Vec<Option<Account>>> {
         let over = self.over();
-        holders
-            .iter()
-            .map(|holder| {
-                let pid = holder.pid.cast_unsigned();
-                let over = match over.get(&pid, 0) {
-                    Ok(account) => Some(account),
-                    Err(MapError::KeyNotFound) => None,
-                    Err(error) => return Err(failed(error)),
-                };
-                let open = open_of.get(&pid.into()).map(Vec::as_slice).unwrap_or_default();
-                Ok(total(*holder, over, open))
-            })
-            .collect()
+        let account = |holder: &Holder| match over.get(&holder.pid.cast_unsigned(), 0) {
+            Ok(account) => Ok(Some(account)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed(error)),
+        };
+        holders.iter().map(account).collect()
     }
 
     /// Closes the accounts of processes that are not mobile: they have ended, or lost the attribute.
@@ -114,7 +126,7 @@ impl Accounts {
 
     /// How many connections of a process are over.
     #[cfg(test)]
-    pub(super) fn over_of(&self, pid: i32) -> Option<u64> {
+    pub(super) fn ended(&self, pid: i32) -> Option<u64> {
         self.over().get(&pid.cast_unsigned(), 0).ok().map(|account| account.connections)
     }
 

@@ -40,7 +40,7 @@ fn becomes(accounts: &Accounts, probe: &Probe, expected: Traffic, what: &str) {
 /// A listener for each family, and the kind of socket that reaches it.
 fn listeners() -> [(&'static str, TcpListener); 2] {
     for address in ADDRESSES {
-        run("ip", &["address", "add", address, "dev", "lo", "nodad"]);
+        run("ip", &["address", "add", address, "dev", "lo"]);
     }
     let listen = |address: &str| TcpListener::bind((address, 0)).unwrap();
     [("tcp4", listen(ADDRESSES[0])), ("tcp6", listen(ADDRESSES[1]))]
@@ -126,7 +126,7 @@ fn every_byte_is_counted_once_and_nothing_else_however_a_connection_ends() {
                     if counts == 1 {
                         // None is open any more.
                         let deadline = Instant::now() + Duration::from_secs(5);
-                        while accounts.over_of(probe.pid()).is_none_or(|over| over < all.connections) {
+                        while accounts.ended(probe.pid()).is_none_or(|over| over < all.connections) {
                             assert!(Instant::now() < deadline, "{kind}: {what}: it does not end");
                             std::thread::sleep(Duration::from_millis(5));
                         }
