@@ -39,9 +39,9 @@ fn becomes(accounts: &Accounts, probe: &Probe, expected: Traffic, what: &str) {
 
 /// A listener for each family, and the kind of socket that reaches it.
 fn listeners() -> [(&'static str, TcpListener); 2] {
-    for address in ADDRESSES {
-        run("ip", &["address", "add", address, "dev", "lo"]);
-    }
+    run("ip", &["address", "add", ADDRESSES[0], "dev", "lo"]);
+    // Else it cannot be bound for a moment.
+    run("ip", &["address", "add", ADDRESSES[1], "dev", "lo", "nodad"]);
     let listen = |address: &str| TcpListener::bind((address, 0)).unwrap();
     [("tcp4", listen(ADDRESSES[0])), ("tcp6", listen(ADDRESSES[1]))]
 }
