@@ -131,18 +131,15 @@ fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
 #[inline(always)]
 fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
     // SAFETY: as in `mark`.
-    let (peer, mark) = unsafe {
-        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
-        ((*socket).dst_port, (*socket).mark)
-    };
-    if peer != 0 && !config()?.is_marked(mark) {
+    let peer = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).dst_port };
+    if peer == 0 {
+        return try_sock_addr(ctx, name, hook);
+    }
+    if !is_ours(ctx) {
         return Ok(Verdict::Ordinary);
     }
-    if peer != 0 {
-        dns::redirect(ctx, hook);
-        return Ok(Verdict::Kept);
-    }
-    try_sock_addr(ctx, name, hook)
+    dns::redirect(ctx, hook);
+    Ok(Verdict::Kept)
 }
 
 /// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,
