@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
+use mobile_ebpf_common::Event;
 use prometheus::core::Collector;
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry};
 
@@ -287,11 +288,13 @@ fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
         "verdict",
         verdicts.iter().map(|(verdict, count)| (verdict.name(), *count)),
     )?;
+    let unaccounted =
+        events.iter().find_map(|(event, count)| (*event == Event::Unaccounted).then_some(*count));
     metrics.counters(
         "mobile_map_full_total",
-        "Entries refused because an eBPF map was full, since the agent started.",
+        "Entries refused because an eBPF map was full.",
         "map",
-        [("bypass", full)],
+        [("bypass", full), ("accounts", unaccounted.unwrap_or(0))],
     )?;
     metrics.counters(
         "mobile_selection_events_total",

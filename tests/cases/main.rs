@@ -1,5 +1,6 @@
 //! Every end-to-end case, a module for each topic. A case's name is the promise it keeps.
 
+mod accounts;
 mod check;
 mod clib;
 mod clients;

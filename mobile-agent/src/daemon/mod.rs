@@ -4,6 +4,7 @@
 //! rules, routes, device. Mobile processes wait; they never go direct, and the next agent adopts it all, as it does
 //! after SIGKILL. `mobile cleanup` is the way to remove it.
 
+mod accounts;
 mod agent;
 mod failure;
 mod start;
