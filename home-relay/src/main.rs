@@ -5,6 +5,7 @@ mod admin;
 mod check;
 mod cli;
 mod config;
+mod confine;
 mod metrics;
 mod network;
 mod pool;
