@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::ns::Ns;
 use crate::process::Process;
-use crate::wait::{PATIENCE, until, wait_for};
+use crate::wait::{PATIENCE, until};
 
 /// A running tcpdump.
 pub struct Capture {
@@ -53,13 +52,7 @@ impl Capture {
 
     /// Waits until a packet's line contains `text`.
     pub fn wait_packet(&self, text: &str) -> Result<()> {
-        self.wait_packet_within(text, PATIENCE)
-    }
-
-    /// The same, for as long as `patience`.
-    pub fn wait_packet_within(&self, text: &str, patience: Duration) -> Result<()> {
-        let seen = || Ok(self.packets().iter().any(|line| line.contains(text)).then_some(()));
-        wait_for(&format!("a packet with {text:?}"), patience, seen)
+        until(&format!("a packet with {text:?}"), || self.packets().iter().any(|line| line.contains(text)))
     }
 
     /// Ends it and returns all packets, one line each.
