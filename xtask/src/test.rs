@@ -15,7 +15,7 @@ use crate::{build, dist, setup, vm};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// `unit` (all but the end-to-end cases), `e2e`, `chaos [--seed N] [--events N] [--long]`, `vm [6.1|6.12] [FILTER]`
-    /// (some of those cases on other kernels, under qemu), or a package such as `mobile-proto`; otherwise a filter.
+    /// (some of those cases on other kernels, under qemu), `dist` (what is shipped), or a package such as `mobile-proto`; otherwise a filter.
     part: Option<String>,
     /// Given to the test programs: names to choose by, or their flags after `--`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -43,12 +43,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             relay_alone()?;
             end_to_end(&[])?;
             vm::run(&[])?;
+            dist::verify::run()?;
             chaos(&[])
         }
         Some("unit") => unit(&args.filters),
         Some("e2e") => end_to_end(&args.filters),
         Some("chaos") => chaos(&args.filters),
         Some("vm") => vm::run(&args.filters),
+        Some("dist") => dist::verify::run(),
         Some(filter) => {
             let filters: Vec<String> = std::iter::once(filter)
                 .chain(args.filters.iter().map(String::as_str))
