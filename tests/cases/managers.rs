@@ -1,7 +1,7 @@
 //! A real systemd, and real network managers, on the machine where the agent is installed.
 
 use anyhow::{Context, ensure};
-use mobile_tests::{Lab, Machine, RELAY_PORT, Relay, UplinkName, addr, until};
+use mobile_tests::{Lab, Machine, Relay, UplinkName, addr, until};
 
 use crate::packages::{VERSION, install, packages};
 use crate::{Outcome, ip_of, urls};
@@ -29,8 +29,7 @@ impl Laptop {
         ))?;
         let [_, package] = packages(VERSION)?;
         install(&machine, &package)?;
-        let endpoint = format!("{}:{RELAY_PORT}", addr::RELAY4);
-        let invitation = relay.invite("laptop", &["--endpoint", &endpoint])?;
+        let invitation = relay.invite("laptop", &[])?;
         machine.run(&format!("mobile enroll '{}' && systemctl start mobile", invitation.trim()))?;
         let laptop = Self { machine, relay, lab };
         laptop.connected(UplinkName::Eth)?;
