@@ -163,7 +163,7 @@ fn network_manager_that_takes_over_an_uplink_leaves_what_is_ours() -> Outcome {
     })?;
     laptop.works("NetworkManager started")?;
     machine.run(&format!(
-        "nmcli connection add type tun ifname eth0 tun.mode tap con-name office ipv4.method manual \
+        "nmcli connection add type tun ifname eth0 tun.mode tap tun.vnet-hdr yes con-name office ipv4.method manual \
          ipv4.addresses {}/24 ipv4.gateway {} ipv4.route-metric 50 ipv6.method disabled",
         eth.address4(),
         eth.gateway4()

@@ -26,7 +26,7 @@ fn openvpn_server(lab: &Lab) -> anyhow::Result<Process> {
         "table ip theirs {\n chain postrouting {\n  type nat hook postrouting priority srcnat\n  \
          ip saddr 10.99.0.2 masquerade\n }\n}\n",
     )?;
-    openvpn(lab, "server", &["--ifconfig", "10.99.0.1", "10.99.0.2"])
+    openvpn(lab, "server", &["--multihome", "--ifconfig", "10.99.0.1", "10.99.0.2"])
 }
 
 /// openvpn's client, which takes the default route.
@@ -42,7 +42,7 @@ fn openvpn(lab: &Lab, name: &str, args: &[&str]) -> anyhow::Result<Process> {
     let ns = if name == "server" { &lab.internet } else { &lab.host };
     let mut command = ns.command("openvpn");
     command
-        .args(["--dev", "vpn0", "--dev-type", "tun", "--cipher", "AES-256-CBC", "--secret"])
+        .args(["--dev", "vpn0", "--dev-type", "tun", "--cipher", "AES-256-CBC", "--ping", "1", "--secret"])
         .arg(lab.dir().join("static.key"))
         .args(args);
     Process::start(&format!("openvpn ({name})"), &mut command, &lab.dir().join(format!("openvpn-{name}.log")))
