@@ -8,15 +8,15 @@ use mobile_tests::{Lab, Machine, Services, Talk, UplinkName, addr, until};
 
 use crate::Outcome;
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The packages that `cargo xtask test` has built: the relay's and the agent's.
-fn packages(version: &str) -> anyhow::Result<[PathBuf; 2]> {
+pub(crate) fn packages(version: &str) -> anyhow::Result<[PathBuf; 2]> {
     let dir = PathBuf::from(std::env::var_os("MOBILE_PACKAGES").context("run this as `cargo xtask test`")?);
     Ok(["home-relay", "mobile-agent"].map(|name| dir.join(format!("{name}_{version}_amd64.deb"))))
 }
 
-fn install(machine: &Machine, package: &std::path::Path) -> Outcome {
+pub(crate) fn install(machine: &Machine, package: &std::path::Path) -> Outcome {
     machine.give(package)?;
     let name = package.file_name().context("a package is a file")?.display();
     machine.run(&format!("DEBIAN_FRONTEND=noninteractive dpkg --install /lab/{name}"))?;
