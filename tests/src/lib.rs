@@ -32,6 +32,7 @@ mod product;
 mod pty;
 pub mod pulse;
 mod relay_name;
+pub mod root_programs;
 mod services;
 mod storm;
 mod talk;
