@@ -34,7 +34,7 @@ enum Verb {
     },
     /// Formatting, clippy, documentation, and cargo-deny where it is installed; warnings are errors.
     Lint,
-    /// Makes man pages and shell completions of both programs, in target/gen.
+    /// Makes man pages and shell completions of both programs, in target/gen, and docs/metrics.md.
     Gen,
     /// Builds packages for installing, in target/dist.
     Dist(dist::Args),
