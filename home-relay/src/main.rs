@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("home-relay: {error:#}");
+            mobile_io::log::complain(&format!("home-relay: {error:#}"));
             ExitCode::FAILURE
         }
     }

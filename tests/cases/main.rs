@@ -13,6 +13,8 @@ mod forward;
 mod freeze;
 mod handed;
 mod join;
+mod journal;
+mod json;
 mod lab;
 mod laptop;
 mod latency;
@@ -38,6 +40,7 @@ mod slow;
 mod storm;
 mod systemd;
 mod transfer;
+mod watch;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -15,6 +15,8 @@ mod deb;
 mod sums;
 mod tree;
 pub(crate) mod verify;
+#[cfg(test)]
+mod watching;
 
 /// What to build.
 #[derive(clap::Args)]
@@ -76,13 +78,23 @@ pub(crate) struct Package {
 
 const UNITS: &str = "usr/lib/systemd/system";
 
+/// Alert rules and dashboards.
+const AGENT_EXAMPLES: &str = "usr/share/doc/mobile-agent/examples";
+const RELAY_EXAMPLES: &str = "usr/share/doc/home-relay/examples";
+
 /// The two programs.
 pub(crate) const PACKAGES: [Package; 2] = [
     Package {
         name: "mobile-agent",
         program: "mobile",
         folder: "mobile-agent",
-        files: &[("mobile.service", UNITS), ("mobile-cleanup.service", UNITS), ("mobile.slice", UNITS)],
+        files: &[
+            ("mobile.service", UNITS),
+            ("mobile-cleanup.service", UNITS),
+            ("mobile.slice", UNITS),
+            ("alerts.yml", AGENT_EXAMPLES),
+            ("dashboard.json", AGENT_EXAMPLES),
+        ],
     },
     Package {
         name: "home-relay",
@@ -93,6 +105,8 @@ pub(crate) const PACKAGES: [Package; 2] = [
             ("home-relay-cleanup.service", UNITS),
             ("sysusers.conf", "usr/lib/sysusers.d/home-relay.conf"),
             ("tmpfiles.conf", "usr/lib/tmpfiles.d/home-relay.conf"),
+            ("alerts.yml", RELAY_EXAMPLES),
+            ("dashboard.json", RELAY_EXAMPLES),
         ],
     },
 ];
