@@ -47,7 +47,7 @@ impl Printed {
         }
         match value {
             Value::Array(elements) => {
-                elements.iter().for_each(|element| self.add(&format!("{place}[]"), element))
+                elements.iter().for_each(|element| self.add(&format!("{place}[]"), element));
             }
             // The one object whose names are data.
             Value::Object(members) if place == "drops" => {
