@@ -40,8 +40,11 @@ pub(super) fn everything(measured: &Measured) -> String {
     text
 }
 
-/// The document says what was measured, or is made to.
+/// The document says what was measured, or is made to; `MATRIX=leaks` is for other kernels than the one it is about.
 pub(super) fn compare(tables: &str) -> Outcome {
+    if std::env::var_os("MATRIX").is_some_and(|value| value == "leaks") {
+        return Ok(());
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md");
     let text = std::fs::read_to_string(&path)?;
     let (before, rest) = text.split_once(BEGIN).context("docs/security.md has no place for the tables")?;
