@@ -27,7 +27,7 @@ fn two_hundred_clients_hold_sessions_and_receive_while_strangers_knock() -> Outc
     assert_eq!(relay.sessions()?.len(), CLIENTS as usize);
 
     for (attack, result) in [(Attack::Garbage, "tls"), (Attack::UnknownKey, "unauthorized")] {
-        let series = format!("home_relay_handshakes_total{{result=\"{result}\"}}");
+        let series = format!("homerelay_handshakes_total{{result=\"{result}\"}}");
         let before = relay.counter(&series)?;
         let flood = crowd.flood(attack, Sources::Many, 100);
         until("the strangers to be refused", || {
