@@ -5,6 +5,7 @@ mod admin;
 mod check;
 mod cli;
 mod config;
+mod confine;
 mod metrics;
 mod network;
 mod pool;
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("home-relay: {error:#}");
+            mobile_io::log::complain(&format!("home-relay: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,9 @@
 //! What the relay counts, for Prometheus: prefix `homerelay_`, base units, never a label per client.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+pub(crate) mod declared;
+
+use mobile_io::metrics::Metric;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 /// Why a packet was not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,46 +234,34 @@ impl Metrics {
     /// Makes and registers them all.
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let counter = IntCounter::with_opts(Opts::new(format!("homerelay_{name}"), help))?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
-            let counters = IntCounterVec::new(Opts::new(format!("homerelay_{name}"), help), &[label])?;
+        let counters = |metric: Metric| -> prometheus::Result<IntCounterVec> {
+            let counters = metric.counters()?;
             registry.register(Box::new(counters.clone()))?;
             Ok(counters)
         };
-        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
-            let gauge = IntGauge::with_opts(Opts::new(format!("homerelay_{name}"), help))?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
+        let counter = |metric| counters(metric).map(|counters| counters.with_label_values::<&str>(&[]));
+        let gauge = |metric: Metric, labels: &[&str]| -> prometheus::Result<IntGauge> {
+            let gauges = metric.int_gauges()?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok(gauges.with_label_values(labels))
         };
 
-        let build = Opts::new("homerelay_build_info", "Always 1; the label says what is running.")
-            .const_label("version", env!("CARGO_PKG_VERSION"));
-        let build = IntGauge::with_opts(build)?;
-        build.set(1);
-        registry.register(Box::new(build))?;
-
-        let packets = counters("packets_total", "Packets forwarded through the tunnel.", "direction")?;
-        let bytes = counters("bytes_total", "Bytes of packets forwarded through the tunnel.", "direction")?;
+        gauge(declared::BUILD_INFO, &[env!("CARGO_PKG_VERSION")])?.set(1);
+        let (packets, bytes) = (counters(declared::PACKETS)?, counters(declared::BYTES)?);
         let traffic = |direction: &str| Traffic {
             packets: packets.with_label_values(&[direction]),
             bytes: bytes.with_label_values(&[direction]),
         };
-        let plain =
-            counters("compressible_bytes_total", "Bytes of packets that travelled compressed.", "direction")?;
-        let made = counters("compressed_bytes_total", "What they travelled as.", "direction")?;
+        let plain = counters(declared::COMPRESSIBLE_BYTES)?;
+        let made = counters(declared::COMPRESSED_BYTES)?;
         let compressed = |direction: &str| Compressed {
             plain: plain.with_label_values(&[direction]),
             compressed: made.with_label_values(&[direction]),
         };
-        let drops = counters("drops_total", "Packets not forwarded, by reason.", "reason")?;
-        let handshakes =
-            counters("handshakes_total", "Connections of clients, by how they began.", "result")?;
-        let reloads = counters("reloads_total", "Configurations read anew, by outcome.", "outcome")?;
-        let enrolments = counters("enrolments_total", "Attempts to redeem an invitation.", "result")?;
+        let drops = counters(declared::DROPS)?;
+        let handshakes = counters(declared::HANDSHAKES)?;
+        let reloads = counters(declared::RELOADS)?;
+        let enrolments = counters(declared::ENROLMENTS)?;
         Ok(Self {
             reloads: reloads.with_label_values(&["done"]),
             reloads_refused: reloads.with_label_values(&["refused"]),
@@ -278,26 +269,20 @@ impl Metrics {
             drops: Drop::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
             handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.label()])),
             enrolments: Enrolment::ALL.map(|result| enrolments.with_label_values(&[result.label()])),
-            pool_exhausted: counter(
-                "pool_exhausted_total",
-                "Times a client or an invitation got no address because none was left.",
-            )?,
-            source_violations: counter(
-                "source_violations_total",
-                "Packets from a client with a source address that is not the client's.",
-            )?,
-            clients: gauge("clients", "Authorised clients.")?,
-            sessions: gauge("sessions", "Sessions, also of clients out of reach.")?,
-            paths: gauge("paths", "Open connections of clients.")?,
-            half_open: gauge("half_open_connections", "Connections in their handshake.")?,
+            pool_exhausted: counter(declared::POOL_EXHAUSTED)?,
+            source_violations: counter(declared::SOURCE_VIOLATIONS)?,
+            clients: gauge(declared::CLIENTS, &[])?,
+            sessions: gauge(declared::SESSIONS, &[])?,
+            paths: gauge(declared::PATHS, &[])?,
+            half_open: gauge(declared::HALF_OPEN, &[])?,
             from_clients: traffic("from_clients"),
             to_clients: traffic("to_clients"),
             compressed_from_clients: compressed("from_clients"),
             compressed_to_clients: compressed("to_clients"),
-            handovers: counter("handovers_total", "Times a session moved to another path.")?,
-            replayed: counter("replayed_records_total", "Records sent to clients again on another path.")?,
-            duplicates: counter("duplicate_records_total", "Records of clients that had arrived before.")?,
-            lost: counter("lost_records_total", "Records given up because an outage exceeded the bounds.")?,
+            handovers: counter(declared::HANDOVERS)?,
+            replayed: counter(declared::REPLAYED_RECORDS)?,
+            duplicates: counter(declared::DUPLICATE_RECORDS)?,
+            lost: counter(declared::LOST_RECORDS)?,
             registry,
         })
     }

@@ -1,12 +1,16 @@
 //! The agent's metrics for Prometheus: prefix `mobile_`, base units, never labelled by pid, command or destination.
 
+pub(crate) mod declared;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
+use mobile_ebpf_common::Event;
+use mobile_io::metrics::Metric;
+use prometheus::Registry;
 use prometheus::core::Collector;
-use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use crate::daemon::Agent;
 use crate::status::{SessionState, Status, Uplinks};
@@ -104,28 +108,26 @@ impl Metrics {
         self.0.register(Box::new(collector))
     }
 
-    fn counter(&self, name: &str, help: &str, value: u64) -> prometheus::Result<()> {
-        let counter = IntCounter::new(name, help)?;
-        counter.inc_by(value);
-        self.add(counter)
+    fn counter(&self, metric: Metric, value: u64) -> prometheus::Result<()> {
+        let counters = metric.counters()?;
+        counters.with_label_values::<&str>(&[]).inc_by(value);
+        self.add(counters)
     }
 
-    fn gauge(&self, name: &str, help: &str, value: f64) -> prometheus::Result<()> {
-        let gauge = Gauge::new(name, help)?;
-        gauge.set(value);
-        self.add(gauge)
+    fn gauge(&self, metric: Metric, value: f64) -> prometheus::Result<()> {
+        let gauges = metric.gauges()?;
+        gauges.with_label_values::<&str>(&[]).set(value);
+        self.add(gauges)
     }
 
     fn counters<'a>(
         &self,
-        name: &str,
-        help: &str,
-        label: &str,
+        metric: Metric,
         values: impl IntoIterator<Item = (&'a str, u64)>,
     ) -> prometheus::Result<()> {
-        let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
-        for (value, count) in values {
-            counters.with_label_values(&[value]).inc_by(count);
+        let counters = metric.counters()?;
+        for (label, count) in values {
+            counters.with_label_values(&[label]).inc_by(count);
         }
         self.add(counters)
     }
@@ -140,119 +142,51 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     let state = agent.tunnel.state.borrow().clone();
     let ledger = &state.ledger;
 
-    let info = GaugeVec::new(Opts::new("mobile_build_info", "The version of the agent."), &["version"])?;
+    let info = declared::BUILD_INFO.gauges()?;
     info.with_label_values(&[&status.version]).set(1.0);
     metrics.add(info)?;
-    metrics.gauge("mobile_uptime_seconds", "Time since the agent started.", status.uptime_seconds)?;
-    let connected = f64::from(u8::from(status.session == SessionState::Connected));
-    metrics.gauge("mobile_connected", "1 while a path to the relay is active.", connected)?;
+    metrics.gauge(declared::UPTIME, status.uptime_seconds)?;
+    let connected = status.session == SessionState::Connected;
+    metrics.gauge(declared::CONNECTED, f64::from(u8::from(connected)))?;
     if let Some(rtt) = status.rtt_seconds {
-        metrics.gauge(
-            "mobile_rtt_seconds",
-            "Smoothed round-trip time to the relay on the active path.",
-            rtt,
-        )?;
+        metrics.gauge(declared::RTT, rtt)?;
     }
     paths(&metrics, uplinks)?;
 
     metrics.add(ledger.blackouts.clone())?;
-    let handovers = ledger.handovers.iter().map(|(cause, count)| (*cause, *count));
-    metrics.counters(
-        "mobile_handovers_total",
-        "Times the tunnel moved to another path.",
-        "cause",
-        handovers,
-    )?;
-    metrics.counter("mobile_connect_attempts_total", "Attempts to reach the relay.", ledger.attempts)?;
-    let failures = ledger.failures.iter().map(|(kind, count)| (*kind, *count));
-    metrics.counters(
-        "mobile_connect_failures_total",
-        "Failed attempts to reach the relay.",
-        "reason",
-        failures,
-    )?;
+    metrics.counters(declared::HANDOVERS, ledger.handovers.iter().map(|(cause, count)| (*cause, *count)))?;
+    metrics.counter(declared::CONNECT_ATTEMPTS, ledger.attempts)?;
+    metrics
+        .counters(declared::CONNECT_FAILURES, ledger.failures.iter().map(|(kind, count)| (*kind, *count)))?;
 
     let traffic = &status.traffic;
-    metrics.counters(
-        "mobile_packets_total",
-        "Inner packets carried.",
-        "direction",
-        [("sent", traffic.sent_packets), ("received", traffic.received_packets)],
-    )?;
-    metrics.counters(
-        "mobile_bytes_total",
-        "Bytes of inner packets carried.",
-        "direction",
-        [("sent", traffic.sent_bytes), ("received", traffic.received_bytes)],
-    )?;
-    metrics.counters(
-        "mobile_compressible_bytes_total",
-        "Bytes of inner packets that travelled compressed.",
-        "direction",
-        [("sent", traffic.sent_compressible_bytes), ("received", traffic.received_compressible_bytes)],
-    )?;
-    metrics.counters(
-        "mobile_compressed_bytes_total",
-        "What they travelled as.",
-        "direction",
-        [("sent", traffic.sent_compressed_bytes), ("received", traffic.received_compressed_bytes)],
-    )?;
+    for (metric, sent, received) in [
+        (declared::PACKETS, traffic.sent_packets, traffic.received_packets),
+        (declared::BYTES, traffic.sent_bytes, traffic.received_bytes),
+        (declared::COMPRESSIBLE_BYTES, traffic.sent_compressible_bytes, traffic.received_compressible_bytes),
+        (declared::COMPRESSED_BYTES, traffic.sent_compressed_bytes, traffic.received_compressed_bytes),
+    ] {
+        metrics.counters(metric, [("sent", sent), ("received", received)])?;
+    }
     let drops = status.drops.iter().map(|(reason, count)| (reason.as_str(), *count));
-    metrics.counters("mobile_dropped_packets_total", "Inner packets dropped.", "reason", drops)?;
-    metrics.gauge("mobile_queued_bytes", "Bytes waiting to be sent.", status.queue.queued_bytes as f64)?;
-    metrics.gauge(
-        "mobile_unacknowledged_bytes",
-        "Bytes sent and kept until the relay acknowledges them.",
-        status.queue.unacknowledged_bytes as f64,
-    )?;
-    metrics.gauge(
-        "mobile_processes",
-        "Processes with the MOBILE attribute.",
-        status.mobile_processes as f64,
-    )?;
-    metrics.gauge(
-        "mobile_open",
-        "1 while new connections of mobile processes go directly for want of a session.",
-        f64::from(u8::from(status.open)),
-    )?;
-    metrics.counter(
-        "mobile_opened_total",
-        "Times that new connections of mobile processes began to go directly.",
-        status.opened,
-    )?;
-    metrics.counter(
-        "mobile_routing_restored_total",
-        "Rules, routes, addresses and settings that were removed or changed by others and put back.",
-        status.routing_restored,
-    )?;
-    metrics.gauge(
-        "mobile_rival_rules",
-        "Rules of others that come before ours and take the packets of mobile processes.",
-        status.rival_rules as f64,
-    )?;
-    metrics.counter(
-        "mobile_rules_moved_total",
-        "Times that our rules moved before those of others, or back.",
-        status.rules_moved,
-    )?;
+    metrics.counters(declared::DROPPED_PACKETS, drops)?;
+    metrics.gauge(declared::QUEUED_BYTES, status.queue.queued_bytes as f64)?;
+    metrics.gauge(declared::UNACKNOWLEDGED_BYTES, status.queue.unacknowledged_bytes as f64)?;
+    metrics.gauge(declared::PROCESSES, status.mobile_processes as f64)?;
+    metrics.gauge(declared::OPEN, f64::from(u8::from(status.open)))?;
+    metrics.counter(declared::OPENED, status.opened)?;
+    metrics.counter(declared::ROUTING_RESTORED, status.routing_restored)?;
+    metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
+    metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
     selection(&metrics, agent)?;
     Ok(metrics.0)
 }
 
 /// The uplinks, and the path on each of them.
 fn paths(metrics: &Metrics, uplinks: &Uplinks) -> prometheus::Result<()> {
-    let gauges = |name, help, labels: &[&str]| GaugeVec::new(Opts::new(name, help), labels);
-    let state = gauges("mobile_uplink_state", "1 for the state each uplink is in.", &["uplink", "state"])?;
-    let rtt = gauges(
-        "mobile_path_rtt_seconds",
-        "Smoothed round-trip time to the relay on the path over each uplink.",
-        &["uplink"],
-    )?;
-    let loss = gauges(
-        "mobile_path_loss_ratio",
-        "Share of the TCP segments that were sent again, since the path over each uplink was made.",
-        &["uplink"],
-    )?;
+    let state = declared::UPLINK_STATE.gauges()?;
+    let rtt = declared::PATH_RTT.gauges()?;
+    let loss = declared::PATH_LOSS.gauges()?;
     for uplink in &uplinks.uplinks {
         state.with_label_values(&[&uplink.name, &uplink.state]).set(1.0);
         if let Some(seconds) = uplink.rtt_seconds {
@@ -281,22 +215,12 @@ fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
             return Ok(());
         }
     };
-    metrics.counters(
-        "mobile_selection_verdicts_total",
-        "Decisions of the eBPF programs, since they were first loaded.",
-        "verdict",
-        verdicts.iter().map(|(verdict, count)| (verdict.name(), *count)),
-    )?;
-    metrics.counters(
-        "mobile_map_full_total",
-        "Entries refused because an eBPF map was full, since the agent started.",
-        "map",
-        [("bypass", full)],
-    )?;
-    metrics.counters(
-        "mobile_selection_events_total",
-        "What the eBPF programs did with queries and packets of mobile processes, since they were first loaded.",
-        "event",
-        events.iter().map(|(event, count)| (event.name(), *count)),
-    )
+    let verdicts = verdicts.iter().map(|(verdict, count)| (verdict.name(), *count));
+    metrics.counters(declared::SELECTION_VERDICTS, verdicts)?;
+    let unaccounted =
+        events.iter().find_map(|(event, count)| (*event == Event::Unaccounted).then_some(*count));
+    let full = [("bypass", full), ("accounts", unaccounted.unwrap_or(0))];
+    metrics.counters(declared::MAP_FULL, full)?;
+    let events = events.iter().map(|(event, count)| (event.name(), *count));
+    metrics.counters(declared::SELECTION_EVENTS, events)
 }

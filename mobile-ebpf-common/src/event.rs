@@ -17,17 +17,20 @@ pub enum Event {
     EgressRefused = 4,
     /// The same, of a datagram whose route was chosen before its socket was mobile: it was dropped.
     EgressLate = 5,
+    /// A connection is missing from its process's account: there was no place in the map, or no memory.
+    Unaccounted = 6,
 }
 
 impl Event {
     /// Every event, in the order of the map.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::DnsRedirected,
         Self::DnsLeft,
         Self::DnsFailed,
         Self::DnsForgotten,
         Self::EgressRefused,
         Self::EgressLate,
+        Self::Unaccounted,
     ];
 
     /// The name in metrics.
@@ -40,6 +43,7 @@ impl Event {
             Self::DnsForgotten => "dns_forgotten",
             Self::EgressRefused => "egress_refused",
             Self::EgressLate => "egress_late",
+            Self::Unaccounted => "unaccounted",
         }
     }
 

@@ -1,10 +1,12 @@
 //! What the eBPF programs and the agent agree on: map keys, values and names.
 #![no_std]
 
+pub mod account;
 pub mod address;
 pub mod event;
 pub mod retries;
 
+pub use account::{Account, Owner};
 pub use address::{Address, Asked};
 pub use event::Event;
 
@@ -29,6 +31,8 @@ pub mod program {
     pub const GETPEERNAME4: &str = "mobile_getpeername4";
     /// Names the resolver that was asked as the peer of an IPv6 socket.
     pub const GETPEERNAME6: &str = "mobile_getpeername6";
+    /// Adds up what the TCP connections of mobile processes carried.
+    pub const ACCOUNT: &str = "mobile_account";
     /// Drops what marked sockets send beside the tunnel.
     pub const EGRESS: &str = "mobile_egress";
     /// The same at the mobile cgroup, for kernels where [`EGRESS`] cannot tell network namespaces apart.
@@ -36,8 +40,18 @@ pub mod program {
 
     /// Every program the agent cannot do without, in the order they are attached: who redirects a query has to be able to
     /// translate its answer.
-    pub const ALL: [&str; 9] =
-        [RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6, SOCK_CREATE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+    pub const ALL: [&str; 10] = [
+        RECVMSG4,
+        RECVMSG6,
+        GETPEERNAME4,
+        GETPEERNAME6,
+        ACCOUNT,
+        SOCK_CREATE,
+        CONNECT4,
+        CONNECT6,
+        SENDMSG4,
+        SENDMSG6,
+    ];
 }
 
 /// The maps, under the names they have in the object and in `pin_dir`.
@@ -79,6 +93,13 @@ pub mod map {
     pub const MPTCP: &str = "MPTCP";
     /// Entries of [`MPTCP`]: as many connections as a host has, and few of them are MPTCP.
     pub const MPTCP_ENTRIES: u32 = 8192;
+    /// Storage at sockets: the [`Owner`](crate::Owner) of each TCP connection on the MOBILE route. It goes with its socket.
+    pub const OWNERS: &str = "OWNERS";
+    /// Hash from process id to [`Account`](crate::Account).
+    pub const ACCOUNTS: &str = "ACCOUNTS";
+    /// Entries of [`ACCOUNTS`]: mobile processes, and those that have ended since the agent last looked. An entry costs memory
+    /// only when there is one.
+    pub const ACCOUNTS_ENTRIES: u32 = 32_768;
 }
 
 /// What the programs need to know, written by the agent before they are attached.

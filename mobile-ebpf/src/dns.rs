@@ -167,7 +167,7 @@ fn is_dns(ctx: &SockAddrContext) -> bool {
 
 /// The address of the call. Each word by itself: what the verifier allows.
 #[inline(always)]
-fn read(ctx: &SockAddrContext, hook: Hook) -> Address {
+pub(crate) fn read(ctx: &SockAddrContext, hook: Hook) -> Address {
     let addr = ctx.sock_addr;
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
     unsafe {

@@ -4,12 +4,18 @@
 //! a socket is fixed when it is created, while the MOBILE attribute of a process is not. No program ever refuses a
 //! call: a decision that cannot be made leaves the socket as it was and is counted. Only packets that are about to leave
 //! beside the tunnel are refused.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(internal_features, reason = "the only way to an atomic addition: see account.rs")
+)]
 #![cfg_attr(
     target_arch = "bpf",
     allow(linker_messages, reason = "bpf-linker says which copies of LLVM it tried before the one it uses")
 )]
 
+#[cfg(target_arch = "bpf")]
+mod account;
 #[cfg(target_arch = "bpf")]
 mod dns;
 #[cfg(target_arch = "bpf")]

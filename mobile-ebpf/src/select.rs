@@ -22,6 +22,7 @@ use mobile_ebpf_common::{
 };
 
 use crate::{
+    account,
     dns::{self, Hook},
     mptcp, retries,
 };
@@ -109,12 +110,18 @@ fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
     }
 }
 
-/// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer.
+/// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer and whose
+/// account it goes on.
 #[inline(always)]
 fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
     let verdict = try_sock_addr(ctx, name, hook)?;
-    if matches!(verdict, Verdict::Marked | Verdict::Kept) {
-        retries::bound(ctx);
+    match verdict {
+        Verdict::Marked | Verdict::Kept => {
+            retries::bound(ctx);
+            account::open(ctx, hook);
+        }
+        Verdict::Cleared | Verdict::Direct => account::forget(ctx),
+        _ => {}
     }
     Ok(verdict)
 }
@@ -124,18 +131,15 @@ fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
 #[inline(always)]
 fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
     // SAFETY: as in `mark`.
-    let (peer, mark) = unsafe {
-        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
-        ((*socket).dst_port, (*socket).mark)
-    };
-    if peer != 0 && !config()?.is_marked(mark) {
+    let peer = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).dst_port };
+    if peer == 0 {
+        return try_sock_addr(ctx, name, hook);
+    }
+    if !is_ours(ctx) {
         return Ok(Verdict::Ordinary);
     }
-    if peer != 0 {
-        dns::redirect(ctx, hook);
-        return Ok(Verdict::Kept);
-    }
-    try_sock_addr(ctx, name, hook)
+    dns::redirect(ctx, hook);
+    Ok(Verdict::Kept)
 }
 
 /// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,

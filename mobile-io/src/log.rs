@@ -1,14 +1,17 @@
 //! Logging: `tracing` to stderr.
 
 use std::env;
-use std::io::{self, IsTerminal};
+use std::fmt;
+use std::io::{self, IsTerminal, Write as _};
 use std::os::fd::AsFd;
 
 use nix::sys::stat::fstat;
-use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::{MakeWriter, fmt};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, fmt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Why logging cannot start.
@@ -32,23 +35,40 @@ pub enum LogError {
 /// Starts logging to stderr. `flag` is what `--log` gave; else the variable `env` (`MOBILE_LOG`, `HOME_RELAY_LOG`)
 /// decides; else `info`.
 ///
-/// Colours only on a terminal; no time of day under journald, which has its own.
+/// Colours only on a terminal. To journald a line says its priority, as sd-daemon(3) has it, and neither level nor time
+/// of day, which the journal has of its own.
 ///
 /// # Errors
 /// When the level is not one, or logging was started before.
 pub fn init(flag: Option<&str>, env: &str) -> Result<(), LogError> {
     let variable = env::var_os(env).map(|value| value.to_string_lossy().into_owned());
     let filter = filter(flag, env, variable.as_deref())?;
-    let journal = env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(io::stderr(), &stream));
-    let style = Style { colours: io::stderr().is_terminal(), time: !journal };
+    let style = match is_journal() {
+        true => Style::Journal,
+        false => Style::Lines { colours: io::stderr().is_terminal() },
+    };
     subscriber(filter, style, io::stderr).try_init().map_err(|_| LogError::Twice)
+}
+
+/// The last words of a program that fails, on stderr: an error where it is the journal that reads them.
+pub fn complain(words: &str) {
+    let text = if is_journal() { prioritised(Level::ERROR, words) } else { format!("{words}\n") };
+    // A closed stderr leaves nobody to tell.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// How lines look.
 #[derive(Clone, Copy)]
-struct Style {
-    colours: bool,
-    time: bool,
+enum Style {
+    /// With time and level.
+    Lines { colours: bool },
+    /// Behind a priority.
+    Journal,
+}
+
+/// Whether stderr leads to journald.
+fn is_journal() -> bool {
+    env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(io::stderr(), &stream))
 }
 
 /// Whether this is the stream systemd names by device and inode. Its variable alone says nothing: everything a
@@ -77,8 +97,46 @@ fn subscriber<W>(filter: EnvFilter, style: Style, writer: W) -> Box<dyn Subscrib
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines = fmt().with_env_filter(filter).with_ansi(style.colours).with_target(false).with_writer(writer);
-    if style.time { Box::new(lines.finish()) } else { Box::new(lines.without_time().finish()) }
+    let lines = fmt().with_env_filter(filter).with_target(false).with_writer(writer);
+    match style {
+        Style::Lines { colours } => Box::new(lines.with_ansi(colours).finish()),
+        Style::Journal => {
+            let plain = lines.with_ansi(false).with_level(false).without_time();
+            Box::new(plain.map_event_format(Prioritised).finish())
+        }
+    }
+}
+
+/// Lines of the format inside, behind their priority.
+struct Prioritised<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut text = String::new();
+        self.0.format_event(context, Writer::new(&mut text), event)?;
+        writer.write_str(&prioritised(*event.metadata().level(), &text))
+    }
+}
+
+/// Each line is an entry of its own to journald, and so has a priority of its own.
+fn prioritised(level: Level, text: &str) -> String {
+    let priority = match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    };
+    text.lines().map(|line| format!("<{priority}>{line}\n")).collect()
 }
 
 #[cfg(test)]
@@ -134,14 +192,20 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_gets_plain_lines_and_a_terminal_colours_and_the_time() {
+    fn a_terminal_gets_colours_and_a_file_none() {
         let info = || filter(None, "MOBILE_LOG", None).unwrap();
-        let plain = lines(info(), Style { colours: false, time: false });
-        assert_eq!(plain.trim(), r#"INFO handover uplink="wlan0""#);
-        let bright = lines(info(), Style { colours: true, time: true });
+        let plain = lines(info(), Style::Lines { colours: false });
+        assert!(plain.contains("Z ") && plain.trim().ends_with(r#"INFO handover uplink="wlan0""#), "{plain}");
+        let bright = lines(info(), Style::Lines { colours: true });
         assert!(bright.contains('\u{1b}') && bright.contains("T") && bright.contains("Z"), "{bright}");
-        let detailed = lines(filter(Some("debug"), "", None).unwrap(), Style { colours: false, time: false });
-        assert!(detailed.contains("DEBUG detail"), "{detailed}");
+    }
+
+    #[test]
+    fn the_journal_gets_priorities_and_nothing_it_has_itself() {
+        let all = filter(Some("trace"), "", None).unwrap();
+        assert_eq!(lines(all, Style::Journal), "<6>handover uplink=\"wlan0\"\n<7>detail\n");
+        assert_eq!(prioritised(Level::WARN, "one\ntwo\n"), "<4>one\n<4>two\n");
+        assert_eq!(prioritised(Level::ERROR, "mobile: no"), "<3>mobile: no\n");
     }
 
     #[test]

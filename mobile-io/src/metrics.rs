@@ -1,5 +1,7 @@
 //! Metrics over HTTP: `/metrics` for Prometheus, `/healthz` for whoever watches.
 
+mod declared;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -18,6 +20,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
+
+pub use declared::{Kind, Metric};
 
 /// A request comes in one piece from a scraper; who takes longer than this is none. It also ends idle connections,
 /// so it is longer than the shortest scrape interval in use (5 s).

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use mobile_proto::{Offload, Packet, VNET_HEADER_LEN};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::ioctl::ioctl_param_type;
 use nix::sys::uio::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -162,8 +163,8 @@ pub fn remove(name: &str) -> Result<bool, TunError> {
 /// The kernel may leave to us: checksums, and the segmentation of TCP over IPv4 and IPv6, also of segments
 /// with explicit congestion notification. They are the device's until it is opened again.
 fn take_offloads(fd: &OwnedFd, name: &str) {
-    const CHECKSUM: u64 = 0x01;
-    const TSO: u64 = 0x02 | 0x04 | 0x08;
+    const CHECKSUM: ioctl_param_type = 0x01;
+    const TSO: ioctl_param_type = 0x02 | 0x04 | 0x08;
     for (offloads, without) in [(CHECKSUM | TSO, "segmentation"), (CHECKSUM, "checksum")] {
         // SAFETY: TUNSETOFFLOAD takes its argument by value, and the descriptor is open.
         match unsafe { request::tunsetoffload(fd.as_raw_fd(), offloads) } {

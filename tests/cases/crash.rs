@@ -116,6 +116,7 @@ impl Worker<'_> {
             let config = self.config(&name);
             let mut enroll = self.ns.command(program("mobile")?);
             enroll.args(["enroll", "-", "--config"]).arg(&config);
+            enroll.env("MOBILE_STATE_DIR", config.with_extension("state"));
             let quiet = enroll.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
             let mut child = quiet.spawn()?;
             child.stdin.take().context("a pipe")?.write_all(invitation.as_bytes())?;

@@ -23,24 +23,26 @@ fn a_browser_that_is_running_is_named_and_can_be_attached() -> Outcome {
     let (host, dir) = (&bed.lab.host, bed.lab.dir());
     let profile = format!("--user-data-dir={}", dir.join("profile").display());
     let browser = [&CHROMIUM[..], &["--ozone-platform=headless", &profile]].concat();
+    let filter = format!("tcp port {}", port::HTTP);
+    let [direct, tunnel] = ["eth0", "mobile0"].map(|device| bed.lab.capture(host, device, &filter));
+    let (direct, tunnel) = (direct?, tunnel?);
+    // It shows a page already: the process that connects is one of several, and starts with the first page.
+    let [shown, _] = urls("/page/8");
     let mut first = host.command(browser[0]);
-    let first =
-        Process::start("chromium", first.args(&browser[1..]).arg("about:blank"), &dir.join("first.txt"))?;
+    let first = Process::start("chromium", first.args(&browser[1..]).arg(&shown), &dir.join("first.txt"))?;
     until("the browser to wait for others", || dir.join("profile/SingletonSocket").exists())?;
+    direct.wait_packet("GET /page/8")?;
     let open = |url: &str| {
         let argv = [&browser[..], &[url]].concat();
         finish_within(&mut bed.agent.run(&argv), None, PATIENCE)
     };
-    let filter = format!("tcp port {}", port::HTTP);
-    let [direct, tunnel] = ["eth0", "mobile0"].map(|device| bed.lab.capture(host, device, &filter));
-    let (direct, tunnel) = (direct?, tunnel?);
     // It does hand over, and the connection is not mobile: of that the warning was.
     let [four, six] = urls("/page/9");
     let done = open(&four)?;
     assert!(done.stdout.contains("existing browser session"), "{done:?}");
     let pids = advised(&done.stderr);
     assert!(pids.contains(&first.pid().to_string()) && pids.len() > 1, "{}: {}", first.pid(), done.stderr);
-    direct.wait_packet(&format!("{}.{}", addr::SERVER4, port::HTTP))?;
+    direct.wait_packet("GET /page/9")?;
     assert_eq!(tunnel.packets(), [] as [String; 0]);
     // With the advice taken it is.
     let attach: Vec<&str> = std::iter::once("attach").chain(pids.iter().map(String::as_str)).collect();

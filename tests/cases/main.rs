@@ -1,5 +1,6 @@
 //! Every end-to-end case, a module for each topic. A case's name is the promise it keeps.
 
+mod accounts;
 mod check;
 mod clib;
 mod clients;
@@ -13,12 +14,16 @@ mod forward;
 mod freeze;
 mod handed;
 mod join;
+mod journal;
+mod json;
 mod lab;
 mod laptop;
 mod latency;
 mod leaks;
+mod managers;
 mod matrix;
 mod metrics;
+mod neighbours;
 mod others;
 mod outage;
 mod packages;
@@ -36,6 +41,7 @@ mod slow;
 mod storm;
 mod systemd;
 mod transfer;
+mod watch;
 
 use std::ffi::OsStr;
 use std::path::Path;

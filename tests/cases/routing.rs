@@ -37,6 +37,51 @@ fn rules_and_routes_that_somebody_flushes_are_put_back() -> Outcome {
 }
 
 #[test]
+fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refused_at_once() -> Outcome {
+    let bed = Testbed::new()?;
+    let host = &bed.lab.host;
+    let [_, six] = urls("/ip");
+    let fetch = ["curl", "-s", "-m", "10", &six];
+    let mobile = || -> anyhow::Result<IpAddr> {
+        Ok(ip_of(&finish_within(&mut bed.agent.run(&fetch), None, PATIENCE)?.ok()?))
+    };
+    let reply_rule = || host.run(&["ip", "-6", "rule", "show", "pref", "4901"]);
+    let [_, echo] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
+    talk.hear()?;
+    assert!(reply_rule()?.contains(&bed.agent.address6.to_string()));
+    let tunnel = bed.lab.capture(host, "mobile0", "ip6 and tcp")?;
+
+    for uplink in [bed.lab.eth(), bed.lab.wlan()] {
+        uplink.remove_family(mobile_tests::Family::Six)?;
+    }
+    until("the rule for replies to go", || reply_rule().is_ok_and(|rule| rule.is_empty()))?;
+    let before = tunnel.packets().len();
+    let start = std::time::Instant::now();
+    let refused = finish_within(host.command("curl").args(&fetch[1..]), None, PATIENCE)?;
+    // curl's "could not connect", and not its timeout.
+    assert_eq!(refused.code(), 7, "{refused:?}");
+    assert!(start.elapsed() < std::time::Duration::from_secs(5));
+    assert_eq!(tunnel.packets().len(), before, "an ordinary process is in the tunnel");
+    assert_eq!(mobile()?, IpAddr::V6(addr::RELAY6));
+    until("the capture to see the mobile process", || tunnel.packets().len() > before)?;
+    assert_eq!(talk.ask("still here")?, "still here");
+
+    for uplink in [bed.lab.eth(), bed.lab.wlan()] {
+        uplink.bring_up()?;
+    }
+    until("the rule for replies to be back", || {
+        reply_rule().is_ok_and(|rule| rule.contains(&bed.agent.address6.to_string()))
+    })?;
+    let ordinary = host.run(&fetch)?;
+    assert!(ip_of(&ordinary) != IpAddr::V6(addr::RELAY6), "{ordinary}");
+    assert_eq!(mobile()?, IpAddr::V6(addr::RELAY6));
+    tunnel.stop()?;
+    // Nothing was put back: nobody had removed it.
+    bed.finish()
+}
+
+#[test]
 fn bypassed_destinations_are_reached_directly() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     bed.agent.configure("routing", "bypass", vec![format!("{}/32", addr::SERVER4)])?;

@@ -163,3 +163,31 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
     assert_no_leak(&bed, captures)?;
     bed.finish()
 }
+
+/// Of a process's status: what it may do, and what it may not any more.
+fn confinement(pid: &str) -> Result<[String; 3]> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| -> Result<String> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        Ok(line.with_context(|| format!("no {name} in {status}"))?.trim().to_owned())
+    };
+    Ok([field("CapPrm:")?, field("NoNewPrivs:")?, field("Seccomp:")?])
+}
+
+#[test]
+fn both_daemons_give_up_what_they_do_not_need_once_they_run() -> Outcome {
+    let bed = Testbed::new()?;
+    let capability = |number: u32| 1_u64 << number;
+    // linux/capability.h: DAC_OVERRIDE, NET_ADMIN; CHOWN, SYS_PTRACE, PERFMON, BPF.
+    let relay = capability(1) | capability(12);
+    let agent = relay | capability(0) | capability(19) | capability(38) | capability(39);
+    for (pid, kept) in [(bed.relay.pid(), relay), (bed.agent.pid(), agent)] {
+        let pid = pid.context("it runs")?;
+        let [capabilities, no_new_privileges, filter] = confinement(&pid.to_string())?;
+        let capabilities = u64::from_str_radix(&capabilities, 16)?;
+        assert_eq!(capabilities & !kept, 0, "{capabilities:x}");
+        // 2: a filter of system calls is in force.
+        assert_eq!([no_new_privileges.as_str(), filter.as_str()], ["1", "2"]);
+    }
+    bed.finish()
+}

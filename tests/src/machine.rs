@@ -116,9 +116,4 @@ impl Machine {
             format!("on {}: {script}\nits journal:\n{journal}", self.ns.name())
         })
     }
-
-    /// The journal of a unit.
-    pub fn journal(&self, unit: &str) -> Result<String> {
-        self.run(&format!("journalctl --no-pager --output=cat --unit={unit}"))
-    }
 }

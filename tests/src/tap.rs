@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::libc::{self, c_int, c_short};
 use nix::unistd::{read, write};
 
@@ -17,8 +18,11 @@ pub(crate) const VNET_HEADER: usize = 10;
 /// The largest frame: 64 KiB of IP packet, the Ethernet header, and a VLAN tag's worth of room.
 pub(crate) const MAX_FRAME: usize = VNET_HEADER + 65_536 + 14 + 4;
 
-/// From linux/if_tun.h: checksum, TSO for IPv4, IPv6 and with ECN, USO for IPv4 and IPv6.
-const OFFLOADS: c_int = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40;
+/// From linux/if_tun.h: checksum, TSO for IPv4, IPv6 and with ECN.
+const OFFLOADS: c_int = 0x01 | 0x02 | 0x04 | 0x08;
+
+/// USO for IPv4 and IPv6: Linux 6.2.
+const UDP_OFFLOADS: c_int = 0x20 | 0x40;
 
 mod ioctl {
     use nix::libc::c_int;
@@ -62,9 +66,18 @@ impl Tap {
 
     /// Whether the kernel may hand over segments larger than the MTU, and frames without checksums.
     pub(crate) fn set_offload(&self, on: bool) -> Result<()> {
-        let flags = if on { OFFLOADS } else { 0 };
-        // SAFETY: the argument is an integer, the descriptor an attached tun device.
-        unsafe { ioctl::tun_set_offload(self.file.as_raw_fd(), flags as libc::c_ulong)? };
+        let set = |flags: c_int| {
+            // SAFETY: the argument is an integer, the descriptor an attached tun device.
+            unsafe { ioctl::tun_set_offload(self.file.as_raw_fd(), flags as libc::c_ulong) }
+        };
+        if !on {
+            set(0)?;
+        } else {
+            match set(OFFLOADS | UDP_OFFLOADS) {
+                Err(Errno::EINVAL) => set(OFFLOADS)?,
+                result => result?,
+            };
+        }
         Ok(())
     }
 

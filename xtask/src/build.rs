@@ -2,9 +2,41 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use crate::musl::{self, Arch};
 use crate::shell::{self, step};
+
+/// How.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// With optimisations, as for use.
+    #[arg(long)]
+    release: bool,
+    /// Static programs (musl) that run on every distribution: small, and slow to build.
+    #[arg(long = "static", conflicts_with = "release")]
+    musl: bool,
+    /// For which architectures.
+    #[arg(long, requires = "musl", value_name = "ARCH", value_delimiter = ',', default_value = "x86_64")]
+    target: Vec<Arch>,
+    /// One of the two programs only.
+    #[arg(long, requires = "musl", value_name = "PROGRAM", value_parser = ["mobile", "home-relay"])]
+    only: Option<String>,
+}
+
+/// Builds, and says where the programs are.
+pub(crate) fn verb(args: &Args) -> Result<()> {
+    if !args.musl {
+        return run(args.release).map(drop);
+    }
+    for arch in &args.target {
+        for path in musl::build(*arch, args.only.as_deref())? {
+            let size = path.metadata().with_context(|| format!("{} was not built", path.display()))?.len();
+            println!("{}: {size} bytes", path.display());
+        }
+    }
+    Ok(())
+}
 
 /// Builds `mobile`, `home-relay` and `libmobile.so`, and returns the folder they are in.
 pub(crate) fn run(release: bool) -> Result<PathBuf> {

@@ -1,15 +1,22 @@
 //! `cargo xtask dist`: what is installed on other machines: Debian packages of both programs, archives of the relay for
 //! each processor it is built for, and OpenWrt's files. The same commit gives the same bytes.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use crate::musl::{self, Arch};
 use crate::shell::{self, step};
 
+mod archive;
 mod deb;
+mod sums;
 mod tree;
+pub(crate) mod verify;
+#[cfg(test)]
+mod watching;
 
 /// What to build.
 #[derive(clap::Args)]
@@ -17,28 +24,44 @@ pub(crate) struct Args {
     /// The version the packages get, if not the workspace's.
     #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
     version: String,
-    /// A folder with both binaries; by default they are built for it.
+    /// A folder with both programs, of which Debian packages are made and nothing else; by default static ones are built.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// Where the packages go.
+    /// Where all of it goes; by default target/dist.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 /// Builds all of it.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let binaries = match &args.from {
-        Some(folder) => folder.clone(),
-        None => crate::build::run(true)?,
-    };
     let out = match &args.out {
         Some(folder) => folder.clone(),
         None => shell::target_dir()?.join("dist"),
     };
-    for path in debian(&binaries, "amd64", &args.version, &out)? {
-        step(&format!("{}", path.display()));
+    let made = match &args.from {
+        Some(folder) => debian(folder, "amd64", &args.version, &out)?,
+        None => everything(&args.version, &out)?,
+    };
+    sums::write(&made, &out)?;
+    for path in made {
+        step(&path.display().to_string());
     }
     Ok(())
+}
+
+/// The agent is for laptops, the relay for routers too.
+fn everything(version: &str, out: &Path) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    for arch in [Arch::X86_64, Arch::Aarch64, Arch::Armv7] {
+        let only = (arch != Arch::X86_64).then_some("home-relay");
+        let built = musl::build(arch, only)?;
+        let folder = built.first().and_then(|program| program.parent()).context("nothing was built")?;
+        if only.is_none() {
+            made.extend(debian(folder, "amd64", version, out)?);
+        }
+        made.push(archive::build(&PACKAGES[1], arch, folder, version, out)?);
+    }
+    Ok(made)
 }
 
 /// What a package is made of, beside its binary.
@@ -55,13 +78,23 @@ pub(crate) struct Package {
 
 const UNITS: &str = "usr/lib/systemd/system";
 
+/// Alert rules and dashboards.
+const AGENT_EXAMPLES: &str = "usr/share/doc/mobile-agent/examples";
+const RELAY_EXAMPLES: &str = "usr/share/doc/home-relay/examples";
+
 /// The two programs.
 pub(crate) const PACKAGES: [Package; 2] = [
     Package {
         name: "mobile-agent",
         program: "mobile",
         folder: "mobile-agent",
-        files: &[("mobile.service", UNITS), ("mobile-cleanup.service", UNITS), ("mobile.slice", UNITS)],
+        files: &[
+            ("mobile.service", UNITS),
+            ("mobile-cleanup.service", UNITS),
+            ("mobile.slice", UNITS),
+            ("alerts.yml", AGENT_EXAMPLES),
+            ("dashboard.json", AGENT_EXAMPLES),
+        ],
     },
     Package {
         name: "home-relay",
@@ -72,6 +105,8 @@ pub(crate) const PACKAGES: [Package; 2] = [
             ("home-relay-cleanup.service", UNITS),
             ("sysusers.conf", "usr/lib/sysusers.d/home-relay.conf"),
             ("tmpfiles.conf", "usr/lib/tmpfiles.d/home-relay.conf"),
+            ("alerts.yml", RELAY_EXAMPLES),
+            ("dashboard.json", RELAY_EXAMPLES),
         ],
     },
 ];
@@ -85,6 +120,18 @@ pub(crate) fn debian(binaries: &Path, architecture: &str, version: &str, out: &P
             deb::build(package, &root, architecture, version, out)
         })
         .collect()
+}
+
+/// Whether a program is of this machine's architecture, by the ELF header's e_machine.
+fn is_for_this_machine(program: &Path) -> Result<bool> {
+    let machine = |path: &Path| -> Result<[u8; 2]> {
+        let mut header = [0; 20];
+        std::fs::File::open(path)
+            .and_then(|mut file| file.read_exact(&mut header))
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        Ok([header[18], header[19]])
+    };
+    Ok(machine(program)? == machine(&std::env::current_exe().context("xtask itself has no path")?)?)
 }
 
 /// The time of the commit, in seconds since 1970: what archives give as the time of everything in them

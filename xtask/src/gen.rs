@@ -1,5 +1,7 @@
 //! `cargo xtask gen`: man pages, and completions for bash, zsh and fish, made from the command lines themselves, so that
-//! they cannot say anything else.
+//! they cannot say anything else; and docs/metrics.md, from the metrics themselves.
+
+pub(crate) mod metrics;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +38,7 @@ pub(crate) fn run() -> Result<()> {
         let files = generate(&command, &out)?;
         step(&format!("{name}: {} man pages and completions in {}", files.len(), out.display()));
     }
-    Ok(())
+    metrics::write()
 }
 
 /// One program's pages and completions, below `out`.

@@ -11,9 +11,11 @@ mod demo;
 mod dist;
 mod r#gen;
 mod lint;
+mod musl;
 mod setup;
 mod shell;
 mod test;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set up, demonstrate, test and measure")]
@@ -27,14 +29,10 @@ enum Verb {
     /// Installs what building and testing need: bpf-linker, and on Debian as root the packages.
     Setup,
     /// Builds `mobile` (with its eBPF programs) and `home-relay`.
-    Build {
-        /// With optimisations, as for use.
-        #[arg(long)]
-        release: bool,
-    },
+    Build(build::Args),
     /// Formatting, clippy, documentation, and cargo-deny where it is installed; warnings are errors.
     Lint,
-    /// Makes man pages and shell completions of both programs, in target/gen.
+    /// Makes man pages and shell completions of both programs, in target/gen, and docs/metrics.md.
     Gen,
     /// Builds packages for installing, in target/dist.
     Dist(dist::Args),
@@ -49,7 +47,7 @@ enum Verb {
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup => setup::run(),
-        Verb::Build { release } => setup::run().and_then(|()| build::run(release)).map(drop),
+        Verb::Build(args) => setup::run().and_then(|()| build::verb(&args)),
         Verb::Lint => setup::linker().and_then(|()| lint::run()),
         Verb::Gen => r#gen::run(),
         Verb::Dist(args) => setup::run().and_then(|()| dist::run(&args)),

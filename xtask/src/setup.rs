@@ -26,11 +26,13 @@ const TOOLS: &[Tool] = &[
     Tool { program: "ip", package: "iproute2" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "login", package: "login" },
+    Tool { program: "NetworkManager", package: "network-manager" },
     Tool { program: "nft", package: "nftables" },
     Tool { program: "nm", package: "binutils" },
     Tool { program: "objdump", package: "binutils" },
     Tool { program: "ping", package: "iputils-ping" },
     Tool { program: "pkg-config", package: "pkgconf" },
+    Tool { program: "openvpn", package: "openvpn" },
     // Its server's programs are not in PATH; this one of them is.
     Tool { program: "pg_ctlcluster", package: "postgresql" },
     Tool { program: "prometheus", package: "prometheus" },

@@ -1,7 +1,7 @@
 //! Running other programs, finding them, and telling the user which step this is.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -39,7 +39,12 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// The cargo that started us, working in the workspace, with a bpf-linker in its PATH.
 pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo_named(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// A program that is used as cargo is, in the same way.
+pub(crate) fn cargo_named(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(root()).env("PATH", path_with_tools());
     // `cargo run` describes xtask in these. Build scripts watch them (ring's does), and would run again each time
     // somebody changes between `cargo xtask` and plain cargo.

@@ -9,13 +9,13 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::shell::{self, step};
-use crate::{build, dist, setup};
+use crate::{build, dist, setup, vm};
 
 /// Which tests.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `unit` (all but the end-to-end cases), `e2e`, `chaos [--seed N] [--events N] [--long]`, or a package such as
-    /// `mobile-proto`; otherwise a filter.
+    /// `unit` (all but the end-to-end cases), `e2e`, `chaos [--seed N] [--events N] [--long]`, `vm [6.1|6.12] [FILTER]`
+    /// (some of those cases on other kernels, under qemu), `dist` (what is shipped), or a package such as `mobile-proto`; otherwise a filter.
     part: Option<String>,
     /// Given to the test programs: names to choose by, or their flags after `--`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -42,11 +42,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             unit(&[])?;
             relay_alone()?;
             end_to_end(&[])?;
+            vm::run(&[])?;
+            dist::verify::run()?;
             chaos(&[])
         }
         Some("unit") => unit(&args.filters),
         Some("e2e") => end_to_end(&args.filters),
         Some("chaos") => chaos(&args.filters),
+        Some("vm") => vm::run(&args.filters),
+        Some("dist") => dist::verify::run(),
         Some(filter) => {
             let filters: Vec<String> = std::iter::once(filter)
                 .chain(args.filters.iter().map(String::as_str))

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use mobile_io::confine::Confinement;
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::{control, descriptors, memory, notify, transport};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,6 +19,7 @@ use self::limiter::Limiter;
 use self::listener::{Gate, SharedLimiter};
 use self::registry::{Registry, Settings};
 use crate::config::Config;
+use crate::confine::confinement;
 use crate::metrics::Metrics;
 use crate::network::nft::Ruleset;
 use crate::pool::{PoolError, Pools};
@@ -53,8 +56,12 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
         Ok(processors) if processors > ONE_THREAD => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
+    let confinement = confinement(path, &config);
+    let of_threads = confinement.clone();
+    // The first thread has things to set up before.
+    runtime.on_thread_start(move || of_threads.apply().expect("a thread gives up what it does not need"));
     let runtime = runtime.enable_all().build()?;
-    let result = runtime.block_on(run(path, config));
+    let result = runtime.block_on(run(path, config, &confinement));
     // A blocking task must not keep a stopped relay alive.
     runtime.shutdown_background();
     result
@@ -133,7 +140,7 @@ impl Relay {
     }
 }
 
-async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
+async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::Result<()> {
     // Everything that can be wrong without touching the kernel's network comes first.
     let key = PrivateKey::load(&config.identity.private_key_file)?;
     let pools = config.pools()?;
@@ -187,6 +194,8 @@ async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
     let janitor = Arc::clone(&registry);
     tokio::spawn(async move { janitor.run_janitor().await });
     feed_watchdog();
+    // Nobody is let in before; the other threads were as soon as they started.
+    confinement.apply().context("the relay cannot give up what it does not need any more")?;
     info!(%address, public_key = %key.public(), clients = clients.len(), "serving");
     notify::ready();
 

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::trial;
 use crate::check::resolve;
 use crate::config::{Config, DEFAULT_PATH};
+use crate::routing::lease::Lease;
 
 /// For each step of a connection: a satellite's round trip, three times repeated; and a person waits.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,13 +43,19 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
         staged.publish().context("the relay let this host in, but that could not be written down")?;
         tell(&format!("enrolled as {name}; wrote {}", path.display()));
         let dial = tls::client_config(&key, invitation.relay);
-        let addresses = async {
+        let assigned = async {
             let stream = connect(&invitation.endpoint, &dial).await?;
-            trial::addresses(stream).await
+            trial::assigned(stream).await
         };
-        let addresses = addresses.await.context(
+        let assigned = assigned.await.context(
             "this host is enrolled, but a session with the relay did not come about: `mobile check` looks for the cause",
         )?;
+        // So that from the agent's first start on mobile processes have an address to send from, and wait if they must.
+        let state = Config::load(Some(path))?.state.dir;
+        if let Err(error) = Lease::new(&state, &invitation.relay).store(&assigned) {
+            tell(&format!("the agent will learn the addresses when it first reaches the relay: {error:#}"));
+        }
+        let addresses = assigned.addresses();
         super::print(&addresses.iter().map(|address| format!("{address}\n")).collect::<String>())
     })
 }

@@ -13,8 +13,10 @@ mod run;
 mod status;
 mod table;
 mod trial;
+mod watch;
 
 use std::io::{ErrorKind, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -41,7 +43,8 @@ pub(crate) fn main() -> ExitCode {
         Verb::Attach { pids } => attach::attach(config, pids),
         Verb::Detach { pids } => attach::detach(config, pids),
         Verb::Ps { json } => ps::ps(config, json),
-        Verb::Status { json, watch } => status::status(config, json, watch),
+        Verb::Status { json, watch: true } => watch::watch(config, json),
+        Verb::Status { json, watch: false } => status::status(config, json),
         Verb::Uplinks { json } => status::uplinks(config, json),
         Verb::Use { uplink } => status::force(config, &uplink),
         Verb::Bypass { what } => bypass::bypass(config, &what),
@@ -63,8 +66,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// Says on stderr what went wrong, with its causes.
 fn complain(error: &anyhow::Error) {
-    // A closed stderr leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "mobile: {}", story(error));
+    mobile_io::log::complain(&format!("mobile: {}", story(error)));
 }
 
 /// The error and its causes in one line. Some libraries repeat the cause in the error itself: once is enough.
@@ -83,18 +85,29 @@ pub(crate) fn story(error: &anyhow::Error) -> String {
 
 /// Writes the answer to stdout; a reader that has seen enough (`| head`) is no failure.
 fn print(text: &str) -> anyhow::Result<()> {
+    print_on(text).map(drop)
+}
+
+/// The same of an answer that goes on, as long as somebody reads.
+fn print_on(text: &str) -> anyhow::Result<ControlFlow<()>> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(error).context("cannot write to stdout"),
     }
 }
 
-/// Writes an answer as one JSON document.
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+/// An answer as one JSON document.
+fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
     let mut text = serde_json::to_string_pretty(value).context("cannot encode the answer")?;
     text.push('\n');
-    print(&text)
+    Ok(text)
+}
+
+/// Writes it.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&json(value)?)
 }
 
 /// For verbs that look for themselves.

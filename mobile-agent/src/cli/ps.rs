@@ -1,8 +1,9 @@
-//! `mobile ps`: the mobile processes and their connections on the MOBILE route.
+//! `mobile ps`: the mobile processes, their connections on the MOBILE route and what these carried.
 
 use std::path::Path;
 
 use crate::control::protocol::{Answer, Process, Request};
+use crate::selection::account::Traffic;
 
 /// Root, and members of the control group, see all; others their own.
 pub(super) fn ps(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
@@ -15,19 +16,23 @@ pub(super) fn ps(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
 }
 
 fn render(processes: &[Process]) -> String {
-    let rows: Vec<[String; 4]> = processes
+    let rows: Vec<[String; 7]> = processes
         .iter()
         .map(|process| {
             [
                 process.pid.to_string(),
                 process.user.clone(),
                 process.connections.len().to_string(),
+                tcp(process, |tcp| tcp.connections),
+                tcp(process, |tcp| tcp.bytes_sent),
+                tcp(process, |tcp| tcp.bytes_received),
                 process.command.clone(),
             ]
         })
         .collect();
     let mut text = String::new();
-    for (line, process) in super::table::table(["PID", "USER", "CONNECTIONS", "COMMAND"], &rows)
+    let header = ["PID", "USER", "OPEN", "TCP MADE", "BYTES SENT", "RECEIVED", "COMMAND"];
+    for (line, process) in super::table::table(header, &rows)
         .lines()
         .zip(std::iter::once(None).chain(processes.iter().map(Some)))
     {
@@ -38,6 +43,11 @@ fn render(processes: &[Process]) -> String {
         }
     }
     text
+}
+
+/// A number of what a process carried.
+fn tcp(process: &Process, number: impl Fn(&Traffic) -> u64) -> String {
+    process.tcp.as_ref().map_or_else(|| "-".to_owned(), |tcp| number(tcp).to_string())
 }
 
 #[cfg(test)]
@@ -58,12 +68,14 @@ mod tests {
             user: "root".into(),
             command: "telnet".into(),
             connections,
+            tcp: (pid == 12).then_some(Traffic { connections: 3, bytes_sent: 1_000_000, bytes_received: 7 }),
         };
         let text = render(&[process(12, vec![socket]), process(13, Vec::new())]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 4);
-        assert!(lines[1].starts_with("12"));
+        let cells = |line: usize| lines[line].split_whitespace().collect::<Vec<_>>();
+        assert_eq!(cells(1), ["12", "root", "1", "3", "1000000", "7", "telnet"]);
         assert_eq!(lines[2], "  tcp 10.77.0.2:40000 -> 192.0.2.9:23");
-        assert!(lines[3].starts_with("13"));
+        assert_eq!(cells(3), ["13", "root", "0", "-", "-", "-", "telnet"]);
     }
 }

@@ -1,38 +1,21 @@
 //! `mobile status`, `mobile uplinks` and `mobile use`.
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::config::OnFailure;
 use crate::control::protocol::{Answer, Request};
 use crate::status::{Handover, SessionState, Status, Uplinks};
 
-/// How often `--watch` looks: as often as a person does.
-const WATCH: Duration = Duration::from_secs(1);
-
 /// Handovers shown to a person; `--json` has all that are remembered.
-const SHOWN: usize = 5;
+pub(super) const SHOWN: usize = 5;
 
 /// Shows the session.
-pub(super) fn status(config: Option<&Path>, json: bool, watch: bool) -> anyhow::Result<()> {
+pub(super) fn status(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
-    loop {
-        let status = match super::ask(&mut agent, &Request::Status)? {
-            Answer::Status(status) => status,
-            other => return Err(super::unexpected(&other)),
-        };
-        if json {
-            super::print_json(&status)?;
-        } else {
-            super::print(&render(&status))?;
-        }
-        if !watch {
-            return Ok(());
-        }
-        std::thread::sleep(WATCH);
-        if !json {
-            super::print("\n")?;
-        }
+    match super::ask(&mut agent, &Request::Status)? {
+        Answer::Status(status) if json => super::print_json(&status),
+        Answer::Status(status) => super::print(&render(&status)),
+        other => Err(super::unexpected(&other)),
     }
 }
 
@@ -62,33 +45,13 @@ pub(super) fn force(config: Option<&Path>, uplink: &str) -> anyhow::Result<()> {
 
 fn render(status: &Status) -> String {
     let mut lines: Vec<(&str, String)> = Vec::new();
-    let since = status.since_seconds.map(|seconds| format!(" for {}", duration(seconds))).unwrap_or_default();
-    let session = match status.session {
-        SessionState::Connected => format!("connected{since}"),
-        SessionState::Connecting => format!("connecting{since}"),
-        SessionState::NoUplink if status.open => format!("no usable uplink{since}"),
-        SessionState::NoUplink => format!("no usable uplink{since}; connections of mobile processes wait"),
-        SessionState::Refused => "refused".to_owned(),
-    };
-    lines.push(("session", session));
+    lines.push(("session", session(status)));
     if let Some(problem) = &status.problem {
         lines.push(("problem", problem.cause.clone()));
         lines.push(("next step", problem.next_step.clone()));
     }
-    let relay = status.relay.address.map(|address| address.to_string());
-    lines.push((
-        "relay",
-        match relay.filter(|address| *address != status.relay.endpoint) {
-            Some(address) => format!("{} ({address})", status.relay.endpoint),
-            None => status.relay.endpoint.clone(),
-        },
-    ));
-    let addresses = if status.addresses.is_empty() {
-        "none until the relay is reached for the first time".to_owned()
-    } else {
-        status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-    };
-    lines.push(("persistent", format!("{addresses} on {}", status.device)));
+    lines.push(("relay", relay(status)));
+    lines.push(("persistent", addresses(status)));
     let forced = match &status.forced_uplink {
         Some(forced) if status.active_uplink.as_ref() == Some(forced) => {
             " (chosen by `mobile use`)".to_owned()
@@ -152,8 +115,39 @@ fn render(status: &Status) -> String {
     lines.iter().map(|(name, value)| format!("{name:<11}{value}\n")).collect()
 }
 
+/// What the session is doing.
+pub(super) fn session(status: &Status) -> String {
+    let since = status.since_seconds.map(|seconds| format!(" for {}", duration(seconds))).unwrap_or_default();
+    match status.session {
+        SessionState::Connected => format!("connected{since}"),
+        SessionState::Connecting => format!("connecting{since}"),
+        SessionState::NoUplink if status.open => format!("no usable uplink{since}"),
+        SessionState::NoUplink => format!("no usable uplink{since}; connections of mobile processes wait"),
+        SessionState::Refused => "refused".to_owned(),
+    }
+}
+
+/// Where the relay is.
+pub(super) fn relay(status: &Status) -> String {
+    let address = status.relay.address.map(|address| address.to_string());
+    match address.filter(|address| *address != status.relay.endpoint) {
+        Some(address) => format!("{} ({address})", status.relay.endpoint),
+        None => status.relay.endpoint.clone(),
+    }
+}
+
+/// The persistent addresses, and where they are.
+pub(super) fn addresses(status: &Status) -> String {
+    let addresses = if status.addresses.is_empty() {
+        "none until the relay is reached for the first time".to_owned()
+    } else {
+        status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    format!("{addresses} on {}", status.device)
+}
+
 /// One handover in one line.
-fn story(handover: &Handover) -> String {
+pub(super) fn story(handover: &Handover) -> String {
     let Handover { cause, from, to, blackout_seconds, replayed_records, dropped_packets, age_seconds } =
         handover;
     format!(
@@ -193,7 +187,7 @@ fn render_uplinks(uplinks: &Uplinks) -> String {
     super::table::table(["UPLINK", "STATE", "METRIC", "RTT", "LOSS", "ADDRESSES", "WHY"], &rows)
 }
 
-fn or_dash(text: Option<String>) -> String {
+pub(super) fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
 }
 
@@ -206,7 +200,7 @@ fn duration(seconds: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::status::{Problem, Queue, RelayStatus, Traffic, UplinkStatus};
 
@@ -222,7 +216,7 @@ mod tests {
         }
     }
 
-    fn sample() -> Status {
+    pub(in super::super) fn sample() -> Status {
         Status {
             version: "0".into(),
             agent_pid: 1,

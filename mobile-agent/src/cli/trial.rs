@@ -1,7 +1,6 @@
-//! A session with the relay that only asks for its addresses.
+//! A session with the relay that only asks what it assigns.
 
 use std::io;
-use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,11 +10,13 @@ use mobile_io::tls::TlsStream;
 use mobile_proto::{CloseCode, Event, Limits, Offload, Packet, PathId, Session, SessionId};
 use tokio::sync::mpsc;
 
+use crate::routing::lease::Assigned;
+
 /// From HELLO to WELCOME.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The persistent addresses, IPv4 first, as the relay pushes them.
-pub(super) async fn addresses(stream: TlsStream) -> anyhow::Result<Vec<IpAddr>> {
+/// What the relay pushes to this client.
+pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assigned> {
     let (sender, mut events) = mpsc::unbounded_channel();
     let session = Session::client(SessionId(rand::random()), Limits::default());
     let handle = driver::spawn(session, NoPackets, sender);
@@ -34,8 +35,11 @@ pub(super) async fn addresses(stream: TlsStream) -> anyhow::Result<Vec<IpAddr>> 
     let pushed = tokio::time::timeout(PATIENCE, pushed).await;
     handle.shutdown(CloseCode::Normal).await;
     let Ok(pushed) = pushed else { bail!("the relay did not answer within {PATIENCE:?}") };
-    let pushed = pushed?;
-    Ok(pushed.ipv4.map(IpAddr::V4).into_iter().chain(pushed.ipv6.map(IpAddr::V6)).collect())
+    let assigned = Assigned::from(pushed?);
+    match assigned.objection() {
+        None => Ok(assigned),
+        Some(objection) => bail!("what the relay assigns cannot be used: {objection}"),
+    }
 }
 
 /// There is no device yet.

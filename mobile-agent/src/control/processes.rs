@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::access::{Asker, Held, may_change};
 use super::protocol::{Change, Connection, Process};
 use super::unchanged::Unchanged;
+use crate::selection::account::{Accounts, Traffic};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
 use crate::selection::sockets::{self, Mark};
@@ -78,15 +79,18 @@ pub(super) fn list(
     cgroup: &MobileCgroup,
     asker: Asker,
     persistent: &[IpAddr],
+    accounts: &Accounts,
 ) -> Result<Vec<Process>, String> {
     let pids = cgroup.pids().map_err(|error| error.to_string())?;
     // Each name costs a look into the user database, which may be across the network.
     let mut names: HashMap<u32, String> = HashMap::new();
-    Ok(Reader::default()
-        .processes(&pids)
+    let mut processes = Reader::default().processes(&pids);
+    processes.retain(|process| asker.privileged || process.uid == asker.uid);
+    let traffic = traffic(accounts, &processes);
+    Ok(processes
         .into_iter()
-        .filter(|process| asker.privileged || process.uid == asker.uid)
-        .map(|process| Process {
+        .zip(traffic)
+        .map(|(process, tcp)| Process {
             pid: process.pid,
             uid: process.uid,
             user: names.entry(process.uid).or_insert_with(|| user_name(process.uid)).clone(),
@@ -101,8 +105,21 @@ pub(super) fn list(
                 .filter(|connection| connection.is_mobile(persistent))
                 .map(connection)
                 .collect(),
+            tcp,
         })
         .collect())
+}
+
+/// What each process carried. Without it the list is still worth having.
+fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Traffic>> {
+    let holders: Vec<_> = processes.iter().map(process::Process::holder).collect();
+    match accounts.of(&holders) {
+        Ok(traffic) => traffic.into_iter().map(Some).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "`mobile ps` does not say what processes carried");
+            vec![None; processes.len()]
+        }
+    }
 }
 
 fn connection(connection: &process::Connection) -> Connection {

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use mobile_control::Call;
 use serde::{Deserialize, Serialize};
 
+use crate::selection::account::Traffic;
 use crate::status::{Status, Uplinks};
 
 /// A question.
@@ -98,6 +99,8 @@ pub(crate) struct Process {
     pub(crate) command: String,
     /// Its connections on the MOBILE route.
     pub(crate) connections: Vec<Connection>,
+    /// What its TCP connections on that route carried, those that are over included; none if the kernel does not say.
+    pub(crate) tcp: Option<Traffic>,
 }
 
 /// A socket that has a peer, and so a route.
@@ -130,6 +133,30 @@ mod tests {
             assert_eq!(serde_json::to_string(&request).unwrap(), json);
             assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
         }
+    }
+
+    #[test]
+    fn a_process_is_printed_as_the_documentation_says() {
+        let process = Process {
+            pid: 7,
+            uid: 1000,
+            user: "ann".into(),
+            command: "ssh host".into(),
+            connections: vec![Connection {
+                protocol: "tcp".into(),
+                local: "10.77.0.2:40000".into(),
+                remote: "192.0.2.9:22".into(),
+            }],
+            tcp: Some(Traffic { connections: 3, bytes_sent: 4, bytes_received: 5 }),
+        };
+        let expected = serde_json::json!({
+            "pid": 7, "uid": 1000, "user": "ann", "command": "ssh host",
+            "connections": [{"protocol": "tcp", "local": "10.77.0.2:40000", "remote": "192.0.2.9:22"}],
+            "tcp": {"connections": 3, "bytes_sent": 4, "bytes_received": 5},
+        });
+        assert_eq!(serde_json::to_value(&process).unwrap(), expected);
+        let unknown = serde_json::to_value(Process { tcp: None, ..process }).unwrap();
+        assert_eq!(unknown["tcp"], serde_json::Value::Null);
     }
 
     #[test]

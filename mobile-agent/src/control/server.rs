@@ -150,7 +150,9 @@ async fn answer(
             .await
         }
         Request::Processes => {
-            blocking(move || processes::list(&cgroup, asker, &persistent).map(Answer::Processes)).await
+            let accounts = Arc::clone(&agent.accounts);
+            blocking(move || processes::list(&cgroup, asker, &persistent, &accounts).map(Answer::Processes))
+                .await
         }
         Request::Status => Ok(Answer::Status(Box::new(agent.status().await))),
         Request::Uplinks => Ok(Answer::Uplinks(agent.uplinks().await)),

@@ -18,6 +18,7 @@ use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Answer;
 use crate::routing::lease::Assigned;
 use crate::routing::{BypassChange, Report};
+use crate::selection::account::Accounts;
 use crate::selection::bpf::Selector;
 use crate::selection::cgroup::MobileCgroup;
 use crate::status::{
@@ -44,6 +45,8 @@ pub(crate) struct Agent {
     pub(crate) side: Arc<DeviceSide>,
     /// The programs.
     pub(crate) selector: Mutex<Selector>,
+    /// What mobile processes carry.
+    pub(crate) accounts: Arc<Accounts>,
     /// When the agent started.
     pub(crate) started: Instant,
     /// What new connections do without a session.
@@ -132,7 +135,7 @@ impl Agent {
         done.await.map_err(|_| stopping())?
     }
 
-    fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
+    pub(super) fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

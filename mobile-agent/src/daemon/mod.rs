@@ -4,7 +4,9 @@
 //! rules, routes, device. Mobile processes wait; they never go direct, and the next agent adopts it all, as it does
 //! after SIGKILL. `mobile cleanup` is the way to remove it.
 
+mod accounts;
 mod agent;
+mod confine;
 mod failure;
 mod start;
 
@@ -34,6 +36,8 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
     mobile_io::memory::keep_some();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Those that look up names; the first thread has things to make before.
+        .on_thread_start(|| confine::confinement().apply().expect("a thread gives up what it does not need"))
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(run(config));
@@ -47,6 +51,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut running = start::start(config).await?;
+    confine::confinement().apply().context("the agent cannot give up what it does not need any more")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
     let mut watchdog = tokio::time::interval(notify::watchdog().unwrap_or(Duration::MAX / 4));

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::Agent;
+use super::accounts;
 use super::failure::{self, Opening};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::metrics::Server as MetricsServer;
@@ -115,6 +116,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         tunnel,
         route: report,
         side,
+        accounts: selector.accounts(),
         selector: Mutex::new(selector),
         started: Instant::now(),
         opening: Opening::default(),
@@ -132,6 +134,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     tasks.spawn(follow_resolvers(Arc::clone(&agent)));
     tasks.spawn(follow_slice(Arc::clone(&agent)));
     tasks.spawn(failure::keep_deadline(Arc::clone(&agent)));
+    tasks.spawn(accounts::keep(Arc::clone(&agent)));
     let for_server = Arc::clone(&agent);
     tasks.spawn(async move {
         control::server::serve(listener, for_server).await;

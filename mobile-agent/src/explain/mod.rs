@@ -4,21 +4,18 @@
 
 mod words;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use mobile_io::netlink::{Family, Netlink};
 
 use crate::config::Config;
-use crate::routing::rivals::is_listed_as_ours;
+use crate::routing::plan::ANYWHERE;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, instance, process};
 use words::{Case, Known};
-
-/// Where "anywhere" is: addresses for benchmarks (RFC 2544, RFC 5180), to which nobody has a route of its own.
-const ANYWHERE: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1))];
 
 /// How long a resolver may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,12 +36,21 @@ struct Looker<'a> {
     config: &'a Config,
     netlink: Netlink,
     known: Known<'a>,
+    /// The addresses of the device: known without an agent and without rights.
+    persistent: Vec<IpAddr>,
 }
 
 impl<'a> Looker<'a> {
     async fn new(config: &'a Config) -> anyhow::Result<Self> {
         let netlink = Netlink::new()?;
-        let links = netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        let links: HashMap<u32, String> =
+            netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        let addresses = netlink.all_addresses().await?;
+        let persistent = addresses
+            .iter()
+            .filter(|address| address.global && links.get(&address.index) == Some(&config.tunnel.device))
+            .map(|address| address.net.addr())
+            .collect();
         let rules = netlink.all_rules().await?;
         let programs = match std::fs::read_dir(&config.bpf.pin_dir) {
             Ok(mut pins) => Some(pins.next().is_some()),
@@ -54,6 +60,7 @@ impl<'a> Looker<'a> {
         Ok(Self {
             config,
             netlink,
+            persistent,
             known: Known {
                 routing: &config.routing,
                 device: &config.tunnel.device,
@@ -90,7 +97,7 @@ impl<'a> Looker<'a> {
         for connection in process.connections.iter().take(MAX_TOLD) {
             let remote = connection.remote.ip();
             // A socket that has a persistent address got it from the mark: it was made by a mobile process.
-            let marked = self.is_persistent(connection.local.ip());
+            let marked = self.persistent.contains(&connection.local.ip());
             let way = self.netlink.lookup(remote, self.mark(marked)).await?;
             story.push_str(&self.known.socket(connection, marked, way.as_ref()));
         }
@@ -125,14 +132,6 @@ impl<'a> Looker<'a> {
     fn mark(&self, mobile: bool) -> u32 {
         // That of the sockets that have a route does not change.
         if mobile { self.config.routing.mark } else { 0 }
-    }
-
-    /// The rules for replies name the persistent addresses: they are known without an agent and without rights.
-    fn is_persistent(&self, address: IpAddr) -> bool {
-        let routing = &self.config.routing;
-        self.known.rules.iter().any(|rule| {
-            is_listed_as_ours(rule, routing) && rule.from.is_some_and(|from| from.addr() == address)
-        })
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::lease::{Assigned, Lease};
-use super::plan::{Plan, plan, surplus};
+use super::plan::{ANYWHERE, Plan, Surroundings, plan, surplus};
 use super::rivals::{self, Patience, is_ours};
 use crate::config::Config;
 use crate::tunnel::io::DeviceSide;
@@ -59,6 +59,7 @@ pub(crate) struct Keeper {
     without_ipv6: bool,
     /// Where the mark's rule is.
     priority: u32,
+    around: Surroundings,
     patience: Patience,
     rivals: Arc<Rivals>,
 }
@@ -85,6 +86,7 @@ impl Keeper {
             restored: Arc::clone(&restored),
             without_ipv6: false,
             priority: config.routing.rule_priority,
+            around: Surroundings { ipv6: false },
             patience: Patience::new(),
             rivals: Arc::clone(&rivals),
         };
@@ -268,13 +270,31 @@ impl Keeper {
         Ok(moved)
     }
 
+    /// Asks the kernel as it would be asked for an ordinary socket that has no source address yet.
+    async fn look_around(&self) -> Result<Surroundings, NetlinkError> {
+        let [_, anywhere] = ANYWHERE;
+        match self.netlink.lookup(anywhere, 0).await {
+            Ok(way) => Ok(Surroundings { ipv6: way.is_some() }),
+            Err(error) if error.is_family_unavailable() => Ok(Surroundings { ipv6: false }),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes the plan true. Gives how many objects it had to make.
     async fn ensure(&mut self) -> anyhow::Result<u64> {
         let link = self.netlink.link(&self.config.tunnel.device).await?;
         let assigned = self.assigned.borrow().clone();
         let moved = self.find_place().await?;
-        let plan =
-            plan(&self.config.routing, self.priority, self.config.tunnel.mtu, link.index, assigned.as_ref());
+        let around = self.look_around().await?;
+        let is_elsewhere = std::mem::replace(&mut self.around, around) != around;
+        let plan = plan(
+            &self.config.routing,
+            self.priority,
+            self.config.tunnel.mtu,
+            link.index,
+            assigned.as_ref(),
+            around,
+        );
         let mut made = self.ensure_settings()?;
         if !link.up {
             self.netlink.set_link_up(link.index).await?;
@@ -291,8 +311,8 @@ impl Keeper {
             .partition(|route| matches!(route.kind, mobile_io::netlink::RouteKind::Unreachable));
         made += self.ensure_routes(&closed).await?;
         let rules = self.ensure_rules(&plan).await?;
-        // Nobody removed those that are elsewhere now.
-        made += if moved { 0 } else { rules };
+        // Nobody removed those that are elsewhere now, or wanted again.
+        made += if moved || is_elsewhere { 0 } else { rules };
         made += self.ensure_addresses(link.index, &plan).await?;
         made += self.ensure_routes(&open).await?;
         self.remove_surplus(link.index, &plan).await?;

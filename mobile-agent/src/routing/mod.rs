@@ -5,7 +5,7 @@
 
 mod keeper;
 pub(crate) mod lease;
-mod plan;
+pub(crate) mod plan;
 mod remove;
 pub(crate) mod rivals;
 

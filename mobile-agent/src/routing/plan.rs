@@ -1,6 +1,6 @@
 //! The MOBILE route as pure data: what has to be in the kernel for a configuration and an assignment.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use mobile_io::netlink::{Family, Route, Rule};
@@ -18,6 +18,20 @@ const STAYS_LOCAL: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
 ];
 
+/// Where "anywhere" is: addresses for benchmarks (RFC 2544, RFC 5180), to which nobody has a route of its own.
+pub(crate) const ANYWHERE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1))];
+
+/// What of the host's own routes matters for ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Surroundings {
+    /// Whether an ordinary process has a way to the world by IPv6.
+    ///
+    /// Without it the kernel takes the only global address there is for the source, the persistent one, and asks for the
+    /// route again: then the rule for replies would lead an ordinary process into the tunnel. So there is none meanwhile.
+    pub(crate) ipv6: bool,
+}
+
 /// What has to be there, and nothing else in our table and at our priorities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -27,7 +41,7 @@ pub(crate) struct Plan {
     pub(crate) mtu: Option<u16>,
     /// In our table. The unreachable ones come first: with them nothing falls through while the rest is put.
     pub(crate) routes: Vec<Route>,
-    /// The mark's rule and those for the persistent addresses.
+    /// The mark's rule, and those for replies: what is sent from a persistent address, marked or not.
     pub(crate) rules: Vec<Rule>,
 }
 
@@ -38,6 +52,7 @@ pub(crate) fn plan(
     mtu: Option<u16>,
     device: u32,
     assigned: Option<&Assigned>,
+    around: Surroundings,
 ) -> Plan {
     let table = routing.table;
     let persistent: Vec<IpAddr> = assigned.map(Assigned::addresses).unwrap_or_default();
@@ -56,7 +71,8 @@ pub(crate) fn plan(
         from: None,
         table,
     });
-    let from = persistent.iter().map(|&address| Rule {
+    let replies = persistent.iter().filter(|address| address.is_ipv4() || around.ipv6);
+    let from = replies.map(|&address| Rule {
         priority: priority + 1,
         family: address.into(),
         fwmark: None,
@@ -93,6 +109,8 @@ mod tests {
     use super::*;
     use mobile_io::netlink::RouteKind;
 
+    const EVERYWHERE: Surroundings = Surroundings { ipv6: true };
+
     fn assigned() -> Assigned {
         Assigned {
             ipv4: Some("10.77.0.2".parse().unwrap()),
@@ -104,7 +122,7 @@ mod tests {
 
     #[test]
     fn before_the_relay_was_ever_reached_marked_traffic_is_unreachable() {
-        let plan = plan(&config::Routing::default(), 4900, None, 7, None);
+        let plan = plan(&config::Routing::default(), 4900, None, 7, None, EVERYWHERE);
         assert_eq!(plan.addresses, None);
         let (last, local): (Vec<&Route>, Vec<&Route>) =
             plan.routes.iter().partition(|route| route.kind == RouteKind::Unreachable);
@@ -123,7 +141,7 @@ mod tests {
     fn an_assignment_gives_addresses_default_routes_and_rules_of_both_families() {
         let routing =
             config::Routing { bypass: vec!["192.168.1.7/16".parse().unwrap()], ..Default::default() };
-        let plan = plan(&routing, 4900, None, 7, Some(&assigned()));
+        let plan = plan(&routing, 4900, None, 7, Some(&assigned()), EVERYWHERE);
         assert_eq!(
             plan.addresses.unwrap(),
             ["10.77.0.2/32".parse().unwrap(), "fd77::2/128".parse().unwrap()]
@@ -152,15 +170,33 @@ mod tests {
     }
 
     #[test]
+    fn where_ordinary_processes_have_no_ipv6_they_get_none_of_ours() {
+        let routing = config::Routing::default();
+        let with = plan(&routing, 4900, None, 7, Some(&assigned()), EVERYWHERE);
+        let without = plan(&routing, 4900, None, 7, Some(&assigned()), Surroundings { ipv6: false });
+        let gone = surplus(&with.rules, &without.rules, |_| true);
+        let gone: Vec<_> = gone.iter().map(|rule| rule.from.unwrap()).collect();
+        assert_eq!(gone, ["fd77::2/128".parse().unwrap()]);
+        // All the rest stays: mobile processes have their IPv6 as before.
+        assert_eq!(Plan { rules: Vec::new(), ..with }, Plan { rules: Vec::new(), ..without });
+    }
+
+    #[test]
     fn the_configured_mtu_wins() {
-        let plan = plan(&config::Routing::default(), 4900, Some(1300), 7, Some(&assigned()));
+        let plan = plan(&config::Routing::default(), 4900, Some(1300), 7, Some(&assigned()), EVERYWHERE);
         assert_eq!(plan.mtu, Some(1300));
     }
 
     #[test]
     fn an_ipv4_only_relay_leaves_ipv6_unreachable() {
-        let plan =
-            plan(&config::Routing::default(), 4900, None, 7, Some(&Assigned { ipv6: None, ..assigned() }));
+        let plan = plan(
+            &config::Routing::default(),
+            4900,
+            None,
+            7,
+            Some(&Assigned { ipv6: None, ..assigned() }),
+            EVERYWHERE,
+        );
         let ipv6: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V6).collect();
         assert_eq!(ipv6.len(), 1);
         assert_eq!(ipv6[0].kind, RouteKind::Unreachable);
@@ -169,7 +205,7 @@ mod tests {
     #[test]
     fn a_bypass_of_everything_replaces_the_mobile_route() {
         let routing = config::Routing { bypass: vec!["0.0.0.0/0".parse().unwrap()], ..Default::default() };
-        let plan = plan(&routing, 4900, None, 7, Some(&assigned()));
+        let plan = plan(&routing, 4900, None, 7, Some(&assigned()), EVERYWHERE);
         let ipv4: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V4).collect();
         let any: Vec<_> = ipv4.iter().filter(|route| route.dst.prefix_len() == 0).collect();
         assert_eq!(any.len(), 2);

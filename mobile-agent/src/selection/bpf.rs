@@ -3,13 +3,14 @@
 //! Every start loads new programs with a configuration of their own, attaches them beside those of the last agent and
 //! then removes the old ones: both do the same, so there is no moment in which a mobile process goes unmarked, and it does
 //! not matter whether the programs, the configuration or its layout have changed. Only the counters are handed on, what
-//! was asked of resolvers and is not answered yet, and which MPTCP connections are mobile.
+//! was asked of resolvers and is not answered yet, which MPTCP connections are mobile, and the accounts of mobile processes.
 
 use std::{
     fs::File,
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::{
@@ -31,6 +32,7 @@ use tokio::task::JoinHandle;
 
 pub(crate) use super::bpf_error::BpfError;
 use super::{
+    account::Accounts,
     bpf_error::Result,
     bpf_log,
     cgroup::MobileCgroup,
@@ -53,7 +55,7 @@ const TELLS_SUBFLOWS: &str = "TELLS_SUBFLOWS";
 const LOGS: &str = "AYA_LOGS";
 
 /// What a new generation takes over from the last.
-const HANDED_ON: [&str; 4] = [map::VERDICTS, map::EVENTS, map::ASKED, map::MPTCP];
+const HANDED_ON: [&str; 6] = [map::VERDICTS, map::EVENTS, map::ASKED, map::MPTCP, map::OWNERS, map::ACCOUNTS];
 
 /// How sockets of mobile processes are marked, and what follows from the mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,7 @@ pub(crate) struct Selector {
     bypass_full: u64,
     deadline: DeadlineMap,
     slice: Array<MapData, u64>,
+    accounts: Arc<Accounts>,
     adopted: bool,
 }
 
@@ -137,6 +140,11 @@ impl Selector {
     pub(crate) fn events(&self) -> Result<Vec<(Event, u64)>> {
         let sum = |event: Event| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
         Event::ALL.into_iter().map(sum).collect()
+    }
+
+    /// What mobile processes carry.
+    pub(crate) fn accounts(&self) -> Arc<Accounts> {
+        Arc::clone(&self.accounts)
     }
 
     /// From now on queries go there.
@@ -209,6 +217,7 @@ impl Selector {
         put_egress_in_force(&mut ebpf, &root_dir, places.mobile, &generation)?;
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;
         let events = counters(&mut ebpf, map::EVENTS)?;
+        let accounts = Arc::new(Accounts::take(&mut ebpf)?);
         generation.keep();
         for dir in &older {
             // Not fatal: two sets in force do what one does, and the next start removes it.
@@ -217,7 +226,19 @@ impl Selector {
             }
         }
         let adopted = !older.is_empty();
-        Ok(Self { ebpf, verdicts, events, resolvers, bypass, bypass_full: 0, deadline, slice, adopted })
+        let bypass_full = 0;
+        Ok(Self {
+            ebpf,
+            verdicts,
+            events,
+            resolvers,
+            bypass,
+            bypass_full,
+            deadline,
+            slice,
+            accounts,
+            adopted,
+        })
     }
 }
 
@@ -333,6 +354,11 @@ fn attach(program: &mut Program, root: &File, name: &'static str) -> Result<FdLi
             program.take_link(id).map_err(failed)?.try_into()
         }
         Program::CgroupSockAddr(program) => {
+            program.load().map_err(failed)?;
+            let id = program.attach(root, mode).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
+        }
+        Program::SockOps(program) => {
             program.load().map_err(failed)?;
             let id = program.attach(root, mode).map_err(failed)?;
             program.take_link(id).map_err(failed)?.try_into()

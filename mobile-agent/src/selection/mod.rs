@@ -1,11 +1,13 @@
 //! The route selection mechanism: which processes are mobile, and the programs that mark their sockets.
 
+pub(crate) mod account;
 pub(crate) mod bpf;
 mod bpf_error;
 mod bpf_log;
 pub(crate) mod cgroup;
 mod cgroup2;
 pub(crate) mod deadline;
+mod diag;
 pub(crate) mod dns;
 pub(crate) mod instance;
 mod pins;

@@ -2,9 +2,9 @@
 
 use std::{
     collections::HashMap,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     mem::MaybeUninit,
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -165,6 +165,11 @@ impl Probe {
         self.mark(&format!("send {kind} {to}"))
     }
 
+    /// Has a connection do the rest: `write` or `read` so many bytes, `end` its stream, `read-end` of the other's, `close`.
+    pub(super) fn stream(&mut self, what: &str) {
+        assert_eq!(self.ask(what), "done");
+    }
+
     /// Whom the last socket of a kind is connected to, as it says.
     pub(super) fn peer(&mut self, kind: &str) -> SocketAddr {
         self.ask(&format!("peer {kind}")).parse().unwrap()
@@ -257,6 +262,26 @@ fn obey() {
                 // Echo request, checked by ping sockets and raw ones.
                 let _ = sockets[kind].send_to(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0], &address(to));
                 mark_of(&sockets[kind])
+            }
+            ["write", kind, length] => {
+                (&sockets[kind]).write_all(&vec![7; length.parse().unwrap()]).unwrap();
+                "done".to_string()
+            }
+            ["read", kind, length] => {
+                (&sockets[kind]).read_exact(&mut vec![0; length.parse().unwrap()]).unwrap();
+                "done".to_string()
+            }
+            ["end", kind] => {
+                sockets[kind].shutdown(Shutdown::Write).unwrap();
+                "done".to_string()
+            }
+            ["read-end", kind] => {
+                assert_eq!((&sockets[kind]).read(&mut [0]).unwrap(), 0);
+                "done".to_string()
+            }
+            ["close", kind] => {
+                sockets.remove(kind).unwrap();
+                "done".to_string()
             }
             ["peer", kind] => sockets[kind].peer_addr().unwrap().as_socket().unwrap().to_string(),
             ["hear", kind] => {

@@ -11,6 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::account::Holder;
+
 /// A running process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
@@ -63,6 +65,15 @@ impl Connection {
     /// Whether it takes the MOBILE route: the route chosen at connect() gave it a persistent address.
     pub(crate) fn is_mobile(&self, persistent: &[IpAddr]) -> bool {
         persistent.contains(&self.local.ip())
+    }
+}
+
+impl Process {
+    /// As its account knows it. The time is rounded down: nothing it did itself is older.
+    pub(crate) fn holder(&self) -> Holder {
+        /// USER_HZ, which is 100 on every architecture that Linux presents to programs.
+        const TICK_NS: u64 = 1_000_000_000 / 100;
+        Holder { pid: self.pid, started: self.start_time.saturating_mul(TICK_NS) }
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use prometheus::{Histogram, HistogramOpts};
+use prometheus::Histogram;
 
 use super::cause::{Cause, FAILURE_KINDS, Failure, Fault};
 use super::machine::Handover;
+use crate::metrics::declared;
 use crate::status::Problem;
 use crate::uplinks::policy::Uplink;
 
@@ -36,10 +37,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Every counter is there from the start, as Prometheus likes it.
     pub(crate) fn new() -> Self {
-        let name = "mobile_handover_blackout_seconds";
-        let help =
-            "Time from the end of the old path until the relay answered on the new one, for each handover.";
-        let options = HistogramOpts::new(name, help).buckets(BLACKOUT_BUCKETS.to_vec());
+        let options = declared::HANDOVER_BLACKOUT.histogram(&BLACKOUT_BUCKETS);
         Self {
             recent: VecDeque::new(),
             handovers: Cause::ALL.iter().map(|cause| (cause.word(), 0)).collect(),

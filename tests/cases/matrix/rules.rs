@@ -31,8 +31,6 @@ pub(super) fn broken(state: State, cell: &Cell) -> Option<String> {
     };
     let tunnel = left.contains_key("mobile0");
     let direct = left.keys().any(|device| device == "eth0" || device == "wlan0");
-    // IPv6 takes the address for the host's own as long as there is no other, and asks for its route then.
-    let may_tunnel = may_tunnel || (state == State::NoUplink && family == "ipv6");
     // Whoever writes the header himself, and is not mobile; and where there is no such route any more, who insists on the address.
     let ordinary =
         cleaned || !matches!(order, Order::Mobile | Order::AttachedAfterSocket | Order::AttachedAfterConnect);

@@ -61,6 +61,7 @@ impl Agent {
         let program =
             Program::new("mobile", ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
         let mut enroll = program.command(&["enroll", "-"]);
+        enroll.env("MOBILE_STATE_DIR", dir.join("state"));
         let said = finish_within(&mut enroll, Some(invitation.as_bytes()), VERB_PATIENCE)?.ok()?;
         let addresses = said.lines().map(|line| Ok(line.parse()?)).collect::<Result<Vec<IpAddr>>>()?;
         let public_key = relay.client(name)?["public_key"].as_str().unwrap_or_default().to_owned();

@@ -5,8 +5,8 @@
 //! a ratio is of one round, and the median of the rounds counts.
 
 use anyhow::{Context as _, Result};
-use mobile_tests::paces::Pace;
-use mobile_tests::{Lab, Talk, Testbed};
+use mobile_tests::paces::{Pace, Took};
+use mobile_tests::{Lab, Talk, Testbed, root_programs};
 
 use super::machine;
 use super::stats::Spread;
@@ -30,32 +30,48 @@ const TOOLS: [Tool; 2] = [
     Tool { program: "proxychains4", package: "proxychains4" },
 ];
 
-/// Nanoseconds of each of [`Pace::ALL`].
-type Figures = [f64; 3];
+/// What each of [`Pace::ALL`] took.
+type Figures = [Figure; 3];
+
+/// Nanoseconds of many calls: the middle, and the shortest.
+#[derive(Clone, Copy, Default)]
+struct Figure {
+    median: f64,
+    least: f64,
+}
 
 /// Measures both, and prints two tables.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::install(&TOOLS)?;
     let mut bed = Testbed::new()?;
-    let calls = calls(&mut bed, args.rounds)?;
+    let (calls, foreign) = calls(&mut bed, args.rounds)?;
     let starts = starts(&bed, args.starts)?;
-    println!("| call on loopback | | median | ratio (least–greatest) |\n| --- | --- | --- | --- |");
+    println!(
+        "| call on loopback | | median | ratio (least–greatest) | ratio of the shortest |\n| --- | --- | --- | --- | --- |"
+    );
     calls.iter().for_each(|line| println!("{line}"));
     println!("\n| command | median | against `env` (least–greatest) |\n| --- | --- | --- |");
     starts.iter().for_each(|line| println!("{line}"));
     println!(
-        "\n{}; {} rounds ABBA of 2000 calls; {} starts of each command in turn",
+        "\n{}, load {}; {} rounds ABBA of 2000 calls; {} starts of each command in turn",
         machine::describe(),
+        machine::load(),
         args.rounds,
         args.starts
     );
+    if foreign > 0 {
+        println!(
+            "Programs of others at the root of the cgroup hierarchy: up to {foreign} at one hook while our agent was stopped. They \
+             are in every figure, so that the ratios are nearer to 1 than on a machine without them: end the others, and measure again."
+        );
+    }
     bed.finish()
 }
 
-/// The agent stopped and started again in every round.
-fn calls(bed: &mut Testbed, rounds: u32) -> Result<Vec<String>> {
+/// The agent stopped and started again in every round. With the rows, how many programs of others ran at most beside.
+fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
     let mut ordinary = bed.ordinary_talk(&["paces"])?;
-    let (mut with_agent, mut mobile) = (Vec::new(), Vec::new());
+    let (mut with_agent, mut mobile, mut foreign) = (Vec::new(), Vec::new(), 0);
     for round in 1..=rounds {
         let mut person = bed.mobile_talk(&["paces"])?;
         let [a, b, c, d] =
@@ -65,7 +81,10 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<Vec<String>> {
         let on = take(&mut ordinary)?;
         bed.agent.stop()?;
         bed.agent.cli(&["cleanup"])?.ok()?;
-        let off = mean(take(&mut ordinary)?, take(&mut ordinary)?);
+        let first = take(&mut ordinary)?;
+        // Not before: the kernel may take a moment to detach ours.
+        foreign = foreign.max(root_programs::count()?);
+        let off = mean(first, take(&mut ordinary)?);
         bed.agent.start()?;
         bed.agent.wait_connected()?;
         with_agent.push((off, mean(on, take(&mut ordinary)?)));
@@ -76,17 +95,20 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<Vec<String>> {
         lines.push(line(pace, index, "ordinary: with the agent / without", &with_agent)?);
         lines.push(line(pace, index, "with the agent: mobile / ordinary", &mobile)?);
     }
-    Ok(lines)
+    Ok((lines, foreign))
 }
 
 /// One row of the first table: `pairs` are what each round took, the base before what is compared with it.
 fn line(pace: Pace, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> Result<String> {
-    let spread = |figures: Vec<f64>| Spread::of(&figures).context("no rounds");
-    let base = spread(pairs.iter().map(|(base, _)| base[index]).collect())?;
-    let other = spread(pairs.iter().map(|(_, other)| other[index]).collect())?;
-    let ratio = spread(pairs.iter().map(|(base, other)| other[index] / base[index]).collect())?;
+    let spread = |figure: &dyn Fn(Figure, Figure) -> f64| {
+        let figures: Vec<f64> = pairs.iter().map(|(base, other)| figure(base[index], other[index])).collect();
+        Spread::of(&figures).context("no rounds")
+    };
+    let (base, other) = (spread(&|base, _| base.median)?, spread(&|_, other| other.median)?);
+    let ratio = spread(&|base, other| other.median / base.median)?;
+    let shortest = spread(&|_, other| other.least)?.least / spread(&|base, _| base.least)?.least;
     Ok(format!(
-        "| {} | {what} | {:.0} / {:.0} ns | {} |",
+        "| {} | {what} | {:.0} / {:.0} ns | {} | {shortest:.3} |",
         pace.word(),
         other.median,
         base.median,
@@ -112,7 +134,7 @@ fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
     let mut took: Vec<Vec<f64>> = vec![Vec::new(); commands.len()];
     for _ in 0..count {
         for (figures, (_, argv)) in took.iter_mut().zip(&commands) {
-            figures.push(ask(&mut starter, &format!("run\t{}", argv.join("\t")))?);
+            figures.push(ask(&mut starter, &format!("run\t{}", argv.join("\t")))?.median);
         }
     }
     let base = took[0].clone();
@@ -154,14 +176,17 @@ fn take(process: &mut Talk) -> Result<Figures> {
     Ok(figures)
 }
 
-fn ask(process: &mut Talk, order: &str) -> Result<f64> {
-    let said = process.ask(order)?;
-    said.parse().with_context(|| format!("labtool said {said:?} to {order:?}"))
+fn ask(process: &mut Talk, order: &str) -> Result<Figure> {
+    let took: Took = process.ask(order)?.parse().with_context(|| format!("labtool's answer to {order:?}"))?;
+    Ok(Figure { median: took.median as f64, least: took.least as f64 })
 }
 
-/// The mean of two.
+/// The mean of two medians, and the shorter of the shortest.
 fn mean(a: Figures, b: Figures) -> Figures {
-    std::array::from_fn(|index| (a[index] + b[index]) / 2.0)
+    std::array::from_fn(|index| Figure {
+        median: (a[index].median + b[index].median) / 2.0,
+        least: a[index].least.min(b[index].least),
+    })
 }
 
 fn told(ratio: Spread) -> String {

@@ -14,3 +14,9 @@ pub(crate) fn describe() -> String {
     let model = model.unwrap_or(std::env::consts::ARCH);
     format!("{model}, {cores} cores, Linux {}", kernel.trim())
 }
+
+/// How many processes ran or wanted to, on average of the last minute.
+pub(crate) fn load() -> String {
+    let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    loads.split(' ').next().unwrap_or_default().to_owned()
+}

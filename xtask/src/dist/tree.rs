@@ -18,7 +18,10 @@ pub(super) fn stage(package: &Package, binary: &Path, out: &Path) -> Result<Path
     }
     let tree = Tree { root };
     let program = tree.put(binary, &format!("usr/bin/{}", package.program), 0o755)?;
-    shell::run(Command::new("strip").args(["--strip-all", "--remove-section=.comment"]).arg(&program))?;
+    if super::is_for_this_machine(&program)? {
+        // Those for others were stripped when they were built.
+        shell::run(Command::new("strip").args(["--strip-all", "--remove-section=.comment"]).arg(&program))?;
+    }
     let dist = shell::root().join(package.folder).join("dist");
     for (file, to) in package.files {
         let to = if Path::new(to).extension().is_some() { (*to).to_owned() } else { format!("{to}/{file}") };

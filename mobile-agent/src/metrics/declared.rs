@@ -1,0 +1,68 @@
+//! Every metric of the agent. Nothing but declarations here: `cargo xtask gen` makes docs/metrics.md of this very file.
+
+mobile_io::declare_metrics! {
+    BUILD_INFO: Gauge "mobile_build_info" ["version"]
+        "Always 1; the label says what is running.";
+    UPTIME: Gauge "mobile_uptime_seconds" []
+        "Time since the agent started.";
+    CONNECTED: Gauge "mobile_connected" []
+        "1 while a path to the relay is active.";
+    RTT: Gauge "mobile_rtt_seconds" []
+        "Smoothed round-trip time to the relay on the active path; absent without one.";
+    UPLINK_STATE: Gauge "mobile_uplink_state" ["uplink", "state"]
+        "1 for the state each uplink is in.";
+    PATH_RTT: Gauge "mobile_path_rtt_seconds" ["uplink"]
+        "Smoothed round-trip time to the relay, on the path over each uplink that has one.";
+    PATH_LOSS: Gauge "mobile_path_loss_ratio" ["uplink"]
+        "Share of TCP segments sent again since the path over each uplink was made, 0 to 1.";
+    HANDOVERS: Counter "mobile_handovers_total" ["cause"]
+        "Times the tunnel moved to another path.";
+    HANDOVER_BLACKOUT: Histogram "mobile_handover_blackout_seconds" []
+        "Of each handover, the time from the end of the old path until the relay answered on the new one; 0 where the old \
+         one worked until then.";
+    CONNECT_ATTEMPTS: Counter "mobile_connect_attempts_total" []
+        "Attempts to reach the relay.";
+    CONNECT_FAILURES: Counter "mobile_connect_failures_total" ["reason"]
+        "Failed attempts to reach the relay.";
+    PACKETS: Counter "mobile_packets_total" ["direction"]
+        "Inner packets carried.";
+    BYTES: Counter "mobile_bytes_total" ["direction"]
+        "Bytes of inner packets carried.";
+    COMPRESSIBLE_BYTES: Counter "mobile_compressible_bytes_total" ["direction"]
+        "Bytes of inner packets that travelled compressed, as they are.";
+    COMPRESSED_BYTES: Counter "mobile_compressed_bytes_total" ["direction"]
+        "Bytes of inner packets that travelled compressed, as what they travelled.";
+    DROPPED_PACKETS: Counter "mobile_dropped_packets_total" ["reason"]
+        "Inner packets dropped. `delayed`: of flows that send faster than the path takes it, to say so; `displaced`: by \
+         newer ones in an outage; `duplicate`: TCP data sent again in an outage that is held already, no loss.";
+    QUEUED_BYTES: Gauge "mobile_queued_bytes" []
+        "Bytes waiting to be sent.";
+    UNACKNOWLEDGED_BYTES: Gauge "mobile_unacknowledged_bytes" []
+        "Bytes sent, and kept until the relay acknowledges them.";
+    PROCESSES: Gauge "mobile_processes" []
+        "Processes with the MOBILE attribute.";
+    OPEN: Gauge "mobile_open" []
+        "1 while new connections of mobile processes go directly for want of a session (`[routing] on_failure = \"open\"`).";
+    OPENED: Counter "mobile_opened_total" []
+        "Times that new connections of mobile processes began to go directly for want of a session.";
+    ROUTING_RESTORED: Counter "mobile_routing_restored_total" []
+        "Rules, routes, addresses and settings that others removed or changed, and the agent put back.";
+    RIVAL_RULES: Gauge "mobile_rival_rules" []
+        "Rules of others that come before ours and take the packets of mobile processes.";
+    RULES_MOVED: Counter "mobile_rules_moved_total" []
+        "Times that our rules moved before those of others, or back.";
+    SELECTION_VERDICTS: Counter "mobile_selection_verdicts_total" ["verdict"]
+        "Decisions of the eBPF programs, since they were first loaded. `direct`: of a mobile process, without a mark for \
+         want of a session.";
+    MAP_FULL: Counter "mobile_map_full_total" ["map"]
+        "Entries refused because an eBPF map was full. `bypass`: networks of `mobile bypass add`, since the agent started; \
+         `accounts`: connections that `mobile ps` does not count, for want of a place or of memory, since the programs were \
+         first loaded.";
+    SELECTION_EVENTS: Counter "mobile_selection_events_total" ["event"]
+        "What the eBPF programs did with queries and packets of mobile processes, since they were first loaded. \
+         `dns_redirected`: queries sent to the relay's resolver; `dns_left`: not, for want of one of their family; \
+         `dns_failed`: not, for want of memory; `dns_forgotten`: answers under the relay's resolver's own address, because \
+         more than 8,192 newer queries displaced what had been asked; `egress_refused`: packets of mobile sockets bound to \
+         another device; `egress_late`: datagrams whose route was older than their socket's mark; `unaccounted`: connections \
+         that `mobile ps` does not count.";
+}

@@ -1,0 +1,119 @@
+//! `mobile ps` says what each mobile process's connections carried: those that are open and those that are over.
+
+use mobile_tests::{Talk, Testbed, UplinkName, addr, port, until};
+use serde_json::{Value, json};
+
+use crate::{Outcome, server};
+
+/// A shell, whose connections are its own descriptors.
+struct Shell(Talk);
+
+impl Shell {
+    /// Opens a connection to the echo service.
+    fn open(&mut self, fd: u8, address: impl std::fmt::Display) -> Outcome {
+        let said = self.0.ask(&format!("exec {fd}<>/dev/tcp/{address}/{} && echo open", port::ECHO))?;
+        assert_eq!(said, "open");
+        Ok(())
+    }
+
+    /// Sends so many bytes and hears them again.
+    fn echo(&mut self, fd: u8, bytes: u64) -> Outcome {
+        self.0.say(&format!("printf %0{bytes}d 0 >&{fd}; read -N {bytes} -u {fd} x; echo ${{#x}}"))?;
+        assert_eq!(self.0.hear()?, bytes.to_string());
+        Ok(())
+    }
+
+    fn close(&mut self, fd: u8) -> Outcome {
+        assert_eq!(self.0.ask(&format!("exec {fd}>&-; echo closed"))?, "closed");
+        Ok(())
+    }
+}
+
+/// What `mobile ps --json` says of a process.
+fn listed(bed: &Testbed, pid: i32) -> anyhow::Result<Option<Value>> {
+    let list: Vec<Value> = serde_json::from_str(&bed.agent.cli(&["ps", "--json"])?.ok()?)?;
+    Ok(list.into_iter().find(|process| process["pid"] == pid))
+}
+
+/// So many connections are open, so many were made, and they carried so much in each direction.
+fn carried(bed: &Testbed, pid: i32, open: usize, made: u64, bytes: u64) -> Outcome {
+    let process = listed(bed, pid)?.expect("it is mobile");
+    let expected = json!({"connections": made, "bytes_sent": bytes, "bytes_received": bytes});
+    assert_eq!(process["tcp"], expected, "{process}");
+    assert_eq!(process["connections"].as_array().map(Vec::len), Some(open), "{process}");
+    Ok(())
+}
+
+#[test]
+fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let mut shell = Shell(Talk::start(&mut bed.agent.run(&["bash"]))?);
+    let mut ordinary = Shell(Talk::start(&mut bed.lab.host.command("bash"))?);
+    let pid = shell.0.pid();
+    carried(&bed, pid, 0, 0, 0)?;
+    for shell in [&mut shell, &mut ordinary] {
+        shell.open(3, addr::SERVER4)?;
+        shell.echo(3, 1000)?;
+        shell.open(4, addr::SERVER6)?;
+        shell.echo(4, 20_000)?;
+        shell.close(3)?;
+    }
+    carried(&bed, pid, 1, 2, 21_000)?;
+    assert_eq!(listed(&bed, ordinary.0.pid())?, None);
+
+    bed.lab.eth().cut()?;
+    bed.lab.eth().give_up_address()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    shell.echo(4, 500)?;
+    carried(&bed, pid, 1, 2, 21_500)?;
+
+    // A child has an account of its own; the connections it inherits stay on its parent's.
+    let child = shell.0.ask(&format!(
+        "(exec 5<>/dev/tcp/{}/{} 4>&-; printf %0300d 0 >&5; read -N 300 -u 5 x; echo $BASHPID; read -u 5 x) &",
+        addr::SERVER4,
+        port::ECHO
+    ))?;
+    let child: i32 = child.parse()?;
+    carried(&bed, child, 1, 1, 300)?;
+    carried(&bed, pid, 1, 2, 21_500)?;
+
+    // What was made before its process was mobile is not on the account.
+    bed.agent.cli(&["attach", &ordinary.0.pid().to_string()])?.ok()?;
+    carried(&bed, ordinary.0.pid(), 0, 0, 0)?;
+
+    bed.agent.kill()?;
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    carried(&bed, pid, 1, 2, 21_500)?;
+    carried(&bed, child, 1, 1, 300)?;
+    shell.echo(4, 70)?;
+    shell.close(4)?;
+    shell.open(6, addr::SERVER4)?;
+    shell.echo(6, 8)?;
+    carried(&bed, pid, 1, 3, 21_578)?;
+    bed.agent.stop()?;
+    shell.close(6)?;
+    bed.agent.start()?;
+    carried(&bed, pid, 0, 3, 21_578)?;
+
+    let text = bed.agent.cli(&["ps"])?.ok()?;
+    let row = text.lines().find(|line| line.split_whitespace().next() == Some(&pid.to_string()));
+    let cells: Vec<&str> = row.expect("the shell's line").split_whitespace().collect();
+    assert_eq!(cells[2..6], ["0", "3", "21578", "21578"], "{text}");
+
+    drop(shell);
+    until("the end of the shell", || listed(&bed, pid).is_ok_and(|process| process.is_none()))?;
+    drop(ordinary);
+    bed.finish()
+}
+
+#[test]
+fn a_connection_to_a_bypassed_network_is_on_no_account() -> Outcome {
+    let bed = Testbed::new()?;
+    bed.agent.cli(&["bypass", "add", &format!("{}/32", addr::SERVER4)])?.ok()?;
+    let mut talk = bed.mobile_talk(&["tcp", &server(port::ECHO)[0]])?;
+    talk.hear()?;
+    assert_eq!(talk.ask("direct")?, "direct");
+    carried(&bed, talk.pid(), 0, 0, 0)?;
+    bed.finish()
+}

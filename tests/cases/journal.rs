@@ -1,0 +1,70 @@
+//! What the programs log as services, as the real journal has it.
+
+use anyhow::{Context, ensure};
+use mobile_tests::{Lab, Machine, program, until};
+use serde_json::Value;
+
+use crate::Outcome;
+
+#[test]
+fn the_journal_knows_how_urgent_each_line_is() -> Outcome {
+    let lab = Lab::new()?;
+    let machine = Machine::boot(&lab, &lab.relay)?;
+    machine.give(&program("home-relay")?)?;
+    let config = "/etc/home-relay/relay.toml";
+    machine.run(
+        "/lab/home-relay init 2>/dev/null\n\
+         systemd-run --quiet --unit=relay --property=RuntimeDirectory=home-relay --property=StateDirectory=home-relay \
+         /lab/home-relay serve",
+    )?;
+    let relay = "/lab/home-relay";
+    until("the relay to answer", || {
+        machine.try_run(&format!("{relay} sessions")).is_ok_and(|done| done.code() == 0)
+    })?;
+    // What it warns of: a configuration that it cannot use.
+    machine.run(&format!(
+        "cp {config} /root/good && echo nonsense >>{config}; systemctl kill --signal=HUP relay"
+    ))?;
+    let entries = |priorities: &str| -> anyhow::Result<Vec<(String, String)>> {
+        // The service's own lines; systemd's about it have another identifier.
+        let text = machine.run(&format!(
+            "journalctl --sync; journalctl _SYSTEMD_UNIT=relay.service --output=json --priority={priorities}"
+        ))?;
+        text.lines()
+            .map(|line| {
+                let entry: Value = serde_json::from_str(line)?;
+                let field = |name: &str| entry[name].as_str().map(str::to_owned);
+                Ok((
+                    field("PRIORITY").context("no priority")?,
+                    field("MESSAGE").with_context(|| format!("no text: {line}"))?,
+                ))
+            })
+            .collect()
+    };
+    until("the warning", || entries("warning").is_ok_and(|found| !found.is_empty()))?;
+    let loud = entries("warning")?;
+    // It may have several lines, each an entry of its own.
+    ensure!(loud[0].1.contains("was not read anew"), "{loud:?}");
+    ensure!(loud.iter().all(|(priority, _)| priority == "4"), "{loud:?}");
+    let quiet = entries("info..info")?;
+    ensure!(!quiet.is_empty() && quiet.iter().all(|(priority, _)| priority == "6"), "{quiet:?}");
+    for (_, text) in loud.iter().chain(&quiet) {
+        // Neither colours, nor what the journal says itself, nor the mark of the priority.
+        let twice = text.contains('\u{1b}') || text.starts_with(['<', ' ']);
+        ensure!(!twice && !["INFO", "WARN", "ERROR"].iter().any(|level| text.contains(level)), "{text:?}");
+        ensure!(!text.starts_with(|char: char| char.is_ascii_digit()), "{text:?}");
+    }
+    // A service that cannot start says so as an error.
+    machine.run("systemctl stop relay")?;
+    machine.try_run(&format!(
+        "systemd-run --quiet --wait --unit=relay-again /lab/home-relay serve --config {config}"
+    ))?;
+    let failed = machine.run(
+        "journalctl --sync; journalctl _SYSTEMD_UNIT=relay-again.service --output=cat --priority=err..err",
+    )?;
+    ensure!(failed.starts_with("home-relay: "), "{failed:?}");
+    machine.run(&format!("cp /root/good {config} && {relay} cleanup"))?;
+    drop(machine);
+    lab.passed();
+    Ok(())
+}

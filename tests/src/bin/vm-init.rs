@@ -1,0 +1,5 @@
+//! Process 1 of the machines that `cargo xtask test vm` boots.
+
+fn main() {
+    mobile_tests::vm();
+}

@@ -1,0 +1,51 @@
+//! Which eBPF programs run for everybody: those at the root of the cgroup hierarchy, whoever has put them there.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result};
+use nix::libc;
+
+use crate::group::cgroup2_root;
+
+/// The hooks that a connect(), a datagram and its packet come by, and the kernel's numbers for them (`enum bpf_attach_type`).
+const HOOKS: [(&str, u32); 4] = [("egress", 1), ("sock_create", 2), ("connect4", 10), ("sendmsg4", 14)];
+
+/// `BPF_PROG_QUERY` of bpf(2).
+const PROG_QUERY: libc::c_int = 16;
+
+/// What bpf(2) takes and fills for it (`union bpf_attr`, `query`). Without a place for ids it only counts.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    padding: u32,
+}
+
+/// How many there are at the hook that has most of them.
+pub fn count() -> Result<u32> {
+    let root = File::open(cgroup2_root()?)?;
+    let mut most = 0;
+    for (hook, attach_type) in HOOKS {
+        let count =
+            query(&root, attach_type).with_context(|| format!("the programs at the root's {hook}"))?;
+        most = most.max(count);
+    }
+    Ok(most)
+}
+
+fn query(root: &File, attach_type: u32) -> io::Result<u32> {
+    let target_fd = u32::try_from(root.as_raw_fd()).map_err(io::Error::other)?;
+    let mut query = Query { target_fd, attach_type, ..Query::default() };
+    // SAFETY: the kernel reads and writes no more than the given size of `query`, which lives for the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>() as libc::c_uint)
+    };
+    if result == 0 { Ok(query.prog_cnt) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,166 @@
+//! Static programs: linked with musl, they run on any distribution, however old its C library.
+//!
+//! The C compiler and linker is zig, which has musl for every architecture inside. The standard library is built from
+//! its source, which the toolchain file asks for anyway: so nothing is needed that is made for one architecture.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::setup::Tool;
+use crate::shell::{self, step};
+use crate::{debian, setup};
+
+/// Pinned, with the hashes of what they are.
+const REQUIREMENTS: &str = include_str!("zig-requirements.txt");
+
+/// An architecture static programs are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Arch {
+    /// 64-bit PCs and servers.
+    #[value(name = "x86_64")]
+    X86_64,
+    /// 64-bit ARM: most routers and single-board computers of today.
+    Aarch64,
+    /// 32-bit ARM with a floating-point unit: older ones.
+    Armv7,
+}
+
+impl Arch {
+    /// As rustc calls it.
+    pub(crate) fn target(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-unknown-linux-musl",
+            Self::Aarch64 => "aarch64-unknown-linux-musl",
+            Self::Armv7 => "armv7-unknown-linux-musleabihf",
+        }
+    }
+}
+
+/// A program that is shipped, and the package it is made from.
+pub(crate) const PROGRAMS: [(&str, &str); 2] = [("mobile", "mobile-agent"), ("home-relay", "home-relay")];
+
+/// Builds both programs, or the one named, as static programs of the profile `dist`, and returns the paths.
+pub(crate) fn build(arch: Arch, only: Option<&str>) -> Result<Vec<PathBuf>> {
+    let venv = ensure_zig()?;
+    let chosen: Vec<_> =
+        PROGRAMS.iter().filter(|(program, _)| only.is_none_or(|only| only == *program)).collect();
+    let names: Vec<&str> = chosen.iter().map(|(program, _)| *program).collect();
+    step(&format!("building static {} for {}", names.join(" and "), arch.target()));
+    // Of its own: ordinary builds need not wait for the lock of this one.
+    let target_dir = shell::target_dir()?.join("musl");
+    let mut build = shell::cargo_named(venv.join("bin/cargo-zigbuild"));
+    build.args(["zigbuild", "--locked", "-Z", "build-std=std,panic_unwind"]);
+    build.args(["--target", arch.target(), "--profile", "dist", "--target-dir"]).arg(&target_dir);
+    for (_, package) in &chosen {
+        build.args(["--package", package]);
+    }
+    build
+        // For -Z build-std, on the stable toolchain.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ZIGBUILD_PYTHON_PATH", venv.join("bin/python3"))
+        // The start of the program is zig's: rustc has one only where somebody has installed the target.
+        .env(flags_of(arch), "-C link-self-contained=no")
+        // Nothing outside the target directory is touched.
+        .env("CARGO_ZIGBUILD_CACHE_DIR", venv.join("cache"))
+        .env("ZIG_GLOBAL_CACHE_DIR", venv.join("cache/zig"));
+    shell::run(&mut build)?;
+    let folder = target_dir.join(arch.target()).join("dist");
+    let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
+    for path in &paths {
+        assert_static(path)?;
+    }
+    Ok(paths)
+}
+
+/// The variable cargo reads a target's flags from.
+fn flags_of(arch: Arch) -> String {
+    format!("CARGO_TARGET_{}_RUSTFLAGS", arch.target().to_uppercase().replace('-', "_"))
+}
+
+/// Zig and cargo-zigbuild of the pinned versions, in a Python environment of their own; does nothing, quickly, when
+/// they are there.
+fn ensure_zig() -> Result<PathBuf> {
+    let venv = shell::tools_dir()?.join("zig");
+    let stamp = venv.join("installed.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENTS) {
+        return Ok(venv);
+    }
+    ensure_python()?;
+    step(&format!("installing zig and cargo-zigbuild with pip in {}", venv.display()));
+    shell::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+    let requirements = venv.join("requirements.txt");
+    write(&requirements, REQUIREMENTS)?;
+    let install =
+        ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r"];
+    shell::run(Command::new(venv.join("bin/pip")).args(install).arg(&requirements))?;
+    write(&stamp, REQUIREMENTS)?;
+    Ok(venv)
+}
+
+/// Python that can make environments: Debian has `venv` in a package of its own.
+fn ensure_python() -> Result<()> {
+    setup::install(&[Tool { program: "python3", package: "python3-venv" }])?;
+    if shell::output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_ok() {
+        return Ok(());
+    }
+    if !debian::is_debian() || !shell::is_root() {
+        bail!("python3 has no `venv`: install it (on Debian `apt-get install python3-venv`)");
+    }
+    debian::install(&["python3-venv"])
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A program that needs no dynamic linker has no PT_INTERP segment, and so does not name one.
+fn assert_static(program: &Path) -> Result<()> {
+    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let interpreter = interpreter(&bytes).with_context(|| format!("{} is no ELF file", program.display()))?;
+    if interpreter {
+        bail!("{} is not static: it names a dynamic linker", program.display());
+    }
+    Ok(())
+}
+
+/// Whether an ELF file asks for a dynamic linker; `None` when it is no little-endian ELF file.
+fn interpreter(elf: &[u8]) -> Option<bool> {
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, length: usize| -> Option<u64> {
+        let bytes = elf.get(at..at.checked_add(length)?)?;
+        Some(bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+    };
+    // (e_phoff and its length, e_phentsize, e_phnum) of the two classes.
+    let (offset, size, count) = match (elf.get(..4)?, elf.get(4)?, elf.get(5)?) {
+        (b"\x7fELF", 1, 1) => (number(0x1c, 4)?, number(0x2a, 2)?, number(0x2c, 2)?),
+        (b"\x7fELF", 2, 1) => (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?),
+        _ => return None,
+    };
+    let mut found = false;
+    for index in 0..count {
+        let at = offset.checked_add(index.checked_mul(size)?)?;
+        found |= number(at.try_into().ok()?, 4)? == PT_INTERP;
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_targets_flags_are_in_the_variable_cargo_reads() {
+        assert_eq!(flags_of(Arch::X86_64), "CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS");
+    }
+
+    #[test]
+    fn a_dynamic_program_is_told_from_what_is_none() {
+        let own = std::env::current_exe().and_then(fs::read).expect("the test's own program");
+        assert_eq!(interpreter(&own), Some(true), "tests are linked with the system's C library");
+        assert_eq!(interpreter(&own[..50]), None);
+        assert_eq!(interpreter(b"#!/bin/sh\n"), None);
+    }
+}

@@ -1,0 +1,113 @@
+//! `cargo xtask test vm`: the ordinary cases on other kernels than this machine's, each booted under qemu.
+//!
+//! There is no second lab, and nothing is built for it: what runs in there is the program of the end-to-end cases, in a
+//! file system of this machine's programs.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::build;
+use crate::setup::{self, Tool};
+use crate::shell::{self, step};
+
+mod image;
+mod kernel;
+mod machine;
+
+use kernel::Kernel;
+
+/// What this needs beyond the other tests.
+const TOOLS: &[Tool] = &[
+    Tool { program: "busybox", package: "busybox-static" },
+    Tool { program: "cpio", package: "cpio" },
+    Tool { program: "depmod", package: "kmod" },
+    Tool { program: "modprobe", package: "kmod" },
+    Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" },
+];
+
+/// The kernels, and the release of Debian each belongs to.
+const KERNELS: [Kernel; 2] =
+    [Kernel { series: "6.1", release: "bookworm" }, Kernel { series: "6.12", release: "trixie" }];
+
+/// One story of each kind: an emulated processor has not the time for all of them.
+const CASES: &[&str] = &[
+    "leaks::nothing_leaks_over_a_handover",
+    "restart::connections_go_on_after_the_agent_was_killed_and_started_again",
+    "selection::mobile_and_ordinary_processes_take_their_own_routes_at_the_same_time",
+    "sessions::telnet_answers_after_the_loss_of_its_uplink_and_a_plain_one_does_not",
+];
+
+/// Boots each kernel, or the one whose series is named, and runs the cases; filters replace them.
+pub(crate) fn run(words: &[String]) -> Result<()> {
+    if !cfg!(target_arch = "x86_64") {
+        bail!(
+            "the kernels are for x86_64, and so are the tests that run on them: run this on such a machine"
+        );
+    }
+    setup::install(TOOLS)?;
+    let (kernels, filters): (Vec<&str>, Vec<&str>) = words
+        .iter()
+        .map(String::as_str)
+        .partition(|word| KERNELS.iter().any(|kernel| kernel.series == *word));
+    let folder = shell::target_dir()?.join("vm");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+
+    let built = build::run(false)?;
+    let mut programs = vec![("e2e", test_program("mobile-tests", "--test=e2e")?)];
+    programs.extend(["mobile", "home-relay", "labtool", "vm-init"].map(|name| (name, built.join(name))));
+    let cases = if filters.is_empty() { CASES.join(" ") } else { filters.join(" ") };
+    // One at a time: emulated processors are slow enough without a second one.
+    let commands = format!("/mobile/e2e --test-threads=1 {cases}\n");
+    let base = image::base(&folder, &programs, &commands)?;
+    for kernel in KERNELS {
+        if kernels.is_empty() || kernels.contains(&kernel.series) {
+            step(&format!("booting Linux {} under qemu", kernel.series));
+            let unpacked = kernel.fetch(&folder)?;
+            let image = image::with_modules(&folder, &base, &unpacked)?;
+            machine::run(kernel.series, &unpacked.vmlinuz, &image, &folder)?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds the test program of a package, and returns where it is.
+fn test_program(package: &str, what: &str) -> Result<PathBuf> {
+    let mut build = shell::cargo();
+    build.args(["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
+    build.args(["--package", package, what]).stderr(std::process::Stdio::inherit());
+    let messages = shell::output(&mut build)?;
+    executable(&messages).with_context(|| format!("cargo named no test program of {package}"))
+}
+
+/// The test program in cargo's messages.
+fn executable(messages: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["profile"]["test"] == true)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
+/// Runs `command` on what it needs only its exit status of.
+fn quiet(command: &mut Command) -> Result<()> {
+    shell::output(command).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_program_is_found_among_cargos_messages() {
+        let messages = concat!(
+            "{\"reason\":\"compiler-artifact\",\"profile\":{\"test\":false},\"executable\":\"/t/labtool\"}\n",
+            "not json\n",
+            "{\"reason\":\"compiler-artifact\",\"profile\":{\"test\":true},\"executable\":\"/t/e2e-1\"}\n",
+        );
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/e2e-1")));
+        assert_eq!(executable("{\"reason\":\"build-finished\"}"), None);
+    }
+}

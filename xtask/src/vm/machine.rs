@@ -1,0 +1,130 @@
+//! One boot: qemu, its console, and how it ended.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use mobile_tests::{VM_ENDED, VM_STARTED};
+
+use crate::shell::{self, step};
+
+/// For the boot and all cases, on a machine whose processors others use too: alone it takes a fifth.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// How much of the console is shown after a failure.
+const TAIL: usize = 60;
+
+/// The kernel's command line. What would be a note in the log elsewhere ends the machine here: a warning that our
+/// programs can cause in the kernel is a failure.
+const KERNEL: &str = "console=ttyS0 loglevel=4 panic=-1 oops=panic panic_on_warn=1 random.trust_cpu=on";
+
+/// Boots `vmlinuz` with `image` and returns when its init has ended with success.
+pub(super) fn run(series: &str, vmlinuz: &Path, image: &Path, folder: &Path) -> Result<()> {
+    let log = folder.join(format!("console-{series}.log"));
+    let mut file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+    let begin = Instant::now();
+    let mut qemu = Qemu(start(vmlinuz, image)?);
+    let console = qemu.0.stdout.take().context("qemu has no console")?;
+    let (sender, lines) = mpsc::channel();
+    // Ends with qemu, whose output it reads.
+    std::thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let mut tail = VecDeque::new();
+    let (mut started, mut ended) = (false, None);
+    let how = loop {
+        match lines.recv_timeout((begin + PATIENCE).saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                writeln!(file, "{line}").with_context(|| format!("cannot write {}", log.display()))?;
+                if let Some((_, release)) = line.split_once(VM_STARTED) {
+                    step(&format!("{} is up after {:.1} s", release.trim(), begin.elapsed().as_secs_f32()));
+                    started = true;
+                } else if let Some((_, status)) = line.split_once(VM_ENDED) {
+                    ended = Some(status.trim() == "0");
+                } else if started {
+                    println!("{line}");
+                }
+                if tail.len() == TAIL {
+                    tail.pop_front();
+                }
+                tail.push_back(line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break "ended before its cases did",
+            Err(RecvTimeoutError::Timeout) => break "did not end in time",
+        }
+    };
+    match ended {
+        Some(true) => {
+            step(&format!("Linux {series}: every case passed, {} s in all", begin.elapsed().as_secs()));
+            Ok(())
+        }
+        Some(false) => bail!("cases failed on Linux {series}; its whole console is in {}", log.display()),
+        None => {
+            for line in tail {
+                eprintln!("{line}");
+            }
+            bail!("the machine with Linux {series} {how}; its whole console is in {}", log.display())
+        }
+    }
+}
+
+/// Killed with us.
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // It may have ended by itself: that is what kill asks for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(vmlinuz: &Path, image: &Path) -> Result<Child> {
+    let program = shell::find("qemu-system-x86_64").context("qemu-system-x86_64 is missing")?;
+    let mut qemu = Command::new(program);
+    qemu.args([
+        "-accel",
+        accelerator(),
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+        "-m",
+        "2048",
+        "-nodefaults",
+        "-no-reboot",
+        "-display",
+        "none",
+    ])
+    .args(["-serial", "stdio", "-append", KERNEL])
+    .arg("-kernel")
+    .arg(vmlinuz)
+    .arg("-initrd")
+    .arg(image)
+    .stdin(Stdio::null())
+    .stdout(Stdio::piped())
+    .spawn()
+    .context("cannot start qemu-system-x86_64")
+}
+
+/// The processor's own virtualisation where it says that it has it: there are machines with a `/dev/kvm` that stops at
+/// instructions it does not know.
+fn accelerator() -> &'static str {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let able = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+    if able && File::options().read(true).write(true).open("/dev/kvm").is_ok() {
+        "kvm"
+    } else {
+        "tcg,thread=multi"
+    }
+}
