@@ -186,25 +186,92 @@ impl Pools {
     }
 
     /// Keeps of `held` what is still in the pools, and fills what is missing with the lowest free
-    /// addresses; `used` are those of the other clients.
-    pub(crate) fn lease(&self, held: Lease, used: &[Lease]) -> Result<Lease, PoolError> {
-        let used_ipv4: HashSet<Ipv4Addr> = used.iter().filter_map(|lease| lease.ipv4).collect();
-        let used_ipv6: HashSet<Ipv6Addr> = used.iter().filter_map(|lease| lease.ipv6).collect();
+    /// addresses; `taken` are those of the other clients, and from now on this one's.
+    pub(crate) fn lease(&self, held: Lease, taken: &mut Taken) -> Result<Lease, PoolError> {
         let ipv4 = match (self.ipv4, held.ipv4) {
             (None, _) => None,
-            (Some(net), Some(address)) if usable_ipv4(net, address) && !used_ipv4.contains(&address) => {
+            (Some(net), Some(address)) if usable_ipv4(net, address) && !taken.ipv4.contains(&address) => {
                 Some(address)
             }
-            (Some(net), _) => Some(free_ipv4(net, &used_ipv4)?),
+            (Some(net), _) => Some(taken.free_ipv4(net)?),
         };
         let ipv6 = match (self.ipv6, held.ipv6) {
             (None, _) => None,
-            (Some(net), Some(address)) if usable_ipv6(net, address) && !used_ipv6.contains(&address) => {
+            (Some(net), Some(address)) if usable_ipv6(net, address) && !taken.ipv6.contains(&address) => {
                 Some(address)
             }
-            (Some(net), _) => Some(free_ipv6(net, &used_ipv6)?),
+            (Some(net), _) => Some(taken.free_ipv6(net)?),
         };
-        Ok(Lease { ipv4, ipv6 })
+        let lease = Lease { ipv4, ipv6 };
+        taken.insert(lease);
+        Ok(lease)
+    }
+}
+
+/// The addresses that are held, of one pair of pools. Thousands of clients are given theirs in one go: a search for a
+/// free one begins where the last ended.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    ipv4: HashSet<Ipv4Addr>,
+    ipv6: HashSet<Ipv6Addr>,
+    /// No address below is free.
+    from_ipv4: u32,
+    from_ipv6: u128,
+}
+
+impl Taken {
+    fn insert(&mut self, lease: Lease) {
+        self.ipv4.extend(lease.ipv4);
+        self.ipv6.extend(lease.ipv6);
+    }
+
+    /// Its holder is about to be given others, or the same again.
+    pub(crate) fn remove(&mut self, lease: Lease) {
+        if let Some(address) = lease.ipv4.filter(|address| self.ipv4.remove(address)) {
+            self.from_ipv4 = self.from_ipv4.min(address.to_bits());
+        }
+        if let Some(address) = lease.ipv6.filter(|address| self.ipv6.remove(address)) {
+            self.from_ipv6 = self.from_ipv6.min(address.to_bits());
+        }
+    }
+
+    fn free_ipv4(&mut self, net: Ipv4Net) -> Result<Ipv4Addr, PoolError> {
+        // At most as many candidates are looked at as are taken, and one: that one must be free.
+        let first = own_ipv4(net).to_bits() + 1;
+        let found = (first.max(self.from_ipv4)..net.broadcast().to_bits())
+            .map(Ipv4Addr::from_bits)
+            .find(|address| !self.ipv4.contains(address));
+        let found = found.ok_or(PoolError::Exhausted {
+            family: "IPv4",
+            pool: net.into(),
+            capacity: u128::from(net.broadcast().to_bits() - own_ipv4(net).to_bits() - 1),
+            key: "ipv4",
+        })?;
+        self.from_ipv4 = found.to_bits();
+        Ok(found)
+    }
+
+    fn free_ipv6(&mut self, net: Ipv6Net) -> Result<Ipv6Addr, PoolError> {
+        let first = own_ipv6(net).to_bits() + 1;
+        let found = (first.max(self.from_ipv6)..=net.broadcast().to_bits())
+            .map(Ipv6Addr::from_bits)
+            .find(|address| !self.ipv6.contains(address));
+        let found = found.ok_or(PoolError::Exhausted {
+            family: "IPv6",
+            pool: net.into(),
+            capacity: net.broadcast().to_bits() - own_ipv6(net).to_bits(),
+            key: "ipv6",
+        })?;
+        self.from_ipv6 = found.to_bits();
+        Ok(found)
+    }
+}
+
+impl FromIterator<Lease> for Taken {
+    fn from_iter<T: IntoIterator<Item = Lease>>(leases: T) -> Self {
+        let mut taken = Self::default();
+        leases.into_iter().for_each(|lease| taken.insert(lease));
+        taken
     }
 }
 
@@ -225,31 +292,6 @@ fn usable_ipv6(net: Ipv6Net, address: Ipv6Addr) -> bool {
     address > own_ipv6(net) && address <= net.broadcast()
 }
 
-fn free_ipv4(net: Ipv4Net, used: &HashSet<Ipv4Addr>) -> Result<Ipv4Addr, PoolError> {
-    // At most used.len() + 1 candidates are looked at: one of them must be free.
-    (own_ipv4(net).to_bits() + 1..net.broadcast().to_bits())
-        .map(Ipv4Addr::from_bits)
-        .find(|address| !used.contains(address))
-        .ok_or(PoolError::Exhausted {
-            family: "IPv4",
-            pool: net.into(),
-            capacity: u128::from(net.broadcast().to_bits() - own_ipv4(net).to_bits() - 1),
-            key: "ipv4",
-        })
-}
-
-fn free_ipv6(net: Ipv6Net, used: &HashSet<Ipv6Addr>) -> Result<Ipv6Addr, PoolError> {
-    (own_ipv6(net).to_bits() + 1..=net.broadcast().to_bits())
-        .map(Ipv6Addr::from_bits)
-        .find(|address| !used.contains(address))
-        .ok_or(PoolError::Exhausted {
-            family: "IPv6",
-            pool: net.into(),
-            capacity: net.broadcast().to_bits() - own_ipv6(net).to_bits(),
-            key: "ipv6",
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,7 +305,7 @@ mod tests {
         let pools = pools("10.9.8.77/24", "fd12::/64");
         let own: Vec<String> = pools.own_addresses().iter().map(ToString::to_string).collect();
         assert_eq!(own, ["10.9.8.1/24", "fd12::1/64"]);
-        let lease = pools.lease(Lease::default(), &[]).unwrap();
+        let lease = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
         assert_eq!(lease.ipv4, Some("10.9.8.2".parse().unwrap()));
         assert_eq!(lease.ipv6, Some("fd12::2".parse().unwrap()));
     }
@@ -271,18 +313,18 @@ mod tests {
     #[test]
     fn a_freed_address_is_the_next_to_be_given() {
         let pools = pools("10.9.8.0/24", "fd12::/64");
-        let first = pools.lease(Lease::default(), &[]).unwrap();
-        let second = pools.lease(Lease::default(), &[first]).unwrap();
+        let first = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
+        let second = pools.lease(Lease::default(), &mut Taken::from_iter([first])).unwrap();
         assert_eq!(second.ipv4, Some("10.9.8.3".parse().unwrap()));
-        assert_eq!(pools.lease(Lease::default(), &[second]).unwrap(), first);
+        assert_eq!(pools.lease(Lease::default(), &mut Taken::from_iter([second])).unwrap(), first);
     }
 
     #[test]
     fn exhaustion_names_the_pool_and_the_way_out() {
         let pools = Pools::new(Some("10.0.0.0/30".parse().unwrap()), None).unwrap();
-        let only = pools.lease(Lease::default(), &[]).unwrap();
+        let only = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
         assert_eq!(only.ipv4, Some("10.0.0.2".parse().unwrap()));
-        let error = pools.lease(Lease::default(), &[only]).unwrap_err().to_string();
+        let error = pools.lease(Lease::default(), &mut Taken::from_iter([only])).unwrap_err().to_string();
         assert!(error.contains("10.0.0.0/30") && error.contains("all its 1 client"), "{error}");
         assert!(error.contains("[pool] ipv4"), "{error}");
     }
@@ -290,12 +332,12 @@ mod tests {
     #[test]
     fn a_lease_is_kept_while_it_fits_and_replaced_when_the_pool_moved() {
         let before = pools("10.9.8.0/24", "fd12::/64");
-        let held = before.lease(Lease::default(), &[]).unwrap();
-        assert_eq!(before.lease(held, &[]).unwrap(), held);
+        let held = before.lease(Lease::default(), &mut Taken::default()).unwrap();
+        assert_eq!(before.lease(held, &mut Taken::default()).unwrap(), held);
         let wider = pools("10.9.0.0/16", "fd12::/64");
-        assert_eq!(wider.lease(held, &[]).unwrap(), held);
+        assert_eq!(wider.lease(held, &mut Taken::default()).unwrap(), held);
         let moved = pools("10.7.0.0/24", "fd12::/64");
-        let lease = moved.lease(held, &[]).unwrap();
+        let lease = moved.lease(held, &mut Taken::default()).unwrap();
         assert_eq!(lease.ipv4, Some("10.7.0.2".parse().unwrap()));
         assert_eq!(lease.ipv6, held.ipv6);
     }
@@ -305,7 +347,10 @@ mod tests {
         let pools = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
         for taken in ["10.9.8.0", "10.9.8.1", "10.9.8.7"] {
             let held = Lease { ipv4: Some(taken.parse().unwrap()), ipv6: None };
-            assert_eq!(pools.lease(held, &[]).unwrap().ipv4, Some("10.9.8.2".parse().unwrap()));
+            assert_eq!(
+                pools.lease(held, &mut Taken::default()).unwrap().ipv4,
+                Some("10.9.8.2".parse().unwrap())
+            );
         }
     }
 
@@ -329,12 +374,12 @@ mod tests {
         let pools = pools("10.9.8.0/28", "fd12::/124");
         let mut leases: Vec<Lease> = Vec::new();
         for _ in 0..13 {
-            let lease = pools.lease(Lease::default(), &leases).unwrap();
+            let lease = pools.lease(Lease::default(), &mut leases.iter().copied().collect()).unwrap();
             assert!(lease.addresses().all(|address| pools.contains(address) && !pools.is_own(address)));
             assert!(!leases.contains(&lease));
             leases.push(lease);
         }
-        let error = pools.lease(Lease::default(), &leases).unwrap_err();
+        let error = pools.lease(Lease::default(), &mut leases.iter().copied().collect()).unwrap_err();
         assert!(matches!(error, PoolError::Exhausted { family: "IPv4", capacity: 13, .. }), "{error}");
     }
 }

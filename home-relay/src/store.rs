@@ -42,6 +42,18 @@ pub(crate) struct Client {
     pub(crate) created: u64,
 }
 
+/// Who is to be a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Newcomer {
+    /// The operator's name for it.
+    pub(crate) name: String,
+    /// Its identity.
+    pub(crate) public_key: PublicKey,
+    /// The addresses it is to have; free ones where none is named.
+    #[serde(default)]
+    pub(crate) wanted: Lease,
+}
+
 /// A name that somebody may claim by a token, with the addresses that wait for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Invited {

@@ -9,6 +9,7 @@ pub mod compression;
 pub mod config;
 pub mod confine;
 pub mod control;
+pub mod descriptors;
 pub mod driver;
 pub mod invitation;
 pub mod keys;

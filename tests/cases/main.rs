@@ -7,6 +7,7 @@ mod clients;
 mod command;
 mod compression;
 mod crash;
+mod crowd;
 mod dns;
 mod failure;
 mod forward;

@@ -192,6 +192,11 @@ impl Lab {
         ((hash % 0xffff) + 1) << 16
     }
 
+    /// One more machine, without any link; its programs end with the lab.
+    pub fn machine(&self, name: &'static str) -> Result<Ns> {
+        Ns::new(name, Arc::clone(&self.group))
+    }
+
     /// Captures what matches `filter` on a device of `ns`.
     pub fn capture(&self, ns: &Ns, device: &str, filter: &str) -> Result<Capture> {
         Capture::start(ns, device, filter, self.dir())

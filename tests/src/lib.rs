@@ -14,6 +14,7 @@
 mod binaries;
 mod capture;
 pub mod chaos;
+pub mod crowd;
 pub mod dns;
 mod group;
 pub mod guide;

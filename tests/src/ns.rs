@@ -159,7 +159,8 @@ impl Ns {
         format!("/proc/{}/fd/{}", getpid(), self.fd.as_raw_fd())
     }
 
-    fn set_current_thread(&self) {
+    /// Moves the calling thread into the namespace, for good.
+    pub(crate) fn set_current_thread(&self) {
         setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET).unwrap_or_else(|error| {
             panic!("cannot enter {} (fd {}): {error}", self.name, self.fd.as_raw_fd())
         });

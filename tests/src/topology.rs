@@ -73,7 +73,8 @@ fn make_router(ns: &Ns) -> Result<()> {
     ns.sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
-fn veth(near: &Ns, near_name: &str, far: &Ns, far_name: &str) -> Result<()> {
+/// A link between two machines, up on both.
+pub(crate) fn veth(near: &Ns, near_name: &str, far: &Ns, far_name: &str) -> Result<()> {
     let handle = far.handle();
     near.ip(&[&format!("link add {near_name} type veth peer name {far_name} netns {handle}")])?;
     near.ip(&[&format!("link set {near_name} up")])?;

@@ -16,6 +16,7 @@ mod handover;
 mod idle;
 mod latency;
 mod machine;
+mod relay;
 mod stats;
 mod subject;
 mod table2;
@@ -41,6 +42,8 @@ enum Bench {
     Idle(idle::Args),
     /// How long a keystroke takes, alone and beside a bulk transfer, ours and others'.
     Latency(latency::Args),
+    /// A relay's clients: how many, what one costs, how fast they come, and what strangers at its port do to them.
+    Relay(relay::Args),
     /// The paper's table 2: the bytes of 1 MiB at the process, the virtual device and the real one, ours and others'.
     Table2(table2::Args),
     /// iperf3, direct, through the tunnel and through others': speed, and processor time for each byte.
@@ -62,6 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Bench::Handover(args) => handover::run(args),
         Bench::Idle(args) => idle::run(args),
         Bench::Latency(args) => latency::run(args),
+        Bench::Relay(args) => relay::run(args),
         Bench::Table2(args) => table2::run(args),
         Bench::Throughput(args) => throughput::run(args),
     }

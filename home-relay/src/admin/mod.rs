@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pool::Lease;
 use crate::server::Reloaded;
-use crate::store::{Client, Entry, Forward, Protocol};
+use crate::store::{Client, Entry, Forward, Newcomer, Protocol};
 
 mod server;
 
@@ -18,14 +18,10 @@ pub(crate) use server::run;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "verb", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// Let a client in.
+    /// Let clients in, all or none.
     Authorize {
-        /// The operator's name for it.
-        name: String,
-        /// Its identity.
-        public_key: PublicKey,
-        /// The addresses it is to have; free ones where none is named.
-        wanted: Lease,
+        /// Who.
+        clients: Vec<Newcomer>,
     },
     /// Let in whoever brings a token. The relay learns its hash only.
     Invite {
@@ -66,8 +62,8 @@ pub(crate) enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// The client that was authorised.
-    Client(Client),
+    /// The clients that were authorised, in the order asked.
+    Authorized(Vec<Client>),
     /// Who was invited, and by whom.
     Invited {
         /// The relay's identity.

@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::{Answer, Request};
 use crate::server::Relay;
+use crate::store::Newcomer;
 
 /// Commands served at once: a person needs one, a script a few; the socket's owner is no attacker.
 const MAX_CONNECTIONS: usize = 32;
@@ -43,8 +44,10 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                 // The socket's mode let this user in: root, or a member of the configured group.
                 let (uid, pid) = (connection.peer.uid, connection.peer.pid);
                 match &request {
-                    Request::Authorize { name, public_key, wanted } => {
-                        info!(uid, pid, name, %public_key, %wanted, "authorize");
+                    Request::Authorize { clients } => {
+                        for Newcomer { name, public_key, wanted } in clients {
+                            info!(uid, pid, name, %public_key, %wanted, "authorize");
+                        }
                     }
                     Request::Invite { name, lifetime, wanted, .. } => {
                         info!(uid, pid, name, lifetime, %wanted, "invite");
@@ -69,9 +72,7 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
 
 async fn answer(request: Request, relay: &Relay) -> Answer {
     let result = match request {
-        Request::Authorize { name, public_key, wanted } => {
-            relay.authorize(name, public_key, wanted).await.map(Answer::Client)
-        }
+        Request::Authorize { clients } => relay.authorize(clients).await.map(Answer::Authorized),
         Request::Invite { name, token, lifetime, wanted } => {
             let entry = relay.invite(name, token, Duration::from_secs(lifetime), wanted).await;
             entry.map(|entry| Answer::Invited { relay: relay.public_key(), entry })

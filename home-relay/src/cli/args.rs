@@ -36,14 +36,7 @@ pub(crate) enum Verb {
     /// Serve clients, in the foreground.
     Serve,
     /// Let a client in, or change its addresses; print the persistent addresses it has.
-    Authorize {
-        /// What to call it.
-        name: String,
-        /// Its public key, as `mobile keygen` prints it.
-        public_key: PublicKey,
-        #[command(flatten)]
-        addresses: Addresses,
-    },
+    Authorize(Authorize),
     /// Print an invitation: one line, for `mobile enroll` on the laptop. It lets in one client, once.
     Invite(Invite),
     /// Shut a client out, at once; or withdraw the invitation of that name.
@@ -78,6 +71,22 @@ pub(crate) struct Init {
     /// The pool of persistent IPv6 addresses; a random unique local /64 by default.
     #[arg(long, value_name = "CIDR")]
     pub(crate) ipv6: Option<Ipv6Net>,
+}
+
+/// Who is let in.
+#[derive(Debug, Args)]
+pub(crate) struct Authorize {
+    /// What to call it.
+    #[arg(required_unless_present = "from")]
+    pub(crate) name: Option<String>,
+    /// Its public key, as `mobile keygen` prints it.
+    #[arg(required_unless_present = "from")]
+    pub(crate) public_key: Option<PublicKey>,
+    #[command(flatten)]
+    pub(crate) addresses: Addresses,
+    /// Let in everybody in this file, NAME PUBLIC_KEY a line (`-`: stdin); print the names with the addresses.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "public_key", "ipv4", "ipv6"])]
+    pub(crate) from: Option<PathBuf>,
 }
 
 /// Addresses of the operator's choice.

@@ -3,42 +3,11 @@
 
 use anyhow::bail;
 use mobile_io::control::{Client as ControlClient, ControlError};
-use mobile_io::keys::PublicKey;
 
-use super::args::Addresses;
 use super::table::print_table;
 use crate::admin::{Answer, Request};
 use crate::config::Config;
-use crate::pool::Lease;
 use crate::store::{self, Entry, Store};
-
-impl From<Addresses> for Lease {
-    fn from(Addresses { ipv4, ipv6 }: Addresses) -> Self {
-        Self { ipv4, ipv6 }
-    }
-}
-
-/// Lets a client in and prints the addresses it holds, one a line.
-pub(crate) fn authorize(
-    config: &Config,
-    name: String,
-    public_key: PublicKey,
-    addresses: Addresses,
-) -> anyhow::Result<()> {
-    let (pools, wanted) = (config.pools()?, addresses.into());
-    let answer = match connect(config)? {
-        Some(mut relay) => ask(&mut relay, &Request::Authorize { name, public_key, wanted })?,
-        None => {
-            let store = Store::open(&config.state.dir)?;
-            Answer::Client(store.authorize(&name, &public_key, wanted, &pools, store::now())?)
-        }
-    };
-    let Answer::Client(client) = answer else { bail!(UNEXPECTED) };
-    for address in client.lease.addresses() {
-        println!("{address}");
-    }
-    Ok(())
-}
 
 /// Shuts a client out, or withdraws an invitation.
 pub(crate) fn revoke(config: &Config, name: String) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! The command line: few verbs; stdout is the answer, stderr the rest; exit 0 done, 1 failed, 2 usage.
 
 pub(crate) mod args;
+mod authorize;
 mod check;
 mod cleanup;
 mod clients;
@@ -22,9 +23,7 @@ impl Cli {
         match self.verb {
             Verb::Init(options) => init::run(&self.config, &options),
             Verb::Serve => crate::server::serve(&self.config, config()?),
-            Verb::Authorize { name, public_key, addresses } => {
-                clients::authorize(&config()?, name, public_key, addresses)
-            }
+            Verb::Authorize(who) => authorize::run(&config()?, who),
             Verb::Invite(options) => invite::run(&config()?, options),
             Verb::Revoke { name } => clients::revoke(&config()?, name),
             Verb::Clients(format) => clients::clients(&config()?, format.json),

@@ -77,6 +77,7 @@ fn is_forwardable_ipv6(address: Ipv6Addr) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::pool::Taken;
 
     /// A packet of headers only.
     pub(crate) fn packet(source: &str, destination: &str) -> Vec<u8> {
@@ -100,7 +101,11 @@ pub(crate) mod tests {
     fn guard() -> Guard {
         let pools =
             Pools::new(Some("10.9.0.0/24".parse().unwrap()), Some("fd12::/64".parse().unwrap())).unwrap();
-        Guard::new(pools.lease(Lease::default(), &[]).unwrap(), pools, Arc::new(AtomicBool::new(true)))
+        Guard::new(
+            pools.lease(Lease::default(), &mut Taken::default()).unwrap(),
+            pools,
+            Arc::new(AtomicBool::new(true)),
+        )
     }
 
     #[test]

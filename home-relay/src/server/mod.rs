@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use mobile_io::confine::Confinement;
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::{control, memory, notify, transport};
+use mobile_io::{control, descriptors, memory, notify, transport};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
@@ -22,8 +22,8 @@ use crate::config::Config;
 use crate::confine::confinement;
 use crate::metrics::Metrics;
 use crate::network::nft::Ruleset;
-use crate::pool::{Lease, PoolError, Pools};
-use crate::store::{self, Client, Entry, Store, StoreError};
+use crate::pool::{PoolError, Pools};
+use crate::store::{self, Client, Entry, Newcomer, Store, StoreError};
 use crate::{admin, network};
 
 mod demux;
@@ -51,6 +51,7 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 /// Serves clients until SIGTERM or SIGINT.
 pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     memory::keep_some();
+    descriptors::allow_many();
     let mut runtime = match available_parallelism() {
         Ok(processors) if processors > ONE_THREAD => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
@@ -89,20 +90,17 @@ struct InForce {
 }
 
 impl Relay {
-    /// Lets a client in, or changes its addresses.
-    pub(crate) async fn authorize(
-        &self,
-        name: String,
-        key: PublicKey,
-        wanted: Lease,
-    ) -> Result<Client, StoreError> {
+    /// Lets clients in, or changes their addresses; all, or none.
+    pub(crate) async fn authorize(&self, newcomers: Vec<Newcomer>) -> Result<Vec<Client>, StoreError> {
         let mut in_force = self.in_force.lock().await;
         let pools = self.pools;
-        let work = move |store: &Store| store.authorize(&name, &key, wanted, &pools, store::now());
-        let client = self.in_store(work).await?;
-        self.registry.add_or_move(&client).await;
+        let work = move |store: &Store| store.authorize_all(&newcomers, &pools, store::now());
+        let clients = self.in_store(work).await?;
+        for client in &clients {
+            self.registry.add_or_move(client).await;
+        }
         self.follow_clients(&mut in_force).await;
-        Ok(client)
+        Ok(clients)
     }
 
     /// Shuts a client out, its session has ended when this returns; or withdraws an invitation.

@@ -4,8 +4,8 @@ use mobile_io::keys::PublicKey;
 use redb::{ReadableDatabase as _, Table, WriteTransaction};
 
 use super::schema::{CLIENTS, INVITATIONS, read_all, write};
-use super::{Client, Entry, Invited, Store, StoreError, check_name, database, forwards};
-use crate::pool::{Lease, Pools};
+use super::{Client, Entry, Invited, Newcomer, Store, StoreError, check_name, database, forwards};
+use crate::pool::{Lease, Pools, Taken};
 
 /// A client or an invitation whose lease changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,34 +52,49 @@ impl<'t> Book<'t> {
         }
     }
 
-    /// Addresses for `name`: those wanted, else those it holds, else free ones.
+    /// Everybody's addresses.
+    pub(super) fn taken(&self, now: u64) -> Taken {
+        self.holders(now).map(|(_, lease)| lease).collect()
+    }
+
+    fn holders(&self, now: u64) -> impl Iterator<Item = (&str, Lease)> {
+        let clients = self.clients.iter().map(|client| (client.name.as_str(), client.lease));
+        let pending = self.invitations.iter().filter(move |invited| invited.is_pending(now));
+        clients.chain(pending.map(|invited| (invited.name.as_str(), invited.lease)))
+    }
+
+    /// Addresses for `name`: those wanted, else those it holds, else free ones. `taken` are all [`Self::taken`], and
+    /// stay so.
     pub(super) fn lease(
         &self,
         name: &str,
         wanted: Lease,
         pools: &Pools,
         now: u64,
+        taken: &mut Taken,
     ) -> Result<Lease, StoreError> {
         pools.check(wanted)?;
-        let clients = self.clients.iter().map(|client| (client.name.as_str(), client.lease));
-        let pending = self.invitations.iter().filter(|invited| invited.is_pending(now));
-        let all = clients.chain(pending.map(|invited| (invited.name.as_str(), invited.lease)));
-        let (own, others): (Vec<_>, Vec<_>) = all.partition(|(holder, _)| *holder == name);
         for address in wanted.addresses() {
-            if let Some((holder, _)) =
-                others.iter().find(|(_, lease)| lease.addresses().any(|it| it == address))
-            {
-                return Err(StoreError::AddressTaken { address, name: (*holder).to_owned() });
+            let mut others = self.holders(now).filter(|(holder, _)| *holder != name);
+            if let Some((holder, _)) = others.find(|(_, lease)| lease.addresses().any(|it| it == address)) {
+                return Err(StoreError::AddressTaken { address, name: holder.to_owned() });
             }
         }
-        let held = own.first().map_or_else(Lease::default, |(_, lease)| *lease);
+        let mut own = self.holders(now).filter(|(holder, _)| *holder == name).map(|(_, lease)| lease);
+        let held = own.next().unwrap_or_default();
+        taken.remove(held);
+        own.for_each(|lease| taken.remove(lease));
         let held = Lease { ipv4: wanted.ipv4.or(held.ipv4), ipv6: wanted.ipv6.or(held.ipv6) };
-        let used: Vec<Lease> = others.into_iter().map(|(_, lease)| lease).collect();
-        Ok(pools.lease(held, &used)?)
+        Ok(pools.lease(held, taken)?)
     }
 
     pub(super) fn put_client(&mut self, client: &Client) -> Result<(), StoreError> {
-        write(&mut self.client_rows, &client.name, client)
+        write(&mut self.client_rows, &client.name, client)?;
+        match self.clients.iter_mut().find(|known| known.name == client.name) {
+            Some(known) => known.clone_from(client),
+            None => self.clients.push(client.clone()),
+        }
+        Ok(())
     }
 
     pub(super) fn put_invitation(&mut self, invited: &Invited) -> Result<(), StoreError> {
@@ -113,44 +128,45 @@ impl Store {
         Ok(entries)
     }
 
-    /// Adds a client and leases its addresses, the wanted ones where some are. The same name with the same key again
-    /// changes nothing but the addresses, if others are wanted. An invitation of that name gives way.
-    pub(crate) fn authorize(
+    /// Adds clients and leases their addresses, the wanted ones where some are; all of them, or none. The same name with
+    /// the same key again changes nothing but the addresses, if others are wanted. An invitation of that name gives way.
+    pub(crate) fn authorize_all(
         &self,
-        name: &str,
-        key: &PublicKey,
-        wanted: Lease,
+        newcomers: &[Newcomer],
         pools: &Pools,
         now: u64,
-    ) -> Result<Client, StoreError> {
-        check_name(name)?;
+    ) -> Result<Vec<Client>, StoreError> {
+        newcomers.iter().try_for_each(|newcomer| check_name(&newcomer.name))?;
         let transaction = self.database.begin_write().map_err(database)?;
-        let client = {
+        let mut clients = Vec::with_capacity(newcomers.len());
+        let mut changed = false;
+        {
             let mut book = Book::open(&transaction)?;
-            let known = book.client(name).cloned();
-            if let Some(known) = known.as_ref().filter(|known| known.public_key != *key) {
-                return Err(StoreError::NameTaken { name: name.into(), key: known.public_key });
+            let mut taken = book.taken(now);
+            for Newcomer { name, public_key, wanted } in newcomers {
+                let known = book.client(name).cloned();
+                if let Some(known) = known.as_ref().filter(|known| known.public_key != *public_key) {
+                    return Err(StoreError::NameTaken { name: name.clone(), key: known.public_key });
+                }
+                book.check_key(name, public_key)?;
+                let created = known.as_ref().map_or(now, |known| known.created);
+                let lease = match &known {
+                    Some(known) if *wanted == Lease::default() => known.lease,
+                    _ => book.lease(name, *wanted, pools, now, &mut taken)?,
+                };
+                let client = Client { name: name.clone(), public_key: *public_key, lease, created };
+                if known.as_ref() != Some(&client) {
+                    book.put_client(&client)?;
+                    book.withdraw(|invited| invited.name == *name && invited.used_by.is_none())?;
+                    changed = true;
+                }
+                clients.push(client);
             }
-            book.check_key(name, key)?;
-            let client = match known.clone() {
-                Some(known) if wanted == Lease::default() => known,
-                Some(known) => Client { lease: book.lease(name, wanted, pools, now)?, ..known },
-                None => Client {
-                    name: name.into(),
-                    public_key: *key,
-                    lease: book.lease(name, wanted, pools, now)?,
-                    created: now,
-                },
-            };
-            if known.as_ref() == Some(&client) {
-                return Ok(client);
-            }
-            book.put_client(&client)?;
-            book.withdraw(|invited| invited.name == name && invited.used_by.is_none())?;
-            client
-        };
-        transaction.commit().map_err(database)?;
-        Ok(client)
+        }
+        if changed {
+            transaction.commit().map_err(database)?;
+        }
+        Ok(clients)
     }
 
     /// Removes a client with its forwards, or the invitation of that name; the addresses are free from now on.
@@ -177,12 +193,12 @@ impl Store {
         let mut moved = Vec::new();
         {
             let mut book = Book::open(&transaction)?;
+            let mut taken = book.taken(now);
             for index in 0..book.clients.len() {
                 let Client { name, lease: from, .. } = book.clients[index].clone();
-                let to = book.lease(&name, Lease::default(), pools, now)?;
+                let to = book.lease(&name, Lease::default(), pools, now, &mut taken)?;
                 if to != from {
-                    book.clients[index].lease = to;
-                    let client = book.clients[index].clone();
+                    let client = Client { lease: to, ..book.clients[index].clone() };
                     book.put_client(&client)?;
                     moved.push(Moved { name, from, to });
                 }
@@ -192,7 +208,7 @@ impl Store {
                 if !book.invitations[index].is_pending(now) {
                     continue;
                 }
-                let to = book.lease(&name, Lease::default(), pools, now)?;
+                let to = book.lease(&name, Lease::default(), pools, now, &mut taken)?;
                 if to != from {
                     book.invitations[index].lease = to;
                     let invited = book.invitations[index].clone();

@@ -45,10 +45,11 @@ impl Store {
             if book.client(name).is_some() {
                 return Err(StoreError::Present(name.into()));
             }
+            let mut taken = book.taken(now);
             let invited = Invited {
                 name: name.into(),
                 token,
-                lease: book.lease(name, wanted, pools, now)?,
+                lease: book.lease(name, wanted, pools, now, &mut taken)?,
                 created: now,
                 expires: now.saturating_add(lifetime.as_secs()),
                 used_by: None,
@@ -87,7 +88,8 @@ impl Store {
             }
             book.check_key(&invited.name, key)?;
             // Invitations and clients exclude each other by name, so the lease is the invitation's own.
-            let lease = book.lease(&invited.name, Lease::default(), pools, now)?;
+            let mut taken = book.taken(now);
+            let lease = book.lease(&invited.name, Lease::default(), pools, now, &mut taken)?;
             let client = Client { name: invited.name.clone(), public_key: *key, lease, created: now };
             invited.used_by = Some(*key);
             book.put_invitation(&invited)?;

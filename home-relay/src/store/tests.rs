@@ -9,6 +9,22 @@ mod power;
 /// Some day in 2026.
 const NOW: u64 = 1_790_000_000;
 
+impl Store {
+    /// One client.
+    pub(crate) fn authorize(
+        &self,
+        name: &str,
+        key: &PublicKey,
+        wanted: Lease,
+        pools: &Pools,
+        now: u64,
+    ) -> Result<Client, StoreError> {
+        let newcomer = Newcomer { name: name.into(), public_key: *key, wanted };
+        let mut clients = self.authorize_all(&[newcomer], pools, now)?;
+        Ok(clients.pop().unwrap())
+    }
+}
+
 fn pools() -> Pools {
     Pools::new(Some("10.9.8.0/24".parse().unwrap()), Some("fd12::/64".parse().unwrap())).unwrap()
 }
@@ -149,4 +165,25 @@ fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_ref
 
     let error = Store::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("use the newer home-relay"), "{error}");
+}
+
+#[test]
+fn many_are_let_in_at_once_or_none_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let newcomer =
+        |name: &str, public_key| Newcomer { name: name.into(), public_key, wanted: Lease::default() };
+    let (a, b) = (key(), key());
+    let clients = store.authorize_all(&[newcomer("a", a), newcomer("b", b)], &pools(), NOW).unwrap();
+    let hosts: Vec<String> = clients.iter().map(|client| client.lease.ipv4.unwrap().to_string()).collect();
+    assert_eq!(hosts, ["10.9.8.2", "10.9.8.3"]);
+    assert_eq!(store.clients().unwrap(), clients);
+    // One name twice with two keys, one key under two names: also within a batch.
+    for wrong in [[newcomer("c", key()), newcomer("c", key())], [newcomer("c", key()), newcomer("d", a)]] {
+        store.authorize_all(&wrong, &pools(), NOW).unwrap_err();
+        assert_eq!(store.clients().unwrap(), clients, "nobody was let in");
+    }
+    let more = [newcomer("b", b), newcomer("c", key())];
+    let more = store.authorize_all(&more, &pools(), NOW).unwrap();
+    assert_eq!((&more[0], more[1].lease.ipv4), (&clients[1], Some("10.9.8.4".parse().unwrap())));
 }

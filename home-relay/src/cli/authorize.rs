@@ -1,0 +1,117 @@
+//! `authorize`: lets in one client, or everybody in a file.
+
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::args::{Addresses, Authorize};
+use super::clients::{UNEXPECTED, ask, connect};
+use crate::admin::{Answer, Request};
+use crate::config::Config;
+use crate::pool::Lease;
+use crate::store::{self, Client, Newcomer, Store};
+
+/// Clients in one request to a running relay, which takes 64 KiB: the longest name and a key take 150 bytes.
+const BATCH: usize = 400;
+
+impl From<Addresses> for Lease {
+    fn from(Addresses { ipv4, ipv6 }: Addresses) -> Self {
+        Self { ipv4, ipv6 }
+    }
+}
+
+/// Prints the addresses of one client, one a line; of many, one client a line.
+pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
+    let Authorize { name, public_key, addresses, from } = who;
+    match (name, public_key, from) {
+        (_, _, Some(file)) => authorize(config, &read(&file)?, |client| {
+            println!("{} {}", client.name, client.lease);
+        }),
+        (Some(name), Some(public_key), None) => {
+            let one = Newcomer { name, public_key, wanted: addresses.into() };
+            authorize(config, &[one], |client| {
+                client.lease.addresses().for_each(|address| println!("{address}"));
+            })
+        }
+        _ => bail!("name the client and its key, or a file with --from"),
+    }
+}
+
+/// A running relay is asked for some at a time, each time all or none; on the store it is all or none.
+fn authorize(config: &Config, newcomers: &[Newcomer], tell: impl Fn(&Client)) -> anyhow::Result<()> {
+    let pools = config.pools()?;
+    let Some(mut relay) = connect(config)? else {
+        let store = Store::open(&config.state.dir)?;
+        store.authorize_all(newcomers, &pools, store::now())?.iter().for_each(tell);
+        return Ok(());
+    };
+    for (before, batch) in newcomers.chunks(BATCH).enumerate() {
+        let request = Request::Authorize { clients: batch.to_vec() };
+        let answer = ask(&mut relay, &request);
+        let answer = match before {
+            0 => answer?,
+            _ => answer.with_context(|| {
+                format!(
+                    "the first {} were let in, the others not: the same command again goes on",
+                    before * BATCH
+                )
+            })?,
+        };
+        let Answer::Authorized(clients) = answer else { bail!(UNEXPECTED) };
+        clients.iter().for_each(&tell);
+    }
+    Ok(())
+}
+
+fn read(file: &Path) -> anyhow::Result<Vec<Newcomer>> {
+    let shown = file.display();
+    let text = if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(file)
+    };
+    parse(&text.with_context(|| format!("cannot read {shown}"))?)
+        .with_context(|| format!("nobody of {shown} was let in"))
+}
+
+/// One client a line; empty lines and those that begin with # are for people.
+fn parse(text: &str) -> anyhow::Result<Vec<Newcomer>> {
+    let mut newcomers = Vec::new();
+    for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [name, key] = words[..] else {
+            bail!("line {number}: NAME PUBLIC_KEY was expected, not {line:?}")
+        };
+        let public_key = key.parse().with_context(|| format!("line {number}: the key of {name}"))?;
+        newcomers.push(Newcomer { name: name.to_owned(), public_key, wanted: Lease::default() });
+    }
+    ensure!(!newcomers.is_empty(), "it names no client: write NAME PUBLIC_KEY lines");
+    Ok(newcomers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_client_a_comment_or_an_error_with_its_number() {
+        let key = mobile_io::keys::PublicKey::from_bytes([7; 32]);
+        let text = format!("# the office\n\nfirst {key}\n  second\t{key}  \n");
+        let names: Vec<String> = parse(&text).unwrap().into_iter().map(|newcomer| newcomer.name).collect();
+        assert_eq!(names, ["first", "second"]);
+        for (bad, said) in [
+            ("one", "line 1"),
+            ("\na b c", "line 2"),
+            ("a nokey", "line 1: the key of a"),
+            ("# none", "names no client"),
+        ] {
+            let error = format!("{:#}", parse(bad).unwrap_err());
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! `cargo xtask bench relay`: how many clients a relay holds, what one costs, how fast they come, and what strangers at its
+//! port do to them.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use mobile_tests::crowd::{Attack, Crowd, Member, Sources};
+use mobile_tests::{Lab, LabOptions, Relay};
+
+use super::effort::Effort;
+use super::machine;
+use super::stats::Spread;
+use crate::shell::step;
+
+/// How many, and how long.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Sessions to hold.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..60_000))]
+    sessions: u32,
+    /// Handshakes to time in each round, without and with a flood.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..1000))]
+    samples: u32,
+    /// Rounds of each flood.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Bad attempts a second.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(100..))]
+    flood: u32,
+}
+
+/// The ramp is told in so many parts.
+const PARTS: u32 = 10;
+/// Handshakes at once while the sessions are opened.
+const AT_ONCE: usize = 32;
+/// A keepalive of every client is in it.
+const WATCHED: Duration = Duration::from_secs(60);
+/// Between two timed handshakes.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Everything, one after the other.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let lab = Lab::with(&LabOptions::default())?;
+    let mut relay = Relay::install(&lab)?;
+    relay.configure("pool", "ipv4", "10.64.0.0/16")?;
+    // As many strangers as there are clients come at once, as fast as the relay takes them: that is what is measured.
+    relay.configure("limits", "handshake_rate", 1_000_000)?;
+    let crowd = Crowd::arrive(&lab, &relay)?;
+    let probes = args.sessions..args.sessions + args.samples;
+    step(&format!("authorising {} clients", probes.end));
+    let start = Instant::now();
+    crowd.authorize(&relay, &lab, probes.end)?;
+    println!("{} clients authorised from a file: {:.1} s", probes.end, start.elapsed().as_secs_f64());
+    let start = Instant::now();
+    relay.start()?;
+    println!("start of the relay with them: {:.1} s", start.elapsed().as_secs_f64());
+    let pid = relay.pid().context("the relay runs")?;
+    let idle = resident(pid)?;
+    println!("resident memory without sessions: {:.1} MiB", idle as f64 / 1024.0);
+
+    let members = ramp(&crowd, pid, args.sessions)?;
+    sleep(Duration::from_secs(5));
+    let held = resident(pid)?;
+    let each = (held - idle) as f64 / members.len() as f64;
+    println!("{} sessions held: {:.1} MiB resident, {each:.1} KiB each", members.len(), held as f64 / 1024.0);
+    step(&format!("watching them for {} s", WATCHED.as_secs()));
+    let before = Effort::of(pid)?;
+    sleep(WATCHED);
+    let worked = Effort::of(pid)?.nanoseconds - before.nanoseconds;
+    let now = resident(pid)?;
+    println!(
+        "their keepalives: {:.2} % of a processor; afterwards {:.1} KiB each",
+        worked as f64 / WATCHED.as_nanos() as f64 * 100.0,
+        (now - idle) as f64 / members.len() as f64
+    );
+    packets(&lab, pid, &members)?;
+
+    relay.configure("limits", "handshake_rate", 500)?;
+    relay.cli(&["reload"])?.ok()?;
+    floods(&crowd, &probes, args)?;
+    println!("\n{}; the crowd on the same cores", machine::describe());
+    relay.stop()?;
+    relay.cli(&["cleanup"])?.ok()?;
+    lab.passed();
+    Ok(())
+}
+
+/// Opens the sessions, and says how fast.
+fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<Member>> {
+    let (mut members, mut rates, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    for part in 0..PARTS {
+        let numbers = part * sessions / PARTS..(part + 1) * sessions / PARTS;
+        let (start, worked, count) = (Instant::now(), Effort::of(pid)?, numbers.len());
+        members.extend(crowd.open(numbers, AT_ONCE)?);
+        let took = start.elapsed();
+        let worked = Effort::of(pid)?.nanoseconds - worked.nanoseconds;
+        rates.push(count as f64 / took.as_secs_f64());
+        shares.push(worked as f64 / 1e3 / count as f64);
+        step(&format!("{} sessions, {:.0} handshakes/s", members.len(), rates[rates.len() - 1]));
+    }
+    let (rate, share) = Spread::of(&rates).zip(Spread::of(&shares)).context("no parts")?;
+    println!(
+        "full handshakes, each with a new session: {rate} a second, {share} µs of the relay's processor time each"
+    );
+    Ok(members)
+}
+
+/// Small packets from the relay's machine to all in turn; then 20 flows of one client beside one flow of another.
+fn packets(lab: &Lab, pid: i32, members: &[Member]) -> Result<()> {
+    let active = &members[..members.len().min(1000)];
+    let all: Vec<SocketAddr> = active.iter().filter_map(|member| address(member, 9)).collect();
+    let (sent, took, before, worked) = {
+        let (before, effort) = (total(active), Effort::of(pid)?);
+        let (sent, took) = lab.relay.enter(|| blast(&all, Duration::from_secs(5)))?;
+        (sent, took, before, Effort::of(pid)?.nanoseconds - effort.nanoseconds)
+    };
+    sleep(Duration::from_millis(500));
+    let got = total(active) - before;
+    println!(
+        "packets of 100 bytes to {} clients in turn: {:.0} a second of {:.0} sent, {:.1} µs of the relay's processor time each",
+        active.len(),
+        got as f64 / took.as_secs_f64(),
+        sent as f64 / took.as_secs_f64(),
+        worked as f64 / 1e3 / got.max(1) as f64
+    );
+    let [heavy, light] = [&members[0], &members[1]];
+    let mut flows: Vec<SocketAddr> = (0..20).filter_map(|flow| address(heavy, 1000 + flow)).collect();
+    flows.extend(address(light, 1000));
+    let before = [heavy.received(), light.received()];
+    let (sent, _) = lab.relay.enter(|| blast(&flows, Duration::from_secs(5)))?;
+    sleep(Duration::from_millis(500));
+    let part = |got: u64, flows: u64| got as f64 / (sent as f64 * flows as f64 / 21.0) * 100.0;
+    println!(
+        "one client with 20 flows beside one with one: {:.1} % and {:.1} % of what was sent to them arrived",
+        part(heavy.received() - before[0], 20),
+        part(light.received() - before[1], 1)
+    );
+    Ok(())
+}
+
+/// Datagrams to each in turn, as fast as they go.
+fn blast(to: &[SocketAddr], time: Duration) -> Result<(u64, Duration)> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let (start, mut sent) = (Instant::now(), 0);
+    while start.elapsed() < time {
+        for address in to {
+            socket.send_to(&[0; 72], address)?;
+            sent += 1;
+        }
+    }
+    Ok((sent, start.elapsed()))
+}
+
+fn floods(crowd: &Crowd, probes: &std::ops::Range<u32>, args: &Args) -> Result<()> {
+    // From here on the relay knows where they live.
+    crowd.latencies(probes.clone(), Duration::ZERO)?;
+    println!("\n| flood | p50 | p95 | p99, ms | p95 against idle | tried again | attempts/s |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    for (name, attack, sources) in [
+        ("garbage, few sources", Attack::Garbage, Sources::Few),
+        ("garbage, many sources", Attack::Garbage, Sources::Many),
+        ("unknown keys, few sources", Attack::UnknownKey, Sources::Few),
+        ("unknown keys, many sources", Attack::UnknownKey, Sources::Many),
+    ] {
+        let (mut idle, mut flooded) = ([vec![], vec![], vec![]], [vec![], vec![], vec![]]);
+        let (mut ratios, mut again, mut rates) = (Vec::new(), 0, Vec::new());
+        for _ in 0..args.rounds {
+            let (quiet, _) = crowd.latencies(probes.clone(), PAUSE)?;
+            let (flood, start) = (crowd.flood(attack, sources, args.flood), Instant::now());
+            sleep(Duration::from_secs(2));
+            let (loud, failed) = crowd.latencies(probes.clone(), PAUSE)?;
+            rates.push(flood.attempts() as f64 / start.elapsed().as_secs_f64());
+            drop(flood);
+            sleep(Duration::from_secs(2));
+            again += failed;
+            let (quiet, loud) = (percentiles(quiet), percentiles(loud));
+            ratios.push(loud[1] / quiet[1]);
+            for index in 0..3 {
+                idle[index].push(quiet[index]);
+                flooded[index].push(loud[index]);
+            }
+        }
+        let told = |figures: &[f64]| -> Result<String> {
+            let Spread { median, least, greatest } = Spread::of(figures).context("no rounds")?;
+            Ok(format!("{median:.1} ({least:.1}–{greatest:.1})"))
+        };
+        let [a, b, c] = [told(&idle[0])?, told(&idle[1])?, told(&idle[2])?];
+        println!("| none | {a} | {b} | {c} | | | |");
+        let [a, b, c] = [told(&flooded[0])?, told(&flooded[1])?, told(&flooded[2])?];
+        println!("| {name} | {a} | {b} | {c} | {} | {again} | {} |", told(&ratios)?, told(&rates)?);
+        step(name);
+    }
+    Ok(())
+}
+
+/// The 50th, 95th and 99th in a hundred, in milliseconds.
+fn percentiles(mut took: Vec<Duration>) -> [f64; 3] {
+    took.sort();
+    [50, 95, 99].map(|part| took[(took.len() * part / 100).min(took.len() - 1)].as_secs_f64() * 1e3)
+}
+
+fn total(members: &[Member]) -> u64 {
+    members.iter().map(Member::received).sum()
+}
+
+fn address(member: &Member, port: u16) -> Option<SocketAddr> {
+    Some(SocketAddr::from((member.config.ipv4?, port)))
+}
+
+/// Resident memory in KiB.
+fn resident(pid: i32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_sorted_times() {
+        let took = (1..=100).rev().map(Duration::from_millis).collect();
+        assert_eq!(percentiles(took), [51.0, 96.0, 100.0]);
+        assert_eq!(percentiles(vec![Duration::from_millis(7)]), [7.0; 3]);
+    }
+
+    #[test]
+    fn our_own_memory_can_be_read() {
+        assert!(resident(i32::try_from(std::process::id()).unwrap()).unwrap() > 100);
+    }
+}
