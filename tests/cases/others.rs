@@ -76,6 +76,7 @@ fn without_its_device_the_agent_ends_with_the_reason_and_the_next_goes_on() -> O
     let mut talk = bed.mobile_talk(&["tcp", &echo])?;
     talk.hear()?;
     let mut shell = Talk::start(&mut bed.agent.run(&["sh"]))?;
+    assert_eq!(shell.ask("echo mobile")?, "mobile");
     bed.lab.host.run(&["ip", "link", "del", "mobile0"])?;
     until("the agent to end", || bed.agent.log().contains("the host virtual device is gone"))?;
     assert_eq!(shell.ask(&format!("curl -s -m 1 {} || echo none", urls("/ip")[0]))?, "none");

@@ -58,7 +58,8 @@ impl Crowd {
             &format!("address add {RELAY}/64 dev crowd0 nodad"),
             "route add 2001:db8:c000::/34 via 2001:db8:cc::2",
         ])?;
-        // Every address of it is this machine's own, and can be sent from.
+        // Every address of it is this machine's own, and can be sent from: IPv6 asks for both.
+        ns.sysctl("net/ipv6/ip_nonlocal_bind", "1")?;
         ns.ip(&[
             "address add 2001:db8:cc::2/64 dev up0 nodad",
             &format!("route add default via {RELAY}"),

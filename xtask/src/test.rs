@@ -43,7 +43,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             relay_alone()?;
             end_to_end(&[])?;
             vm::run(&[])?;
-            dist::verify::run()?;
             chaos(&[])
         }
         Some("unit") => unit(&args.filters),

@@ -35,7 +35,6 @@ const KERNELS: [Kernel; 2] =
 /// One story of each kind: an emulated processor has not the time for all of them.
 const CASES: &[&str] = &[
     "leaks::nothing_leaks_over_a_handover",
-    "matrix::the_matrix_of_sockets_and_states_is_as_documented",
     "restart::connections_go_on_after_the_agent_was_killed_and_started_again",
     "selection::",
     "sessions::telnet_answers_after_the_loss_of_its_uplink_and_a_plain_one_does_not",
