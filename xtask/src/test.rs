@@ -42,7 +42,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             unit(&[])?;
             relay_alone()?;
             end_to_end(&[])?;
-            vm::run(&[])?;
             chaos(&[])
         }
         Some("unit") => unit(&args.filters),
