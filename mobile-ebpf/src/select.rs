@@ -252,10 +252,12 @@ pub(crate) fn happened(event: Event) {
     }
 }
 
-/// Counts the verdict and lets the call go on, whatever it was.
+/// Counts what was decided about a mobile process or socket, and lets the call go on, whatever it was. Ordinary processes, the
+/// many, do not pay for a counter.
 #[inline(always)]
 fn count(result: Result<Verdict, Error>) -> i32 {
     let verdict = match result {
+        Ok(Verdict::Ordinary) => return ALLOW,
         Ok(verdict) => verdict,
         Err(Error::NoConfig | Error::SetMark) => Verdict::Failed,
     };

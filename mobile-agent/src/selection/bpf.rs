@@ -130,7 +130,7 @@ impl Selector {
     /// How often the programs decided what, since they were first loaded.
     pub(crate) fn verdicts(&self) -> Result<Vec<(Verdict, u64)>> {
         let sum = |verdict: Verdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
-        Verdict::ALL.into_iter().map(sum).collect()
+        Verdict::COUNTED.into_iter().map(sum).collect()
     }
 
     /// How often what happened to queries and packets, since the programs were first loaded.
