@@ -85,8 +85,9 @@ impl Metric {
 ///     SENT: Counter "lamp_sent_total" ["colour"] "Signals sent.";
 ///     LIT: Gauge "lamp_lit" [] "1 while it is lit.";
 /// }
+/// # fn main() {
 /// assert_eq!((ALL[1], SENT.labels), (LIT, &["colour"][..]));
-/// # fn main() {}
+/// # }
 /// ```
 #[macro_export]
 macro_rules! declare_metrics {
