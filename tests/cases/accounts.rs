@@ -50,6 +50,8 @@ fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart()
     let mut shell = Shell(Talk::start(&mut bed.agent.run(&["bash"]))?);
     let mut ordinary = Shell(Talk::start(&mut bed.lab.host.command("bash"))?);
     let pid = shell.0.pid();
+    // The command runs once its process is mobile.
+    assert_eq!(shell.0.ask("echo mobile")?, "mobile");
     carried(&bed, pid, 0, 0, 0)?;
     for shell in [&mut shell, &mut ordinary] {
         shell.open(3, addr::SERVER4)?;
