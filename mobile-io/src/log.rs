@@ -8,10 +8,11 @@ use std::os::fd::AsFd;
 use nix::sys::stat::fstat;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, fmt};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, layer};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Why logging cannot start.
@@ -77,7 +78,7 @@ fn is_stream(fd: impl AsFd, stream: &str) -> bool {
     fstat(fd).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-fn filter(flag: Option<&str>, env: &str, variable: Option<&str>) -> Result<EnvFilter, LogError> {
+fn filter(flag: Option<&str>, env: &str, variable: Option<&str>) -> Result<Targets, LogError> {
     let (text, origin) = match (flag, variable) {
         (Some(flag), _) => (flag, "--log"),
         // Set to nothing is a way to say "not set".
@@ -90,19 +91,19 @@ fn filter(flag: Option<&str>, env: &str, variable: Option<&str>) -> Result<EnvFi
     if text.is_empty() || (is_word && text.parse::<LevelFilter>().is_err()) {
         return Err(bad());
     }
-    EnvFilter::builder().with_regex(false).parse(text).map_err(|_| bad())
+    text.parse().map_err(|_| bad())
 }
 
-fn subscriber<W>(filter: EnvFilter, style: Style, writer: W) -> Box<dyn Subscriber + Send + Sync>
+fn subscriber<W>(filter: Targets, style: Style, writer: W) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines = fmt().with_env_filter(filter).with_target(false).with_writer(writer);
+    let lines = layer().with_target(false).with_writer(writer);
     match style {
-        Style::Lines { colours } => Box::new(lines.with_ansi(colours).finish()),
+        Style::Lines { colours } => Box::new(Registry::default().with(filter).with(lines.with_ansi(colours))),
         Style::Journal => {
             let plain = lines.with_ansi(false).with_level(false).without_time();
-            Box::new(plain.map_event_format(Prioritised).finish())
+            Box::new(Registry::default().with(filter).with(plain.map_event_format(Prioritised)))
         }
     }
 }
@@ -159,7 +160,7 @@ mod tests {
         }
     }
 
-    fn lines(filter: EnvFilter, style: Style) -> String {
+    fn lines(filter: Targets, style: Style) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
         tracing::subscriber::with_default(subscriber(filter, style, move || writer.clone()), || {
