@@ -9,6 +9,7 @@ mod cgroup2;
 pub(crate) mod deadline;
 mod diag;
 pub(crate) mod dns;
+pub(crate) mod floor;
 pub(crate) mod instance;
 mod pins;
 pub(crate) mod process;
