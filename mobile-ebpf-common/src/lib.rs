@@ -33,25 +33,15 @@ pub mod program {
     pub const GETPEERNAME6: &str = "mobile_getpeername6";
     /// Adds up what the TCP connections of mobile processes carried.
     pub const ACCOUNT: &str = "mobile_account";
-    /// Drops what marked sockets send beside the tunnel.
+    /// Drops what marked sockets of any cgroup send beside the tunnel.
     pub const EGRESS: &str = "mobile_egress";
-    /// The same at the mobile cgroup, for kernels where [`EGRESS`] cannot tell network namespaces apart.
+    /// The same for the sockets of the mobile cgroup, also on kernels where [`EGRESS`] cannot tell network namespaces apart.
     pub const EGRESS_OWN: &str = "mobile_egress_own";
 
-    /// Every program the agent cannot do without, in the order they are attached: who redirects a query has to be able to
-    /// translate its answer.
-    pub const ALL: [&str; 10] = [
-        RECVMSG4,
-        RECVMSG6,
-        GETPEERNAME4,
-        GETPEERNAME6,
-        ACCOUNT,
-        SOCK_CREATE,
-        CONNECT4,
-        CONNECT6,
-        SENDMSG4,
-        SENDMSG6,
-    ];
+    /// The programs that are asked about calls, of every process, in the order they are attached: who redirects a query has to
+    /// be able to translate its answer.
+    pub const CALLS: [&str; 9] =
+        [RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6, SOCK_CREATE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }
 
 /// The maps, under the names they have in the object and in `pin_dir`.
@@ -76,9 +66,11 @@ pub mod map {
     pub const EVENTS_ENTRIES: u32 = 32;
     /// Hash from [`IPV4`] or [`IPV6`] to the [`Address`](crate::Address) of the resolver for that family.
     pub const RESOLVERS: &str = "RESOLVERS";
-    /// Key of [`RESOLVERS`].
+    /// Hash from [`IPV4`] or [`IPV6`] to the persistent [`Address`](crate::Address) of that family.
+    pub const PERSISTENT: &str = "PERSISTENT";
+    /// Key of [`RESOLVERS`] and [`PERSISTENT`].
     pub const IPV4: u32 = 4;
-    /// Key of [`RESOLVERS`].
+    /// Key of [`RESOLVERS`] and [`PERSISTENT`].
     pub const IPV6: u32 = 6;
     /// Trie of the networks that mobile processes reach directly, as [`Address`](crate::Address) prefixes.
     pub const BYPASS: &str = "BYPASS";
@@ -156,7 +148,8 @@ unsafe impl aya::Pod for Config {}
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// No MOBILE attribute and no mark of ours: the ordinary route, untouched.
+    /// No MOBILE attribute and no mark of ours: the ordinary route, untouched. Not counted: most calls of a machine are such, and
+    /// nothing is to be seen in their number.
     Ordinary = 0,
     /// A mobile process: the mark was set.
     Marked = 1,
@@ -170,18 +163,21 @@ pub enum Verdict {
     Failed = 5,
     /// A mobile process while the deadline is over: no mark, the ordinary route.
     Direct = 6,
+    /// A mobile process whose socket is bound to another device than the tunnel's, or has a datagram for the old route: the call
+    /// fails.
+    Refused = 7,
 }
 
 impl Verdict {
-    /// Every verdict, in the order of the map.
-    pub const ALL: [Self; 7] = [
-        Self::Ordinary,
+    /// Every verdict that is counted.
+    pub const COUNTED: [Self; 7] = [
         Self::Marked,
         Self::Kept,
         Self::Cleared,
         Self::OtherNamespace,
         Self::Failed,
         Self::Direct,
+        Self::Refused,
     ];
 
     /// The name in metrics.
@@ -195,6 +191,7 @@ impl Verdict {
             Self::OtherNamespace => "other_namespace",
             Self::Failed => "failed",
             Self::Direct => "direct",
+            Self::Refused => "refused",
         }
     }
 
@@ -230,11 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_are_their_indices_and_fit_the_map() {
-        for (index, verdict) in Verdict::ALL.iter().enumerate() {
-            assert_eq!(verdict.index() as usize, index);
+    fn counted_verdicts_have_indices_of_their_own_that_fit_the_map() {
+        for (before, verdict) in Verdict::COUNTED.iter().enumerate() {
+            assert_eq!(verdict.index() as usize, before + 1);
+            assert!(verdict.index() < map::VERDICTS_ENTRIES);
         }
-        assert!((Verdict::ALL.len() as u32) < map::VERDICTS_ENTRIES);
     }
 
     #[test]

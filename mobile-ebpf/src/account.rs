@@ -33,7 +33,7 @@ use mobile_ebpf_common::{
 
 use crate::{
     dns::{self, Hook},
-    select::happened,
+    select::{happened, is_direct},
 };
 
 #[btf_map]
@@ -54,8 +54,7 @@ pub(crate) fn open(ctx: &SockAddrContext, hook: Hook) {
     if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP {
         return;
     }
-    let to = dns::read(ctx, hook);
-    if to.is_local() || to.is_link_local() || dns::is_bypassed(to) {
+    if is_direct(dns::read(ctx, hook)) {
         return forget(ctx);
     }
     let mut owner = Owner {

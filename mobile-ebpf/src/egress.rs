@@ -14,10 +14,7 @@ use aya_ebpf::{
 };
 use mobile_ebpf_common::{Address, Config, Event};
 
-use crate::{
-    dns::is_bypassed,
-    select::{config, happened},
-};
+use crate::select::{LOOPBACK, config, happened, is_direct};
 
 /// What the kernel's egress hook takes for "send it", for "tell the sender: operation not permitted", and for "drop it, as a
 /// queue would".
@@ -25,16 +22,13 @@ const KEEP: i32 = 1;
 const REFUSE: i32 = 0;
 const DROP: i32 = 2;
 
-/// Loopback has this index in every network namespace.
-const LOOPBACK: u32 = 1;
-
 /// ETH_P_IP and ETH_P_IPV6, in network byte order, and where their headers have the destination.
 const IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV4_DESTINATION: usize = 16;
 const IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const IPV6_DESTINATION: usize = 24;
 
-/// At the root of the cgroup2 hierarchy, so that it sees sockets that were made before their process was mobile.
+/// For the root of the cgroup2 hierarchy, where it sees sockets that were made before their process was mobile.
 #[cgroup_skb(egress)]
 fn mobile_egress(ctx: SkBuffContext) -> i32 {
     judge(&ctx, |config| {
@@ -43,7 +37,7 @@ fn mobile_egress(ctx: SkBuffContext) -> i32 {
     })
 }
 
-/// At the mobile cgroup, where sockets were made by mobile processes: those of other network namespaces have no mark of ours.
+/// For the mobile cgroup, where sockets were made by mobile processes: those of other network namespaces have no mark of ours.
 #[cgroup_skb(egress)]
 fn mobile_egress_own(ctx: SkBuffContext) -> i32 {
     judge(&ctx, |_| true)
@@ -94,7 +88,7 @@ fn try_egress(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> boo
         IPV6 => Address(ctx.load::<[u32; 4]>(IPV6_DESTINATION).ok()?),
         _ => return None,
     };
-    if destination.is_local() || destination.is_link_local() || is_bypassed(destination) {
+    if is_direct(destination) {
         return None;
     }
     Some(if config.is_marked(packet_mark) { Event::EgressRefused } else { Event::EgressLate })

@@ -1,9 +1,9 @@
 //! The cgroup programs that choose the MOBILE route.
 //!
 //! They are attached at the root of the cgroup2 hierarchy and ask what the calling *task* is, because the cgroup of
-//! a socket is fixed when it is created, while the MOBILE attribute of a process is not. No program ever refuses a
-//! call: a decision that cannot be made leaves the socket as it was and is counted. Only packets that are about to leave
-//! beside the tunnel are refused.
+//! a socket is fixed when it is created, while the MOBILE attribute of a process is not. A decision that cannot be made
+//! leaves the socket as it was and is counted. Only calls and packets that would leave beside the tunnel are refused.
+//! What runs for packets and connections (`egress`, `account`) is there only while somebody's sockets need it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
 #![cfg_attr(
     target_arch = "bpf",
@@ -26,6 +26,8 @@ mod mptcp;
 mod retries;
 #[cfg(target_arch = "bpf")]
 mod select;
+#[cfg(target_arch = "bpf")]
+mod source;
 
 /// The programs exist on the bpf target only; this lets `cargo check --workspace` pass on the host.
 #[cfg(not(target_arch = "bpf"))]

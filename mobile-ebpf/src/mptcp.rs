@@ -21,6 +21,7 @@ static MPTCP: LruHashMap<u64, u8> = LruHashMap::with_max_entries(MPTCP_ENTRIES, 
 #[unsafe(no_mangle)]
 static TELLS_SUBFLOWS: u8 = 0;
 
+const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
 
 /// A new socket, of a mobile process or another.
@@ -38,9 +39,14 @@ pub(crate) fn created(ctx: &SockContext, mobile: bool) {
     }
 }
 
-/// Whether the socket of a call is a subflow of a mobile process's connection; with `mobile`, it is from here on.
+/// Whether the socket of a call is a subflow of a mobile process's connection; with `mobile`, it is from here on. No datagram
+/// is asked about: a subflow is a TCP socket.
 #[inline(always)]
 pub(crate) fn is_of_mobile(ctx: &SockAddrContext, mobile: bool) -> bool {
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
+    if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP {
+        return mobile;
+    }
     // SAFETY: a constant, which the loader may have replaced; volatile, so that the compiler does not know better.
     if unsafe { (&raw const TELLS_SUBFLOWS).read_volatile() } == 0 {
         return mobile;

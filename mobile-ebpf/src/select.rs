@@ -17,14 +17,14 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use mobile_ebpf_common::{
-    Config, Event, Verdict,
+    Address, Config, Event, Verdict,
     map::{EVENTS_ENTRIES, VERDICTS_ENTRIES},
 };
 
 use crate::{
     account,
     dns::{self, Hook},
-    mptcp, retries,
+    mptcp, retries, source,
 };
 
 #[map]
@@ -42,8 +42,12 @@ static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICTS_ENTRI
 #[map]
 static EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(EVENTS_ENTRIES, 0);
 
-/// What the kernel's cgroup hooks take for "go on".
+/// What the kernel's cgroup hooks take for "go on", and for "operation not permitted".
 pub(crate) const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+
+/// Loopback has this index in every network namespace.
+pub(crate) const LOOPBACK: u32 = 1;
 
 #[cgroup_sock(sock_create)]
 fn mobile_sock_create(ctx: SockContext) -> i32 {
@@ -133,7 +137,9 @@ fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
     // SAFETY: as in `mark`.
     let peer = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).dst_port };
     if peer == 0 {
-        return try_sock_addr(ctx, name, hook);
+        let verdict = try_sock_addr(ctx, name, hook)?;
+        let late = verdict == Verdict::Marked && !is_direct(dns::read(ctx, hook));
+        return Ok(if late && !source::make_persistent(ctx, hook) { Verdict::Refused } else { verdict });
     }
     if !is_ours(ctx) {
         return Ok(Verdict::Ordinary);
@@ -143,14 +149,14 @@ fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
 }
 
 /// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,
-/// or given to it by another, follow the attribute from here on. (The kernel takes the mark of a datagram before it
-/// asks: the first one of an unconnected socket still goes by the mark the socket had, and is stopped by `egress`.)
+/// or given to it by another, follow the attribute from here on.
 /// IPv4-mapped destinations of a connect() come here as IPv6 ones; the mark is the same for both. What a mobile process
 /// asks a resolver goes to the relay's.
 #[inline(always)]
 fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
     let verdict = mark(ctx, name)?;
     match verdict {
+        Verdict::Marked | Verdict::Kept if is_bound_elsewhere(ctx, hook)? => return Ok(Verdict::Refused),
         Verdict::Marked | Verdict::Kept => dns::redirect(ctx, hook),
         Verdict::Cleared | Verdict::Direct => dns::forget(ctx),
         _ => {}
@@ -184,6 +190,24 @@ fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
             Ok(verdict)
         }
     }
+}
+
+/// Whether what the socket sends there would leave by an uplink: it is bound to that device, and asks no route. What it sends
+/// without a call that comes here is stopped by `egress`.
+#[inline(always)]
+fn is_bound_elsewhere(ctx: &SockAddrContext, hook: Hook) -> Result<bool, Error> {
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    let device = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).bound_dev_if };
+    if device == 0 || device == LOOPBACK || device == config()?.device {
+        return Ok(false);
+    }
+    Ok(!is_direct(dns::read(ctx, hook)))
+}
+
+/// Whether mobile processes, too, reach an address without the tunnel.
+#[inline(always)]
+pub(crate) fn is_direct(to: Address) -> bool {
+    to.is_local() || to.is_link_local() || dns::is_bypassed(to)
 }
 
 /// The whole policy. The namespace is asked for last: ordinary processes, the many, do not pay for it.
@@ -256,10 +280,12 @@ pub(crate) fn happened(event: Event) {
     }
 }
 
-/// Counts the verdict and lets the call go on, whatever it was.
+/// Counts what was decided about a mobile process or socket, and lets the call go on, unless it would lead beside the tunnel.
+/// Ordinary processes, the many, do not pay for a counter.
 #[inline(always)]
 fn count(result: Result<Verdict, Error>) -> i32 {
     let verdict = match result {
+        Ok(Verdict::Ordinary) => return ALLOW,
         Ok(verdict) => verdict,
         Err(Error::NoConfig | Error::SetMark) => Verdict::Failed,
     };
@@ -267,5 +293,5 @@ fn count(result: Result<Verdict, Error>) -> i32 {
         // SAFETY: points into this CPU's slot; a preempting program on the same CPU can at worst lose one count.
         unsafe { *counter += 1 };
     }
-    ALLOW
+    if verdict == Verdict::Refused { REFUSE } else { ALLOW }
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use mobile_io::apart::apart;
 
 use crate::config::{Config, OnFailure};
+use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{self, Marking, Selector};
 use crate::selection::cgroup::{Cgroup2, CgroupError, MobileCgroup};
-use crate::selection::dns::Resolvers;
 
 /// Loads and attaches the real programs, as the agent does, and takes them away again. They are for a cgroup without
 /// processes and a network namespace without sockets.
@@ -22,7 +22,8 @@ pub(super) fn try_programs(config: &Config) -> Result<(), String> {
             log: false,
             device: 1,
             bypass: &[],
-            resolvers: Resolvers::default(),
+            resolvers: Addresses::default(),
+            persistent: Addresses::default(),
             on_failure: OnFailure::Closed,
         };
         let cgroup = MobileCgroup::ensure(Some(&cgroup))?;

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use mobile_io::control::Client;
+use mobile_io::control::{Client, ControlError};
 
 use self::args::{Cli, Verb};
 use crate::config::Config;
@@ -127,7 +127,12 @@ fn agent_of(config: &Config) -> anyhow::Result<Client> {
 
 /// One question, one answer; a refusal is an error.
 fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Answer> {
-    match client.call::<_, Answer>(request)? {
+    accepted(client.call(request))
+}
+
+/// What the agent answered; a refusal is an error.
+fn accepted(answer: Result<Answer, ControlError>) -> anyhow::Result<Answer> {
+    match answer? {
         Answer::Refused(reason) => bail!("{reason}"),
         answer => Ok(answer),
     }

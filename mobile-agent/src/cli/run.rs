@@ -16,7 +16,7 @@ use anyhow::Context;
 use crate::config::Config;
 use crate::control::protocol::{Answer, Request};
 use crate::selection::cgroup::MobileCgroup;
-use crate::selection::instance;
+use crate::selection::instance::{self, Instance};
 
 /// Our own failure.
 const FAILED: u8 = 125;
@@ -25,14 +25,16 @@ const NOT_EXECUTABLE: u8 = 126;
 /// There is no such command.
 const NOT_FOUND: u8 = 127;
 
+const UNSET: &str = "the agent did not set the MOBILE attribute";
+
 /// Returns only when something went wrong.
 pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = command.split_first() else {
         super::complain(&anyhow::anyhow!("no command: write `mobile run -- CMD ARG...`"));
         return ExitCode::from(FAILED);
     };
-    match become_mobile(config) {
-        Ok(config) => warn_of_instance(&config, program),
+    match become_mobile(config, program) {
+        Ok(instance) => instance.iter().for_each(|instance| warn_of(instance, program)),
         Err(error) => {
             super::complain(&error.context(format!("{} was not run", program.display())));
             return ExitCode::from(FAILED);
@@ -44,31 +46,37 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
     ExitCode::from(status)
 }
 
-fn become_mobile(config: Option<&Path>) -> anyhow::Result<Config> {
+/// Also says who may do the connecting in place of the command: looked for while the kernel moves this process into the mobile
+/// cgroup, for which it waits several milliseconds.
+fn become_mobile(config: Option<&Path>, program: &OsStr) -> anyhow::Result<Option<Instance>> {
     let config = Config::load(config)?;
     let mut agent = super::agent_of(&config)?;
-    match super::ask(&mut agent, &Request::Run).context("the agent did not set the MOBILE attribute")? {
-        Answer::Done => Ok(config),
+    agent.ask(&Request::Run).context(UNSET)?;
+    let instance = instance_of(&config, program);
+    match super::accepted(agent.hear()).context(UNSET)? {
+        Answer::Done => Ok(instance),
         other => Err(super::unexpected(&other)),
     }
 }
 
-/// Says who may do the connecting in place of the command. Nothing follows from it: the command runs.
-fn warn_of_instance(config: &Config, program: &OsStr) {
+fn instance_of(config: &Config, program: &OsStr) -> Option<Instance> {
     let cgroup = LazyCell::new(|| MobileCgroup::existing(config.cgroup.path.as_deref()).ok().flatten());
     // Nobody is accused on a guess: a process that cannot be judged counts as mobile.
     let is_mobile = |pid| cgroup.as_ref().is_none_or(|cgroup| cgroup.is_mobile(pid).unwrap_or(true));
-    if let Some(instance) = instance::of_command(program, is_mobile) {
-        let pids: Vec<String> = instance.pids.iter().map(ToString::to_string).collect();
-        super::complain(&anyhow::anyhow!(
-            "{} already runs outside the tunnel, as process {} ({}): what it takes over from this one goes direct. \
-             End it first, or, for its next connections: mobile attach {}",
-            program.display(),
-            instance.pid,
-            instance.command,
-            pids.join(" ")
-        ));
-    }
+    instance::of_command(program, is_mobile)
+}
+
+/// Nothing follows from it: the command runs.
+fn warn_of(instance: &Instance, program: &OsStr) {
+    let pids: Vec<String> = instance.pids.iter().map(ToString::to_string).collect();
+    super::complain(&anyhow::anyhow!(
+        "{} already runs outside the tunnel, as process {} ({}): what it takes over from this one goes direct. \
+         End it first, or, for its next connections: mobile attach {}",
+        program.display(),
+        instance.pid,
+        instance.command,
+        pids.join(" ")
+    ));
 }
 
 fn exec_status(error: &io::Error) -> u8 {

@@ -1,6 +1,7 @@
 //! The calls of the C library: what the verbs do as well, answered with an error number.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use mobile_control::Call;
 
@@ -8,20 +9,19 @@ use super::access::{Asker, Held};
 use super::processes;
 use super::unchanged::Unchanged;
 use crate::daemon::Agent;
-use crate::selection::cgroup::MobileCgroup;
 
 /// Does it, and says 0 or why not.
 pub(super) async fn answer(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     asker: Asker,
     caller: (i32, Option<OwnedFd>),
     call: Call,
 ) -> Result<i32, String> {
     let done = match call {
         Call::SetMobile { pid, mobile } => {
-            let cgroup = agent.cgroup.clone();
-            let set = move || set_mobile(&cgroup, asker, caller, pid, mobile);
-            match super::server::blocking(move || Ok(set())).await? {
+            let agent = Arc::clone(agent);
+            let set = move || set_mobile(&agent, asker, caller, pid, mobile);
+            match super::server::blocking(set).await? {
                 Ok(()) => Ok(()),
                 Err(error) => {
                     tracing::debug!(%error, "inet_setmobile");
@@ -35,12 +35,13 @@ pub(super) async fn answer(
 }
 
 fn set_mobile(
-    cgroup: &MobileCgroup,
+    agent: &Agent,
     asker: Asker,
     (caller, pidfd): (i32, Option<OwnedFd>),
     pid: i32,
     mobile: bool,
-) -> Result<(), Unchanged> {
-    let held = if pid == 0 { Held::caller(caller, pidfd)? } else { Held::open(pid)? };
-    processes::change_one(cgroup, asker, &held, mobile)
+) -> Result<Result<(), Unchanged>, String> {
+    let _watched = mobile.then(|| agent.watch_everybody()).transpose()?;
+    let held = if pid == 0 { Held::caller(caller, pidfd) } else { Held::open(pid) };
+    Ok(held.and_then(|held| processes::change_one(&agent.cgroup, asker, &held, mobile)))
 }

@@ -12,7 +12,7 @@ use super::calls;
 use super::processes;
 use super::protocol::{Answer, Request};
 use crate::daemon::Agent;
-use crate::selection::sockets::Mark;
+use crate::selection::sockets::{self, Mark};
 
 /// After a failed accept (no descriptors left, say): long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -128,17 +128,25 @@ async fn answer(
     let ours = Mark { mark: routing.mark, mask: routing.mark_mask };
     match request {
         Request::Run => {
+            let agent = Arc::clone(agent);
             blocking(move || {
-                Held::caller(pid, pidfd)
-                    .and_then(|held| processes::change_one(&cgroup, asker, &held, true))
-                    .map_err(|error| error.to_string())?;
+                let held = Held::caller(pid, pidfd).map_err(|error| error.to_string())?;
+                // Its stdin perhaps, or what its parent left it.
+                let inherits = sockets::has_any(pid, held.pidfd());
+                let _watched = inherits.then(|| agent.watch_everybody()).transpose()?;
+                processes::change_one(&cgroup, asker, &held, true).map_err(|error| error.to_string())?;
+                if inherits {
+                    sockets::follow(pid, held.pidfd(), ours, true);
+                }
                 Ok(Answer::Done)
             })
             .await
         }
         Request::Call(call) => calls::answer(agent, asker, (pid, pidfd), call).await.map(Answer::Called),
         Request::Attach { pids } => {
+            let agent = Arc::clone(agent);
             blocking(move || {
+                let _watched = agent.watch_everybody()?;
                 Ok(Answer::Changed(processes::change(&cgroup, asker, &pids, true, &persistent, ours)))
             })
             .await

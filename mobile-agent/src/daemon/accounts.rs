@@ -15,8 +15,12 @@ pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
     let mut missing = unaccounted(&agent);
     loop {
         sweeps.tick().await;
-        let (cgroup, accounts) = (agent.cgroup.clone(), Arc::clone(&agent.accounts));
-        match tokio::task::spawn_blocking(move || accounts.sweep(&cgroup)).await {
+        let sweeping = Arc::clone(&agent);
+        let swept = tokio::task::spawn_blocking(move || {
+            sweeping.watch_fewer();
+            sweeping.accounts.sweep(&sweeping.cgroup)
+        });
+        match swept.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!("accounts of ended processes stay: {error:#}"),
             Err(error) => {

@@ -13,6 +13,7 @@ use mobile_proto::{PathId, PathStats};
 use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};
 
+use super::extent::Joining;
 use super::failure::Opening;
 use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Answer;
@@ -45,6 +46,8 @@ pub(crate) struct Agent {
     pub(crate) side: Arc<DeviceSide>,
     /// The programs.
     pub(crate) selector: Mutex<Selector>,
+    /// Who is becoming mobile.
+    pub(crate) joining: Joining,
     /// What mobile processes carry.
     pub(crate) accounts: Arc<Accounts>,
     /// When the agent started.

@@ -7,6 +7,7 @@
 mod accounts;
 mod agent;
 mod confine;
+mod extent;
 mod failure;
 mod start;
 

@@ -3,7 +3,7 @@
 //! First what can fail without a trace (rights, keys, sockets), then the kernel's objects so that nothing marked can
 //! ever go direct (the closed table before the programs that mark), then the tunnel.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -18,14 +18,15 @@ use tokio::task::JoinSet;
 
 use super::Agent;
 use super::accounts;
+use super::extent::Joining;
 use super::failure::{self, Opening};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::metrics::Server as MetricsServer;
-use crate::routing::lease::Lease;
+use crate::routing::lease::{Assigned, Lease};
 use crate::routing::{self, Keeper, Report};
+use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
-use crate::selection::dns::Resolvers;
 use crate::selection::slice::SliceWatch;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
@@ -118,6 +119,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         side,
         accounts: selector.accounts(),
         selector: Mutex::new(selector),
+        joining: Joining::default(),
         started: Instant::now(),
         opening: Opening::default(),
         clean_up,
@@ -131,7 +133,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     tasks.spawn(watch_links);
     tasks.spawn(manage);
     tasks.spawn(keeper.run(assigned, bypasses));
-    tasks.spawn(follow_resolvers(Arc::clone(&agent)));
+    tasks.spawn(follow_assigned(Arc::clone(&agent)));
     tasks.spawn(follow_slice(Arc::clone(&agent)));
     tasks.spawn(failure::keep_deadline(Arc::clone(&agent)));
     tasks.spawn(accounts::keep(Arc::clone(&agent)));
@@ -143,17 +145,26 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     Ok(Running { agent, tasks, clean_ups, _metrics: metrics })
 }
 
-/// Queries go where the relay says now.
-async fn follow_resolvers(agent: Arc<Agent>) -> anyhow::Error {
+/// The resolvers and persistent addresses that the programs go by.
+fn programs_view(assigned: Option<&Assigned>) -> (Addresses, Addresses) {
+    assigned.map(|it| (Addresses::resolvers(it), Addresses::persistent(it))).unwrap_or_default()
+}
+
+/// Queries go where the relay says now, and from the addresses it assigns now.
+async fn follow_assigned(agent: Arc<Agent>) -> anyhow::Error {
     let mut assigned = agent.route.assigned.clone();
     let mut in_force = None;
     loop {
-        let resolvers = assigned.borrow_and_update().as_ref().map(Resolvers::pushed).unwrap_or_default();
-        if in_force.replace(resolvers) != Some(resolvers) {
-            tracing::debug!(ipv4 = ?resolvers.ipv4, ipv6 = ?resolvers.ipv6, "resolvers of mobile processes");
-            let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = programs_view(assigned.borrow_and_update().as_ref());
+        if in_force.replace(view) != Some(view) {
+            let (resolvers, persistent) = view;
+            tracing::debug!(?resolvers, ?persistent, "addresses of mobile processes");
+            let mut selector = agent.selector();
             if let Err(error) = selector.set_resolvers(resolvers) {
                 tracing::warn!(%error, "queries of mobile processes go where they went before");
+            }
+            if let Err(error) = selector.set_persistent(persistent) {
+                tracing::warn!(%error, "datagrams of sockets made before `mobile attach` have their former source");
             }
         }
         if assigned.changed().await.is_err() {
@@ -178,8 +189,7 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
         let id = slice.id();
         if in_force.replace(id) != Some(id) {
             tracing::debug!(slice = %slice.dir().display(), id, "the slice whose processes are mobile");
-            let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = selector.set_slice(id) {
+            if let Err(error) = agent.selector().set_slice(id) {
                 tracing::warn!(%error, "processes of {} are not mobile", slice.dir().display());
             }
         }
@@ -221,7 +231,7 @@ async fn kernel(
     let lease = Lease::new(&config.state.dir, &relay.public_key);
     let (keeper, report) = Keeper::start(config, netlink.clone(), lease, Arc::clone(&side)).await?;
 
-    let resolvers = report.assigned.borrow().as_ref().map(Resolvers::pushed).unwrap_or_default();
+    let (resolvers, persistent) = programs_view(report.assigned.borrow().as_ref());
     let marking = Marking {
         mark: config.routing.mark,
         mask: config.routing.mark_mask,
@@ -229,6 +239,7 @@ async fn kernel(
         device: netlink.link_index(device).await?,
         bypass: &config.routing.bypass,
         resolvers,
+        persistent,
         on_failure: config.routing.on_failure,
     };
     let selector = Selector::load_or_adopt(&config.bpf.pin_dir, &cgroup, marking)?;

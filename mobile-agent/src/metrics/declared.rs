@@ -52,8 +52,9 @@ mobile_io::declare_metrics! {
     RULES_MOVED: Counter "mobile_rules_moved_total" []
         "Times that our rules moved before those of others, or back.";
     SELECTION_VERDICTS: Counter "mobile_selection_verdicts_total" ["verdict"]
-        "Decisions of the eBPF programs, since they were first loaded. `direct`: of a mobile process, without a mark for \
-         want of a session.";
+        "Decisions of the eBPF programs about mobile processes and sockets, since they were first loaded; ordinary ones are not \
+         counted. `direct`: without a mark for want of a session; `refused`: the socket is bound to another device than the \
+         tunnel's, or to an address of one, and the call failed.";
     MAP_FULL: Counter "mobile_map_full_total" ["map"]
         "Entries refused because an eBPF map was full. `bypass`: networks of `mobile bypass add`, since the agent started; \
          `accounts`: connections that `mobile ps` does not count, for want of a place or of memory, since the programs were \
@@ -62,7 +63,7 @@ mobile_io::declare_metrics! {
         "What the eBPF programs did with queries and packets of mobile processes, since they were first loaded. \
          `dns_redirected`: queries sent to the relay's resolver; `dns_left`: not, for want of one of their family; \
          `dns_failed`: not, for want of memory; `dns_forgotten`: answers under the relay's resolver's own address, because \
-         more than 8,192 newer queries displaced what had been asked; `egress_refused`: packets of mobile sockets bound to \
-         another device; `egress_late`: datagrams whose route was older than their socket's mark; `unaccounted`: connections \
+         more than 8,192 newer queries displaced what had been asked; `egress_refused`: packets of mobile sockets that were about \
+         to leave by another device; `egress_late`: datagrams whose route was older than their socket's mark; `unaccounted`: connections \
          that `mobile ps` does not count.";
 }

@@ -17,7 +17,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray},
     programs::{
-        CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError,
+        CgroupAttachMode, CgroupSkbAttachType, Program,
         links::{FdLink, LinkError},
     },
     util::KernelVersion,
@@ -33,11 +33,13 @@ use tokio::task::JoinHandle;
 pub(crate) use super::bpf_error::BpfError;
 use super::{
     account::Accounts,
+    addresses::{AddressMap, Addresses},
     bpf_error::Result,
     bpf_log,
+    bypass::BypassMap,
     cgroup::MobileCgroup,
     deadline::DeadlineMap,
-    dns::{BypassMap, ResolverMap, Resolvers},
+    extent::{self, Extent},
     pins::{self, Generation},
 };
 use crate::config::OnFailure;
@@ -71,19 +73,11 @@ pub(crate) struct Marking<'a> {
     /// But these destinations are reached directly.
     pub(crate) bypass: &'a [IpNet],
     /// Where queries go.
-    pub(crate) resolvers: Resolvers,
+    pub(crate) resolvers: Addresses,
+    /// From where.
+    pub(crate) persistent: Addresses,
     /// Whether mobile processes wait for a session, or only for a while.
     pub(crate) on_failure: OnFailure,
-}
-
-/// The cgroups that matter to the programs.
-struct Places<'a> {
-    /// The root of the hierarchy, where they are attached.
-    root: &'a Path,
-    /// The mobile cgroup.
-    mobile: &'a Path,
-    /// The id of the slice whose processes are mobile too; 0 is none.
-    slice: u64,
 }
 
 /// The programs in force. Dropping it, or being killed, leaves them in force.
@@ -91,11 +85,13 @@ pub(crate) struct Selector {
     ebpf: Ebpf,
     verdicts: PerCpuArray<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
-    resolvers: ResolverMap,
+    resolvers: AddressMap,
+    persistent: AddressMap,
     bypass: BypassMap,
     bypass_full: u64,
     deadline: DeadlineMap,
     slice: Array<MapData, u64>,
+    extent: Extent,
     accounts: Arc<Accounts>,
     adopted: bool,
 }
@@ -116,9 +112,7 @@ impl Selector {
             slice_level: cgroup.slice().level(),
         };
         pins::ensure_dir(pin_dir)?;
-        let places =
-            Places { root: cgroup.cgroup2().mount(), mobile: cgroup.dir(), slice: cgroup.slice().id() };
-        let result = Self::load(pin_dir, &places, config, marking);
+        let result = Self::load(pin_dir, cgroup.cgroup2().mount(), cgroup, config, marking);
         if result.is_err() && pins::generations(pin_dir).is_ok_and(|left| left.is_empty()) {
             pins::remove(pin_dir)?;
         }
@@ -133,7 +127,7 @@ impl Selector {
     /// How often the programs decided what, since they were first loaded.
     pub(crate) fn verdicts(&self) -> Result<Vec<(Verdict, u64)>> {
         let sum = |verdict: Verdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
-        Verdict::ALL.into_iter().map(sum).collect()
+        Verdict::COUNTED.into_iter().map(sum).collect()
     }
 
     /// How often what happened to queries and packets, since the programs were first loaded.
@@ -148,8 +142,13 @@ impl Selector {
     }
 
     /// From now on queries go there.
-    pub(crate) fn set_resolvers(&mut self, resolvers: Resolvers) -> Result<()> {
+    pub(crate) fn set_resolvers(&mut self, resolvers: Addresses) -> Result<()> {
         self.resolvers.set(resolvers)
+    }
+
+    /// From now on these are the persistent addresses.
+    pub(crate) fn set_persistent(&mut self, persistent: Addresses) -> Result<()> {
+        self.persistent.set(persistent)
     }
 
     /// There is a session: mobile processes go by the tunnel for a while more.
@@ -159,7 +158,21 @@ impl Selector {
 
     /// From now on the processes of this cgroup are mobile too; 0 is none.
     pub(crate) fn set_slice(&mut self, id: u64) -> Result<()> {
+        if id != 0 {
+            self.widen()?;
+        }
         self.slice.set(0, &id, 0).map_err(map_error(map::SLICE))
+    }
+
+    /// From now on everybody's sockets are watched, not only those that mobile processes made: before a process becomes mobile
+    /// that may have others.
+    pub(crate) fn widen(&mut self) -> Result<()> {
+        self.extent.widen(&mut self.ebpf)
+    }
+
+    /// Nobody is mobile: nobody's sockets need watching, until the next who is made some.
+    pub(crate) fn narrow(&mut self) -> Result<()> {
+        self.extent.narrow()
     }
 
     /// From now on mobile processes may reach a network directly, if a route leads there.
@@ -186,7 +199,13 @@ impl Selector {
         bpf_log::spawn(&mut self.ebpf)
     }
 
-    fn load(pin_dir: &Path, places: &Places<'_>, config: Config, marking: Marking<'_>) -> Result<Self> {
+    fn load(
+        pin_dir: &Path,
+        root: &Path,
+        cgroup: &MobileCgroup,
+        config: Config,
+        marking: Marking<'_>,
+    ) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
         let generation = Generation::after(pin_dir, &older)?;
         for name in HANDED_ON {
@@ -198,8 +217,10 @@ impl Selector {
         for net in marking.bypass {
             bypass.add(*net)?;
         }
-        let mut resolvers = ResolverMap::take(&mut ebpf)?;
+        let mut resolvers = AddressMap::take(&mut ebpf, map::RESOLVERS)?;
         resolvers.set(marking.resolvers)?;
+        let mut persistent = AddressMap::take(&mut ebpf, map::PERSISTENT)?;
+        persistent.set(marking.persistent)?;
         for name in [map::CONFIG, map::DEADLINE, LOGS] {
             let path = generation.path("map", name);
             let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
@@ -209,12 +230,17 @@ impl Selector {
         deadline.put_off(marking.on_failure)?;
         let slice = ebpf.take_map(map::SLICE).ok_or(BpfError::Missing(map::SLICE))?;
         let mut slice = Array::try_from(slice).map_err(map_error(map::SLICE))?;
-        slice.set(0, &places.slice, 0).map_err(map_error(map::SLICE))?;
-        let root_dir = open(places.root)?;
-        for name in program::ALL {
-            put_in_force(&mut ebpf, &root_dir, name, &generation)?;
+        let slice_id = cgroup.slice().id();
+        slice.set(0, &slice_id, 0).map_err(map_error(map::SLICE))?;
+        let root = open(root)?;
+        for name in program::CALLS {
+            load_program(&mut ebpf, name, &generation)?;
+            attach(&mut ebpf, name, &root, generation.path("link", name))?;
         }
-        put_egress_in_force(&mut ebpf, &root_dir, places.mobile, &generation)?;
+        let mut extent = Extent::put_in_force(&mut ebpf, root, cgroup, &generation)?;
+        if slice_id != 0 || older.iter().any(|dir| extent::was_wide(dir)) {
+            extent.widen(&mut ebpf)?;
+        }
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;
         let events = counters(&mut ebpf, map::EVENTS)?;
         let accounts = Arc::new(Accounts::take(&mut ebpf)?);
@@ -232,10 +258,12 @@ impl Selector {
             verdicts,
             events,
             resolvers,
+            persistent,
             bypass,
             bypass_full,
             deadline,
             slice,
+            extent,
             accounts,
             adopted,
         })
@@ -299,32 +327,22 @@ fn tells_subflows() -> bool {
         && KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0))
 }
 
-/// Loads, attaches and pins a program.
-fn put_in_force(ebpf: &mut Ebpf, root: &File, name: &'static str, generation: &Generation) -> Result<()> {
+/// Loads and pins a program.
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str, generation: &Generation) -> Result<()> {
     let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
-    let link = attach(program, root, name)?;
-    let path = generation.path("program", name);
-    program.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
-    let path = generation.path("link", name);
-    link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
-    Ok(())
-}
-
-/// The last program: what leaves beside the tunnel all the same.
-fn put_egress_in_force(ebpf: &mut Ebpf, root: &File, mobile: &Path, generation: &Generation) -> Result<()> {
-    match put_in_force(ebpf, root, program::EGRESS, generation) {
-        // At this hook the kernel cannot tell one network namespace from another: Linux 6.12 cannot, 6.18 can.
-        Err(BpfError::Program { source: ProgramError::LoadError { .. }, .. }) => {
-            tracing::info!(
-                "sockets that are bound to an uplink's device and were made before `mobile attach` go on using it on this kernel"
-            );
-            put_in_force(ebpf, &open(mobile)?, program::EGRESS_OWN, generation)
-        }
-        result => result,
+    match program {
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        _ => return Err(BpfError::Missing(name)),
     }
+    .map_err(|source| BpfError::Program { name, source })?;
+    let path = generation.path("program", name);
+    program.pin(&path).map_err(|source| BpfError::Pin { path, source })
 }
 
-fn open(dir: &Path) -> Result<File> {
+pub(super) fn open(dir: &Path) -> Result<File> {
     File::open(dir).map_err(|source| BpfError::Io { action: "open", path: dir.into(), source })
 }
 
@@ -342,35 +360,34 @@ fn configure(ebpf: &mut Ebpf, config: Config) -> Result<()> {
     Array::try_from(map).and_then(|mut array| array.set(0, &config, 0)).map_err(map_error(map::CONFIG))
 }
 
-/// Loads and attaches a program. Its link comes back as what can be pinned.
-fn attach(program: &mut Program, root: &File, name: &'static str) -> Result<FdLink> {
+/// Attaches a loaded program to a cgroup, and pins its link.
+pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: PathBuf) -> Result<()> {
     let failed = |source| BpfError::Program { name, source };
     // Only this mode goes with a link; links of one cgroup run one after another whatever the mode.
     let mode = CgroupAttachMode::Single;
-    let link: std::result::Result<FdLink, LinkError> = match program {
-        Program::CgroupSock(program) => {
-            program.load().map_err(failed)?;
-            let id = program.attach(root, mode).map_err(failed)?;
-            program.take_link(id).map_err(failed)?.try_into()
-        }
-        Program::CgroupSockAddr(program) => {
-            program.load().map_err(failed)?;
-            let id = program.attach(root, mode).map_err(failed)?;
-            program.take_link(id).map_err(failed)?.try_into()
-        }
-        Program::SockOps(program) => {
-            program.load().map_err(failed)?;
-            let id = program.attach(root, mode).map_err(failed)?;
-            program.take_link(id).map_err(failed)?.try_into()
-        }
-        Program::CgroupSkb(program) => {
-            program.load().map_err(failed)?;
-            let id = program.attach(root, CgroupSkbAttachType::Egress, mode).map_err(failed)?;
-            program.take_link(id).map_err(failed)?.try_into()
-        }
-        _ => return Err(BpfError::Missing(name)),
-    };
-    link.map_err(|source| BpfError::Link { name, source })
+    let link: std::result::Result<FdLink, LinkError> =
+        match ebpf.program_mut(name).ok_or(BpfError::Missing(name))? {
+            Program::CgroupSock(program) => {
+                let id = program.attach(cgroup, mode).map_err(failed)?;
+                program.take_link(id).map_err(failed)?.try_into()
+            }
+            Program::CgroupSockAddr(program) => {
+                let id = program.attach(cgroup, mode).map_err(failed)?;
+                program.take_link(id).map_err(failed)?.try_into()
+            }
+            Program::SockOps(program) => {
+                let id = program.attach(cgroup, mode).map_err(failed)?;
+                program.take_link(id).map_err(failed)?.try_into()
+            }
+            Program::CgroupSkb(program) => {
+                let id = program.attach(cgroup, CgroupSkbAttachType::Egress, mode).map_err(failed)?;
+                program.take_link(id).map_err(failed)?.try_into()
+            }
+            _ => return Err(BpfError::Missing(name)),
+        };
+    let link = link.map_err(|source| BpfError::Link { name, source })?;
+    link.pin(&pin).map_err(|source| BpfError::Pin { path: pin, source })?;
+    Ok(())
 }
 
 /// Linux before 5.11 charges maps to RLIMIT_MEMLOCK; later ones do not care, nor do those of a service that may not
@@ -418,14 +435,15 @@ mod tests {
             let config = Config::default();
             pins::ensure_dir(&place.pin_dir).unwrap();
             // Programs load, but this is no cgroup to attach them to.
-            let nowhere = Places { root: Path::new("/proc"), mobile: place.cgroup.dir(), slice: 0 };
-            let failed = Selector::load(&place.pin_dir, &nowhere, config, place.marking);
+            let load =
+                || Selector::load(&place.pin_dir, Path::new("/proc"), &place.cgroup, config, place.marking);
+            let failed = load();
             assert!(matches!(failed.err().unwrap(), BpfError::Program { .. }));
             assert!(pins::generations(&place.pin_dir).unwrap().is_empty());
 
             drop(place.load());
             let before = pins::generations(&place.pin_dir).unwrap();
-            assert!(Selector::load(&place.pin_dir, &nowhere, config, place.marking).is_err());
+            assert!(load().is_err());
             assert_eq!(pins::generations(&place.pin_dir).unwrap(), before);
             assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
         });

@@ -1,14 +1,16 @@
 //! The route selection mechanism: which processes are mobile, and the programs that mark their sockets.
 
 pub(crate) mod account;
+pub(crate) mod addresses;
 pub(crate) mod bpf;
 mod bpf_error;
 mod bpf_log;
+mod bypass;
 pub(crate) mod cgroup;
 mod cgroup2;
 pub(crate) mod deadline;
 mod diag;
-pub(crate) mod dns;
+mod extent;
 pub(crate) mod floor;
 pub(crate) mod instance;
 mod pins;

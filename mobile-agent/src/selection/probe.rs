@@ -16,9 +16,9 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
+    addresses::Addresses,
     bpf::{self, Marking, Selector},
     cgroup::{Cgroup2, MobileCgroup},
-    dns::Resolvers,
 };
 use crate::config::OnFailure;
 
@@ -91,8 +91,17 @@ impl Drop for Place {
 }
 
 fn marking(mark: u32) -> Marking<'static> {
-    let (mask, device, resolvers) = (!FOREIGN, DEVICE, Resolvers::default());
-    Marking { mark, mask, log: false, device, bypass: &[], resolvers, on_failure: OnFailure::Closed }
+    let (mask, device, none) = (!FOREIGN, DEVICE, Addresses::default());
+    Marking {
+        mark,
+        mask,
+        log: false,
+        device,
+        bypass: &[],
+        resolvers: none,
+        persistent: none,
+        on_failure: OnFailure::Closed,
+    }
 }
 
 pub(super) fn run(program: &str, args: &[&str]) {

@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd as _, BorrowedFd, RawFd},
 };
 
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
@@ -24,25 +24,20 @@ pub(crate) struct Mark {
 /// Marks every unconnected datagram, ping and raw socket of a process, or takes the mark off. Those of other network
 /// namespaces are left alone. A kernel before 5.6 does not lend descriptors: there they keep what they have.
 pub(crate) fn follow(pid: i32, pidfd: BorrowedFd<'_>, ours: Mark, mobile: bool) {
-    let Ok(own_namespace) = super::bpf::netns_cookie() else { return };
-    for fd in socket_fds(pid) {
-        // Closed meanwhile, or not to be had: as if it had been connected.
-        let Ok(lent) = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()) else { continue };
-        if super::bpf::netns_cookie_of(lent.as_fd()).ok() != Some(own_namespace) {
-            continue;
-        }
-        if let Err(error) = follow_one(lent, ours, mobile) {
+    for (fd, socket) in sockets(pid, pidfd) {
+        if let Err(error) = follow_one(&socket, ours, mobile) {
             tracing::debug!(pid, fd, %error, "a socket keeps its mark");
         }
     }
 }
 
-fn follow_one(lent: OwnedFd, Mark { mark, mask }: Mark, mobile: bool) -> std::io::Result<()> {
-    let socket = Socket::from(lent);
-    if ![Domain::IPV4, Domain::IPV6].contains(&socket.domain()?)
-        || ![Type::DGRAM, Type::RAW].contains(&socket.r#type()?)
-        || socket.peer_addr().is_ok()
-    {
+/// Whether a process has sockets that could be mobile.
+pub(crate) fn has_any(pid: i32, pidfd: BorrowedFd<'_>) -> bool {
+    sockets(pid, pidfd).next().is_some()
+}
+
+fn follow_one(socket: &Socket, Mark { mark, mask }: Mark, mobile: bool) -> std::io::Result<()> {
+    if ![Type::DGRAM, Type::RAW].contains(&socket.r#type()?) || socket.peer_addr().is_ok() {
         return Ok(());
     }
     let old = socket.mark()?;
@@ -52,6 +47,17 @@ fn follow_one(lent: OwnedFd, Mark { mark, mask }: Mark, mobile: bool) -> std::io
         (false, true) => socket.set_mark(old & !mask),
         _ => Ok(()),
     }
+}
+
+/// The IPv4 and IPv6 sockets of a process in our network namespace. One that is closed meanwhile, or not to be had, is none.
+fn sockets(pid: i32, pidfd: BorrowedFd<'_>) -> impl Iterator<Item = (RawFd, Socket)> {
+    let own_namespace = super::bpf::netns_cookie().ok();
+    socket_fds(pid).into_iter().filter_map(move |fd| {
+        let socket = Socket::from(pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()?);
+        let is_inet = [Domain::IPV4, Domain::IPV6].contains(&socket.domain().ok()?);
+        let namespace = || super::bpf::netns_cookie_of(socket.as_fd()).ok();
+        (is_inet && own_namespace.is_some() && namespace() == own_namespace).then_some((fd, socket))
+    })
 }
 
 /// The descriptors of a process that are sockets.

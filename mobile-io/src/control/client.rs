@@ -40,8 +40,24 @@ impl Client {
     /// # Errors
     /// When the service goes away or its answer is not understood.
     pub fn call<Q: Serialize, A: DeserializeOwned>(&mut self, request: &Q) -> Result<A, ControlError> {
+        self.ask(request)?;
+        self.hear()
+    }
+
+    /// Asks. Whoever has something else to do meanwhile listens later, with [`hear`](Self::hear).
+    ///
+    /// # Errors
+    /// When the service has gone away.
+    pub fn ask<Q: Serialize>(&mut self, request: &Q) -> Result<(), ControlError> {
         let line = to_line(request, MAX_LINE)?;
-        self.reader.get_mut().write_all(&line).map_err(|source| self.io_error(source))?;
+        self.reader.get_mut().write_all(&line).map_err(|source| self.io_error(source))
+    }
+
+    /// Waits for the answer to what was asked.
+    ///
+    /// # Errors
+    /// When the service goes away or its answer is not understood.
+    pub fn hear<A: DeserializeOwned>(&mut self) -> Result<A, ControlError> {
         self.recv()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
     }
 

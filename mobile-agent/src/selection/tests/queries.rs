@@ -9,8 +9,8 @@ use aya::maps::{HashMap, Map, MapData};
 use mobile_ebpf_common::{Event, map};
 
 use super::super::{
+    addresses::Addresses,
     bpf::Selector,
-    dns::Resolvers,
     pins,
     probe::{Place, Probe, run},
 };
@@ -21,8 +21,8 @@ const RELAYS: [&str; 2] = ["192.0.2.53", "2001:db8::53"];
 const ASKED: [(&str, &str); 3] =
     [("udp4", "198.51.100.1:53"), ("udp6", "[2001:db8:1::1]:53"), ("udp6", "[::ffff:198.51.100.1]:53")];
 
-fn resolvers() -> Resolvers {
-    Resolvers { ipv4: RELAYS[0].parse().ok(), ipv6: RELAYS[1].parse().ok() }
+fn resolvers() -> Addresses {
+    Addresses { ipv4: RELAYS[0].parse().ok(), ipv6: RELAYS[1].parse().ok() }
 }
 
 /// The programs with these resolvers, which are on this host.
@@ -170,7 +170,7 @@ fn without_a_resolver_of_the_family_a_query_goes_where_it_is_sent() {
     Place::with(|place| {
         let mut selector = load(place);
         let mut probe = place.mobile();
-        for (resolvers, left) in [(Resolvers::default(), 0), (Resolvers { ipv4: None, ..resolvers() }, 1)] {
+        for (resolvers, left) in [(Addresses::default(), 0), (Addresses { ipv4: None, ..resolvers() }, 1)] {
             selector.set_resolvers(resolvers).unwrap();
             probe.open("udp4");
             probe.connect("udp4", "192.0.2.53:53");

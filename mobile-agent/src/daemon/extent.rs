@@ -1,0 +1,33 @@
+//! When everybody's sockets are watched, and when only those that mobile processes made: see `selection/extent.rs`.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use super::Agent;
+
+/// Held by those who make processes mobile that may have sockets already, so that nobody narrows meanwhile.
+#[derive(Default)]
+pub(crate) struct Joining(RwLock<()>);
+
+impl Agent {
+    /// Before processes become mobile that may have sockets of the cgroup they come from; held until they are.
+    pub(crate) fn watch_everybody(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
+        let held = self.joining.0.read().unwrap_or_else(PoisonError::into_inner);
+        self.selector().widen().map_err(|error| {
+            tracing::warn!(%error, "sockets made before `mobile attach` cannot be watched");
+            error.to_string()
+        })?;
+        Ok(held)
+    }
+
+    /// Once nobody is mobile, ordinary processes pay for no watching.
+    pub(super) fn watch_fewer(&self) {
+        // Somebody is becoming mobile: the next time, then.
+        let Ok(_nobody_joins) = self.joining.0.try_write() else { return };
+        if self.cgroup.slice().id() != 0 || !self.cgroup.pids().is_ok_and(|pids| pids.is_empty()) {
+            return;
+        }
+        if let Err(error) = self.selector().narrow() {
+            tracing::warn!(%error, "the sockets of ordinary processes go on being watched");
+        }
+    }
+}

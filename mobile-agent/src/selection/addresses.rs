@@ -1,0 +1,128 @@
+//! What the relay assigns, as the programs have it: where queries of mobile processes go, and which addresses are theirs.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, MapError},
+};
+use mobile_ebpf_common::{Address, map};
+
+use super::bpf_error::{BpfError, Result};
+use crate::routing::lease::Assigned;
+
+/// At most one address of each family: the programs have one to put in place of another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    /// For what goes over IPv4.
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    /// For what goes over IPv6.
+    pub(crate) ipv6: Option<Ipv6Addr>,
+}
+
+impl Addresses {
+    /// The persistent ones.
+    pub(crate) fn persistent(assigned: &Assigned) -> Self {
+        Self { ipv4: assigned.ipv4, ipv6: assigned.ipv6 }
+    }
+
+    /// The first usable resolver of each family that the relay pushed. A family without a persistent address cannot reach its
+    /// resolver.
+    pub(crate) fn resolvers(assigned: &Assigned) -> Self {
+        let usable = assigned.dns.iter().filter(|address| {
+            let address = packed(**address);
+            !address.is_local() && !address.is_link_local()
+        });
+        let mut resolvers = Self::default();
+        for address in usable {
+            match address {
+                IpAddr::V4(ipv4) if assigned.ipv4.is_some() => {
+                    resolvers.ipv4.get_or_insert(*ipv4);
+                }
+                IpAddr::V6(ipv6) if assigned.ipv6.is_some() && ipv6.to_ipv4_mapped().is_none() => {
+                    resolvers.ipv6.get_or_insert(*ipv6);
+                }
+                IpAddr::V4(_) | IpAddr::V6(_) => {}
+            }
+        }
+        resolvers
+    }
+}
+
+/// One of the programs' maps from family to address.
+pub(super) struct AddressMap {
+    map: HashMap<MapData, u32, Address>,
+    name: &'static str,
+}
+
+impl AddressMap {
+    pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self> {
+        let map = ebpf.take_map(name).ok_or(BpfError::Missing(name))?;
+        let map = HashMap::try_from(map).map_err(|source| BpfError::Map { name, source })?;
+        Ok(Self { map, name })
+    }
+
+    /// From now on these.
+    pub(super) fn set(&mut self, addresses: Addresses) -> Result<()> {
+        let families =
+            [(map::IPV4, addresses.ipv4.map(IpAddr::V4)), (map::IPV6, addresses.ipv6.map(IpAddr::V6))];
+        for (family, address) in families {
+            let done = match address {
+                Some(address) => self.map.insert(&family, &packed(address), 0),
+                None => match self.map.remove(&family) {
+                    // There was none.
+                    Err(MapError::KeyNotFound) => Ok(()),
+                    Err(MapError::SyscallError(error))
+                        if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+                    {
+                        Ok(())
+                    }
+                    result => result,
+                },
+            };
+            done.map_err(|source| BpfError::Map { name: self.name, source })?;
+        }
+        Ok(())
+    }
+}
+
+/// As the programs compare them.
+pub(super) fn packed(address: IpAddr) -> Address {
+    let ipv6 = match address {
+        IpAddr::V4(ipv4) => ipv4.to_ipv6_mapped(),
+        IpAddr::V6(ipv6) => ipv6,
+    };
+    Address::from_octets(ipv6.octets())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assigned(dns: &[&str]) -> Assigned {
+        Assigned {
+            ipv4: Some("10.77.0.2".parse().unwrap()),
+            ipv6: Some("fd77::2".parse().unwrap()),
+            mtu: 1500,
+            dns: dns.iter().map(|address| address.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn the_first_usable_resolver_of_each_family_is_taken() {
+        let bad = ["127.0.0.1", "224.0.0.1", "::1", "fe80::1", "::ffff:9.9.9.9", "169.254.1.1"];
+        assert_eq!(Addresses::resolvers(&assigned(&bad)), Addresses::default());
+        let good = ["127.0.0.1", "9.9.9.9", "8.8.8.8", "2620:fe::fe", "2620:fe::9"];
+        let resolvers = Addresses::resolvers(&assigned(&good));
+        assert_eq!(resolvers.ipv4, Some("9.9.9.9".parse().unwrap()));
+        assert_eq!(resolvers.ipv6, Some("2620:fe::fe".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_family_without_a_persistent_address_has_no_resolver() {
+        let only4 = Assigned { ipv6: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
+        assert_eq!(Addresses::resolvers(&only4).ipv6, None);
+        let only6 = Assigned { ipv4: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
+        assert_eq!(Addresses::resolvers(&only6).ipv4, None);
+    }
+}
