@@ -26,7 +26,6 @@ const TOOLS: &[Tool] = &[
     Tool { program: "depmod", package: "kmod" },
     Tool { program: "modprobe", package: "kmod" },
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" },
-    Tool { program: "strip", package: "binutils" },
 ];
 
 /// The kernels, and the release of Debian each belongs to.
@@ -78,13 +77,13 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
 fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     let (mut build, target_dir) = musl::command(Arch::X86_64)?;
     step("building static mobile, home-relay and the cases, for the kernels under qemu");
-    build.arg("--message-format=json-render-diagnostics");
+    build.args(["--profile", "vm", "--message-format=json-render-diagnostics"]);
     build.args(["--package", "mobile-agent", "--package", "home-relay", "--package", "mobile-tests"]);
     build.args(["--bins", "--test=e2e"]).stderr(Stdio::inherit());
     let messages = shell::output(&mut build)?;
     let cases = executable(&messages).context("cargo named no test program of mobile-tests")?;
     let built = ["mobile", "home-relay", "labtool", "sockets", "vm-init"];
-    let built = built.map(|name| (name, target_dir.join("debug").join(name)));
+    let built = built.map(|name| (name, target_dir.join("vm").join(name)));
     let programs: Vec<_> = built.into_iter().chain([("e2e", cases)]).collect();
     programs.iter().try_for_each(|(_, path)| musl::assert_static(path))?;
     Ok(programs)

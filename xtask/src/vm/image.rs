@@ -71,8 +71,8 @@ pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> R
         libraries.extend(libraries_of(&path)?);
     }
     for (name, path) in ours {
-        // All of it is unpacked into the machine's memory, by an emulated processor.
-        quiet(Command::new(find("strip")?).arg("-o").arg(root.join("mobile").join(name)).arg(path))?;
+        // Static: it needs no library.
+        copy(path, &root.join("mobile").join(name))?;
     }
     for library in libraries {
         copy(&library, &inside(&root, &library))?;
