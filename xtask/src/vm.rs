@@ -4,7 +4,7 @@
 //! system of this machine's programs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -57,9 +57,11 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
 
     let programs = programs()?;
-    let cases = if filters.is_empty() { CASES.join(" ") } else { filters.join(" ") };
+    let cases = if filters.is_empty() { CASES } else { &filters };
+    let (_, e2e) = programs.last().context("the program of the cases is one of ours")?;
+    cases.iter().try_for_each(|case| assert_there(e2e, case))?;
     // One at a time: emulated processors are slow enough without a second one.
-    let commands = format!("/mobile/e2e --test-threads=1 {cases}\n");
+    let commands = format!("/mobile/e2e --test-threads=1 {}\n", cases.join(" "));
     let base = image::base(&folder, &programs, &commands)?;
     for kernel in KERNELS {
         if kernels.is_empty() || kernels.contains(&kernel.series) {
@@ -87,6 +89,15 @@ fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     let programs: Vec<_> = built.into_iter().chain([("e2e", cases)]).collect();
     programs.iter().try_for_each(|(_, path)| musl::assert_static(path))?;
     Ok(programs)
+}
+
+/// A name that fits no case would pass, and nobody would know that its case is not run any more.
+fn assert_there(e2e: &Path, case: &str) -> Result<()> {
+    let listed = shell::output(Command::new(e2e).args(["--list", "--format=terse", case]))?;
+    if listed.is_empty() {
+        bail!("there is no case {case}: `cargo xtask test e2e -- --list` names them");
+    }
+    Ok(())
 }
 
 /// The test program in cargo's messages.
