@@ -189,6 +189,12 @@ impl Session {
         let (session, epoch, switch) = (self.id, self.epoch, self.switch);
         let compression = self.limits.compression;
         Hello { session, epoch, path, switch, compression }.put(&mut new.control);
+        // An ACTIVATE that still waits will have a higher switch counter than this HELLO, so it has to name the path.
+        for keep in self.paths.iter_mut().filter_map(|path| path.wish.as_mut()) {
+            if keep.len() < Activate::MAX_KEEP && !keep.contains(&path) {
+                keep.push(path);
+            }
+        }
         self.paths.push(new);
     }
 
@@ -218,8 +224,8 @@ impl Session {
     }
 
     /// Client: makes a path active. The relay is told to keep `path` and `keep` and to free all
-    /// others. Own transmission moves to `path` and starts with the oldest unacknowledged record.
-    /// If `path` is active already, only the list is sent.
+    /// others, but for those opened later than this. Own transmission moves to `path` and starts with the oldest
+    /// unacknowledged record. If `path` is active already, only the list is sent.
     ///
     /// It need not be ready ([`Event::PathReady`]): if the relay's epoch is known, everything goes
     /// right behind HELLO, one round trip earlier; if it is not, this is done when WELCOME comes.

@@ -195,6 +195,48 @@ fn a_wish_is_carried_out_as_soon_as_any_path_brings_the_epoch() {
 }
 
 #[test]
+fn a_path_opened_while_the_wish_waits_for_welcome_is_kept() {
+    let mut pair = Pair::new(Limits::default());
+    pair.open(ONE);
+    pair.activate(ONE, &[]);
+    pair.transmit(usize::MAX);
+    pair.deliver(ONE, Way::Up, usize::MAX);
+    // The relay has its HELLO before the ACTIVATE of the first path is written.
+    pair.open(TWO);
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.settle();
+    assert_eq!(pair.server().active_path(), Some(ONE));
+    assert_eq!(pair.server().paths().count(), 2);
+    assert!(pair.client_events.contains(&Event::PathReady { path: TWO, resumed: true }));
+    assert!(!pair.client_events.iter().any(|event| matches!(event, Event::PathClosed { .. })));
+    // The next word is final again.
+    pair.activate(ONE, &[]);
+    pair.settle();
+    assert_eq!(pair.server().paths().collect::<Vec<_>>(), [ONE]);
+}
+
+#[test]
+fn a_path_opened_while_an_early_activation_is_to_be_repeated_is_kept() {
+    let mut pair = Pair::connected(Limits::default());
+    pair.restart_server();
+    pair.open(TWO);
+    pair.activate(TWO, &[]);
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.transmit(usize::MAX);
+    // It names the former epoch still, as the first ACTIVATE did.
+    pair.open(THREE);
+    pair.transmit(usize::MAX);
+    pair.deliver(THREE, Way::Up, usize::MAX);
+    pair.deliver(TWO, Way::Down, usize::MAX);
+    pair.settle();
+    assert_eq!(pair.server().active_path(), Some(TWO));
+    assert!(pair.server().paths().any(|path| path == THREE));
+    assert!(pair.client_events.contains(&Event::PathReady { path: THREE, resumed: true }));
+}
+
+#[test]
 fn a_path_that_does_not_exist_or_closes_cannot_be_activated() {
     let mut pair = Pair::connected(Limits::default());
     pair.open(TWO);

@@ -1,6 +1,6 @@
 //! Programs as they are, each by name and over a handover: what they ask, fetch and hold passes the tunnel and nothing beside it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -10,6 +10,8 @@ use mobile_tests::{
     Capture, LabOptions, PATIENCE, Postgres, Process, Services, Talk, Terminal, Testbed, UplinkName, addr,
     finish_within, http, port, until, wait_for,
 };
+
+use nix::sys::signal::Signal;
 
 use crate::{Outcome, ip_of};
 
@@ -232,6 +234,59 @@ fn a_go_program_with_a_resolver_of_its_own_scrapes_by_name_over_a_handover() -> 
         ask(scrapes).is_ok_and(|now| now >= count + 10.0) && ask("up{job=\"lab\"}").is_ok_and(|up| up == 1.0)
     })?;
     drop(theirs);
+    scene.finish()
+}
+
+#[test]
+fn a_static_go_program_enrols_by_name_and_its_request_outlives_a_handover() -> Outcome {
+    const PORT: u16 = 8080;
+    let scene = Scene::new()?;
+    let lab = &scene.bed.lab;
+    // No dynamic linker, so no C library: nothing could put itself before its connect() but the kernel.
+    let segments = lab.server.run(&["readelf", "--program-headers", "--wide", "/usr/bin/scepclient"])?;
+    assert!(segments.contains("LOAD") && !segments.contains("INTERP"), "it is not static: {segments}");
+    let (depot, key, certificate) = (scene.file("depot"), scene.file("client.key"), scene.file("client.pem"));
+    lab.server.run(&["scepserver", "ca", "-init", "-depot", &depot, "-keySize", "2048"])?;
+    let mut server = lab.server.command("scepserver");
+    server.args(["-depot", &depot, "-port", &PORT.to_string(), "-challenge", "lab"]);
+    let mut server = Process::start("scepserver", &mut server, &lab.dir().join("scepserver.txt"))?;
+    server.wait_output("msg=listening", PATIENCE)?;
+    // Stopped, so that its kernel accepts the connection and the request, and the answer waits for the handover.
+    server.signal(Signal::SIGSTOP)?;
+    let url = format!("http://name.example:{PORT}/scep");
+    let argv = [
+        "scepclient",
+        "-server-url",
+        &url,
+        "-challenge",
+        "lab",
+        "-private-key",
+        &key,
+        "-certificate",
+        &certificate,
+    ];
+    let mut client = scene.start("scepclient", &argv)?;
+    let requested = wait_for("the request", PATIENCE, || {
+        let seen = lab.server.run(&["ss", "-Htn", "state", "established", &format!("sport = :{PORT}")])?;
+        let full = |line: &&str| !line.starts_with("0 ");
+        Ok(seen.lines().find(full).map(|line| line.split_whitespace().last().expect("a peer").to_owned()))
+    })?;
+    let peer: SocketAddr = requested.parse()?;
+    assert!(RELAY.contains(&peer.ip().to_canonical()), "{requested}");
+    scene.cut()?;
+    assert!(client.ended()?.is_none(), "it ended before the handover: {}", client.output());
+    let answer = lab.capture(&lab.server, "wan0", &format!("tcp port {PORT}"))?;
+    server.signal(Signal::SIGCONT)?;
+    let status = client.wait(PATIENCE)?;
+    assert!(status.success(), "{status}: {}", client.output());
+    // The connection of before carried all of it.
+    answer.wait_packet(&peer.port().to_string())?;
+    let packets = answer.stop()?;
+    assert!(packets.iter().all(|line| line.contains(&format!(".{}", peer.port()))), "{packets:#?}");
+    assert!(packets.iter().all(|line| !line.contains("[S]")), "{packets:#?}");
+    let issued = std::fs::read_to_string(&certificate)?;
+    assert!(issued.starts_with("-----BEGIN CERTIFICATE-----"), "{issued}");
+    drop(server);
     scene.finish()
 }
 

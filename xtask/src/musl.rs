@@ -44,19 +44,32 @@ pub(crate) const PROGRAMS: [(&str, &str); 2] = [("mobile", "mobile-agent"), ("ho
 
 /// Builds both programs, or the one named, as static programs of the profile `dist`, and returns the paths.
 pub(crate) fn build(arch: Arch, only: Option<&str>) -> Result<Vec<PathBuf>> {
-    let venv = ensure_zig()?;
     let chosen: Vec<_> =
         PROGRAMS.iter().filter(|(program, _)| only.is_none_or(|only| only == *program)).collect();
     let names: Vec<&str> = chosen.iter().map(|(program, _)| *program).collect();
+    let (mut build, target_dir) = command(arch)?;
     step(&format!("building static {} for {}", names.join(" and "), arch.target()));
-    // Of its own: ordinary builds need not wait for the lock of this one.
-    let target_dir = shell::target_dir()?.join("musl");
-    let mut build = shell::cargo_named(venv.join("bin/cargo-zigbuild"));
-    build.args(["zigbuild", "--locked", "-Z", "build-std=std,panic_unwind"]);
-    build.args(["--target", arch.target(), "--profile", "dist", "--target-dir"]).arg(&target_dir);
+    build.args(["--profile", "dist"]);
     for (_, package) in &chosen {
         build.args(["--package", package]);
     }
+    shell::run(&mut build)?;
+    let paths: Vec<PathBuf> = names.iter().map(|name| target_dir.join("dist").join(name)).collect();
+    for path in &paths {
+        assert_static(path)?;
+    }
+    Ok(paths)
+}
+
+/// The command that builds static programs, to be told which and of what profile, and the folder in which each profile
+/// has one.
+pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
+    let venv = ensure_zig()?;
+    // Of its own: ordinary builds need not wait for the lock of this one.
+    let target_dir = shell::target_dir()?.join("musl");
+    let mut build = shell::cargo_named(venv.join("bin/cargo-zigbuild"));
+    build.args(["zigbuild", "--locked", "-Z", "build-std=std,panic_unwind", "--target", arch.target()]);
+    build.arg("--target-dir").arg(&target_dir);
     build
         // For -Z build-std, on the stable toolchain.
         .env("RUSTC_BOOTSTRAP", "1")
@@ -66,13 +79,7 @@ pub(crate) fn build(arch: Arch, only: Option<&str>) -> Result<Vec<PathBuf>> {
         // Nothing outside the target directory is touched.
         .env("CARGO_ZIGBUILD_CACHE_DIR", venv.join("cache"))
         .env("ZIG_GLOBAL_CACHE_DIR", venv.join("cache/zig"));
-    shell::run(&mut build)?;
-    let folder = target_dir.join(arch.target()).join("dist");
-    let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
-    for path in &paths {
-        assert_static(path)?;
-    }
-    Ok(paths)
+    Ok((build, target_dir.join(arch.target())))
 }
 
 /// The variable cargo reads a target's flags from.
@@ -117,7 +124,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 /// A program that needs no dynamic linker has no PT_INTERP segment, and so does not name one.
-fn assert_static(program: &Path) -> Result<()> {
+pub(crate) fn assert_static(program: &Path) -> Result<()> {
     let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     let interpreter = interpreter(&bytes).with_context(|| format!("{} is no ELF file", program.display()))?;
     if interpreter {

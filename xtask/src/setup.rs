@@ -30,6 +30,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables" },
     Tool { program: "nm", package: "binutils" },
     Tool { program: "objdump", package: "binutils" },
+    Tool { program: "readelf", package: "binutils" },
     Tool { program: "ping", package: "iputils-ping" },
     Tool { program: "pkg-config", package: "pkgconf" },
     Tool { program: "openvpn", package: "openvpn" },
@@ -41,6 +42,9 @@ const TOOLS: &[Tool] = &[
     Tool { program: "psql", package: "postgresql-client" },
     Tool { program: "python3", package: "python3" },
     Tool { program: "rsync", package: "rsync" },
+    // Go programs without a C library.
+    Tool { program: "scepclient", package: "scep" },
+    Tool { program: "scepserver", package: "scep" },
     Tool { program: "ssh", package: "openssh-client" },
     Tool { program: "sshd", package: "openssh-server" },
     Tool { program: "systemctl", package: "systemd" },

@@ -42,6 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             unit(&[])?;
             relay_alone()?;
             end_to_end(&[])?;
+            vm::run(&[])?;
             chaos(&[])
         }
         Some("unit") => unit(&args.filters),

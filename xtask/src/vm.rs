@@ -1,15 +1,15 @@
 //! `cargo xtask test vm`: the ordinary cases on other kernels than this machine's, each booted under qemu.
 //!
-//! There is no second lab, and nothing is built for it: what runs in there is the program of the end-to-end cases, in a
-//! file system of this machine's programs.
+//! There is no second lab: what runs in there is the program of the end-to-end cases, static like the product, in a file
+//! system of this machine's programs.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::build;
+use crate::musl::{self, Arch};
 use crate::setup::{self, Tool};
 use crate::shell::{self, step};
 
@@ -35,6 +35,7 @@ const KERNELS: [Kernel; 2] =
 /// One story of each kind: an emulated processor has not the time for all of them.
 const CASES: &[&str] = &[
     "leaks::nothing_leaks_over_a_handover",
+    "matrix::",
     "restart::connections_go_on_after_the_agent_was_killed_and_started_again",
     "selection::",
     "sessions::telnet_answers_after_the_loss_of_its_uplink_and_a_plain_one_does_not",
@@ -55,14 +56,12 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     let folder = shell::target_dir()?.join("vm");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
 
-    let built = build::run(false)?;
-    let mut programs = vec![("e2e", test_program("mobile-tests", "--test=e2e")?)];
-    programs.extend(
-        ["mobile", "home-relay", "labtool", "sockets", "vm-init"].map(|name| (name, built.join(name))),
-    );
-    let cases = if filters.is_empty() { CASES.join(" ") } else { filters.join(" ") };
+    let programs = programs()?;
+    let cases = if filters.is_empty() { CASES } else { &filters };
+    let (_, e2e) = programs.last().context("the program of the cases is one of ours")?;
+    cases.iter().try_for_each(|case| assert_there(e2e, case))?;
     // One at a time: emulated processors are slow enough without a second one.
-    let commands = format!("/mobile/e2e --test-threads=1 {cases}\n");
+    let commands = format!("/mobile/e2e --test-threads=1 {}\n", cases.join(" "));
     let base = image::base(&folder, &programs, &commands)?;
     for kernel in KERNELS {
         if kernels.is_empty() || kernels.contains(&kernel.series) {
@@ -75,13 +74,30 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the test program of a package, and returns where it is.
-fn test_program(package: &str, what: &str) -> Result<PathBuf> {
-    let mut build = shell::cargo();
-    build.args(["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
-    build.args(["--package", package, what]).stderr(std::process::Stdio::inherit());
+/// Builds what runs in there: the product, the lab's programs and the cases, all of them static, so that they do not
+/// depend on this machine's C library.
+fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
+    let (mut build, target_dir) = musl::command(Arch::X86_64)?;
+    step("building static mobile, home-relay and the cases, for the kernels under qemu");
+    build.args(["--profile", "vm", "--message-format=json-render-diagnostics"]);
+    build.args(["--package", "mobile-agent", "--package", "home-relay", "--package", "mobile-tests"]);
+    build.args(["--bins", "--test=e2e"]).stderr(Stdio::inherit());
     let messages = shell::output(&mut build)?;
-    executable(&messages).with_context(|| format!("cargo named no test program of {package}"))
+    let cases = executable(&messages).context("cargo named no test program of mobile-tests")?;
+    let built = ["mobile", "home-relay", "labtool", "sockets", "vm-init"];
+    let built = built.map(|name| (name, target_dir.join("vm").join(name)));
+    let programs: Vec<_> = built.into_iter().chain([("e2e", cases)]).collect();
+    programs.iter().try_for_each(|(_, path)| musl::assert_static(path))?;
+    Ok(programs)
+}
+
+/// A name that fits no case would pass, and nobody would know that its case is not run any more.
+fn assert_there(e2e: &Path, case: &str) -> Result<()> {
+    let listed = shell::output(Command::new(e2e).args(["--list", "--format=terse", case]))?;
+    if listed.is_empty() {
+        bail!("there is no case {case}: `cargo xtask test e2e -- --list` names them");
+    }
+    Ok(())
 }
 
 /// The test program in cargo's messages.

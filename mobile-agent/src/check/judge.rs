@@ -10,12 +10,9 @@ use super::reach::Outcome;
 use crate::config::{OnFailure, Routing};
 use crate::routing::rivals::{self, is_listed_as_ours};
 use crate::selection::deadline::GRACE;
+use crate::selection::floor::{OLDEST, OLDEST_LONGTERM};
 use crate::status::SessionState;
 use crate::tunnel::cause::Fault;
-
-/// The oldest kernel that works: SO_NETNS_COOKIE, by which the programs know the sockets of their namespace, came
-/// with 5.14. What else they need is older: links (5.7), setsockopt in connect() (5.8).
-const OLDEST: (u32, u32) = (5, 14);
 
 /// TCP_RTO_MAX_MS: mobile sockets repeat within 10 s of the end of an outage.
 const QUICK_RETRIES: (u32, u32) = (6, 15);
@@ -83,20 +80,24 @@ fn kernel(release: &str) -> Finding {
         return Finding::warn(
             "kernel",
             format!("{release}: not a version I know"),
-            "see that it is 5.14 or later",
+            format!("see that it is {OLDEST_LONGTERM} or later"),
         );
     };
     let version = (major, minor);
     if version < OLDEST {
-        let seen = format!("Linux {release} does not tell network namespaces apart (SO_NETNS_COOKIE)");
-        return Finding::fail("kernel", seen, "Linux 5.14 is the oldest that works: install a later one");
+        let seen = format!("Linux {release} does not tell network namespaces apart (SO_NETNS_COOKIE, 5.14)");
+        let next =
+            format!("Linux {OLDEST_LONGTERM} is the oldest series that works: install that or a later one");
+        return Finding::fail("kernel", seen, next);
     }
     let slow = if version < QUICK_RETRIES {
         "; before 6.15 a mobile TCP connection may pause two minutes after a long outage"
     } else {
         ""
     };
-    Finding::ok("kernel", format!("Linux {release}, and 5.14 is the oldest that works{slow}"))
+    let oldest =
+        format!("{OLDEST_LONGTERM} is the oldest series that works, because of SO_NETNS_COOKIE (5.14)");
+    Finding::ok("kernel", format!("Linux {release}; {oldest}{slow}"))
 }
 
 fn identity(facts: &Facts) -> Vec<Finding> {

@@ -45,7 +45,7 @@ use super::{
 use crate::config::OnFailure;
 
 /// The object built from mobile-ebpf.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
 
 /// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;

@@ -48,9 +48,9 @@ impl Extent {
         let mut programs = vec![program::ACCOUNT];
         match load_program(ebpf, program::EGRESS, generation) {
             Ok(()) => programs.push(program::EGRESS),
-            // At this hook the kernel cannot tell one network namespace from another: Linux 6.12 cannot, 6.18 can.
+            // At this hook the kernel cannot tell one network namespace from another: Linux can since 6.15.
             Err(BpfError::Program { source: ProgramError::LoadError { .. }, .. }) => tracing::info!(
-                "datagrams that name an uplink's device (IP_PKTINFO), of sockets made before `mobile attach`, go on using it on this kernel"
+                "pings and datagrams that name an uplink's device (IP_PKTINFO), of sockets made before `mobile attach`, go on using it on this kernel"
             ),
             Err(error) => return Err(error),
         }

@@ -11,6 +11,7 @@ mod cgroup2;
 pub(crate) mod deadline;
 mod diag;
 mod extent;
+pub(crate) mod floor;
 pub(crate) mod instance;
 mod pins;
 pub(crate) mod process;

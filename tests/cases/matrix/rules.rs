@@ -12,9 +12,9 @@ const CONNECTED: [&str; 6] =
 /// These name a persistent address as their source: whoever does, replies from it go where requests to it come from.
 const OF_SOURCE: [&str; 4] = ["tcp-listening", "udp-of-source", "udp-pktinfo-source", "raw-hdrincl"];
 
-/// Says what is wrong with the way that packets of a cell took.
-pub(super) fn broken(state: State, cell: &Cell) -> Option<String> {
-    let Cell { order, kind, family, left, .. } = cell;
+/// Whether packets of a cell left by a device that they must not leave by.
+pub(super) fn is_broken(state: State, cell: &Cell) -> bool {
+    let Cell { order, kind, left, .. } = cell;
     let is = |kinds: &[&str]| kinds.contains(&kind.as_str());
     let cleaned = matches!(state, State::NobodyMobile | State::RouteGone);
     let connected_before =
@@ -36,6 +36,5 @@ pub(super) fn broken(state: State, cell: &Cell) -> Option<String> {
         cleaned || !matches!(order, Order::Mobile | Order::AttachedAfterSocket | Order::AttachedAfterConnect);
     let insists = (ordinary && kind == "raw-hdrincl") || (state == State::RouteGone && is(&OF_SOURCE));
     let astray = cell.astray && !insists;
-    ((tunnel && !may_tunnel) || (direct && !may_direct) || astray)
-        .then(|| format!("{state:?}, {order:?}: {kind}, {family}: {left:?}"))
+    (tunnel && !may_tunnel) || (direct && !may_direct) || astray
 }

@@ -2,17 +2,18 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use mobile_tests::matrix::Order;
 use serde_json::Value;
 
-use super::{Cell, State};
+use super::{Cell, State, rules};
 use crate::Outcome;
 
 const BEGIN: &str = "<!-- measured: MATRIX=write cargo xtask test e2e matrix -->\n";
 const END: &str = "<!-- end of what is measured -->\n";
+const EXCEPTIONS_BEGIN: &str = "<!-- measured on older kernels: cargo xtask test vm -->\n";
 
 type Measured = HashMap<State, Vec<Cell>>;
 
@@ -40,24 +41,53 @@ pub(super) fn everything(measured: &Measured) -> String {
     text
 }
 
-/// Whether this is another kernel than the one that the document is about: `MATRIX=leaks` says so.
-pub(super) fn is_another_kernel() -> bool {
-    std::env::var_os("MATRIX").is_some_and(|value| value == "leaks")
+/// Every cell whose packets left by a device that they must not leave by, in words.
+pub(super) fn leaks(measured: &Measured) -> Vec<String> {
+    let text = |(state, cell): (State, &Cell)| {
+        let Cell { order, kind, family, left, .. } = cell;
+        format!("{state:?}, {order:?}: {kind}, {family}: {left:?}")
+    };
+    broken(measured).map(text).collect()
+}
+
+/// The same as a table, for a kernel on which there are some.
+pub(super) fn exceptions(measured: &Measured) -> String {
+    let mut rows: Vec<(&Cell, Vec<&str>)> = Vec::new();
+    for (state, cell) in broken(measured) {
+        let same = |known: &Cell| {
+            (known.order, &known.kind, &known.family) == (cell.order, &cell.kind, &cell.family)
+        };
+        match rows.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, states)) => states.push(head_of_state(state)),
+            None => rows.push((cell, vec![head_of_state(state)])),
+        }
+    }
+    let mut text = "| socket | | process | while |\n| --- | --- | --- | --- |\n".to_owned();
+    for (Cell { order, kind, family, .. }, states) in rows {
+        let _ = writeln!(text, "| {kind} | {family} | {} | {} |", head_of_order(*order), states.join(", "));
+    }
+    text
+}
+
+fn broken(measured: &Measured) -> impl Iterator<Item = (State, &Cell)> {
+    let cells = |state| measured.get(&state).into_iter().flatten().map(move |cell| (state, cell));
+    State::ALL.into_iter().flat_map(cells).filter(|(state, cell)| rules::is_broken(*state, cell))
+}
+
+/// Whether this kernel is older than the one that the tables are about: `MATRIX=older` says so.
+pub(super) fn is_an_older_kernel() -> bool {
+    asked_for("older")
 }
 
 /// The document says what was measured, or is made to.
 pub(super) fn compare(tables: &str) -> Outcome {
-    if is_another_kernel() {
-        return Ok(());
-    }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md");
+    let path = document();
     let text = std::fs::read_to_string(&path)?;
-    let (before, rest) = text.split_once(BEGIN).context("docs/security.md has no place for the tables")?;
-    let (documented, after) = rest.split_once(END).context("docs/security.md has no end of the tables")?;
+    let (before, documented, after) = section(&text, BEGIN)?;
     if documented == tables {
         return Ok(());
     }
-    if std::env::var_os("MATRIX").is_some_and(|value| value == "write") {
+    if asked_for("write") {
         return Ok(std::fs::write(&path, [before, BEGIN, tables, END, after].concat())?);
     }
     let differing = documented.lines().zip(tables.lines()).filter(|(old, new)| old != new);
@@ -66,6 +96,34 @@ pub(super) fn compare(tables: &str) -> Outcome {
         "docs/security.md says otherwise than was measured (MATRIX=write writes it anew):\n{}",
         lines.join("\n")
     )
+}
+
+/// The document says what was measured. The machine that measures has a copy only.
+pub(super) fn compare_exceptions(table: &str) -> Outcome {
+    let text = std::fs::read_to_string(document())?;
+    let (_, documented, _) = section(&text, EXCEPTIONS_BEGIN)?;
+    ensure!(
+        documented == table,
+        "docs/security.md says otherwise than was measured on this kernel, which is:\n{table}"
+    );
+    Ok(())
+}
+
+/// What is before a section of the document, in it, and behind it.
+fn section<'a>(text: &'a str, begin: &str) -> anyhow::Result<(&'a str, &'a str, &'a str)> {
+    let (before, rest) =
+        text.split_once(begin).with_context(|| format!("docs/security.md has no {}", begin.trim()))?;
+    let (inside, after) = rest.split_once(END).context("docs/security.md has no end of the tables")?;
+    Ok((before, inside, after))
+}
+
+fn document() -> PathBuf {
+    std::env::var_os("MATRIX_DOCUMENT")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md"), PathBuf::from)
+}
+
+fn asked_for(what: &str) -> bool {
+    std::env::var_os("MATRIX").is_some_and(|value| value == what)
 }
 
 fn table(measured: &Measured, columns: &[(&str, State, Order)]) -> String {

@@ -52,6 +52,8 @@ pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> R
     for path in ["/etc/protocols", "/etc/services"].map(Path::new).into_iter().filter(|path| path.exists()) {
         copy(path, &inside(&root, path))?;
     }
+    // The matrix of sockets compares with it.
+    copy(&shell::root().join("docs/security.md"), &root.join("mobile/security.md"))?;
     let mut libraries = BTreeSet::new();
     let busybox = find("busybox")?;
     copy(&busybox, &root.join("usr/bin/busybox"))?;
@@ -69,8 +71,8 @@ pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> R
         libraries.extend(libraries_of(&path)?);
     }
     for (name, path) in ours {
+        // Static: it needs no library.
         copy(path, &root.join("mobile").join(name))?;
-        libraries.extend(libraries_of(path)?);
     }
     for library in libraries {
         copy(&library, &inside(&root, &library))?;

@@ -13,7 +13,7 @@ use mobile_tests::{VM_ENDED, VM_STARTED};
 
 use crate::shell::{self, step};
 
-/// For the boot and all cases, on a machine whose processors others use too: alone it takes a fifth.
+/// For the boot and all cases, on a machine whose processors others use too: alone it takes a quarter.
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// How much of the console is shown after a failure.

@@ -123,9 +123,11 @@ fn a_machine_that_is_well_has_no_fault() {
 }
 
 #[test]
-fn an_old_kernel_is_told_the_oldest_that_works() {
-    assert_fault(&Facts { kernel: "5.10.0-30".into(), ..all_well() }, Level::Fail, "kernel", "5.14");
-    assert_fault(&Facts { kernel: "unknown".into(), ..all_well() }, Level::Warn, "kernel", "5.14");
+fn an_old_kernel_is_told_the_oldest_that_works_and_why() {
+    let old = Facts { kernel: "5.10.0-30".into(), ..all_well() };
+    assert_fault(&old, Level::Fail, "kernel", "5.15");
+    assert_fault(&old, Level::Fail, "kernel", "SO_NETNS_COOKIE");
+    assert_fault(&Facts { kernel: "unknown".into(), ..all_well() }, Level::Warn, "kernel", "5.15");
     assert!(kernel("6.1.0-50-cloud").seen.contains("6.15"));
     assert!(!kernel("6.18.5").seen.contains("6.15"));
     assert_eq!(kernel("5.14-rc1").level, Level::Ok);
