@@ -14,6 +14,7 @@ pub(crate) fn run() -> Result<()> {
             .args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet"])
             .args(["--", "--deny", "warnings"]),
     )?;
+    fuzz_targets()?;
     step("documentation");
     shell::run(shell::cargo().env("RUSTDOCFLAGS", "-D warnings").args([
         "doc",
@@ -24,6 +25,22 @@ pub(crate) fn run() -> Result<()> {
         "--document-private-items",
     ]))?;
     dependencies()
+}
+
+/// They are a workspace of their own, and see parts of ours that nothing else does.
+fn fuzz_targets() -> Result<()> {
+    step("fuzz targets: formatting, clippy");
+    let manifest = ["--manifest-path", "fuzz/Cargo.toml"];
+    shell::run(shell::cargo().args(["fmt", "--check"]).args(manifest))?;
+    shell::run(
+        shell::cargo()
+            .args(["clippy", "--locked", "--quiet"])
+            .args(manifest)
+            .arg("--target-dir")
+            .arg(shell::target_dir()?.join("fuzz"))
+            .args(["--", "--deny", "warnings"])
+            .env("RUSTFLAGS", "--cfg fuzzing"),
+    )
 }
 
 /// cargo-deny is not installed by `setup`: it takes longer to build than everything here together.
