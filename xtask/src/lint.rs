@@ -1,5 +1,7 @@
 //! `cargo xtask lint`: what no change may break before it is even run. Every warning is an error.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::shell::{self, step};
@@ -50,12 +52,26 @@ fn dependencies() -> Result<()> {
         return Ok(());
     }
     step("dependencies: licences, bans, sources");
-    shell::run(shell::cargo().args(["deny", "--locked", "check", "licenses", "bans", "sources"]))?;
+    for manifest in MANIFESTS {
+        shell::run(deny(manifest).args(["licenses", "bans", "sources"]))?;
+    }
     // The advisory database is fetched from its home; a machine without a way there still lints the rest.
     if shell::output(shell::cargo().args(["deny", "fetch", "db"])).is_err() {
         step("dependencies: advisories skipped, the advisory database cannot be reached");
         return Ok(());
     }
     step("dependencies: advisories");
-    shell::run(shell::cargo().args(["deny", "--locked", "check", "advisories"]))
+    for manifest in MANIFESTS {
+        shell::run(deny(manifest).arg("advisories"))?;
+    }
+    Ok(())
+}
+
+/// Ours, and the fuzz targets'.
+const MANIFESTS: [&str; 2] = ["./Cargo.toml", "./fuzz/Cargo.toml"];
+
+fn deny(manifest: &str) -> Command {
+    let mut command = shell::cargo();
+    command.args(["deny", "--manifest-path", manifest, "--locked", "check", "--config", "deny.toml"]);
+    command
 }
