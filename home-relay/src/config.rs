@@ -243,12 +243,16 @@ impl Default for State {
 impl Config {
     /// Reads, completes and checks the configuration.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
-        let mut config: Self = mobile_io::config::load(path, true, ENV_PREFIX, &[])?;
+        mobile_io::config::load::<Self>(path, true, ENV_PREFIX, &[])?.complete(path)
+    }
+
+    /// Checks what was read, and finds the key that lies beside it.
+    pub(crate) fn complete(mut self, path: &Path) -> anyhow::Result<Self> {
         let base = path.parent().unwrap_or(Path::new(""));
         // init writes the key beside the file, so both can be moved together.
-        config.identity.private_key_file = base.join(&config.identity.private_key_file);
-        config.check().with_context(|| format!("{} cannot be used", path.display()))?;
-        Ok(config)
+        self.identity.private_key_file = base.join(&self.identity.private_key_file);
+        self.check().with_context(|| format!("{} cannot be used", path.display()))?;
+        Ok(self)
     }
 
     /// The pools, checked.

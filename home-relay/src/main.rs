@@ -1,27 +1,8 @@
-//! home-relay: the home virtual device, on a router reachable from the Internet.
+//! home-relay: see the library.
 #![forbid(unsafe_code)]
-
-mod admin;
-mod check;
-mod cli;
-mod config;
-mod confine;
-mod metrics;
-mod network;
-mod pool;
-mod server;
-mod store;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    match cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            mobile_io::log::complain(&format!("home-relay: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    home_relay::main()
 }

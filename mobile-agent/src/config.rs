@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 /// Where the configuration is when `--config` does not say.
 pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
 
+/// `MOBILE_RELAY_ENDPOINT` is `[relay] endpoint`, and so on.
+pub(crate) const ENV_PREFIX: &str = "MOBILE";
+
 /// The whole of `agent.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -222,11 +225,15 @@ impl Config {
     /// Reads the file that `--config` names, or the default one if it exists.
     pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
         let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
-        let config: Self = mobile_io::config::load(path, required, "MOBILE", &[])?;
-        config.check().with_context(|| format!("in {}", path.display()))?;
+        mobile_io::config::load::<Self>(path, required, ENV_PREFIX, &[])?.complete(path)
+    }
+
+    /// Checks what was read, and finds the key that lies beside it.
+    pub(crate) fn complete(self, path: &Path) -> anyhow::Result<Self> {
+        self.check().with_context(|| format!("in {}", path.display()))?;
         let dir = path.parent().unwrap_or(Path::new(""));
-        let key = dir.join(&config.identity.private_key_file);
-        Ok(Self { identity: Identity { private_key_file: key }, ..config })
+        let key = dir.join(&self.identity.private_key_file);
+        Ok(Self { identity: Identity { private_key_file: key }, ..self })
     }
 
     /// The relay, which only the daemon cannot do without.

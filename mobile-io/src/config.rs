@@ -44,7 +44,22 @@ fn load_from<T: DeserializeOwned>(
     variables: impl Iterator<Item = (String, String)>,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
-    let mut root = read_file(path, required)?;
+    let text = read_file(path, required)?;
+    parse(path, &text, env_prefix, variables, overrides)
+}
+
+/// The same of a file that was read already; `path` is what errors call it.
+///
+/// # Errors
+/// As [`load`], without those of the file system.
+pub fn parse<T: DeserializeOwned>(
+    path: &Path,
+    text: &str,
+    env_prefix: &str,
+    variables: impl Iterator<Item = (String, String)>,
+    overrides: &[(&str, String)],
+) -> Result<T, ConfigError> {
+    let mut root = Node::parse(&path.display().to_string(), text)?;
     let sections = de::field_names::<T>();
     for (name, value) in variables {
         if let Some((section, key)) = section_and_key(&name, env_prefix, sections) {
@@ -58,19 +73,16 @@ fn load_from<T: DeserializeOwned>(
     de::deserialize(&root)
 }
 
-fn read_file(path: &Path, required: bool) -> Result<Node, ConfigError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !required => String::new(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(ConfigError::new(format!(
-                "no configuration at {}: create it, or name another with --config FILE",
-                path.display()
-            )));
-        }
-        Err(error) => return Err(ConfigError::new(format!("cannot read {}: {error}", path.display()))),
-    };
-    Node::parse(&path.display().to_string(), &text)
+fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(String::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ConfigError::new(format!(
+            "no configuration at {}: create it, or name another with --config FILE",
+            path.display()
+        ))),
+        Err(error) => Err(ConfigError::new(format!("cannot read {}: {error}", path.display()))),
+    }
 }
 
 /// `MOBILE_RELAY_PUBLIC_KEY` is `relay`, `public_key`.

@@ -214,7 +214,11 @@ fn find_group(name: &str) -> Result<Group, ControlError> {
     Group::from_name(name).ok().flatten().ok_or_else(|| ControlError::NoSuchGroup(name.to_owned()))
 }
 
-fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, ControlError> {
+/// Reads one line, a request or an answer.
+///
+/// # Errors
+/// `BadMessage` when it is no such thing.
+pub fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, ControlError> {
     serde_json::from_slice(line).map_err(|error| ControlError::BadMessage(error.to_string()))
 }
 

@@ -207,11 +207,16 @@ impl Health {
             return Verdict::default();
         }
         let mut verdict = Verdict::default();
+        let look = self.look_at(outlook).is_some_and(|at| at <= now);
+        if look && self.doubt.is_none() {
+            // A transport that was asked just now and tells nothing any more: from here on only silence counts.
+            self.latest.take_if(|(at, _)| *at < now);
+        }
         if self.silence_ends(outlook).is_some_and(|at| at <= now) {
             self.suspicion = Some(Suspicion::Silence);
             verdict.suspect = Some(since(self.silent, now));
         }
-        if self.look_at(outlook).is_some_and(|at| at <= now) {
+        if look {
             self.look(now, outlook, &mut verdict);
         }
         verdict

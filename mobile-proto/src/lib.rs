@@ -16,6 +16,8 @@ pub mod enroll;
 mod error;
 mod flow;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod health;
 mod hello;
 mod ids;

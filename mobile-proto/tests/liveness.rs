@@ -111,9 +111,9 @@ fn a_standby_path_that_cannot_be_written_to_is_found_by_its_keepalive() {
     pair.wire(TWO).full = true;
     pair.wire(TWO).stalled_up = true;
     pair.samples = false;
-    pair.advance(45 * SECOND);
+    pair.advance(40 * SECOND);
     pair.client_events.clear();
-    pair.advance(5 * SECOND);
+    pair.advance(10 * SECOND);
     assert_eq!(told(&pair).iter().filter(|event| is_suspect(event, TWO)).count(), 1);
 }
 

@@ -1,5 +1,7 @@
 //! `cargo xtask lint`: what no change may break before it is even run. Every warning is an error.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::shell::{self, step};
@@ -14,6 +16,7 @@ pub(crate) fn run() -> Result<()> {
             .args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet"])
             .args(["--", "--deny", "warnings"]),
     )?;
+    fuzz_targets()?;
     step("documentation");
     shell::run(shell::cargo().env("RUSTDOCFLAGS", "-D warnings").args([
         "doc",
@@ -26,6 +29,22 @@ pub(crate) fn run() -> Result<()> {
     dependencies()
 }
 
+/// They are a workspace of their own, and see parts of ours that nothing else does.
+fn fuzz_targets() -> Result<()> {
+    step("fuzz targets: formatting, clippy");
+    let manifest = ["--manifest-path", "fuzz/Cargo.toml"];
+    shell::run(shell::cargo().args(["fmt", "--check"]).args(manifest))?;
+    shell::run(
+        shell::cargo()
+            .args(["clippy", "--locked", "--quiet"])
+            .args(manifest)
+            .arg("--target-dir")
+            .arg(shell::target_dir()?.join("fuzz"))
+            .args(["--", "--deny", "warnings"])
+            .env("RUSTFLAGS", "--cfg fuzzing"),
+    )
+}
+
 /// cargo-deny is not installed by `setup`: it takes longer to build than everything here together.
 fn dependencies() -> Result<()> {
     if shell::find("cargo-deny").is_none() {
@@ -33,12 +52,26 @@ fn dependencies() -> Result<()> {
         return Ok(());
     }
     step("dependencies: licences, bans, sources");
-    shell::run(shell::cargo().args(["deny", "--locked", "check", "licenses", "bans", "sources"]))?;
+    for manifest in MANIFESTS {
+        shell::run(deny(manifest).args(["licenses", "bans", "sources"]))?;
+    }
     // The advisory database is fetched from its home; a machine without a way there still lints the rest.
     if shell::output(shell::cargo().args(["deny", "fetch", "db"])).is_err() {
         step("dependencies: advisories skipped, the advisory database cannot be reached");
         return Ok(());
     }
     step("dependencies: advisories");
-    shell::run(shell::cargo().args(["deny", "--locked", "check", "advisories"]))
+    for manifest in MANIFESTS {
+        shell::run(deny(manifest).arg("advisories"))?;
+    }
+    Ok(())
+}
+
+/// Ours, and the fuzz targets'.
+const MANIFESTS: [&str; 2] = ["./Cargo.toml", "./fuzz/Cargo.toml"];
+
+fn deny(manifest: &str) -> Command {
+    let mut command = shell::cargo();
+    command.args(["deny", "--manifest-path", manifest, "--locked", "check", "--config", "deny.toml"]);
+    command
 }

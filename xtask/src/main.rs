@@ -9,6 +9,7 @@ mod build;
 mod debian;
 mod demo;
 mod dist;
+mod fuzz;
 mod r#gen;
 mod lint;
 mod musl;
@@ -40,6 +41,8 @@ enum Verb {
     Demo,
     /// All tests, or a part of them: `test unit`, `test e2e handover`, `test mobile-proto`.
     Test(test::Args),
+    /// Runs fuzz targets: `fuzz frame --seconds 600`.
+    Fuzz(fuzz::Args),
     /// Measures, in the lab.
     Bench(bench::Args),
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Verb::Dist(args) => setup::run().and_then(|()| dist::run(&args)),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Bench(args) => bench::run(&args),
     };
     match result {

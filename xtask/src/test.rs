@@ -9,13 +9,14 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::shell::{self, step};
-use crate::{build, dist, setup, vm};
+use crate::{build, dist, fuzz, setup, vm};
 
 /// Which tests.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `unit` (all but the end-to-end cases), `e2e`, `chaos [--seed N] [--events N] [--long]`, `vm [6.1|6.12] [FILTER]`
-    /// (some of those cases on other kernels, under qemu), `dist` (what is shipped), or a package such as `mobile-proto`; otherwise a filter.
+    /// `unit` (all but the end-to-end cases), `fuzz` (each target for some seconds), `e2e`, `chaos [--seed N] [--events N] [--long]`,
+    /// `vm [6.1|6.12] [FILTER]` (some of those cases on other kernels, under qemu), `dist` (what is shipped), or a package such as `mobile-proto`;
+    /// otherwise a filter.
     part: Option<String>,
     /// Given to the test programs: names to choose by, or their flags after `--`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -25,6 +26,10 @@ pub(crate) struct Args {
 /// Sets up, builds and tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let part = args.part.as_deref();
+    if part == Some("fuzz") {
+        // The folder of that name is no package of this workspace, and nothing there needs root.
+        return fuzz::test();
+    }
     let package = part.filter(|part| shell::root().join(part).join("Cargo.toml").is_file());
     if package.is_none() {
         // Now, rather than after minutes of building.
@@ -41,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => {
             unit(&[])?;
             relay_alone()?;
+            fuzz::test()?;
             end_to_end(&[])?;
             vm::run(&[])?;
             chaos(&[])

@@ -160,6 +160,17 @@ private_key_file = "{key_name}"
     )
 }
 
+/// What `init` writes for fixed pools.
+#[cfg(fuzzing)]
+pub(crate) fn example() -> String {
+    let (ipv4, ipv6) = (
+        Ipv4Net::new_assert([100, 64, 0, 0].into(), 20),
+        Ipv6Net::new_assert([0xfd00, 7, 0, 0, 0, 0, 0, 0].into(), 64),
+    );
+    let options = Init { listen: ([0, 0, 0, 0], 443).into(), ipv4: Some(ipv4), ipv6: Some(ipv6) };
+    text(&options, &Pools::new(options.ipv4, options.ipv6).expect("they are fit"), "relay.key")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

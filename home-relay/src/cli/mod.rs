@@ -6,7 +6,7 @@ mod check;
 mod cleanup;
 mod clients;
 mod forward;
-mod init;
+pub(crate) mod init;
 mod invite;
 mod reload;
 mod table;

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use crate::control::protocol::{Answer, Process, Request};
-use crate::selection::account::Traffic;
+use crate::control::protocol::{Answer, Process, Request, Traffic};
 
 /// Root, and members of the control group, see all; others their own.
 pub(super) fn ps(config: Option<&Path>, json: bool) -> anyhow::Result<()> {

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::access::{Asker, Held, may_change};
-use super::protocol::{Change, Connection, Process};
+use super::protocol::{Change, Connection, Process, Traffic};
 use super::unchanged::Unchanged;
-use crate::selection::account::{Accounts, Traffic};
+use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
 use crate::selection::sockets::{self, Mark};

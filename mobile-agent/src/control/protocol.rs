@@ -4,7 +4,6 @@ use ipnet::IpNet;
 use mobile_control::Call;
 use serde::{Deserialize, Serialize};
 
-use crate::selection::account::Traffic;
 use crate::status::{Status, Uplinks};
 
 /// A question.
@@ -101,6 +100,17 @@ pub(crate) struct Process {
     pub(crate) connections: Vec<Connection>,
     /// What its TCP connections on that route carried, those that are over included; none if the kernel does not say.
     pub(crate) tcp: Option<Traffic>,
+}
+
+/// What the TCP connections of one process carried by the MOBILE route, since it was mobile. As `mobile ps --json` prints it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Traffic {
+    /// Connections it made, those that are over included.
+    pub(crate) connections: u64,
+    /// Bytes that the other ends acknowledged.
+    pub(crate) bytes_sent: u64,
+    /// Bytes that came.
+    pub(crate) bytes_received: u64,
 }
 
 /// A socket that has a peer, and so a route.

@@ -12,30 +12,19 @@ use aya::{
     maps::{self, Map, MapData, MapError},
 };
 use mobile_ebpf_common::{Account, account, map};
-use serde::{Deserialize, Serialize};
 
 use super::{
     bpf_error::{BpfError, Result},
     cgroup::MobileCgroup,
     diag::{self, Open},
 };
+use crate::control::protocol::Traffic;
 
 /// How often the accounts of processes that have ended are closed: the map holds those of a thousand processes a second.
 pub(crate) const SWEEP: Duration = Duration::from_secs(30);
 
 /// How often the sockets are listed until no connection has ended meanwhile.
 const LOOKS: usize = 3;
-
-/// What the TCP connections of one process carried by the MOBILE route, since it was mobile. As `mobile ps --json` prints it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Traffic {
-    /// Connections it made, those that are over included.
-    pub(crate) connections: u64,
-    /// Bytes that the other ends acknowledged.
-    pub(crate) bytes_sent: u64,
-    /// Bytes that came.
-    pub(crate) bytes_received: u64,
-}
 
 /// A process: its id, and when it started, in nanoseconds of CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug)]

@@ -295,3 +295,26 @@ fn a_process_that_was_stopped_for_long_asks_before_it_judges() {
     }
     assert!((10 * SECOND..20 * SECOND).contains(&(now - later)), "{:?}", now - later);
 }
+
+#[test]
+fn a_transport_that_tells_nothing_any_more_is_not_asked_for_ever() {
+    let (mut now, limits) = (Instant::now(), Limits::default());
+    let end = now + 3600 * SECOND;
+    let outlook = outlook(&limits);
+    let mut health = Health::default();
+    health.begin(now);
+    let _ = health.sample(now, TransportSample { srtt: Duration::ZERO, rttvar: Duration::ZERO, ..sample(9) });
+    let mut suspected = Vec::new();
+    for turn in 0.. {
+        assert!(turn < 10, "every {:?}", health.pause(&limits));
+        let Some(due) = health.deadline(outlook).filter(|&due| due <= end) else { break };
+        assert!(due > now, "it is due again at once");
+        now = due;
+        suspected.extend(health.tick(now, outlook).suspect);
+    }
+    assert_eq!(suspected, [4 * INITIAL_RTT], "by silence, as of a transport that never told anything");
+    // It is believed again as soon as it tells something.
+    health.progress(now);
+    let _ = health.sample(now, sample(1));
+    assert!(health.wants_sample(now + SECOND, outlook));
+}

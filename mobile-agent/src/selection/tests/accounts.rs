@@ -10,11 +10,12 @@ use std::{
 use mobile_ebpf_common::Event;
 
 use super::super::{
-    account::{Accounts, Traffic},
+    account::Accounts,
     bpf::Selector,
     probe::{Place, Probe, run},
     process,
 };
+use crate::control::protocol::Traffic;
 
 /// Addresses of this machine that are not loopback's: what goes there might as well leave by the tunnel.
 const ADDRESSES: [&str; 2] = ["10.9.9.9", "fd99::9"];

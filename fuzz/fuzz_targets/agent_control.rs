@@ -1,0 +1,79 @@
+//! A line on the agent's control socket, as the agent reads it, and an answer, as its commands and the C library do.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mobile_control::{Call, Question};
+use mobile_io::control::parse;
+use serde::Serialize;
+
+#[path = "../../mobile-agent/src/config.rs"]
+#[allow(dead_code, reason = "the agent's own, for the names that an answer has")]
+mod config;
+#[path = "../../mobile-agent/src/control/protocol.rs"]
+mod protocol;
+#[path = "../../mobile-agent/src/status.rs"]
+mod status;
+
+use protocol::{Answer, Change, Connection, Process, Request, Traffic};
+
+fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
+    let request = parse::<Request>(data);
+    if let Ok(request) = &request {
+        assert_eq!(&parse::<Request>(&json(request)).expect("a request of ours"), request);
+    }
+    if let Ok(Question::Call(call)) = parse::<Question>(data) {
+        assert_eq!(request.ok(), Some(Request::Call(call)), "the library asks what the agent understands");
+    }
+    if let Ok(answer) = parse::<Answer>(data) {
+        let line = json(&answer);
+        assert_eq!(json(&parse::<Answer>(&line).expect("an answer of ours")), line);
+        if matches!(answer, Answer::Called(_) | Answer::Refused(_)) {
+            parse::<mobile_control::Answer>(&line).expect("the library reads it too");
+        }
+    }
+});
+
+/// Every request, and the answers that are made without an agent.
+fn seeds() -> Vec<Vec<u8>> {
+    let net = "10.0.0.0/8".parse().expect("a network");
+    let requests = [
+        Request::Run,
+        Request::Call(Call::SetMobile { pid: 7, mobile: true }),
+        Request::Call(Call::SetRoute { gateway: Some([10, 77, 0, 1].into()) }),
+        Request::Attach { pids: vec![7, 4711] },
+        Request::Detach { pids: vec![7] },
+        Request::Processes,
+        Request::Status,
+        Request::Uplinks,
+        Request::Use { uplink: Some("wlan0".into()) },
+        Request::Use { uplink: None },
+        Request::Bypasses,
+        Request::Bypass { net, add: true },
+        Request::Cleanup,
+    ];
+    let text = |text: &str| text.to_owned();
+    let connection =
+        Connection { protocol: text("tcp"), local: text("10.77.0.2:1"), remote: text("192.0.2.1:2") };
+    let kept = vec![connection];
+    let answers = [
+        Answer::Done,
+        Answer::Called(13),
+        Answer::Noted(text("seen")),
+        Answer::Refused(text("no")),
+        Answer::Changed(vec![Change { pid: 7, command: Some(text("sh")), error: None, kept: kept.clone() }]),
+        Answer::Processes(vec![Process {
+            pid: 7,
+            uid: 1000,
+            user: text("ann"),
+            command: text("ssh"),
+            connections: kept,
+            tcp: Some(Traffic { connections: 3, bytes_sent: 4, bytes_received: 5 }),
+        }]),
+        Answer::Bypasses(vec![net]),
+    ];
+    requests.iter().map(json).chain(answers.iter().map(json)).collect()
+}
+
+fn json(message: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(message).expect("ours are JSON")
+}

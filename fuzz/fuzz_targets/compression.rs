@@ -1,0 +1,7 @@
+//! A peer's compressed stream, and our own.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mobile_proto::fuzzing;
+
+fuzz_target!(init: mobile_fuzz::seeds(fuzzing::compression_seeds), |data: &[u8]| fuzzing::compression(data));

@@ -1,0 +1,7 @@
+//! Frames as they stand on a path: what is read is what is written again.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mobile_proto::fuzzing;
+
+fuzz_target!(init: mobile_fuzz::seeds(fuzzing::frame_seeds), |data: &[u8]| fuzzing::frames(data));

@@ -1,0 +1,8 @@
+//! A line on the relay's admin socket.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(init: mobile_fuzz::seeds(home_relay::fuzzing::line_seeds), |data: &[u8]| {
+    home_relay::fuzzing::line(data);
+});

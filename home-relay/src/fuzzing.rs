@@ -1,0 +1,139 @@
+//! What the fuzz targets call: the parsers as the program uses them, with what must hold for any input. Built with
+//! `--cfg fuzzing` only.
+
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+use mobile_io::control;
+use mobile_io::invitation::TokenHash;
+use mobile_io::keys::{KEY_LEN, PublicKey};
+use mobile_proto::enroll::{TOKEN_LEN, Token};
+
+use crate::admin::{Answer, Request};
+use crate::cli::init;
+use crate::config::{Config, ENV_PREFIX};
+use crate::pool::{Lease, Pools, Taken};
+use crate::store::{Entry, Forward, Newcomer, Protocol};
+
+/// `relay.toml` and the environment. What is accepted can be used; what is refused names its place.
+///
+/// # Panics
+/// When that does not hold.
+pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
+    let path = Path::new("/etc/home-relay/relay.toml");
+    let read = mobile_io::config::parse::<Config>(path, text, ENV_PREFIX, variables, &[]);
+    match read.map_err(anyhow::Error::from).and_then(|config| config.complete(path)) {
+        Ok(config) => {
+            assert!(config.identity.private_key_file.is_absolute());
+            assert!(!config.limits.handshake_timeout().is_zero() && !config.limits.session_idle().is_zero());
+            let pools = config.pools().expect("it was checked");
+            let own = pools.own_addresses();
+            assert!(
+                !own.is_empty()
+                    && own.iter().all(|net| pools.is_own(net.addr()) && pools.contains(net.addr()))
+            );
+            let mut taken = Taken::default();
+            let first = pools.lease(Lease::default(), &mut taken).expect("a pool has an address to give");
+            pools.check(first).expect("and one that is fit");
+            // The smallest pool has one only.
+            if let Ok(second) = pools.lease(Lease::default(), &mut taken) {
+                assert_ne!(second, first);
+            }
+        }
+        Err(error) => {
+            let error = format!("{error:#}");
+            assert!(error.contains("relay.toml") || error.contains("environment variable"), "{error}");
+        }
+    }
+}
+
+/// A line on the admin socket, as a request and as an answer: what can be read is written and read again.
+///
+/// # Panics
+/// When it is not the same.
+pub fn line(bytes: &[u8]) {
+    if let Ok(request) = control::parse::<Request>(bytes) {
+        let again = control::parse::<Request>(&json(&request)).expect("a request of ours");
+        assert_eq!(json(&request), json(&again));
+        lease(&match request {
+            Request::Authorize { clients } => clients.iter().map(|client| client.wanted).collect(),
+            Request::Invite { wanted, .. } => vec![wanted],
+            _ => Vec::new(),
+        });
+    }
+    if let Ok(answer) = control::parse::<Answer>(bytes) {
+        let again = control::parse::<Answer>(&json(&answer)).expect("an answer of ours");
+        assert_eq!(json(&answer), json(&again));
+    }
+}
+
+/// Whatever was asked for: what is given is fit, and nobody else's.
+fn lease(wanted: &[Lease]) {
+    let net = Ipv4Net::new_assert([100, 64, 0, 0].into(), 28);
+    let pools = Pools::new(Some(net), None).expect("a pool of ours");
+    let (mut taken, mut given) = (Taken::default(), Vec::new());
+    for &wanted in wanted {
+        // A lease that is refused is an error, as is one more than the pool has.
+        if let Ok(lease) = pools.check(wanted).and_then(|()| pools.lease(wanted, &mut taken)) {
+            pools.check(lease).expect("it is fit");
+            assert!(!given.contains(&lease.ipv4), "{lease} is given twice");
+            given.push(lease.ipv4);
+        }
+    }
+}
+
+/// What `home-relay init` writes, as it is and with everything that is commented out.
+#[must_use]
+pub fn config_seeds() -> Vec<Vec<u8>> {
+    let text = init::example();
+    let all: String = text.lines().map(uncommented).map(|line| format!("{line}\n")).collect();
+    let variables = "\0HOME_RELAY_LISTEN_ADDRESS=[::]:8443\nHOME_RELAY_DNS_SERVERS=9.9.9.9, 2620:fe::fe\n\
+                     HOME_RELAY_LIMITS_HALF_OPEN=7\nHOME_RELAY_NAT_MASQUERADE=false\n";
+    [text.clone(), all.clone(), text + variables, all + variables].map(String::into_bytes).to_vec()
+}
+
+/// `# key = value` is `key = value`; other comments stay.
+fn uncommented(line: &str) -> &str {
+    let is_key = |word: &str| word.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit());
+    match line.strip_prefix("# ") {
+        Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => rest,
+        _ => line,
+    }
+}
+
+/// Every request, and the answers that hold more than text.
+#[must_use]
+pub fn line_seeds() -> Vec<Vec<u8>> {
+    let name = || "laptop".to_owned();
+    let public_key = PublicKey::from_bytes([7; KEY_LEN]);
+    let wanted = Lease { ipv4: Some([100, 64, 0, 9].into()), ipv6: None };
+    let token = TokenHash::of(&Token::from_bytes([0xab; TOKEN_LEN]));
+    let forward = Forward { protocol: Protocol::Tcp, port: 2222, client: name(), to: 22 };
+    let entry =
+        Entry { name: name(), public_key: Some(public_key), lease: wanted, created: 1, expires: None };
+    let newcomer = Newcomer { name: name(), public_key, wanted };
+    let requests = [
+        Request::Authorize {
+            clients: vec![newcomer.clone(), Newcomer { wanted: Lease::default(), ..newcomer }],
+        },
+        Request::Invite { name: name(), token, lifetime: 86_400, wanted: Lease::default() },
+        Request::Revoke { name: name() },
+        Request::Clients,
+        Request::Sessions,
+        Request::Reload,
+        Request::Forward(forward.clone()),
+        Request::Unforward { protocol: Protocol::Udp, port: 53 },
+        Request::Forwards,
+    ];
+    let answers = [
+        Answer::Invited { relay: public_key, entry: entry.clone() },
+        Answer::Clients(vec![entry]),
+        Answer::Forwards(vec![forward]),
+        Answer::Error("no".into()),
+    ];
+    requests.iter().map(json).chain(answers.iter().map(json)).collect()
+}
+
+fn json(message: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(message).expect("ours are JSON")
+}

@@ -1,0 +1,119 @@
+//! `cargo xtask fuzz`: libFuzzer on the targets in `fuzz/`, with AddressSanitizer.
+//!
+//! Coverage and sanitizer are in the pinned stable compiler too, behind `RUSTC_BOOTSTRAP`; so cargo alone builds them, and
+//! no other toolchain or tool is needed. `fuzz/` is laid out as cargo-fuzz wants it, for those who have it.
+
+mod corpus;
+mod target;
+
+use std::collections::VecDeque;
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::setup::{self, Tool};
+use crate::shell::{self, step};
+use target::Target;
+
+/// libFuzzer is C++.
+const TOOLS: &[Tool] = &[Tool { program: "c++", package: "g++" }];
+
+/// Of each target in `cargo xtask test`: enough to run all that is in the corpus, and somewhat beyond.
+const TEST_SECONDS: u64 = 10;
+
+/// Which target, and for how long.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A file of fuzz/fuzz_targets, without its extension; all, one after another, if none is named.
+    target: Option<String>,
+    /// Of each target.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Runs this one input, as a crash leaves it.
+    #[arg(long, value_name = "FILE", requires = "target", conflicts_with = "seconds")]
+    input: Option<PathBuf>,
+    /// Makes the committed corpus anew: what covers something of the encoders' messages, of the corpus, and of all that was found here.
+    #[arg(long, conflicts_with_all = ["seconds", "input"])]
+    minimise: bool,
+}
+
+/// Builds, and does what was asked for.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::install(TOOLS)?;
+    let targets = build(args.target.as_deref())?;
+    for target in &targets {
+        if let Some(input) = &args.input {
+            target.reproduce(input)?;
+        } else if args.minimise {
+            corpus::minimise(target)?;
+        } else {
+            step(&format!("fuzzing {} for {} s", target.name, args.seconds));
+            let found = target.work_dir("found")?;
+            println!("{}", target.fuzz(&found, args.seconds)?);
+        }
+    }
+    Ok(())
+}
+
+/// Every target for some seconds, from what is committed alone; as many at once as there are cores.
+pub(crate) fn test() -> Result<()> {
+    setup::install(TOOLS)?;
+    let targets = build(None)?;
+    step(&format!("fuzzing {} targets for {TEST_SECONDS} s each", targets.len()));
+    let (total, queue) = (targets.len(), Mutex::new(VecDeque::from(targets)));
+    let failed = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| {
+                while let Some(target) = next(&queue) {
+                    match target.fresh_dir("test").and_then(|found| target.fuzz(&found, TEST_SECONDS)) {
+                        Ok(outcome) => println!("{outcome}"),
+                        Err(error) => {
+                            eprintln!("{error:#}");
+                            failed.lock().unwrap_or_else(PoisonError::into_inner).push(target.name);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !failed.is_empty() {
+        bail!("{} of {total} fuzz targets failed: {}", failed.len(), failed.join(", "));
+    }
+    Ok(())
+}
+
+fn next(queue: &Mutex<VecDeque<Target>>) -> Option<Target> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+}
+
+/// Builds the target of this name, or all.
+fn build(only: Option<&str>) -> Result<Vec<Target>> {
+    let all = target::names()?;
+    let names: Vec<String> = match only {
+        None => all,
+        Some(name) if all.iter().any(|known| known == name) => vec![name.to_owned()],
+        Some(name) => bail!("there is no fuzz target {name}: there are {}", all.join(", ")),
+    };
+    step("building the fuzz targets");
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let folder = shell::target_dir()?.join("fuzz");
+    let mut cargo = shell::cargo();
+    cargo.args(["build", "--release", "--locked", "--quiet", "--manifest-path", "fuzz/Cargo.toml"]);
+    // Named although it is the host: so build scripts and macros go without coverage.
+    cargo.args(["--target", &triple, "--target-dir"]).arg(&folder);
+    cargo.args(names.iter().flat_map(|name| ["--bin", name]));
+    cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", RUSTFLAGS);
+    shell::run(&mut cargo).context("the fuzz targets cannot be built")?;
+    let binaries = folder.join(triple).join("release");
+    Ok(names.into_iter().map(|name| Target { binary: binaries.join(&name), name }).collect())
+}
+
+/// As cargo-fuzz sets them.
+const RUSTFLAGS: &str = "--cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";

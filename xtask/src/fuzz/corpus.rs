@@ -1,0 +1,68 @@
+//! The committed corpus of a target: the encoders' messages and what was found since, each input of which covers something.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::target::Target;
+use crate::shell::{self, step};
+
+/// Asks a target for its seeds: see `fuzz/src/lib.rs`.
+const SEEDS: &str = "MOBILE_FUZZ_SEEDS";
+
+/// Makes the corpus anew. Files that are not named by their hash, as libFuzzer does it, were put there by somebody: they stay.
+pub(super) fn minimise(target: &Target) -> Result<()> {
+    step(&format!("minimising the corpus of {}", target.name));
+    let seeds = target.fresh_dir("seeds")?;
+    shell::output(target.command().env(SEEDS, &seeds)).context("the seeds cannot be made")?;
+    let (fresh, found, committed) =
+        (target.fresh_dir("fresh")?, target.work_dir("found")?, target.committed());
+    fs::create_dir_all(&committed).with_context(|| format!("cannot create {}", committed.display()))?;
+    let mut merge = target.command();
+    shell::output(merge.arg("-set_cover_merge=1").args([&fresh, &seeds, &committed, &found]))?;
+    replace(&committed, &fresh).with_context(|| format!("cannot replace {}", committed.display()))?;
+    let files = fs::read_dir(&committed).with_context(|| format!("cannot read {}", committed.display()))?;
+    let sizes: Vec<u64> = files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).collect();
+    println!("{}: {} inputs, {} bytes", target.name, sizes.len(), sizes.iter().sum::<u64>());
+    Ok(())
+}
+
+fn replace(committed: &Path, fresh: &Path) -> std::io::Result<()> {
+    for file in fs::read_dir(committed)? {
+        let file = file?;
+        if is_hash(&file.file_name().to_string_lossy()) {
+            fs::remove_file(file.path())?;
+        }
+    }
+    for file in fs::read_dir(fresh)? {
+        let file = file?;
+        fs::copy(file.path(), committed.join(file.file_name()))?;
+    }
+    Ok(())
+}
+
+fn is_hash(name: &str) -> bool {
+    name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_put_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (committed, fresh) = (dir.path().join("committed"), dir.path().join("fresh"));
+        let (old, new) = ("a".repeat(40), "b".repeat(40));
+        for (folder, name) in [(&committed, old.as_str()), (&committed, "a-crash-of-old"), (&fresh, &new)] {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join(name), name).unwrap();
+        }
+        replace(&committed, &fresh).unwrap();
+        let mut names: Vec<_> =
+            fs::read_dir(&committed).unwrap().map(|file| file.unwrap().file_name()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["a-crash-of-old", &new]);
+    }
+}

@@ -1,0 +1,191 @@
+//! One fuzz target: how it is run, and what is said of it afterwards.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell;
+
+/// Longer inputs are slower, not other: every limit of the formats that matters is below, but for the longest packets, which the
+/// targets make themselves.
+const MAX_LEN: &str = "-max_len=4096";
+
+/// One allocation of more would be made on the word of a peer: the longest packet has 64 KiB, a session's limits here 60 KiB.
+const MALLOC_LIMIT: &str = "-malloc_limit_mb=16";
+
+/// So many lines of a failure's log tell it: the panic, its stack, the input.
+const LAST_LINES: usize = 60;
+
+/// A target that is built.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) name: String,
+    pub(super) binary: PathBuf,
+}
+
+/// What a run did.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    name: String,
+    executions: u64,
+    /// Code edges that were reached.
+    coverage: u64,
+    /// Inputs that each reach something of their own.
+    corpus: u64,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, executions, coverage, corpus } = self;
+        write!(f, "{name}: {executions} executions, {coverage} edges, {corpus} inputs, no failure")
+    }
+}
+
+/// The targets there are, by name.
+pub(super) fn names() -> Result<Vec<String>> {
+    let folder = shell::root().join("fuzz/fuzz_targets");
+    let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+impl Target {
+    /// The corpus that is part of the source.
+    pub(super) fn committed(&self) -> PathBuf {
+        shell::root().join("fuzz/corpus").join(&self.name)
+    }
+
+    /// A folder of this target for something, below cargo's target directory.
+    pub(super) fn work_dir(&self, what: &str) -> Result<PathBuf> {
+        let dir = shell::target_dir()?.join("fuzz").join(what).join(&self.name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// The same, empty.
+    pub(super) fn fresh_dir(&self, what: &str) -> Result<PathBuf> {
+        let dir = self.work_dir(what)?;
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+        self.work_dir(what)
+    }
+
+    /// libFuzzer, with the limits that hold for every run.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args([MAX_LEN, MALLOC_LIMIT, "-rss_limit_mb=2048", "-timeout=25"]);
+        command
+    }
+
+    /// Fuzzes for some seconds, from what is committed; what is found goes to `found`.
+    pub(super) fn fuzz(&self, found: &Path, seconds: u64) -> Result<Outcome> {
+        let crashes = self.work_dir("crashes")?;
+        let log = self.work_dir("log")?.join("log");
+        let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        let mut prefix = std::ffi::OsString::from("-artifact_prefix=");
+        prefix.push(crashes.join(""));
+        let status = self
+            .command()
+            .args([format!("-max_total_time={seconds}"), "-print_final_stats=1".to_owned()])
+            .arg(prefix)
+            .args([found, &self.committed()])
+            .stderr(file)
+            .status()
+            .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let text = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        if !status.success() {
+            bail!("{}", self.failure(&text, status));
+        }
+        self.outcome(&text)
+            .with_context(|| format!("{} ended without its figures: see {}", self.name, log.display()))
+    }
+
+    /// Runs one input, with all that it prints.
+    pub(super) fn reproduce(&self, input: &Path) -> Result<()> {
+        shell::run(self.command().arg(input))
+    }
+
+    /// The end of the log, and how to see it again.
+    fn failure(&self, log: &str, status: std::process::ExitStatus) -> String {
+        let lines: Vec<_> = log.lines().collect();
+        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+        let name = &self.name;
+        let next = match input_of(log) {
+            Some(input) => format!(
+                "reproduce it with\n  cargo xtask fuzz {name} --input {input}\n\
+                 and keep it, once it is mended, as a test of its own and as a file of {}",
+                self.committed().display()
+            ),
+            None => "it left no input".to_owned(),
+        };
+        format!("{last}\nfuzz target {name} failed ({status}); {next}")
+    }
+
+    fn outcome(&self, log: &str) -> Option<Outcome> {
+        let executions =
+            log.lines().rev().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"))?;
+        let done = log.lines().rev().find(|line| line.contains("corp: "))?;
+        let figure = |name: &str| {
+            let rest = done.split_once(name)?.1.trim_start();
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        };
+        Some(Outcome {
+            name: self.name.clone(),
+            executions: executions.trim().parse().ok()?,
+            coverage: figure("cov: ")?,
+            corpus: figure("corp: ")?,
+        })
+    }
+}
+
+/// The file that libFuzzer wrote the input to.
+fn input_of(log: &str) -> Option<&str> {
+    log.lines().find_map(|line| Some(line.split_once("Test unit written to ")?.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target { name: "frame".into(), binary: "/nowhere/frame".into() }
+    }
+
+    #[test]
+    fn figures_are_read_from_the_log() {
+        let log = "#2\tINITED cov: 40 ft: 41 corp: 1/1b exec/s: 0 rss: 40Mb\n\
+                   #900\tDONE   cov: 456 ft: 789 corp: 55/1203b lim: 21 exec/s: 90 rss: 60Mb\n\
+                   Done 900 runs in 10 second(s)\nstat::number_of_executed_units: 900\nstat::peak_rss_mb: 60\n";
+        let expected = Outcome { name: "frame".into(), executions: 900, coverage: 456, corpus: 55 };
+        assert_eq!(target().outcome(log), Some(expected));
+        assert_eq!(target().outcome("stat::number_of_executed_units: 900\n"), None);
+    }
+
+    #[test]
+    fn a_failure_says_how_to_see_it_again() {
+        use std::os::unix::process::ExitStatusExt as _;
+
+        let log = "thread panicked\nartifact_prefix='/t/'; Test unit written to /t/crash-12\nBase64: AA==\n";
+        let text = target().failure(log, std::process::ExitStatus::from_raw(77 << 8));
+        assert!(text.contains("thread panicked") && text.contains("Base64: AA=="), "{text}");
+        assert!(text.contains("cargo xtask fuzz frame --input /t/crash-12"), "{text}");
+    }
+
+    #[test]
+    fn every_target_has_a_corpus() {
+        for name in names().unwrap() {
+            let corpus = Target { binary: PathBuf::new(), name: name.clone() }.committed();
+            assert!(fs::read_dir(&corpus).is_ok_and(|mut files| files.next().is_some()), "{name}");
+        }
+    }
+}
