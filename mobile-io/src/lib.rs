@@ -5,7 +5,6 @@
 
 pub mod apart;
 pub mod check;
-pub mod compression;
 pub mod config;
 pub mod confine;
 pub mod control;
@@ -16,6 +15,7 @@ pub mod keys;
 pub mod log;
 pub mod memory;
 pub mod metrics;
+pub mod modes;
 pub mod netlink;
 pub mod notify;
 pub mod owner;

@@ -13,6 +13,8 @@ use nix::sys::uio::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::modes::Offloading;
+
 /// `IFNAMSIZ` less its closing zero.
 const MAX_NAME: usize = 15;
 
@@ -58,7 +60,7 @@ impl Tun {
     ///
     /// # Errors
     /// When it is busy, not allowed, or there is no TUN driver.
-    pub fn open(name: &str, persist: bool) -> Result<Self, TunError> {
+    pub fn open(name: &str, persist: bool, offloading: Offloading) -> Result<Self, TunError> {
         let mut device = open(name)?;
         let io_error = |source| TunError::Io { name: name.to_owned(), source };
         if persist {
@@ -69,7 +71,10 @@ impl Tun {
         // The crate opens it without O_CLOEXEC: no command we start may hold the device.
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| io_error(errno.into()))?;
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| io_error(errno.into()))?;
-        take_offloads(&fd, name);
+        match offloading {
+            Offloading::Auto => take_offloads(&fd, name),
+            Offloading::Off => refuse_offloads(&fd).map_err(|errno| io_error(errno.into()))?,
+        }
         // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is dropped.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         Ok(Self { name: name.to_owned(), fd: fd.map_err(|error| io_error(error.into()))? })
@@ -176,6 +181,12 @@ fn take_offloads(fd: &OwnedFd, name: &str) {
     }
 }
 
+/// Packets as on a wire.
+fn refuse_offloads(fd: &OwnedFd) -> nix::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value, and the descriptor is open.
+    unsafe { request::tunsetoffload(fd.as_raw_fd(), 0) }.map(drop)
+}
+
 mod request {
     nix::ioctl_write_int!(tunsetpersist, b'T', 203);
     nix::ioctl_write_int!(tunsetoffload, b'T', 208);
@@ -229,7 +240,7 @@ mod tests {
     #[test]
     fn a_packet_goes_out_and_another_comes_in() {
         in_new_namespace(async {
-            let tun = Tun::open("mobile0", false).unwrap();
+            let tun = Tun::open("mobile0", false, Offloading::Auto).unwrap();
             run("ip link set mobile0 up");
             run("ip addr add 192.0.2.1/24 dev mobile0");
             let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
@@ -272,10 +283,10 @@ mod tests {
     fn a_persistent_device_stays_and_is_opened_again_and_removed() {
         in_new_namespace(async {
             assert!(!remove("mobile0").unwrap());
-            drop(Tun::open("mobile0", true).unwrap());
+            drop(Tun::open("mobile0", true, Offloading::Auto).unwrap());
             run("ip link show mobile0");
-            let again = Tun::open("mobile0", true).unwrap();
-            let busy = Tun::open("mobile0", true).unwrap_err();
+            let again = Tun::open("mobile0", true, Offloading::Auto).unwrap();
+            let busy = Tun::open("mobile0", true, Offloading::Auto).unwrap_err();
             assert!(matches!(&busy, TunError::Busy(name) if name == "mobile0"), "{busy}");
             assert!(matches!(remove("mobile0"), Err(TunError::Busy(_))));
             drop(again);
@@ -287,9 +298,9 @@ mod tests {
     #[test]
     fn a_name_that_is_taken_or_cannot_be_one_is_refused() {
         in_new_namespace(async {
-            assert!(matches!(Tun::open("lo", false), Err(TunError::NotATun(_))));
+            assert!(matches!(Tun::open("lo", false, Offloading::Auto), Err(TunError::NotATun(_))));
             for name in ["", "a b", "a/b", "tun%d", "sixteen-letters-"] {
-                assert!(matches!(Tun::open(name, false), Err(TunError::BadName(_))), "{name}");
+                assert!(matches!(Tun::open(name, false, Offloading::Auto), Err(TunError::BadName(_))), "{name}");
             }
         });
     }

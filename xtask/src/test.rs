@@ -14,13 +14,17 @@ use crate::{build, dist, setup, vm};
 /// Which tests.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `unit` (all but the end-to-end cases), `e2e`, `chaos [--seed N] [--events N] [--long]`, `vm [6.1|6.12] [FILTER]`
+    /// `unit` (all but the end-to-end cases), `e2e`, `chaos [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]`, `vm [6.1|6.12] [FILTER]`
     /// (some of those cases on other kernels, under qemu), `dist` (what is shipped), or a package such as `mobile-proto`; otherwise a filter.
     part: Option<String>,
     /// Given to the test programs: names to choose by, or their flags after `--`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     filters: Vec<String>,
 }
+
+/// Once more with everything the other way round that `[tunnel]` can turn on and off.
+const OTHER_MODES: [&str; 6] =
+    ["--tunnel", "offload=off", "--tunnel", "queue=fifo", "--tunnel", "compression=zstd"];
 
 /// Sets up, builds and tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -42,7 +46,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             unit(&[])?;
             relay_alone()?;
             end_to_end(&[])?;
-            chaos(&[])
+            chaos(&[])?;
+            chaos(&OTHER_MODES.map(str::to_owned))
         }
         Some("unit") => unit(&args.filters),
         Some("e2e") => end_to_end(&args.filters),

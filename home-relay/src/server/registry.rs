@@ -32,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) queue_bytes: usize,
     /// Whether packets are compressed for clients that ask for it.
     pub(crate) compression: bool,
+    /// Whether a client's flows take turns.
+    pub(crate) fair: bool,
     /// How long a session without a path is kept.
     pub(crate) session_idle: Duration,
     /// Clients do not reach each other.
@@ -50,6 +52,7 @@ impl Settings {
             },
             queue_bytes: config.limits.queue_bytes,
             compression: config.tunnel.compression.is_on(),
+            fair: config.tunnel.queue.is_fair(),
             session_idle: config.limits.session_idle(),
             isolate: config.clients.isolate,
         }
@@ -306,7 +309,7 @@ impl Registry {
         let epoch = rand::random_range(1..=u64::MAX);
         let settings = self.settings();
         let push = settings.push_to(&member.lease);
-        let limits = Limits { compression: settings.compression, ..Limits::default() };
+        let limits = Limits { compression: settings.compression, fair: settings.fair, ..Limits::default() };
         let mut session = Session::server(hello.session, epoch, limits, push);
         session.requeue(waiting);
         let io = ClientIo {

@@ -192,7 +192,7 @@ impl<I: PacketIo> Driver<I> {
     fn adopt(&mut self, now: Instant, path: PathId, stream: TlsStream) {
         self.tell_events(now);
         self.paths.retain(|transport| transport.id != path);
-        self.paths.push(Transport::new(path, stream));
+        self.paths.push(Transport::new(path, stream, self.session.is_fair()));
     }
 
     fn close(&mut self, now: Instant, path: PathId, code: CloseCode) {

@@ -58,11 +58,10 @@ impl Subject {
         Ok(Self::Peer(peer, Box::new(lab)))
     }
 
-    /// Ours, with `[tunnel] compression` at both ends.
-    pub(crate) fn compressing(options: &LabOptions) -> Result<Self> {
+    /// Ours, with these settings of `[tunnel]` at both ends.
+    pub(crate) fn ours_with(options: &LabOptions, tunnel: &[(&str, &str)]) -> Result<Self> {
         let mut bed = Testbed::installed(options)?;
-        bed.agent.configure("tunnel", "compression", "zstd")?;
-        bed.relay.configure("tunnel", "compression", "zstd")?;
+        bed.configure_tunnel(tunnel)?;
         bed.start()?;
         Ok(Self::Ours(Box::new(bed)))
     }
