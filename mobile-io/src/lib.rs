@@ -11,6 +11,7 @@ pub mod control;
 pub mod descriptors;
 pub mod driver;
 pub mod invitation;
+pub mod joining;
 pub mod keys;
 pub mod log;
 pub mod memory;

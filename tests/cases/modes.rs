@@ -48,7 +48,11 @@ fn outlive_handovers(settings: &[Setting]) -> Outcome {
     for (number, uplink) in [(1, UplinkName::Wlan), (2, UplinkName::Eth), (3, UplinkName::Wlan)] {
         // Some megabytes between two handovers.
         std::thread::sleep(Duration::from_millis(700));
-        if uplink == UplinkName::Wlan { bed.lab.eth().cut()? } else { bed.lab.eth().bring_up()? }
+        if uplink == UplinkName::Wlan {
+            bed.lab.eth().cut()?
+        } else {
+            bed.lab.eth().bring_up()?
+        }
         bed.agent.wait_active(uplink)?;
         let typed = format!("after handover {number}");
         assert_eq!(session.ask(&typed)?, typed);

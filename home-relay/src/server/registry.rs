@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use mobile_io::driver::{DriverEvent, TlsStream};
+use mobile_io::joining::Joining;
 use mobile_io::keys::PublicKey;
 use mobile_proto::{CloseCode, Event, Hello, Limits, PushConfig, Session, Unacknowledged};
 use tokio::sync::{Mutex, mpsc};
@@ -316,6 +317,7 @@ impl Registry {
             queue: Arc::clone(&member.queue),
             routes: Arc::clone(&self.routes),
             guard: Guard::new(member.lease, self.pools, Arc::clone(&self.isolate)),
+            joining: Joining::new(self.sink.joins()),
             sink: Arc::clone(&self.sink),
             metrics: Arc::clone(&self.metrics),
         };

@@ -42,7 +42,9 @@ impl Options {
                     let (key, value) = text.split_once('=').context("--tunnel wants KEY=VALUE")?;
                     options.tunnel.push((key.to_owned(), value.to_owned()));
                 }
-                other => bail!("unknown {other}; usage: [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…"),
+                other => {
+                    bail!("unknown {other}; usage: [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…")
+                }
             }
         }
         ensure!(options.events >= FEWEST, "{} events are too few: at least {FEWEST}", options.events);
@@ -63,7 +65,10 @@ mod tests {
         let usual = Options { seed: 42, events: SHORT, tunnel: Vec::new() };
         assert_eq!(parse("").unwrap(), usual);
         assert_eq!(parse("--long").unwrap(), Options { events: LONG, ..usual.clone() });
-        assert_eq!(parse("--seed 7 --events 400").unwrap(), Options { seed: 7, events: 400, ..usual.clone() });
+        assert_eq!(
+            parse("--seed 7 --events 400").unwrap(),
+            Options { seed: 7, events: 400, ..usual.clone() }
+        );
         let tunnel = vec![("queue".to_owned(), "fifo".to_owned()), ("offload".to_owned(), "off".to_owned())];
         assert_eq!(parse("--tunnel queue=fifo --tunnel offload=off").unwrap(), Options { tunnel, ..usual });
     }

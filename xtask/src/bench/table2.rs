@@ -73,7 +73,10 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let mut everyone: Vec<(&str, Result<Subject>)> = Vec::new();
     everyone.push((PeerKind::DIRECT.name, start(Some(PeerKind::DIRECT))));
     everyone.push((OURS, start(None)));
-    everyone.push(("mobile, zstd", Subject::ours_with(&LabOptions::default(), &[("compression", "zstd")]).and_then(prepare)));
+    everyone.push((
+        "mobile, zstd",
+        Subject::ours_with(&LabOptions::default(), &[("compression", "zstd")]).and_then(prepare),
+    ));
     for kind in args.others.chosen() {
         everyone.push((kind.name, start(Some(kind))));
     }
