@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
-use mobile_io::compression::Compression;
 use mobile_io::invitation::is_endpoint;
+use mobile_io::modes::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Pools;
@@ -85,13 +85,23 @@ pub(crate) struct Tunnel {
     pub(crate) mtu: u16,
     /// What clients may ask for.
     pub(crate) compression: Compression,
+    /// In what size the kernel hands packets over.
+    pub(crate) offload: Offloading,
+    /// Which of a client's packets goes next.
+    pub(crate) queue: Queueing,
 }
 
 impl Default for Tunnel {
     fn default() -> Self {
         // A byte stream has no path MTU of its own, so the inner one is what fits the usual Ethernet
         // on the far side of the relay, without fragments.
-        Self { device: "home0".into(), mtu: 1500, compression: Compression::Off }
+        Self {
+            device: "home0".into(),
+            mtu: 1500,
+            compression: Compression::Off,
+            offload: Offloading::Auto,
+            queue: Queueing::Fair,
+        }
     }
 }
 

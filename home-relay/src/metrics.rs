@@ -166,10 +166,10 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Counts one packet.
-    pub(crate) fn count(&self, length: usize) {
-        self.packets.inc();
-        self.bytes.inc_by(length as u64);
+    /// Counts packets and their bytes.
+    pub(crate) fn count(&self, packets: u64, bytes: u64) {
+        self.packets.inc_by(packets);
+        self.bytes.inc_by(bytes);
     }
 }
 
@@ -287,11 +287,11 @@ impl Metrics {
         })
     }
 
-    /// A packet was not forwarded.
-    pub(crate) fn dropped(&self, reason: Drop) {
-        self.drops[reason as usize].inc();
+    /// Packets were not forwarded.
+    pub(crate) fn dropped(&self, reason: Drop, packets: u64) {
+        self.drops[reason as usize].inc_by(packets);
         if reason == Drop::Source {
-            self.source_violations.inc();
+            self.source_violations.inc_by(packets);
         }
     }
 
@@ -338,7 +338,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         for (index, reason) in Drop::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
-            (0..=index).for_each(|_| metrics.dropped(reason));
+            (0..=index).for_each(|_| metrics.dropped(reason, 1));
         }
         for (index, result) in Handshake::ALL.into_iter().enumerate() {
             assert_eq!(result as usize, index);

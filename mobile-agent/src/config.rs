@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
-use mobile_io::compression::Compression;
 use mobile_io::keys::PublicKey;
+use mobile_io::modes::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 /// Where the configuration is when `--config` does not say.
@@ -73,6 +73,10 @@ pub(crate) struct Tunnel {
     pub(crate) mtu: Option<u16>,
     /// Whether packets are compressed, if the relay agrees.
     pub(crate) compression: Compression,
+    /// In what size the kernel hands packets over.
+    pub(crate) offload: Offloading,
+    /// Which packet goes next.
+    pub(crate) queue: Queueing,
 }
 
 /// `[uplink]`
@@ -175,7 +179,13 @@ impl Default for Identity {
 
 impl Default for Tunnel {
     fn default() -> Self {
-        Self { device: "mobile0".into(), mtu: None, compression: Compression::Off }
+        Self {
+            device: "mobile0".into(),
+            mtu: None,
+            compression: Compression::Off,
+            offload: Offloading::Auto,
+            queue: Queueing::Fair,
+        }
     }
 }
 
@@ -329,6 +339,8 @@ mod tests {
             device = "m1"
             mtu = 1400
             compression = "zstd"
+            offload = "off"
+            queue = "fifo"
             [uplink]
             prefer = ["eth*", "wl*"]
             exclude = ["docker*"]
@@ -356,6 +368,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.relay.endpoint.as_deref(), Some("[2001:db8::1]:443"));
+        assert_eq!((config.tunnel.offload, config.tunnel.queue), (Offloading::Off, Queueing::Fifo));
         assert_eq!(config.uplink.standby, ["wl*"]);
         assert_eq!(config.routing.bypass.len(), 2);
         assert_eq!(config.routing.on_failure, OnFailure::Open);
@@ -371,6 +384,7 @@ mod tests {
             ("[tunnel]\ndevice = \"a-name-that-is-too-long\"", "[tunnel] device"),
             ("[tunnel]\nmtu = 500", "1280"),
             ("[routing]\ntable = 254", "table 254"),
+            ("[tunnel]\nqueue = \"fiar\"", "did you mean `fair`"),
             ("[routing]\nmark = 0x100\nmark_mask = 0xff", "mark_mask"),
             ("[routing]\nrule_priority = 40000", "rule_priority"),
             ("[uplink]\nprefer = [\"[\"]", "prefer"),

@@ -6,6 +6,7 @@ use std::thread;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::modes::Offloading;
 use crate::tun::Tun;
 
 /// What the trial device is called; nobody else sees it.
@@ -35,7 +36,7 @@ pub fn try_tun() -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| error.to_string())?;
         let _entered = runtime.enter();
-        Tun::open(DEVICE, false).map(drop).map_err(|error| error.to_string())
+        Tun::open(DEVICE, false, Offloading::Auto).map(drop).map_err(|error| error.to_string())
     })
     .map_err(|error| format!("cannot make namespaces to try in: {error}"))?
 }

@@ -28,8 +28,11 @@ pub trait PacketIo: Send {
     /// An error is logged and the source asked again a second later: it never ends the session.
     fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>>;
 
-    /// Delivers a packet the peer sent. Must not block; counts its own errors.
+    /// Delivers a packet the peer sent, now or at the next [`flush`](Self::flush). Must not block; counts its own errors.
     fn send(&mut self, packet: Packet<'_>);
+
+    /// Delivers what was kept back: nothing more comes for now.
+    fn flush(&mut self) {}
 }
 
 /// What the driver tells its owner.

@@ -5,17 +5,18 @@
 
 pub mod apart;
 pub mod check;
-pub mod compression;
 pub mod config;
 pub mod confine;
 pub mod control;
 pub mod descriptors;
 pub mod driver;
 pub mod invitation;
+pub mod joining;
 pub mod keys;
 pub mod log;
 pub mod memory;
 pub mod metrics;
+pub mod modes;
 pub mod netlink;
 pub mod notify;
 pub mod owner;

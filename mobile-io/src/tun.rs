@@ -13,6 +13,8 @@ use nix::sys::uio::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::modes::Offloading;
+
 /// `IFNAMSIZ` less its closing zero.
 const MAX_NAME: usize = 15;
 
@@ -20,6 +22,7 @@ const MAX_NAME: usize = 15;
 pub struct Tun {
     name: String,
     fd: AsyncFd<OwnedFd>,
+    joins: bool,
 }
 
 /// Why a TUN cannot be used.
@@ -58,7 +61,7 @@ impl Tun {
     ///
     /// # Errors
     /// When it is busy, not allowed, or there is no TUN driver.
-    pub fn open(name: &str, persist: bool) -> Result<Self, TunError> {
+    pub fn open(name: &str, persist: bool, offloading: Offloading) -> Result<Self, TunError> {
         let mut device = open(name)?;
         let io_error = |source| TunError::Io { name: name.to_owned(), source };
         if persist {
@@ -69,10 +72,22 @@ impl Tun {
         // The crate opens it without O_CLOEXEC: no command we start may hold the device.
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| io_error(errno.into()))?;
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| io_error(errno.into()))?;
-        take_offloads(&fd, name);
+        let joins = match offloading {
+            Offloading::Auto => take_offloads(&fd, name),
+            Offloading::Off => {
+                set_offloads(&fd, 0).map_err(|errno| io_error(errno.into()))?;
+                false
+            }
+        };
         // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is dropped.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self { name: name.to_owned(), fd: fd.map_err(|error| io_error(error.into()))? })
+        Ok(Self { name: name.to_owned(), fd: fd.map_err(|error| io_error(error.into()))?, joins })
+    }
+
+    /// Whether datagrams may be written joined, to be cut by this kernel ([`Joining`](crate::joining::Joining)).
+    #[must_use]
+    pub fn joins(&self) -> bool {
+        self.joins
     }
 
     /// The device's name.
@@ -162,18 +177,29 @@ pub fn remove(name: &str) -> Result<bool, TunError> {
 
 /// The kernel may leave to us: checksums, and the segmentation of TCP over IPv4 and IPv6, also of segments
 /// with explicit congestion notification. They are the device's until it is opened again.
-fn take_offloads(fd: &OwnedFd, name: &str) {
+///
+/// Returns whether the kernel cuts datagrams (Linux 6.2). It is not asked to leave that to us: the far end's kernel may be an
+/// older one.
+fn take_offloads(fd: &OwnedFd, name: &str) -> bool {
     const CHECKSUM: ioctl_param_type = 0x01;
     const TSO: ioctl_param_type = 0x02 | 0x04 | 0x08;
+    const USO: ioctl_param_type = 0x20 | 0x40;
+    let cuts_datagrams = set_offloads(fd, CHECKSUM | TSO | USO).is_ok();
     for (offloads, without) in [(CHECKSUM | TSO, "segmentation"), (CHECKSUM, "checksum")] {
-        // SAFETY: TUNSETOFFLOAD takes its argument by value, and the descriptor is open.
-        match unsafe { request::tunsetoffload(fd.as_raw_fd(), offloads) } {
-            Ok(_) => return,
+        match set_offloads(fd, offloads) {
+            Ok(()) => return cuts_datagrams,
             Err(error) => {
                 tracing::warn!(device = name, %error, "no {without} offload: the tunnel will be slower");
             }
         }
     }
+    false
+}
+
+/// None of them: packets are as on a wire.
+fn set_offloads(fd: &OwnedFd, offloads: ioctl_param_type) -> nix::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value, and the descriptor is open.
+    unsafe { request::tunsetoffload(fd.as_raw_fd(), offloads) }.map(drop)
 }
 
 mod request {
@@ -229,7 +255,7 @@ mod tests {
     #[test]
     fn a_packet_goes_out_and_another_comes_in() {
         in_new_namespace(async {
-            let tun = Tun::open("mobile0", false).unwrap();
+            let tun = Tun::open("mobile0", false, Offloading::Auto).unwrap();
             run("ip link set mobile0 up");
             run("ip addr add 192.0.2.1/24 dev mobile0");
             let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
@@ -268,14 +294,62 @@ mod tests {
         });
     }
 
+    /// A datagram from 192.0.2.9 to 192.0.2.1, port 7; its checksum is partial.
+    fn datagram(payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 9, 192, 0, 2, 1];
+        packet.extend([0, 9, 0, 7, 0, 0, 0, 0]);
+        packet.extend(payload);
+        let total = u16::try_from(packet.len()).unwrap();
+        packet[2..4].copy_from_slice(&total.to_be_bytes());
+        packet[24..26].copy_from_slice(&(total - 20).to_be_bytes());
+        packet
+    }
+
+    #[test]
+    fn datagrams_written_joined_are_received_one_by_one() {
+        in_new_namespace(async {
+            let tun = Tun::open("mobile0", false, Offloading::Auto).unwrap();
+            assert!(tun.joins(), "this kernel is older than 6.2, or its TUN cannot");
+            run("ip link set mobile0 up");
+            run("ip addr add 192.0.2.1/24 dev mobile0");
+            let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
+            let (mut joining, mut writes) = (crate::joining::Joining::new(true), 0);
+            let mut write = |packet: Packet<'_>, _| {
+                tun.try_send(packet).unwrap();
+                writes += 1;
+            };
+            // The last one is shorter.
+            let sent: Vec<Vec<u8>> =
+                (0..20).map(|number| vec![number; if number < 19 { 200 } else { 9 }]).collect();
+            for payload in &sent {
+                let bytes = datagram(payload);
+                joining.send(Packet { bytes: &bytes, offload: Offload::Checksum }, &mut write);
+            }
+            joining.flush(&mut write);
+            assert_eq!(writes, 1);
+            let mut buffer = [0; 300];
+            for payload in sent {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                assert_eq!((&buffer[..length], from), (&payload[..], "192.0.2.9:9".parse().unwrap()));
+            }
+        });
+    }
+
+    #[test]
+    fn without_offloads_datagrams_are_not_joined() {
+        in_new_namespace(async {
+            assert!(!Tun::open("mobile0", false, Offloading::Off).unwrap().joins());
+        });
+    }
+
     #[test]
     fn a_persistent_device_stays_and_is_opened_again_and_removed() {
         in_new_namespace(async {
             assert!(!remove("mobile0").unwrap());
-            drop(Tun::open("mobile0", true).unwrap());
+            drop(Tun::open("mobile0", true, Offloading::Auto).unwrap());
             run("ip link show mobile0");
-            let again = Tun::open("mobile0", true).unwrap();
-            let busy = Tun::open("mobile0", true).unwrap_err();
+            let again = Tun::open("mobile0", true, Offloading::Auto).unwrap();
+            let busy = Tun::open("mobile0", true, Offloading::Auto).unwrap_err();
             assert!(matches!(&busy, TunError::Busy(name) if name == "mobile0"), "{busy}");
             assert!(matches!(remove("mobile0"), Err(TunError::Busy(_))));
             drop(again);
@@ -287,9 +361,12 @@ mod tests {
     #[test]
     fn a_name_that_is_taken_or_cannot_be_one_is_refused() {
         in_new_namespace(async {
-            assert!(matches!(Tun::open("lo", false), Err(TunError::NotATun(_))));
+            assert!(matches!(Tun::open("lo", false, Offloading::Auto), Err(TunError::NotATun(_))));
             for name in ["", "a b", "a/b", "tun%d", "sixteen-letters-"] {
-                assert!(matches!(Tun::open(name, false), Err(TunError::BadName(_))), "{name}");
+                assert!(
+                    matches!(Tun::open(name, false, Offloading::Auto), Err(TunError::BadName(_))),
+                    "{name}"
+                );
             }
         });
     }

@@ -13,6 +13,9 @@ pub struct Limits {
     /// Memory for packets not yet sent beyond which [`Session::has_room`](crate::Session::has_room)
     /// asks the shell to stop reading while a path is active.
     pub active_queue_bytes: usize,
+    /// Flows take turns, and little is to stand below the queue. Otherwise packets go in the order they came, and none is
+    /// dropped for its delay.
+    pub fair: bool,
     /// A flow whose packets wait for longer than this, for 100 ms on end, sends faster than the path takes it: one is dropped
     /// now and then to say so. [`Duration::MAX`]: never.
     pub target_delay: Duration,
@@ -53,6 +56,7 @@ impl Default for Limits {
             // Four of the kernel's largest packets: enough to fill a write, short enough that
             // the inner senders notice congestion in the TUN's own queue.
             active_queue_bytes: 256 << 10,
+            fair: true,
             // RFC 8289, 4.4: 5 to 10 % of an ordinary round trip cost a bulk transfer nothing.
             target_delay: Duration::from_millis(5),
             // An inner TCP whose oldest segment comes back after a minute still resumes at once;

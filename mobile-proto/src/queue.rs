@@ -93,7 +93,8 @@ impl Record {
 /// The queue before the tunnel.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    seed: [u8; 16],
+    /// None: flows are not told apart.
+    seed: Option<[u8; 16]>,
     /// A longer delay is too long.
     target: Duration,
     shelf: Shelf,
@@ -124,8 +125,13 @@ struct Lane {
 
 impl Queue {
     /// An empty queue. Who does not know `seed` cannot aim at the place of somebody else's flow.
-    pub(crate) fn new(seed: [u8; 16], target: Duration) -> Self {
-        Self { seed, target, ..Self::default() }
+    pub(crate) fn fair(seed: [u8; 16], target: Duration) -> Self {
+        Self { seed: Some(seed), target, ..Self::default() }
+    }
+
+    /// An empty queue in which all packets are of one flow, and none waits for too long.
+    pub(crate) fn fifo() -> Self {
+        Self { target: Duration::MAX, ..Self::default() }
     }
 
     /// Takes a packet as the newest.
@@ -191,7 +197,7 @@ impl Queue {
     /// Gives up the newest packet of the flow that has the most waiting, unless `packet` is of that flow, or none has
     /// more than its length.
     pub(crate) fn pop_fattest(&mut self, packet: &[u8]) -> Option<Record> {
-        let own = usize::from(flow::place(&self.seed, packet));
+        let own = usize::from(self.flow_of(packet));
         let (fattest, flow) = self.flows.iter().enumerate().max_by_key(|(_, flow)| flow.bytes)?;
         if fattest == own || flow.bytes <= packet.len() {
             return None;
@@ -311,11 +317,15 @@ impl Queue {
         flow.codel.drops(now, delay > self.target && queued && !spared)
     }
 
+    fn flow_of(&self, packet: &[u8]) -> u16 {
+        self.seed.as_ref().map_or(0, |seed| flow::place(seed, packet))
+    }
+
     fn put(&mut self, mut record: Record, push: fn(&mut Shelf, Chain, &mut List, usize)) {
         if self.flows.is_empty() {
             self.flows.resize_with(flow::FLOWS, Flow::default);
         }
-        record.flow = flow::place(&self.seed, &record.packet);
+        record.flow = self.flow_of(&record.packet);
         let (place, length) = (record.flow, record.packet.len());
         let lane = if record.place.is_some() { &mut self.lasting } else { &mut self.ageing };
         lane.cost += record.cost();

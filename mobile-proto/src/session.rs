@@ -157,7 +157,7 @@ impl Session {
     }
 
     fn new(role: Role, id: SessionId, epoch: u64, limits: Limits, config: Option<PushConfig>) -> Self {
-        let queue = Queue::new(id.0, limits.target_delay);
+        let queue = if limits.fair { Queue::fair(id.0, limits.target_delay) } else { Queue::fifo() };
         Self {
             role,
             id,
@@ -291,6 +291,12 @@ impl Session {
             || self.queue.is_empty()
             || self.queue.cost()
                 < if self.queue.is_slow() { spare } else { self.limits.active_queue_bytes.min(spare) }
+    }
+
+    /// Whether flows take turns, so that little is to stand below the queue ([`Limits::fair`]).
+    #[must_use]
+    pub fn is_fair(&self) -> bool {
+        self.limits.fair
     }
 
     /// The next event.

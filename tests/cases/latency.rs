@@ -15,7 +15,7 @@ const RATE: u64 = 10_000_000;
 const BOUND: f64 = 5.0;
 
 /// The median of an echo's round trips, in milliseconds.
-fn echo(bed: &Testbed) -> anyhow::Result<f64> {
+pub(crate) fn echo(bed: &Testbed) -> anyhow::Result<f64> {
     let [server, _] = server(port::ECHO);
     let tool = program("labtool")?.display().to_string();
     let mut command = bed.agent.run(&[&tool, "keystrokes", &server, "20", "5"]);

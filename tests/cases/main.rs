@@ -23,6 +23,7 @@ mod leaks;
 mod managers;
 mod matrix;
 mod metrics;
+mod modes;
 mod neighbours;
 mod others;
 mod outage;

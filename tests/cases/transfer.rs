@@ -112,7 +112,7 @@ fn a_download_survives_the_death_of_either_program_and_an_outage() -> Outcome {
     bed.finish()
 }
 
-fn curl(bed: &Testbed, args: &[&str]) -> anyhow::Result<Process> {
+pub(crate) fn curl(bed: &Testbed, args: &[&str]) -> anyhow::Result<Process> {
     let mut command = bed.agent.run(&[&["curl", "-sS", "--fail"], args].concat());
     Process::start("curl", &mut command, &bed.lab.dir().join("curl.txt"))
 }
@@ -164,13 +164,13 @@ fn one_path_an_uplink_is_left(bed: &Testbed) -> Outcome {
     })
 }
 
-fn limit(bed: &Testbed, rate: Option<u64>) {
+pub(crate) fn limit(bed: &Testbed, rate: Option<u64>) {
     for uplink in [bed.lab.eth(), bed.lab.wlan()] {
         let uplink: &Uplink = uplink;
         uplink.link.set_rate(rate);
     }
 }
 
-fn path(path: &Path) -> &str {
+pub(crate) fn path(path: &Path) -> &str {
     path.to_str().expect("the lab's paths are plain")
 }

@@ -1,4 +1,4 @@
-//! The chaos test: `[--seed N] [--events N] [--long]`. See `mobile_tests::chaos`.
+//! The chaos test: `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`. See `mobile_tests::chaos`.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use mobile_tests::chaos::{Options, run};
 fn main() -> ExitCode {
     // Short enough to be typed.
     let random = u64::from(rand::random::<u32>());
-    match Options::parse(std::env::args().skip(1), random).and_then(run) {
+    match Options::parse(std::env::args().skip(1), random).and_then(|options| run(&options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("chaos: {error:#}");

@@ -15,6 +15,7 @@ mod binaries;
 mod capture;
 pub mod chaos;
 pub mod crowd;
+pub mod datagrams;
 pub mod dns;
 mod group;
 pub mod guide;

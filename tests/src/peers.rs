@@ -22,6 +22,7 @@ use crate::wait::{PATIENCE, wait_for};
 mod direct;
 mod mptcp;
 mod openvpn;
+mod tinc;
 mod vtun;
 mod wireguard;
 
@@ -59,6 +60,8 @@ pub trait Peer {
 pub struct PeerKind {
     /// As tables name it.
     pub name: &'static str,
+    /// Its packets go over TCP, as ours do.
+    pub over_tcp: bool,
     /// The programs it needs, each with the Debian package that has it.
     pub tools: &'static [(&'static str, &'static str)],
     make: fn() -> Box<dyn Peer>,
@@ -67,11 +70,23 @@ pub struct PeerKind {
 
 impl PeerKind {
     /// All, and a plain connection without any help first.
-    pub const ALL: &'static [Self] =
-        &[direct::KIND, mptcp::KIND, openvpn::UDP, openvpn::TCP, wireguard::KIND, vtun::KIND];
+    pub const ALL: &'static [Self] = &[
+        direct::KIND,
+        mptcp::KIND,
+        openvpn::UDP,
+        openvpn::TCP,
+        wireguard::KIND,
+        vtun::KIND,
+        tinc::UDP,
+        tinc::TCP,
+    ];
+
+    /// A connection with nobody's help.
+    pub const DIRECT: &'static Self = &direct::KIND;
 
     /// Those through which all bytes go, as through ours.
-    pub const TUNNELS: &'static [Self] = &[openvpn::UDP, openvpn::TCP, wireguard::KIND, vtun::KIND];
+    pub const TUNNELS: &'static [Self] =
+        &[openvpn::UDP, openvpn::TCP, wireguard::KIND, vtun::KIND, tinc::UDP, tinc::TCP];
 
     /// A new one.
     #[must_use]

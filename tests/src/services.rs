@@ -36,6 +36,8 @@ pub mod port {
     pub const WHOAMI: u16 = 1001;
     /// Sends the numbers from 0 on, eight bytes each, one every [`crate::pulse::PULSE`].
     pub const NUMBERS: u16 = 1002;
+    /// Where datagrams are counted: see the `datagrams` module.
+    pub const DATAGRAMS: u16 = 1003;
     /// iperf3.
     pub const IPERF3: u16 = 5201;
 }

@@ -41,6 +41,15 @@ impl Testbed {
         Ok(Self { agent, relay, lab, expected: Vec::new() })
     }
 
+    /// `[tunnel]` of both programs; takes effect at their next start.
+    pub fn configure_tunnel<K: AsRef<str>, V: AsRef<str>>(&self, settings: &[(K, V)]) -> Result<()> {
+        for (key, value) in settings {
+            self.agent.configure("tunnel", key.as_ref(), value.as_ref())?;
+            self.relay.configure("tunnel", key.as_ref(), value.as_ref())?;
+        }
+        Ok(())
+    }
+
     /// Starts both and waits for the session.
     pub fn start(&mut self) -> Result<()> {
         self.relay.start()?;

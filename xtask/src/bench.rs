@@ -11,11 +11,17 @@ use crate::shell::{self, step};
 use crate::{build, setup};
 
 mod connect;
+mod cpu;
 mod effort;
+mod goals;
+mod grid;
 mod handover;
 mod idle;
 mod latency;
+mod lossy;
 mod machine;
+mod plot;
+mod pps;
 mod relay;
 mod stats;
 mod subject;
@@ -28,6 +34,9 @@ pub(crate) struct Args {
     /// Measures development builds, quickly made: to try a measurement out, not for figures.
     #[arg(long, global = true)]
     unoptimised: bool,
+    /// Writes the medians of what is measured into docs/plots, as pictures.
+    #[arg(long, global = true)]
+    plot: bool,
     #[command(subcommand)]
     bench: Bench,
 }
@@ -36,12 +45,18 @@ pub(crate) struct Args {
 enum Bench {
     /// What connect(), a datagram, a segment and the start of a command take, with the agent and without, mobile and not.
     Connect(connect::Args),
+    /// Processor time for each byte, at a rate that everyone can keep up with and at full speed, and memory.
+    Cpu(cpu::Args),
     /// The longest gap in an application's connection for each way a link can change, ours and others'.
     Handover(handover::Args),
     /// What an agent sends and uses that nobody uses.
     Idle(idle::Args),
     /// How long a keystroke takes, alone and beside a bulk transfer, ours and others'.
     Latency(latency::Args),
+    /// A bulk transfer over a link of 100 Mbit/s that loses packets, ours and others'.
+    Lossy(lossy::Args),
+    /// How many small datagrams a second pass without loss, ours and others'.
+    Pps(pps::Args),
     /// A relay's clients: how many, what one costs, how fast they come, and what strangers at its port do to them.
     Relay(relay::Args),
     /// The paper's table 2: the bytes of 1 MiB at the process, the virtual device and the real one, ours and others'.
@@ -60,14 +75,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         optimise_ourselves()?;
     }
+    let plot = args.plot;
     match &args.bench {
         Bench::Connect(args) => connect::run(args),
+        Bench::Cpu(args) => cpu::run(args, plot),
         Bench::Handover(args) => handover::run(args),
         Bench::Idle(args) => idle::run(args),
-        Bench::Latency(args) => latency::run(args),
+        Bench::Latency(args) => latency::run(args, plot),
+        Bench::Lossy(args) => lossy::run(args, plot),
+        Bench::Pps(args) => pps::run(args, plot),
         Bench::Relay(args) => relay::run(args),
-        Bench::Table2(args) => table2::run(args),
-        Bench::Throughput(args) => throughput::run(args),
+        Bench::Table2(args) => table2::run(args, plot),
+        Bench::Throughput(args) => throughput::run(args, plot),
     }
 }
 

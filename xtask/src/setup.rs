@@ -52,6 +52,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "tcpdump", package: "tcpdump" },
     Tool { program: "telnet", package: "inetutils-telnet" },
     Tool { program: "telnetd", package: "inetutils-telnetd" },
+    Tool { program: "tincd", package: "tinc" },
     Tool { program: "wg-quick", package: "wireguard-tools" },
     Tool { program: "wireguard-go", package: "wireguard-go" },
     Tool { program: "tmux", package: "tmux" },

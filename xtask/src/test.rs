@@ -14,7 +14,7 @@ use crate::{build, dist, fuzz, setup, vm};
 /// Which tests.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `unit` (all but the end-to-end cases), `fuzz` (each target for some seconds), `e2e`, `chaos [--seed N] [--events N] [--long]`,
+    /// `unit` (all but the end-to-end cases), `fuzz` (each target for some seconds), `e2e`, `chaos [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]`,
     /// `vm [6.1|6.12] [FILTER]` (some of those cases on other kernels, under qemu), `dist` (what is shipped), or a package such as `mobile-proto`;
     /// otherwise a filter.
     part: Option<String>,
@@ -22,6 +22,10 @@ pub(crate) struct Args {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     filters: Vec<String>,
 }
+
+/// Once more with everything the other way round that `[tunnel]` can turn on and off.
+const OTHER_MODES: [&str; 6] =
+    ["--tunnel", "offload=off", "--tunnel", "queue=fifo", "--tunnel", "compression=zstd"];
 
 /// Sets up, builds and tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -49,7 +53,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fuzz::test()?;
             end_to_end(&[])?;
             vm::run(&[])?;
-            chaos(&[])
+            chaos(&[])?;
+            chaos(&OTHER_MODES.map(str::to_owned))
         }
         Some("unit") => unit(&args.filters),
         Some("e2e") => end_to_end(&args.filters),

@@ -112,6 +112,10 @@ private_key_file = "{key_name}"
 # mtu = 1500
 # What clients may ask for: "zstd" compresses what gets smaller by it, which tells listeners something of what it is.
 # compression = "off"
+# "off": the kernel hands packets over as on a wire, not up to 64 KiB at once: slower, and what tcpdump shows is what was sent.
+# offload = "auto"
+# "fifo": a client's packets go in the order they came, so that whatever it does waits behind its own downloads.
+# queue = "fair"
 
 [nat]
 # Hide clients behind this host's addresses. Turn it off where the pools are routed to this host.

@@ -72,7 +72,7 @@ async fn try_set_up(
     };
     // Persistent: while the relay restarts, replies to clients are dropped here like on a slow link,
     // not answered with "unreachable", which would end their connections.
-    let tun = Tun::open(device, true)?;
+    let tun = Tun::open(device, true, config.tunnel.offload)?;
     if !adopted {
         undo.push(Step::RemoveDevice(device.to_owned()));
     }

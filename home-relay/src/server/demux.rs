@@ -93,7 +93,7 @@ impl Routes {
                 return Poll::Ready((length, offload));
             }
             if let Err(reason) = self.dispatch(packet) {
-                metrics.dropped(reason);
+                metrics.dropped(reason, 1);
             }
         }
         Poll::Pending
@@ -115,7 +115,7 @@ impl Routes {
             waited |= read.is_pending();
             read.map_ok(|(length, offload)| {
                 if let Err(reason) = self.dispatch(Packet { bytes: &buffer[..length], offload }) {
-                    metrics.dropped(reason);
+                    metrics.dropped(reason, 1);
                 }
             })
         });

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use mobile_io::driver::{DriverEvent, TlsStream};
+use mobile_io::joining::Joining;
 use mobile_io::keys::PublicKey;
 use mobile_proto::{CloseCode, Event, Hello, Limits, PushConfig, Session, Unacknowledged};
 use tokio::sync::{Mutex, mpsc};
@@ -32,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) queue_bytes: usize,
     /// Whether packets are compressed for clients that ask for it.
     pub(crate) compression: bool,
+    /// Whether a client's flows take turns.
+    pub(crate) fair: bool,
     /// How long a session without a path is kept.
     pub(crate) session_idle: Duration,
     /// Clients do not reach each other.
@@ -50,6 +53,7 @@ impl Settings {
             },
             queue_bytes: config.limits.queue_bytes,
             compression: config.tunnel.compression.is_on(),
+            fair: config.tunnel.queue.is_fair(),
             session_idle: config.limits.session_idle(),
             isolate: config.clients.isolate,
         }
@@ -306,13 +310,14 @@ impl Registry {
         let epoch = rand::random_range(1..=u64::MAX);
         let settings = self.settings();
         let push = settings.push_to(&member.lease);
-        let limits = Limits { compression: settings.compression, ..Limits::default() };
+        let limits = Limits { compression: settings.compression, fair: settings.fair, ..Limits::default() };
         let mut session = Session::server(hello.session, epoch, limits, push);
         session.requeue(waiting);
         let io = ClientIo {
             queue: Arc::clone(&member.queue),
             routes: Arc::clone(&self.routes),
             guard: Guard::new(member.lease, self.pools, Arc::clone(&self.isolate)),
+            joining: Joining::new(self.sink.joins()),
             sink: Arc::clone(&self.sink),
             metrics: Arc::clone(&self.metrics),
         };

@@ -8,9 +8,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, Snapshot, TlsStream};
+use mobile_io::joining::Joining;
 use mobile_io::tun::Tun;
 use mobile_proto::{
-    CloseCode, Hello, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats, Unacknowledged,
+    CloseCode, Hello, Made, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats, Unacknowledged,
 };
 use tokio::sync::{Mutex, mpsc};
 
@@ -24,6 +25,11 @@ pub(crate) trait Sink: Send + Sync {
     /// Sends one packet.
     fn send(&self, packet: Packet<'_>) -> io::Result<()>;
 
+    /// Whether datagrams may be sent joined.
+    fn joins(&self) -> bool {
+        false
+    }
+
     /// Reads a packet that is there already.
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)>;
 }
@@ -31,6 +37,10 @@ pub(crate) trait Sink: Send + Sync {
 impl Sink for Tun {
     fn send(&self, packet: Packet<'_>) -> io::Result<()> {
         self.try_send(packet)
+    }
+
+    fn joins(&self) -> bool {
+        self.joins()
     }
 
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)> {
@@ -43,6 +53,7 @@ pub(crate) struct ClientIo {
     pub(crate) queue: Arc<PacketQueue>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) guard: Guard,
+    pub(crate) joining: Joining,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -51,20 +62,29 @@ impl PacketIo for ClientIo {
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         let Self { queue, routes, sink, metrics, .. } = self;
         routes.poll_take(cx, queue, &**sink, metrics, buffer).map(|(length, offload)| {
-            self.metrics.to_clients.count(length);
+            self.metrics.to_clients.count(1, length as u64);
             Ok((length, offload))
         })
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        let forwarded = self
-            .guard
-            .check(packet.bytes)
-            .and_then(|()| self.sink.send(packet).map_err(|error| refusal(&error)));
-        match forwarded {
-            Ok(()) => self.metrics.from_clients.count(packet.len()),
-            Err(reason) => self.metrics.dropped(reason),
+        let Self { guard, joining, sink, metrics, .. } = self;
+        match guard.check(packet.bytes) {
+            Ok(()) => joining.send(packet, &mut |packet, made| forward(&**sink, metrics, packet, made)),
+            Err(reason) => metrics.dropped(reason, 1),
         }
+    }
+
+    fn flush(&mut self) {
+        let Self { joining, sink, metrics, .. } = self;
+        joining.flush(&mut |packet, made| forward(&**sink, metrics, packet, made));
+    }
+}
+
+fn forward(sink: &dyn Sink, metrics: &Metrics, packet: Packet<'_>, made: Made) {
+    match sink.send(packet) {
+        Ok(()) => metrics.from_clients.count(made.packets, made.bytes),
+        Err(error) => metrics.dropped(refusal(&error), made.packets),
     }
 }
 

@@ -58,7 +58,8 @@ impl TestRelay {
         let pools = Pools::new(Some("10.9.0.0/24".parse().unwrap()), None).unwrap();
         let push = PushConfig { ipv4: None, ipv6: None, mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()] };
         let (queue_bytes, session_idle) = (4096, limits.session_idle());
-        let settings = Settings { push, queue_bytes, compression: false, session_idle, isolate: true };
+        let settings =
+            Settings { push, queue_bytes, compression: false, fair: true, session_idle, isolate: true };
         let (sink, device) = mpsc::unbounded_channel();
         let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::new().unwrap()));
         let registry =

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use mobile_io::compression::Compression;
 use mobile_io::keys::PublicKey;
+use mobile_io::modes::Compression;
 use mobile_proto::{PathId, PathStats};
 use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};

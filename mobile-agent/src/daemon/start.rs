@@ -102,7 +102,11 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     }
 
     let own_key = key.public();
-    let limits = Limits { compression: config.tunnel.compression.is_on(), ..Limits::default() };
+    let limits = Limits {
+        compression: config.tunnel.compression.is_on(),
+        fair: config.tunnel.queue.is_fair(),
+        ..Limits::default()
+    };
     let device = TunIo::new(tun, Arc::clone(&side));
     let (tunnel, manage) = Tunnel::start(Dialer::new(&relay, &key), wishes, limits, device, links);
     let assigned = tunnel.assigned.clone();
@@ -223,7 +227,7 @@ async fn kernel(
 
     let device = &config.tunnel.device;
     let found = netlink.link_index(device).await.is_ok();
-    let tun = Tun::open(device, true)?;
+    let tun = Tun::open(device, true, config.tunnel.offload)?;
     made.device = !found;
 
     made.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);

@@ -7,9 +7,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
 use mobile_io::driver::PacketIo;
+use mobile_io::joining::Joining;
 use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
-use mobile_proto::{Offload, Packet};
+use mobile_proto::{Made, Offload, Packet};
 
 /// Counters of what the device did not take, and what may be delivered to it.
 #[derive(Debug, Default)]
@@ -39,12 +40,14 @@ impl DeviceSide {
 pub(crate) struct TunIo {
     tun: Tun,
     side: Arc<DeviceSide>,
+    joining: Joining,
 }
 
 impl TunIo {
     /// Takes the open device.
     pub(crate) fn new(tun: Tun, side: Arc<DeviceSide>) -> Self {
-        Self { tun, side }
+        let joining = Joining::new(tun.joins());
+        Self { tun, side, joining }
     }
 }
 
@@ -54,11 +57,23 @@ impl PacketIo for TunIo {
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        if !self.side.admits(packet.bytes) {
+        if self.side.admits(packet.bytes) {
+            let Self { tun, side, joining } = self;
+            joining.send(packet, &mut |packet, made| write(tun, side, packet, made));
+        } else {
             self.side.misaddressed.fetch_add(1, Ordering::Relaxed);
-        } else if self.tun.try_send(packet).is_err() {
-            self.side.refused.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn flush(&mut self) {
+        let Self { tun, side, joining } = self;
+        joining.flush(&mut |packet, made| write(tun, side, packet, made));
+    }
+}
+
+fn write(tun: &Tun, side: &DeviceSide, packet: Packet<'_>, made: Made) {
+    if tun.try_send(packet).is_err() {
+        side.refused.fetch_add(made.packets, Ordering::Relaxed);
     }
 }
 

@@ -43,7 +43,8 @@ pub(super) struct Transport {
     written: usize,
     unflushed: bool,
     batch: usize,
-    window: Window,
+    /// None: as much stands below as the kernel takes.
+    window: Option<Window>,
     /// When the kernel was asked for it.
     asked: Option<Instant>,
     /// Until then no records are taken.
@@ -59,7 +60,7 @@ struct Closing {
 }
 
 impl Transport {
-    pub(super) fn new(id: PathId, stream: TlsStream) -> Self {
+    pub(super) fn new(id: PathId, stream: TlsStream, fair: bool) -> Self {
         Self {
             id,
             stream,
@@ -67,7 +68,7 @@ impl Transport {
             written: 0,
             unflushed: false,
             batch: MIN_BATCH,
-            window: Window::new(MAX_DEPTH),
+            window: fair.then(|| Window::new(MAX_DEPTH)),
             asked: None,
             held: None,
             closing: None,
@@ -104,20 +105,22 @@ impl Transport {
         if self.held.is_some() {
             return 0;
         }
-        self.window.depth().map_or(self.batch, |depth| self.batch.min(depth))
+        let depth = self.window.as_ref().and_then(Window::depth);
+        depth.map_or(self.batch, |depth| self.batch.min(depth))
     }
 
     /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
     pub(super) fn hold(&mut self, now: Instant) {
+        let Some(window) = &mut self.window else { return };
         let recently = |at: Instant| now.saturating_duration_since(at) < FAST_INTERVAL;
         if self.held.is_some_and(|until| now < until)
-            || (self.window.depth().is_none() && self.asked.is_some_and(recently))
+            || (window.depth().is_none() && self.asked.is_some_and(recently))
         {
             return;
         }
         self.asked = Some(now);
         let outgoing = tcp_info::outgoing(self.stream.get_ref().0.tcp());
-        self.held = outgoing.and_then(|outgoing| now.checked_add(self.window.hold(now, outgoing)?));
+        self.held = outgoing.and_then(|outgoing| now.checked_add(window.hold(now, outgoing)?));
     }
 
     /// When it is to be asked again whether it may have more.

@@ -118,6 +118,7 @@ impl<I: PacketIo> Driver<I> {
             self.end_lingering(now);
             // What has come is read before anything is judged overdue.
             let mut more = self.read_paths(cx, now);
+            self.io.flush();
             self.take_samples(now, false);
             if self.session.poll_timeout().is_some_and(|due| due <= now) {
                 self.session.handle_timeout(now);
@@ -126,6 +127,7 @@ impl<I: PacketIo> Driver<I> {
             more |= self.transmit_paths(cx, now);
             let Self { session, io, .. } = self;
             session.poll_local(now, &mut |packet| io.send(packet));
+            io.flush();
             more |= stop == Stop::Bound || (stop == Stop::Full && self.wants_packets());
             self.tell_events(now);
             if let Some(end) = self.stopped(now) {
@@ -192,7 +194,7 @@ impl<I: PacketIo> Driver<I> {
     fn adopt(&mut self, now: Instant, path: PathId, stream: TlsStream) {
         self.tell_events(now);
         self.paths.retain(|transport| transport.id != path);
-        self.paths.push(Transport::new(path, stream));
+        self.paths.push(Transport::new(path, stream, self.session.is_fair()));
     }
 
     fn close(&mut self, now: Instant, path: PathId, code: CloseCode) {

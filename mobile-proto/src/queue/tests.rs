@@ -7,7 +7,7 @@ use super::*;
 const MS: Duration = Duration::from_millis(1);
 
 fn queue() -> Queue {
-    Queue::new([0; 16], 5 * MS)
+    Queue::fair([0; 16], 5 * MS)
 }
 
 fn record(packet: &[u8]) -> Record {
@@ -178,13 +178,13 @@ fn the_fattest_flow_makes_room_unless_it_is_the_one_that_asks() {
 
 #[test]
 fn memory_goes_when_nothing_waits() {
-    let mut queue = Queue::new([3; 16], 5 * MS);
+    let mut queue = Queue::fair([3; 16], 5 * MS);
     queue.push(record(b"a"));
     queue.trim();
     assert_eq!(pop(&mut queue).unwrap().packet, b"a");
     queue.trim();
     assert_eq!((queue.flows.capacity(), queue.new.capacity(), queue.old.capacity()), (0, 0, 0));
-    assert_eq!(queue.seed, [3; 16]);
+    assert_eq!(queue.seed, Some([3; 16]));
 }
 
 #[derive(Clone, Debug)]
@@ -298,4 +298,18 @@ proptest! {
             prop_assert!(most - least <= largest + 2 * QUANTUM, "{sent:?} of {sizes:?}");
         }
     }
+}
+
+#[test]
+fn a_fifo_keeps_the_order_of_all_flows_and_drops_nothing_for_its_delay() {
+    let (mut queue, start) = (Queue::fifo(), Instant::now());
+    (0..100).for_each(|number| queue.push(of((number % 3) as u8, number, 3000, start)));
+    let mut order = Vec::new();
+    for ms in 0..100 {
+        let popped = queue.pop(start + 500 * MS + 10 * ms * MS, usize::MAX, |_| panic!("nothing is dropped"));
+        order.push(popped.unwrap().packet);
+    }
+    let pushed: Vec<_> = (0..100).map(|number| of((number % 3) as u8, number, 3000, start).packet).collect();
+    assert_eq!(order, pushed);
+    assert!(!queue.is_slow());
 }

@@ -8,7 +8,7 @@
 //! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
 //! and whom the socket says it came from. `crowd PROCESSES SOCKETS ADDRESS` is so many processes with so many connections
 //! each, `accept ADDRESS` takes them; both say when they are ready and wait to be killed. `paces` times
-//! what it is told to do. `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server as the paper's
+//! what it is told to do. `datagrams ADDRESS` sends them at the rates it is told, `count ADDRESS` counts what comes. `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server as the paper's
 //! measurement does, 1024 bytes at a time. `hold-lab` makes a lab of its own and waits to be killed.
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
@@ -47,11 +47,13 @@ fn main() -> ExitCode {
         ["dns", transport, resolver] => dns(transport, resolver),
         ["crowd", processes, sockets, address] => crowd(processes, sockets, address),
         ["accept", address] => accept(address),
+        ["datagrams", address] => mobile_tests::datagrams::send(address),
+        ["count", address] => mobile_tests::datagrams::count(address),
         ["paces"] => mobile_tests::paces::serve(),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
-             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER | crowd PROCESSES SOCKETS ADDRESS | accept ADDRESS | write nagle|nodelay|paced ADDRESS FILE"
+             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER | crowd PROCESSES SOCKETS ADDRESS | accept ADDRESS | datagrams|count ADDRESS | write nagle|nodelay|paced ADDRESS FILE"
         )),
     };
     match done {

@@ -22,27 +22,28 @@ const LOOK: Duration = Duration::from_millis(500);
 const TELL: Duration = Duration::from_secs(60);
 
 /// Plays the script and checks everything; says on stdout what was survived.
-pub fn run(options: Options) -> Result<()> {
-    let Options { seed, events } = options;
-    let script = Script::new(seed, events);
+pub fn run(options: &Options) -> Result<()> {
+    let Options { seed, events, tunnel } = options;
+    let script = Script::new(*seed, *events);
     println!("chaos: seed {seed}, {events} events in {} s", script.end().as_secs());
     let mut played = Vec::new();
-    let outcome = play(&script, seed, &mut played);
+    let outcome = play(&script, options, &mut played);
     if outcome.is_err() {
         println!("the script:\n{script}");
         for line in &played {
             println!("{line}");
         }
-        println!("the same again: cargo xtask test chaos --seed {seed} --events {events}");
+        let tunnel: String = tunnel.iter().map(|(key, value)| format!(" --tunnel {key}={value}")).collect();
+        println!("the same again: cargo xtask test chaos --seed {seed} --events {events}{tunnel}");
     }
     outcome
 }
 
-fn play(script: &Script, seed: u64, played: &mut Vec<String>) -> Result<()> {
-    let mut stage = Stage::new()?;
+fn play(script: &Script, options: &Options, played: &mut Vec<String>) -> Result<()> {
+    let mut stage = Stage::new(&options.tunnel)?;
     // Every kind of trouble makes one of the programs warn.
     stage.bed.expect_warnings_of_all_kinds();
-    let mut flows = Flows::start(&stage.bed, seed)?;
+    let mut flows = Flows::start(&stage.bed, options.seed)?;
     let mut watch = Watch::new(script.calm_from());
     let mut survived: BTreeMap<Kind, u64> = BTreeMap::new();
     for event in &script.events {

@@ -38,9 +38,10 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Both programs running, the uplinks as limited as real ones.
-    pub(super) fn new() -> Result<Self> {
+    /// Both programs running with these settings of `[tunnel]`, the uplinks as limited as real ones.
+    pub(super) fn new(tunnel: &[(String, String)]) -> Result<Self> {
         let mut bed = Testbed::installed(&LabOptions::default())?;
+        bed.configure_tunnel(tunnel)?;
         let place = RelayPlace::First;
         let relay = (RelayName::give(&mut bed, &place.addresses())?, place);
         bed.start()?;

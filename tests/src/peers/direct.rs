@@ -6,7 +6,7 @@ use super::{Peer, PeerKind, willing};
 use crate::lab::Lab;
 
 pub(super) const KIND: PeerKind =
-    PeerKind { name: "direct", tools: &[], make: || Box::new(Direct), refusal: willing };
+    PeerKind { name: "direct", over_tcp: false, tools: &[], make: || Box::new(Direct), refusal: willing };
 
 struct Direct;
 

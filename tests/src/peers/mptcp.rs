@@ -16,6 +16,7 @@ use crate::wait::{PATIENCE, wait_for};
 
 pub(super) const KIND: PeerKind = PeerKind {
     name: "MPTCP",
+    over_tcp: true,
     tools: &[("ip", "iproute2"), ("ss", "iproute2")],
     make: || Box::new(Mptcp { services: Vec::new(), up: Vec::new() }),
     refusal,

@@ -14,6 +14,7 @@ use crate::wait::PATIENCE;
 
 pub(super) const UDP: PeerKind = PeerKind {
     name: "openvpn-udp",
+    over_tcp: false,
     tools: &[("openvpn", "openvpn"), ("openssl", "openssl")],
     make: || Box::new(OpenVpn { tcp: false, current: None, running: Vec::new() }),
     refusal: needs_tun,
@@ -21,6 +22,7 @@ pub(super) const UDP: PeerKind = PeerKind {
 
 pub(super) const TCP: PeerKind = PeerKind {
     name: "openvpn-tcp",
+    over_tcp: true,
     make: || Box::new(OpenVpn { tcp: true, current: None, running: Vec::new() }),
     ..UDP
 };

@@ -13,6 +13,7 @@ use crate::wait::{PATIENCE, until, wait_for};
 
 pub(super) const KIND: PeerKind = PeerKind {
     name: "vtun",
+    over_tcp: true,
     tools: &[("vtund", "vtun")],
     make: || Box::new(Vtun { running: Vec::new(), lock: None }),
     refusal: needs_tun,

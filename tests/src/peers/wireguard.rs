@@ -13,6 +13,7 @@ use crate::wait::{PATIENCE, wait_for};
 
 pub(super) const KIND: PeerKind = PeerKind {
     name: "wireguard-go",
+    over_tcp: false,
     tools: &[("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools")],
     make: || Box::new(WireGuard { running: Vec::new(), sockets: Vec::new(), relay_key: String::new() }),
     refusal: needs_tun,

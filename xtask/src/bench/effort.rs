@@ -26,6 +26,11 @@ impl Effort {
         Ok(effort)
     }
 
+    /// Of the processors, between then and now.
+    pub(crate) fn nanoseconds_since(&self, then: &Self) -> f64 {
+        self.nanoseconds.saturating_sub(then.nanoseconds) as f64
+    }
+
     /// Of a process and of all that it has started and that still run.
     pub(crate) fn of_tree(pid: i32) -> Result<Self> {
         let mut effort = Self::of(pid)?;
@@ -40,6 +45,22 @@ impl Effort {
         }
         Ok(effort)
     }
+}
+
+/// The most memory, in bytes, that a process and what it has started have had, each for itself.
+pub(crate) fn peak_of_tree(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("VmHWM:{line}"))?;
+    let mut bytes = kib * 1024;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            // It may have ended meanwhile.
+            bytes += peak_of_tree(child.parse()?).unwrap_or(0);
+        }
+    }
+    Ok(bytes)
 }
 
 /// Voluntary and other context switches, from /proc/PID/status.
@@ -68,6 +89,12 @@ mod tests {
         let after = Effort::of(own).unwrap();
         assert!(after.switches > before.switches, "{} {}", before.switches, after.switches);
         assert!(after.nanoseconds >= before.nanoseconds);
+    }
+
+    #[test]
+    fn memory_is_more_than_a_megabyte_and_less_than_all() {
+        let peak = peak_of_tree(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!((1 << 20..1 << 34).contains(&peak), "{peak}");
     }
 
     #[test]

@@ -9,9 +9,9 @@ use mobile_tests::peers::PeerKind;
 
 use self::event::Event;
 use self::measure::measure;
-use self::table::{Column, Figures, OURS};
+use self::table::{Column, Figures};
 use super::machine;
-use crate::setup::{self, Tool};
+use super::subject::{OURS, refusal};
 use crate::shell::step;
 
 mod event;
@@ -137,13 +137,6 @@ fn column(who: Who, events: &[Event]) -> Column {
         patience: who.patience.as_secs_f64(),
         cells: events.iter().map(cell).collect(),
     }
-}
-
-/// Why a peer cannot run here; its programs are installed if that is possible.
-pub(super) fn refusal(peer: &PeerKind) -> Option<String> {
-    let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
-    let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
-    installed.or_else(|| peer.refusal())
 }
 
 /// Round by round, so that what disturbs the machine disturbs everyone.

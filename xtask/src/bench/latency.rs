@@ -8,10 +8,10 @@ use mobile_tests::peers::PeerKind;
 use mobile_tests::{LabOptions, PATIENCE, Process, Services, addr, finish_within, port, program};
 use serde_json::Value;
 
-use self::table::{Figures, OURS, Sample};
+use self::table::{Figures, Sample};
 use super::machine;
-use super::subject::Subject;
-use crate::setup::{self, Tool};
+use super::plot::Plot;
+use super::subject::{OURS, Others, Subject};
 use crate::shell::step;
 
 mod table;
@@ -31,12 +31,8 @@ pub(crate) struct Args {
     /// The congestion control of every host.
     #[arg(long, default_value = "cubic")]
     congestion_control: String,
-    /// Without the peers; a direct connection is always measured.
-    #[arg(long)]
-    no_peers: bool,
-    /// Only these peers, by the names of the table.
-    #[arg(long, value_delimiter = ',')]
-    peers: Vec<String>,
+    #[command(flatten)]
+    others: Others,
 }
 
 /// A keystroke every so often: a fast typist's burst, and a terminal's echo.
@@ -49,9 +45,14 @@ const WARM_UP: Duration = Duration::from_secs(3);
 const BESIDE: [(&str, Option<&[&str]>); 3] =
     [("idle", None), ("upload", Some(&[])), ("download", Some(&["--reverse"]))];
 
+/// Their pictures' names.
+const PLOTS: [&str; 3] = ["latency-idle", "latency-upload", "latency-download"];
+
 /// Measures everyone in turn, run by run, so that what disturbs the machine disturbs all.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let everyone = everyone(args)?;
+pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
+    // Direct, ours, then the others.
+    let mut everyone = vec![Some(PeerKind::DIRECT), None];
+    everyone.extend(args.others.chosen().map(Some));
     let mut columns: Vec<Figures> =
         everyone.iter().map(|peer| Figures::new(peer.map_or(OURS, |peer| peer.name))).collect();
     for run in 1..=args.runs {
@@ -61,6 +62,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 BESIDE.iter().zip(&samples).map(|((title, _), sample)| format!("{title} {sample}")).collect();
             step(&format!("run {run} of {}, {}: {}", args.runs, column.name, told.join("; ")));
             column.runs.push(samples);
+        }
+    }
+    if plot {
+        for (index, (title, _)) in BESIDE.iter().enumerate() {
+            let title = format!("A keystroke, {title}, 99th percentile");
+            let bar =
+                |column: &Figures| Some((column.name, column.spread(index, |sample| Some(sample.p99))?));
+            let bars = columns.iter().filter_map(bar).collect();
+            Plot { file: PLOTS[index], title, unit: "ms", bars }.write()?;
         }
     }
     print!("{}", table::markdown(&columns, &BESIDE.map(|(title, _)| title)));
@@ -74,27 +84,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.seconds
     );
     Ok(())
-}
-
-/// Direct, ours, then the others. MPTCP is no tunnel: on one uplink it is a direct connection.
-fn everyone(args: &Args) -> Result<Vec<Option<&'static PeerKind>>> {
-    let wanted = |peer: &&PeerKind| {
-        args.peers.is_empty() || args.peers.iter().any(|name| name.eq_ignore_ascii_case(peer.name))
-    };
-    let (direct, others): (Vec<_>, Vec<_>) =
-        PeerKind::ALL.iter().filter(|peer| peer.name != "MPTCP").partition(|peer| peer.name == "direct");
-    let mut everyone: Vec<_> = direct.into_iter().map(Some).collect();
-    everyone.push(None);
-    for peer in others.into_iter().filter(|_| !args.no_peers).filter(wanted) {
-        let tools: Vec<Tool> =
-            peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
-        setup::install(&tools)?;
-        if let Some(reason) = peer.refusal() {
-            bail!("{} cannot run here: {reason}", peer.name);
-        }
-        everyone.push(Some(peer));
-    }
-    Ok(everyone)
 }
 
 /// One run of one of them, in a lab of its own.

@@ -1,10 +1,41 @@
-//! Who carries the connections of a measurement, in a lab of their own.
+//! Who is measured, each in a lab of their own.
 
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use mobile_tests::peers::{Peer, PeerKind};
-use mobile_tests::{Lab, LabOptions, Testbed};
+use mobile_tests::{Lab, LabOptions, PATIENCE, Process, Services, Testbed, addr, finish_within};
+
+use super::effort::Effort;
+use crate::setup::{self, Tool};
+
+/// Our name in the tables.
+pub(crate) const OURS: &str = "mobile";
+
+/// Which others are measured beside ours.
+#[derive(clap::Args)]
+pub(crate) struct Others {
+    /// Without the peers; a direct connection is always measured.
+    #[arg(long)]
+    no_peers: bool,
+    /// Only these peers.
+    #[arg(long, value_delimiter = ',', ignore_case = true, value_parser = peer_names())]
+    peers: Vec<String>,
+}
+
+fn peer_names() -> impl clap::builder::TypedValueParser<Value = String> {
+    PossibleValuesParser::new(PeerKind::TUNNELS.iter().map(|kind| kind.name)).map(|name| name.to_lowercase())
+}
+
+impl Others {
+    /// The tunnels that were chosen. MPTCP is none: on one uplink it is a direct connection.
+    pub(crate) fn chosen(&self) -> impl Iterator<Item = &'static PeerKind> {
+        let named = |kind: &&PeerKind| self.peers.iter().any(|name| name == kind.name);
+        PeerKind::TUNNELS.iter().filter(move |kind| !self.no_peers && (self.peers.is_empty() || named(kind)))
+    }
+}
 
 /// Somebody with everything running.
 pub(crate) enum Subject {
@@ -15,20 +46,22 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    /// `peer`, or ours.
+    /// `peer`, whose programs are installed if they are missing, or ours.
     pub(crate) fn start(peer: Option<&PeerKind>, options: &LabOptions) -> Result<Self> {
         let Some(kind) = peer else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
+        if let Some(reason) = refusal(kind) {
+            bail!(reason);
+        }
         let lab = Lab::with(options)?;
         let mut peer = kind.make();
         peer.start(&lab)?;
         Ok(Self::Peer(peer, Box::new(lab)))
     }
 
-    /// Ours, with `[tunnel] compression` at both ends.
-    pub(crate) fn compressing(options: &LabOptions) -> Result<Self> {
+    /// Ours, with these settings of `[tunnel]` at both ends.
+    pub(crate) fn ours_with(options: &LabOptions, tunnel: &[(&str, &str)]) -> Result<Self> {
         let mut bed = Testbed::installed(options)?;
-        bed.agent.configure("tunnel", "compression", "zstd")?;
-        bed.relay.configure("tunnel", "compression", "zstd")?;
+        bed.configure_tunnel(tunnel)?;
         bed.start()?;
         Ok(Self::Ours(Box::new(bed)))
     }
@@ -49,6 +82,21 @@ impl Subject {
         }
     }
 
+    /// The tunnel's own processes: the host's, then the relay's; none without a tunnel.
+    pub(crate) fn processes(&self) -> Option<[i32; 2]> {
+        let [relay, host] = match self {
+            Self::Ours(bed) => [bed.relay.pid()?, bed.agent.pid()?],
+            Self::Peer(peer, _) => peer.processes()?,
+        };
+        Some([host, relay])
+    }
+
+    /// What these and their children have used up to now.
+    pub(crate) fn effort(&self) -> Result<Option<[Effort; 2]>> {
+        let Some([host, relay]) = self.processes() else { return Ok(None) };
+        Ok(Some([Effort::of_tree(host)?, Effort::of_tree(relay)?]))
+    }
+
     /// The end: ours has left nothing behind and warned of nothing.
     pub(crate) fn finish(self) -> Result<()> {
         match self {
@@ -59,5 +107,73 @@ impl Subject {
                 Ok(())
             }
         }
+    }
+}
+
+/// Why a peer cannot run here; its programs are installed if that is possible.
+pub(crate) fn refusal(peer: &PeerKind) -> Option<String> {
+    let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
+    let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
+    installed.or_else(|| peer.refusal())
+}
+
+/// Somebody whom iperf3 measures.
+pub(crate) struct Contestant {
+    /// As tables name it.
+    pub(crate) name: &'static str,
+    _server: Process,
+    pub(crate) subject: Subject,
+}
+
+/// Everyone who is measured, all up at the same time; only one is measured at a time.
+pub(crate) struct Field {
+    pub(crate) contestants: Vec<Contestant>,
+    /// Who could not be started, and why.
+    refused: Vec<String>,
+}
+
+impl Field {
+    /// Direct, ours, and the others that were chosen.
+    pub(crate) fn start(others: &Others, options: &LabOptions) -> Result<Self> {
+        let mut field = Self { contestants: Vec::new(), refused: Vec::new() };
+        field.contestants.push(Contestant::start(Some(PeerKind::DIRECT), options)?);
+        field.contestants.push(Contestant::start(None, options)?);
+        for kind in others.chosen() {
+            match Contestant::start(Some(kind), options) {
+                Ok(contestant) => field.contestants.push(contestant),
+                Err(error) => field.refused.push(format!("{}: not measured: {error:#}", kind.name)),
+            }
+        }
+        Ok(field)
+    }
+
+    /// The end, after the tables are printed: figures that took minutes are not thrown away for a warning.
+    pub(crate) fn finish(self) -> Result<()> {
+        self.refused.iter().for_each(|line| println!("{line}"));
+        self.contestants.into_iter().try_for_each(|contestant| contestant.subject.finish())
+    }
+}
+
+impl Contestant {
+    fn start(peer: Option<&'static PeerKind>, options: &LabOptions) -> Result<Self> {
+        let subject = Subject::start(peer, options)?;
+        let server = Services::iperf3(&subject.lab().server, subject.lab().dir())?;
+        Ok(Self { name: peer.map_or(OURS, |kind| kind.name), _server: server, subject })
+    }
+
+    /// iperf3 for so many seconds with these flags: its JSON.
+    pub(crate) fn iperf3(&self, seconds: u32, flags: &[&str]) -> Result<String> {
+        self.run_iperf3("--time", &seconds.to_string(), Duration::from_secs(seconds.into()), flags)
+    }
+
+    /// The same for so many bytes, in iperf3's own words.
+    pub(crate) fn iperf3_of(&self, bytes: &str, flags: &[&str]) -> Result<String> {
+        self.run_iperf3("--bytes", bytes, PATIENCE, flags)
+    }
+
+    fn run_iperf3(&self, bound: &str, value: &str, lasting: Duration, flags: &[&str]) -> Result<String> {
+        let mut iperf3 = self.subject.application("iperf3");
+        iperf3.args(["--json", "--client", &addr::SERVER4.to_string(), bound, value]).args(flags);
+        finish_within(&mut iperf3, None, PATIENCE + lasting)?.ok().context("iperf3")
     }
 }

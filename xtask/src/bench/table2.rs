@@ -13,8 +13,9 @@ use mobile_tests::{Direction, LabOptions, PATIENCE, UplinkName, addr, finish_wit
 use serde_json::Value;
 
 use self::table::Row;
-use super::subject::Subject;
-use super::{handover, machine};
+use super::machine;
+use super::plot::Plot;
+use super::subject::{OURS, Others, Subject};
 use crate::shell::{self, step};
 
 mod table;
@@ -25,12 +26,8 @@ pub(crate) struct Args {
     /// Runs of each measurement; the tables show their median, and the last one least and greatest.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Without the peers; a direct connection is always measured.
-    #[arg(long)]
-    no_peers: bool,
-    /// Only these peers, by the names of the table.
-    #[arg(long, value_delimiter = ',')]
-    peers: Vec<String>,
+    #[command(flatten)]
+    others: Others,
 }
 
 /// What the process writes, in the paper and here.
@@ -39,6 +36,8 @@ const LENGTH: usize = 1 << 20;
 /// How it is written.
 pub(crate) struct Shape {
     title: &'static str,
+    /// The name of its picture.
+    plot: &'static str,
     /// labtool's word for it.
     pace: &'static str,
     data: Data,
@@ -53,11 +52,11 @@ enum Data {
 }
 
 const SHAPES: [Shape; 5] = [
-    Shape { title: "Nagle on", pace: "nagle", data: Data::Random },
-    Shape { title: "TCP_NODELAY", pace: "nodelay", data: Data::Random },
-    Shape { title: "one write each 2 ms", pace: "paced", data: Data::Random },
-    Shape { title: "text, Nagle on", pace: "nagle", data: Data::Text },
-    Shape { title: "text, one write each 2 ms", pace: "paced", data: Data::Text },
+    Shape { title: "Nagle on", plot: "table2-nagle", pace: "nagle", data: Data::Random },
+    Shape { title: "TCP_NODELAY", plot: "table2-nodelay", pace: "nodelay", data: Data::Random },
+    Shape { title: "one write each 2 ms", plot: "table2-paced", pace: "paced", data: Data::Random },
+    Shape { title: "text, Nagle on", plot: "table2-text", pace: "nagle", data: Data::Text },
+    Shape { title: "text, one write each 2 ms", plot: "table2-text-paced", pace: "paced", data: Data::Text },
 ];
 
 /// The bytes of one run, sent and received.
@@ -70,15 +69,15 @@ pub(crate) struct Sample {
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let mut everyone: Vec<(&str, Result<Subject>)> = Vec::new();
-    let direct = PeerKind::ALL.iter().filter(|kind| kind.name == "direct");
-    for kind in direct {
-        everyone.push((kind.name, start(Some(kind))));
-    }
-    everyone.push((table::OURS, start(None)));
-    everyone.push(("mobile, zstd", Subject::compressing(&LabOptions::default()).and_then(prepare)));
-    for kind in PeerKind::TUNNELS.iter().filter(|kind| args.wants(kind)) {
+    everyone.push((PeerKind::DIRECT.name, start(Some(PeerKind::DIRECT))));
+    everyone.push((OURS, start(None)));
+    everyone.push((
+        "mobile, zstd",
+        Subject::ours_with(&LabOptions::default(), &[("compression", "zstd")]).and_then(prepare),
+    ));
+    for kind in args.others.chosen() {
         everyone.push((kind.name, start(Some(kind))));
     }
     let (mut subjects, mut refused) = (Vec::new(), Vec::new());
@@ -98,21 +97,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         machine::describe(),
         args.runs
     );
+    if plot {
+        for (column, shape) in SHAPES.iter().enumerate() {
+            let title = format!("Bytes beyond those written, {}", shape.title);
+            let spread = |row: &Row| Some((row.name, table::spread(&row.columns[column], LENGTH)?));
+            let bars = rows.iter().filter_map(spread).collect();
+            Plot { file: shape.plot, title, unit: "%", bars }.write()?;
+        }
+    }
     // After the tables: figures that took minutes are not thrown away for a warning.
     subjects.into_iter().try_for_each(|(_, subject)| subject.finish())
 }
 
-impl Args {
-    fn wants(&self, kind: &PeerKind) -> bool {
-        let named = |name: &String| name.eq_ignore_ascii_case(kind.name);
-        !self.no_peers && (self.peers.is_empty() || self.peers.iter().any(named))
-    }
-}
-
 fn start(peer: Option<&PeerKind>) -> Result<Subject> {
-    if let Some(reason) = peer.and_then(handover::refusal) {
-        bail!(reason);
-    }
     prepare(Subject::start(peer, &LabOptions::default())?)
 }
 

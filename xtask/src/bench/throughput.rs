@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use mobile_tests::LabOptions;
-use mobile_tests::peers::PeerKind;
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use mobile_tests::{LabOptions, UplinkName};
+use serde_json::Value;
 
-pub(super) use self::subject::received;
-use self::subject::{Sample, Subject};
-use self::table::Row;
-use super::{handover, machine};
-use crate::shell::step;
-
-mod subject;
-mod table;
+use super::goals::{self, Goal};
+use super::grid::{Cell, Grid};
+use super::machine;
+use super::plot::Plot;
+use super::stats::Spread;
+use super::subject::{Contestant, Field, Others};
 
 /// How long, how often, and who else.
 #[derive(clap::Args)]
@@ -24,89 +23,117 @@ pub(crate) struct Args {
     /// Seconds each run takes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Without the peers.
-    #[arg(long)]
-    no_peers: bool,
-    /// Only these peers, by the names of the table.
+    /// Only these.
     #[arg(long, value_delimiter = ',')]
-    peers: Vec<String>,
+    only: Vec<Shape>,
+    #[command(flatten)]
+    others: Others,
 }
 
 /// What is measured.
-pub(crate) struct Shape {
-    title: &'static str,
-    /// iperf3's flags for it.
-    flags: &'static [&'static str],
-    /// The uplink's delay in each direction.
-    delay: Duration,
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shape {
+    One,
+    Reverse,
+    Four,
+    Delayed,
 }
 
-const SHAPES: [Shape; 4] = [
-    Shape { title: "one stream", flags: &[], delay: Duration::ZERO },
-    Shape { title: "reverse", flags: &["--reverse"], delay: Duration::ZERO },
-    Shape { title: "four streams", flags: &["--parallel", "4"], delay: Duration::ZERO },
-    Shape { title: "one stream, 20 ms", flags: &[], delay: Duration::from_millis(10) },
-];
-
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = LabOptions { delay: Duration::ZERO, ..LabOptions::default() };
-    let mut subjects = vec![Subject::direct(&options)?, Subject::ours(&options)?];
-    let mut refused = Vec::new();
-    for kind in PeerKind::TUNNELS.iter().filter(|kind| args.wants(kind)) {
-        let started = match handover::refusal(kind) {
-            Some(reason) => Err(anyhow::anyhow!(reason)),
-            None => Subject::peer(kind, &options),
-        };
-        match started {
-            Ok(subject) => subjects.push(subject),
-            Err(error) => refused.push(format!("{}: not measured: {error:#}", kind.name)),
+impl Shape {
+    fn title(self) -> &'static str {
+        match self {
+            Self::One => "one stream",
+            Self::Reverse => "reverse",
+            Self::Four => "four streams",
+            Self::Delayed => "one stream, 20 ms",
         }
     }
-    let rows = measure(&subjects, args);
+
+    /// iperf3's for it.
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::One | Self::Delayed => &[],
+            Self::Reverse => &["--reverse"],
+            Self::Four => &["--parallel", "4"],
+        }
+    }
+
+    /// The uplink's in each direction.
+    fn delay(self) -> Duration {
+        if self == Self::Delayed { Duration::from_millis(10) } else { Duration::ZERO }
+    }
+
+    /// The part of direct's speed, and how many times the best peer's, that ours is to be.
+    fn wanted(self) -> [f64; 2] {
+        match self {
+            Self::One | Self::Reverse => [0.4, 8.0],
+            Self::Four => [0.18, 8.0],
+            Self::Delayed => [0.9, 2.5],
+        }
+    }
+
+    fn plot(self) -> &'static str {
+        match self {
+            Self::One => "throughput-one-stream",
+            Self::Reverse => "throughput-reverse",
+            Self::Four => "throughput-four-streams",
+            Self::Delayed => "throughput-20ms",
+        }
+    }
+}
+
+/// The figures of one run of iperf3.
+#[derive(Clone, Copy)]
+struct Sample {
+    /// As the receiver counted.
+    mbits: f64,
+    /// Seconds of processor time for each GB, of the tunnel's processes at the host and at the relay.
+    effort: Option<[f64; 2]>,
+}
+
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
+    let shapes: Vec<Shape> = Shape::value_variants()
+        .iter()
+        .copied()
+        .filter(|shape| args.only.is_empty() || args.only.contains(shape))
+        .collect();
+    let options = LabOptions { delay: Duration::ZERO, ..LabOptions::default() };
+    let field = Field::start(&args.others, &options)?;
+    let titles = shapes.iter().map(|shape| shape.title().to_owned()).collect();
+    let one = |contestant: &Contestant, column: usize| sample(contestant, shapes[column], args.seconds);
+    let grid = Grid::measure(&field.contestants, titles, args.runs, one, told);
     println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
-    println!("{}", table::speed(&rows));
+    println!("{}", grid.against_direct(mbits));
     println!(
         "Seconds of processor time for each GB, at the host + at the relay = together (least–greatest)\n"
     );
-    println!("{}", table::effort(&rows));
-    refused.iter().for_each(|line| println!("{line}"));
-    let congestion_control =
-        options.congestion_control.unwrap_or_else(|| "the kernel's congestion control".to_owned());
-    println!("{}; {congestion_control} in every namespace", machine::describe());
-    // After the tables: figures that took minutes are not thrown away for a warning.
-    subjects.into_iter().try_for_each(Subject::finish)
-}
-
-impl Args {
-    fn wants(&self, kind: &PeerKind) -> bool {
-        let named = |name: &String| name.eq_ignore_ascii_case(kind.name);
-        !self.no_peers && (self.peers.is_empty() || self.peers.iter().any(named))
-    }
-}
-
-/// Everyone one after the other in each run, so that what disturbs the machine disturbs all.
-fn measure(subjects: &[Subject], args: &Args) -> Vec<Row> {
-    let mut rows: Vec<Row> = subjects.iter().map(|subject| Row::new(subject.name())).collect();
-    for run in 1..=args.runs {
-        for (column, shape) in SHAPES.iter().enumerate() {
-            for (subject, row) in subjects.iter().zip(&mut rows) {
-                let said = match subject.sample(shape, args.seconds) {
-                    Ok(sample) => {
-                        let text = told(&sample);
-                        row.cells[column].samples.push(sample);
-                        text
-                    }
-                    Err(error) => {
-                        row.cells[column].failures += 1;
-                        format!("failed: {error:#}")
-                    }
-                };
-                step(&format!("run {run} of {}, {}, {}: {said}", args.runs, shape.title, subject.name()));
-            }
+    println!("{}", grid.table(1, |cell, _| effort(cell)));
+    println!("{}", goals::markdown(&goals(&grid, &shapes)));
+    println!("{}; cubic in every namespace", machine::describe());
+    if plot {
+        for (column, shape) in shapes.iter().enumerate() {
+            let title = format!("Throughput, {}", shape.title());
+            Plot { file: shape.plot(), title, unit: "Mbit/s", bars: grid.bars(column, mbits) }.write()?;
         }
     }
-    rows
+    field.finish()
+}
+
+/// Runs iperf3 once.
+fn sample(contestant: &Contestant, shape: Shape, seconds: u32) -> Result<Sample> {
+    for uplink in UplinkName::ALL {
+        contestant.subject.lab().uplink(uplink).set_delay(shape.delay());
+    }
+    let before = contestant.subject.effort()?;
+    let said = contestant.iperf3(seconds, shape.flags())?;
+    let after = contestant.subject.effort()?;
+    let (mbits, bytes) = received(&said)?;
+    let effort = before.zip(after).map(|(before, after)| {
+        // Nanoseconds for a byte are seconds for a GB.
+        [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))
+    });
+    Ok(Sample { mbits, effort })
 }
 
 /// One sample, for who watches.
@@ -114,5 +141,74 @@ fn told(sample: &Sample) -> String {
     match sample.effort {
         Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
         None => format!("{:.0} Mbit/s", sample.mbits),
+    }
+}
+
+fn mbits(sample: &Sample) -> Option<f64> {
+    Some(sample.mbits)
+}
+
+fn effort(cell: &Cell<Sample>) -> Option<String> {
+    let of = |figure: fn([f64; 2]) -> f64| cell.spread(|sample| sample.effort.map(figure));
+    let (host, relay) = (of(|[host, _]| host)?, of(|[_, relay]| relay)?);
+    let Spread { median, least, greatest } = of(|[host, relay]| host + relay)?;
+    Some(format!("{:.2} + {:.2} = {median:.2} ({least:.2}–{greatest:.2})", host.median, relay.median))
+}
+
+/// What was wanted of each shape.
+fn goals(grid: &Grid<Sample>, shapes: &[Shape]) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for (column, shape) in shapes.iter().enumerate() {
+        let [part, times] = shape.wanted();
+        let (direct, ours) = (grid.median(0, column, mbits), grid.median(1, column, mbits));
+        let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
+        goals.push(Goal::at_least(format!("{}: part of direct's speed", shape.title()), part, ratio(direct)));
+        let best = grid.others(column, mbits).max_by(|a, b| a.1.total_cmp(&b.1));
+        let name = best.map_or("the best peer", |(name, _)| name);
+        let what = format!("{}: times {name}'s speed, the best peer's", shape.title());
+        goals.push(Goal::at_least(what, times, ratio(best.map(|(_, speed)| speed))));
+    }
+    goals
+}
+
+/// Mbit/s and bytes that arrived, from iperf3's JSON.
+pub(super) fn received(text: &str) -> Result<(f64, f64)> {
+    let json: Value = serde_json::from_str(text).context("iperf3 printed no JSON")?;
+    let number = |name: &str| {
+        let value = json.pointer(&format!("/end/sum_received/{name}")).and_then(Value::as_f64);
+        value.with_context(|| {
+            format!("iperf3 reports no result: {}", json.get("error").unwrap_or(&Value::Null))
+        })
+    };
+    Ok((number("bits_per_second")? / 1e6, number("bytes")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn iperf3_s_own_error_is_told() {
+        let error = received(r#"{"error":"unable to connect"}"#).unwrap_err();
+        assert!(error.to_string().contains("unable to connect"), "{error}");
+        let json = r#"{"end":{"sum_received":{"bits_per_second":2.5e9,"bytes":1e9}}}"#;
+        assert_eq!(received(json).unwrap(), (2500.0, 1e9));
+    }
+
+    #[test]
+    fn effort_is_that_of_both_ends_and_goals_are_ratios() {
+        let mut grid =
+            Grid::new(vec!["one stream".to_owned()], ["direct", "mobile", "slow", "slower"].into_iter());
+        let sample = |mbits, effort| Sample { mbits, effort };
+        let runs = [[1.0, 2.0], [2.0, 4.0], [1.5, 2.0]].map(|effort| sample(500.0, Some(effort)));
+        grid.rows[0].cells[0].samples = vec![sample(1000.0, None)];
+        grid.rows[1].cells[0].samples = runs.to_vec();
+        grid.rows[2].cells[0].samples = vec![sample(100.0, None)];
+        grid.rows[3].cells[0].samples = vec![sample(50.0, None)];
+        let table = grid.table(1, |cell, _| effort(cell));
+        assert!(table.contains("| mobile | 1.50 + 2.00 = 3.50 (3.00–6.00) |"), "{table}");
+        let goals = goals::markdown(&goals(&grid, &[Shape::One]));
+        assert!(goals.contains("part of direct's speed | ≥ 0.4 | 0.500 | met"), "{goals}");
+        assert!(goals.contains("times slow's speed, the best peer's | ≥ 8 | 5.000 | **missed**"), "{goals}");
     }
 }

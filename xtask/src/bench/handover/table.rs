@@ -4,6 +4,7 @@ use mobile_tests::pulse::Way;
 
 use super::event::Event;
 use crate::bench::stats::Spread;
+use crate::bench::subject::OURS;
 
 /// What was measured of one event and one subject.
 #[derive(Clone, Debug, Default)]
@@ -112,9 +113,6 @@ pub(crate) fn notes(events: &[Event], columns: &[Column]) -> String {
     }
     out
 }
-
-/// Our own column's name.
-pub(crate) const OURS: &str = "mobile";
 
 fn cell(column: &Column, index: usize, place: usize) -> String {
     let Ok(figures) = &column.cells[index] else { return "–".to_owned() };

@@ -4,9 +4,6 @@ use std::fmt;
 
 use crate::bench::stats::Spread;
 
-/// Our name in the table.
-pub(super) const OURS: &str = "mobile";
-
 /// One measurement: round trips in milliseconds, and what the bulk transfer beside them got.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sample {
@@ -33,7 +30,7 @@ impl Figures {
         Self { name, runs: Vec::new() }
     }
 
-    fn spread(&self, row: usize, figure: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
+    pub(super) fn spread(&self, row: usize, figure: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
         let figures: Vec<f64> = self.runs.iter().filter_map(|run| figure(run.get(row)?)).collect();
         Spread::of(&figures)
     }
@@ -77,6 +74,7 @@ pub(super) fn markdown(columns: &[Figures], titles: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::subject::OURS;
     use super::*;
 
     #[test]

@@ -1,10 +1,8 @@
 //! The tables, as Markdown for docs/benchmarks.md.
 
 use super::super::stats::Spread;
+use super::super::subject::OURS;
 use super::{SHAPES, Sample};
-
-/// Our name in the tables.
-pub(super) const OURS: &str = "mobile";
 
 /// The runs of one subject and one shape.
 pub(super) type Column = Vec<Sample>;
@@ -26,6 +24,11 @@ impl Row {
 pub(super) fn over(sample: &Sample, length: usize) -> f64 {
     let [sent, received] = sample.real;
     ((sent + received) as f64 / length as f64 - 1.0) * 100.0
+}
+
+/// The same of several runs.
+pub(super) fn spread(column: &Column, length: usize) -> Option<Spread> {
+    Spread::of(&column.iter().map(|sample| over(sample, length)).collect::<Vec<_>>())
 }
 
 /// The paper's own table, of ours, with Nagle on.
@@ -56,8 +59,7 @@ pub(super) fn overhead(rows: &[Row], length: usize) -> String {
     let mut out = format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(SHAPES.len() + 1));
     for row in rows {
         let cells = row.columns.iter().map(|column| {
-            let figures: Vec<f64> = column.iter().map(|sample| over(sample, length)).collect();
-            Spread::of(&figures).map_or("–".to_owned(), |Spread { median, least, greatest }| {
+            spread(column, length).map_or("–".to_owned(), |Spread { median, least, greatest }| {
                 format!("{median:+.1} ({least:+.1}–{greatest:+.1})")
             })
         });

@@ -1,0 +1,171 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// A datagram with a right checksum, from port `from` of either family.
+fn datagram(six: bool, from: u16, payload: &[u8]) -> Vec<u8> {
+    let ip = if six { IPV6_HEADER } else { IPV4_HEADER };
+    let mut bytes = vec![0; ip + UDP_HEADER];
+    bytes.extend_from_slice(payload);
+    let (total, length) = (bytes.len() as u16, (bytes.len() - ip) as u16);
+    if six {
+        (bytes[0], bytes[6], bytes[7]) = (0x60, UDP, 64);
+        bytes[4..6].copy_from_slice(&length.to_be_bytes());
+        bytes[8..24].fill(0xfd);
+        bytes[24..40].fill(0x20);
+    } else {
+        (bytes[0], bytes[6], bytes[8], bytes[9]) = (0x45, 0x40, 64, UDP);
+        bytes[2..4].copy_from_slice(&total.to_be_bytes());
+        bytes[12..20].copy_from_slice(&[10, 0, 0, 1, 192, 0, 2, 2]);
+    }
+    bytes[ip..ip + 2].copy_from_slice(&from.to_be_bytes());
+    bytes[ip + 2..ip + 4].copy_from_slice(&53u16.to_be_bytes());
+    bytes[ip + 4..ip + 6].copy_from_slice(&length.to_be_bytes());
+    let check = !sum(&bytes, ip, &bytes[ip..]);
+    bytes[ip + 6..ip + 8].copy_from_slice(&check.to_be_bytes());
+    bytes
+}
+
+/// What the kernel makes of it, as its `__udp_gso_segment` does.
+fn cut(packet: Packet<'_>) -> Vec<Vec<u8>> {
+    let Offload::Segment(size) = packet.offload else { return vec![packet.bytes.to_vec()] };
+    let six = packet.bytes[0] >> 4 == 6;
+    let ip = if six { IPV6_HEADER } else { IPV4_HEADER };
+    assert!(packet.offload.to_vnet(packet.bytes).is_ok());
+    if !six {
+        assert_eq!(fold(add(0, &packet.bytes[..ip])), 0xffff, "the header's checksum");
+        assert_eq!(word(packet.bytes, 2), packet.len());
+    }
+    assert_eq!(word(packet.bytes, ip + 6), usize::from(sum(packet.bytes, ip, &[])), "a partial checksum");
+    let from = word(packet.bytes, ip) as u16;
+    let payloads = packet.bytes[ip + UDP_HEADER..].chunks(usize::from(size));
+    payloads.map(|payload| datagram(six, from, payload)).collect()
+}
+
+fn of(bytes: &[u8]) -> Packet<'_> {
+    Packet { bytes, offload: Offload::None }
+}
+
+/// Hands packets on as a device's writer does.
+fn pass<'a>(packets: impl Iterator<Item = Packet<'a>>) -> (Vec<Vec<u8>>, usize) {
+    let (mut joiner, mut out, mut writes) = (Joiner::default(), Vec::new(), 0);
+    let mut flush = |joiner: &mut Joiner, out: &mut Vec<Vec<u8>>| {
+        if let Some((packet, made)) = joiner.take() {
+            let again = cut(packet);
+            let bytes = again.iter().map(Vec::len).sum::<usize>() as u64;
+            assert_eq!(made, Made { packets: again.len() as u64, bytes });
+            out.extend(again);
+            writes += 1;
+        }
+    };
+    for packet in packets {
+        if joiner.join(packet) {
+            continue;
+        }
+        flush(&mut joiner, &mut out);
+        if !joiner.join(packet) {
+            out.push(packet.bytes.to_vec());
+        }
+    }
+    flush(&mut joiner, &mut out);
+    (out, writes)
+}
+
+#[test]
+fn equal_datagrams_become_one_packet_and_the_same_ones_again() {
+    for six in [false, true] {
+        let sent: Vec<_> = (0..10u8).map(|number| datagram(six, 7, &[number; 200])).collect();
+        let (received, writes) = pass(sent.iter().map(|bytes| of(bytes)));
+        assert_eq!((received, writes), (sent, 1));
+    }
+}
+
+#[test]
+fn one_that_stays_alone_is_handed_on_as_it_came() {
+    let bytes = datagram(false, 7, b"a question");
+    let packet = Packet { bytes: &bytes, offload: Offload::Checksum };
+    let mut joiner = Joiner::default();
+    assert!(joiner.join(packet));
+    let (taken, made) = joiner.take().unwrap();
+    assert_eq!((taken.bytes, taken.offload, made), (packet.bytes, Offload::Checksum, Made::whole(packet)));
+    assert!(joiner.take().is_none());
+}
+
+#[test]
+fn what_the_kernel_would_not_make_alike_is_not_joined() {
+    let first = datagram(false, 7, &[1; 100]);
+    let mut joiner = Joiner::default();
+    let change = |at: usize, value: u8| {
+        let mut other = first.clone();
+        other[at] = value;
+        other
+    };
+    // Another flow, type of service or time to live, behind the first.
+    let others = [(1, 8), (8, 63), (15, 9), (20, 9)].map(|(at, value)| change(at, value));
+    for other in &others {
+        assert!(joiner.join(of(&first)));
+        let packet = Packet { bytes: other, offload: Offload::Checksum };
+        assert!(!joiner.join(packet), "{other:?}");
+        joiner.take();
+    }
+    // Longer, and one behind a shorter one.
+    assert!(joiner.join(of(&first)));
+    assert!(!joiner.join(of(&datagram(false, 7, &[1; 101]))));
+    assert!(joiner.join(of(&datagram(false, 7, &[1; 99]))));
+    assert!(!joiner.join(of(&datagram(false, 7, &[1; 99]))));
+    joiner.take();
+    // A fragment, one that may be fragmented, with options, no UDP, a wrong length, a wrong checksum, none, too short.
+    for (at, value) in [(6, 0x60), (6, 0), (7, 1), (0, 0x46), (9, 6), (3, 99), (25, 9), (40, 9)] {
+        assert!(!joiner.join(of(&change(at, value))), "{at}");
+    }
+    let mut without = first.clone();
+    without[26..28].fill(0);
+    assert!(!joiner.join(of(&without)));
+    assert!(!joiner.join(of(&datagram(false, 7, &[1; 7]))));
+    let large = Packet { bytes: &first, offload: Offload::Segment(10) };
+    assert!(!joiner.join(large));
+    for length in 0..first.len() {
+        assert!(!joiner.join(Packet { bytes: &first[..length], offload: Offload::Checksum }));
+    }
+}
+
+#[test]
+fn neither_too_many_nor_too_long() {
+    let small: Vec<_> = (0..200u16).map(|_| datagram(true, 7, &[1; 20])).collect();
+    assert_eq!(pass(small.iter().map(|bytes| of(bytes))), (small.clone(), 4));
+    let long: Vec<_> = (0..50u16).map(|_| datagram(false, 7, &[2; 1400])).collect();
+    let (received, writes) = pass(long.iter().map(|bytes| of(bytes)));
+    assert_eq!((received, writes), (long, 2));
+}
+
+proptest! {
+    #[test]
+    fn whatever_comes_all_of_it_goes_on_in_order(
+        packets in proptest::collection::vec(
+            (any::<bool>(), 1..3u16, prop_oneof![Just(100usize), 0..150usize], any::<u8>(), any::<bool>()),
+            0..80,
+        ),
+    ) {
+        let sent: Vec<Vec<u8>> = packets
+            .iter()
+            .map(|(six, from, length, fill, broken)| {
+                let mut bytes = datagram(*six, *from, &vec![*fill; *length]);
+                if *broken {
+                    *bytes.last_mut().unwrap() ^= 1;
+                }
+                bytes
+            })
+            .collect();
+        let (received, _) = pass(sent.iter().map(|bytes| of(bytes)));
+        prop_assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn garbage_is_not_joined_and_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), partial in any::<bool>()) {
+        let offload = if partial { Offload::Checksum } else { Offload::None };
+        let mut joiner = Joiner::default();
+        joiner.join(Packet { bytes: &bytes, offload });
+        joiner.join(Packet { bytes: &bytes, offload });
+        joiner.take();
+    }
+}

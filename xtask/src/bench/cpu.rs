@@ -1,0 +1,149 @@
+//! `cargo xtask bench cpu`: processor time for each byte, at a rate that everyone can keep up with and at full speed, and what
+//! memory that took.
+//!
+//! At full speed a fast tunnel has large packets and few wake-ups; at an equal rate everyone has the same work.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use mobile_tests::LabOptions;
+
+use super::effort::peak_of_tree;
+use super::goals::{self, Goal};
+use super::grid::{Cell, Grid};
+use super::machine;
+use super::plot::Plot;
+use super::stats::Spread;
+use super::subject::{Contestant, Field, Others};
+use super::throughput::received;
+
+/// How much, how fast, how often, and who else.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Runs of each measurement; the table shows their median, least and greatest.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Mbit/s of the equal rate.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// Megabytes each run carries.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    megabytes: u32,
+    #[command(flatten)]
+    others: Others,
+}
+
+/// Of one run.
+struct Sample {
+    /// As the receiver counted.
+    mbits: f64,
+    /// Seconds of processor time for each GB, at the host and at the relay; none without a tunnel.
+    effort: Option<[f64; 2]>,
+    /// MiB of memory that the processes have had at the most until then, likewise.
+    memory: Option<[f64; 2]>,
+}
+
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
+    let field = Field::start(&args.others, &LabOptions { delay: Duration::ZERO, ..LabOptions::default() })?;
+    let titles = vec![format!("{} Mbit/s", args.rate), "full speed".to_owned()];
+    let rates = [format!("{}M", args.rate), "0".to_owned()];
+    let one = |contestant: &Contestant, column: usize| sample(contestant, &rates[column], args.megabytes);
+    let grid = Grid::measure(&field.contestants, titles.clone(), args.runs, one, told);
+    println!(
+        "Seconds of processor time for each GB, at the host + at the relay = together; median of {} runs of {} MB \
+         (least–greatest)\n",
+        args.runs, args.megabytes
+    );
+    println!("{}", grid.table(1, |cell, _| effort(cell)));
+    println!(
+        "Mbit/s reached\n\n{}",
+        grid.table(0, |cell, _| Some(cell.spread(|it| Some(it.mbits))?.to_string()))
+    );
+    println!(
+        "MiB of memory at the most until then (VmHWM), host + relay\n\n{}",
+        grid.table(1, |cell, _| memory(cell))
+    );
+    println!("{}", goals::markdown(&goals(&grid, &titles)));
+    println!("{}; no delay, no limit of the uplink's rate; cubic in every namespace", machine::describe());
+    if plot {
+        for (column, file) in ["cpu-equal-rate", "cpu-full-speed"].into_iter().enumerate() {
+            let title = format!("Processor time, {}", titles[column]);
+            Plot { file, title, unit: "seconds for each GB", bars: grid.bars(column, together) }.write()?;
+        }
+    }
+    field.finish()
+}
+
+/// One upload.
+fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample> {
+    let before = contestant.subject.effort()?;
+    let said = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;
+    let after = contestant.subject.effort()?;
+    let (mbits, bytes) = received(&said)?;
+    let effort = before.zip(after).map(|(before, after)| {
+        // Nanoseconds for a byte are seconds for a GB.
+        [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))
+    });
+    let memory = contestant.subject.processes().map(|pids| -> Result<[f64; 2]> {
+        let [host, relay] = pids.map(|pid| peak_of_tree(pid).context("memory"));
+        Ok([host?, relay?].map(|bytes| bytes as f64 / f64::from(1 << 20)))
+    });
+    Ok(Sample { mbits, effort, memory: memory.transpose()? })
+}
+
+fn told(sample: &Sample) -> String {
+    match sample.effort {
+        Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
+        None => format!("{:.0} Mbit/s", sample.mbits),
+    }
+}
+
+fn together(sample: &Sample) -> Option<f64> {
+    sample.effort.map(|[host, relay]| host + relay)
+}
+
+fn effort(cell: &Cell<Sample>) -> Option<String> {
+    let host = cell.spread(|sample| Some(sample.effort?[0]))?.median;
+    let relay = cell.spread(|sample| Some(sample.effort?[1]))?.median;
+    let Spread { median, least, greatest } = cell.spread(together)?;
+    Some(format!("{host:.2} + {relay:.2} = {median:.2} ({least:.2}–{greatest:.2})"))
+}
+
+fn memory(cell: &Cell<Sample>) -> Option<String> {
+    let greatest = |side: usize| Some(cell.spread(|sample| Some(sample.memory?[side]))?.greatest);
+    Some(format!("{:.1} + {:.1}", greatest(0)?, greatest(1)?))
+}
+
+/// An eighth of what the best peer takes.
+fn goals(grid: &Grid<Sample>, titles: &[String]) -> Vec<Goal> {
+    let goal = |(column, title): (usize, &String)| {
+        let best = grid.others(column, together).min_by(|a, b| a.1.total_cmp(&b.1));
+        let ratio = grid.median(1, column, together).zip(best).map(|(ours, (_, best))| ours / best);
+        let name = best.map_or("the best peer", |(name, _)| name);
+        Goal::at_most(format!("{title}: part of {name}'s processor time, the best peer's"), 0.125, ratio)
+    };
+    titles.iter().enumerate().map(goal).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_peer_is_the_one_that_takes_least() {
+        let titles = vec!["full speed".to_owned()];
+        let mut grid = Grid::new(titles.clone(), ["direct", "mobile", "a", "b"].into_iter());
+        for (row, effort) in grid.rows.iter_mut().zip([None, Some(1.0), Some(10.0), Some(4.0)]) {
+            let effort = effort.map(|effort| [effort / 2.0, effort / 2.0]);
+            row.cells[0].samples.push(Sample { mbits: 1.0, effort, memory: effort });
+        }
+        let goals = goals::markdown(&goals(&grid, &titles));
+        assert!(
+            goals.contains("part of b's processor time, the best peer's | ≤ 0.125 | 0.250 | **missed**"),
+            "{goals}"
+        );
+        assert_eq!(effort(&grid.rows[1].cells[0]).unwrap(), "0.50 + 0.50 = 1.00 (1.00–1.00)");
+        assert_eq!(memory(&grid.rows[1].cells[0]).unwrap(), "0.5 + 0.5");
+    }
+}

@@ -1,0 +1,55 @@
+//! What was wanted, and whether the figures are that.
+
+/// Something wanted of a figure of ours.
+pub(crate) struct Goal {
+    what: String,
+    wanted: f64,
+    got: Option<f64>,
+    /// Otherwise at most.
+    at_least: bool,
+}
+
+impl Goal {
+    /// A figure that is to be `wanted` or more.
+    pub(crate) fn at_least(what: impl Into<String>, wanted: f64, got: Option<f64>) -> Self {
+        Self { what: what.into(), wanted, got, at_least: true }
+    }
+
+    /// A figure that is to be `wanted` or less.
+    pub(crate) fn at_most(what: impl Into<String>, wanted: f64, got: Option<f64>) -> Self {
+        Self { what: what.into(), wanted, got, at_least: false }
+    }
+
+    fn is_met(&self) -> Option<bool> {
+        self.got.map(|got| if self.at_least { got >= self.wanted } else { got <= self.wanted })
+    }
+}
+
+/// A line for each, for docs/benchmarks.md. What was not measured is not told.
+pub(crate) fn markdown(goals: &[Goal]) -> String {
+    let mut out = "| goal | wanted | measured | |\n| --- | --- | --- | --- |\n".to_owned();
+    for goal in goals {
+        let Some((got, met)) = goal.got.zip(goal.is_met()) else { continue };
+        let sign = if goal.at_least { "≥" } else { "≤" };
+        let verdict = if met { "met" } else { "**missed**" };
+        out.push_str(&format!("| {} | {sign} {} | {got:.3} | {verdict} |\n", goal.what, goal.wanted));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn met_missed_and_not_measured() {
+        let text = markdown(&[
+            Goal::at_least("fast", 0.4, Some(0.4)),
+            Goal::at_most("cheap", 0.125, Some(0.2)),
+            Goal::at_least("unknown", 1.0, None),
+        ]);
+        assert!(text.contains("| fast | ≥ 0.4 | 0.400 | met |"), "{text}");
+        assert!(text.contains("| cheap | ≤ 0.125 | 0.200 | **missed** |"), "{text}");
+        assert!(!text.contains("unknown"));
+    }
+}

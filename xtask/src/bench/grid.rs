@@ -1,0 +1,157 @@
+//! Several columns measured of everyone, several times, and the tables of it as Markdown for docs/benchmarks.md.
+
+use anyhow::Result;
+
+use super::stats::Spread;
+use super::subject::Contestant;
+use crate::shell::step;
+
+/// What was measured of everyone: a row each, direct's first and ours second.
+pub(crate) struct Grid<S> {
+    titles: Vec<String>,
+    pub(crate) rows: Vec<Row<S>>,
+}
+
+/// What was measured of one of them.
+pub(crate) struct Row<S> {
+    pub(crate) name: &'static str,
+    /// One for each column.
+    pub(crate) cells: Vec<Cell<S>>,
+}
+
+/// The runs of one of them and one column.
+pub(crate) struct Cell<S> {
+    pub(crate) samples: Vec<S>,
+    pub(crate) failures: u32,
+}
+
+impl<S> Cell<S> {
+    /// One figure of all runs.
+    pub(crate) fn spread(&self, figure: impl Fn(&S) -> Option<f64>) -> Option<Spread> {
+        Spread::of(&self.samples.iter().filter_map(figure).collect::<Vec<_>>())
+    }
+}
+
+impl<S> Grid<S> {
+    pub(crate) fn new(titles: Vec<String>, names: impl Iterator<Item = &'static str>) -> Self {
+        let empty = || Cell { samples: Vec::new(), failures: 0 };
+        let row = |name| Row { name, cells: titles.iter().map(|_| empty()).collect() };
+        let rows = names.map(row).collect();
+        Self { titles, rows }
+    }
+
+    /// Everyone one after the other in each run, so that what disturbs the machine disturbs all. `sample` measures one of
+    /// the columns, `told` says it to who watches; one that fails is counted, and the others go on.
+    pub(crate) fn measure(
+        contestants: &[Contestant],
+        titles: Vec<String>,
+        runs: u32,
+        mut sample: impl FnMut(&Contestant, usize) -> Result<S>,
+        told: impl Fn(&S) -> String,
+    ) -> Self {
+        let mut grid = Self::new(titles, contestants.iter().map(|contestant| contestant.name));
+        for run in 1..=runs {
+            for (column, title) in grid.titles.iter().enumerate() {
+                for (contestant, row) in contestants.iter().zip(&mut grid.rows) {
+                    let said = match sample(contestant, column) {
+                        Ok(sample) => {
+                            let text = told(&sample);
+                            row.cells[column].samples.push(sample);
+                            text
+                        }
+                        Err(error) => {
+                            row.cells[column].failures += 1;
+                            format!("failed: {error:#}")
+                        }
+                    };
+                    step(&format!("run {run} of {runs}, {title}, {}: {said}", contestant.name));
+                }
+            }
+        }
+        grid
+    }
+
+    /// A line for each row from `first` on; a cell for which there is no text is a dash, and says what failed.
+    pub(crate) fn table(&self, first: usize, text: impl Fn(&Cell<S>, usize) -> Option<String>) -> String {
+        let line = "| --- ".repeat(self.titles.len() + 1);
+        let mut out = format!("| | {} |\n{line}|\n", self.titles.join(" | "));
+        for row in self.rows.iter().skip(first) {
+            out.push_str(&format!("| {} |", row.name));
+            for (column, cell) in row.cells.iter().enumerate() {
+                let text = text(cell, column).unwrap_or_else(|| "–".to_owned());
+                let failed =
+                    if cell.failures == 0 { String::new() } else { format!(", {} failed", cell.failures) };
+                out.push_str(&format!(" {text}{failed} |"));
+            }
+            out.push('\n');
+        }
+        out
+    }
+
+    /// One figure, its spread, and what part of direct's it is.
+    pub(crate) fn against_direct(&self, figure: impl Fn(&S) -> Option<f64> + Copy) -> String {
+        let direct = |column: usize| Some(self.rows.first()?.cells[column].spread(figure)?.median);
+        self.table(0, |cell, column| {
+            let spread = cell.spread(figure)?;
+            let own = self.rows.first().is_some_and(|row| std::ptr::eq(&row.cells[column], cell));
+            Some(match direct(column) {
+                Some(direct) if !own => format!("{spread}: {:.2}", spread.median / direct),
+                _ => spread.to_string(),
+            })
+        })
+    }
+
+    /// The median of a figure of one row.
+    pub(crate) fn median(
+        &self,
+        row: usize,
+        column: usize,
+        figure: impl Fn(&S) -> Option<f64>,
+    ) -> Option<f64> {
+        Some(self.rows.get(row)?.cells[column].spread(figure)?.median)
+    }
+
+    /// The medians of a figure of the others, with their names.
+    pub(crate) fn others(
+        &self,
+        column: usize,
+        figure: impl Fn(&S) -> Option<f64> + Copy,
+    ) -> impl Iterator<Item = (&'static str, f64)> {
+        let median = move |row: &Row<S>| Some((row.name, row.cells[column].spread(figure)?.median));
+        self.rows.iter().skip(2).filter_map(median)
+    }
+
+    /// Name and spread of everyone, for a plot.
+    pub(crate) fn bars(
+        &self,
+        column: usize,
+        figure: impl Fn(&S) -> Option<f64> + Copy,
+    ) -> Vec<(&'static str, Spread)> {
+        let bar = |row: &Row<S>| Some((row.name, row.cells[column].spread(figure)?));
+        self.rows.iter().filter_map(bar).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_for_everyone_with_its_part_of_direct_and_what_failed() {
+        let mut grid =
+            Grid::new(vec!["one".to_owned(), "two".to_owned()], ["direct", "mobile", "other"].into_iter());
+        grid.rows[0].cells[0].samples = vec![100.0, 300.0];
+        grid.rows[1].cells[0].samples = vec![50.0, 20.0, 60.0];
+        grid.rows[2].cells[0].samples = vec![10.0];
+        grid.rows[1].cells[1].failures = 3;
+        let text = grid.against_direct(|sample: &f64| Some(*sample));
+        assert!(
+            text.starts_with("| | one | two |\n| --- | --- | --- |\n| direct | 200 (100–300) | – |\n"),
+            "{text}"
+        );
+        assert!(text.contains("| mobile | 50 (20–60): 0.25 | –, 3 failed |"), "{text}");
+        assert_eq!(grid.others(0, |sample| Some(*sample)).collect::<Vec<_>>(), [("other", 10.0)]);
+        assert_eq!(grid.table(1, |_, _| None).lines().count(), 4);
+        assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 3);
+    }
+}

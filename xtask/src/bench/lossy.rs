@@ -1,0 +1,118 @@
+//! `cargo xtask bench lossy`: a bulk transfer over an uplink of 100 Mbit/s and 20 ms that loses packets.
+//!
+//! What is lost is decided packet by packet, as on a wire: nothing larger than the MTU is on the uplink. The losses are random
+//! with a fixed seed, in both directions.
+
+use anyhow::{Result, bail};
+use mobile_tests::LabOptions;
+use mobile_tests::peers::PeerKind;
+
+use super::goals::{self, Goal};
+use super::grid::Grid;
+use super::machine;
+use super::plot::Plot;
+use super::subject::{Contestant, Field, Others};
+use super::throughput::received;
+
+/// How long, how often, over what, and who else.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Runs of each measurement; the table shows their median, least and greatest.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Seconds each run takes.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// The uplink's rate in Mbit/s, in each direction.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    rate: u64,
+    /// What part of the packets is lost in each direction, in percent.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.1, 1.0])]
+    loss: Vec<f64>,
+    /// The congestion control of every host; what carries our tunnel is still chosen by us.
+    #[arg(long, default_value = "cubic")]
+    congestion_control: String,
+    #[command(flatten)]
+    others: Others,
+}
+
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
+    if let Some(bad) = args.loss.iter().find(|loss| !(0.0..=100.0).contains(*loss)) {
+        bail!("--loss {bad} is no percentage: give figures from 0 to 100, as in --loss 0,0.1,1");
+    }
+    let options =
+        LabOptions { congestion_control: Some(args.congestion_control.clone()), ..LabOptions::default() };
+    let field = Field::start(&args.others, &options)?;
+    for contestant in &field.contestants {
+        let link = &contestant.subject.lab().eth().link;
+        link.set_offload(false)?;
+        link.set_rate(Some(args.rate * 1_000_000));
+    }
+    let titles = args.loss.iter().map(|loss| format!("{loss} % lost")).collect();
+    let sample = |contestant: &Contestant, column: usize| {
+        let link = &contestant.subject.lab().eth().link;
+        link.set_loss(args.loss[column] / 100.0);
+        let said = contestant.iperf3(args.seconds, &[]);
+        // Not while nobody is measured.
+        link.set_loss(0.0);
+        Ok(received(&said?)?.0)
+    };
+    let grid =
+        Grid::measure(&field.contestants, titles, args.runs, sample, |mbits| format!("{mbits:.1} Mbit/s"));
+    println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
+    println!("{}", grid.against_direct(mbits));
+    println!("{}", goals::markdown(&goals(&grid, &args.loss)));
+    println!(
+        "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, no segmentation offload on the uplink; {} on every host",
+        machine::describe(),
+        args.rate,
+        args.congestion_control
+    );
+    if plot {
+        for (column, loss) in args.loss.iter().enumerate() {
+            let title = format!("{} Mbit/s, 20 ms, {loss} % lost", args.rate);
+            let (file, bars) =
+                (format!("lossy-{}", loss.to_string().replace('.', "-")), grid.bars(column, mbits));
+            Plot { file: &file, title, unit: "Mbit/s", bars }.write()?;
+        }
+    }
+    field.finish()
+}
+
+fn mbits(sample: &f64) -> Option<f64> {
+    Some(*sample)
+}
+
+/// Nearly all of a link that loses nothing; never less than others that go over TCP.
+fn goals(grid: &Grid<f64>, losses: &[f64]) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for (column, loss) in losses.iter().enumerate() {
+        let (direct, ours) = (grid.median(0, column, mbits), grid.median(1, column, mbits));
+        let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
+        let part = if *loss == 0.0 { 0.97 } else { 0.9 };
+        goals.push(Goal::at_least(format!("{loss} % lost: part of direct's speed"), part, ratio(direct)));
+        let over_tcp = |name: &str| PeerKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
+        let best = grid.others(column, mbits).filter(|(name, _)| over_tcp(name)).map(|(_, speed)| speed);
+        let what = format!("{loss} % lost: times the speed of the best peer over TCP");
+        goals.push(Goal::at_least(what, 1.0, ratio(best.max_by(f64::total_cmp))));
+    }
+    goals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_peers_over_tcp_are_to_be_beaten() {
+        let names = ["direct", "mobile", "wireguard-go", "vtun", "tinc-tcp"];
+        let mut grid = Grid::new(vec!["1 % lost".to_owned()], names.into_iter());
+        for (row, mbits) in grid.rows.iter_mut().zip([20.0, 60.0, 90.0, 30.0, 40.0]) {
+            row.cells[0].samples.push(mbits);
+        }
+        let goals = goals::markdown(&goals(&grid, &[1.0]));
+        assert!(goals.contains("part of direct's speed | ≥ 0.9 | 3.000 | met"), "{goals}");
+        assert!(goals.contains("best peer over TCP | ≥ 1 | 1.500 | met"), "{goals}");
+    }
+}
