@@ -49,9 +49,9 @@ fn outlive_handovers(settings: &[Setting]) -> Outcome {
         // Some megabytes between two handovers.
         std::thread::sleep(Duration::from_millis(700));
         if uplink == UplinkName::Wlan {
-            bed.lab.eth().cut()?
+            bed.lab.eth().cut()?;
         } else {
-            bed.lab.eth().bring_up()?
+            bed.lab.eth().bring_up()?;
         }
         bed.agent.wait_active(uplink)?;
         let typed = format!("after handover {number}");
