@@ -69,6 +69,8 @@ pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
     let target_dir = shell::target_dir()?.join("musl");
     let mut build = shell::cargo_named(venv.join("bin/cargo-zigbuild"));
     build.args(["zigbuild", "--locked", "-Z", "build-std=std,panic_unwind", "--target", arch.target()]);
+    // Without what reads debug information for a backtrace: these programs have none.
+    build.args(["-Z", "build-std-features=panic-unwind,optimize_for_size"]);
     build.arg("--target-dir").arg(&target_dir);
     build
         // For -Z build-std, on the stable toolchain.
@@ -76,6 +78,7 @@ pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
         .env("CARGO_ZIGBUILD_PYTHON_PATH", venv.join("bin/python3"))
         // The start of the program is zig's: rustc has one only where somebody has installed the target.
         .env(flags_of(arch), "-C link-self-contained=no")
+        .env(c_flags_of(arch), ONE_STRATEGY.map(|flag| format!("-D{flag}")).join(" "))
         // Nothing outside the target directory is touched.
         .env("CARGO_ZIGBUILD_CACHE_DIR", venv.join("cache"))
         .env("ZIG_GLOBAL_CACHE_DIR", venv.join("cache/zig"));
@@ -86,6 +89,22 @@ pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
 fn flags_of(arch: Arch) -> String {
     format!("CARGO_TARGET_{}_RUSTFLAGS", arch.target().to_uppercase().replace('-', "_"))
 }
+
+/// The variable the `cc` crate reads the flags of C from.
+fn c_flags_of(arch: Arch) -> String {
+    format!("CFLAGS_{}", arch.target().replace('-', "_"))
+}
+
+/// What zstd leaves out: all strategies but that of the one level which packets are compressed with.
+const ONE_STRATEGY: [&str; 7] = [
+    "ZSTD_EXCLUDE_DFAST_BLOCK_COMPRESSOR",
+    "ZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR",
+    "ZSTD_EXCLUDE_LAZY_BLOCK_COMPRESSOR",
+    "ZSTD_EXCLUDE_LAZY2_BLOCK_COMPRESSOR",
+    "ZSTD_EXCLUDE_BTLAZY2_BLOCK_COMPRESSOR",
+    "ZSTD_EXCLUDE_BTOPT_BLOCK_COMPRESSOR",
+    "ZSTD_EXCLUDE_BTULTRA_BLOCK_COMPRESSOR",
+];
 
 /// Zig and cargo-zigbuild of the pinned versions, in a Python environment of their own; does nothing, quickly, when
 /// they are there.
