@@ -94,7 +94,8 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
         }
         return;
     };
-    if hook == Hook::Sendmsg6 && asked.is_link_local() {
+    // Written in, an address of the bypass would be looked for in the visited network.
+    if is_bypassed(answers) || (hook == Hook::Sendmsg6 && asked.is_link_local()) {
         return happened(Event::DnsLeft);
     }
     let cookie = cookie(ctx);

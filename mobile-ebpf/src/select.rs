@@ -79,8 +79,10 @@ fn mobile_sendmsg6(ctx: SockAddrContext) -> i32 {
 pub(crate) enum Error {
     /// The configuration is not there.
     NoConfig,
-    /// The kernel refused the mark.
+    /// The kernel refused the mark: without it the call would lead beside the tunnel.
     SetMark,
+    /// The kernel would not take the mark off.
+    ClearMark,
 }
 
 /// What is to become of a socket's mark.
@@ -184,7 +186,7 @@ fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
                 )
             };
             if result != 0 {
-                return Err(Error::SetMark);
+                return Err(if config.is_marked(mark) { Error::SetMark } else { Error::ClearMark });
             }
             log(config, ctx, hook, mark);
             Ok(verdict)
@@ -284,14 +286,16 @@ pub(crate) fn happened(event: Event) {
 /// Ordinary processes, the many, do not pay for a counter.
 #[inline(always)]
 fn count(result: Result<Verdict, Error>) -> i32 {
-    let verdict = match result {
+    let (verdict, then) = match result {
         Ok(Verdict::Ordinary) => return ALLOW,
-        Ok(verdict) => verdict,
-        Err(Error::NoConfig | Error::SetMark) => Verdict::Failed,
+        Ok(Verdict::Refused) => (Verdict::Refused, REFUSE),
+        Ok(verdict) => (verdict, ALLOW),
+        Err(Error::SetMark) => (Verdict::Failed, REFUSE),
+        Err(Error::NoConfig | Error::ClearMark) => (Verdict::Failed, ALLOW),
     };
     if let Some(counter) = VERDICTS.get_ptr_mut(verdict.index()) {
         // SAFETY: points into this CPU's slot; a preempting program on the same CPU can at worst lose one count.
         unsafe { *counter += 1 };
     }
-    if verdict == Verdict::Refused { REFUSE } else { ALLOW }
+    then
 }

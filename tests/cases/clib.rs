@@ -212,6 +212,25 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
 }
 
 #[test]
+fn inet_setmobile_takes_raw_sockets_along() -> Outcome {
+    const SCRIPT: &str = "
+import ctypes, socket, sys
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+library = ctypes.CDLL(sys.argv[1])
+for flag in (1, 0):
+    assert library.inet_setmobile(0, flag) == 0
+    print(raw.getsockopt(socket.SOL_SOCKET, 36) != 0)  # SO_MARK
+";
+    let bed = Testbed::new()?;
+    let library = Library::install(&bed)?;
+    let file = format!("{}/libmobile.so", library.lib());
+    let mut command = bed.lab.host.command("python3");
+    let said = finish_within(library.place(command.args(["-c", SCRIPT, &file])), None, PATIENCE)?.ok()?;
+    assert_eq!(said, "True\nFalse\n");
+    bed.finish()
+}
+
+#[test]
 fn setmroute_puts_back_what_was_removed_and_says_when_there_is_no_route_yet() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let library = Library::install(&bed)?;

@@ -43,5 +43,5 @@ fn set_mobile(
 ) -> Result<Result<(), Unchanged>, String> {
     let _watched = mobile.then(|| agent.watch_everybody()).transpose()?;
     let held = if pid == 0 { Held::caller(caller, pidfd) } else { Held::open(pid) };
-    Ok(held.and_then(|held| processes::change_one(&agent.cgroup, asker, &held, mobile)))
+    Ok(held.and_then(|held| processes::change_with_sockets(agent, asker, &held, mobile)))
 }

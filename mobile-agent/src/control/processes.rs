@@ -6,36 +6,26 @@ use std::net::IpAddr;
 use super::access::{Asker, Held, may_change};
 use super::protocol::{Change, Connection, Process, Traffic};
 use super::unchanged::Unchanged;
+use crate::daemon::Agent;
 use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
 use crate::selection::sockets::{self, Mark};
 
 /// Sets or clears the attribute of each process that the asker may change.
-pub(super) fn change(
-    cgroup: &MobileCgroup,
-    asker: Asker,
-    pids: &[i32],
-    mobile: bool,
-    persistent: &[IpAddr],
-    ours: Mark,
-) -> Vec<Change> {
+pub(super) fn change(agent: &Agent, asker: Asker, pids: &[i32], mobile: bool) -> Vec<Change> {
+    let persistent = agent.persistent();
     // One for all of them: there may be a thousand.
     let mut reader = Reader::default();
     pids.iter()
         .map(|&pid| {
             let known = reader.process(pid).ok();
-            let changed = Held::open(pid).and_then(|held| {
-                change_one(cgroup, asker, &held, mobile)?;
-                // After the attribute: what it makes from here on is marked, or not, as it is made.
-                sockets::follow(pid, held.pidfd(), ours, mobile);
-                Ok(())
-            });
+            let changed = Held::open(pid).and_then(|held| change_with_sockets(agent, asker, &held, mobile));
             let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
                 process
                     .connections
                     .iter()
-                    .filter(|connection| connection.is_mobile(persistent) != mobile)
+                    .filter(|connection| connection.is_mobile(&persistent) != mobile)
                     .map(connection)
                     .collect()
             });
@@ -47,6 +37,21 @@ pub(super) fn change(
             }
         })
         .collect()
+}
+
+/// Sets or clears the attribute of a process that is held, and of its sockets that have no peer.
+pub(super) fn change_with_sockets(
+    agent: &Agent,
+    asker: Asker,
+    held: &Held,
+    mobile: bool,
+) -> Result<(), Unchanged> {
+    change_one(&agent.cgroup, asker, held, mobile)?;
+    // After the attribute: what it makes from here on is marked, or not, as it is made.
+    let routing = &agent.config.routing;
+    let ours = Mark { mark: routing.mark, mask: routing.mark_mask };
+    sockets::follow(held.pid, held.pidfd(), ours, mobile);
+    Ok(())
 }
 
 /// Sets or clears the attribute of a process that is held.

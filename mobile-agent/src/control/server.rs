@@ -12,7 +12,7 @@ use super::calls;
 use super::processes;
 use super::protocol::{Answer, Request};
 use crate::daemon::Agent;
-use crate::selection::sockets::{self, Mark};
+use crate::selection::sockets;
 
 /// After a failed accept (no descriptors left, say): long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -124,8 +124,6 @@ async fn answer(
 ) -> Result<Answer, String> {
     let cgroup = agent.cgroup.clone();
     let persistent = agent.persistent();
-    let routing = &agent.config.routing;
-    let ours = Mark { mark: routing.mark, mask: routing.mark_mask };
     match request {
         Request::Run => {
             let agent = Arc::clone(agent);
@@ -134,11 +132,12 @@ async fn answer(
                 // Its stdin perhaps, or what its parent left it.
                 let inherits = sockets::has_any(pid, held.pidfd());
                 let _watched = inherits.then(|| agent.watch_everybody()).transpose()?;
-                processes::change_one(&cgroup, asker, &held, true).map_err(|error| error.to_string())?;
-                if inherits {
-                    sockets::follow(pid, held.pidfd(), ours, true);
-                }
-                Ok(Answer::Done)
+                let done = if inherits {
+                    processes::change_with_sockets(&agent, asker, &held, true)
+                } else {
+                    processes::change_one(&agent.cgroup, asker, &held, true)
+                };
+                done.map(|()| Answer::Done).map_err(|error| error.to_string())
             })
             .await
         }
@@ -147,15 +146,13 @@ async fn answer(
             let agent = Arc::clone(agent);
             blocking(move || {
                 let _watched = agent.watch_everybody()?;
-                Ok(Answer::Changed(processes::change(&cgroup, asker, &pids, true, &persistent, ours)))
+                Ok(Answer::Changed(processes::change(&agent, asker, &pids, true)))
             })
             .await
         }
         Request::Detach { pids } => {
-            blocking(move || {
-                Ok(Answer::Changed(processes::change(&cgroup, asker, &pids, false, &persistent, ours)))
-            })
-            .await
+            let agent = Arc::clone(agent);
+            blocking(move || Ok(Answer::Changed(processes::change(&agent, asker, &pids, false)))).await
         }
         Request::Processes => {
             let accounts = Arc::clone(&agent.accounts);

@@ -4,7 +4,7 @@
 //! ever go direct (the closed table before the programs that mark), then the tunnel.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use ipnet::IpNet;
@@ -36,6 +36,9 @@ use crate::{control, uplinks};
 
 /// Anybody may ask; who may do what is decided by who asks.
 const SOCKET_MODE: u32 = 0o666;
+
+/// What the programs could not be told is told again after this.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// An agent that works.
 pub(super) struct Running {
@@ -160,18 +163,25 @@ async fn follow_assigned(agent: Arc<Agent>) -> anyhow::Error {
     let mut in_force = None;
     loop {
         let view = programs_view(assigned.borrow_and_update().as_ref());
-        if in_force.replace(view) != Some(view) {
+        if in_force != Some(view) {
             let (resolvers, persistent) = view;
             tracing::debug!(?resolvers, ?persistent, "addresses of mobile processes");
             let mut selector = agent.selector();
-            if let Err(error) = selector.set_resolvers(resolvers) {
-                tracing::warn!(%error, "queries of mobile processes go where they went before");
+            let (asked, sent) = (selector.set_resolvers(resolvers), selector.set_persistent(persistent));
+            if let Err(error) = &asked {
+                tracing::warn!(%error, "queries of mobile processes go where they went before, for now");
             }
-            if let Err(error) = selector.set_persistent(persistent) {
-                tracing::warn!(%error, "datagrams of sockets made before `mobile attach` have their former source");
+            if let Err(error) = &sent {
+                tracing::warn!(%error, "datagrams of sockets made before `mobile attach` have their former source, for now");
             }
+            in_force = (asked.is_ok() && sent.is_ok()).then_some(view);
         }
-        if assigned.changed().await.is_err() {
+        let changed = if in_force == Some(view) {
+            assigned.changed().await
+        } else {
+            tokio::time::timeout(AGAIN, assigned.changed()).await.unwrap_or(Ok(()))
+        };
+        if changed.is_err() {
             return anyhow::anyhow!("the MOBILE route is not kept any more");
         }
     }
@@ -191,13 +201,21 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
     let mut in_force = None;
     loop {
         let id = slice.id();
-        if in_force.replace(id) != Some(id) {
+        if in_force != Some(id) {
             tracing::debug!(slice = %slice.dir().display(), id, "the slice whose processes are mobile");
-            if let Err(error) = agent.selector().set_slice(id) {
-                tracing::warn!(%error, "processes of {} are not mobile", slice.dir().display());
+            match agent.selector().set_slice(id) {
+                Ok(()) => in_force = Some(id),
+                Err(error) => {
+                    tracing::warn!(%error, "processes of {} are not mobile yet", slice.dir().display());
+                }
             }
         }
-        if let Err(error) = watch.changed().await {
+        let changed = if in_force == Some(id) {
+            watch.changed().await
+        } else {
+            tokio::time::timeout(AGAIN, watch.changed()).await.unwrap_or(Ok(()))
+        };
+        if let Err(error) = changed {
             return anyhow::Error::new(error)
                 .context("cannot watch for the slice of mobile processes any more");
         }

@@ -61,7 +61,8 @@ mobile_io::declare_metrics! {
          first loaded.";
     SELECTION_EVENTS: Counter "mobile_selection_events_total" ["event"]
         "What the eBPF programs did with queries and packets of mobile processes, since they were first loaded. \
-         `dns_redirected`: queries sent to the relay's resolver; `dns_left`: not, for want of one of their family; \
+         `dns_redirected`: queries sent to the relay's resolver; `dns_left`: not, for want of one of their \
+         family, or because it is in the bypass; \
          `dns_failed`: not, for want of memory; `dns_forgotten`: answers under the relay's resolver's own address, because \
          more than 8,192 newer queries displaced what had been asked; `egress_refused`: packets of mobile sockets that were about \
          to leave by another device; `egress_late`: datagrams whose route was older than their socket's mark; `unaccounted`: connections \

@@ -39,7 +39,7 @@ use super::{
     bypass::BypassMap,
     cgroup::MobileCgroup,
     deadline::DeadlineMap,
-    extent::{self, Extent},
+    extent::Extent,
     pins::{self, Generation},
 };
 use crate::config::OnFailure;
@@ -172,6 +172,10 @@ impl Selector {
 
     /// Nobody is mobile: nobody's sockets need watching, until the next who is made some.
     pub(crate) fn narrow(&mut self) -> Result<()> {
+        // Somebody may run in the slice that came a moment ago.
+        if self.slice.get(&0, 0).map_err(map_error(map::SLICE))? != 0 {
+            return Ok(());
+        }
         self.extent.narrow()
     }
 
@@ -238,7 +242,9 @@ impl Selector {
             attach(&mut ebpf, name, &root, generation.path("link", name))?;
         }
         let mut extent = Extent::put_in_force(&mut ebpf, root, cgroup, &generation)?;
-        if slice_id != 0 || older.iter().any(|dir| extent::was_wide(dir)) {
+        // Those who are mobile already, since an earlier agent, may have been attached with sockets of theirs.
+        let anybody = cgroup.pids().map_or(true, |pids| !pids.is_empty());
+        if slice_id != 0 || (!older.is_empty() && anybody) {
             extent.widen(&mut ebpf)?;
         }
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;

@@ -69,6 +69,11 @@ pub(crate) enum CgroupError {
         /// The slice.
         slice: PathBuf,
     },
+    /// Somebody removed the mobile cgroup.
+    #[error(
+        "the mobile cgroup {0} was removed while the agent ran: restart the agent (`systemctl restart mobile`)"
+    )]
+    Replaced(PathBuf),
     /// A process could not be moved.
     #[error("cannot move process {pid} to the cgroup {dir}: {source}")]
     Move {
@@ -189,8 +194,22 @@ impl MobileCgroup {
         let hidden = origin.components().any(|c| c == Component::ParentDir);
         let origin = if hidden { Path::new("/") } else { &origin };
         let dir = join(&self.dir.join(FROM), strip_root(origin));
+        self.assert_there()?;
         fs::create_dir_all(&dir).map_err(io_error("make the cgroup", &dir))?;
+        // Once more, should the line before have made it.
+        self.assert_there()?;
         move_process(pid, &dir)
+    }
+
+    /// The programs know it by its number: another in its place is none of theirs, and what runs in it would go direct.
+    fn assert_there(&self) -> Result<()> {
+        match fs::metadata(&self.dir) {
+            Ok(now) if now.ino() == self.id => Ok(()),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("look at the cgroup", &self.dir)(source))
+            }
+            _ => Err(CgroupError::Replaced(self.dir.clone())),
+        }
     }
 
     /// Takes the attribute from a process and puts it back where it, or the ancestor it has the attribute from, was.
@@ -386,6 +405,20 @@ mod tests {
                 assert!(!place.cgroup.is_mobile(probe.pid()).unwrap());
             }
             place.cgroup.remove().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_mobile_cgroup_that_somebody_removed_or_made_anew_takes_nobody() {
+        Place::with(|place| {
+            let cgroup = &place.cgroup;
+            let probe = Probe::start();
+            fs::remove_dir(cgroup.dir()).unwrap();
+            assert!(matches!(cgroup.attach(probe.pid()), Err(CgroupError::Replaced(_))));
+            assert!(!cgroup.dir().exists());
+            fs::create_dir(cgroup.dir()).unwrap();
+            assert!(matches!(cgroup.attach(probe.pid()), Err(CgroupError::Replaced(_))));
+            assert!(!cgroup.is_mobile(probe.pid()).unwrap());
         });
     }
 

@@ -18,7 +18,7 @@ use super::{
     bpf::{attach, load_program, open},
     bpf_error::{BpfError, Result},
     cgroup::MobileCgroup,
-    pins::{self, Generation},
+    pins::Generation,
 };
 
 /// The kind of the pins at the root.
@@ -89,9 +89,4 @@ impl Extent {
         }
         Ok(())
     }
-}
-
-/// Whether an earlier agent's programs saw everybody's.
-pub(super) fn was_wide(generation: &std::path::Path) -> bool {
-    pins::pin(generation, ROOT_LINK, program::ACCOUNT).exists()
 }

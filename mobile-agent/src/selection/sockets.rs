@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// The bits of a socket's mark that are ours, and what they are on a mobile one.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct Mark {
     pub(crate) mask: u32,
 }
 
-/// Marks every unconnected datagram, ping and raw socket of a process, or takes the mark off. Those of other network
+/// Marks every unconnected datagram, ping, raw and SCTP socket of a process, or takes the mark off. Those of other network
 /// namespaces are left alone. A kernel before 5.6 does not lend descriptors: there they keep what they have.
 pub(crate) fn follow(pid: i32, pidfd: BorrowedFd<'_>, ours: Mark, mobile: bool) {
     for (fd, socket) in sockets(pid, pidfd) {
@@ -37,7 +37,7 @@ pub(crate) fn has_any(pid: i32, pidfd: BorrowedFd<'_>) -> bool {
 }
 
 fn follow_one(socket: &Socket, Mark { mark, mask }: Mark, mobile: bool) -> std::io::Result<()> {
-    if ![Type::DGRAM, Type::RAW].contains(&socket.r#type()?) || socket.peer_addr().is_ok() {
+    if is_asked_about(socket)? || socket.peer_addr().is_ok() {
         return Ok(());
     }
     let old = socket.mark()?;
@@ -47,6 +47,12 @@ fn follow_one(socket: &Socket, Mark { mark, mask }: Mark, mobile: bool) -> std::
         (false, true) => socket.set_mark(old & !mask),
         _ => Ok(()),
     }
+}
+
+/// Whether the kernel asks the programs about its connect(): of streams it does so for these only, not for SCTP.
+fn is_asked_about(socket: &Socket) -> std::io::Result<bool> {
+    let asking = [Some(Protocol::TCP), Some(Protocol::MPTCP)];
+    Ok(socket.r#type()? == Type::STREAM && asking.contains(&socket.protocol()?))
 }
 
 /// The IPv4 and IPv6 sockets of a process in our network namespace. One that is closed meanwhile, or not to be had, is none.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use mobile_ebpf_common::{Verdict, map, retries};
+use mobile_ebpf_common::{Verdict, map, program, retries};
 
 use super::{
     bpf::{self, BpfError, Selector},
@@ -301,6 +301,39 @@ fn a_new_mark_takes_effect_at_adoption() {
         let marking = bpf::Marking { mark: 0x5e00_0000, ..place.marking };
         let _next = Selector::load_or_adopt(&place.pin_dir, &place.cgroup, marking).unwrap();
         assert_eq!(mobile.open("tcp4"), 0x5e00_0000);
+    });
+}
+
+/// Whether everybody's sockets are watched.
+fn is_wide(place: &Place) -> bool {
+    let generation = pins::generations(&place.pin_dir).unwrap().remove(0);
+    pins::pin(&generation, "root-link", program::ACCOUNT).exists()
+}
+
+#[test]
+fn whoever_is_mobile_at_adoption_may_have_brought_sockets_along() {
+    Place::with(|place| {
+        drop(place.load());
+        assert!(!is_wide(place));
+        let mobile = place.mobile();
+        drop(place.load());
+        assert!(is_wide(place));
+        place.cgroup.detach(mobile.pid()).unwrap();
+        drop(place.load());
+        assert!(!is_wide(place));
+    });
+}
+
+#[test]
+fn everybody_is_watched_while_there_is_a_slice() {
+    Place::with(|place| {
+        let mut selector = place.load();
+        selector.set_slice(1).unwrap();
+        selector.narrow().unwrap();
+        assert!(is_wide(place));
+        selector.set_slice(0).unwrap();
+        selector.narrow().unwrap();
+        assert!(!is_wide(place));
     });
 }
 

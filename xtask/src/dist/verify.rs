@@ -1,8 +1,10 @@
-//! `cargo xtask test dist`: what is shipped is built, is small, runs on each processor, and comes out the same twice.
+//! `cargo xtask test dist`: what is shipped is built, is small on disk and in memory, runs on each processor, and comes out the
+//! same twice.
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -15,10 +17,17 @@ const TOOLS: &[Tool] = &[
     Tool { program: "qemu-aarch64-static", package: "qemu-user-static" },
     Tool { program: "qemu-arm-static", package: "qemu-user-static" },
     Tool { program: "xz", package: "xz-utils" },
+    Tool { program: "nft", package: "nftables" },
 ];
 
 /// A router's flash is small: 6 MiB for the relay.
 const LARGEST: u64 = 6 << 20;
+
+/// And so is its memory: resident, with no client, in KiB.
+const MOST_RESIDENT: u64 = 12 << 10;
+
+/// So long a relay may take until it serves.
+const START: Duration = Duration::from_secs(10);
 
 /// Builds all of it, and looks at it.
 pub(crate) fn run() -> Result<()> {
@@ -40,6 +49,16 @@ pub(crate) fn run() -> Result<()> {
             bail!("{} has {size} bytes: more than {LARGEST}", program.display());
         }
         runs(arch, &program, dir.path())?;
+        if arch == Arch::X86_64 {
+            let resident = resident(&program, dir.path())?;
+            if resident > MOST_RESIDENT {
+                bail!(
+                    "{} with no client has {resident} KiB in memory: more than {MOST_RESIDENT}",
+                    program.display()
+                );
+            }
+            step(&format!("{name}: {resident} KiB in memory with no client"));
+        }
         step(&format!("{name}: {size} bytes; it runs"));
         let bin = dir.path().join("again");
         fs::create_dir(&bin)?;
@@ -76,4 +95,41 @@ fn runs(arch: Arch, program: &Path, dir: &Path) -> Result<()> {
         bail!("{} made no key: {key}", program.display());
     }
     Ok(())
+}
+
+/// KiB of a relay that serves nobody yet, with the configuration that `runs` made, in a network namespace of its own.
+fn resident(program: &Path, dir: &Path) -> Result<u64> {
+    let socket = dir.join("admin.sock");
+    // `unshare` becomes the program: the process is the same.
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(program).arg("serve").arg("--config").arg(dir.join("relay.toml"));
+    command.env("HOME_RELAY_STATE_DIR", dir.join("state")).env("HOME_RELAY_ADMIN_SOCKET", &socket);
+    let mut relay = Ended(command.stderr(Stdio::null()).spawn().context("cannot start unshare")?);
+    let since = Instant::now();
+    while !socket.exists() {
+        if let Some(status) = relay.0.try_wait()? {
+            bail!("{} ended before it served: {status}", program.display());
+        }
+        if since.elapsed() > START {
+            bail!("{} does not serve", program.display());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // What it does once, it has done then.
+    std::thread::sleep(Duration::from_secs(1));
+    let path = format!("/proc/{}/status", relay.0.id());
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    line.trim().trim_end_matches(" kB").parse().with_context(|| format!("VmRSS is {line}"))
+}
+
+/// A process that does not outlive this.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -180,3 +180,16 @@ fn without_a_resolver_of_the_family_a_query_goes_where_it_is_sent() {
         assert_eq!(count(&selector, Event::DnsRedirected), 0);
     });
 }
+
+#[test]
+fn a_resolver_of_the_relay_that_is_in_the_bypass_is_not_looked_for_in_the_visited_network() {
+    Place::with(|place| {
+        let mut selector = load(place);
+        selector.add_bypass(format!("{}/32", RELAYS[0]).parse().unwrap()).unwrap();
+        let (kind, to) = ASKED[0];
+        let mut probe = place.mobile();
+        probe.open(kind);
+        probe.connect(kind, to);
+        assert_eq!((count(&selector, Event::DnsLeft), count(&selector, Event::DnsRedirected)), (1, 0));
+    });
+}
