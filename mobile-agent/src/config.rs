@@ -238,6 +238,16 @@ impl Config {
         mobile_io::config::load::<Self>(path, required, ENV_PREFIX, &[])?.complete(path)
     }
 
+    /// The same for a verb that only speaks to the agent. An ordinary user may not read the file as `mobile enroll` wrote
+    /// it; then the defaults and the environment say where the agent is.
+    pub(crate) fn of_client(path: Option<&Path>) -> anyhow::Result<Self> {
+        let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+        if path.is_none() && std::fs::File::open(DEFAULT_PATH).err().is_some_and(denied) {
+            return mobile_io::config::without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH));
+        }
+        Self::load(path)
+    }
+
     /// Checks what was read, and finds the key that lies beside it.
     pub(crate) fn complete(self, path: &Path) -> anyhow::Result<Self> {
         self.check().with_context(|| format!("in {}", path.display()))?;
@@ -249,7 +259,10 @@ impl Config {
     /// The relay, which only the daemon cannot do without.
     pub(crate) fn relay_identity(&self) -> anyhow::Result<RelayIdentity> {
         let Some(endpoint) = self.relay.endpoint.clone() else {
-            bail!("[relay] endpoint is not set: write endpoint = \"HOST:PORT\" of your home relay");
+            bail!(
+                "[relay] endpoint is not set: redeem an invitation with `mobile enroll`, or write \
+                 endpoint = \"HOST:PORT\" of your home relay"
+            );
         };
         let Some(public_key) = self.relay.public_key else {
             bail!("[relay] public_key is not set: write the key that `home-relay init` printed");

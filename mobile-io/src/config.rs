@@ -30,11 +30,22 @@ pub fn load<T: DeserializeOwned>(
     env_prefix: &str,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
-    let variables = env::vars_os().filter_map(|(name, value)| {
+    load_from(path, required, env_prefix, variables(), overrides)
+}
+
+/// What the defaults and the environment say, for those who may not read the file.
+///
+/// # Errors
+/// When the environment has an unknown key or an unfit value.
+pub fn without_file<T: DeserializeOwned>(env_prefix: &str) -> Result<T, ConfigError> {
+    parse(Path::new(""), "", env_prefix, variables(), &[])
+}
+
+fn variables() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().filter_map(|(name, value)| {
         // A name or value that is not text is not ours.
         Some((name.into_string().ok()?, value.into_string().ok()?))
-    });
-    load_from(path, required, env_prefix, variables, overrides)
+    })
 }
 
 fn load_from<T: DeserializeOwned>(
@@ -78,9 +89,12 @@ fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(String::new()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ConfigError::new(format!(
-            "no configuration at {}: create it, or name another with --config FILE",
+            "no configuration at {}: `mobile enroll` writes that of a laptop, `home-relay init` that of a relay; or name another with --config FILE",
             path.display()
         ))),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(ConfigError::new(format!("cannot read {}: {error}: try it with sudo", path.display())))
+        }
         Err(error) => Err(ConfigError::new(format!("cannot read {}: {error}", path.display()))),
     }
 }

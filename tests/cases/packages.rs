@@ -84,6 +84,11 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     connected(UplinkName::Wlan)?;
     ensure!(session.ask("echo after a handover")? == "after a handover");
 
+    // `enroll` wrote a file that its owner alone reads, and the agent serves everybody.
+    for verb in ["run -- true", "status", "ps", "explain server.example.org"] {
+        laptop.run(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups mobile {verb}"))?;
+    }
+
     // Killed is not stopped: nothing is cleaned up, nothing goes direct, and systemd starts another.
     for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
         let cleaned = format!("systemctl show -P InvocationID {unit}-cleanup");

@@ -101,7 +101,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let file = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
     let (config, problem) = match loaded {
         Ok(config) => (config, Ok(file)),
-        Err(error) => (Config::default(), Err(crate::cli::story(&error))),
+        Err(error) => (Config::of_client(path).unwrap_or_default(), Err(crate::cli::story(&error))),
     };
     let relay = match &problem {
         Ok(_) => config.relay_identity().map_err(|error| error.to_string()),

@@ -117,7 +117,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Connects to the agent that the configuration names.
 fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
-    agent_of(&Config::load(config)?)
+    agent_of(&Config::of_client(config)?)
 }
 
 /// The same of one already read.

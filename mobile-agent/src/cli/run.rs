@@ -49,7 +49,7 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
 /// Also says who may do the connecting in place of the command: looked for while the kernel moves this process into the mobile
 /// cgroup, for which it waits several milliseconds.
 fn become_mobile(config: Option<&Path>, program: &OsStr) -> anyhow::Result<Option<Instance>> {
-    let config = Config::load(config)?;
+    let config = Config::of_client(config)?;
     let mut agent = super::agent_of(&config)?;
     agent.ask(&Request::Run).context(UNSET)?;
     let instance = instance_of(&config, program);

@@ -152,9 +152,10 @@ impl Known<'_> {
             (true, Some(_)) => match bypass {
                 Some(net) => {
                     format!(
-                        "so it goes directly: [routing] bypass has {net}, which table {table} throws back"
+                        "so it goes directly: the bypass has {net} (`mobile bypass list`), which table {table} throws back"
                     )
                 }
+                None if is_link_local(case.to) => "so it goes directly: it never leaves the link".to_owned(),
                 None => "so it goes directly, although the process is mobile: no rule of ours leads there \
                          first; see `mobile check`"
                     .to_owned(),
@@ -165,6 +166,14 @@ impl Known<'_> {
 
     fn name(&self, index: u32) -> String {
         self.links.get(&index).cloned().unwrap_or_else(|| format!("device {index}"))
+    }
+}
+
+/// What mobile processes, too, send to the link itself.
+fn is_link_local(to: IpAddr) -> bool {
+    match to {
+        IpAddr::V4(to) => to.is_link_local() || to.is_multicast() || to.is_broadcast(),
+        IpAddr::V6(to) => to.is_unicast_link_local() || to.is_multicast(),
     }
 }
 
@@ -249,7 +258,7 @@ mod tests {
         assert_says(&text, &["although the process is mobile"]);
         routing.bypass.push("192.0.2.0/24".parse().unwrap());
         let text = known(&routing).case(MOBILE, Some(&way(254, 2)));
-        assert_says(&text, &["[routing] bypass has 192.0.2.0/24", "lookup main"]);
+        assert_says(&text, &["the bypass has 192.0.2.0/24", "lookup main"]);
     }
 
     #[test]

@@ -44,7 +44,12 @@ pub(crate) fn of_command(program: &OsStr, is_mobile: impl Fn(i32) -> bool) -> Op
     let script = is_script(&path).then(|| path.clone());
     let uid = nix::unistd::geteuid().as_raw();
     let namespace = identity("/proc/self/ns/net")?;
-    search(&Sought { file: identity(&path)?, script, uid, namespace }, is_mobile)
+    let file = identity(&path)?;
+    // The agent is this program, and takes over nothing.
+    if identity("/proc/self/exe") == Some(file) {
+        return None;
+    }
+    search(&Sought { file, script, uid, namespace }, is_mobile)
 }
 
 /// The same for a process that runs.
