@@ -220,7 +220,8 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    fn insert(&mut self, lease: Lease) {
+    /// They are somebody's.
+    pub(crate) fn insert(&mut self, lease: Lease) {
         self.ipv4.extend(lease.ipv4);
         self.ipv6.extend(lease.ipv6);
     }

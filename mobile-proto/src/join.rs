@@ -2,7 +2,7 @@
 //! then it routes and filters one packet instead of dozens.
 //!
 //! What comes out at the other side of the kernel are the same datagrams in the same order. Only such are joined as it makes
-//! alike: equal headers, equal lengths but for the last, a checksum that is right or still to be made. (An IPv4 packet's
+//! alike: equal headers, equal lengths but for the last of three or more, a checksum that is right or still to be made. (An IPv4 packet's
 //! identification is counted on from the first one's; it means nothing where a packet may not be fragmented, RFC 6864.)
 
 use crate::{Offload, Packet};
@@ -65,9 +65,12 @@ impl Joiner {
             (self.parts, self.ended) = (1, false);
             return true;
         }
+        // A shorter one behind a single longer one is no run: the longer may be a probe of what the way can carry, and if it
+        // cannot, the kernel drops both.
+        let least = if self.parts == 1 { self.size } else { MIN_PAYLOAD };
         if self.ended
             || self.parts == MAX_PARTS
-            || payload > self.size
+            || !(least..=self.size).contains(&payload)
             || self.bytes.len() + payload > MAX_LENGTH
             || !is_alike(&self.bytes, packet.bytes, ip)
         {
@@ -110,15 +113,16 @@ fn joinable(packet: Packet<'_>) -> Option<usize> {
         }
         _ => return None,
     };
-    let whole = length == bytes.len()
-        && length >= ip + UDP_HEADER + MIN_PAYLOAD
-        && word(bytes, ip + 4) == length - ip;
+    // Before anything behind the IP header is looked at.
+    if length != bytes.len() || length < ip + UDP_HEADER + MIN_PAYLOAD || word(bytes, ip + 4) != length - ip {
+        return None;
+    }
     let summed = match packet.offload {
         Offload::Checksum => true,
         Offload::None => word(bytes, ip + 6) != 0 && sum(bytes, ip, &bytes[ip..]) == 0xffff,
         Offload::Segment(_) => false,
     };
-    (whole && summed).then_some(ip)
+    summed.then_some(ip)
 }
 
 /// Whether two datagrams have the same headers, but for lengths, checksums and identification.

@@ -13,7 +13,7 @@ use crate::store::{self, Entry, Store};
 pub(crate) fn revoke(config: &Config, name: String) -> anyhow::Result<()> {
     let answer = match connect(config)? {
         Some(mut relay) => ask(&mut relay, &Request::Revoke { name })?,
-        None => Answer::Revoked(Store::open(&config.state.dir)?.revoke(&name, store::now())?),
+        None => Answer::Revoked(Store::open(&config.state.dir)?.revoke(&name)?),
     };
     let Answer::Revoked(Entry { name, public_key, .. }) = answer else { bail!(UNEXPECTED) };
     match public_key {

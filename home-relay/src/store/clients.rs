@@ -39,11 +39,6 @@ impl<'t> Book<'t> {
         self.clients.iter().find(|client| client.name == name)
     }
 
-    /// The invitation of this name that can be redeemed.
-    pub(super) fn pending(&self, name: &str, now: u64) -> Option<&Invited> {
-        self.invitations.iter().find(|invited| invited.name == name && invited.is_pending(now))
-    }
-
     /// Refuses a second name for a key.
     pub(super) fn check_key(&self, name: &str, key: &PublicKey) -> Result<(), StoreError> {
         match self.clients.iter().find(|client| client.public_key == *key && client.name != name) {
@@ -80,10 +75,16 @@ impl<'t> Book<'t> {
                 return Err(StoreError::AddressTaken { address, name: holder.to_owned() });
             }
         }
-        let mut own = self.holders(now).filter(|(holder, _)| *holder == name).map(|(_, lease)| lease);
-        let held = own.next().unwrap_or_default();
-        taken.remove(held);
-        own.for_each(|lease| taken.remove(lease));
+        let own = self.holders(now).filter(|(holder, _)| *holder == name).map(|(_, lease)| lease);
+        let own: Vec<Lease> = own.collect();
+        own.iter().for_each(|lease| taken.remove(*lease));
+        if self.client(name).is_none() {
+            // What was set aside by a clock that was set since may have become a client's meanwhile.
+            let is_own = |address| own.iter().any(|lease| lease.addresses().any(|it| it == address));
+            let shared = self.clients.iter().filter(|client| client.lease.addresses().any(is_own));
+            shared.for_each(|client| taken.insert(client.lease));
+        }
+        let held = own.first().copied().unwrap_or_default();
         let held = Lease { ipv4: wanted.ipv4.or(held.ipv4), ipv6: wanted.ipv6.or(held.ipv6) };
         Ok(pools.lease(held, taken)?)
     }
@@ -157,7 +158,7 @@ impl Store {
                 let client = Client { name: name.clone(), public_key: *public_key, lease, created };
                 if known.as_ref() != Some(&client) {
                     book.put_client(&client)?;
-                    book.withdraw(|invited| invited.name == *name && invited.used_by.is_none())?;
+                    book.withdraw(|invited| invited.is_unused_of(name))?;
                     changed = true;
                 }
                 clients.push(client);
@@ -169,17 +170,19 @@ impl Store {
         Ok(clients)
     }
 
-    /// Removes a client with its forwards, or the invitation of that name; the addresses are free from now on.
-    pub(crate) fn revoke(&self, name: &str, now: u64) -> Result<Entry, StoreError> {
+    /// Removes a client with its forwards, or the unused invitation of that name, whatever the clock says of its time; the
+    /// addresses are free from now on.
+    pub(crate) fn revoke(&self, name: &str) -> Result<Entry, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let entry = {
             let mut book = Book::open(&transaction)?;
             let client = book.client(name).cloned().map(Entry::from);
-            let entry = client.or_else(|| book.pending(name, now).cloned().map(Entry::from));
+            let invited = || book.invitations.iter().find(|invited| invited.is_unused_of(name));
+            let entry = client.or_else(|| invited().cloned().map(Entry::from));
             let entry = entry.ok_or_else(|| StoreError::Unknown(name.into()))?;
             book.client_rows.remove(name).map_err(database)?;
             forwards::remove_of(&transaction, name)?;
-            book.withdraw(|invited| invited.name == name && invited.used_by.is_none())?;
+            book.withdraw(|invited| invited.is_unused_of(name))?;
             entry
         };
         transaction.commit().map_err(database)?;

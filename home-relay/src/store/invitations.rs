@@ -21,14 +21,19 @@ impl Invited {
         self.used_by.is_none() && self.is_valid(now)
     }
 
+    /// Could it be redeemed, now or on another clock?
+    pub(super) fn is_unused_of(&self, name: &str) -> bool {
+        self.name == name && self.used_by.is_none()
+    }
+
     fn is_valid(&self, now: u64) -> bool {
         now < self.expires && now + CLOCK_SLACK >= self.created
     }
 }
 
 impl Store {
-    /// Lets whoever brings the token be `name`, and sets addresses aside for it. A pending invitation of that name is
-    /// replaced.
+    /// Lets whoever brings the token be `name`, and sets addresses aside for it. An unused invitation of that name is
+    /// replaced, whatever the clock says of its time.
     pub(crate) fn invite(
         &self,
         name: &str,
@@ -56,7 +61,7 @@ impl Store {
             };
             book.withdraw(|old| {
                 let forgotten = old.expires.saturating_add(REMEMBERED) < now;
-                forgotten || (old.name == name && old.is_pending(now))
+                forgotten || old.is_unused_of(name)
             })?;
             book.put_invitation(&invited)?;
             invited
@@ -86,8 +91,11 @@ impl Store {
             if !invited.is_valid(now) {
                 return Err(StoreError::TokenExpired(invited.name));
             }
+            // Invitations and clients exclude each other by name. If ever they do not, the client keeps its key.
+            if book.client(&invited.name).is_some() {
+                return Err(StoreError::TokenUnknown);
+            }
             book.check_key(&invited.name, key)?;
-            // Invitations and clients exclude each other by name, so the lease is the invitation's own.
             let mut taken = book.taken(now);
             let lease = book.lease(&invited.name, Lease::default(), pools, now, &mut taken)?;
             let client = Client { name: invited.name.clone(), public_key: *key, lease, created: now };

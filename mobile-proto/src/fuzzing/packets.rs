@@ -1,7 +1,8 @@
 //! Inner packets: what the kernel says of them, what a peer says of them, and what the freeze reads in them.
 
+use crate::join::{Joiner, Made};
 use crate::offload::{Offload, VNET_HEADER_LEN};
-use crate::packet::IpHeader;
+use crate::packet::{IpHeader, Packet};
 use crate::segment::{self, BareAck, Segment};
 
 /// A `virtio_net_hdr` and the packet behind it, as the TUN gives them. The packet is looked at as it is, and with its
@@ -41,6 +42,11 @@ fn look(header: &[u8], packet: &[u8]) {
             assert!(word(2) <= packet.len(), "the headers end outside the packet");
         }
     }
+    join([packet; 3]);
+    let last = shorter(packet);
+    // As a run ends; and what is none.
+    join([packet, packet, &last]);
+    join([packet, &last, &last]);
     let stamps = segment::timestamps(packet);
     let Some(read) = Segment::parse(packet) else { return assert_eq!(stamps, None) };
     assert!((read.data as usize) < packet.len());
@@ -51,6 +57,49 @@ fn look(header: &[u8], packet: &[u8]) {
     assert_eq!(back.key, read.key.reversed());
     assert_eq!((back.seq, back.ack, back.window, back.data), (read.seq, read.ack, read.window, 0));
     assert_eq!(segment::timestamps(answer.bytes()), stamps);
+}
+
+/// What is joined is taken apart by the kernel: the same datagrams must come of it.
+fn join(packets: [&[u8]; 3]) {
+    for offload in [Offload::None, Offload::Checksum] {
+        let mut joiner = Joiner::default();
+        let joined = packets.iter().take_while(|bytes| joiner.join(Packet { bytes, offload })).count();
+        let Some((whole, made)) = joiner.take() else {
+            assert_eq!(joined, 0, "what was taken is given back");
+            continue;
+        };
+        let bytes = packets[..joined].iter().map(|packet| packet.len() as u64).sum();
+        assert_eq!(made, Made { packets: joined as u64, bytes });
+        let Offload::Segment(size) = whole.offload else {
+            assert_eq!((whole.bytes, whole.offload, joined), (packets[0], offload, 1));
+            continue;
+        };
+        whole.offload.to_vnet(whole.bytes).expect("the kernel takes what was joined");
+        assert_eq!(IpHeader::parse(whole.bytes).map(|ip| ip.total_len), Ok(whole.len()));
+        let headers = if whole.bytes[0] >> 4 == 4 { 28 } else { 48 };
+        let parts: Vec<_> = whole.bytes[headers..].chunks(size.into()).collect();
+        assert_eq!(parts, packets[..joined].iter().map(|packet| &packet[headers..]).collect::<Vec<_>>());
+        // Headers are the first one's, but for what the kernel makes anew of each: lengths and checksums.
+        // Of IPv4, the identification too.
+        let made_anew: &[usize] =
+            if headers == 28 { &[2, 3, 4, 5, 10, 11, 24, 25, 26, 27] } else { &[4, 5, 44, 45, 46, 47] };
+        for at in (0..headers).filter(|at| !made_anew.contains(at)) {
+            let alike = packets[..joined].iter().all(|packet| packet[at] == whole.bytes[at]);
+            assert!(alike, "byte {at} of the headers");
+        }
+    }
+}
+
+/// The same with a quarter less behind its headers, and lengths that say so.
+fn shorter(packet: &[u8]) -> Vec<u8> {
+    let mut bytes = packet[..packet.len() - packet.len() / 4].to_vec();
+    make_length_right(&mut bytes);
+    let ip = if packet.first().is_some_and(|first| first >> 4 == 6) { 40 } else { 20 };
+    let length = bytes.len().saturating_sub(ip) as u16;
+    if let Some(field) = bytes.get_mut(ip + 4..ip + 6) {
+        field.copy_from_slice(&length.to_be_bytes());
+    }
+    bytes
 }
 
 fn make_length_right(packet: &mut [u8]) {
@@ -122,7 +171,8 @@ pub(super) fn transport(protocol: u8, data: usize) -> Vec<u8> {
             tcp.extend_from_slice(&[1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 8]);
             tcp
         }
-        _ => vec![0x0f, 0xa0, 0, 53, 0, 0, 0, 0],
+        // The seeds are below 2^16.
+        _ => [&[0x0f, 0xa0, 0, 53][..], &(8 + data as u16).to_be_bytes(), &[0, 0]].concat(),
     };
     bytes.extend((0..data).map(|at| (at % 7) as u8));
     bytes

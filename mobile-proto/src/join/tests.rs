@@ -111,6 +111,7 @@ fn what_the_kernel_would_not_make_alike_is_not_joined() {
     // Longer, and one behind a shorter one.
     assert!(joiner.join(of(&first)));
     assert!(!joiner.join(of(&datagram(false, 7, &[1; 101]))));
+    assert!(joiner.join(of(&first)));
     assert!(joiner.join(of(&datagram(false, 7, &[1; 99]))));
     assert!(!joiner.join(of(&datagram(false, 7, &[1; 99]))));
     joiner.take();
@@ -124,8 +125,39 @@ fn what_the_kernel_would_not_make_alike_is_not_joined() {
     assert!(!joiner.join(of(&datagram(false, 7, &[1; 7]))));
     let large = Packet { bytes: &first, offload: Offload::Segment(10) };
     assert!(!joiner.join(large));
-    for length in 0..first.len() {
-        assert!(!joiner.join(Packet { bytes: &first[..length], offload: Offload::Checksum }));
+}
+
+#[test]
+fn a_datagram_shorter_than_its_header_is_not_read_beyond_its_end() {
+    for (six, ip) in [(false, IPV4_HEADER), (true, IPV6_HEADER)] {
+        let whole = datagram(six, 7, &[1; 100]);
+        for (length, offload) in
+            (0..whole.len()).flat_map(|it| [(it, Offload::None), (it, Offload::Checksum)])
+        {
+            let mut short = whole[..length].to_vec();
+            assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} as claimed");
+            // The IP header tells the truth, the UDP header does not, or has no room.
+            if let Some(payload) = length.checked_sub(ip) {
+                let (at, told) = if six { (4, payload) } else { (2, length) };
+                short[at..at + 2].copy_from_slice(&(told as u16).to_be_bytes());
+                assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} of IP");
+            }
+            // Both do; less than the least payload is left.
+            if (ip + UDP_HEADER..ip + UDP_HEADER + MIN_PAYLOAD).contains(&length) {
+                short[ip + 4..ip + 6].copy_from_slice(&((length - ip) as u16).to_be_bytes());
+                assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} of UDP");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_probe_of_the_path_mtu_does_not_take_the_datagram_behind_it_along() {
+    for six in [false, true] {
+        let (probe, data) = (datagram(six, 7, &[0; 1452]), datagram(six, 7, &[1; 1200]));
+        let sent: Vec<_> = [&probe, &data, &data, &data].map(Clone::clone).into();
+        let (received, writes) = pass(sent.iter().map(|bytes| of(bytes)));
+        assert_eq!((received, writes), (sent, 2), "the probe alone, and a run of three");
     }
 }
 

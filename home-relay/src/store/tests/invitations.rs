@@ -35,7 +35,7 @@ fn a_token_lets_one_key_in_once_at_the_addresses_set_aside() {
     let error = store.redeem(token, &thief, &pools(), NOW + 6).unwrap_err();
     assert!(matches!(error, StoreError::TokenUsed(_)), "{error}");
 
-    store.revoke("laptop", NOW).unwrap();
+    store.revoke("laptop").unwrap();
     let error = store.redeem(token, &laptop, &pools(), NOW + 7).unwrap_err();
     assert!(matches!(error, StoreError::TokenUsed(_)), "a revoked client does not come back by it: {error}");
 }
@@ -61,10 +61,10 @@ fn an_unknown_a_withdrawn_and_an_expired_token_are_told_apart() {
         store.entries(NOW - 60).unwrap().len() == 1 && store.entries(NOW + DAY.as_secs()).unwrap().is_empty()
     );
 
-    let entry = store.revoke("laptop", NOW).unwrap();
+    let entry = store.revoke("laptop").unwrap();
     assert_eq!((entry.public_key, entry.lease), (None, lease));
     assert!(matches!(refused(second, NOW), StoreError::TokenUnknown), "withdrawn");
-    assert!(matches!(store.revoke("laptop", NOW), Err(StoreError::Unknown(_))));
+    assert!(matches!(store.revoke("laptop"), Err(StoreError::Unknown(_))));
 }
 
 #[test]
@@ -144,4 +144,66 @@ fn a_moved_pool_moves_invitations_too() {
     assert_eq!(store.reconcile(&moved, NOW).unwrap().len(), 1);
     let client = store.redeem(token, &key(), &moved, NOW).unwrap();
     assert_eq!(client.lease.ipv4, Some("10.7.0.2".parse().unwrap()));
+}
+
+const HOUR: u64 = 3600;
+
+#[test]
+fn an_invitation_of_a_clock_that_was_ahead_does_not_outlive_its_replacement() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (old, new, laptop) = (token(), token(), key());
+    store.invite("laptop", old, DAY, Lease::default(), &pools(), NOW + HOUR).unwrap();
+    // The clock is right again.
+    invite(&store, "laptop", new);
+    store.redeem(new, &laptop, &pools(), NOW).unwrap();
+    let error = store.redeem(old, &key(), &pools(), NOW + HOUR).unwrap_err();
+    assert!(matches!(error, StoreError::TokenUnknown), "{error}");
+    assert_eq!(store.clients().unwrap()[0].public_key, laptop);
+}
+
+#[test]
+fn an_invitation_of_a_clock_that_was_ahead_can_be_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let token = token();
+    store.invite("laptop", token, DAY, Lease::default(), &pools(), NOW + HOUR).unwrap();
+    assert_eq!(store.entries(NOW).unwrap(), [], "it cannot be redeemed now");
+    assert_eq!(store.revoke("laptop").unwrap().expires, Some(NOW + HOUR + DAY.as_secs()));
+    let error = store.redeem(token, &key(), &pools(), NOW + HOUR).unwrap_err();
+    assert!(matches!(error, StoreError::TokenUnknown), "{error}");
+    assert!(matches!(store.revoke("laptop"), Err(StoreError::Unknown(_))));
+}
+
+#[test]
+fn an_invitation_beside_a_client_of_its_name_does_not_replace_the_clients_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (laptop, stray) = (key(), token());
+    let client = store.authorize("laptop", &laptop, Lease::default(), &pools(), NOW).unwrap();
+    // As a former version left it.
+    let transaction = store.database.begin_write().unwrap();
+    let mut book = clients::Book::open(&transaction).unwrap();
+    let expires = NOW + DAY.as_secs();
+    let (name, lease) = ("laptop".into(), client.lease);
+    book.put_invitation(&Invited { name, token: stray, lease, created: NOW, expires, used_by: None })
+        .unwrap();
+    drop(book);
+    transaction.commit().unwrap();
+    let error = store.redeem(stray, &key(), &pools(), NOW).unwrap_err();
+    assert!(matches!(error, StoreError::TokenUnknown), "{error}");
+    assert_eq!(store.clients().unwrap(), [client]);
+}
+
+#[test]
+fn addresses_set_aside_by_a_clock_that_was_ahead_are_not_given_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let early = token();
+    let set_aside = store.invite("early", early, DAY, Lease::default(), &pools(), NOW + HOUR).unwrap();
+    let other = store.authorize("other", &key(), Lease::default(), &pools(), NOW).unwrap();
+    assert_eq!(other.lease, set_aside.lease, "free, as the clock says");
+    let client = store.redeem(early, &key(), &pools(), NOW + HOUR).unwrap();
+    assert!(client.lease.addresses().all(|own| other.lease.addresses().all(|it| it != own)));
+    assert!(store.reconcile(&pools(), NOW + HOUR).unwrap().is_empty());
 }
