@@ -237,7 +237,7 @@ fn explain_says_what_a_mobile_an_ordinary_and_a_bypassed_connection_get() -> Out
     }
     let said = explain(&addr::SERVER6.to_string())?;
     let mobile = said.split("an ordinary process:").next().expect("a part");
-    assert!(mobile.contains("[routing] bypass has") && mobile.contains("dev eth0"), "{said}");
+    assert!(mobile.contains("the bypass has") && mobile.contains("dev eth0"), "{said}");
 
     let mut talk = bed.mobile_talk(&["tcp", &four])?;
     talk.hear()?;
