@@ -87,11 +87,14 @@ impl Shell {
                     1 => Offload::Checksum,
                     _ => Offload::Segment(u16::from(flags) * 8),
                 };
-                // Many at once, to fill what can be filled.
-                for _ in 0..=flags / 32 {
-                    let _ = self.session.enqueue(now, Packet { bytes: input.clone().take(count), offload });
+                let bytes = input.take(count);
+                // As the driver does it; and many at once, to fill what can be filled.
+                let mut buffer = vec![0; MAX_PACKET];
+                buffer[..bytes.len()].copy_from_slice(bytes);
+                let _ = self.session.enqueue_in_place(now, &mut buffer, bytes.len(), offload);
+                for _ in 0..flags / 32 {
+                    let _ = self.session.enqueue(now, Packet { bytes, offload });
                 }
-                input.take(count);
             }
             5 if self.is_client => self.session.open_path(now, path),
             5 => {

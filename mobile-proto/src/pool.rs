@@ -32,24 +32,40 @@ impl Pool {
     /// A buffer with a copy of `packet`, which is at most [`MAX_PACKET`] long.
     pub(crate) fn copy(&mut self, packet: &[u8]) -> Vec<u8> {
         let class = class_for(packet.len());
-        let mut buffer = match self.idle[class].pop() {
-            Some(buffer) => {
-                self.bytes -= buffer.capacity();
-                buffer
-            }
-            None => Vec::with_capacity(capacity(class)),
-        };
+        let mut buffer = self.take(class).unwrap_or_else(|| Vec::with_capacity(capacity(class)));
+        buffer.clear();
         buffer.extend_from_slice(packet);
         buffer
     }
 
+    /// A buffer with the first `length` bytes of `packet`. Those of a long packet are not copied: `packet` becomes another
+    /// buffer, at least as long as it was.
+    pub(crate) fn keep(&mut self, packet: &mut Vec<u8>, length: usize) -> Vec<u8> {
+        let class = class_for(length);
+        // Of another capacity it would not come back to where it is missed.
+        if class + 1 < CLASSES || packet.capacity() < MAX_PACKET {
+            return self.copy(&packet[..length]);
+        }
+        let mut spare = self.take(class).unwrap_or_else(|| vec![0; packet.len()]);
+        // Only what is beyond the packet that it held is cleared; in a bulk transfer that is little.
+        spare.resize(packet.len(), 0);
+        let mut kept = std::mem::replace(packet, spare);
+        kept.truncate(length);
+        kept
+    }
+
+    fn take(&mut self, class: usize) -> Option<Vec<u8>> {
+        let buffer = self.idle[class].pop()?;
+        self.bytes -= buffer.capacity();
+        Some(buffer)
+    }
+
     /// Takes a buffer back.
-    pub(crate) fn give(&mut self, mut buffer: Vec<u8>) {
+    pub(crate) fn give(&mut self, buffer: Vec<u8>) {
         let class = (0..CLASSES).rev().find(|&class| capacity(class) <= buffer.capacity());
         if let Some(class) = class
             && self.bytes + buffer.capacity() <= MAX_IDLE
         {
-            buffer.clear();
             self.bytes += buffer.capacity();
             self.idle[class].push(buffer);
         }
@@ -77,6 +93,28 @@ mod tests {
             assert_eq!(again.as_ptr(), address, "{len} bytes");
         }
         assert_eq!(pool.bytes, 0);
+    }
+
+    #[test]
+    fn a_long_packet_stays_where_it_is_and_a_short_one_is_copied() {
+        let mut pool = Pool::default();
+        let mut buffer = vec![0; MAX_PACKET];
+        for length in [60_000, MAX_PACKET] {
+            buffer[..length].fill(7);
+            let address = buffer.as_ptr();
+            let kept = pool.keep(&mut buffer, length);
+            assert_eq!((kept.as_ptr(), kept.len(), buffer.len()), (address, length, MAX_PACKET));
+            assert!(kept.iter().all(|&byte| byte == 7));
+            pool.give(kept);
+        }
+        let address = buffer.as_ptr();
+        let kept = pool.keep(&mut buffer, 100);
+        assert_eq!((buffer.as_ptr(), kept.as_slice()), (address, &buffer[..100]));
+        // One of another length than the pool's is only looked at.
+        let mut odd = vec![9; 60_000];
+        assert_eq!((pool.keep(&mut odd, 59_000), odd.len()), (vec![9; 59_000], 60_000));
+        // What is used again holds nothing of what it held.
+        assert_eq!(pool.copy(&[1; 40_000]), [1; 40_000]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod flow;
 mod shelf;
 #[cfg(test)]
 mod tests;
+mod thinning;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -139,6 +140,22 @@ impl Queue {
         record.turn = self.end;
         self.end += 1;
         self.put(record, Shelf::push_back);
+    }
+
+    /// Takes a bare acknowledgement in the place of the last packet of its flow, if that is one which it makes needless, and
+    /// returns that packet; else it returns the record.
+    pub(crate) fn supersede(&mut self, record: Record) -> Result<Vec<u8>, Record> {
+        let Some(at) = self.superseded(&record) else { return Err(record) };
+        let Record { packet, offload, .. } = record;
+        Ok(self.replace(at, packet, offload).unwrap_or_default())
+    }
+
+    fn superseded(&self, record: &Record) -> Option<usize> {
+        let place = record.place.filter(|place| place.length == 0)?;
+        let at = self.flows.get(usize::from(self.flow_of(&record.packet)))?.list.last()?;
+        let last = self.shelf.get(at)?;
+        let alike = last.place.is_some_and(|last| last.flow == place.flow);
+        (alike && thinning::supersedes(&record.packet, &last.packet)).then_some(at)
     }
 
     /// Takes a packet before all others, of its flow and in age.

@@ -19,10 +19,11 @@ use crate::compression::Worth;
 use crate::message::Activate;
 use crate::path::{Path, State};
 use crate::pool::Pool;
-use crate::queue::{Queue, Record};
+use crate::queue::{Place, Queue, Record};
 use crate::replay::Replay;
 use crate::{
-    CloseCode, Hello, Limits, MAX_PACKET, Packet, PathId, ProtocolError, PushConfig, SessionId, Stats,
+    CloseCode, Hello, Limits, MAX_PACKET, Offload, Packet, PathId, ProtocolError, PushConfig, SessionId,
+    Stats,
 };
 
 /// What became of a packet given to [`Session::enqueue`].
@@ -264,19 +265,56 @@ impl Session {
 
     /// Takes a packet from the TUN. Without an active path it waits for one.
     pub fn enqueue<'a>(&mut self, now: Instant, packet: impl Into<Packet<'a>>) -> Enqueue {
-        let Packet { bytes, offload } = packet.into();
-        if bytes.is_empty() || bytes.len() > MAX_PACKET {
-            self.stats.dropped_bad_length += 1;
-            return Enqueue::Dropped(DropReason::BadLength);
+        let packet = packet.into();
+        match self.place_for(now, packet) {
+            Ok(place) => {
+                let kept = self.pool.copy(packet.bytes);
+                self.push(Record::new(kept, packet.offload, now, place))
+            }
+            Err(reason) => Enqueue::Dropped(reason),
         }
-        let cost = self.pool.capacity_for(bytes.len()) + size_of::<Record>();
-        let place = match self.admit(now, Packet { bytes, offload }, cost) {
-            freeze::Admission::Queue(place) => place,
-            freeze::Admission::Drop(reason) => return Enqueue::Dropped(reason),
-        };
-        let record = Record::new(self.pool.copy(bytes), offload, now, place);
-        self.count_enqueued(bytes.len());
-        self.queue.push(record);
+    }
+
+    /// The same for a packet that is the first `length` bytes of `buffer`. A long one is not copied: it stays where it is, and
+    /// another buffer takes the place of `buffer`, at least as long as it was, with whatever in it.
+    pub fn enqueue_in_place(
+        &mut self,
+        now: Instant,
+        buffer: &mut Vec<u8>,
+        length: usize,
+        offload: Offload,
+    ) -> Enqueue {
+        let bytes = buffer.get(..length).unwrap_or_default();
+        match self.place_for(now, Packet { bytes, offload }) {
+            Ok(place) => {
+                let kept = self.pool.keep(buffer, length);
+                self.push(Record::new(kept, offload, now, place))
+            }
+            Err(reason) => Enqueue::Dropped(reason),
+        }
+    }
+
+    fn place_for(&mut self, now: Instant, packet: Packet<'_>) -> Result<Option<Place>, DropReason> {
+        if packet.bytes.is_empty() || packet.len() > MAX_PACKET {
+            self.stats.dropped_bad_length += 1;
+            return Err(DropReason::BadLength);
+        }
+        let cost = self.pool.capacity_for(packet.len()) + size_of::<Record>();
+        match self.admit(now, packet, cost) {
+            freeze::Admission::Queue(place) => Ok(place),
+            freeze::Admission::Drop(reason) => Err(reason),
+        }
+    }
+
+    fn push(&mut self, record: Record) -> Enqueue {
+        self.count_enqueued(record.packet.len());
+        match self.queue.supersede(record) {
+            Ok(needless) => {
+                self.stats.thinned += 1;
+                self.pool.give(needless);
+            }
+            Err(record) => self.queue.push(record),
+        }
         Enqueue::Queued
     }
 

@@ -48,6 +48,9 @@ pub struct Stats {
     /// Packets dropped because their flow sends faster than the path takes it: no loss but a sign to their sender, which
     /// any slow link gives.
     pub dropped_delayed: u64,
+    /// Bare acknowledgements of inner TCP that were not sent because a later one of their flow came while they waited, which
+    /// says all that they said: no loss.
+    pub thinned: u64,
     /// Packets dropped because they waited too long for an active path.
     pub dropped_aged: u64,
     /// Packets refused because they are longer than any packet may be, or empty.

@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, all, closed, config, down, number, numbers, packet, up};
-use mobile_proto::{CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, PathId};
+use common::{Pair, Way, all, closed, config, down, number, numbers, packet, up, with_offload};
+use mobile_proto::{CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, Offload, PathId};
 
 const ONE: PathId = PathId(1);
 const TWO: PathId = PathId(2);
@@ -49,6 +49,34 @@ fn packets_of_every_length_pass_whole() {
     assert_eq!(lengths, [4, 63, 64, 1500, 16_383, 16_384, 65_535, MAX_PACKET]);
     pair.at_server.iter().for_each(|packet| assert_eq!(number(packet) as usize, packet.len()));
     assert_eq!(pair.client.stats().dropped_bad_length, 2);
+}
+
+#[test]
+fn packets_that_were_not_copied_are_the_same_when_they_are_sent_again() {
+    let mut pair = Pair::connected(Limits::default());
+    let mut buffer = vec![0; MAX_PACKET];
+    let lengths = [60_000, 4, MAX_PACKET, 1500, 40_000, 65_535];
+    for (number, length) in (0..).zip(lengths) {
+        let sent = packet(number, length);
+        buffer[..length].copy_from_slice(&sent);
+        let offload = with_offload(&sent).offload;
+        let taken = pair.client.enqueue_in_place(pair.now, &mut buffer, length, offload);
+        assert_eq!((taken, buffer.len()), (Enqueue::Queued, MAX_PACKET));
+        // Whoever reads the next packet writes over whatever is there.
+        buffer.fill(0xee);
+    }
+    for length in [0, MAX_PACKET + 1] {
+        let taken = pair.client.enqueue_in_place(pair.now, &mut buffer, length, Offload::None);
+        assert_eq!(taken, Enqueue::Dropped(DropReason::BadLength));
+    }
+    pair.transmit(usize::MAX);
+    pair.cut(ONE);
+    pair.open(TWO);
+    pair.settle();
+    pair.activate(TWO, &[]);
+    pair.settle();
+    let sent: Vec<_> = (0..).zip(lengths).map(|(number, length)| packet(number, length)).collect();
+    assert!(pair.at_server == sent);
 }
 
 #[test]

@@ -89,7 +89,7 @@ proptest! {
             prop_assert!(arrived.is_sorted_by(|a, b| a < b), "doubled or reordered: {:?}", arrived);
             let (sender, receiver) = world.stats(way);
             let missing = world.accepted[way as usize].len() - arrived.len();
-            prop_assert_eq!(missing as u64, sender.dropped_aged + sender.dropped_displaced + sender.dropped_delayed + receiver.lost);
+            prop_assert_eq!(missing as u64, sender.dropped_aged + sender.dropped_displaced + sender.dropped_delayed + sender.thinned + receiver.lost);
             prop_assert!(receiver.lost <= sender.given_up);
             prop_assert_eq!(sender.dropped_queue_full, world.refused[way as usize]);
             prop_assert_eq!(sender.acked_packets + sender.given_up, sender.tx_packets);

@@ -11,9 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_proto::{
-    CloseCode, Event, Hello, MAX_PACKET, Packet, PathId, ProtocolError, Session, Unacknowledged,
-};
+use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, ProtocolError, Session, Unacknowledged};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
@@ -21,13 +19,17 @@ use super::path::Transport;
 use super::{Command, DriverEvent, PacketIo, Snapshot, TlsStream};
 use crate::tls::{Cause, explain};
 
-/// Work of one round, per source: enough to pay for the round, short enough that no source waits for another.
-const READS: usize = 16;
+/// Work of one round, per source: enough to pay for the round, short enough that no source waits for another. Reads, of a TLS
+/// record each, are many: a peer of inner TCP acknowledges what a round delivers, and the fewer rounds, the fewer of its
+/// acknowledgements go on their way ([`Session::enqueue`] thins them). What answers each datagram would fill the device's
+/// queue (500 packets) meanwhile, so deliveries are bounded too.
+const READS: usize = 64;
+const DELIVERIES: usize = 256;
 const PACKETS: usize = 64;
 const WRITES: usize = 4;
 
-/// Rounds of one poll; then other tasks have their turn.
-const ROUNDS: usize = 4;
+/// Rounds of one poll; then other tasks have their turn: after 2 MiB, or some milliseconds.
+const ROUNDS: usize = 2;
 
 /// A packet source that failed (a TUN that is down) is asked again after this long.
 const IO_RETRY: Duration = Duration::from_secs(1);
@@ -37,7 +39,7 @@ const SHUTDOWN: Duration = Duration::from_millis(500);
 
 thread_local! {
     /// The packet that is being handed over, of whichever driver is at it: thousands of idle ones hold none.
-    static PACKET: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static PACKET: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Runs a driver to its end.
@@ -267,6 +269,7 @@ impl<I: PacketIo> Driver<I> {
 
     /// Reads one path; true if there may be more to read at once.
     fn read_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> Result<bool, Cause> {
+        let mut delivered = 0;
         for _ in 0..READS {
             let Self { session, io, paths, .. } = self;
             let transport = &mut paths[index];
@@ -283,13 +286,19 @@ impl<I: PacketIo> Driver<I> {
             let outcome = if closing {
                 Ok(())
             } else {
-                session.handle_input(now, path, bytes, &mut |packet| io.send(packet))
+                session.handle_input(now, path, bytes, &mut |packet| {
+                    delivered += 1;
+                    io.send(packet);
+                })
             };
             transport.consume(length);
             match outcome {
                 Err(error) => self.misbehaved(now, path, &error),
                 // A CLOSE among these bytes must be known before the hang-up that follows it is read.
                 Ok(()) => self.tell_events(now),
+            }
+            if delivered >= DELIVERIES {
+                break;
             }
         }
         Ok(true)
@@ -301,13 +310,14 @@ impl<I: PacketIo> Driver<I> {
             return Stop::Pending;
         }
         self.io_retry = None;
-        let mut buffer = PACKET.take().unwrap_or_else(|| vec![0; MAX_PACKET].into_boxed_slice());
+        let mut buffer = PACKET.take();
+        buffer.resize(MAX_PACKET, 0);
         let stop = self.take_packets_into(cx, now, &mut buffer);
-        PACKET.set(Some(buffer));
+        PACKET.set(buffer);
         stop
     }
 
-    fn take_packets_into(&mut self, cx: &mut Context<'_>, now: Instant, buffer: &mut [u8]) -> Stop {
+    fn take_packets_into(&mut self, cx: &mut Context<'_>, now: Instant, buffer: &mut Vec<u8>) -> Stop {
         for _ in 0..PACKETS {
             if !self.wants_packets() {
                 return Stop::Full;
@@ -317,7 +327,7 @@ impl<I: PacketIo> Driver<I> {
                 Poll::Ready(Ok((length, offload))) => {
                     self.io_failing = false;
                     // What is dropped is counted by the session.
-                    let _ = self.session.enqueue(now, Packet { bytes: &buffer[..length], offload });
+                    let _ = self.session.enqueue_in_place(now, buffer, length, offload);
                 }
                 Poll::Ready(Err(error)) => {
                     self.io_retry = Some(now + IO_RETRY);

@@ -43,6 +43,43 @@ fn number_of(packet: &[u8]) -> u32 {
     u32::from_be_bytes([packet[28], packet[29], packet[30], packet[31]])
 }
 
+/// A bare acknowledgement of TCP, without options.
+fn acknowledgement(ack: u32) -> Record {
+    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    packet.extend([0, 80, 1, 2, 0, 0, 0, 5]);
+    packet.extend(ack.to_be_bytes());
+    packet.extend([5 << 4, 0x10, 0, 99, 0, 0, 0, 0]);
+    segment(&packet, 5, 0)
+}
+
+#[test]
+fn an_acknowledgement_takes_the_place_of_the_one_it_makes_needless() {
+    let mut queue = queue();
+    assert!(queue.supersede(acknowledgement(7)).is_err());
+    queue.push(acknowledgement(7));
+    queue.push(record(b"of another flow"));
+    let needless = queue.supersede(acknowledgement(8)).unwrap();
+    assert_eq!(needless, acknowledgement(7).packet);
+    // A duplicate is news; so is what is said of a flow that is not known, for it may be anybody's.
+    assert!(queue.supersede(acknowledgement(8)).is_err());
+    assert!(queue.supersede(Record { place: None, ..acknowledgement(9) }).is_err());
+    assert_eq!(queue.bytes(), 40 + 15);
+    let order: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).map(|it| it.packet).collect();
+    assert_eq!(order, [acknowledgement(8).packet, b"of another flow".to_vec()]);
+    assert_eq!((queue.cost(), queue.bytes()), (0, 0));
+}
+
+#[test]
+fn an_acknowledgement_never_passes_what_its_flow_sent_before_it() {
+    let mut queue = queue();
+    queue.push(acknowledgement(7));
+    queue.push(segment(&[acknowledgement(7).packet, vec![0]].concat(), 5, 1));
+    assert!(queue.supersede(acknowledgement(8)).is_err());
+    let mut queue = self::queue();
+    queue.push(Record { place: None, ..acknowledgement(7) });
+    assert!(queue.supersede(acknowledgement(8)).is_err());
+}
+
 #[test]
 fn one_flow_is_first_in_first_out_and_every_byte_accounted() {
     let mut queue = queue();
