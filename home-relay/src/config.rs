@@ -15,6 +15,9 @@ use crate::pool::Pools;
 /// `HOME_RELAY_LISTEN_ADDRESS` is `[listen] address`, and so on.
 pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
 
+/// `[tunnel] device` where the file does not say.
+pub(crate) const DEFAULT_DEVICE: &str = "home0";
+
 /// The whole file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,7 +99,7 @@ impl Default for Tunnel {
         // A byte stream has no path MTU of its own, so the inner one is what fits the usual Ethernet
         // on the far side of the relay, without fragments.
         Self {
-            device: "home0".into(),
+            device: DEFAULT_DEVICE.into(),
             mtu: 1500,
             compression: Compression::Off,
             offload: Offloading::Auto,

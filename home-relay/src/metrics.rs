@@ -2,6 +2,8 @@
 
 pub(crate) mod declared;
 
+use std::sync::{Mutex, PoisonError};
+
 use mobile_io::metrics::Metric;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
@@ -226,6 +228,10 @@ pub(crate) struct Metrics {
     pub(crate) reloads: IntCounter,
     /// The same.
     pub(crate) reloads_refused: IntCounter,
+    /// Parts of the kernel's state that were put back.
+    pub(crate) restored: IntCounter,
+    /// Why clients' packets do not go through now, if they do not.
+    broken: Mutex<Option<String>>,
     /// Packets dropped by sessions, over their bounds of bytes and age, or held already.
     pub(crate) session_drops: IntCounter,
 }
@@ -269,6 +275,8 @@ impl Metrics {
             drops: Drop::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
             handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.label()])),
             enrolments: Enrolment::ALL.map(|result| enrolments.with_label_values(&[result.label()])),
+            restored: counter(declared::NETWORK_RESTORED)?,
+            broken: Mutex::default(),
             pool_exhausted: counter(declared::POOL_EXHAUSTED)?,
             source_violations: counter(declared::SOURCE_VIOLATIONS)?,
             clients: gauge(declared::CLIENTS, &[])?,
@@ -309,6 +317,16 @@ impl Metrics {
     #[cfg(test)]
     pub(crate) fn enrolments(&self, result: Enrolment) -> u64 {
         self.enrolments[result as usize].get()
+    }
+
+    /// From now on something is in the way of clients' packets, or nothing any more. Gives what was before.
+    pub(crate) fn set_broken(&self, why: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *self.broken.lock().unwrap_or_else(PoisonError::into_inner), why)
+    }
+
+    /// Whether something is in the way, and what.
+    pub(crate) fn healthy(&self) -> Result<(), String> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 
     /// The text Prometheus reads.

@@ -45,6 +45,8 @@ pub(crate) enum Request {
     Sessions,
     /// Read the configuration anew.
     Reload,
+    /// Look whether device, addresses, forwarding and rules are as they should be, and put back what is not.
+    Look,
     /// Lead a port of this host to a client.
     Forward(Forward),
     /// No longer.
@@ -79,6 +81,8 @@ pub(crate) enum Answer {
     Sessions(Vec<SessionInfo>),
     /// What has changed.
     Reloaded(Reloaded),
+    /// What was not as it should be, and is again.
+    Looked(Vec<String>),
     /// The port that leads to a client now, or did until now.
     Forward(Forward),
     /// All ports that lead to clients.

@@ -56,7 +56,7 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     Request::Reload => info!(uid, pid, "reload"),
                     Request::Forward(forward) => info!(uid, pid, "forward: {forward}"),
                     Request::Unforward { protocol, port } => info!(uid, pid, %protocol, port, "forward del"),
-                    Request::Clients | Request::Sessions | Request::Forwards => {
+                    Request::Clients | Request::Sessions | Request::Forwards | Request::Look => {
                         debug!(uid, pid, ?request, "admin");
                     }
                 }
@@ -81,6 +81,7 @@ async fn answer(request: Request, relay: &Relay) -> Answer {
         Request::Clients => relay.clients().await.map(Answer::Clients),
         Request::Sessions => return Answer::Sessions(relay.registry().sessions().await),
         Request::Reload => return told(relay.reload().await, Answer::Reloaded),
+        Request::Look => return told(relay.look().await.map_err(anyhow::Error::new), Answer::Looked),
         Request::Forward(forward) => return told(relay.forward(forward).await, Answer::Forward),
         Request::Unforward { protocol, port } => {
             return told(relay.unforward(protocol, port).await, Answer::Forward);

@@ -10,6 +10,7 @@ use mobile_io::keys::{KeyError, PrivateKey, PublicKey};
 use mobile_io::netlink::Netlink;
 use mobile_io::{apart, sysctl};
 
+use crate::admin::{Answer, Request};
 use crate::config::Config;
 use crate::network::nft;
 
@@ -37,6 +38,8 @@ pub(super) struct Rest {
     pub(super) port: Port,
     /// Whether a relay of this configuration is running.
     pub(super) running: Result<bool, String>,
+    /// What the running relay found changed by others, and has put back, or could not; `None`: none is running.
+    pub(super) network: Option<Result<Vec<String>, String>>,
     /// For each family with a pool: whether this host forwards; `None`: it does not have the family.
     pub(super) forwarding: Vec<(&'static str, Option<bool>)>,
     /// Whether our rules could be put into the kernel; `None`: not wanted, or not looked at.
@@ -78,6 +81,12 @@ pub(super) async fn gather(path: &Path) -> Facts {
 }
 
 async fn rest(config: &Config, root: bool) -> Rest {
+    // Before anything else: what it puts back is seen as it is then.
+    let (running, network) = match ControlClient::connect(&config.admin.socket) {
+        Ok(relay) => (Ok(true), Some(look(relay))),
+        Err(ControlError::NotRunning { .. }) => (Ok(false), None),
+        Err(error) => (Err(error.to_string()), None),
+    };
     let pools: Vec<IpNet> = config.pools().map(|pools| pools.networks().collect()).unwrap_or_default();
     let (links, local) = match links(&config.tunnel.device).await {
         Ok((links, local)) => (links, Ok(local)),
@@ -94,11 +103,8 @@ async fn rest(config: &Config, root: bool) -> Rest {
         key: key(&config.identity.private_key_file, root),
         listen: config.listen.address,
         port: port(config.listen.address),
-        running: match ControlClient::connect(&config.admin.socket) {
-            Ok(_) => Ok(true),
-            Err(ControlError::NotRunning { .. }) => Ok(false),
-            Err(error) => Err(error.to_string()),
-        },
+        running,
+        network,
         forwarding: forwarding.collect(),
         nft: ruleset
             .ok()
@@ -116,6 +122,16 @@ async fn rest(config: &Config, root: bool) -> Rest {
         }),
         pools,
         local,
+    }
+}
+
+/// Only the relay knows what it made, and of which configuration.
+fn look(mut relay: ControlClient) -> Result<Vec<String>, String> {
+    match relay.call(&Request::Look) {
+        Ok(Answer::Looked(restored)) => Ok(restored),
+        Ok(Answer::Error(error)) => Err(error),
+        Ok(_) => Err("the running relay is of another version: restart it after an upgrade".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -156,7 +172,8 @@ fn dropping(json: &serde_json::Value) -> Vec<String> {
     let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     chains
         .filter(|chain| {
-            chain["hook"] == "forward" && chain["policy"] == "drop" && chain["table"] != nft::TABLE
+            let ours = chain["table"].as_str().is_some_and(|table| table.starts_with(nft::TABLE));
+            chain["hook"] == "forward" && chain["policy"] == "drop" && !ours
         })
         .map(|chain| {
             let word = |key: &str| chain[key].as_str().unwrap_or("?");

@@ -27,6 +27,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             Err(error) => Finding::fail("key", error, "the relay does not start without its key"),
         });
         findings.push(port(rest));
+        findings.extend(rest.network.as_ref().map(network));
         findings.extend(rest.forwarding.iter().map(|(family, on)| forwarding(rest, family, *on)));
         findings.extend(masquerading(rest));
         findings.extend(overlaps(rest));
@@ -66,6 +67,29 @@ fn port(rest: &Rest) -> Finding {
     }
 }
 
+/// What the running relay says of its device, addresses, forwarding and rules.
+fn network(looked: &Result<Vec<String>, String>) -> Finding {
+    match looked {
+        Ok(restored) if restored.is_empty() => Finding::ok(
+            "network",
+            "device, addresses, forwarding and rules are as the running relay made them",
+        ),
+        Ok(restored) => Finding::warn(
+            "network",
+            format!(
+                "somebody removed or changed, and the relay has put back just now: {}",
+                restored.join(", ")
+            ),
+            "see who does it: a firewall that begins with `flush ruleset`, a network manager, sysctl.d",
+        ),
+        Err(error) => Finding::fail(
+            "network",
+            format!("the running relay cannot put back what somebody removed or changed: {error}"),
+            "mend that, then `home-relay reload`; or restart the relay",
+        ),
+    }
+}
+
 fn forwarding(rest: &Rest, family: &str, on: Option<bool>) -> Finding {
     match on {
         None => Finding::ok("forwarding", format!("{family} is disabled on this host: clients go without")),
@@ -73,7 +97,7 @@ fn forwarding(rest: &Rest, family: &str, on: Option<bool>) -> Finding {
         Some(false) if rest.running == Ok(true) => Finding::fail(
             "forwarding",
             format!("{family} forwarding is off, though the relay turned it on"),
-            "see who turned it off (a firewall, sysctl.d), and restart the relay",
+            "see who turns it off (a firewall, sysctl.d), and restart the relay",
         ),
         Some(false) => {
             Finding::ok("forwarding", format!("{family} forwarding is off; `home-relay serve` turns it on"))
@@ -148,6 +172,7 @@ mod tests {
             listen: "[::]:443".parse().unwrap(),
             port: Port::Free,
             running: Ok(false),
+            network: None,
             forwarding: vec![("IPv4", Some(false)), ("IPv6", None)],
             nft: Some(Ok(())),
             dropping: Vec::new(),
@@ -176,8 +201,13 @@ mod tests {
     #[test]
     fn a_machine_that_is_well_has_no_fault() {
         assert_eq!(faults(&facts(well())), []);
-        let running =
-            Rest { running: Ok(true), port: Port::InUse, forwarding: vec![("IPv4", Some(true))], ..well() };
+        let running = Rest {
+            running: Ok(true),
+            port: Port::InUse,
+            network: Some(Ok(Vec::new())),
+            forwarding: vec![("IPv4", Some(true))],
+            ..well()
+        };
         assert_eq!(faults(&facts(running)), []);
     }
 
@@ -197,6 +227,8 @@ mod tests {
             (Rest { running: error(), forwarding: Vec::new(), ..well() }, warn, "port"),
             (Rest { running: Ok(true), port: Port::InUse, ..well() }, fail, "forwarding"),
             (Rest { nft: Some(error()), ..well() }, fail, "nftables"),
+            (Rest { network: Some(error()), ..well() }, fail, "network"),
+            (Rest { network: Some(Ok(vec!["nftables table".into()])), ..well() }, warn, "network"),
             (Rest { interface: Some(("eth9".into(), false)), ..well() }, warn, "nat"),
             (Rest { dropping: vec!["ip filter FORWARD".into()], ..well() }, warn, "firewall"),
             (overlapping("100.64.0.0/10"), fail, "pool"),

@@ -8,8 +8,8 @@ use super::clients::connect;
 use crate::config::Config;
 use crate::network::nft;
 
-/// Removes the home virtual device (with its addresses and routes) and the nftables table; doing it
-/// again is fine. Forwarding stays as it is: other software may have come to rely on it.
+/// Removes the home virtual device (with its addresses and routes) and its nftables table, no other relay's;
+/// doing it again is fine. Forwarding stays as it is: other software may have come to rely on it.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     if connect(config)?.is_some() {
         bail!("the relay is running: stop it before `cleanup`, which takes its device away");
@@ -25,7 +25,8 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         return Err(error).context("nothing removed: stop the relay first");
     }
     let removed = removed.with_context(|| format!("cannot remove {device}"));
-    let table = nft::remove();
+    let table = nft::table(device);
+    let removed_table = nft::remove(&table);
 
     let mut failures = Vec::new();
     match removed {
@@ -33,8 +34,8 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         Ok(false) => {}
         Err(error) => failures.push(format!("{error:#}")),
     }
-    match table {
-        Ok(true) => eprintln!("removed table inet {}", nft::TABLE),
+    match removed_table {
+        Ok(true) => eprintln!("removed table inet {table}"),
         Ok(false) => {}
         Err(error) => failures.push(format!("{error:#}")),
     }

@@ -16,6 +16,9 @@ mobile_io::declare_metrics! {
          `[limits]` `half_open`, `half_open_per_source`, `handshake_rate_per_source` and `handshake_rate`.";
     RELOADS: Counter "homerelay_reloads_total" ["outcome"]
         "Configurations read anew. `done`; `refused`: the file could not be used, and the old configuration stays.";
+    NETWORK_RESTORED: Counter "homerelay_network_restored_total" []
+        "Rules, addresses, routes and settings that others removed or changed, and the relay put back; the table of rules is \
+         one.";
     ENROLMENTS: Counter "homerelay_enrolments_total" ["result"]
         "Attempts to redeem an invitation: `enrolled`, or why not: `unknown`, `expired`, `used`, `key_taken`, `no_address`, \
          `failed`, `malformed`, `busy`.";

@@ -1,24 +1,24 @@
 //! What the relay needs of the kernel: the home virtual device with its addresses, forwarding, and
 //! masquerading. All of it may be there already, from a relay that was killed: it is then adopted.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use mobile_io::netlink::{Netlink, NetlinkError};
+use mobile_io::netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN};
 use mobile_io::sysctl;
 use mobile_io::tun::Tun;
 use tracing::info;
 
+use self::made::{Made, Step};
 use self::nft::Ruleset;
-use self::undo::{Step, Undo};
 use crate::config::Config;
 use crate::pool::Pools;
 
 mod forwarding;
+mod made;
 pub(crate) mod nft;
 pub(crate) mod ports;
-mod undo;
 
 /// The pools this host can serve: without IPv6 where the host has none, which is not an error.
 pub(crate) fn servable(pools: Pools) -> anyhow::Result<Pools> {
@@ -45,107 +45,239 @@ pub(crate) fn has_ipv6() -> bool {
     enabled("all") && enabled("default")
 }
 
-/// Sets everything up and opens the device; when that fails, removes again what it made.
-pub(crate) async fn set_up(config: &Config, pools: &Pools, ruleset: &Ruleset) -> anyhow::Result<Tun> {
-    let mut undo = Undo::default();
-    match try_set_up(config, pools, ruleset, &mut undo).await {
-        Ok(tun) => Ok(tun),
-        Err(error) => {
-            undo.roll_back().await;
-            Err(error)
+/// What the relay has in the kernel, and keeps there.
+pub(crate) struct Home {
+    netlink: Netlink,
+    device: String,
+    index: u32,
+    mtu: u16,
+    pools: Pools,
+    ruleset: Ruleset,
+    /// Our table as nft lists it; `None`: this host has no nftables, and nothing depends on it.
+    table: Option<String>,
+}
+
+/// Why the kernel's state cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeepError {
+    /// There is nothing to keep it with: the descriptor that packets go through belongs to a device that is no more.
+    #[error(
+        "device {0} is gone: somebody removed it (`ip link del`, a network manager), and without it no packet reaches or \
+         leaves a client; start the relay again, as systemd does: it makes the device anew, and sessions go on"
+    )]
+    Gone(String),
+    /// Anything else, which may pass.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+impl Home {
+    /// Sets everything up and opens the device; when that fails, removes again what it made.
+    pub(crate) async fn set_up(
+        config: &Config,
+        pools: &Pools,
+        ruleset: Ruleset,
+    ) -> anyhow::Result<(Self, Tun)> {
+        let mut made = Made::default();
+        match Self::try_set_up(config, pools, ruleset, &mut made).await {
+            Ok(done) => Ok(done),
+            Err(error) => {
+                made.roll_back().await;
+                Err(error)
+            }
         }
     }
+
+    async fn try_set_up(
+        config: &Config,
+        pools: &Pools,
+        ruleset: Ruleset,
+        made: &mut Made,
+    ) -> anyhow::Result<(Self, Tun)> {
+        let device = config.tunnel.device.clone();
+        let netlink = Netlink::new()?;
+        let adopted = match netlink.link_index(&device).await {
+            Ok(_) => true,
+            Err(NetlinkError::NoSuchLink(_)) => false,
+            Err(error) => return Err(error.into()),
+        };
+        // Persistent: while the relay restarts, replies to clients are dropped here like on a slow link,
+        // not answered with "unreachable", which would end their connections.
+        let tun = Tun::open(&device, true, config.tunnel.offload)?;
+        if !adopted {
+            made.push(format!("device {device}"), Step::RemoveDevice(device.clone()));
+        }
+        let index = netlink.link_index(&device).await?;
+        let mtu = config.tunnel.mtu;
+        let mut home = Self { netlink, device, index, mtu, pools: *pools, ruleset, table: None };
+        home.ensure_device(made).await?;
+        let fresh = !nft::exists(&home.ruleset.table()).unwrap_or(false);
+        home.table = install(&home.ruleset)?;
+        if fresh && home.table.is_some() {
+            made.push("the nftables rules", Step::RemoveTable(home.ruleset.table()));
+        }
+        // Last: from here on packets flow, and the rules above are in place.
+        forwarding::enable(pools, &home.device, made)?;
+        info!(
+            device = home.device,
+            adopted,
+            addresses = ?pools.own_addresses(),
+            masquerade = config.nat.masquerade,
+            "home virtual device is up"
+        );
+        Ok((home, tun))
+    }
+
+    /// The rules in force.
+    pub(crate) fn ruleset(&self) -> &Ruleset {
+        &self.ruleset
+    }
+
+    /// Puts another ruleset in the place of the running one, or the same once more.
+    pub(crate) async fn change(&mut self, ruleset: Ruleset) -> anyhow::Result<()> {
+        let (ruleset, table) = blocking(move || {
+            let table = install(&ruleset)?;
+            Ok((ruleset, table))
+        })
+        .await?;
+        (self.ruleset, self.table) = (ruleset, table);
+        Ok(())
+    }
+
+    /// Looks whether all is as it was set up, the rules too if `rules`, and puts back what is not. Gives what that was.
+    pub(crate) async fn keep(&mut self, rules: bool) -> Result<Vec<String>, KeepError> {
+        self.check_device().await?;
+        match self.put_back(rules).await {
+            Ok(made) => Ok(made.names()),
+            Err(error) => {
+                // It may have gone meanwhile.
+                self.check_device().await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The device we have open is known by its index: another one may have its name by now.
+    async fn check_device(&self) -> Result<(), KeepError> {
+        match self.netlink.link_index(&self.device).await {
+            Ok(index) if index == self.index => Ok(()),
+            Ok(_) | Err(NetlinkError::NoSuchLink(_)) => Err(KeepError::Gone(self.device.clone())),
+            Err(error) => Err(KeepError::Other(error.into())),
+        }
+    }
+
+    async fn put_back(&mut self, rules: bool) -> anyhow::Result<Made> {
+        let mut made = Made::default();
+        self.ensure_device(&mut made).await?;
+        if rules && let Some(expected) = self.table.clone() {
+            let ruleset = self.ruleset.clone();
+            let anew = blocking(move || {
+                if ruleset.listing()? == Some(expected) { Ok(None) } else { Ok(Some(install(&ruleset)?)) }
+            });
+            if let Some(table) = anew.await? {
+                self.table = table;
+                made.push(format!("nftables table inet {}", self.ruleset.table()), None);
+            }
+        }
+        forwarding::enable(&self.pools, &self.device, &mut made)?;
+        Ok(made)
+    }
+
+    /// One that has touched nothing.
+    #[cfg(test)]
+    pub(crate) fn nowhere(config: &Config, pools: Pools) -> Self {
+        Self {
+            netlink: Netlink::new().unwrap(),
+            device: config.tunnel.device.clone(),
+            index: 0,
+            mtu: config.tunnel.mtu,
+            pools,
+            ruleset: Ruleset::of(config, &pools, Vec::new()),
+            table: None,
+        }
+    }
+
+    /// The device's settings, state and addresses.
+    async fn ensure_device(&self, made: &mut Made) -> anyhow::Result<()> {
+        let Self { netlink, device, index, mtu, pools, .. } = self;
+        let (index, mtu) = (*index, u32::from(*mtu));
+        // Strict filtering would drop clients' packets where another route to their addresses is better;
+        // the relay checks their sources itself, more strictly.
+        made.set(&format!("net/ipv4/conf/{device}/rp_filter"), "2").context("home virtual device")?;
+        if pools.ipv6().is_some() {
+            // No link-local address and no router solicitations: nobody is on this link but clients.
+            for (name, value) in [("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0")] {
+                made.set(&format!("net/ipv6/conf/{device}/{name}"), value).context("home virtual device")?;
+            }
+        }
+        let link = netlink.link(device).await?;
+        if link.mtu != mtu {
+            netlink.set_mtu(index, mtu).await?;
+            made.push(format!("the MTU of {device}"), None);
+        }
+        if !link.up {
+            netlink.set_link_up(index).await?;
+            made.push(format!("{device} being up"), None);
+        }
+        let own = pools.own_addresses();
+        for &net in &own {
+            if netlink.ensure_address(index, net).await? {
+                made.push(format!("address {net} of {device}"), Step::RemoveAddress(index, net));
+            }
+            self.ensure_route(net, made).await?;
+        }
+        for address in netlink.addresses(index).await? {
+            if !own.contains(&address.net) && !is_link_local(address.net) {
+                info!(device, address = %address.net, "removing an address that is not of this configuration");
+                netlink.del_address(index, address.net).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The address's prefix length has brought the route to the pool with it; somebody may have removed it.
+    async fn ensure_route(&self, own: IpNet, made: &mut Made) -> anyhow::Result<()> {
+        let Some(client) = first_client(own) else { return Ok(()) };
+        let way = self.netlink.lookup(client, 0).await?;
+        if way.is_some_and(|way| way.oif == Some(self.index)) {
+            return Ok(());
+        }
+        let source = own.addr().is_ipv4().then_some(own.addr());
+        let route = Route::device(own.trunc(), TABLE_MAIN, self.index, source);
+        // As the kernel makes it, so that it goes with the address.
+        if self.netlink.ensure_route(&Route { protocol: PROTOCOL_KERNEL, ..route }).await? {
+            made.push(format!("route to {}", own.trunc()), None);
+        }
+        Ok(())
+    }
 }
 
-async fn try_set_up(
-    config: &Config,
-    pools: &Pools,
-    ruleset: &Ruleset,
-    undo: &mut Undo,
-) -> anyhow::Result<Tun> {
-    let device = config.tunnel.device.as_str();
-    let netlink = Netlink::new()?;
-    let adopted = match netlink.link_index(device).await {
-        Ok(_) => true,
-        Err(NetlinkError::NoSuchLink(_)) => false,
-        Err(error) => return Err(error.into()),
+/// The address after our own, if that is in the pool.
+fn first_client(own: IpNet) -> Option<IpAddr> {
+    let next = match own.addr() {
+        IpAddr::V4(address) => IpAddr::from(address.to_bits().checked_add(1).map(Ipv4Addr::from_bits)?),
+        IpAddr::V6(address) => IpAddr::from(address.to_bits().checked_add(1).map(Ipv6Addr::from_bits)?),
     };
-    // Persistent: while the relay restarts, replies to clients are dropped here like on a slow link,
-    // not answered with "unreachable", which would end their connections.
-    let tun = Tun::open(device, true, config.tunnel.offload)?;
-    if !adopted {
-        undo.push(Step::RemoveDevice(device.to_owned()));
-    }
-    let index = netlink.link_index(device).await?;
-    configure_device(&netlink, device, index, config.tunnel.mtu, pools, undo).await?;
-
-    if install(ruleset)? {
-        undo.push(Step::RemoveTable);
-    }
-    // Last: from here on packets flow, and the rules above are in place.
-    forwarding::enable(pools, device, undo)?;
-    info!(
-        device,
-        adopted,
-        addresses = ?pools.own_addresses(),
-        masquerade = config.nat.masquerade,
-        "home virtual device is up"
-    );
-    Ok(tun)
+    own.contains(&next).then_some(next)
 }
 
-/// Puts the ruleset into the kernel; says whether there was none of ours before. A host without nftables serves all the
-/// same where nothing depends on it.
-fn install(ruleset: &Ruleset) -> anyhow::Result<bool> {
-    let installed = nft::exists().and_then(|there| ruleset.apply().map(|()| !there));
-    match installed {
+/// Puts the ruleset into the kernel, and gives it as nft lists it. A host without nftables serves all the same where
+/// nothing depends on it.
+fn install(ruleset: &Ruleset) -> anyhow::Result<Option<String>> {
+    match ruleset.apply().and_then(|()| ruleset.listing()) {
         Err(error) if !ruleset.is_needed() => {
             info!("clients' TCP is not fitted to a smaller MTU on the way out, without nftables: {error:#}");
-            Ok(false)
+            Ok(None)
         }
         installed => installed.context(nft::HINT),
     }
 }
 
-/// Puts another ruleset in the place of the running one.
-pub(crate) fn change(ruleset: &Ruleset) -> anyhow::Result<()> {
-    install(ruleset).map(drop)
-}
-
-async fn configure_device(
-    netlink: &Netlink,
-    device: &str,
-    index: u32,
-    mtu: u16,
-    pools: &Pools,
-    undo: &mut Undo,
-) -> anyhow::Result<()> {
-    // Strict filtering would drop clients' packets where another route to their addresses is better;
-    // the relay checks their sources itself, more strictly.
-    sysctl::ensure(&format!("net/ipv4/conf/{device}/rp_filter"), "2").context("home virtual device")?;
-    if pools.ipv6().is_some() {
-        // No link-local address and no router solicitations: nobody is on this link but clients.
-        for (name, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
-            sysctl::ensure(&format!("net/ipv6/conf/{device}/{name}"), value)
-                .context("home virtual device")?;
-        }
-    }
-    netlink.set_mtu(index, mtu.into()).await?;
-    netlink.set_link_up(index).await?;
-    let own = pools.own_addresses();
-    for &net in &own {
-        // The prefix length brings the route to the pool with it.
-        if netlink.ensure_address(index, net).await? {
-            undo.push(Step::RemoveAddress(index, net));
-        }
-    }
-    for address in netlink.addresses(index).await? {
-        if !own.contains(&address.net) && !is_link_local(address.net) {
-            info!(device, address = %address.net, "removing an address of an earlier configuration");
-            netlink.del_address(index, address.net).await?;
-        }
-    }
-    Ok(())
+/// nft may take its time, and packets must not wait for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("nft")?
 }
 
 fn is_link_local(net: IpNet) -> bool {

@@ -10,11 +10,29 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 
-use crate::config::{Config, Ipv6Nat};
+use crate::config::{Config, DEFAULT_DEVICE, Ipv6Nat};
 use crate::pool::Pools;
 
-/// Every rule of ours lives in this table, so that one deletion removes them all.
+/// What the names of our tables begin with.
 pub(crate) const TABLE: &str = "home_relay";
+
+/// Every rule of the relay with this device lives in this table, so that one deletion removes them all, and no other
+/// relay's. With the default device it is [`TABLE`] alone.
+pub(crate) fn table(device: &str) -> String {
+    if device == DEFAULT_DEVICE {
+        return TABLE.to_owned();
+    }
+    let mut name = format!("{TABLE}_");
+    for byte in device.bytes() {
+        // Writing to a String does not fail.
+        let _ = match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => write!(name, "{}", byte as char),
+            // What nft takes in a name and no device has in its own.
+            other => write!(name, "/{other:02x}"),
+        };
+    }
+    name
+}
 
 /// What the ruleset depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +84,8 @@ impl Ruleset {
 
     /// The text for `nft -f -`: creates the table if it is missing, then replaces it, atomically.
     pub(crate) fn text(&self) -> String {
-        let mut text = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
+        let table = self.table();
+        let mut text = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
         self.chain(&mut text, "prerouting", "nat", "dstnat", &self.redirecting());
         self.chain(&mut text, "postrouting", "nat", "srcnat", &self.masquerading());
         self.chain(&mut text, "forward", "filter", "filter", &self.forwarding());
@@ -128,9 +147,29 @@ impl Ruleset {
         rules
     }
 
+    /// The table it is in.
+    pub(crate) fn table(&self) -> String {
+        table(&self.device)
+    }
+
     /// Puts the ruleset into the kernel.
     pub(crate) fn apply(&self) -> anyhow::Result<()> {
         nft(&["-f", "-"], &self.text())
+    }
+
+    /// What is in the table now, as nft writes it; `None`: there is none.
+    pub(crate) fn listing(&self) -> anyhow::Result<Option<String>> {
+        let table = self.table();
+        let output = Command::new("nft").args(["-s", "list", "table", "inet", &table]).output();
+        let output = output.context("cannot run nft")?;
+        if output.status.success() {
+            return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+        }
+        // Of its errors only this one has a meaning, and no status of its own.
+        if !exists(&table)? {
+            return Ok(None);
+        }
+        bail!("nft list table inet {table}: {}", String::from_utf8_lossy(&output.stderr).trim())
     }
 
     /// Asks whether the kernel would take it; nothing is changed.
@@ -144,17 +183,17 @@ pub(crate) const HINT: &str = "cannot install the nftables rules; without NAT an
                                masquerade = false, and delete the forwards";
 
 /// Removes the table; says whether there was one. A host without nft has none.
-pub(crate) fn remove() -> anyhow::Result<bool> {
-    if !exists()? {
+pub(crate) fn remove(table: &str) -> anyhow::Result<bool> {
+    if !exists(table)? {
         return Ok(false);
     }
-    nft(&["-f", "-"], &format!("delete table inet {TABLE}\n"))
-        .with_context(|| format!("cannot delete table inet {TABLE}"))?;
+    nft(&["-f", "-"], &format!("delete table inet {table}\n"))
+        .with_context(|| format!("cannot delete table inet {table}"))?;
     Ok(true)
 }
 
-/// Is our table in the kernel? Without `nft` it cannot be.
-pub(crate) fn exists() -> anyhow::Result<bool> {
+/// Is the table in the kernel? Without `nft` it cannot be.
+pub(crate) fn exists(table: &str) -> anyhow::Result<bool> {
     let output = match Command::new("nft").args(["list", "tables", "inet"]).output() {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -163,7 +202,7 @@ pub(crate) fn exists() -> anyhow::Result<bool> {
     if !output.status.success() {
         bail!("nft list tables: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    let wanted = format!("table inet {TABLE}");
+    let wanted = format!("table inet {table}");
     Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.trim() == wanted))
 }
 
@@ -261,6 +300,18 @@ mod tests {
             "iifname != \"home0\" meta nfproto ipv6 fib daddr type local udp dport 53 dnat ip6 to [fd12::2]:5353",
         );
         assert!(!text.contains("masquerade"), "{text}");
+    }
+
+    #[test]
+    fn relays_with_other_devices_have_other_tables() {
+        assert_eq!(table("home0"), "home_relay");
+        assert_eq!(table("vpn-2.1"), "home_relay_vpn-2.1");
+        assert_eq!(table("a+b"), "home_relay_a/2bb");
+        let text = Ruleset { device: "vpn1".into(), ..ruleset() }.text();
+        assert!(
+            text.starts_with("table inet home_relay_vpn1\ndelete table inet home_relay_vpn1\n"),
+            "{text}"
+        );
     }
 
     #[test]

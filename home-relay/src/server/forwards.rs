@@ -2,13 +2,12 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Context as _;
 use tracing::warn;
 
 use super::{InForce, Relay};
 use crate::config::Config;
 use crate::network::nft::{Redirect, Ruleset};
-use crate::network::{self, ports};
+use crate::network::ports;
 use crate::pool::Pools;
 use crate::store::{Client, Forward, Protocol, Store};
 
@@ -52,21 +51,14 @@ impl Relay {
     }
 
     async fn follow(&self, in_force: &mut InForce) -> anyhow::Result<()> {
-        let config = in_force.config.clone();
-        self.apply_rules(in_force, &config).await
+        let wanted = self.wanted_rules(&in_force.config).await?;
+        if wanted == *in_force.home.ruleset() { Ok(()) } else { in_force.home.change(wanted).await }
     }
 
-    /// Puts the rules of `config` and of the store in force, if they are others.
-    pub(super) async fn apply_rules(&self, in_force: &mut InForce, config: &Config) -> anyhow::Result<()> {
+    /// The rules of `config` and of the store.
+    pub(super) async fn wanted_rules(&self, config: &Config) -> anyhow::Result<Ruleset> {
         let (forwards, clients) = self.in_store(|store| Ok((store.forwards()?, store.clients()?))).await?;
-        let wanted = Ruleset::of(config, &self.served, redirects(&forwards, &clients, &self.served));
-        if wanted != in_force.ruleset {
-            let ruleset = wanted.clone();
-            let changed = tokio::task::spawn_blocking(move || network::change(&ruleset)).await;
-            changed.context("changing the rules")??;
-            in_force.ruleset = wanted;
-        }
-        Ok(())
+        Ok(Ruleset::of(config, &self.served, redirects(&forwards, &clients, &self.served)))
     }
 }
 

@@ -21,6 +21,7 @@ use self::registry::{Registry, Settings};
 use crate::config::Config;
 use crate::confine::confinement;
 use crate::metrics::Metrics;
+use crate::network::Home;
 use crate::network::nft::Ruleset;
 use crate::pool::{PoolError, Pools};
 use crate::store::{self, Client, Entry, Newcomer, Store, StoreError};
@@ -30,6 +31,7 @@ mod demux;
 mod enroll;
 mod forwards;
 mod guard;
+mod keeper;
 mod limiter;
 mod listener;
 mod queue;
@@ -86,7 +88,7 @@ pub(crate) struct Relay {
 /// What the relay works by.
 struct InForce {
     config: Config,
-    ruleset: Ruleset,
+    home: Home,
 }
 
 impl Relay {
@@ -159,15 +161,16 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let metrics = Arc::new(Metrics::new()?);
     let _metrics_server = match config.metrics.listen {
         Some(address) => {
-            let metrics = Arc::clone(&metrics);
-            Some(mobile_io::metrics::serve(address, move || metrics.text(), || Ok(()))?)
+            let [text, health] = [&metrics; 2].map(Arc::clone);
+            Some(mobile_io::metrics::serve(address, move || text.text(), move || health.healthy())?)
         }
         None => None,
     };
 
     let redirects = forwards::redirects(&store.forwards()?, &clients, &served);
     let ruleset = Ruleset::of(&config, &served, redirects);
-    let tun = Arc::new(network::set_up(&config, &served, &ruleset).await?);
+    let (home, tun) = Home::set_up(&config, &served, ruleset).await?;
+    let tun = Arc::new(tun);
     let routes = Arc::new(Routes::default());
     let settings = Settings::of(&config);
     let registry =
@@ -184,13 +187,13 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         limiter: Arc::new(std::sync::Mutex::new(Limiter::new(config.limits.clone()))),
         metrics: Arc::clone(&metrics),
         path: path.to_owned(),
-        in_force: Mutex::new(InForce { config, ruleset }),
+        in_force: Mutex::new(InForce { config, home }),
     });
 
     let gate = Gate::new(&key, &relay, &metrics);
     let accepting = tokio::spawn(gate.run(listener));
     let administering = tokio::spawn(admin::run(admin, Arc::clone(&relay)));
-    tokio::spawn(reload_on(hangup, relay));
+    tokio::spawn(reload_on(hangup, Arc::clone(&relay)));
     let janitor = Arc::clone(&registry);
     tokio::spawn(async move { janitor.run_janitor().await });
     feed_watchdog();
@@ -203,6 +206,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         gone = demux::run(&tun, &routes, &metrics) => gone,
+        gone = relay.run_keeper() => gone,
     };
     notify::stopping();
     accepting.abort();
@@ -212,7 +216,9 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     if tokio::time::timeout(SHUTDOWN_PATIENCE, registry.shut_down()).await.is_err() {
         warn!("some clients were not reached: they find out by themselves");
     }
-    info!("stopped; the device and the rules stay for the next start, `home-relay cleanup` removes them");
+    if result.is_ok() {
+        info!("stopped; the device and the rules stay for the next start, `home-relay cleanup` removes them");
+    }
     result
 }
 

@@ -48,8 +48,11 @@ impl Relay {
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
         let mut in_force = self.in_force.lock().await;
         let (next, reloaded) = plan(&in_force.config, &Config::load(&self.path)?)?;
-        // What can fail comes first.
-        self.apply_rules(&mut in_force, &next).await?;
+        // What can fail comes first. Whoever reloads may do so because something is not well: everything is put in
+        // force again, changed or not.
+        let rules = self.wanted_rules(&next).await?;
+        in_force.home.change(rules).await?;
+        self.keep(&mut in_force, false).await?;
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
         in_force.config = next;

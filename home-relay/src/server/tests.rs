@@ -25,7 +25,7 @@ use super::session::Sink;
 use super::{InForce, Relay, Store};
 use crate::config::{Config, Limits};
 use crate::metrics::{Drop, Enrolment, Handshake, Metrics};
-use crate::network::nft::Ruleset;
+use crate::network::Home;
 use crate::pool::{Lease, Pools};
 use crate::store::Client;
 
@@ -82,7 +82,7 @@ impl TestRelay {
             limiter: Arc::new(std::sync::Mutex::new(Limiter::new(limits.clone()))),
             metrics: Arc::clone(&metrics),
             path: path.clone(),
-            in_force: Mutex::new(InForce { ruleset: Ruleset::of(&config, &pools, Vec::new()), config }),
+            in_force: Mutex::new(InForce { home: Home::nowhere(&config, pools), config }),
         });
         tokio::spawn(Gate::new(&key, &relay, &metrics).run(listener));
         Self { relay, registry, routes, metrics, device, address, key: key.public(), _state: state }

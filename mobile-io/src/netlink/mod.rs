@@ -10,6 +10,8 @@ mod lookup;
 mod route;
 mod rule;
 mod snapshot;
+mod subscription;
+mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 mod watch;
@@ -30,6 +32,7 @@ pub use lookup::Way;
 pub use route::{Route, RouteKind};
 pub use rule::Rule;
 pub use snapshot::{DefaultRoute, Snapshot};
+pub use table::TableWatch;
 pub use watch::{Changes, Watch};
 
 use self::channel::{Channel, Explain};

@@ -5,22 +5,18 @@ use std::io;
 use std::task::{Context, Poll};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
-use nix::errno::Errno;
 use nix::libc::{
     RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE,
 };
 
 use super::NetlinkError;
+use super::subscription::{Heard, Subscription};
 
 /// The groups, as bits (`RTMGRP_…`): links, addresses, routes and rules of both families. IPv6's rules have no bit.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400;
 
 /// `RTNLGRP_IPV6_RULE`.
 const GROUP_IPV6_RULE: u32 = 19;
-
-/// Larger than any notification: the kernel makes none over a page or two, but for devices with many functions.
-const BUFFER: usize = 32 * 1024;
 
 /// The length of `nlmsghdr`.
 const HEADER_LEN: usize = 16;
@@ -42,10 +38,7 @@ pub struct Changes {
 }
 
 /// A subscription to the kernel's notifications.
-pub struct Watch {
-    socket: TokioSocket,
-    buffer: Vec<u8>,
-}
+pub struct Watch(Subscription);
 
 impl Watch {
     /// Subscribes, in this thread's network namespace. Wants a runtime.
@@ -53,18 +46,11 @@ impl Watch {
     /// # Errors
     /// When the kernel gives no socket.
     pub fn new() -> Result<Self, NetlinkError> {
-        Self::open().map_err(|error| NetlinkError::Socket {
+        let subscription = Subscription::new(NETLINK_ROUTE, GROUPS, GROUP_IPV6_RULE);
+        Ok(Self(subscription.map_err(|error| NetlinkError::Socket {
             what: "subscribe to changes".to_owned(),
             message: error.to_string(),
-        })
-    }
-
-    fn open() -> io::Result<Self> {
-        tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
-        socket.socket_mut().add_membership(GROUP_IPV6_RULE)?;
-        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
+        })?))
     }
 
     /// Waits for a change; gathers what is waiting already. After an overrun everything may have changed.
@@ -90,16 +76,9 @@ impl Watch {
     fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Changes>> {
         let mut changes = Changes::default();
         for _ in 0..MAX_GATHERED {
-            self.buffer.clear();
-            match self.socket.poll_recv_from(cx, &mut self.buffer) {
-                // Anybody may send to a netlink socket; port 0 is the kernel.
-                Poll::Ready(Ok(from)) if from.port_number() != 0 => {}
-                Poll::Ready(Ok(_)) => read(&self.buffer, &mut changes),
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The socket overran: notifications are lost, nobody knows which.
-                Poll::Ready(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
-                    changes = Changes::ALL;
-                }
+            match self.0.poll_next(cx) {
+                Poll::Ready(Ok(Heard::Messages(bytes))) => read(bytes, &mut changes),
+                Poll::Ready(Ok(Heard::Overrun)) => changes = Changes::ALL,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending if changes.any() => break,
                 Poll::Pending => return Poll::Pending,
@@ -231,7 +210,7 @@ mod tests {
             assert_eq!(next(&mut watch).await, Changes { routes: true, ..Changes::default() });
             assert!(timeout(Duration::from_millis(100), watch.changed()).await.is_err());
 
-            watch.socket.socket_ref().set_rx_buf_sz(2048u32).unwrap();
+            watch.0.socket().set_rx_buf_sz(2048u32).unwrap();
             flip(50).await;
             assert_eq!(next(&mut watch).await, Changes::ALL);
             // And it goes on afterwards.
