@@ -167,7 +167,8 @@ pub(crate) struct Limits {
     /// Connections that have not finished their handshake, all together; a quarter of them is kept for sources from
     /// which a client was authenticated lately.
     pub(crate) half_open: usize,
-    /// The same of one source: an IPv4 address, an IPv6 /64. Ten times as many where a client was lately, as below.
+    /// The same of one source: an IPv4 address, an IPv6 /64. Ten times as many where a client was lately, as below; never
+    /// more than an eighth of all.
     pub(crate) half_open_per_source: usize,
     /// Handshakes a second, of all sources together from which no client was authenticated lately.
     pub(crate) handshake_rate: u32,

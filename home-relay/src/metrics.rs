@@ -133,7 +133,7 @@ pub(crate) enum Enrolment {
 }
 
 impl Enrolment {
-    const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Enrolled,
         Self::Unknown,
         Self::Expired,

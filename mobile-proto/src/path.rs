@@ -41,6 +41,8 @@ pub(crate) struct Path {
     pub(crate) foreign: bool,
     /// Client: a PONG with this nonce, or a later one, is the relay's answer to ACTIVATE.
     pub(crate) confirmed_by: Option<u64>,
+    /// Client: ACTIVATE stands right behind HELLO, so that WELCOME is the answer to both.
+    pub(crate) early: bool,
     /// Control frames that wait to be sent.
     pub(crate) control: Vec<u8>,
     /// The configuration is to be pushed.
@@ -101,6 +103,7 @@ impl Path {
             wish: None,
             foreign: false,
             confirmed_by: None,
+            early: false,
             control: Vec::new(),
             config_due: false,
             pong: None,

@@ -441,6 +441,7 @@ impl Session {
         Activate { epoch, switch, rx_next, keep: keep.to_vec() }.put(&mut path.control);
         path.ask(now, self.is_unanswered(path));
         path.confirmed_by = Some(path.next_nonce());
+        path.early = path.state == State::Connecting && path.hello_sent.is_none();
         self.ack.done();
         self.move_to(path.id);
     }

@@ -44,6 +44,27 @@ fn data_goes_right_behind_hello_and_the_answer_comes_with_welcome() {
 }
 
 #[test]
+fn a_welcome_that_crossed_the_activate_does_not_confirm_it() {
+    let mut pair = Pair::connected(Limits::default());
+    pair.open(TWO);
+    pair.transmit(usize::MAX);
+    pair.deliver(TWO, Way::Up, usize::MAX);
+    // HELLO is answered before ACTIVATE is written.
+    pair.transmit(usize::MAX);
+    pair.activate(TWO, &[ONE]);
+    pair.transmit(usize::MAX);
+    pair.client_events.clear();
+    pair.deliver(TWO, Way::Down, usize::MAX);
+    assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
+    assert_eq!(pair.client_events.pop_front(), None, "the relay sends by the other path still");
+    assert_eq!(pair.server().active_path(), Some(ONE));
+    pair.settle();
+    assert_eq!(pair.server().active_path(), Some(TWO));
+    let confirmed = |event: &&Event| **event == Event::Confirmed { path: TWO };
+    assert_eq!(pair.client_events.iter().filter(confirmed).count(), 1);
+}
+
+#[test]
 fn a_path_that_fails_before_welcome_loses_nothing() {
     let mut pair = Pair::connected(Limits::default());
     pair.open(TWO);

@@ -134,7 +134,8 @@ private_key_file = "{key_name}"
 # servers = ["9.9.9.9", "2620:fe::fe"]
 
 [limits]
-# Connections still in their handshake, all together, and of one source (an IPv4 address, an IPv6 /64).
+# Connections still in their handshake, all together, and of one source (an IPv4 address, an IPv6 /64): an eighth of
+# all at most.
 # half_open = 1024
 # half_open_per_source = 64
 # Handshakes a second: of all sources together, and of one (ten seconds' worth at once). Sources from which a client

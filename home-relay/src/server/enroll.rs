@@ -1,8 +1,8 @@
 //! Invitations on a running relay, and the connections that redeem them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mobile_io::invitation::TokenHash;
 use mobile_io::keys::PublicKey;
@@ -10,9 +10,10 @@ use mobile_io::tls::TlsStream;
 use mobile_proto::enroll::{self, Answer, Refusal, Token};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Relay;
+use super::throttle::Throttle;
 use crate::metrics::{Enrolment, Metrics};
 use crate::pool::Lease;
 use crate::store::{self, Client, Entry, StoreError};
@@ -46,13 +47,13 @@ impl Relay {
         Ok(invited.into())
     }
 
-    /// Makes the key a client, by a token. Not to be cancelled half-way: store and registry must agree.
-    async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<Client, StoreError> {
+    /// Makes the key a client, by a token; was it none before? Not to be cancelled half-way: store and registry must agree.
+    async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<(Client, bool), StoreError> {
         let _in_force = self.in_force.lock().await;
         let pools = self.pools;
         let client = self.in_store(move |store| store.redeem(token, &key, &pools, store::now())).await?;
-        self.registry.add(&client);
-        Ok(client)
+        let is_new = self.registry.add(&client);
+        Ok((client, is_new))
     }
 }
 
@@ -61,11 +62,18 @@ pub(super) struct Enroller {
     relay: Arc<Relay>,
     metrics: Arc<Metrics>,
     slots: Semaphore,
+    /// A flood must not fill the log.
+    lines: Mutex<[Throttle; Enrolment::ALL.len()]>,
 }
 
 impl Enroller {
     pub(super) fn new(relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
-        Self { relay: Arc::clone(relay), metrics: Arc::clone(metrics), slots: Semaphore::new(MAX_AT_ONCE) }
+        Self {
+            relay: Arc::clone(relay),
+            metrics: Arc::clone(metrics),
+            slots: Semaphore::new(MAX_AT_ONCE),
+            lines: Mutex::default(),
+        }
     }
 
     /// One question, one answer; the caller limits the time.
@@ -97,8 +105,13 @@ impl Enroller {
         let (relay, token) = (Arc::clone(&self.relay), TokenHash::of(token));
         let redeemed = tokio::spawn(async move { relay.redeem(token, key).await }).await;
         let error = match redeemed.unwrap_or_else(|error| Err(StoreError::Database(error.to_string()))) {
-            Ok(client) => {
-                info!(client = client.name, %key, %peer, addresses = %client.lease, "enrolled");
+            Ok((client, is_new)) => {
+                let (name, addresses) = (client.name.as_str(), client.lease);
+                if is_new {
+                    info!(client = name, %key, %peer, %addresses, "enrolled");
+                } else {
+                    debug!(client = name, %key, %peer, %addresses, "told again that it is enrolled");
+                }
                 return (Answer::Enrolled(client.name), Enrolment::Enrolled);
             }
             Err(error) => error,
@@ -111,10 +124,14 @@ impl Enroller {
             StoreError::Pool(_) => (Refusal::NoAddress, Enrolment::NoAddress),
             _ => (Refusal::Failed, Enrolment::Failed),
         };
-        if result == Enrolment::Failed {
-            warn!(%peer, %key, "enrolment failed: {error}");
-        } else {
-            info!(%peer, %key, "enrolment refused: {error}");
+        let before =
+            self.lines.lock().unwrap_or_else(PoisonError::into_inner)[result as usize].pass(Instant::now());
+        match before {
+            Some(before) if result == Enrolment::Failed => {
+                warn!(%peer, %key, before, "enrolment failed: {error}");
+            }
+            Some(before) => info!(%peer, %key, before, "enrolment refused: {error}"),
+            None => {}
         }
         (Answer::Refused(refusal), result)
     }

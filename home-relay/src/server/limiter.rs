@@ -4,14 +4,19 @@
 //! rate of its own, and both a number of connections that may be half open. A source from which a client has proved an
 //! authorised key is *known* for a day: it does not share the strangers' rate, has more of its own, and a part of the
 //! half-open connections is kept for such. So a flood costs the strangers among the clients a few attempts, and the
-//! others nothing.
+//! others nothing. A client that abuses this has few known sources, and each has a part of what is kept.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use mobile_io::keys::PublicKey;
+
+use self::known::Known;
 use crate::config::Limits;
 use crate::metrics::Handshake;
+
+mod known;
 
 /// A source may use up so much of its rate at once: with 10 a second a hundred clients behind one NAT, that all come
 /// back when the relay was restarted.
@@ -20,12 +25,12 @@ const SOURCE_BURST: Duration = Duration::from_secs(10);
 const ALL_BURST: Duration = Duration::from_secs(1);
 /// A client was here: an office, a home, a carrier's NAT. Its limits are so many times a stranger's.
 const KNOWN_FACTOR: u32 = 10;
-/// A laptop is back at the same places the next day.
-const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Bounds of the tables: with some 80 bytes an entry, 2 MiB at worst. A source that finds no room is held to the limits
-/// of all alone, so nobody is forgiven by being displaced.
+/// So much of all half-open connections is a single source's at most, known or not: half of what is kept for the known
+/// ones, and room for the hundred clients behind one NAT.
+const SOURCE_SHARE: usize = 8;
+/// With some 80 bytes an entry, 1 MiB at worst. A source that finds no room is held to the limits of all alone, so nobody
+/// is forgiven by being displaced.
 const MAX_SOURCES: usize = 8 * 1024;
-const MAX_KNOWN: usize = 16 * 1024;
 /// A full table is swept this often at most: a sweep looks at all of it.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -36,8 +41,8 @@ pub(crate) struct Limiter {
     half_open: usize,
     strangers: Bucket,
     sources: HashMap<IpAddr, Source>,
-    known: HashMap<IpAddr, Instant>,
-    swept: [Option<Instant>; 2],
+    known: Known,
+    swept: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -62,8 +67,8 @@ impl Limiter {
             half_open: 0,
             strangers: Bucket::default(),
             sources: HashMap::new(),
-            known: HashMap::new(),
-            swept: [None; 2],
+            known: Known::default(),
+            swept: None,
         }
     }
 
@@ -80,7 +85,7 @@ impl Limiter {
     /// May a connection from `address` begin its handshake? If not, how to count it.
     pub(crate) fn admit(&mut self, now: Instant, address: IpAddr) -> Result<Ticket, Handshake> {
         let source = source_of(address);
-        let known = self.is_known(now, source);
+        let known = self.known.contains(now, source);
         let factor = if known { KNOWN_FACTOR } else { 1 };
         let limits = &self.limits;
         // The last quarter is for those who are known.
@@ -91,6 +96,7 @@ impl Limiter {
         let (rate, rate_all) =
             (limits.handshake_rate_per_source.saturating_mul(factor), limits.handshake_rate);
         let half_open = limits.half_open_per_source.saturating_mul(factor as usize);
+        let half_open = half_open.min((limits.half_open / SOURCE_SHARE).max(1));
         let tracked = self.has_room(now, source);
         let mut fresh = Source::default();
         let entry = if tracked { self.sources.entry(source).or_default() } else { &mut fresh };
@@ -118,26 +124,20 @@ impl Limiter {
         }
     }
 
-    /// A client proved an authorised key from `address`.
-    pub(crate) fn proved(&mut self, now: Instant, address: IpAddr) {
-        let Self { known, swept, .. } = self;
-        if known.len() >= MAX_KNOWN && is_due(&mut swept[1], now) {
-            known.retain(|_, since| now.saturating_duration_since(*since) < KNOWN_FOR);
-        }
-        let source = source_of(address);
-        if known.len() < MAX_KNOWN || known.contains_key(&source) {
-            known.insert(source, now);
-        }
+    /// A client proved `key`, which is authorised, from `address`.
+    pub(crate) fn proved(&mut self, now: Instant, key: PublicKey, address: IpAddr) {
+        self.known.proved(now, key, source_of(address));
     }
 
-    fn is_known(&self, now: Instant, source: IpAddr) -> bool {
-        self.known.get(&source).is_some_and(|since| now.saturating_duration_since(*since) < KNOWN_FOR)
+    /// `key` was revoked: where it was proved, it makes nobody known any more.
+    pub(crate) fn forget(&mut self, key: &PublicKey) {
+        self.known.forget(key);
     }
 
     /// Whether `source` has an entry or may have one.
     fn has_room(&mut self, now: Instant, source: IpAddr) -> bool {
         let Self { sources, swept, .. } = self;
-        if sources.len() >= MAX_SOURCES && !sources.contains_key(&source) && is_due(&mut swept[0], now) {
+        if sources.len() >= MAX_SOURCES && !sources.contains_key(&source) && is_due(swept, now) {
             // A full bucket is what a source begins with: to forget it forgives nothing.
             sources.retain(|_, entry| entry.half_open > 0 || !entry.bucket.is_full(now));
         }

@@ -117,14 +117,19 @@ impl Gate {
             Handshake::SourceRate => Some("handshake_rate_per_source"),
             Handshake::Rate => Some("handshake_rate"),
         };
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(before) = lines[result as usize].pass(Instant::now()) else { return };
+        let Some(before) = self.pass(result) else { return };
         match limit {
             None => info!(%peer, before, "refused: a client whose key is not authorised"),
             Some(limit) => {
                 warn!(%peer, before, "connection refused: [limits] {limit} is reached");
             }
         }
+    }
+
+    /// Whether to say it now: then, how many times it was not said before.
+    fn pass(&self, result: Handshake) -> Option<u64> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines[result as usize].pass(Instant::now())
     }
 
     async fn handshake(&self, tcp: TcpStream, peer: SocketAddr) -> Handshake {
@@ -138,11 +143,20 @@ impl Gate {
                 return Handshake::Timeout;
             }
         };
-        self.limiter().proved(Instant::now(), peer.ip());
+        self.known(key, peer);
         // Outside the limit: cut short half-way it would leave a session that nobody owns.
         match self.registry.admit(&key, hello, leftover, stream, peer).await {
             Ok(result) => result,
             Err(_) => Handshake::Unauthorized,
+        }
+    }
+
+    /// The key was proved from there.
+    fn known(&self, key: PublicKey, peer: SocketAddr) {
+        let mut limiter = self.limiter();
+        // Asked under the lock: whoever revokes it takes the key out of the registry before it has the limiter forget it.
+        if self.registry.is_authorized(&key) {
+            limiter.proved(Instant::now(), key, peer.ip());
         }
     }
 
@@ -193,7 +207,9 @@ impl Gate {
                 Ok(Some(hello)) => break hello,
                 Ok(None) => {}
                 Err(error) => {
-                    warn!(%peer, client = %key, "handshake: {error}");
+                    if let Some(before) = self.pass(Handshake::Hello) {
+                        warn!(%peer, client = %key, before, "handshake: {error}");
+                    }
                     return Err(Handshake::Hello);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -111,6 +111,7 @@ impl Relay {
         let entry = self.in_store(move |store| store.revoke(&name)).await?;
         if let Some(key) = &entry.public_key {
             self.registry.remove(key).await;
+            self.limiter.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
         }
         self.follow_clients(&mut in_force).await;
         Ok(entry)
@@ -176,7 +177,9 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let registry =
         Registry::new(served, settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));
     let registry = Arc::new(registry);
-    clients.iter().for_each(|client| registry.add(client));
+    for client in &clients {
+        registry.add(client);
+    }
     let address = config.listen.address;
     let relay = Arc::new(Relay {
         public_key: key.public(),

@@ -1,10 +1,11 @@
 //! Who may connect, and the one session each of them has.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::sync::{self, Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use mobile_io::driver::{DriverEvent, TlsStream};
 use mobile_io::joining::Joining;
@@ -18,6 +19,7 @@ use super::demux::Routes;
 use super::guard::Guard;
 use super::queue::PacketQueue;
 use super::session::{ClientIo, Live, Sink};
+use super::throttle::Throttle;
 use crate::admin::{PathInfo, SessionInfo};
 use crate::config::Config;
 use crate::metrics::{Handshake, Metrics};
@@ -84,6 +86,22 @@ struct Member {
     queue: Arc<PacketQueue>,
     /// Locked while a session begins or ends, so that a client never has two.
     slot: Mutex<Slot>,
+    /// What it does again and again must not fill the log.
+    lines: sync::Mutex<Throttle>,
+}
+
+impl Member {
+    /// Whether a line of what it does may be written now.
+    fn may_say(&self) -> bool {
+        let passed = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
+        if let Some(before @ 1..) = passed {
+            info!(
+                client = self.name,
+                before, "lines of its sessions and paths were left out: too many at once"
+            );
+        }
+        passed.is_some()
+    }
 }
 
 #[derive(Default)]
@@ -91,6 +109,9 @@ struct Slot {
     revoked: bool,
     live: Option<Arc<Live>>,
 }
+
+/// Lines about one client in ten seconds: a laptop that moves makes three or four.
+const MAX_LINES: u32 = 40;
 
 /// Events of a session taken at once; more than any driver makes in a round.
 const MAX_BATCH: usize = 1024;
@@ -130,20 +151,22 @@ impl Registry {
         self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a client in; one that is there already stays as it is.
-    pub(crate) fn add(&self, client: &Client) {
+    /// Lets a client in: true. One that is there already stays as it is: false.
+    pub(crate) fn add(&self, client: &Client) -> bool {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-        members.entry(client.public_key).or_insert_with(|| {
-            self.metrics.clients.inc();
-            self.new_member(client)
-        });
+        let Entry::Vacant(place) = members.entry(client.public_key) else { return false };
+        self.metrics.clients.inc();
+        place.insert(self.new_member(client));
+        true
     }
 
     /// Lets a client in, or gives it the addresses it has now: with others than before its session ends, and it may
     /// begin another one at once.
     pub(crate) async fn add_or_move(&self, client: &Client) {
         match self.member(&client.public_key) {
-            None => self.add(client),
+            None => {
+                self.add(client);
+            }
             Some(old) if old.lease == self.served(client.lease) => {}
             Some(old) => {
                 self.end(&old, CloseCode::SessionGone).await;
@@ -159,6 +182,7 @@ impl Registry {
             lease: self.served(client.lease),
             queue: Arc::new(PacketQueue::new(self.settings().queue_bytes)),
             slot: Mutex::default(),
+            lines: sync::Mutex::new(Throttle::of(MAX_LINES)),
         })
     }
 
@@ -214,19 +238,25 @@ impl Registry {
         if let Some(live) = slot.live.as_ref().filter(|live| live.id() == session) {
             // None: its driver has stopped, and a new one is needed as after a restart of the relay.
             if live.refresh().await.is_some() {
-                info!(client, %session, %path, %peer, "path opened");
+                if member.may_say() {
+                    info!(client, %session, %path, %peer, "path opened");
+                }
                 live.accept(hello, leftover, stream, peer).await;
                 return Ok(Handshake::Resumed);
             }
         }
         let waiting = match slot.live.take() {
             Some(old) => {
-                info!(client, old = %old.id(), new = %session, "the agent was restarted: a new session takes over");
+                if member.may_say() {
+                    info!(client, old = %old.id(), new = %session, "the agent was restarted: a new session takes over");
+                }
                 old.take_over().await
             }
             None => Unacknowledged::default(),
         };
-        info!(client, %session, %path, %peer, waiting = waiting.len(), "session opened");
+        if member.may_say() {
+            info!(client, %session, %path, %peer, waiting = waiting.len(), "session opened");
+        }
         // Owned before anything is awaited: whatever becomes of this task, the session can be revoked.
         let live = Arc::clone(slot.live.insert(self.begin(&member, &hello, waiting)));
         live.accept(hello, leftover, stream, peer).await;
@@ -351,14 +381,20 @@ impl Registry {
                         if std::mem::replace(&mut moved_before, true) {
                             self.metrics.handovers.inc();
                         }
-                        info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, dropped, "path active");
+                        if member.may_say() {
+                            info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, dropped, "path active");
+                        }
                     }
                     DriverEvent::Session(Event::PathClosed { path, code }) => {
-                        info!(client, %session, %path, "path closed: {code}");
+                        if member.may_say() {
+                            info!(client, %session, %path, "path closed: {code}");
+                        }
                         live.forget_path(path).await;
                     }
                     DriverEvent::PathError { path, error, .. } => {
-                        info!(client, %session, %path, "path lost: {error}");
+                        if member.may_say() {
+                            info!(client, %session, %path, "path lost: {error}");
+                        }
                         live.forget_path(path).await;
                     }
                     DriverEvent::Session(event) => debug!(client, %session, ?event, "session"),

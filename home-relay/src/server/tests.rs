@@ -27,7 +27,7 @@ use crate::config::{Config, Limits};
 use crate::metrics::{Drop, Enrolment, Handshake, Metrics};
 use crate::network::Home;
 use crate::pool::{Lease, Pools};
-use crate::store::Client;
+use crate::store::{Client, Newcomer};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -336,8 +336,9 @@ async fn a_session_without_a_path_is_kept_for_a_while_and_not_for_ever() {
 async fn connections_that_never_finish_their_handshake_are_bounded_in_number_and_time() {
     let relay = TestRelay::start(&Limits { half_open: 2, handshake_timeout: 1, ..Limits::default() });
     let mut silent = Vec::new();
-    for _ in 0..3 {
-        silent.push(TcpStream::connect(relay.address).await.unwrap());
+    for source in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
+        // The last is refused by a reset, which may come before the connection is known to be there.
+        silent.extend(abuse::from(&relay, source).await);
     }
     eventually(async || relay.metrics.handshakes(Handshake::Busy) == 1).await;
     eventually(async || relay.metrics.handshakes(Handshake::Timeout) == 2).await;
@@ -423,6 +424,29 @@ async fn a_key_enrols_by_a_token_and_may_connect_at_once() {
     }
     assert_eq!(relay.metrics.clients.get(), 1);
     TestClient::new(1).move_to(&relay, &laptop, 1).await;
+}
+
+#[tokio::test]
+async fn a_revoked_client_leaves_no_known_source_behind() {
+    let limits = Limits { handshake_rate_per_source: 1, ..Limits::default() };
+    let relay = TestRelay::start(&limits);
+    let key = PrivateKey::generate().unwrap();
+    let newcomer = Newcomer { name: "laptop".into(), public_key: key.public(), wanted: Lease::default() };
+    relay.relay.authorize(vec![newcomer]).await.unwrap();
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+    let source = relay.address.ip();
+    // At once, ten of a stranger and a hundred of a known one.
+    let now = std::time::Instant::now();
+    let admitted = |relay: &TestRelay| {
+        let mut limiter = relay.relay.limiter.lock().unwrap();
+        (0..200).filter(|_| limiter.admit(now, source).map(|ticket| limiter.end(&ticket)).is_ok()).count()
+    };
+    assert!(admitted(&relay) > 80);
+    relay.relay.revoke("laptop".into()).await.unwrap();
+    // The known one's rate would let some of them in again.
+    let now = now + Duration::from_millis(900);
+    let admitted = relay.relay.limiter.lock().unwrap().admit(now, source).map(|_| ());
+    assert_eq!(admitted, Err(Handshake::SourceRate));
 }
 
 #[tokio::test]

@@ -2,24 +2,41 @@
 
 use std::time::{Duration, Instant};
 
-/// Between two lines of one kind.
+/// From the first line that is said until as many are said again.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// One kind of line.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Throttle {
-    said: Option<Instant>,
+    most: u32,
+    said: u32,
+    since: Option<Instant>,
     held_back: u64,
 }
 
+impl Default for Throttle {
+    /// One line each time.
+    fn default() -> Self {
+        Self::of(1)
+    }
+}
+
 impl Throttle {
+    /// As many lines each time.
+    pub(crate) fn of(most: u32) -> Self {
+        Self { most, said: 0, since: None, held_back: 0 }
+    }
+
     /// Whether to say it now: then, how many times it was not said since the last.
     pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
-        if self.said.is_some_and(|said| now.saturating_duration_since(said) < PAUSE) {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= PAUSE) {
+            (self.since, self.said) = (Some(now), 0);
+        }
+        if self.said >= self.most {
             self.held_back += 1;
             return None;
         }
-        self.said = Some(now);
+        self.said += 1;
         Some(std::mem::take(&mut self.held_back))
     }
 }
@@ -35,5 +52,13 @@ mod tests {
         assert!((0..5).all(|i| throttle.pass(now + Duration::from_secs(i)).is_none()));
         assert_eq!(throttle.pass(now + PAUSE), Some(5));
         assert_eq!(throttle.pass(now + PAUSE * 2), Some(0));
+    }
+
+    #[test]
+    fn of_many_lines_as_many_are_said_at_once() {
+        let (mut throttle, now) = (Throttle::of(3), Instant::now());
+        assert_eq!((0..1000).filter_map(|_| throttle.pass(now)).collect::<Vec<_>>(), [0, 0, 0]);
+        let later = now + PAUSE;
+        assert_eq!((0..5).filter_map(|_| throttle.pass(later)).collect::<Vec<_>>(), [997, 0, 0]);
     }
 }

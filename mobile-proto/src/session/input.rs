@@ -270,8 +270,8 @@ impl Session {
         self.take_config(welcome.config, !resumed);
         self.events.push_back(Event::PathReady { path: path.id, resumed });
         self.progress(now, path);
-        // An early ACTIVATE stands right behind the HELLO that is answered here.
-        self.confirm_if(path, |path| resumed && path.confirmed_by.is_some());
+        // An ACTIVATE that was written later may have crossed this; a PONG will answer it.
+        self.confirm_if(path, |path| resumed && path.early && path.confirmed_by.is_some());
         if let Some(keep) = path.wish.take()
             && (!resumed || self.active != Some(path.id))
         {

@@ -2,12 +2,13 @@
 
 use proptest::prelude::*;
 
+use super::known::{KNOWN_FOR, MAX_KNOWN, MAX_PER_KEY};
 use super::*;
 
 fn limits() -> Limits {
     Limits {
-        half_open: 8,
-        half_open_per_source: 4,
+        half_open: 16,
+        half_open_per_source: 2,
         handshake_rate: 20,
         handshake_rate_per_source: 2,
         ..Limits::default()
@@ -16,6 +17,12 @@ fn limits() -> Limits {
 
 fn four(host: u32) -> IpAddr {
     IpAddr::V4((0x0a00_0000 + host).into())
+}
+
+fn key(number: u32) -> PublicKey {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    PublicKey::from_bytes(bytes)
 }
 
 /// So many of `count` attempts at one moment are let in; each ends at once.
@@ -54,14 +61,14 @@ fn one_ipv6_network_is_one_source() {
 fn a_flood_of_strangers_does_not_shut_out_those_who_are_known() {
     let mut limiter = Limiter::new(limits());
     let now = Instant::now();
-    limiter.proved(now, four(1));
+    limiter.proved(now, key(1), four(1));
     let flood: Vec<_> = (100..200).filter_map(|host| limiter.admit(now, four(host)).ok()).collect();
-    assert_eq!(flood.len(), 6, "three quarters of what may be half open");
+    assert_eq!(flood.len(), 12, "three quarters of what may be half open");
     assert_eq!(limiter.admit(now, four(2)).unwrap_err(), Handshake::Busy);
     let ticket = limiter.admit(now, four(1)).unwrap();
     limiter.end(&ticket);
     flood.iter().for_each(|ticket| limiter.end(ticket));
-    assert_eq!((200..300).map(|host| let_in(&mut limiter, now, four(host), 1)).sum::<usize>(), 14);
+    assert_eq!((200..300).map(|host| let_in(&mut limiter, now, four(host), 1)).sum::<usize>(), 8);
     assert_eq!(let_in(&mut limiter, now, four(1), 1000), 199, "ten times a stranger's burst");
     // The next day it is a stranger again, and would be if it never came back.
     assert_eq!(let_in(&mut limiter, now + KNOWN_FOR, four(1), 1000), 20);
@@ -71,10 +78,59 @@ fn a_flood_of_strangers_does_not_shut_out_those_who_are_known() {
 fn half_open_connections_of_one_source_are_bounded() {
     let mut limiter = Limiter::new(limits());
     let now = Instant::now();
-    let held: Vec<_> = (0..4).map(|_| limiter.admit(now, four(1)).unwrap()).collect();
+    let held: Vec<_> = (0..2).map(|_| limiter.admit(now, four(1)).unwrap()).collect();
     assert_eq!(limiter.admit(now, four(1)).unwrap_err(), Handshake::SourceBusy);
     limiter.end(&held[0]);
     assert!(limiter.admit(now, four(1)).is_ok());
+}
+
+#[test]
+fn one_known_source_does_not_use_up_what_is_kept_for_the_known() {
+    let mut limiter = Limiter::new(Limits { half_open: 64, half_open_per_source: 10, ..limits() });
+    let now = Instant::now();
+    (1..=2).for_each(|host| limiter.proved(now, key(host), four(host)));
+    let abuse: Vec<_> = (0..100).filter_map(|_| limiter.admit(now, four(1)).ok()).collect();
+    assert_eq!(abuse.len(), 8, "an eighth, and not ten times a stranger's ten");
+    assert_eq!(limiter.admit(now, four(1)).unwrap_err(), Handshake::SourceBusy);
+    assert!(limiter.admit(now, four(2)).is_ok());
+}
+
+#[test]
+fn one_key_does_not_make_a_whole_prefix_known() {
+    let mut limiter = Limiter::new(limits());
+    let now = Instant::now();
+    let network =
+        |number: u32| IpAddr::from(Ipv6Addr::from_bits((0x2001_0db8 << 96) | u128::from(number) << 64));
+    limiter.proved(now, key(1), four(1));
+    for number in 0..65_536 {
+        limiter.proved(now, key(2), network(number));
+    }
+    assert_eq!(limiter.known.len(), MAX_PER_KEY + 1);
+    let known = |limiter: &Limiter, address| limiter.known.contains(now, source_of(address));
+    assert!(known(&limiter, four(1)), "of another key");
+    assert!(known(&limiter, network(65_535)) && !known(&limiter, network(0)), "the latest stay");
+    // Where it was seen again is none of the oldest.
+    limiter.proved(now, key(2), network(65_532));
+    limiter.proved(now, key(2), network(7));
+    assert!(known(&limiter, network(65_532)) && !known(&limiter, network(65_533)));
+}
+
+#[test]
+fn where_a_revoked_key_was_is_no_longer_known_unless_others_are_there() {
+    let mut limiter = Limiter::new(limits());
+    let now = Instant::now();
+    limiter.proved(now, key(1), four(1));
+    limiter.proved(now, key(1), four(2));
+    limiter.proved(now + KNOWN_FOR / 2, key(2), four(2));
+    limiter.proved(now, key(3), four(2));
+    limiter.forget(&key(1));
+    let known = |limiter: &Limiter, after, host| limiter.known.contains(now + after, four(host));
+    assert!(!known(&limiter, Duration::ZERO, 1));
+    assert!(known(&limiter, KNOWN_FOR, 2));
+    limiter.forget(&key(2));
+    assert!(known(&limiter, KNOWN_FOR / 2, 2) && !known(&limiter, KNOWN_FOR, 2), "as the third proved it");
+    limiter.forget(&key(3));
+    assert_eq!(limiter.known.len(), 0);
 }
 
 #[test]
@@ -91,7 +147,7 @@ fn tables_are_bounded_and_a_source_without_room_has_the_limits_of_all() {
     let mut limiter = Limiter::new(Limits { handshake_rate: 100_000, half_open: 100_000, ..limits() });
     let now = Instant::now();
     for host in 0..20_000 {
-        limiter.proved(now, four(host));
+        limiter.proved(now, key(host), four(host));
         assert_eq!(let_in(&mut limiter, now, four(1_000_000 + host), 1), 1);
     }
     assert_eq!((limiter.sources.len(), limiter.known.len()), (MAX_SOURCES, MAX_KNOWN));
@@ -123,7 +179,7 @@ proptest! {
                 limiter.end(&ticket);
             }
             prop_assert_eq!(limiter.half_open, open.len());
-            prop_assert!(open.len() <= 6);
+            prop_assert!(open.len() <= 12);
             let seconds = elapsed as f64 / 1000.0;
             for count in total {
                 prop_assert!(f64::from(count) <= 20.0 + 2.0 * seconds + 1e-6);

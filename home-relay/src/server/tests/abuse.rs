@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::*;
 
 /// A connection from another of loopback's addresses.
-async fn from(relay: &TestRelay, source: &str) -> io::Result<TcpStream> {
+pub(super) async fn from(relay: &TestRelay, source: &str) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
     socket.connect(relay.address).await
@@ -264,4 +264,70 @@ fn ten_thousand_reconnects_leave_nothing_behind() {
         // 8,000 more: a leak of 256 bytes for each would be seen.
         assert!(late.1 <= early.1 + 2048, "{early:?} {late:?}");
     });
+}
+
+/// Log lines, kept.
+#[derive(Clone, Default)]
+struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What this thread logs from now on.
+fn log() -> (Kept, tracing::subscriber::DefaultGuard) {
+    let log = Kept::default();
+    let kept = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || kept.clone()).finish();
+    (log, tracing::subscriber::set_default(subscriber))
+}
+
+/// How many lines hold `words`.
+fn lines(log: &Kept, words: &str) -> usize {
+    String::from_utf8_lossy(&log.0.lock().unwrap()).lines().filter(|line| line.contains(words)).count()
+}
+
+#[tokio::test]
+async fn a_client_that_switches_without_end_does_not_fill_the_log() {
+    let (log, _guard) = log();
+    let relay = TestRelay::start(&Limits::default());
+    let (key, other) = (relay.admit(2), relay.admit(3));
+    let mut client = TestClient::new(1);
+    let both = vec![PathId(1), PathId(2)];
+    for path in &both {
+        client.handle.open_path(*path, relay.tls(&key).await.unwrap());
+        client.event(|event| matches!(event, Event::PathReady { .. }).then_some(())).await;
+    }
+    for round in 0..200 {
+        let path = both[round % 2];
+        client.handle.activate(path, both.clone());
+        client
+            .event(|event| matches!(event, Event::Confirmed { path: now } if *now == path).then_some(()))
+            .await;
+    }
+    eventually(async || relay.metrics.handovers.get() == 199).await;
+    assert!((10..=40).contains(&lines(&log, "path active")), "{}", lines(&log, "path active"));
+    // Others are heard.
+    TestClient::new(2).move_to(&relay, &other, 1).await;
+    assert_eq!(lines(&log, "session opened"), 2);
+}
+
+#[tokio::test]
+async fn guesses_at_tokens_do_not_fill_the_log() {
+    let (log, _guard) = log();
+    let relay = TestRelay::start(&Limits::default());
+    let stranger = PrivateKey::generate().unwrap();
+    let guess = enroll::request(&Token::from_bytes([8; 16]));
+    let attempt = || enrolment(&relay, &stranger, &guess);
+    let answers = tokio::join!(attempt(), attempt(), attempt());
+    let refused = Some(Answer::Refused(Refusal::Unknown));
+    assert_eq!(answers, (refused.clone(), refused.clone(), refused));
+    assert_eq!(lines(&log, "enrolment refused"), 1);
 }
