@@ -18,6 +18,7 @@ mod journal;
 mod json;
 mod lab;
 mod laptop;
+mod kept;
 mod latency;
 mod leaks;
 mod managers;
