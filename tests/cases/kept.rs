@@ -11,14 +11,16 @@ use crate::{Outcome, ip_of, server, urls};
 const RESTORED: &str = "homerelay_network_restored_total";
 
 fn healthz(bed: &Testbed) -> anyhow::Result<String> {
-    let text = bed.lab.relay.run(&["curl", "-sS", "-w", "%{http_code}", &format!("http://{METRICS}/healthz")])?;
+    let text =
+        bed.lab.relay.run(&["curl", "-sS", "-w", "%{http_code}", &format!("http://{METRICS}/healthz")])?;
     Ok(text.replace('\n', " "))
 }
 
 /// New connections of mobile processes reach the server, under the relay's address.
 fn mobile_connects(bed: &Testbed) -> Outcome {
     for (url, relay) in urls("/ip").iter().zip([addr::RELAY4.to_string(), addr::RELAY6.to_string()]) {
-        let seen = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "10", url]), None, PATIENCE)?.ok()?;
+        let seen =
+            finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "10", url]), None, PATIENCE)?.ok()?;
         assert_eq!(ip_of(&seen).to_string(), relay);
     }
     Ok(())
