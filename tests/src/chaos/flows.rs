@@ -190,7 +190,22 @@ impl Flow {
         let (done, sent, received) = match words[..] {
             ["sent", sent, "received", received] => (false, sent, received),
             ["done", "sent", sent, "received", received] => (true, sent, received),
-            _ => bail!("the client's end: {line}"),
+            _ => {
+                // What the client hears of the server's trouble is the end of the stream.
+                self.check_server()?;
+                let End { sent, received, done, .. } = &*self.server;
+                let (sent, received, done) = (
+                    sent.load(Ordering::Relaxed),
+                    received.load(Ordering::Relaxed),
+                    done.load(Ordering::Acquire),
+                );
+                bail!(
+                    "the client's end: {line}, {} bytes sent and {} received a moment ago; the server's: {sent} and \
+                     {received}, done: {done}",
+                    self.sent,
+                    self.received
+                )
+            }
         };
         (self.sent, self.received) = (sent.parse()?, received.parse()?);
         Ok(done)
