@@ -241,11 +241,13 @@ impl Config {
     /// The same for a verb that only speaks to the agent. An ordinary user may not read the file as `mobile enroll` wrote
     /// it; then the defaults and the environment say where the agent is.
     pub(crate) fn of_client(path: Option<&Path>) -> anyhow::Result<Self> {
-        let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
-        if path.is_none() && std::fs::File::open(DEFAULT_PATH).err().is_some_and(denied) {
-            return mobile_io::config::without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH));
-        }
-        Self::load(path)
+        Self::load(path).or_else(|error| {
+            let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+            if path.is_some() || !std::fs::File::open(DEFAULT_PATH).err().is_some_and(denied) {
+                return Err(error);
+            }
+            mobile_io::config::without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
+        })
     }
 
     /// Checks what was read, and finds the key that lies beside it.
