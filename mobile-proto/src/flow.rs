@@ -23,6 +23,9 @@ const CANDIDATES: usize = 16;
 /// since it last said so. A guess hits it once in two thousand times.
 const NEAR: u32 = 1 << 20;
 
+/// A segment that lies further back than this, far more than most receive windows, is none of the other end's who waits.
+const LATEST: u32 = 1 << 23;
+
 /// The largest window that TCP has (RFC 7323, 2.3): no more than this can be sent and not acknowledged.
 const MAX_WINDOW: u32 = 1 << 30;
 
@@ -67,6 +70,8 @@ pub(crate) struct Flow {
     held: Held,
     /// The sequence number of the segment that brought `window`.
     window_seq: u32,
+    /// The end of the segment that brought `acked`.
+    acked_by: u32,
     /// The end of all that the local end has sent, as far as it was seen.
     end: u32,
     /// What the local end expects next.
@@ -86,6 +91,7 @@ impl Flow {
             searched: None,
             held: Held::default(),
             window_seq: segment.seq,
+            acked_by: segment.end(),
             end: segment.ack,
             expects: segment.seq,
             fins: 0,
@@ -114,6 +120,18 @@ impl Flow {
         segment.length() == 0 && segment.seq == self.acked.wrapping_sub(1)
     }
 
+    /// Whether the local end shows by a segment that it does not know what was acknowledged, because it refused what said so:
+    /// that was older than what it expects, and it looks at nothing else in such a segment (RFC 9293, 3.10.7.4).
+    ///
+    /// Two ends come to this that were both shown a closed window in an outage, if what each had got was never acknowledged to
+    /// the other, as when both programs of the tunnel are killed: with the window closed a sender has nothing to say but its
+    /// oldest numbers (`tcp_acceptable_seq()`), each refuses the other's for that, and so neither hears of the window.
+    pub(crate) fn has_missed(&self, segment: &Segment) -> bool {
+        let late = segment.ack.wrapping_sub(self.acked_by);
+        // A probe repeats a byte that is known to be acknowledged.
+        before(segment.seq.wrapping_add(1), self.acked) && (1..=LATEST).contains(&late)
+    }
+
     /// Data, or FIN, and nothing that goes beyond what was sent before.
     pub(crate) fn is_repetition(&self, segment: &Segment) -> bool {
         segment.length() > 0 && !before(self.end, segment.end())
@@ -130,7 +148,7 @@ impl Flow {
     /// Whether the first segment of the local end belongs to what a stranger has told.
     fn agrees_with(&self, segment: &Segment) -> bool {
         // It does not repeat what it knows to be acknowledged, but for the byte of a probe.
-        !before(segment.end().wrapping_add(1), self.acked)
+        (!before(segment.end().wrapping_add(1), self.acked) || self.has_missed(segment))
             && (before(segment.seq, self.acked) || segment.seq.wrapping_sub(self.acked) <= MAX_WINDOW)
     }
 
@@ -152,6 +170,9 @@ impl Flow {
         }
         let newer = before(self.acked, segment.ack);
         if newer || (self.acked == segment.ack && !before(segment.seq, self.window_seq)) {
+            // The same in a segment that is not refused is known.
+            self.acked_by =
+                if newer || before(self.acked_by, segment.end()) { segment.end() } else { self.acked_by };
             self.acked = segment.ack;
             self.window_seq = segment.seq;
             // The window of a SYN is not scaled, those after it may be (RFC 7323, 2.2).

@@ -161,6 +161,31 @@ fn what_a_stranger_made_up_is_forgotten_once_the_local_end_speaks() {
 }
 
 #[test]
+fn only_an_older_segment_than_the_local_end_expects_is_one_it_missed() {
+    let missed = |first: Segment, local: Sample| {
+        let mut flows = living();
+        assert!(send(&mut flows, Sample { data: 400, ..Sample::default() }).is_some());
+        flows.delivered(&first);
+        let local = segment(local);
+        let at = flows.sending(&local).expect("it lives");
+        flows.get(at).has_missed(&local)
+    };
+    let late = Segment { seq: 5000, ..inbound(1400, 0) };
+    let ignorant = Sample { seq: 1000, ack: 5800, ..Sample::default() };
+    assert!(missed(late, ignorant));
+    assert!(missed(late, Sample { data: 400, ..ignorant }), "a repetition shows it too");
+    assert!(!missed(late, Sample { ack: 5000, ..ignorant }), "it may be on its way to the local end");
+    assert!(!missed(Segment { seq: 5800, ..late }, ignorant));
+    assert!(
+        !missed(Segment { seq: 5000_u32.wrapping_sub(LATEST), ..late }, ignorant),
+        "nobody is that far behind"
+    );
+    assert!(!missed(Segment { ack: 1401, ..late }, ignorant), "that was never sent");
+    assert!(!missed(late, Sample { seq: 1400, ..ignorant }), "it knows");
+    assert!(!missed(late, Sample { seq: 1399, ..ignorant }), "as a probe does");
+}
+
+#[test]
 fn a_full_table_takes_no_more_memory_than_is_said() {
     let slot = size_of::<(FlowKey, usize)>() + 1;
     // A hash table keeps at most 7/8 of its power of two full, and the list doubles.

@@ -154,8 +154,24 @@ impl Session {
         let segment = Segment::parse(packet)?;
         let flows = &mut self.freeze.flows;
         let at = flows.sending(&segment)?;
+        let missed = flows.get(at).has_missed(&segment);
         flows.sent(at, &segment);
-        Some(Place { flow: flows.get(at).id, seq: segment.seq, length: segment.length() })
+        let place = Place { flow: flows.get(at).id, seq: segment.seq, length: segment.length() };
+        if missed {
+            self.acknowledge_again(at, &segment, packet);
+        }
+        Some(place)
+    }
+
+    /// Says again what the other end has acknowledged, for the local one refused it: with the number that it expects.
+    fn acknowledge_again(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
+        let flow = self.freeze.flows.get(at);
+        let Some(window) = flow.window.filter(|_| self.freeze.answers.len() < MAX_ANSWERS) else { return };
+        // As in `answer`: not older than anything that the sender has.
+        let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
+        let again = BareAck { to: flow.key, seq: segment.ack, ack: flow.acked, window, timestamps };
+        self.freeze.answers.push(again.packet());
+        self.stats.local_answers += 1;
     }
 
     /// Says in the name of the other end: nothing new has come, and there is no room.

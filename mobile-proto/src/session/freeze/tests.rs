@@ -205,6 +205,39 @@ fn at_the_end_only_a_flow_with_nothing_unacknowledged_is_told_of_the_window() {
     assert_eq!(ends.answers(), [], "once");
 }
 
+/// As two real ends do that were both shown a closed window, and whose acknowledgements went down with both programs: the bug
+/// was that neither ever heard of the other again, until the kernel gave up.
+#[test]
+fn ends_that_refuse_each_others_acknowledgements_hear_of_them() {
+    for known in [false, true] {
+        let mut ends = Ends::new(&Limits::default());
+        if known {
+            ends.receive(Sample { seq: 5000, ack: 1000, window: 700, ..Sample::default() });
+            let _ = ends.send(data(1000, 400));
+        }
+        // The other end has got 400 bytes, and says so with the oldest of the 800 that this one has got.
+        ends.receive(Sample {
+            seq: 5000,
+            ack: 1400,
+            window: 600,
+            timestamps: Some((3, 2)),
+            ..Sample::default()
+        });
+        assert_eq!(ends.answers(), [], "it may be heard");
+        let refusal = Sample { seq: 1000, ack: 5800, timestamps: Some((9, 8)), ..Sample::default() };
+        assert_eq!(ends.send(refusal), Enqueue::Queued);
+        let local = ends.local();
+        assert_eq!(local.len(), 1);
+        let again = Segment::parse(&local[0]).unwrap();
+        assert_eq!((again.seq, again.ack, again.window), (5800, 1400, 600));
+        assert_eq!(segment::timestamps(&local[0]), Some((8, 9)));
+        // Now it knows.
+        let _ = ends.send(Sample { ack: 5800, ..data(1400, 10) });
+        let _ = ends.send(Sample { seq: 1399, ack: 5800, ..Sample::default() });
+        assert_eq!(ends.answers(), [], "nor is a probe taken for ignorance");
+    }
+}
+
 #[test]
 fn held_data_is_not_held_twice() {
     let mut ends = established(&Limits::default());
