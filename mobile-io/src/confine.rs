@@ -103,6 +103,7 @@ fn restrict(files: &Files) -> Result<RulesetStatus, landlock::RulesetError> {
 
 /// What has no place in a network daemon: other processes' memory, the kernel's own code, mounts, the machine's clock
 /// and name, namespaces, and ways around files' names. Denied calls fail with EPERM.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
 const DENIED: &[libc::c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,

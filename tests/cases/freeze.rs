@@ -1,7 +1,7 @@
 //! Inner TCP outlives an outage: its senders are told that there is no room, wait, and go on at once.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +18,9 @@ const RESUME: Duration = Duration::from_millis(300);
 
 /// Bulk transfers on a slow link first repeat what was in flight, and start slowly then.
 const BULK_RESUME: Duration = Duration::from_secs(2);
+
+/// How soon with a restart of both programs meanwhile: a sender's pauses have grown with the outage.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The size of each bulk transfer, a rate at which the outage falls into it, and what counts as data that flows.
 const SIZE: u64 = 30_000_000;
@@ -69,9 +72,9 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
     let last_tick = sent.load(Ordering::Relaxed);
     for talk in &mut echoes {
         talk.say("after")?;
-        assert_eq!(heard_until(talk, back, |line| line == "after")?, count_of_lines(count));
+        assert_eq!(heard_until(talk, back, RESUME, |line| line == "after")?, count_of_lines(count));
     }
-    heard_until(&mut ticks, back, |line| line.parse::<u64>().is_ok_and(|tick| tick > last_tick))?;
+    heard_until(&mut ticks, back, RESUME, |line| line.parse::<u64>().is_ok_and(|tick| tick > last_tick))?;
     bed.finish()
 }
 
@@ -127,6 +130,65 @@ fn bulk_transfers_both_ways_outlive_an_outage_that_ends_them_otherwise() -> Outc
     bed.finish()
 }
 
+/// What either end had got was never acknowledged to the other, and both were shown a closed window: with that, each has only
+/// numbers to say which the other refuses as old. The bug was that such a connection ended a minute later.
+#[test]
+fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_ways() -> Outcome {
+    let mut bed = Testbed::new()?;
+    for uplink in UplinkName::ALL {
+        // Ten ticks and their acknowledgements are always on their way.
+        bed.lab.uplink(uplink).set_delay(TICK * 5);
+    }
+    let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let counters = (Arc::clone(&sent), Arc::clone(&received));
+    let _ticks = TcpService::start(&bed.lab.server, TICKS, move |stream, _| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Too long to be repeated together with the next one, which could be heard.
+                while writeln!(&stream, "{:01000}", counters.0.fetch_add(1, Ordering::Relaxed)).is_ok() {
+                    std::thread::sleep(TICK);
+                }
+            });
+            for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                counters.1.store(line.parse().unwrap_or(u64::MAX), Ordering::Relaxed);
+            }
+        });
+    })?;
+    let [four, _] = server(TICKS);
+    let mut ticks = bed.mobile_talk(&["tcp", &four])?;
+    let mut said = 0;
+    let mut say = |ticks: &mut Talk, count: u32, pause: Duration| -> anyhow::Result<u64> {
+        for _ in 0..count {
+            said += 1;
+            ticks.say(&format!("{said:01000}"))?;
+            std::thread::sleep(pause);
+        }
+        Ok(said)
+    };
+    say(&mut ticks, 40, TICK)?;
+    bed.lab.eth().cut()?;
+    bed.lab.wlan().cut()?;
+    // As much as the buffers in front of a closed window hold.
+    say(&mut ticks, 20, OUTAGE / 40)?;
+    bed.agent.kill()?;
+    bed.relay.kill()?;
+    bed.lab.wlan().bring_up()?;
+    bed.relay.start()?;
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+
+    let back = Instant::now();
+    let (last_tick, last_said) = (sent.load(Ordering::Relaxed), say(&mut ticks, 1, TICK)?);
+    heard_until(&mut ticks, back, LONGEST_PAUSE, |line| {
+        line.parse::<u64>().is_ok_and(|tick| tick > last_tick)
+    })?;
+    wait_for("what was said last", LONGEST_PAUSE, || {
+        Ok((received.load(Ordering::Relaxed) >= last_said).then_some(()))
+    })?;
+    bed.expect_warnings_of_all_kinds();
+    bed.finish()
+}
+
 #[test]
 fn a_connection_made_in_an_outage_is_there_at_its_end() -> Outcome {
     let bed = Testbed::new()?;
@@ -155,11 +217,17 @@ fn impatient(bed: &Testbed) -> Outcome {
 }
 
 /// How many lines came, within the bound, up to the one that is `wanted`.
-fn heard_until(talk: &mut Talk, since: Instant, wanted: impl Fn(&str) -> bool) -> anyhow::Result<u64> {
+fn heard_until(
+    talk: &mut Talk,
+    since: Instant,
+    patience: Duration,
+    wanted: impl Fn(&str) -> bool,
+) -> anyhow::Result<u64> {
     for count in 1.. {
-        let line = talk.hear_within(RESUME.saturating_sub(since.elapsed()))?;
+        let line = talk.hear_within(patience.saturating_sub(since.elapsed()))?;
         if wanted(&line) {
-            eprintln!("{line}: {:?} after the tunnel's return", since.elapsed());
+            let number = line.trim_start_matches('0');
+            eprintln!("{number}: {:?} after the tunnel's return", since.elapsed());
             return Ok(count);
         }
         assert!(!line.starts_with('!'), "{line}");

@@ -76,8 +76,9 @@ pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
         // For -Z build-std, on the stable toolchain.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ZIGBUILD_PYTHON_PATH", venv.join("bin/python3"))
-        // The start of the program is zig's: rustc has one only where somebody has installed the target.
-        .env(flags_of(arch), "-C link-self-contained=no")
+        // The start of the program is zig's: rustc has one only where somebody has installed the target. That its folder is not
+        // there is all that zig's linker has to say.
+        .env(flags_of(arch), "-C link-self-contained=no -A linker-messages")
         .env(c_flags_of(arch), ONE_STRATEGY.map(|flag| format!("-D{flag}")).join(" "))
         // Nothing outside the target directory is touched.
         .env("CARGO_ZIGBUILD_CACHE_DIR", venv.join("cache"))

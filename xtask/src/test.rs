@@ -23,9 +23,9 @@ pub(crate) struct Args {
     filters: Vec<String>,
 }
 
-/// Once more with what `[tunnel]` can turn on and off the other way round; but for `queue=fifo`, under which connections still
-/// end there: see docs/known-issues.md.
-const OTHER_MODES: [&str; 4] = ["--tunnel", "offload=off", "--tunnel", "compression=zstd"];
+/// Once more with what `[tunnel]` can turn on and off the other way round.
+const OTHER_MODES: [&str; 6] =
+    ["--tunnel", "queue=fifo", "--tunnel", "offload=off", "--tunnel", "compression=zstd"];
 
 /// Sets up, builds and tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
