@@ -39,6 +39,28 @@ fn documented(prefix: &str) -> BTreeSet<&'static str> {
     names.filter_map(|line| line.split('`').next()).filter(|name| name.starts_with(prefix)).collect()
 }
 
+/// Labels whose values speak for themselves, or are the machine's own names.
+const PLAIN_LABELS: [&str; 4] = ["version", "uplink", "direction", "le"];
+
+/// Every value of every other label, as `metric: value`, that the metric's help does not explain.
+fn unexplained(text: &str) -> Vec<String> {
+    let (mut help, mut found) = ("", Vec::new());
+    for line in text.lines() {
+        if let Some(new) = line.strip_prefix("# HELP ") {
+            help = new;
+        }
+        let Some((name, rest)) = line.split_once('{').filter(|_| !line.starts_with('#')) else { continue };
+        let labels = rest.split_once('}').map_or("", |(labels, _)| labels);
+        for (label, value) in labels.split(',').filter_map(|pair| pair.split_once('=')) {
+            let value = value.trim_matches('"');
+            if !PLAIN_LABELS.contains(&label) && !help.contains(&format!("`{value}`")) {
+                found.push(format!("{name}: {value}"));
+            }
+        }
+    }
+    found
+}
+
 /// A real Prometheus on the host that scrapes both programs.
 struct Prometheus<'a> {
     ns: &'a Ns,
@@ -137,6 +159,7 @@ fn prometheus_scrapes_both_every_panel_shows_something_and_no_alert_fires() -> O
         ns.feed(&["promtool", "check", "metrics"], &text)?;
         let helped = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next());
         assert_eq!(helped.collect::<BTreeSet<_>>(), documented(prefix));
+        assert_eq!(unexplained(&text), Vec::<String>::new());
         assert_eq!(page(ns, listen, "/healthz")?, ("ok\n".to_owned(), "200".to_owned()), "{prefix}");
     }
 

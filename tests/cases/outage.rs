@@ -49,6 +49,7 @@ fn with_no_uplink_for_20_s_send_does_not_fail_and_the_session_goes_on() -> Outco
         // An error of send() or recv() would be said: `! send: Network is unreachable`.
         assert_eq!(talk.overhear(), Vec::<String>::new());
     }
+    assert_eq!(bed.agent.log().matches("no path to the relay").count(), 1, "said while it lasts, once");
 
     bed.lab.wlan().bring_up()?;
     bed.agent.wait_active(UplinkName::Wlan)?;

@@ -12,7 +12,9 @@ mobile_io::declare_metrics! {
     HALF_OPEN: Gauge "homerelay_half_open_connections" []
         "Connections in their handshake.";
     HANDSHAKES: Counter "homerelay_handshakes_total" ["result"]
-        "Connections of clients, by how they began. `busy`, `source_busy`, `source_rate` and `rate`: closed before TLS, for \
+        "Connections of clients, by how they began. `opened`: a new session; `resumed`: one that was there; `enrolment`: an \
+         invitation was to be redeemed; `unauthorized`: the key is none of a client; `tls`: TLS failed otherwise; `hello`: what \
+         came then was not our protocol; `timeout`: too slow; `busy`, `source_busy`, `source_rate` and `rate`: closed before TLS, for \
          `[limits]` `half_open`, `half_open_per_source`, `handshake_rate_per_source` and `handshake_rate`.";
     RELOADS: Counter "homerelay_reloads_total" ["outcome"]
         "Configurations read anew. `done`; `refused`: the file could not be used, and the old configuration stays.";
@@ -41,7 +43,10 @@ mobile_io::declare_metrics! {
     COMPRESSED_BYTES: Counter "homerelay_compressed_bytes_total" ["direction"]
         "Bytes of packets that travelled compressed, as what they travelled.";
     DROPS: Counter "homerelay_drops_total" ["reason"]
-        "Packets not forwarded. `session_bounds` includes those of flows that send faster than the client's path takes it, \
+        "Packets not forwarded. `malformed`: no IP packet; `source`: from a client, not with its address; `isolation`: from a client to \
+         another; `destination`: to an address no router forwards to; `no_session`: to a client that has none; `queue_full`: to one \
+         that takes them more slowly than they come; `device`: the TUN did not take it; `session_bounds`: by the session's bounds in \
+         memory and time. It includes those of flows that send faster than the client's path takes it, \
          and TCP data that was sent again in an outage and is held already, no loss.";
     SOURCE_VIOLATIONS: Counter "homerelay_source_violations_total" []
         "Packets from a client with a source address that is not the client's.";

@@ -13,7 +13,7 @@ pub(super) fn attach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()
 
 /// Clears it.
 pub(super) fn detach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()> {
-    change(config, &Request::Detach { pids }, "no longer mobile", "keep the MOBILE route")
+    change(config, &Request::Detach { pids }, "not mobile", "keep the MOBILE route")
 }
 
 fn change(config: Option<&Path>, request: &Request, done: &str, keep: &str) -> anyhow::Result<()> {

@@ -10,20 +10,26 @@ mobile_io::declare_metrics! {
     RTT: Gauge "mobile_rtt_seconds" []
         "Smoothed round-trip time to the relay on the active path; absent without one.";
     UPLINK_STATE: Gauge "mobile_uplink_state" ["uplink", "state"]
-        "1 for the state each uplink is in.";
+        "1 for the state each uplink is in. `active`: it carries the tunnel; `standby`: it could at once; `silent`: its path does \
+         not answer any more; `connecting`; `usable`; `failing`: usable, but the relay was not reached over it; `unusable`.";
     PATH_RTT: Gauge "mobile_path_rtt_seconds" ["uplink"]
         "Smoothed round-trip time to the relay, on the path over each uplink that has one.";
     PATH_LOSS: Gauge "mobile_path_loss_ratio" ["uplink"]
         "Share of TCP segments sent again since the path over each uplink was made, 0 to 1.";
     HANDOVERS: Counter "mobile_handovers_total" ["cause"]
-        "Times the tunnel moved to another path.";
+        "Times the tunnel moved to another path. The old uplink had no carrier any more (`carrier_lost`), was set down \
+         (`link_down`), was gone or excluded (`link_gone`), lost its address (`address_lost`) or default route (`route_lost`); \
+         nothing was heard on the path (`silent`), its TCP or TLS failed (`transport_failed`), or the relay closed it \
+         (`relay_closed`). Or it still worked: the policy prefers another uplink (`better_uplink`), or `mobile use` (`forced`).";
     HANDOVER_BLACKOUT: Histogram "mobile_handover_blackout_seconds" []
         "Of each handover, the time from the end of the old path until the relay answered on the new one; 0 where the old \
          one worked until then.";
     CONNECT_ATTEMPTS: Counter "mobile_connect_attempts_total" []
         "Attempts to reach the relay.";
     CONNECT_FAILURES: Counter "mobile_connect_failures_total" ["reason"]
-        "Failed attempts to reach the relay.";
+        "Failed attempts to reach the relay. `resolve`: its name has no address; `unreachable`: no connection; `timeout`; \
+         `unauthorised`: it does not know this host's key; `revoked`; `wrong_relay_key`: another key than `[relay] public_key` \
+         answered; `protocol`: what answered is no relay of this version; `relay_closed`: it hung up.";
     PACKETS: Counter "mobile_packets_total" ["direction"]
         "Inner packets carried.";
     BYTES: Counter "mobile_bytes_total" ["direction"]
@@ -33,8 +39,11 @@ mobile_io::declare_metrics! {
     COMPRESSED_BYTES: Counter "mobile_compressed_bytes_total" ["direction"]
         "Bytes of inner packets that travelled compressed, as what they travelled.";
     DROPPED_PACKETS: Counter "mobile_dropped_packets_total" ["reason"]
-        "Inner packets dropped. `delayed`: of flows that send faster than the path takes it, to say so; `displaced`: by \
-         newer ones in an outage; `duplicate`: TCP data sent again in an outage that is held already, no loss.";
+        "Inner packets dropped. `delayed`: of flows that send faster than the path takes it, to say so; `queue_full`: the \
+         newest, for want of room; `displaced`: by newer ones in an outage; `aged`: after a minute without a path; \
+         `duplicate`: TCP data sent again in an outage that is held already, no loss; `given_up`: sent and never acknowledged, \
+         beyond the bounds; `lost_by_peer`: the relay's, likewise; `bad_length`: empty or too long; `device_refused`: by the TUN; \
+         `misaddressed`: from the relay, to an address that is not ours.";
     QUEUED_BYTES: Gauge "mobile_queued_bytes" []
         "Bytes waiting to be sent.";
     UNACKNOWLEDGED_BYTES: Gauge "mobile_unacknowledged_bytes" []
@@ -53,7 +62,8 @@ mobile_io::declare_metrics! {
         "Times that our rules moved before those of others, or back.";
     SELECTION_VERDICTS: Counter "mobile_selection_verdicts_total" ["verdict"]
         "Decisions of the eBPF programs about mobile processes and sockets, since they were first loaded; ordinary ones are not \
-         counted. `direct`: without a mark for want of a session; `refused`: the socket is bound to another device than the \
+         counted. `marked`: a socket became mobile; `kept`: it was already; `cleared`: it is not any more; `other_namespace`: a mobile \
+         process where there is no tunnel; `failed`: the kernel refused; `direct`: without a mark for want of a session; `refused`: the socket is bound to another device than the \
          tunnel's, or to an address of one, and the call failed.";
     MAP_FULL: Counter "mobile_map_full_total" ["map"]
         "Entries refused because an eBPF map was full. `bypass`: networks of `mobile bypass add`, since the agent started; \

@@ -20,6 +20,9 @@ use super::machine::{Action, Lost, Machine, Was, Wishes};
 use super::suspend::Suspend;
 use crate::uplinks::Uplinks;
 
+/// So long the tunnel is without a path before the log has a line of it: longer than an ordinary handover.
+const TELL_OUTAGE: Duration = Duration::from_secs(3);
+
 /// The one task that knows the machine.
 pub(super) struct Manager {
     machine: Machine,
@@ -33,6 +36,8 @@ pub(super) struct Manager {
     ledger: Ledger,
     suspend: Suspend,
     assigned: watch::Sender<Option<PushConfig>>,
+    /// The beginning of the last outage that the log has a line of.
+    told_outage: Option<Instant>,
 }
 
 impl Manager {
@@ -55,6 +60,7 @@ impl Manager {
             ledger: Ledger::new(),
             suspend: Suspend::new(),
             assigned,
+            told_outage: None,
         }
     }
 
@@ -69,7 +75,7 @@ impl Manager {
         loop {
             self.act();
             publish.send_replace(self.state());
-            let deadline = self.machine.deadline();
+            let deadline = [self.machine.deadline(), self.tell_outage()].into_iter().flatten().min();
             tokio::select! {
                 changed = self.uplinks.known.changed() => {
                     if changed.is_err() {
@@ -96,6 +102,19 @@ impl Manager {
                 () = at(deadline) => self.machine.tick(Instant::now()),
             }
         }
+    }
+
+    /// Says once of each outage that there is one; or when it will be time to.
+    fn tell_outage(&mut self) -> Option<Instant> {
+        let since = self.machine.outage_since().filter(|since| self.told_outage != Some(*since))?;
+        let due = since + TELL_OUTAGE;
+        if Instant::now() < due {
+            return Some(due);
+        }
+        self.told_outage = Some(since);
+        let usable_uplinks = self.machine.decision().candidates.join(" ");
+        tracing::info!(usable_uplinks, "no path to the relay: mobile connections wait for one");
+        None
     }
 
     fn look_at_uplinks(&mut self) {
