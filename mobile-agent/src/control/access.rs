@@ -103,9 +103,14 @@ impl Held {
     /// Looks at the process behind `pidfd`, and only then makes sure that `pid` meant it all the while.
     fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, Unchanged> {
         let gone = || Unchanged::NoProcess(pid);
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone())?;
+        let unseen = |source: std::io::Error| match Errno::from_io_error(&source) {
+            Some(Errno::SRCH | Errno::NOENT) => gone(),
+            // A process may be kept from us though it is there: what of it we may look at, our capabilities decide.
+            _ => Unchanged::Open { pid, source },
+        };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(unseen)?;
         let owners = parse_owners(&status).ok_or_else(gone)?;
-        let theirs = namespace(&pid.to_string()).map_err(|_| gone())?;
+        let theirs = namespace(&pid.to_string()).map_err(unseen)?;
         let ours = namespace("self").map_err(Unchanged::Namespace)?;
         let held = Self { pid, owners, pidfd };
         if !held.is_alive() {

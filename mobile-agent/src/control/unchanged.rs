@@ -30,7 +30,7 @@ pub(super) enum Unchanged {
         owner: String,
     },
     /// It cannot be looked at.
-    #[error("cannot open process {pid}: {source}")]
+    #[error("cannot look at process {pid}: {source}")]
     Open {
         /// The process.
         pid: i32,
