@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc::{c_char, ifreq};
 use nix::sys::ioctl::ioctl_param_type;
-use nix::sys::uio::{readv, writev};
+use rustix::io::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
