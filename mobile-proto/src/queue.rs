@@ -142,12 +142,11 @@ impl Queue {
         self.put(record, Shelf::push_back);
     }
 
-    /// Takes a bare acknowledgement in the place of the last packet of its flow, if that is one which it makes needless, and
-    /// returns that packet; else it returns the record.
-    pub(crate) fn supersede(&mut self, record: Record) -> Result<Vec<u8>, Record> {
-        let Some(at) = self.superseded(&record) else { return Err(record) };
-        let Record { packet, offload, .. } = record;
-        Ok(self.replace(at, packet, offload).unwrap_or_default())
+    /// Takes a bare acknowledgement's packet in the place of the last packet of its flow, if that is one which it makes
+    /// needless, and returns that packet.
+    pub(crate) fn supersede(&mut self, record: &mut Record) -> Option<Vec<u8>> {
+        let at = self.superseded(record)?;
+        self.replace(at, std::mem::take(&mut record.packet), record.offload)
     }
 
     fn superseded(&self, record: &Record) -> Option<usize> {

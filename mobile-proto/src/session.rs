@@ -306,14 +306,14 @@ impl Session {
         }
     }
 
-    fn push(&mut self, record: Record) -> Enqueue {
+    fn push(&mut self, mut record: Record) -> Enqueue {
         self.count_enqueued(record.packet.len());
-        match self.queue.supersede(record) {
-            Ok(needless) => {
+        match self.queue.supersede(&mut record) {
+            Some(needless) => {
                 self.stats.thinned += 1;
                 self.pool.give(needless);
             }
-            Err(record) => self.queue.push(record),
+            None => self.queue.push(record),
         }
         Enqueue::Queued
     }
