@@ -22,7 +22,7 @@ use crate::tls::{Cause, explain};
 /// Work of one round, per source: enough to pay for the round, short enough that no source waits for another. Reads, of a TLS
 /// record each, are many: a peer of inner TCP acknowledges what a round delivers, and the fewer rounds, the fewer of its
 /// acknowledgements go on their way ([`Session::enqueue`] thins them). What answers each datagram would fill the device's
-/// queue (500 packets) meanwhile, so deliveries are bounded too.
+/// queue (1,000 packets) meanwhile, so deliveries are bounded too.
 const READS: usize = 64;
 const DELIVERIES: usize = 256;
 const PACKETS: usize = 64;
