@@ -1,6 +1,6 @@
 //! Builds the eBPF programs for their own target, with the toolchain that builds everything else.
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use aya_build::{Package, Toolchain};
@@ -17,6 +17,7 @@ fn main() -> Result<()> {
              Run `cargo xtask setup`, which installs the version this project pins, and build again."
         );
     }
+    link_unwinder();
     let toolchain = TOOLCHAIN_FILE
         .lines()
         .find_map(|line| line.strip_prefix("channel = \"")?.strip_suffix('"'))
@@ -32,6 +33,19 @@ fn main() -> Result<()> {
     let package = Package { name: "mobile-ebpf", root_dir, no_default_features: false, features: &[] };
     aya_build::build_ebpf([package], Toolchain::Custom(toolchain))
         .context("building the eBPF programs failed; the compiler's messages are in the warnings above")
+}
+
+/// Takes the C compiler's unwinder into the program where there is one to be had: loading the shared library is a good part of what
+/// `mobile run` takes.
+fn link_unwinder() {
+    let target_is_host = env::var("TARGET") == env::var("HOST");
+    let found = Command::new("cc").arg("-print-file-name=libgcc_eh.a").output();
+    let path = found.ok().and_then(|found| String::from_utf8(found.stdout).ok());
+    let path = path.map(|path| PathBuf::from(path.trim_end())).filter(|path| path.is_absolute());
+    if let Some(folder) = path.as_deref().and_then(|path| path.parent()).filter(|_| target_is_host) {
+        println!("cargo::rustc-link-search=native={}", folder.display());
+        println!("cargo::rustc-link-lib=static:-bundle=gcc_eh");
+    }
 }
 
 fn in_path(program: &str) -> bool {

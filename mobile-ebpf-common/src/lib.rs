@@ -53,8 +53,6 @@ pub mod map {
     pub const DEADLINE: &str = "DEADLINE";
     /// Value of [`DEADLINE`]: there is none.
     pub const FOREVER: u64 = u64::MAX;
-    /// Array of one `u64`: the kernel id of `mobile.slice`, 0 while there is none. systemd makes and removes it as it likes.
-    pub const SLICE: &str = "SLICE";
     /// Per-CPU array of `u64`, indexed by [`Verdict`](crate::Verdict).
     pub const VERDICTS: &str = "VERDICTS";
     /// Entries of [`VERDICTS`]: more than there are verdicts, so that a later program with more of them
@@ -83,6 +81,8 @@ pub mod map {
     pub const ASKED_ENTRIES: u32 = 8192;
     /// LRU hash of the MPTCP sockets of mobile processes.
     pub const MPTCP: &str = "MPTCP";
+    /// Array of one `u64`: not 0 once [`MPTCP`] has had an entry. Until then nobody is looked for there.
+    pub const ANY_MPTCP: &str = "ANY_MPTCP";
     /// Entries of [`MPTCP`]: as many connections as a host has, and few of them are MPTCP.
     pub const MPTCP_ENTRIES: u32 = 8192;
     /// Storage at sockets: the [`Owner`](crate::Owner) of each TCP connection on the MOBILE route. It goes with its socket.
@@ -94,14 +94,16 @@ pub mod map {
     pub const ACCOUNTS_ENTRIES: u32 = 32_768;
 }
 
-/// What the programs need to know, written by the agent before they are attached.
+/// What the programs need to know, written by the agent before they are attached; of the slice, also later.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Kernel id of the mobile cgroup: a task has the MOBILE attribute if this is its ancestor.
-    pub cgroup_id: u64,
     /// The network namespace that has the MOBILE route. Sockets of other namespaces are left alone.
     pub netns_cookie: u64,
+    /// Kernel id of the mobile cgroup: a task has the MOBILE attribute if this is its ancestor.
+    pub cgroup_id: u64,
+    /// That of `mobile.slice`, 0 while there is none. systemd makes and removes it as it likes.
+    pub slice_id: u64,
     /// Depth of the mobile cgroup below the root of the hierarchy.
     pub cgroup_level: u32,
     /// The bits to set on the sockets of mobile processes; none outside `mark_mask`.
@@ -112,7 +114,7 @@ pub struct Config {
     pub log: u32,
     /// The interface index of the host virtual device.
     pub device: u32,
-    /// Depth of `mobile.slice`, whose id is in [`map::SLICE`], below the root of the hierarchy.
+    /// Depth of `mobile.slice` below the root of the hierarchy.
     pub slice_level: u32,
 }
 
@@ -139,7 +141,7 @@ impl Config {
     }
 }
 
-// SAFETY: repr(C), of integers only, and 8 + 8 + 6 * 4 bytes leave no padding.
+// SAFETY: repr(C), of integers only, and 3 * 8 + 6 * 4 bytes leave no padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}
 
@@ -209,6 +211,7 @@ mod tests {
 
     const CONFIG: Config = Config {
         cgroup_id: 1,
+        slice_id: 0,
         netns_cookie: 1,
         cgroup_level: 1,
         mark: 0x4d00_0000,
@@ -236,6 +239,6 @@ mod tests {
 
     #[test]
     fn config_has_no_padding() {
-        assert_eq!(size_of::<Config>(), 40);
+        assert_eq!(size_of::<Config>(), 48);
     }
 }

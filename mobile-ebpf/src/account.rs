@@ -1,8 +1,11 @@
 //! What the TCP connections of each mobile process carry: see `mobile_ebpf_common::account`.
 //!
-//! A connection that takes the MOBILE route remembers, at its socket, who made it. When it is over, what the kernel counted is
-//! added to that process's account. Nothing runs for a packet, and the sockets of ordinary processes, which have no such
-//! memory, are not followed.
+//! A connection that takes the MOBILE route remembers, at its socket, who made it. Each packet that leaves says how far it has
+//! come, and what is new is added to that process's account. What the other end sent and did not wait to see acknowledged, before
+//! it reset the connection, is not on it.
+//!
+//! A hook for the changes of TCP sockets would tell their end itself, but the kernel goes through it several times in every
+//! connect() of the machine, whatever cgroup it is attached to.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -12,28 +15,27 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{
-        BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
-    },
+    EbpfContext,
+    bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock},
     btf_maps::SkStorage,
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_ktime_get_boot_ns, bpf_sk_storage_get},
+        generated::{bpf_ktime_get_boot_ns, bpf_sk_storage_get, bpf_tcp_sock},
     },
-    macros::{btf_map, map, sock_ops},
+    macros::{btf_map, cgroup_skb, map},
     maps::HashMap,
-    programs::{SockAddrContext, SockOpsContext},
+    programs::{SkBuffContext, SockAddrContext},
 };
 use mobile_ebpf_common::{
     Account, Event, Owner,
-    account::{is_made, received, sent, state},
+    account::{Segment, stage},
     map::ACCOUNTS_ENTRIES,
 };
 
 use crate::{
     dns::{self, Hook},
-    select::{happened, is_direct},
+    egress::{IPV4, IPV6, KEEP, socket},
+    select::{config, happened, is_direct},
 };
 
 #[btf_map]
@@ -42,10 +44,13 @@ static OWNERS: SkStorage<Owner> = SkStorage::new();
 #[map]
 static ACCOUNTS: HashMap<u32, Account> = HashMap::with_max_entries(ACCOUNTS_ENTRIES, BPF_F_NO_PREALLOC);
 
+/// Also what an IPv6 header calls what follows it, as it does a header with options for every hop.
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_HOPOPTS: u8 = 0;
 
-/// What the kernel's sock_ops hook takes for "go on". No reply is given: it would displace another program's.
-const GO_ON: u32 = 1;
+/// In the second half of the fourth word of a TCP header.
+const FIN: u32 = 1 << 16;
+const SYN: u32 = 1 << 17;
 
 /// A mobile socket is about to connect. One that does not leave by the tunnel is not counted.
 #[inline(always)]
@@ -60,8 +65,8 @@ pub(crate) fn open(ctx: &SockAddrContext, hook: Hook) {
     let mut owner = Owner {
         // SAFETY: takes nothing.
         since: unsafe { bpf_ktime_get_boot_ns() },
-        half_closed_at: 0,
-        process: bpf_get_current_pid_tgid() >> 32,
+        process: (bpf_get_current_pid_tgid() >> 32) as u32,
+        ..Owner::default()
     };
     let kept = OWNERS.get_or_insert_ptr_mut(ctx, Some(&mut owner));
     if kept.is_null() {
@@ -79,58 +84,70 @@ pub(crate) fn forget(ctx: &SockAddrContext) {
     let _ = OWNERS.delete(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
 }
 
-/// Called for every TCP socket when it connects, and for those that asked for it when their state changes.
-#[sock_ops]
-fn mobile_account(ctx: SockOpsContext) -> u32 {
-    match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => follow(&ctx),
-        BPF_SOCK_OPS_STATE_CB => changed(&ctx, ctx.arg(0), ctx.arg(1)),
-        _ => {}
-    }
-    GO_ON
-}
-
-/// Asks the kernel to tell of the changes of a socket that has an owner.
-#[inline(always)]
-fn follow(ctx: &SockOpsContext) {
-    if owner(ctx).is_some() && ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err()
-    {
-        happened(Event::Unaccounted);
-    }
+/// Called for every packet that leaves.
+#[cgroup_skb(egress)]
+fn mobile_account(ctx: SkBuffContext) -> i32 {
+    follow(&ctx);
+    KEEP
 }
 
 #[inline(always)]
-fn changed(ctx: &SockOpsContext, before: u32, now: u32) {
-    if now != state::CLOSE && now != state::FIN_WAIT2 {
-        return;
+fn follow(ctx: &SkBuffContext) -> Option<()> {
+    let config = config().ok()?;
+    let socket = socket(ctx)?;
+    // SAFETY: a valid bpf_sock.
+    let (mark, protocol, state) = unsafe { ((*socket).mark, (*socket).protocol, (*socket).state) };
+    if !config.is_marked(mark) || protocol != IPPROTO_TCP {
+        return None;
     }
-    let Some((socket, owner)) = owner(ctx) else { return };
-    // SAFETY: the context of a sock_ops program is a valid bpf_sock_ops, and these are those of a TCP connection.
-    let (acked_bytes, received_bytes, all) = unsafe {
-        let ops = ctx.ops;
-        ((*ops).bytes_acked, (*ops).bytes_received, (*ops).snd_una == (*ops).snd_nxt)
+    let owner = owner(socket)?;
+    let segment = segment(ctx)?;
+    // SAFETY: the helper takes a socket, and gives the counters of one that is TCP's.
+    let received = unsafe { bpf_tcp_sock(socket).as_ref() }?.bytes_received;
+    let more = owner.leaves(segment, state, received)?;
+    let Some(account) = account(owner.process, owner.since) else {
+        if owner.stage != stage::MISSING {
+            owner.stage = stage::MISSING;
+            happened(Event::Unaccounted);
+        }
+        return None;
     };
-    if now == state::FIN_WAIT2 {
-        // SAFETY: points to this socket's storage.
-        unsafe { (*owner).half_closed_at = received_bytes };
-        return;
-    }
-    // SAFETY: as above. A copy: what follows removes it, so that the programs of the next agent, which are in force for a moment
-    // beside these, do not count it again.
-    let Owner { since, half_closed_at, process } = unsafe { *owner };
-    if OWNERS.delete(socket).is_err() || !is_made(before) {
-        return;
-    }
-    let Some(account) = account(process as u32, since) else { return happened(Event::Unaccounted) };
+    owner.counted(more);
     // SAFETY: `account` points to an entry of the map, whose fields are aligned.
     unsafe {
-        add(&raw mut (*account).connections, 1);
-        add(&raw mut (*account).sent, sent(before, acked_bytes, all));
-        add(&raw mut (*account).received, received(before, received_bytes, half_closed_at));
+        add(&raw mut (*account).connections, more.connections);
+        add(&raw mut (*account).sent, more.sent);
+        add(&raw mut (*account).received, more.received);
     }
+    None
 }
 
-/// Connections of one process may end on several processors at once. The target can add atomically, but not compare and
+/// The TCP header of a packet, if it is where it is to be expected.
+#[inline(always)]
+fn segment(ctx: &SkBuffContext) -> Option<Segment> {
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff.
+    let (protocol, length) = unsafe { ((*skb).protocol, (*skb).len) };
+    let start = match protocol {
+        IPV4 => u32::from(ctx.load::<u8>(0).ok()? & 15) * 4,
+        IPV6 => match ctx.load::<u8>(6).ok()? {
+            // The kernel's own, of packets of more than 64 KiB.
+            IPPROTO_HOPOPTS => 48 + u32::from(ctx.load::<u8>(41).ok()?) * 8,
+            _ => 40,
+        },
+        _ => return None,
+    };
+    let [_, seq, _, offset_and_flags] = ctx.load::<[u32; 4]>(start as usize).ok()?.map(u32::from_be);
+    let end = start + (offset_and_flags >> 28) * 4;
+    Some(Segment {
+        seq,
+        length: length.saturating_sub(end),
+        syn: offset_and_flags & SYN != 0,
+        fin: offset_and_flags & FIN != 0,
+    })
+}
+
+/// Connections of one process may send on several processors at once. The target can add atomically, but not compare and
 /// exchange, for want of which `core` gives it no `AtomicU64::fetch_add`.
 ///
 /// # Safety
@@ -152,17 +169,10 @@ fn account(process: u32, since: u64) -> Option<*mut Account> {
     ACCOUNTS.get_ptr_mut(&process)
 }
 
-/// The socket of a call, and its owner if it has one.
+/// The owner of a socket, if it has one. The kernel sends what is one socket's on one processor at a time.
 #[inline(always)]
-fn owner(ctx: &SockOpsContext) -> Option<(*mut bpf_sock, *mut Owner)> {
-    // SAFETY: the context of a sock_ops program is a valid bpf_sock_ops; the helper takes its socket when there is one.
-    unsafe {
-        let socket = (*ctx.ops).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return None;
-        }
-        let owners = (&raw const OWNERS).cast_mut().cast();
-        let owner: *mut Owner = bpf_sk_storage_get(owners, socket.cast(), ptr::null_mut(), 0).cast();
-        (!owner.is_null()).then_some((socket, owner))
-    }
+fn owner<'a>(socket: *mut bpf_sock) -> Option<&'a mut Owner> {
+    let owners = (&raw const OWNERS).cast_mut().cast();
+    // SAFETY: the helper takes a socket, and gives this socket's storage.
+    unsafe { bpf_sk_storage_get(owners, socket.cast(), ptr::null_mut(), 0).cast::<Owner>().as_mut() }
 }

@@ -7,7 +7,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::__sk_buff,
+    bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock},
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -18,14 +18,14 @@ use crate::select::{LOOPBACK, config, happened, is_direct};
 
 /// What the kernel's egress hook takes for "send it", for "tell the sender: operation not permitted", and for "drop it, as a
 /// queue would".
-const KEEP: i32 = 1;
+pub(crate) const KEEP: i32 = 1;
 const REFUSE: i32 = 0;
 const DROP: i32 = 2;
 
 /// ETH_P_IP and ETH_P_IPV6, in network byte order, and where their headers have the destination.
-const IPV4: u32 = 0x0800_u16.to_be() as u32;
+pub(crate) const IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV4_DESTINATION: usize = 16;
-const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+pub(crate) const IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const IPV6_DESTINATION: usize = 24;
 
 /// For the root of the cgroup2 hierarchy, where it sees sockets that were made before their process was mobile.
@@ -62,19 +62,10 @@ fn judge(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> bool) ->
 #[inline(always)]
 fn try_egress(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> bool) -> Option<Event> {
     let config = config().ok()?;
+    let socket = socket(ctx)?;
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
-    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff; the helper takes its socket when there is one.
-    let (mark, device) = unsafe {
-        let socket = (*skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return None;
-        }
-        let socket = bpf_sk_fullsock(socket);
-        if socket.is_null() {
-            return None;
-        }
-        ((*socket).mark, (*skb).ifindex)
-    };
+    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff, and this its socket.
+    let (mark, device) = unsafe { ((*socket).mark, (*skb).ifindex) };
     if !config.is_marked(mark) || device == LOOPBACK || device == config.device {
         return None;
     }
@@ -92,4 +83,19 @@ fn try_egress(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> boo
         return None;
     }
     Some(if config.is_marked(packet_mark) { Event::EgressRefused } else { Event::EgressLate })
+}
+
+/// The socket a packet is of, if it has one.
+#[inline(always)]
+pub(crate) fn socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff; the helper takes its socket when there is one.
+    unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return None;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        (!socket.is_null()).then_some(socket)
+    }
 }

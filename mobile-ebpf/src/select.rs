@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{SO_MARK, SOL_SOCKET},
+    bindings::{SO_MARK, SOL_SOCKET, bpf_sock, bpf_sock_addr},
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{
@@ -34,9 +34,6 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 static DEADLINE: Array<u64> = Array::with_max_entries(1, 0);
 
 #[map]
-static SLICE: Array<u64> = Array::with_max_entries(1, 0);
-
-#[map]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICTS_ENTRIES, 0);
 
 #[map]
@@ -51,27 +48,57 @@ pub(crate) const LOOPBACK: u32 = 1;
 
 #[cgroup_sock(sock_create)]
 fn mobile_sock_create(ctx: SockContext) -> i32 {
-    count(try_sock_create(&ctx))
+    if is_made_ordinary(&ctx) { ALLOW } else { sock_create(ctx.sock) }
+}
+
+#[cold]
+#[inline(never)]
+fn sock_create(socket: *mut bpf_sock) -> i32 {
+    count(try_sock_create(&SockContext::new(socket)))
 }
 
 #[cgroup_sock_addr(connect4)]
 fn mobile_connect4(ctx: SockAddrContext) -> i32 {
-    count(try_connect(&ctx, "connect4", Hook::Ipv4))
+    if is_ordinary(&ctx) { ALLOW } else { connect4(ctx.sock_addr) }
+}
+
+#[cold]
+#[inline(never)]
+fn connect4(call: *mut bpf_sock_addr) -> i32 {
+    count(try_connect(&SockAddrContext::new(call), "connect4", Hook::Ipv4))
 }
 
 #[cgroup_sock_addr(connect6)]
 fn mobile_connect6(ctx: SockAddrContext) -> i32 {
-    count(try_connect(&ctx, "connect6", Hook::Ipv6))
+    if is_ordinary(&ctx) { ALLOW } else { connect6(ctx.sock_addr) }
+}
+
+#[cold]
+#[inline(never)]
+fn connect6(call: *mut bpf_sock_addr) -> i32 {
+    count(try_connect(&SockAddrContext::new(call), "connect6", Hook::Ipv6))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 fn mobile_sendmsg4(ctx: SockAddrContext) -> i32 {
-    count(try_sendmsg(&ctx, "sendmsg4", Hook::Ipv4))
+    if is_ordinary(&ctx) { ALLOW } else { sendmsg4(ctx.sock_addr) }
+}
+
+#[cold]
+#[inline(never)]
+fn sendmsg4(call: *mut bpf_sock_addr) -> i32 {
+    count(try_sendmsg(&SockAddrContext::new(call), "sendmsg4", Hook::Ipv4))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn mobile_sendmsg6(ctx: SockAddrContext) -> i32 {
-    count(try_sendmsg(&ctx, "sendmsg6", Hook::Sendmsg6))
+    if is_ordinary(&ctx) { ALLOW } else { sendmsg6(ctx.sock_addr) }
+}
+
+#[cold]
+#[inline(never)]
+fn sendmsg6(call: *mut bpf_sock_addr) -> i32 {
+    count(try_sendmsg(&SockAddrContext::new(call), "sendmsg6", Hook::Sendmsg6))
 }
 
 /// Why a decision could not be carried out.
@@ -114,6 +141,23 @@ fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
             Ok(verdict)
         }
     }
+}
+
+/// Whether a call is certainly an ordinary process's, of a socket that is none of ours: nothing is to be done. Most of a machine's
+/// calls are such, and what they cost is the memory and the instructions that are not in the processor's cache: so this looks at
+/// the least it can, and the rest is a function of its own.
+#[inline(always)]
+fn is_ordinary(ctx: &SockAddrContext) -> bool {
+    let Ok(config) = config() else { return false };
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    let mark = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
+    !config.is_marked(mark) && !mptcp::may_be_of_mobile() && !current_is_mobile(config)
+}
+
+/// The same of a new socket.
+#[inline(always)]
+fn is_made_ordinary(ctx: &SockContext) -> bool {
+    config().is_ok_and(|config| !mptcp::is_mptcp(ctx) && !current_is_mobile(config))
 }
 
 /// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer and whose
@@ -239,7 +283,7 @@ fn current_is_mobile(config: &Config) -> bool {
     // SAFETY: takes no pointer; a level below the task's own gives 0, which is no cgroup's id.
     let ancestor = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
     ancestor(config.cgroup_level) == config.cgroup_id
-        || SLICE.get(0).is_some_and(|slice| *slice != 0 && ancestor(config.slice_level) == *slice)
+        || (config.slice_id != 0 && ancestor(config.slice_level) == config.slice_id)
 }
 
 /// Whether mobile processes go directly for want of a session: the agent, if it lives, has not put the deadline off. The

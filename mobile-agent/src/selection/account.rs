@@ -11,7 +11,7 @@ use aya::{
     Ebpf,
     maps::{self, Map, MapData, MapError},
 };
-use mobile_ebpf_common::{Account, account, map};
+use mobile_ebpf_common::{Account, map};
 
 use super::{
     bpf_error::{BpfError, Result},
@@ -23,7 +23,7 @@ use crate::control::protocol::Traffic;
 /// How often the accounts of processes that have ended are closed: the map holds those of a thousand processes a second.
 pub(crate) const SWEEP: Duration = Duration::from_secs(30);
 
-/// How often the sockets are listed until no connection has ended meanwhile.
+/// How often the sockets are listed until nothing was counted meanwhile.
 const LOOKS: usize = 3;
 
 /// A process: its id, and when it started, in nanoseconds of CLOCK_BOOTTIME.
@@ -37,50 +37,55 @@ pub(crate) struct Holder {
 
 /// The accounts.
 pub(crate) struct Accounts {
-    over: Mutex<maps::HashMap<MapData, u32, Account>>,
+    counted: Mutex<maps::HashMap<MapData, u32, Account>>,
     owners: MapData,
 }
 
 impl Accounts {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let over = ebpf.take_map(map::ACCOUNTS).ok_or(BpfError::Missing(map::ACCOUNTS))?;
-        let over = maps::HashMap::try_from(over).map_err(failed)?;
+        let counted = ebpf.take_map(map::ACCOUNTS).ok_or(BpfError::Missing(map::ACCOUNTS))?;
+        let counted = maps::HashMap::try_from(counted).map_err(failed)?;
         match ebpf.take_map(map::OWNERS) {
-            Some(Map::SkStorage(owners)) => Ok(Self { over: Mutex::new(over), owners }),
+            Some(Map::SkStorage(owners)) => Ok(Self { counted: Mutex::new(counted), owners }),
             _ => Err(BpfError::Missing(map::OWNERS)),
         }
     }
 
     /// What each of these processes has carried; in the same order.
     pub(crate) fn of(&self, holders: &[Holder]) -> Result<Vec<Traffic>> {
-        let mut over = self.over_of(holders)?;
+        let mut counted = self.counted_of(holders)?;
         let mut open = Vec::new();
         for _ in 0..LOOKS {
-            open = diag::open(self.owners.fd().as_fd()).map_err(|source| BpfError::Io {
-                action: "list the sockets of mobile processes with",
-                path: "sock_diag".into(),
-                source,
-            })?;
-            // A connection that ended meanwhile would be in neither list, or in both.
-            let before = std::mem::replace(&mut over, self.over_of(holders)?);
-            if before == over {
+            open = self.open()?;
+            // What was counted meanwhile would be in neither, or in both.
+            let before = std::mem::replace(&mut counted, self.counted_of(holders)?);
+            if before == counted {
                 break;
             }
         }
-        let mut open_of: HashMap<u64, Vec<Open>> = HashMap::new();
+        let mut open_of: HashMap<u32, Vec<Open>> = HashMap::new();
         for socket in open {
             open_of.entry(socket.owner.process).or_default().push(socket);
         }
-        let open_of =
-            |pid: i32| open_of.get(&pid.cast_unsigned().into()).map(Vec::as_slice).unwrap_or_default();
-        let totals = holders.iter().zip(over).map(|(holder, over)| total(*holder, over, open_of(holder.pid)));
+        let open_of = |pid: i32| open_of.get(&pid.cast_unsigned()).map(Vec::as_slice).unwrap_or_default();
+        let totals =
+            holders.iter().zip(counted).map(|(holder, counted)| total(*holder, counted, open_of(holder.pid)));
         Ok(totals.collect())
     }
 
+    /// The connections that are not over, of all processes.
+    fn open(&self) -> Result<Vec<Open>> {
+        diag::open(self.owners.fd().as_fd()).map_err(|source| BpfError::Io {
+            action: "list the sockets of mobile processes with",
+            path: "sock_diag".into(),
+            source,
+        })
+    }
+
     /// The accounts of these processes, in the same order.
-    fn over_of(&self, holders: &[Holder]) -> Result<Vec<Option<Account>>> {
-        let over = self.over();
-        let account = |holder: &Holder| match over.get(&holder.pid.cast_unsigned(), 0) {
+    fn counted_of(&self, holders: &[Holder]) -> Result<Vec<Option<Account>>> {
+        let counted = self.counted();
+        let account = |holder: &Holder| match counted.get(&holder.pid.cast_unsigned(), 0) {
             Ok(account) => Ok(Some(account)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(failed(error)),
@@ -88,16 +93,22 @@ impl Accounts {
         holders.iter().map(account).collect()
     }
 
-    /// Closes the accounts of processes that are not mobile: they have ended, or lost the attribute.
+    /// Closes the accounts of processes that are not mobile, because they have ended or lost the attribute, and have no connections
+    /// that still are: what these have told already is told once.
     pub(crate) fn sweep(&self, cgroup: &MobileCgroup) -> anyhow::Result<()> {
-        let pids: Vec<u32> = self.over().keys().collect::<std::result::Result<_, _>>().map_err(failed)?;
+        let pids: Vec<u32> = self.counted().keys().collect::<std::result::Result<_, _>>().map_err(failed)?;
         if pids.is_empty() {
             return Ok(());
         }
         // After the accounts: that of a process which becomes mobile meanwhile is not among them.
         let mobile: HashSet<i32> = cgroup.pids()?.into_iter().collect();
-        for pid in pids.into_iter().filter(|pid| !mobile.contains(&pid.cast_signed())) {
-            match self.over().remove(&pid) {
+        let over: Vec<u32> = pids.into_iter().filter(|pid| !mobile.contains(&pid.cast_signed())).collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        let open: HashSet<u32> = self.open()?.iter().map(|socket| socket.owner.process).collect();
+        for pid in over.into_iter().filter(|pid| !open.contains(pid)) {
+            match self.counted().remove(&pid) {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(failed(error).into()),
             }
@@ -108,45 +119,44 @@ impl Accounts {
     /// Until no further process has a place; says who has one.
     #[cfg(test)]
     pub(super) fn fill(&self) -> Vec<u32> {
-        let mut over = self.over();
+        let mut counted = self.counted();
         let made_up = (0..map::ACCOUNTS_ENTRIES).map(|number| u32::MAX - number);
-        made_up.take_while(|pid| over.insert(pid, &Account::default(), 0).is_ok()).collect()
+        made_up.take_while(|pid| counted.insert(pid, &Account::default(), 0).is_ok()).collect()
     }
 
-    /// How many connections of a process are over.
+    /// Whether a process has connections that are not over.
     #[cfg(test)]
-    pub(super) fn ended(&self, pid: i32) -> Option<u64> {
-        self.over().get(&pid.cast_unsigned(), 0).ok().map(|account| account.connections)
+    pub(super) fn any_open(&self, pid: i32) -> bool {
+        self.open().unwrap().iter().any(|socket| socket.owner.process == pid.cast_unsigned())
     }
 
     /// How many processes have an account.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
-        self.over().keys().count()
+        self.counted().keys().count()
     }
 
-    fn over(&self) -> MutexGuard<'_, maps::HashMap<MapData, u32, Account>> {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counted(&self) -> MutexGuard<'_, maps::HashMap<MapData, u32, Account>> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn total(holder: Holder, over: Option<Account>, open: &[Open]) -> Traffic {
+fn total(holder: Holder, counted: Option<Account>, open: &[Open]) -> Traffic {
     let mut traffic = Traffic::default();
-    if let Some(account) = over.filter(|account| account.since >= holder.started) {
+    if let Some(account) = counted.filter(|account| account.since >= holder.started) {
         traffic = Traffic {
             connections: account.connections,
             bytes_sent: account.sent,
             bytes_received: account.received,
         };
     }
-    for socket in open {
-        if socket.owner.since < holder.started || !account::is_made(socket.state) {
-            continue;
+    for Open { owner, state, acked, received } in open {
+        if owner.since >= holder.started {
+            let more = owner.open(*state, *acked, *received);
+            traffic.connections += more.connections;
+            traffic.bytes_sent += more.sent;
+            traffic.bytes_received += more.received;
         }
-        traffic.connections += 1;
-        traffic.bytes_sent += account::sent(socket.state, socket.acked, false);
-        // While it is open, the last FIN has not come.
-        traffic.bytes_received += account::received(socket.state, socket.received, socket.received);
     }
     traffic
 }
@@ -157,25 +167,33 @@ fn failed(source: MapError) -> BpfError {
 
 #[cfg(test)]
 mod tests {
-    use mobile_ebpf_common::Owner;
+    use mobile_ebpf_common::{
+        Owner,
+        account::{stage, state},
+    };
 
     use super::*;
 
     #[test]
     fn what_a_former_process_with_the_same_id_carried_is_not_counted() {
         let holder = Holder { pid: 7, started: 1000 };
-        let over = |since| Some(Account { since, connections: 2, sent: 20, received: 30 });
-        let open = |since, state| Open {
-            owner: Owner { since, half_closed_at: 0, process: 7 },
+        let counted = |since| Some(Account { since, connections: 2, sent: 20, received: 30 });
+        let open = |since, stage, state| Open {
+            owner: Owner { since, process: 7, stage, ..Owner::default() },
             state,
             acked: 5,
             received: 6,
         };
         let carried =
             |connections, bytes_sent, bytes_received| Traffic { connections, bytes_sent, bytes_received };
-        let sockets = [open(1000, 1), open(999, 1), open(1001, account::state::SYN_SENT)];
-        assert_eq!(total(holder, over(1000), &sockets), carried(3, 24, 36));
-        assert_eq!(total(holder, over(999), &sockets), carried(1, 4, 6));
+        let established = 1;
+        let sockets = [
+            open(1000, stage::MISSING, established),
+            open(999, stage::MISSING, established),
+            open(1001, stage::BEGUN, state::SYN_SENT),
+        ];
+        assert_eq!(total(holder, counted(1000), &sockets), carried(3, 24, 36));
+        assert_eq!(total(holder, counted(999), &sockets), carried(1, 4, 6));
         assert_eq!(total(holder, None, &[]), Traffic::default());
     }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, MapData, MapError, PerCpuArray},
+    maps::{self, Array, MapData, MapError, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSkbAttachType, Program,
         links::{FdLink, LinkError},
@@ -90,7 +90,8 @@ pub(crate) struct Selector {
     bypass: BypassMap,
     bypass_full: u64,
     deadline: DeadlineMap,
-    slice: Array<MapData, u64>,
+    config: Config,
+    config_map: Array<MapData, Config>,
     extent: Extent,
     accounts: Arc<Accounts>,
     adopted: bool,
@@ -103,6 +104,7 @@ impl Selector {
         raise_memlock();
         let config = Config {
             cgroup_id: cgroup.id(),
+            slice_id: cgroup.slice().id(),
             netns_cookie: netns_cookie().map_err(BpfError::Namespace)?,
             cgroup_level: cgroup.level(),
             mark: marking.mark,
@@ -161,7 +163,8 @@ impl Selector {
         if id != 0 {
             self.widen()?;
         }
-        self.slice.set(0, &id, 0).map_err(map_error(map::SLICE))
+        self.config.slice_id = id;
+        self.config_map.set(0, &self.config, 0).map_err(map_error(map::CONFIG))
     }
 
     /// From now on everybody's sockets are watched, not only those that mobile processes made: before a process becomes mobile
@@ -173,7 +176,7 @@ impl Selector {
     /// Nobody is mobile: nobody's sockets need watching, until the next who is made some.
     pub(crate) fn narrow(&mut self) -> Result<()> {
         // Somebody may run in the slice that came a moment ago.
-        if self.slice.get(&0, 0).map_err(map_error(map::SLICE))? != 0 {
+        if self.config.slice_id != 0 {
             return Ok(());
         }
         self.extent.narrow()
@@ -216,7 +219,6 @@ impl Selector {
             hand_on(name, &older, &generation);
         }
         let mut ebpf = load_object(&generation)?;
-        configure(&mut ebpf, config)?;
         let mut bypass = BypassMap::take(&mut ebpf)?;
         for net in marking.bypass {
             bypass.add(*net)?;
@@ -232,19 +234,20 @@ impl Selector {
         }
         let mut deadline = DeadlineMap::take(&mut ebpf)?;
         deadline.put_off(marking.on_failure)?;
-        let slice = ebpf.take_map(map::SLICE).ok_or(BpfError::Missing(map::SLICE))?;
-        let mut slice = Array::try_from(slice).map_err(map_error(map::SLICE))?;
-        let slice_id = cgroup.slice().id();
-        slice.set(0, &slice_id, 0).map_err(map_error(map::SLICE))?;
+        let config_map = ebpf.take_map(map::CONFIG).ok_or(BpfError::Missing(map::CONFIG))?;
+        let mut config_map = Array::try_from(config_map).map_err(map_error(map::CONFIG))?;
+        config_map.set(0, &config, 0).map_err(map_error(map::CONFIG))?;
         let root = open(root)?;
         for name in program::CALLS {
             load_program(&mut ebpf, name, &generation)?;
             attach(&mut ebpf, name, &root, generation.path("link", name))?;
         }
+        // Those that are made from here on these programs see; until now the earlier ones did, which are still there.
+        look_for_subflows(&mut ebpf)?;
         let mut extent = Extent::put_in_force(&mut ebpf, root, cgroup, &generation)?;
         // Those who are mobile already, since an earlier agent, may have been attached with sockets of theirs.
         let anybody = cgroup.pids().map_or(true, |pids| !pids.is_empty());
-        if slice_id != 0 || (!older.is_empty() && anybody) {
+        if config.slice_id != 0 || (!older.is_empty() && anybody) {
             extent.widen(&mut ebpf)?;
         }
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;
@@ -268,7 +271,8 @@ impl Selector {
             bypass,
             bypass_full,
             deadline,
-            slice,
+            config,
+            config_map,
             extent,
             accounts,
             adopted,
@@ -339,7 +343,6 @@ pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str, generation: &Gen
     match program {
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
-        Program::SockOps(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
         _ => return Err(BpfError::Missing(name)),
     }
@@ -361,9 +364,15 @@ fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, name: &'static str) -> 
     Ok(counters.get(&index, 0).map_err(map_error(name))?.iter().sum())
 }
 
-fn configure(ebpf: &mut Ebpf, config: Config) -> Result<()> {
-    let map = ebpf.map_mut(map::CONFIG).ok_or(BpfError::Missing(map::CONFIG))?;
-    Array::try_from(map).and_then(|mut array| array.set(0, &config, 0)).map_err(map_error(map::CONFIG))
+/// Has the programs look for subflows if there are MPTCP connections of mobile processes already.
+fn look_for_subflows(ebpf: &mut Ebpf) -> Result<()> {
+    let map = ebpf.map(map::MPTCP).ok_or(BpfError::Missing(map::MPTCP))?;
+    let connections = maps::HashMap::<_, u64, u8>::try_from(map).map_err(map_error(map::MPTCP))?;
+    if connections.keys().next().is_none() {
+        return Ok(());
+    }
+    let map = ebpf.map_mut(map::ANY_MPTCP).ok_or(BpfError::Missing(map::ANY_MPTCP))?;
+    Array::try_from(map).and_then(|mut any| any.set(0, &1_u64, 0)).map_err(map_error(map::ANY_MPTCP))
 }
 
 /// Attaches a loaded program to a cgroup, and pins its link.
@@ -378,10 +387,6 @@ pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: Pa
                 program.take_link(id).map_err(failed)?.try_into()
             }
             Program::CgroupSockAddr(program) => {
-                let id = program.attach(cgroup, mode).map_err(failed)?;
-                program.take_link(id).map_err(failed)?.try_into()
-            }
-            Program::SockOps(program) => {
                 let id = program.attach(cgroup, mode).map_err(failed)?;
                 program.take_link(id).map_err(failed)?.try_into()
             }

@@ -128,8 +128,11 @@ fn read_socket(body: &[u8]) -> Option<Open> {
     let value = find(find(storages, SK_DIAG_BPF_STORAGE)?, SK_DIAG_BPF_STORAGE_MAP_VALUE)?;
     let owner = Owner {
         since: u64_at(value, offset_of!(Owner, since))?,
-        half_closed_at: u64_at(value, offset_of!(Owner, half_closed_at))?,
-        process: u64_at(value, offset_of!(Owner, process))?,
+        process: u32_at(value, offset_of!(Owner, process))?,
+        stage: u32_at(value, offset_of!(Owner, stage))?,
+        sent: u64_at(value, offset_of!(Owner, sent))?,
+        received: u64_at(value, offset_of!(Owner, received))?,
+        ..Owner::default()
     };
     let info = find(attributes, INET_DIAG_INFO)?;
     Some(Open { owner, state, acked: u64_at(info, BYTES_ACKED)?, received: u64_at(info, BYTES_RECEIVED)? })
@@ -166,7 +169,9 @@ mod tests {
 
     #[test]
     fn answers_that_end_too_early_are_no_sockets_and_do_not_go_on_for_ever() {
-        let value = [7_u64, 8, 9].map(u64::to_ne_bytes).concat();
+        let value =
+            [[7, 0, 8, 9].map(u32::to_ne_bytes).concat(), [10_u64, 11, 12].map(u64::to_ne_bytes).concat()]
+                .concat();
         let storage =
             attribute(SK_DIAG_BPF_STORAGE | 0x8000, &attribute(SK_DIAG_BPF_STORAGE_MAP_VALUE, &value));
         let mut info = [0_u8; 240];
@@ -177,7 +182,7 @@ mod tests {
         body.extend(attribute(INET_DIAG_INFO, &info));
         body.extend(attribute(INET_DIAG_SK_BPF_STORAGES | 0x8000, &storage));
         let expected = Open {
-            owner: Owner { since: 7, half_closed_at: 8, process: 9 },
+            owner: Owner { since: 7, process: 8, stage: 9, sent: 10, received: 11, ..Owner::default() },
             state: 1,
             acked: 3,
             received: 4,

@@ -1,5 +1,4 @@
-//! Whose sockets the programs see that run for packets and TCP connections rather than for calls: those that mobile processes
-//! made, or everybody's.
+//! Whose sockets the programs see that run for packets rather than for calls: those that mobile processes made, or everybody's.
 //!
 //! The first are enough while mobile processes have no others, and then ordinary processes pay nothing for them: the programs
 //! are attached to the mobile cgroup. A process that becomes mobile later brings sockets of the cgroup it came from, and

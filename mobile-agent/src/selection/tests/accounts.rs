@@ -125,9 +125,8 @@ fn every_byte_is_counted_once_and_nothing_else_however_a_connection_ends() {
                     }
                     end(probe, kind, peer);
                     if counts == 1 {
-                        // None is open any more.
                         let deadline = Instant::now() + Duration::from_secs(5);
-                        while accounts.ended(probe.pid()).is_none_or(|over| over < all.connections) {
+                        while accounts.any_open(probe.pid()) {
                             assert!(Instant::now() < deadline, "{kind}: {what}: it does not end");
                             std::thread::sleep(Duration::from_millis(5));
                         }
@@ -200,10 +199,7 @@ fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
             probe.stream(&format!("close {kind}"));
             becomes(&accounts, probe, traffic(1, 500, 0), "with the next agent, when it is over");
         }
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while accounts.count() < 2 {
-            assert!(Instant::now() < deadline, "the connections do not end");
-        }
+        assert_eq!(accounts.count(), 2);
         let last = place.load().accounts();
         assert_eq!(of(&last, &mobile), traffic(1, 500, 0));
 
@@ -212,7 +208,16 @@ fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
         child.kill();
         last.sweep(&place.cgroup).unwrap();
         assert_eq!(last.count(), 1);
+        let peer = connect(&mut mobile, kind, &listener);
         place.cgroup.detach(mobile.pid()).unwrap();
+        last.sweep(&place.cgroup).unwrap();
+        assert_eq!(of(&last, &mobile), traffic(2, 500, 0), "a connection is still mobile");
+        drop(peer);
+        mobile.stream(&format!("close {kind}"));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while last.any_open(mobile.pid()) {
+            assert!(Instant::now() < deadline, "it does not end");
+        }
         last.sweep(&place.cgroup).unwrap();
         assert_eq!(last.count(), 0);
     });
