@@ -46,7 +46,7 @@ static ACCOUNTS: HashMap<u32, Account> = HashMap::with_max_entries(ACCOUNTS_ENTR
 
 /// Also what an IPv6 header calls what follows it, as it does a header with options for every hop.
 const IPPROTO_TCP: u32 = 6;
-const IPPROTO_HOPOPTS: u8 = 0;
+const IPPROTO_HOPOPTS: u32 = 0;
 
 /// In the second half of the fourth word of a TCP header.
 const FIN: u32 = 1 << 16;
@@ -130,10 +130,11 @@ fn segment(ctx: &SkBuffContext) -> Option<Segment> {
     let (protocol, length) = unsafe { ((*skb).protocol, (*skb).len) };
     let start = match protocol {
         IPV4 => u32::from(ctx.load::<u8>(0).ok()? & 15) * 4,
-        IPV6 => match ctx.load::<u8>(6).ok()? {
+        IPV6 => match ctx.load::<u8>(6).ok()?.into() {
+            IPPROTO_TCP => 40,
             // The kernel's own, of packets of more than 64 KiB.
             IPPROTO_HOPOPTS => 48 + u32::from(ctx.load::<u8>(41).ok()?) * 8,
-            _ => 40,
+            _ => return None,
         },
         _ => return None,
     };
