@@ -207,7 +207,12 @@ mod tests {
             if let Some(listener) = listener {
                 command.stdin(listener.as_fd().try_clone_to_owned().unwrap());
             }
-            command.spawn().unwrap()
+            let child = command.spawn().unwrap();
+            // Its exec() closes descriptors, which is what `spawn` waits for, before its command line is there.
+            while fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            child
         };
         let mut plain = start(None);
         assert_eq!(search(&sought(), |_| false), None);
