@@ -51,8 +51,12 @@ pub(super) fn may_change(asker: Asker, owners: Owners) -> bool {
     asker.privileged || owners.iter().all(|owner| *owner == asker.uid)
 }
 
-/// Whether a user belongs to the group that has root's rights here.
-pub(super) fn is_member(uid: u32, gid: u32, group: &str) -> bool {
+/// Whether a user has root's rights here.
+pub(super) fn is_privileged(uid: u32, gid: u32, group: Option<&str>) -> bool {
+    uid == 0 || group.is_some_and(|group| is_member(uid, gid, group))
+}
+
+fn is_member(uid: u32, gid: u32, group: &str) -> bool {
     let Ok(Some(group)) = Group::from_name(group) else { return false };
     if group.gid == Gid::from_raw(gid) {
         return true;
@@ -186,10 +190,12 @@ mod tests {
     }
 
     #[test]
-    fn a_user_is_a_member_by_its_own_group_too() {
-        assert!(!is_member(65534, 65534, "no-such-group"));
-        assert!(!is_member(65534, 65534, "root"));
-        assert!(is_member(65534, 0, "root"));
+    fn root_is_privileged_and_so_is_a_member_of_the_group() {
+        assert!(is_privileged(0, 0, None));
+        assert!(!is_privileged(65534, 65534, None));
+        assert!(!is_privileged(65534, 65534, Some("no-such-group")));
+        assert!(!is_privileged(65534, 65534, Some("root")));
+        assert!(is_privileged(65534, 0, Some("root")));
     }
 
     #[test]

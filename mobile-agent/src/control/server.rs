@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mobile_io::control::{Connection, ControlError, Listener, Peer};
 
-use super::access::{Asker, Held, admit, is_member};
+use super::access::{Asker, Held, admit, is_privileged};
 use super::calls;
 use super::processes;
 use super::protocol::{Answer, Request};
@@ -85,11 +85,8 @@ pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
 
 async fn converse(mut connection: Connection, agent: &Arc<Agent>) -> Result<(), ControlError> {
     let Peer { pid, uid, gid, .. } = connection.peer;
-    let privileged = match agent.config.control.group.clone() {
-        // Who is in a group, another machine may have to be asked.
-        Some(group) if uid != 0 => blocking(move || Ok(is_member(uid, gid, &group))).await.unwrap_or(false),
-        _ => uid == 0,
-    };
+    let group = agent.config.control.group.clone();
+    let privileged = blocking(move || Ok(is_privileged(uid, gid, group.as_deref()))).await.unwrap_or(false);
     let asker = Asker { uid, privileged };
     loop {
         let Ok(request) = tokio::time::timeout(PATIENCE, connection.recv::<Request>()).await else {

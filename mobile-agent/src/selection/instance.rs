@@ -77,11 +77,11 @@ fn search(sought: &Sought, is_mobile: impl Fn(i32) -> bool) -> Option<Instance> 
 }
 
 impl Sought {
-    /// First what most answer with no: this is asked about every process there is.
+    /// The cheapest question first: this is asked about every process there is.
     fn is(&self, pid: i32) -> bool {
         let proc = format!("/proc/{pid}");
-        self.is_program(Path::new(&format!("{proc}/exe")))
-            && fs::metadata(&proc).is_ok_and(|it| it.uid() == self.uid)
+        fs::metadata(&proc).is_ok_and(|it| it.uid() == self.uid)
+            && self.is_program(Path::new(&format!("{proc}/exe")))
             && identity(format!("{proc}/ns/net")) == Some(self.namespace)
             && pid.unsigned_abs() != std::process::id()
     }
