@@ -133,7 +133,9 @@ fn segment(ctx: &SkBuffContext) -> Option<Segment> {
         IPV6 => match ctx.load::<u8>(6).ok()?.into() {
             IPPROTO_TCP => 40,
             // The kernel's own, of packets of more than 64 KiB.
-            IPPROTO_HOPOPTS => 48 + u32::from(ctx.load::<u8>(41).ok()?) * 8,
+            IPPROTO_HOPOPTS if u32::from(ctx.load::<u8>(40).ok()?) == IPPROTO_TCP => {
+                48 + u32::from(ctx.load::<u8>(41).ok()?) * 8
+            }
             _ => return None,
         },
         _ => return None,

@@ -171,8 +171,9 @@ impl Flow {
         let newer = before(self.acked, segment.ack);
         if newer || (self.acked == segment.ack && !before(segment.seq, self.window_seq)) {
             // The same in a segment that is not refused is known.
-            self.acked_by =
-                if newer || before(self.acked_by, segment.end()) { segment.end() } else { self.acked_by };
+            if newer || before(self.acked_by, segment.end()) {
+                self.acked_by = segment.end();
+            }
             self.acked = segment.ack;
             self.window_seq = segment.seq;
             // The window of a SYN is not scaled, those after it may be (RFC 7323, 2.2).

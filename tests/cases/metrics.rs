@@ -160,6 +160,7 @@ fn prometheus_scrapes_both_every_panel_shows_something_and_no_alert_fires() -> O
         let helped = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next());
         assert_eq!(helped.collect::<BTreeSet<_>>(), documented(prefix));
         assert_eq!(unexplained(&text), Vec::<String>::new());
+        assert_eq!(unexplained("# HELP m `a`.\nm{reason=\"a\"} 1\nm{reason=\"b\"} 1\n"), ["m: b"]);
         assert_eq!(page(ns, listen, "/healthz")?, ("ok\n".to_owned(), "200".to_owned()), "{prefix}");
     }
 
