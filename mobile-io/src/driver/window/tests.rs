@@ -156,7 +156,8 @@ fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
 fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
     let held = |starting| {
         let (mut window, now) = (Window::new(MAX_DEPTH), Instant::now());
-        let path = Outgoing { pacing_rate: 2_000_000, min_rtt: Some(20 * MS), starting, ..Outgoing::default() };
+        let path =
+            Outgoing { pacing_rate: 2_000_000, min_rtt: Some(20 * MS), starting, ..Outgoing::default() };
         assert_eq!(window.hold(now, path), None);
         let path = Outgoing { acked: 36_200, outstanding: 60_000, ..path };
         (window.hold(now + 50 * MS, path), window.depth())
