@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
+/// The variable that says where the programs under test are.
+pub const BIN_DIR: &str = "MOBILE_BIN_DIR";
+
 /// The path of one of our programs: in `$MOBILE_BIN_DIR`, else where this program was built.
 pub fn program(name: &str) -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("MOBILE_BIN_DIR") {
+    if let Some(dir) = std::env::var_os(BIN_DIR) {
         let path = PathBuf::from(dir).join(name);
         if path.exists() {
             return Ok(path);
@@ -19,5 +22,5 @@ pub fn program(name: &str) -> Result<PathBuf> {
             return Ok(path);
         }
     }
-    bail!("{name} is neither in $MOBILE_BIN_DIR nor beside {}: build it first (cargo build)", own.display())
+    bail!("{name} is neither in ${BIN_DIR} nor beside {}: build it first (cargo build)", own.display())
 }

@@ -46,7 +46,7 @@ mod uplink;
 mod vm;
 mod wait;
 
-pub use binaries::program;
+pub use binaries::{BIN_DIR, program};
 pub use capture::Capture;
 pub use group::ProcessGroup;
 pub use lab::{Lab, LabOptions, addr};

@@ -87,7 +87,7 @@ fn command(words: &[&str]) -> Result<Command> {
     command.args(args).env_clear().envs([
         ("PATH", "/usr/sbin:/usr/bin"),
         ("HOME", "/root"),
-        ("MOBILE_BIN_DIR", "/mobile"),
+        (crate::BIN_DIR, "/mobile"),
         ("MATRIX", "older"),
         ("MATRIX_DOCUMENT", "/mobile/security.md"),
     ]);

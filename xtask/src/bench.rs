@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measurements in the lab, of optimised binaries.
+//! `cargo xtask bench`: measurements in the lab, of the programs that are shipped.
 
 use std::env;
 use std::os::unix::process::CommandExt as _;
@@ -6,7 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
+use mobile_tests::BIN_DIR;
 
+use crate::musl::{self, Arch};
 use crate::shell::{self, step};
 use crate::{build, setup};
 
@@ -90,21 +92,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The lab's links are threads of this very program, so it too must be optimised: an ordinary build of it builds
-/// everything for use and goes on as its optimised self.
+/// The lab's links are threads of this very program, so it too must be optimised: an ordinary build of it builds the static
+/// programs that packages are made of, and goes on as its optimised self, which takes them from that folder.
 fn optimise_ourselves() -> Result<()> {
     if !cfg!(debug_assertions) {
         return Ok(());
     }
     setup::run()?;
-    let folder = build::run(true)?;
+    let built = musl::build(Arch::here()?, None)?;
+    let folder = built.first().and_then(|program| program.parent()).context("nothing was built")?;
     lab(true)?;
-    let program = folder.join("xtask");
-    let error = Command::new(&program).args(env::args_os().skip(1)).exec();
+    let program = shell::target_dir()?.join("release/xtask");
+    let error = Command::new(&program).args(env::args_os().skip(1)).env(BIN_DIR, folder).exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }
 
-/// This program, with the lab in it, and the program that measures inside of the lab.
+/// This program, with the lab in it, and the programs that measures inside of the lab.
 fn lab(release: bool) -> Result<()> {
     step("building the lab");
     let mut build = shell::cargo();

@@ -3,6 +3,7 @@
 //! The C compiler and linker is zig, which has musl for every architecture inside. The standard library is built from
 //! its source, which the toolchain file asks for anyway: so nothing is needed that is made for one architecture.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,6 +30,16 @@ pub(crate) enum Arch {
 }
 
 impl Arch {
+    /// This machine's.
+    pub(crate) fn here() -> Result<Self> {
+        match env::consts::ARCH {
+            "x86_64" => Ok(Self::X86_64),
+            "aarch64" => Ok(Self::Aarch64),
+            "arm" => Ok(Self::Armv7),
+            other => bail!("no static programs are made for {other}"),
+        }
+    }
+
     /// As rustc calls it.
     pub(crate) fn target(self) -> &'static str {
         match self {
@@ -185,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_dynamic_program_is_told_from_what_is_none() {
-        let own = std::env::current_exe().and_then(fs::read).expect("the test's own program");
+        let own = env::current_exe().and_then(fs::read).expect("the test's own program");
         assert_eq!(interpreter(&own), Some(true), "tests are linked with the system's C library");
         assert_eq!(interpreter(&own[..50]), None);
         assert_eq!(interpreter(b"#!/bin/sh\n"), None);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
+use mobile_tests::BIN_DIR;
 
 use crate::shell::{self, step};
 use crate::{build, dist, fuzz, setup, vm};
@@ -103,7 +104,7 @@ fn end_to_end(filters: &[String]) -> Result<()> {
         shell::cargo()
             .args(["test", "--locked", "--package", "mobile-tests", "--test", "e2e", "--"])
             .args(filters)
-            .env("MOBILE_BIN_DIR", binaries)
+            .env(BIN_DIR, binaries)
             .env("MOBILE_PACKAGES", packages)
             .env("RUST_TEST_THREADS", test_threads()),
     )
@@ -127,7 +128,7 @@ fn chaos(flags: &[String]) -> Result<()> {
         shell::cargo()
             .args(["test", "--locked", "--quiet", "--package", "mobile-tests", "--test", "chaos", "--"])
             .args(flags)
-            .env("MOBILE_BIN_DIR", binaries),
+            .env(BIN_DIR, binaries),
     )
 }
 
