@@ -46,8 +46,6 @@ pub enum DriverEvent {
         path: PathId,
         /// What it means.
         cause: Cause,
-        /// The same in words, for a log.
-        error: String,
     },
     /// The driver has ended; nothing follows.
     Stopped,

@@ -196,7 +196,7 @@ impl Session {
                 keep.push(path);
             }
         }
-        self.paths.push(new);
+        self.add(new);
     }
 
     /// Relay: takes up the path that sent `hello` and queues WELCOME on it. If a path is open under
@@ -220,7 +220,7 @@ impl Session {
         new.stats.last_heard = Some(now);
         new.agree(hello.compression && self.limits.compression);
         self.put_welcome(new.outgoing.is_on(), &mut new.control);
-        self.paths.push(new);
+        self.add(new);
         Ok(())
     }
 
@@ -396,6 +396,12 @@ impl Session {
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.queue.bytes()
+    }
+
+    /// A list would make room for four at once, where nearly every session has one or two, and a relay thousands of sessions.
+    fn add(&mut self, path: Path) {
+        self.paths.reserve_exact(1);
+        self.paths.push(path);
     }
 
     fn find(&self, path: PathId) -> Option<usize> {

@@ -391,9 +391,9 @@ impl Registry {
                         }
                         live.forget_path(path).await;
                     }
-                    DriverEvent::PathError { path, error, .. } => {
+                    DriverEvent::PathError { path, cause } => {
                         if member.may_say() {
-                            info!(client, %session, %path, "path lost: {error}");
+                            info!(client, %session, %path, "path lost: {cause}");
                         }
                         live.forget_path(path).await;
                     }

@@ -26,7 +26,7 @@ pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assigned> {
             match events.recv().await {
                 Some(DriverEvent::Session(Event::Config(config))) => return Ok(config),
                 Some(DriverEvent::Session(Event::PathClosed { code, .. })) => bail!("the relay says: {code}"),
-                Some(DriverEvent::PathError { error, .. }) => bail!("{error}"),
+                Some(DriverEvent::PathError { cause, .. }) => bail!(cause),
                 Some(DriverEvent::Session(_)) => {}
                 Some(DriverEvent::Stopped) | None => bail!("the session stopped"),
             }

@@ -170,8 +170,8 @@ impl Manager {
                 let failure = Failure::closed(code, self.dialer.own_key());
                 self.path_lost(path, Cause::RelayClosed, failure);
             }
-            DriverEvent::PathError { path, cause, error } => {
-                tracing::debug!(%path, error, "path failed");
+            DriverEvent::PathError { path, cause } => {
+                tracing::debug!(%path, error = %cause, "path failed");
                 let failure = Failure::tls(&cause, self.dialer.own_key());
                 self.path_lost(path, Cause::TransportFailed, failure);
             }

@@ -196,6 +196,8 @@ impl<I: PacketIo> Driver<I> {
     fn adopt(&mut self, now: Instant, path: PathId, stream: TlsStream) {
         self.tell_events(now);
         self.paths.retain(|transport| transport.id != path);
+        // Not for four at once, as a list would: nearly every session has one or two, and a relay thousands of sessions.
+        self.paths.reserve_exact(1);
         self.paths.push(Transport::new(path, stream, self.session.is_fair()));
     }
 
@@ -422,9 +424,8 @@ impl<I: PacketIo> Driver<I> {
     }
 
     fn tell_error(&self, path: PathId, cause: Cause) {
-        let error = cause.to_string();
         // An owner that no longer listens will drop its handles next.
-        let _ = self.events.send(DriverEvent::PathError { path, cause, error });
+        let _ = self.events.send(DriverEvent::PathError { path, cause });
     }
 
     /// Passes on what the session says.

@@ -53,7 +53,7 @@ impl Member {
             match event {
                 DriverEvent::Session(Event::Config(assigned)) => config = Some(assigned),
                 DriverEvent::Session(Event::PathReady { .. }) => break,
-                DriverEvent::PathError { error, .. } => bail!("client {number}: {error}"),
+                DriverEvent::PathError { cause, .. } => bail!("client {number}: {cause}"),
                 DriverEvent::Session(Event::PathClosed { code, .. }) => bail!("client {number}: {code}"),
                 DriverEvent::Session(_) => {}
                 DriverEvent::Stopped => bail!("client {number}: its driver stopped"),
