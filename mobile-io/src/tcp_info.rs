@@ -79,14 +79,16 @@ pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
 /// it may be of another network.
 pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
     let info = read(tcp).ok()?;
+    let bbr = bbr(tcp);
     let micros = |micros: u32| Duration::from_micros(u64::from(micros));
     Some(Outgoing {
         outstanding: outstanding(tcp)?,
         unsent: info.notsent_bytes.into(),
         acked: info.bytes_acked,
         pacing_rate: info.pacing_rate,
-        min_rtt: bbr_min_rtt(tcp).map(micros),
+        min_rtt: bbr.map(|bbr| bbr.min_rtt).filter(|&rtt| rtt != u32::MAX).map(micros),
         rttvar: micros(info.rttvar),
+        starting: bbr.is_some_and(|bbr| bbr.pacing_gain > 2 * BBR_UNIT),
     })
 }
 
@@ -99,10 +101,21 @@ fn outstanding(tcp: &TcpStream) -> Option<u64> {
     u64::try_from(bytes).ok()
 }
 
-/// The kernel's `struct tcp_bbr_info` (uapi/linux/inet_diag.h): bandwidth (two halves), shortest round trip, two gains.
-type BbrInfo = [u32; 5];
+/// The kernel's `struct tcp_bbr_info` (uapi/linux/inet_diag.h).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+struct BbrInfo {
+    bandwidth: [u32; 2],
+    min_rtt: u32,
+    pacing_gain: u32,
+    cwnd_gain: u32,
+}
 
-fn bbr_min_rtt(tcp: &TcpStream) -> Option<u32> {
+/// A gain of one (`BBR_UNIT`, net/ipv4/tcp_bbr.c). It paces at 2.89 times the rate while it starts, and later at 1.25 at the most.
+const BBR_UNIT: u32 = 1 << 8;
+
+/// What bbr knows; another congestion control says less, or nothing.
+fn bbr(tcp: &TcpStream) -> Option<BbrInfo> {
     let mut info = BbrInfo::default();
     let mut length = size_of::<BbrInfo>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes, all of them inside `info`, which is made of
@@ -112,8 +125,7 @@ fn bbr_min_rtt(tcp: &TcpStream) -> Option<u32> {
         libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CC_INFO, info, &raw mut length)
     };
     Errno::result(outcome).ok()?;
-    // Another congestion control says less, or nothing.
-    ((length as usize) == size_of::<BbrInfo>() && info[2] != u32::MAX).then_some(info[2])
+    ((length as usize) == size_of::<BbrInfo>()).then_some(info)
 }
 
 /// The shortest round trip so far; none before the first.
@@ -182,6 +194,21 @@ mod tests {
         far.write_all(&[9]).await.unwrap();
         near.read_exact(&mut [0]).await.unwrap();
         assert_eq!(sample(&near).unwrap().segs_out, after.segs_out);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_sent_little_is_starting() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (mut near, mut far) = (near.unwrap(), far.unwrap().0);
+        socket2::SockRef::from(&near).set_tcp_congestion(b"bbr").expect("root, and a kernel with bbr");
+        near.write_all(&[7; 100]).await.unwrap();
+        far.read_exact(&mut [0; 100]).await.unwrap();
+        let path = outgoing(&near).unwrap();
+        assert!(path.starting && path.min_rtt.is_some_and(|rtt| rtt < Duration::from_secs(1)), "{path:?}");
+        socket2::SockRef::from(&near).set_tcp_congestion(b"cubic").unwrap();
+        let path = outgoing(&near).unwrap();
+        assert!(!path.starting && path.min_rtt.is_none(), "{path:?}");
     }
 
     #[test]

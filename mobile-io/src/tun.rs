@@ -74,7 +74,9 @@ impl Tun {
         if persist {
             device.persist().map_err(|error| io_error(into_io(error)))?;
         }
-        lengthen_queue(name).map_err(io_error)?;
+        if let Err(error) = lengthen_queue(name) {
+            tracing::warn!(%error, "the queue of {name} stays as it is: more of a burst of datagrams may be lost");
+        }
         // SAFETY: the descriptor is open, and `into_raw_fd` gives up its owner.
         let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
         // The crate opens it without O_CLOEXEC: no command we start may hold the device.
@@ -210,23 +212,30 @@ fn set_offloads(fd: &OwnedFd, offloads: ioctl_param_type) -> nix::Result<()> {
     unsafe { request::tunsetoffload(fd.as_raw_fd(), offloads) }.map(drop)
 }
 
-/// Sets how many packets may wait in a device of this thread's network namespace.
+/// Lets more packets wait in a device of this thread's network namespace, if they are few.
 fn lengthen_queue(name: &str) -> io::Result<()> {
     // SAFETY: a C structure of numbers, for which zeros are a value.
     let mut request: ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as c_char;
     }
-    // The kernel's `ifr_qlen`, for which the crate has no name of its own, is one integer, as this is.
-    request.ifr_ifru.ifru_metric = QUEUE;
     // A socket of any family will do.
     let socket = UnixDatagram::unbound()?;
+    // SAFETY: SIOCGIFTXQLEN reads the name and writes the length, and the descriptor is open.
+    unsafe { request::queue_length(socket.as_raw_fd(), &raw mut request) }?;
+    // SAFETY: the kernel's `ifr_qlen`, for which the crate has no name of its own, is one integer, as this is; all of the union
+    // was set to zeros, and then that by the kernel.
+    if unsafe { request.ifr_ifru.ifru_metric } >= QUEUE {
+        return Ok(());
+    }
+    request.ifr_ifru.ifru_metric = QUEUE;
     // SAFETY: SIOCSIFTXQLEN reads the structure, and the descriptor is open.
     unsafe { request::set_queue_length(socket.as_raw_fd(), &raw const request) }?;
     Ok(())
 }
 
 mod request {
+    nix::ioctl_read_bad!(queue_length, nix::libc::SIOCGIFTXQLEN, nix::libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_queue_length, nix::libc::SIOCSIFTXQLEN, nix::libc::ifreq);
     nix::ioctl_write_int!(tunsetpersist, b'T', 203);
     nix::ioctl_write_int!(tunsetoffload, b'T', 208);

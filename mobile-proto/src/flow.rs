@@ -23,7 +23,8 @@ const CANDIDATES: usize = 16;
 /// since it last said so. A guess hits it once in two thousand times.
 const NEAR: u32 = 1 << 20;
 
-/// A segment that lies further back than this, far more than most receive windows, is none of the other end's who waits.
+/// An acknowledgement that lies further from what the local end says than this, far more than most receive windows, in either of
+/// its numbers, is none of the other end's: what a stranger makes up hits both once in 262,144 times.
 const LATEST: u32 = 1 << 23;
 
 /// The largest window that TCP has (RFC 7323, 2.3): no more than this can be sent and not acknowledged.
@@ -127,9 +128,10 @@ impl Flow {
     /// the other, as when both programs of the tunnel are killed: with the window closed a sender has nothing to say but its
     /// oldest numbers (`tcp_acceptable_seq()`), each refuses the other's for that, and so neither hears of the window.
     pub(crate) fn has_missed(&self, segment: &Segment) -> bool {
-        let late = segment.ack.wrapping_sub(self.acked_by);
+        let refused = segment.ack.wrapping_sub(self.acked_by);
+        let unheard = self.acked.wrapping_sub(segment.seq);
         // A probe repeats a byte that is known to be acknowledged.
-        before(segment.seq.wrapping_add(1), self.acked) && (1..=LATEST).contains(&late)
+        (2..=LATEST).contains(&unheard) && (1..=LATEST).contains(&refused)
     }
 
     /// Data, or FIN, and nothing that goes beyond what was sent before.

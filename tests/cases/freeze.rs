@@ -1,5 +1,6 @@
 //! Inner TCP outlives an outage: its senders are told that there is no room, wait, and go on at once.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::sync::Arc;
@@ -149,8 +150,12 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
                     std::thread::sleep(TICK);
                 }
             });
-            for line in BufReader::new(&stream).lines().map_while(Result::ok) {
-                counters.1.store(line.parse().unwrap_or(u64::MAX), Ordering::Relaxed);
+            for (line, expected) in BufReader::new(&stream).lines().map_while(Result::ok).zip(1..) {
+                // Nothing counts that comes behind what is not as it was said.
+                if line.parse() != Ok(expected) {
+                    break;
+                }
+                counters.1.store(expected, Ordering::Relaxed);
             }
         });
     })?;
@@ -179,9 +184,12 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
 
     let back = Instant::now();
     let (last_tick, last_said) = (sent.load(Ordering::Relaxed), say(&mut ticks, 1, TICK)?);
-    heard_until(&mut ticks, back, LONGEST_PAUSE, |line| {
-        line.parse::<u64>().is_ok_and(|tick| tick > last_tick)
+    let heard = Cell::new(0);
+    let lines = heard_until(&mut ticks, back, LONGEST_PAUSE, |line| {
+        heard.set(line.parse().unwrap_or(0));
+        heard.get() > last_tick
     })?;
+    assert_eq!(lines, heard.get() + 1, "each tick was heard, from 0");
     wait_for("what was said last", LONGEST_PAUSE, || {
         Ok((received.load(Ordering::Relaxed) >= last_said).then_some(()))
     })?;

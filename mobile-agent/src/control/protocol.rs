@@ -107,7 +107,7 @@ pub(crate) struct Process {
 pub(crate) struct Traffic {
     /// Connections it made, those that are over included.
     pub(crate) connections: u64,
-    /// Bytes that the other ends acknowledged.
+    /// Bytes that left, acknowledged or not.
     pub(crate) bytes_sent: u64,
     /// Bytes that came.
     pub(crate) bytes_received: u64,

@@ -17,6 +17,7 @@ use super::{
     bpf_error::{BpfError, Result},
     cgroup::MobileCgroup,
     diag::{self, Open},
+    process,
 };
 use crate::control::protocol::Traffic;
 
@@ -94,20 +95,34 @@ impl Accounts {
     }
 
     /// Closes the accounts of processes that are not mobile, because they have ended or lost the attribute, and have no connections
-    /// that still are: what these have told already is told once.
+    /// that still are: what these have told already is told once. And those of processes that have ended and whose id another mobile
+    /// one has now, which is to have an account of its own.
     pub(crate) fn sweep(&self, cgroup: &MobileCgroup) -> anyhow::Result<()> {
-        let pids: Vec<u32> = self.counted().keys().collect::<std::result::Result<_, _>>().map_err(failed)?;
-        if pids.is_empty() {
+        let accounts: Vec<(u32, Account)> =
+            self.counted().iter().collect::<std::result::Result<_, _>>().map_err(failed)?;
+        if accounts.is_empty() {
             return Ok(());
         }
         // After the accounts: that of a process which becomes mobile meanwhile is not among them.
         let mobile: HashSet<i32> = cgroup.pids()?.into_iter().collect();
-        let over: Vec<u32> = pids.into_iter().filter(|pid| !mobile.contains(&pid.cast_signed())).collect();
-        if over.is_empty() {
-            return Ok(());
+        let (in_use, over): (Vec<_>, Vec<_>) =
+            accounts.into_iter().partition(|(pid, _)| mobile.contains(&pid.cast_signed()));
+        let reused = in_use.into_iter().filter(|(pid, account)| {
+            process::holder(pid.cast_signed()).is_ok_and(|holder| account.since < holder.started)
+        });
+        let mut closing: Vec<u32> = reused.map(|(pid, _)| pid).collect();
+        if !over.is_empty() {
+            // A kernel that cannot list sockets (without INET_DIAG) shows no accounts either.
+            let open: HashSet<u32> = match self.open() {
+                Ok(open) => open.iter().map(|socket| socket.owner.process).collect(),
+                Err(error) => {
+                    tracing::debug!(%error, "accounts are closed whatever is open");
+                    HashSet::new()
+                }
+            };
+            closing.extend(over.into_iter().map(|(pid, _)| pid).filter(|pid| !open.contains(pid)));
         }
-        let open: HashSet<u32> = self.open()?.iter().map(|socket| socket.owner.process).collect();
-        for pid in over.into_iter().filter(|pid| !open.contains(pid)) {
+        for pid in closing {
             match self.counted().remove(&pid) {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(failed(error).into()),
@@ -128,6 +143,14 @@ impl Accounts {
     #[cfg(test)]
     pub(super) fn any_open(&self, pid: i32) -> bool {
         self.open().unwrap().iter().any(|socket| socket.owner.process == pid.cast_unsigned())
+    }
+
+    /// As if the account were that of a process which ended before this one got its id.
+    #[cfg(test)]
+    pub(super) fn make_another_s(&self, pid: i32) {
+        let mut counted = self.counted();
+        let account = counted.get(&pid.cast_unsigned(), 0).unwrap();
+        counted.insert(&pid.cast_unsigned(), &Account { since: 1, ..account }, 0).unwrap();
     }
 
     /// How many processes have an account.

@@ -190,7 +190,10 @@ mod tests {
 
     #[test]
     fn one_that_listens_is_found_unless_it_is_mobile_and_one_that_does_not_is_none() {
-        use std::os::unix::net::UnixListener;
+        use std::{
+            os::unix::net::UnixListener,
+            time::{Duration, Instant},
+        };
         // This very program, asked about by another process of it: `of_process` of a child of ours would be it.
         let dir = tempfile::tempdir().unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
@@ -209,7 +212,9 @@ mod tests {
             }
             let child = command.spawn().unwrap();
             // Its exec() closes descriptors, which is what `spawn` waits for, before its command line is there.
+            let deadline = Instant::now() + Duration::from_secs(5);
             while fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().is_empty() {
+                assert!(Instant::now() < deadline, "it does not run");
                 std::thread::yield_now();
             }
             child

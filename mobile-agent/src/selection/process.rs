@@ -71,10 +71,20 @@ impl Connection {
 impl Process {
     /// As its account knows it. The time is rounded down: nothing it did itself is older.
     pub(crate) fn holder(&self) -> Holder {
-        /// USER_HZ, which is 100 on every architecture that Linux presents to programs.
-        const TICK_NS: u64 = 1_000_000_000 / 100;
-        Holder { pid: self.pid, started: self.start_time.saturating_mul(TICK_NS) }
+        holder_since(self.pid, self.start_time)
     }
+}
+
+/// One process as its account knows it; an error if it is gone.
+pub(super) fn holder(pid: i32) -> io::Result<Holder> {
+    let (_, start_time) = stat(Path::new(&format!("/proc/{pid}")))?;
+    Ok(holder_since(pid, start_time))
+}
+
+fn holder_since(pid: i32, start_time: u64) -> Holder {
+    /// USER_HZ, which is 100 on every architecture that Linux presents to programs.
+    const TICK_NS: u64 = 1_000_000_000 / 100;
+    Holder { pid, started: start_time.saturating_mul(TICK_NS) }
 }
 
 /// One process; an error if it is gone.
@@ -112,9 +122,7 @@ impl Reader {
         let proc = format!("/proc/{pid}");
         let proc = Path::new(&proc);
         let uid = fs::metadata(proc)?.uid();
-        let stat = fs::read(proc.join("stat"))?;
-        let (comm, start_time) =
-            parse_stat(&String::from_utf8_lossy(&stat)).ok_or(io::ErrorKind::InvalidData)?;
+        let (comm, start_time) = stat(proc)?;
         let cmdline = fs::read(proc.join("cmdline"))?;
         let words = cmdline.split(|&byte| byte == 0).filter(|word| !word.is_empty());
         let cmdline = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
@@ -185,6 +193,11 @@ fn parse_address(field: &str) -> Option<SocketAddr> {
         Err(_) => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?)).to_canonical(),
     };
     Some(SocketAddr::new(ip, port))
+}
+
+fn stat(proc: &Path) -> io::Result<(String, u64)> {
+    let stat = fs::read(proc.join("stat"))?;
+    Ok(parse_stat(&String::from_utf8_lossy(&stat)).ok_or(io::ErrorKind::InvalidData)?)
 }
 
 /// The name and the start time in /proc/PID/stat. The name is in parentheses and may itself hold any of them.

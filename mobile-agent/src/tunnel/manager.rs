@@ -113,7 +113,10 @@ impl Manager {
         }
         self.told_outage = Some(since);
         let usable_uplinks = self.machine.decision().candidates.join(" ");
-        tracing::info!(usable_uplinks, "no path to the relay: mobile connections wait for one");
+        tracing::info!(
+            usable_uplinks,
+            "no path to the relay, open connections wait for one: `mobile uplinks` says why"
+        );
         None
     }
 

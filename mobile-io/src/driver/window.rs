@@ -37,6 +37,8 @@ pub(crate) struct Outgoing {
     /// The shortest round trip of the last seconds; none if that is not known.
     pub(crate) min_rtt: Option<Duration>,
     pub(crate) rttvar: Duration,
+    /// The kernel is finding out how much the path carries, by sending more each round trip than it has measured yet.
+    pub(crate) starting: bool,
 }
 
 /// The measured rate of one path, and what follows from it.
@@ -68,12 +70,14 @@ impl Window {
         self.measure(now, &path);
         let rate = self.rate();
         // The kernel's own idea is all there is before the first measurement, and it notices first that a path is fast.
-        let paced = if rate == 0 { path.pacing_rate } else { rate };
+        let paced = if rate == 0 || path.starting { path.pacing_rate.max(rate) } else { rate };
         self.depth = bytes_in(paced, DEPTH).clamp(MIN_DEPTH, self.max_depth);
         let depth = self.depth()? as u64;
         let excess = path.unsent.saturating_sub(depth / 2);
         let unsent = if path.unsent >= depth { excess } else { 0 };
-        let window = path.min_rtt.filter(|_| rate > 0).map(|rtt| {
+        // Not while the kernel finds out what the path carries: what is held back by the rate of the last round trip looks
+        // to it like all that the path has, and with that it would go on for seconds.
+        let window = path.min_rtt.filter(|_| rate > 0 && !path.starting).map(|rtt| {
             // A quarter more than the path holds when its FIFO is empty: then more comes out if there is more to
             // have. What varies without us is not a queue of ours.
             bytes_in(rate, rtt * 5 / 4 + path.rttvar * 2) as u64 + depth

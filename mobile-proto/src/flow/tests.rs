@@ -160,6 +160,17 @@ fn what_a_stranger_made_up_is_forgotten_once_the_local_end_speaks() {
     }
 }
 
+/// A flow of which nothing was heard believed any acknowledgement, however far ahead, in a segment a little older than what the local
+/// end expects.
+#[test]
+fn a_stranger_is_not_believed_because_its_segment_would_be_refused() {
+    for forged in [1000 + LATEST + 1, 1000 + (1 << 30)] {
+        let mut flows = Flows::default();
+        flows.delivered(&Segment { seq: 4900, ..inbound(forged, 500) });
+        assert_eq!(send(&mut flows, Sample { data: 10, ..Sample::default() }), None, "{forged}");
+    }
+}
+
 #[test]
 fn only_an_older_segment_than_the_local_end_expects_is_one_it_missed() {
     let missed = |first: Segment, local: Sample| {

@@ -123,7 +123,7 @@ impl Session {
     pub(super) fn admit(&mut self, now: Instant, packet: Packet<'_>, cost: usize) -> Admission {
         self.watch_outage(now);
         let Some(since) = self.freeze.since else {
-            let place = self.learn(packet.bytes);
+            let place = self.learn_and_tell(packet.bytes);
             return if self.make_fair_room(packet.bytes, cost) {
                 Admission::Queue(place)
             } else {
@@ -152,15 +152,24 @@ impl Session {
     /// The place of a segment of a known flow, which is learnt from.
     pub(super) fn learn(&mut self, packet: &[u8]) -> Option<Place> {
         let segment = Segment::parse(packet)?;
-        let flows = &mut self.freeze.flows;
-        let at = flows.sending(&segment)?;
-        let missed = flows.get(at).has_missed(&segment);
-        flows.sent(at, &segment);
-        let place = Place { flow: flows.get(at).id, seq: segment.seq, length: segment.length() };
-        if missed {
+        let at = self.freeze.flows.sending(&segment)?;
+        Some(self.learn_of(at, &segment))
+    }
+
+    /// The same of a segment that the local end has sent just now, which may show what it has missed.
+    fn learn_and_tell(&mut self, packet: &[u8]) -> Option<Place> {
+        let segment = Segment::parse(packet)?;
+        let at = self.freeze.flows.sending(&segment)?;
+        if self.freeze.flows.get(at).has_missed(&segment) {
             self.acknowledge_again(at, &segment, packet);
         }
-        Some(place)
+        Some(self.learn_of(at, &segment))
+    }
+
+    fn learn_of(&mut self, at: usize, segment: &Segment) -> Place {
+        let flows = &mut self.freeze.flows;
+        flows.sent(at, segment);
+        Place { flow: flows.get(at).id, seq: segment.seq, length: segment.length() }
     }
 
     /// Says again what the other end has acknowledged, for the local one refused it: with the number that it expects.

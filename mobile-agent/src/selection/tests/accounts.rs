@@ -223,6 +223,30 @@ fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
     });
 }
 
+/// Such an account hid what the process with the same id carried, for as long as that was mobile.
+#[test]
+fn an_account_of_a_process_that_has_ended_is_closed_though_another_has_its_id() {
+    Place::with(|place| {
+        let accounts = place.load().accounts();
+        let [(kind, listener), _] = listeners();
+        let mut mobile = place.mobile();
+        let end = |mobile: &mut Probe, peer| {
+            mobile.stream(&format!("close {kind}"));
+            drop::<TcpStream>(peer);
+        };
+        let peer = connect(&mut mobile, kind, &listener);
+        end(&mut mobile, peer);
+        becomes(&accounts, &mobile, traffic(1, 0, 0), "its own");
+        accounts.make_another_s(mobile.pid());
+        assert_eq!(of(&accounts, &mobile), traffic(0, 0, 0));
+        accounts.sweep(&place.cgroup).unwrap();
+        assert_eq!(accounts.count(), 0);
+        let peer = connect(&mut mobile, kind, &listener);
+        end(&mut mobile, peer);
+        becomes(&accounts, &mobile, traffic(1, 0, 0), "a new one");
+    });
+}
+
 #[test]
 fn without_a_place_for_an_account_what_is_missing_is_counted() {
     Place::with(|place| {
