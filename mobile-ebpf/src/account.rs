@@ -122,14 +122,16 @@ fn follow(ctx: &SkBuffContext) -> Option<()> {
     None
 }
 
-/// The TCP header of a packet, if it is where it is to be expected.
+/// The TCP header of a packet, if it is where it is to be expected. A packet of a TCP socket need not be TCP's: IPsec has been there.
 #[inline(always)]
 fn segment(ctx: &SkBuffContext) -> Option<Segment> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     // SAFETY: the context of a cgroup_skb program is a valid __sk_buff.
     let (protocol, length) = unsafe { ((*skb).protocol, (*skb).len) };
     let start = match protocol {
-        IPV4 => u32::from(ctx.load::<u8>(0).ok()? & 15) * 4,
+        IPV4 if u32::from(ctx.load::<u8>(9).ok()?) == IPPROTO_TCP => {
+            u32::from(ctx.load::<u8>(0).ok()? & 15) * 4
+        }
         IPV6 => match ctx.load::<u8>(6).ok()?.into() {
             IPPROTO_TCP => 40,
             // The kernel's own, of packets of more than 64 KiB.

@@ -4,6 +4,8 @@
 //! Everything is compared within one run, in the order ABBA, so that a machine that gets slower or faster disturbs both alike;
 //! a ratio is of one round, and the median of the rounds counts.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use mobile_tests::paces::{Pace, Took};
 use mobile_tests::{Lab, Talk, Testbed, root_programs};
@@ -29,6 +31,9 @@ const TOOLS: [Tool; 2] = [
     Tool { program: "mptcpize", package: "mptcpize" },
     Tool { program: "proxychains4", package: "proxychains4" },
 ];
+
+/// What the kernel has put off when an agent starts or stops (programs and maps are freed after a grace period) is done by then.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// What each of [`Pace::ALL`] took.
 type Figures = [Figure; 3];
@@ -81,12 +86,14 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
         let on = take(&mut ordinary)?;
         bed.agent.stop()?;
         bed.agent.cli(&["cleanup"])?.ok()?;
+        std::thread::sleep(SETTLE);
         let first = take(&mut ordinary)?;
         // Not before: the kernel may take a moment to detach ours.
         foreign = foreign.max(root_programs::count()?);
         let off = mean(first, take(&mut ordinary)?);
         bed.agent.start()?;
         bed.agent.wait_connected()?;
+        std::thread::sleep(SETTLE);
         with_agent.push((off, mean(on, take(&mut ordinary)?)));
         step(&format!("round {round} of {rounds}"));
     }
