@@ -19,7 +19,7 @@ use crate::shell::step;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Rounds with the agent and without, each of four measurements of everything.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Starts of each command.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
