@@ -18,6 +18,10 @@ const SLOT: Duration = Duration::from_millis(50);
 /// may lose the processor.
 const SLOTS: usize = 20;
 
+/// A path that had enough to send, and was no faster for so many slots, is full, whatever the kernel thinks: bbr starts for ever
+/// below senders that pace themselves.
+const FLAT_SLOTS: usize = 3;
+
 /// A held path is asked again after this long at the least, which is the timer's grain.
 const MIN_HOLD: Duration = Duration::from_millis(1);
 /// And at the most: acknowledgements may have made room earlier than the rate lets expect.
@@ -53,11 +57,13 @@ pub(super) struct Window {
     busy: bool,
     rates: [u64; SLOTS],
     next: usize,
+    /// Busy slots in which the rate did not grow, since it last did.
+    flat: usize,
 }
 
 impl Window {
     pub(super) fn new(max_depth: usize) -> Self {
-        Self { max_depth, depth: max_depth, began: None, busy: false, rates: [0; SLOTS], next: 0 }
+        Self { max_depth, depth: max_depth, began: None, busy: false, rates: [0; SLOTS], next: 0, flat: 0 }
     }
 
     /// How many bytes of it are to wait at each place; `None` on a fast path.
@@ -70,20 +76,22 @@ impl Window {
         self.measure(now, &path);
         let rate = self.rate();
         // The kernel's own idea is all there is before the first measurement, and it notices first that a path is fast.
-        let paced = if rate == 0 || path.starting { path.pacing_rate.max(rate) } else { rate };
+        let starting = path.starting && self.flat < FLAT_SLOTS;
+        let paced = if rate == 0 || starting { path.pacing_rate.max(rate) } else { rate };
         self.depth = bytes_in(paced, DEPTH).clamp(MIN_DEPTH, self.max_depth);
         let depth = self.depth()? as u64;
         let excess = path.unsent.saturating_sub(depth / 2);
         let unsent = if path.unsent >= depth { excess } else { 0 };
-        // Not while the kernel finds out what the path carries: what is held back by the rate of the last round trip looks
-        // to it like all that the path has, and with that it would go on for seconds.
-        let window = path.min_rtt.filter(|_| rate > 0 && !path.starting).map(|rtt| {
+        let window = path.min_rtt.filter(|_| rate > 0).map(|rtt| {
             // A quarter more than the path holds when its FIFO is empty: then more comes out if there is more to
             // have. What varies without us is not a queue of ours.
             bytes_in(rate, rtt * 5 / 4 + path.rttvar * 2) as u64 + depth
         });
         let beyond = window.map_or(0, |window| path.outstanding.saturating_sub(window));
         self.busy |= unsent.max(beyond) > 0;
+        // Not while the kernel finds out what the path carries: what is held back by the rate of the last round trip looks
+        // to it like all that the path has, and with that it would go on for seconds.
+        let beyond = if starting { 0 } else { beyond };
         let wait = unsent.max(beyond) as f64 / paced.max(1) as f64;
         (wait > 0.0).then(|| Duration::try_from_secs_f64(wait).unwrap_or(MAX_HOLD).clamp(MIN_HOLD, MAX_HOLD))
     }
@@ -96,6 +104,11 @@ impl Window {
         }
         let bytes = path.acked.saturating_sub(acked) as f64;
         let rate = (bytes / lasted.as_secs_f64()) as u64;
+        if rate > self.rate() * 5 / 4 {
+            self.flat = 0;
+        } else if self.busy {
+            self.flat += 1;
+        }
         // One that had nothing to send says only what the path does at least.
         if self.busy || rate > self.rate() {
             self.rates[self.next] = rate;

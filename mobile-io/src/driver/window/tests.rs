@@ -23,6 +23,7 @@ struct Link {
     held: Option<Instant>,
     /// How long the last packet waited in the FIFO.
     queued: Duration,
+    starting: bool,
 }
 
 impl Link {
@@ -40,6 +41,7 @@ impl Link {
             min_rtt: rtt,
             held: None,
             queued: Duration::ZERO,
+            starting: false,
         }
     }
 
@@ -72,7 +74,7 @@ impl Link {
                     pacing_rate: self.rate,
                     min_rtt: Some(self.min_rtt),
                     rttvar: MS / 2,
-                    starting: false,
+                    starting: self.starting,
                 };
                 let late = MS * (self.acked / PACKET % 2 + 1) as u32;
                 self.held = self.window.hold(self.now, path).map(|wait| self.now + wait + late);
@@ -165,4 +167,14 @@ fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
     assert_eq!(held(true), (None, Some(8000)), "as fast as the kernel would like to send");
     let (wait, depth) = held(false);
     assert!(wait.is_some() && depth == Some(MIN_DEPTH), "{wait:?} {depth:?}");
+}
+
+/// Below senders that pace themselves bbr starts for ever, with three times the round trip in the FIFO.
+#[test]
+fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
+    let mut link = Link::new(1_250_000, 20 * MS);
+    link.starting = true;
+    link.run(Duration::from_secs(3));
+    let (bytes, longest) = link.run(Duration::from_secs(2));
+    assert!(bytes > link.rate * 2 * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
