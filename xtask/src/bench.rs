@@ -107,7 +107,7 @@ fn optimise_ourselves() -> Result<()> {
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }
 
-/// This program, with the lab in it, and the programs that measures inside of the lab.
+/// This program, with the lab in it, and the programs that measure inside of the lab.
 fn lab(release: bool) -> Result<()> {
     step("building the lab");
     let mut build = shell::cargo();
