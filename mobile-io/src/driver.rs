@@ -3,11 +3,12 @@
 //! One task and one poll function, so there are no locks and no order of events that cannot be read off the code.
 //! The owner commands it through a [`Handle`] and hears of it through [`DriverEvent`]s.
 
+mod congestion;
 mod path;
 mod task;
 #[cfg(test)]
 mod tests;
-pub(crate) mod window;
+mod window;
 
 use std::io;
 use std::task::{Context, Poll};

@@ -10,8 +10,6 @@ use nix::errno::Errno;
 use nix::libc;
 use tokio::net::TcpStream;
 
-use crate::driver::window::Outgoing;
-
 /// The kernel's `struct tcp_info` (uapi/linux/tcp.h) up to what is needed: libc's ends before that.
 /// Fields are only ever added behind.
 #[repr(C)]
@@ -70,25 +68,64 @@ struct TcpInfo {
 /// A kernel that fills in less (before 4.18) does not count what was delivered.
 const NEEDED: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
 
+/// What the kernel says of a connection's sending.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outgoing {
+    /// Bytes not acknowledged, sent or not.
+    pub(crate) outstanding: u64,
+    /// Those that are not sent.
+    pub(crate) unsent: u64,
+    /// Bytes acknowledged in all.
+    pub(crate) acked: u64,
+    /// The rate at which it sends, in bytes a second.
+    pub(crate) pacing_rate: u64,
+    pub(crate) rtt: Duration,
+    pub(crate) rttvar: Duration,
+    /// The shortest round trip of the connection, which may have been of another network; none before the first.
+    pub(crate) min_rtt: Option<Duration>,
+    /// Something was sent again, ever.
+    pub(crate) retransmitted: bool,
+    /// Slow start ended (RFC 5681): something was lost, or the round trip grew.
+    pub(crate) full: bool,
+    /// What bbr knows, if that is what chooses the rate.
+    pub(crate) bbr: Option<Bbr>,
+}
+
+impl Outgoing {
+    /// The kernel is finding out how much the path carries, by sending more each round trip than came through yet.
+    pub(crate) fn starting(&self) -> bool {
+        self.bbr.map_or(!self.full, |bbr| bbr.starting)
+    }
+}
+
+/// What bbr knows of a path.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bbr {
+    /// The shortest round trip, looked for every ten seconds; none before the first.
+    pub(crate) min_rtt: Option<Duration>,
+    /// It paces at well above the rate it has measured.
+    pub(crate) starting: bool,
+}
+
 /// Asks the kernel. `None` if it does not know enough.
 pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
     read(tcp).ok().map(|info| info.sample())
 }
 
-/// What is on its way out. The shortest round trip is bbr's, which looks for it every ten seconds; the kernel's own idea of
-/// it may be of another network.
+/// What is on its way out.
 pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
     let info = read(tcp).ok()?;
-    let bbr = bbr(tcp);
-    let micros = |micros: u32| Duration::from_micros(u64::from(micros));
     Some(Outgoing {
         outstanding: outstanding(tcp)?,
         unsent: info.notsent_bytes.into(),
         acked: info.bytes_acked,
         pacing_rate: info.pacing_rate,
-        min_rtt: bbr.map(|bbr| bbr.min_rtt).filter(|&rtt| rtt != u32::MAX).map(micros),
+        rtt: micros(info.rtt),
         rttvar: micros(info.rttvar),
-        starting: bbr.is_some_and(|bbr| bbr.pacing_gain > 2 * BBR_UNIT),
+        min_rtt: known(info.min_rtt),
+        retransmitted: info.total_retrans > 0,
+        full: info.snd_ssthresh < INFINITE_SSTHRESH,
+        bbr: bbr(tcp),
     })
 }
 
@@ -100,6 +137,9 @@ fn outstanding(tcp: &TcpStream) -> Option<u64> {
     Errno::result(outcome).ok()?;
     u64::try_from(bytes).ok()
 }
+
+/// A slow start without end (`TCP_INFINITE_SSTHRESH`, include/net/tcp.h).
+const INFINITE_SSTHRESH: u32 = 0x7fff_ffff;
 
 /// The kernel's `struct tcp_bbr_info` (uapi/linux/inet_diag.h).
 #[repr(C)]
@@ -114,8 +154,8 @@ struct BbrInfo {
 /// A gain of one (`BBR_UNIT`, net/ipv4/tcp_bbr.c). It paces at 2.89 times the rate while it starts, and later at 1.25 at the most.
 const BBR_UNIT: u32 = 1 << 8;
 
-/// What bbr knows; another congestion control says less, or nothing.
-fn bbr(tcp: &TcpStream) -> Option<BbrInfo> {
+/// Another congestion control says less, or nothing.
+fn bbr(tcp: &TcpStream) -> Option<Bbr> {
     let mut info = BbrInfo::default();
     let mut length = size_of::<BbrInfo>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes, all of them inside `info`, which is made of
@@ -125,13 +165,17 @@ fn bbr(tcp: &TcpStream) -> Option<BbrInfo> {
         libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CC_INFO, info, &raw mut length)
     };
     Errno::result(outcome).ok()?;
-    ((length as usize) == size_of::<BbrInfo>()).then_some(info)
+    ((length as usize) == size_of::<BbrInfo>())
+        .then(|| Bbr { min_rtt: known(info.min_rtt), starting: info.pacing_gain > 2 * BBR_UNIT })
 }
 
-/// The shortest round trip so far; none before the first.
-pub(crate) fn min_rtt(tcp: &TcpStream) -> Option<Duration> {
-    let micros = read(tcp).ok()?.min_rtt;
-    (micros != u32::MAX).then(|| Duration::from_micros(micros.into()))
+fn micros(micros: u32) -> Duration {
+    Duration::from_micros(micros.into())
+}
+
+/// A round trip the kernel may not have seen yet.
+fn known(rtt: u32) -> Option<Duration> {
+    (rtt != u32::MAX).then(|| micros(rtt))
 }
 
 fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
@@ -150,7 +194,6 @@ fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
 impl TcpInfo {
     fn sample(&self) -> TransportSample {
         let gone = self.sacked.saturating_add(self.lost);
-        let micros = |micros: u32| Duration::from_micros(u64::from(micros));
         TransportSample {
             delivered: self.delivered,
             in_flight: self.unacked.saturating_sub(gone).saturating_add(self.retrans),
@@ -205,10 +248,11 @@ mod tests {
         near.write_all(&[7; 100]).await.unwrap();
         far.read_exact(&mut [0; 100]).await.unwrap();
         let path = outgoing(&near).unwrap();
-        assert!(path.starting && path.min_rtt.is_some_and(|rtt| rtt < Duration::from_secs(1)), "{path:?}");
+        let bbr = path.bbr.unwrap();
+        assert!(bbr.starting && bbr.min_rtt.is_some_and(|rtt| rtt < Duration::from_secs(1)), "{path:?}");
         socket2::SockRef::from(&near).set_tcp_congestion(b"cubic").unwrap();
         let path = outgoing(&near).unwrap();
-        assert!(!path.starting && path.min_rtt.is_none(), "{path:?}");
+        assert!(path.bbr.is_none() && !path.full && !path.retransmitted, "{path:?}");
     }
 
     #[test]

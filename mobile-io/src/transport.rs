@@ -8,20 +8,13 @@ use std::time::Duration;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::tcp_info;
-
 /// Bytes the kernel may hold unsent before the socket stops being writable. What is in the kernel can neither be
 /// reordered nor moved to another path, so it is little; but the socket must not run dry before we are woken: half
 /// of this (when the kernel wakes us) lasts 130 µs at 1 Gbit/s.
 pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
 
-/// The congestion control of a path. Those that go by loss (cubic) fill whatever FIFO the uplink has, and all that we send
-/// waits in it, keystrokes as well; this one goes by rate and round trip. Loss by the air does not slow it down either.
-const CONGESTION_CONTROL: &str = "bbr";
-
-/// With a shorter round trip than this there is no Internet between, and nothing to gain: pacing costs a timer for each
-/// few packets, and at gigabits that is the processor.
-const NEAR: Duration = Duration::from_millis(1);
+/// The congestion control that goes by rate and round trip, not by loss.
+const BY_RATE: &str = "bbr";
 
 /// How long sent data may stay unacknowledged before the kernel drops the connection. The session notices a dead
 /// path within seconds by itself: this only frees the sockets nobody asks for any more.
@@ -129,9 +122,6 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
-    if tcp_info::min_rtt(tcp).is_none_or(|rtt| rtt >= NEAR) {
-        choose_congestion_control(&socket);
-    }
     Ok(())
 }
 
@@ -142,12 +132,13 @@ pub fn refuse(tcp: TcpStream) {
     drop(tcp);
 }
 
-/// A kernel that has not the one we want, or does not let us, has its own: slower keystrokes beside an upload, no failure.
-fn choose_congestion_control(socket: &SockRef<'_>) {
+/// Gives a path the congestion control that goes by rate. A kernel that has none, or does not let us, keeps its own: slower
+/// keystrokes beside an upload, no failure.
+pub(crate) fn go_by_rate(tcp: &TcpStream) {
     static TOLD: Once = Once::new();
-    if let Err(error) = socket.set_tcp_congestion(CONGESTION_CONTROL.as_bytes()) {
+    if let Err(error) = SockRef::from(tcp).set_tcp_congestion(BY_RATE.as_bytes()) {
         TOLD.call_once(|| {
-            tracing::info!(%error, "no {CONGESTION_CONTROL}: paths use the system's congestion control");
+            tracing::info!(%error, "no {BY_RATE}: paths use the system's congestion control");
         });
     }
 }

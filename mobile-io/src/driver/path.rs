@@ -10,6 +10,7 @@ use mobile_proto::{PathId, TransportSample};
 use tokio::io::{AsyncBufRead, AsyncWrite};
 
 use super::TlsStream;
+use super::congestion;
 use super::window::Window;
 use crate::{tcp_info, transport};
 
@@ -45,6 +46,8 @@ pub(super) struct Transport {
     batch: usize,
     /// None: as much stands below as the kernel takes.
     window: Option<Window>,
+    /// The path has shown that it has bounds, and the kernel was told to go by rate.
+    by_rate: bool,
     /// When the kernel was asked for it.
     asked: Option<Instant>,
     /// Until then no records are taken.
@@ -69,6 +72,7 @@ impl Transport {
             unflushed: false,
             batch: MIN_BATCH,
             window: fair.then(|| Window::new(MAX_DEPTH)),
+            by_rate: false,
             asked: None,
             held: None,
             closing: None,
@@ -111,16 +115,21 @@ impl Transport {
 
     /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
     pub(super) fn hold(&mut self, now: Instant) {
-        let Some(window) = &mut self.window else { return };
         let recently = |at: Instant| now.saturating_duration_since(at) < FAST_INTERVAL;
-        if self.held.is_some_and(|until| now < until)
-            || (window.depth().is_none() && self.asked.is_some_and(recently))
-        {
+        let fast = self.window.as_ref().is_none_or(|window| window.depth().is_none());
+        if self.held.is_some_and(|until| now < until) || (fast && self.asked.is_some_and(recently)) {
             return;
         }
         self.asked = Some(now);
-        let outgoing = tcp_info::outgoing(self.stream.get_ref().0.tcp());
-        self.held = outgoing.and_then(|outgoing| now.checked_add(window.hold(now, outgoing)?));
+        let tcp = self.stream.get_ref().0.tcp();
+        let Some(outgoing) = tcp_info::outgoing(tcp) else { return };
+        if !self.by_rate && congestion::has_bounds(&outgoing) {
+            self.by_rate = true;
+            tracing::debug!(path = %self.id, ?outgoing, "the path has bounds: its congestion control goes by rate");
+            transport::go_by_rate(tcp);
+        }
+        let wait = self.window.as_mut().and_then(|window| window.hold(now, outgoing));
+        self.held = wait.and_then(|wait| now.checked_add(wait));
     }
 
     /// When it is to be asked again whether it may have more.

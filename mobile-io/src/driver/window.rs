@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::tcp_info::Outgoing;
+
 /// What waits unsent in the kernel, and what is taken for a write, are to be no more than this each: together with the
 /// queue's own target (5 ms) a keystroke loses a third of an ordinary round trip.
 const DEPTH: Duration = Duration::from_millis(4);
@@ -26,24 +28,6 @@ const FLAT_SLOTS: usize = 3;
 const MIN_HOLD: Duration = Duration::from_millis(1);
 /// And at the most: acknowledgements may have made room earlier than the rate lets expect.
 const MAX_HOLD: Duration = Duration::from_millis(10);
-
-/// What the kernel says of a path's connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Outgoing {
-    /// Bytes not acknowledged, sent or not.
-    pub(crate) outstanding: u64,
-    /// Those that are not sent.
-    pub(crate) unsent: u64,
-    /// Bytes acknowledged in all.
-    pub(crate) acked: u64,
-    /// The rate at which it sends, in bytes a second.
-    pub(crate) pacing_rate: u64,
-    /// The shortest round trip of the last seconds; none if that is not known.
-    pub(crate) min_rtt: Option<Duration>,
-    pub(crate) rttvar: Duration,
-    /// The kernel is finding out how much the path carries, by sending more each round trip than it has measured yet.
-    pub(crate) starting: bool,
-}
 
 /// The measured rate of one path, and what follows from it.
 #[derive(Debug)]
@@ -76,13 +60,13 @@ impl Window {
         self.measure(now, &path);
         let rate = self.rate();
         // The kernel's own idea is all there is before the first measurement, and it notices first that a path is fast.
-        let starting = path.starting && self.flat < FLAT_SLOTS;
+        let starting = path.starting() && self.flat < FLAT_SLOTS;
         let paced = if rate == 0 || starting { path.pacing_rate.max(rate) } else { rate };
         self.depth = bytes_in(paced, DEPTH).clamp(MIN_DEPTH, self.max_depth);
         let depth = self.depth()? as u64;
         let excess = path.unsent.saturating_sub(depth / 2);
         let unsent = if path.unsent >= depth { excess } else { 0 };
-        let window = path.min_rtt.filter(|_| rate > 0).map(|rtt| {
+        let window = path.bbr.and_then(|bbr| bbr.min_rtt).filter(|_| rate > 0).map(|rtt| {
             // A quarter more than the path holds when its FIFO is empty: then more comes out if there is more to
             // have. What varies without us is not a queue of ours.
             bytes_in(rate, rtt * 5 / 4 + path.rttvar * 2) as u64 + depth
@@ -99,7 +83,7 @@ impl Window {
     fn measure(&mut self, now: Instant, path: &Outgoing) {
         let (began, acked) = *self.began.get_or_insert((now, path.acked));
         let lasted = now.saturating_duration_since(began);
-        if lasted < SLOT.max(path.min_rtt.unwrap_or_default()) {
+        if lasted < SLOT.max(path.bbr.map_or(path.min_rtt, |bbr| bbr.min_rtt).unwrap_or_default()) {
             return;
         }
         let bytes = path.acked.saturating_sub(acked) as f64;

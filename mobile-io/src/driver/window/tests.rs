@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::tcp_info::Bbr;
 
 const MS: Duration = Duration::from_millis(1);
 const MAX_DEPTH: usize = 32 * 1024;
@@ -72,9 +73,9 @@ impl Link {
                     unsent: self.unsent,
                     acked: self.acked,
                     pacing_rate: self.rate,
-                    min_rtt: Some(self.min_rtt),
                     rttvar: MS / 2,
-                    starting: self.starting,
+                    bbr: Some(Bbr { min_rtt: Some(self.min_rtt), starting: self.starting }),
+                    ..Outgoing::default()
                 };
                 let late = MS * (self.acked / PACKET % 2 + 1) as u32;
                 self.held = self.window.hold(self.now, path).map(|wait| self.now + wait + late);
@@ -158,8 +159,8 @@ fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
 fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
     let held = |starting| {
         let (mut window, now) = (Window::new(MAX_DEPTH), Instant::now());
-        let path =
-            Outgoing { pacing_rate: 2_000_000, min_rtt: Some(20 * MS), starting, ..Outgoing::default() };
+        let bbr = Some(Bbr { min_rtt: Some(20 * MS), starting });
+        let path = Outgoing { pacing_rate: 2_000_000, bbr, ..Outgoing::default() };
         assert_eq!(window.hold(now, path), None);
         let path = Outgoing { acked: 36_200, outstanding: 60_000, ..path };
         (window.hold(now + 50 * MS, path), window.depth())

@@ -1,0 +1,66 @@
+//! When a path's congestion control is to go by rate.
+//!
+//! One that goes by loss (cubic) fills whatever FIFO the uplink has, and all that we send waits in it, keystrokes as well; and
+//! by losses of the air it is slowed down. bbr goes by rate and round trip. But it paces, with a timer for each packet,
+//! and on a path that carries more than its ends can send there is nothing to gain by that: a third of the speed is lost.
+//! The kernel never stops to pace a connection that has once been paced, so each begins with the system's congestion control, and is
+//! given bbr when the path shows that it has bounds.
+
+use std::time::Duration;
+
+use crate::tcp_info::Outgoing;
+
+/// With a shorter round trip than this there is no Internet between.
+const NEAR: Duration = Duration::from_millis(1);
+
+/// So much on its way is a transfer: RFC 6928's initial window, of 1448 bytes each. The acknowledgement of less may have been delayed.
+const TRANSFER: u64 = 10 * 1448;
+
+/// Does a path show that it carries no more than is sent?
+pub(super) fn has_bounds(path: &Outgoing) -> bool {
+    let Some(min_rtt) = path.min_rtt.filter(|&rtt| rtt >= NEAR) else { return false };
+    // What varies without us is not a queue of ours.
+    let queued = path.rtt > min_rtt * 5 / 4 + path.rttvar * 2;
+    path.retransmitted || path.full || (queued && path.outstanding > TRANSFER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn far() -> Outgoing {
+        Outgoing {
+            rtt: 21 * MS,
+            rttvar: MS,
+            min_rtt: Some(20 * MS),
+            outstanding: 4 << 20,
+            ..Outgoing::default()
+        }
+    }
+
+    #[test]
+    fn a_path_that_takes_all_it_is_given_has_no_bounds() {
+        assert!(!has_bounds(&far()));
+        assert!(!has_bounds(&Outgoing::default()), "before the first round trip");
+    }
+
+    #[test]
+    fn loss_a_growing_round_trip_and_the_end_of_slow_start_are_bounds() {
+        for path in [
+            Outgoing { retransmitted: true, ..far() },
+            Outgoing { full: true, ..far() },
+            Outgoing { rtt: 28 * MS, ..far() },
+        ] {
+            assert!(has_bounds(&path), "{path:?}");
+            assert!(!has_bounds(&Outgoing { min_rtt: Some(MS / 10), ..path }), "in one house: {path:?}");
+        }
+    }
+
+    #[test]
+    fn a_delayed_acknowledgement_and_a_round_trip_that_varies_are_no_queue() {
+        assert!(!has_bounds(&Outgoing { rtt: 60 * MS, outstanding: 100, ..far() }));
+        assert!(!has_bounds(&Outgoing { rtt: 40 * MS, rttvar: 10 * MS, ..far() }));
+    }
+}
