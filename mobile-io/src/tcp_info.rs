@@ -71,7 +71,7 @@ const NEEDED: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
 /// What the kernel says of a connection's sending.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outgoing {
-    /// Bytes not acknowledged, sent or not.
+    /// Bytes not acknowledged, not even selectively; sent or not.
     pub(crate) outstanding: u64,
     /// Those that are not sent.
     pub(crate) unsent: u64,
@@ -83,6 +83,8 @@ pub(crate) struct Outgoing {
     pub(crate) rttvar: Duration,
     /// The shortest round trip of the connection, which may have been of another network; none before the first.
     pub(crate) min_rtt: Option<Duration>,
+    /// Something was lost, or it looks like it, and what was sent since is not acknowledged yet.
+    pub(crate) recovering: bool,
     /// Something was sent again, ever.
     pub(crate) retransmitted: bool,
     /// Slow start ended (RFC 5681): something was lost, or the round trip grew.
@@ -116,13 +118,14 @@ pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
 pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
     let info = read(tcp).ok()?;
     Some(Outgoing {
-        outstanding: outstanding(tcp)?,
+        outstanding: outstanding(tcp)?.saturating_sub(u64::from(info.sacked) * u64::from(info.snd_mss)),
         unsent: info.notsent_bytes.into(),
         acked: info.bytes_acked,
         pacing_rate: info.pacing_rate,
         rtt: micros(info.rtt),
         rttvar: micros(info.rttvar),
         min_rtt: known(info.min_rtt),
+        recovering: info.ca_state >= CA_RECOVERY,
         retransmitted: info.total_retrans > 0,
         full: info.snd_ssthresh < INFINITE_SSTHRESH,
         bbr: bbr(tcp),
@@ -137,6 +140,9 @@ fn outstanding(tcp: &TcpStream) -> Option<u64> {
     Errno::result(outcome).ok()?;
     u64::try_from(bytes).ok()
 }
+
+/// Fast retransmit has begun (`TCP_CA_Recovery`, uapi/linux/tcp.h); behind it comes the retransmission timeout.
+const CA_RECOVERY: u8 = 3;
 
 /// A slow start without end (`TCP_INFINITE_SSTHRESH`, include/net/tcp.h).
 const INFINITE_SSTHRESH: u32 = 0x7fff_ffff;

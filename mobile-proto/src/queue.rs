@@ -115,6 +115,8 @@ pub(crate) struct Queue {
     /// What came until then is not dropped for its delay.
     spared: Option<Instant>,
     slow: bool,
+    /// The flow of what was sent last, if it had nothing waiting before.
+    sparse: Option<u16>,
 }
 
 #[derive(Debug, Default)]
@@ -183,6 +185,7 @@ impl Queue {
                 self.take(next).into_iter().for_each(&mut dropped);
                 continue;
             }
+            self.sparse = self.new.front().copied();
             let record = self.take(next)?;
             // A packet's length is below 2^17.
             self.flows[flow].credits -= record.packet.len() as i64;
@@ -201,6 +204,12 @@ impl Queue {
     /// anywhere before it the newest would be the last.
     pub(crate) fn is_slow(&self) -> bool {
         self.slow
+    }
+
+    /// Whether what was sent last is of a flow that had nothing waiting before, and next is another flow, that had.
+    pub(crate) fn is_turn_over(&self) -> bool {
+        self.new.is_empty()
+            && self.old.front().is_some_and(|&next| self.sparse.is_some_and(|flow| flow != next))
     }
 
     /// Gives up the newest packet.

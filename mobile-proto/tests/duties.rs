@@ -293,3 +293,30 @@ fn records_are_numbered_from_what_the_relay_expects() {
     client.handle_input(now, ONE, &[0x03, 1, 6], &mut |_| {}).unwrap();
     assert_eq!(client.unacked_bytes(), 0);
 }
+
+/// Both in one TLS record, the peer could read the keystroke when the last byte of the bulk had come: 4 ms later on 10 Mbit/s.
+#[test]
+fn on_a_slow_path_a_keystroke_is_not_written_together_with_the_bulk_behind_it() {
+    let udp = |flow: u8, length: usize| {
+        let mut packet = vec![0; length];
+        (packet[0], packet[9]) = (0x45, 17);
+        packet[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+        packet[12..20].copy_from_slice(&[10, 77, 0, 2, 192, 0, 2, flow]);
+        packet
+    };
+    for (limit, together) in [(5_000, false), (64 * 1024, true)] {
+        let mut pair = Pair::connected(Limits::default());
+        for _ in 0..4 {
+            assert_eq!(pair.send_up(&udp(1, 1500)), Enqueue::Queued);
+        }
+        // The bulk has had its first turn, which is a little more than one of its packets.
+        pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), 2000);
+        assert_eq!(pair.send_up(&udp(2, 100)), Enqueue::Queued);
+        let mut out = Vec::new();
+        pair.client.poll_transmit(pair.now, ONE, &mut out, limit);
+        assert_eq!(out.len() > 1500, together, "{limit}: {}", out.len());
+        assert!(out.len() > 100);
+        pair.client.poll_transmit(pair.now, ONE, &mut out, limit);
+        assert!(out.len() > 3100, "{}", out.len());
+    }
+}

@@ -13,6 +13,9 @@ const DEPTH: Duration = Duration::from_millis(4);
 /// But two full-sized packets, whatever the rate.
 const MIN_DEPTH: usize = 3 * 1024;
 
+/// More than a packet is left for the path to be busy with while we wait for an acknowledgement: one tells of two.
+const MIN_SLACK: u64 = 2 * 1024;
+
 /// The rate is measured over this long, or a round trip: some packets of even a slow path.
 const SLOT: Duration = Duration::from_millis(50);
 
@@ -23,6 +26,9 @@ const SLOTS: usize = 20;
 /// A path that had enough to send, and was no faster for so many slots, is full, whatever the kernel thinks: bbr starts for ever
 /// below senders that pace themselves.
 const FLAT_SLOTS: usize = 3;
+
+/// A full path is asked for more in one slot of so many: several times in the second that the rate is remembered.
+const PROBE_SLOTS: usize = 8;
 
 /// A held path is asked again after this long at the least, which is the timer's grain.
 const MIN_HOLD: Duration = Duration::from_millis(1);
@@ -41,7 +47,7 @@ pub(super) struct Window {
     busy: bool,
     rates: [u64; SLOTS],
     next: usize,
-    /// Busy slots in which the rate did not grow, since it last did.
+    /// Busy slots in which the rate grew by less than an eighth, since it last did.
     flat: usize,
 }
 
@@ -64,14 +70,16 @@ impl Window {
         let paced = if rate == 0 || starting { path.pacing_rate.max(rate) } else { rate };
         self.depth = bytes_in(paced, DEPTH).clamp(MIN_DEPTH, self.max_depth);
         let depth = self.depth()? as u64;
-        let excess = path.unsent.saturating_sub(depth / 2);
-        let unsent = if path.unsent >= depth { excess } else { 0 };
-        let window = path.bbr.and_then(|bbr| bbr.min_rtt).filter(|_| rate > 0).map(|rtt| {
-            // A quarter more than the path holds when its FIFO is empty: then more comes out if there is more to
-            // have. What varies without us is not a queue of ours.
-            bytes_in(rate, rtt * 5 / 4 + path.rttvar * 2) as u64 + depth
+        // Down to half, so that there is something to write then.
+        let unsent = if path.unsent < depth { 0 } else { path.unsent - depth / 2 };
+        let min_rtt = path.bbr.and_then(|bbr| bbr.min_rtt).filter(|_| rate > 0);
+        let beyond = min_rtt.map_or(0, |rtt| {
+            // What the path holds when its FIFO is empty, and what keeps it busy until the timer wakes us. What varies without us
+            // is not a queue of ours; behind a loss, what came is not all acknowledged.
+            let more = if self.probes() || path.recovering { rtt / 4 } else { Duration::ZERO };
+            let holds = rtt + path.rttvar * 2 + more;
+            path.outstanding.saturating_sub(bytes_in(rate, holds) as u64 + (depth / 2).max(MIN_SLACK))
         });
-        let beyond = window.map_or(0, |window| path.outstanding.saturating_sub(window));
         self.busy |= unsent.max(beyond) > 0;
         // Not while the kernel finds out what the path carries: what is held back by the rate of the last round trip looks
         // to it like all that the path has, and with that it would go on for seconds.
@@ -88,7 +96,7 @@ impl Window {
         }
         let bytes = path.acked.saturating_sub(acked) as f64;
         let rate = (bytes / lasted.as_secs_f64()) as u64;
-        if rate > self.rate() * 5 / 4 {
+        if rate > self.rate() * 9 / 8 {
             self.flat = 0;
         } else if self.busy {
             self.flat += 1;
@@ -100,6 +108,12 @@ impl Window {
         }
         self.began = Some((now, path.acked));
         self.busy = false;
+    }
+
+    /// Is more to be sent than the path is known to carry, so that more comes out if there is more to have? What it did not carry
+    /// waits in its FIFO.
+    fn probes(&self) -> bool {
+        self.flat < FLAT_SLOTS || self.flat.is_multiple_of(PROBE_SLOTS)
     }
 
     fn rate(&self) -> u64 {

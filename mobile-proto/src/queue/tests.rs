@@ -350,3 +350,22 @@ fn a_fifo_keeps_the_order_of_all_flows_and_drops_nothing_for_its_delay() {
     assert_eq!(order, pushed);
     assert!(!queue.is_slow());
 }
+
+#[test]
+fn the_turn_of_a_sparse_flow_ends_where_another_ones_backlog_begins() {
+    let (mut queue, now) = (queue(), Instant::now());
+    for number in 0..3 {
+        queue.push(of(1, number, 1500, now));
+    }
+    pop(&mut queue);
+    assert!(!queue.is_turn_over(), "its own backlog");
+    pop(&mut queue);
+    queue.push(of(2, 0, 100, now));
+    queue.push(of(3, 0, 100, now));
+    assert_eq!(flow_of(&pop(&mut queue).unwrap().packet), 2);
+    assert!(!queue.is_turn_over(), "another sparse flow is next");
+    assert_eq!(flow_of(&pop(&mut queue).unwrap().packet), 3);
+    assert!(queue.is_turn_over());
+    assert_eq!(flow_of(&pop(&mut queue).unwrap().packet), 1);
+    assert!(!queue.is_turn_over(), "nothing is next");
+}

@@ -9,6 +9,10 @@ use crate::path::{Path, State};
 use crate::queue::Record;
 use crate::{Limits, PathId, Stats, frame};
 
+/// Below this limit a path is slow: what is written at a time becomes one TLS record, and would fill one on a fast path
+/// (RFC 8446, 5.1).
+const WHOLE: usize = 1 << 14;
+
 /// When to acknowledge. An acknowledgement rides on anything that is sent anyway; alone it goes
 /// only after `ack_bytes` (so that the sender's replay buffer drains while a bulk transfer runs)
 /// or `ack_delay` (so that the last records of a burst do not linger there).
@@ -60,7 +64,8 @@ impl AckState {
 
 impl Session {
     /// Appends frames for a path until about `limit` bytes are in `out`: a frame that starts
-    /// below the limit is written whole. With a limit of 0 only what does not wait for records is written.
+    /// below the limit is written whole. With a limit of 0 only what does not wait for records is written; with one of less than
+    /// a TLS record, what is written together does not make an interactive flow wait for a bulk transfer.
     pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, limit: usize) {
         let Some(index) = self.find(path) else { return };
         let unanswered = self.is_unanswered(&self.paths[index]);
@@ -82,7 +87,12 @@ impl Session {
                 self.paths[index].put_ping(now, out);
             }
             self.watch_outage(now);
-            while out.len() < limit && self.transmit_record(now, index, out) {}
+            while out.len() < limit && self.transmit_record(now, index, out) {
+                // The peer can read none of it before it has all of it: a keystroke goes without the bulk behind it.
+                if limit < WHOLE && self.queue.is_turn_over() {
+                    break;
+                }
+            }
             if let Some(number) = self.owed_seq(index) {
                 self.paths[index].put_seq(number, out);
             }
