@@ -294,16 +294,18 @@ fn records_are_numbered_from_what_the_relay_expects() {
     assert_eq!(client.unacked_bytes(), 0);
 }
 
+/// A datagram of a flow.
+fn udp(flow: u8, length: usize) -> Vec<u8> {
+    let mut packet = vec![0; length];
+    (packet[0], packet[9]) = (0x45, 17);
+    packet[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+    packet[12..20].copy_from_slice(&[10, 77, 0, 2, 192, 0, 2, flow]);
+    packet
+}
+
 /// Both in one TLS record, the peer could read the keystroke when the last byte of the bulk had come: 4 ms later on 10 Mbit/s.
 #[test]
 fn on_a_slow_path_a_keystroke_is_not_written_together_with_the_bulk_behind_it() {
-    let udp = |flow: u8, length: usize| {
-        let mut packet = vec![0; length];
-        (packet[0], packet[9]) = (0x45, 17);
-        packet[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
-        packet[12..20].copy_from_slice(&[10, 77, 0, 2, 192, 0, 2, flow]);
-        packet
-    };
     for (limit, together) in [(5_000, false), (64 * 1024, true)] {
         let mut pair = Pair::connected(Limits::default());
         for _ in 0..4 {
@@ -319,4 +321,23 @@ fn on_a_slow_path_a_keystroke_is_not_written_together_with_the_bulk_behind_it() 
         pair.client.poll_transmit(pair.now, ONE, &mut out, limit);
         assert!(out.len() > 3100, "{}", out.len());
     }
+}
+
+/// The end of a turn before the loss of the path cut a write after each record that went again.
+#[test]
+fn a_replay_on_a_slow_path_is_not_written_one_by_one() {
+    let mut pair = Pair::connected(Limits::default());
+    for _ in 0..8 {
+        assert_eq!(pair.send_up(&udp(1, 1500)), Enqueue::Queued);
+    }
+    pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), 4000);
+    assert_eq!(pair.send_up(&udp(2, 100)), Enqueue::Queued);
+    pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), 1);
+    pair.cut(ONE);
+    pair.open(TWO);
+    pair.settle();
+    pair.activate(TWO, &[]);
+    let mut out = Vec::new();
+    pair.client.poll_transmit(pair.now, TWO, &mut out, 3000);
+    assert!(out.len() > 3000, "{}", out.len());
 }

@@ -122,6 +122,8 @@ impl Transport {
         }
         self.asked = Some(now);
         let tcp = self.stream.get_ref().0.tcp();
+        // A kernel that does not tell is not waited for.
+        self.held = None;
         let Some(outgoing) = tcp_info::outgoing(tcp) else { return };
         if !self.by_rate && congestion::has_bounds(&outgoing) {
             self.by_rate = true;

@@ -14,7 +14,7 @@ const DEPTH: Duration = Duration::from_millis(4);
 const MIN_DEPTH: usize = 3 * 1024;
 
 /// More than a packet is left for the path to be busy with while we wait for an acknowledgement: one tells of two.
-const MIN_SLACK: u64 = 2 * 1024;
+const MIN_SLACK: u64 = 2400;
 
 /// The rate is measured over this long, or a round trip: some packets of even a slow path.
 const SLOT: Duration = Duration::from_millis(50);

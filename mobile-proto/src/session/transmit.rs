@@ -88,8 +88,9 @@ impl Session {
             }
             self.watch_outage(now);
             while out.len() < limit && self.transmit_record(now, index, out) {
-                // The peer can read none of it before it has all of it: a keystroke goes without the bulk behind it.
-                if limit < WHOLE && self.queue.is_turn_over() {
+                // The peer can read none of it before it has all of it: a keystroke goes without the bulk behind it. What is sent
+                // again has no turns.
+                if limit < WHOLE && !self.replay.has_next() && self.queue.is_turn_over() {
                     break;
                 }
             }
