@@ -298,7 +298,7 @@ fn records_are_numbered_from_what_the_relay_expects() {
 fn udp(flow: u8, length: usize) -> Vec<u8> {
     let mut packet = vec![0; length];
     (packet[0], packet[9]) = (0x45, 17);
-    packet[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+    packet[2..4].copy_from_slice(&u16::try_from(length).expect("a short packet").to_be_bytes());
     packet[12..20].copy_from_slice(&[10, 77, 0, 2, 192, 0, 2, flow]);
     packet
 }
