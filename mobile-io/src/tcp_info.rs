@@ -105,7 +105,9 @@ impl Outgoing {
 pub(crate) struct Bbr {
     /// The shortest round trip, looked for every ten seconds; none before the first.
     pub(crate) min_rtt: Option<Duration>,
-    /// It paces at well above the rate it has measured.
+    /// The rate at which data came through lately, by which it sends, in bytes a second.
+    pub(crate) rate: u64,
+    /// It paces at well above that rate.
     pub(crate) starting: bool,
 }
 
@@ -151,6 +153,7 @@ const INFINITE_SSTHRESH: u32 = 0x7fff_ffff;
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
 struct BbrInfo {
+    /// Bytes a second, the lower half first.
     bandwidth: [u32; 2],
     min_rtt: u32,
     pacing_gain: u32,
@@ -171,8 +174,12 @@ fn bbr(tcp: &TcpStream) -> Option<Bbr> {
         libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CC_INFO, info, &raw mut length)
     };
     Errno::result(outcome).ok()?;
-    ((length as usize) == size_of::<BbrInfo>())
-        .then(|| Bbr { min_rtt: known(info.min_rtt), starting: info.pacing_gain > 2 * BBR_UNIT })
+    let [low, high] = info.bandwidth.map(u64::from);
+    ((length as usize) == size_of::<BbrInfo>()).then(|| Bbr {
+        min_rtt: known(info.min_rtt),
+        rate: (high << 32) | low,
+        starting: info.pacing_gain > 2 * BBR_UNIT,
+    })
 }
 
 fn micros(micros: u32) -> Duration {
@@ -256,6 +263,7 @@ mod tests {
         let path = outgoing(&near).unwrap();
         let bbr = path.bbr.unwrap();
         assert!(bbr.starting && bbr.min_rtt.is_some_and(|rtt| rtt < Duration::from_secs(1)), "{path:?}");
+        assert!(bbr.rate > 0 && bbr.rate < 1 << 40, "{path:?}");
         socket2::SockRef::from(&near).set_tcp_congestion(b"cubic").unwrap();
         let path = outgoing(&near).unwrap();
         assert!(path.bbr.is_none() && path.starting() && !path.full && !path.retransmitted, "{path:?}");

@@ -195,7 +195,7 @@ impl Queue {
         }
     }
 
-    /// What came until now waited for a path, which says nothing of the next one's rate.
+    /// What came until now waited for a path, or for one that will be faster soon, which says nothing of the rate to come.
     pub(crate) fn spare(&mut self, now: Instant) {
         self.spared = Some(now);
     }

@@ -337,6 +337,12 @@ impl Session {
         self.limits.fair
     }
 
+    /// What waits now waits for a path that will be faster soon: nothing of it is dropped for its delay
+    /// ([`Limits::target_delay`]), which is not its senders' fault.
+    pub fn spare_queue(&mut self, now: Instant) {
+        self.queue.spare(now);
+    }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()

@@ -134,6 +134,11 @@ impl Transport {
         self.held = wait.and_then(|wait| now.checked_add(wait));
     }
 
+    /// Is what waits for the path to be spared, because it will be faster soon?
+    pub(super) fn grows(&self) -> bool {
+        self.window.as_ref().is_some_and(Window::grows)
+    }
+
     /// When it is to be asked again whether it may have more.
     pub(super) fn held(&self) -> Option<Instant> {
         self.held

@@ -49,11 +49,22 @@ pub(super) struct Window {
     next: usize,
     /// Busy slots in which the rate grew by less than an eighth, since it last did.
     flat: usize,
+    /// The kernel sends at less than half the rate that the path had lately.
+    below: bool,
 }
 
 impl Window {
     pub(super) fn new(max_depth: usize) -> Self {
-        Self { max_depth, depth: max_depth, began: None, busy: false, rates: [0; SLOTS], next: 0, flat: 0 }
+        Self {
+            max_depth,
+            depth: max_depth,
+            began: None,
+            busy: false,
+            rates: [0; SLOTS],
+            next: 0,
+            flat: 0,
+            below: false,
+        }
     }
 
     /// How many bytes of it are to wait at each place; `None` on a fast path.
@@ -61,14 +72,23 @@ impl Window {
         (self.depth < self.max_depth).then_some(self.depth)
     }
 
+    /// Whether the path is about to carry more than it does: it shows its rate only now, or the kernel starts again far below, as
+    /// bbr does when a loss follows ten round trips with little to send. Then a queue that stands is not its senders' fault.
+    pub(super) fn grows(&self) -> bool {
+        self.flat < FLAT_SLOTS || self.below
+    }
+
     /// For how long nothing more is to be sent, if anything is to wait.
     pub(super) fn hold(&mut self, now: Instant, path: Outgoing) -> Option<Duration> {
         self.measure(now, &path);
         let rate = self.rate();
+        self.below = path.bbr.is_some_and(|bbr| bbr.rate < rate / 2);
         // The kernel's own idea is all there is before the first measurement, and it notices first that a path is fast.
         let starting = path.starting() && self.flat < FLAT_SLOTS;
         let paced = if rate == 0 || starting { path.pacing_rate.max(rate) } else { rate };
         self.depth = bytes_in(paced, DEPTH).clamp(MIN_DEPTH, self.max_depth);
+        // A fast path has been waited for if something waits in it, and may so be found to be slow.
+        self.busy |= path.unsent >= MIN_DEPTH as u64;
         let depth = self.depth()? as u64;
         // Down to half, so that there is something to write then.
         let unsent = if path.unsent < depth { 0 } else { path.unsent - depth / 2 };

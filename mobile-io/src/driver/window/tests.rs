@@ -74,7 +74,7 @@ impl Link {
                     acked: self.acked,
                     pacing_rate: self.rate,
                     rttvar: MS / 2,
-                    bbr: Some(Bbr { min_rtt: Some(self.min_rtt), starting: self.starting }),
+                    bbr: Some(Bbr { min_rtt: Some(self.min_rtt), rate: self.rate, starting: self.starting }),
                     ..Outgoing::default()
                 };
                 let late = MS * (self.acked / PACKET % 2 + 1) as u32;
@@ -161,7 +161,7 @@ fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
 fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
     let held = |starting| {
         let (mut window, now) = (Window::new(MAX_DEPTH), Instant::now());
-        let bbr = Some(Bbr { min_rtt: Some(20 * MS), starting });
+        let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 700_000, starting });
         let path = Outgoing { pacing_rate: 2_000_000, bbr, ..Outgoing::default() };
         assert_eq!(window.hold(now, path), None);
         let path = Outgoing { acked: 36_200, outstanding: 60_000, ..path };
@@ -180,4 +180,31 @@ fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
     link.run(Duration::from_secs(3));
     let (bytes, longest) = link.run(Duration::from_secs(2));
     assert!(bytes > link.rate * 2 * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
+}
+
+/// A fast path is not held, and was so never counted as busy: the rate it once had was believed for ever.
+#[test]
+fn a_fast_path_that_gets_slow_is_found_out() {
+    let mut link = Link::new(12_500_000, 20 * MS);
+    link.run(Duration::from_secs(2));
+    assert_eq!(link.window.depth(), None);
+    link.rate /= 10;
+    link.run(Duration::from_secs(4));
+    let (bytes, longest) = link.run(Duration::from_secs(1));
+    assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
+}
+
+/// At 1 % of loss a transfer often found bbr at a twentieth of the path's rate, and what then waited was dropped for it: its
+/// sender had a third of the path for seconds.
+#[test]
+fn a_path_grows_until_its_rate_is_known_and_when_the_kernel_starts_again_far_below() {
+    let mut link = Link::new(1_250_000, 20 * MS);
+    assert!(link.window.grows());
+    link.run(Duration::from_secs(2));
+    assert!(!link.window.grows());
+    for (rate, grows) in [(500_000, true), (1_000_000, false)] {
+        let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate, starting: false });
+        link.window.hold(link.now, Outgoing { bbr, acked: link.acked, ..Outgoing::default() });
+        assert_eq!(link.window.grows(), grows, "{rate}");
+    }
 }
