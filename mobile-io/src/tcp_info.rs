@@ -75,19 +75,23 @@ pub(crate) struct Outgoing {
     pub(crate) outstanding: u64,
     /// Those that are not sent.
     pub(crate) unsent: u64,
-    /// Bytes acknowledged in all.
+    /// Bytes acknowledged in all, selectively or not.
     pub(crate) acked: u64,
+    /// The congestion window, in segments, and how long those are at the most.
+    pub(crate) window: u64,
+    pub(crate) segment: u64,
     /// The rate at which it sends, in bytes a second.
     pub(crate) pacing_rate: u64,
     pub(crate) rtt: Duration,
     pub(crate) rttvar: Duration,
-    /// The shortest round trip of the connection, which may have been of another network; none before the first.
+    /// The shortest round trip of the last minutes (`tcp_min_rtt_wlen`); none before the first.
     pub(crate) min_rtt: Option<Duration>,
     /// Something was lost, or it looks like it, and what was sent since is not acknowledged yet.
     pub(crate) recovering: bool,
     /// Something was sent again, ever.
     pub(crate) retransmitted: bool,
-    /// Slow start ended (RFC 5681): something was lost, or the round trip grew.
+    /// Slow start ended (RFC 5681): something was lost, or the round trip grew, or (HyStart, of cubic) half of one went by without a gap
+    /// between acknowledgements.
     pub(crate) full: bool,
     /// What bbr knows, if that is what chooses the rate.
     pub(crate) bbr: Option<Bbr>,
@@ -119,10 +123,14 @@ pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
 /// What is on its way out.
 pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
     let info = read(tcp).ok()?;
+    // Short segments are taken for full ones: until they are acknowledged with the rest.
+    let sacked = u64::from(info.sacked) * u64::from(info.snd_mss);
     Some(Outgoing {
-        outstanding: outstanding(tcp)?.saturating_sub(u64::from(info.sacked) * u64::from(info.snd_mss)),
+        outstanding: outstanding(tcp)?.saturating_sub(sacked),
         unsent: info.notsent_bytes.into(),
-        acked: info.bytes_acked,
+        acked: info.bytes_acked.saturating_add(sacked),
+        window: info.snd_cwnd.into(),
+        segment: info.snd_mss.into(),
         pacing_rate: info.pacing_rate,
         rtt: micros(info.rtt),
         rttvar: micros(info.rttvar),

@@ -114,6 +114,8 @@ pub(crate) struct Queue {
     end: i64,
     /// What came until then is not dropped for its delay.
     spared: Option<Instant>,
+    /// Nothing is dropped for its delay now.
+    growing: bool,
     slow: bool,
     /// The flow of what was sent last, if it had nothing waiting before.
     sparse: Option<u16>,
@@ -195,9 +197,14 @@ impl Queue {
         }
     }
 
-    /// What came until now waited for a path, or for one that will be faster soon, which says nothing of the rate to come.
+    /// What came until now waited for a path, which says nothing of the rate to come.
     pub(crate) fn spare(&mut self, now: Instant) {
         self.spared = Some(now);
+    }
+
+    /// The path will be faster soon, and what waits says nothing of the rate to come.
+    pub(crate) fn set_growing(&mut self, growing: bool) {
+        self.growing = growing;
     }
 
     /// Whether what was sent last had waited for longer than is good. Then it is this queue in which packets have to wait:
@@ -317,8 +324,8 @@ impl Queue {
     /// Gives back memory that a burst left behind, if all of it is gone.
     pub(crate) fn trim(&mut self) {
         if self.is_empty() {
-            let Self { seed, target, first, end, spared, .. } = *self;
-            *self = Self { seed, target, first, end, spared, ..Self::default() };
+            let Self { seed, target, first, end, spared, growing, .. } = *self;
+            *self = Self { seed, target, first, end, spared, growing, ..Self::default() };
         }
     }
 
@@ -338,7 +345,7 @@ impl Queue {
         let flow = &mut self.flows[usize::from(record.flow)];
         let length = record.packet.len();
         let queued = flow.bytes - length >= LEAST_QUEUE.max(length);
-        let spared = self.spared.is_some_and(|until| record.since <= until);
+        let spared = self.growing || self.spared.is_some_and(|until| record.since <= until);
         flow.codel.drops(now, delay > self.target && queued && !spared)
     }
 

@@ -337,10 +337,10 @@ impl Session {
         self.limits.fair
     }
 
-    /// What waits now waits for a path that will be faster soon: nothing of it is dropped for its delay
-    /// ([`Limits::target_delay`]), which is not its senders' fault.
-    pub fn spare_queue(&mut self, now: Instant) {
-        self.queue.spare(now);
+    /// Whether the active path will be faster soon: meanwhile nothing is dropped for its delay ([`Limits::target_delay`]),
+    /// which is not its sender's fault.
+    pub fn set_growing(&mut self, growing: bool) {
+        self.queue.set_growing(growing);
     }
 
     /// The next event.

@@ -44,6 +44,8 @@ pub(super) struct Transport {
     written: usize,
     unflushed: bool,
     batch: usize,
+    /// The kernel did not take all that there was, since it was last asked.
+    refused: bool,
     /// None: as much stands below as the kernel takes.
     window: Option<Window>,
     /// The path has shown that it has bounds, and the kernel was told to go by rate.
@@ -71,6 +73,7 @@ impl Transport {
             written: 0,
             unflushed: false,
             batch: MIN_BATCH,
+            refused: false,
             window: fair.then(|| Window::new(MAX_DEPTH)),
             by_rate: false,
             asked: None,
@@ -109,18 +112,22 @@ impl Transport {
         if self.held.is_some() {
             return 0;
         }
-        let depth = self.window.as_ref().and_then(Window::depth);
-        depth.map_or(self.batch, |depth| self.batch.min(depth))
+        let slow = self.window.as_ref().and_then(Window::batch);
+        slow.map_or(self.batch, |batch| self.batch.min(batch))
     }
 
     /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
     pub(super) fn hold(&mut self, now: Instant) {
+        if self.window.is_none() && self.by_rate {
+            return;
+        }
         let recently = |at: Instant| now.saturating_duration_since(at) < FAST_INTERVAL;
-        let fast = self.window.as_ref().is_none_or(|window| window.depth().is_none());
+        let fast = self.window.as_ref().is_none_or(|window| window.batch().is_none());
         if self.held.is_some_and(|until| now < until) || (fast && self.asked.is_some_and(recently)) {
             return;
         }
         self.asked = Some(now);
+        let refused = std::mem::take(&mut self.refused);
         let tcp = self.stream.get_ref().0.tcp();
         // A kernel that does not tell is not waited for.
         self.held = None;
@@ -130,11 +137,11 @@ impl Transport {
             tracing::debug!(path = %self.id, ?outgoing, "the path has bounds: its congestion control goes by rate");
             transport::go_by_rate(tcp);
         }
-        let wait = self.window.as_mut().and_then(|window| window.hold(now, outgoing));
+        let wait = self.window.as_mut().and_then(|window| window.hold(now, outgoing, refused));
         self.held = wait.and_then(|wait| now.checked_add(wait));
     }
 
-    /// Is what waits for the path to be spared, because it will be faster soon?
+    /// Is the path about to carry more than it does?
     pub(super) fn grows(&self) -> bool {
         self.window.as_ref().is_some_and(Window::grows)
     }
@@ -147,6 +154,7 @@ impl Transport {
     /// Writes and flushes `out`. When ready, nothing of it is left in this process.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let drained = self.poll_write_out(cx);
+        self.refused |= drained.is_pending();
         self.batch = if drained.is_pending() { MIN_BATCH } else { MAX_BATCH.min(self.batch * 2) };
         drained
     }

@@ -375,9 +375,7 @@ impl<I: PacketIo> Driver<I> {
             if session.wants_transmit(transport.id) {
                 if session.active_path() == Some(transport.id) {
                     transport.hold(now);
-                    if transport.grows() {
-                        session.spare_queue(now);
-                    }
+                    session.set_growing(transport.grows());
                 }
                 let batch = transport.batch();
                 session.poll_transmit(now, transport.id, transport.out(), batch);

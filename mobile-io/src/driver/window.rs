@@ -13,8 +13,11 @@ const DEPTH: Duration = Duration::from_millis(4);
 /// But two full-sized packets, whatever the rate.
 const MIN_DEPTH: usize = 3 * 1024;
 
-/// More than a packet is left for the path to be busy with while we wait for an acknowledgement: one tells of two.
-const MIN_SLACK: u64 = 2400;
+/// Three packets more than the path holds: it is busy with them while we wait for an acknowledgement, which tells of two.
+const MIN_SLACK: u64 = 4500;
+
+/// A keystroke finds the kernel's window open, also in the 0.2 s of each ten in which bbr makes it four segments (PROBE_RTT).
+const SPARE_SEGMENTS: u64 = 2;
 
 /// The rate is measured over this long, or a round trip: some packets of even a slow path.
 const SLOT: Duration = Duration::from_millis(50);
@@ -30,6 +33,10 @@ const FLAT_SLOTS: usize = 3;
 /// A full path is asked for more in one slot of so many: several times in the second that the rate is remembered.
 const PROBE_SLOTS: usize = 8;
 
+/// bbr finds a path's rate again within two seconds. What is below for longer is so for another reason: on a very slow path, few
+/// acknowledgements in a slot.
+const BELOW_SLOTS: usize = 40;
+
 /// A held path is asked again after this long at the least, which is the timer's grain.
 const MIN_HOLD: Duration = Duration::from_millis(1);
 /// And at the most: acknowledgements may have made room earlier than the rate lets expect.
@@ -41,16 +48,20 @@ pub(super) struct Window {
     /// Above this depth, nothing is limited: the path is a fast one.
     max_depth: usize,
     depth: usize,
+    /// How much may be written before the path has as much on the way as it is to have.
+    room: usize,
     /// Where the present slot began: when, and with how much acknowledged.
     began: Option<(Instant, u64)>,
-    /// It had as much to send as it may, in this slot.
+    /// It had as much to send as it may, or as the kernel takes, in this slot.
     busy: bool,
     rates: [u64; SLOTS],
+    /// How much the round trip varied at the end of each slot.
+    variations: [Duration; SLOTS],
     next: usize,
-    /// Busy slots in which the rate grew by less than an eighth, since it last did.
+    /// Slots in which the rate grew by less than an eighth, since it last did. Until the path is full, only busy ones count.
     flat: usize,
-    /// The kernel sends at less than half the rate that the path had lately.
-    below: bool,
+    /// Slots on end in which the kernel was to send at less than half the rate that the path had lately.
+    below: usize,
 }
 
 impl Window {
@@ -58,54 +69,70 @@ impl Window {
         Self {
             max_depth,
             depth: max_depth,
+            room: max_depth,
             began: None,
             busy: false,
             rates: [0; SLOTS],
+            variations: [Duration::MAX; SLOTS],
             next: 0,
             flat: 0,
-            below: false,
+            below: 0,
         }
     }
 
+    /// How many bytes are to be written at a time, of at least a packet; `None` on a fast path.
+    pub(super) fn batch(&self) -> Option<usize> {
+        self.depth().map(|depth| depth.min(self.room))
+    }
+
     /// How many bytes of it are to wait at each place; `None` on a fast path.
-    pub(super) fn depth(&self) -> Option<usize> {
+    fn depth(&self) -> Option<usize> {
         (self.depth < self.max_depth).then_some(self.depth)
     }
 
     /// Whether the path is about to carry more than it does: it shows its rate only now, or the kernel starts again far below, as
     /// bbr does when a loss follows ten round trips with little to send. Then a queue that stands is not its senders' fault.
     pub(super) fn grows(&self) -> bool {
-        self.flat < FLAT_SLOTS || self.below
+        self.flat < FLAT_SLOTS || (1..=BELOW_SLOTS).contains(&self.below)
     }
 
-    /// For how long nothing more is to be sent, if anything is to wait.
-    pub(super) fn hold(&mut self, now: Instant, path: Outgoing) -> Option<Duration> {
+    /// For how long nothing more is to be sent, if anything is to wait. `refused`: since it was last asked, the kernel did not take all
+    /// that there was.
+    pub(super) fn hold(&mut self, now: Instant, path: Outgoing, refused: bool) -> Option<Duration> {
         self.measure(now, &path);
         let rate = self.rate();
-        self.below = path.bbr.is_some_and(|bbr| bbr.rate < rate / 2);
         // The kernel's own idea is all there is before the first measurement, and it notices first that a path is fast.
         let starting = path.starting() && self.flat < FLAT_SLOTS;
         let paced = if rate == 0 || starting { path.pacing_rate.max(rate) } else { rate };
         self.depth = bytes_in(paced, DEPTH).clamp(MIN_DEPTH, self.max_depth);
         // A fast path has been waited for if something waits in it, and may so be found to be slow.
-        self.busy |= path.unsent >= MIN_DEPTH as u64;
+        self.busy |= refused || path.unsent >= MIN_DEPTH as u64;
         let depth = self.depth()? as u64;
         // Down to half, so that there is something to write then.
         let unsent = if path.unsent < depth { 0 } else { path.unsent - depth / 2 };
-        let min_rtt = path.bbr.and_then(|bbr| bbr.min_rtt).filter(|_| rate > 0);
-        let beyond = min_rtt.map_or(0, |rtt| {
-            // What the path holds when its FIFO is empty, and what keeps it busy until the timer wakes us. What varies without us
-            // is not a queue of ours; behind a loss, what came is not all acknowledged.
-            let more = if self.probes() || path.recovering { rtt / 4 } else { Duration::ZERO };
-            let holds = rtt + path.rttvar * 2 + more;
-            path.outstanding.saturating_sub(bytes_in(rate, holds) as u64 + (depth / 2).max(MIN_SLACK))
-        });
-        self.busy |= unsent.max(beyond) > 0;
+        // Half a batch at a time, for each is a TLS record.
+        let most = if rate == 0 { u64::MAX } else { self.most(&path, rate, depth) };
+        let beyond = (path.outstanding + depth / 2).saturating_sub(most).min(path.outstanding);
+        let window = if starting { u64::MAX } else { open_window(&path) };
+        let over = path.outstanding.saturating_sub(window).max(unsent);
+        self.busy |= over.max(beyond) > 0;
         // Not while the kernel finds out what the path carries: what is held back by the rate of the last round trip looks
         // to it like all that the path has, and with that it would go on for seconds.
-        let beyond = if starting { 0 } else { beyond };
-        let wait = unsent.max(beyond) as f64 / paced.max(1) as f64;
+        let (most, beyond) = if starting { (u64::MAX, 0) } else { (most, beyond) };
+        let room = most.min(window).saturating_sub(path.outstanding);
+        self.room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
+        let wait = over.max(beyond) as f64 / paced.max(1) as f64;
         (wait > 0.0).then(|| Duration::try_from_secs_f64(wait).unwrap_or(MAX_HOLD).clamp(MIN_HOLD, MAX_HOLD))
+    }
+
+    /// How many bytes the path is to have at the most, sent or not, by its rate.
+    fn most(&self, path: &Outgoing, rate: u64, depth: u64) -> u64 {
+        let Some(rtt) = path.bbr.and_then(|bbr| bbr.min_rtt) else { return u64::MAX };
+        // What the path holds when its FIFO is empty, and what keeps it busy until the timer wakes us. What always varies is not a
+        // queue of ours (what does so for a moment may be); behind a loss, what came is not all acknowledged.
+        let varies = self.variations.iter().copied().min().unwrap_or_default().min(path.rttvar);
+        let more = if self.probes() || path.recovering { rtt / 4 } else { Duration::ZERO };
+        bytes_in(rate, rtt + varies * 2 + more) as u64 + depth.max(MIN_SLACK)
     }
 
     fn measure(&mut self, now: Instant, path: &Outgoing) {
@@ -118,14 +145,17 @@ impl Window {
         let rate = (bytes / lasted.as_secs_f64()) as u64;
         if rate > self.rate() * 9 / 8 {
             self.flat = 0;
-        } else if self.busy {
+        } else if self.busy || self.flat >= FLAT_SLOTS {
             self.flat += 1;
         }
         // One that had nothing to send says only what the path does at least.
         if self.busy || rate > self.rate() {
             self.rates[self.next] = rate;
+            self.variations[self.next] = path.rttvar;
             self.next = (self.next + 1) % SLOTS;
         }
+        let below = path.bbr.is_some_and(|bbr| bbr.rate < self.rate() / 2);
+        self.below = if below { self.below + 1 } else { 0 };
         self.began = Some((now, path.acked));
         self.busy = false;
     }
@@ -139,6 +169,13 @@ impl Window {
     fn rate(&self) -> u64 {
         self.rates.iter().copied().max().unwrap_or(0)
     }
+}
+
+/// How many bytes leave room in bbr's window. (One that goes by loss grows only while it is full, and behind a loss bbr keeps it as
+/// small as what is on its way.)
+fn open_window(path: &Outgoing) -> u64 {
+    let narrow = path.bbr.is_some() && !path.recovering;
+    if narrow { path.window.saturating_sub(SPARE_SEGMENTS) * path.segment } else { u64::MAX }
 }
 
 fn bytes_in(bytes_per_second: u64, time: Duration) -> usize {

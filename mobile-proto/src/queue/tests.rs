@@ -163,11 +163,12 @@ fn a_flow_that_sends_more_than_its_share_is_not_new_for_ever() {
 }
 
 #[test]
-fn a_queue_that_stands_is_shortened_and_that_of_an_outage_is_not() {
-    for outage in [false, true] {
+fn a_queue_that_stands_is_shortened_and_that_of_an_outage_or_before_a_path_that_grows_is_not() {
+    for (outage, growing) in [(false, false), (true, false), (false, true)] {
         let (mut queue, start) = (queue(), Instant::now());
         (0..200).for_each(|number| queue.push(of(1, number, 3000, start)));
         let mut dropped = Vec::new();
+        queue.set_growing(growing);
         if outage {
             queue.spare(start + MS);
         }
@@ -177,7 +178,7 @@ fn a_queue_that_stands_is_shortened_and_that_of_an_outage_is_not() {
             sent += u32::from(queue.pop(now, usize::MAX, |record| dropped.push(record)).is_some());
         }
         assert_eq!(sent + dropped.len() as u32, 200);
-        assert_eq!(dropped.is_empty(), outage, "{}", dropped.len());
+        assert_eq!(dropped.is_empty(), outage || growing, "{}", dropped.len());
         assert!(queue.is_slow());
     }
 }
@@ -232,6 +233,7 @@ enum Step {
     PopAgeing,
     PopFattest(u8),
     Spare,
+    Grow(bool),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -242,6 +244,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::PopAgeing),
         1 => (0_u8..6).prop_map(Step::PopFattest),
         1 => Just(Step::Spare),
+        1 => any::<bool>().prop_map(Step::Grow),
     ];
     proptest::collection::vec(step, 0..400)
 }
@@ -298,6 +301,7 @@ proptest! {
                     }
                 }
                 Step::Spare => queue.spare(now),
+                Step::Grow(growing) => queue.set_growing(growing),
             }
             most = most.max(waiting.len());
             prop_assert_eq!(queue.bytes(), waiting.values().map(|(_, size)| size).sum::<usize>());

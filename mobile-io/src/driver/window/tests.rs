@@ -7,6 +7,15 @@ const MS: Duration = Duration::from_millis(1);
 const MAX_DEPTH: usize = 32 * 1024;
 const PACKET: u64 = 1500;
 
+/// What a link did in some time.
+struct Ran {
+    /// Bytes acknowledged.
+    bytes: u64,
+    /// The longest and the mean wait in the FIFO.
+    longest: Duration,
+    mean: Duration,
+}
+
 /// A link with a FIFO without end, and a kernel that has up to two and a half bandwidth-delay products on the way, whose
 /// peer acknowledges every other packet. In steps of a tenth of a millisecond; a timer is up to two milliseconds late.
 struct Link {
@@ -15,6 +24,8 @@ struct Link {
     /// Bytes a second.
     rate: u64,
     rtt: Duration,
+    /// The kernel's window.
+    segments: u64,
     /// When each packet that is out will be acknowledged.
     out: VecDeque<Instant>,
     unsent: u64,
@@ -35,6 +46,7 @@ impl Link {
             now,
             rate,
             rtt,
+            segments: 10,
             out: VecDeque::new(),
             unsent: 0,
             free: now,
@@ -47,8 +59,7 @@ impl Link {
     }
 
     fn send(&mut self) {
-        let window = 14_480 + bytes_in(self.rate, self.rtt * 5 / 2) as u64;
-        while self.unsent > 0 && (self.out.len() as u64) * PACKET < window {
+        while self.unsent > 0 && (self.out.len() as u64) < self.segments {
             self.unsent -= PACKET;
             let start = self.free.max(self.now);
             self.queued = start - self.now;
@@ -57,9 +68,11 @@ impl Link {
         }
     }
 
-    /// Always with something to send, if it may. Returns the bytes acknowledged and the longest wait in the FIFO.
-    fn run(&mut self, length: Duration) -> (u64, Duration) {
-        let (end, before, mut longest) = (self.now + length, self.acked, Duration::ZERO);
+    /// Always with something to send, if it may.
+    fn run(&mut self, length: Duration) -> Ran {
+        let (end, before) = (self.now + length, self.acked);
+        let (mut longest, mut sum) = (Duration::ZERO, Duration::ZERO);
+        self.segments = 10 + bytes_in(self.rate, self.rtt * 5 / 2) as u64 / PACKET;
         while self.now < end {
             self.now += MS / 10;
             while self.out.get(1).is_some_and(|&at| at <= self.now) {
@@ -72,24 +85,28 @@ impl Link {
                     outstanding: self.out.len() as u64 * PACKET + self.unsent,
                     unsent: self.unsent,
                     acked: self.acked,
+                    window: self.segments,
+                    segment: PACKET,
                     pacing_rate: self.rate,
                     rttvar: MS / 2,
                     bbr: Some(Bbr { min_rtt: Some(self.min_rtt), rate: self.rate, starting: self.starting }),
                     ..Outgoing::default()
                 };
                 let late = MS * (self.acked / PACKET % 2 + 1) as u32;
-                self.held = self.window.hold(self.now, path).map(|wait| self.now + wait + late);
+                self.held = self.window.hold(self.now, path, false).map(|wait| self.now + wait + late);
                 if self.held.is_none() {
                     // A batch, to the packet that passes its end.
-                    let batch = self.window.depth().unwrap_or(PACKET as usize) as u64;
+                    let batch = self.window.batch().unwrap_or(PACKET as usize) as u64;
                     self.unsent += batch.next_multiple_of(PACKET);
                     self.send();
                 }
             }
             self.send();
             longest = longest.max(self.queued);
+            sum += self.free.saturating_duration_since(self.now);
         }
-        (self.acked - before, longest)
+        let mean = sum / (length.as_micros() / 100) as u32;
+        Ran { bytes: self.acked - before, longest, mean }
     }
 }
 
@@ -100,11 +117,12 @@ fn a_slow_path_is_kept_busy_and_its_fifo_is_not() {
             let rate = mbits * 125_000;
             let mut link = Link::new(rate, rtt);
             link.run(Duration::from_secs(3));
-            let (bytes, longest) = link.run(Duration::from_secs(2));
+            let Ran { bytes, longest, mean } = link.run(Duration::from_secs(2));
             let share = bytes as f64 / (rate * 2) as f64;
             assert!(share > 0.97, "{mbits} Mbit/s, {rtt:?}: {share}");
             let packet = Duration::from_secs_f64(PACKET as f64 / rate as f64);
             assert!(longest < rtt / 4 + 8 * MS + 2 * packet, "{mbits} Mbit/s, {rtt:?}: {longest:?}");
+            assert!(mean < rtt / 20 + 3 * MS + 2 * packet, "{mbits} Mbit/s, {rtt:?}: {mean:?}");
         }
     }
 }
@@ -115,11 +133,11 @@ fn a_path_that_gets_faster_is_used_and_one_that_gets_slower_is_not_drowned() {
     link.run(Duration::from_secs(3));
     link.rate *= 3;
     link.run(Duration::from_secs(2));
-    let (bytes, _) = link.run(Duration::from_secs(1));
+    let Ran { bytes, .. } = link.run(Duration::from_secs(1));
     assert!(bytes > link.rate * 97 / 100, "{bytes}");
     link.rate /= 3;
     link.run(Duration::from_secs(4));
-    let (bytes, longest) = link.run(Duration::from_secs(1));
+    let Ran { bytes, longest, .. } = link.run(Duration::from_secs(1));
     assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
@@ -128,12 +146,12 @@ fn a_longer_round_trip_does_not_starve_a_path_for_good() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.run(Duration::from_secs(3));
     link.rtt *= 10;
-    let (bytes, _) = link.run(Duration::from_secs(10));
+    let Ran { bytes, .. } = link.run(Duration::from_secs(10));
     assert!(bytes > 0);
     // Then bbr has looked again.
     link.min_rtt = link.rtt;
     link.run(Duration::from_secs(10));
-    let (bytes, _) = link.run(Duration::from_secs(1));
+    let Ran { bytes, .. } = link.run(Duration::from_secs(1));
     assert!(bytes > link.rate * 95 / 100, "{bytes}");
 }
 
@@ -142,17 +160,17 @@ fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
     let now = Instant::now();
     let mut slow = Window::new(MAX_DEPTH);
     let path = |unsent, pacing_rate| Outgoing { unsent, pacing_rate, ..Outgoing::default() };
-    assert_eq!(slow.hold(now, path(0, 1_250_000)), None);
+    assert_eq!(slow.hold(now, path(0, 1_250_000), false), None);
     assert_eq!(slow.depth(), Some(5000));
-    assert_eq!(slow.hold(now, path(4999, 1_250_000)), None);
-    let wait = slow.hold(now, path(10_000, 1_250_000)).unwrap();
+    assert_eq!(slow.hold(now, path(4999, 1_250_000), false), None);
+    let wait = slow.hold(now, path(10_000, 1_250_000), false).unwrap();
     assert_eq!(wait, 6 * MS, "until 2 ms of it are left");
-    assert_eq!(slow.hold(now, path(1 << 30, 1_250_000)), Some(MAX_HOLD));
-    assert_eq!(slow.hold(now, path(1 << 30, 1_000)), Some(MAX_HOLD));
+    assert_eq!(slow.hold(now, path(1 << 30, 1_250_000), false), Some(MAX_HOLD));
+    assert_eq!(slow.hold(now, path(1 << 30, 1_000), false), Some(MAX_HOLD));
     assert_eq!(slow.depth(), Some(MIN_DEPTH));
     let mut fast = Window::new(MAX_DEPTH);
     let path = Outgoing { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
-    assert_eq!((fast.hold(now, path), fast.depth()), (None, None));
+    assert_eq!((fast.hold(now, path, false), fast.depth()), (None, None));
 }
 
 /// What a fresh path's first round trips carry is 10 packets, then twice as many each: held to a quarter more than that, bbr found
@@ -163,9 +181,9 @@ fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
         let (mut window, now) = (Window::new(MAX_DEPTH), Instant::now());
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 700_000, starting });
         let path = Outgoing { pacing_rate: 2_000_000, bbr, ..Outgoing::default() };
-        assert_eq!(window.hold(now, path), None);
+        assert_eq!(window.hold(now, path, false), None);
         let path = Outgoing { acked: 36_200, outstanding: 60_000, ..path };
-        (window.hold(now + 50 * MS, path), window.depth())
+        (window.hold(now + 50 * MS, path, false), window.depth())
     };
     assert_eq!(held(true), (None, Some(8000)), "as fast as the kernel would like to send");
     let (wait, depth) = held(false);
@@ -178,7 +196,7 @@ fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.starting = true;
     link.run(Duration::from_secs(3));
-    let (bytes, longest) = link.run(Duration::from_secs(2));
+    let Ran { bytes, longest, .. } = link.run(Duration::from_secs(2));
     assert!(bytes > link.rate * 2 * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
@@ -190,7 +208,7 @@ fn a_fast_path_that_gets_slow_is_found_out() {
     assert_eq!(link.window.depth(), None);
     link.rate /= 10;
     link.run(Duration::from_secs(4));
-    let (bytes, longest) = link.run(Duration::from_secs(1));
+    let Ran { bytes, longest, .. } = link.run(Duration::from_secs(1));
     assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
@@ -202,9 +220,68 @@ fn a_path_grows_until_its_rate_is_known_and_when_the_kernel_starts_again_far_bel
     assert!(link.window.grows());
     link.run(Duration::from_secs(2));
     assert!(!link.window.grows());
-    for (rate, grows) in [(500_000, true), (1_000_000, false)] {
+    let mut slot = |rate| {
+        link.now += SLOT;
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate, starting: false });
-        link.window.hold(link.now, Outgoing { bbr, acked: link.acked, ..Outgoing::default() });
-        assert_eq!(link.window.grows(), grows, "{rate}");
+        link.window.hold(link.now, Outgoing { bbr, acked: link.acked, ..Outgoing::default() }, false);
+        link.window.grows()
+    };
+    assert!(slot(500_000));
+    assert!(!slot(1_000_000));
+    let grown = std::iter::repeat_with(|| slot(500_000)).take_while(|grows| *grows).count();
+    assert_eq!(grown, BELOW_SLOTS, "then it is no start any more");
+}
+
+/// A path of 20 ms whose kernel has no room for more than a path carries in that time never had anything unsent, and was thought to
+/// grow for ever.
+#[test]
+fn a_path_bound_by_the_kernels_buffer_does_not_grow_for_ever() {
+    let (mut window, mut now) = (Window::new(MAX_DEPTH), Instant::now());
+    for slot in 0..10 {
+        now += SLOT;
+        let path = Outgoing { acked: slot * 2_000_000, outstanding: 4 << 20, ..Outgoing::default() };
+        window.hold(now, path, true);
     }
+    assert!(!window.grows());
+}
+
+/// In the 0.2 s in which bbr makes its window four packets, a keystroke waited for a round trip behind the bulk that filled it.
+#[test]
+fn a_keystroke_finds_the_kernels_window_open() {
+    let mut link = Link::new(1_250_000, 20 * MS);
+    link.run(Duration::from_secs(2));
+    link.out.clear();
+    link.unsent = 0;
+    let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_250_000, starting: false });
+    let path = Outgoing { acked: link.acked, window: 4, segment: 1448, bbr, ..Outgoing::default() };
+    let depth = link.window.depth();
+    let mut held = |outstanding, recovering| {
+        let wait = link.window.hold(link.now, Outgoing { outstanding, recovering, ..path }, false);
+        (wait.is_some(), link.window.batch())
+    };
+    assert_eq!(held(0, false), (false, Some(2 * 1448)));
+    assert_eq!(held(1448, false), (false, Some(1448)));
+    assert_eq!(held(3 * 1448, false), (true, Some(1)));
+    assert_eq!(held(4 * 1448, true), (false, depth), "behind a loss the kernel's window is as small");
+}
+
+/// There the kernel has nothing unsent, and the path was not thought busy.
+#[test]
+fn a_path_that_starts_for_ever_is_full_also_when_the_kernel_sends_all_at_once() {
+    let (mut window, mut now) = (Window::new(MAX_DEPTH), Instant::now());
+    let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_800_000, starting: true });
+    let mut hold = |slot: u64| {
+        now += SLOT;
+        let path = Outgoing {
+            acked: slot * 62_500,
+            outstanding: 60_000,
+            pacing_rate: 5_000_000,
+            bbr,
+            ..Outgoing::default()
+        };
+        window.hold(now, path, false)
+    };
+    assert_eq!(hold(0), None);
+    let held: Vec<bool> = (1..8).map(|slot| hold(slot).is_some()).collect();
+    assert_eq!(held, [false, false, false, true, true, true, true]);
 }
