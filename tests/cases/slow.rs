@@ -51,6 +51,9 @@ impl Load {
         assert_eq!(status["handovers"], self.handovers, "{what}: {status}");
         assert_eq!(status["active_uplink"], "eth0", "{what}: {status}");
         assert!(self.upload.ended()?.is_none(), "{what}: the upload has ended: {}", self.upload.output());
+        let paths = bed.lab.host.run(&["ss", "-tinHO", "dport = :443"])?;
+        let by_rate = |path: &str| path.contains("%eth0:") && path.contains(" bbr ");
+        assert!(paths.lines().any(by_rate), "{what}: a path that is full goes by rate: {paths}");
         bed.lab.eth().set_delay(LabOptions::default().delay);
         bed.lab.eth().link.set_loss(0.0);
         bed.lab.eth().link.set_rate(None);
