@@ -123,11 +123,14 @@ pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
 /// What is on its way out.
 pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
     let info = read(tcp).ok()?;
-    // Short segments are taken for full ones: until they are acknowledged with the rest.
-    let sacked = u64::from(info.sacked) * u64::from(info.snd_mss);
+    let (outstanding, unsent) = (outstanding(tcp)?, u64::from(info.notsent_bytes));
+    // Segments are counted. They are as long as the others on the way are on average: those of acknowledgements alone are short.
+    let sent = outstanding.saturating_sub(unsent);
+    let sacked =
+        (sent * u64::from(info.sacked)).checked_div(info.unacked.into()).unwrap_or_default().min(sent);
     Some(Outgoing {
-        outstanding: outstanding(tcp)?.saturating_sub(sacked),
-        unsent: info.notsent_bytes.into(),
+        outstanding: outstanding - sacked,
+        unsent,
         acked: info.bytes_acked.saturating_add(sacked),
         window: info.snd_cwnd.into(),
         segment: info.snd_mss.into(),

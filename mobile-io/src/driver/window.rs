@@ -16,7 +16,8 @@ const MIN_DEPTH: usize = 3 * 1024;
 /// Three packets more than the path holds: it is busy with them while we wait for an acknowledgement, which tells of two.
 const MIN_SLACK: u64 = 4500;
 
-/// A keystroke finds the kernel's window open, also in the 0.2 s of each ten in which bbr makes it four segments (PROBE_RTT).
+/// What is interactive is to find the kernel's window open when its turn comes, also in the 0.2 s of each ten in which bbr makes it four
+/// segments (PROBE_RTT).
 const SPARE_SEGMENTS: u64 = 2;
 
 /// The rate is measured over this long, or a round trip: some packets of even a slow path.
@@ -33,9 +34,12 @@ const FLAT_SLOTS: usize = 3;
 /// A full path is asked for more in one slot of so many: several times in the second that the rate is remembered.
 const PROBE_SLOTS: usize = 8;
 
-/// bbr finds a path's rate again within two seconds. What is below for longer is so for another reason: on a very slow path, few
-/// acknowledgements in a slot.
+/// bbr finds a path's rate again within two seconds of sending. What is below for longer is so for another reason: on a very slow path,
+/// few acknowledgements in a slot.
 const BELOW_SLOTS: usize = 40;
+
+/// So much is written at the least: an acknowledgement, and the beginning of a packet, which goes whole.
+const MIN_ROOM: usize = 64;
 
 /// A held path is asked again after this long at the least, which is the timer's grain.
 const MIN_HOLD: Duration = Duration::from_millis(1);
@@ -60,8 +64,8 @@ pub(super) struct Window {
     next: usize,
     /// Slots in which the rate grew by less than an eighth, since it last did. Until the path is full, only busy ones count.
     flat: usize,
-    /// Slots on end in which the kernel was to send at less than half the rate that the path had lately.
-    below: usize,
+    /// The kernel is to send at less than half the rate that the path had lately; for so many busy slots by now.
+    below: Option<usize>,
 }
 
 impl Window {
@@ -76,7 +80,7 @@ impl Window {
             variations: [Duration::MAX; SLOTS],
             next: 0,
             flat: 0,
-            below: 0,
+            below: None,
         }
     }
 
@@ -93,7 +97,7 @@ impl Window {
     /// Whether the path is about to carry more than it does: it shows its rate only now, or the kernel starts again far below, as
     /// bbr does when a loss follows ten round trips with little to send. Then a queue that stands is not its senders' fault.
     pub(super) fn grows(&self) -> bool {
-        self.flat < FLAT_SLOTS || (1..=BELOW_SLOTS).contains(&self.below)
+        self.flat < FLAT_SLOTS || self.below.is_some_and(|slots| slots <= BELOW_SLOTS)
     }
 
     /// For how long nothing more is to be sent, if anything is to wait. `refused`: since it was last asked, the kernel did not take all
@@ -112,7 +116,7 @@ impl Window {
         let unsent = if path.unsent < depth { 0 } else { path.unsent - depth / 2 };
         // Half a batch at a time, for each is a TLS record.
         let most = if rate == 0 { u64::MAX } else { self.most(&path, rate, depth) };
-        let beyond = (path.outstanding + depth / 2).saturating_sub(most).min(path.outstanding);
+        let beyond = (path.outstanding + depth / 2).saturating_sub(most);
         let window = if starting { u64::MAX } else { open_window(&path) };
         let over = path.outstanding.saturating_sub(window).max(unsent);
         self.busy |= over.max(beyond) > 0;
@@ -120,7 +124,7 @@ impl Window {
         // to it like all that the path has, and with that it would go on for seconds.
         let (most, beyond) = if starting { (u64::MAX, 0) } else { (most, beyond) };
         let room = most.min(window).saturating_sub(path.outstanding);
-        self.room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
+        self.room = usize::try_from(room).unwrap_or(usize::MAX).max(MIN_ROOM);
         let wait = over.max(beyond) as f64 / paced.max(1) as f64;
         (wait > 0.0).then(|| Duration::try_from_secs_f64(wait).unwrap_or(MAX_HOLD).clamp(MIN_HOLD, MAX_HOLD))
     }
@@ -128,9 +132,9 @@ impl Window {
     /// How many bytes the path is to have at the most, sent or not, by its rate.
     fn most(&self, path: &Outgoing, rate: u64, depth: u64) -> u64 {
         let Some(rtt) = path.bbr.and_then(|bbr| bbr.min_rtt) else { return u64::MAX };
-        // What the path holds when its FIFO is empty, and what keeps it busy until the timer wakes us. What always varies is not a
-        // queue of ours (what does so for a moment may be); behind a loss, what came is not all acknowledged.
-        let varies = self.variations.iter().copied().min().unwrap_or_default().min(path.rttvar);
+        // What the path holds when its FIFO is empty, and what keeps it busy until the timer wakes us. What varies most of the time
+        // is not a queue of ours (for a moment, it may be); behind a loss, what came is not all acknowledged.
+        let varies = self.variation().unwrap_or(path.rttvar);
         let more = if self.probes() || path.recovering { rtt / 4 } else { Duration::ZERO };
         bytes_in(rate, rtt + varies * 2 + more) as u64 + depth.max(MIN_SLACK)
     }
@@ -155,7 +159,7 @@ impl Window {
             self.next = (self.next + 1) % SLOTS;
         }
         let below = path.bbr.is_some_and(|bbr| bbr.rate < self.rate() / 2);
-        self.below = if below { self.below + 1 } else { 0 };
+        self.below = below.then(|| self.below.unwrap_or(0) + usize::from(self.busy));
         self.began = Some((now, path.acked));
         self.busy = false;
     }
@@ -164,6 +168,14 @@ impl Window {
     /// waits in its FIFO.
     fn probes(&self) -> bool {
         self.flat < FLAT_SLOTS || self.flat.is_multiple_of(PROBE_SLOTS)
+    }
+
+    /// The median of what is remembered.
+    fn variation(&self) -> Option<Duration> {
+        let mut sorted = self.variations;
+        sorted.sort_unstable();
+        let known = sorted.iter().filter(|variation| **variation < Duration::MAX).count();
+        sorted[..known].get(known / 2).copied()
     }
 
     fn rate(&self) -> u64 {
