@@ -133,7 +133,7 @@ impl Window {
     fn most(&self, path: &Outgoing, rate: u64, depth: u64) -> u64 {
         let Some(rtt) = path.bbr.and_then(|bbr| bbr.min_rtt) else { return u64::MAX };
         // What the path holds when its FIFO is empty, and what keeps it busy until the timer wakes us. What varies most of the time
-        // is not a queue of ours (for a moment, it may be); behind a loss, what came is not all acknowledged.
+        // is not a queue of ours (for a moment, it may be); what was lost counts as on its way until it is repaired.
         let varies = self.variation().unwrap_or(path.rttvar);
         let more = if self.probes() || path.recovering { rtt / 4 } else { Duration::ZERO };
         bytes_in(rate, rtt + varies * 2 + more) as u64 + depth.max(MIN_SLACK)
