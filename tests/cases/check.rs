@@ -11,7 +11,7 @@ use crate::{Outcome, copy, server};
 
 /// Both installed, neither running, no delay on the links.
 fn installed() -> anyhow::Result<Testbed> {
-    Testbed::installed(&LabOptions { delay: Duration::ZERO, ..LabOptions::default() })
+    Testbed::installed(&LabOptions { delay: Some(Duration::ZERO), ..LabOptions::default() })
 }
 
 /// `mobile check`, on a host whose resolver is a local one.

@@ -35,7 +35,7 @@ fn testbed(agent: &str, relay: &str) -> anyhow::Result<Testbed> {
 fn an_upload_of_text_is_compressed_on_both_sides_of_a_handover() -> Outcome {
     let bed = testbed("zstd", "zstd")?;
     for uplink in UplinkName::ALL {
-        bed.lab.uplink(uplink).link.set_rate(Some(8_000_000));
+        bed.lab.uplink(uplink).link().set_rate(Some(8_000_000));
     }
     let (file, answer) = (bed.lab.dir().join("log"), bed.lab.dir().join("answer"));
     let text = log(400_000);
@@ -66,7 +66,7 @@ fn an_upload_of_text_is_compressed_on_both_sides_of_a_handover() -> Outcome {
     assert!(count("sent_compressible_bytes") > text.len() as u64, "{status}");
     assert!(count("sent_compressed_bytes") * 3 < count("sent_compressible_bytes"), "{status}");
     let carried: u64 =
-        UplinkName::ALL.iter().map(|&it| bed.lab.uplink(it).link.counters(Direction::Up).bytes).sum();
+        UplinkName::ALL.iter().map(|&it| bed.lab.uplink(it).link().counters(Direction::Up).bytes).sum();
     assert!(carried * 2 < text.len() as u64, "{carried} bytes on the uplinks for {}", text.len());
     let said = bed.agent.cli(&["status"])?.ok()?;
     assert!(said.contains("compressed zstd, sent "), "{said}");

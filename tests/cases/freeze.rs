@@ -84,7 +84,7 @@ fn bulk_transfers_both_ways_outlive_an_outage_that_ends_them_otherwise() -> Outc
     let bed = Testbed::new()?;
     impatient(&bed)?;
     for uplink in UplinkName::ALL {
-        bed.lab.uplink(uplink).link.set_rate(Some(RATE));
+        bed.lab.uplink(uplink).link().set_rate(Some(RATE));
     }
     let (up, down, answer) = ("upload", "download", "answer");
     let file = |name: &str| bed.lab.dir().join(name);
@@ -120,7 +120,7 @@ fn bulk_transfers_both_ways_outlive_an_outage_that_ends_them_otherwise() -> Outc
     let back = Instant::now();
     progress("data both ways after the outage", before, BULK_RESUME)?;
     eprintln!("data both ways {:?} after the tunnel's return", back.elapsed());
-    bed.lab.wlan().link.set_rate(None);
+    bed.lab.wlan().link().set_rate(None);
     for transfer in &mut transfers {
         let status = transfer.wait(PATIENCE * 3)?;
         assert!(status.success(), "curl: {status}: {}", transfer.output());

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use mobile_tests::{
-    Blackhole, Direction, Lab, LabOptions, PATIENCE, Services, Talk, Terminal, addr, program, until, wait_for,
+    Blackhole, Direction, Lab, LabOptions, PATIENCE, Services, Talk, Terminal, UplinkName, addr, program,
+    until, wait_for,
 };
 
 type Outcome = anyhow::Result<()>;
 
 fn quick() -> LabOptions {
-    LabOptions { delay: Duration::ZERO, ..LabOptions::default() }
+    LabOptions { delay: Some(Duration::ZERO), ..LabOptions::default() }
 }
 
 fn ping(lab: &Lab, options: &[&str], target: &str) -> anyhow::Result<String> {
@@ -98,9 +99,24 @@ fn every_loss_a_network_manager_can_cause_is_repaired_by_bring_up() -> Outcome {
 }
 
 #[test]
+fn without_a_delay_the_uplinks_are_plain_wires() -> Outcome {
+    let lab = Lab::with(&LabOptions { delay: None, ..LabOptions::default() })?;
+    for uplink in UplinkName::ALL {
+        let device = uplink.device();
+        assert!(lab.host.run(&["ip", "-d", "link", "show", "dev", device])?.contains("veth"));
+        for address in [addr::SERVER4.to_string(), addr::SERVER6.to_string()] {
+            wait_for("an answer over the wire", PATIENCE, || {
+                ping(&lab, &["-c1", "-W1", "-I", device], &address).map(Some)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_blackhole_keeps_the_carrier() -> Outcome {
     let lab = Lab::with(&quick())?;
-    let link = &lab.eth().link;
+    let link = lab.eth().link();
     let lost = || [Direction::Up, Direction::Down].map(|direction| link.counters(direction).dropped);
     let answers = || ping(&lab, &["-c1", "-W1", "-I", "eth0"], "10.22.0.1");
     for (blackhole, silent) in
@@ -126,7 +142,7 @@ fn a_blackhole_keeps_the_carrier() -> Outcome {
 #[test]
 fn loss_is_the_share_asked_for() -> Outcome {
     let lab = Lab::with(&quick())?;
-    lab.eth().link.set_loss(0.2);
+    lab.eth().link().set_loss(0.2);
     let said = ping(&lab, &["-c", "400", "-i", "0.002", "-I", "eth0", "-q"], "10.22.0.1")?;
     let lost: f64 = said
         .split(", ")
@@ -141,7 +157,7 @@ fn loss_is_the_share_asked_for() -> Outcome {
 #[test]
 fn rate_and_queue_bound_throughput_and_delay() -> Outcome {
     let lab = Lab::with(&quick())?;
-    let link = &lab.eth().link;
+    let link = lab.eth().link();
     link.set_rate(Some(20_000_000));
     link.set_queue(Duration::from_millis(50));
     let _server = Services::iperf3(&lab.server, lab.dir())?;
@@ -183,13 +199,13 @@ fn without_offloads_every_frame_fits_the_mtu() -> Outcome {
     let lab = Lab::with(&quick())?;
     let url = format!("http://{}/bytes/3000000", addr::SERVER4);
     let mean = |lab: &Lab| -> anyhow::Result<u64> {
-        let before = lab.eth().link.counters(Direction::Down);
+        let before = lab.eth().link().counters(Direction::Down);
         lab.host.run(&["curl", "-s", "-o", "/dev/null", &url])?;
-        let after = lab.eth().link.counters(Direction::Down);
+        let after = lab.eth().link().counters(Direction::Down);
         Ok((after.bytes - before.bytes) / (after.frames - before.frames))
     };
     let whole = mean(&lab)?;
-    lab.eth().link.set_offload(false)?;
+    lab.eth().link().set_offload(false)?;
     let split = mean(&lab)?;
     assert!(whole > 3 * 1514, "frames of {whole} bytes on average");
     assert!(split <= 1514, "frames of {split} bytes on average");

@@ -40,8 +40,8 @@ fn stays_quick_beside(bed: &Testbed, idle: f64, what: &str, bulk: &str) -> Outco
 #[test]
 fn a_keystroke_passes_a_bulk_transfer_in_either_direction() -> Outcome {
     let bed = Testbed::new()?;
-    bed.lab.eth().link.set_offload(false)?;
-    bed.lab.eth().link.set_rate(Some(RATE));
+    bed.lab.eth().link().set_offload(false)?;
+    bed.lab.eth().link().set_rate(Some(RATE));
     let idle = echo(&bed)?;
     let [discard, _] = server(port::DISCARD);
     let (host, port) = discard.rsplit_once(':').context("an address and a port")?;

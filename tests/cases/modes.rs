@@ -119,8 +119,8 @@ fn without_offload_no_packet_on_either_device_is_larger_than_the_mtu() -> Outcom
 #[test]
 fn without_the_fair_queue_a_keystroke_waits_behind_an_upload() -> Outcome {
     let bed = testbed(&[QUEUE])?;
-    bed.lab.eth().link.set_offload(false)?;
-    bed.lab.eth().link.set_rate(Some(10_000_000));
+    bed.lab.eth().link().set_offload(false)?;
+    bed.lab.eth().link().set_rate(Some(10_000_000));
     let idle = latency::echo(&bed)?;
     let [discard, _] = server(port::DISCARD);
     let (host, port) = discard.rsplit_once(':').context("an address and a port")?;

@@ -79,7 +79,7 @@ fn a_silent_uplink_is_left_for_one_that_answers() -> Outcome {
         let [four, _] = server(port::ECHO);
         let mut talk = bed.mobile_talk(&["tcp", &four])?;
         talk.hear()?;
-        bed.lab.eth().link.set_blackhole(blackhole);
+        bed.lab.eth().link().set_blackhole(blackhole);
         let start = Instant::now();
         assert_eq!(talk.ask("anybody there?")?, "anybody there?");
         eprintln!("{blackhole:?}: {:?}", start.elapsed());

@@ -68,7 +68,7 @@ impl Scene {
     /// Makes what is fetched take seconds, or not any more.
     fn limit(&self, rate: Option<u64>) {
         for uplink in [self.bed.lab.eth(), self.bed.lab.wlan()] {
-            uplink.link.set_rate(rate);
+            uplink.link().set_rate(rate);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{Outcome, copy, server, urls};
 
 /// Both installed, neither running, no delay on the links.
 fn installed() -> anyhow::Result<Testbed> {
-    Testbed::installed(&LabOptions { delay: std::time::Duration::ZERO, ..LabOptions::default() })
+    Testbed::installed(&LabOptions { delay: Some(std::time::Duration::ZERO), ..LabOptions::default() })
 }
 
 /// Runs a daemon that must end by itself, with exit 1.

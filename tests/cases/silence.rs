@@ -19,7 +19,7 @@ fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
         // An ordinary pace: the path's round-trip time gets known.
         std::thread::sleep(Duration::from_millis(200));
     }
-    bed.lab.eth().link.set_blackhole(blackhole);
+    bed.lab.eth().link().set_blackhole(blackhole);
     let start = Instant::now();
     assert_eq!(talk.ask("anybody there?")?, "anybody there?");
     let took = start.elapsed();

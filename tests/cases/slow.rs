@@ -54,9 +54,9 @@ impl Load {
         let paths = bed.lab.host.run(&["ss", "-tinHO", "dport = :443"])?;
         let by_rate = |path: &str| path.contains("%eth0:") && path.contains(" bbr ");
         assert!(paths.lines().any(by_rate), "{what}: a path that is full goes by rate: {paths}");
-        bed.lab.eth().set_delay(LabOptions::default().delay);
-        bed.lab.eth().link.set_loss(0.0);
-        bed.lab.eth().link.set_rate(None);
+        bed.lab.eth().set_delay(LabOptions::DELAY);
+        bed.lab.eth().link().set_loss(0.0);
+        bed.lab.eth().link().set_rate(None);
         let report = self.echo.hear_within(RECOVERY)?;
         eprintln!("{what}: {report}");
         let report: serde_json::Value = serde_json::from_str(&report).with_context(|| report.clone())?;
@@ -70,8 +70,8 @@ impl Load {
 
 /// Single segments are lost, and queues are of packets.
 fn narrow(bed: &Testbed) -> Outcome {
-    bed.lab.eth().link.set_offload(false)?;
-    bed.lab.eth().link.set_rate(Some(RATE));
+    bed.lab.eth().link().set_offload(false)?;
+    bed.lab.eth().link().set_rate(Some(RATE));
     Ok(())
 }
 
@@ -86,29 +86,31 @@ fn a_change_is_no_reason_to_leave(what: &str, change: impl Fn(&Testbed)) -> Outc
 
 #[test]
 fn five_per_cent_loss_is_no_reason_to_leave_an_uplink() -> Outcome {
-    a_change_is_no_reason_to_leave("5 % loss", |bed| bed.lab.eth().link.set_loss(0.05))
+    a_change_is_no_reason_to_leave("5 % loss", |bed| bed.lab.eth().link().set_loss(0.05))
 }
 
 #[test]
 fn twenty_per_cent_loss_is_no_reason_to_leave_an_uplink() -> Outcome {
-    a_change_is_no_reason_to_leave("20 % loss", |bed| bed.lab.eth().link.set_loss(0.2))
+    a_change_is_no_reason_to_leave("20 % loss", |bed| bed.lab.eth().link().set_loss(0.2))
 }
 
 #[test]
 fn a_tenth_of_the_rate_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplink() -> Outcome {
-    a_change_is_no_reason_to_leave("a tenth of the rate", |bed| bed.lab.eth().link.set_rate(Some(RATE / 10)))
+    a_change_is_no_reason_to_leave("a tenth of the rate", |bed| {
+        bed.lab.eth().link().set_rate(Some(RATE / 10));
+    })
 }
 
 #[test]
 fn ten_times_the_delay_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplink() -> Outcome {
-    let slow = LabOptions::default().delay * 10;
+    let slow = LabOptions::DELAY * 10;
     a_change_is_no_reason_to_leave("ten times the delay", |bed| bed.lab.eth().set_delay(slow))
 }
 
 #[test]
 fn an_uplink_that_is_slow_from_the_start_is_used_and_kept() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    bed.lab.eth().set_delay(LabOptions::default().delay * 10);
+    bed.lab.eth().set_delay(LabOptions::DELAY * 10);
     narrow(&bed)?;
     // An attempt over the other uplink begins before this one is through: the first path may be that one.
     bed.start()?;

@@ -167,7 +167,7 @@ fn one_path_an_uplink_is_left(bed: &Testbed) -> Outcome {
 pub(crate) fn limit(bed: &Testbed, rate: Option<u64>) {
     for uplink in [bed.lab.eth(), bed.lab.wlan()] {
         let uplink: &Uplink = uplink;
-        uplink.link.set_rate(rate);
+        uplink.link().set_rate(rate);
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::binaries::program;
 use crate::capture::Capture;
 use crate::group::{self, ProcessGroup};
 use crate::link::LinkEmulator;
@@ -34,16 +35,24 @@ pub mod addr {
 /// How a lab is made.
 #[derive(Debug, Clone)]
 pub struct LabOptions {
-    /// One-way delay of each uplink.
-    pub delay: Duration,
+    /// One-way delay of each uplink. None: the uplinks are plain wires, without an emulator that would take its share of the
+    /// processors; they cannot be changed.
+    pub delay: Option<Duration>,
     /// The congestion control of every namespace; `None` leaves the kernel's default.
     pub congestion_control: Option<String>,
+    /// The folder of the programs under test, if not the one that [`crate::program`] finds.
+    pub programs: Option<PathBuf>,
+}
+
+impl LabOptions {
+    /// One-way delay of each uplink by default: 20 ms is the round trip to a relay in one's region.
+    pub const DELAY: Duration = Duration::from_millis(10);
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        // cubic is the default of most distributions, 20 ms the round trip to a relay in one's region.
-        Self { delay: Duration::from_millis(10), congestion_control: Some("cubic".into()) }
+        // cubic is the default of most distributions.
+        Self { delay: Some(Self::DELAY), congestion_control: Some("cubic".into()), programs: None }
     }
 }
 
@@ -64,6 +73,7 @@ pub struct Lab {
     /// The visited networks' routers: wlan0's, then eth0's.
     pub visited: [Ns; 2],
     name: String,
+    programs: Option<PathBuf>,
     dir: TempDir,
     passed: Cell<bool>,
 }
@@ -104,8 +114,18 @@ impl Lab {
         host.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
         let uplinks = UplinkName::ALL.map(|name| -> Result<Uplink> {
             let visited = &visited[usize::from(name == UplinkName::Eth)];
-            let link = LinkEmulator::new((&host, name.device()), (visited, "lan0"))?;
-            link.set_delay(options.delay);
+            let (near, far) = ((&host, name.device()), (visited, "lan0"));
+            let link = match options.delay {
+                Some(delay) => {
+                    let link = LinkEmulator::new(near, far)?;
+                    link.set_delay(delay);
+                    Some(link)
+                }
+                None => {
+                    topology::veth(near.0, near.1, far.0, far.1)?;
+                    None
+                }
+            };
             let [a, b, c] = name.private4();
             visited.ip(&[
                 "link set lan0 up txqueuelen 10000",
@@ -130,6 +150,7 @@ impl Lab {
             internet,
             visited,
             name,
+            programs: options.programs.clone(),
             dir,
             passed: Cell::new(false),
         })
@@ -151,6 +172,14 @@ impl Lab {
     #[must_use]
     pub fn eth(&self) -> &Uplink {
         self.uplink(UplinkName::Eth)
+    }
+
+    /// The path of a program under test.
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
+        match &self.programs {
+            Some(folder) => Ok(folder.join(name)),
+            None => program(name),
+        }
     }
 
     /// A directory for this lab's files.

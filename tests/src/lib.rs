@@ -2,8 +2,8 @@
 //! server, each in a network namespace of its own on this machine.
 //!
 //! Nothing in the lab has a name outside it: the namespaces are anonymous, the links between the host
-//! and its visited networks are carried by threads of this process ([`LinkEmulator`]), and every
-//! program runs in one cgroup. Dropping the [`Lab`] ends it all, and so does killing the process.
+//! and its visited networks are carried by threads of this process ([`LinkEmulator`], unless
+//! [`LabOptions`] asks for plain wires), and every program runs in one cgroup. Dropping the [`Lab`] ends it all, and so does killing the process.
 //!
 //! ```text
 //!            wlan0 ─(emulator)─ visit_a (NAT) ─┐              ┌─ relay

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use toml::{Table, Value as Toml};
 
-use crate::binaries::program;
+use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::process::{Finished, Process, finish_within};
 use crate::wait::{PATIENCE, wait_for};
@@ -43,10 +43,10 @@ struct Program {
 }
 
 impl Program {
-    fn new(name: &'static str, ns: &Ns, config: PathBuf, log: PathBuf) -> Result<Self> {
+    fn new(name: &'static str, lab: &Lab, ns: &Ns, config: PathBuf, log: PathBuf) -> Result<Self> {
         Ok(Self {
             name,
-            binary: program(name)?,
+            binary: lab.program(name)?,
             ns: ns.clone(),
             config,
             log,

@@ -28,7 +28,7 @@ impl Tether {
     pub fn plug_in(lab: &Lab, metric: u32) -> Result<Self> {
         let visited = lab.visited[0].clone();
         let link = LinkEmulator::new((&lab.host, DEVICE), (&visited, FAR))?;
-        link.set_delay(LabOptions::default().delay);
+        link.set_delay(LabOptions::DELAY);
         visited.ip(&[&format!("link set {FAR} up"), &format!("address add 192.168.42.1/24 dev {FAR}")])?;
         visited.run(&["nft", "add", "rule", "inet", "home", "forward", "iifname", FAR, "accept"])?;
         let tether = Self { link, visited };

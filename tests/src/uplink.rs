@@ -67,12 +67,12 @@ impl UplinkName {
     }
 }
 
-/// An uplink: the emulated link, and the addresses and routes the host has on it.
+/// An uplink: the link, emulated or a plain wire, and the addresses and routes the host has on it.
 pub struct Uplink {
     /// Which one.
     pub name: UplinkName,
-    /// The link to the visited network, to be slowed, blackholed or cut.
-    pub link: LinkEmulator,
+    /// None: a plain wire.
+    link: Option<LinkEmulator>,
     host: Ns,
     visited: Ns,
     /// The last part of the host's addresses; changed by [`Uplink::renumber`].
@@ -103,7 +103,7 @@ impl Family {
 }
 
 impl Uplink {
-    pub(crate) fn new(name: UplinkName, link: LinkEmulator, host: &Ns, visited: &Ns) -> Self {
+    pub(crate) fn new(name: UplinkName, link: Option<LinkEmulator>, host: &Ns, visited: &Ns) -> Self {
         // .1 is the visited network's router.
         let (number, gateway) = (Cell::new(2), Cell::new(1));
         Self { name, link, host: host.clone(), visited: visited.clone(), number, gateway }
@@ -113,6 +113,15 @@ impl Uplink {
     #[must_use]
     pub fn device(&self) -> &'static str {
         self.name.device()
+    }
+
+    /// The link to the visited network, to be slowed, blackholed or cut.
+    ///
+    /// # Panics
+    /// When it is a plain wire, to which none of that can be done.
+    #[must_use]
+    pub fn link(&self) -> &LinkEmulator {
+        self.link.as_ref().expect("the links of this lab are plain wires: ask for a delay, if only of zero")
     }
 
     /// The host's IPv4 address on it.
@@ -138,7 +147,7 @@ impl Uplink {
     /// The same but for the default routes, which a network manager sets last: [`Uplink::set_routes`].
     pub fn bring_up_without_route(&self) -> Result<()> {
         let device = self.device();
-        self.link.restore()?;
+        self.link.as_ref().map_or(Ok(()), LinkEmulator::restore)?;
         self.host.ip(&[&format!("link set {device} up")])?;
         until(&format!("{device}'s carrier"), || self.has_carrier())?;
         let (four, six) = (self.address4(), self.address6_text());
@@ -159,7 +168,7 @@ impl Uplink {
     /// The cable is pulled, or the access point is out of reach: the carrier is lost, and nobody has
     /// yet removed the address or the routes.
     pub fn cut(&self) -> Result<()> {
-        self.link.cut()?;
+        self.link().cut()?;
         until(&format!("the end of {}'s carrier", self.device()), || !self.has_carrier())
     }
 
@@ -250,7 +259,7 @@ impl Uplink {
 
     /// Sets the one-way delay of the link.
     pub fn set_delay(&self, delay: Duration) {
-        self.link.set_delay(delay);
+        self.link().set_delay(delay);
     }
 
     /// The default routes, as after a successful DHCP.

@@ -1,6 +1,6 @@
 //! Carries events out, and undoes them when their time is over.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -46,7 +46,7 @@ impl Stage {
         let relay = (RelayName::give(&mut bed, &place.addresses())?, place);
         bed.start()?;
         for name in UplinkName::ALL {
-            bed.lab.uplink(name).link.set_rate(Some(RATE));
+            bed.lab.uplink(name).link().set_rate(Some(RATE));
         }
         Ok(Self { bed, tether: None, portals: [None, None], relay, undo: Vec::new() })
     }
@@ -90,7 +90,7 @@ impl Stage {
     fn begin(&mut self, event: &Event) -> Result<()> {
         let Testbed { agent, relay, lab, .. } = &mut self.bed;
         let uplink: &Uplink = lab.uplink(event.uplink);
-        let link = &uplink.link;
+        let link = uplink.link();
         match event.kind {
             Kind::AgentKilled => agent.kill().and_then(|()| agent.start()),
             Kind::RelayKilled => relay.kill().and_then(|()| relay.start()),
@@ -137,7 +137,7 @@ impl Stage {
                 Ok(())
             }
             Kind::Slow => {
-                link.set_delay(delay() * 10);
+                link.set_delay(LabOptions::DELAY * 10);
                 Ok(())
             }
             Kind::Narrow => {
@@ -146,7 +146,7 @@ impl Stage {
             }
             Kind::Outage => {
                 self.tether = None;
-                lab.wlan().link.cut()?;
+                lab.wlan().link().cut()?;
                 lab.eth().take_down()
             }
             Kind::Storm => netlink_storm(&lab.host, STORM_FLIPS),
@@ -170,7 +170,7 @@ impl Stage {
 
     fn end(&mut self, kind: Kind, uplink: UplinkName) -> Result<()> {
         let lab = &self.bed.lab;
-        let Uplink { link, .. } = lab.uplink(uplink);
+        let link = lab.uplink(uplink).link();
         match kind {
             Kind::SilentUp | Kind::SilentDown | Kind::SilentBoth => silence(link, Blackhole::None),
             Kind::Loss => {
@@ -178,7 +178,7 @@ impl Stage {
                 Ok(())
             }
             Kind::Slow => {
-                link.set_delay(delay());
+                link.set_delay(LabOptions::DELAY);
                 Ok(())
             }
             Kind::Narrow => {
@@ -207,8 +207,4 @@ fn silence(link: &crate::link::LinkEmulator, blackhole: Blackhole) -> Result<()>
 
 fn index(name: UplinkName) -> usize {
     usize::from(name == UplinkName::Eth)
-}
-
-fn delay() -> Duration {
-    LabOptions::default().delay
 }

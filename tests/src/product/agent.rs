@@ -44,7 +44,7 @@ impl Agent {
         let dir = lab.dir().join(name);
         std::fs::create_dir(&dir)?;
         let program =
-            Program::new("mobile", ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
+            Program::new("mobile", lab, ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
         program.edit(|config| {
             set(config, "relay", "endpoint", format!("{}:{RELAY_PORT}", addr::RELAY4));
             set(config, "relay", "public_key", relay.public_key.as_str());
@@ -59,7 +59,7 @@ impl Agent {
     pub fn enroll_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay, invitation: &str) -> Result<Self> {
         let dir = lab.dir().join(name);
         let program =
-            Program::new("mobile", ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
+            Program::new("mobile", lab, ns, dir.join("agent.toml"), lab.dir().join(format!("{name}.log")))?;
         let mut enroll = program.command(&["enroll", "-"]);
         enroll.env("MOBILE_STATE_DIR", dir.join("state"));
         let said = finish_within(&mut enroll, Some(invitation.as_bytes()), VERB_PATIENCE)?.ok()?;

@@ -25,7 +25,7 @@ impl Relay {
     pub fn install(lab: &Lab) -> Result<Self> {
         let dir = lab.dir();
         let program =
-            Program::new("home-relay", &lab.relay, dir.join("relay.toml"), dir.join("home-relay.log"))?;
+            Program::new("home-relay", lab, &lab.relay, dir.join("relay.toml"), dir.join("home-relay.log"))?;
         let listen = format!("[::]:{RELAY_PORT}");
         let public_key = program.answer(&["init", "--listen", &listen])?.trim().to_owned();
         program.edit(|config| {

@@ -3,8 +3,6 @@
 //!
 //! At full speed a fast tunnel has large packets and few wake-ups; at an equal rate everyone has the same work.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result};
 use mobile_tests::LabOptions;
 
@@ -14,7 +12,7 @@ use super::grid::{Cell, Grid};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Field, Others};
+use super::subject::{Contestant, Entrants, Field};
 use super::throughput::received;
 
 /// How much, how fast, how often, and who else.
@@ -30,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     megabytes: u32,
     #[command(flatten)]
-    others: Others,
+    entrants: Entrants,
 }
 
 /// Of one run.
@@ -45,7 +43,7 @@ struct Sample {
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
-    let field = Field::start(&args.others, &LabOptions { delay: Duration::ZERO, ..LabOptions::default() })?;
+    let field = Field::start(&args.entrants, &LabOptions { delay: None, ..LabOptions::default() })?;
     let titles = vec![format!("{} Mbit/s", args.rate), "full speed".to_owned()];
     let rates = [format!("{}M", args.rate), "0".to_owned()];
     let one = |contestant: &Contestant, column: usize| sample(contestant, &rates[column], args.megabytes);

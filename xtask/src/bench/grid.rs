@@ -6,7 +6,7 @@ use super::stats::Spread;
 use super::subject::Contestant;
 use crate::shell::step;
 
-/// What was measured of everyone: a row each, direct's first and ours second.
+/// What was measured of everyone: a row each, direct's first and ours second, then peers and other builds of ours.
 pub(crate) struct Grid<S> {
     titles: Vec<String>,
     pub(crate) rows: Vec<Row<S>>,
@@ -15,6 +15,8 @@ pub(crate) struct Grid<S> {
 /// What was measured of one of them.
 pub(crate) struct Row<S> {
     pub(crate) name: &'static str,
+    /// A build of ours.
+    ours: bool,
     /// One for each column.
     pub(crate) cells: Vec<Cell<S>>,
 }
@@ -35,8 +37,9 @@ impl<S> Cell<S> {
 impl<S> Grid<S> {
     pub(crate) fn new(titles: Vec<String>, names: impl Iterator<Item = &'static str>) -> Self {
         let empty = || Cell { samples: Vec::new(), failures: 0 };
-        let row = |name| Row { name, cells: titles.iter().map(|_| empty()).collect() };
-        let rows = names.map(row).collect();
+        let row =
+            |(index, name)| Row { name, ours: index == 1, cells: titles.iter().map(|_| empty()).collect() };
+        let rows = names.enumerate().map(row).collect();
         Self { titles, rows }
     }
 
@@ -50,6 +53,9 @@ impl<S> Grid<S> {
         told: impl Fn(&S) -> String,
     ) -> Self {
         let mut grid = Self::new(titles, contestants.iter().map(|contestant| contestant.name));
+        for (contestant, row) in contestants.iter().zip(&mut grid.rows) {
+            row.ours = contestant.subject.is_ours();
+        }
         for run in 1..=runs {
             for (column, title) in grid.titles.iter().enumerate() {
                 for (contestant, row) in contestants.iter().zip(&mut grid.rows) {
@@ -111,14 +117,14 @@ impl<S> Grid<S> {
         Some(self.rows.get(row)?.cells[column].spread(figure)?.median)
     }
 
-    /// The medians of a figure of the others, with their names.
+    /// The medians of a figure of the peers, with their names.
     pub(crate) fn others(
         &self,
         column: usize,
         figure: impl Fn(&S) -> Option<f64> + Copy,
     ) -> impl Iterator<Item = (&'static str, f64)> {
         let median = move |row: &Row<S>| Some((row.name, row.cells[column].spread(figure)?.median));
-        self.rows.iter().skip(2).filter_map(median)
+        self.rows.iter().skip(1).filter(|row| !row.ours).filter_map(median)
     }
 
     /// Name and spread of everyone, for a plot.

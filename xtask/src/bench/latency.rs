@@ -93,8 +93,8 @@ fn measure(args: &Args, peer: Option<&PeerKind>) -> Result<Vec<Sample>> {
     let subject = Subject::start(peer, &options)?;
     let lab = subject.lab();
     // A real uplink's FIFO holds packets, not what the kernel would still cut.
-    lab.eth().link.set_offload(false)?;
-    lab.eth().link.set_rate(Some(args.rate * 1_000_000));
+    lab.eth().link().set_offload(false)?;
+    lab.eth().link().set_rate(Some(args.rate * 1_000_000));
     let server = Services::iperf3(&lab.server, lab.dir())?;
     let samples = BESIDE.iter().map(|(title, flags)| {
         let mut bulk = flags.map(|flags| bulk(args, &subject, title, flags)).transpose()?;

@@ -11,7 +11,7 @@ use super::goals::{self, Goal};
 use super::grid::Grid;
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Contestant, Field, Others};
+use super::subject::{Contestant, Entrants, Field};
 use super::throughput::received;
 
 /// How long, how often, over what, and who else.
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "cubic")]
     congestion_control: String,
     #[command(flatten)]
-    others: Others,
+    entrants: Entrants,
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
@@ -43,15 +43,15 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     }
     let options =
         LabOptions { congestion_control: Some(args.congestion_control.clone()), ..LabOptions::default() };
-    let field = Field::start(&args.others, &options)?;
+    let field = Field::start(&args.entrants, &options)?;
     for contestant in &field.contestants {
-        let link = &contestant.subject.lab().eth().link;
+        let link = contestant.subject.lab().eth().link();
         link.set_offload(false)?;
         link.set_rate(Some(args.rate * 1_000_000));
     }
     let titles = args.loss.iter().map(|loss| format!("{loss} % lost")).collect();
     let sample = |contestant: &Contestant, column: usize| {
-        let link = &contestant.subject.lab().eth().link;
+        let link = contestant.subject.lab().eth().link();
         link.set_loss(args.loss[column] / 100.0);
         let said = contestant.iperf3(args.seconds, &[]);
         // Not while nobody is measured.

@@ -12,7 +12,7 @@ use super::grid::Grid;
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Field, Others};
+use super::subject::{Contestant, Entrants, Field};
 
 /// How often, and who else.
 #[derive(clap::Args)]
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..))]
     milliseconds: u64,
     #[command(flatten)]
-    others: Others,
+    entrants: Entrants,
 }
 
 /// Datagrams a second; where the first search begins, and where it gives up.
@@ -42,7 +42,7 @@ struct Tried {
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
-    let field = Field::start(&args.others, &LabOptions { delay: Duration::ZERO, ..LabOptions::default() })?;
+    let field = Field::start(&args.entrants, &LabOptions { delay: None, ..LabOptions::default() })?;
     let mut tried: HashMap<&str, Tried> = HashMap::new();
     for contestant in &field.contestants {
         tried.insert(contestant.name, Tried::start(contestant)?);

@@ -1,9 +1,11 @@
 //! Who is measured, each in a lab of their own.
 
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use mobile_tests::peers::{Peer, PeerKind};
 use mobile_tests::{Lab, LabOptions, PATIENCE, Process, Services, Testbed, addr, finish_within};
@@ -23,6 +25,16 @@ pub(crate) struct Others {
     /// Only these peers.
     #[arg(long, value_delimiter = ',', ignore_case = true, value_parser = peer_names())]
     peers: Vec<String>,
+}
+
+/// Who is measured beside direct and ours, where everyone is up at the same time.
+#[derive(clap::Args)]
+pub(crate) struct Entrants {
+    #[command(flatten)]
+    others: Others,
+    /// Ours as these folders have it (`mobile` and `home-relay`), named after them: to compare a change with the state before.
+    #[arg(long, value_delimiter = ',')]
+    builds: Vec<PathBuf>,
 }
 
 fn peer_names() -> impl clap::builder::TypedValueParser<Value = String> {
@@ -64,6 +76,11 @@ impl Subject {
         bed.configure_tunnel(tunnel)?;
         bed.start()?;
         Ok(Self::Ours(Box::new(bed)))
+    }
+
+    /// A build of ours?
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self, Self::Ours(_))
     }
 
     /// Where it runs.
@@ -134,15 +151,27 @@ pub(crate) struct Field {
 
 impl Field {
     /// Direct, ours, and the others that were chosen.
-    pub(crate) fn start(others: &Others, options: &LabOptions) -> Result<Self> {
+    pub(crate) fn start(entrants: &Entrants, options: &LabOptions) -> Result<Self> {
         let mut field = Self { contestants: Vec::new(), refused: Vec::new() };
         field.contestants.push(Contestant::start(Some(PeerKind::DIRECT), options)?);
         field.contestants.push(Contestant::start(None, options)?);
-        for kind in others.chosen() {
+        for kind in entrants.others.chosen() {
             match Contestant::start(Some(kind), options) {
                 Ok(contestant) => field.contestants.push(contestant),
                 Err(error) => field.refused.push(format!("{}: not measured: {error:#}", kind.name)),
             }
+        }
+        for folder in &entrants.builds {
+            let name = folder.file_name().and_then(OsStr::to_str).context("a build's folder has no name")?;
+            ensure!(
+                field.contestants.iter().all(|contestant| contestant.name != name),
+                "{name} would be two rows of the table: builds are named after their folders"
+            );
+            let options = LabOptions { programs: Some(folder.clone()), ..options.clone() };
+            let mut contestant = Contestant::start(None, &options)?;
+            // As long as this program, as the names of all others.
+            contestant.name = name.to_owned().leak();
+            field.contestants.push(contestant);
         }
         Ok(field)
     }

@@ -116,7 +116,7 @@ fn start(peer: Option<&PeerKind>) -> Result<Subject> {
 /// The uplinks as the paper's, and what there is to write.
 fn prepare(subject: Subject) -> Result<Subject> {
     for uplink in UplinkName::ALL {
-        subject.lab().uplink(uplink).link.set_offload(false)?;
+        subject.lab().uplink(uplink).link().set_offload(false)?;
     }
     for data in [Data::Random, Data::Text] {
         fs::write(data.file(subject.lab().dir()), data.make()?)?;
@@ -180,7 +180,7 @@ fn settled(subject: &Subject) -> Result<Sample> {
 fn count(subject: &Subject) -> Result<Sample> {
     let lab = subject.lab();
     let real = [Direction::Up, Direction::Down].map(|direction| {
-        let links = UplinkName::ALL.iter().map(|&uplink| &lab.uplink(uplink).link);
+        let links = UplinkName::ALL.iter().map(|&uplink| lab.uplink(uplink).link());
         links.map(|link| link.counters(direction).bytes).sum()
     });
     Ok(Sample { virtual_device: virtual_device(subject)?, real })

@@ -12,7 +12,7 @@ use super::grid::{Cell, Grid};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Field, Others};
+use super::subject::{Contestant, Entrants, Field};
 
 /// How long, how often, and who else.
 #[derive(clap::Args)]
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',')]
     only: Vec<Shape>,
     #[command(flatten)]
-    others: Others,
+    entrants: Entrants,
 }
 
 /// What is measured.
@@ -37,6 +37,7 @@ enum Shape {
     Reverse,
     Four,
     Delayed,
+    FourDelayed,
 }
 
 impl Shape {
@@ -46,6 +47,7 @@ impl Shape {
             Self::Reverse => "reverse",
             Self::Four => "four streams",
             Self::Delayed => "one stream, 20 ms",
+            Self::FourDelayed => "four streams, 20 ms",
         }
     }
 
@@ -54,21 +56,22 @@ impl Shape {
         match self {
             Self::One | Self::Delayed => &[],
             Self::Reverse => &["--reverse"],
-            Self::Four => &["--parallel", "4"],
+            Self::Four | Self::FourDelayed => &["--parallel", "4"],
         }
     }
 
-    /// The uplink's in each direction.
-    fn delay(self) -> Duration {
-        if self == Self::Delayed { Duration::from_millis(10) } else { Duration::ZERO }
+    /// The uplink's in each direction; without one it is a plain wire.
+    fn delay(self) -> Option<Duration> {
+        matches!(self, Self::Delayed | Self::FourDelayed).then_some(LabOptions::DELAY)
     }
 
     /// The part of direct's speed, and how many times the best peer's, that ours is to be.
-    fn wanted(self) -> [f64; 2] {
+    fn wanted(self) -> Option<[f64; 2]> {
         match self {
-            Self::One | Self::Reverse => [0.4, 8.0],
-            Self::Four => [0.18, 8.0],
-            Self::Delayed => [0.9, 2.5],
+            Self::One | Self::Reverse => Some([0.4, 8.0]),
+            Self::Four => Some([0.18, 8.0]),
+            Self::Delayed => Some([0.9, 2.5]),
+            Self::FourDelayed => None,
         }
     }
 
@@ -78,6 +81,7 @@ impl Shape {
             Self::Reverse => "throughput-reverse",
             Self::Four => "throughput-four-streams",
             Self::Delayed => "throughput-20ms",
+            Self::FourDelayed => "throughput-four-streams-20ms",
         }
     }
 }
@@ -96,7 +100,7 @@ struct Sample {
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let chosen = |shape: &Shape| args.only.is_empty() || args.only.contains(shape);
     let (near, far): (Vec<Shape>, Vec<Shape>) =
-        Shape::value_variants().iter().copied().filter(chosen).partition(|shape| shape.delay().is_zero());
+        Shape::value_variants().iter().copied().filter(chosen).partition(|shape| shape.delay().is_none());
     for shapes in [near, far] {
         if let Some(first) = shapes.first() {
             measure(args, &shapes, first.delay(), plot)?;
@@ -106,9 +110,9 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn measure(args: &Args, shapes: &[Shape], delay: Duration, plot: bool) -> Result<()> {
+fn measure(args: &Args, shapes: &[Shape], delay: Option<Duration>, plot: bool) -> Result<()> {
     let options = LabOptions { delay, ..LabOptions::default() };
-    let field = Field::start(&args.others, &options)?;
+    let field = Field::start(&args.entrants, &options)?;
     let titles = shapes.iter().map(|shape| shape.title().to_owned()).collect();
     let one = |contestant: &Contestant, column: usize| sample(contestant, shapes[column], args.seconds);
     let grid = Grid::measure(&field.contestants, titles, args.runs, one, told);
@@ -165,7 +169,7 @@ fn effort(cell: &Cell<Sample>) -> Option<String> {
 fn goals(grid: &Grid<Sample>, shapes: &[Shape]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for (column, shape) in shapes.iter().enumerate() {
-        let [part, times] = shape.wanted();
+        let Some([part, times]) = shape.wanted() else { continue };
         let (direct, ours) = (grid.median(0, column, mbits), grid.median(1, column, mbits));
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
         goals.push(Goal::at_least(format!("{}: part of direct's speed", shape.title()), part, ratio(direct)));

@@ -44,7 +44,7 @@ pub(crate) fn play() -> Result<Story> {
     step(
         "making the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
     );
-    let mut bed = Testbed::installed(&LabOptions { delay: DELAY, ..LabOptions::default() })?;
+    let mut bed = Testbed::installed(&LabOptions { delay: Some(DELAY), ..LabOptions::default() })?;
     step("starting home-relay, and the agent on the mobile host");
     bed.start()?;
     let story = tell(&bed)?;
@@ -78,7 +78,7 @@ fn tell(bed: &Testbed) -> Result<Story> {
     hold_key(&mut mobile, &mut plain, BEFORE);
     let cut = start.elapsed();
     let cutting = uplink(lab, &before)?;
-    cutting.link.cut()?;
+    cutting.link().cut()?;
     hold_key(&mut mobile, &mut plain, AFTER);
     let end = start.elapsed();
 

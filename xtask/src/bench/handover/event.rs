@@ -132,7 +132,7 @@ impl Event {
                 subject.hook(Change::Down(UplinkName::Eth))?;
             }
             // Nobody is told: no hook runs.
-            Self::Blackhole => subject.lab().eth().link.set_blackhole(Blackhole::Both),
+            Self::Blackhole => subject.lab().eth().link().set_blackhole(Blackhole::Both),
             Self::KillAgent => subject.restart_agent()?,
             Self::KillRelay => subject.restart_relay()?,
             Self::Outage1 | Self::Outage10 | Self::Outage60 => unreachable!("handled above"),
