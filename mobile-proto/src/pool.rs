@@ -5,8 +5,9 @@ use crate::MAX_PACKET;
 /// Capacities double from 256 bytes (acknowledgements, keystrokes) to 64 KiB (GSO packets): a
 /// buffer wastes at most half of itself, and what is charged to a bound is what memory is used.
 const CLASSES: usize = 9;
-/// More idle buffers than this are given back: a burst must not be held for ever.
-const MAX_IDLE: usize = 1 << 20;
+/// More idle buffers than this are given back: a burst must not be held for ever. A transfer of gigabits has megabytes on the
+/// way, and is acknowledged by leaps: what comes back in one is needed for the next.
+const MAX_IDLE: usize = 4 << 20;
 
 fn class_for(length: usize) -> usize {
     (0..CLASSES - 1).find(|&class| length <= capacity(class)).unwrap_or(CLASSES - 1)
