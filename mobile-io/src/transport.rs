@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Once;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -12,6 +13,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 /// reordered nor moved to another path, so it is little; but the socket must not run dry before we are woken: half
 /// of this (when the kernel wakes us) lasts 130 µs at 1 Gbit/s.
 pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
+
+/// Bytes the kernel may hold unacknowledged, if the network takes them: as many as the session. All inner connections share
+/// them, where the kernel's own bound (`tcp_wmem`, 4 MiB) is thought for one.
+const SEND_BUFFER: usize = mobile_proto::REPLAY_BYTES;
 
 /// The congestion control that goes by rate and round trip, not by loss.
 const BY_RATE: &str = "bbr";
@@ -120,6 +125,8 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+    // Without the capability (in a container) the system's bound stays.
+    let _ = setsockopt(tcp, sockopt::SndBufForce, &SEND_BUFFER);
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
     Ok(())
@@ -163,6 +170,8 @@ mod tests {
             let socket = SockRef::from(stream);
             assert!(socket.tcp_nodelay().unwrap());
             assert_eq!(socket.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
+            // The kernel doubles it for what it keeps beside the bytes. These tests run as root.
+            assert_eq!(socket.send_buffer_size().unwrap(), 2 * SEND_BUFFER);
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
             assert!(socket.keepalive().unwrap());
         }
