@@ -9,14 +9,16 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::sysctl;
+
 /// Bytes the kernel may hold unsent before the socket stops being writable. What is in the kernel can neither be
 /// reordered nor moved to another path, so it is little; but the socket must not run dry before we are woken: half
 /// of this (when the kernel wakes us) lasts 130 µs at 1 Gbit/s.
 pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
 
-/// Bytes the kernel may hold unacknowledged, if the network takes them: as many as the session. All inner connections share
-/// them, where the kernel's own bound (`tcp_wmem`, 4 MiB) is thought for one.
-const SEND_BUFFER: usize = mobile_proto::REPLAY_BYTES;
+/// What is asked for when a path is to have room for more: twice as much memory, as the kernel takes it, of which about 16 MiB
+/// are bytes on their way. That is what a session may have unacknowledged.
+const SEND_BUFFER: usize = 10 << 20;
 
 /// The congestion control that goes by rate and round trip, not by loss.
 const BY_RATE: &str = "bbr";
@@ -125,8 +127,6 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
-    // Without the capability (in a container) the system's bound stays.
-    let _ = setsockopt(tcp, sockopt::SndBufForce, &SEND_BUFFER);
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
     Ok(())
@@ -146,6 +146,23 @@ pub(crate) fn go_by_rate(tcp: &TcpStream) {
     if let Err(error) = SockRef::from(tcp).set_tcp_congestion(BY_RATE.as_bytes()) {
         TOLD.call_once(|| {
             tracing::info!(%error, "no {BY_RATE}: paths use the system's congestion control");
+        });
+    }
+}
+
+/// Gives a path room for more on its way than the kernel's bound for one connection (`tcp_wmem`, 4 MiB): all inner connections
+/// share it. Where that is larger already it stays, and where CAP_NET_ADMIN does not count (in a user namespace).
+pub(crate) fn give_room(tcp: &TcpStream) {
+    static TOLD: Once = Once::new();
+    let system_s: Option<usize> = sysctl::read("net/ipv4/tcp_wmem")
+        .ok()
+        .and_then(|three| three.split_whitespace().last()?.parse().ok());
+    if system_s.is_some_and(|bound| bound >= 2 * SEND_BUFFER) {
+        return;
+    }
+    if let Err(error) = setsockopt(tcp, sockopt::SndBufForce, &SEND_BUFFER) {
+        TOLD.call_once(|| {
+            tracing::info!(%error, "no more may be on the way over a path than tcp_wmem allows");
         });
     }
 }
@@ -170,8 +187,6 @@ mod tests {
             let socket = SockRef::from(stream);
             assert!(socket.tcp_nodelay().unwrap());
             assert_eq!(socket.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
-            // The kernel doubles it for what it keeps beside the bytes. These tests run as root.
-            assert_eq!(socket.send_buffer_size().unwrap(), 2 * SEND_BUFFER);
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
             assert!(socket.keepalive().unwrap());
         }

@@ -43,7 +43,7 @@ pub use health::TransportSample;
 pub use hello::{Hello, HelloReader};
 pub use ids::{PathId, SessionId};
 pub use join::{Joiner, Made};
-pub use limits::{Limits, REPLAY_BYTES};
+pub use limits::Limits;
 pub use offload::{Offload, OffloadError, VNET_HEADER_LEN};
 pub use packet::{Packet, PacketBuf};
 pub use session::{DropReason, Enqueue, Event, Session, Unacknowledged};

@@ -2,10 +2,6 @@
 
 use std::time::Duration;
 
-/// [`Limits::replay_bytes`] by default: the bandwidth-delay product of 1 Gbit/s at 128 ms. More would only grow what a handover
-/// has to send again.
-pub const REPLAY_BYTES: usize = 16 << 20;
-
 /// Bounds of one session: every one of them has a default that suits a laptop and a small relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -52,7 +48,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            replay_bytes: REPLAY_BYTES,
+            // The bandwidth-delay product of 1 Gbit/s at 128 ms: more would only grow what a
+            // handover has to send again.
+            replay_bytes: 16 << 20,
             // An outage stops each inner TCP after a window; this holds dozens of first windows.
             queue_bytes: 4 << 20,
             // Four of the kernel's largest packets: enough to fill a write, short enough that

@@ -3,7 +3,8 @@
 //!
 //! Nothing in the lab has a name outside it: the namespaces are anonymous, the links between the host
 //! and its visited networks are carried by threads of this process ([`LinkEmulator`], unless
-//! [`LabOptions`] asks for plain wires), and every program runs in one cgroup. Dropping the [`Lab`] ends it all, and so does killing the process.
+//! [`LabOptions`] asks for plain wires), and every program runs in one cgroup. Dropping the [`Lab`] ends
+//! it all, and so does killing the process.
 //!
 //! ```text
 //!            wlan0 ─(emulator)─ visit_a (NAT) ─┐              ┌─ relay

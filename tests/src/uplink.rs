@@ -167,6 +167,9 @@ impl Uplink {
 
     /// The cable is pulled, or the access point is out of reach: the carrier is lost, and nobody has
     /// yet removed the address or the routes.
+    ///
+    /// # Panics
+    /// When it is a plain wire.
     pub fn cut(&self) -> Result<()> {
         self.link().cut()?;
         until(&format!("the end of {}'s carrier", self.device()), || !self.has_carrier())
@@ -258,6 +261,9 @@ impl Uplink {
     }
 
     /// Sets the one-way delay of the link.
+    ///
+    /// # Panics
+    /// When it is a plain wire.
     pub fn set_delay(&self, delay: Duration) {
         self.link().set_delay(delay);
     }

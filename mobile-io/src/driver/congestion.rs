@@ -1,4 +1,5 @@
-//! When a path's congestion control is to go by rate.
+//! What a path shows of itself: that it has bounds, so that its congestion control is to go by rate, or that it takes more than
+//! the kernel lets one connection have on its way.
 //!
 //! One that goes by loss (cubic) fills whatever FIFO the uplink has, and all that we send waits in it, keystrokes as well; and
 //! by losses of the air it is slowed down. bbr goes by rate and round trip. But it paces, with a timer for each packet,
@@ -16,12 +17,24 @@ const NEAR: Duration = Duration::from_millis(1);
 /// So much on its way is a transfer: RFC 6928's initial window, of 1448 bytes each. The acknowledgement of less may have been delayed.
 const TRANSFER: u64 = 10 * 1448;
 
+/// Half of what the kernel lets one connection have on its way (`tcp_wmem`).
+const MUCH: u64 = 2 << 20;
+
 /// Does a path show that it carries no more than is sent?
 pub(super) fn has_bounds(path: &Outgoing) -> bool {
     let Some(min_rtt) = path.min_rtt.filter(|&rtt| rtt >= NEAR) else { return false };
-    // What varies without us is not a queue of ours.
-    let queued = path.rtt > min_rtt * 5 / 4 + path.rttvar * 2;
-    path.retransmitted || path.full || (queued && path.outstanding > TRANSFER)
+    path.retransmitted || path.full || (is_queued(path, min_rtt) && path.outstanding > TRANSFER)
+}
+
+/// Does a path take so much without a queue that the kernel's bound may soon be less than the path's?
+pub(super) fn outgrows(path: &Outgoing) -> bool {
+    let on_the_way = path.outstanding.saturating_sub(path.unsent);
+    on_the_way > MUCH && path.min_rtt.is_some_and(|min_rtt| !is_queued(path, min_rtt))
+}
+
+/// What varies without us is not a queue of ours.
+fn is_queued(path: &Outgoing, min_rtt: Duration) -> bool {
+    path.rtt > min_rtt * 5 / 4 + path.rttvar * 2
 }
 
 #[cfg(test)]
@@ -55,6 +68,19 @@ mod tests {
         ] {
             assert!(has_bounds(&path), "{path:?}");
             assert!(!has_bounds(&Outgoing { min_rtt: Some(MS / 10), ..path }), "in one house: {path:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_takes_much_outgrows_the_kernel_s_bound_unless_it_queues() {
+        assert!(outgrows(&far()));
+        for path in [
+            Outgoing { outstanding: MUCH, ..far() },
+            Outgoing { unsent: 3 << 20, ..far() },
+            Outgoing { rtt: 28 * MS, ..far() },
+            Outgoing { min_rtt: None, ..far() },
+        ] {
+            assert!(!outgrows(&path), "{path:?}");
         }
     }
 

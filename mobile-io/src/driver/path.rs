@@ -50,6 +50,8 @@ pub(super) struct Transport {
     window: Option<Window>,
     /// The path has shown that it has bounds, and the kernel was told to go by rate.
     by_rate: bool,
+    /// It has shown that it takes much, and the kernel was told to give it room.
+    roomy: bool,
     /// When the kernel was asked for it.
     asked: Option<Instant>,
     /// Until then no records are taken.
@@ -76,6 +78,7 @@ impl Transport {
             refused: false,
             window: fair.then(|| Window::new(MAX_DEPTH)),
             by_rate: false,
+            roomy: false,
             asked: None,
             held: None,
             closing: None,
@@ -136,6 +139,11 @@ impl Transport {
             self.by_rate = true;
             tracing::debug!(path = %self.id, ?outgoing, "the path has bounds: its congestion control goes by rate");
             transport::go_by_rate(tcp);
+        }
+        if !self.roomy && congestion::outgrows(&outgoing) {
+            self.roomy = true;
+            tracing::debug!(path = %self.id, ?outgoing, "the path takes much: it may have more on its way");
+            transport::give_room(tcp);
         }
         let wait = self.window.as_mut().and_then(|window| window.hold(now, outgoing, refused));
         self.held = wait.and_then(|wait| now.checked_add(wait));

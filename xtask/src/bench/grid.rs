@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::stats::Spread;
-use super::subject::Contestant;
+use super::subject::{Contestant, OURS};
 use crate::shell::step;
 
 /// What was measured of everyone: a row each, direct's first and ours second, then peers and other builds of ours.
@@ -43,8 +43,8 @@ impl<S> Grid<S> {
         Self { titles, rows }
     }
 
-    /// Everyone one after the other in each run, so that what disturbs the machine disturbs all. `sample` measures one of
-    /// the columns, `told` says it to who watches; one that fails is counted, and the others go on.
+    /// Everyone one after the other in each run, so that what disturbs the machine disturbs all; in every other run in the
+    /// opposite order, so that nobody always follows the same one. `sample` measures one of the columns, `told` says it to who watches; one that fails is counted, and the others go on.
     pub(crate) fn measure(
         contestants: &[Contestant],
         titles: Vec<String>,
@@ -58,7 +58,11 @@ impl<S> Grid<S> {
         }
         for run in 1..=runs {
             for (column, title) in grid.titles.iter().enumerate() {
-                for (contestant, row) in contestants.iter().zip(&mut grid.rows) {
+                let mut turns: Vec<_> = contestants.iter().zip(&mut grid.rows).collect();
+                if run % 2 == 0 {
+                    turns.reverse();
+                }
+                for (contestant, row) in turns {
                     let said = match sample(contestant, column) {
                         Ok(sample) => {
                             let text = told(&sample);
@@ -127,14 +131,14 @@ impl<S> Grid<S> {
         self.rows.iter().skip(1).filter(|row| !row.ours).filter_map(median)
     }
 
-    /// Name and spread of everyone, for a plot.
+    /// Name and spread of everyone but other builds of ours, for a plot.
     pub(crate) fn bars(
         &self,
         column: usize,
         figure: impl Fn(&S) -> Option<f64> + Copy,
     ) -> Vec<(&'static str, Spread)> {
         let bar = |row: &Row<S>| Some((row.name, row.cells[column].spread(figure)?));
-        self.rows.iter().filter_map(bar).collect()
+        self.rows.iter().filter(|row| !row.ours || row.name == OURS).filter_map(bar).collect()
     }
 }
 
@@ -157,6 +161,10 @@ mod tests {
         );
         assert!(text.contains("| mobile | 50 (20–60): 0.25 | –, 3 failed |"), "{text}");
         assert_eq!(grid.others(0, |sample| Some(*sample)).collect::<Vec<_>>(), [("other", 10.0)]);
+        // Another build of ours is no peer.
+        (grid.rows[2].ours, grid.rows[2].name) = (true, "before");
+        assert_eq!(grid.others(0, |sample| Some(*sample)).count(), 0);
+        assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 2);
         assert_eq!(grid.table(1, |_, _| None).lines().count(), 4);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 3);
     }

@@ -37,6 +37,29 @@ pub(crate) struct Entrants {
     builds: Vec<PathBuf>,
 }
 
+impl Entrants {
+    /// The folders of builds and what tables call them: a wrong one is told before anything is started.
+    fn named_builds(&self) -> Result<Vec<(&'static str, PathBuf)>> {
+        let direct_and_ours = [PeerKind::DIRECT.name, OURS];
+        let mut names: Vec<&str> =
+            direct_and_ours.into_iter().chain(self.others.chosen().map(|kind| kind.name)).collect();
+        let mut builds = Vec::new();
+        for folder in &self.builds {
+            let folder = folder.canonicalize().with_context(|| format!("--builds {}", folder.display()))?;
+            for program in ["mobile", "home-relay"] {
+                ensure!(folder.join(program).is_file(), "there is no {program} in {}", folder.display());
+            }
+            let name = folder.file_name().and_then(OsStr::to_str).context("a build's folder has no name")?;
+            // As long as this program, as the names of all others.
+            let name: &'static str = name.to_owned().leak();
+            ensure!(!names.contains(&name), "{name} would be two rows: builds are named after their folders");
+            names.push(name);
+            builds.push((name, folder));
+        }
+        Ok(builds)
+    }
+}
+
 fn peer_names() -> impl clap::builder::TypedValueParser<Value = String> {
     PossibleValuesParser::new(PeerKind::TUNNELS.iter().map(|kind| kind.name)).map(|name| name.to_lowercase())
 }
@@ -152,6 +175,7 @@ pub(crate) struct Field {
 impl Field {
     /// Direct, ours, and the others that were chosen.
     pub(crate) fn start(entrants: &Entrants, options: &LabOptions) -> Result<Self> {
+        let builds = entrants.named_builds()?;
         let mut field = Self { contestants: Vec::new(), refused: Vec::new() };
         field.contestants.push(Contestant::start(Some(PeerKind::DIRECT), options)?);
         field.contestants.push(Contestant::start(None, options)?);
@@ -161,17 +185,9 @@ impl Field {
                 Err(error) => field.refused.push(format!("{}: not measured: {error:#}", kind.name)),
             }
         }
-        for folder in &entrants.builds {
-            let name = folder.file_name().and_then(OsStr::to_str).context("a build's folder has no name")?;
-            ensure!(
-                field.contestants.iter().all(|contestant| contestant.name != name),
-                "{name} would be two rows of the table: builds are named after their folders"
-            );
-            let options = LabOptions { programs: Some(folder.clone()), ..options.clone() };
-            let mut contestant = Contestant::start(None, &options)?;
-            // As long as this program, as the names of all others.
-            contestant.name = name.to_owned().leak();
-            field.contestants.push(contestant);
+        for (name, folder) in builds {
+            let options = LabOptions { programs: Some(folder), ..options.clone() };
+            field.contestants.push(Contestant { name, ..Contestant::start(None, &options)? });
         }
         Ok(field)
     }
