@@ -44,7 +44,8 @@ impl<S> Grid<S> {
     }
 
     /// Everyone one after the other in each run, so that what disturbs the machine disturbs all; in every other run in the
-    /// opposite order, so that nobody always follows the same one. `sample` measures one of the columns, `told` says it to who watches; one that fails is counted, and the others go on.
+    /// opposite order, so that nobody always follows the same one. `sample` measures one of the columns, `told` says it to who
+    /// watches; one that fails is counted, and the others go on.
     pub(crate) fn measure(
         contestants: &[Contestant],
         titles: Vec<String>,
@@ -161,11 +162,11 @@ mod tests {
         );
         assert!(text.contains("| mobile | 50 (20–60): 0.25 | –, 3 failed |"), "{text}");
         assert_eq!(grid.others(0, |sample| Some(*sample)).collect::<Vec<_>>(), [("other", 10.0)]);
+        assert_eq!(grid.table(1, |_, _| None).lines().count(), 4);
+        assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 3);
         // Another build of ours is no peer.
         (grid.rows[2].ours, grid.rows[2].name) = (true, "before");
         assert_eq!(grid.others(0, |sample| Some(*sample)).count(), 0);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 2);
-        assert_eq!(grid.table(1, |_, _| None).lines().count(), 4);
-        assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 3);
     }
 }
