@@ -16,8 +16,8 @@ use crate::sysctl;
 /// of this (when the kernel wakes us) lasts 130 µs at 1 Gbit/s.
 pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
 
-/// What is asked for when a path is to have room for more: twice as much memory, as the kernel takes it, of which about 16 MiB
-/// are bytes on their way. That is what a session may have unacknowledged.
+/// What is asked for when a path is to have room for more. The kernel takes it for twice as much memory, of which nine tenths are
+/// bytes on their way at the most: somewhat more than a session may have unacknowledged.
 const SEND_BUFFER: usize = 10 << 20;
 
 /// The congestion control that goes by rate and round trip, not by loss.
@@ -154,10 +154,10 @@ pub(crate) fn go_by_rate(tcp: &TcpStream) {
 /// share it. Where that is larger already it stays, and where CAP_NET_ADMIN does not count (in a user namespace).
 pub(crate) fn give_room(tcp: &TcpStream) {
     static TOLD: Once = Once::new();
-    let system_s: Option<usize> = sysctl::read("net/ipv4/tcp_wmem")
-        .ok()
-        .and_then(|three| three.split_whitespace().last()?.parse().ok());
-    if system_s.is_some_and(|bound| bound >= 2 * SEND_BUFFER) {
+    // Least, first and greatest. One that cannot be read is taken for the kernel's own.
+    let bound = sysctl::read("net/ipv4/tcp_wmem").ok();
+    let bound: Option<usize> = bound.and_then(|three| three.split_whitespace().last()?.parse().ok());
+    if bound.is_some_and(|bound| bound >= 2 * SEND_BUFFER) {
         return;
     }
     if let Err(error) = setsockopt(tcp, sockopt::SndBufForce, &SEND_BUFFER) {

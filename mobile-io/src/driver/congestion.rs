@@ -6,6 +6,9 @@
 //! and on a path that carries more than its ends can send there is nothing to gain by that: a third of the speed is lost.
 //! The kernel never stops to pace a connection that has once been paced, so each begins with the system's congestion control, and is
 //! given bbr when the path shows that it has bounds.
+//!
+//! What one connection may have on its way is bounded by the kernel, and a path carries all inner connections. One that has much
+//! there without a queue is given room; an idle one is not, nor one that queues.
 
 use std::time::Duration;
 

@@ -173,7 +173,7 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    /// Direct, ours, and the others that were chosen.
+    /// Direct, ours, the peers that were chosen, and other builds of ours.
     pub(crate) fn start(entrants: &Entrants, options: &LabOptions) -> Result<Self> {
         let builds = entrants.named_builds()?;
         let mut field = Self { contestants: Vec::new(), refused: Vec::new() };
