@@ -249,8 +249,9 @@ fn a_static_go_program_enrols_by_name_and_its_request_outlives_a_handover() -> O
     lab.server.run(&["scepserver", "ca", "-init", "-depot", &depot, "-keySize", "2048"])?;
     let mut server = lab.server.command("scepserver");
     server.args(["-depot", &depot, "-port", &PORT.to_string(), "-challenge", "lab"]);
-    let mut server = Process::start("scepserver", &mut server, &lab.dir().join("scepserver.txt"))?;
-    server.wait_output("msg=listening", PATIENCE)?;
+    let server = Process::start("scepserver", &mut server, &lab.dir().join("scepserver.txt"))?;
+    // Not its word for it: it says "listening" before it does.
+    lab.server.wait_listening(PORT)?;
     // Stopped, so that its kernel accepts the connection and the request, and the answer waits for the handover.
     server.signal(Signal::SIGSTOP)?;
     let url = format!("http://name.example:{PORT}/scep");

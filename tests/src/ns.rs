@@ -16,6 +16,7 @@ use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid};
 
 use crate::group::ProcessGroup;
 use crate::process::finish_within;
+use crate::wait::until;
 
 /// Longest time a short command (`ip`, `nft`, a CLI verb) may take on a busy machine.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
@@ -126,6 +127,14 @@ impl Ns {
             bail!("`{}` in {}: {}: {said}; its input:\n{input}", argv.join(" "), self.name, done.status);
         }
         Ok(())
+    }
+
+    /// Waits until somebody in the namespace listens at a TCP port; for servers that say so too early, or never.
+    pub fn wait_listening(&self, port: u16) -> Result<()> {
+        let filter = format!("sport = :{port}");
+        until(&format!("somebody to listen at port {port} in {}", self.name), || {
+            self.run(&["ss", "-Hltn", &filter]).is_ok_and(|sockets| !sockets.is_empty())
+        })
     }
 
     /// Writes `/proc/sys/<key>` as the namespace sees it.

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::process::Process;
-use crate::wait::{PATIENCE, until, wait_for};
+use crate::wait::{PATIENCE, wait_for};
 
 pub(super) const KIND: PeerKind = PeerKind {
     name: "vtun",
@@ -62,11 +62,7 @@ impl Peer for Vtun {
         command.args(["-s", "-n", "-P", &PORT.to_string(), "-f"]).arg(lab.dir().join("vtund-server.conf"));
         let log = lab.dir().join("vtund-server.log");
         self.running.push(Process::start("vtund (server)", &mut command, &log)?);
-        until("vtund to listen", || {
-            lab.relay
-                .run(&["ss", "-Hltn", "sport", "=", &PORT.to_string()])
-                .is_ok_and(|said| !said.is_empty())
-        })?;
+        lab.relay.wait_listening(PORT)?;
         let mut command = lab.host.command("vtund");
         command.args(["-n", "-P", &PORT.to_string(), "-f"]).arg(lab.dir().join("vtund-client.conf"));
         command.args([session.as_str(), &addr::RELAY4.to_string()]);
