@@ -4,7 +4,6 @@
 //! At full speed a fast tunnel has large packets and few wake-ups; at an equal rate everyone has the same work.
 
 use anyhow::{Context as _, Result};
-use mobile_tests::LabOptions;
 
 use super::effort::peak_of_tree;
 use super::goals::{self, Goal};
@@ -12,7 +11,7 @@ use super::grid::{Cell, Grid};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, Entrants, Field, Hosts};
 use super::throughput::received;
 
 /// How much, how fast, how often, and who else.
@@ -27,6 +26,8 @@ pub(crate) struct Args {
     /// Megabytes each run carries.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     megabytes: u32,
+    #[command(flatten)]
+    hosts: Hosts,
     #[command(flatten)]
     entrants: Entrants,
 }
@@ -43,7 +44,7 @@ struct Sample {
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &LabOptions { delay: None, ..LabOptions::default() })?;
+    let field = Field::start(&args.entrants, &args.hosts.lab(None))?;
     let titles = vec![format!("{} Mbit/s", args.rate), "full speed".to_owned()];
     let rates = [format!("{}M", args.rate), "0".to_owned()];
     let one = |contestant: &Contestant, column: usize| sample(contestant, &rates[column], args.megabytes);
@@ -63,7 +64,11 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         grid.table(1, |cell, _| memory(cell))
     );
     println!("{}", goals::markdown(&goals(&grid, &titles)));
-    println!("{}; no delay, no limit of the uplink's rate; cubic in every namespace", machine::describe());
+    println!(
+        "{}; no delay, no limit of the uplink's rate; {} on every host",
+        machine::describe(),
+        args.hosts.congestion_control
+    );
     if plot {
         for (column, file) in ["cpu-equal-rate", "cpu-full-speed"].into_iter().enumerate() {
             let title = format!("Processor time, {}", titles[column]);

@@ -11,7 +11,7 @@ use serde_json::Value;
 use self::table::{Figures, Sample};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{OURS, Others, Subject};
+use super::subject::{Hosts, OURS, Others, Subject};
 use crate::shell::step;
 
 mod table;
@@ -28,9 +28,8 @@ pub(crate) struct Args {
     /// The uplink's rate in Mbit/s, in each direction.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     rate: u64,
-    /// The congestion control of every host.
-    #[arg(long, default_value = "cubic")]
-    congestion_control: String,
+    #[command(flatten)]
+    hosts: Hosts,
     #[command(flatten)]
     others: Others,
 }
@@ -79,7 +78,7 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
          (least–greatest)",
         machine::describe(),
         args.rate,
-        args.congestion_control,
+        args.hosts.congestion_control,
         args.runs,
         args.seconds
     );
@@ -88,9 +87,7 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 
 /// One run of one of them, in a lab of its own.
 fn measure(args: &Args, peer: Option<&PeerKind>) -> Result<Vec<Sample>> {
-    let options =
-        LabOptions { congestion_control: Some(args.congestion_control.clone()), ..LabOptions::default() };
-    let subject = Subject::start(peer, &options)?;
+    let subject = Subject::start(peer, &args.hosts.lab(Some(LabOptions::DELAY)))?;
     let lab = subject.lab();
     // A real uplink's FIFO holds packets, not what the kernel would still cut.
     lab.eth().link().set_offload(false)?;

@@ -11,7 +11,7 @@ use super::goals::{self, Goal};
 use super::grid::Grid;
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, Entrants, Field, Hosts};
 use super::throughput::received;
 
 /// How long, how often, over what, and who else.
@@ -29,9 +29,8 @@ pub(crate) struct Args {
     /// What part of the packets is lost in each direction, in percent.
     #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.1, 1.0])]
     loss: Vec<f64>,
-    /// The congestion control of every host; what carries our tunnel is still chosen by us.
-    #[arg(long, default_value = "cubic")]
-    congestion_control: String,
+    #[command(flatten)]
+    hosts: Hosts,
     #[command(flatten)]
     entrants: Entrants,
 }
@@ -41,9 +40,7 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     if let Some(bad) = args.loss.iter().find(|loss| !(0.0..=100.0).contains(*loss)) {
         bail!("--loss {bad} is no percentage: give figures from 0 to 100, as in --loss 0,0.1,1");
     }
-    let options =
-        LabOptions { congestion_control: Some(args.congestion_control.clone()), ..LabOptions::default() };
-    let field = Field::start(&args.entrants, &options)?;
+    let field = Field::start(&args.entrants, &args.hosts.lab(Some(LabOptions::DELAY)))?;
     for contestant in &field.contestants {
         let link = contestant.subject.lab().eth().link();
         link.set_offload(false)?;
@@ -67,7 +64,7 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, no segmentation offload on the uplink; {} on every host",
         machine::describe(),
         args.rate,
-        args.congestion_control
+        args.hosts.congestion_control
     );
     if plot {
         for (column, loss) in args.loss.iter().enumerate() {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use mobile_tests::datagrams::{Datagrams, LENGTH, Trial};
-use mobile_tests::{LabOptions, addr, port, program};
+use mobile_tests::{addr, port, program};
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, Entrants, Field, Hosts};
 
 /// How often, and who else.
 #[derive(clap::Args)]
@@ -23,6 +23,8 @@ pub(crate) struct Args {
     /// Milliseconds each trial of a search sends.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..))]
     milliseconds: u64,
+    #[command(flatten)]
+    hosts: Hosts,
     #[command(flatten)]
     entrants: Entrants,
 }
@@ -42,7 +44,7 @@ struct Tried {
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &LabOptions { delay: None, ..LabOptions::default() })?;
+    let field = Field::start(&args.entrants, &args.hosts.lab(None))?;
     let mut tried: HashMap<&str, Tried> = HashMap::new();
     for contestant in &field.contestants {
         tried.insert(contestant.name, Tried::start(contestant)?);
@@ -74,7 +76,11 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         })
     );
     println!("{}", goals::markdown(&goals(&grid, &losses)));
-    println!("{}; no delay, no limit of the uplink's rate; cubic in every namespace", machine::describe());
+    println!(
+        "{}; no delay, no limit of the uplink's rate; {} on every host",
+        machine::describe(),
+        args.hosts.congestion_control
+    );
     if plot {
         let title = format!("UDP, {LENGTH} bytes, highest rate without loss");
         Plot { file: "pps", title, unit: "datagrams a second", bars: grid.bars(0, rate) }.write()?;

@@ -27,6 +27,22 @@ pub(crate) struct Others {
     peers: Vec<String>,
 }
 
+/// What every host of a lab is like.
+#[derive(clap::Args)]
+pub(crate) struct Hosts {
+    /// The congestion control of every host; what carries our tunnel is still chosen by us.
+    #[arg(long, default_value = "cubic")]
+    pub(crate) congestion_control: String,
+}
+
+impl Hosts {
+    /// A lab of such hosts; the uplinks' delay in each direction, or plain wires.
+    pub(crate) fn lab(&self, delay: Option<Duration>) -> LabOptions {
+        let congestion_control = Some(self.congestion_control.clone());
+        LabOptions { delay, congestion_control, ..LabOptions::default() }
+    }
+}
+
 /// Who is measured beside direct and ours, where everyone is up at the same time.
 #[derive(clap::Args)]
 pub(crate) struct Entrants {

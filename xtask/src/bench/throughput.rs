@@ -12,7 +12,7 @@ use super::grid::{Cell, Grid};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, Entrants, Field, Hosts};
 
 /// How long, how often, and who else.
 #[derive(clap::Args)]
@@ -26,6 +26,8 @@ pub(crate) struct Args {
     /// Only these.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Shape>,
+    #[command(flatten)]
+    hosts: Hosts,
     #[command(flatten)]
     entrants: Entrants,
 }
@@ -111,8 +113,7 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 fn measure(args: &Args, shapes: &[Shape], delay: Option<Duration>, plot: bool) -> Result<()> {
-    let options = LabOptions { delay, ..LabOptions::default() };
-    let field = Field::start(&args.entrants, &options)?;
+    let field = Field::start(&args.entrants, &args.hosts.lab(delay))?;
     let titles = shapes.iter().map(|shape| shape.title().to_owned()).collect();
     let one = |contestant: &Contestant, column: usize| sample(contestant, shapes[column], args.seconds);
     let grid = Grid::measure(&field.contestants, titles, args.runs, one, told);
@@ -123,7 +124,7 @@ fn measure(args: &Args, shapes: &[Shape], delay: Option<Duration>, plot: bool) -
     );
     println!("{}", grid.table(1, |cell, _| effort(cell)));
     println!("{}", goals::markdown(&goals(&grid, shapes)));
-    println!("{}; cubic in every namespace", machine::describe());
+    println!("{}; {} on every host", machine::describe(), args.hosts.congestion_control);
     if plot {
         for (column, shape) in shapes.iter().enumerate() {
             let title = format!("Throughput, {}", shape.title());
