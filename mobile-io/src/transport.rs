@@ -20,8 +20,10 @@ pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
 /// bytes on their way at the most: somewhat more than a session may have unacknowledged.
 const SEND_BUFFER: usize = 10 << 20;
 
-/// The congestion control that goes by rate and round trip, not by loss.
+/// The congestion control that goes by rate and round trip, not by loss; and the one that a path begins with where that is the
+/// system's.
 const BY_RATE: &str = "bbr";
+const BY_LOSS: &str = "cubic";
 
 /// How long sent data may stay unacknowledged before the kernel drops the connection. The session notices a dead
 /// path within seconds by itself: this only frees the sockets nobody asks for any more.
@@ -73,6 +75,7 @@ pub async fn connect(
         if let Some(name) = ifname {
             socket.bind_device(Some(name.as_bytes()))?;
         }
+        begin_by_loss(SockRef::from(&socket));
         let stream = socket.connect(endpoint).await?;
         tune(&stream)?;
         Ok(stream)
@@ -114,6 +117,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
+    begin_by_loss(SockRef::from(&socket));
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -137,6 +141,18 @@ pub fn refuse(tcp: TcpStream) {
     // Closed in any case; without the option it lingers a minute as one of thousands in TIME_WAIT.
     let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
     drop(tcp);
+}
+
+/// Lets a path, or all that are accepted by a socket, begin with a congestion control that does not pace: [`go_by_rate`] is for
+/// those that show bounds, and the kernel never stops to pace a connection. For a socket that is not connected yet. One that would
+/// not begin by rate keeps what the administrator has chosen, and so do all where the route says what it is (`ip route … congctl`).
+fn begin_by_loss(socket: SockRef<'_>) {
+    let by_rate = |name: Vec<u8>| name.split(|&byte| byte == 0).next() == Some(BY_RATE.as_bytes());
+    if socket.tcp_congestion().is_ok_and(by_rate)
+        && let Err(error) = socket.set_tcp_congestion(BY_LOSS.as_bytes())
+    {
+        tracing::debug!(%error, "no {BY_LOSS}: paths begin with {BY_RATE}, the system's congestion control");
+    }
 }
 
 /// Gives a path the congestion control that goes by rate. A kernel that has none, or does not let us, keeps its own: slower
@@ -191,6 +207,18 @@ mod tests {
             assert!(socket.keepalive().unwrap());
         }
         assert_eq!(SockRef::from(&near).device().unwrap().as_deref(), Some(&b"lo"[..]));
+    }
+
+    #[test]
+    fn a_path_that_would_begin_by_rate_begins_by_loss_and_others_as_the_system_has_it() {
+        // Root may choose any that the kernel has.
+        for (system_s, begins) in [(BY_RATE, BY_LOSS), ("reno", "reno")] {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_tcp_congestion(system_s.as_bytes()).unwrap();
+            begin_by_loss(SockRef::from(&socket));
+            let name = String::from_utf8(socket.tcp_congestion().unwrap()).unwrap();
+            assert_eq!(name.trim_end_matches('\0'), begins);
+        }
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ impl Load {
         assert_eq!(status["handovers"], self.handovers, "{what}: {status}");
         assert_eq!(status["active_uplink"], "eth0", "{what}: {status}");
         assert!(self.upload.ended()?.is_none(), "{what}: the upload has ended: {}", self.upload.output());
-        let paths = bed.lab.host.run(&["ss", "-tinHO", "dport = :443"])?;
+        let paths = paths(bed)?;
         let by_rate = |path: &str| path.contains("%eth0:") && path.contains(" bbr ");
         assert!(paths.lines().any(by_rate), "{what}: a path that is full goes by rate: {paths}");
         bed.lab.eth().set_delay(LabOptions::DELAY);
@@ -68,6 +68,11 @@ impl Load {
     }
 }
 
+/// What the host's kernel knows of each path, a line of one.
+fn paths(bed: &Testbed) -> anyhow::Result<String> {
+    bed.lab.host.run(&["ss", "-tinHO", "dport = :443"])
+}
+
 /// Single segments are lost, and queues are of packets.
 fn narrow(bed: &Testbed) -> Outcome {
     bed.lab.eth().link().set_offload(false)?;
@@ -81,6 +86,21 @@ fn a_change_is_no_reason_to_leave(what: &str, change: impl Fn(&Testbed)) -> Outc
     let load = Load::start(&bed)?;
     change(&bed);
     load.stays_on_eth(&bed, what)?;
+    bed.finish()
+}
+
+/// Where bbr is every host's default, a path would be paced from its first byte, for its life.
+#[test]
+fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outcome {
+    let hosts = LabOptions { congestion_control: Some("bbr".into()), ..LabOptions::default() };
+    let bed = Testbed::with(&hosts)?;
+    let accepted = || bed.lab.relay.run(&["ss", "-tinHO", "sport = :443"]);
+    for (paths, end) in [(paths(&bed)?, "host"), (accepted()?, "relay")] {
+        assert!(paths.lines().all(|path| path.contains(" cubic ")) && !paths.is_empty(), "{end}: {paths}");
+    }
+    narrow(&bed)?;
+    let load = Load::start(&bed)?;
+    load.stays_on_eth(&bed, "bbr")?;
     bed.finish()
 }
 
