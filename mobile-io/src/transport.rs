@@ -75,7 +75,7 @@ pub async fn connect(
         if let Some(name) = ifname {
             socket.bind_device(Some(name.as_bytes()))?;
         }
-        begin_by_loss(SockRef::from(&socket));
+        begin_by_loss(&SockRef::from(&socket));
         let stream = socket.connect(endpoint).await?;
         tune(&stream)?;
         Ok(stream)
@@ -117,7 +117,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    begin_by_loss(SockRef::from(&socket));
+    begin_by_loss(&SockRef::from(&socket));
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -146,7 +146,7 @@ pub fn refuse(tcp: TcpStream) {
 /// Lets a path, or all that are accepted by a socket, begin with a congestion control that does not pace: [`go_by_rate`] is for
 /// those that show bounds, and the kernel never stops to pace a connection. For a socket that is not connected yet. One that would
 /// not begin by rate keeps what the administrator has chosen, and so do all where the route says what it is (`ip route … congctl`).
-fn begin_by_loss(socket: SockRef<'_>) {
+fn begin_by_loss(socket: &SockRef<'_>) {
     let by_rate = |name: Vec<u8>| name.split(|&byte| byte == 0).next() == Some(BY_RATE.as_bytes());
     if socket.tcp_congestion().is_ok_and(by_rate)
         && let Err(error) = socket.set_tcp_congestion(BY_LOSS.as_bytes())
@@ -215,7 +215,7 @@ mod tests {
         for (system_s, begins) in [(BY_RATE, BY_LOSS), ("reno", "reno")] {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.set_tcp_congestion(system_s.as_bytes()).unwrap();
-            begin_by_loss(SockRef::from(&socket));
+            begin_by_loss(&SockRef::from(&socket));
             let name = String::from_utf8(socket.tcp_congestion().unwrap()).unwrap();
             assert_eq!(name.trim_end_matches('\0'), begins);
         }

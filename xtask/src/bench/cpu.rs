@@ -11,7 +11,7 @@ use super::grid::{Cell, Grid};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field, Hosts};
+use super::subject::{Contestant, Entrants, Field, Host, Hosts};
 use super::throughput::received;
 
 /// How much, how fast, how often, and who else.
@@ -42,9 +42,13 @@ struct Sample {
     memory: Option<[f64; 2]>,
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &args.hosts.lab(None))?;
+    args.hosts.each(|host| compare(args, host, plot))
+}
+
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
+    let field = Field::start(&args.entrants, &host.lab(None))?;
     let titles = vec![format!("{} Mbit/s", args.rate), "full speed".to_owned()];
     let rates = [format!("{}M", args.rate), "0".to_owned()];
     let one = |contestant: &Contestant, column: usize| sample(contestant, &rates[column], args.megabytes);
@@ -64,14 +68,11 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         grid.table(1, |cell, _| memory(cell))
     );
     println!("{}", goals::markdown(&goals(&grid, &titles)));
-    println!(
-        "{}; no delay, no limit of the uplink's rate; {} on every host",
-        machine::describe(),
-        args.hosts.congestion_control
-    );
+    println!("{}; no delay, no limit of the uplink's rate; {}", machine::describe(), host);
     if plot {
         for (column, file) in ["cpu-equal-rate", "cpu-full-speed"].into_iter().enumerate() {
             let title = format!("Processor time, {}", titles[column]);
+            let file = &host.plot(file);
             Plot { file, title, unit: "seconds for each GB", bars: grid.bars(column, together) }.write()?;
         }
     }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use self::table::{Figures, Sample};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Hosts, OURS, Others, Subject};
+use super::subject::{Host, Hosts, OURS, Others, Subject};
 use crate::shell::step;
 
 mod table;
@@ -47,8 +47,12 @@ const BESIDE: [(&str, Option<&[&str]>); 3] =
 /// Their pictures' names.
 const PLOTS: [&str; 3] = ["latency-idle", "latency-upload", "latency-download"];
 
-/// Measures everyone in turn, run by run, so that what disturbs the machine disturbs all.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
+    args.hosts.each(|host| compare(args, host, plot))
+}
+
+/// Measures everyone in turn, run by run, so that what disturbs the machine disturbs all.
+fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     // Direct, ours, then the others.
     let mut everyone = vec![Some(PeerKind::DIRECT), None];
     everyone.extend(args.others.chosen().map(Some));
@@ -56,7 +60,7 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         everyone.iter().map(|peer| Figures::new(peer.map_or(OURS, |peer| peer.name))).collect();
     for run in 1..=args.runs {
         for (column, peer) in columns.iter_mut().zip(&everyone) {
-            let samples = measure(args, *peer).with_context(|| column.name)?;
+            let samples = measure(args, host, *peer).with_context(|| column.name)?;
             let told: Vec<String> =
                 BESIDE.iter().zip(&samples).map(|((title, _), sample)| format!("{title} {sample}")).collect();
             step(&format!("run {run} of {}, {}: {}", args.runs, column.name, told.join("; ")));
@@ -69,16 +73,16 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
             let bar =
                 |column: &Figures| Some((column.name, column.spread(index, |sample| Some(sample.p99))?));
             let bars = columns.iter().filter_map(bar).collect();
-            Plot { file: PLOTS[index], title, unit: "ms", bars }.write()?;
+            Plot { file: &host.plot(PLOTS[index]), title, unit: "ms", bars }.write()?;
         }
     }
     print!("{}", table::markdown(&columns, &BESIDE.map(|(title, _)| title)));
     println!(
-        "\n{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms; {} on every host; median of {} runs of {} s \
+        "\n{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms; {}; median of {} runs of {} s \
          (least–greatest)",
         machine::describe(),
         args.rate,
-        args.hosts.congestion_control,
+        host,
         args.runs,
         args.seconds
     );
@@ -86,8 +90,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 }
 
 /// One run of one of them, in a lab of its own.
-fn measure(args: &Args, peer: Option<&PeerKind>) -> Result<Vec<Sample>> {
-    let subject = Subject::start(peer, &args.hosts.lab(Some(LabOptions::DELAY)))?;
+fn measure(args: &Args, host: &Host, peer: Option<&PeerKind>) -> Result<Vec<Sample>> {
+    let subject = Subject::start(peer, &host.lab(Some(LabOptions::DELAY)))?;
     let lab = subject.lab();
     // A real uplink's FIFO holds packets, not what the kernel would still cut.
     lab.eth().link().set_offload(false)?;

@@ -11,7 +11,7 @@ use super::goals::{self, Goal};
 use super::grid::Grid;
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Contestant, Entrants, Field, Hosts};
+use super::subject::{Contestant, Entrants, Field, Host, Hosts};
 use super::throughput::received;
 
 /// How long, how often, over what, and who else.
@@ -35,12 +35,16 @@ pub(crate) struct Args {
     entrants: Entrants,
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     if let Some(bad) = args.loss.iter().find(|loss| !(0.0..=100.0).contains(*loss)) {
         bail!("--loss {bad} is no percentage: give figures from 0 to 100, as in --loss 0,0.1,1");
     }
-    let field = Field::start(&args.entrants, &args.hosts.lab(Some(LabOptions::DELAY)))?;
+    args.hosts.each(|host| compare(args, host, plot))
+}
+
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
+    let field = Field::start(&args.entrants, &host.lab(Some(LabOptions::DELAY)))?;
     for contestant in &field.contestants {
         let link = contestant.subject.lab().eth().link();
         link.set_offload(false)?;
@@ -61,17 +65,16 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     println!("{}", grid.against_direct(mbits));
     println!("{}", goals::markdown(&goals(&grid, &args.loss)));
     println!(
-        "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, no segmentation offload on the uplink; {} on every host",
+        "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, no segmentation offload on the uplink; {}",
         machine::describe(),
         args.rate,
-        args.hosts.congestion_control
+        host
     );
     if plot {
         for (column, loss) in args.loss.iter().enumerate() {
             let title = format!("{} Mbit/s, 20 ms, {loss} % lost", args.rate);
-            let (file, bars) =
-                (format!("lossy-{}", loss.to_string().replace('.', "-")), grid.bars(column, mbits));
-            Plot { file: &file, title, unit: "Mbit/s", bars }.write()?;
+            let file = &host.plot(&format!("lossy-{}", loss.to_string().replace('.', "-")));
+            Plot { file, title, unit: "Mbit/s", bars: grid.bars(column, mbits) }.write()?;
         }
     }
     field.finish()

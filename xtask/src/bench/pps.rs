@@ -12,7 +12,7 @@ use super::grid::Grid;
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field, Hosts};
+use super::subject::{Contestant, Entrants, Field, Host, Hosts};
 
 /// How often, and who else.
 #[derive(clap::Args)]
@@ -42,9 +42,13 @@ struct Tried {
     found: Option<f64>,
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &args.hosts.lab(None))?;
+    args.hosts.each(|host| compare(args, host, plot))
+}
+
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
+    let field = Field::start(&args.entrants, &host.lab(None))?;
     let mut tried: HashMap<&str, Tried> = HashMap::new();
     for contestant in &field.contestants {
         tried.insert(contestant.name, Tried::start(contestant)?);
@@ -76,14 +80,11 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         })
     );
     println!("{}", goals::markdown(&goals(&grid, &losses)));
-    println!(
-        "{}; no delay, no limit of the uplink's rate; {} on every host",
-        machine::describe(),
-        args.hosts.congestion_control
-    );
+    println!("{}; no delay, no limit of the uplink's rate; {}", machine::describe(), host);
     if plot {
         let title = format!("UDP, {LENGTH} bytes, highest rate without loss");
-        Plot { file: "pps", title, unit: "datagrams a second", bars: grid.bars(0, rate) }.write()?;
+        let file = &host.plot("pps");
+        Plot { file, title, unit: "datagrams a second", bars: grid.bars(0, rate) }.write()?;
     }
     drop(tried);
     field.finish()

@@ -1,6 +1,7 @@
 //! Who is measured, each in a lab of their own.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -27,19 +28,53 @@ pub(crate) struct Others {
     peers: Vec<String>,
 }
 
-/// What every host of a lab is like.
+/// What the hosts of a lab are like.
 #[derive(clap::Args)]
 pub(crate) struct Hosts {
-    /// The congestion control of every host; what carries our tunnel is still chosen by us.
-    #[arg(long, default_value = "cubic")]
-    pub(crate) congestion_control: String,
+    /// The congestion control of every host, each in labs of its own; what carries our tunnel is still chosen by us.
+    /// [default: cubic, as distributions have it, and this kernel's own]
+    #[arg(long = "congestion-control", value_name = "NAME", value_delimiter = ',')]
+    congestion_controls: Vec<String>,
 }
 
 impl Hosts {
+    /// Measures with each in turn.
+    pub(crate) fn each(&self, mut measure: impl FnMut(&Host) -> Result<()>) -> Result<()> {
+        let mut chosen = self.congestion_controls.clone();
+        if chosen.is_empty() {
+            let own = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?;
+            chosen = vec![DISTRIBUTIONS.to_owned(), own.trim().to_owned()];
+        }
+        chosen.dedup();
+        chosen.into_iter().try_for_each(|congestion_control| measure(&Host { congestion_control }))
+    }
+}
+
+/// The congestion control that most distributions have.
+const DISTRIBUTIONS: &str = "cubic";
+
+/// What every host of a lab is like.
+pub(crate) struct Host {
+    congestion_control: String,
+}
+
+impl Host {
     /// A lab of such hosts; the uplinks' delay in each direction, or plain wires.
     pub(crate) fn lab(&self, delay: Option<Duration>) -> LabOptions {
         let congestion_control = Some(self.congestion_control.clone());
         LabOptions { delay, congestion_control, ..LabOptions::default() }
+    }
+
+    /// The name of a picture of what was measured there.
+    pub(crate) fn plot(&self, file: &str) -> String {
+        let name = &self.congestion_control;
+        if name == DISTRIBUTIONS { file.to_owned() } else { format!("{file}-{name}") }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on every host", self.congestion_control)
     }
 }
 

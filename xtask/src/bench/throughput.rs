@@ -12,7 +12,7 @@ use super::grid::{Cell, Grid};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field, Hosts};
+use super::subject::{Contestant, Entrants, Field, Host, Hosts};
 
 /// How long, how often, and who else.
 #[derive(clap::Args)]
@@ -105,15 +105,15 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         Shape::value_variants().iter().copied().filter(chosen).partition(|shape| shape.delay().is_none());
     for shapes in [near, far] {
         if let Some(first) = shapes.first() {
-            measure(args, &shapes, first.delay(), plot)?;
+            args.hosts.each(|host| measure(args, &shapes, host, first.delay(), plot))?;
         }
     }
     Ok(())
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn measure(args: &Args, shapes: &[Shape], delay: Option<Duration>, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &args.hosts.lab(delay))?;
+fn measure(args: &Args, shapes: &[Shape], host: &Host, delay: Option<Duration>, plot: bool) -> Result<()> {
+    let field = Field::start(&args.entrants, &host.lab(delay))?;
     let titles = shapes.iter().map(|shape| shape.title().to_owned()).collect();
     let one = |contestant: &Contestant, column: usize| sample(contestant, shapes[column], args.seconds);
     let grid = Grid::measure(&field.contestants, titles, args.runs, one, told);
@@ -124,11 +124,12 @@ fn measure(args: &Args, shapes: &[Shape], delay: Option<Duration>, plot: bool) -
     );
     println!("{}", grid.table(1, |cell, _| effort(cell)));
     println!("{}", goals::markdown(&goals(&grid, shapes)));
-    println!("{}; {} on every host", machine::describe(), args.hosts.congestion_control);
+    println!("{}; {host}", machine::describe());
     if plot {
         for (column, shape) in shapes.iter().enumerate() {
             let title = format!("Throughput, {}", shape.title());
-            Plot { file: shape.plot(), title, unit: "Mbit/s", bars: grid.bars(column, mbits) }.write()?;
+            let file = &host.plot(shape.plot());
+            Plot { file, title, unit: "Mbit/s", bars: grid.bars(column, mbits) }.write()?;
         }
     }
     field.finish()
