@@ -47,12 +47,15 @@ pub struct LabOptions {
 impl LabOptions {
     /// One-way delay of each uplink by default: 20 ms is the round trip to a relay in one's region.
     pub const DELAY: Duration = Duration::from_millis(10);
+
+    /// The congestion control that most distributions have.
+    pub const CONGESTION_CONTROL: &str = "cubic";
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        // cubic is the default of most distributions.
-        Self { delay: Some(Self::DELAY), congestion_control: Some("cubic".into()), programs: None }
+        let congestion_control = Some(Self::CONGESTION_CONTROL.to_owned());
+        Self { delay: Some(Self::DELAY), congestion_control, programs: None }
     }
 }
 

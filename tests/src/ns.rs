@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid};
 
 use crate::group::ProcessGroup;
 use crate::process::finish_within;
-use crate::wait::until;
+use crate::wait::{PATIENCE, wait_for};
 
 /// Longest time a short command (`ip`, `nft`, a CLI verb) may take on a busy machine.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
@@ -132,8 +132,8 @@ impl Ns {
     /// Waits until somebody in the namespace listens at a TCP port; for servers that say so too early, or never.
     pub fn wait_listening(&self, port: u16) -> Result<()> {
         let filter = format!("sport = :{port}");
-        until(&format!("somebody to listen at port {port} in {}", self.name), || {
-            self.run(&["ss", "-Hltn", &filter]).is_ok_and(|sockets| !sockets.is_empty())
+        wait_for(&format!("somebody to listen at port {port} in {}", self.name), PATIENCE, || {
+            Ok((!self.run(&["ss", "-Hltn", &filter])?.is_empty()).then_some(()))
         })
     }
 

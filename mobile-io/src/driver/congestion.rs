@@ -17,6 +17,9 @@ use crate::tcp_info::Outgoing;
 /// With a shorter round trip than this there is no Internet between.
 const NEAR: Duration = Duration::from_millis(1);
 
+/// A round trip that a near path has only with a queue on it: the target of our own queue (CoDel, RFC 8289).
+const QUEUED: Duration = Duration::from_millis(5);
+
 /// So much on its way is a transfer: RFC 6928's initial window, of 1448 bytes each. The acknowledgement of less may have been delayed.
 const TRANSFER: u64 = 10 * 1448;
 
@@ -25,7 +28,11 @@ const MUCH: u64 = 2 << 20;
 
 /// Does a path show that it carries no more than is sent?
 pub(super) fn has_bounds(path: &Outgoing) -> bool {
-    let Some(min_rtt) = path.min_rtt.filter(|&rtt| rtt >= NEAR) else { return false };
+    let Some(min_rtt) = path.min_rtt else { return false };
+    if min_rtt < NEAR {
+        // What else looks like bounds there is how two busy ends take turns. A slow or lossy wireless network has both.
+        return path.retransmitted && path.rtt >= QUEUED;
+    }
     path.retransmitted || path.full || (is_queued(path, min_rtt) && path.outstanding > TRANSFER)
 }
 
@@ -70,8 +77,20 @@ mod tests {
             Outgoing { rtt: 28 * MS, ..far() },
         ] {
             assert!(has_bounds(&path), "{path:?}");
-            assert!(!has_bounds(&Outgoing { min_rtt: Some(MS / 10), ..path }), "in one house: {path:?}");
         }
+    }
+
+    #[test]
+    fn in_one_house_only_a_loss_with_a_queue_is_a_bound() {
+        let near = || Outgoing { rtt: 4 * MS, min_rtt: Some(MS / 10), ..far() };
+        for path in [
+            Outgoing { retransmitted: true, ..near() },
+            Outgoing { full: true, ..near() },
+            Outgoing { rtt: 28 * MS, ..near() },
+        ] {
+            assert!(!has_bounds(&path), "{path:?}");
+        }
+        assert!(has_bounds(&Outgoing { retransmitted: true, rtt: QUEUED, ..near() }));
     }
 
     #[test]

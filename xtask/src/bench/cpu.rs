@@ -68,12 +68,12 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
         grid.table(1, |cell, _| memory(cell))
     );
     println!("{}", goals::markdown(&goals(&grid, &titles)));
-    println!("{}; no delay, no limit of the uplink's rate; {}", machine::describe(), host);
+    println!("{}; no delay, no limit of the uplink's rate; {host}", machine::describe());
     if plot {
         for (column, file) in ["cpu-equal-rate", "cpu-full-speed"].into_iter().enumerate() {
             let title = format!("Processor time, {}", titles[column]);
-            let file = &host.plot(file);
-            Plot { file, title, unit: "seconds for each GB", bars: grid.bars(column, together) }.write()?;
+            let bars = grid.bars(column, together);
+            host.plot(Plot { file, title, unit: "seconds for each GB", bars })?;
         }
     }
     field.finish()

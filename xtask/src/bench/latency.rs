@@ -73,7 +73,7 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
             let bar =
                 |column: &Figures| Some((column.name, column.spread(index, |sample| Some(sample.p99))?));
             let bars = columns.iter().filter_map(bar).collect();
-            Plot { file: &host.plot(PLOTS[index]), title, unit: "ms", bars }.write()?;
+            host.plot(Plot { file: PLOTS[index], title, unit: "ms", bars })?;
         }
     }
     print!("{}", table::markdown(&columns, &BESIDE.map(|(title, _)| title)));

@@ -73,8 +73,8 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     if plot {
         for (column, loss) in args.loss.iter().enumerate() {
             let title = format!("{} Mbit/s, 20 ms, {loss} % lost", args.rate);
-            let file = &host.plot(&format!("lossy-{}", loss.to_string().replace('.', "-")));
-            Plot { file, title, unit: "Mbit/s", bars: grid.bars(column, mbits) }.write()?;
+            let file = format!("lossy-{}", loss.to_string().replace('.', "-"));
+            host.plot(Plot { file: &file, title, unit: "Mbit/s", bars: grid.bars(column, mbits) })?;
         }
     }
     field.finish()

@@ -80,11 +80,11 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
         })
     );
     println!("{}", goals::markdown(&goals(&grid, &losses)));
-    println!("{}; no delay, no limit of the uplink's rate; {}", machine::describe(), host);
+    println!("{}; no delay, no limit of the uplink's rate; {host}", machine::describe());
     if plot {
         let title = format!("UDP, {LENGTH} bytes, highest rate without loss");
-        let file = &host.plot("pps");
-        Plot { file, title, unit: "datagrams a second", bars: grid.bars(0, rate) }.write()?;
+        let bars = grid.bars(0, rate);
+        host.plot(Plot { file: "pps", title, unit: "datagrams a second", bars })?;
     }
     drop(tried);
     field.finish()

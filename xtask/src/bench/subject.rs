@@ -1,5 +1,6 @@
 //! Who is measured, each in a lab of their own.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
@@ -12,7 +13,9 @@ use mobile_tests::peers::{Peer, PeerKind};
 use mobile_tests::{Lab, LabOptions, PATIENCE, Process, Services, Testbed, addr, finish_within};
 
 use super::effort::Effort;
+use super::plot::Plot;
 use crate::setup::{self, Tool};
+use crate::shell::step;
 
 /// Our name in the tables.
 pub(crate) const OURS: &str = "mobile";
@@ -31,27 +34,41 @@ pub(crate) struct Others {
 /// What the hosts of a lab are like.
 #[derive(clap::Args)]
 pub(crate) struct Hosts {
-    /// The congestion control of every host, each in labs of its own; what carries our tunnel is still chosen by us.
-    /// [default: cubic, as distributions have it, and this kernel's own]
+    /// The congestion control of every host, one after the other, each in labs of its own. Our paths begin with it, or with cubic if
+    /// it is bbr, and are given bbr when they show bounds. [default: cubic, as distributions have it, then this kernel's own]
     #[arg(long = "congestion-control", value_name = "NAME", value_delimiter = ',')]
     congestion_controls: Vec<String>,
 }
 
 impl Hosts {
-    /// Measures with each in turn.
+    /// Measures with each in turn; one that fails does not keep the others from it.
     pub(crate) fn each(&self, mut measure: impl FnMut(&Host) -> Result<()>) -> Result<()> {
-        let mut chosen = self.congestion_controls.clone();
+        let setting = |name: &str| {
+            let path = format!("/proc/sys/net/ipv4/tcp_{name}congestion_control");
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+        };
+        let (own, known) = (setting("")?, setting("available_")?);
+        let usual = [LabOptions::CONGESTION_CONTROL, own.trim()];
+        let mut chosen: Vec<&str> = self.congestion_controls.iter().map(String::as_str).collect();
         if chosen.is_empty() {
-            let own = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?;
-            chosen = vec![DISTRIBUTIONS.to_owned(), own.trim().to_owned()];
+            chosen.extend(usual);
         }
-        chosen.dedup();
-        chosen.into_iter().try_for_each(|congestion_control| measure(&Host { congestion_control }))
+        if let Some(unknown) = chosen.iter().find(|name| known.split_whitespace().all(|one| one != **name)) {
+            bail!("--congestion-control `{unknown}`: this kernel has {}", known.trim());
+        }
+        let mut seen = HashSet::new();
+        chosen.retain(|name| seen.insert(*name));
+        let outcomes: Vec<_> = chosen
+            .into_iter()
+            .map(|name| {
+                let host = Host { congestion_control: name.to_owned() };
+                step(&host.to_string());
+                measure(&host)
+            })
+            .collect();
+        outcomes.into_iter().collect()
     }
 }
-
-/// The congestion control that most distributions have.
-const DISTRIBUTIONS: &str = "cubic";
 
 /// What every host of a lab is like.
 pub(crate) struct Host {
@@ -65,10 +82,14 @@ impl Host {
         LabOptions { delay, congestion_control, ..LabOptions::default() }
     }
 
-    /// The name of a picture of what was measured there.
-    pub(crate) fn plot(&self, file: &str) -> String {
+    /// Writes a picture of what was measured there, under a name of its own.
+    pub(crate) fn plot(&self, plot: Plot<'_>) -> Result<()> {
         let name = &self.congestion_control;
-        if name == DISTRIBUTIONS { file.to_owned() } else { format!("{file}-{name}") }
+        if name == LabOptions::CONGESTION_CONTROL {
+            return plot.write();
+        }
+        let (file, title) = (format!("{}-{name}", plot.file), format!("{}, {name}", plot.title));
+        Plot { file: &file, title, ..plot }.write()
     }
 }
 

@@ -103,12 +103,11 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let chosen = |shape: &Shape| args.only.is_empty() || args.only.contains(shape);
     let (near, far): (Vec<Shape>, Vec<Shape>) =
         Shape::value_variants().iter().copied().filter(chosen).partition(|shape| shape.delay().is_none());
-    for shapes in [near, far] {
-        if let Some(first) = shapes.first() {
-            args.hosts.each(|host| measure(args, &shapes, host, first.delay(), plot))?;
-        }
-    }
-    Ok(())
+    args.hosts.each(|host| {
+        let mut groups =
+            [&near, &far].into_iter().filter_map(|shapes| Some((shapes, shapes.first()?.delay())));
+        groups.try_for_each(|(shapes, delay)| measure(args, shapes, host, delay, plot))
+    })
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
@@ -128,8 +127,8 @@ fn measure(args: &Args, shapes: &[Shape], host: &Host, delay: Option<Duration>, 
     if plot {
         for (column, shape) in shapes.iter().enumerate() {
             let title = format!("Throughput, {}", shape.title());
-            let file = &host.plot(shape.plot());
-            Plot { file, title, unit: "Mbit/s", bars: grid.bars(column, mbits) }.write()?;
+            let bars = grid.bars(column, mbits);
+            host.plot(Plot { file: shape.plot(), title, unit: "Mbit/s", bars })?;
         }
     }
     field.finish()
