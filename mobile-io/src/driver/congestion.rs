@@ -33,7 +33,12 @@ pub(super) fn has_bounds(path: &Outgoing) -> bool {
         // What else looks like bounds there is how two busy ends take turns. A slow or lossy wireless network has both.
         return path.retransmitted && path.rtt >= QUEUED;
     }
-    path.retransmitted || path.full || (is_queued(path, min_rtt) && path.outstanding > TRANSFER)
+    path.retransmitted || path.full || is_filled(path)
+}
+
+/// Does a transfer of ours fill the path's FIFO?
+pub(super) fn is_filled(path: &Outgoing) -> bool {
+    path.outstanding > TRANSFER && path.min_rtt.is_some_and(|min_rtt| is_queued(path, min_rtt))
 }
 
 /// Does a path take so much without a queue that the kernel's bound may soon be less than the path's?

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::congestion;
 use crate::tcp_info::Outgoing;
 
 /// What waits unsent in the kernel, and what is taken for a write, are to be no more than this each: together with the
@@ -109,8 +110,9 @@ impl Window {
         let starting = path.starting() && self.flat < FLAT_SLOTS;
         let paced = if rate == 0 || starting { path.pacing_rate.max(rate) } else { rate };
         self.depth = bytes_in(paced, DEPTH).clamp(MIN_DEPTH, self.max_depth);
-        // A fast path has been waited for if something waits in it, and may so be found to be slow.
-        self.busy |= refused || path.unsent >= MIN_DEPTH as u64;
+        // A fast path has been waited for if something waits in it, and may so be found to be slow: in the kernel, or in the path's
+        // FIFO, which senders that pace themselves fill without ever waiting for us.
+        self.busy |= refused || path.unsent >= MIN_DEPTH as u64 || congestion::is_filled(&path);
         let depth = self.depth()? as u64;
         // Down to half, so that there is something to write then.
         let unsent = if path.unsent < depth { 0 } else { path.unsent - depth / 2 };

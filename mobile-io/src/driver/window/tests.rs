@@ -289,3 +289,37 @@ fn a_path_that_starts_for_ever_is_full_also_when_the_kernel_sends_all_at_once() 
     let held: Vec<bool> = (1..8).map(|slot| hold(slot).is_some()).collect();
     assert_eq!(held, [false, false, false, true, true, true, true]);
 }
+
+/// bbr never lowers its pacing while it starts, and keeps what it found: twice what cubic's slow start had, which is a fast path's.
+#[test]
+fn a_path_whose_fifo_a_paced_sender_fills_is_held_whatever_the_kernel_would_send() {
+    let (rate, mut now) = (1_250_000, Instant::now());
+    let mut window = Window::new(MAX_DEPTH);
+    let mut path = Outgoing {
+        rtt: 55 * MS,
+        rttvar: MS,
+        min_rtt: Some(20 * MS),
+        outstanding: rate * 55 / 1000,
+        window: 90,
+        segment: PACKET,
+        pacing_rate: 7 * rate,
+        bbr: Some(Bbr { min_rtt: Some(20 * MS), rate, starting: true }),
+        ..Outgoing::default()
+    };
+    assert_eq!(window.hold(now, path, false), None);
+    for _ in 0..20 {
+        now += 20 * MS;
+        path.acked += rate / 50;
+        window.hold(now, path, false);
+    }
+    assert!(window.batch().is_some_and(|batch| batch < MAX_DEPTH), "{window:?}");
+    assert!(window.hold(now, path, false).is_some(), "{window:?}");
+    // The same on the way without a queue is all that a longer path holds.
+    let mut window = Window::new(MAX_DEPTH);
+    (path.rtt, path.min_rtt) = (55 * MS, Some(54 * MS));
+    for _ in 0..20 {
+        now += 20 * MS;
+        path.acked += rate / 50;
+        assert_eq!(window.hold(now, path, false), None);
+    }
+}
