@@ -102,6 +102,11 @@ impl Outgoing {
     pub(crate) fn starting(&self) -> bool {
         self.bbr.map_or(!self.full, |bbr| bbr.starting)
     }
+
+    /// The shortest round trip: bbr's, which forgets it after ten seconds, else the kernel's, which does after five minutes.
+    pub(crate) fn shortest(&self) -> Option<Duration> {
+        self.bbr.map_or(self.min_rtt, |bbr| bbr.min_rtt)
+    }
 }
 
 /// What bbr knows of a path.

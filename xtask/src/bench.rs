@@ -18,6 +18,7 @@ mod effort;
 mod goals;
 mod grid;
 mod handover;
+mod hosts;
 mod idle;
 mod latency;
 mod lossy;

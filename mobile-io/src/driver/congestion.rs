@@ -38,7 +38,7 @@ pub(super) fn has_bounds(path: &Outgoing) -> bool {
 
 /// Does a transfer of ours fill the path's FIFO?
 pub(super) fn is_filled(path: &Outgoing) -> bool {
-    path.outstanding > TRANSFER && path.min_rtt.is_some_and(|min_rtt| is_queued(path, min_rtt))
+    path.outstanding > TRANSFER && path.shortest().is_some_and(|shortest| is_queued(path, shortest))
 }
 
 /// Does a path take so much without a queue that the kernel's bound may soon be less than the path's?

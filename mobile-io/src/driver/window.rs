@@ -144,7 +144,7 @@ impl Window {
     fn measure(&mut self, now: Instant, path: &Outgoing) {
         let (began, acked) = *self.began.get_or_insert((now, path.acked));
         let lasted = now.saturating_duration_since(began);
-        if lasted < SLOT.max(path.bbr.map_or(path.min_rtt, |bbr| bbr.min_rtt).unwrap_or_default()) {
+        if lasted < SLOT.max(path.shortest().unwrap_or_default()) {
             return;
         }
         let bytes = path.acked.saturating_sub(acked) as f64;

@@ -8,10 +8,11 @@ use anyhow::{Context as _, Result};
 use super::effort::peak_of_tree;
 use super::goals::{self, Goal};
 use super::grid::{Cell, Grid};
+use super::hosts::{Host, Hosts};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field, Host, Hosts};
+use super::subject::{Contestant, Entrants, Field};
 use super::throughput::received;
 
 /// How much, how fast, how often, and who else.

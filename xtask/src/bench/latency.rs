@@ -9,9 +9,10 @@ use mobile_tests::{LabOptions, PATIENCE, Process, Services, addr, finish_within,
 use serde_json::Value;
 
 use self::table::{Figures, Sample};
+use super::hosts::{Host, Hosts};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Host, Hosts, OURS, Others, Subject};
+use super::subject::{OURS, Others, Subject};
 use crate::shell::step;
 
 mod table;

@@ -9,9 +9,10 @@ use mobile_tests::peers::PeerKind;
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
+use super::hosts::{Host, Hosts};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Contestant, Entrants, Field, Host, Hosts};
+use super::subject::{Contestant, Entrants, Field};
 use super::throughput::received;
 
 /// How long, how often, over what, and who else.

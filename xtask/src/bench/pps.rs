@@ -9,10 +9,11 @@ use mobile_tests::{addr, port, program};
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
+use super::hosts::{Host, Hosts};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field, Host, Hosts};
+use super::subject::{Contestant, Entrants, Field};
 
 /// How often, and who else.
 #[derive(clap::Args)]

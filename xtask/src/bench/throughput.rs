@@ -9,10 +9,11 @@ use serde_json::Value;
 
 use super::goals::{self, Goal};
 use super::grid::{Cell, Grid};
+use super::hosts::{Host, Hosts};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field, Host, Hosts};
+use super::subject::{Contestant, Entrants, Field};
 
 /// How long, how often, and who else.
 #[derive(clap::Args)]

@@ -314,9 +314,9 @@ fn a_path_whose_fifo_a_paced_sender_fills_is_held_whatever_the_kernel_would_send
     }
     assert!(window.batch().is_some_and(|batch| batch < MAX_DEPTH), "{window:?}");
     assert!(window.hold(now, path, false).is_some(), "{window:?}");
-    // The same on the way without a queue is all that a longer path holds.
+    // The same on the way without a queue is all that a path holds which has become longer, as bbr has found out.
     let mut window = Window::new(MAX_DEPTH);
-    (path.rtt, path.min_rtt) = (55 * MS, Some(54 * MS));
+    path.bbr = Some(Bbr { min_rtt: Some(54 * MS), rate, starting: true });
     for _ in 0..20 {
         now += 20 * MS;
         path.acked += rate / 50;

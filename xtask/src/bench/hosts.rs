@@ -1,0 +1,79 @@
+//! What the hosts of a lab are like: with which congestion control everyone is measured.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use mobile_tests::LabOptions;
+
+use super::plot::Plot;
+use crate::shell::step;
+
+/// What the hosts of a lab are like.
+#[derive(clap::Args)]
+pub(crate) struct Hosts {
+    /// The congestion control of every host, one after the other, each in labs of its own. Our paths begin with it, or with cubic if
+    /// it is bbr, and are given bbr when they show bounds. [default: cubic, as distributions have it, then this kernel's own]
+    #[arg(long = "congestion-control", value_name = "NAME", value_delimiter = ',')]
+    congestion_controls: Vec<String>,
+}
+
+impl Hosts {
+    /// Measures with each in turn; one that fails does not keep the others from it.
+    pub(crate) fn each(&self, mut measure: impl FnMut(&Host) -> Result<()>) -> Result<()> {
+        let setting = |name: &str| {
+            let path = format!("/proc/sys/net/ipv4/tcp_{name}congestion_control");
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+        };
+        let (own, known) = (setting("")?, setting("available_")?);
+        let usual = [LabOptions::CONGESTION_CONTROL, own.trim()];
+        let mut chosen: Vec<&str> = self.congestion_controls.iter().map(String::as_str).collect();
+        if chosen.is_empty() {
+            chosen.extend(usual);
+        }
+        if let Some(unknown) = chosen.iter().find(|name| known.split_whitespace().all(|one| one != **name)) {
+            bail!("--congestion-control `{unknown}`: this kernel has {}", known.trim());
+        }
+        let mut seen = HashSet::new();
+        chosen.retain(|name| seen.insert(*name));
+        let outcomes: Vec<_> = chosen
+            .into_iter()
+            .map(|name| {
+                let host = Host { congestion_control: name.to_owned() };
+                step(&host.to_string());
+                measure(&host).with_context(|| host.to_string())
+            })
+            .collect();
+        outcomes.into_iter().collect()
+    }
+}
+
+/// What every host of a lab is like.
+pub(crate) struct Host {
+    congestion_control: String,
+}
+
+impl Host {
+    /// A lab of such hosts; the uplinks' delay in each direction, or plain wires.
+    pub(crate) fn lab(&self, delay: Option<Duration>) -> LabOptions {
+        let congestion_control = Some(self.congestion_control.clone());
+        LabOptions { delay, congestion_control, ..LabOptions::default() }
+    }
+
+    /// Writes a picture of what was measured there, under a name of its own.
+    pub(crate) fn plot(&self, plot: Plot<'_>) -> Result<()> {
+        let name = &self.congestion_control;
+        if name == LabOptions::CONGESTION_CONTROL {
+            return plot.write();
+        }
+        let (file, title) = (format!("{}-{name}", plot.file), format!("{}, {name}", plot.title));
+        Plot { file: &file, title, ..plot }.write()
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on every host", self.congestion_control)
+    }
+}
