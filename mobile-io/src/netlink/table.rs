@@ -1,7 +1,5 @@
 //! Being told that a table of nftables changed.
 
-use std::future::poll_fn;
-
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::NetlinkError;
@@ -41,19 +39,16 @@ impl TableWatch {
     /// When the socket fails.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
         loop {
-            let name = &self.name;
-            let ours = poll_fn(|cx| {
-                self.subscription.poll_next(cx).map_ok(|heard| match heard {
-                    // Every message but the last of a transaction names its table. To look for the name anywhere is
-                    // enough: what is found by chance costs one look.
-                    Heard::Messages(bytes) => bytes.windows(name.len()).any(|window| window == name),
-                    Heard::Overrun => true,
-                })
-            });
-            let ours = ours.await.map_err(|error| NetlinkError::Socket {
+            let heard = self.subscription.next().await.map_err(|error| NetlinkError::Socket {
                 what: "wait for a change of nftables".to_owned(),
                 message: error.to_string(),
             })?;
+            let ours = match heard {
+                // Every message but the last of a transaction names its table. To look for the name anywhere is
+                // enough: what is found by chance costs one look.
+                Heard::Messages(bytes) => bytes.windows(self.name.len()).any(|window| window == self.name),
+                Heard::Overrun => true,
+            };
             if ours {
                 return Ok(());
             }

@@ -1,9 +1,6 @@
 //! Being told that something changed.
 
-use std::future::poll_fn;
-use std::io;
-use std::task::{Context, Poll};
-
+use futures_util::FutureExt;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc::{
     RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE,
@@ -22,7 +19,7 @@ const GROUP_IPV6_RULE: u32 = 19;
 const HEADER_LEN: usize = 16;
 
 /// How many datagrams are gathered before what they say is told: a storm without an end must not hold it back.
-const MAX_GATHERED: usize = 4096;
+const MAX_GATHERED: usize = 100;
 
 /// The kinds of things that changed since the last time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,36 +52,35 @@ impl Watch {
 
     /// Waits for a change; gathers what is waiting already. After an overrun everything may have changed.
     ///
-    /// A future dropped before it is ready has taken nothing.
+    /// A future dropped before it is ready has taken nothing that matters.
     ///
     /// # Errors
     /// When the socket fails.
     pub async fn changed(&mut self) -> Result<Changes, NetlinkError> {
-        loop {
-            let outcome = poll_fn(|cx| self.poll_changed(cx)).await;
-            let changes = outcome.map_err(|error| NetlinkError::Socket {
-                what: "wait for a change".to_owned(),
-                message: error.to_string(),
-            })?;
-            if changes.any() {
-                return Ok(changes);
+        let mut changes = Changes::default();
+        while !changes.any() {
+            self.next(&mut changes).await?;
+        }
+        for _ in 0..MAX_GATHERED {
+            match self.next(&mut changes).now_or_never() {
+                Some(outcome) => outcome?,
+                None => break,
             }
         }
+        Ok(changes)
     }
 
-    /// Pending only when nothing that matters was taken from the socket.
-    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Changes>> {
-        let mut changes = Changes::default();
-        for _ in 0..MAX_GATHERED {
-            match self.0.poll_next(cx) {
-                Poll::Ready(Ok(Heard::Messages(bytes))) => read(bytes, &mut changes),
-                Poll::Ready(Ok(Heard::Overrun)) => changes = Changes::ALL,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending if changes.any() => break,
-                Poll::Pending => return Poll::Pending,
+    /// One datagram more.
+    async fn next(&mut self, changes: &mut Changes) -> Result<(), NetlinkError> {
+        match self.0.next().await {
+            Ok(Heard::Messages(bytes)) => read(bytes, changes),
+            Ok(Heard::Overrun) => *changes = Changes::ALL,
+            Err(error) => {
+                let what = "wait for a change".to_owned();
+                return Err(NetlinkError::Socket { what, message: error.to_string() });
             }
         }
-        Poll::Ready(Ok(changes))
+        Ok(())
     }
 }
 
@@ -133,7 +129,6 @@ fn read(mut bytes: &[u8], changes: &mut Changes) {
 mod tests {
     use std::time::Duration;
 
-    use futures_util::FutureExt;
     use tokio::time::timeout;
 
     use super::super::tests::{ip, with_a_quiet_pair};
