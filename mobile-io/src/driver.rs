@@ -4,6 +4,7 @@
 //! The owner commands it through a [`Handle`] and hears of it through [`DriverEvent`]s.
 
 mod congestion;
+mod cross_traffic;
 mod path;
 mod task;
 #[cfg(test)]

@@ -163,14 +163,28 @@ fn begin_by_loss(socket: &SockRef<'_>) {
     }
 }
 
-/// Gives a path the congestion control that goes by rate. A kernel that has none, or does not let us, keeps its own: slower
-/// keystrokes beside an upload, no failure.
-pub(crate) fn go_by_rate(tcp: &TcpStream) {
+/// A congestion control's name, as the kernel has it.
+pub(crate) type CongestionControl = Vec<u8>;
+
+/// Gives a path the congestion control that goes by rate; tells which one it had. A kernel that has none, or does not let us, keeps its
+/// own: slower keystrokes beside an upload, no failure.
+pub(crate) fn go_by_rate(tcp: &TcpStream) -> Option<CongestionControl> {
     static TOLD: Once = Once::new();
-    if let Err(error) = SockRef::from(tcp).set_tcp_congestion(BY_RATE.as_bytes()) {
+    let socket = SockRef::from(tcp);
+    let before = socket.tcp_congestion().ok();
+    if let Err(error) = socket.set_tcp_congestion(BY_RATE.as_bytes()) {
         TOLD.call_once(|| {
             tracing::info!(%error, "no {BY_RATE}: paths keep the congestion control they began with");
         });
+        return None;
+    }
+    before
+}
+
+/// Gives a path back the congestion control that it had. Where that cannot be it keeps the one it has.
+pub(crate) fn go_as_before(tcp: &TcpStream, before: &CongestionControl) {
+    if let Err(error) = SockRef::from(tcp).set_tcp_congestion(before) {
+        tracing::debug!(%error, "a path keeps {BY_RATE}");
     }
 }
 

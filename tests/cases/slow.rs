@@ -1,9 +1,13 @@
 //! A slow or lossy path is not a dead one: it is not left while it lives.
 
+use std::net::Ipv4Addr;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
-use mobile_tests::{LabOptions, Ns, Process, Services, Talk, Testbed, addr, http, port, until};
+use mobile_tests::{
+    LabOptions, Ns, PATIENCE, Process, Services, Talk, Testbed, addr, http, port, until, wait_for,
+};
 
 use crate::{Outcome, server, urls};
 
@@ -51,9 +55,8 @@ impl Load {
         assert_eq!(status["handovers"], self.handovers, "{what}: {status}");
         assert_eq!(status["active_uplink"], "eth0", "{what}: {status}");
         assert!(self.upload.ended()?.is_none(), "{what}: the upload has ended: {}", self.upload.output());
-        let paths = bed.lab.host.run(&["ss", "-tinHO", "dport = :443"])?;
-        let by_rate = |path: &str| path.contains("%eth0:") && path.contains(" bbr ");
-        assert!(paths.lines().any(by_rate), "{what}: a path that is full goes by rate: {paths}");
+        // A path that became longer may be taken for one that is shared, for ten seconds.
+        until("a full path to go by rate", || goes_by(bed, "bbr"))?;
         bed.lab.eth().set_delay(LabOptions::DELAY);
         bed.lab.eth().link().set_loss(0.0);
         bed.lab.eth().link().set_rate(None);
@@ -73,6 +76,14 @@ fn narrow(bed: &Testbed) -> Outcome {
     bed.lab.eth().link().set_offload(false)?;
     bed.lab.eth().link().set_rate(Some(RATE));
     Ok(())
+}
+
+/// Whether the path over the Ethernet has this congestion control.
+fn goes_by(bed: &Testbed, control: &str) -> bool {
+    let on_eth = format!("%{}:", bed.lab.eth().device());
+    let paths = bed.lab.host.run(&["ss", "-tinHO", "state", "established", "dport = :443"]);
+    let matches = |path: &str| path.contains(&on_eth) && path.contains(&format!(" {control} "));
+    paths.is_ok_and(|paths| paths.lines().any(matches))
 }
 
 fn a_change_is_no_reason_to_leave(what: &str, change: impl Fn(&Testbed)) -> Outcome {
@@ -105,6 +116,34 @@ fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outc
     for end in ends {
         until("a full path to go by rate", || paths(end).is_ok_and(|paths| paths.contains(" bbr ")))?;
     }
+    bed.finish()
+}
+
+/// Who holds back for a queue of somebody else's leaves the uplink to them: the tunnel had a fifth of what a plain connection has there.
+#[test]
+fn beside_somebody_elses_upload_a_path_competes_as_it_began_and_goes_by_rate_once_it_is_alone() -> Outcome {
+    let bed = Testbed::new()?;
+    narrow(&bed)?;
+    let upload = |mut command: Command, name: &str, address: Ipv4Addr| -> anyhow::Result<Process> {
+        command.args(["--client", &address.to_string(), "--time", "300"]);
+        Process::start(name, &mut command, &bed.lab.dir().join(format!("{name}.txt")))
+    };
+    let theirs = bed.lab.dir().join("theirs");
+    std::fs::create_dir(&theirs)?;
+    let _servers =
+        [Services::iperf3(&bed.lab.relay, &theirs)?, Services::iperf3(&bed.lab.server, bed.lab.dir())?];
+    let mut other = bed.lab.host.command("iperf3");
+    other.args(["--congestion", LabOptions::CONGESTION_CONTROL]);
+    let mut other = upload(other, "theirs", addr::RELAY4)?;
+    let _ours = upload(bed.agent.run(&["iperf3"]), "ours", addr::SERVER4)?;
+    until("a full path to go by rate", || goes_by(&bed, "bbr"))?;
+    until("the queue to be found somebody else's", || goes_by(&bed, "cubic"))?;
+    other.kill()?;
+    // Each time that it was somebody else's, the next attempt comes later.
+    wait_for("the path to go by rate again", 3 * PATIENCE, || Ok(goes_by(&bed, "bbr").then_some(())))?;
+    // Longer than it takes to find a queue somebody else's.
+    std::thread::sleep(Duration::from_secs(4));
+    anyhow::ensure!(goes_by(&bed, "bbr"), "alone on the uplink, its own queue was taken for somebody else's");
     bed.finish()
 }
 

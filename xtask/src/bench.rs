@@ -26,6 +26,7 @@ mod machine;
 mod plot;
 mod pps;
 mod relay;
+mod shared;
 mod stats;
 mod subject;
 mod table2;
@@ -62,6 +63,8 @@ enum Bench {
     Pps(pps::Args),
     /// A relay's clients: how many, what one costs, how fast they come, and what strangers at its port do to them.
     Relay(relay::Args),
+    /// A bulk transfer over an uplink that somebody else's fills, ours and others'.
+    Shared(shared::Args),
     /// The paper's table 2: the bytes of 1 MiB at the process, the virtual device and the real one, ours and others'.
     Table2(table2::Args),
     /// iperf3, direct, through the tunnel and through others': speed, and processor time for each byte.
@@ -88,6 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Bench::Lossy(args) => lossy::run(args, plot),
         Bench::Pps(args) => pps::run(args, plot),
         Bench::Relay(args) => relay::run(args),
+        Bench::Shared(args) => shared::run(args, plot),
         Bench::Table2(args) => table2::run(args, plot),
         Bench::Throughput(args) => throughput::run(args, plot),
     }

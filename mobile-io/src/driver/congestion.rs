@@ -48,7 +48,7 @@ pub(super) fn outgrows(path: &Outgoing) -> bool {
 }
 
 /// What varies without us is not a queue of ours.
-fn is_queued(path: &Outgoing, min_rtt: Duration) -> bool {
+pub(super) fn is_queued(path: &Outgoing, min_rtt: Duration) -> bool {
     path.rtt > min_rtt * 5 / 4 + path.rttvar * 2
 }
 

@@ -11,8 +11,10 @@ use tokio::io::{AsyncBufRead, AsyncWrite};
 
 use super::TlsStream;
 use super::congestion;
+use super::cross_traffic::CrossTraffic;
 use super::window::Window;
-use crate::{tcp_info, transport};
+use crate::tcp_info;
+use crate::transport::{self, CongestionControl};
 
 /// How long a closed path may take to hand over its CLOSE. To drop the socket at once could destroy it: with
 /// unread bytes waiting the kernel sends a reset, which overtakes data. A few round trips of a slow link.
@@ -48,8 +50,8 @@ pub(super) struct Transport {
     refused: bool,
     /// None: as much stands below as the kernel takes.
     window: Option<Window>,
-    /// The path has shown that it has bounds, and the kernel was told to go by rate.
-    by_rate: bool,
+    control: Control,
+    cross: CrossTraffic,
     /// It has shown that it takes much, and the kernel was told to give it room.
     roomy: bool,
     /// When the kernel was asked for it.
@@ -57,6 +59,18 @@ pub(super) struct Transport {
     /// Until then no records are taken.
     held: Option<Instant>,
     closing: Option<Closing>,
+}
+
+/// What the kernel was told to go by.
+#[derive(Debug)]
+enum Control {
+    /// What it begins with, until the path shows bounds; not before this, if it was found to be shared.
+    AsBegun(Option<Instant>),
+    /// The rate: the path has shown that it has bounds.
+    ByRate {
+        /// What it went by before, if it could be changed.
+        before: Option<CongestionControl>,
+    },
 }
 
 /// The session is done with the path: write what is left, say so, wait for the other side to hang up.
@@ -77,7 +91,8 @@ impl Transport {
             batch: MIN_BATCH,
             refused: false,
             window: fair.then(|| Window::new(MAX_DEPTH)),
-            by_rate: false,
+            control: Control::AsBegun(None),
+            cross: CrossTraffic::new(),
             roomy: false,
             asked: None,
             held: None,
@@ -121,7 +136,7 @@ impl Transport {
 
     /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
     pub(super) fn hold(&mut self, now: Instant) {
-        if self.window.is_none() && self.by_rate {
+        if self.window.is_none() && matches!(self.control, Control::ByRate { .. }) {
             return;
         }
         let recently = |at: Instant| now.saturating_duration_since(at) < FAST_INTERVAL;
@@ -135,23 +150,35 @@ impl Transport {
         // A kernel that does not tell is not waited for.
         self.held = None;
         let Some(outgoing) = tcp_info::outgoing(tcp) else { return };
-        if !self.by_rate && congestion::has_bounds(&outgoing) {
-            self.by_rate = true;
+        if let Control::AsBegun(until) = self.control
+            && until.is_none_or(|until| until <= now)
+            && congestion::has_bounds(&outgoing)
+        {
             tracing::debug!(path = %self.id, ?outgoing, "the path has bounds: its congestion control goes by rate");
-            transport::go_by_rate(tcp);
+            self.control = Control::ByRate { before: transport::go_by_rate(tcp) };
+            self.cross.begin(now, self.window.as_ref().map_or(0, Window::rate));
         }
         if !self.roomy && congestion::outgrows(&outgoing) {
             self.roomy = true;
             tracing::debug!(path = %self.id, ?outgoing, "the path takes much: it may have more on its way");
             transport::give_room(tcp);
         }
-        let wait = self.window.as_mut().and_then(|window| window.hold(now, outgoing, refused));
+        let Some(window) = &mut self.window else { return };
+        let wait = window.hold(now, outgoing, refused);
         self.held = wait.and_then(|wait| now.checked_add(wait));
+        if let Control::ByRate { before: Some(before) } = &self.control {
+            let held = wait.is_some() && window.is_bounded();
+            if let Some(competing) = self.cross.found(now, &outgoing, window.rate(), held) {
+                tracing::debug!(path = %self.id, ?outgoing, "cross traffic: the congestion control goes as it began");
+                transport::go_as_before(tcp, before);
+                self.control = Control::AsBegun(now.checked_add(competing));
+            }
+        }
     }
 
     /// Is the path about to carry more than it does?
     pub(super) fn grows(&self) -> bool {
-        self.window.as_ref().is_some_and(Window::grows)
+        self.cross.is_suspected() || self.window.as_ref().is_some_and(Window::grows)
     }
 
     /// When it is to be asked again whether it may have more.

@@ -67,6 +67,8 @@ pub(super) struct Window {
     flat: usize,
     /// The kernel is to send at less than half the rate that the path had lately; for so many busy slots by now.
     below: Option<usize>,
+    /// When last asked, it went by what the path holds when its FIFO is empty.
+    bounded: bool,
 }
 
 impl Window {
@@ -82,6 +84,7 @@ impl Window {
             next: 0,
             flat: 0,
             below: None,
+            bounded: false,
         }
     }
 
@@ -101,10 +104,16 @@ impl Window {
         self.flat < FLAT_SLOTS || self.below.is_some_and(|slots| slots <= BELOW_SLOTS)
     }
 
+    /// Whether no more was to be on the way, when last asked, than the path holds when its FIFO is empty.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.bounded
+    }
+
     /// For how long nothing more is to be sent, if anything is to wait. `refused`: since it was last asked, the kernel did not take all
     /// that there was.
     pub(super) fn hold(&mut self, now: Instant, path: Outgoing, refused: bool) -> Option<Duration> {
         self.measure(now, &path);
+        self.bounded = false;
         let rate = self.rate();
         // The kernel's own idea is all there is before the first measurement, and it notices first that a path is fast.
         let starting = path.starting() && self.flat < FLAT_SLOTS;
@@ -125,6 +134,7 @@ impl Window {
         // Not while the kernel finds out what the path carries: what is held back by the rate of the last round trip looks
         // to it like all that the path has, and with that it would go on for seconds.
         let (most, beyond) = if starting { (u64::MAX, 0) } else { (most, beyond) };
+        self.bounded = most < u64::MAX;
         let room = most.min(window).saturating_sub(path.outstanding);
         self.room = usize::try_from(room).unwrap_or(usize::MAX).max(MIN_ROOM);
         let wait = over.max(beyond) as f64 / paced.max(1) as f64;
@@ -180,7 +190,8 @@ impl Window {
         sorted[..known].get(known / 2).copied()
     }
 
-    fn rate(&self) -> u64 {
+    /// What it carries, in bytes a second: the best of the slots remembered.
+    pub(super) fn rate(&self) -> u64 {
         self.rates.iter().copied().max().unwrap_or(0)
     }
 }

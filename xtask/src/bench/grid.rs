@@ -1,6 +1,7 @@
 //! Several columns measured of everyone, several times, and the tables of it as Markdown for docs/benchmarks.md.
 
 use anyhow::Result;
+use mobile_tests::peers::PeerKind;
 
 use super::stats::Spread;
 use super::subject::{Contestant, OURS};
@@ -132,6 +133,17 @@ impl<S> Grid<S> {
         self.rows.iter().skip(1).filter(|row| !row.ours).filter_map(median)
     }
 
+    /// The greatest of the medians of the peers that go over TCP, as we do.
+    pub(crate) fn best_over_tcp(
+        &self,
+        column: usize,
+        figure: impl Fn(&S) -> Option<f64> + Copy,
+    ) -> Option<f64> {
+        let over_tcp = |name: &str| PeerKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
+        let figures = self.others(column, figure).filter(|(name, _)| over_tcp(name));
+        figures.map(|(_, figure)| figure).max_by(f64::total_cmp)
+    }
+
     /// Name and spread of everyone but other builds of ours, for a plot.
     pub(crate) fn bars(
         &self,
@@ -164,6 +176,7 @@ mod tests {
         assert_eq!(grid.others(0, |sample| Some(*sample)).collect::<Vec<_>>(), [("other", 10.0)]);
         assert_eq!(grid.table(1, |_, _| None).lines().count(), 4);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 3);
+        assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), None);
         // Another build of ours is no peer.
         (grid.rows[2].ours, grid.rows[2].name) = (true, "before");
         assert_eq!(grid.others(0, |sample| Some(*sample)).count(), 0);

@@ -5,7 +5,6 @@
 
 use anyhow::{Result, bail};
 use mobile_tests::LabOptions;
-use mobile_tests::peers::PeerKind;
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
@@ -93,10 +92,8 @@ fn goals(grid: &Grid<f64>, losses: &[f64]) -> Vec<Goal> {
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
         let part = if *loss == 0.0 { 0.97 } else { 0.9 };
         goals.push(Goal::at_least(format!("{loss} % lost: part of direct's speed"), part, ratio(direct)));
-        let over_tcp = |name: &str| PeerKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
-        let best = grid.others(column, mbits).filter(|(name, _)| over_tcp(name)).map(|(_, speed)| speed);
         let what = format!("{loss} % lost: times the speed of the best peer over TCP");
-        goals.push(Goal::at_least(what, 1.0, ratio(best.max_by(f64::total_cmp))));
+        goals.push(Goal::at_least(what, 1.0, ratio(grid.best_over_tcp(column, mbits))));
     }
     goals
 }

@@ -1,0 +1,119 @@
+//! `cargo xtask bench shared`: a bulk transfer over an uplink that somebody else's bulk transfer fills.
+//!
+//! The other one is an ordinary TCP connection with cubic, as most hosts have it, which keeps the uplink's FIFO filled.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use mobile_tests::{LabOptions, Process, Services, addr};
+
+use super::goals::{self, Goal};
+use super::grid::Grid;
+use super::hosts::{Host, Hosts};
+use super::machine;
+use super::plot::Plot;
+use super::subject::{Contestant, Entrants, Field};
+use super::throughput::received;
+
+/// How long, how often, over what, and who else.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Runs of each measurement; the table shows their median, least and greatest.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Seconds each run takes.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// The uplink's rate in Mbit/s, in each direction.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    rate: u64,
+    #[command(flatten)]
+    hosts: Hosts,
+    #[command(flatten)]
+    entrants: Entrants,
+}
+
+/// Where both transfers go: a title, and iperf3's flags for it.
+const DIRECTIONS: [(&str, &[&str]); 2] = [("upload", &[]), ("download", &["--reverse"])];
+
+/// Their pictures' names.
+const PLOTS: [&str; 2] = ["shared-upload", "shared-download"];
+
+/// The other transfer fills the FIFO by then.
+const WARM_UP: Duration = Duration::from_secs(3);
+
+pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
+    args.hosts.each(|host| compare(args, host, plot))
+}
+
+/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
+    let field = Field::start(&args.entrants, &host.lab(Some(LabOptions::DELAY)))?;
+    for contestant in &field.contestants {
+        let link = contestant.subject.lab().eth().link();
+        link.set_offload(false)?;
+        link.set_rate(Some(args.rate * 1_000_000));
+    }
+    let titles = DIRECTIONS.iter().map(|(title, _)| (*title).to_owned()).collect();
+    let sample = |contestant: &Contestant, column: usize| {
+        let flags = DIRECTIONS[column].1;
+        let other = somebody_else(contestant, args.seconds, flags)?;
+        let said = contestant.iperf3(args.seconds, flags);
+        drop(other);
+        Ok(received(&said?)?.0)
+    };
+    let grid =
+        Grid::measure(&field.contestants, titles, args.runs, sample, |mbits| format!("{mbits:.2} Mbit/s"));
+    println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
+    println!("{}", grid.against_direct(mbits));
+    println!("{}", goals::markdown(&goals(&grid)));
+    println!(
+        "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, beside one connection of somebody else with {}; {}",
+        machine::describe(),
+        args.rate,
+        LabOptions::CONGESTION_CONTROL,
+        host
+    );
+    if plot {
+        for (column, (direction, _)) in DIRECTIONS.iter().enumerate() {
+            let title = format!("{} Mbit/s shared with somebody else, {direction}", args.rate);
+            host.plot(Plot { file: PLOTS[column], title, unit: "Mbit/s", bars: grid.bars(column, mbits) })?;
+        }
+    }
+    field.finish()
+}
+
+/// A transfer between the host and its router's neighbour, past every tunnel; it ends when it is dropped.
+fn somebody_else(contestant: &Contestant, seconds: u32, flags: &[&str]) -> Result<(Process, Process)> {
+    let lab = contestant.subject.lab();
+    let dir = lab.dir().join("somebody-else");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let server = Services::iperf3(&lab.relay, &dir)?;
+    let mut client = lab.host.command("iperf3");
+    // Until it is dropped.
+    let seconds = (10 * seconds).to_string();
+    client.args(["--client", &addr::RELAY4.to_string(), "--time", &seconds]);
+    client.args(["--congestion", LabOptions::CONGESTION_CONTROL]).args(flags);
+    let client = Process::start("iperf3", &mut client, &dir.join("iperf3.txt"))?;
+    sleep(WARM_UP);
+    Ok((client, server))
+}
+
+fn mbits(sample: &f64) -> Option<f64> {
+    Some(*sample)
+}
+
+/// As much as a direct connection gets beside the other one, and as others get that go over TCP.
+fn goals(grid: &Grid<f64>) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for (column, (direction, _)) in DIRECTIONS.iter().enumerate() {
+        let (direct, ours) = (grid.median(0, column, mbits), grid.median(1, column, mbits));
+        let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
+        goals.push(Goal::at_least(format!("{direction}: part of direct's speed"), 0.9, ratio(direct)));
+        let what = format!("{direction}: times the speed of the best peer over TCP");
+        goals.push(Goal::at_least(what, 1.0, ratio(grid.best_over_tcp(column, mbits))));
+    }
+    goals
+}
