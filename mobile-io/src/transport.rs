@@ -149,8 +149,7 @@ pub fn refuse(tcp: TcpStream) {
 /// that is not connected yet. A route that says what it is (`ip route … congctl`) counts for more.
 fn begin_by_loss(socket: &SockRef<'_>) {
     static TOLD: Once = Once::new();
-    let by_rate = |name: Vec<u8>| name.split(|&byte| byte == 0).next() == Some(BY_RATE.as_bytes());
-    if !socket.tcp_congestion().is_ok_and(by_rate) {
+    if !socket.tcp_congestion().is_ok_and(|name| is_by_rate(&name)) {
         return;
     }
     if !BY_LOSS.iter().any(|name| socket.set_tcp_congestion(name.as_bytes()).is_ok()) {
@@ -166,8 +165,8 @@ fn begin_by_loss(socket: &SockRef<'_>) {
 /// A congestion control's name, as the kernel has it.
 pub(crate) type CongestionControl = Vec<u8>;
 
-/// Gives a path the congestion control that goes by rate; tells which one it had. A kernel that has none, or does not let us, keeps its
-/// own: slower keystrokes beside an upload, no failure.
+/// Gives a path the congestion control that goes by rate; tells which one it had, if that was another. A kernel that has none, or does
+/// not let us, keeps its own: slower keystrokes beside an upload, no failure.
 pub(crate) fn go_by_rate(tcp: &TcpStream) -> Option<CongestionControl> {
     static TOLD: Once = Once::new();
     let socket = SockRef::from(tcp);
@@ -178,14 +177,17 @@ pub(crate) fn go_by_rate(tcp: &TcpStream) -> Option<CongestionControl> {
         });
         return None;
     }
-    before
+    before.filter(|name| !is_by_rate(name))
 }
 
-/// Gives a path back the congestion control that it had. Where that cannot be it keeps the one it has.
-pub(crate) fn go_as_before(tcp: &TcpStream, before: &CongestionControl) {
-    if let Err(error) = SockRef::from(tcp).set_tcp_congestion(before) {
-        tracing::debug!(%error, "a path keeps {BY_RATE}");
-    }
+/// Gives a path back the congestion control that it had. False: it keeps the one it has.
+pub(crate) fn go_as_before(tcp: &TcpStream, before: &CongestionControl) -> bool {
+    SockRef::from(tcp).set_tcp_congestion(before).is_ok()
+}
+
+/// The kernel ends a name with zeros.
+fn is_by_rate(name: &CongestionControl) -> bool {
+    name.split(|&byte| byte == 0).next() == Some(BY_RATE.as_bytes())
 }
 
 /// Gives a path room for more on its way than the kernel's bound for one connection (`tcp_wmem`, 4 MiB): all inner connections

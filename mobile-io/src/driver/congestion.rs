@@ -5,7 +5,8 @@
 //! by losses of the air it is slowed down. bbr goes by rate and round trip. But it paces, with a timer for each packet,
 //! and on a path that carries more than its ends can send there is nothing to gain by that: a third of the speed is lost.
 //! The kernel never stops to pace a connection that has once been paced, so each begins with the system's congestion control, or
-//! with cubic where that is bbr, and is given bbr when the path shows that it has bounds.
+//! with cubic where that is bbr, and is given bbr when the path shows that it has bounds, until it is found to be shared
+//! ([`CrossTraffic`](super::cross_traffic::CrossTraffic)).
 //!
 //! What one connection may have on its way is bounded by the kernel, and a path carries all inner connections. One that has much
 //! there without a queue is given room; an idle one is not, nor one that queues.

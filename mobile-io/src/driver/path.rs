@@ -156,7 +156,6 @@ impl Transport {
         {
             tracing::debug!(path = %self.id, ?outgoing, "the path has bounds: its congestion control goes by rate");
             self.control = Control::ByRate { before: transport::go_by_rate(tcp) };
-            self.cross.begin(now, self.window.as_ref().map_or(0, Window::rate));
         }
         if !self.roomy && congestion::outgrows(&outgoing) {
             self.roomy = true;
@@ -166,13 +165,16 @@ impl Transport {
         let Some(window) = &mut self.window else { return };
         let wait = window.hold(now, outgoing, refused);
         self.held = wait.and_then(|wait| now.checked_add(wait));
-        if let Control::ByRate { before: Some(before) } = &self.control {
-            let held = wait.is_some() && window.is_bounded();
-            if let Some(competing) = self.cross.found(now, &outgoing, window.rate(), held) {
-                tracing::debug!(path = %self.id, ?outgoing, "cross traffic: the congestion control goes as it began");
-                transport::go_as_before(tcp, before);
-                self.control = Control::AsBegun(now.checked_add(competing));
-            }
+        if let Control::ByRate { before: Some(before) } = &self.control
+            && let Some(competing) =
+                self.cross.found(now, &outgoing, wait.and_then(|_| window.bounds(&outgoing)))
+        {
+            tracing::debug!(path = %self.id, ?outgoing, "cross traffic: the congestion control goes as it began");
+            self.control = if transport::go_as_before(tcp, before) {
+                Control::AsBegun(now.checked_add(competing))
+            } else {
+                Control::ByRate { before: None }
+            };
         }
     }
 

@@ -71,6 +71,15 @@ pub(super) struct Window {
     bounded: bool,
 }
 
+/// How closely a path is held.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// How long the least takes to pass that is on its way beside what it holds when its FIFO is empty.
+    pub(super) least: Duration,
+    /// For how long a rate that it had is remembered.
+    pub(super) memory: Duration,
+}
+
 impl Window {
     pub(super) fn new(max_depth: usize) -> Self {
         Self {
@@ -104,9 +113,10 @@ impl Window {
         self.flat < FLAT_SLOTS || self.below.is_some_and(|slots| slots <= BELOW_SLOTS)
     }
 
-    /// Whether no more was to be on the way, when last asked, than the path holds when its FIFO is empty.
-    pub(super) fn is_bounded(&self) -> bool {
-        self.bounded
+    /// How closely the path is held; `None`: no more is on its way than the kernel has there.
+    pub(super) fn bounds(&self, path: &Outgoing) -> Option<Bounds> {
+        let least = Duration::from_secs_f64(MIN_SLACK as f64 / self.rate().max(1) as f64);
+        self.bounded.then(|| Bounds { least, memory: slot(path) * SLOTS as u32 })
     }
 
     /// For how long nothing more is to be sent, if anything is to wait. `refused`: since it was last asked, the kernel did not take all
@@ -154,7 +164,7 @@ impl Window {
     fn measure(&mut self, now: Instant, path: &Outgoing) {
         let (began, acked) = *self.began.get_or_insert((now, path.acked));
         let lasted = now.saturating_duration_since(began);
-        if lasted < SLOT.max(path.shortest().unwrap_or_default()) {
+        if lasted < slot(path) {
             return;
         }
         let bytes = path.acked.saturating_sub(acked) as f64;
@@ -190,10 +200,13 @@ impl Window {
         sorted[..known].get(known / 2).copied()
     }
 
-    /// What it carries, in bytes a second: the best of the slots remembered.
-    pub(super) fn rate(&self) -> u64 {
+    fn rate(&self) -> u64 {
         self.rates.iter().copied().max().unwrap_or(0)
     }
+}
+
+fn slot(path: &Outgoing) -> Duration {
+    SLOT.max(path.shortest().unwrap_or_default())
 }
 
 /// How many bytes leave room in bbr's window. (One that goes by loss grows only while it is full, and behind a loss bbr keeps it as

@@ -1,6 +1,7 @@
 //! Being told that a table of nftables changed.
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use tokio::task::coop::consume_budget;
 
 use super::NetlinkError;
 use super::subscription::{Heard, Subscription};
@@ -39,6 +40,8 @@ impl TableWatch {
     /// When the socket fails.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
         loop {
+            // Of others' tables there may be more than we can read.
+            consume_budget().await;
             let heard = self.subscription.next().await.map_err(|error| NetlinkError::Socket {
                 what: "wait for a change of nftables".to_owned(),
                 message: error.to_string(),

@@ -5,6 +5,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc::{
     RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE,
 };
+use tokio::task::coop::consume_budget;
 
 use super::NetlinkError;
 use super::subscription::{Heard, Subscription};
@@ -59,6 +60,8 @@ impl Watch {
     pub async fn changed(&mut self) -> Result<Changes, NetlinkError> {
         let mut changes = Changes::default();
         while !changes.any() {
+            // Of what does not matter, there may be more than we can read.
+            consume_budget().await;
             self.next(&mut changes).await?;
         }
         for _ in 0..MAX_GATHERED {

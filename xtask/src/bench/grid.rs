@@ -177,6 +177,8 @@ mod tests {
         assert_eq!(grid.table(1, |_, _| None).lines().count(), 4);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 3);
         assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), None);
+        grid.rows[2].name = "vtun";
+        assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), Some(10.0));
         // Another build of ours is no peer.
         (grid.rows[2].ours, grid.rows[2].name) = (true, "before");
         assert_eq!(grid.others(0, |sample| Some(*sample)).count(), 0);

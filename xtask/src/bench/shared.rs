@@ -6,7 +6,7 @@ use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use mobile_tests::{LabOptions, Process, Services, addr};
 
 use super::goals::{self, Goal};
@@ -59,10 +59,10 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     let titles = DIRECTIONS.iter().map(|(title, _)| (*title).to_owned()).collect();
     let sample = |contestant: &Contestant, column: usize| {
         let flags = DIRECTIONS[column].1;
-        let other = somebody_else(contestant, args.seconds, flags)?;
-        let said = contestant.iperf3(args.seconds, flags);
-        drop(other);
-        Ok(received(&said?)?.0)
+        let (mut other, _server) = somebody_else(contestant, args.seconds, flags)?;
+        let said = contestant.iperf3(args.seconds, flags)?;
+        ensure!(other.ended()?.is_none(), "the other transfer has ended: {}", other.output());
+        Ok(received(&said)?.0)
     };
     let grid =
         Grid::measure(&field.contestants, titles, args.runs, sample, |mbits| format!("{mbits:.2} Mbit/s"));
