@@ -51,9 +51,9 @@ impl CrossTraffic {
         Self { standing: None, again: false, competing: COMPETING, settled: Duration::ZERO }
     }
 
-    /// Whether there is a queue that may be cross traffic's. While the path is held for it, what waits here says nothing of the rate to come.
-    pub(super) fn is_suspected(&self) -> bool {
-        self.standing.is_some()
+    /// Whether the path is held only to see if there still is cross traffic. Meanwhile, what waits here says nothing of the rate to come.
+    pub(super) fn is_tried(&self) -> bool {
+        self.again && self.standing.is_some()
     }
 
     /// Looks at a path each time that it was found out whether it is held: `bounds`, to what. When the queue on it stays whether we hold
@@ -140,10 +140,15 @@ mod tests {
         let mut cross = CrossTraffic::new();
         for expected in [(2000, 10), (1000, 20), (1000, 40), (1000, 40)] {
             assert_eq!(find_held(&mut cross, 5000, |_| 250), Some(expected));
-            assert!(!cross.is_suspected());
+            assert!(!cross.is_tried());
+            assert_eq!(find_held(&mut cross, 100, |_| 250), None);
+            assert!(cross.is_tried());
+            cross.standing = None;
         }
         // Until it was ours.
         assert_eq!(find_held(&mut cross, 5000, |at| if at < 600 { 250 } else { 21 }), None);
+        assert_eq!(find_held(&mut cross, 100, |_| 250), None);
+        assert!(!cross.is_tried(), "a queue of a transfer that begins is its own, and its sender is told");
         // One that comes in the middle of a transfer, and grows.
         let found = find_held(&mut cross, 5000, |at| 22 + (at / 10).min(200));
         assert!(found.is_some_and(|(at, seconds)| at < 2500 && seconds == 10), "{found:?}");
