@@ -21,10 +21,10 @@ use super::throughput::received;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Runs of each measurement; the table shows their median, least and greatest.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Seconds each run takes.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// The uplink's rate in Mbit/s, in each direction.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
@@ -62,12 +62,12 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
         let (mut other, _server) = somebody_else(contestant, args.seconds, flags)?;
         let said = contestant.iperf3(args.seconds, flags)?;
         ensure!(other.ended()?.is_none(), "the other transfer has ended: {}", other.output());
-        Ok(received(&said)?.0)
+        Ok(received(&said)?.0 * 1e3)
     };
     let grid =
-        Grid::measure(&field.contestants, titles, args.runs, sample, |mbits| format!("{mbits:.2} Mbit/s"));
-    println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
-    println!("{}", grid.against_direct(mbits));
+        Grid::measure(&field.contestants, titles, args.runs, sample, |kbits| format!("{kbits:.0} kbit/s"));
+    println!("kbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
+    println!("{}", grid.against_direct(kbits));
     println!("{}", goals::markdown(&goals(&grid)));
     println!(
         "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, beside one connection of somebody else with {}; {}",
@@ -79,7 +79,7 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     if plot {
         for (column, (direction, _)) in DIRECTIONS.iter().enumerate() {
             let title = format!("{} Mbit/s shared with somebody else, {direction}", args.rate);
-            host.plot(Plot { file: PLOTS[column], title, unit: "Mbit/s", bars: grid.bars(column, mbits) })?;
+            host.plot(Plot { file: PLOTS[column], title, unit: "kbit/s", bars: grid.bars(column, kbits) })?;
         }
     }
     field.finish()
@@ -101,7 +101,7 @@ fn somebody_else(contestant: &Contestant, seconds: u32, flags: &[&str]) -> Resul
     Ok((client, server))
 }
 
-fn mbits(sample: &f64) -> Option<f64> {
+fn kbits(sample: &f64) -> Option<f64> {
     Some(*sample)
 }
 
@@ -109,11 +109,11 @@ fn mbits(sample: &f64) -> Option<f64> {
 fn goals(grid: &Grid<f64>) -> Vec<Goal> {
     let mut goals = Vec::new();
     for (column, (direction, _)) in DIRECTIONS.iter().enumerate() {
-        let (direct, ours) = (grid.median(0, column, mbits), grid.median(1, column, mbits));
+        let (direct, ours) = (grid.median(0, column, kbits), grid.median(1, column, kbits));
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
         goals.push(Goal::at_least(format!("{direction}: part of direct's speed"), 0.9, ratio(direct)));
         let what = format!("{direction}: times the speed of the best peer over TCP");
-        goals.push(Goal::at_least(what, 1.0, ratio(grid.best_over_tcp(column, mbits))));
+        goals.push(Goal::at_least(what, 1.0, ratio(grid.best_over_tcp(column, kbits))));
     }
     goals
 }
