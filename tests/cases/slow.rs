@@ -120,7 +120,7 @@ fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outc
     bed.finish()
 }
 
-/// Who holds back for a queue of somebody else's leaves the uplink to them: the tunnel had a fifth of what a plain connection has there.
+/// Who holds back for a queue of somebody else's leaves the uplink to them: the tunnel had a third of what a plain connection has there.
 #[test]
 fn beside_somebody_elses_upload_a_path_competes_as_it_began_and_goes_by_rate_once_it_is_alone() -> Outcome {
     let bed = Testbed::new()?;
