@@ -29,8 +29,8 @@ struct Load {
     upload: Process,
     /// The handovers before it.
     handovers: u64,
-    /// The path may be taken for one that is shared, for some time.
-    competes: bool,
+    /// For how long a full path may go by something else than its rate: one that became longer may be taken for a shared one.
+    patience: Duration,
 }
 
 impl Load {
@@ -47,7 +47,7 @@ impl Load {
         // Both have found their pace before anything happens.
         std::thread::sleep(Duration::from_secs(1));
         let handovers = bed.agent.status()?["handovers"].as_u64().expect("a count");
-        Ok(Self { echo, upload, handovers, competes: false })
+        Ok(Self { echo, upload, handovers, patience: Duration::ZERO })
     }
 
     /// Both live through it, over the path they began with; then the path gets well, and both have lost nothing.
@@ -57,7 +57,12 @@ impl Load {
         assert_eq!(status["handovers"], self.handovers, "{what}: {status}");
         assert_eq!(status["active_uplink"], "eth0", "{what}: {status}");
         assert!(self.upload.ended()?.is_none(), "{what}: the upload has ended: {}", self.upload.output());
-        assert!(self.competes || goes_by(bed, "bbr"), "{what}: a path that is full goes by rate");
+        wait_for(
+            "a path that is full to go by rate",
+            self.patience,
+            || Ok(goes_by(bed, "bbr").then_some(())),
+        )
+        .context(what.to_owned())?;
         bed.lab.eth().set_delay(LabOptions::DELAY);
         bed.lab.eth().link().set_loss(0.0);
         bed.lab.eth().link().set_rate(None);
@@ -171,7 +176,7 @@ fn ten_times_the_delay_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplin
     narrow(&bed)?;
     let load = Load::start(&bed)?;
     bed.lab.eth().set_delay(LabOptions::DELAY * 10);
-    Load { competes: true, ..load }.stays_on_eth(&bed, "ten times the delay")?;
+    Load { patience: PATIENCE, ..load }.stays_on_eth(&bed, "ten times the delay")?;
     bed.finish()
 }
 

@@ -51,11 +51,7 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     let field = Field::start(&args.entrants, &host.lab(Some(LabOptions::DELAY)))?;
-    for contestant in &field.contestants {
-        let link = contestant.subject.lab().eth().link();
-        link.set_offload(false)?;
-        link.set_rate(Some(args.rate * 1_000_000));
-    }
+    field.narrow(args.rate)?;
     let titles = DIRECTIONS.iter().map(|(title, _)| (*title).to_owned()).collect();
     let sample = |contestant: &Contestant, column: usize| {
         let flags = DIRECTIONS[column].1;

@@ -192,6 +192,16 @@ impl Field {
         Ok(field)
     }
 
+    /// Everyone's uplink carries so many Mbit/s in each direction, with nothing on it that is larger than the MTU.
+    pub(crate) fn narrow(&self, mbits: u64) -> Result<()> {
+        self.contestants.iter().try_for_each(|contestant| {
+            let link = contestant.subject.lab().eth().link();
+            link.set_offload(false)?;
+            link.set_rate(Some(mbits * 1_000_000));
+            Ok(())
+        })
+    }
+
     /// The end, after the tables are printed: figures that took minutes are not thrown away for a warning.
     pub(crate) fn finish(self) -> Result<()> {
         self.refused.iter().for_each(|line| println!("{line}"));
