@@ -51,9 +51,9 @@ impl CrossTraffic {
         Self { standing: None, again: false, competing: COMPETING, settled: Duration::ZERO }
     }
 
-    /// Whether the path is held only to see if there still is cross traffic. Meanwhile, what waits here says nothing of the rate to come.
-    pub(super) fn is_tried(&self) -> bool {
-        self.again && self.standing.is_some()
+    /// Whether the path is held with a queue on it that may be cross traffic's. Meanwhile, what waits here says nothing of the rate to come.
+    pub(super) fn is_suspected(&self) -> bool {
+        self.standing.is_some()
     }
 
     /// Looks at a path each time that it was found out whether it is held: `bounds`, to what. When the queue on it stays whether we hold
@@ -65,11 +65,11 @@ impl CrossTraffic {
         bounds: Option<Bounds>,
     ) -> Option<Duration> {
         self.settled = self.settled.min(path.rtt);
-        let shortest = path.shortest()?.max(self.settled);
+        // On a slow path the least that is on its way is a queue, which does not go.
+        let least = bounds.map_or(Duration::ZERO, |bounds| bounds.least);
+        let shortest = path.shortest()?.max(self.settled) + least;
         let beyond = |rtt: Duration| rtt.saturating_sub(shortest);
-        // On a slow path the least that is on its way is a queue.
-        let worth = WORTH + bounds.map_or(Duration::ZERO, |bounds| bounds.least);
-        if beyond(path.rtt) < worth || !congestion::is_queued(path, shortest) {
+        if beyond(path.rtt) < WORTH || !congestion::is_queued(path, shortest) {
             (self.standing, self.again, self.competing) = (None, false, COMPETING);
             return None;
         }
@@ -96,7 +96,7 @@ impl CrossTraffic {
         *self = if stays {
             Self { again: true, competing: (competing * 2).min(LONGEST), ..Self::new() }
         } else {
-            Self { settled: path.rtt, ..Self::new() }
+            Self { settled: path.rtt.saturating_sub(least), ..Self::new() }
         };
         stays.then_some(competing)
     }
@@ -140,15 +140,14 @@ mod tests {
         let mut cross = CrossTraffic::new();
         for expected in [(2000, 10), (1000, 20), (1000, 40), (1000, 40)] {
             assert_eq!(find_held(&mut cross, 5000, |_| 250), Some(expected));
-            assert!(!cross.is_tried());
+            assert!(!cross.is_suspected());
             assert_eq!(find_held(&mut cross, 100, |_| 250), None);
-            assert!(cross.is_tried());
+            assert!(cross.is_suspected());
             cross.standing = None;
         }
         // Until it was ours.
         assert_eq!(find_held(&mut cross, 5000, |at| if at < 600 { 250 } else { 21 }), None);
-        assert_eq!(find_held(&mut cross, 100, |_| 250), None);
-        assert!(!cross.is_tried(), "a queue of a transfer that begins is its own, and its sender is told");
+        assert!(!cross.is_suspected());
         // One that comes in the middle of a transfer, and grows.
         let found = find_held(&mut cross, 5000, |at| 22 + (at / 10).min(200));
         assert!(found.is_some_and(|(at, seconds)| at < 2500 && seconds == 10), "{found:?}");
@@ -169,6 +168,8 @@ mod tests {
     fn the_least_that_a_slow_path_can_have_on_its_way_is_no_cross_traffic() {
         let slow = Bounds { least: 90 * MS, ..BOUNDS };
         assert_eq!(find(&mut CrossTraffic::new(), 20_000, |_| 110, |_| Some(slow), |at| at), None);
+        let drained = |at: u64| if at < 1400 { 250 } else { 150 };
+        assert_eq!(find(&mut CrossTraffic::new(), 20_000, drained, |_| Some(slow), |at| at), None);
         assert!(find(&mut CrossTraffic::new(), 20_000, |_| 250, |_| Some(slow), |at| at).is_some());
     }
 

@@ -180,7 +180,7 @@ impl Transport {
 
     /// Is the path about to carry more than it does?
     pub(super) fn grows(&self) -> bool {
-        self.cross.is_tried() || self.window.as_ref().is_some_and(Window::grows)
+        self.cross.is_suspected() || self.window.as_ref().is_some_and(Window::grows)
     }
 
     /// When it is to be asked again whether it may have more.
