@@ -4,6 +4,9 @@
 //! All three hold for the calling thread and those it starts. So a runtime's threads confine themselves as they start,
 //! and the first thread, which sets things up, when it is done.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
+mod calls;
+
 use std::io;
 use std::path::PathBuf;
 
@@ -20,7 +23,7 @@ use tracing::debug;
 pub struct Confinement {
     /// Of the capabilities the process has, these are kept.
     pub capabilities: Capabilities,
-    /// System calls that neither daemon makes, but this one does.
+    /// System calls beside those that both daemons make.
     pub calls: &'static [libc::c_long],
     /// Which files; `None` for all that the process's user may.
     pub files: Option<Files>,
@@ -64,7 +67,7 @@ impl Confinement {
             let status = restrict(files)?;
             debug!(landlock = ?status, "confined");
         }
-        deny_calls(self.calls)
+        calls::restrict(self.calls)
     }
 }
 
@@ -101,69 +104,13 @@ fn restrict(files: &Files) -> Result<RulesetStatus, landlock::RulesetError> {
     Ok(status.ruleset)
 }
 
-/// What has no place in a network daemon: other processes' memory, the kernel's own code, mounts, the machine's clock
-/// and name, namespaces, and ways around files' names. Denied calls fail with EPERM.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
-const DENIED: &[libc::c_long] = &[
-    libc::SYS_acct,
-    libc::SYS_add_key,
-    libc::SYS_adjtimex,
-    libc::SYS_bpf,
-    libc::SYS_chroot,
-    libc::SYS_clock_adjtime,
-    libc::SYS_clock_settime,
-    libc::SYS_delete_module,
-    libc::SYS_finit_module,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fsopen,
-    libc::SYS_fspick,
-    libc::SYS_init_module,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_io_uring_setup,
-    libc::SYS_kexec_load,
-    libc::SYS_keyctl,
-    libc::SYS_mount,
-    libc::SYS_mount_setattr,
-    libc::SYS_move_mount,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_open_tree,
-    libc::SYS_perf_event_open,
-    libc::SYS_pivot_root,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_ptrace,
-    libc::SYS_quotactl,
-    libc::SYS_reboot,
-    libc::SYS_request_key,
-    libc::SYS_setdomainname,
-    libc::SYS_sethostname,
-    libc::SYS_setns,
-    libc::SYS_settimeofday,
-    libc::SYS_swapoff,
-    libc::SYS_swapon,
-    libc::SYS_umount2,
-    libc::SYS_unshare,
-    libc::SYS_userfaultfd,
-];
-
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
-fn deny_calls(needed: &[libc::c_long]) -> Result<(), ConfineError> {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-
-    let rules = DENIED.iter().filter(|call| !needed.contains(call)).map(|&call| (call, Vec::new())).collect();
-    let refuse = SeccompAction::Errno(u32::try_from(libc::EPERM).expect("a small number"));
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, std::env::consts::ARCH.try_into()?)?;
-    let program: BpfProgram = filter.try_into()?;
-    // Sets no_new_privs as well: nothing executed from here gains what was given up.
-    Ok(seccompiler::apply_filter(&program)?)
-}
-
-/// No filters are written for this processor: no_new_privs alone.
+/// Processors that no filters are written for: sets no_new_privs alone.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
-fn deny_calls(_needed: &[libc::c_long]) -> Result<(), ConfineError> {
-    thread::set_no_new_privs(true).map_err(|errno| ConfineError::Capabilities(errno.into()))
+mod calls {
+    pub(super) fn restrict(_extra: &[super::libc::c_long]) -> Result<(), super::ConfineError> {
+        rustix::thread::set_no_new_privs(true)
+            .map_err(|errno| super::ConfineError::Capabilities(errno.into()))
+    }
 }
 
 #[cfg(test)]
@@ -173,7 +120,7 @@ mod tests {
     use super::*;
 
     /// On a thread of its own, since there is no way back.
-    fn confined<T: Send>(confinement: &Confinement, work: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn confined<T: Send>(confinement: &Confinement, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 confinement.apply().unwrap();
@@ -183,7 +130,7 @@ mod tests {
         })
     }
 
-    fn no_more_than(capabilities: Capabilities) -> Confinement {
+    pub(super) fn no_more_than(capabilities: Capabilities) -> Confinement {
         Confinement { capabilities, calls: &[], files: None }
     }
 
@@ -202,20 +149,6 @@ mod tests {
         assert_eq!(line(&own, "CapPrm:"), kept.bits());
         assert_eq!(line(&String::from_utf8(child).unwrap(), "CapEff:"), kept.bits());
         assert!(own.contains("NoNewPrivs:\t1"), "{own}");
-    }
-
-    #[test]
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
-    fn denied_calls_fail_unless_this_daemon_makes_them() {
-        // flags = 0: does nothing, where it is allowed.
-        let unshare = || {
-            // SAFETY: no flags, no effect.
-            let result = unsafe { libc::unshare(0) };
-            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error()) }
-        };
-        assert_eq!(confined(&no_more_than(Capabilities::all()), unshare), Err(Some(libc::EPERM)));
-        let allowed = Confinement { calls: &[libc::SYS_unshare], ..no_more_than(Capabilities::all()) };
-        assert_eq!(confined(&allowed, unshare), Ok(()));
     }
 
     #[test]

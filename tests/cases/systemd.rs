@@ -165,29 +165,69 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
 }
 
 /// Of a process's status: what it may do, and what it may not any more.
-fn confinement(pid: &str) -> Result<[String; 3]> {
+fn confinement(pid: i32) -> Result<(u64, [String; 2])> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| -> Result<String> {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         Ok(line.with_context(|| format!("no {name} in {status}"))?.trim().to_owned())
     };
-    Ok([field("CapPrm:")?, field("NoNewPrivs:")?, field("Seccomp:")?])
+    let capabilities = u64::from_str_radix(&field("CapPrm:")?, 16)?;
+    Ok((capabilities, [field("NoNewPrivs:")?, field("Seccomp:")?]))
+}
+
+/// The process helper of an agent: its only child.
+fn helper_of(agent: i32) -> Result<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children"))?;
+    let children: Vec<i32> = children.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let [helper] = children[..] else { anyhow::bail!("not one child of the agent: {children:?}") };
+    Ok(helper)
 }
 
 #[test]
 fn both_daemons_give_up_what_they_do_not_need_once_they_run() -> Outcome {
     let bed = Testbed::new()?;
-    let capability = |number: u32| 1_u64 << number;
-    // linux/capability.h: DAC_OVERRIDE, NET_ADMIN; CHOWN, SYS_PTRACE, PERFMON, BPF.
-    let relay = capability(1) | capability(12);
-    let agent = relay | capability(0) | capability(19) | capability(38) | capability(39);
-    for (pid, kept) in [(bed.relay.pid(), relay), (bed.agent.pid(), agent)] {
-        let pid = pid.context("it runs")?;
-        let [capabilities, no_new_privileges, filter] = confinement(&pid.to_string())?;
-        let capabilities = u64::from_str_radix(&capabilities, 16)?;
-        assert_eq!(capabilities & !kept, 0, "{capabilities:x}");
+    // linux/capability.h.
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_PTRACE: u64 = 1 << 19;
+    const BPF: u64 = 1 << 39;
+    let agent = bed.agent.pid().context("it runs")?;
+    for (name, pid, kept) in [
+        ("relay", bed.relay.pid().context("it runs")?, DAC_OVERRIDE | NET_ADMIN),
+        // The process that reads the network looks into no other and overwrites nobody's files.
+        ("agent", agent, NET_ADMIN),
+        ("process helper", helper_of(agent)?, BPF | DAC_OVERRIDE | NET_ADMIN | SYS_PTRACE),
+    ] {
+        let (capabilities, rest) = confinement(pid)?;
+        assert_eq!(capabilities & !kept, 0, "{name}: {capabilities:x}");
         // 2: a filter of system calls is in force.
-        assert_eq!([no_new_privileges.as_str(), filter.as_str()], ["1", "2"]);
+        assert_eq!(rest, ["1", "2"], "{name}");
     }
+    bed.finish()
+}
+
+#[test]
+fn an_agent_that_lost_its_process_helper_ends_and_the_next_one_adopts_all() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let agent = bed.agent.pid().context("it runs")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper_of(agent)?), Signal::SIGKILL)?;
+    let stat = format!("/proc/{agent}/stat");
+    until("the agent to end", || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")))?;
+    assert!(bed.agent.log().contains("the process helper of the agent ended"), "{}", bed.agent.log());
+    bed.expect_warning("the process helper of the agent ended");
+    bed.agent.kill()?;
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    // The helper of an agent that is killed ends by itself.
+    let agent = bed.agent.pid().context("it runs")?;
+    let helper = helper_of(agent)?;
+    bed.agent.kill()?;
+    until("the helper to end", || !Path::new(&format!("/proc/{helper}")).exists())?;
+    bed.agent.start()?;
+    bed.agent.wait_connected()?;
+    let [four, _] = urls("/ip");
+    let mut curl = bed.agent.run(&["curl", "-s", "-m", "5", &four]);
+    let seen = finish_within(&mut curl, None, PATIENCE)?.ok()?;
+    assert_eq!(ip_of(&seen), std::net::IpAddr::V4(addr::RELAY4));
     bed.finish()
 }

@@ -102,6 +102,9 @@ pub(crate) enum Verb {
     Cleanup,
     /// The daemon, in the foreground.
     Agent,
+    /// Look into and change other processes for the agent, which starts it by itself.
+    #[command(hide = true)]
+    AgentProcessHelper,
     #[command(external_subcommand)]
     Bare(Vec<OsString>),
 }

@@ -10,6 +10,7 @@ use mobile_io::netlink::Netlink;
 
 use crate::config::Config;
 use crate::control::protocol::{Answer, Request};
+use crate::processes::{Job, ProcessHelper};
 use crate::routing;
 use crate::selection::bpf;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
@@ -29,19 +30,26 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>) -> anyhow::Resul
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?;
-            runtime.block_on(remove_everything(&config))
+            runtime.block_on(remove_everything(&config, None))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Tries everything, reports every error.
-pub(crate) async fn remove_everything(config: &Config) -> anyhow::Result<()> {
+/// Tries everything, reports every error. A running agent has given up the right to move others'
+/// processes, and has its `helper` do that.
+pub(crate) async fn remove_everything(
+    config: &Config,
+    helper: Option<&ProcessHelper>,
+) -> anyhow::Result<()> {
     let mut errors: Vec<anyhow::Error> = Vec::new();
     // First nobody is mobile, then the route goes, and the programs at last: wherever this ends early, who is mobile no more
     // gets the ordinary route, and what was sent by the MOBILE one does not leave beside it.
     match MobileCgroup::existing(config.cgroup.path.as_deref()) {
-        Ok(Some(cgroup)) => errors.extend(cgroup.remove().err().map(Into::into)),
+        Ok(Some(cgroup)) => match helper {
+            Some(helper) => errors.extend(helper.run::<()>(&Job::RemoveCgroup, None).err().map(Into::into)),
+            None => errors.extend(cgroup.remove().err().map(Into::into)),
+        },
         // Where there is no cgroup2 there is no cgroup of ours.
         Ok(None) | Err(CgroupError::NoCgroup2) => {}
         Err(error) => errors.push(error.into()),

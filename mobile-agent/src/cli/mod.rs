@@ -27,7 +27,7 @@ use mobile_io::control::{Client, ControlError};
 use self::args::{Cli, Verb};
 use crate::config::Config;
 use crate::control::protocol::{Answer, Request};
-use crate::daemon;
+use crate::{daemon, processes};
 
 pub(crate) use cleanup::remove_everything;
 
@@ -54,6 +54,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Enroll { invitation } => enroll::enroll(config, &invitation),
         Verb::Cleanup => cleanup::cleanup(config, cli.log.as_deref()),
         Verb::Agent => daemon::main(config, cli.log.as_deref()),
+        Verb::AgentProcessHelper => processes::main(cli.log.as_deref()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

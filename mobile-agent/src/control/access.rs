@@ -1,27 +1,9 @@
 //! Who may ask what. The decisions are pure; what they need is read from the kernel, never from the asker.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::protocol::Request;
-use super::unchanged::Unchanged;
-
-/// The asker, by the kernel's word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Asker {
-    /// The user.
-    pub(super) uid: u32,
-    /// Root, or a member of `[control] group`.
-    pub(super) privileged: bool,
-}
-
-/// The users a process runs as: real, effective, saved.
-pub(super) type Owners = [u32; 3];
+use crate::processes::Asker;
 
 /// Whether the asker may ask this at all. Which processes it may change is decided for each of them.
 pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
@@ -45,12 +27,6 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
     }
 }
 
-/// Whether the asker may change a process of these owners: all of them have to be the asker, so that a program which
-/// runs with another user's rights (setuid) is not redirected by whoever started it.
-pub(super) fn may_change(asker: Asker, owners: Owners) -> bool {
-    asker.privileged || owners.iter().all(|owner| *owner == asker.uid)
-}
-
 /// Whether a user has root's rights here.
 pub(super) fn is_privileged(uid: u32, gid: u32, group: Option<&str>) -> bool {
     uid == 0 || group.is_some_and(|group| is_member(uid, gid, group))
@@ -68,90 +44,9 @@ fn is_member(uid: u32, gid: u32, group: &str) -> bool {
         .is_some_and(|groups| groups.contains(&group.gid))
 }
 
-/// A process held by a descriptor, so that its number cannot come to mean another one unnoticed.
-#[derive(Debug)]
-pub(super) struct Held {
-    /// Its number.
-    pub(super) pid: i32,
-    /// Its owners, read while it was alive.
-    pub(super) owners: Owners,
-    pidfd: OwnedFd,
-}
-
-impl Held {
-    /// Opens the process that the asker named.
-    pub(super) fn open(pid: i32) -> Result<Self, Unchanged> {
-        // Looked at before rustix does: it asserts.
-        let positive = if pid > 0 { Pid::from_raw(pid) } else { None };
-        let named = positive.ok_or(Unchanged::NoProcess(pid))?;
-        let pidfd = pidfd_open(named, PidfdFlags::empty()).map_err(|error| match error {
-            Errno::SRCH => Unchanged::NoProcess(pid),
-            Errno::INVAL | Errno::NOENT => Unchanged::Thread(pid),
-            error => Unchanged::Open { pid, source: error.into() },
-        })?;
-        Self::identify(pid, pidfd)
-    }
-
-    /// The process that asks, by the descriptor its connection came with where the kernel gives one.
-    pub(super) fn caller(pid: i32, pidfd: Option<OwnedFd>) -> Result<Self, Unchanged> {
-        match pidfd {
-            Some(pidfd) => Self::identify(pid, pidfd),
-            None => Self::open(pid),
-        }
-    }
-
-    /// Looks at the process behind `pidfd`, and only then makes sure that `pid` meant it all the while.
-    fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, Unchanged> {
-        let gone = || Unchanged::NoProcess(pid);
-        let unseen = |source: std::io::Error| match Errno::from_io_error(&source) {
-            Some(Errno::SRCH | Errno::NOENT) => gone(),
-            // A process may be kept from us though it is there: what of it we may look at, our capabilities decide.
-            _ => Unchanged::Open { pid, source },
-        };
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(unseen)?;
-        let owners = parse_owners(&status).ok_or_else(gone)?;
-        let theirs = namespace(&pid.to_string()).map_err(unseen)?;
-        let ours = namespace("self").map_err(Unchanged::Namespace)?;
-        let held = Self { pid, owners, pidfd };
-        if !held.is_alive() {
-            Err(gone())
-        } else if theirs != ours {
-            Err(Unchanged::OtherNamespace(pid))
-        } else {
-            Ok(held)
-        }
-    }
-
-    /// The descriptor.
-    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-
-    /// Whether the process still runs.
-    pub(super) fn is_alive(&self) -> bool {
-        // A pidfd becomes readable when its process ends.
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
-    }
-}
-
-/// Names the network namespace of a process.
-fn namespace(process: &str) -> std::io::Result<(u64, u64)> {
-    let namespace = std::fs::metadata(format!("/proc/{process}/ns/net"))?;
-    Ok((namespace.dev(), namespace.ino()))
-}
-
-/// The `Uid:` line of /proc/PID/status: real, effective, saved, file system.
-fn parse_owners(status: &str) -> Option<Owners> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    let mut uids = line.split_ascii_whitespace().map(str::parse);
-    Some([uids.next()?.ok()?, uids.next()?.ok()?, uids.next()?.ok()?])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
 
     const ROOT: Asker = Asker { uid: 0, privileged: true };
     const MEMBER: Asker = Asker { uid: 1000, privileged: true };
@@ -178,44 +73,11 @@ mod tests {
     }
 
     #[test]
-    fn a_user_may_change_only_what_is_wholly_its_own() {
-        assert!(may_change(USER, [1000; 3]));
-        assert!(!may_change(USER, [0; 3]));
-        assert!(!may_change(USER, [1001; 3]));
-        // A running setuid program: started by the user, with the rights of root.
-        assert!(!may_change(USER, [1000, 0, 0]));
-        assert!(!may_change(USER, [1000, 1000, 0]));
-        assert!(may_change(ROOT, [1001; 3]));
-        assert!(may_change(MEMBER, [0; 3]));
-    }
-
-    #[test]
     fn root_is_privileged_and_so_is_a_member_of_the_group() {
         assert!(is_privileged(0, 0, None));
         assert!(!is_privileged(65534, 65534, None));
         assert!(!is_privileged(65534, 65534, Some("no-such-group")));
         assert!(!is_privileged(65534, 65534, Some("root")));
         assert!(is_privileged(65534, 0, Some("root")));
-    }
-
-    #[test]
-    fn owners_are_read_from_status() {
-        assert_eq!(parse_owners("Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\n"), Some([1, 2, 3]));
-        assert_eq!(parse_owners("Name:\tx\n"), None);
-        assert_eq!(parse_owners("Uid:\t1\t2\n"), None);
-    }
-
-    #[test]
-    fn a_process_is_held_until_it_ends() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        let held = Held::open(pid).unwrap();
-        assert!(held.is_alive());
-        assert_eq!(held.owners, [Uid::current().as_raw(); 3]);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!held.is_alive());
-        assert!(matches!(Held::open(pid), Err(Unchanged::NoProcess(gone)) if gone == pid));
-        assert!(Held::open(0).is_err() && Held::open(-1).is_err());
     }
 }

@@ -1,14 +1,12 @@
 //! The calls of the C library: what the verbs do as well, answered with an error number.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use mobile_control::Call;
 
-use super::access::{Asker, Held};
-use super::processes;
-use super::unchanged::Unchanged;
 use crate::daemon::Agent;
+use crate::processes::{Asker, Job, Refusal};
 
 /// Does it, and says 0 or why not.
 pub(super) async fn answer(
@@ -20,7 +18,7 @@ pub(super) async fn answer(
     let done = match call {
         Call::SetMobile { pid, mobile } => {
             let agent = Arc::clone(agent);
-            let set = move || set_mobile(&agent, asker, caller, pid, mobile);
+            let set = move || set_mobile(&agent, asker, &caller, pid, mobile);
             match super::server::blocking(set).await? {
                 Ok(()) => Ok(()),
                 Err(error) => {
@@ -37,11 +35,12 @@ pub(super) async fn answer(
 fn set_mobile(
     agent: &Agent,
     asker: Asker,
-    (caller, pidfd): (i32, Option<OwnedFd>),
+    (caller, pidfd): &(i32, Option<OwnedFd>),
     pid: i32,
     mobile: bool,
-) -> Result<Result<(), Unchanged>, String> {
+) -> Result<Result<(), Refusal>, String> {
     let _watched = mobile.then(|| agent.watch_everybody()).transpose()?;
-    let held = if pid == 0 { Held::caller(caller, pidfd) } else { Held::open(pid) };
-    Ok(held.and_then(|held| processes::change_with_sockets(agent, asker, &held, mobile)))
+    let pid = (pid != 0).then_some(pid);
+    let job = Job::SetMobile { pid, caller: *caller, asker, mobile, with_sockets: true };
+    Ok(agent.processes.run(&job, pidfd.as_ref().map(|pidfd| pidfd.as_fd())))
 }

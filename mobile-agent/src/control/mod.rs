@@ -2,7 +2,5 @@
 
 mod access;
 pub(crate) mod calls;
-mod processes;
 pub(crate) mod protocol;
 pub(crate) mod server;
-mod unchanged;

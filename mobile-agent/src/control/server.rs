@@ -1,18 +1,18 @@
 //! Answers the control socket. Every connection is a task; what reads /proc or moves processes runs off the runtime's thread.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mobile_io::control::{Connection, ControlError, Listener, Peer};
+use serde::de::DeserializeOwned;
 
-use super::access::{Asker, Held, admit, is_privileged};
+use super::access::{admit, is_privileged};
 use super::calls;
-use super::processes;
 use super::protocol::{Answer, Request};
 use crate::daemon::Agent;
-use crate::selection::sockets;
+use crate::processes::{Asker, Job};
 
 /// After a failed accept (no descriptors left, say): long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -122,42 +122,26 @@ async fn answer(
     (pid, pidfd): (i32, Option<OwnedFd>),
     request: Request,
 ) -> Result<Answer, String> {
-    let cgroup = agent.cgroup.clone();
     let persistent = agent.persistent();
+    let agent_for_job = Arc::clone(agent);
     match request {
-        Request::Run => {
-            let agent = Arc::clone(agent);
-            blocking(move || {
-                let held = Held::caller(pid, pidfd).map_err(|error| error.to_string())?;
-                // Its stdin perhaps, or what its parent left it.
-                let inherits = sockets::has_any(pid, held.pidfd());
-                let _watched = inherits.then(|| agent.watch_everybody()).transpose()?;
-                let done = if inherits {
-                    processes::change_with_sockets(&agent, asker, &held, true)
-                } else {
-                    processes::change_one(&agent.cgroup, asker, &held, true)
-                };
-                done.map(|()| Answer::Done).map_err(|error| error.to_string())
-            })
-            .await
-        }
+        Request::Run => blocking(move || run(&agent_for_job, asker, pid, pidfd)).await,
         Request::Call(call) => calls::answer(agent, asker, (pid, pidfd), call).await.map(Answer::Called),
         Request::Attach { pids } => {
-            let agent = Arc::clone(agent);
             blocking(move || {
-                let _watched = agent.watch_everybody()?;
-                Ok(Answer::Changed(processes::change(&agent, asker, &pids, true)))
+                let _watched = agent_for_job.watch_everybody()?;
+                let job = Job::Change { pids, asker, persistent, mobile: true };
+                ask_helper(&agent_for_job, &job).map(Answer::Changed)
             })
             .await
         }
         Request::Detach { pids } => {
-            let agent = Arc::clone(agent);
-            blocking(move || Ok(Answer::Changed(processes::change(&agent, asker, &pids, false)))).await
+            let job = Job::Change { pids, asker, persistent, mobile: false };
+            blocking(move || ask_helper(&agent_for_job, &job).map(Answer::Changed)).await
         }
         Request::Processes => {
-            let accounts = Arc::clone(&agent.accounts);
-            blocking(move || processes::list(&cgroup, asker, &persistent, &accounts).map(Answer::Processes))
-                .await
+            let job = Job::List { asker, persistent };
+            blocking(move || ask_helper(&agent_for_job, &job).map(Answer::Processes)).await
         }
         Request::Status => Ok(Answer::Status(Box::new(agent.status().await))),
         Request::Uplinks => Ok(Answer::Uplinks(agent.uplinks().await)),
@@ -166,6 +150,20 @@ async fn answer(
         Request::Bypass { net, add } => agent.change_bypass(net, add).await,
         Request::Cleanup => agent.clean_up().await,
     }
+}
+
+/// Sets the attribute of the process that asks.
+fn run(agent: &Agent, asker: Asker, caller: i32, pidfd: Option<OwnedFd>) -> Result<Answer, String> {
+    let pidfd = pidfd.as_ref().map(|pidfd| pidfd.as_fd());
+    let helper = |job: &Job| agent.processes.run(job, pidfd).map_err(|error| error.to_string());
+    let holds: Result<bool, _> = agent.processes.run(&Job::HoldsSockets { caller }, pidfd);
+    let with_sockets = holds.map_err(|error| error.to_string())?;
+    let _watched = with_sockets.then(|| agent.watch_everybody()).transpose()?;
+    helper(&Job::SetMobile { pid: None, caller, asker, mobile: true, with_sockets }).map(|()| Answer::Done)
+}
+
+fn ask_helper<T: DeserializeOwned>(agent: &Agent, job: &Job) -> Result<T, String> {
+    agent.processes.run(job, None).map_err(|error| error.to_string())
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

@@ -6,6 +6,7 @@ use mobile_ebpf_common::{Event, map};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
+use crate::processes::Job;
 use crate::selection::account::SWEEP;
 
 /// For ever.
@@ -18,11 +19,11 @@ pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
         let sweeping = Arc::clone(&agent);
         let swept = tokio::task::spawn_blocking(move || {
             sweeping.watch_fewer();
-            sweeping.accounts.sweep(&sweeping.cgroup)
+            sweeping.processes.run::<()>(&Job::SweepAccounts, None)
         });
         match swept.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("accounts of ended processes stay: {error:#}"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot close the accounts of ended processes"),
             Err(error) => {
                 return anyhow::Error::new(error).context("cannot keep the accounts of mobile processes");
             }

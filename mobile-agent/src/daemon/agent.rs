@@ -17,9 +17,9 @@ use super::extent::Joining;
 use super::failure::Opening;
 use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Answer;
+use crate::processes::ProcessHelper;
 use crate::routing::lease::Assigned;
 use crate::routing::{BypassChange, Report};
-use crate::selection::account::Accounts;
 use crate::selection::bpf::Selector;
 use crate::selection::cgroup::MobileCgroup;
 use crate::status::{
@@ -48,8 +48,8 @@ pub(crate) struct Agent {
     pub(crate) selector: Mutex<Selector>,
     /// Who is becoming mobile.
     pub(crate) joining: Joining,
-    /// What mobile processes carry.
-    pub(crate) accounts: Arc<Accounts>,
+    /// The process that looks into and changes others.
+    pub(crate) processes: ProcessHelper,
     /// When the agent started.
     pub(crate) started: Instant,
     /// What new connections do without a session.

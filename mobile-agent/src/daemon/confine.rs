@@ -1,19 +1,58 @@
-//! What the agent keeps once it runs; docs/security.md, "Privileges", says what for. Files are not among what it gives up:
-//! Landlock would keep it from looking at other processes, as `attach`, `ps` and `explain` do.
+//! What the agent keeps once it runs; docs/security.md, "Privileges", says what for. Everything that
+//! looks into other processes is the process helper's (`processes`).
 
-use mobile_io::confine::{Capabilities, Confinement};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::util::KernelVersion;
+use mobile_io::confine::{Capabilities, Confinement, Files};
 use nix::libc;
 
-/// The same at every start.
-pub(super) fn confinement() -> Confinement {
-    Confinement {
-        capabilities: Capabilities::BPF
-            | Capabilities::CHOWN
-            | Capabilities::DAC_OVERRIDE
-            | Capabilities::NET_ADMIN
-            | Capabilities::PERFMON
-            | Capabilities::SYS_PTRACE,
-        calls: &[libc::SYS_bpf],
-        files: None,
+use crate::config::Config;
+
+/// To look at processes and cgroups, to resolve names, and to run nft.
+const READ: &[&str] = &[
+    "/bin",
+    "/dev",
+    "/etc",
+    "/gnu",
+    "/lib",
+    "/lib64",
+    "/nix",
+    "/proc",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/var/lib/sss",
+];
+
+/// The device is removed by `mobile cleanup`, and its settings are put back.
+const WRITE: &[&str] = &["/dev/net/tun", "/dev/null", "/proc/sys/net"];
+
+/// The same at every start with the same configuration.
+pub(super) fn confinement(config: &Config) -> Confinement {
+    // A folder that does not exist cannot be named to Landlock.
+    if let Err(error) = fs::create_dir_all(&config.state.dir) {
+        tracing::debug!(%error, dir = %config.state.dir.display(), "cannot make the state directory");
     }
+    let folder = |file: &Path| file.parent().map(Path::to_owned);
+    let read = READ.iter().map(PathBuf::from).collect();
+    let mut write: Vec<PathBuf> = WRITE.iter().map(PathBuf::from).collect();
+    write.push(config.state.dir.clone());
+    write.extend(folder(&config.control.socket));
+    write.extend(folder(&config.bpf.pin_dir));
+    Confinement {
+        capabilities: capabilities(),
+        calls: &[libc::SYS_bpf],
+        files: Some(Files { read, write }),
+    }
+}
+
+/// Changing maps and attaching loaded programs takes their descriptors only, since Linux 5.19
+/// (`__sys_bpf`); before that CAP_BPF as well, where unprivileged bpf() is switched off.
+fn capabilities() -> Capabilities {
+    let by_descriptor =
+        KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0));
+    if by_descriptor { Capabilities::NET_ADMIN } else { Capabilities::NET_ADMIN | Capabilities::BPF }
 }

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use mobile_io::confine::Confinement;
 use mobile_io::notify;
 use mobile_proto::CloseCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,24 +36,26 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
     mobile_io::log::init(log, "MOBILE_LOG")?;
     let config = Config::load(config)?;
     mobile_io::memory::keep_some();
+    let confinement = confine::confinement(&config);
+    let of_threads = confinement.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Those that look up names; the first thread has things to make before.
-        .on_thread_start(|| confine::confinement().apply().expect("a thread gives up what it does not need"))
+        .on_thread_start(move || of_threads.apply().expect("a thread gives up what it does not need"))
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config));
+    let result = runtime.block_on(run(config, &confinement));
     // A resolver that does not answer is no reason to wait.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, confinement: &Confinement) -> anyhow::Result<()> {
     // Before anything is made: from here on a signal finds us ready to stop in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut running = start::start(config).await?;
-    confine::confinement().apply().context("the agent cannot give up what it does not need any more")?;
+    confinement.apply().context("the agent cannot give up what it does not need any more")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
     let mut watchdog = tokio::time::interval(notify::watchdog().unwrap_or(Duration::MAX / 4));
@@ -98,7 +101,7 @@ async fn clean_up(
     // The device can be removed only when nobody holds it, the route only when nobody puts it back.
     drop(tasks);
     tokio::task::yield_now().await;
-    let result = crate::cli::remove_everything(&agent.config).await;
+    let result = crate::cli::remove_everything(&agent.config, Some(&agent.processes)).await;
     let told = match &result {
         Ok(()) => Ok(()),
         Err(error) => Err(crate::cli::story(error)),

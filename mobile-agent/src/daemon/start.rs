@@ -13,6 +13,7 @@ use mobile_io::keys::PrivateKey;
 use mobile_io::netlink::Netlink;
 use mobile_io::tun::{self, Tun};
 use mobile_proto::Limits;
+use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -22,6 +23,7 @@ use super::extent::Joining;
 use super::failure::{self, Opening};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::metrics::Server as MetricsServer;
+use crate::processes::{ProcessHelper, Setup};
 use crate::routing::lease::{Assigned, Lease};
 use crate::routing::{self, Keeper, Report};
 use crate::selection::addresses::Addresses;
@@ -67,6 +69,8 @@ struct Kernel {
     report: Report,
     selector: Selector,
     side: Arc<DeviceSide>,
+    processes: ProcessHelper,
+    helper: Child,
 }
 
 /// Starts the agent, or leaves nothing behind that was not there before.
@@ -97,7 +101,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
             return Err(error);
         }
     };
-    let Kernel { cgroup, tun, keeper, report, mut selector, side } = kernel;
+    let Kernel { cgroup, tun, keeper, report, mut selector, side, processes, helper } = kernel;
     // Messages of the programs help to understand, nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {
@@ -124,7 +128,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         tunnel,
         route: report,
         side,
-        accounts: selector.accounts(),
+        processes,
         selector: Mutex::new(selector),
         joining: Joining::default(),
         started: Instant::now(),
@@ -137,6 +141,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         metrics.show(&agent);
     }
     let mut tasks = JoinSet::new();
+    tasks.spawn(follow_helper(helper));
     tasks.spawn(watch_links);
     tasks.spawn(manage);
     tasks.spawn(keeper.run(assigned, bypasses));
@@ -268,7 +273,23 @@ async fn kernel(
     if selector.adopted() {
         tracing::info!("adopted what an earlier agent left: its mobile processes go on");
     }
-    Ok(Kernel { cgroup, tun, keeper, report, selector, side })
+    let setup = Setup {
+        cgroup: config.cgroup.path.clone(),
+        slice: config.cgroup.slice.clone(),
+        mark: config.routing.mark,
+        mark_mask: config.routing.mark_mask,
+    };
+    // Last: it starts with the rights that this process is about to give up.
+    let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;
+    Ok(Kernel { cgroup, tun, keeper, report, selector, side, processes, helper })
+}
+
+/// Waits for the end of the process helper, without which no process can be made mobile.
+async fn follow_helper(mut helper: Child) -> anyhow::Error {
+    match helper.wait().await {
+        Ok(status) => anyhow::anyhow!("the process helper of the agent ended ({status})"),
+        Err(error) => anyhow::Error::new(error).context("cannot wait for the process helper of the agent"),
+    }
 }
 
 /// An agent started from a mobile shell would send its own tunnel into the tunnel.

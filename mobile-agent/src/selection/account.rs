@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -42,14 +42,35 @@ pub(crate) struct Accounts {
     owners: MapData,
 }
 
-impl Accounts {
+/// The maps behind the accounts, as descriptors for the process that reads them.
+pub(crate) struct AccountMaps {
+    counted: MapData,
+    owners: MapData,
+}
+
+impl AccountMaps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let counted = ebpf.take_map(map::ACCOUNTS).ok_or(BpfError::Missing(map::ACCOUNTS))?;
-        let counted = maps::HashMap::try_from(counted).map_err(failed)?;
-        match ebpf.take_map(map::OWNERS) {
-            Some(Map::SkStorage(owners)) => Ok(Self { counted: Mutex::new(counted), owners }),
-            _ => Err(BpfError::Missing(map::OWNERS)),
+        match (ebpf.take_map(map::ACCOUNTS), ebpf.take_map(map::OWNERS)) {
+            (Some(Map::HashMap(counted)), Some(Map::SkStorage(owners))) => Ok(Self { counted, owners }),
+            (Some(_), _) => Err(BpfError::Missing(map::OWNERS)),
+            (None, _) => Err(BpfError::Missing(map::ACCOUNTS)),
         }
+    }
+
+    /// The descriptors, in the order that [`Accounts::from_descriptors`] takes.
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.counted.fd().as_fd(), self.owners.fd().as_fd()]
+    }
+}
+
+impl Accounts {
+    /// Opens the accounts whose maps another process has sent.
+    pub(crate) fn from_descriptors([counted, owners]: [OwnedFd; 2]) -> Result<Self> {
+        let counted = MapData::from_fd(counted).and_then(Map::from_map_data).map_err(failed)?;
+        let counted = Mutex::new(maps::HashMap::try_from(counted).map_err(failed)?);
+        let owners = MapData::from_fd(owners);
+        let owners = owners.map_err(|source| BpfError::Map { name: map::OWNERS, source })?;
+        Ok(Self { counted, owners })
     }
 
     /// What each of these processes has carried; in the same order.

@@ -10,7 +10,6 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use aya::{
@@ -32,7 +31,7 @@ use tokio::task::JoinHandle;
 
 pub(crate) use super::bpf_error::BpfError;
 use super::{
-    account::Accounts,
+    account::AccountMaps,
     addresses::{AddressMap, Addresses},
     bpf_error::Result,
     bpf_log,
@@ -93,7 +92,7 @@ pub(crate) struct Selector {
     config: Config,
     config_map: Array<MapData, Config>,
     extent: Extent,
-    accounts: Arc<Accounts>,
+    account_maps: AccountMaps,
     adopted: bool,
 }
 
@@ -138,9 +137,16 @@ impl Selector {
         Event::ALL.into_iter().map(sum).collect()
     }
 
-    /// What mobile processes carry.
-    pub(crate) fn accounts(&self) -> Arc<Accounts> {
-        Arc::clone(&self.accounts)
+    /// The maps of what mobile processes carry.
+    pub(crate) fn account_maps(&self) -> &AccountMaps {
+        &self.account_maps
+    }
+
+    /// The accounts, read by this process itself.
+    #[cfg(test)]
+    pub(super) fn accounts(&self) -> super::account::Accounts {
+        let descriptors = self.account_maps.descriptors().map(|map| map.try_clone_to_owned().unwrap());
+        super::account::Accounts::from_descriptors(descriptors).unwrap()
     }
 
     /// From now on queries go there.
@@ -252,7 +258,7 @@ impl Selector {
         }
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;
         let events = counters(&mut ebpf, map::EVENTS)?;
-        let accounts = Arc::new(Accounts::take(&mut ebpf)?);
+        let account_maps = AccountMaps::take(&mut ebpf)?;
         generation.keep();
         for dir in &older {
             // Not fatal: two sets in force do what one does, and the next start removes it.
@@ -274,7 +280,7 @@ impl Selector {
             config,
             config_map,
             extent,
-            accounts,
+            account_maps,
             adopted,
         })
     }

@@ -3,7 +3,6 @@
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -191,7 +190,7 @@ fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
         });
         becomes(&first.accounts(), &mobile, traffic(1, 500, 0), "with the first agent");
         let both: Vec<_> = (0..3).map(|_| place.load()).collect();
-        let accounts: Arc<Accounts> = both[2].accounts();
+        let accounts = both[2].accounts();
         becomes(&accounts, &mobile, traffic(1, 500, 0), "with the next agent, while it is open");
         drop(peers);
         for probe in [&mut mobile, &mut child] {

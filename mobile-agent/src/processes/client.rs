@@ -1,0 +1,93 @@
+//! The agent's end of the process helper: starts it, and gives it jobs.
+
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustix::cmsg_space;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
+    socketpair,
+};
+use serde::de::DeserializeOwned;
+use tokio::process::{Child, Command};
+
+use super::helper::VERB;
+use super::job::{Job, Refusal, Setup};
+use crate::selection::account::AccountMaps;
+
+/// A handle to the running process helper.
+#[derive(Clone, Debug)]
+pub(crate) struct ProcessHelper {
+    channel: Arc<OwnedFd>,
+}
+
+impl ProcessHelper {
+    /// Starts the helper with the rights of the calling process, which the caller gives up afterwards.
+    /// The helper ends with the last copy of the returned handle; before that, its end is an error.
+    pub(crate) fn start(setup: &Setup, accounts: &AccountMaps) -> anyhow::Result<(Self, Child)> {
+        // Each datagram is one message, and the end of either side is seen by the other.
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .context("cannot make the socket pair for the process helper")?;
+        let setup = serde_json::to_vec(setup).context("cannot encode the set-up of the process helper")?;
+        send(ours.as_fd(), &setup, &accounts.descriptors())
+            .context("cannot send the set-up to the process helper")?;
+        // The very file that runs, also while an upgrade replaces it.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(VERB).stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        // The helper is no service of its own.
+        for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            command.env_remove(variable);
+        }
+        let child = command.spawn().context("cannot start the process helper (/proc/self/exe)")?;
+        Ok((Self { channel: Arc::new(ours) }, child))
+    }
+
+    /// Gives the helper a job and waits for the answer; `caller` is the descriptor of the calling
+    /// process. Blocks: for threads that may.
+    pub(crate) fn run<T: DeserializeOwned>(
+        &self,
+        job: &Job,
+        caller: Option<BorrowedFd<'_>>,
+    ) -> Result<T, Refusal> {
+        let answer = self.exchange(job, caller);
+        let answer = answer.map_err(|error| {
+            Refusal::failed(format!("the agent's process helper does not answer ({error}): try again"))
+        })?;
+        let answer: Result<T, Refusal> = serde_json::from_slice(&answer).map_err(Refusal::failed)?;
+        answer
+    }
+
+    fn exchange(&self, job: &Job, caller: Option<BorrowedFd<'_>>) -> io::Result<Vec<u8>> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        let descriptors: Vec<_> = std::iter::once(theirs.as_fd()).chain(caller).collect();
+        send(self.channel.as_fd(), &[0], &descriptors)?;
+        drop(theirs);
+        ours.write_all(&serde_json::to_vec(job)?)?;
+        ours.shutdown(std::net::Shutdown::Write)?;
+        let mut answer = Vec::new();
+        ours.read_to_end(&mut answer)?;
+        if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
+    }
+}
+
+/// Sends one message with descriptors, at most two.
+fn send(channel: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    loop {
+        match sendmsg(channel, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The process helper itself: takes jobs from the agent until the agent is gone.
+
+use std::io::{IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail, ensure};
+use mobile_io::confine::{Capabilities, Confinement};
+use nix::libc;
+use nix::sys::signal::{SigSet, Signal};
+use rustix::cmsg_space;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde::Serialize;
+
+use super::job::{Job, Refusal, Setup};
+use super::work::Worker;
+use crate::selection::account::Accounts;
+use crate::selection::cgroup::MobileCgroup;
+use crate::selection::sockets::Mark;
+
+/// The hidden verb that the agent starts its own program with.
+pub(crate) const VERB: &str = "agent-process-helper";
+
+/// The longest message on the channel: the set-up, which holds two paths.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// `mobile agent-process-helper`, with the channel to the agent as standard input.
+pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
+    mobile_io::log::init(log, "MOBILE_LOG")?;
+    let stdin = std::io::stdin();
+    let channel = stdin.as_fd();
+    // Ctrl-C and systemd signal the whole group. The agent still has jobs then, and its end is ours.
+    let signals = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block().context("cannot block signals")?;
+    let first = receive(channel).context(
+        "standard input is no channel to an agent: `mobile agent` starts this verb itself; do not call it",
+    )?;
+    let Some((setup, descriptors)) = first else { bail!("the agent ended before it told the set-up") };
+    let worker = Arc::new(worker(&setup, descriptors)?);
+    confinement().apply().context("the process helper cannot give up what it does not need")?;
+    tracing::debug!("process helper ready");
+    while let Some((_, descriptors)) = receive(channel).context("the channel to the agent failed")? {
+        let mut descriptors = descriptors.into_iter();
+        let Some(stream) = descriptors.next().map(UnixStream::from) else {
+            tracing::warn!("the agent sent a job without a stream: ignored");
+            continue;
+        };
+        let caller = descriptors.next();
+        let worker = Arc::clone(&worker);
+        let work = move || {
+            if let Err(error) = answer(&worker, stream, caller) {
+                tracing::warn!(%error, "the agent did not take the answer to a job");
+            }
+        };
+        // The stream closes with the refused thread, and the agent says so to who asked.
+        if let Err(error) = std::thread::Builder::new().name("job".into()).spawn(work) {
+            tracing::warn!(%error, "cannot start a thread for a job of the agent");
+        }
+    }
+    Ok(())
+}
+
+/// The rights that the jobs take. There is no list of files: Landlock would hide the descriptors of
+/// other processes.
+fn confinement() -> Confinement {
+    Confinement {
+        capabilities: Capabilities::BPF
+            | Capabilities::DAC_OVERRIDE
+            | Capabilities::NET_ADMIN
+            | Capabilities::SYS_PTRACE,
+        calls: &[libc::SYS_bpf, libc::SYS_pidfd_getfd],
+        files: None,
+    }
+}
+
+fn worker(setup: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Worker> {
+    let setup: Setup = serde_json::from_slice(setup).context("the agent's set-up cannot be read")?;
+    let Ok(maps) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        bail!("the agent sent another number of maps than two");
+    };
+    let cgroup = MobileCgroup::existing(setup.cgroup.as_deref())?.context("the mobile cgroup is gone")?;
+    Ok(Worker {
+        cgroup: cgroup.with_slice(setup.slice.as_deref()),
+        mark: Mark { mark: setup.mark, mask: setup.mark_mask },
+        accounts: Accounts::from_descriptors(maps)?,
+    })
+}
+
+/// Receives one message with its descriptors; `None` when the agent is gone.
+fn receive(channel: BorrowedFd<'_>) -> anyhow::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let into = &mut [IoSliceMut::new(&mut bytes)];
+        match recvmsg(channel, into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            received => break received?,
+        }
+    };
+    ensure!(received.bytes < MAX_MESSAGE, "a message of the agent is too long");
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    bytes.truncate(received.bytes);
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    Ok(Some((bytes, rights.flatten().collect())))
+}
+
+/// Does the job that `stream` brings, and answers on it.
+fn answer(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> anyhow::Result<()> {
+    let mut job = Vec::new();
+    stream.read_to_end(&mut job)?;
+    let job: Job = serde_json::from_slice(&job)?;
+    tracing::trace!(?job, "job");
+    let answer = match job {
+        Job::HoldsSockets { caller: pid } => encode(worker.holds_sockets(pid, caller)),
+        Job::SetMobile { pid, caller: own, asker, mobile, with_sockets } => {
+            encode(worker.set_mobile(asker, pid, (own, caller), mobile, with_sockets))
+        }
+        Job::Change { pids, asker, persistent, mobile } => {
+            encode(Ok(worker.change(asker, &pids, &persistent, mobile)))
+        }
+        Job::List { asker, persistent } => encode(worker.list(asker, &persistent)),
+        Job::SweepAccounts => encode(worker.sweep_accounts()),
+        Job::RemoveCgroup => encode(worker.cgroup.remove().map_err(Refusal::failed)),
+    };
+    Ok(stream.write_all(&answer?)?)
+}
+
+fn encode<T: Serialize>(answer: Result<T, Refusal>) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&answer)
+}

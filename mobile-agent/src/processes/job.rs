@@ -1,0 +1,128 @@
+//! Messages from the agent to its process helper. Every job travels over a stream of its own, so
+//! that a slow one does not delay the others.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::access::Asker;
+use super::unchanged::Unchanged;
+
+/// Everything the helper has to know, told once at its start. The maps of the accounts come with it
+/// as descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// `[cgroup] path`.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// `[cgroup] slice`.
+    pub(crate) slice: Option<PathBuf>,
+    /// `[routing] mark`.
+    pub(crate) mark: u32,
+    /// `[routing] mark_mask`.
+    pub(crate) mark_mask: u32,
+}
+
+/// A job. The answer to each is a `Result` of the type its documentation names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Job {
+    /// Tells whether the caller holds sockets that could be mobile: `bool`.
+    HoldsSockets {
+        /// The caller's process id.
+        caller: i32,
+    },
+    /// Sets or clears the attribute of one process: `()`.
+    SetMobile {
+        /// The process; `None` means the caller.
+        pid: Option<i32>,
+        /// The caller's process id.
+        caller: i32,
+        /// The user who asks.
+        asker: Asker,
+        /// Whether the process is to be mobile.
+        mobile: bool,
+        /// Whether the sockets it holds follow.
+        with_sockets: bool,
+    },
+    /// Sets or clears the attribute of several processes: `Vec<Change>`, one for each.
+    Change {
+        /// Process ids.
+        pids: Vec<i32>,
+        /// The user who asks.
+        asker: Asker,
+        /// The persistent addresses, by which connections on the MOBILE route are known.
+        persistent: Vec<IpAddr>,
+        /// Whether the processes are to be mobile.
+        mobile: bool,
+    },
+    /// Lists the mobile processes that the asker may see: `Vec<Process>`.
+    List {
+        /// The user who asks.
+        asker: Asker,
+        /// The persistent addresses, by which connections on the MOBILE route are known.
+        persistent: Vec<IpAddr>,
+    },
+    /// Closes the accounts of processes that have ended: `()`.
+    SweepAccounts,
+    /// Moves every mobile process back to its former cgroup and removes the mobile cgroup: `()`.
+    RemoveCgroup,
+}
+
+/// Why a job was not done, in words and as an error number for the C library.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}")]
+pub(crate) struct Refusal {
+    /// The reason; names the process.
+    pub(crate) reason: String,
+    /// The error number.
+    pub(crate) errno: i32,
+}
+
+impl Refusal {
+    /// A failure that has no error number of its own.
+    pub(super) fn failed(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), errno: Errno::EIO as i32 }
+    }
+
+    /// The error number.
+    pub(crate) fn errno(&self) -> Errno {
+        Errno::from_raw(self.errno)
+    }
+}
+
+impl From<Unchanged> for Refusal {
+    fn from(unchanged: Unchanged) -> Self {
+        Self { reason: unchanged.to_string(), errno: unchanged.errno() as i32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_read_as_they_are_written() {
+        let asker = Asker { uid: 1000, privileged: false };
+        for job in [
+            Job::HoldsSockets { caller: 7 },
+            Job::SetMobile { pid: None, caller: 7, asker, mobile: true, with_sockets: false },
+            Job::Change { pids: vec![1, 2], asker, persistent: vec![], mobile: false },
+            Job::List { asker, persistent: vec!["10.77.0.2".parse().unwrap()] },
+            Job::SweepAccounts,
+            Job::RemoveCgroup,
+        ] {
+            let json = serde_json::to_vec(&job).unwrap();
+            assert_eq!(serde_json::from_slice::<Job>(&json).unwrap(), job);
+        }
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_error_number() {
+        let refusal = Refusal::from(Unchanged::Thread(7));
+        assert_eq!(refusal.errno(), Errno::EINVAL);
+        assert!(refusal.to_string().contains("thread"), "{refusal}");
+        assert_eq!(Refusal::failed("no memory").errno(), Errno::EIO);
+    }
+}

@@ -1,0 +1,179 @@
+//! The jobs of the process helper: sets and clears the MOBILE attribute, lists who has it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use super::access::{Asker, Held, may_change};
+use super::job::Refusal;
+use super::unchanged::Unchanged;
+use crate::control::protocol::{Change, Connection, Process, Traffic};
+use crate::selection::account::Accounts;
+use crate::selection::cgroup::MobileCgroup;
+use crate::selection::process::{self, Reader};
+use crate::selection::sockets::{self, Mark};
+
+/// Everything the jobs work with.
+pub(super) struct Worker {
+    /// The mobile cgroup.
+    pub(super) cgroup: MobileCgroup,
+    /// The mark of mobile sockets.
+    pub(super) mark: Mark,
+    /// The accounts of mobile processes.
+    pub(super) accounts: Accounts,
+}
+
+/// The calling process: its number, and a descriptor of it where the kernel gives one.
+pub(super) type Caller = (i32, Option<OwnedFd>);
+
+impl Worker {
+    /// Tells whether the caller holds sockets that could be mobile: its standard input perhaps, or
+    /// what its parent left it.
+    pub(super) fn holds_sockets(&self, pid: i32, pidfd: Option<OwnedFd>) -> Result<bool, Refusal> {
+        let held = Held::caller(pid, pidfd)?;
+        Ok(sockets::has_any(pid, held.pidfd()))
+    }
+
+    /// Sets or clears the attribute of one process: the caller where `pid` is `None`.
+    pub(super) fn set_mobile(
+        &self,
+        asker: Asker,
+        pid: Option<i32>,
+        (caller, pidfd): Caller,
+        mobile: bool,
+        with_sockets: bool,
+    ) -> Result<(), Refusal> {
+        let held = match pid {
+            Some(pid) => Held::open(pid),
+            None => Held::caller(caller, pidfd),
+        }?;
+        if with_sockets {
+            self.change_with_sockets(asker, &held, mobile)?;
+        } else {
+            self.change_one(asker, &held, mobile)?;
+        }
+        Ok(())
+    }
+
+    /// Sets or clears the attribute of each process that the asker may change.
+    pub(super) fn change(
+        &self,
+        asker: Asker,
+        pids: &[i32],
+        persistent: &[IpAddr],
+        mobile: bool,
+    ) -> Vec<Change> {
+        // One for all of them: there may be a thousand.
+        let mut reader = Reader::default();
+        pids.iter()
+            .map(|&pid| {
+                let known = reader.process(pid).ok();
+                let changed =
+                    Held::open(pid).and_then(|held| self.change_with_sockets(asker, &held, mobile));
+                let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
+                    process
+                        .connections
+                        .iter()
+                        .filter(|connection| connection.is_mobile(persistent) != mobile)
+                        .map(connection)
+                        .collect()
+                });
+                Change {
+                    pid,
+                    command: known.map(|process| process.comm),
+                    error: changed.err().map(|error| error.to_string()),
+                    kept: kept.unwrap_or_default(),
+                }
+            })
+            .collect()
+    }
+
+    /// Sets or clears the attribute of a process that is held, and of its sockets that have no peer.
+    fn change_with_sockets(&self, asker: Asker, held: &Held, mobile: bool) -> Result<(), Unchanged> {
+        self.change_one(asker, held, mobile)?;
+        // After the attribute: what it makes from here on is marked, or not, as it is made.
+        sockets::follow(held.pid, held.pidfd(), self.mark, mobile);
+        Ok(())
+    }
+
+    /// Sets or clears the attribute of a process that is held.
+    fn change_one(&self, asker: Asker, held: &Held, mobile: bool) -> Result<(), Unchanged> {
+        if !may_change(asker, held.owners) {
+            return Err(Unchanged::Foreign { pid: held.pid, owner: user_name(held.owners[0]) });
+        }
+        let cgroup = &self.cgroup;
+        let set = |mobile| if mobile { cgroup.attach(held.pid) } else { cgroup.detach(held.pid) };
+        let before = cgroup.is_mobile(held.pid)?;
+        set(mobile)?;
+        if !held.is_alive() {
+            // It ended meanwhile: whoever has its number now was not meant.
+            if before != mobile
+                && let Err(error) = set(before)
+            {
+                tracing::debug!(pid = held.pid, %error, "cannot undo the change of a process that has ended");
+            }
+            return Err(Unchanged::Ended(held.pid));
+        }
+        Ok(())
+    }
+
+    /// Lists the mobile processes that the asker may see.
+    pub(super) fn list(&self, asker: Asker, persistent: &[IpAddr]) -> Result<Vec<Process>, Refusal> {
+        let pids = self.cgroup.pids().map_err(Refusal::failed)?;
+        // Each name costs a look into the user database, which may be across the network.
+        let mut names: HashMap<u32, String> = HashMap::new();
+        let mut processes = Reader::default().processes(&pids);
+        processes.retain(|process| asker.privileged || process.uid == asker.uid);
+        let traffic = traffic(&self.accounts, &processes);
+        Ok(processes
+            .into_iter()
+            .zip(traffic)
+            .map(|(process, tcp)| Process {
+                pid: process.pid,
+                uid: process.uid,
+                user: names.entry(process.uid).or_insert_with(|| user_name(process.uid)).clone(),
+                command: if process.cmdline.is_empty() {
+                    format!("[{}]", process.comm)
+                } else {
+                    process::shortened(process.cmdline.join(" "))
+                },
+                connections: process
+                    .connections
+                    .iter()
+                    .filter(|connection| connection.is_mobile(persistent))
+                    .map(connection)
+                    .collect(),
+                tcp,
+            })
+            .collect())
+    }
+
+    /// Closes the accounts of processes that have ended.
+    pub(super) fn sweep_accounts(&self) -> Result<(), Refusal> {
+        self.accounts.sweep(&self.cgroup).map_err(|error| Refusal::failed(format!("{error:#}")))
+    }
+}
+
+/// What each process carried. Without it the list is still worth having.
+fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Traffic>> {
+    let holders: Vec<_> = processes.iter().map(process::Process::holder).collect();
+    match accounts.of(&holders) {
+        Ok(traffic) => traffic.into_iter().map(Some).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "`mobile ps` does not say what processes carried");
+            vec![None; processes.len()]
+        }
+    }
+}
+
+fn connection(connection: &process::Connection) -> Connection {
+    let process::Connection { transport, local, remote } = connection;
+    Connection { protocol: transport.word().to_owned(), local: local.to_string(), remote: remote.to_string() }
+}
+
+fn user_name(uid: u32) -> String {
+    match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    }
+}

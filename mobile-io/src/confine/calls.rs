@@ -1,0 +1,375 @@
+//! The system calls of a confined daemon: an allowlist, since what nobody thought of is what an
+//! intruder uses. Calls outside it fail with `EPERM`, those of other ABIs (x32, i386) as well or
+//! end the process.
+
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+use super::ConfineError;
+
+/// Calls of a network daemon on tokio and of `nft`, which both daemons run: files, sockets, memory,
+/// threads, time, signals to itself. Not among them, beside what the kernel itself protects:
+/// `ptrace`, `process_vm_*`, `pidfd_getfd`, mounts, modules, namespaces, keys, the clock, io_uring,
+/// `userfaultfd`, `bpf`, and signals to others.
+const ALLOWED: &[libc::c_long] = &[
+    // Files.
+    libc::SYS_chdir,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_copy_file_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fadvise64,
+    libc::SYS_fallocate,
+    libc::SYS_fchdir,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_rm_watch,
+    libc::SYS_ioctl,
+    libc::SYS_linkat,
+    libc::SYS_lseek,
+    libc::SYS_mkdirat,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_pipe2,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_renameat2,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
+    libc::SYS_statfs,
+    libc::SYS_statx,
+    libc::SYS_symlinkat,
+    libc::SYS_sync_file_range,
+    libc::SYS_umask,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+    libc::SYS_write,
+    libc::SYS_writev,
+    // Waiting.
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_eventfd2,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    // Sockets.
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_bind,
+    libc::SYS_connect,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_listen,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_membarrier,
+    libc::SYS_memfd_create,
+    libc::SYS_mincore,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_msync,
+    libc::SYS_munmap,
+    // Threads, and the programs that are run: `clone` has conditions, see below.
+    libc::SYS_clone3,
+    libc::SYS_execve,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_get_robust_list,
+    libc::SYS_getcpu,
+    libc::SYS_gettid,
+    libc::SYS_pidfd_open,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_getparam,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_setpgid,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    // Who and where we are.
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getgroups,
+    libc::SYS_getpgid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getrandom,
+    libc::SYS_getresgid,
+    libc::SYS_getresuid,
+    libc::SYS_getrlimit,
+    libc::SYS_getrusage,
+    libc::SYS_getsid,
+    libc::SYS_getuid,
+    libc::SYS_prlimit64,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+    // Time.
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_nanosleep,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_gettime,
+    libc::SYS_timerfd_settime,
+    // Signals.
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigpending,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sigaltstack,
+    libc::SYS_signalfd4,
+    // Giving up more: each thread of the runtime confines itself.
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_landlock_add_rule,
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_restrict_self,
+    libc::SYS_prctl,
+    libc::SYS_seccomp,
+];
+
+/// Older calls of the same effect, which this architecture has beside those above.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_HERE: &[libc::c_long] = &[
+    libc::SYS_access,
+    libc::SYS_arch_prctl,
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_dup2,
+    libc::SYS_epoll_create,
+    libc::SYS_epoll_wait,
+    libc::SYS_eventfd,
+    libc::SYS_getdents,
+    libc::SYS_getpgrp,
+    libc::SYS_inotify_init,
+    libc::SYS_link,
+    libc::SYS_lstat,
+    libc::SYS_mkdir,
+    libc::SYS_open,
+    libc::SYS_pipe,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_rmdir,
+    libc::SYS_select,
+    libc::SYS_stat,
+    libc::SYS_symlink,
+    libc::SYS_time,
+    libc::SYS_unlink,
+    libc::SYS_vfork,
+];
+#[cfg(target_arch = "aarch64")]
+const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_renameat];
+#[cfg(target_arch = "riscv64")]
+const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_riscv_flush_icache];
+
+/// The flags of `clone` that make a namespace (`CLONE_NEWTIME` shares its bit with the signal).
+const NEW_NAMESPACE: u64 = (libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWUTS) as u64;
+
+/// The commands of bpf() that work on descriptors and pins (`enum bpf_cmd` of linux/bpf.h), for a
+/// daemon that may call it at all: maps are read and changed, loaded programs attached and pinned.
+/// Nothing is loaded.
+const BPF_COMMANDS: [u64; 11] = [
+    1,  // BPF_MAP_LOOKUP_ELEM
+    2,  // BPF_MAP_UPDATE_ELEM
+    3,  // BPF_MAP_DELETE_ELEM
+    4,  // BPF_MAP_GET_NEXT_KEY
+    6,  // BPF_OBJ_PIN
+    7,  // BPF_OBJ_GET
+    8,  // BPF_PROG_ATTACH
+    15, // BPF_OBJ_GET_INFO_BY_FD
+    24, // BPF_MAP_LOOKUP_BATCH
+    28, // BPF_LINK_CREATE
+    34, // BPF_LINK_DETACH
+];
+
+/// Refuses every call but those of the list and `extra`, for the calling thread and those it starts.
+///
+/// Sets no_new_privs as well: nothing executed from here gains what was given up.
+pub(super) fn restrict(extra: &[libc::c_long]) -> Result<(), ConfineError> {
+    // The C libraries fall back to `clone`, whose flags a filter can see, unlike those of `clone3`,
+    // which are in memory. The filter below lets it pass, and this one answers.
+    apply([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
+    let plain = ALLOWED.iter().chain(ALLOWED_HERE).chain(extra);
+    let mut rules: Vec<_> = plain.map(|&call| (call, Vec::new())).collect();
+    rules.retain(|(call, _)| *call != libc::SYS_bpf);
+    rules.push((libc::SYS_clone, vec![no_namespace()?]));
+    // tgkill() is how a thread ends itself (abort); other processes are out of its reach.
+    let own = u64::from(std::process::id());
+    rules.push((libc::SYS_tgkill, vec![first_is(own)?]));
+    if extra.contains(&libc::SYS_bpf) {
+        let commands: Result<_, _> = BPF_COMMANDS.iter().map(|&command| first_is(command)).collect();
+        rules.push((libc::SYS_bpf, commands?));
+    }
+    apply(rules, errno(libc::EPERM), SeccompAction::Allow)
+}
+
+fn apply(
+    rules: impl IntoIterator<Item = (libc::c_long, Vec<SeccompRule>)>,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> Result<(), ConfineError> {
+    let rules = rules.into_iter().collect();
+    let filter = SeccompFilter::new(rules, otherwise, matched, std::env::consts::ARCH.try_into()?)?;
+    let program: BpfProgram = filter.try_into()?;
+    Ok(seccompiler::apply_filter(&program)?)
+}
+
+fn errno(errno: libc::c_int) -> SeccompAction {
+    SeccompAction::Errno(errno.unsigned_abs())
+}
+
+fn first_is(value: u64) -> Result<SeccompRule, ConfineError> {
+    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
+    Ok(SeccompRule::new(vec![condition])?)
+}
+
+fn no_namespace() -> Result<SeccompRule, ConfineError> {
+    let masked = SeccompCmpOp::MaskedEq(NEW_NAMESPACE);
+    Ok(SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, masked, 0)?])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::super::tests::{confined, no_more_than};
+    use super::super::{Capabilities, Confinement};
+    use super::*;
+
+    /// Calls by number, and gives the error number.
+    fn call(number: libc::c_long, first: libc::c_long) -> Option<i32> {
+        // SAFETY: the calls tested have no effect with these arguments, or are refused.
+        let result = unsafe { libc::syscall(number, first, 0_u64, 0_u64, 0_u64, 0_u64) };
+        (result < 0).then(|| io::Error::last_os_error().raw_os_error().unwrap())
+    }
+
+    #[test]
+    fn calls_outside_the_list_fail_unless_this_daemon_makes_them() {
+        for denied in [
+            libc::SYS_unshare,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_writev,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_pidfd_send_signal,
+            libc::SYS_kill,
+            libc::SYS_mount,
+            libc::SYS_setns,
+            libc::SYS_io_uring_setup,
+            libc::SYS_userfaultfd,
+            libc::SYS_setuid,
+            libc::SYS_bpf,
+        ] {
+            let found = confined(&no_more_than(Capabilities::all()), || call(denied, 0));
+            assert_eq!(found, Some(libc::EPERM), "call {denied}");
+        }
+        let allowed = Confinement { calls: &[libc::SYS_unshare], ..no_more_than(Capabilities::all()) };
+        assert_eq!(confined(&allowed, || call(libc::SYS_unshare, 0)), None);
+    }
+
+    #[test]
+    fn namespaces_are_not_made_by_clone() {
+        let flags = [libc::CLONE_NEWUSER, libc::CLONE_NEWNET, libc::CLONE_NEWUSER | libc::CLONE_NEWNS];
+        for flags in flags.map(libc::c_long::from) {
+            let found = confined(&no_more_than(Capabilities::all()), || call(libc::SYS_clone, flags));
+            assert_eq!(found, Some(libc::EPERM), "flags {flags:x}");
+        }
+        let found = confined(&no_more_than(Capabilities::all()), || call(libc::SYS_clone3, 0));
+        assert_eq!(found, Some(libc::ENOSYS));
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn calls_by_the_numbers_of_another_abi_are_refused() {
+        // __X32_SYSCALL_BIT: getpid() of x32, which a list of denied calls would let through.
+        const X32: libc::c_long = 0x4000_0000;
+        let found = confined(&no_more_than(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
+        // ENOSYS on a kernel without x32, which looks at the number before the filter is asked.
+        assert!([Some(libc::EPERM), Some(libc::ENOSYS)].contains(&found), "{found:?}");
+    }
+
+    #[test]
+    fn other_processes_get_no_signal() {
+        let own = libc::c_long::from(std::process::id());
+        let signal_zero = |pid| confined(&no_more_than(Capabilities::all()), || call(libc::SYS_tgkill, pid));
+        assert_eq!(signal_zero(own + 1), Some(libc::EPERM));
+        // Thread id 0 is invalid: the kernel itself refuses.
+        assert_eq!(signal_zero(own), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn bpf_loads_nothing_even_where_it_may_be_called() {
+        let confinement = Confinement { calls: &[libc::SYS_bpf], ..no_more_than(Capabilities::all()) };
+        // BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_BTF_LOAD.
+        for command in [0, 5, 18] {
+            let found = confined(&confinement, || call(libc::SYS_bpf, command));
+            assert_eq!(found, Some(libc::EPERM), "command {command}");
+        }
+        assert_ne!(confined(&confinement, || call(libc::SYS_bpf, 1)), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn threads_and_programs_start_as_ever() {
+        let output = confined(&no_more_than(Capabilities::all()), || {
+            std::thread::spawn(|| std::process::Command::new("sh").args(["-c", "echo $((6*7))"]).output())
+                .join()
+                .unwrap()
+        });
+        assert_eq!(output.unwrap().stdout, b"42\n");
+    }
+}
