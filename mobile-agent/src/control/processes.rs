@@ -10,7 +10,7 @@ use crate::daemon::Agent;
 use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
-use crate::selection::sockets::{self, Mark};
+use crate::selection::sockets;
 
 /// Sets or clears the attribute of each process that the asker may change.
 pub(super) fn change(agent: &Agent, asker: Asker, pids: &[i32], mobile: bool) -> Vec<Change> {
@@ -48,9 +48,7 @@ pub(super) fn change_with_sockets(
 ) -> Result<(), Unchanged> {
     change_one(&agent.cgroup, asker, held, mobile)?;
     // After the attribute: what it makes from here on is marked, or not, as it is made.
-    let routing = &agent.config.routing;
-    let ours = Mark { mark: routing.mark, mask: routing.mark_mask };
-    sockets::follow(held.pid, held.pidfd(), ours, mobile);
+    sockets::follow(held.pid, held.pidfd(), agent.mark(), mobile);
     Ok(())
 }
 

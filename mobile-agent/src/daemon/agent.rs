@@ -22,6 +22,7 @@ use crate::routing::{BypassChange, Report};
 use crate::selection::account::Accounts;
 use crate::selection::bpf::Selector;
 use crate::selection::cgroup::MobileCgroup;
+use crate::selection::sockets::Mark;
 use crate::status::{
     Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic, UplinkStatus, Uplinks,
 };
@@ -136,6 +137,12 @@ impl Agent {
         let (reply, done) = oneshot::channel();
         self.route_bypass.send((wanted, reply)).await.map_err(|_| stopping())?;
         done.await.map_err(|_| stopping())?
+    }
+
+    /// How the sockets of mobile processes are marked, and the right to do it.
+    pub(crate) fn mark(&self) -> Mark {
+        let routing = &self.config.routing;
+        Mark { mark: routing.mark, mask: routing.mark_mask, key: self.selector().key() }
     }
 
     pub(super) fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
