@@ -11,7 +11,7 @@ pub enum Event {
     DnsLeft = 1,
     /// A query was not redirected because it could not be remembered.
     DnsFailed = 2,
-    /// An answer came under the resolver's own address: what had been asked was displaced by newer queries.
+    /// An answer came under the resolver's own address: what its socket had asked is not known.
     DnsForgotten = 3,
     /// A packet of a mobile socket that was leaving beside the tunnel was refused.
     EgressRefused = 4,
@@ -19,11 +19,15 @@ pub enum Event {
     EgressLate = 5,
     /// A connection is missing from its process's account: there was no place in the map, or no memory.
     Unaccounted = 6,
+    /// SO_MARK of a program left our bits of a mobile socket's mark as they are.
+    MarkKept = 7,
+    /// SO_MARK of a program would have given our mark to a socket without it, and was refused.
+    MarkRefused = 8,
 }
 
 impl Event {
     /// Every event, in the order of the map.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::DnsRedirected,
         Self::DnsLeft,
         Self::DnsFailed,
@@ -31,6 +35,8 @@ impl Event {
         Self::EgressRefused,
         Self::EgressLate,
         Self::Unaccounted,
+        Self::MarkKept,
+        Self::MarkRefused,
     ];
 
     /// The name in metrics.
@@ -44,6 +50,8 @@ impl Event {
             Self::EgressRefused => "egress_refused",
             Self::EgressLate => "egress_late",
             Self::Unaccounted => "unaccounted",
+            Self::MarkKept => "mark_kept",
+            Self::MarkRefused => "mark_refused",
         }
     }
 

@@ -31,6 +31,8 @@ pub mod program {
     pub const GETPEERNAME4: &str = "mobile_getpeername4";
     /// Names the resolver that was asked as the peer of an IPv6 socket.
     pub const GETPEERNAME6: &str = "mobile_getpeername6";
+    /// Leaves our bits of a mark as they are when a program sets SO_MARK.
+    pub const SETSOCKOPT: &str = "mobile_setsockopt";
     /// Adds up what the TCP connections of mobile processes carried.
     pub const ACCOUNT: &str = "mobile_account";
     /// Drops what marked sockets of any cgroup send beside the tunnel.
@@ -74,17 +76,12 @@ pub mod map {
     pub const BYPASS: &str = "BYPASS";
     /// Entries of [`BYPASS`]. A list this long was made by a program; an entry costs memory only when there is one.
     pub const BYPASS_ENTRIES: u32 = 65_536;
-    /// LRU hash from socket cookie to [`Asked`](crate::Asked).
-    pub const ASKED: &str = "ASKED";
-    /// Entries of [`ASKED`]: sockets with a query under way, of all mobile processes. One is used for milliseconds, so these
-    /// are enough for thousands of queries a second; 64 bytes each are half a megabyte.
-    pub const ASKED_ENTRIES: u32 = 8192;
-    /// LRU hash of the MPTCP sockets of mobile processes.
-    pub const MPTCP: &str = "MPTCP";
-    /// Array of one `u64`: not 0 once [`MPTCP`] has had an entry. Until then nobody is looked for there.
+    /// Storage at sockets: what each [asked](crate::Asked) last.
+    pub const QUERIES: &str = "QUERIES";
+    /// Storage at the sockets of MPTCP connections, for those of mobile processes.
+    pub const MPTCP_CONNECTIONS: &str = "MPTCP_CONNECTIONS";
+    /// Array of one `u64`: not 0 once there was a connection in [`MPTCP_CONNECTIONS`]. Until then nobody looks for subflows.
     pub const ANY_MPTCP: &str = "ANY_MPTCP";
-    /// Entries of [`MPTCP`]: as many connections as a host has, and few of them are MPTCP.
-    pub const MPTCP_ENTRIES: u32 = 8192;
     /// Storage at sockets: the [`Owner`](crate::Owner) of each TCP connection on the MOBILE route. It goes with its socket.
     pub const OWNERS: &str = "OWNERS";
     /// Hash from process id to [`Account`](crate::Account).
@@ -104,6 +101,8 @@ pub struct Config {
     pub cgroup_id: u64,
     /// That of `mobile.slice`, 0 while there is none. systemd makes and removes it as it likes.
     pub slice_id: u64,
+    /// The secret that the agent puts behind a mark when it sets one: by it the programs let the agent change our bits.
+    pub key: u64,
     /// Depth of the mobile cgroup below the root of the hierarchy.
     pub cgroup_level: u32,
     /// The bits to set on the sockets of mobile processes; none outside `mark_mask`.
@@ -141,7 +140,7 @@ impl Config {
     }
 }
 
-// SAFETY: repr(C), of integers only, and 3 * 8 + 6 * 4 bytes leave no padding.
+// SAFETY: repr(C), of integers only, and 4 * 8 + 6 * 4 bytes leave no padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}
 
@@ -211,6 +210,7 @@ mod tests {
 
     const CONFIG: Config = Config {
         cgroup_id: 1,
+        key: 0,
         slice_id: 0,
         netns_cookie: 1,
         cgroup_level: 1,
@@ -239,6 +239,6 @@ mod tests {
 
     #[test]
     fn config_has_no_padding() {
-        assert_eq!(size_of::<Config>(), 48);
+        assert_eq!(size_of::<Config>(), 56);
     }
 }

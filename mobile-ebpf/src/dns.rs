@@ -6,17 +6,16 @@
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
 use aya_ebpf::{
-    EbpfContext,
     bindings::BPF_F_NO_PREALLOC,
-    helpers::generated::bpf_get_socket_cookie,
-    macros::{cgroup_sock_addr, map},
-    maps::{HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
+    btf_maps::SkStorage,
+    macros::{btf_map, cgroup_sock_addr, map},
+    maps::{HashMap, LpmTrie, lpm_trie::Key},
     programs::SockAddrContext,
 };
 use mobile_ebpf_common::{
     Address, Asked, Event,
     address::DNS_PORT,
-    map::{ASKED_ENTRIES, BYPASS_ENTRIES, IPV4, IPV6},
+    map::{BYPASS_ENTRIES, IPV4, IPV6},
 };
 
 use crate::select::{ALLOW, happened, is_ours};
@@ -28,8 +27,9 @@ static RESOLVERS: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_
 #[map]
 static BYPASS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(BYPASS_ENTRIES, 0);
 
-#[map]
-static ASKED: LruHashMap<u64, Asked> = LruHashMap::with_max_entries(ASKED_ENTRIES, 0);
+/// At the socket that asked: no other socket's queries can displace it.
+#[btf_map]
+static QUERIES: SkStorage<Asked> = SkStorage::new();
 
 /// IPPROTO_TCP and IPPROTO_UDP.
 const PROTOCOLS: [u32; 2] = [6, 17];
@@ -98,17 +98,18 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     if is_bypassed(answers) || (hook == Hook::Sendmsg6 && asked.is_link_local()) {
         return happened(Event::DnsLeft);
     }
-    let cookie = cookie(ctx);
-    if asked == answers {
-        // Perhaps by the programs of an earlier agent, a moment ago: they know better what was asked.
-        // SAFETY: as in `translate`.
-        if unsafe { ASKED.get(&cookie) }.is_some() {
-            return;
-        }
+    // Perhaps by the programs of an earlier agent, a moment ago: they know better what was asked.
+    if asked == answers && !QUERIES.get_ptr_mut(ctx).is_null() {
+        return;
     }
-    if ASKED.insert(&cookie, &Asked { asked, answers }, 0).is_err() {
+    let mut query = Asked { asked, answers };
+    let kept = QUERIES.get_or_insert_ptr_mut(ctx, Some(&mut query));
+    if kept.is_null() {
         return happened(Event::DnsFailed);
     }
+    // SAFETY: points to this socket's storage. Threads that ask two resolvers by one socket at once can at worst give it a mixture of
+    // both addresses: one socket has one address for all answers.
+    unsafe { *kept = query };
     if asked != answers {
         write(ctx, hook, answers);
         happened(Event::DnsRedirected);
@@ -119,7 +120,8 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
 #[inline(always)]
 pub(crate) fn forget(ctx: &SockAddrContext) {
     // An error means that there was nothing.
-    let _ = ASKED.remove(&cookie(ctx));
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    let _ = QUERIES.delete(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
 }
 
 /// The sender of a datagram, or the peer of a socket: if it answers in the place of another, it goes by that one's address.
@@ -129,9 +131,8 @@ fn translate(ctx: &SockAddrContext, hook: Hook) {
         return;
     }
     let source = read(ctx, hook);
-    // SAFETY: an entry that is displaced while it is read can at worst lend its place to another socket's; the address that
-    // answers is compared after.
-    let remembered = unsafe { ASKED.get(&cookie(ctx)) }.copied();
+    // SAFETY: null, or this socket's storage.
+    let remembered = unsafe { QUERIES.get_ptr_mut(ctx).as_ref() }.copied();
     match remembered {
         Some(Asked { asked, answers }) if answers == source => {
             if hook != Hook::Ipv4 || asked.is_mapped() {
@@ -152,12 +153,6 @@ fn translate(ctx: &SockAddrContext, hook: Hook) {
 fn resolver(family: u32) -> Option<Address> {
     // SAFETY: the map is not preallocated, so an entry that is replaced is freed only when nobody reads it.
     unsafe { RESOLVERS.get(&family) }.copied()
-}
-
-#[inline(always)]
-fn cookie(ctx: &SockAddrContext) -> u64 {
-    // SAFETY: the kernel takes the context in place of the socket.
-    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]

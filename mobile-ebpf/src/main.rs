@@ -27,6 +27,8 @@ mod retries;
 #[cfg(target_arch = "bpf")]
 mod select;
 #[cfg(target_arch = "bpf")]
+mod so_mark;
+#[cfg(target_arch = "bpf")]
 mod source;
 
 /// The programs exist on the bpf target only; this lets `cargo check --workspace` pass on the host.

@@ -41,14 +41,14 @@ static EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(EVENTS_ENTRIES, 
 
 /// What the kernel's cgroup hooks take for "go on", and for "operation not permitted".
 pub(crate) const ALLOW: i32 = 1;
-const REFUSE: i32 = 0;
+pub(crate) const REFUSE: i32 = 0;
 
 /// Loopback has this index in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
 #[cgroup_sock(sock_create)]
 fn mobile_sock_create(ctx: SockContext) -> i32 {
-    if is_made_ordinary(&ctx) { ALLOW } else { sock_create(ctx.sock) }
+    if is_made_ordinary() { ALLOW } else { sock_create(ctx.sock) }
 }
 
 #[cold]
@@ -110,6 +110,8 @@ pub(crate) enum Error {
     SetMark,
     /// The kernel would not take the mark off.
     ClearMark,
+    /// An MPTCP connection could not be remembered as a mobile one: its further subflows would lead beside the tunnel.
+    Subflows,
 }
 
 /// What is to become of a socket's mark.
@@ -121,18 +123,18 @@ enum Decision {
 }
 
 /// A new socket: it gets the mark before any datagram, ping or raw packet can leave it. A new socket of an
-/// ordinary process cannot have our mark.
+/// ordinary process cannot have our mark. An MPTCP connection that could not be told by its further subflows is refused.
 #[inline(always)]
 fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
     let config = config()?;
-    let mobile = current_is_mobile(config);
-    mptcp::created(ctx, mobile);
-    if !mobile {
+    if !current_is_mobile(config) {
         return Ok(Verdict::Ordinary);
     }
     // SAFETY: the context of a sock_create program is a valid bpf_sock, and its mark may be read and written.
     let old = unsafe { (*ctx.sock).mark };
     match decide(config, ctx, true, old) {
+        Decision::Leave(verdict @ Verdict::OtherNamespace) => Ok(verdict),
+        _ if !mptcp::created(ctx) => Ok(Verdict::Refused),
         Decision::Leave(verdict) => Ok(verdict),
         Decision::Set(mark, verdict) => {
             // SAFETY: as above.
@@ -156,8 +158,8 @@ fn is_ordinary(ctx: &SockAddrContext) -> bool {
 
 /// The same of a new socket.
 #[inline(always)]
-fn is_made_ordinary(ctx: &SockContext) -> bool {
-    config().is_ok_and(|config| !mptcp::is_mptcp(ctx) && !current_is_mobile(config))
+fn is_made_ordinary() -> bool {
+    config().is_ok_and(|config| !current_is_mobile(config))
 }
 
 /// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer and whose
@@ -213,7 +215,7 @@ fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Resul
 #[inline(always)]
 fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
     let config = config()?;
-    let mobile = mptcp::is_of_mobile(ctx, current_is_mobile(config));
+    let mobile = mptcp::is_of_mobile(ctx, current_is_mobile(config)).ok_or(Error::Subflows)?;
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
     let old = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
     match decide(config, ctx, mobile, old) {
@@ -334,7 +336,7 @@ fn count(result: Result<Verdict, Error>) -> i32 {
         Ok(Verdict::Ordinary) => return ALLOW,
         Ok(Verdict::Refused) => (Verdict::Refused, REFUSE),
         Ok(verdict) => (verdict, ALLOW),
-        Err(Error::SetMark) => (Verdict::Failed, REFUSE),
+        Err(Error::SetMark | Error::Subflows) => (Verdict::Failed, REFUSE),
         Err(Error::NoConfig | Error::ClearMark) => (Verdict::Failed, ALLOW),
     };
     if let Some(counter) = VERDICTS.get_ptr_mut(verdict.index()) {

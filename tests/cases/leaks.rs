@@ -1,16 +1,24 @@
 //! Nothing of a mobile process ever leaves by an uplink outside the tunnel.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mobile_tests::{
-    Capture, Finished, PATIENCE, RELAY_PORT, Talk, Testbed, addr, finish_within, port, program, until,
+    Capture, Finished, Lab, PATIENCE, RELAY_PORT, Talk, TcpService, Testbed, addr, finish_within, port,
+    program, until,
 };
+use socket2::Protocol;
 
 use crate::{Outcome, server};
 
 /// Calls that the eBPF programs refused.
 const REFUSED: &str = "mobile_selection_verdicts_total{verdict=\"refused\"}";
+
+/// Packets that the eBPF programs refused.
+const EGRESS_REFUSED: &str = "mobile_selection_events_total{event=\"egress_refused\"}";
+
+/// The server's port for MPTCP; its other ports are TCP's.
+const MPTCP_ECHO: u16 = 2007;
 
 /// Everything on an uplink but the tunnel itself and the link's own talk: ARP, neighbour discovery
 /// (ICMPv6 133 to 137) and multicast listener reports (behind a hop-by-hop header).
@@ -289,6 +297,73 @@ fn a_bypassed_neighbour_is_reached_by_a_mobile_socket_bound_to_the_device() -> O
         bed.agent.cli(&["bypass", change, &format!("{neighbour}/24")])?.ok()?;
         let ping = finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?;
         assert_eq!(ping.status.success(), reached, "{change}: {ping:?}");
+    }
+    bed.finish()
+}
+
+#[test]
+fn further_subflows_of_a_mobile_connection_are_stopped_however_many_sockets_others_hold() -> Outcome {
+    let bed = Testbed::new()?;
+    let Lab { host, server, .. } = &bed.lab;
+    for ns in [host, server] {
+        ns.run(&["ip", "mptcp", "limits", "set", "subflows", "2", "add_addr_accepted", "0"])?;
+    }
+    let _echo = TcpService::start_over(server, Protocol::MPTCP, MPTCP_ECHO, |mut stream, _| {
+        let _ = stream.try_clone().and_then(|mut copy| std::io::copy(&mut copy, &mut stream));
+    })?;
+    let to = SocketAddr::new(addr::SERVER4.into(), MPTCP_ECHO).to_string();
+    let mut connection = bed.mobile_talk(&["pulse", "echo", "mptcp", &to])?;
+    assert_eq!(connection.hear()?, "connected");
+    let mut others = bed.mobile_talk(&["hold-mptcp", "19000"])?;
+    assert_eq!(others.hear()?, "ready");
+    let captures = captures(&bed)?;
+    // It is refused when it connects.
+    let before = bed.agent.counter(REFUSED)?;
+    let eth = bed.lab.eth();
+    let address = eth.address4().to_string();
+    host.run(&["ip", "mptcp", "endpoint", "add", &address, "dev", eth.device(), "subflow"])?;
+    until("the further subflow to be stopped, or to leave", || {
+        bed.agent.counter(REFUSED).is_ok_and(|now| now > before) || !captures[0].packets().is_empty()
+    })?;
+    assert_no_leak(&bed, captures)?;
+    bed.finish()
+}
+
+#[test]
+fn a_mobile_listener_bound_to_an_uplinks_device_answers_nobody_there() -> Outcome {
+    const PORT: u16 = 4242;
+    let bed = Testbed::new()?;
+    let (eth, neighbour) = (bed.lab.eth(), &bed.lab.visited[1]);
+    for address in [IpAddr::from(eth.address4()), eth.address6().into()] {
+        let at = SocketAddr::new(address, PORT).to_string();
+        let listen = ["accept-on", eth.device(), &at];
+        let call = || {
+            let mut curl = neighbour.command("curl");
+            curl.args(["-s", "-m", "2", &format!("telnet://{at}")]);
+            finish_within(&mut curl, Some(b""), PATIENCE)
+        };
+        let answers = format!("src host {address} and tcp src port {PORT}");
+        let answers = bed.lab.capture(&bed.lab.host, eth.device(), &answers)?;
+        // One that listens since before it was mobile has no peer yet, as one that was mobile when it began.
+        for is_attached in [false, true] {
+            let before = bed.agent.counter(EGRESS_REFUSED)?;
+            let mut listener =
+                if is_attached { bed.ordinary_talk(&listen)? } else { bed.mobile_talk(&listen)? };
+            assert_eq!(listener.hear()?, "ready");
+            if is_attached {
+                bed.agent.cli(&["attach", &listener.pid().to_string()])?.ok()?;
+            }
+            let called = call()?;
+            assert_eq!(answers.packets(), [] as [String; 0], "{is_attached}: {called:?}");
+            assert!(bed.agent.counter(EGRESS_REFUSED)? > before, "something else stopped the answer");
+            bed.agent.cli(&["detach", &listener.pid().to_string()])?.ok()?;
+            if is_attached {
+                // The capture was awake: an ordinary one answers.
+                call()?;
+                answers.wait_packet("Flags [S.]")?;
+            }
+        }
+        answers.stop()?;
     }
     bed.finish()
 }

@@ -220,3 +220,28 @@ fn wg_quick_started_before_the_agent_takes_everything_but_what_is_mobile() -> Ou
     bed.expect_warning("our rules go before it");
     bed.finish()
 }
+
+#[test]
+fn a_program_with_a_mark_of_its_own_neither_leaves_the_tunnel_nor_gets_into_it() -> Outcome {
+    let bed = Testbed::new()?;
+    let captures = captures(&bed)?;
+    let tunnel = bed.lab.capture(&bed.lab.host, "mobile0", "icmp or icmp6")?;
+    let ping = |mark: u32, target: IpAddr| {
+        ["ping", "-n", "-c1", "-W5", "-m", &mark.to_string(), &target.to_string()].map(str::to_owned)
+    };
+    let targets = [IpAddr::from(addr::SERVER4), addr::SERVER6.into()];
+    for target in targets {
+        let argv = ping(77, target);
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?.ok()?;
+    }
+    assert_no_leak(&bed, captures)?;
+    until("each ping and its answer", || tunnel.packets().len() >= 4)?;
+    for target in targets {
+        let argv = ping(bed.lab.mark("laptop"), target);
+        bed.lab.host.run(&argv.iter().map(String::as_str).collect::<Vec<_>>())?;
+    }
+    let packets = tunnel.stop()?;
+    assert_eq!(packets.len(), 4, "an ordinary process is in the tunnel:\n{}", packets.join("\n"));
+    bed.finish()
+}

@@ -1,8 +1,10 @@
 //! The MOBILE attribute decides, process by process.
 
+use std::fs::{self, Permissions};
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
 
-use mobile_tests::{PATIENCE, Talk, Testbed, addr, finish_within, port};
+use mobile_tests::{PATIENCE, Talk, Testbed, addr, finish_within, port, program};
 
 use crate::{Outcome, copy, ip_of, server, urls};
 
@@ -127,5 +129,36 @@ fn an_unprivileged_user_runs_commands_and_attaches_only_its_own_processes() -> O
     assert_eq!(refused.code(), 1, "{refused:?}");
     assert_eq!(ip_of(&foreign.ask(&ask)?), RELAY[0]);
     assert_eq!(as_user(&["cleanup"])?.code(), 1);
+    bed.finish()
+}
+
+#[test]
+fn a_setuid_program_is_mobile_as_who_starts_it_and_changed_by_its_owner_only() -> Outcome {
+    let bed = Testbed::new()?;
+    let host = &bed.lab.host;
+    let (mobile, tool) = (bed.lab.dir().join("mobile"), bed.lab.dir().join("tool-of-root"));
+    copy(&bed, bed.agent.binary().as_os_str(), &mobile)?;
+    copy(&bed, program("labtool")?.as_os_str(), &tool)?;
+    fs::set_permissions(&tool, Permissions::from_mode(0o4755))?;
+    let as_user = |args: &[&str]| {
+        let mut command = host.command_as(USERS[0], &mobile);
+        command.arg("--config").arg(bed.agent.config()).args(args);
+        command
+    };
+    let [server, _] = server(port::WHOAMI);
+    let tool = tool.display().to_string();
+    let direct = IpAddr::V4(bed.lab.eth().name.nat_address());
+    let start_ordinary = || Talk::start(host.command_as(USERS[0], &tool).args(["udp", &server]));
+    for (mut talk, seen, verb) in [
+        (Talk::start(&mut as_user(&["run", "--", &tool, "udp", &server]))?, RELAY[0], "detach"),
+        (start_ordinary()?, direct, "attach"),
+    ] {
+        assert_eq!(ip_of(&talk.ask("first")?), seen);
+        let status = fs::read_to_string(format!("/proc/{}/status", talk.pid()))?;
+        assert!(status.contains(&format!("Uid:\t{}\t0\t0\t0\n", USERS[0])), "it is not setuid:\n{status}");
+        let refused = finish_within(&mut as_user(&[verb, &talk.pid().to_string()]), None, PATIENCE)?;
+        assert_eq!(refused.code(), 1, "{refused:?}");
+        assert_eq!(ip_of(&talk.ask("second")?), seen, "after {verb}");
+    }
     bed.finish()
 }

@@ -124,7 +124,7 @@ impl TcpService {
     }
 
     /// The same over `protocol`: TCP, or MPTCP where the kernel has it.
-    pub(crate) fn start_over(
+    pub fn start_over(
         ns: &Ns,
         protocol: Protocol,
         port: u16,

@@ -14,6 +14,7 @@ use crate::selection::cgroup::{Cgroup2, CgroupError, MobileCgroup};
 pub(super) fn try_programs(config: &Config) -> Result<(), String> {
     let (pin_dir, cgroup) = beside(config).map_err(|error| error.to_string())?;
     let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
+    let configured = config.bpf.pin_dir.clone();
     let tried = apart(move || -> anyhow::Result<()> {
         // Nothing is sent there, so it is all the same where it may go.
         let marking = Marking {
@@ -26,6 +27,8 @@ pub(super) fn try_programs(config: &Config) -> Result<(), String> {
             persistent: Addresses::default(),
             on_failure: OnFailure::Closed,
         };
+        // Those beside it may be safe where it is not itself.
+        bpf::assert_pins_are_ours(&configured)?;
         let cgroup = MobileCgroup::ensure(Some(&cgroup))?;
         let loaded = Selector::load_or_adopt(&pin_dir, &cgroup, marking).map(drop);
         // Both go whatever came of it; and what came of it is the answer.

@@ -138,6 +138,12 @@ impl Agent {
         done.await.map_err(|_| stopping())?
     }
 
+    /// How the sockets of mobile processes are marked, and the right to do it.
+    pub(crate) fn mark(&self) -> Mark {
+        let routing = &self.config.routing;
+        Mark { mark: routing.mark, mask: routing.mark_mask, key: self.selector().key() }
+    }
+
     pub(super) fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }

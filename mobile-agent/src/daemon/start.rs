@@ -278,6 +278,7 @@ async fn kernel(
         slice: config.cgroup.slice.clone(),
         mark: config.routing.mark,
         mark_mask: config.routing.mark_mask,
+        mark_key: selector.key(),
     };
     // Last: it starts with the rights that this process is about to give up.
     let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;

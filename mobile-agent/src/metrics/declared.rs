@@ -74,7 +74,8 @@ mobile_io::declare_metrics! {
          `dns_redirected`: queries sent to the relay's resolver; `dns_left`: not, for want of one of their \
          family, or because it is in the bypass; \
          `dns_failed`: not, for want of memory; `dns_forgotten`: answers under the relay's resolver's own address, because \
-         more than 8,192 newer queries displaced what had been asked; `egress_refused`: packets of mobile sockets that were about \
+         what their socket had asked is not known; `egress_refused`: packets of mobile sockets that were about \
          to leave by another device; `egress_late`: datagrams whose route was older than their socket's mark; `unaccounted`: connections \
-         that `mobile ps` does not count.";
+         that `mobile ps` does not count; `mark_kept`: SO_MARK calls of programs that left our bits of a mobile socket's mark as they \
+         were; `mark_refused`: those that would have given our mark to another socket, and failed.";
 }

@@ -83,7 +83,7 @@ fn worker(setup: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Worker> {
     let cgroup = MobileCgroup::existing(setup.cgroup.as_deref())?.context("the mobile cgroup is gone")?;
     Ok(Worker {
         cgroup: cgroup.with_slice(setup.slice.as_deref()),
-        mark: Mark { mark: setup.mark, mask: setup.mark_mask },
+        mark: Mark { mark: setup.mark, mask: setup.mark_mask, key: setup.mark_key },
         accounts: Accounts::from_descriptors(maps)?,
     })
 }

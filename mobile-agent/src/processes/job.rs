@@ -22,6 +22,8 @@ pub(crate) struct Setup {
     pub(crate) mark: u32,
     /// `[routing] mark_mask`.
     pub(crate) mark_mask: u32,
+    /// The secret by which the eBPF programs let the agent set marks.
+    pub(crate) mark_key: u64,
 }
 
 /// A job. The answer to each is a `Result` of the type its documentation names.

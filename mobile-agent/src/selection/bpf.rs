@@ -3,7 +3,8 @@
 //! Every start loads new programs with a configuration of their own, attaches them beside those of the last agent and
 //! then removes the old ones: both do the same, so there is no moment in which a mobile process goes unmarked, and it does
 //! not matter whether the programs, the configuration or its layout have changed. Only the counters are handed on, what
-//! was asked of resolvers and is not answered yet, which MPTCP connections are mobile, and the accounts of mobile processes.
+//! was asked of resolvers and is not answered yet, which MPTCP connections are mobile, the accounts of mobile processes, and the key
+//! by which the programs know the agent.
 
 use std::{
     fs::File,
@@ -14,12 +15,11 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{self, Array, MapData, MapError, PerCpuArray},
+    maps::{Array, Map, MapData, MapError, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSkbAttachType, Program,
         links::{FdLink, LinkError},
     },
-    util::KernelVersion,
 };
 use ipnet::IpNet;
 use mobile_ebpf_common::{Config, Event, Verdict, map, program};
@@ -39,6 +39,7 @@ use super::{
     cgroup::MobileCgroup,
     deadline::DeadlineMap,
     extent::Extent,
+    features, link,
     pins::{self, Generation},
 };
 use crate::config::OnFailure;
@@ -49,6 +50,9 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 /// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
+/// The hook of [`program::SETSOCKOPT`] (`enum bpf_attach_type`).
+const BPF_CGROUP_SETSOCKOPT: u32 = 22;
+
 /// The constant of the programs of that name.
 const TELLS_SUBFLOWS: &str = "TELLS_SUBFLOWS";
 
@@ -56,7 +60,15 @@ const TELLS_SUBFLOWS: &str = "TELLS_SUBFLOWS";
 const LOGS: &str = "AYA_LOGS";
 
 /// What a new generation takes over from the last.
-const HANDED_ON: [&str; 6] = [map::VERDICTS, map::EVENTS, map::ASKED, map::MPTCP, map::OWNERS, map::ACCOUNTS];
+const HANDED_ON: [&str; 7] = [
+    map::VERDICTS,
+    map::EVENTS,
+    map::QUERIES,
+    map::MPTCP_CONNECTIONS,
+    map::ANY_MPTCP,
+    map::OWNERS,
+    map::ACCOUNTS,
+];
 
 /// How sockets of mobile processes are marked, and what follows from the mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +116,7 @@ impl Selector {
         let config = Config {
             cgroup_id: cgroup.id(),
             slice_id: cgroup.slice().id(),
+            key: 0,
             netns_cookie: netns_cookie().map_err(BpfError::Namespace)?,
             cgroup_level: cgroup.level(),
             mark: marking.mark,
@@ -113,6 +126,7 @@ impl Selector {
             slice_level: cgroup.slice().level(),
         };
         pins::ensure_dir(pin_dir)?;
+        pins::assert_ours(pin_dir)?;
         let result = Self::load(pin_dir, cgroup.cgroup2().mount(), cgroup, config, marking);
         if result.is_err() && pins::generations(pin_dir).is_ok_and(|left| left.is_empty()) {
             pins::remove(pin_dir)?;
@@ -147,6 +161,11 @@ impl Selector {
     pub(super) fn accounts(&self) -> super::account::Accounts {
         let descriptors = self.account_maps.descriptors().map(|map| map.try_clone_to_owned().unwrap());
         super::account::Accounts::from_descriptors(descriptors).unwrap()
+    }
+
+    /// The secret by which the programs know that the agent sets a mark.
+    pub(crate) fn key(&self) -> u64 {
+        self.config.key
     }
 
     /// From now on queries go there.
@@ -220,6 +239,7 @@ impl Selector {
         marking: Marking<'_>,
     ) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
+        let config = Config { key: key_of(&older).unwrap_or_else(rand::random), ..config };
         let generation = Generation::after(pin_dir, &older)?;
         for name in HANDED_ON {
             hand_on(name, &older, &generation);
@@ -248,8 +268,12 @@ impl Selector {
             load_program(&mut ebpf, name, &generation)?;
             attach(&mut ebpf, name, &root, generation.path("link", name))?;
         }
-        // Those that are made from here on these programs see; until now the earlier ones did, which are still there.
-        look_for_subflows(&mut ebpf)?;
+        if features::tells_namespaces_of_options()? {
+            load_program(&mut ebpf, program::SETSOCKOPT, &generation)?;
+            attach(&mut ebpf, program::SETSOCKOPT, &root, generation.path("link", program::SETSOCKOPT))?;
+        } else {
+            tracing::info!("processes with CAP_NET_RAW may set any mark (SO_MARK) on this kernel, also ours");
+        }
         let mut extent = Extent::put_in_force(&mut ebpf, root, cgroup, &generation)?;
         // Those who are mobile already, since an earlier agent, may have been attached with sockets of theirs.
         let anybody = cgroup.pids().map_or(true, |pids| !pids.is_empty());
@@ -286,6 +310,11 @@ impl Selector {
     }
 }
 
+/// Refuses a `pin_dir` in which another user could put programs of its own. One that is not there is made by the agent.
+pub(crate) fn assert_pins_are_ours(pin_dir: &Path) -> Result<()> {
+    if pin_dir.exists() { pins::assert_ours(pin_dir) } else { Ok(()) }
+}
+
 /// For cleaning up: removes `pin_dir`, and with it the programs: the kernel detaches them within milliseconds. Says
 /// whether there was anything.
 pub(crate) fn remove(pin_dir: &Path) -> Result<bool> {
@@ -307,9 +336,17 @@ fn hand_on(name: &str, older: &[PathBuf], generation: &Generation) {
     }
 }
 
+/// The key of the last generation: its programs are still there when those of the next are attached. `None`: an earlier version
+/// had none.
+fn key_of(older: &[PathBuf]) -> Option<u64> {
+    let config = MapData::from_pin(pins::pin(older.last()?, "map", map::CONFIG)).ok()?;
+    let config = Array::<_, Config>::try_from(Map::Array(config)).ok()?;
+    Some(config.get(&0, 0).ok()?.key)
+}
+
 fn load_object(generation: &Generation) -> Result<Ebpf> {
     let pins = HANDED_ON.map(|name| (name, generation.path("map", name)));
-    let subflows = u8::from(tells_subflows());
+    let subflows = u8::from(features::tells_subflows()?);
     let load = || {
         let mut loader = EbpfLoader::new();
         loader.override_global(TELLS_SUBFLOWS, &subflows, true);
@@ -336,13 +373,6 @@ fn load_object(generation: &Generation) -> Result<Ebpf> {
     Ok(load()?)
 }
 
-/// Whether the programs may ask which sockets are MPTCP subflows (`bpf_skc_to_mptcp_sock`): the kernel has MPTCP, and the question
-/// (Linux 5.19).
-fn tells_subflows() -> bool {
-    Path::new("/proc/sys/net/mptcp").exists()
-        && KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0))
-}
-
 /// Loads and pins a program.
 pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str, generation: &Generation) -> Result<()> {
     let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
@@ -350,6 +380,7 @@ pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str, generation: &Gen
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
         _ => return Err(BpfError::Missing(name)),
     }
     .map_err(|source| BpfError::Program { name, source })?;
@@ -370,17 +401,6 @@ fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, name: &'static str) -> 
     Ok(counters.get(&index, 0).map_err(map_error(name))?.iter().sum())
 }
 
-/// Has the programs look for subflows if there are MPTCP connections of mobile processes already.
-fn look_for_subflows(ebpf: &mut Ebpf) -> Result<()> {
-    let map = ebpf.map(map::MPTCP).ok_or(BpfError::Missing(map::MPTCP))?;
-    let connections = maps::HashMap::<_, u64, u8>::try_from(map).map_err(map_error(map::MPTCP))?;
-    if connections.keys().next().is_none() {
-        return Ok(());
-    }
-    let map = ebpf.map_mut(map::ANY_MPTCP).ok_or(BpfError::Missing(map::ANY_MPTCP))?;
-    Array::try_from(map).and_then(|mut any| any.set(0, &1_u64, 0)).map_err(map_error(map::ANY_MPTCP))
-}
-
 /// Attaches a loaded program to a cgroup, and pins its link.
 pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: PathBuf) -> Result<()> {
     let failed = |source| BpfError::Program { name, source };
@@ -399,6 +419,12 @@ pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: Pa
             Program::CgroupSkb(program) => {
                 let id = program.attach(cgroup, CgroupSkbAttachType::Egress, mode).map_err(failed)?;
                 program.take_link(id).map_err(failed)?.try_into()
+            }
+            // The library has no way from its links of this kind to a pin.
+            Program::CgroupSockopt(program) => {
+                let program = program.fd().map_err(failed)?.as_fd();
+                return link::pin(program, cgroup.as_fd(), BPF_CGROUP_SETSOCKOPT, &pin)
+                    .map_err(|source| BpfError::PinLink { name, path: pin, source });
             }
             _ => return Err(BpfError::Missing(name)),
         };

@@ -17,6 +17,17 @@ pub(crate) enum BpfError {
     /// The place for pins cannot hold any.
     #[error("{0} is not on a BPF file system; name a directory below /sys/fs/bpf in `[bpf] pin_dir`")]
     NotBpffs(PathBuf),
+    /// Another user could put maps and programs of its own in the place of the agent's.
+    #[error(
+        "{path} {fault}, so another user could replace the eBPF programs; make it root's alone (chown root, chmod 755), \
+         or name another directory in `[bpf] pin_dir`"
+    )]
+    UnsafePin {
+        /// The pin, or a directory on the way to it.
+        path: PathBuf,
+        /// Whose it is, or who may write it.
+        fault: String,
+    },
     /// A failure outside the BPF system call.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -33,6 +44,16 @@ pub(crate) enum BpfError {
     /// The object could not be loaded.
     #[error("cannot load the eBPF programs: {0}; `mobile check` says what is missing")]
     Load(#[from] EbpfError),
+    /// Whether the kernel has a helper could not be found out.
+    #[error(
+        "cannot find out whether the kernel has the eBPF helper {helper}: {source}; `mobile check` says what is missing"
+    )]
+    Feature {
+        /// The helper, by its name in the kernel.
+        helper: String,
+        /// Why not.
+        source: ProgramError,
+    },
     /// One program could not be loaded or attached.
     #[error("cannot load or attach the eBPF program {name}: {source}; `mobile check` says what is missing")]
     Program {
@@ -48,6 +69,18 @@ pub(crate) enum BpfError {
         name: &'static str,
         /// Why not.
         source: LinkError,
+    },
+    /// A program that was attached and pinned without the library's help could not be.
+    #[error(
+        "cannot attach the eBPF program {name} and pin it at {path}: {source}; `mobile check` says what is missing"
+    )]
+    PinLink {
+        /// The program.
+        name: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// Something could not be pinned.
     #[error("cannot pin {path}: {source}")]

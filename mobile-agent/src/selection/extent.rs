@@ -10,13 +10,14 @@ use std::{
     path::PathBuf,
 };
 
-use aya::{Ebpf, programs::ProgramError};
+use aya::Ebpf;
 use mobile_ebpf_common::program;
 
 use super::{
     bpf::{attach, load_program, open},
     bpf_error::{BpfError, Result},
     cgroup::MobileCgroup,
+    features,
     pins::Generation,
 };
 
@@ -45,13 +46,13 @@ impl Extent {
             attach(ebpf, name, &mobile, generation.path("link", name))?;
         }
         let mut programs = vec![program::ACCOUNT];
-        match load_program(ebpf, program::EGRESS, generation) {
-            Ok(()) => programs.push(program::EGRESS),
-            // At this hook the kernel cannot tell one network namespace from another: Linux can since 6.15.
-            Err(BpfError::Program { source: ProgramError::LoadError { .. }, .. }) => tracing::info!(
+        if features::tells_namespaces_of_packets()? {
+            load_program(ebpf, program::EGRESS, generation)?;
+            programs.push(program::EGRESS);
+        } else {
+            tracing::info!(
                 "pings and datagrams that name an uplink's device (IP_PKTINFO), of sockets made before `mobile attach`, go on using it on this kernel"
-            ),
-            Err(error) => return Err(error),
+            );
         }
         let programs = programs.into_iter().map(|name| (name, generation.path(ROOT_LINK, name))).collect();
         Ok(Self { root, programs, wide: false })
@@ -87,5 +88,38 @@ impl Extent {
             })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selection::{bpf::OBJECT, pins, probe::Place};
+
+    /// BPF_JMP | BPF_CALL of a helper, and the helper: the cookie of the network namespace, and one that no kernel has.
+    const CALL: [u8; 4] = [0x85, 0, 0, 0];
+    const NETNS_COOKIE: u32 = 122;
+    const NO_HELPER: u32 = 0x7fff_ffff;
+
+    #[test]
+    fn a_guard_that_cannot_be_loaded_is_an_error_where_the_kernel_has_what_it_calls() {
+        Place::with(|place| {
+            if !features::tells_namespaces_of_packets().unwrap() {
+                return;
+            }
+            let call = |helper: u32| [CALL, helper.to_ne_bytes()].concat();
+            let mut object = OBJECT.to_vec();
+            let places: Vec<usize> =
+                (0..object.len() - 8).filter(|at| object[*at..at + 8] == call(NETNS_COOKIE)).collect();
+            for at in places {
+                object[at..at + 8].copy_from_slice(&call(NO_HELPER));
+            }
+            pins::ensure_dir(&place.pin_dir).unwrap();
+            let generation = Generation::after(&place.pin_dir, &[]).unwrap();
+            let root = open(place.cgroup.cgroup2().mount()).unwrap();
+            let mut ebpf = Ebpf::load(&object).unwrap();
+            let failed = Extent::put_in_force(&mut ebpf, root, &place.cgroup, &generation).err().unwrap();
+            assert!(matches!(failed, BpfError::Program { name: program::EGRESS, .. }), "{failed}");
+        });
     }
 }

@@ -4,7 +4,9 @@
 //! at every moment one whole set is in force, whatever kills the agent wherever.
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -12,12 +14,20 @@ use nix::{
     fcntl::{Flock, FlockArg},
     mount::MsFlags,
     sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::Uid,
 };
 
 use super::bpf::BpfError;
 
 /// Where every distribution mounts the BPF file system, and where we do if nobody has.
 const BPFFS: &str = "/sys/fs/bpf";
+
+/// The mode of the directories that are made here: everybody may see whether there are programs, as `mobile explain` does.
+const DIR_MODE: u32 = 0o755;
+
+/// Bits of a mode: the group or others may write, and only the owner of a file may rename or remove it.
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
 
 /// Makes `pin_dir`, mounting the BPF file system at its usual place if it is not there. The mount is the machine's, as
 /// if the distribution had made it: nothing of ours unmounts it.
@@ -28,7 +38,39 @@ pub(super) fn ensure_dir(pin_dir: &Path) -> Result<(), BpfError> {
         }
         mount_bpffs()?;
     }
-    fs::create_dir_all(pin_dir).map_err(io_error("make", pin_dir))
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(pin_dir).map_err(io_error("make", pin_dir))
+}
+
+/// Refuses a place for pins in which another user could put maps or programs of its own, or has: a file system mounted with mode
+/// 1777, or delegated to somebody (`delegate_maps` and the like), belongs to more users than root.
+pub(super) fn assert_ours(pin_dir: &Path) -> Result<(), BpfError> {
+    let pin_dir = &fs::canonicalize(pin_dir).map_err(io_error("look at", pin_dir))?;
+    for above in pin_dir.ancestors().skip(1) {
+        // Where others may only add, nobody but root can move what is root's.
+        assert_own(above, STICKY)?;
+    }
+    assert_own(pin_dir, 0)?;
+    for generation in generations(pin_dir)? {
+        assert_own(&generation, 0)?;
+        for pin in fs::read_dir(&generation).map_err(io_error("list", &generation))?.flatten() {
+            assert_own(&pin.path(), 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what another user owns, or may write while its mode has not this `excuse`.
+fn assert_own(path: &Path, excuse: u32) -> Result<(), BpfError> {
+    let found = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let (owner, mode) = (Uid::from_raw(found.uid()), found.mode());
+    let fault = if !owner.is_root() && owner != Uid::effective() {
+        format!("belongs to user {owner}")
+    } else if mode & OTHERS_WRITE != 0 && mode & excuse == 0 {
+        format!("may be written by others (mode {:o})", mode & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(BpfError::UnsafePin { path: path.into(), fault })
 }
 
 /// The generations in `pin_dir`, oldest first.
@@ -55,7 +97,7 @@ impl Generation {
     pub(super) fn after(pin_dir: &Path, older: &[PathBuf]) -> Result<Self, BpfError> {
         let last = older.last().and_then(|dir| dir.file_name()?.to_str()?.parse::<u64>().ok());
         let dir = pin_dir.join(last.map_or(1, |number| number + 1).to_string());
-        fs::create_dir(&dir).map_err(io_error("make", &dir))?;
+        DirBuilder::new().mode(DIR_MODE).create(&dir).map_err(io_error("make", &dir))?;
         Ok(Self { dir, kept: false })
     }
 

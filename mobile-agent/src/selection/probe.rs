@@ -174,6 +174,11 @@ impl Probe {
         self.mark(&format!("send {kind} {to}"))
     }
 
+    /// listen() of the last socket of a kind.
+    pub(super) fn listen(&mut self, kind: &str) {
+        assert_eq!(self.ask(&format!("listen {kind}")), "done");
+    }
+
     /// Has a connection do the rest: `write` or `read` so many bytes, `end` its stream, `read-end` of the other's, `close`.
     pub(super) fn stream(&mut self, what: &str) {
         assert_eq!(self.ask(what), "done");
@@ -192,6 +197,16 @@ impl Probe {
     /// SO_MARK set by the application itself.
     pub(super) fn set_mark(&mut self, kind: &str, mark: u32) -> u32 {
         self.mark(&format!("set {kind} {mark}"))
+    }
+
+    /// The same, of a mark that the kernel or the programs refuse.
+    pub(super) fn cannot_set_mark(&mut self, kind: &str, mark: u32) {
+        assert_eq!(self.ask(&format!("refused {kind} {mark}")), "EPERM");
+    }
+
+    /// Makes so many sockets of a kind, which stay open, and sends a datagram of each.
+    pub(super) fn send_of_many(&mut self, kind: &str, to: &str, count: u32) {
+        assert_eq!(self.ask(&format!("many {kind} {to} {count}")), "done");
     }
 
     /// A TCP option of the last socket of a kind, `None` where the kernel has no such option.
@@ -251,7 +266,7 @@ impl Drop for Probe {
 #[test]
 #[ignore = "a helper process of the other tests, not a test"]
 fn obey() {
-    let mut sockets = HashMap::new();
+    let (mut sockets, mut many) = (HashMap::new(), Vec::new());
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split(' ').collect();
@@ -271,6 +286,10 @@ fn obey() {
                 // Echo request, checked by ping sockets and raw ones.
                 let _ = sockets[kind].send_to(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0], &address(to));
                 mark_of(&sockets[kind])
+            }
+            ["listen", kind] => {
+                sockets[kind].listen(1).unwrap();
+                "done".to_string()
             }
             ["write", kind, length] => {
                 (&sockets[kind]).write_all(&vec![7; length.parse().unwrap()]).unwrap();
@@ -301,6 +320,22 @@ fn obey() {
             ["set", kind, mark] => {
                 sockets[kind].set_mark(mark.parse().unwrap()).unwrap();
                 mark_of(&sockets[kind])
+            }
+            ["refused", kind, mark] => {
+                let error = sockets[kind].set_mark(mark.parse().unwrap()).unwrap_err();
+                format!("{:?}", nix::errno::Errno::from_raw(error.raw_os_error().unwrap()))
+            }
+            ["many", kind, to, count] => {
+                let limit = nix::sys::resource::Resource::RLIMIT_NOFILE;
+                let (_, most) = nix::sys::resource::getrlimit(limit).unwrap();
+                nix::sys::resource::setrlimit(limit, most, most).unwrap();
+                let send = |_| {
+                    let socket = open(kind);
+                    let _ = socket.send_to(&[0; 8], &address(to));
+                    socket
+                };
+                many.extend((0..count.parse::<u32>().unwrap()).map(send));
+                "done".to_string()
             }
             ["get", kind, option] => TcpOption::named(option).get(&sockets[kind]),
             ["put", kind, option, value] => {

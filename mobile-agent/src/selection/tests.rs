@@ -17,6 +17,7 @@ use super::{
 use crate::config::OnFailure;
 
 mod accounts;
+mod fences;
 mod queries;
 
 const MARK: u32 = 0x4d00_0000;

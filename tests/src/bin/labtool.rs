@@ -7,7 +7,8 @@
 //! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
 //! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
 //! and whom the socket says it came from. `crowd PROCESSES SOCKETS ADDRESS` is so many processes with so many connections
-//! each, `accept ADDRESS` takes them; both say when they are ready and wait to be killed. `paces` times
+//! each, `accept ADDRESS` takes them; both say when they are ready and wait to be killed. `accept-on DEVICE ADDRESS` is bound to
+//! a device, and `hold-mptcp COUNT` holds so many MPTCP sockets whose connect() was refused. `paces` times
 //! what it is told to do. `datagrams ADDRESS` sends them at the rates it is told, `count ADDRESS` counts what comes. `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server as the paper's
 //! measurement does, 1024 bytes at a time. `hold-lab` makes a lab of its own and waits to be killed.
 
@@ -46,14 +47,16 @@ fn main() -> ExitCode {
         ["write", pace, address, file] => write(pace, address, file),
         ["dns", transport, resolver] => dns(transport, resolver),
         ["crowd", processes, sockets, address] => crowd(processes, sockets, address),
-        ["accept", address] => accept(address),
+        ["accept", address] => accept(None, address),
+        ["accept-on", device, address] => accept(Some(device), address),
+        ["hold-mptcp", count] => hold_mptcp(count),
         ["datagrams", address] => mobile_tests::datagrams::send(address),
         ["count", address] => mobile_tests::datagrams::count(address),
         ["paces"] => mobile_tests::paces::serve(),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
-             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER | crowd PROCESSES SOCKETS ADDRESS | accept ADDRESS | datagrams|count ADDRESS | write nagle|nodelay|paced ADDRESS FILE"
+             pulse echo|down tcp|mptcp ADDRESS | dns udp|udp-connected|tcp RESOLVER | crowd PROCESSES SOCKETS ADDRESS | accept ADDRESS | accept-on DEVICE ADDRESS | hold-mptcp COUNT | datagrams|count ADDRESS | write nagle|nodelay|paced ADDRESS FILE"
         )),
     };
     match done {
@@ -305,12 +308,12 @@ fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
     }
 }
 
-/// Takes connections and keeps them.
-fn accept(address: &str) -> Result<()> {
+/// Takes connections and keeps them; bound to a device if one is named.
+fn accept(device: Option<&str>, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    raise_file_limit()?;
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind_device(device.map(str::as_bytes)).context("bind to the device")?;
     socket.bind(&address.into())?;
     socket.listen(4096)?;
     say("ready");
@@ -318,6 +321,30 @@ fn accept(address: &str) -> Result<()> {
     loop {
         open.push(socket.accept().context("accept")?);
     }
+}
+
+/// Holds MPTCP sockets whose connect() was refused.
+fn hold_mptcp(count: &str) -> Result<()> {
+    raise_file_limit()?;
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+    let make = |_| -> std::io::Result<Socket> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP))?;
+        let _ = socket.connect(&nobody.into());
+        Ok(socket)
+    };
+    let held: Vec<Socket> = (0..count.parse::<u32>()?).map(make).collect::<std::io::Result<_>>()?;
+    say("ready");
+    loop {
+        pause();
+        // Open until the end.
+        let _ = &held;
+    }
+}
+
+/// Raises the soft limit of open files to the hard one.
+fn raise_file_limit() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
 /// A file in writes of 1024 bytes (the paper's 5.2), as fast as they are taken or, paced, one each 2 ms; done when the server has

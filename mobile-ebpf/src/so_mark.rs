@@ -1,0 +1,103 @@
+//! Our bits of a socket's mark are set and cleared by the programs and the agent alone.
+//!
+//! Since Linux 5.17 a process may set SO_MARK with CAP_NET_RAW (net: `sk_setsockopt`), which `ping` and many services have. A
+//! mobile process that sets a mark of its own would leave the tunnel by it, and an ordinary one could get in. So SO_MARK
+//! changes all other bits of a socket with our mark, and cannot give our mark to a socket without it.
+//!
+//! The kernel asks about a 64-bit process's calls only: `do_sock_setsockopt` skips the hook for a compat system call.
+
+#![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{SO_MARK, SOL_SOCKET, bpf_sockopt},
+    helpers::generated::bpf_get_netns_cookie,
+    macros::cgroup_sockopt,
+    programs::SockoptContext,
+};
+use mobile_ebpf_common::{Config, Event};
+
+use crate::select::{ALLOW, REFUSE, config, happened};
+
+/// The kernel hands over at most a page of an option's value; 4096 is the smallest page there is.
+const PAGE: i32 = 4096;
+
+/// The size of SO_MARK's value, in bytes.
+const MARK_LENGTH: usize = size_of::<u32>();
+
+#[cgroup_sockopt(setsockopt)]
+fn mobile_setsockopt(ctx: SockoptContext) -> i32 {
+    let call = ctx.sockopt;
+    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt.
+    let (level, option, length) = unsafe { ((*call).level, (*call).optname, (*call).optlen) };
+    if level == SOL_SOCKET as i32 && option == SO_MARK as i32 {
+        return judge(&ctx);
+    }
+    if length > PAGE {
+        // The kernel refuses a longer value than it has handed over, unless told to take the caller's own.
+        // SAFETY: as above, and the length may be written.
+        unsafe { (*call).optlen = 0 };
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn judge(ctx: &SockoptContext) -> i32 {
+    let Ok(config) = config() else { return ALLOW };
+    let call = ctx.sockopt;
+    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt whose socket is there for the whole call.
+    let (value, old) =
+        unsafe { ((*call).__bindgen_anon_2.optval.cast::<u32>(), (*(*call).__bindgen_anon_1.sk).mark) };
+    if !has(call, MARK_LENGTH) {
+        // The kernel refuses it.
+        return ALLOW;
+    }
+    // SAFETY: the value has this length; volatile, so that it is read where the verifier has seen that.
+    let new = unsafe { value.read_volatile() };
+    let was_marked = config.is_marked(old);
+    if was_marked == config.is_marked(new) || is_of_agent(call, config) {
+        return take(call);
+    }
+    // SAFETY: the helper accepts the context.
+    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
+        return take(call);
+    }
+    if !was_marked {
+        happened(Event::MarkRefused);
+        return REFUSE;
+    }
+    // SAFETY: as above, and the value may be written.
+    unsafe { value.write_volatile(config.marked(new)) };
+    happened(Event::MarkKept);
+    take(call)
+}
+
+/// Has the kernel take the value that was looked at, however long the caller says it is.
+#[inline(always)]
+fn take(call: *mut bpf_sockopt) -> i32 {
+    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt, and its length may be written.
+    unsafe { (*call).optlen = MARK_LENGTH as i32 };
+    ALLOW
+}
+
+/// Whether the agent calls, which follows a process's attribute with its sockets: behind the mark comes the key of the programs.
+#[inline(always)]
+fn is_of_agent(call: *mut bpf_sockopt, config: &Config) -> bool {
+    if !has(call, MARK_LENGTH + size_of::<u64>()) {
+        return false;
+    }
+    // SAFETY: the value has this length.
+    let [low, high] = unsafe {
+        let value = (*call).__bindgen_anon_2.optval.cast::<u32>();
+        [value.add(1).read_volatile(), value.add(2).read_volatile()]
+    };
+    u64::from(low) | (u64::from(high) << 32) == config.key
+}
+
+/// Whether the value has so many bytes.
+#[inline(always)]
+fn has(call: *mut bpf_sockopt, length: usize) -> bool {
+    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt.
+    let (start, end) = unsafe { ((*call).__bindgen_anon_2.optval, (*call).__bindgen_anon_3.optval_end) };
+    start.addr() + length <= end.addr()
+}
