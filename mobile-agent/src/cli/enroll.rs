@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use mobile_io::invitation::Invitation;
 use mobile_io::keys::PrivateKey;
 use mobile_io::netlink::Netlink;
+use mobile_io::text::printable;
 use mobile_io::tls::{self, TlsStream};
 use mobile_io::transport;
 use mobile_proto::enroll::{self, Answer, Refusal};
@@ -44,6 +45,7 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
     super::runtime()?.block_on(async {
         let name = redeem(&invitation, &key).await?;
         staged.publish().context("the relay let this host in, but that could not be written down")?;
+        let name = printable(&name);
         tell(&format!("enrolled as {name}; wrote {}", path.display()));
         let dial = tls::client_config(&key, invitation.relay);
         let assigned = async {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use mobile_io::text::printable;
+
 use crate::config::OnFailure;
 use crate::control::protocol::{Answer, Request};
 use crate::status::{Handover, SessionState, Status, Uplinks};
@@ -36,7 +38,7 @@ pub(super) fn force(config: Option<&Path>, uplink: &str) -> anyhow::Result<()> {
     match super::ask(&mut agent, &Request::Use { uplink })? {
         Answer::Done => Ok(()),
         Answer::Noted(note) => {
-            eprintln!("mobile: {note}");
+            eprintln!("mobile: {}", printable(&note));
             Ok(())
         }
         other => Err(super::unexpected(&other)),
@@ -112,7 +114,7 @@ fn render(status: &Status) -> String {
         lines.push(("on failure", format!("open: {now}")));
     }
     lines.push(("processes", format!("{} mobile", status.mobile_processes)));
-    lines.iter().map(|(name, value)| format!("{name:<11}{value}\n")).collect()
+    lines.iter().map(|(name, value)| format!("{name:<11}{}\n", printable(value))).collect()
 }
 
 /// What the session is doing.
@@ -155,6 +157,7 @@ pub(super) fn addresses(status: &Status) -> String {
 pub(super) fn story(handover: &Handover) -> String {
     let Handover { cause, from, to, blackout_seconds, replayed_records, dropped_packets, age_seconds } =
         handover;
+    let (from, to) = (printable(from), printable(to));
     format!(
         "{} ago: {from} -> {to}, {}, blackout {:.0} ms, {replayed_records} records sent again, {dropped_packets} packets dropped",
         duration(*age_seconds),

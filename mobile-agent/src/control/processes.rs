@@ -19,8 +19,12 @@ pub(super) fn change(agent: &Agent, asker: Asker, pids: &[i32], mobile: bool) ->
     let mut reader = Reader::default();
     pids.iter()
         .map(|&pid| {
-            let known = reader.process(pid).ok();
-            let changed = Held::open(pid).and_then(|held| change_with_sockets(agent, asker, &held, mobile));
+            let held = Held::open(pid);
+            // A /proc mounted with hidepid keeps others' processes from the asker, and not from the agent, which
+            // must not tell what the asker could not see.
+            let may_see = held.as_ref().is_ok_and(|held| may_change(asker, held.owners));
+            let known = may_see.then(|| reader.process(pid).ok()).flatten();
+            let changed = held.and_then(|held| change_with_sockets(agent, asker, &held, mobile));
             let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
                 process
                     .connections
@@ -62,7 +66,11 @@ pub(super) fn change_one(
     mobile: bool,
 ) -> Result<(), Unchanged> {
     if !may_change(asker, held.owners) {
-        return Err(Unchanged::Foreign { pid: held.pid, owner: user_name(held.owners[0]) });
+        return Err(Unchanged::Foreign(held.pid));
+    }
+    // Only now: where others' processes are is not for everybody to know.
+    if held.elsewhere {
+        return Err(Unchanged::OtherNamespace(held.pid));
     }
     let set = |mobile| if mobile { cgroup.attach(held.pid) } else { cgroup.detach(held.pid) };
     let before = cgroup.is_mobile(held.pid)?;
@@ -90,7 +98,7 @@ pub(super) fn list(
     // Each name costs a look into the user database, which may be across the network.
     let mut names: HashMap<u32, String> = HashMap::new();
     let mut processes = Reader::default().processes(&pids);
-    processes.retain(|process| asker.privileged || process.uid == asker.uid);
+    processes.retain(|process| may_change(asker, process.owners));
     let traffic = traffic(accounts, &processes);
     Ok(processes
         .into_iter()
