@@ -266,10 +266,15 @@ mod tests {
         let program = dir.path().join(std::ffi::OsStr::from_bytes(b"a\xffb\nUid:"));
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
-        let read = read(i32::try_from(child.id()).unwrap());
+        let pid = i32::try_from(child.id()).unwrap();
+        // The kernel lets the parent of a vfork go on before the command line is there.
+        let mut looks = std::iter::repeat_with(|| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            read(pid).unwrap()
+        });
+        let process = looks.by_ref().take(5000).find(|process| !process.cmdline.is_empty()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        let process = read.unwrap();
         assert_eq!(process.comm, "a\u{fffd}b\nUid:");
         assert!(process.cmdline[0].ends_with("a\u{fffd}b\nUid:"), "{:?}", process.cmdline);
         assert_eq!(process.owners, [nix::unistd::geteuid().as_raw(); 3]);
