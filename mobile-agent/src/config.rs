@@ -71,6 +71,8 @@ pub(crate) struct Tunnel {
     pub(crate) device: String,
     /// Its MTU; when absent, what the relay pushes.
     pub(crate) mtu: Option<u16>,
+    /// Networks that the relay may assign persistent addresses from, beside the private ones.
+    pub(crate) addresses: Vec<IpNet>,
     /// Whether packets are compressed, if the relay agrees.
     pub(crate) compression: Compression,
     /// In what size the kernel hands packets over.
@@ -182,6 +184,7 @@ impl Default for Tunnel {
         Self {
             device: "mobile0".into(),
             mtu: None,
+            addresses: Vec::new(),
             compression: Compression::Off,
             offload: Offloading::Auto,
             queue: Queueing::Fair,
@@ -353,6 +356,7 @@ mod tests {
             [tunnel]
             device = "m1"
             mtu = 1400
+            addresses = ["203.0.113.0/24", "2001:db8::/48"]
             compression = "zstd"
             offload = "off"
             queue = "fifo"
@@ -384,6 +388,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.relay.endpoint.as_deref(), Some("[2001:db8::1]:443"));
         assert_eq!((config.tunnel.offload, config.tunnel.queue), (Offloading::Off, Queueing::Fifo));
+        assert_eq!(config.tunnel.addresses.len(), 2);
         assert_eq!(config.uplink.standby, ["wl*"]);
         assert_eq!(config.routing.bypass.len(), 2);
         assert_eq!(config.routing.on_failure, OnFailure::Open);
@@ -398,6 +403,7 @@ mod tests {
             ("[relay]\nendpoint = \"relay:0\"", "HOST:PORT"),
             ("[tunnel]\ndevice = \"a-name-that-is-too-long\"", "[tunnel] device"),
             ("[tunnel]\nmtu = 500", "1280"),
+            ("[tunnel]\naddresses = [\"relay\"]", "addresses"),
             ("[routing]\ntable = 254", "table 254"),
             ("[tunnel]\nqueue = \"fiar\"", "did you mean `fair`"),
             ("[routing]\nmark = 0x100\nmark_mask = 0xff", "mark_mask"),

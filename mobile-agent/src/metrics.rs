@@ -13,6 +13,7 @@ use prometheus::Registry;
 use prometheus::core::Collector;
 
 use crate::daemon::Agent;
+use crate::routing::claim::Objection;
 use crate::status::{SessionState, Status, Uplinks};
 
 /// A scrape that the agent does not answer in this time is empty: Prometheus waits 10 s by default.
@@ -176,6 +177,9 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     metrics.gauge(declared::OPEN, f64::from(u8::from(status.open)))?;
     metrics.counter(declared::OPENED, status.opened)?;
     metrics.counter(declared::ROUTING_RESTORED, status.routing_restored)?;
+    let refused = agent.route.refused.counts();
+    let refused = Objection::WORDS.iter().map(|word| (*word, refused.get(word).copied().unwrap_or(0)));
+    metrics.counters(declared::CLAIMS_REFUSED, refused)?;
     metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
     metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
     selection(&metrics, agent)?;

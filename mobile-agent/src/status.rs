@@ -26,12 +26,15 @@ pub(crate) struct Status {
     pub(crate) public_key: String,
     /// The host virtual device.
     pub(crate) device: String,
-    /// The persistent addresses; empty until the relay has ever been reached.
+    /// The persistent addresses in force; empty until the relay has ever been reached, and while all it
+    /// pushed is refused.
     pub(crate) addresses: Vec<IpAddr>,
     /// The MTU of the host virtual device.
     pub(crate) mtu: Option<u16>,
     /// Resolvers the relay offers.
     pub(crate) dns: Vec<IpAddr>,
+    /// What the relay pushed and this host refuses.
+    pub(crate) refused: Vec<Refusal>,
     /// The uplink that carries the tunnel.
     pub(crate) active_uplink: Option<String>,
     /// The uplink that `mobile use` put first.
@@ -88,6 +91,21 @@ pub(crate) enum SessionState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Problem {
     /// What is the matter.
+    pub(crate) cause: String,
+    /// What to do about it.
+    pub(crate) next_step: String,
+}
+
+/// A part of the relay's assignment that is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    /// `address`, `resolver` or `assignment`.
+    pub(crate) kind: String,
+    /// The address or resolver.
+    pub(crate) claim: String,
+    /// `unusable`, `not_allowed`, `local`, `connected`, `next_hop`, `resolver`, `relay`, `persistent`, `mtu` or `empty`.
+    pub(crate) reason: String,
+    /// The reason for a person.
     pub(crate) cause: String,
     /// What to do about it.
     pub(crate) next_step: String,

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::text::printable;
+
 /// How well something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,7 +77,8 @@ impl Report {
                 Level::Fail => "FAIL",
             };
             // What others say (the kernel, a resolver) may hold line ends, and scripts count lines.
-            let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let line =
+                |text: &str| printable(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned();
             // Writing to a String cannot fail.
             let _ = write!(text, "{word:<5} {topic}: {}", line(seen));
             if let Some(next) = next_step {

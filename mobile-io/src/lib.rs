@@ -23,6 +23,7 @@ pub mod owner;
 mod socket;
 pub mod sysctl;
 mod tcp_info;
+pub mod text;
 pub mod tls;
 pub mod transport;
 pub mod tun;

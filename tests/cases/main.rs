@@ -13,6 +13,7 @@ mod failure;
 mod forward;
 mod freeze;
 mod handed;
+mod hostile_relay;
 mod join;
 mod journal;
 mod json;

@@ -162,3 +162,58 @@ fn a_setuid_program_is_mobile_as_who_starts_it_and_changed_by_its_owner_only() -
     }
     bed.finish()
 }
+
+#[test]
+fn what_another_user_chose_does_not_reach_the_terminal_raw() -> Outcome {
+    let bed = Testbed::new()?;
+    // Clears the screen, ends the line, forges a process, and turns the direction of writing.
+    let forged = "\u{1b}[2J\n1 root 0 - - - init \u{9b}31m\u{202e}";
+    let argv = ["-c", "while read line; do :; done", forged];
+    let user = Talk::start(bed.lab.host.command_as(USERS[1], "sh").args(argv))?;
+    bed.agent.cli(&["attach", &user.pid().to_string()])?.ok()?;
+    let ordinary = |text: &str| !text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}');
+    let shown = bed.agent.cli(&["ps"])?.ok()?;
+    assert!(ordinary(&shown), "{shown:?}");
+    assert!(shown.contains("\\u{1b}[2J\\n1 root"), "{shown:?}");
+    assert!(!shown.lines().any(|line| line.starts_with("1 root")), "{shown:?}");
+    let json = bed.agent.cli(&["ps", "--json"])?.ok()?;
+    assert!(ordinary(&json), "{json:?}");
+    let processes: serde_json::Value = serde_json::from_str(&json)?;
+    let commands = processes.as_array().into_iter().flatten().map(|process| process["command"].to_string());
+    let exact = serde_json::Value::from(forged).to_string();
+    assert!(commands.into_iter().any(|command| command.contains(exact.trim_matches('"'))), "{json}");
+    bed.finish()
+}
+
+#[test]
+fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
+    let bed = Testbed::new()?;
+    let host = &bed.lab.host;
+    let (name, owner) = ("secretname", "root");
+    let secret = bed.lab.dir().join(name);
+    copy(&bed, std::ffi::OsStr::new("/bin/cat"), &secret)?;
+    let hidden = Talk::start(&mut host.command(&secret))?;
+    let pid = hidden.pid().to_string();
+    let mobile = bed.lab.dir().join("mobile");
+    copy(&bed, bed.agent.binary().as_os_str(), &mobile)?;
+    for verb in ["attach", "detach"] {
+        let mut command = host.command_as(USERS[0], &mobile);
+        command.arg("--config").arg(bed.agent.config()).args([verb, &pid]);
+        let refused = finish_within(&mut command, None, PATIENCE)?;
+        let said = format!("{}{}", refused.stdout, refused.stderr);
+        assert_eq!(refused.code(), 1, "{said}");
+        assert!(said.contains(&pid), "{said}");
+        assert!(!said.contains(name) && !said.contains(&format!("belongs to {owner}")), "{said}");
+        // Nor in what the agent itself answers; to the lines of HTTP before the question it says that it does not
+        // understand them.
+        let socket = bed.lab.dir().join("laptop").join("agent.sock");
+        let ask = format!("{{\"{verb}\":{{\"pids\":[{pid}]}}}}\n");
+        let mut raw = host.command_as(USERS[0], "curl");
+        raw.args(["-s", "--http0.9", "-m", "2", "--data-binary", &ask, "http://agent/", "--unix-socket"]);
+        let answer = finish_within(raw.arg(&socket), None, PATIENCE)?.stdout;
+        assert!(answer.contains("another user's") && !answer.contains(name), "{answer}");
+    }
+    // The owner, root here, is told.
+    assert!(bed.agent.cli(&["attach", &pid])?.ok()?.contains(name));
+    bed.finish()
+}

@@ -16,10 +16,12 @@ use super::reach::{self, Outcome};
 use super::trial;
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, globs};
 use crate::control::protocol::{Answer, Request};
-use crate::routing::lease::{Assigned, Lease};
+use crate::routing::claim::{self, Refusal};
+use crate::routing::lease::Lease;
+use crate::routing::networks;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
 use crate::selection::deadline;
-use crate::status::Status;
+use crate::status::{self, Status};
 use crate::uplinks::from_snapshot;
 use crate::uplinks::policy::{self, Decision, Families, Uplink, Wishes};
 
@@ -52,6 +54,8 @@ pub(super) struct Facts {
     pub(super) resolved: Option<Result<Vec<SocketAddr>, String>>,
     /// The links, and which can carry the tunnel.
     pub(super) links: Result<Links, String>,
+    /// What the relay pushed and this host refuses.
+    pub(super) refused: Vec<status::Refusal>,
     /// The relay, over each usable uplink.
     pub(super) reached: Option<Vec<(String, Outcome)>>,
     /// Whether IPv6 is enabled.
@@ -113,14 +117,11 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         Err(_) => None,
     };
     let families = families(resolved.as_ref());
-    let persistent = match (&agent, &relay) {
-        (Ok(Some(status)), _) => status.addresses.clone(),
+    let (persistent, refused) = match (&agent, &relay) {
+        (Ok(Some(status)), _) => (status.addresses.clone(), status.refused.clone()),
         // An ordinary user may not read it, and knows less.
-        (_, Ok(relay)) if root => {
-            let lease = Lease::new(&config.state.dir, &relay.public_key);
-            lease.load().as_ref().map(Assigned::addresses).unwrap_or_default()
-        }
-        _ => Vec::new(),
+        (_, Ok(relay)) if root => remembered(&config, relay, resolved.as_ref()).await,
+        _ => (Vec::new(), Vec::new()),
     };
     let links = links(&config, families, persistent).await;
     let key = key(&config.identity.private_key_file, root);
@@ -146,10 +147,11 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         agent,
         resolved,
         links,
+        refused,
         reached,
         ipv6: has_ipv6(),
         open: deadline::is_over(&config.bpf.pin_dir),
-        resolvers: resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        resolvers: networks::resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
     }
 }
 
@@ -159,6 +161,26 @@ impl Links {
         let named = |name: &String| self.uplinks.iter().find(|uplink| uplink.name == *name);
         self.decision.candidates.iter().filter_map(named)
     }
+}
+
+/// The addresses of the last run, and what an agent that starts now would refuse of them.
+async fn remembered(
+    config: &Config,
+    relay: &RelayIdentity,
+    resolved: Option<&Result<Vec<SocketAddr>, String>>,
+) -> (Vec<IpAddr>, Vec<status::Refusal>) {
+    let Some(pushed) = Lease::new(&config.state.dir, &relay.public_key).load() else {
+        return (Vec::new(), Vec::new());
+    };
+    let found = resolved.and_then(|resolved| resolved.as_ref().ok());
+    let endpoint = found.into_iter().flatten().map(|address| address.ip().to_canonical()).collect();
+    // What netlink does not say is a finding of its own.
+    let host = match Netlink::new() {
+        Ok(netlink) => networks::read(&netlink, &config.tunnel.device, endpoint).await.unwrap_or_default(),
+        Err(_) => claim::HostNetworks::default(),
+    };
+    let verdict = claim::judge(&pushed, &config.tunnel.addresses, &host);
+    (verdict.in_force.addresses(), verdict.refusals.iter().map(Refusal::told).collect())
 }
 
 fn families(resolved: Option<&Result<Vec<SocketAddr>, String>>) -> Families {
@@ -291,25 +313,9 @@ fn has_ipv6() -> bool {
     sysctl::read("net/ipv6/conf/all/disable_ipv6").is_ok_and(|value| value == "0")
 }
 
-/// The name servers of a resolv.conf.
-fn resolvers(text: &str) -> Vec<IpAddr> {
-    text.lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver")?.split_whitespace().next())
-        // A link-local one carries its device.
-        .filter_map(|server| server.split('%').next()?.parse().ok())
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn resolvers_are_read_from_resolv_conf() {
-        let text = "# a comment\nsearch example.org\nnameserver 127.0.0.53\n nameserver\tfe80::1%eth0 \nnameserverx 1\n";
-        let found: Vec<String> = resolvers(text).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["127.0.0.53", "fe80::1"]);
-    }
 
     #[test]
     fn a_key_that_others_can_read_is_a_fault_and_one_that_is_hidden_is_none() {

@@ -11,7 +11,7 @@ use crate::config::{OnFailure, Routing};
 use crate::routing::rivals::{self, is_listed_as_ours};
 use crate::selection::deadline::GRACE;
 use crate::selection::floor::{OLDEST, OLDEST_LONGTERM};
-use crate::status::SessionState;
+use crate::status::{Refusal, SessionState};
 use crate::tunnel::cause::Fault;
 
 /// TCP_RTO_MAX_MS: mobile sockets repeat within 10 s of the end of an outage.
@@ -57,6 +57,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         Ok(links) => {
             findings.extend(rules(links, &facts.routing));
             findings.push(table(links, &facts.routing));
+            findings.extend(refused(facts));
             findings.extend(conflicts(links));
             findings.extend(rp_filter(links));
             findings.extend(uplinks(links));
@@ -201,6 +202,15 @@ fn table(links: &Links, routing: &Routing) -> Finding {
         }
         None => Finding::ok("table", format!("{table} is ours alone")),
     }
+}
+
+/// What the relay pushed and this host refuses: without an address mobile processes wait.
+fn refused(facts: &Facts) -> Vec<Finding> {
+    let finding = |refusal: &Refusal| match refusal.kind.as_str() {
+        "resolver" => Finding::warn("resolver", &refusal.cause, &refusal.next_step),
+        _ => Finding::fail("addresses", &refusal.cause, &refusal.next_step),
+    };
+    facts.refused.iter().map(finding).collect()
 }
 
 /// Networks of this host that hold a persistent address.

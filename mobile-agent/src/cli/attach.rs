@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::bail;
+use mobile_io::text::printable;
 
 use crate::control::protocol::{Answer, Change, Request};
 
@@ -26,7 +27,7 @@ fn change(config: Option<&Path>, request: &Request, done: &str, keep: &str) -> a
     let mut failed = 0;
     for change in &changes {
         if let Some(error) = &change.error {
-            super::complain(&anyhow::anyhow!("{error}"));
+            super::complain(&anyhow::anyhow!("{}", printable(error)));
             failed += 1;
         }
     }
@@ -39,7 +40,7 @@ fn change(config: Option<&Path>, request: &Request, done: &str, keep: &str) -> a
 fn report(changes: &[Change], done: &str, keep: &str) -> String {
     let mut text = String::new();
     for change in changes.iter().filter(|change| change.error.is_none()) {
-        let command = change.command.as_deref().unwrap_or("?");
+        let command = printable(change.command.as_deref().unwrap_or("?"));
         text.push_str(&format!("{} ({command}) is {done}\n", change.pid));
         if !change.kept.is_empty() {
             text.push_str(&format!("  its {} open sockets {keep}:\n", change.kept.len()));
@@ -61,13 +62,13 @@ mod tests {
         let socket =
             Connection { protocol: "tcp".into(), local: "192.0.2.1:5".into(), remote: "192.0.2.9:22".into() };
         let changes = [
-            Change { pid: 7, command: Some("sh".into()), error: None, kept: vec![socket] },
+            Change { pid: 7, command: Some("s\nh".into()), error: None, kept: vec![socket] },
             Change { pid: 8, command: None, error: Some("no such process".into()), kept: Vec::new() },
         ];
         let text = report(&changes, "mobile", "keep going direct");
         assert_eq!(
             text,
-            "7 (sh) is mobile\n  its 1 open sockets keep going direct:\n    tcp 192.0.2.1:5 -> 192.0.2.9:22\n"
+            "7 (s\\nh) is mobile\n  its 1 open sockets keep going direct:\n    tcp 192.0.2.1:5 -> 192.0.2.9:22\n"
         );
     }
 }

@@ -19,7 +19,7 @@ pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()>
         }
         (Answer::Done, Bypass::Add { .. } | Bypass::Del { .. }) => Ok(()),
         (Answer::Noted(note), Bypass::Add { .. } | Bypass::Del { .. }) => {
-            eprintln!("mobile: {note}");
+            eprintln!("mobile: {}", mobile_io::text::printable(&note));
             Ok(())
         }
         (other, _) => Err(super::unexpected(&other)),

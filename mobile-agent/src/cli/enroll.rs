@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use mobile_io::invitation::Invitation;
 use mobile_io::keys::PrivateKey;
+use mobile_io::netlink::Netlink;
+use mobile_io::text::printable;
 use mobile_io::tls::{self, TlsStream};
 use mobile_io::transport;
 use mobile_proto::enroll::{self, Answer, Refusal};
@@ -20,7 +22,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::trial;
 use crate::check::resolve;
 use crate::config::{Config, DEFAULT_PATH};
-use crate::routing::lease::Lease;
+use crate::routing::claim::{HostNetworks, judge};
+use crate::routing::lease::{Assigned, Lease};
+use crate::routing::networks;
 
 /// For each step of a connection: a satellite's round trip, three times repeated; and a person waits.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +45,7 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
     super::runtime()?.block_on(async {
         let name = redeem(&invitation, &key).await?;
         staged.publish().context("the relay let this host in, but that could not be written down")?;
+        let name = printable(&name);
         tell(&format!("enrolled as {name}; wrote {}", path.display()));
         let dial = tls::client_config(&key, invitation.relay);
         let assigned = async {
@@ -51,13 +56,26 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
             "this host is enrolled, but a session with the relay did not come about: `mobile check` looks for the cause",
         )?;
         // So that from the agent's first start on mobile processes have an address to send from, and wait if they must.
-        let state = Config::load(Some(path))?.state.dir;
-        if let Err(error) = Lease::new(&state, &invitation.relay).store(&assigned) {
+        let config = Config::load(Some(path))?;
+        warn_of_refusals(&config, &assigned).await;
+        if let Err(error) = Lease::new(&config.state.dir, &invitation.relay).store(&assigned) {
             tell(&format!("the agent will learn the addresses when it first reaches the relay: {error:#}"));
         }
         let addresses = assigned.addresses();
         super::print(&addresses.iter().map(|address| format!("{address}\n")).collect::<String>())
     })
+}
+
+/// Says what the agent would refuse of the assignment now; it judges by itself, at each start.
+async fn warn_of_refusals(config: &Config, assigned: &Assigned) {
+    let host = match Netlink::new() {
+        Ok(netlink) => networks::read(&netlink, &config.tunnel.device, Vec::new()).await.unwrap_or_default(),
+        Err(_) => HostNetworks::default(),
+    };
+    for refusal in judge(assigned, &config.tunnel.addresses, &host).refusals {
+        let refusal = refusal.told();
+        tell(&format!("the agent will refuse this: {}; {}", refusal.cause, refusal.next_step));
+    }
 }
 
 /// What is no answer, but good to know, goes to stderr.

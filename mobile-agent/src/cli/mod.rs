@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use mobile_io::control::{Client, ControlError};
+use mobile_io::text::{printable, printable_json, printable_lines};
 
 use self::args::{Cli, Verb};
 use crate::config::Config;
@@ -67,7 +68,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// Says on stderr what went wrong, with its causes.
 fn complain(error: &anyhow::Error) {
-    mobile_io::log::complain(&format!("mobile: {}", story(error)));
+    mobile_io::log::complain(&format!("mobile: {}", printable_lines(&story(error))));
 }
 
 /// The error and its causes in one line. Some libraries repeat the cause in the error itself: once is enough.
@@ -84,9 +85,10 @@ pub(crate) fn story(error: &anyhow::Error) -> String {
     told
 }
 
-/// Writes the answer to stdout; a reader that has seen enough (`| head`) is no failure.
+/// Writes the answer to stdout; a reader that has seen enough (`| head`) is no failure. No escape
+/// sequence gets through, whoever wrote it; that a field stays on its line is up to the caller.
 fn print(text: &str) -> anyhow::Result<()> {
-    print_on(text).map(drop)
+    print_on(&printable_lines(text)).map(drop)
 }
 
 /// The same of an answer that goes on, as long as somebody reads.
@@ -103,7 +105,7 @@ fn print_on(text: &str) -> anyhow::Result<ControlFlow<()>> {
 fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
     let mut text = serde_json::to_string_pretty(value).context("cannot encode the answer")?;
     text.push('\n');
-    Ok(text)
+    Ok(printable_json(&text).into_owned())
 }
 
 /// Writes it.
@@ -134,7 +136,7 @@ fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Answer> {
 /// What the agent answered; a refusal is an error.
 fn accepted(answer: Result<Answer, ControlError>) -> anyhow::Result<Answer> {
     match answer? {
-        Answer::Refused(reason) => bail!("{reason}"),
+        Answer::Refused(reason) => bail!("{}", printable(&reason)),
         answer => Ok(answer),
     }
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
+use mobile_io::text::printable;
 
 use crate::config::Config;
 use crate::control::protocol::{Answer, Request};
@@ -74,7 +75,7 @@ fn warn_of(instance: &Instance, program: &OsStr) {
          End it first, or, for its next connections: mobile attach {}",
         program.display(),
         instance.pid,
-        instance.command,
+        printable(&instance.command),
         pids.join(" ")
     ));
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use mobile_io::text::printable;
+
 use crate::config::OnFailure;
 use crate::control::protocol::{Answer, Request};
 use crate::status::{Handover, SessionState, Status, Uplinks};
@@ -36,7 +38,7 @@ pub(super) fn force(config: Option<&Path>, uplink: &str) -> anyhow::Result<()> {
     match super::ask(&mut agent, &Request::Use { uplink })? {
         Answer::Done => Ok(()),
         Answer::Noted(note) => {
-            eprintln!("mobile: {note}");
+            eprintln!("mobile: {}", printable(&note));
             Ok(())
         }
         other => Err(super::unexpected(&other)),
@@ -112,13 +114,16 @@ fn render(status: &Status) -> String {
         lines.push(("on failure", format!("open: {now}")));
     }
     lines.push(("processes", format!("{} mobile", status.mobile_processes)));
-    lines.iter().map(|(name, value)| format!("{name:<11}{value}\n")).collect()
+    lines.iter().map(|(name, value)| format!("{name:<11}{}\n", printable(value))).collect()
 }
 
 /// What the session is doing.
 pub(super) fn session(status: &Status) -> String {
     let since = status.since_seconds.map(|seconds| format!(" for {}", duration(seconds))).unwrap_or_default();
     match status.session {
+        SessionState::Connected if status.addresses.is_empty() => {
+            format!("connected{since}, without a persistent address: connections of mobile processes wait")
+        }
         SessionState::Connected => format!("connected{since}"),
         SessionState::Connecting => format!("connecting{since}"),
         SessionState::NoUplink if status.open => format!("no usable uplink{since}"),
@@ -138,7 +143,9 @@ pub(super) fn relay(status: &Status) -> String {
 
 /// The persistent addresses, and where they are.
 pub(super) fn addresses(status: &Status) -> String {
-    let addresses = if status.addresses.is_empty() {
+    let addresses = if status.addresses.is_empty() && !status.refused.is_empty() {
+        "none: what the relay pushed is refused".to_owned()
+    } else if status.addresses.is_empty() {
         "none until the relay is reached for the first time".to_owned()
     } else {
         status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -150,6 +157,7 @@ pub(super) fn addresses(status: &Status) -> String {
 pub(super) fn story(handover: &Handover) -> String {
     let Handover { cause, from, to, blackout_seconds, replayed_records, dropped_packets, age_seconds } =
         handover;
+    let (from, to) = (printable(from), printable(to));
     format!(
         "{} ago: {from} -> {to}, {}, blackout {:.0} ms, {replayed_records} records sent again, {dropped_packets} packets dropped",
         duration(*age_seconds),
@@ -202,7 +210,7 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::status::{Problem, Queue, RelayStatus, Traffic, UplinkStatus};
+    use crate::status::{Problem, Queue, Refusal, RelayStatus, Traffic, UplinkStatus};
 
     fn handover(age_seconds: f64) -> Handover {
         Handover {
@@ -233,6 +241,7 @@ pub(super) mod tests {
             addresses: vec!["10.77.0.2".parse().unwrap()],
             mtu: Some(1500),
             dns: Vec::new(),
+            refused: Vec::new(),
             active_uplink: Some("eth0".into()),
             forced_uplink: None,
             rtt_seconds: Some(0.0201),
@@ -277,6 +286,21 @@ pub(super) mod tests {
         };
         let text = render(&status);
         assert!(text.contains("problem    not authorised\nnext step  authorize it\n"), "{text}");
+    }
+
+    #[test]
+    fn a_session_without_an_address_says_so() {
+        let refusal = Refusal {
+            kind: "address".into(),
+            claim: "192.168.1.7".into(),
+            reason: "local".into(),
+            cause: "the pushed address 192.168.1.7 is an address of eth0".into(),
+            next_step: "have another [pool] chosen on the relay".into(),
+        };
+        let status = Status { addresses: Vec::new(), refused: vec![refusal], ..sample() };
+        let text = render(&status);
+        assert!(text.contains("connected for 7.0 s, without a persistent address"), "{text}");
+        assert!(text.contains("persistent none: what the relay pushed is refused"), "{text}");
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! Plain columns for a person: two spaces apart, as wide as their widest cell.
 
-/// One line per row; the last column is not padded.
+use mobile_io::text::printable;
+
+/// One line per row, whatever a cell holds; the last column is not padded.
 pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let rows: Vec<[String; N]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| printable(cell).into_owned())).collect();
     let mut widths = header.map(str::len);
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
-    for row in std::iter::once(&header.map(str::to_owned)).chain(rows) {
+    for row in std::iter::once(&header.map(str::to_owned)).chain(&rows) {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
             line.push_str(&format!("{cell:width$}  "));
@@ -28,5 +32,7 @@ mod tests {
     fn columns_line_up() {
         let rows = [["eth0".to_owned(), "yes".to_owned()], ["w".to_owned(), String::new()]];
         assert_eq!(table(["NAME", "UP"], &rows), "NAME  UP\neth0  yes\nw\n");
+        let rows = [["a\n1 root\x1b[2J".to_owned(), "b".to_owned()]];
+        assert_eq!(table(["A", "B"], &rows).lines().nth(1), Some("a\\n1 root\\u{1b}[2J  b"));
     }
 }

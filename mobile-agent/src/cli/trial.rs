@@ -38,7 +38,7 @@ pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assigned> {
     let assigned = Assigned::from(pushed?);
     match assigned.objection() {
         None => Ok(assigned),
-        Some(objection) => bail!("what the relay assigns cannot be used: {objection}"),
+        Some(objection) => bail!("what the relay assigns cannot be used, it {objection}"),
     }
 }
 

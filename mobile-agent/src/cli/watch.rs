@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use mobile_io::control::Client;
+use mobile_io::text::printable;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::status::{SHOWN, addresses, or_dash, relay, session, story};
@@ -52,7 +53,7 @@ pub(super) fn watch(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
                 (Ok(now), Some(screen)) => screen.frame(&picture(now, before.as_ref(), screen.paint)),
                 (Ok(now), None) => format!("{}\n", picture(now, before.as_ref(), Paint(false))),
                 // It may be back soon, and a person sees that better than a prompt.
-                (Err(error), Some(screen)) => screen.frame(&format!("{}\n", super::story(error))),
+                (Err(error), Some(screen)) => screen.frame(&format!("{}\n", printable(&super::story(error)))),
                 (Err(_), None) => return looked.map(drop),
             };
             before = looked.ok();
@@ -161,7 +162,9 @@ fn picture(now: &Look, before: Option<&Look>, paint: Paint) -> String {
         SessionState::Refused => "refused",
     };
     let problem = match &status.problem {
-        Some(problem) => paint.state("failing", &format!("{}; {}", problem.cause, problem.next_step)),
+        Some(problem) => {
+            paint.state("failing", &printable(&format!("{}; {}", problem.cause, problem.next_step)))
+        }
         None => "none".to_owned(),
     };
     let open = if status.open { "; new connections go directly" } else { "" };
@@ -170,7 +173,7 @@ fn picture(now: &Look, before: Option<&Look>, paint: Paint) -> String {
     let mut lines: Vec<(&str, String)> = vec![
         ("session", paint.state(state, &session(status))),
         ("problem", problem),
-        ("relay", relay(status)),
+        ("relay", printable(&relay(status)).into_owned()),
         ("persistent", addresses(status)),
         ("processes", format!("{} mobile{open}", status.mobile_processes)),
         ("sent", traffic(now, before, |traffic| (traffic.sent_bytes, traffic.sent_packets))),
@@ -217,11 +220,11 @@ fn uplinks(uplinks: &Uplinks, paint: Paint) -> String {
         let forced = (uplinks.forced.as_ref() == Some(&uplink.name)).then_some("first by `mobile use`");
         let why: Vec<&str> = forced.into_iter().chain(uplink.reason.as_deref()).collect();
         let (name, state, rest) = row(
-            &uplink.name,
-            &uplink.state,
+            &printable(&uplink.name),
+            &printable(&uplink.state),
             &or_dash(uplink.rtt_seconds.map(|rtt| format!("{:.1} ms", rtt * 1000.0))),
             &or_dash(uplink.loss_ratio.map(|loss| format!("{:.1} %", loss * 100.0))),
-            &why.join("; "),
+            &printable(&why.join("; ")),
         );
         text.push_str(&format!("{name}{}{rest}\n", paint.state(&uplink.state, &state)));
     }

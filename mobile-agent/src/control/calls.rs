@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mobile_control::Call;
 
 use crate::daemon::Agent;
-use crate::processes::{Asker, Job, Refusal};
+use crate::processes::{Asker, Job, JobError};
 
 /// Does it, and says 0 or why not.
 pub(super) async fn answer(
@@ -38,7 +38,7 @@ fn set_mobile(
     (caller, pidfd): &(i32, Option<OwnedFd>),
     pid: i32,
     mobile: bool,
-) -> Result<Result<(), Refusal>, String> {
+) -> Result<Result<(), JobError>, String> {
     let _watched = mobile.then(|| agent.watch_everybody()).transpose()?;
     let pid = (pid != 0).then_some(pid);
     let job = Job::SetMobile { pid, caller: *caller, asker, mobile, with_sockets: true };

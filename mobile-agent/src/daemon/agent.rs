@@ -18,6 +18,7 @@ use super::failure::Opening;
 use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Answer;
 use crate::processes::ProcessHelper;
+use crate::routing::claim::Refusal;
 use crate::routing::lease::Assigned;
 use crate::routing::{BypassChange, Report};
 use crate::selection::bpf::Selector;
@@ -118,7 +119,8 @@ impl Agent {
 
     /// `inet_setmroute` of the C library: whole and in force when it is answered, if it leads to that gateway.
     pub(crate) async fn set_route(&self, gateway: Option<Ipv4Addr>) -> Result<(), Errno> {
-        let assigned = self.route.assigned.borrow().clone().ok_or(Errno::ENETDOWN)?;
+        let assigned = self.route.assigned.borrow().clone();
+        let assigned = assigned.filter(|it| !it.addresses().is_empty()).ok_or(Errno::ENETDOWN)?;
         let relay = self.tunnel.state.borrow().active.as_ref().map(|(_, address)| address.ip());
         let leads = |to: Ipv4Addr| assigned.ipv4 == Some(to) || relay == Some(to.into());
         if !gateway.is_none_or(leads) {
@@ -174,6 +176,8 @@ impl Agent {
             .map(|(_, path)| path);
         let stats = snapshot.as_ref().map(|snapshot| snapshot.stats.clone()).unwrap_or_default();
         let (session, problem) = judge(&state);
+        let addresses = assigned.as_ref().map(Assigned::addresses).unwrap_or_default();
+        let problem = problem.or_else(|| self.route.refused.problem(&addresses));
         let recent: Vec<Handover> = ledger
             .recent
             .iter()
@@ -193,9 +197,10 @@ impl Agent {
             },
             public_key: self.own_key.to_string(),
             device: self.config.tunnel.device.clone(),
-            addresses: assigned.as_ref().map(Assigned::addresses).unwrap_or_default(),
+            addresses,
             mtu: self.config.tunnel.mtu.or(assigned.as_ref().map(|assigned| assigned.mtu)),
             dns: assigned.map(|assigned| assigned.dns).unwrap_or_default(),
+            refused: self.route.refused.now().iter().map(Refusal::told).collect(),
             active_uplink: state.active.as_ref().map(|(active, _)| active.uplink.clone()),
             forced_uplink: state.forced.clone(),
             rtt_seconds: active_stats.and_then(|path| path.srtt).map(|rtt| rtt.as_secs_f64()),

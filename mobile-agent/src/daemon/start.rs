@@ -14,7 +14,7 @@ use mobile_io::netlink::Netlink;
 use mobile_io::tun::{self, Tun};
 use mobile_proto::Limits;
 use tokio::process::Child;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::Agent;
@@ -24,6 +24,7 @@ use super::failure::{self, Opening};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::metrics::Server as MetricsServer;
 use crate::processes::{ProcessHelper, Setup};
+use crate::routing::claim::HostNetworks;
 use crate::routing::lease::{Assigned, Lease};
 use crate::routing::{self, Keeper, Report};
 use crate::selection::addresses::Addresses;
@@ -93,8 +94,12 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     // A socket of its own: what the keeper puts back must not delay the news of a lost uplink.
     let (links, watch_links) = uplinks::watch(Netlink::new()?, config.tunnel.device.clone()).await?;
 
+    let dialer = Dialer::new(&relay, &key);
+    let (networks, watch_networks) =
+        routing::networks::watch(config.tunnel.device.clone(), dialer.addresses()).await?;
+
     let mut made = Made::default();
-    let kernel = match kernel(&config, &relay, &netlink, &mut made).await {
+    let kernel = match kernel(&config, &relay, &netlink, networks, &mut made).await {
         Ok(kernel) => kernel,
         Err(error) => {
             undo(&config, &netlink, made).await;
@@ -115,7 +120,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         ..Limits::default()
     };
     let device = TunIo::new(tun, Arc::clone(&side));
-    let (tunnel, manage) = Tunnel::start(Dialer::new(&relay, &key), wishes, limits, device, links);
+    let (tunnel, manage) = Tunnel::start(dialer, wishes, limits, device, links);
     let assigned = tunnel.assigned.clone();
     let (clean_up, clean_ups) = mpsc::channel(1);
     let (route_bypass, bypasses) = mpsc::channel(1);
@@ -143,6 +148,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_helper(helper));
     tasks.spawn(watch_links);
+    tasks.spawn(watch_networks);
     tasks.spawn(manage);
     tasks.spawn(keeper.run(assigned, bypasses));
     tasks.spawn(follow_assigned(Arc::clone(&agent)));
@@ -241,6 +247,7 @@ async fn kernel(
     config: &Config,
     relay: &RelayIdentity,
     netlink: &Netlink,
+    networks: watch::Receiver<HostNetworks>,
     made: &mut Made,
 ) -> anyhow::Result<Kernel> {
     let path = config.cgroup.path.as_deref();
@@ -256,7 +263,7 @@ async fn kernel(
     made.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);
     let side = Arc::new(DeviceSide::default());
     let lease = Lease::new(&config.state.dir, &relay.public_key);
-    let (keeper, report) = Keeper::start(config, netlink.clone(), lease, Arc::clone(&side)).await?;
+    let (keeper, report) = Keeper::start(config, netlink.clone(), lease, Arc::clone(&side), networks).await?;
 
     let (resolvers, persistent) = programs_view(report.assigned.borrow().as_ref());
     let marking = Marking {

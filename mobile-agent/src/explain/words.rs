@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use mobile_io::netlink::{Family, ListedRule, Way};
+use mobile_io::text::printable;
 
 use crate::config::Routing;
 use crate::selection::instance::Instance;
@@ -39,6 +40,7 @@ pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String
     let Process { pid, comm, .. } = process;
     let verdict = if mobile { "is mobile" } else { "is not mobile" };
     let place = if mobile { "in the mobile cgroup" } else { "outside the mobile cgroup" };
+    let (comm, cgroup) = (printable(comm), printable(cgroup));
     format!("process {pid} ({comm}) {verdict}: it is {place}, at {cgroup}\n")
 }
 
@@ -46,10 +48,10 @@ pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String
 pub(super) fn instance(process: &Process, instance: &Instance) -> String {
     let Instance { pid, command, pids } = instance;
     let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+    let (own, command) = (printable(&process.comm), printable(command));
     format!(
-        "{} also runs outside the tunnel and takes work from others, as process {pid} ({command}): what this one hands \
+        "{own} also runs outside the tunnel and takes work from others, as process {pid} ({command}): what this one hands \
          to it goes direct; for its next connections: mobile attach {}\n",
-        process.comm,
         pids.join(" ")
     )
 }

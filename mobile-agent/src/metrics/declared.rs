@@ -56,6 +56,12 @@ mobile_io::declare_metrics! {
         "Times that new connections of mobile processes began to go directly for want of a session.";
     ROUTING_RESTORED: Counter "mobile_routing_restored_total" []
         "Rules, routes, addresses and settings that others removed or changed, and the agent put back.";
+    CLAIMS_REFUSED: Counter "mobile_claims_refused_total" ["reason"]
+        "Addresses, resolvers and assignments that the relay pushed and the agent refused or withdrew. The address is one of \
+         another device (`local`), in the network of one (`connected`), a router of a route (`next_hop`), a resolver of this host \
+         (`resolver`), the relay's own (`relay`), neither private nor in `[tunnel] addresses` (`not_allowed`), or none that a host can \
+         have (`unusable`); the resolver is a persistent address (`persistent`); the assignment has an MTU out of bounds (`mtu`) or no \
+         address (`empty`).";
     RIVAL_RULES: Gauge "mobile_rival_rules" []
         "Rules of others that come before ours and take the packets of mobile processes.";
     RULES_MOVED: Counter "mobile_rules_moved_total" []

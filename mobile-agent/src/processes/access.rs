@@ -9,6 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::unchanged::Unchanged;
+use crate::selection::process::{Owners, parse_owners};
 
 /// The asker, by the kernel's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,9 +19,6 @@ pub(crate) struct Asker {
     /// Root, or a member of `[control] group`.
     pub(crate) privileged: bool,
 }
-
-/// The users a process runs as: real, effective, saved.
-pub(super) type Owners = [u32; 3];
 
 /// Whether the asker may change a process of these owners: all of them have to be the asker, so that a program which
 /// runs with another user's rights (setuid) is not redirected by whoever started it.
@@ -35,6 +33,8 @@ pub(super) struct Held {
     pub(super) pid: i32,
     /// Its owners, read while it was alive.
     pub(super) owners: Owners,
+    /// Whether it is in another network namespace than the agent.
+    pub(super) elsewhere: bool,
     pidfd: OwnedFd,
 }
 
@@ -68,18 +68,13 @@ impl Held {
             // A process may be kept from us though it is there: what of it we may look at, our capabilities decide.
             _ => Unchanged::Open { pid, source },
         };
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(unseen)?;
-        let owners = parse_owners(&status).ok_or_else(gone)?;
+        // The name in it may be in any encoding.
+        let status = std::fs::read(format!("/proc/{pid}/status")).map_err(unseen)?;
+        let owners = parse_owners(&String::from_utf8_lossy(&status)).ok_or_else(gone)?;
         let theirs = namespace(&pid.to_string()).map_err(unseen)?;
         let ours = namespace("self").map_err(Unchanged::Namespace)?;
-        let held = Self { pid, owners, pidfd };
-        if !held.is_alive() {
-            Err(gone())
-        } else if theirs != ours {
-            Err(Unchanged::OtherNamespace(pid))
-        } else {
-            Ok(held)
-        }
+        let held = Self { pid, owners, elsewhere: theirs != ours, pidfd };
+        if held.is_alive() { Ok(held) } else { Err(gone()) }
     }
 
     /// The descriptor.
@@ -99,13 +94,6 @@ impl Held {
 fn namespace(process: &str) -> std::io::Result<(u64, u64)> {
     let namespace = std::fs::metadata(format!("/proc/{process}/ns/net"))?;
     Ok((namespace.dev(), namespace.ino()))
-}
-
-/// The `Uid:` line of /proc/PID/status: real, effective, saved, file system.
-fn parse_owners(status: &str) -> Option<Owners> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    let mut uids = line.split_ascii_whitespace().map(str::parse);
-    Some([uids.next()?.ok()?, uids.next()?.ok()?, uids.next()?.ok()?])
 }
 
 #[cfg(test)]
@@ -129,13 +117,6 @@ mod tests {
         assert!(!may_change(USER, [1000, 1000, 0]));
         assert!(may_change(ROOT, [1001; 3]));
         assert!(may_change(MEMBER, [0; 3]));
-    }
-
-    #[test]
-    fn owners_are_read_from_status() {
-        assert_eq!(parse_owners("Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\n"), Some([1, 2, 3]));
-        assert_eq!(parse_owners("Name:\tx\n"), None);
-        assert_eq!(parse_owners("Uid:\t1\t2\n"), None);
     }
 
     #[test]

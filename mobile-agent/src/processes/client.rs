@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::process::{Child, Command};
 
 use super::helper::VERB;
-use super::job::{Job, Refusal, Setup};
+use super::job::{Job, JobError, Setup};
 use crate::selection::account::AccountMaps;
 
 /// A handle to the running process helper.
@@ -54,12 +54,12 @@ impl ProcessHelper {
         &self,
         job: &Job,
         caller: Option<BorrowedFd<'_>>,
-    ) -> Result<T, Refusal> {
+    ) -> Result<T, JobError> {
         let answer = self.exchange(job, caller);
         let answer = answer.map_err(|error| {
-            Refusal::failed(format!("the agent's process helper does not answer ({error}): try again"))
+            JobError::failed(format!("the agent's process helper does not answer ({error}): try again"))
         })?;
-        let answer: Result<T, Refusal> = serde_json::from_slice(&answer).map_err(Refusal::failed)?;
+        let answer: Result<T, JobError> = serde_json::from_slice(&answer).map_err(JobError::failed)?;
         answer
     }
 

@@ -14,7 +14,7 @@ use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::Serialize;
 
-use super::job::{Job, Refusal, Setup};
+use super::job::{Job, JobError, Setup};
 use super::work::Worker;
 use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
@@ -128,11 +128,11 @@ fn answer(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> a
         }
         Job::List { asker, persistent } => encode(worker.list(asker, &persistent)),
         Job::SweepAccounts => encode(worker.sweep_accounts()),
-        Job::RemoveCgroup => encode(worker.cgroup.remove().map_err(Refusal::failed)),
+        Job::RemoveCgroup => encode(worker.cgroup.remove().map_err(JobError::failed)),
     };
     Ok(stream.write_all(&answer?)?)
 }
 
-fn encode<T: Serialize>(answer: Result<T, Refusal>) -> serde_json::Result<Vec<u8>> {
+fn encode<T: Serialize>(answer: Result<T, JobError>) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&answer)
 }

@@ -75,14 +75,14 @@ pub(crate) enum Job {
 /// Why a job was not done, in words and as an error number for the C library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}")]
-pub(crate) struct Refusal {
+pub(crate) struct JobError {
     /// The reason; names the process.
     pub(crate) reason: String,
     /// The error number.
     pub(crate) errno: i32,
 }
 
-impl Refusal {
+impl JobError {
     /// A failure that has no error number of its own.
     pub(super) fn failed(reason: impl ToString) -> Self {
         Self { reason: reason.to_string(), errno: Errno::EIO as i32 }
@@ -94,7 +94,7 @@ impl Refusal {
     }
 }
 
-impl From<Unchanged> for Refusal {
+impl From<Unchanged> for JobError {
     fn from(unchanged: Unchanged) -> Self {
         Self { reason: unchanged.to_string(), errno: unchanged.errno() as i32 }
     }
@@ -122,9 +122,9 @@ mod tests {
 
     #[test]
     fn a_refusal_keeps_its_error_number() {
-        let refusal = Refusal::from(Unchanged::Thread(7));
+        let refusal = JobError::from(Unchanged::Thread(7));
         assert_eq!(refusal.errno(), Errno::EINVAL);
         assert!(refusal.to_string().contains("thread"), "{refusal}");
-        assert_eq!(Refusal::failed("no memory").errno(), Errno::EIO);
+        assert_eq!(JobError::failed("no memory").errno(), Errno::EIO);
     }
 }

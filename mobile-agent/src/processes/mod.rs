@@ -17,4 +17,4 @@ mod work;
 pub(crate) use access::Asker;
 pub(crate) use client::ProcessHelper;
 pub(crate) use helper::main;
-pub(crate) use job::{Job, Refusal, Setup};
+pub(crate) use job::{Job, JobError, Setup};

@@ -22,13 +22,8 @@ pub(super) enum Unchanged {
     #[error("process {0} is in another network namespace than the agent: run an agent there")]
     OtherNamespace(i32),
     /// The asker has no right to it.
-    #[error("process {pid} belongs to {owner}: only its owner, root or the [control] group may change it")]
-    Foreign {
-        /// The process.
-        pid: i32,
-        /// Its user's name.
-        owner: String,
-    },
+    #[error("process {0} is another user's: only its owner, root or the [control] group may change it")]
+    Foreign(i32),
     /// It cannot be looked at.
     #[error("cannot look at process {pid}: {source}")]
     Open {
@@ -52,7 +47,7 @@ impl Unchanged {
             Self::NoProcess(_) | Self::Ended(_) | Self::Cgroup(CgroupError::NoProcess(_)) => Errno::ESRCH,
             Self::Thread(_) => Errno::EINVAL,
             Self::OtherNamespace(_) => Errno::EOPNOTSUPP,
-            Self::Foreign { .. } => Errno::EPERM,
+            Self::Foreign(_) => Errno::EPERM,
             Self::Open { .. } | Self::Namespace(_) | Self::Cgroup(_) => Errno::EIO,
         }
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use super::access::{Asker, Held, may_change};
-use super::job::Refusal;
+use super::job::JobError;
 use super::unchanged::Unchanged;
 use crate::control::protocol::{Change, Connection, Process, Traffic};
 use crate::selection::account::Accounts;
@@ -29,7 +29,7 @@ pub(super) type Caller = (i32, Option<OwnedFd>);
 impl Worker {
     /// Tells whether the caller holds sockets that could be mobile: its standard input perhaps, or
     /// what its parent left it.
-    pub(super) fn holds_sockets(&self, pid: i32, pidfd: Option<OwnedFd>) -> Result<bool, Refusal> {
+    pub(super) fn holds_sockets(&self, pid: i32, pidfd: Option<OwnedFd>) -> Result<bool, JobError> {
         let held = Held::caller(pid, pidfd)?;
         Ok(sockets::has_any(pid, held.pidfd()))
     }
@@ -42,7 +42,7 @@ impl Worker {
         (caller, pidfd): Caller,
         mobile: bool,
         with_sockets: bool,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), JobError> {
         let held = match pid {
             Some(pid) => Held::open(pid),
             None => Held::caller(caller, pidfd),
@@ -67,9 +67,12 @@ impl Worker {
         let mut reader = Reader::default();
         pids.iter()
             .map(|&pid| {
-                let known = reader.process(pid).ok();
-                let changed =
-                    Held::open(pid).and_then(|held| self.change_with_sockets(asker, &held, mobile));
+                let held = Held::open(pid);
+                // A /proc mounted with hidepid keeps others' processes from the asker, and not from
+                // the helper, which must not tell what the asker could not see.
+                let may_see = held.as_ref().is_ok_and(|held| may_change(asker, held.owners));
+                let known = may_see.then(|| reader.process(pid).ok()).flatten();
+                let changed = held.and_then(|held| self.change_with_sockets(asker, &held, mobile));
                 let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
                     process
                         .connections
@@ -99,7 +102,11 @@ impl Worker {
     /// Sets or clears the attribute of a process that is held.
     fn change_one(&self, asker: Asker, held: &Held, mobile: bool) -> Result<(), Unchanged> {
         if !may_change(asker, held.owners) {
-            return Err(Unchanged::Foreign { pid: held.pid, owner: user_name(held.owners[0]) });
+            return Err(Unchanged::Foreign(held.pid));
+        }
+        // Only now: where others' processes are is not for everybody to know.
+        if held.elsewhere {
+            return Err(Unchanged::OtherNamespace(held.pid));
         }
         let cgroup = &self.cgroup;
         let set = |mobile| if mobile { cgroup.attach(held.pid) } else { cgroup.detach(held.pid) };
@@ -118,12 +125,12 @@ impl Worker {
     }
 
     /// Lists the mobile processes that the asker may see.
-    pub(super) fn list(&self, asker: Asker, persistent: &[IpAddr]) -> Result<Vec<Process>, Refusal> {
-        let pids = self.cgroup.pids().map_err(Refusal::failed)?;
+    pub(super) fn list(&self, asker: Asker, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
+        let pids = self.cgroup.pids().map_err(JobError::failed)?;
         // Each name costs a look into the user database, which may be across the network.
         let mut names: HashMap<u32, String> = HashMap::new();
         let mut processes = Reader::default().processes(&pids);
-        processes.retain(|process| asker.privileged || process.uid == asker.uid);
+        processes.retain(|process| may_change(asker, process.owners));
         let traffic = traffic(&self.accounts, &processes);
         Ok(processes
             .into_iter()
@@ -149,8 +156,8 @@ impl Worker {
     }
 
     /// Closes the accounts of processes that have ended.
-    pub(super) fn sweep_accounts(&self) -> Result<(), Refusal> {
-        self.accounts.sweep(&self.cgroup).map_err(|error| Refusal::failed(format!("{error:#}")))
+    pub(super) fn sweep_accounts(&self) -> Result<(), JobError> {
+        self.accounts.sweep(&self.cgroup).map_err(|error| JobError::failed(format!("{error:#}")))
     }
 }
 

@@ -12,6 +12,8 @@ use mobile_proto::PushConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
+use super::claim::HostNetworks;
+use super::claims::{Claims, Refused};
 use super::lease::{Assigned, Lease};
 use super::plan::{ANYWHERE, Plan, Surroundings, plan, surplus};
 use super::rivals::{self, Patience, is_ours};
@@ -31,12 +33,14 @@ pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>)
 /// What others may know of the route.
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
-    /// What is assigned now.
+    /// What is assigned now, and in force.
     pub(crate) assigned: watch::Receiver<Option<Assigned>>,
     /// How many objects were put back.
     pub(crate) restored: Arc<AtomicU64>,
     /// How others' rules stand to ours.
     pub(crate) rivals: Arc<Rivals>,
+    /// What of the relay's assignment is refused.
+    pub(crate) refused: Arc<Refused>,
 }
 
 /// Rules of others that take what is ours.
@@ -54,6 +58,8 @@ pub(crate) struct Keeper {
     netlink: Netlink,
     lease: Lease,
     device: Arc<DeviceSide>,
+    claims: Claims,
+    host: watch::Receiver<HostNetworks>,
     assigned: watch::Sender<Option<Assigned>>,
     restored: Arc<AtomicU64>,
     without_ipv6: bool,
@@ -65,16 +71,18 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Makes the route as far as it is known: with the addresses of the last run, if there was one.
+    /// Makes the route as far as it is known: with the addresses of the last run, if there was one and
+    /// nothing speaks against them now.
     pub(crate) async fn start(
         config: &Config,
         netlink: Netlink,
         lease: Lease,
         device: Arc<DeviceSide>,
+        host: watch::Receiver<HostNetworks>,
     ) -> anyhow::Result<(Self, Report)> {
-        let known = lease.load();
-        device.set_addresses(known.as_ref().map(Assigned::addresses).unwrap_or_default());
-        let (assigned, assigned_out) = watch::channel(known);
+        let refused = Arc::new(Refused::default());
+        let claims = Claims::new(lease.load(), &config.tunnel.addresses, Arc::clone(&refused));
+        let (assigned, assigned_out) = watch::channel(None);
         let restored = Arc::new(AtomicU64::new(0));
         let rivals = Arc::new(Rivals::default());
         let mut keeper = Self {
@@ -82,6 +90,8 @@ impl Keeper {
             netlink,
             lease,
             device,
+            claims,
+            host,
             assigned,
             restored: Arc::clone(&restored),
             without_ipv6: false,
@@ -91,7 +101,7 @@ impl Keeper {
             rivals: Arc::clone(&rivals),
         };
         keeper.ensure().await?;
-        Ok((keeper, Report { assigned: assigned_out, restored, rivals }))
+        Ok((keeper, Report { assigned: assigned_out, restored, rivals, refused }))
     }
 
     /// Follows what the relay assigns and what the kernel says. Ends only when it cannot go on, with the reason.
@@ -125,6 +135,10 @@ impl Keeper {
                     let _ = reply.send(self.bypass(nets).await);
                     Ok(())
                 }
+                changed = self.host.changed() => match changed {
+                    Ok(()) => self.restore().await,
+                    Err(_) => return anyhow::anyhow!("the networks of this host are not watched any more"),
+                },
                 _ = settings.tick() => self.restore().await,
                 changed = watch.changed() => match changed {
                     Ok(_) => {
@@ -143,31 +157,39 @@ impl Keeper {
 
     async fn assign(&mut self, config: Option<PushConfig>) -> anyhow::Result<()> {
         let Some(new) = config.map(Assigned::from) else { return Ok(()) };
-        if let Some(objection) = new.objection() {
-            tracing::warn!(objection, "the relay's assignment is ignored");
+        let old = self.claims.pushed().cloned();
+        if old.as_ref() == Some(&new) && self.claims.is_taken() {
             return Ok(());
         }
-        let old = self.assigned.borrow().clone();
-        if old.as_ref() == Some(&new) {
-            return Ok(());
+        if self.claims.take(new.clone()) {
+            match &old {
+                Some(old) if old.addresses() != new.addresses() => tracing::warn!(
+                    old = ?old.addresses(),
+                    new = ?new.addresses(),
+                    "the relay assigns other addresses than before: connections of mobile processes that use the old ones end"
+                ),
+                _ => tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigns"),
+            }
+            // Saved as it was claimed: each start judges it anew.
+            if let Err(error) = self.lease.store(&new) {
+                tracing::warn!(
+                    error = crate::cli::story(&error),
+                    "after a restart without the relay the addresses will be unknown"
+                );
+            }
         }
-        match &old {
-            Some(old) if old.addresses() != new.addresses() => tracing::warn!(
-                old = ?old.addresses(),
-                new = ?new.addresses(),
-                "the relay assigns other addresses than before: connections of mobile processes that use the old ones end"
-            ),
-            _ => tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigns"),
-        }
-        if let Err(error) = self.lease.store(&new) {
-            tracing::warn!(
-                error = crate::cli::story(&error),
-                "after a restart without the relay the addresses will be unknown"
-            );
-        }
-        self.device.set_addresses(new.addresses());
-        self.assigned.send_replace(Some(new));
         self.tolerant_pass().await.map(drop)
+    }
+
+    /// Puts into force what nothing of this host speaks against now; returns whether that changed.
+    fn judge_claims(&mut self) -> bool {
+        let now = self.claims.judge(&self.host.borrow_and_update());
+        if *self.assigned.borrow() == now {
+            return false;
+        }
+        self.device.set_addresses(now.as_ref().map(Assigned::addresses).unwrap_or_default());
+        self.assigned.send_replace(now);
+        true
     }
 
     /// Changes what is reached directly, or leaves it as it was.
@@ -283,6 +305,7 @@ impl Keeper {
     /// Makes the plan true. Gives how many objects it had to make.
     async fn ensure(&mut self) -> anyhow::Result<u64> {
         let link = self.netlink.link(&self.config.tunnel.device).await?;
+        let judged = self.judge_claims();
         let assigned = self.assigned.borrow().clone();
         let moved = self.find_place().await?;
         let around = self.look_around().await?;
@@ -316,7 +339,8 @@ impl Keeper {
         made += self.ensure_addresses(link.index, &plan).await?;
         made += self.ensure_routes(&open).await?;
         self.remove_surplus(link.index, &plan).await?;
-        Ok(made)
+        // Nobody removed what came into force just now.
+        Ok(if judged { 0 } else { made })
     }
 
     async fn ensure_rules(&mut self, plan: &Plan) -> anyhow::Result<u64> {

@@ -9,6 +9,16 @@ use mobile_io::keys::PublicKey;
 use mobile_proto::PushConfig;
 use serde::{Deserialize, Serialize};
 
+use super::claim::Objection;
+
+/// The least MTU with IPv4 (RFC 791) and with IPv6 (RFC 8200), and the largest that a relay can be set to.
+const MIN_MTU_IPV4: u16 = 576;
+const MIN_MTU_IPV6: u16 = 1280;
+const MAX_MTU: u16 = 9000;
+
+/// More resolvers than these are of no use: one of each family is asked.
+const MAX_RESOLVERS: usize = 8;
+
 /// What the relay assigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Assigned {
@@ -37,27 +47,23 @@ pub(crate) struct Lease {
 }
 
 impl Assigned {
+    fn bounded(mut self) -> Self {
+        self.dns.truncate(MAX_RESOLVERS);
+        self
+    }
+
     /// The persistent addresses.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6)).collect()
     }
 
-    /// Why it cannot be used; a relay is not trusted with every address of this host.
-    pub(crate) fn objection(&self) -> Option<String> {
-        let unfit = |address: &IpAddr| {
-            address.is_loopback()
-                || address.is_unspecified()
-                || address.is_multicast()
-                || matches!(address, IpAddr::V4(v4) if v4.is_broadcast() || v4.is_link_local())
-                || matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some())
-        };
-        if let Some(address) = self.addresses().iter().find(|address| unfit(address)) {
-            Some(format!("{address} cannot be a persistent address"))
-        } else if self.addresses().is_empty() {
-            Some("it has no address".to_owned())
-        } else if self.mtu < 576 || (self.ipv6.is_some() && self.mtu < 1280) {
-            // What each family must be able to carry.
-            Some(format!("an MTU of {} is too small", self.mtu))
+    /// Returns the objection to the assignment as a whole; its parts are judged by [`claim`](super::claim).
+    pub(crate) fn objection(&self) -> Option<Objection> {
+        let least = if self.ipv6.is_some() { MIN_MTU_IPV6 } else { MIN_MTU_IPV4 };
+        if self.addresses().is_empty() {
+            Some(Objection::Empty)
+        } else if !(least..=MAX_MTU).contains(&self.mtu) {
+            Some(Objection::Mtu(self.mtu))
         } else {
             None
         }
@@ -66,7 +72,8 @@ impl Assigned {
 
 impl From<PushConfig> for Assigned {
     fn from(config: PushConfig) -> Self {
-        Self { ipv4: config.ipv4, ipv6: config.ipv6, mtu: config.mtu, dns: config.dns }
+        let PushConfig { ipv4, ipv6, mtu, dns } = config;
+        Self { ipv4, ipv6, mtu, dns }.bounded()
     }
 }
 
@@ -76,7 +83,7 @@ impl Lease {
         Self { path: dir.join("assigned.json"), relay: relay.to_string() }
     }
 
-    /// What was last assigned by this relay. A damaged file is as none: the relay will say it again.
+    /// What was last assigned by this relay, a claim to be judged anew. A damaged file is as none: the relay will say it again.
     pub(crate) fn load(&self) -> Option<Assigned> {
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
@@ -88,7 +95,7 @@ impl Lease {
         };
         match serde_json::from_str::<Stored>(&text) {
             Ok(stored) if stored.assigned.objection().is_none() => {
-                (stored.relay == self.relay).then_some(stored.assigned)
+                (stored.relay == self.relay).then(|| stored.assigned.bounded())
             }
             _ => {
                 tracing::warn!(path = %self.path.display(), "the last known addresses are damaged and ignored");
@@ -144,26 +151,24 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_would_hurt_this_host_are_refused() {
-        let with = |text: &str| match text.parse().unwrap() {
-            IpAddr::V4(ipv4) => Assigned { ipv4: Some(ipv4), ..assigned() },
-            IpAddr::V6(ipv6) => Assigned { ipv6: Some(ipv6), ..assigned() },
-        };
+    fn what_is_out_of_bounds_is_no_assignment_and_not_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let lease = Lease::new(dir.path(), &key(1));
+        let six = Some("fd77::2".parse().unwrap());
         for bad in [
-            "127.0.0.1",
-            "0.0.0.0",
-            "224.0.0.1",
-            "255.255.255.255",
-            "169.254.1.1",
-            "::1",
-            "fe80::1",
-            "ff02::1",
+            Assigned { mtu: 0, ..assigned() },
+            Assigned { mtu: 575, ..assigned() },
+            Assigned { mtu: 9001, ..assigned() },
+            Assigned { mtu: 1279, ipv6: six, ..assigned() },
+            Assigned { ipv4: None, ..assigned() },
         ] {
-            assert!(with(bad).objection().is_some(), "{bad}");
+            assert!(bad.objection().is_some(), "{bad:?}");
+            lease.store(&bad).unwrap();
+            assert_eq!(lease.load(), None, "{bad:?}");
         }
-        assert_eq!(with("192.0.2.1").objection(), None);
-        assert_eq!(with("fd77::2").objection(), None);
-        assert!(Assigned { mtu: 0, ..assigned() }.objection().is_some());
-        assert!(Assigned { ipv4: None, ..assigned() }.objection().is_some());
+        let many = Assigned { dns: vec!["9.9.9.9".parse().unwrap(); 1000], ipv6: six, ..assigned() };
+        assert_eq!(many.objection(), None);
+        lease.store(&many).unwrap();
+        assert_eq!(lease.load().unwrap().dns.len(), 8);
     }
 }

@@ -3,8 +3,11 @@
 //! Fail closed: rules and the `unreachable` routes are there before the relay is ever reached, and nothing of it goes
 //! when the agent ends. `mobile cleanup` removes it.
 
+pub(crate) mod claim;
+pub(crate) mod claims;
 mod keeper;
 pub(crate) mod lease;
+pub(crate) mod networks;
 pub(crate) mod plan;
 mod remove;
 pub(crate) mod rivals;

@@ -20,6 +20,8 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     /// The user it runs as.
     pub(crate) uid: u32,
+    /// All the users whose rights it has.
+    pub(crate) owners: Owners,
     /// Its short name.
     pub(crate) comm: String,
     /// Its command line; empty for a process that has cleared it.
@@ -29,6 +31,9 @@ pub(crate) struct Process {
     /// Its TCP connections and connected UDP sockets.
     pub(crate) connections: Vec<Connection>,
 }
+
+/// The users a process runs as: real, effective, saved.
+pub(crate) type Owners = [u32; 3];
 
 /// The transport of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,10 +128,13 @@ impl Reader {
         let proc = Path::new(&proc);
         let uid = fs::metadata(proc)?.uid();
         let (comm, start_time) = stat(proc)?;
+        // The name in it may be in any encoding.
+        let status = fs::read(proc.join("status"))?;
+        let owners = parse_owners(&String::from_utf8_lossy(&status)).ok_or(io::ErrorKind::InvalidData)?;
         let cmdline = fs::read(proc.join("cmdline"))?;
         let words = cmdline.split(|&byte| byte == 0).filter(|word| !word.is_empty());
         let cmdline = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        Ok(Process { pid, uid, comm, cmdline, start_time, connections: self.connections(proc) })
+        Ok(Process { pid, uid, owners, comm, cmdline, start_time, connections: self.connections(proc) })
     }
 
     /// None for a process that is gone or is not ours to look at.
@@ -200,6 +208,14 @@ fn stat(proc: &Path) -> io::Result<(String, u64)> {
     Ok(parse_stat(&String::from_utf8_lossy(&stat)).ok_or(io::ErrorKind::InvalidData)?)
 }
 
+/// Reads the `Uid:` line of /proc/PID/status: real, effective, saved, file system. The name above it
+/// cannot pretend to be one: the kernel escapes the line ends in it.
+pub(crate) fn parse_owners(status: &str) -> Option<Owners> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let mut uids = line.split_ascii_whitespace().map(str::parse);
+    Some([uids.next()?.ok()?, uids.next()?.ok()?, uids.next()?.ok()?])
+}
+
 /// The name and the start time in /proc/PID/stat. The name is in parentheses and may itself hold any of them.
 fn parse_stat(stat: &str) -> Option<(String, u64)> {
     let (before, after) = stat.rsplit_once(") ")?;
@@ -228,6 +244,7 @@ mod tests {
         let this = read(pid).unwrap();
         assert_eq!(this.pid, pid);
         assert_eq!(this.uid, nix::unistd::geteuid().as_raw());
+        assert_eq!(this.owners, [this.uid; 3]);
         assert_eq!(this.cmdline, std::env::args().collect::<Vec<_>>());
         let expected = |transport, local, remote| Connection { transport, local, remote };
         let tcp = expected(Transport::Tcp, tcp.local_addr().unwrap(), tcp.peer_addr().unwrap());
@@ -240,6 +257,27 @@ mod tests {
 
         assert!(tcp.is_mobile(&["127.0.0.1".parse().unwrap()]));
         assert!(!tcp.is_mobile(&["10.77.0.2".parse().unwrap()]));
+    }
+
+    #[test]
+    fn a_name_and_a_command_line_in_no_encoding_hide_no_process() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(std::ffi::OsStr::from_bytes(b"a\xffb\nUid:"));
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        // The kernel lets the parent of a vfork go on before the command line is there.
+        let mut looks = std::iter::repeat_with(|| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            read(pid).unwrap()
+        });
+        let process = looks.by_ref().take(5000).find(|process| !process.cmdline.is_empty()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(process.comm, "a\u{fffd}b\nUid:");
+        assert!(process.cmdline[0].ends_with("a\u{fffd}b\nUid:"), "{:?}", process.cmdline);
+        assert_eq!(process.owners, [nix::unistd::geteuid().as_raw(); 3]);
     }
 
     #[test]
@@ -272,6 +310,13 @@ mod tests {
         }
         let header = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
         assert!(parse_socket(header, Transport::Tcp).is_none());
+    }
+
+    #[test]
+    fn owners_are_read_from_status() {
+        assert_eq!(parse_owners("Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\n"), Some([1, 2, 3]));
+        assert_eq!(parse_owners("Name:\tx\n"), None);
+        assert_eq!(parse_owners("Uid:\t1\t2\n"), None);
     }
 
     #[test]

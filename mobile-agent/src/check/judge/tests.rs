@@ -83,11 +83,29 @@ fn all_well() -> Facts {
         agent: Ok(None),
         resolved: Some(Ok(vec![WORKS.address])),
         links: Ok(links()),
+        refused: Vec::new(),
         reached: Some(vec![("eth0".into(), Ok(WORKS)), ("wlan0".into(), Ok(WORKS))]),
         ipv6: true,
         open: None,
         resolvers: vec!["127.0.0.53".parse().unwrap()],
     }
+}
+
+fn refusal(kind: &str) -> Refusal {
+    Refusal {
+        kind: kind.into(),
+        claim: "10.22.0.1".into(),
+        reason: "next_hop".into(),
+        cause: "10.22.0.1 is a router of this host's routes".into(),
+        next_step: "have another one chosen".into(),
+    }
+}
+
+#[test]
+fn what_the_relay_pushed_and_this_host_refuses_is_told() {
+    let facts = |kind: &str| Facts { refused: vec![refusal(kind)], ..all_well() };
+    assert_fault(&facts("address"), Level::Fail, "addresses", "10.22.0.1 is a router");
+    assert_fault(&facts("resolver"), Level::Warn, "resolver", "10.22.0.1 is a router");
 }
 
 /// The findings that are not `ok`.

@@ -1,0 +1,280 @@
+//! Judges what the relay pushes. A pushed address is a claim: it is in force only while nothing that
+//! this host knows of its own networks contradicts it.
+//!
+//! A persistent address becomes a local address of this host, and everything sent from it enters the
+//! tunnel. A relay that may choose freely can therefore take the traffic of ordinary processes (the
+//! uplink's own address), swallow it (the router's, a public server's), or reach services that are
+//! meant for the local network. The judgement is pure: facts in, verdict out.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::lease::Assigned;
+use crate::status;
+
+/// The networks that a relay may assign from without a setting: RFC 1918, RFC 6598 (shared address
+/// space) and RFC 4193 (unique local addresses). None of them is reachable across the Internet.
+const PRIVATE: [IpNet; 5] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)),
+];
+
+/// The facts about this host's own networks; the tunnel's device is not among them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct HostNetworks {
+    /// The addresses of each device, with the length of their network.
+    pub(crate) addresses: Vec<(String, IpNet)>,
+    /// The networks that routes of the kernel, router advertisements and DHCP place on a device.
+    pub(crate) on_link: Vec<(String, IpNet)>,
+    /// The routers that routes of the main table lead over.
+    pub(crate) next_hops: Vec<IpAddr>,
+    /// The resolvers that ordinary processes of this host ask.
+    pub(crate) resolvers: Vec<IpAddr>,
+    /// The addresses of the relay's endpoint.
+    pub(crate) relay: Vec<IpAddr>,
+}
+
+/// The reason why a claim is refused.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Objection {
+    /// No host can have the address: loopback, multicast, link-local, unspecified, broadcast, reserved.
+    Unusable,
+    /// The address is in no network that a relay may assign from.
+    NotAllowed,
+    /// A device of this host has the address.
+    Local(String),
+    /// A network on a device of this host holds the address.
+    Connected(String, IpNet),
+    /// A route leads over the address.
+    NextHop,
+    /// Ordinary processes ask the address for names.
+    Resolver,
+    /// The relay itself is reached at the address.
+    Relay,
+    /// The resolver is a persistent address of this host.
+    Persistent,
+    /// The MTU is out of bounds.
+    Mtu(u16),
+    /// The assignment has no address at all.
+    Empty,
+}
+
+/// The part of an assignment that an objection is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Claim {
+    /// A persistent address.
+    Address(IpAddr),
+    /// A resolver for mobile processes.
+    Resolver(IpAddr),
+    /// All of it.
+    Assignment,
+}
+
+/// A claim that is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Refusal {
+    /// The claim.
+    pub(crate) claim: Claim,
+    /// The reason.
+    pub(crate) objection: Objection,
+}
+
+/// What of an assignment is in force, and what is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// The part without an objection.
+    pub(crate) in_force: Assigned,
+    /// Everything else.
+    pub(crate) refusals: Vec<Refusal>,
+}
+
+/// Judges `pushed`; `allowed` are the networks of `[tunnel] addresses`.
+pub(crate) fn judge(pushed: &Assigned, allowed: &[IpNet], host: &HostNetworks) -> Verdict {
+    let mut refusals = Vec::new();
+    let mut keep = |claim: Claim, objection: Option<Objection>| match objection {
+        Some(objection) => {
+            refusals.push(Refusal { claim, objection });
+            false
+        }
+        None => true,
+    };
+    let addresses = pushed.addresses();
+    let ipv4 = pushed.ipv4.filter(|ipv4| {
+        let address = IpAddr::V4(*ipv4);
+        keep(Claim::Address(address), against_address(address, allowed, host))
+    });
+    let ipv6 = pushed.ipv6.filter(|ipv6| {
+        let address = IpAddr::V6(*ipv6);
+        keep(Claim::Address(address), against_address(address, allowed, host))
+    });
+    let against = |server: IpAddr| {
+        let persistent = addresses.contains(&server).then_some(Objection::Persistent);
+        persistent.or_else(|| against_resolver(server, host))
+    };
+    let dns = pushed.dns.iter().copied();
+    let dns = dns.filter(|&server| keep(Claim::Resolver(server), against(server))).collect();
+    Verdict { in_force: Assigned { ipv4, ipv6, mtu: pushed.mtu, dns }, refusals }
+}
+
+fn against_address(address: IpAddr, allowed: &[IpNet], host: &HostNetworks) -> Option<Objection> {
+    if is_unusable(address) {
+        Some(Objection::Unusable)
+    } else if let Some(objection) = held(address, host) {
+        Some(objection)
+    } else if host.resolvers.contains(&address) {
+        Some(Objection::Resolver)
+    } else if !PRIVATE.iter().chain(allowed).any(|net| net.contains(&address)) {
+        Some(Objection::NotAllowed)
+    } else {
+        None
+    }
+}
+
+/// A public resolver, also one that ordinary processes ask, is what most relays push.
+fn against_resolver(server: IpAddr, host: &HostNetworks) -> Option<Objection> {
+    if is_unusable(server) { Some(Objection::Unusable) } else { held(server, host) }
+}
+
+/// Whether the host or its networks have the address already.
+fn held(address: IpAddr, host: &HostNetworks) -> Option<Objection> {
+    let of = |(device, _): &(String, IpNet)| device.clone();
+    if let Some(local) = host.addresses.iter().find(|(_, net)| net.addr() == address) {
+        return Some(Objection::Local(of(local)));
+    }
+    if host.relay.contains(&address) {
+        return Some(Objection::Relay);
+    }
+    if host.next_hops.contains(&address) {
+        return Some(Objection::NextHop);
+    }
+    let mut networks = host.addresses.iter().chain(&host.on_link);
+    let connected = networks.find(|(_, net)| net.contains(&address))?;
+    Some(Objection::Connected(of(connected), connected.1.trunc()))
+}
+
+/// Whether no host can have this address on a device that leads anywhere.
+fn is_unusable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let first = address.octets()[0];
+            // 0.0.0.0/8 (RFC 1122) and 240.0.0.0/4 (RFC 1112), 255.255.255.255 included.
+            first == 0
+                || first >= 240
+                || address.is_loopback()
+                || address.is_link_local()
+                || address.is_multicast()
+        }
+        IpAddr::V6(address) => {
+            address.is_unspecified()
+                || address.is_loopback()
+                || address.is_unicast_link_local()
+                || address.is_multicast()
+                || address.to_ipv4().is_some()
+        }
+    }
+}
+
+impl Objection {
+    /// Every word of [`word`](Self::word).
+    pub(crate) const WORDS: [&str; 10] = [
+        "unusable",
+        "not_allowed",
+        "local",
+        "connected",
+        "next_hop",
+        "resolver",
+        "relay",
+        "persistent",
+        "mtu",
+        "empty",
+    ];
+
+    /// The label of its metric, and the word of `mobile status --json`.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Unusable => "unusable",
+            Self::NotAllowed => "not_allowed",
+            Self::Local(_) => "local",
+            Self::Connected(..) => "connected",
+            Self::NextHop => "next_hop",
+            Self::Resolver => "resolver",
+            Self::Relay => "relay",
+            Self::Persistent => "persistent",
+            Self::Mtu(_) => "mtu",
+            Self::Empty => "empty",
+        }
+    }
+}
+
+impl fmt::Display for Objection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unusable => f.write_str("is not an address that a host can have"),
+            Self::NotAllowed => f.write_str("is neither private nor in [tunnel] addresses"),
+            Self::Local(device) => write!(f, "is an address of {device}"),
+            Self::Connected(device, net) => write!(f, "is in the network {net} on {device}"),
+            Self::NextHop => f.write_str("is a router of this host's routes"),
+            Self::Resolver => f.write_str("is a resolver of this host"),
+            Self::Relay => f.write_str("is the relay's own address"),
+            Self::Persistent => f.write_str("is a persistent address of this host"),
+            Self::Mtu(mtu) => write!(f, "has an MTU of {mtu}, which is out of bounds"),
+            Self::Empty => f.write_str("has no address"),
+        }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) | Self::Resolver(address) => address.fmt(f),
+            Self::Assignment => f.write_str("the assignment"),
+        }
+    }
+}
+
+impl Refusal {
+    /// What to do about it.
+    pub(crate) fn next_step(&self) -> &'static str {
+        match (self.claim, &self.objection) {
+            (Claim::Resolver(_), _) => {
+                "have the relay's operator name another resolver in [dns] servers of relay.toml"
+            }
+            (Claim::Assignment, _) => {
+                "have the relay's operator correct [tunnel] mtu and [pool] of relay.toml"
+            }
+            (_, Objection::NotAllowed) => {
+                "if the relay's operator was given this network, add it to [tunnel] addresses of agent.toml; \
+                 otherwise have a private [pool] chosen on the relay"
+            }
+            (_, Objection::Local(_) | Objection::Connected(..) | Objection::NextHop) => {
+                "leave the network that has it, or have another [pool] chosen on the relay; the address returns by itself"
+            }
+            _ => "have another [pool] chosen on the relay",
+        }
+    }
+
+    /// The refusal as `mobile status --json` prints it.
+    pub(crate) fn told(&self) -> status::Refusal {
+        let (kind, subject) = match self.claim {
+            Claim::Address(_) => ("address", "the pushed address "),
+            Claim::Resolver(_) => ("resolver", "the pushed resolver "),
+            Claim::Assignment => ("assignment", ""),
+        };
+        status::Refusal {
+            kind: kind.to_owned(),
+            claim: self.claim.to_string(),
+            reason: self.objection.word().to_owned(),
+            cause: format!("{subject}{} {}", self.claim, self.objection),
+            next_step: self.next_step().to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "claim/tests.rs"]
+mod tests;

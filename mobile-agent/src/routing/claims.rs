@@ -1,0 +1,208 @@
+//! The relay's latest claims, what of them is in force, and who is told when that changes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ipnet::IpNet;
+
+use super::claim::{Claim, HostNetworks, Objection, Refusal, judge};
+use super::lease::Assigned;
+use crate::status::Problem;
+
+/// The refusals as the rest of the agent may know them.
+#[derive(Debug, Default)]
+pub(crate) struct Refused(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    now: Vec<Refusal>,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+/// The claims, judged.
+#[derive(Debug)]
+pub(super) struct Claims {
+    pushed: Option<Assigned>,
+    /// The objection to an assignment that was not taken at all; the one before it stays.
+    not_taken: Option<Objection>,
+    allowed: Vec<IpNet>,
+    refused: Arc<Refused>,
+}
+
+impl Claims {
+    /// Begins with what is remembered from an earlier run.
+    pub(super) fn new(remembered: Option<Assigned>, allowed: &[IpNet], refused: Arc<Refused>) -> Self {
+        Self { pushed: remembered, not_taken: None, allowed: allowed.to_vec(), refused }
+    }
+
+    /// Returns what the relay pushed last.
+    pub(super) fn pushed(&self) -> Option<&Assigned> {
+        self.pushed.as_ref()
+    }
+
+    /// Returns whether the latest assignment was taken.
+    pub(super) fn is_taken(&self) -> bool {
+        self.not_taken.is_none()
+    }
+
+    /// Takes another assignment, to be judged with the next look; returns whether it was taken.
+    pub(super) fn take(&mut self, new: Assigned) -> bool {
+        self.not_taken = new.objection();
+        let taken = self.not_taken.is_none();
+        if taken {
+            self.pushed = Some(new);
+        }
+        taken
+    }
+
+    /// Judges by what the host's networks are now. `None` before the relay ever assigned anything.
+    pub(super) fn judge(&self, host: &HostNetworks) -> Option<Assigned> {
+        let verdict = self.pushed.as_ref().map(|pushed| judge(pushed, &self.allowed, host));
+        let (in_force, mut refusals) =
+            verdict.map_or((None, Vec::new()), |verdict| (Some(verdict.in_force), verdict.refusals));
+        let assignment = |objection| Refusal { claim: Claim::Assignment, objection };
+        refusals.extend(self.not_taken.clone().map(assignment));
+        self.refused.replace(refusals, in_force.as_ref());
+        in_force
+    }
+}
+
+impl Refused {
+    /// Returns what is refused now.
+    pub(crate) fn now(&self) -> Vec<Refusal> {
+        self.told().now.clone()
+    }
+
+    /// Returns how many claims were refused since the start, by reason.
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.told().counts.clone()
+    }
+
+    /// What a person has to know, where anything is refused; `addresses` are those in force.
+    pub(crate) fn problem(&self, addresses: &[IpAddr]) -> Option<Problem> {
+        problem(&self.now(), addresses)
+    }
+
+    /// Logs and counts what is new, and says what is over.
+    fn replace(&self, refusals: Vec<Refusal>, in_force: Option<&Assigned>) {
+        let mut told = self.told();
+        if told.now == refusals {
+            return;
+        }
+        for refusal in refusals.iter().filter(|refusal| !told.now.contains(refusal)) {
+            report(refusal);
+        }
+        let in_force = in_force.map(Assigned::addresses).unwrap_or_default();
+        for refusal in &told.now {
+            if let Claim::Address(address) = refusal.claim
+                && in_force.contains(&address)
+            {
+                tracing::info!(%address, "an address that the relay pushed is not refused any more: it is in force");
+            }
+        }
+        let new: Vec<&'static str> = refusals
+            .iter()
+            .filter(|refusal| !told.now.contains(refusal))
+            .map(|refusal| refusal.objection.word())
+            .collect();
+        for word in new {
+            *told.counts.entry(word).or_default() += 1;
+        }
+        told.now = refusals;
+    }
+
+    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The refusal that matters most, as a problem: an address before a resolver.
+fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
+    let worst = refusals.iter().min_by_key(|refusal| match refusal.claim {
+        Claim::Address(_) => 0,
+        Claim::Assignment => 1,
+        Claim::Resolver(_) => 2,
+    })?;
+    let told = worst.told();
+    let all: Vec<String> = refusals
+        .iter()
+        .filter(|refusal| matches!(refusal.claim, Claim::Address(_)))
+        .map(|refusal| refusal.told().cause)
+        .collect();
+    let cause = if all.is_empty() { told.cause } else { all.join("; ") };
+    let follows = match worst.claim {
+        Claim::Address(_) if addresses.is_empty() => {
+            "; no persistent address is in force, connections of mobile processes wait"
+        }
+        Claim::Address(address) if address.is_ipv4() => "; connections of mobile processes by IPv4 wait",
+        Claim::Address(_) => "; connections of mobile processes by IPv6 wait",
+        Claim::Resolver(_) => "; queries of mobile processes do not go there",
+        Claim::Assignment => "; the one before it stays in force",
+    };
+    Some(Problem { cause: format!("{cause}{follows}"), next_step: told.next_step })
+}
+
+fn report(refusal: &Refusal) {
+    let (claim, reason, next_step) = (refusal.claim, refusal.objection.to_string(), refusal.next_step());
+    match claim {
+        Claim::Address(address) => tracing::error!(
+            %address, reason, next_step,
+            "refused an address that the relay pushed: mobile processes wait for another, or for this one"
+        ),
+        Claim::Resolver(resolver) => tracing::warn!(
+            %resolver, reason, next_step,
+            "refused a resolver that the relay pushed: queries of mobile processes do not go there"
+        ),
+        Claim::Assignment => {
+            tracing::error!(reason, next_step, "refused an assignment that the relay pushed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assigned(address: &str) -> Assigned {
+        Assigned { ipv4: Some(address.parse().unwrap()), ipv6: None, mtu: 1500, dns: Vec::new() }
+    }
+
+    fn visited(net: &str) -> HostNetworks {
+        HostNetworks { addresses: vec![("wlan0".into(), net.parse().unwrap())], ..HostNetworks::default() }
+    }
+
+    #[test]
+    fn an_address_is_withdrawn_while_a_network_has_it_and_counted_each_time() {
+        let refused = Arc::new(Refused::default());
+        let claims = Claims::new(Some(assigned("10.77.0.2")), &[], Arc::clone(&refused));
+        let (home, cafe) = (visited("192.168.1.7/24"), visited("10.77.0.9/24"));
+        for round in 1..=2 {
+            assert_eq!(claims.judge(&home), Some(assigned("10.77.0.2")));
+            assert_eq!((refused.now(), refused.problem(&[])), (Vec::new(), None));
+            for _ in 0..3 {
+                let in_force = claims.judge(&cafe).unwrap();
+                assert_eq!(in_force, Assigned { ipv4: None, ..assigned("10.77.0.2") });
+            }
+            assert_eq!(refused.counts(), [("connected", round)].into());
+            let problem = refused.problem(&[]).unwrap();
+            assert!(problem.cause.contains("no persistent address") && problem.cause.contains("wlan0"));
+        }
+    }
+
+    #[test]
+    fn an_assignment_out_of_bounds_leaves_the_one_before() {
+        let refused = Arc::new(Refused::default());
+        let mut claims = Claims::new(None, &[], Arc::clone(&refused));
+        let host = HostNetworks::default();
+        assert_eq!(claims.judge(&host), None);
+        assert!(claims.take(assigned("10.77.0.2")));
+        assert_eq!(claims.judge(&host), Some(assigned("10.77.0.2")));
+        assert!(!claims.take(Assigned { mtu: 40, ..assigned("10.77.0.3") }));
+        assert_eq!(claims.judge(&host), Some(assigned("10.77.0.2")));
+        assert_eq!(refused.counts(), [("mtu", 1)].into());
+        assert!(claims.take(assigned("10.77.0.3")));
+        assert_eq!(claims.judge(&host), Some(assigned("10.77.0.3")));
+        assert_eq!(refused.now(), []);
+    }
+}

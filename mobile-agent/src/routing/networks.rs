@@ -1,0 +1,174 @@
+//! Reads the facts about this host's own networks, and keeps them up to date for the judgement of
+//! claims.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context;
+use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, RouteKind, TABLE_MAIN, Watch};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
+
+use super::claim::HostNetworks;
+
+/// The least time between two reads, so that a storm of events costs a bounded share of a processor.
+const SPACING: Duration = Duration::from_millis(5);
+
+/// A read is followed by a pause of at least this many times its length: a host may have a million
+/// routes, and each change of one is announced.
+const PAUSE: u32 = 20;
+
+/// The time between two looks at the files that name resolvers, which nobody announces.
+const FILES: Duration = Duration::from_secs(30);
+
+/// The files that name the resolvers of this host: the C library's, and behind a local stub those that
+/// systemd-resolved and NetworkManager ask.
+const RESOLVERS: [&str; 3] =
+    ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"];
+
+/// The makers of routes that place a network on a device (`RTPROT_KERNEL`, `RTPROT_RA`, `RTPROT_DHCP`).
+/// Routes of others over a device without a router, a VPN's for example, say nothing of who is there.
+const ON_LINK_PROTOCOLS: [u8; 3] = [2, 9, 16];
+
+/// Reads the facts and keeps them up to date. The returned future ends only when it cannot, with the
+/// reason.
+pub(crate) async fn watch(
+    own_device: String,
+    relay: watch::Receiver<Vec<SocketAddr>>,
+) -> anyhow::Result<(watch::Receiver<HostNetworks>, impl Future<Output = anyhow::Error>)> {
+    // Subscribed before the first read: nothing falls in between.
+    let watch = Watch::new().context("cannot watch the networks of this host")?;
+    let first = read_aside(&own_device, &relay).await?;
+    let (publish, known) = watch::channel(first);
+    Ok((known, follow(watch, own_device, relay, publish)))
+}
+
+async fn follow(
+    mut watch: Watch,
+    own_device: String,
+    mut relay: watch::Receiver<Vec<SocketAddr>>,
+    publish: watch::Sender<HostNetworks>,
+) -> anyhow::Error {
+    let mut next = Instant::now();
+    let mut files = tokio::time::interval(FILES);
+    files.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            changes = watch.changed() => match changes {
+                Ok(changes) if changes.links || changes.addresses || changes.routes => {}
+                Ok(_) => continue,
+                Err(error) => {
+                    return anyhow::Error::new(error).context("cannot watch the networks of this host any more");
+                }
+            },
+            changed = relay.changed() => if changed.is_err() {
+                return anyhow::anyhow!("the tunnel has ended");
+            },
+            _ = files.tick() => {}
+        }
+        sleep_until(next).await;
+        let began = Instant::now();
+        match read_aside(&own_device, &relay).await {
+            Ok(now) => {
+                publish.send_if_modified(|known| {
+                    let new = *known != now;
+                    *known = now;
+                    new
+                });
+            }
+            // The very change that the dump is about can interrupt it; the next event follows.
+            Err(error) => tracing::warn!(
+                error = crate::cli::story(&error),
+                "cannot read the networks of this host: claims of the relay are judged by what was known before"
+            ),
+        }
+        next = Instant::now() + SPACING.max(began.elapsed().saturating_mul(PAUSE));
+    }
+}
+
+/// Reads on a thread of its own: packets are carried by the caller's.
+async fn read_aside(
+    own_device: &str,
+    relay: &watch::Receiver<Vec<SocketAddr>>,
+) -> anyhow::Result<HostNetworks> {
+    let own_device = own_device.to_owned();
+    let relay = relay.borrow().iter().map(|address| address.ip().to_canonical()).collect();
+    let work = move || -> anyhow::Result<HostNetworks> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start a runtime to read the networks of this host")?;
+        runtime.block_on(async {
+            let netlink = Netlink::new()?;
+            read(&netlink, &own_device, relay).await.context("cannot read the networks of this host")
+        })
+    };
+    tokio::task::spawn_blocking(work).await.context("the reading of the networks of this host failed")?
+}
+
+/// Reads the facts once, of all devices but `own_device`; `relay` are the addresses of the endpoint.
+pub(crate) async fn read(
+    netlink: &Netlink,
+    own_device: &str,
+    relay: Vec<IpAddr>,
+) -> Result<HostNetworks, NetlinkError> {
+    let links = netlink.links().await?;
+    let own = links.iter().find(|link| link.name == own_device).map(|link| link.index);
+    let name = |index: u32| {
+        let link = links.iter().find(|link| link.index == index);
+        link.map_or_else(|| format!("device {index}"), |link| link.name.clone())
+    };
+    let addresses = netlink.all_addresses().await?;
+    let addresses = addresses.iter().filter(|address| Some(address.index) != own);
+    let addresses = addresses.map(|address| (name(address.index), address.net)).collect();
+    let (mut on_link, mut next_hops) = (Vec::new(), BTreeSet::new());
+    for family in Family::ALL {
+        for Route { dst, kind, protocol, .. } in netlink.routes(TABLE_MAIN, family).await? {
+            let RouteKind::Unicast { oif, gateway, .. } = kind else { continue };
+            if Some(oif) == own {
+                continue;
+            }
+            match gateway {
+                Some(gateway) => {
+                    next_hops.insert(gateway);
+                }
+                None if dst.prefix_len() > 0 && ON_LINK_PROTOCOLS.contains(&protocol) => {
+                    on_link.push((name(oif), dst));
+                }
+                None => {}
+            }
+        }
+    }
+    let resolvers =
+        RESOLVERS.iter().flat_map(|file| resolvers(&std::fs::read_to_string(file).unwrap_or_default()));
+    let resolvers: BTreeSet<IpAddr> = resolvers.collect();
+    Ok(HostNetworks {
+        addresses,
+        on_link,
+        next_hops: next_hops.into_iter().collect(),
+        resolvers: resolvers.into_iter().collect(),
+        relay,
+    })
+}
+
+/// Returns the name servers of a resolv.conf.
+pub(crate) fn resolvers(text: &str) -> Vec<IpAddr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver")?.split_whitespace().next())
+        // A link-local one carries its device.
+        .filter_map(|server| server.split('%').next()?.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_are_read_from_resolv_conf() {
+        let text = "# a comment\nsearch example.org\nnameserver 127.0.0.53\n nameserver\tfe80::1%eth0 \nnameserverx 1\n";
+        let found: Vec<String> = resolvers(text).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["127.0.0.53", "fe80::1"]);
+    }
+}
