@@ -3,6 +3,7 @@
 pub(crate) mod declared;
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -176,6 +177,9 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     metrics.gauge(declared::OPEN, f64::from(u8::from(status.open)))?;
     metrics.counter(declared::OPENED, status.opened)?;
     metrics.counter(declared::ROUTING_RESTORED, status.routing_restored)?;
+    let looks = [("uplinks", &agent.looks), ("route", &agent.route.passes)];
+    let looks = looks.map(|(what, count)| (what, count.load(Ordering::Relaxed)));
+    metrics.counters(declared::KERNEL_LOOKS, looks)?;
     metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
     metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
     selection(&metrics, agent)?;

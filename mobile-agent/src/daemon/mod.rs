@@ -9,6 +9,7 @@ mod agent;
 mod confine;
 mod extent;
 mod failure;
+mod network;
 mod start;
 
 use std::path::Path;
@@ -94,10 +95,10 @@ async fn clean_up(
     running: Running,
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
-    let Running { agent, tasks, .. } = running;
+    let Running { agent, mut tasks, network, .. } = running;
     // The device can be removed only when nobody holds it, the route only when nobody puts it back.
-    drop(tasks);
-    tokio::task::yield_now().await;
+    tasks.shutdown().await;
+    drop(network);
     let result = crate::cli::remove_everything(&agent.config).await;
     let told = match &result {
         Ok(()) => Ok(()),

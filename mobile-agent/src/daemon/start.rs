@@ -20,6 +20,7 @@ use super::Agent;
 use super::accounts;
 use super::extent::Joining;
 use super::failure::{self, Opening};
+use super::network::NetworkThread;
 use crate::config::{Config, RelayIdentity, globs};
 use crate::metrics::Server as MetricsServer;
 use crate::routing::lease::{Assigned, Lease};
@@ -48,6 +49,8 @@ pub(super) struct Running {
     pub(super) tasks: JoinSet<anyhow::Error>,
     /// `mobile cleanup`.
     pub(super) clean_ups: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
+    /// Where the tasks run that read and change the kernel's network configuration.
+    pub(super) network: NetworkThread,
     _metrics: Option<MetricsServer>,
 }
 
@@ -85,9 +88,17 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     };
     let listener = listen(&config)?;
     let metrics = config.metrics.listen.map(MetricsServer::start).transpose()?;
-    let netlink = Netlink::new()?;
-    // A socket of its own: what the keeper puts back must not delay the news of a lost uplink.
-    let (links, watch_links) = uplinks::watch(Netlink::new()?, config.tunnel.device.clone()).await?;
+    let network = NetworkThread::start()?;
+    let netlink = network.enter(Netlink::new)?;
+    let dialer = Dialer::new(&relay, &key);
+    let settings = uplinks::Settings {
+        own_device: config.tunnel.device.clone(),
+        relay_table: config.routing.relay_table,
+        prefer: wishes.prefer.clone(),
+        cgroup: config.cgroup.clone(),
+    };
+    let (links, watch_links) = network.run(uplinks::watch(settings, dialer.addresses())).await?;
+    let looks = Arc::clone(&links.looks);
 
     let mut made = Made::default();
     let kernel = match kernel(&config, &relay, &netlink, &mut made).await {
@@ -111,7 +122,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         ..Limits::default()
     };
     let device = TunIo::new(tun, Arc::clone(&side));
-    let (tunnel, manage) = Tunnel::start(Dialer::new(&relay, &key), wishes, limits, device, links);
+    let (tunnel, manage) = Tunnel::start(dialer, wishes, limits, device, links);
     let assigned = tunnel.assigned.clone();
     let (clean_up, clean_ups) = mpsc::channel(1);
     let (route_bypass, bypasses) = mpsc::channel(1);
@@ -123,6 +134,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         cgroup,
         tunnel,
         route: report,
+        looks,
         side,
         accounts: selector.accounts(),
         selector: Mutex::new(selector),
@@ -137,9 +149,9 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         metrics.show(&agent);
     }
     let mut tasks = JoinSet::new();
-    tasks.spawn(watch_links);
+    tasks.spawn_on(watch_links, network.handle());
     tasks.spawn(manage);
-    tasks.spawn(keeper.run(assigned, bypasses));
+    tasks.spawn_on(keeper.run(assigned, bypasses), network.handle());
     tasks.spawn(follow_assigned(Arc::clone(&agent)));
     tasks.spawn(follow_slice(Arc::clone(&agent)));
     tasks.spawn(failure::keep_deadline(Arc::clone(&agent)));
@@ -149,7 +161,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         control::server::serve(listener, for_server).await;
         anyhow::anyhow!("the control socket is gone")
     });
-    Ok(Running { agent, tasks, clean_ups, _metrics: metrics })
+    Ok(Running { agent, tasks, clean_ups, network, _metrics: metrics })
 }
 
 /// The resolvers and persistent addresses that the programs go by.

@@ -56,6 +56,9 @@ mobile_io::declare_metrics! {
         "Times that new connections of mobile processes began to go directly for want of a session.";
     ROUTING_RESTORED: Counter "mobile_routing_restored_total" []
         "Rules, routes, addresses and settings that others removed or changed, and the agent put back.";
+    KERNEL_LOOKS: Counter "mobile_kernel_looks_total" ["what"]
+        "Times the kernel's network configuration was read because it may have changed. `uplinks`: links, addresses and their \
+         routes to the relay; `route`: what the agent keeps for mobile processes. Changes of other routes do not count.";
     RIVAL_RULES: Gauge "mobile_rival_rules" []
         "Rules of others that come before ours and take the packets of mobile processes.";
     RULES_MOVED: Counter "mobile_rules_moved_total" []

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::FusedFuture;
@@ -12,6 +12,7 @@ use futures_util::{FutureExt, StreamExt};
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::tls::{self, TlsStream};
 use mobile_io::transport::{self, TransportError};
+use tokio::sync::watch;
 
 use super::cause::{Failure, Fault};
 use crate::config::RelayIdentity;
@@ -27,7 +28,7 @@ const MAX_ADDRESSES: usize = 6;
 pub(crate) struct Dialer {
     endpoint: String,
     /// The addresses last found; a name is looked up again beside every attempt, but an attempt does not wait for it.
-    known: Mutex<Vec<SocketAddr>>,
+    known: watch::Sender<Vec<SocketAddr>>,
     literal: bool,
     tls: Arc<rustls::ClientConfig>,
     own_key: PublicKey,
@@ -49,7 +50,7 @@ impl Dialer {
         let literal = relay.endpoint.parse::<SocketAddr>().ok();
         Self {
             endpoint: relay.endpoint.clone(),
-            known: Mutex::new(literal.into_iter().collect()),
+            known: watch::Sender::new(literal.into_iter().collect()),
             literal: literal.is_some(),
             tls: tls::client_config(key, relay.public_key),
             own_key: key.public(),
@@ -59,6 +60,11 @@ impl Dialer {
     /// This host's key.
     pub(crate) fn own_key(&self) -> &PublicKey {
         &self.own_key
+    }
+
+    /// The relay's addresses, as they become known.
+    pub(crate) fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.known.subscribe()
     }
 
     /// The families in which the relay has an address; both while that is not known.
@@ -152,12 +158,16 @@ impl Dialer {
         if found.is_empty() {
             return Err("it has no address".to_owned());
         }
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&found);
+        self.known.send_if_modified(|known| {
+            let new = *known != found;
+            known.clone_from(&found);
+            new
+        });
         Ok(found)
     }
 
     fn known(&self) -> Vec<SocketAddr> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.borrow().clone()
     }
 }
 

@@ -37,8 +37,27 @@ pub struct Link {
 /// The kinds (`IFLA_INFO_KIND`) of devices that put packets into packets. `tun` is not among them:
 /// a TAP has that kind too. Nor is `ppp`, which DSL and cellular modems have as well as VPNs.
 const TUNNEL_KINDS: [&str; 22] = [
-    "amneziawg", "bareudp", "erspan", "geneve", "gre", "gretap", "gtp", "ip6erspan", "ip6gre", "ip6gretap",
-    "ip6tnl", "ipip", "ipsec", "l2tpeth", "ovpn", "ovpn-dco", "sit", "vti", "vti6", "vxlan", "wireguard",
+    "amneziawg",
+    "bareudp",
+    "erspan",
+    "geneve",
+    "gre",
+    "gretap",
+    "gtp",
+    "ip6erspan",
+    "ip6gre",
+    "ip6gretap",
+    "ip6tnl",
+    "ipip",
+    "ipsec",
+    "l2tpeth",
+    "ovpn",
+    "ovpn-dco",
+    "sit",
+    "vti",
+    "vti6",
+    "vxlan",
+    "wireguard",
     "xfrm",
 ];
 
