@@ -112,6 +112,8 @@ pub(crate) struct Routing {
     pub(crate) mark_mask: u32,
     /// The priority of the mark's rule; the rule for the persistent address is the next.
     pub(crate) rule_priority: u32,
+    /// The routing table of routes to the relay, for uplinks whose default route a VPN has replaced.
+    pub(crate) relay_table: u32,
     /// Destinations that mobile processes reach directly.
     pub(crate) bypass: Vec<IpNet>,
     /// What new connections of mobile processes do without a session.
@@ -201,6 +203,7 @@ impl Default for Routing {
             mark_mask: 0xff00_0000,
             // Before tailscale's (5200 and on) and wg-quick's (below 32766).
             rule_priority: 4900,
+            relay_table: 7701,
             bypass: Vec::new(),
             on_failure: OnFailure::Closed,
         }
@@ -293,10 +296,16 @@ impl Config {
             // 1280 is the least that IPv6 works with.
             ensure!(mtu >= 1280, "[tunnel] mtu {mtu} is below 1280, the least that IPv6 allows");
         }
-        let Routing { table, mark, mark_mask, rule_priority, .. } = self.routing;
+        let Routing { table, relay_table, mark, mark_mask, rule_priority, .. } = self.routing;
+        for (key, table, default) in [("table", table, 7700), ("relay_table", relay_table, 7701)] {
+            ensure!(
+                !matches!(table, 0 | 253..=255),
+                "[routing] {key} {table} is one of the kernel's own: choose another, {default} by default"
+            );
+        }
         ensure!(
-            !matches!(table, 0 | 253..=255),
-            "[routing] table {table} is one of the kernel's own: choose another, 7700 by default"
+            table != relay_table,
+            "[routing] table and relay_table are both {table}: choose two, by default 7700 and 7701"
         );
         ensure!(
             mark != 0 && mark & !mark_mask == 0,

@@ -3,6 +3,7 @@
 pub(crate) mod declared;
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -180,6 +181,9 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     let refused = agent.route.refused.counts();
     let refused = Objection::WORDS.iter().map(|word| (*word, refused.get(word).copied().unwrap_or(0)));
     metrics.counters(declared::CLAIMS_REFUSED, refused)?;
+    let looks = [("uplinks", &agent.looks), ("route", &agent.route.passes)];
+    let looks = looks.map(|(what, count)| (what, count.load(Ordering::Relaxed)));
+    metrics.counters(declared::KERNEL_LOOKS, looks)?;
     metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
     metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
     selection(&metrics, agent)?;

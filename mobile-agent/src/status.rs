@@ -196,7 +196,7 @@ pub(crate) struct UplinkStatus {
     pub(crate) next_step: Option<String>,
     /// Its addresses.
     pub(crate) addresses: Vec<IpAddr>,
-    /// The best metric of its default routes.
+    /// The better metric of its routes to the relay.
     pub(crate) metric: Option<u32>,
     /// Smoothed round-trip time to the relay on its path.
     pub(crate) rtt_seconds: Option<f64>,

@@ -44,6 +44,7 @@ mod slow;
 mod storm;
 mod systemd;
 mod transfer;
+mod vpn;
 mod watch;
 
 use std::ffi::OsStr;

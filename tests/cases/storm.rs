@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mobile_tests::{Testbed, UplinkName, netlink_storm, port};
+use mobile_tests::{Testbed, UplinkName, many_routes, netlink_storm, port, route_storm};
 use nix::sys::signal::Signal;
 
 use crate::{Outcome, server};
@@ -65,5 +65,54 @@ fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     // And after it, changes are told as ever.
     bed.lab.eth().bring_up()?;
     bed.agent.wait_active(UplinkName::Eth)?;
+    bed.finish()
+}
+
+/// As a full table of the internet was some years ago.
+const MANY: usize = 200_000;
+
+/// What the agent has read of the kernel because something may have changed.
+fn looks(bed: &Testbed) -> anyhow::Result<[u64; 2]> {
+    let count = |what: &str| bed.agent.counter(&format!("mobile_kernel_looks_total{{what=\"{what}\"}}"));
+    Ok([count("uplinks")?, count("route")?])
+}
+
+/// The processor time of the agent so far, in ticks of 10 ms.
+fn ticks(bed: &Testbed) -> anyhow::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", bed.agent.pid().unwrap_or_default()))?;
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    Ok(after_name.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum())
+}
+
+#[test]
+fn with_200_000_routes_changes_of_others_routes_cost_the_agent_nothing() -> Outcome {
+    const TIME: Duration = Duration::from_secs(10);
+    let bed = Testbed::new()?;
+    let [server, _] = server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &server])?;
+    talk.hear()?;
+    many_routes(&bed.lab.host, MANY)?;
+    let quiet = {
+        let before = ticks(&bed)?;
+        std::thread::sleep(TIME);
+        ticks(&bed)? - before
+    };
+    let (seen, used) = (looks(&bed)?, ticks(&bed)?);
+    let changes = route_storm(&bed.lab.host, TIME)?;
+    let (seen, used) = ([0, 1].map(|place| (looks(&bed), seen[place])), ticks(&bed)? - used);
+    eprintln!("{changes} changes; {quiet} ticks in quiet, {used} in the storm");
+    assert!(changes > 20, "no storm: {changes} changes");
+    for (place, (now, before)) in seen.into_iter().enumerate() {
+        let more = now?[place] - before;
+        // Every 30 s the settings of the device are compared; a path's round trip may be doubted on a busy machine.
+        assert!(more <= 3, "{changes} changes of others' routes made the agent look {more} times");
+    }
+    // A dump of the table for each change took 8 s of these 10.
+    assert!(used <= quiet + 100, "{used} ticks of 10 ms in the storm, {quiet} without");
+    assert_eq!(talk.ask("still here")?, "still here");
+    // And a change that matters is heard.
+    bed.lab.eth().remove_route()?;
+    bed.agent.wait_active(UplinkName::Wlan)?;
+    assert_eq!(talk.ask("still here")?, "still here");
     bed.finish()
 }

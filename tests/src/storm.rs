@@ -1,5 +1,7 @@
 //! A storm of netlink events: addresses and routes that come and go on a device of their own.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 
 use crate::ns::Ns;
@@ -26,4 +28,37 @@ pub fn netlink_storm(ns: &Ns, flips: usize) -> Result<()> {
         ns.ip(&lines)?;
     }
     ns.ip(&[&format!("link del {DEVICE}")])
+}
+
+/// A destination of [`many_routes`] and of [`route_storm`], below 10.0.0.0/8 and 11.0.0.0/8, which nobody in the lab has.
+fn destination(first: u8, number: usize) -> String {
+    let [_, _, high, low] = u32::try_from(number).unwrap_or_default().to_be_bytes();
+    let middle = number >> 16;
+    format!("{first}.{}.{high}.{low}/32", middle % 256)
+}
+
+/// Gives the host `count` routes of the main table beside its own, as a router with a table of the internet has.
+pub fn many_routes(ns: &Ns, count: usize) -> Result<()> {
+    let device = "many0";
+    ns.ip(&[&format!("link add {device} type veth peer name many1"), &format!("link set {device} up")])?;
+    let lines: Vec<String> =
+        (0..count).map(|number| format!("route add {} dev {device}", destination(11, number))).collect();
+    for batch in lines.chunks(20 * BATCH) {
+        ns.ip(&batch.iter().map(String::as_str).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// Changes routes that have nothing to do with anybody, 20 a second for `time`: as a routing daemon does. Gives how many
+/// changes there were.
+pub fn route_storm(ns: &Ns, time: Duration) -> Result<usize> {
+    let end = Instant::now() + time;
+    let mut changes = 0;
+    while Instant::now() < end {
+        let to = destination(12, changes);
+        ns.ip(&[&format!("route add {to} dev many0"), &format!("route del {to} dev many0")])?;
+        changes += 2;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(changes)
 }

@@ -116,9 +116,16 @@ impl Testbed {
         }
         for family in ["-4", "-6"] {
             let rules = lab.host.run(&["ip", family, "rule"])?;
-            ensure!(!rules.contains("7700"), "rules are left:\n{rules}");
+            ensure!(
+                !["lookup 7700", "lookup 7701"].iter().any(|table| rules.contains(table)),
+                "rules are left:\n{rules}"
+            );
             let routes = lab.host.run(&["ip", family, "route", "show", "table", "all"])?;
-            ensure!(!routes.contains("7700") && !routes.contains("mobile0"), "routes are left:\n{routes}");
+            ensure!(
+                !["table 7700", "table 7701"].iter().any(|table| routes.contains(table)),
+                "routes are left:\n{routes}"
+            );
+            ensure!(!routes.contains("mobile0"), "routes are left:\n{routes}");
         }
         for ns in [&lab.host, &lab.relay] {
             let rules = ns.run(&["nft", "list", "ruleset"])?;

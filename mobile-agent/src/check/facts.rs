@@ -22,7 +22,7 @@ use crate::routing::networks;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
 use crate::selection::deadline;
 use crate::status::{self, Status};
-use crate::uplinks::from_snapshot;
+use crate::uplinks::look::{self, Targets};
 use crate::uplinks::policy::{self, Decision, Families, Uplink, Wishes};
 
 /// Everything that is looked at.
@@ -123,7 +123,11 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         (_, Ok(relay)) if root => remembered(&config, relay, resolved.as_ref()).await,
         _ => (Vec::new(), Vec::new()),
     };
-    let links = links(&config, families, persistent).await;
+    let relay_addresses = match &resolved {
+        Some(Ok(found)) => Targets::new(found),
+        _ => Targets::new(&[]),
+    };
+    let links = links(&config, families, persistent, &relay_addresses).await;
     let key = key(&config.identity.private_key_file, root);
     let reached = match (&links, &relay, PrivateKey::load(&config.identity.private_key_file)) {
         (Ok(links), Ok(relay), Ok(key)) if matches!(resolved, Some(Ok(_))) => {
@@ -244,20 +248,25 @@ fn bpffs(pin_dir: &Path) -> Bpffs {
     }
 }
 
-async fn links(config: &Config, families: Families, persistent: Vec<IpAddr>) -> Result<Links, String> {
+async fn links(
+    config: &Config,
+    families: Families,
+    persistent: Vec<IpAddr>,
+    relay: &Targets,
+) -> Result<Links, String> {
     let netlink = Netlink::new().map_err(|error| error.to_string())?;
     let read = async {
-        let snapshot = netlink.snapshot().await?;
+        let (found, snapshot) = look::look(&netlink, &config.tunnel.device, relay).await?;
         let rules = netlink.all_rules().await?;
         let mut routes = Vec::new();
         for family in Family::ALL {
             routes.extend(netlink.routes(config.routing.table, family).await?);
         }
-        Ok::<_, mobile_io::netlink::NetlinkError>((snapshot, rules, routes))
+        Ok::<_, mobile_io::netlink::NetlinkError>((found, snapshot, rules, routes))
     };
-    let (snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
+    let (found, snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
     let device = &config.tunnel.device;
-    let uplinks = from_snapshot(&snapshot, device);
+    let uplinks: Vec<Uplink> = found.into_iter().map(|link| link.uplink).collect();
     let glob = |key: &str, patterns: &[String]| globs(key, patterns).map_err(|error| error.to_string());
     let decision = policy::decide(
         &uplinks,
@@ -289,7 +298,7 @@ async fn links(config: &Config, families: Families, persistent: Vec<IpAddr>) -> 
         Links { uplinks, decision, rp_filter: Vec::new(), rules, foreign_routes, persistent, local };
     links.rp_filter = links
         .usable()
-        .filter(|uplink| uplink.ipv4_default.is_some())
+        .filter(|uplink| uplink.ipv4_route.is_some())
         .map(|uplink| (uplink.name.clone(), rp_filter(&uplink.name)))
         .collect();
     Ok(links)

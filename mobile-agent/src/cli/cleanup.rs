@@ -38,10 +38,7 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>) -> anyhow::Resul
 
 /// Tries everything, reports every error. A running agent has given up the right to move others'
 /// processes, and has its `helper` do that.
-pub(crate) async fn remove_everything(
-    config: &Config,
-    helper: Option<&ProcessHelper>,
-) -> anyhow::Result<()> {
+pub(crate) async fn remove_everything(config: &Config, helper: Option<&ProcessHelper>) -> anyhow::Result<()> {
     let mut errors: Vec<anyhow::Error> = Vec::new();
     // First nobody is mobile, then the route goes, and the programs at last: wherever this ends early, who is mobile no more
     // gets the ordinary route, and what was sent by the MOBILE one does not leave beside it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub(crate) struct Agent {
     pub(crate) tunnel: Tunnel,
     /// The MOBILE route.
     pub(crate) route: Report,
+    /// How often the kernel was asked for the uplinks.
+    pub(crate) looks: Arc<AtomicU64>,
     /// What the device did not take.
     pub(crate) side: Arc<DeviceSide>,
     /// The programs.
@@ -138,12 +140,6 @@ impl Agent {
         let (reply, done) = oneshot::channel();
         self.route_bypass.send((wanted, reply)).await.map_err(|_| stopping())?;
         done.await.map_err(|_| stopping())?
-    }
-
-    /// How the sockets of mobile processes are marked, and the right to do it.
-    pub(crate) fn mark(&self) -> Mark {
-        let routing = &self.config.routing;
-        Mark { mark: routing.mark, mask: routing.mark_mask, key: self.selector().key() }
     }
 
     pub(super) fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
@@ -329,7 +325,10 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
             let path = path_on(&uplink.name);
             let (word, reason, next_step) = match (active, verdict.obstacle, failed) {
                 (true, ..) => ("active", None, None),
-                (_, Some(obstacle), _) => ("unusable", Some(obstacle.words().to_owned()), None),
+                (_, Some(obstacle), _) => {
+                    let next_step = obstacle.next_step().map(str::to_owned);
+                    ("unusable", Some(obstacle.words().to_owned()), next_step)
+                }
                 _ if path.is_some_and(|path| !path.suspect) => ("standby", None, None),
                 _ if path.is_some() => ("silent", Some("its path does not answer any more".to_owned()), None),
                 (.., Some(problem)) => {
@@ -344,7 +343,7 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
                 reason,
                 next_step,
                 addresses: uplink.addresses.clone(),
-                metric: uplink.ipv4_default.into_iter().chain(uplink.ipv6_default).min(),
+                metric: uplink.ipv4_route.into_iter().chain(uplink.ipv6_route).min(),
                 rtt_seconds: path.and_then(|path| path.srtt).map(|rtt| rtt.as_secs_f64()),
                 loss_ratio: path.and_then(|path| path.loss),
             };

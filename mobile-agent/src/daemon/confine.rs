@@ -42,17 +42,12 @@ pub(super) fn confinement(config: &Config) -> Confinement {
     write.push(config.state.dir.clone());
     write.extend(folder(&config.control.socket));
     write.extend(folder(&config.bpf.pin_dir));
-    Confinement {
-        capabilities: capabilities(),
-        calls: &[libc::SYS_bpf],
-        files: Some(Files { read, write }),
-    }
+    Confinement { capabilities: capabilities(), calls: &[libc::SYS_bpf], files: Some(Files { read, write }) }
 }
 
 /// Changing maps and attaching loaded programs takes their descriptors only, since Linux 5.19
 /// (`__sys_bpf`); before that CAP_BPF as well, where unprivileged bpf() is switched off.
 fn capabilities() -> Capabilities {
-    let by_descriptor =
-        KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0));
+    let by_descriptor = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0));
     if by_descriptor { Capabilities::NET_ADMIN } else { Capabilities::NET_ADMIN | Capabilities::BPF }
 }

@@ -9,6 +9,7 @@ mod agent;
 mod confine;
 mod extent;
 mod failure;
+mod network;
 mod start;
 
 use std::path::Path;
@@ -54,7 +55,7 @@ async fn run(config: Config, confinement: &Confinement) -> anyhow::Result<()> {
     // Before anything is made: from here on a signal finds us ready to stop in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let mut running = start::start(config).await?;
+    let mut running = start::start(config, confinement).await?;
     confinement.apply().context("the agent cannot give up what it does not need any more")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
@@ -97,10 +98,10 @@ async fn clean_up(
     running: Running,
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
-    let Running { agent, tasks, .. } = running;
+    let Running { agent, mut tasks, network, .. } = running;
     // The device can be removed only when nobody holds it, the route only when nobody puts it back.
-    drop(tasks);
-    tokio::task::yield_now().await;
+    tasks.shutdown().await;
+    drop(network);
     let result = crate::cli::remove_everything(&agent.config, Some(&agent.processes)).await;
     let told = match &result {
         Ok(()) => Ok(()),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use ipnet::IpNet;
+use mobile_io::confine::Confinement;
 use mobile_io::control::Listener;
 use mobile_io::keys::PrivateKey;
 use mobile_io::netlink::Netlink;
@@ -21,6 +22,7 @@ use super::Agent;
 use super::accounts;
 use super::extent::Joining;
 use super::failure::{self, Opening};
+use super::network::NetworkThread;
 use crate::config::{Config, RelayIdentity, globs};
 use crate::metrics::Server as MetricsServer;
 use crate::processes::{ProcessHelper, Setup};
@@ -51,6 +53,8 @@ pub(super) struct Running {
     pub(super) tasks: JoinSet<anyhow::Error>,
     /// `mobile cleanup`.
     pub(super) clean_ups: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
+    /// Where the tasks run that read and change the kernel's network configuration.
+    pub(super) network: NetworkThread,
     _metrics: Option<MetricsServer>,
 }
 
@@ -75,7 +79,7 @@ struct Kernel {
 }
 
 /// Starts the agent, or leaves nothing behind that was not there before.
-pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
+pub(super) async fn start(config: Config, confinement: &Confinement) -> anyhow::Result<Running> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the agent makes a device, routes and eBPF programs, so it must run as root: try it with sudo"
@@ -90,13 +94,20 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     };
     let listener = listen(&config)?;
     let metrics = config.metrics.listen.map(MetricsServer::start).transpose()?;
-    let netlink = Netlink::new()?;
-    // A socket of its own: what the keeper puts back must not delay the news of a lost uplink.
-    let (links, watch_links) = uplinks::watch(Netlink::new()?, config.tunnel.device.clone()).await?;
-
+    let network = NetworkThread::start(confinement)?;
+    let netlink = network.enter(Netlink::new)?;
     let dialer = Dialer::new(&relay, &key);
-    let (networks, watch_networks) =
-        routing::networks::watch(config.tunnel.device.clone(), dialer.addresses()).await?;
+    let settings = uplinks::Settings {
+        own_device: config.tunnel.device.clone(),
+        relay_table: config.routing.relay_table,
+        prefer: wishes.prefer.clone(),
+        cgroup: config.cgroup.clone(),
+    };
+    let (links, watch_links) = network.run(uplinks::watch(settings, dialer.addresses())).await?;
+    let looks = Arc::clone(&links.looks);
+
+    let networks = routing::networks::watch(config.tunnel.device.clone(), dialer.addresses());
+    let (networks, watch_networks) = network.run(networks).await?;
 
     let mut made = Made::default();
     let kernel = match kernel(&config, &relay, &netlink, networks, &mut made).await {
@@ -132,6 +143,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         cgroup,
         tunnel,
         route: report,
+        looks,
         side,
         processes,
         selector: Mutex::new(selector),
@@ -147,10 +159,10 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
     }
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_helper(helper));
-    tasks.spawn(watch_links);
-    tasks.spawn(watch_networks);
+    tasks.spawn_on(watch_links, network.handle());
+    tasks.spawn_on(watch_networks, network.handle());
     tasks.spawn(manage);
-    tasks.spawn(keeper.run(assigned, bypasses));
+    tasks.spawn_on(keeper.run(assigned, bypasses), network.handle());
     tasks.spawn(follow_assigned(Arc::clone(&agent)));
     tasks.spawn(follow_slice(Arc::clone(&agent)));
     tasks.spawn(failure::keep_deadline(Arc::clone(&agent)));
@@ -160,7 +172,7 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         control::server::serve(listener, for_server).await;
         anyhow::anyhow!("the control socket is gone")
     });
-    Ok(Running { agent, tasks, clean_ups, _metrics: metrics })
+    Ok(Running { agent, tasks, clean_ups, network, _metrics: metrics })
 }
 
 /// The resolvers and persistent addresses that the programs go by.

@@ -62,6 +62,9 @@ mobile_io::declare_metrics! {
          (`resolver`), the relay's own (`relay`), neither private nor in `[tunnel] addresses` (`not_allowed`), or none that a host can \
          have (`unusable`); the resolver is a persistent address (`persistent`); the assignment has an MTU out of bounds (`mtu`) or no \
          address (`empty`).";
+    KERNEL_LOOKS: Counter "mobile_kernel_looks_total" ["what"]
+        "Times the kernel's network configuration was read because it may have changed. `uplinks`: links, addresses and their \
+         routes to the relay; `route`: what the agent keeps for mobile processes. Changes of other routes do not count.";
     RIVAL_RULES: Gauge "mobile_rival_rules" []
         "Rules of others that come before ours and take the packets of mobile processes.";
     RULES_MOVED: Counter "mobile_rules_moved_total" []

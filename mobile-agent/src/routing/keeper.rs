@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::IpNet;
-use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, Watch};
+use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, RouteInterest, Watch};
 use mobile_io::sysctl;
 use mobile_proto::PushConfig;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -41,6 +41,8 @@ pub(crate) struct Report {
     pub(crate) rivals: Arc<Rivals>,
     /// What of the relay's assignment is refused.
     pub(crate) refused: Arc<Refused>,
+    /// How often the kernel was compared with the plan.
+    pub(crate) passes: Arc<AtomicU64>,
 }
 
 /// Rules of others that take what is ours.
@@ -68,6 +70,7 @@ pub(crate) struct Keeper {
     around: Surroundings,
     patience: Patience,
     rivals: Arc<Rivals>,
+    passes: Arc<AtomicU64>,
 }
 
 impl Keeper {
@@ -85,6 +88,7 @@ impl Keeper {
         let (assigned, assigned_out) = watch::channel(None);
         let restored = Arc::new(AtomicU64::new(0));
         let rivals = Arc::new(Rivals::default());
+        let passes = Arc::new(AtomicU64::new(0));
         let mut keeper = Self {
             config: config.clone(),
             netlink,
@@ -99,9 +103,10 @@ impl Keeper {
             around: Surroundings { ipv6: false },
             patience: Patience::new(),
             rivals: Arc::clone(&rivals),
+            passes: Arc::clone(&passes),
         };
         keeper.ensure().await?;
-        Ok((keeper, Report { assigned: assigned_out, restored, rivals, refused }))
+        Ok((keeper, Report { assigned: assigned_out, restored, rivals, refused, passes }))
     }
 
     /// Follows what the relay assigns and what the kernel says. Ends only when it cannot go on, with the reason.
@@ -110,7 +115,10 @@ impl Keeper {
         mut pushed: watch::Receiver<Option<PushConfig>>,
         mut bypass: mpsc::Receiver<BypassChange>,
     ) -> anyhow::Error {
-        let mut watch = match Watch::new() {
+        // A host may have any number of routes that say nothing about ours.
+        let interest =
+            RouteInterest::Only { tables: vec![self.config.routing.table], covering: ANYWHERE.to_vec() };
+        let mut watch = match Watch::of_routes(interest) {
             Ok(watch) => watch,
             Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
         };
@@ -304,6 +312,7 @@ impl Keeper {
 
     /// Makes the plan true. Gives how many objects it had to make.
     async fn ensure(&mut self) -> anyhow::Result<u64> {
+        self.passes.fetch_add(1, Ordering::Relaxed);
         let link = self.netlink.link(&self.config.tunnel.device).await?;
         let judged = self.judge_claims();
         let assigned = self.assigned.borrow().clone();

@@ -5,6 +5,7 @@ use mobile_io::tun;
 
 use super::rivals::is_ours;
 use crate::config::Config;
+use crate::uplinks::detour;
 
 /// Removes the device, the rules and the routes, in this order: until the rules are gone, what still carries the mark or
 /// a persistent address meets the table's `unreachable` and not the ordinary route.
@@ -19,16 +20,18 @@ pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool
         }
     };
     let routing = &config.routing;
+    let detours = Family::ALL.map(|family| detour::rule(family, routing.relay_table));
     match netlink.rules().await {
         Ok(rules) => {
-            for rule in rules.iter().filter(|rule| is_ours(rule, routing)) {
+            for rule in rules.iter().filter(|rule| is_ours(rule, routing) || detours.contains(rule)) {
                 note(netlink.del_rule(rule).await);
             }
         }
         Err(error) => note(Err(error)),
     }
-    for family in Family::ALL {
-        match netlink.routes(routing.table, family).await {
+    let tables = [routing.table, routing.relay_table];
+    for (family, table) in Family::ALL.into_iter().flat_map(|family| tables.map(|table| (family, table))) {
+        match netlink.routes(table, family).await {
             Ok(routes) => {
                 for route in &routes {
                     note(netlink.del_route(route).await);

@@ -17,7 +17,7 @@ pub(crate) enum Cause {
     LinkGone,
     /// The address the path was bound to is gone.
     AddressLost,
-    /// The link has no default route any more.
+    /// The link has no route to the relay any more.
     RouteLost,
     /// Nothing was heard although something is unanswered.
     Silent,

@@ -1,20 +1,30 @@
 //! The uplinks: what the kernel knows of them, watched. `policy` chooses among them.
 
+pub(crate) mod detour;
+mod feeder;
+pub(crate) mod look;
 pub(crate) mod policy;
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use mobile_io::netlink::{Address, Family, Netlink, Snapshot, Watch};
+use globset::GlobMatcher;
+use mobile_io::netlink::{Netlink, NetlinkError, RouteInterest, Watch};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::config::Cgroup;
+use detour::Detours;
+use look::{Found, Targets};
 use policy::Uplink;
 
-/// The least time between two dumps: a storm of events costs at most this rate, a single one waits for nothing.
+/// The least time between two looks: a storm of events costs at most this rate, a single event waits for nothing.
 const SPACING: Duration = Duration::from_millis(5);
+/// A look that takes long, on a host with many links, is followed by a pause this many times longer.
+const REST: u32 = 4;
 /// The least time between two looks because somebody doubts a path: a relay could make us do it without end.
 const LOOK_SPACING: Duration = Duration::from_millis(250);
 
@@ -22,7 +32,21 @@ const LOOK_SPACING: Duration = Duration::from_millis(250);
 pub(crate) struct Uplinks {
     /// What is known of them.
     pub(crate) known: watch::Receiver<Vec<Uplink>>,
+    /// How often the kernel was asked for them.
+    pub(crate) looks: Arc<AtomicU64>,
     look: Arc<Notify>,
+}
+
+/// How to tell which links are uplinks.
+pub(crate) struct Settings {
+    /// Our own device.
+    pub(crate) own_device: String,
+    /// `[routing] relay_table`.
+    pub(crate) relay_table: u32,
+    /// `[uplink] prefer`.
+    pub(crate) prefer: Vec<GlobMatcher>,
+    /// Whose processes are mobile.
+    pub(crate) cgroup: Cgroup,
 }
 
 impl Uplinks {
@@ -33,131 +57,113 @@ impl Uplinks {
 }
 
 /// Reads the uplinks and keeps them up to date. The returned future ends only when it cannot, with the reason.
+///
+/// Both are for the runtime of the network, so that a look does not delay a packet.
 pub(crate) async fn watch(
-    netlink: Netlink,
-    own_device: String,
-) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error>)> {
-    // Subscribed before the first dump: nothing falls in between.
-    let watch = Watch::new().context("cannot watch the uplinks")?;
-    let first = netlink.snapshot().await.context("cannot read the uplinks")?;
-    let (publish, known) = watch::channel(from_snapshot(&first, &own_device));
+    settings: Settings,
+    relay: watch::Receiver<Vec<SocketAddr>>,
+) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error> + Send + 'static)> {
+    let targets = Targets::new(&relay.borrow());
+    // Subscribed before the first look: nothing falls in between.
+    let watch = Watch::of_routes(interest(&settings, &targets)).context("cannot watch the uplinks")?;
+    // A socket of its own: what the keeper puts back must not delay the news of a lost uplink.
+    let netlink = Netlink::new().context("cannot read the uplinks")?;
+    let looks = Arc::new(AtomicU64::new(0));
+    let detours = Detours::new(settings.relay_table);
+    let mut watcher = Watcher { netlink, settings, targets, detours, looks: Arc::clone(&looks), told: None };
+    let first = watcher.look().await.context("cannot read the uplinks")?;
+    let (publish, known) = watch::channel(first);
     let look = Arc::new(Notify::new());
-    let uplinks = Uplinks { known, look: Arc::clone(&look) };
-    Ok((uplinks, follow(netlink, watch, look, own_device, publish)))
+    let uplinks = Uplinks { known, looks, look: Arc::clone(&look) };
+    Ok((uplinks, watcher.follow(watch, look, relay, publish)))
 }
 
-async fn follow(
+/// The routes by which the relay may be reached, in whatever table, and those of ours that lead to it.
+fn interest(settings: &Settings, targets: &Targets) -> RouteInterest {
+    RouteInterest::Only { tables: vec![settings.relay_table], covering: targets.all() }
+}
+
+struct Watcher {
     netlink: Netlink,
-    mut watch: Watch,
-    look: Arc<Notify>,
-    own_device: String,
-    publish: watch::Sender<Vec<Uplink>>,
-) -> anyhow::Error {
-    let (mut next, mut next_look) = (Instant::now(), Instant::now());
-    loop {
-        tokio::select! {
-            changes = watch.changed() => match changes {
-                Ok(changes) if changes.links || changes.addresses || changes.routes => {}
-                Ok(_) => continue,
-                Err(error) => return anyhow::Error::new(error).context("cannot watch the uplinks any more"),
-            },
-            () = look.notified() => {
-                if Instant::now() < next_look {
-                    continue;
+    settings: Settings,
+    targets: Targets,
+    detours: Detours,
+    looks: Arc<AtomicU64>,
+    /// The loops that the log has a line of.
+    told: Option<Vec<(String, String)>>,
+}
+
+impl Watcher {
+    async fn follow(
+        mut self,
+        mut watch: Watch,
+        look: Arc<Notify>,
+        mut relay: watch::Receiver<Vec<SocketAddr>>,
+        publish: watch::Sender<Vec<Uplink>>,
+    ) -> anyhow::Error {
+        let (mut next, mut next_look) = (Instant::now(), Instant::now());
+        loop {
+            tokio::select! {
+                changes = watch.changed() => match changes {
+                    Ok(_) => {}
+                    Err(error) => return anyhow::Error::new(error).context("cannot watch the uplinks any more"),
+                },
+                () = look.notified() => {
+                    if Instant::now() < next_look {
+                        continue;
+                    }
+                    next_look = Instant::now() + LOOK_SPACING;
                 }
-                next_look = Instant::now() + LOOK_SPACING;
+                Ok(()) = relay.changed() => {
+                    self.targets = Targets::new(&relay.borrow_and_update());
+                    watch.set_interest(interest(&self.settings, &self.targets));
+                }
             }
-        }
-        sleep_until(next).await;
-        match netlink.snapshot().await {
-            Ok(snapshot) => {
-                let now = from_snapshot(&snapshot, &own_device);
-                publish.send_if_modified(|known| {
-                    let new = *known != now;
-                    *known = now;
-                    new
-                });
+            sleep_until(next).await;
+            let begun = Instant::now();
+            match self.look().await {
+                Ok(now) => {
+                    publish.send_if_modified(|known| {
+                        let new = *known != now;
+                        *known = now;
+                        new
+                    });
+                }
+                // A dump can be interrupted by the very change it is about; the next event follows.
+                Err(error) => tracing::warn!(%error, "cannot read the uplinks"),
             }
-            // A dump can be interrupted by the very change it is about; the next event follows.
-            Err(error) => tracing::warn!(%error, "cannot read the uplinks"),
-        }
-        next = Instant::now() + SPACING;
-    }
-}
-
-/// Every link but loopback and our own device.
-pub(crate) fn from_snapshot(snapshot: &Snapshot, own_device: &str) -> Vec<Uplink> {
-    snapshot
-        .links
-        .iter()
-        .filter(|link| !link.loopback && link.name != own_device)
-        .map(|link| {
-            let routes = || snapshot.default_routes.iter().filter(|route| route.oif == link.index);
-            let metric =
-                |family| routes().filter(|route| route.family == family).map(|route| route.metric).min();
-            let mut gateways: Vec<IpAddr> = routes().filter_map(|route| route.gateway).collect();
-            gateways.sort_unstable();
-            let addresses = |usable| {
-                let of_link = move |address: &&Address| {
-                    address.index == link.index && address.global && address.usable == usable
-                };
-                snapshot.addresses.iter().filter(of_link).map(|address| address.net.addr()).collect()
-            };
-            Uplink {
-                name: link.name.clone(),
-                up: link.up,
-                carrier: link.carrier,
-                addresses: addresses(true),
-                fading: addresses(false),
-                ipv4_default: metric(Family::V4),
-                ipv6_default: metric(Family::V6),
-                gateways,
-            }
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use mobile_io::netlink::{DefaultRoute, Link};
-
-    fn link(index: u32, name: &str) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            kind: None,
-            up: true,
-            carrier: true,
-            loopback: name == "lo",
-            mtu: 1500,
+            next = Instant::now() + SPACING.max(begun.elapsed() * REST);
         }
     }
 
-    #[test]
-    fn a_snapshot_becomes_uplinks_without_loopback_and_our_own_device() {
-        let address =
-            |net: &str, global, usable| Address { index: 2, net: net.parse().unwrap(), global, usable };
-        let route = |metric, family, gateway: &str| DefaultRoute {
-            oif: 2,
-            gateway: Some(gateway.parse().unwrap()),
-            metric,
-            family,
-        };
-        let snapshot = Snapshot {
-            links: vec![link(1, "lo"), link(2, "eth0"), link(3, "mobile0"), link(4, "wlan0")],
-            addresses: vec![
-                address("192.0.2.7/24", true, true),
-                address("2001:db8::7/64", true, false),
-                address("fe80::1/64", false, true),
-            ],
-            default_routes: vec![route(200, Family::V4, "192.0.2.1"), route(100, Family::V4, "192.0.2.2")],
-        };
-        let uplinks = from_snapshot(&snapshot, "mobile0");
-        assert_eq!(uplinks.iter().map(|uplink| uplink.name.as_str()).collect::<Vec<_>>(), ["eth0", "wlan0"]);
-        assert_eq!(uplinks[0].addresses, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
-        assert_eq!(uplinks[0].fading, ["2001:db8::7".parse::<IpAddr>().unwrap()]);
-        assert_eq!((uplinks[0].ipv4_default, uplinks[0].ipv6_default), (Some(100), None));
-        assert_eq!(uplinks[1].ipv4_default, None);
+    async fn look(&mut self) -> Result<Vec<Uplink>, NetlinkError> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        let Self { netlink, settings, targets, detours, .. } = self;
+        let (mut found, snapshot) = look::look(netlink, &settings.own_device, targets).await?;
+        detours.apply(netlink, &mut found, &snapshot, targets).await?;
+        for link in found.iter_mut().filter(|link| link.by_process && link.uplink.up) {
+            if !link.uplink.tunnel || policy::is_named(&link.uplink, &settings.prefer) {
+                link.uplink.fed_by = feeder::of(&link.uplink.name, &settings.cgroup);
+            }
+        }
+        self.tell_loops(&found);
+        Ok(found.into_iter().map(|link| link.uplink).collect())
+    }
+
+    /// Says once of each link whose packets come back through our device that it is no uplink.
+    fn tell_loops(&mut self, found: &[Found]) {
+        let loops: Vec<(String, String)> = found
+            .iter()
+            .filter_map(|link| Some((link.uplink.name.clone(), link.uplink.fed_by.clone()?)))
+            .collect();
+        let told = self.told.replace(loops.clone()).unwrap_or_default();
+        for (uplink, process) in loops.iter().filter(|one| !told.contains(one)) {
+            tracing::warn!(
+                uplink,
+                process,
+                "refused as an uplink: a mobile process reads its packets, which would come back through the tunnel; \
+                 `mobile detach` it, or take the uplink out of [uplink] prefer"
+            );
+        }
     }
 }

@@ -18,12 +18,16 @@ pub(crate) struct Uplink {
     pub(crate) addresses: Vec<IpAddr>,
     /// Addresses that connections keep and new ones should not take (deprecated, RFC 4862, 5.5.4).
     pub(crate) fading: Vec<IpAddr>,
-    /// The best metric of its IPv4 default routes.
-    pub(crate) ipv4_default: Option<u32>,
-    /// The best metric of its IPv6 default routes.
-    pub(crate) ipv6_default: Option<u32>,
-    /// The gateways of its default routes: another one means another network.
+    /// The metric of the IPv4 route by which a socket bound to the link reaches the relay.
+    pub(crate) ipv4_route: Option<u32>,
+    /// The metric of the IPv6 route by which a socket bound to the link reaches the relay.
+    pub(crate) ipv6_route: Option<u32>,
+    /// The gateways of these routes: another one means another network.
     pub(crate) gateways: Vec<IpAddr>,
+    /// Packets that it sends leave in packets of another link: a VPN, mostly.
+    pub(crate) tunnel: bool,
+    /// The mobile process that reads what the link sends: its packets come back through our device.
+    pub(crate) fed_by: Option<String>,
 }
 
 impl Uplink {
@@ -31,7 +35,7 @@ impl Uplink {
     /// address more, is no other network.
     pub(crate) fn is_elsewhere(&self, before: &Self) -> bool {
         let works = |uplink: &Self| uplink.up && uplink.carrier;
-        let served = |uplink: &Self| (uplink.ipv4_default.is_some(), uplink.ipv6_default.is_some());
+        let served = |uplink: &Self| (uplink.ipv4_route.is_some(), uplink.ipv6_route.is_some());
         let kept = before.addresses.is_empty() == self.addresses.is_empty()
             && (self.addresses.is_empty() || self.addresses.iter().any(|one| before.addresses.contains(one)));
         self.gateways != before.gateways
@@ -90,13 +94,17 @@ pub(crate) struct Verdict {
 pub(crate) enum Obstacle {
     /// `[uplink] exclude` names it.
     Excluded,
+    /// It is a tunnel that `[uplink] prefer` does not name.
+    Tunnel,
+    /// What it sends comes back through our own device.
+    Loop,
     /// It is administratively down.
     Down,
     /// No cable, no association.
     NoCarrier,
     /// No address in a family of the relay.
     NoAddress,
-    /// An address, but no default route in a family of the relay.
+    /// An address, but no route to the relay in a family of the relay.
     NoRoute,
 }
 
@@ -105,10 +113,21 @@ impl Obstacle {
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Excluded => "excluded by [uplink] exclude",
+            Self::Tunnel => "a tunnel (a VPN): its packets leave by another link",
+            Self::Loop => "its packets come back through the tunnel: a mobile process reads them",
             Self::Down => "link is down",
             Self::NoCarrier => "no carrier",
             Self::NoAddress => "no address in the relay's address family",
-            Self::NoRoute => "no default route in the relay's address family",
+            Self::NoRoute => "no default route, nor one to the relay, in the relay's address family",
+        }
+    }
+
+    /// The next step of a person who wants the uplink to be used; `None` where it is obvious.
+    pub(crate) fn next_step(self) -> Option<&'static str> {
+        match self {
+            Self::Tunnel => Some("name it in [uplink] prefer if the tunnel to the relay is to go through it"),
+            Self::Loop => Some("`mobile detach` the VPN's client, or remove the link from [uplink] prefer"),
+            _ => None,
         }
     }
 }
@@ -133,15 +152,19 @@ pub(crate) fn decide(uplinks: &[Uplink], wishes: &Wishes<'_>) -> Decision {
 /// Addresses from which the relay can be reached over this uplink.
 pub(crate) fn serves(uplink: &Uplink, families: Families) -> Families {
     Families {
-        ipv4: families.ipv4 && uplink.ipv4_default.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv4),
-        ipv6: families.ipv6 && uplink.ipv6_default.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv6),
+        ipv4: families.ipv4 && uplink.ipv4_route.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv4),
+        ipv6: families.ipv6 && uplink.ipv6_route.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv6),
     }
 }
 
 fn obstacle(uplink: &Uplink, wishes: &Wishes<'_>) -> Option<Obstacle> {
     let Families { ipv4, ipv6 } = wishes.families;
-    if wishes.exclude.iter().any(|glob| glob.is_match(&uplink.name)) {
+    if is_named(uplink, wishes.exclude) {
         Some(Obstacle::Excluded)
+    } else if uplink.tunnel && !is_named(uplink, wishes.prefer) {
+        Some(Obstacle::Tunnel)
+    } else if uplink.fed_by.is_some() {
+        Some(Obstacle::Loop)
     } else if !uplink.up {
         Some(Obstacle::Down)
     } else if !uplink.carrier {
@@ -154,12 +177,17 @@ fn obstacle(uplink: &Uplink, wishes: &Wishes<'_>) -> Option<Obstacle> {
     }
 }
 
+/// Whether one of the globs names the uplink.
+pub(crate) fn is_named(uplink: &Uplink, globs: &[GlobMatcher]) -> bool {
+    globs.iter().any(|glob| glob.is_match(&uplink.name))
+}
+
 /// Smaller is better.
 fn rank(uplink: &Uplink, wishes: &Wishes<'_>) -> (bool, bool, usize, u32, bool, String) {
     let preference =
         wishes.prefer.iter().position(|glob| glob.is_match(&uplink.name)).unwrap_or(wishes.prefer.len());
     let serves = serves(uplink, wishes.families);
-    let metric = [(serves.ipv4, uplink.ipv4_default), (serves.ipv6, uplink.ipv6_default)]
+    let metric = [(serves.ipv4, uplink.ipv4_route), (serves.ipv6, uplink.ipv6_route)]
         .into_iter()
         .filter_map(|(serves, metric)| metric.filter(|_| serves))
         .min()
@@ -189,9 +217,11 @@ mod tests {
             carrier: true,
             addresses: vec!["192.0.2.7".parse().unwrap()],
             fading: Vec::new(),
-            ipv4_default: Some(metric),
-            ipv6_default: None,
+            ipv4_route: Some(metric),
+            ipv6_route: None,
             gateways: Vec::new(),
+            tunnel: false,
+            fed_by: None,
         }
     }
 
@@ -210,13 +240,13 @@ mod tests {
         let more = vec![before.addresses[0], address("2001:db8::7")];
         for (now, elsewhere) in [
             (before.clone(), false),
-            (Uplink { ipv4_default: Some(10), ..before.clone() }, false),
+            (Uplink { ipv4_route: Some(10), ..before.clone() }, false),
             (Uplink { addresses: more, ..before.clone() }, false),
             (Uplink { gateways: vec![address("192.0.2.1")], ..before.clone() }, true),
             (Uplink { addresses: vec![address("192.0.2.8")], ..before.clone() }, true),
             (Uplink { addresses: Vec::new(), ..before.clone() }, true),
             (Uplink { carrier: false, ..before.clone() }, true),
-            (Uplink { ipv6_default: Some(1), ..before.clone() }, true),
+            (Uplink { ipv6_route: Some(1), ..before.clone() }, true),
         ] {
             assert_eq!(now.is_elsewhere(&before), elsewhere, "{now:?}");
             assert_eq!(before.is_elsewhere(&now), elsewhere, "{now:?}");
@@ -263,7 +293,7 @@ mod tests {
             Uplink { up: false, ..uplink("a", 1) },
             Uplink { carrier: false, ..uplink("b", 1) },
             Uplink { addresses: vec!["2001:db8::1".parse().unwrap()], ..uplink("c", 1) },
-            Uplink { ipv4_default: None, ipv6_default: Some(1), ..uplink("d", 1) },
+            Uplink { ipv4_route: None, ipv6_route: Some(1), ..uplink("d", 1) },
             uplink("e", 1),
         ];
         let decision = decide(&links, &wishes);
@@ -283,11 +313,34 @@ mod tests {
     }
 
     #[test]
+    fn a_tunnel_serves_only_if_it_is_preferred_and_never_if_it_leads_back() {
+        let none = BTreeSet::new();
+        let vpn = Uplink { tunnel: true, ..uplink("tun0", 50) };
+        let links = [uplink("eth0", 100), vpn];
+        let mut wishes = wishes(&none);
+        wishes.forced = Some("tun0");
+        let decision = decide(&links, &wishes);
+        assert_eq!(decision.candidates, ["eth0"]);
+        assert_eq!(decision.verdicts[1].obstacle, Some(Obstacle::Tunnel));
+        let prefer = globs(&["tun*"]);
+        wishes.prefer = &prefer;
+        assert_eq!(decide(&links, &wishes).candidates, ["tun0", "eth0"]);
+        for looping in [
+            Uplink { fed_by: Some("openvpn (7)".into()), ..links[1].clone() },
+            Uplink { fed_by: Some("openvpn (7)".into()), ..uplink("tap0", 50) },
+        ] {
+            let decision = decide(&[looping], &wishes);
+            assert_eq!(decision.verdicts[0].obstacle, Some(Obstacle::Loop));
+            assert!(decision.candidates.is_empty());
+        }
+    }
+
+    #[test]
     fn a_metric_counts_only_in_a_family_that_reaches_the_relay() {
         let none = BTreeSet::new();
         let mut wishes = wishes(&none);
         wishes.families = Families { ipv4: true, ipv6: false };
-        let links = [Uplink { ipv6_default: Some(1), ..uplink("eth0", 500) }, uplink("wlan0", 400)];
+        let links = [Uplink { ipv6_route: Some(1), ..uplink("eth0", 500) }, uplink("wlan0", 400)];
         assert_eq!(decide(&links, &wishes).candidates, ["wlan0", "eth0"]);
     }
 
@@ -299,15 +352,17 @@ mod tests {
             proptest::option::of(0u32..4),
             proptest::option::of(0u32..4),
         )
-            .prop_map(|(name, (up, carrier), addresses, ipv4_default, ipv6_default)| Uplink {
+            .prop_map(|(name, (up, carrier), addresses, ipv4_route, ipv6_route)| Uplink {
                 name,
                 up,
                 carrier,
                 addresses,
                 fading: Vec::new(),
-                ipv4_default,
-                ipv6_default,
+                ipv4_route,
+                ipv6_route,
                 gateways: Vec::new(),
+                tunnel: false,
+                fed_by: None,
             })
     }
 

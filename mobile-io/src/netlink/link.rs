@@ -1,7 +1,9 @@
 //! Network devices.
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State};
+use netlink_packet_route::link::{
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
+};
 use nix::errno::Errno;
 
 use super::channel::{Channel, Explain, Failure};
@@ -26,9 +28,38 @@ pub struct Link {
     pub carrier: bool,
     /// It is a loopback device.
     pub loopback: bool,
+    /// Packets that it sends leave this host in packets of another device: a VPN, mostly.
+    pub tunnel: bool,
     /// Its MTU.
     pub mtu: u32,
 }
+
+/// The kinds (`IFLA_INFO_KIND`) of devices that put packets into packets. `tun` is not among them:
+/// a TAP has that kind too. Nor is `ppp`, which DSL and cellular modems have as well as VPNs.
+const TUNNEL_KINDS: [&str; 22] = [
+    "amneziawg",
+    "bareudp",
+    "erspan",
+    "geneve",
+    "gre",
+    "gretap",
+    "gtp",
+    "ip6erspan",
+    "ip6gre",
+    "ip6gretap",
+    "ip6tnl",
+    "ipip",
+    "ipsec",
+    "l2tpeth",
+    "ovpn",
+    "ovpn-dco",
+    "sit",
+    "vti",
+    "vti6",
+    "vxlan",
+    "wireguard",
+    "xfrm",
+];
 
 impl Netlink {
     /// Every device.
@@ -136,8 +167,10 @@ impl Link {
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
             loopback: flags.contains(LinkFlags::Loopback),
+            tunnel: false,
             mtu: 0,
         };
+        let layer = message.header.link_layer_type;
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
@@ -155,7 +188,26 @@ impl Link {
                 _ => {}
             }
         }
+        link.tunnel = is_tunnel(link.kind.as_deref(), layer);
         (!link.name.is_empty()).then_some(link)
+    }
+}
+
+/// Whether a device of this kind and link layer puts packets into packets.
+fn is_tunnel(kind: Option<&str>, layer: LinkLayerType) -> bool {
+    match kind {
+        // A TAP has an Ethernet header, as a virtual machine's port or a bridge's member has.
+        Some("tun") => layer != LinkLayerType::Ether,
+        Some(kind) => TUNNEL_KINDS.contains(&kind),
+        // The fallback devices (tunl0, sit0, gre0…) of old kernels.
+        None => matches!(
+            layer,
+            LinkLayerType::Tunnel
+                | LinkLayerType::Tunnel6
+                | LinkLayerType::Sit
+                | LinkLayerType::Ipgre
+                | LinkLayerType::Ip6gre
+        ),
     }
 }
 
@@ -217,6 +269,35 @@ mod tests {
                 matches!(netlink.link_index("right").await, Err(NetlinkError::NoSuchLink(name)) if name == "right")
             );
         });
+    }
+
+    #[test]
+    fn tunnels_are_told_from_links() {
+        with_a_pair(async {
+            for (name, command) in [
+                ("tunnel-a", "tuntap add tunnel-a mode tun"),
+                ("tunnel-b", "link add tunnel-b type ipip local 10.1.0.1 remote 10.1.0.2"),
+                ("tunnel-c", "link add tunnel-c type gre local 10.1.0.1 remote 10.1.0.2"),
+                ("tunnel-d", "link add tunnel-d type sit local 10.1.0.1 remote 10.1.0.2"),
+            ] {
+                // Not every kernel has every module.
+                let made = std::process::Command::new("ip").args(command.split(' ')).status().unwrap();
+                if made.success() {
+                    assert!(Netlink::new().unwrap().link(name).await.unwrap().tunnel, "{command}");
+                }
+            }
+            ip("tuntap add tap mode tap");
+            ip("link add bridge type bridge");
+            let netlink = Netlink::new().unwrap();
+            for name in ["tap", "bridge", "left", "lo"] {
+                assert!(!netlink.link(name).await.unwrap().tunnel, "{name}");
+            }
+        });
+        for kind in TUNNEL_KINDS {
+            assert!(is_tunnel(Some(kind), LinkLayerType::None), "{kind}");
+        }
+        // Cellular modems in raw IP mode, PPPoE.
+        assert!(!is_tunnel(None, LinkLayerType::None) && !is_tunnel(Some("ppp"), LinkLayerType::Ppp));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use netlink_packet_route::route::{
 use nix::errno::Errno;
 
 use super::channel::{Channel, Explain};
-use super::{Family, Netlink, NetlinkError};
+use super::{Family, Netlink, NetlinkError, Route, RouteKind};
 
 /// The way the kernel chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,27 @@ pub struct Way {
     pub source: Option<IpAddr>,
 }
 
+/// A route by which a socket that is bound to a device reaches a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// The table it is in.
+    pub table: u32,
+    /// The router on the device, if any.
+    pub gateway: Option<IpAddr>,
+    /// The lower, the sooner it is taken.
+    pub metric: u32,
+}
+
 impl Netlink {
+    /// Looks up the route that a socket bound to device `oif` has to a destination; `None` when it
+    /// has none. Nothing is sent, and the cost does not depend on how many routes there are.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn reach(&self, destination: IpAddr, oif: u32) -> Result<Option<Reach>, NetlinkError> {
+        self.0.lock().await.reach(destination, oif).await
+    }
+
     /// Which way a packet with this mark goes; `None`: nowhere, it is unreachable. Nothing is sent.
     ///
     /// # Errors
@@ -37,16 +57,33 @@ impl Netlink {
 }
 
 impl Channel {
+    async fn reach(&mut self, destination: IpAddr, oif: u32) -> Result<Option<Reach>, NetlinkError> {
+        let family = Family::from(destination);
+        let mut message = query(destination);
+        // Without the flag IPv4 answers for a device without any route that the destination is on its link.
+        message.header.flags = RouteFlags::FibMatch;
+        message.attributes.push(RouteAttribute::Oif(oif));
+        match self.get(RouteNetlinkMessage::GetRoute(message)).await {
+            Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
+            // The device went meanwhile.
+            Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
+            answer => {
+                let what = || format!("look up the route to {destination} over device {oif}");
+                match answer.explain(Some(family), what) {
+                    Err(error) if error.is_family_unavailable() => Ok(None),
+                    answer => Ok(answer?.and_then(|answer| Reach::from_message(answer, oif))),
+                }
+            }
+        }
+    }
+
     async fn lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<Way>, NetlinkError> {
         let family = Family::from(destination);
-        let mut message = RouteMessage::default();
-        message.header.address_family = family.raw();
-        message.header.destination_prefix_length = if family == Family::V4 { 32 } else { 128 };
+        let mut message = query(destination);
         if family == Family::V4 {
             // Without it the answer names the main table always; IPv6 tells the truth, and refuses the flag.
             message.header.flags = RouteFlags::LookupTable;
         }
-        message.attributes.push(RouteAttribute::Destination(destination.into()));
         message.attributes.push(RouteAttribute::Mark(mark));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
             Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
@@ -59,8 +96,30 @@ impl Channel {
     }
 }
 
+/// A request for the route to one destination.
+fn query(destination: IpAddr) -> RouteMessage {
+    let family = Family::from(destination);
+    let mut message = RouteMessage::default();
+    message.header.address_family = family.raw();
+    message.header.destination_prefix_length = family.any().max_prefix_len();
+    message.attributes.push(RouteAttribute::Destination(destination.into()));
+    message
+}
+
 /// What an unreachable, a prohibiting and a blackhole route say, and a table without any.
 const NOWHERE: [Errno; 4] = [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
+
+impl Reach {
+    /// The answer is the route as it was set, with every device it leads over.
+    fn from_message(message: RouteNetlinkMessage, device: u32) -> Option<Self> {
+        Route::from_message(message).into_iter().find_map(|route| match route.kind {
+            RouteKind::Unicast { oif, gateway, .. } if oif == device => {
+                Some(Self { table: route.table, gateway, metric: route.metric })
+            }
+            _ => None,
+        })
+    }
+}
 
 impl Way {
     fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
@@ -132,6 +191,53 @@ mod tests {
             assert_eq!(source(lookup("192.0.2.9", 0x10).await), "10.77.0.2");
             assert_eq!(source(lookup("2001:db8::9", 0x10).await), "fd77::2");
             assert!(lookup("127.0.0.1", 0x10).await.unwrap().local);
+        });
+    }
+
+    #[test]
+    fn a_bound_socket_has_the_routes_over_its_device_and_no_others() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            let [left, right] = ["left", "right"].map(|name| netlink.link_index(name));
+            let (left, right) = (left.await.unwrap(), right.await.unwrap());
+            ip("addr add 10.1.0.2/24 dev left");
+            ip("addr add fd01::2/64 dev left nodad");
+            for to in ["192.0.2.9", "2001:db8::9"] {
+                let to: IpAddr = to.parse().unwrap();
+                for oif in [left, right, 4711] {
+                    assert_eq!(netlink.reach(to, oif).await.unwrap(), None, "{to}");
+                }
+            }
+            ip("route add default via 10.1.0.1 dev left metric 100");
+            ip("-6 route add default via fd01::1 dev left metric 100");
+            // As a VPN lays them.
+            ip("route add 128.0.0.0/1 dev right");
+            ip("-6 route add default dev right metric 50");
+            for (to, router, metric) in [("192.0.2.9", "10.1.0.1", 0), ("2001:db8::9", "fd01::1", 50)] {
+                let to: IpAddr = to.parse().unwrap();
+                let found = netlink.reach(to, left).await.unwrap().unwrap();
+                assert_eq!(found, Reach { table: 254, gateway: router.parse().ok(), metric: 100 });
+                let found = netlink.reach(to, right).await.unwrap().unwrap();
+                assert_eq!(found, Reach { table: 254, gateway: None, metric });
+                assert_eq!(netlink.lookup(to, 0).await.unwrap().unwrap().oif, Some(right));
+            }
+            ip("route add unreachable 192.0.2.0/24");
+            assert_eq!(netlink.reach("192.0.2.9".parse().unwrap(), left).await.unwrap(), None);
+        });
+    }
+
+    #[test]
+    fn a_route_over_several_devices_is_one_for_each() {
+        with_a_pair(async {
+            let netlink = Netlink::new().unwrap();
+            ip("addr add 10.1.0.2/24 dev left");
+            ip("addr add 10.2.0.2/24 dev right");
+            ip("route add default nexthop via 10.1.0.1 dev left nexthop via 10.2.0.1 dev right");
+            for (name, gateway) in [("left", "10.1.0.1"), ("right", "10.2.0.1")] {
+                let oif = netlink.link_index(name).await.unwrap();
+                let found = netlink.reach("192.0.2.9".parse().unwrap(), oif).await.unwrap().unwrap();
+                assert_eq!(found.gateway, gateway.parse().ok(), "{name}");
+            }
         });
     }
 }

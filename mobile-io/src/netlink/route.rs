@@ -100,6 +100,22 @@ impl Netlink {
         self.0.lock().await.routes(table, family).await
     }
 
+    /// The routes of one table and family that lead over one device. The kernel picks them: others
+    /// are not told.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn routes_over(
+        &self,
+        table: u32,
+        family: Family,
+        oif: u32,
+    ) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = self.0.lock().await.some_routes(table, family, Some(oif)).await?;
+        routes.retain(|route| matches!(route.kind, RouteKind::Unicast { oif: over, .. } if over == oif));
+        Ok(routes)
+    }
+
     /// Adds a route; an error if it is there.
     ///
     /// # Errors
@@ -147,12 +163,22 @@ impl Netlink {
 
 impl Channel {
     pub(super) async fn routes(&mut self, table: u32, family: Family) -> Result<Vec<Route>, NetlinkError> {
+        self.some_routes(table, family, None).await
+    }
+
+    async fn some_routes(
+        &mut self,
+        table: u32,
+        family: Family,
+        oif: Option<u32>,
+    ) -> Result<Vec<Route>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family.raw();
         message.attributes.push(RouteAttribute::Table(table));
+        message.attributes.extend(oif.map(RouteAttribute::Oif));
         match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
-            // Nobody has put a route into this table yet.
-            Err(failure) if failure.is(Errno::ENOENT) => Ok(Vec::new()),
+            // Nobody has put a route into this table yet, or the device is gone.
+            Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::ENODEV) => Ok(Vec::new()),
             answer => {
                 match answer.explain(Some(family), || format!("list the {family} routes of table {table}")) {
                     Err(error) if error.is_family_unavailable() => Ok(Vec::new()),

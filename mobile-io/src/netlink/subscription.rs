@@ -30,12 +30,14 @@ pub(super) enum Heard<'a> {
 }
 
 impl Subscription {
-    /// Subscribes, in this thread's network namespace, to the groups of a bit mask and to one by its number. Wants a
-    /// runtime.
-    pub(super) fn new(protocol: isize, groups: u32, group: u32) -> io::Result<Self> {
+    /// Subscribes, in this thread's network namespace, to the groups of a bit mask and to some by
+    /// their number. Wants a runtime.
+    pub(super) fn new(protocol: isize, groups: u32, more: &[u32]) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind(&SocketAddr::new(0, groups))?;
-        socket.add_membership(group)?;
+        for group in more {
+            socket.add_membership(*group)?;
+        }
         Self::of(socket)
     }
 

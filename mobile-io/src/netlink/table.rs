@@ -23,7 +23,7 @@ impl TableWatch {
     /// # Errors
     /// When the kernel gives no socket: it has no netfilter.
     pub fn new(name: &str) -> Result<Self, NetlinkError> {
-        let subscription = Subscription::new(NETLINK_NETFILTER, 0, GROUP);
+        let subscription = Subscription::new(NETLINK_NETFILTER, 0, &[GROUP]);
         let subscription = subscription.map_err(|error| NetlinkError::Socket {
             what: "subscribe to changes of nftables".to_owned(),
             message: error.to_string(),

@@ -2,22 +2,17 @@
 
 use futures_util::FutureExt;
 use netlink_sys::protocols::NETLINK_ROUTE;
-use nix::libc::{
-    RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE,
-};
 use tokio::task::coop::consume_budget;
 
 use super::NetlinkError;
+use super::notification::{RouteInterest, read};
 use super::subscription::{Heard, Subscription};
 
-/// The groups, as bits (`RTMGRP_…`): links, addresses, routes and rules of both families. IPv6's rules have no bit.
+/// The groups, as bits (`RTMGRP_…`): links, addresses and routes of both families, rules of IPv4.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400;
 
-/// `RTNLGRP_IPV6_RULE`.
-const GROUP_IPV6_RULE: u32 = 19;
-
-/// The length of `nlmsghdr`.
-const HEADER_LEN: usize = 16;
+/// The groups that have no bit: `RTNLGRP_IPV6_RULE` and `RTNLGRP_NEXTHOP`.
+const MORE_GROUPS: [u32; 2] = [19, 32];
 
 /// How many datagrams are gathered before what they say is told: a storm without an end must not hold it back.
 const MAX_GATHERED: usize = 100;
@@ -36,19 +31,37 @@ pub struct Changes {
 }
 
 /// A subscription to the kernel's notifications.
-pub struct Watch(Subscription);
+pub struct Watch {
+    subscription: Subscription,
+    interest: RouteInterest,
+}
 
 impl Watch {
-    /// Subscribes, in this thread's network namespace. Wants a runtime.
+    /// Subscribes to every change, in this thread's network namespace. Wants a runtime.
     ///
     /// # Errors
     /// When the kernel gives no socket.
     pub fn new() -> Result<Self, NetlinkError> {
-        let subscription = Subscription::new(NETLINK_ROUTE, GROUPS, GROUP_IPV6_RULE);
-        Ok(Self(subscription.map_err(|error| NetlinkError::Socket {
+        let subscription = Subscription::new(NETLINK_ROUTE, GROUPS, &MORE_GROUPS);
+        let subscription = subscription.map_err(|error| NetlinkError::Socket {
             what: "subscribe to changes".to_owned(),
             message: error.to_string(),
-        })?))
+        })?;
+        Ok(Self { subscription, interest: RouteInterest::All })
+    }
+
+    /// Subscribes to every change of devices, addresses and rules, and to those of some routes. A
+    /// notification of another route is passed over at the cost of reading it.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn of_routes(interest: RouteInterest) -> Result<Self, NetlinkError> {
+        Ok(Self { interest, ..Self::new()? })
+    }
+
+    /// Replaces the routes of interest, from the next notification on.
+    pub fn set_interest(&mut self, interest: RouteInterest) {
+        self.interest = interest;
     }
 
     /// Waits for a change; gathers what is waiting already. After an overrun everything may have changed.
@@ -75,8 +88,9 @@ impl Watch {
 
     /// One datagram more.
     async fn next(&mut self, changes: &mut Changes) -> Result<(), NetlinkError> {
-        match self.0.next().await {
-            Ok(Heard::Messages(bytes)) => read(bytes, changes),
+        let Self { subscription, interest } = self;
+        match subscription.next().await {
+            Ok(Heard::Messages(bytes)) => read(bytes, interest, changes),
             Ok(Heard::Overrun) => *changes = Changes::ALL,
             Err(error) => {
                 let what = "wait for a change".to_owned();
@@ -101,30 +115,6 @@ impl Changes {
     #[must_use]
     pub fn any(self) -> bool {
         self != Self::default()
-    }
-
-    fn add(&mut self, kind: u16) {
-        match kind {
-            RTM_NEWLINK | RTM_DELLINK => self.links = true,
-            RTM_NEWADDR | RTM_DELADDR => self.addresses = true,
-            RTM_NEWROUTE | RTM_DELROUTE => self.routes = true,
-            RTM_NEWRULE | RTM_DELRULE => self.rules = true,
-            _ => {}
-        }
-    }
-}
-
-/// The kinds of the messages in one datagram. Only the headers are looked at: a message that a parser would not
-/// understand is a change all the same.
-fn read(mut bytes: &[u8], changes: &mut Changes) {
-    while let [l0, l1, l2, l3, k0, k1, ..] = *bytes {
-        changes.add(u16::from_ne_bytes([k0, k1]));
-        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-        // Each length covers its header, so that this comes to an end.
-        match bytes.get(length.max(HEADER_LEN).next_multiple_of(4)..) {
-            Some(rest) => bytes = rest,
-            None => break,
-        }
     }
 }
 
@@ -208,7 +198,7 @@ mod tests {
             assert_eq!(next(&mut watch).await, Changes { routes: true, ..Changes::default() });
             assert!(timeout(Duration::from_millis(100), watch.changed()).await.is_err());
 
-            watch.0.socket().set_rx_buf_sz(2048u32).unwrap();
+            watch.subscription.socket().set_rx_buf_sz(2048u32).unwrap();
             flip(50).await;
             assert_eq!(next(&mut watch).await, Changes::ALL);
             // And it goes on afterwards.
@@ -219,11 +209,30 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_lie_about_their_length_come_to_an_end() {
-        let mut changes = Changes::default();
-        for bytes in [&[0, 0, 0, 0, 16, 0][..], &[255, 255, 255, 255, 16, 0], &[0; 64], &[16, 0, 0], &[]] {
-            read(bytes, &mut changes);
-        }
-        assert_eq!(changes, Changes { links: true, ..Changes::default() });
+    fn routes_of_no_interest_are_passed_over() {
+        with_a_quiet_pair(async {
+            let covering = vec!["198.51.100.2".parse().unwrap()];
+            let mut watch =
+                Watch::of_routes(RouteInterest::Only { tables: vec![7700], covering: covering.clone() })
+                    .unwrap();
+            settle(&mut watch).await;
+            let none = Changes::default();
+            let routes = Changes { routes: true, ..none };
+            for (command, expected) in [
+                ("route add 203.0.113.0/24 dev left", none),
+                ("route del 203.0.113.0/24 dev left", none),
+                ("route add 198.51.100.0/24 dev left table 9", routes),
+                ("route add 203.0.113.0/24 dev left table 7700", routes),
+                ("nexthop add id 5 dev left", routes),
+                ("route add default nhid 5", routes),
+                ("nexthop del id 5", routes),
+            ] {
+                ip(command);
+                assert_eq!(settle(&mut watch).await, expected, "ip {command}");
+            }
+            watch.set_interest(RouteInterest::Only { tables: Vec::new(), covering });
+            ip("route flush table 7700");
+            assert_eq!(settle(&mut watch).await, none);
+        });
     }
 }

@@ -27,9 +27,11 @@ fn uplink(name: &str) -> Uplink {
         carrier: true,
         addresses: vec!["10.22.0.2".parse().unwrap()],
         fading: Vec::new(),
-        ipv4_default: Some(100),
-        ipv6_default: None,
+        ipv4_route: Some(100),
+        ipv6_route: None,
         gateways: Vec::new(),
+        tunnel: false,
+        fed_by: None,
     }
 }
 

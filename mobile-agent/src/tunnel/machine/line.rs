@@ -59,9 +59,9 @@ impl Line {
             return Some(Cause::LinkGone);
         };
         let verdict = decision.verdicts.iter().find(|verdict| verdict.name == self.uplink);
-        let route = if local.is_ipv4() { uplink.ipv4_default } else { uplink.ipv6_default };
+        let route = if local.is_ipv4() { uplink.ipv4_route } else { uplink.ipv6_route };
         match verdict.and_then(|verdict| verdict.obstacle) {
-            Some(Obstacle::Excluded) => Some(Cause::LinkGone),
+            Some(Obstacle::Excluded | Obstacle::Tunnel | Obstacle::Loop) => Some(Cause::LinkGone),
             Some(Obstacle::Down) => Some(Cause::LinkDown),
             Some(Obstacle::NoCarrier) => Some(Cause::CarrierLost),
             _ if ![&uplink.addresses, &uplink.fading].iter().any(|list| list.contains(&local)) => {

@@ -17,9 +17,11 @@ fn link(name: &str, metric: u32, last: u8) -> Uplink {
         carrier: true,
         addresses: vec![address(last)],
         fading: Vec::new(),
-        ipv4_default: Some(metric),
-        ipv6_default: None,
+        ipv4_route: Some(metric),
+        ipv6_route: None,
         gateways: Vec::new(),
+        tunnel: false,
+        fed_by: None,
     }
 }
 
@@ -195,7 +197,7 @@ fn every_loss_of_the_active_uplink_is_named() {
         (Cause::CarrierLost, |uplink| uplink.carrier = false),
         (Cause::AddressLost, |uplink| uplink.addresses.clear()),
         (Cause::AddressLost, |uplink| uplink.addresses = vec![address(77)]),
-        (Cause::RouteLost, |uplink| uplink.ipv4_default = None),
+        (Cause::RouteLost, |uplink| uplink.ipv4_route = None),
         (Cause::LinkGone, |uplink| uplink.name = "other".into()),
     ] {
         let mut rig = Rig::connected();

@@ -55,7 +55,7 @@ impl Route {
     }
 
     /// One for each device the route leads over.
-    pub(super) fn from_message(message: RouteNetlinkMessage) -> Vec<Self> {
+    pub(in crate::netlink) fn from_message(message: RouteNetlinkMessage) -> Vec<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return Vec::new() };
         Self::parse(&message).unwrap_or_default()
     }

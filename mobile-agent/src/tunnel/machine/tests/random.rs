@@ -52,7 +52,7 @@ fn uplinks(state: &[(bool, bool, u8)]) -> Vec<Uplink> {
         .zip([100, 600, 700])
         .map(|((name, (carrier, route, last)), metric)| Uplink {
             carrier: *carrier,
-            ipv4_default: route.then_some(metric),
+            ipv4_route: route.then_some(metric),
             ..link(name, metric, *last)
         })
         .collect()

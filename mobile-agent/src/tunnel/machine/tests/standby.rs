@@ -297,7 +297,7 @@ fn a_gateway_that_changes_makes_every_path_be_asked() {
     links[1].gateways = vec![address(254)];
     rig.machine.set_uplinks(rig.now, links.clone());
     assert_eq!(rig.actions(), [Action::Probe]);
-    links[1].ipv4_default = Some(601);
+    links[1].ipv4_route = Some(601);
     rig.machine.set_uplinks(rig.now, links);
     assert_eq!(rig.actions(), [], "another metric is no other network");
 }

@@ -1,0 +1,56 @@
+//! The thread that reads and changes the kernel's network configuration: a table of many routes, or
+//! a storm of changes, delays no packet.
+
+use anyhow::Context;
+use mobile_io::confine::Confinement;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+/// A runtime on a thread of its own.
+pub(super) struct NetworkThread {
+    handle: Handle,
+    /// Ends the thread when dropped.
+    _stop: oneshot::Sender<()>,
+}
+
+impl NetworkThread {
+    /// Starts the thread, in this thread's network namespace and as confined as the agent will be.
+    pub(super) fn start(confinement: &Confinement) -> anyhow::Result<Self> {
+        let confinement = confinement.clone();
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the network's thread")?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        std::thread::Builder::new()
+            .name("network".to_owned())
+            .spawn(move || {
+                confinement.apply().expect("a thread gives up what it does not need");
+                // An error means that the sender is gone, which is the signal.
+                let _ = runtime.block_on(stopped);
+                runtime.shutdown_background();
+            })
+            .context("cannot start the network's thread")?;
+        Ok(Self { handle, _stop: stop })
+    }
+
+    /// The runtime, for tasks.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Does what needs the runtime and waits for nothing.
+    pub(super) fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _inside = self.handle.enter();
+        work()
+    }
+
+    /// Runs a future there and waits for its result here.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        self.handle.spawn(work).await.context("the network's thread failed")?
+    }
+}

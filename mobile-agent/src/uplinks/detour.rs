@@ -1,0 +1,192 @@
+//! Routes to the relay over links whose default route a VPN has replaced.
+//!
+//! They are in a table of their own, asked after the main table: only a socket that is bound to such
+//! a link, and finds no other route, comes to it. See docs/adr/0002-vpn-as-uplink.md.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mobile_io::netlink::{
+    Family, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, Snapshot, TABLE_MAIN,
+};
+
+use super::look::{Found, Reached, Targets, has_address, reach};
+
+/// The priority of the rule: after the main (32766) and the default table (32767).
+pub(crate) const PRIORITY: u32 = 33_000;
+
+/// The metric that the policy sees: links that have a route of their own come first.
+const METRIC: u32 = u32::MAX;
+
+/// The routes of ours, and what is remembered for them.
+#[derive(Debug)]
+pub(crate) struct Detours {
+    table: u32,
+    /// The last router on a link, with the addresses that the host had there.
+    routers: BTreeMap<(u32, Family), (Option<IpAddr>, Vec<IpAddr>)>,
+    /// What is in the kernel; `None` while it is not known.
+    in_force: Option<Vec<Route>>,
+}
+
+impl Detours {
+    /// For routes in `table`, where an earlier agent may have left some.
+    pub(crate) fn new(table: u32) -> Self {
+        Self { table, routers: BTreeMap::new(), in_force: None }
+    }
+
+    /// Makes a route for each link that had one until a VPN took its place, removes those that are
+    /// not needed any more, and completes what was found accordingly.
+    pub(crate) async fn apply(
+        &mut self,
+        netlink: &Netlink,
+        found: &mut [Found],
+        snapshot: &Snapshot,
+        targets: &Targets,
+    ) -> Result<(), NetlinkError> {
+        let mut wanted = Vec::new();
+        let mut served = Vec::new();
+        self.routers.retain(|(index, _), _| found.iter().any(|link| link.index == *index));
+        for (family, place) in Family::ALL.into_iter().zip(0..) {
+            let relay: Vec<IpAddr> =
+                targets.relay.iter().copied().filter(|address| Family::from(*address) == family).collect();
+            let mut replaced = None;
+            for (number, link) in found.iter().enumerate() {
+                let key = (link.index, family);
+                if !has_address(&link.uplink, family) || !link.uplink.up || !link.uplink.carrier {
+                    self.routers.remove(&key);
+                    continue;
+                }
+                match link.reach[place] {
+                    Some(Reached { table, gateway, .. }) if table != self.table => {
+                        self.routers.insert(key, (gateway, link.uplink.addresses.clone()));
+                        continue;
+                    }
+                    _ if relay.is_empty() || link.uplink.tunnel => continue,
+                    _ => {}
+                }
+                if replaced.is_none() {
+                    replaced = Some(is_replaced(netlink, &relay, snapshot, found).await?);
+                }
+                if replaced == Some(true)
+                    && let Some(gateway) = self.router(netlink, link, family).await?
+                {
+                    wanted.extend(relay.iter().map(|to| self.route(*to, link.index, gateway)));
+                    served.push((number, place, relay.clone()));
+                }
+            }
+        }
+        self.ensure(netlink, wanted).await?;
+        for link in found.iter_mut() {
+            // Those of ours that are gone now.
+            for route in &mut link.reach {
+                route.take_if(|route| route.table == self.table);
+            }
+        }
+        for (number, place, relay) in served {
+            let index = found[number].index;
+            let route = reach(netlink, index, &relay).await?;
+            found[number].reach[place] = route.map(|route| Reached { metric: METRIC, ..route });
+        }
+        for link in found {
+            link.apply_routes();
+        }
+        Ok(())
+    }
+
+    /// The router on a link: the one of the last route over it, else that of a host route, such as
+    /// a VPN's client makes to its server. `None`: there is none.
+    async fn router(
+        &mut self,
+        netlink: &Netlink,
+        link: &Found,
+        family: Family,
+    ) -> Result<Option<Option<IpAddr>>, NetlinkError> {
+        let key = (link.index, family);
+        let same_network =
+            |addresses: &[IpAddr]| addresses.iter().any(|address| link.uplink.addresses.contains(address));
+        if let Some((gateway, addresses)) = self.routers.get(&key)
+            && same_network(addresses)
+        {
+            return Ok(Some(*gateway));
+        }
+        let mut routes = netlink.routes_over(TABLE_MAIN, family, link.index).await?;
+        routes.extend(netlink.routes_over(self.table, family, link.index).await?);
+        let gateway = routes.iter().find_map(|route| match route.kind {
+            RouteKind::Unicast { gateway, .. } if is_host(route.dst) => gateway,
+            _ => None,
+        });
+        if gateway.is_some() {
+            self.routers.insert(key, (gateway, link.uplink.addresses.clone()));
+        }
+        Ok(gateway.map(Some))
+    }
+
+    /// A table has room for one route of a destination and metric: the device makes the metric.
+    fn route(&self, to: IpAddr, oif: u32, gateway: Option<IpAddr>) -> Route {
+        let kind = RouteKind::Unicast { oif, gateway, prefsrc: None };
+        Route { dst: to.into(), table: self.table, kind, metric: oif, protocol: PROTOCOL_STATIC }
+    }
+
+    async fn ensure(&mut self, netlink: &Netlink, wanted: Vec<Route>) -> Result<(), NetlinkError> {
+        if wanted.is_empty() && self.in_force.as_ref().is_some_and(Vec::is_empty) {
+            return Ok(());
+        }
+        let before = self.in_force.replace(wanted.clone());
+        for family in Family::ALL {
+            let present = netlink.routes(self.table, family).await?;
+            for route in present.iter().filter(|route| !wanted.contains(route)) {
+                netlink.del_route(route).await?;
+            }
+        }
+        for route in &wanted {
+            if before.as_ref().is_none_or(|before| !before.contains(route)) {
+                tracing::info!(
+                    relay = %route.dst.addr(),
+                    device = route.metric,
+                    "a VPN has replaced the default route: a route of our own leads to the relay"
+                );
+            }
+            if let Err(error) = netlink.ensure_route(route).await {
+                // The router is of another network by now.
+                tracing::debug!(%error, "cannot lead around a VPN");
+            }
+        }
+        for family in Family::ALL {
+            let rule = rule(family, self.table);
+            if wanted.iter().any(|route| Family::from(route.dst) == family) {
+                netlink.ensure_rule(&rule).await?;
+            } else {
+                netlink.del_rule(&rule).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The rule that leads to the table.
+pub(crate) fn rule(family: Family, table: u32) -> Rule {
+    Rule { priority: PRIORITY, family, fwmark: None, from: None, table }
+}
+
+/// Whether ordinary packets for the relay go into a tunnel, be it ours.
+async fn is_replaced(
+    netlink: &Netlink,
+    relay: &[IpAddr],
+    snapshot: &Snapshot,
+    found: &[Found],
+) -> Result<bool, NetlinkError> {
+    for to in relay {
+        let Some(oif) = netlink.lookup(*to, 0).await?.and_then(|way| way.oif) else { continue };
+        let is_link = found.iter().any(|link| link.index == oif && !link.uplink.tunnel);
+        let loopback = snapshot.links.iter().any(|link| link.index == oif && link.loopback);
+        if !is_link && !loopback {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_host(net: IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}

@@ -1,0 +1,58 @@
+//! Which mobile process reads what a TUN or TAP sends: a VPN's client whose packets would come back
+//! through our own device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::config::Cgroup;
+use crate::selection::cgroup::MobileCgroup;
+
+/// Finds the mobile process that has the device `name` open, as `command (pid)`.
+///
+/// Reads `/proc`, so it takes as long as mobile processes have open files. What may not be read is
+/// passed over.
+pub(crate) fn of(name: &str, cgroup: &Cgroup) -> Option<String> {
+    let cgroup = MobileCgroup::existing(cgroup.path.as_deref()).ok()??.with_slice(cgroup.slice.as_deref());
+    let pid =
+        cgroup.pids().ok()?.into_iter().find(|pid| holds(&PathBuf::from(format!("/proc/{pid}")), name))?;
+    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("{} ({pid})", command.trim()))
+}
+
+/// Whether the process has a descriptor of the device, which its `fdinfo` names (`tun_chr_show_fdinfo`).
+fn holds(process: &Path, name: &str) -> bool {
+    let namespace = |process: &Path| fs::read_link(process.join("ns/net")).ok();
+    if namespace(process) != namespace(Path::new("/proc/thread-self")) {
+        return false;
+    }
+    let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
+    descriptors
+        .flatten()
+        .filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("net/tun")))
+        .filter_map(|fd| fs::read_to_string(process.join("fdinfo").join(fd.file_name())).ok())
+        .any(|info| info.lines().filter_map(|line| line.strip_prefix("iff:")).any(|iff| iff.trim() == name))
+}
+
+#[cfg(test)]
+mod tests {
+    use mobile_io::modes::Offloading;
+    use mobile_io::tun::Tun;
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn who_has_a_device_open_is_found() {
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests run as root");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _inside = runtime.enter();
+            let tun = Tun::open("feeder0", false, Offloading::Auto).unwrap();
+            let own = Path::new("/proc/thread-self");
+            assert!(holds(own, "feeder0") && !holds(own, "feeder1"));
+            drop(tun);
+            assert!(!holds(own, "feeder0"));
+        });
+        thread.join().unwrap();
+    }
+}
