@@ -116,7 +116,10 @@ impl Testbed {
         }
         for family in ["-4", "-6"] {
             let rules = lab.host.run(&["ip", family, "rule"])?;
-            ensure!(!["lookup 7700", "lookup 7701"].iter().any(|table| rules.contains(table)), "rules are left:\n{rules}");
+            ensure!(
+                !["lookup 7700", "lookup 7701"].iter().any(|table| rules.contains(table)),
+                "rules are left:\n{rules}"
+            );
             let routes = lab.host.run(&["ip", family, "route", "show", "table", "all"])?;
             ensure!(
                 !["table 7700", "table 7701"].iter().any(|table| routes.contains(table)),
