@@ -362,8 +362,9 @@ fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
     };
     Ok(verdict.obstacle.map(|obstacle| {
         format!(
-            "{name} cannot carry the tunnel now ({}): it will as soon as it can, until then the others do",
-            obstacle.words()
+            "{name} cannot carry the tunnel now ({}{}): it will as soon as it can, until then the others do",
+            obstacle.words(),
+            obstacle.next_step().map(|step| format!("; {step}")).unwrap_or_default()
         )
     }))
 }

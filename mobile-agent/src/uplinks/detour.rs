@@ -71,7 +71,18 @@ impl Detours {
                 if replaced == Some(true)
                     && let Some(gateway) = self.router(netlink, link, family).await?
                 {
-                    wanted.extend(relay.iter().map(|to| self.route(*to, link.index, gateway)));
+                    let routes = relay.iter().map(|to| self.route(*to, link.index, gateway));
+                    let routes: Vec<Route> = routes.collect();
+                    if self.in_force.as_ref().is_none_or(|known| routes.iter().any(|it| !known.contains(it)))
+                    {
+                        let uplink = link.uplink.name.as_str();
+                        tracing::info!(
+                            uplink,
+                            ?gateway,
+                            "a VPN has replaced the default route: leading to the relay over the link's router"
+                        );
+                    }
+                    wanted.extend(routes);
                     served.push((number, place, relay.clone()));
                 }
             }
@@ -132,7 +143,7 @@ impl Detours {
         if wanted.is_empty() && self.in_force.as_ref().is_some_and(Vec::is_empty) {
             return Ok(());
         }
-        let before = self.in_force.replace(wanted.clone());
+        self.in_force = None;
         for family in Family::ALL {
             let present = netlink.routes(self.table, family).await?;
             for route in present.iter().filter(|route| !wanted.contains(route)) {
@@ -140,13 +151,6 @@ impl Detours {
             }
         }
         for route in &wanted {
-            if before.as_ref().is_none_or(|before| !before.contains(route)) {
-                tracing::info!(
-                    relay = %route.dst.addr(),
-                    device = route.metric,
-                    "a VPN has replaced the default route: a route of our own leads to the relay"
-                );
-            }
             if let Err(error) = netlink.ensure_route(route).await {
                 // The router is of another network by now.
                 tracing::debug!(%error, "cannot lead around a VPN");
@@ -160,6 +164,7 @@ impl Detours {
                 netlink.del_rule(&rule).await?;
             }
         }
+        self.in_force = Some(wanted);
         Ok(())
     }
 }

@@ -61,7 +61,7 @@ impl Channel {
         let family = Family::from(destination);
         let mut message = query(destination);
         // Without the flag IPv4 answers for a device without any route that the destination is on its link.
-        message.header.flags = RouteFlags::FibMatch;
+        message.header.flags |= RouteFlags::FibMatch;
         message.attributes.push(RouteAttribute::Oif(oif));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
             Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
@@ -80,10 +80,6 @@ impl Channel {
     async fn lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<Way>, NetlinkError> {
         let family = Family::from(destination);
         let mut message = query(destination);
-        if family == Family::V4 {
-            // Without it the answer names the main table always; IPv6 tells the truth, and refuses the flag.
-            message.header.flags = RouteFlags::LookupTable;
-        }
         message.attributes.push(RouteAttribute::Mark(mark));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
             Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
@@ -102,6 +98,10 @@ fn query(destination: IpAddr) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family.raw();
     message.header.destination_prefix_length = family.any().max_prefix_len();
+    if family == Family::V4 {
+        // Without it the answer names the main table always; IPv6 tells the truth, and refuses the flag.
+        message.header.flags = RouteFlags::LookupTable;
+    }
     message.attributes.push(RouteAttribute::Destination(destination.into()));
     message
 }
@@ -221,6 +221,12 @@ mod tests {
                 assert_eq!(found, Reach { table: 254, gateway: None, metric });
                 assert_eq!(netlink.lookup(to, 0).await.unwrap().unwrap().oif, Some(right));
             }
+            // Another table is named.
+            ip("route del default via 10.1.0.1 dev left metric 100");
+            ip("rule add lookup 7701 pref 33000");
+            ip("route add 192.0.2.9 via 10.1.0.1 dev left metric 7 table 7701");
+            let found = netlink.reach("192.0.2.9".parse().unwrap(), left).await.unwrap().unwrap();
+            assert_eq!(found, Reach { table: 7701, gateway: "10.1.0.1".parse().ok(), metric: 7 });
             ip("route add unreachable 192.0.2.0/24");
             assert_eq!(netlink.reach("192.0.2.9".parse().unwrap(), left).await.unwrap(), None);
         });
