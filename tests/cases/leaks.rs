@@ -231,7 +231,7 @@ fn a_mobile_socket_bound_to_an_uplinks_device_does_not_leave_by_it() -> Outcome 
     assert_no_leak(&bed, captures)?;
     // Ordinary ones do, and mobile ones to what is on the link by its nature.
     for neighbour in &neighbours {
-        let to = std::net::SocketAddr::new(neighbour.parse()?, port::ECHO).to_string();
+        let to = SocketAddr::new(neighbour.parse()?, port::ECHO).to_string();
         bed.lab.host.run(&[&tool, "udp-on", eth.device(), &to])?;
         bed.lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", eth.device(), neighbour])?;
     }

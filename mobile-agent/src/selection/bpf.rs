@@ -8,8 +8,7 @@
 
 use std::{
     fs::File,
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -23,10 +22,7 @@ use aya::{
 };
 use ipnet::IpNet;
 use mobile_ebpf_common::{Config, Event, Verdict, map, program};
-use nix::{
-    libc,
-    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
-};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tokio::task::JoinHandle;
 
 pub(crate) use super::bpf_error::BpfError;
@@ -39,16 +35,13 @@ use super::{
     cgroup::MobileCgroup,
     deadline::DeadlineMap,
     extent::Extent,
-    features, link,
+    features, link, netns,
     pins::{self, Generation},
 };
 use crate::config::OnFailure;
 
 /// The object built from mobile-ebpf.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
-
-/// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
-const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The hook of [`program::SETSOCKOPT`] (`enum bpf_attach_type`).
 const BPF_CGROUP_SETSOCKOPT: u32 = 22;
@@ -113,21 +106,11 @@ impl Selector {
     /// left in `pin_dir`. A failure leaves those as they were.
     pub(crate) fn load_or_adopt(pin_dir: &Path, cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Self> {
         raise_memlock();
-        let config = Config {
-            cgroup_id: cgroup.id(),
-            slice_id: cgroup.slice().id(),
-            key: 0,
-            netns_cookie: netns_cookie().map_err(BpfError::Namespace)?,
-            cgroup_level: cgroup.level(),
-            mark: marking.mark,
-            mark_mask: marking.mask,
-            log: u32::from(marking.log),
-            device: marking.device,
-            slice_level: cgroup.slice().level(),
-        };
+        let config = config_of(cgroup, marking)?;
         pins::ensure_dir(pin_dir)?;
         pins::assert_ours(pin_dir)?;
-        let result = Self::load(pin_dir, cgroup.cgroup2().mount(), cgroup, config, marking);
+        let tells_subflows = features::tells_subflows()?;
+        let result = Self::load(pin_dir, cgroup.cgroup2().mount(), cgroup, config, marking, tells_subflows);
         if result.is_err() && pins::generations(pin_dir).is_ok_and(|left| left.is_empty()) {
             pins::remove(pin_dir)?;
         }
@@ -237,6 +220,7 @@ impl Selector {
         cgroup: &MobileCgroup,
         config: Config,
         marking: Marking<'_>,
+        tells_subflows: bool,
     ) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
         let config = Config { key: key_of(&older).unwrap_or_else(rand::random), ..config };
@@ -244,7 +228,7 @@ impl Selector {
         for name in HANDED_ON {
             hand_on(name, &older, &generation);
         }
-        let mut ebpf = load_object(&generation)?;
+        let mut ebpf = load_object(&generation, tells_subflows)?;
         let mut bypass = BypassMap::take(&mut ebpf)?;
         for net in marking.bypass {
             bypass.add(*net)?;
@@ -310,6 +294,22 @@ impl Selector {
     }
 }
 
+/// What the programs go by, but for the key.
+fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Config> {
+    Ok(Config {
+        cgroup_id: cgroup.id(),
+        slice_id: cgroup.slice().id(),
+        key: 0,
+        netns_cookie: netns::cookie().map_err(BpfError::Namespace)?,
+        cgroup_level: cgroup.level(),
+        mark: marking.mark,
+        mark_mask: marking.mask,
+        log: u32::from(marking.log),
+        device: marking.device,
+        slice_level: cgroup.slice().level(),
+    })
+}
+
 /// Refuses a `pin_dir` in which another user could put programs of its own. One that is not there is made by the agent.
 pub(crate) fn assert_pins_are_ours(pin_dir: &Path) -> Result<()> {
     if pin_dir.exists() { pins::assert_ours(pin_dir) } else { Ok(()) }
@@ -344,9 +344,9 @@ fn key_of(older: &[PathBuf]) -> Option<u64> {
     Some(config.get(&0, 0).ok()?.key)
 }
 
-fn load_object(generation: &Generation) -> Result<Ebpf> {
+fn load_object(generation: &Generation, tells_subflows: bool) -> Result<Ebpf> {
     let pins = HANDED_ON.map(|name| (name, generation.path("map", name)));
-    let subflows = u8::from(features::tells_subflows()?);
+    let subflows = u8::from(tells_subflows);
     let load = || {
         let mut loader = EbpfLoader::new();
         loader.override_global(TELLS_SUBFLOWS, &subflows, true);
@@ -441,28 +441,6 @@ fn raise_memlock() {
     }
 }
 
-/// What the programs compare with the namespace of a socket.
-pub(super) fn netns_cookie() -> io::Result<u64> {
-    netns_cookie_of(std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?.as_fd())
-}
-
-/// The same for the namespace that a socket is in.
-pub(super) fn netns_cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `cookie`, and both live for the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-}
-
 fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
     move |source| BpfError::Map { name, source }
 }
@@ -470,7 +448,7 @@ fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::probe::Place;
+    use crate::selection::probe::{Place, Probe};
 
     #[test]
     fn a_failed_start_removes_what_it_created_and_leaves_what_was_there() {
@@ -478,8 +456,8 @@ mod tests {
             let config = Config::default();
             pins::ensure_dir(&place.pin_dir).unwrap();
             // Programs load, but this is no cgroup to attach them to.
-            let load =
-                || Selector::load(&place.pin_dir, Path::new("/proc"), &place.cgroup, config, place.marking);
+            let root = Path::new("/proc");
+            let load = || Selector::load(&place.pin_dir, root, &place.cgroup, config, place.marking, true);
             let failed = load();
             assert!(matches!(failed.err().unwrap(), BpfError::Program { .. }));
             assert!(pins::generations(&place.pin_dir).unwrap().is_empty());
@@ -489,6 +467,30 @@ mod tests {
             assert!(load().is_err());
             assert_eq!(pins::generations(&place.pin_dir).unwrap(), before);
             assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
+        });
+    }
+
+    #[test]
+    fn a_mobile_process_gets_no_mptcp_socket_where_the_kernel_cannot_tell_its_subflows() {
+        Place::with(|place| {
+            let config = config_of(&place.cgroup, place.marking).unwrap();
+            pins::ensure_dir(&place.pin_dir).unwrap();
+            let root = place.cgroup.cgroup2().mount();
+            for tells_subflows in [true, false] {
+                let _selector = Selector::load(
+                    &place.pin_dir,
+                    root,
+                    &place.cgroup,
+                    config,
+                    place.marking,
+                    tells_subflows,
+                )
+                .unwrap();
+                let mobile = place.mobile().try_open("mptcp4");
+                assert_eq!(mobile, if tells_subflows { "opened" } else { "EPERM" });
+                assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
+                assert_eq!(Probe::start().try_open("mptcp4"), "opened");
+            }
         });
     }
 }

@@ -15,6 +15,7 @@ mod features;
 pub(crate) mod floor;
 pub(crate) mod instance;
 mod link;
+mod netns;
 mod pins;
 pub(crate) mod process;
 pub(crate) mod slice;

@@ -159,6 +159,11 @@ impl Probe {
         self.mark(&format!("open {kind}"))
     }
 
+    /// Whether a socket can be made: `opened`, or the error's name.
+    pub(super) fn try_open(&mut self, kind: &str) -> String {
+        self.ask(&format!("try {kind}"))
+    }
+
     /// The mark of the last socket of a kind.
     pub(super) fn look(&mut self, kind: &str) -> u32 {
         self.mark(&format!("look {kind}"))
@@ -276,6 +281,10 @@ fn obey() {
                 sockets.insert(kind.to_string(), open(kind));
                 mark_of(&sockets[kind])
             }
+            ["try", kind] => match make(kind) {
+                Ok(_) => "opened".to_string(),
+                Err(error) => name_of(&error),
+            },
             ["look", kind] => mark_of(&sockets[kind]),
             ["connect", kind, to] => {
                 // Nobody may be listening: the route is chosen before that is known.
@@ -321,10 +330,7 @@ fn obey() {
                 sockets[kind].set_mark(mark.parse().unwrap()).unwrap();
                 mark_of(&sockets[kind])
             }
-            ["refused", kind, mark] => {
-                let error = sockets[kind].set_mark(mark.parse().unwrap()).unwrap_err();
-                format!("{:?}", nix::errno::Errno::from_raw(error.raw_os_error().unwrap()))
-            }
+            ["refused", kind, mark] => name_of(&sockets[kind].set_mark(mark.parse().unwrap()).unwrap_err()),
             ["many", kind, to, count] => {
                 let limit = nix::sys::resource::Resource::RLIMIT_NOFILE;
                 let (_, most) = nix::sys::resource::getrlimit(limit).unwrap();
@@ -404,9 +410,14 @@ impl TcpOption {
 }
 
 fn open(kind: &str) -> Socket {
+    make(kind).unwrap()
+}
+
+fn make(kind: &str) -> std::io::Result<Socket> {
     let (domain, kind, protocol) = match kind {
         "tcp4" => (Domain::IPV4, Type::STREAM, None),
         "tcp6" => (Domain::IPV6, Type::STREAM, None),
+        "mptcp4" => (Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)),
         "udp4" => (Domain::IPV4, Type::DGRAM, None),
         "udp6" => (Domain::IPV6, Type::DGRAM, None),
         "ping4" => (Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4)),
@@ -415,7 +426,11 @@ fn open(kind: &str) -> Socket {
         "raw6" => (Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)),
         other => panic!("unknown kind of socket {other}"),
     };
-    Socket::new(domain, kind, protocol).unwrap()
+    Socket::new(domain, kind, protocol)
+}
+
+fn name_of(error: &std::io::Error) -> String {
+    format!("{:?}", nix::errno::Errno::from_raw(error.raw_os_error().unwrap()))
 }
 
 fn mark_of(socket: &Socket) -> String {

@@ -6,13 +6,15 @@ use std::{
     path::Path,
 };
 
+use mobile_ebpf_common::Verdict;
+
 use super::{
     super::{
         bpf::{BpfError, Selector},
         pins,
         probe::{FOREIGN, Place, Probe},
     },
-    KINDS, MARK,
+    KINDS, MARK, count,
 };
 
 /// `nobody`.
@@ -36,6 +38,24 @@ fn our_bits_of_a_mark_are_the_programs_alone_to_set_and_clear() {
             assert_eq!(ordinary.set_mark(kind, 0x1200_0000 | foreign), 0x1200_0000 | foreign, "{kind}");
             assert_eq!(ordinary.set_mark(kind, 0), 0, "{kind}");
         }
+    });
+}
+
+#[test]
+fn an_mptcp_connection_is_mobile_as_others_are() {
+    Place::with(|place| {
+        let selector = place.load();
+        let mut mobile = place.mobile();
+        assert_eq!(mobile.open("mptcp4"), MARK);
+        assert_eq!(mobile.set_mark("mptcp4", 0), MARK);
+        assert_eq!(mobile.connect("mptcp4", "127.0.0.1:9"), MARK);
+        let mut late = Probe::start();
+        assert_eq!(late.open("mptcp4"), 0);
+        place.cgroup.attach(late.pid()).unwrap();
+        late.connect("mptcp4", "127.0.0.1:9");
+        // The socket of the call is the connection's first subflow.
+        assert_eq!(count(&selector, Verdict::Failed), 0);
+        assert_eq!(count(&selector, Verdict::Marked), 2);
     });
 }
 

@@ -1,0 +1,33 @@
+//! The network namespace of a socket, by the number that the programs compare (SO_NETNS_COOKIE).
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+};
+
+use nix::libc;
+
+/// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// What the programs compare with the namespace of a socket.
+pub(super) fn cookie() -> io::Result<u64> {
+    cookie_of(std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?.as_fd())
+}
+
+/// The same for the namespace that a socket is in.
+pub(super) fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, and both live for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
