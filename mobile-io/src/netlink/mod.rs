@@ -32,7 +32,7 @@ pub use lookup::Way;
 pub use route::{Route, RouteKind};
 pub use rule::Rule;
 pub use snapshot::{DefaultRoute, Snapshot};
-pub use table::TableWatch;
+pub use table::{TableWatch, table_exists};
 pub use watch::{Changes, Watch};
 
 use self::channel::{Channel, Explain};
