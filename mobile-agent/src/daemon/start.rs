@@ -84,7 +84,8 @@ pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         standby: globs("[uplink] standby", &config.uplink.standby)?,
     };
     let listener = listen(&config)?;
-    let metrics = config.metrics.listen.map(MetricsServer::start).transpose()?;
+    let serve_metrics = |listen| MetricsServer::start(listen, &config.metrics.hosts);
+    let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
     let netlink = Netlink::new()?;
     // A socket of its own: what the keeper puts back must not delay the news of a lost uplink.
     let (links, watch_links) = uplinks::watch(Netlink::new()?, config.tunnel.device.clone()).await?;
