@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mobile_io::invitation::is_endpoint;
+use mobile_io::metrics::is_host_name;
 use mobile_io::modes::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
@@ -238,6 +239,8 @@ impl Default for Admin {
 pub(crate) struct Metrics {
     /// Prometheus over HTTP; off when absent.
     pub(crate) listen: Option<SocketAddr>,
+    /// Names under which it may be asked for, beside IP addresses and `localhost`.
+    pub(crate) hosts: Vec<String>,
 }
 
 /// `[state]`
@@ -296,6 +299,7 @@ impl Config {
             "[tunnel] mtu is {}: it must be from 1280 (IPv6's minimum) to 9000",
             self.tunnel.mtu
         );
+        check_hosts(&self.metrics.hosts)?;
         let limits = &self.limits;
         for (key, value) in [
             ("half_open", limits.half_open),
@@ -317,6 +321,16 @@ impl Config {
 
 /// Ten years in seconds; as a count, more than any machine of ours holds.
 const MAX_LIMIT: usize = 315_360_000;
+
+fn check_hosts(hosts: &[String]) -> anyhow::Result<()> {
+    for host in hosts {
+        ensure!(
+            is_host_name(host),
+            "[metrics] hosts has {host:?}, which is no host name: write for example \"relay.example.org\", without port"
+        );
+    }
+    Ok(())
+}
 
 /// The name goes into a ruleset in quotes and into paths below /proc/sys.
 fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
@@ -365,6 +379,7 @@ mod tests {
             ("[tunnel]\ndevice = \"a\\\"b\"\n", "[tunnel] device"),
             ("[nat]\ninterface = \"home0\"\n", "[nat] interface"),
             ("[limits]\nhalf_open = 0\n", "[limits] half_open"),
+            ("[metrics]\nhosts = [\"relay:9478\"]\n", "[metrics] hosts"),
         ] {
             let error = format!("{:#}", load(&format!("{SMALLEST}{section}")).unwrap_err());
             assert!(error.contains(key) && error.contains("relay.toml"), "{error}");

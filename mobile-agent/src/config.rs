@@ -165,6 +165,8 @@ pub(crate) struct Control {
 pub(crate) struct Metrics {
     /// Where to serve `/metrics` and `/healthz`; nowhere when absent.
     pub(crate) listen: Option<SocketAddr>,
+    /// Names under which they may be asked for, beside IP addresses and `localhost`.
+    pub(crate) hosts: Vec<String>,
 }
 
 /// `[state]`
@@ -315,6 +317,12 @@ impl Config {
             (1..32765).contains(&rule_priority),
             "[routing] rule_priority {rule_priority} must lie between the local table's rule (0) and the main table's (32766)"
         );
+        for host in &self.metrics.hosts {
+            ensure!(
+                mobile_io::metrics::is_host_name(host),
+                "[metrics] hosts has {host:?}, which is no host name: write for example \"laptop.example.org\", without port"
+            );
+        }
         globs("[uplink] prefer", &self.uplink.prefer)?;
         globs("[uplink] exclude", &self.uplink.exclude)?;
         globs("[uplink] standby", &self.uplink.standby)?;

@@ -33,7 +33,7 @@ struct Slot(Arc<OnceLock<(Arc<Agent>, tokio::runtime::Handle)>>);
 
 impl Server {
     /// Listens, and has nothing to tell until [`Server::show`].
-    pub(crate) fn start(listen: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) fn start(listen: SocketAddr, hosts: &[String]) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -45,6 +45,7 @@ impl Server {
             let (scraped, healthy) = (slot.clone(), slot.clone());
             mobile_io::metrics::serve(
                 listen,
+                hosts,
                 move || scraped.scrape().unwrap_or_default(),
                 move || healthy.health(),
             )

@@ -2,6 +2,7 @@
 
 mod client;
 mod peer;
+mod slots;
 
 use std::fs;
 use std::io;
@@ -18,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 pub use client::Client;
 pub use peer::Peer;
+pub use slots::{UserSlot, UserSlots};
 
 /// The longest request: any fits in one hundredth of it.
 pub const MAX_LINE: usize = 64 * 1024;
@@ -25,8 +27,10 @@ pub const MAX_LINE: usize = 64 * 1024;
 /// The longest answer: the sessions of some 50,000 clients.
 pub const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
-/// How long a peer may take to read an answer. Commands read at once; a stopped one must not hold a task for ever.
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time that a peer has for each step: to send a whole request, counted from the moment we wait for
+/// it, and to read a whole answer. Commands take milliseconds; one that was stopped, or that means harm,
+/// must not hold a connection for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a control socket failed.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,7 @@ pub enum ControlError {
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
+    patience: Duration,
     /// Device and inode: what is removed at the end must be ours still.
     identity: (u64, u64),
 }
@@ -82,6 +87,7 @@ pub struct Connection {
     /// Who is at the other end.
     pub peer: Peer,
     path: PathBuf,
+    patience: Duration,
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     line: Vec<u8>,
@@ -108,7 +114,8 @@ impl Listener {
         })?;
         let metadata = fs::symlink_metadata(path).map_err(io_error)?;
         // From here on a failure removes the socket.
-        let bound = Self { listener, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
+        let identity = (metadata.dev(), metadata.ino());
+        let bound = Self { listener, path: path.to_owned(), patience: PATIENCE, identity };
         if let Some(group) = group {
             chown(path, None, Some(group.gid)).map_err(|errno| io_error(errno.into()))?;
         }
@@ -123,7 +130,7 @@ impl Listener {
     pub async fn accept(&self) -> Result<Connection, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
         let (stream, _) = self.listener.accept().await.map_err(io_error)?;
-        Connection::new(stream, &self.path).map_err(io_error)
+        Connection::new(stream, &self.path, self.patience).map_err(io_error)
     }
 }
 
@@ -138,13 +145,15 @@ impl Drop for Listener {
 }
 
 impl Connection {
-    fn new(stream: UnixStream, path: &Path) -> io::Result<Self> {
+    fn new(stream: UnixStream, path: &Path, patience: Duration) -> io::Result<Self> {
         let peer = Peer::of(&stream)?;
         let (reader, writer) = stream.into_split();
-        Ok(Self { peer, path: path.to_owned(), reader: BufReader::new(reader), writer, line: Vec::new() })
+        let (path, reader) = (path.to_owned(), BufReader::new(reader));
+        Ok(Self { peer, path, patience, reader, writer, line: Vec::new() })
     }
 
-    /// The next request; `None` when the peer has gone.
+    /// Waits for the next request, for 10 s; `None` when the peer has gone or has asked nothing whole in
+    /// that time.
     ///
     /// # Errors
     /// `BadMessage` for a line that is no such request: answer so, and go on with the next one. Any other error
@@ -153,7 +162,12 @@ impl Connection {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
         // What a cancelled call has read is still in `line`.
         let room = (MAX_LINE + 1).saturating_sub(self.line.len()) as u64;
-        (&mut self.reader).take(room).read_until(b'\n', &mut self.line).await.map_err(io_error)?;
+        let mut bounded = (&mut self.reader).take(room);
+        let read = bounded.read_until(b'\n', &mut self.line);
+        match tokio::time::timeout(self.patience, read).await {
+            Ok(read) => read.map_err(io_error)?,
+            Err(_idle) => return Ok(None),
+        };
         if self.line.len() > MAX_LINE {
             return Err(ControlError::TooLong);
         }
@@ -169,10 +183,10 @@ impl Connection {
     /// Sends one answer.
     ///
     /// # Errors
-    /// When the peer has gone or does not read, or the answer is longer than a line may be.
+    /// When the peer has gone or does not read it within 10 s, or the answer is longer than a line may be.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ControlError> {
         let line = to_line(message, MAX_ANSWER)?;
-        let written = tokio::time::timeout(SEND_TIMEOUT, self.writer.write_all(&line)).await;
+        let written = tokio::time::timeout(self.patience, self.writer.write_all(&line)).await;
         written
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|source| ControlError::Io { path: self.path.clone(), source })
@@ -275,6 +289,40 @@ mod tests {
         assert_eq!(rest, [Some(message(3)), Some(message(4)), None]);
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_silent_dribbles_or_does_not_read_is_left() {
+        let (_dir, path) = place();
+        let mut listener = Listener::bind(&path, 0o600, None).unwrap();
+        listener.patience = Duration::from_millis(300);
+        let late = Duration::from_secs(20);
+        let _silent = UnixStream::connect(&path).await.unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        let left = tokio::time::timeout(late, connection.recv::<Message>()).await;
+        assert_eq!(left.expect("a silent peer is left").unwrap(), None);
+
+        // A byte now and then does not give it more time.
+        let mut slow = UnixStream::connect(&path).await.unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        let dribbling = tokio::spawn(async move {
+            while slow.write_all(b" ").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let left = tokio::time::timeout(late, connection.recv::<Message>()).await;
+        assert_eq!(left.expect("a slow peer is left").unwrap(), None);
+        drop(connection);
+        tokio::time::timeout(late, dribbling).await.expect("it was sent away").unwrap();
+
+        let _deaf = UnixStream::connect(&path).await.unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        let answer = "x".repeat(MAX_ANSWER / 2);
+        let left = tokio::time::timeout(late, connection.send(&answer)).await;
+        let error = left.expect("a peer that does not read is left").unwrap_err();
+        assert!(
+            matches!(&error, ControlError::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut)
+        );
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Metrics over HTTP: `/metrics` for Prometheus, `/healthz` for whoever watches.
 
 mod declared;
+mod host;
 
 use std::convert::Infallible;
 use std::io;
@@ -22,10 +23,13 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use declared::{Kind, Metric};
+use host::Hosts;
+pub use host::is_host_name;
 
-/// A request comes in one piece from a scraper; who takes longer than this is none. It also ends idle connections,
-/// so it is longer than the shortest scrape interval in use (5 s).
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time for a request, which comes in one piece from a scraper, and again for the answer to be
+/// gathered and read. A connection carries one request, so it lasts twice as long at most, whatever the
+/// other side does; it is never idle.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A scraper or two, a health check and a person: more than this is a mistake or an attack, and waits.
 const MAX_CONNECTIONS: usize = 32;
@@ -54,17 +58,19 @@ pub struct MetricsError {
     source: io::Error,
 }
 
-/// Serves `gather`'s text at `/metrics` and `healthy`'s verdict at `/healthz`. Wants a runtime.
+/// Serves `gather`'s text at `/metrics` and `healthy`'s verdict at `/healthz`, to whoever asks for an IP
+/// address, for `localhost` or for one of `hosts`. Wants a runtime.
 ///
 /// # Errors
 /// When the address is busy or not ours.
 pub fn serve(
     listen: SocketAddr,
+    hosts: &[String],
     gather: impl Fn() -> String + Send + Sync + 'static,
     healthy: impl Fn() -> Result<(), String> + Send + Sync + 'static,
 ) -> Result<Server, MetricsError> {
-    let pages = Pages { gather: Box::new(gather), healthy: Box::new(healthy) };
-    start(listen, pages, HEADER_TIMEOUT).map_err(|source| MetricsError { address: listen, source })
+    let pages = Pages { gather: Box::new(gather), healthy: Box::new(healthy), hosts: Hosts::new(hosts) };
+    start(listen, pages, STEP_TIMEOUT).map_err(|source| MetricsError { address: listen, source })
 }
 
 /// The text format 0.0.4 of everything in the registry.
@@ -97,6 +103,7 @@ impl Drop for Server {
 struct Pages {
     gather: Box<dyn Fn() -> String + Send + Sync>,
     healthy: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    hosts: Hosts,
 }
 
 fn start(listen: SocketAddr, pages: Pages, patience: Duration) -> io::Result<Server> {
@@ -140,23 +147,33 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, patience: Duration) {
 
 async fn converse(stream: TcpStream, pages: Arc<Pages>, patience: Duration) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = pages.answer(request.method(), request.uri().path());
+        let answer = pages.answer(&request);
         async move { Ok::<_, Infallible>(answer) }
     });
-    let outcome = http1::Builder::new()
+    // One request a connection: a scraper that connects anew each time costs nothing, and one that stays
+    // would have to be told from one that holds its place.
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
+        .keep_alive(false)
         .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = outcome {
-        tracing::debug!(%error, "a connection to the metrics server ended early");
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(2 * patience, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection to the metrics server ended early"),
+        Err(_) => tracing::debug!("closed a connection to the metrics server: its answer is not read"),
     }
 }
 
 impl Pages {
-    /// Hyper leaves the body out where HEAD asked.
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    /// Answers one request. Hyper leaves the body out where HEAD asked.
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let (method, path) = (request.method(), request.uri().path());
+        if let Err(status) = self.hosts.check(request.version(), request.uri(), request.headers()) {
+            let help = "not served under this name: ask for the address or localhost, or add the name to \
+                        [metrics] hosts\n";
+            return text(status, help.to_owned());
+        }
         let known = ["/metrics", "/healthz"].contains(&path);
         if !known {
             return text(StatusCode::NOT_FOUND, "there are /metrics and /healthz\n".to_owned());
@@ -207,16 +224,19 @@ mod tests {
         let healthy = move || {
             if verdict.load(Ordering::Relaxed) { Ok(()) } else { Err("no active path".to_owned()) }
         };
-        (serve(anywhere(), move || encode(&registry), healthy).unwrap(), well)
+        let hosts = ["metrics.example.org".to_owned()];
+        (serve(anywhere(), &hosts, move || encode(&registry), healthy).unwrap(), well)
     }
 
     /// The status line and headers (in lower case), and the body.
     async fn ask(server: &Server, request: &str) -> (String, String) {
+        ask_for(server, "localhost", request).await
+    }
+
+    /// The same, for a host of this name.
+    async fn ask_for(server: &Server, host: &str, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
-        stream
-            .write_all(format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
-            .await
-            .unwrap();
+        stream.write_all(format!("{request} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -268,9 +288,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_name_that_others_control_gets_nothing() {
+        let (server, _) = serving();
+        let own = server.local_addr().to_string();
+        for path in ["/metrics", "/healthz"] {
+            for host in ["evil.example", "evil.example:9478", "metrics.example.org.evil.example"] {
+                let (head, body) = ask_for(&server, host, &format!("GET {path}")).await;
+                assert!(head.starts_with("http/1.1 421 "), "{host}: {head}");
+                assert!(body.contains("[metrics] hosts") && !body.contains("mobile_"), "{body}");
+            }
+            for host in ["localhost:9478", own.as_str(), "metrics.example.org"] {
+                let (head, _) = ask_for(&server, host, &format!("GET {path}")).await;
+                assert!(head.starts_with("http/1.1 200 "), "{host}: {head}");
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn a_busy_address_is_named_with_the_setting() {
         let (server, _) = serving();
-        let error = serve(server.local_addr(), String::new, || Ok(())).unwrap_err().to_string();
+        let error = serve(server.local_addr(), &[], String::new, || Ok(())).unwrap_err().to_string();
         let address = server.local_addr();
         assert!(
             error.starts_with(&format!("cannot serve metrics on {address}: Address already in use")),
@@ -279,17 +316,24 @@ mod tests {
         assert!(error.ends_with("; change [metrics] listen"), "{error}");
     }
 
+    /// Lines of an answer that no socket's buffers take: 40 MB.
+    const ANSWER: usize = 8 << 20;
+
     #[tokio::test]
     async fn silent_connections_do_not_keep_a_scrape_out_for_good() {
         let patience = Duration::from_millis(1500);
-        let pages = Pages { gather: Box::new(|| "text\n".repeat(20)), healthy: Box::new(|| Ok(())) };
+        let gather = || "text\n".repeat(ANSWER);
+        let pages = Pages { gather: Box::new(gather), healthy: Box::new(|| Ok(())), hosts: Hosts::default() };
         let server = start(anywhere(), pages, patience).unwrap();
         let mut silent = Vec::new();
         for number in 0..MAX_CONNECTIONS {
             let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
-            // Some never ask to the end; others have had an answer, and ask no more.
-            let asked =
-                if number % 2 == 0 { "GET /metr" } else { "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" };
+            // Some never ask to the end; others ask, and do not read the answer.
+            let asked = if number % 2 == 0 {
+                "GET /metr"
+            } else {
+                "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            };
             stream.write_all(asked.as_bytes()).await.unwrap();
             silent.push(stream);
         }
@@ -301,7 +345,8 @@ mod tests {
         }
         for mut stream in silent {
             let end = tokio::time::timeout(patience * 10, stream.read_to_end(&mut Vec::new())).await;
-            end.expect("it was sent away").unwrap();
+            // In the middle of the answer, or with nothing at all.
+            let _ = end.expect("it was sent away");
         }
     }
 
@@ -310,13 +355,13 @@ mod tests {
         let (server, _) = serving();
         let address = server.local_addr();
         let mut open = TcpStream::connect(address).await.unwrap();
-        open.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        let mut byte = [0];
-        open.read_exact(&mut byte).await.unwrap();
+        // It stays open as long as there is no whole request.
+        open.write_all(b"GET /healthz HTTP/1.1\r\nHost: local").await.unwrap();
+        assert!(ask(&server, "GET /healthz").await.0.starts_with("http/1.1 200 "));
         drop(server);
         let mut rest = Vec::new();
-        // A reset, or the end after what was sent already.
+        // A reset, or the end.
         let _ = open.read_to_end(&mut rest).await;
-        serve(address, String::new, || Ok(())).unwrap();
+        serve(address, &[], String::new, || Ok(())).unwrap();
     }
 }

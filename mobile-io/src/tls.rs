@@ -38,7 +38,8 @@ pub type TlsStream = tokio_rustls::TlsStream<Socket>;
 const HANG_UP_TIME: Duration = Duration::from_secs(1);
 const HANG_UP_BYTES: u64 = 64 * 1024;
 
-/// Decides whether a client's key may use this relay. Asked once per handshake.
+/// Decides whether a client's key may use this relay. Asked at most once per handshake, and only
+/// after the client has proved that it holds the key.
 pub type Authorise = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 
 /// Why a TLS connection failed, as far as it tells what to do next.
@@ -289,6 +290,8 @@ fn identity(key: &PrivateKey, provider: &CryptoProvider) -> Arc<CertifiedKey> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use tokio::net::TcpListener;
 
     use super::*;
@@ -354,6 +357,39 @@ mod tests {
         };
         assert_eq!(refusal, Cause::Refused);
         assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
+    }
+
+    /// The configuration of a prober that offers somebody's public key and can only sign with another one.
+    fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
+        let mut config = (*client_config(held, relay)).clone();
+        let signer = Arc::clone(&identity(held, &provider()).key);
+        let offer = CertifiedKey::new(vec![CertificateDer::from(offered.to_spki())], signer);
+        config.client_auth_cert_resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(offer)));
+        Arc::new(config)
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_not_proved_is_not_looked_up_and_nothing_is_told_of_it() {
+        let (known, unknown) = (key(2).public(), key(3).public());
+        let mut told = Vec::new();
+        for offered in [known, unknown] {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&asked);
+            let authorise = move |key: &PublicKey| {
+                count.fetch_add(1, Ordering::Relaxed);
+                *key == known
+            };
+            let server = server_config(&key(1), Arc::new(authorise));
+            let (client, accepted) = meet(unproved_config(offered, &key(4), key(1).public()), server).await;
+            assert!(matches!(accepted, Err(Cause::Protocol(_))), "{accepted:?}");
+            told.push(match client {
+                Err(cause) => cause,
+                Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
+            });
+            assert_eq!(asked.load(Ordering::Relaxed), 0, "the list of clients was asked");
+        }
+        assert_ne!(told[0], Cause::Refused);
+        assert_eq!(told[0], told[1], "a client's key is told from a stranger's");
     }
 
     #[tokio::test]

@@ -3,22 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mobile_io::control::{Connection, ControlError, Listener};
-use tokio::sync::Semaphore;
+use mobile_io::control::{Connection, ControlError, Listener, UserSlots};
 use tracing::{debug, info, warn};
 
 use super::{Answer, Request};
 use crate::server::Relay;
 use crate::store::Newcomer;
 
-/// Commands served at once: a person needs one, a script a few; the socket's owner is no attacker.
-const MAX_CONNECTIONS: usize = 32;
+/// Connections of one user at a time: a person needs one, a script a few. Root's are never taken by a
+/// member of the socket's group.
+const MAX_PER_USER: usize = 32;
 
 /// Answers commands until the task is dropped.
 pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = UserSlots::new(MAX_PER_USER);
     loop {
-        let connection = match listener.accept().await {
+        let mut connection = match listener.accept().await {
             Ok(connection) => connection,
             Err(error) => {
                 warn!("the admin socket cannot accept: {error}");
@@ -26,7 +26,14 @@ pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let uid = connection.peer.uid;
+        let Some(slot) = slots.take(uid) else {
+            debug!(uid, "admin connection refused: this user has too many open");
+            let busy = format!("user {uid} has {MAX_PER_USER} connections to this socket: close some first");
+            // Into the empty buffer of a new socket, so nothing is waited for.
+            let _ = connection.send(&Answer::Error(busy)).await;
+            continue;
+        };
         let relay = Arc::clone(&relay);
         tokio::spawn(async move {
             if let Err(error) = serve(connection, &relay).await {

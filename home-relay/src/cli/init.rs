@@ -157,6 +157,9 @@ private_key_file = "{key_name}"
 [metrics]
 # Prometheus at http://ADDRESS/metrics, and /healthz. Off unless set.
 # listen = "127.0.0.1:9478"
+# Names under which it may be asked for; IP addresses and localhost are always answered. A web page cannot read it by
+# letting a name of its own point here.
+# hosts = ["relay.example.org"]
 
 [state]
 # Clients and their addresses, managed by the commands. Back it up with this file and the key.
@@ -209,7 +212,7 @@ mod tests {
         run(&path, &options(None, None)).unwrap();
         let plain = format!("{:?}", Config::load(&path).unwrap());
         let text = std::fs::read_to_string(&path).unwrap();
-        let optional = ["interface", "servers", "group", "listen", "endpoint"];
+        let optional = ["interface", "servers", "group", "listen", "endpoint", "hosts"];
         let shown: Vec<String> = text
             .lines()
             .map(|line| {

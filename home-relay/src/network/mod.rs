@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use mobile_io::netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN};
+use mobile_io::netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN, table_exists};
 use mobile_io::sysctl;
 use mobile_io::tun::Tun;
 use tracing::info;
@@ -55,6 +55,8 @@ pub(crate) struct Home {
     ruleset: Ruleset,
     /// Our table as nft lists it; `None`: this host has no nftables, and nothing depends on it.
     table: Option<String>,
+    /// The rules that should be in force and could not be installed: [`Home::keep`] tries again.
+    pending: Option<Ruleset>,
 }
 
 /// Why the kernel's state cannot be kept.
@@ -109,12 +111,15 @@ impl Home {
         }
         let index = netlink.link_index(&device).await?;
         let mtu = config.tunnel.mtu;
-        let mut home = Self { netlink, device, index, mtu, pools: *pools, ruleset, table: None };
+        let mut home =
+            Self { netlink, device, index, mtu, pools: *pools, ruleset, table: None, pending: None };
         home.ensure_device(made).await?;
         let fresh = !nft::exists(&home.ruleset.table()).unwrap_or(false);
-        home.table = install(&home.ruleset)?;
-        if fresh && home.table.is_some() {
-            made.push("the nftables rules", Step::RemoveTable(home.ruleset.table()));
+        if apply(&home.ruleset)? {
+            if fresh {
+                made.push("the nftables rules", Step::RemoveTable(home.ruleset.table()));
+            }
+            home.table = Some(listed(&home.ruleset)?);
         }
         // Last: from here on packets flow, and the rules above are in place.
         forwarding::enable(pools, &home.device, made)?;
@@ -133,15 +138,27 @@ impl Home {
         &self.ruleset
     }
 
-    /// Puts another ruleset in the place of the running one, or the same once more.
+    /// Puts another ruleset in the place of the running one, or the same once more. On an error the
+    /// former rules are in force; the error says so where they could not be put back.
     pub(crate) async fn change(&mut self, ruleset: Ruleset) -> anyhow::Result<()> {
+        let (former, table) = (self.ruleset.clone(), self.table.clone());
         let (ruleset, table) = blocking(move || {
-            let table = install(&ruleset)?;
+            let table = replace(&former, table.is_some(), &ruleset)?;
             Ok((ruleset, table))
         })
         .await?;
-        (self.ruleset, self.table) = (ruleset, table);
+        (self.ruleset, self.table, self.pending) = (ruleset, table, None);
         Ok(())
+    }
+
+    /// Has [`Home::keep`] install `ruleset`, which could not be installed now, as soon as it can be.
+    pub(crate) fn install_later(&mut self, ruleset: Ruleset) {
+        self.pending = Some(ruleset);
+    }
+
+    /// Whether rules wait for being installed.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// Looks whether all is as it was set up, the rules too if `rules`, and puts back what is not. Gives what that was.
@@ -168,6 +185,10 @@ impl Home {
 
     async fn put_back(&mut self, rules: bool) -> anyhow::Result<Made> {
         let mut made = Made::default();
+        if let Some(pending) = self.pending.clone() {
+            self.change(pending).await?;
+            info!("installed the nftables rules that could not be installed before");
+        }
         self.ensure_device(&mut made).await?;
         if rules && let Some(expected) = self.table.clone() {
             let ruleset = self.ruleset.clone();
@@ -194,6 +215,7 @@ impl Home {
             pools,
             ruleset: Ruleset::of(config, &pools, Vec::new()),
             table: None,
+            pending: None,
         }
     }
 
@@ -261,16 +283,64 @@ fn first_client(own: IpNet) -> Option<IpAddr> {
     own.contains(&next).then_some(next)
 }
 
-/// Puts the ruleset into the kernel, and gives it as nft lists it. A host without nftables serves all the same where
-/// nothing depends on it.
+/// Puts the ruleset into the kernel, and returns it as nft lists it; `None`: there is no nftables.
 fn install(ruleset: &Ruleset) -> anyhow::Result<Option<String>> {
-    match ruleset.apply().and_then(|()| ruleset.listing()) {
-        Err(error) if !ruleset.is_needed() => {
-            info!("clients' TCP is not fitted to a smaller MTU on the way out, without nftables: {error:#}");
-            Ok(None)
-        }
-        installed => installed.context(nft::HINT),
+    apply(ruleset)?.then(|| listed(ruleset)).transpose()
+}
+
+/// Puts the ruleset into the kernel, all of it or nothing. Returns whether it is there: a host without
+/// nftables serves all the same where nothing depends on the rules. Where a table of ours is in the
+/// kernel already, a failure is an error in any case: its rules stay in force, a deleted forward's
+/// among them.
+fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
+    let Err(error) = ruleset.apply() else { return Ok(true) };
+    if ruleset.is_needed() {
+        return Err(error.context(nft::HINT));
     }
+    let table = ruleset.table();
+    match table_exists(&table) {
+        Ok(false) => {
+            info!("clients' TCP is not fitted to a smaller MTU on the way out, without nftables: {error:#}");
+            Ok(false)
+        }
+        Ok(true) => Err(error.context(format!(
+            "cannot replace the nftables rules, and the former ones stay in force: repair nft, or remove \
+             them with `nft delete table inet {table}`"
+        ))),
+        Err(unknown) => Err(error.context(format!(
+            "cannot install the nftables rules, nor tell whether former ones are in force ({unknown}): \
+             repair nft"
+        ))),
+    }
+}
+
+/// The ruleset that was applied just now, as nft lists it.
+fn listed(ruleset: &Ruleset) -> anyhow::Result<String> {
+    let missing = || {
+        let table = ruleset.table();
+        format!("another program removed table inet {table} as soon as it was made: find out which one")
+    };
+    ruleset.listing()?.with_context(missing)
+}
+
+/// Installs `ruleset` in the place of `former`, which is in the kernel if `had_table`. When that fails
+/// half-way, puts `former` back.
+fn replace(former: &Ruleset, had_table: bool, ruleset: &Ruleset) -> anyhow::Result<Option<String>> {
+    // nft's transaction: when it fails nothing has changed.
+    if !apply(ruleset)? {
+        return Ok(None);
+    }
+    listed(ruleset).map(Some).map_err(|error| {
+        let undone =
+            if had_table { former.apply() } else { nft::remove(&ruleset.table()).map(|_removed| ()) };
+        match undone {
+            Ok(()) => error.context("cannot read back the new nftables rules, the former ones are in force"),
+            Err(second) => error.context(format!(
+                "cannot read back the new nftables rules, nor put the former ones back ({second:#}): they \
+                 are restored when nft works again"
+            )),
+        }
+    })
 }
 
 /// nft may take its time, and packets must not wait for it.

@@ -37,11 +37,14 @@ impl Routes {
         routes.extend(lease.addresses().map(|address| (address, Arc::clone(queue))));
     }
 
-    /// The client has none any more.
-    pub(crate) fn remove(&self, lease: &Lease) {
+    /// Ends the delivery of `lease` to `queue`. An address that leads to another queue by now, because
+    /// another client has it, stays that client's.
+    pub(crate) fn remove(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
         let mut routes = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         for address in lease.addresses() {
-            routes.remove(&address);
+            if routes.get(&address).is_some_and(|holder| Arc::ptr_eq(holder, queue)) {
+                routes.remove(&address);
+            }
         }
     }
 
@@ -256,7 +259,20 @@ mod tests {
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.9")), Err(Drop::NoSession));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Ok(()));
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::QueueFull));
-        routes.remove(&lease(2));
+        routes.remove(&lease(2), &queue);
         assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::NoSession));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_gives_up_an_address_does_not_take_it_from_the_next_one() {
+        let routes = Routes::default();
+        let [first, second] = [80, 80].map(|bytes| Arc::new(PacketQueue::new(bytes)));
+        // The two swap their addresses, and the second has its new one before the first has let go of it.
+        routes.add(&lease(2), &first);
+        routes.add(&lease(2), &second);
+        routes.remove(&lease(2), &first);
+        let to_it = packet("192.0.2.1", "10.9.0.2");
+        routes.dispatch(&to_it).unwrap();
+        assert_eq!(pop(&second).await, to_it);
     }
 }

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::network::nft::{Redirect, Ruleset};
 use crate::network::ports;
 use crate::pool::Pools;
-use crate::store::{Client, Forward, Protocol, Store};
+use crate::store::{Client, Forward, Protocol, Store, StoreError};
 
 impl Relay {
     /// Leads a port to a client, at once and for good.
@@ -24,17 +24,26 @@ impl Relay {
         if let Err(error) = self.follow(&mut in_force).await {
             // What is not in force must not come into force by surprise at the next start.
             let (protocol, port) = (forward.protocol, forward.port);
-            self.in_store(move |store| store.unforward(protocol, port)).await?;
-            return Err(error);
+            let undone = self.in_store(move |store| store.unforward(protocol, port)).await;
+            return Err(not_undone(error, undone.err(), "the forward is kept for the next start"));
         }
         Ok(forward)
     }
 
-    /// A port leads to its client no longer. Connections that are open go on.
+    /// A port leads to its client no longer. Connections that are open go on. On an error the port
+    /// still leads there, and the list of forwards says so.
     pub(crate) async fn unforward(&self, protocol: Protocol, port: u16) -> anyhow::Result<Forward> {
         let mut in_force = self.in_force.lock().await;
         let removed = self.in_store(move |store| store.unforward(protocol, port)).await?;
-        self.follow(&mut in_force).await?;
+        if let Err(error) = self.follow(&mut in_force).await {
+            let again = removed.clone();
+            let undone = self.in_store(move |store| store.forward(&again)).await;
+            return Err(not_undone(
+                error,
+                undone.err(),
+                "the forward is gone from the list, not from the rules",
+            ));
+        }
         Ok(removed)
     }
 
@@ -43,22 +52,45 @@ impl Relay {
         Ok(self.in_store(Store::forwards).await?)
     }
 
-    /// Clients have come, gone or got other addresses: the rules follow.
+    /// Adapts the rules to clients that have come, gone or got other addresses. What fails is tried
+    /// again until it succeeds: the change of the clients itself stands.
     pub(super) async fn follow_clients(&self, in_force: &mut InForce) {
-        if let Err(error) = self.follow(in_force).await {
-            warn!("port forwards still lead to a client's former addresses: {error:#}");
+        let wanted = match self.wanted_rules(&in_force.config).await {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                warn!("port forwards may lead to a client's former addresses: {error:#}");
+                return;
+            }
+        };
+        if let Err(error) = adapt(in_force, wanted.clone()).await {
+            in_force.home.install_later(wanted);
+            warn!("port forwards lead to a client's former addresses, trying again: {error:#}");
         }
     }
 
     async fn follow(&self, in_force: &mut InForce) -> anyhow::Result<()> {
         let wanted = self.wanted_rules(&in_force.config).await?;
-        if wanted == *in_force.home.ruleset() { Ok(()) } else { in_force.home.change(wanted).await }
+        adapt(in_force, wanted).await
     }
 
     /// The rules of `config` and of the store.
     pub(super) async fn wanted_rules(&self, config: &Config) -> anyhow::Result<Ruleset> {
         let (forwards, clients) = self.in_store(|store| Ok((store.forwards()?, store.clients()?))).await?;
         Ok(Ruleset::of(config, &self.served, redirects(&forwards, &clients, &self.served)))
+    }
+}
+
+/// Puts `wanted` in force, if it is not.
+async fn adapt(in_force: &mut InForce, wanted: Ruleset) -> anyhow::Result<()> {
+    let home = &mut in_force.home;
+    if wanted == *home.ruleset() && !home.is_behind() { Ok(()) } else { home.change(wanted).await }
+}
+
+/// The error of a change, with what became of it where it could not be undone.
+fn not_undone(error: anyhow::Error, undo: Option<StoreError>, left: &str) -> anyhow::Error {
+    match undo {
+        None => error,
+        Some(second) => error.context(format!("{left}, because the store failed as well ({second})")),
     }
 }
 

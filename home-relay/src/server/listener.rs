@@ -21,7 +21,8 @@ use super::throttle::Throttle;
 use crate::metrics::{Handshake, Metrics};
 
 tokio::task_local! {
-    /// Was the key of this handshake refused? TLS only says that the handshake failed.
+    /// Whether the key of this handshake was refused after the client had proved it. TLS only says
+    /// that the handshake failed.
     static REFUSED: Cell<bool>;
 }
 

@@ -163,7 +163,8 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let _metrics_server = match config.metrics.listen {
         Some(address) => {
             let [text, health] = [&metrics; 2].map(Arc::clone);
-            Some(mobile_io::metrics::serve(address, move || text.text(), move || health.healthy())?)
+            let hosts = &config.metrics.hosts;
+            Some(mobile_io::metrics::serve(address, hosts, move || text.text(), move || health.healthy())?)
         }
         None => None,
     };

@@ -358,7 +358,7 @@ impl Registry {
     }
 
     fn unroute(&self, member: &Member) {
-        self.routes.remove(&member.lease);
+        self.routes.remove(&member.lease, &member.queue);
         member.queue.clear();
     }
 

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::Relay;
 use super::registry::Settings;
+use super::{InForce, Relay};
 use crate::config::Config;
+use crate::network::nft::Ruleset;
 
 /// The sections that can change at run time. The others are what sessions, sockets and the device were made of.
 const LIVE: [&str; 4] = ["limits", "clients", "dns", "nat"];
@@ -48,15 +49,33 @@ impl Relay {
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
         let mut in_force = self.in_force.lock().await;
         let (next, reloaded) = plan(&in_force.config, &Config::load(&self.path)?)?;
-        // What can fail comes first. Whoever reloads may do so because something is not well: everything is put in
-        // force again, changed or not.
+        // What can fail comes first, and is undone when what follows fails. Whoever reloads may do so because something
+        // is not well: everything is put in force again, changed or not.
         let rules = self.wanted_rules(&next).await?;
+        let former = self.wanted_rules(&in_force.config).await?;
         in_force.home.change(rules).await?;
-        self.keep(&mut in_force, false).await?;
+        if let Err(error) = self.keep(&mut in_force, false).await {
+            return Err(roll_back(&mut in_force, former, error.into()).await);
+        }
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
         in_force.config = next;
         Ok(reloaded)
+    }
+}
+
+/// Puts the former rules back in force after a reload that failed half-way; returns the reload's error,
+/// with what could not be undone.
+async fn roll_back(in_force: &mut InForce, former: Ruleset, error: anyhow::Error) -> anyhow::Error {
+    match in_force.home.change(former.clone()).await {
+        Ok(()) => error,
+        Err(second) => {
+            in_force.home.install_later(former);
+            error.context(format!(
+                "the nftables rules of the new configuration are in force, because the former ones cannot be put back, \
+                 trying again ({second:#})"
+            ))
+        }
     }
 }
 

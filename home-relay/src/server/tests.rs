@@ -385,6 +385,7 @@ async fn stopping_says_goodbye_to_every_client() {
 }
 
 mod abuse;
+mod addresses;
 
 /// What the relay says to `bytes` of a key that nobody knows, on an enrolment's connection.
 async fn enrolment(relay: &TestRelay, key: &PrivateKey, bytes: &[u8]) -> Option<Answer> {
@@ -467,24 +468,4 @@ async fn a_stranger_gets_no_path_by_an_enrolments_connection_and_few_of_them_a_p
     // Clients are not disturbed.
     let key = relay.admit(2);
     TestClient::new(1).move_to(&relay, &key, 1).await;
-}
-
-#[tokio::test]
-async fn other_addresses_end_the_session_and_the_next_one_has_them() {
-    let relay = TestRelay::start(&Limits::default());
-    let key = relay.admit(2);
-    let mut client = TestClient::new(1);
-    client.move_to(&relay, &key, 1).await;
-    let lease = Lease { ipv4: Some([10, 9, 0, 7].into()), ipv6: None };
-    let moved = Client { name: "client-2".into(), public_key: key.public(), lease, created: 0 };
-    relay.registry.add_or_move(&moved).await;
-    assert!(relay.registry.sessions().await.is_empty() && relay.registry.is_authorized(&key.public()));
-    let mut again = TestClient::new(1);
-    again.move_to(&relay, &key, 1).await;
-    let to_it = packet("192.0.2.1", "10.9.0.7");
-    relay.routes.dispatch(&to_it).unwrap();
-    assert_eq!(again.got().await, to_it);
-    relay.registry.add_or_move(&moved).await;
-    assert_eq!(relay.registry.sessions().await.len(), 1, "the same again changes nothing");
-    assert_eq!(relay.metrics.clients.get(), 1);
 }

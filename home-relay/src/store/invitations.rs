@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use mobile_io::invitation::TokenHash;
 use mobile_io::keys::PublicKey;
+use redb::ReadableDatabase as _;
 
 use super::clients::Book;
+use super::schema::{CLIENTS, INVITATIONS, read_one};
 use super::{Client, Invited, Store, StoreError, check_name, database};
 use crate::pool::{Lease, Pools};
 
@@ -28,6 +30,29 @@ impl Invited {
 
     fn is_valid(&self, now: u64) -> bool {
         now < self.expires && now + CLOCK_SLACK >= self.created
+    }
+
+    /// Answers `key`, which brings this invitation's token: with the client that it has become by it
+    /// already, `None` when it may become one, or the reason why not. `known` is the client of this
+    /// invitation's name.
+    fn answer_to(
+        &self,
+        key: &PublicKey,
+        known: Option<Client>,
+        now: u64,
+    ) -> Result<Option<Client>, StoreError> {
+        if let Some(by) = self.used_by {
+            let same = known.filter(|client| by == *key && client.public_key == *key);
+            return same.map(Some).ok_or_else(|| StoreError::TokenUsed(self.name.clone()));
+        }
+        if !self.is_valid(now) {
+            return Err(StoreError::TokenExpired(self.name.clone()));
+        }
+        // Invitations and clients exclude each other by name. If ever they do not, the client keeps its key.
+        if known.is_some() {
+            return Err(StoreError::TokenUnknown);
+        }
+        Ok(None)
     }
 }
 
@@ -70,6 +95,25 @@ impl Store {
         Ok(invited)
     }
 
+    /// Returns the client that `key` has become by this token already, and `None` when the token can be
+    /// redeemed now.
+    ///
+    /// Reads one row of each table, and waits for no writer: strangers can guess tokens as often as the
+    /// limits on handshakes allow, and all but the right ones end here.
+    pub(crate) fn redeemed(
+        &self,
+        token: TokenHash,
+        key: &PublicKey,
+        now: u64,
+    ) -> Result<Option<Client>, StoreError> {
+        let transaction = self.database.begin_read().map_err(database)?;
+        let invitations = transaction.open_table(INVITATIONS).map_err(database)?;
+        let invited: Option<Invited> = read_one(&invitations, &token.to_string())?;
+        let invited = invited.ok_or(StoreError::TokenUnknown)?;
+        let known = read_one(&transaction.open_table(CLIENTS).map_err(database)?, &invited.name)?;
+        invited.answer_to(key, known, now)
+    }
+
     /// Makes the key a client, by a token. The same key again gets the same answer: its first one may have been lost.
     pub(crate) fn redeem(
         &self,
@@ -78,22 +122,17 @@ impl Store {
         pools: &Pools,
         now: u64,
     ) -> Result<Client, StoreError> {
+        if let Some(client) = self.redeemed(token, key, now)? {
+            return Ok(client);
+        }
         let transaction = self.database.begin_write().map_err(database)?;
         let client = {
             let mut book = Book::open(&transaction)?;
+            // Once more: the token may have been redeemed, or its invitation withdrawn, since.
             let found = book.invitations.iter().find(|invited| invited.token == token).cloned();
             let mut invited = found.ok_or(StoreError::TokenUnknown)?;
-            if let Some(by) = invited.used_by {
-                let client =
-                    book.client(&invited.name).filter(|client| by == *key && client.public_key == *key);
-                return client.cloned().ok_or(StoreError::TokenUsed(invited.name));
-            }
-            if !invited.is_valid(now) {
-                return Err(StoreError::TokenExpired(invited.name));
-            }
-            // Invitations and clients exclude each other by name. If ever they do not, the client keeps its key.
-            if book.client(&invited.name).is_some() {
-                return Err(StoreError::TokenUnknown);
+            if let Some(client) = invited.answer_to(key, book.client(&invited.name).cloned(), now)? {
+                return Ok(client);
             }
             book.check_key(&invited.name, key)?;
             let mut taken = book.taken(now);

@@ -99,10 +99,23 @@ pub(super) fn read_all<T: DeserializeOwned>(
     entries
         .map(|entry| {
             let (key, bytes) = entry.map_err(database)?;
-            serde_json::from_slice(bytes.value())
-                .map_err(|error| StoreError::Entry { name: key.value().into(), cause: error.to_string() })
+            parse(key.value(), bytes.value())
         })
         .collect()
+}
+
+/// Reads the row of `key`, if there is one.
+pub(super) fn read_one<T: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<T>, StoreError> {
+    let row = table.get(key).map_err(database)?;
+    row.map(|bytes| parse(key, bytes.value())).transpose()
+}
+
+fn parse<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StoreError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| StoreError::Entry { name: key.into(), cause: error.to_string() })
 }
 
 /// Writes one row.

@@ -1,11 +1,10 @@
 //! Answers the control socket. Every connection is a task; what reads /proc or moves processes runs off the runtime's thread.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use mobile_io::control::{Connection, ControlError, Listener, Peer};
+use mobile_io::control::{Connection, ControlError, Listener, Peer, UserSlots};
 use serde::de::DeserializeOwned;
 
 use super::access::{admit, is_privileged};
@@ -21,55 +20,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// path needs. A person's scripts run a few commands at once.
 const MAX_PER_USER: usize = 32;
 
-/// How long a connection may wait before it asks. Commands ask at once.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The connections that are open, by user.
-type Open = Arc<Mutex<HashMap<u32, usize>>>;
-
-/// One connection's place among its user's.
-struct Place {
-    uid: u32,
-    open: Open,
-}
-
-impl Place {
-    fn take(open: &Open, uid: u32) -> Option<Self> {
-        let mut users = open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = users.entry(uid).or_default();
-        (*count < MAX_PER_USER).then(|| {
-            *count += 1;
-            Self { uid, open: Arc::clone(open) }
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = users.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                users.remove(&self.uid);
-            }
-        }
-    }
-}
-
 /// Accepts for ever.
 pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
-    let open = Open::default();
+    let slots = UserSlots::new(MAX_PER_USER);
     loop {
         match listener.accept().await {
             Ok(connection) => {
                 let agent = Arc::clone(&agent);
                 let uid = connection.peer.uid;
-                let Some(place) = Place::take(&open, uid) else {
+                let Some(slot) = slots.take(uid) else {
                     tracing::debug!(uid, "too many control connections of one user: closed");
                     continue;
                 };
                 tokio::spawn(async move {
-                    let _place = place;
+                    let _slot = slot;
                     if let Err(error) = converse(connection, &agent).await {
                         tracing::debug!(%error, "control connection");
                     }
@@ -89,10 +53,7 @@ async fn converse(mut connection: Connection, agent: &Arc<Agent>) -> Result<(), 
     let privileged = blocking(move || Ok(is_privileged(uid, gid, group.as_deref()))).await.unwrap_or(false);
     let asker = Asker { uid, privileged };
     loop {
-        let Ok(request) = tokio::time::timeout(PATIENCE, connection.recv::<Request>()).await else {
-            return Ok(());
-        };
-        let answer = match request {
+        let answer = match connection.recv::<Request>().await {
             Ok(None) => return Ok(()),
             Ok(Some(request)) => {
                 tracing::debug!(pid, uid, ?request, "asked");
@@ -170,21 +131,4 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(format!("the agent failed: {error}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_user_cannot_take_the_places_of_others() {
-        let open = Open::default();
-        let mut taken: Vec<_> = (0..MAX_PER_USER).map(|_| Place::take(&open, 1000).unwrap()).collect();
-        assert!(Place::take(&open, 1000).is_none());
-        assert!(Place::take(&open, 0).is_some());
-        taken.pop();
-        assert!(Place::take(&open, 1000).is_some());
-        taken.clear();
-        assert!(open.lock().unwrap().is_empty());
-    }
 }

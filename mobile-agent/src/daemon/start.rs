@@ -93,7 +93,8 @@ pub(super) async fn start(config: Config, confinement: &Confinement) -> anyhow::
         standby: globs("[uplink] standby", &config.uplink.standby)?,
     };
     let listener = listen(&config)?;
-    let metrics = config.metrics.listen.map(MetricsServer::start).transpose()?;
+    let serve_metrics = |listen| MetricsServer::start(listen, &config.metrics.hosts);
+    let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
     let network = NetworkThread::start(confinement)?;
     let netlink = network.enter(Netlink::new)?;
     let dialer = Dialer::new(&relay, &key);

@@ -34,7 +34,7 @@ pub use notification::RouteInterest;
 pub use route::{Route, RouteKind};
 pub use rule::Rule;
 pub use snapshot::Snapshot;
-pub use table::TableWatch;
+pub use table::{TableWatch, table_exists};
 pub use watch::{Changes, Watch};
 
 use self::channel::{Channel, Explain};

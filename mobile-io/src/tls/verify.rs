@@ -80,7 +80,12 @@ impl ServerCertVerifier for OneRelay {
     }
 }
 
-/// Accepts the clients the relay knows.
+/// Accepts the clients the relay knows, and asks for each only once it has proved its key.
+///
+/// A public key is no secret: whoever asks about somebody else's must not learn from the alert, the
+/// time it takes or the relay's log whether that key is a client's. So every well-formed key passes
+/// `verify_client_cert`, and the list of clients is read only after the signature over this very
+/// handshake (RFC 8446, 4.4.3) was verified.
 pub(super) struct OurClients {
     authorise: Authorise,
     algorithms: WebPkiSupportedAlgorithms,
@@ -109,12 +114,9 @@ impl ClientCertVerifier for OurClients {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let key = PublicKey::from_spki(end_entity).ok_or(CertificateError::BadEncoding)?;
-        if (self.authorise)(&key) {
-            return Ok(ClientCertVerified::assertion());
-        }
-        // This failure and no other becomes the alert access_denied, which the client understands.
-        Err(CertificateError::ApplicationVerificationFailure.into())
+        // No look-up yet: the client has only named this key.
+        PublicKey::from_spki(end_entity).ok_or(CertificateError::BadEncoding)?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -132,8 +134,14 @@ impl ClientCertVerifier for OurClients {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let key = SubjectPublicKeyInfoDer::from(cert.as_ref());
-        verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)
+        let raw_key = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        let valid = verify_tls13_signature_with_raw_key(message, &raw_key, dss, &self.algorithms)?;
+        let key = PublicKey::from_spki(cert).ok_or(CertificateError::BadEncoding)?;
+        if (self.authorise)(&key) {
+            return Ok(valid);
+        }
+        // This failure and no other becomes the alert access_denied, which the client understands.
+        Err(CertificateError::ApplicationVerificationFailure.into())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

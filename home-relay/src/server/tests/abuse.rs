@@ -331,3 +331,51 @@ async fn guesses_at_tokens_do_not_fill_the_log() {
     assert_eq!(answers, (refused.clone(), refused.clone(), refused));
     assert_eq!(lines(&log, "enrolment refused"), 1);
 }
+
+/// A TLS client that offers `offered` and signs with another key, as whoever has only read a public
+/// key can.
+fn unproved(relay: &TestRelay, offered: PublicKey) -> Arc<rustls::ClientConfig> {
+    // RFC 8410: the fixed parts of an Ed25519 key, public and private.
+    let spki = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00"[..], offered.as_bytes()].concat();
+    let pkcs8 =
+        [&b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"[..], &[77; 32]].concat();
+    let mut config = (*tls::client_config(&PrivateKey::from_seed([77; 32]), relay.key)).clone();
+    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(pkcs8).into();
+    let signer = config.crypto_provider().key_provider.load_private_key(private).unwrap();
+    let offer = rustls::sign::CertifiedKey::new(vec![spki.into()], signer);
+    config.client_auth_cert_resolver =
+        Arc::new(rustls::client::AlwaysResolvesClientRawPublicKeys::new(Arc::new(offer)));
+    Arc::new(config)
+}
+
+#[tokio::test]
+async fn a_prober_learns_nothing_of_a_key_it_does_not_hold_and_leaves_no_trace() {
+    let (log, _guard) = log();
+    let relay = TestRelay::start(&Limits::default());
+    let client = relay.admit(2).public();
+    let stranger = PrivateKey::generate().unwrap().public();
+    let mut told = Vec::new();
+    for offered in [client, stranger] {
+        let tcp = from(&relay, "127.0.0.9").await.unwrap();
+        let refused = match tls::connect(&unproved(&relay, offered), tcp, PATIENCE).await {
+            Ok(mut stream) => soon(stream.read(&mut [0; 1]))
+                .await
+                .map_or_else(|error| tls::explain(&error), |_| panic!("let in")),
+            Err(cause) => cause,
+        };
+        told.push(refused);
+    }
+    assert_eq!(told[0], told[1]);
+    assert_ne!(told[0], tls::Cause::Refused);
+    eventually(async || relay.metrics.handshakes(Handshake::Tls) == 2).await;
+    assert_eq!(relay.metrics.handshakes(Handshake::Unauthorized), 0);
+    assert_eq!(lines(&log, "refused"), 0, "{}", String::from_utf8_lossy(&log.0.lock().unwrap()));
+
+    // A key that is proved and unknown is still told, and logged.
+    let known_to_nobody = PrivateKey::generate().unwrap();
+    let mut stream = relay.tls(&known_to_nobody).await.unwrap();
+    let refused = soon(stream.read(&mut [0; 1])).await.unwrap_err();
+    assert_eq!(tls::explain(&refused), tls::Cause::Refused);
+    eventually(async || relay.metrics.handshakes(Handshake::Unauthorized) == 1).await;
+    assert_eq!(lines(&log, "refused: a client whose key is not authorised"), 1);
+}

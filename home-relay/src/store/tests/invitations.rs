@@ -146,6 +146,35 @@ fn a_moved_pool_moves_invitations_too() {
     assert_eq!(client.lease.ipv4, Some("10.7.0.2".parse().unwrap()));
 }
 
+#[test]
+fn a_token_that_lets_nobody_in_is_looked_up_by_its_hash_and_waits_for_no_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = std::sync::Arc::new(Store::open(dir.path()).unwrap());
+    let (used, expired, laptop) = (token(), token(), key());
+    invite(&store, "laptop", used);
+    store.redeem(used, &laptop, &pools(), NOW).unwrap();
+    store.invite("phone", expired, Duration::ZERO, Lease::default(), &pools(), NOW).unwrap();
+    // A row that whoever reads all of the table stumbles over.
+    let transaction = store.database.begin_write().unwrap();
+    transaction.open_table(schema::CLIENTS).unwrap().insert("zz", &b"no row of ours"[..]).unwrap();
+    transaction.commit().unwrap();
+
+    // An operator's command that takes its time.
+    let _writing = store.database.begin_write().unwrap();
+    let (told, hear) = std::sync::mpsc::channel();
+    let guessing = std::sync::Arc::clone(&store);
+    std::thread::spawn(move || {
+        for (token, key) in [(token(), laptop), (used, key()), (expired, laptop), (used, laptop)] {
+            told.send(guessing.redeem(token, &key, &pools(), NOW)).unwrap();
+        }
+    });
+    let next = || hear.recv_timeout(Duration::from_secs(10)).expect("an answer while another one writes");
+    assert!(matches!(next(), Err(StoreError::TokenUnknown)));
+    assert!(matches!(next(), Err(StoreError::TokenUsed(_))));
+    assert!(matches!(next(), Err(StoreError::TokenExpired(_))));
+    assert_eq!(next().unwrap().public_key, laptop, "its answer may have been lost");
+}
+
 const HOUR: u64 = 3600;
 
 #[test]

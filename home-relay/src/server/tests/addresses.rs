@@ -1,0 +1,47 @@
+//! Clients whose persistent addresses change while they are connected.
+
+use super::*;
+
+#[tokio::test]
+async fn other_addresses_end_the_session_and_the_next_one_has_them() {
+    let relay = TestRelay::start(&Limits::default());
+    let key = relay.admit(2);
+    let mut client = TestClient::new(1);
+    client.move_to(&relay, &key, 1).await;
+    let lease = Lease { ipv4: Some([10, 9, 0, 7].into()), ipv6: None };
+    let moved = Client { name: "client-2".into(), public_key: key.public(), lease, created: 0 };
+    relay.registry.add_or_move(&moved).await;
+    assert!(relay.registry.sessions().await.is_empty() && relay.registry.is_authorized(&key.public()));
+    let mut again = TestClient::new(1);
+    again.move_to(&relay, &key, 1).await;
+    let to_it = packet("192.0.2.1", "10.9.0.7");
+    relay.routes.dispatch(&to_it).unwrap();
+    assert_eq!(again.got().await, to_it);
+    relay.registry.add_or_move(&moved).await;
+    assert_eq!(relay.registry.sessions().await.len(), 1, "the same again changes nothing");
+    assert_eq!(relay.metrics.clients.get(), 1);
+}
+
+#[tokio::test]
+async fn clients_that_swap_addresses_both_receive_what_is_sent_to_them() {
+    let relay = TestRelay::start(&Limits::default());
+    let keys = [relay.admit(2), relay.admit(3)];
+    let mut clients = [TestClient::new(1), TestClient::new(2)];
+    for (client, key) in clients.iter_mut().zip(&keys) {
+        client.move_to(&relay, key, 1).await;
+    }
+    // Each is back, with its new address, before the other one is moved.
+    for (number, host) in [(0, 3), (1, 2)] {
+        let lease = Lease { ipv4: Some([10, 9, 0, host].into()), ipv6: None };
+        let public_key = keys[number].public();
+        let name = format!("client-{}", number + 2);
+        relay.registry.add_or_move(&Client { name, public_key, lease, created: 0 }).await;
+        clients[number] = TestClient::new(3 + u8::try_from(number).unwrap());
+        clients[number].move_to(&relay, &keys[number], 1).await;
+    }
+    for (number, to) in ["10.9.0.3", "10.9.0.2"].into_iter().enumerate() {
+        let to_it = packet("192.0.2.1", to);
+        relay.routes.dispatch(&to_it).unwrap();
+        assert_eq!(clients[number].got().await, to_it);
+    }
+}

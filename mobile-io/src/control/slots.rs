@@ -1,0 +1,67 @@
+//! A bound on the connections that one user has open.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Counts the open connections of each user, and refuses one too many: nobody takes the places, or the
+/// descriptors, of others.
+#[derive(Debug, Clone)]
+pub struct UserSlots {
+    open: Arc<Mutex<HashMap<u32, usize>>>,
+    per_user: usize,
+}
+
+/// The place of one connection among its user's; free again when dropped.
+#[derive(Debug)]
+pub struct UserSlot {
+    uid: u32,
+    open: Arc<Mutex<HashMap<u32, usize>>>,
+}
+
+impl UserSlots {
+    /// Allows each user `per_user` connections at a time.
+    #[must_use]
+    pub fn new(per_user: usize) -> Self {
+        Self { open: Arc::default(), per_user }
+    }
+
+    /// Takes a place for a connection of the user `uid`; `None` when all of that user's are taken.
+    #[must_use]
+    pub fn take(&self, uid: u32) -> Option<UserSlot> {
+        let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = users.entry(uid).or_default();
+        (*count < self.per_user).then(|| {
+            *count += 1;
+            UserSlot { uid, open: Arc::clone(&self.open) }
+        })
+    }
+}
+
+impl Drop for UserSlot {
+    fn drop(&mut self) {
+        let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = users.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&self.uid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_take_the_places_of_others() {
+        let slots = UserSlots::new(32);
+        let mut taken: Vec<_> = (0..32).map(|_| slots.take(1000).unwrap()).collect();
+        assert!(slots.take(1000).is_none());
+        assert!(slots.take(0).is_some());
+        taken.pop();
+        assert!(slots.take(1000).is_some());
+        taken.clear();
+        assert!(slots.open.lock().unwrap().is_empty());
+    }
+}
