@@ -152,7 +152,12 @@ impl Shell {
             assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
             *delivered += 1;
         };
+        while self.session.poll_event().is_some() {}
+        let paths = self.session.paths().count();
         let failed = self.session.handle_input(self.now, path, bytes, &mut deliver).is_err();
+        // The configuration and the active path; of each path, all that can be said of one.
+        let most = 2 + 5 * paths;
+        assert!(self.session.pending_events() <= most, "{} events of {most}", self.session.pending_events());
         if failed {
             let mut more = |_: Packet<'_>| panic!("a path that failed delivers nothing");
             let again = self.session.handle_input(self.now, path, bytes, &mut more);

@@ -24,10 +24,12 @@ pub(crate) enum Drop {
     QueueFull,
     /// The device did not take it.
     Device,
+    /// From a client, to be cut into more segments than a client may have cut.
+    Segments,
 }
 
 impl Drop {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Malformed,
         Self::Source,
         Self::Isolation,
@@ -35,6 +37,7 @@ impl Drop {
         Self::NoSession,
         Self::QueueFull,
         Self::Device,
+        Self::Segments,
     ];
 
     fn label(self) -> &'static str {
@@ -46,6 +49,7 @@ impl Drop {
             Self::NoSession => "no_session",
             Self::QueueFull => "queue_full",
             Self::Device => "device",
+            Self::Segments => "segments",
         }
     }
 }
@@ -61,6 +65,8 @@ pub(crate) enum Handshake {
     Unauthorized,
     /// TLS failed otherwise.
     Tls,
+    /// More bytes came than a handshake takes.
+    Oversized,
     /// Not a HELLO of ours.
     Hello,
     /// Too slow.
@@ -78,11 +84,12 @@ pub(crate) enum Handshake {
 }
 
 impl Handshake {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Opened,
         Self::Resumed,
         Self::Unauthorized,
         Self::Tls,
+        Self::Oversized,
         Self::Hello,
         Self::Timeout,
         Self::Busy,
@@ -98,6 +105,7 @@ impl Handshake {
             Self::Resumed => "resumed",
             Self::Unauthorized => "unauthorized",
             Self::Tls => "tls",
+            Self::Oversized => "oversized",
             Self::Hello => "hello",
             Self::Timeout => "timeout",
             Self::Busy => "busy",

@@ -159,6 +159,7 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     metrics.add(ledger.blackouts.clone())?;
     metrics.counters(declared::HANDOVERS, ledger.handovers.iter().map(|(cause, count)| (*cause, *count)))?;
     metrics.counter(declared::CONNECT_ATTEMPTS, ledger.attempts)?;
+    metrics.counter(declared::ASSIGNMENTS_DEFERRED, state.assignments_deferred)?;
     metrics
         .counters(declared::CONNECT_FAILURES, ledger.failures.iter().map(|(kind, count)| (*kind, *count)))?;
 

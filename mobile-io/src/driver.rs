@@ -5,6 +5,7 @@
 
 mod congestion;
 mod cross_traffic;
+mod outlet;
 mod path;
 mod task;
 #[cfg(test)]
@@ -92,17 +93,17 @@ enum Command {
     Shutdown(CloseCode, oneshot::Sender<()>),
 }
 
-/// Starts a driver on the current runtime.
-pub fn spawn(
-    session: Session,
-    io: impl PacketIo + 'static,
-    events: mpsc::UnboundedSender<DriverEvent>,
-) -> Handle {
+/// Starts a driver on the current runtime, which tells its events through the receiver.
+///
+/// The channel is bounded. While the owner does not take what waits in it, the driver obeys commands and transmits, and reads no
+/// path: a peer cannot make events faster than they are handled.
+pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Receiver<DriverEvent>) {
     let (commands, inbox) = mpsc::unbounded_channel();
+    let (sender, events) = mpsc::channel(outlet::CAPACITY);
     // The driver bounds the work of a poll itself, and better than tokio's count of operations, which knows
     // nothing of batches.
-    tokio::spawn(tokio::task::unconstrained(task::run(session, io, inbox, events)));
-    Handle { commands }
+    tokio::spawn(tokio::task::unconstrained(task::run(session, io, inbox, sender)));
+    (Handle { commands }, events)
 }
 
 impl Handle {

@@ -11,6 +11,7 @@ use mobile_proto::enroll::{TOKEN_LEN, Token};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroizing;
 
 use crate::keys::{KEY_LEN, KeyError, PublicKey};
 
@@ -55,9 +56,9 @@ pub enum ParseInvitationError {
 /// # Errors
 /// When the system gives no random bytes.
 pub fn new_token() -> Result<Token, KeyError> {
-    let mut bytes = [0; TOKEN_LEN];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::NoRandomness)?;
-    Ok(Token::from_bytes(bytes))
+    let mut bytes = Zeroizing::new([0; TOKEN_LEN]);
+    SystemRandom::new().fill(&mut *bytes).map_err(|_| KeyError::NoRandomness)?;
+    Ok(Token::from_bytes(*bytes))
 }
 
 /// Is this `host:port`, with an IPv6 address in brackets and a port that is not 0?
@@ -108,10 +109,10 @@ impl<'de> Deserialize<'de> for TokenHash {
 
 impl fmt::Display for Invitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes =
-            [&self.relay.as_bytes()[..], self.token.as_bytes(), self.endpoint.as_bytes()].concat();
-        bytes.extend_from_slice(&check(&bytes));
-        write!(f, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
+        let parts = [&self.relay.as_bytes()[..], self.token.as_bytes(), self.endpoint.as_bytes()];
+        let bytes = Zeroizing::new(parts.concat());
+        let whole = Zeroizing::new([&bytes[..], &check(&bytes)].concat());
+        write!(f, "{PREFIX}{}", *Zeroizing::new(URL_SAFE_NO_PAD.encode(&whole[..])))
     }
 }
 
@@ -127,7 +128,7 @@ impl FromStr for Invitation {
     fn from_str(text: &str) -> Result<Self, ParseInvitationError> {
         let damaged = ParseInvitationError::Damaged;
         let encoded = text.trim().strip_prefix(PREFIX).ok_or(ParseInvitationError::Foreign)?;
-        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| damaged.clone())?;
+        let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|_| damaged.clone())?);
         let (bytes, found) = bytes.split_last_chunk::<CHECK_LEN>().ok_or(damaged.clone())?;
         if check(bytes) != *found {
             return Err(damaged);
@@ -186,7 +187,7 @@ mod tests {
     fn the_token_is_in_no_debug_output_and_no_two_are_the_same() {
         let token = new_token().unwrap();
         assert_ne!(token.as_bytes(), new_token().unwrap().as_bytes());
-        let shown = format!("{:?}", Invitation { token, ..invitation("relay:1") });
+        let shown = format!("{:?}", Invitation { token: token.clone(), ..invitation("relay:1") });
         assert_eq!(shown, format!("{:?}", invitation("relay:1")));
         let hash = TokenHash::of(&token);
         let json = serde_json::to_string(&hash).unwrap();

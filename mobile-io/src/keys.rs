@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroizing;
 
 use crate::owner;
 
@@ -23,10 +24,11 @@ pub const KEY_LEN: usize = 32;
 
 /// A private key: the 32-byte Ed25519 seed.
 ///
-/// Its `Debug` shows the public key only, so that it cannot leak into a log.
+/// Its `Debug` shows the public key only, so that it cannot leak into a log. When it is dropped, its memory is overwritten, and so is
+/// that of every text and buffer that is made of it here.
 #[derive(Clone)]
 pub struct PrivateKey {
-    seed: [u8; KEY_LEN],
+    seed: Zeroizing<[u8; KEY_LEN]>,
     public: PublicKey,
 }
 
@@ -94,15 +96,19 @@ impl PrivateKey {
     /// # Errors
     /// When the system gives no random bytes.
     pub fn generate() -> Result<Self, KeyError> {
-        let mut seed = [0; KEY_LEN];
-        SystemRandom::new().fill(&mut seed).map_err(|_| KeyError::NoRandomness)?;
-        Ok(Self::from_seed(seed))
+        let mut seed = Zeroizing::new([0; KEY_LEN]);
+        SystemRandom::new().fill(&mut *seed).map_err(|_| KeyError::NoRandomness)?;
+        Ok(Self::of(seed))
     }
 
     /// The key of this seed: every 32 bytes are one.
     #[must_use]
     pub fn from_seed(seed: [u8; KEY_LEN]) -> Self {
-        let pair = Ed25519KeyPair::from_seed_unchecked(&seed).expect("any 32 bytes are an Ed25519 seed");
+        Self::of(Zeroizing::new(seed))
+    }
+
+    fn of(seed: Zeroizing<[u8; KEY_LEN]>) -> Self {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&*seed).expect("any 32 bytes are an Ed25519 seed");
         let mut public = [0; KEY_LEN];
         public.copy_from_slice(pair.public_key().as_ref());
         Self { seed, public: PublicKey(public) }
@@ -125,7 +131,7 @@ impl PrivateKey {
             return Err(KeyError::Exposed { path: path.to_owned(), mode });
         }
         // A key is 44 characters: whatever is much longer is another file, and is not read whole.
-        let mut text = String::new();
+        let mut text = Zeroizing::new(String::with_capacity(1024));
         io::Read::read_to_string(&mut io::Read::take(file, 1024), &mut text).map_err(io_error)?;
         text.trim().parse().map_err(|source| KeyError::NotAKey { path: path.to_owned(), source })
     }
@@ -142,7 +148,7 @@ impl PrivateKey {
                     _ => KeyError::Io { path: path.to_owned(), source },
                 }
             })?;
-        let written = writeln!(file, "{}", self.to_base64())
+        let written = writeln!(file, "{}", *self.to_base64())
             .and_then(|()| owner::as_folder(&file, path))
             .and_then(|()| file.sync_all());
         written.map_err(|source| {
@@ -160,8 +166,8 @@ impl PrivateKey {
 
     /// The text of the key, as in its file. It is a secret.
     #[must_use]
-    pub fn to_base64(&self) -> String {
-        STANDARD.encode(self.seed)
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(STANDARD.encode(*self.seed))
     }
 
     /// The key in PKCS#8, as TLS wants it.
@@ -169,7 +175,7 @@ impl PrivateKey {
         // RFC 8410, section 7: SEQUENCE { INTEGER 0, SEQUENCE { OID 1.3.101.112 }, OCTET STRING { OCTET STRING seed } }.
         const PREFIX: [u8; 16] =
             [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-        [&PREFIX[..], &self.seed].concat()
+        [&PREFIX[..], &self.seed[..]].concat()
     }
 }
 
@@ -177,7 +183,7 @@ impl FromStr for PrivateKey {
     type Err = ParseKeyError;
 
     fn from_str(text: &str) -> Result<Self, ParseKeyError> {
-        decode(text).map(Self::from_seed)
+        decode(text).map(Zeroizing::new).map(Self::of)
     }
 }
 
@@ -247,9 +253,8 @@ impl<'de> Deserialize<'de> for PublicKey {
 }
 
 fn decode(text: &str) -> Result<[u8; KEY_LEN], ParseKeyError> {
-    let bytes = STANDARD.decode(text.trim()).map_err(|_| ParseKeyError::NotBase64)?;
-    let length = bytes.len();
-    bytes.try_into().map_err(|_| ParseKeyError::WrongLength(length))
+    let bytes = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| ParseKeyError::NotBase64)?);
+    bytes[..].try_into().map_err(|_| ParseKeyError::WrongLength(bytes.len()))
 }
 
 #[cfg(test)]

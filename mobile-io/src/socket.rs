@@ -23,7 +23,14 @@ thread_local! {
 pub struct Socket {
     tcp: TcpStream,
     ahead: Option<Ahead>,
+    /// How many bytes may still be read, while that is limited.
+    allowance: Option<usize>,
 }
+
+/// The other side sent more than it may before its handshake is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more bytes came than a handshake takes")]
+pub(crate) struct AllowanceExceeded;
 
 /// Bytes read and not yet asked for.
 #[derive(Debug)]
@@ -37,13 +44,42 @@ impl Socket {
     /// Reads and writes `tcp` from now on.
     #[must_use]
     pub fn new(tcp: TcpStream) -> Self {
-        Self { tcp, ahead: None }
+        Self { tcp, ahead: None, allowance: None }
+    }
+
+    /// Reads nothing ahead from now on, and fails once so many bytes have come and more are asked for.
+    pub fn limit(&mut self, bytes: usize) {
+        self.allowance = Some(bytes);
+    }
+
+    /// Reads without a limit from now on.
+    pub fn lift_limit(&mut self) {
+        self.allowance = None;
     }
 
     /// The connection itself.
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Reads as much as is still allowed, and no more than is asked for.
+    fn poll_read_limited(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+        allowance: usize,
+    ) -> Poll<io::Result<()>> {
+        if allowance == 0 {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, AllowanceExceeded)));
+        }
+        let length = allowance.min(out.remaining());
+        let mut part = ReadBuf::new(out.initialize_unfilled_to(length));
+        ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut part))?;
+        let read = part.filled().len();
+        out.advance(read);
+        self.allowance = Some(allowance - read);
+        Poll::Ready(Ok(()))
     }
 
     /// Moves what was read ahead to `out`.
@@ -66,6 +102,9 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(allowance) = self.allowance {
+            return self.poll_read_limited(cx, out, allowance);
+        }
         if self.ahead.is_none() {
             let mut buffer = SPARE.take().unwrap_or_else(|| vec![0; READ_AHEAD].into_boxed_slice());
             let mut read = ReadBuf::new(&mut buffer);
@@ -143,6 +182,22 @@ mod tests {
         }
         writing.await.unwrap();
         assert!(got == sent);
+    }
+
+    #[tokio::test]
+    async fn no_more_is_read_than_is_allowed() {
+        let (mut near, mut socket) = pair().await;
+        near.write_all(&[7; 1000]).await.unwrap();
+        socket.limit(100);
+        let mut piece = [0; 77];
+        assert_eq!(socket.read(&mut piece).await.unwrap(), 77);
+        assert_eq!(socket.read(&mut piece).await.unwrap(), 23);
+        let error = socket.read(&mut piece).await.unwrap_err();
+        assert!(error.get_ref().is_some_and(|inner| inner.is::<AllowanceExceeded>()), "{error}");
+        socket.lift_limit();
+        let mut rest = vec![0; 900];
+        socket.read_exact(&mut rest).await.unwrap();
+        assert!(rest.iter().all(|byte| *byte == 7));
     }
 
     #[tokio::test]

@@ -16,7 +16,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::crypto::ring::sign::any_eddsa_type;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
 use rustls::sign::CertifiedKey;
 use rustls::{
@@ -26,9 +27,10 @@ use rustls::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
+use zeroize::Zeroize as _;
 
 use crate::keys::{PrivateKey, PublicKey};
-use crate::socket::Socket;
+use crate::socket::{AllowanceExceeded, Socket};
 use verify::{OneRelay, OurClients, WrongRelayKey};
 
 /// A path's transport: TLS over TCP, as client or as server.
@@ -37,6 +39,14 @@ pub type TlsStream = tokio_rustls::TlsStream<Socket>;
 /// How long, and for how many bytes, a refused client is listened to: a round trip and its first flight.
 const HANG_UP_TIME: Duration = Duration::from_secs(1);
 const HANG_UP_BYTES: u64 = 64 * 1024;
+
+/// What a stranger may send before its ClientHello is complete. Ours has some 250 bytes; one with a post-quantum key share (ML-KEM,
+/// 1,184 bytes) would have 1,500. rustls itself would keep 64 KiB of one.
+const CLIENT_HELLO_BYTES: usize = 4 * 1024;
+
+/// What a client may send from there until its handshake is complete: certificate, signature and Finished (some 300 bytes), and what
+/// rustls reads behind them, which is a first record of 16 KiB and one read of 4 KiB.
+const FINISH_BYTES: usize = 24 * 1024;
 
 /// Decides whether a client's key may use this relay. Asked at most once per handshake, and only
 /// after the client has proved that it holds the key.
@@ -54,6 +64,8 @@ pub enum Cause {
         /// The key the relay offered.
         offered: PublicKey,
     },
+    /// The other side sent more than a handshake takes.
+    Oversized,
     /// The other side speaks something else; the text says what it did.
     Protocol(String),
     /// The network failed: another uplink, or another moment, may succeed.
@@ -71,6 +83,7 @@ impl fmt::Display for Cause {
                 "wrong relay key: expected {expected}, the relay offered {offered}; if the relay's key was \
                  changed on purpose, correct public_key in [relay]"
             ),
+            Self::Oversized => write!(f, "the other side does not speak our protocol: {AllowanceExceeded}"),
             Self::Protocol(what) => write!(f, "the other side does not speak our protocol: {what}"),
             Self::Network(what) => f.write_str(what),
         }
@@ -90,7 +103,7 @@ pub struct RelayConfig {
 #[must_use]
 pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     let provider = provider();
-    let identity = identity(key, &provider);
+    let identity = identity(key);
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])
         .expect("ring has cipher suites for TLS 1.3")
@@ -124,7 +137,7 @@ pub fn server_config(key: &PrivateKey, authorise: Authorise) -> RelayConfig {
 
 fn one_server_config(key: &PrivateKey, authorise: Authorise, alpn: &[u8]) -> Arc<ServerConfig> {
     let provider = provider();
-    let identity = identity(key, &provider);
+    let identity = identity(key);
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])
         .expect("ring has cipher suites for TLS 1.3")
@@ -183,26 +196,32 @@ pub async fn accept(
     timeout: Duration,
 ) -> Result<(TlsStream, PublicKey), Cause> {
     let handshake = async {
-        let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Socket::new(tcp));
-        let start = match (&mut hello).await {
+        let mut socket = Socket::new(tcp);
+        socket.limit(CLIENT_HELLO_BYTES);
+        let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket);
+        let mut start = match (&mut hello).await {
             Ok(start) => start,
             Err(error) => return Err((error, hello.take_io())),
         };
         let enrols =
             start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ENROLL_ALPN));
         let chosen = if enrols { &config.enrolments } else { &config.paths };
+        start.io.limit(FINISH_BYTES);
         start.into_stream(chosen.clone()).into_fallible().await.map_err(|(error, tcp)| (error, Some(tcp)))
     };
-    let stream = match tokio::time::timeout(timeout, handshake).await {
+    let mut stream = match tokio::time::timeout(timeout, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, tcp))) => {
-            if let Some(tcp) = tcp {
+            let cause = explain(&error);
+            // Nothing more is read of one that sends too much.
+            if let Some(tcp) = tcp.filter(|_| cause != Cause::Oversized) {
                 hang_up(tcp).await;
             }
-            return Err(explain(&error));
+            return Err(cause);
         }
         Err(_) => return Err(too_late(timeout)),
     };
+    stream.get_mut().0.lift_limit();
     let connection = stream.get_ref().1;
     require_alpn(connection)?;
     let key = peer_key(connection).ok_or_else(|| Cause::Protocol("it proved no Ed25519 key".into()))?;
@@ -212,6 +231,9 @@ pub async fn accept(
 /// What an error of a handshake, or of any later read or write, means.
 #[must_use]
 pub fn explain(error: &io::Error) -> Cause {
+    if error.get_ref().is_some_and(|inner| inner.is::<AllowanceExceeded>()) {
+        return Cause::Oversized;
+    }
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
         None => Cause::Network(match error.kind() {
@@ -233,6 +255,7 @@ pub fn explain(error: &io::Error) -> Cause {
 /// Lets the other side read why it was refused: to drop a socket on which bytes wait unread sends a reset, which
 /// may overtake the alert.
 async fn hang_up(mut tcp: Socket) {
+    tcp.lift_limit();
     let read_to_end = async {
         tcp.shutdown().await?;
         tokio::io::copy(&mut tcp.take(HANG_UP_BYTES), &mut tokio::io::sink()).await
@@ -279,176 +302,12 @@ fn has_aes() -> bool {
 }
 
 /// Our key in the form TLS carries it: a bare SubjectPublicKeyInfo in the certificate's place.
-fn identity(key: &PrivateKey, provider: &CryptoProvider) -> Arc<CertifiedKey> {
-    let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8()));
-    let signer = provider
-        .key_provider
-        .load_private_key(private)
-        .expect("an Ed25519 seed in PKCS#8 is a key ring takes");
+fn identity(key: &PrivateKey) -> Arc<CertifiedKey> {
+    let mut private = PrivatePkcs8KeyDer::from(key.to_pkcs8());
+    let signer = any_eddsa_type(&private).expect("an Ed25519 seed in PKCS#8 is a key ring takes");
+    private.zeroize();
     Arc::new(CertifiedKey::new(vec![CertificateDer::from(key.public().to_spki())], signer))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    const SOON: Duration = Duration::from_secs(5);
-
-    fn key(seed: u8) -> PrivateKey {
-        PrivateKey::from_seed([seed; 32])
-    }
-
-    async fn sockets() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (client, server) =
-            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (client.unwrap(), server.unwrap().0)
-    }
-
-    async fn meet(
-        client: Arc<ClientConfig>,
-        server: RelayConfig,
-    ) -> (Result<TlsStream, Cause>, Result<(TlsStream, PublicKey), Cause>) {
-        let (near, far) = sockets().await;
-        tokio::join!(connect(&client, near, SOON), accept(&server, far, SOON))
-    }
-
-    #[tokio::test]
-    async fn both_sides_prove_their_keys() {
-        let known = key(2).public();
-        let (client, server) = meet(
-            client_config(&key(2), key(1).public()),
-            server_config(&key(1), Arc::new(move |k| *k == known)),
-        )
-        .await;
-        let (mut client, (mut server, who)) = (client.unwrap(), server.unwrap());
-        assert_eq!(who, key(2).public());
-        assert_eq!(peer_key(client.get_ref().1), Some(key(1).public()));
-        client.write_all(b"hello").await.unwrap();
-        client.flush().await.unwrap();
-        let mut buf = [0; 5];
-        server.read_exact(&mut buf).await.unwrap();
-        assert_eq!(&buf, b"hello");
-    }
-
-    #[tokio::test]
-    async fn the_cipher_is_the_one_this_processor_is_fast_at() {
-        let (client, server) =
-            meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| true))).await;
-        let (client, server) = (client.unwrap(), server.unwrap().0);
-        let agreed = client.get_ref().1.negotiated_cipher_suite();
-        assert_eq!(agreed, Some(cipher_suites(has_aes())[0]));
-        assert_eq!(server.get_ref().1.negotiated_cipher_suite(), agreed);
-    }
-
-    #[tokio::test]
-    async fn an_unauthorised_client_is_told_so() {
-        let (client, server) =
-            meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
-        assert!(server.is_err());
-        // In TLS 1.3 the client has finished before the server judges its key.
-        let refusal = match client {
-            Err(cause) => cause,
-            Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
-        };
-        assert_eq!(refusal, Cause::Refused);
-        assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
-    }
-
-    /// The configuration of a prober that offers somebody's public key and can only sign with another one.
-    fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
-        let mut config = (*client_config(held, relay)).clone();
-        let signer = Arc::clone(&identity(held, &provider()).key);
-        let offer = CertifiedKey::new(vec![CertificateDer::from(offered.to_spki())], signer);
-        config.client_auth_cert_resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(offer)));
-        Arc::new(config)
-    }
-
-    #[tokio::test]
-    async fn a_key_that_is_not_proved_is_not_looked_up_and_nothing_is_told_of_it() {
-        let (known, unknown) = (key(2).public(), key(3).public());
-        let mut told = Vec::new();
-        for offered in [known, unknown] {
-            let asked = Arc::new(AtomicUsize::new(0));
-            let count = Arc::clone(&asked);
-            let authorise = move |key: &PublicKey| {
-                count.fetch_add(1, Ordering::Relaxed);
-                *key == known
-            };
-            let server = server_config(&key(1), Arc::new(authorise));
-            let (client, accepted) = meet(unproved_config(offered, &key(4), key(1).public()), server).await;
-            assert!(matches!(accepted, Err(Cause::Protocol(_))), "{accepted:?}");
-            told.push(match client {
-                Err(cause) => cause,
-                Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
-            });
-            assert_eq!(asked.load(Ordering::Relaxed), 0, "the list of clients was asked");
-        }
-        assert_ne!(told[0], Cause::Refused);
-        assert_eq!(told[0], told[1], "a client's key is told from a stranger's");
-    }
-
-    #[tokio::test]
-    async fn a_key_nobody_knows_may_enrol_and_do_nothing_else() {
-        let server = server_config(&key(1), Arc::new(|_| false));
-        let (client, accepted) = meet(enrolment_config(&key(2), key(1).public()), server.clone()).await;
-        let (accepted, who) = accepted.unwrap();
-        assert_eq!(who, key(2).public(), "it proves its key all the same");
-        assert!(is_enrolment(&accepted) && is_enrolment(&client.unwrap()));
-        // Whoever offers both names is no path.
-        let mut both = (*client_config(&key(2), key(1).public())).clone();
-        both.alpn_protocols.push(ENROLL_ALPN.to_vec());
-        let (_, accepted) = meet(Arc::new(both), server.clone()).await;
-        assert!(is_enrolment(&accepted.unwrap().0));
-        let (client, accepted) = meet(enrolment_config(&key(2), key(9).public()), server).await;
-        assert!(matches!(client, Err(Cause::WrongRelayKey { .. })) && accepted.is_err());
-    }
-
-    #[tokio::test]
-    async fn a_wrong_relay_key_is_named_with_the_right_one() {
-        let (client, server) =
-            meet(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
-        let cause = client.unwrap_err();
-        assert_eq!(cause, Cause::WrongRelayKey { expected: key(9).public(), offered: key(1).public() });
-        let text = cause.to_string();
-        assert!(text.contains(&key(9).public().to_string()) && text.contains(&key(1).public().to_string()));
-        assert!(matches!(server, Err(Cause::Protocol(_))), "{server:?}");
-    }
-
-    #[tokio::test]
-    async fn a_client_without_a_key_or_without_our_protocol_is_no_client() {
-        let server = server_config(&key(1), Arc::new(|_| true));
-        let mut other = (*client_config(&key(2), key(1).public())).clone();
-        other.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let (_, refused) = meet(Arc::new(other.clone()), server.clone()).await;
-        assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
-        other.alpn_protocols.clear();
-        let (_, refused) = meet(Arc::new(other), server.clone()).await;
-        assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
-        let provider = provider();
-        let anonymous = ClientConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&version::TLS13])
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(OneRelay::new(key(1).public(), &provider)))
-            .with_no_client_auth();
-        let (_, refused) = meet(Arc::new(anonymous), server).await;
-        assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
-    }
-
-    #[tokio::test]
-    async fn a_network_error_is_told_from_a_refusal() {
-        let (near, far) = sockets().await;
-        drop(far);
-        let config = client_config(&key(2), key(1).public());
-        let cause = connect(&config, near, SOON).await.unwrap_err();
-        assert!(matches!(cause, Cause::Network(_)), "{cause:?}");
-        let (near, _silent) = sockets().await;
-        let cause = connect(&config, near, Duration::from_millis(20)).await.unwrap_err();
-        assert!(matches!(&cause, Cause::Network(text) if text.contains("20ms")), "{cause:?}");
-    }
-}
+mod tests;

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 use crate::ProtocolError;
 use crate::frame::{self, Decoded, Reader};
 
@@ -20,15 +22,15 @@ const ENROLLED: u8 = 0x21;
 /// Relay: it is not, and why.
 const REFUSED: u8 = 0x22;
 
-/// What lets a key in, once. It is a secret: `Debug` does not show it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Token([u8; TOKEN_LEN]);
+/// What lets a key in, once. It is a secret: `Debug` does not show it, and its memory is overwritten when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Zeroizing<[u8; TOKEN_LEN]>);
 
 impl Token {
     /// A token from its bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; TOKEN_LEN]) -> Self {
-        Self(bytes)
+        Self(Zeroizing::new(bytes))
     }
 
     /// Its bytes.
@@ -121,10 +123,11 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The client's question, as bytes.
+/// The client's question, as bytes, which are as secret as the token.
 #[must_use]
-pub fn request(token: &Token) -> Vec<u8> {
-    let mut out = Vec::new();
+pub fn request(token: &Token) -> Zeroizing<Vec<u8>> {
+    // Enough that it is not moved as it grows.
+    let mut out = Zeroizing::new(Vec::with_capacity(TOKEN_LEN + 8));
     frame::put(&mut out, ENROLL, token.as_bytes());
     out
 }
@@ -136,7 +139,7 @@ pub fn request(token: &Token) -> Vec<u8> {
 pub fn read_request(bytes: &[u8]) -> Result<Option<Token>, ProtocolError> {
     let Some((ENROLL, payload)) = message(bytes, &[ENROLL])? else { return Ok(None) };
     // What follows the token is a later version's.
-    Reader::new("ENROLL", payload).array().map(|token| Some(Token(token)))
+    Reader::new("ENROLL", payload).array().map(|token| Some(Token::from_bytes(token)))
 }
 
 /// The relay's answer, as bytes.
@@ -182,15 +185,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SECRET: Token = Token([0x5a; TOKEN_LEN]);
+    fn secret() -> Token {
+        Token::from_bytes([0x5a; TOKEN_LEN])
+    }
 
     #[test]
     fn both_messages_come_whole_whatever_the_pieces() {
-        let wire = request(&SECRET);
+        let wire = request(&secret());
         for cut in 0..wire.len() {
             assert_eq!(read_request(&wire[..cut]), Ok(None), "{cut}");
         }
-        assert_eq!(read_request(&wire), Ok(Some(SECRET)));
+        assert_eq!(read_request(&wire), Ok(Some(secret())));
         for said in [Answer::Enrolled("laptop".into()), Answer::Refused(Refusal::Expired)] {
             let wire = answer(&said);
             for cut in 0..wire.len() {
@@ -216,13 +221,13 @@ mod tests {
         assert!(read_answer(&[ENROLLED, 2, b'a', b'\n']).is_err(), "it would be printed");
         assert!(read_answer(&[REFUSED, 0]).is_err());
         let mut later = Vec::new();
-        frame::put(&mut later, ENROLL, &[&SECRET.0[..], b"more"].concat());
-        assert_eq!(read_request(&later), Ok(Some(SECRET)));
+        frame::put(&mut later, ENROLL, &[&secret().0[..], b"more"].concat());
+        assert_eq!(read_request(&later), Ok(Some(secret())));
     }
 
     #[test]
     fn a_token_is_not_shown() {
-        assert_eq!(format!("{SECRET:?}"), "Token");
+        assert_eq!(format!("{:?}", secret()), "Token");
     }
 
     proptest! {

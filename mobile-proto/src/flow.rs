@@ -2,14 +2,19 @@
 //!
 //! Anybody on the Internet can send a segment to the local end in another's name. So the local end's own segments are what
 //! a flow is believed by: until it has sent one, the flow is a *stranger*, of which there are few, and which pushes out
-//! nothing but other strangers; after that, what is delivered must fit what the local end says itself.
+//! nothing but other strangers; after that, whatever is learnt from a delivered segment (acknowledgement, window, FIN, RST) is
+//! learnt only if the local end takes the segment by its own numbers: [`acceptance`] is that one test.
+
+mod acceptance;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
+use acceptance::{Acceptance, LATEST, ReceiveWindow};
+
 use crate::segment::{ACK, FIN, FlowKey, RST, SYN, Segment, before};
 
-/// A laptop has dozens of flows and a busy one hundreds. Full, the table takes about 200 KiB, empty nothing.
+/// A laptop has dozens of flows and a busy one hundreds. Full, the table takes 270 KiB at the most, empty nothing.
 const MAX_FLOWS: usize = 1024;
 
 /// The local end of a flow that lives answers within microseconds; few are strangers at a time. They are searched one by one.
@@ -19,13 +24,12 @@ const MAX_STRANGERS: usize = 64;
 /// would be work that strangers can cause.
 const CANDIDATES: usize = 16;
 
-/// A reset is believed this near to what the local end expects, which may have been delivered a few of the largest packets
-/// since it last said so. A guess hits it once in two thousand times.
-const NEAR: u32 = 1 << 20;
+/// Handshakes of local ends whose window's shift is remembered until the flow is known.
+const MAX_HANDSHAKES: usize = 64;
 
-/// An acknowledgement that lies further from what the local end says than this, far more than most receive windows, in either of
-/// its numbers, is none of the other end's: what a stranger makes up hits both once in 262,144 times.
-const LATEST: u32 = 1 << 23;
+/// Within the window, a reset is believed no further than this from what the local end expects, which may have been delivered a
+/// few of the largest packets since it last said so: the local end itself wants the exact number (RFC 5961, 3.2).
+const NEAR: u32 = 1 << 20;
 
 /// The largest window that TCP has (RFC 7323, 2.3): no more than this can be sent and not acknowledged.
 const MAX_WINDOW: u32 = 1 << 30;
@@ -55,6 +59,15 @@ pub(crate) struct Held {
     pub(crate) probe: Option<u32>,
 }
 
+/// What the other end said in a segment that the local end refuses, and so has not heard.
+#[derive(Clone, Copy, Debug)]
+struct Unheard {
+    ack: u32,
+    window: u16,
+    /// The end of that segment.
+    by: u32,
+}
+
 /// One flow.
 #[derive(Debug)]
 pub(crate) struct Flow {
@@ -75,8 +88,9 @@ pub(crate) struct Flow {
     acked_by: u32,
     /// The end of all that the local end has sent, as far as it was seen.
     end: u32,
-    /// What the local end expects next.
-    expects: u32,
+    /// What the local end takes; of a stranger, nothing is known of it.
+    receives: Option<ReceiveWindow>,
+    unheard: Option<Unheard>,
     fins: u8,
     used: u64,
 }
@@ -94,7 +108,8 @@ impl Flow {
             window_seq: segment.seq,
             acked_by: segment.end(),
             end: segment.ack,
-            expects: segment.seq,
+            receives: None,
+            unheard: None,
             fins: 0,
             used: 0,
         }
@@ -121,17 +136,31 @@ impl Flow {
         segment.length() == 0 && segment.seq == self.acked.wrapping_sub(1)
     }
 
-    /// Whether the local end shows by a segment that it does not know what was acknowledged, because it refused what said so:
-    /// that was older than what it expects, and it looks at nothing else in such a segment (RFC 9293, 3.10.7.4).
+    /// What the other end has acknowledged, and with which window, if the local end shows by a segment that it does not know,
+    /// because it refused what said so: that was older than what it expects, and it looks at nothing else in such a segment
+    /// (RFC 9293, 3.10.7.4).
     ///
     /// Two ends come to this that were both shown a closed window in an outage, if what each had got was never acknowledged to
     /// the other, as when both programs of the tunnel are killed: with the window closed a sender has nothing to say but its
     /// oldest numbers (`tcp_acceptable_seq()`), each refuses the other's for that, and so neither hears of the window.
-    pub(crate) fn has_missed(&self, segment: &Segment) -> bool {
-        let refused = segment.ack.wrapping_sub(self.acked_by);
-        let unheard = self.acked.wrapping_sub(segment.seq);
-        // A probe repeats a byte that is known to be acknowledged.
-        (2..=LATEST).contains(&unheard) && (1..=LATEST).contains(&refused)
+    pub(crate) fn missed(&self, segment: &Segment) -> Option<(u32, Option<u16>)> {
+        let missed = |ack: u32, by: u32| {
+            let refused = segment.ack.wrapping_sub(by);
+            let unheard = ack.wrapping_sub(segment.seq);
+            // A probe repeats a byte that is known to be acknowledged.
+            (2..=LATEST).contains(&unheard) && (1..=LATEST).contains(&refused)
+        };
+        match self.unheard {
+            Some(Unheard { ack, window, by }) if missed(ack, by) => Some((ack, Some(window))),
+            _ => missed(self.acked, self.acked_by).then_some((self.acked, self.window)),
+        }
+    }
+
+    /// The local end was told again what it had missed, in a segment that it takes.
+    pub(crate) fn told_again(&mut self, ack: u32, window: u16) {
+        if let Some(unheard) = self.unheard.take_if(|unheard| unheard.ack == ack) {
+            (self.acked, self.window, self.acked_by) = (ack, Some(window), unheard.by);
+        }
     }
 
     /// Data, or FIN, and nothing that goes beyond what was sent before.
@@ -147,17 +176,18 @@ impl Flow {
         &mut self.held
     }
 
-    /// Whether the first segment of the local end belongs to what a stranger has told.
-    fn agrees_with(&self, segment: &Segment) -> bool {
+    /// Whether the first segment of the local end belongs to what a stranger has told: numbers that the local end takes now, or
+    /// refused without hearing what they acknowledge.
+    fn agrees_with(&self, segment: &Segment, receives: &ReceiveWindow) -> bool {
+        let missed = self.missed(segment).is_some();
+        // Or it answers a probe, which repeats the octet before the next (RFC 9293, 3.8.4).
+        let taken = [0, 1].into_iter().any(|probe| {
+            let [seq, end] = [self.window_seq, self.acked_by].map(|number| number.wrapping_add(probe));
+            receives.judge(seq, end) == Acceptance::Current
+        });
         // It does not repeat what it knows to be acknowledged, but for the byte of a probe.
-        (!before(segment.end().wrapping_add(1), self.acked) || self.has_missed(segment))
+        (missed || (taken && !before(segment.end().wrapping_add(1), self.acked)))
             && (before(segment.seq, self.acked) || segment.seq.wrapping_sub(self.acked) <= MAX_WINDOW)
-    }
-
-    /// Whether a reset with this number may be the other end's.
-    fn is_near(&self, seq: u32) -> bool {
-        let distance = seq.wrapping_sub(self.expects);
-        distance <= NEAR || distance.wrapping_neg() <= NEAR
     }
 
     /// A probe may be held no more.
@@ -165,9 +195,24 @@ impl Flow {
         self.held.probe = None;
     }
 
+    /// What the local end does with a delivered segment. Of a stranger's anything may be.
+    fn judge(&self, segment: &Segment) -> Acceptance {
+        let judged = |receives: &ReceiveWindow| receives.judge(segment.seq, segment.end());
+        self.receives.as_ref().map_or(Acceptance::Current, judged)
+    }
+
+    /// Whether a reset that the local end takes may be the other end's.
+    fn is_reset_by(&self, segment: &Segment) -> bool {
+        let near = |receives: &ReceiveWindow| segment.seq.wrapping_sub(receives.next()) <= NEAR;
+        self.judge(segment) == Acceptance::Current && self.receives.as_ref().is_none_or(near)
+    }
+
+    /// Learns from a segment that the local end takes.
     fn hear_remote(&mut self, segment: &Segment) {
-        if before(self.end, segment.ack) {
-            // Acknowledges what was never sent: the local end ignores it too.
+        let unsent = before(self.end, segment.ack);
+        let ancient = before(segment.ack, self.acked.wrapping_sub(LATEST));
+        if unsent || ancient {
+            // The local end drops such a segment whole (RFC 5961, 5.2).
             return;
         }
         let newer = before(self.acked, segment.ack);
@@ -180,9 +225,24 @@ impl Flow {
             self.window_seq = segment.seq;
             // The window of a SYN is not scaled, those after it may be (RFC 7323, 2.2).
             self.window = (!segment.has(SYN)).then_some(segment.window);
+            self.unheard.take_if(|unheard| !before(segment.ack, unheard.ack));
         }
-        if segment.has(FIN) {
+        let fin = segment.end().wrapping_sub(1);
+        if segment.has(FIN) && self.receives.as_ref().is_none_or(|receives| receives.contains(fin)) {
             self.fins |= FIN_REMOTE;
+        }
+    }
+
+    /// Keeps what a segment acknowledges that the local end refuses: nothing follows from it before the local end shows that it
+    /// has [missed](Self::missed) it.
+    fn hear_refused(&mut self, segment: &Segment) {
+        let newer = before(self.acked, segment.ack) && !before(self.end, segment.ack);
+        let last = self.unheard.is_none_or(|unheard| {
+            before(unheard.ack, segment.ack)
+                || (unheard.ack == segment.ack && !before(segment.end(), unheard.by))
+        });
+        if newer && last {
+            self.unheard = Some(Unheard { ack: segment.ack, window: segment.window, by: segment.end() });
         }
     }
 
@@ -191,7 +251,10 @@ impl Flow {
             self.end = segment.end();
         }
         if segment.has(ACK) {
-            self.expects = segment.ack;
+            match &mut self.receives {
+                Some(receives) => receives.told(segment),
+                None => self.receives = Some(ReceiveWindow::told_by(segment, None)),
+            }
         }
         if segment.has(FIN) {
             self.fins |= FIN_LOCAL;
@@ -211,6 +274,8 @@ pub(crate) struct Flows {
     flows: Vec<Flow>,
     /// Flows of which no segment of the local end was seen, the oldest first.
     strangers: VecDeque<Flow>,
+    /// The shift of the window in SYNs of the local ends, the oldest first.
+    handshakes: VecDeque<(FlowKey, u8)>,
     clock: u64,
     names: u32,
     /// Where the next candidates to make room are.
@@ -232,7 +297,7 @@ impl Flows {
         let flow = &mut self.flows[at];
         let key = flow.key;
         if segment.has(RST) {
-            if flow.is_near(segment.seq) {
+            if flow.is_reset_by(segment) {
                 self.remove(key);
             }
             return;
@@ -241,11 +306,17 @@ impl Flows {
         if segment.has(SYN) || !segment.has(ACK) {
             return;
         }
-        self.clock += 1;
-        flow.used = self.clock;
-        flow.hear_remote(segment);
-        if flow.is_over() {
-            self.remove(key);
+        match flow.judge(segment) {
+            Acceptance::Current => {
+                self.clock += 1;
+                flow.used = self.clock;
+                flow.hear_remote(segment);
+                if flow.is_over() {
+                    self.remove(key);
+                }
+            }
+            Acceptance::Old => flow.hear_refused(segment),
+            Acceptance::Outside => {}
         }
     }
 
@@ -280,10 +351,29 @@ impl Flows {
             return known;
         }
         self.remove(segment.key);
+        if segment.has(SYN) {
+            self.remember_handshake(segment);
+        }
         let at = self.strangers.iter().position(|flow| flow.key == segment.key)?;
-        let flow = self.strangers.remove(at)?;
+        let mut flow = self.strangers.remove(at)?;
+        let shaken = self.handshakes.iter().find(|(key, _)| *key == segment.key);
+        let receives = ReceiveWindow::told_by(segment, shaken.map(|&(_, shift)| shift));
         // What was told in another's name is forgotten; the next delivery begins anew.
-        (!over && flow.agrees_with(segment)).then(|| self.insert(flow))
+        if over || !segment.has(ACK) || !flow.agrees_with(segment, &receives) {
+            return None;
+        }
+        flow.receives = Some(receives);
+        self.handshakes.retain(|(key, _)| *key != segment.key);
+        Some(self.insert(flow))
+    }
+
+    /// A local end that offers no shift has windows without one; one that does may be refused it, and then they are smaller.
+    fn remember_handshake(&mut self, segment: &Segment) {
+        self.handshakes.retain(|(key, _)| *key != segment.key);
+        if self.handshakes.len() >= MAX_HANDSHAKES {
+            self.handshakes.pop_front();
+        }
+        self.handshakes.push_back((segment.key, segment.shift));
     }
 
     /// Learns from the segment that [`Self::sending`] was asked about.

@@ -16,7 +16,7 @@ pub mod enroll;
 mod error;
 mod flow;
 mod frame;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod health;
 mod hello;
@@ -31,6 +31,7 @@ mod pool;
 mod queue;
 mod replay;
 mod segment;
+mod segment_budget;
 mod session;
 mod stats;
 mod varint;

@@ -12,8 +12,16 @@ use crate::packet::{IpHeader, PacketError};
 pub const VNET_HEADER_LEN: usize = 10;
 
 /// Smallest segment size accepted: the kernel's own bound, `TCP_MIN_GSO_SIZE` (the smallest MSS, 48, less 40
-/// bytes of TCP options). It bounds a 64 KiB packet to 8,191 segments.
+/// bytes of TCP options).
 const MIN_SEGMENT: u16 = 8;
+
+/// Most segments of one TCP packet. The smallest MSS that Linux uses is 48 (`tcp_min_snd_mss`), less 12 bytes of
+/// timestamps; so the largest packet of an ordinary sender has 1,820.
+const MAX_TCP_SEGMENTS: usize = 2048;
+
+/// Most datagrams of one UDP packet: as many as the kernel itself lets a program send at once (`UDP_MAX_SEGMENTS`
+/// since Linux 6.9).
+const MAX_UDP_SEGMENTS: usize = 128;
 
 const F_NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
@@ -63,6 +71,9 @@ pub enum OffloadError {
     /// The segment size is out of range.
     #[error("segment size {0} is outside {MIN_SEGMENT}..=65535 or larger than the packet's payload allows")]
     BadSegment(u16),
+    /// The packet would become too many segments.
+    #[error("a packet of {0} segments is more than one may have")]
+    TooManySegments(usize),
 }
 
 impl Offload {
@@ -123,6 +134,11 @@ impl Offload {
                 || usize::from(size) > usize::from(u16::MAX) - transport.payload
             {
                 return Err(OffloadError::BadSegment(size));
+            }
+            let most = if transport.protocol == TCP { MAX_TCP_SEGMENTS } else { MAX_UDP_SEGMENTS };
+            let segments = payload.div_ceil(usize::from(size));
+            if segments > most {
+                return Err(OffloadError::TooManySegments(segments));
             }
         }
         Ok(transport)
@@ -242,9 +258,19 @@ mod tests {
     /// An MSS of 48 with 40 bytes of TCP options, as a peer may announce.
     #[test]
     fn the_smallest_segments_of_the_kernel_pass() {
+        let largest = tcp4(usize::from(u16::MAX) - 40);
+        assert!(Offload::Segment(48 - 12).to_vnet(&largest).is_ok(), "with timestamps alone");
         let packet = tcp4(800);
         let header = Offload::Segment(8).to_vnet(&packet).unwrap();
         assert_eq!(Offload::from_vnet(&header, &packet), Ok(Offload::Segment(8)));
+    }
+
+    /// One frame of 60 KB was 7,500 packets at the receiving kernel.
+    #[test]
+    fn one_packet_does_not_become_thousands() {
+        assert_eq!(Offload::Segment(8).to_vnet(&tcp4(60_000)), Err(OffloadError::TooManySegments(7500)));
+        assert_eq!(Offload::Segment(8).to_vnet(&udp6(1032)), Err(OffloadError::TooManySegments(129)));
+        assert!(Offload::Segment(8).to_vnet(&udp6(1024)).is_ok());
     }
 
     #[test]

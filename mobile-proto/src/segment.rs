@@ -47,6 +47,8 @@ pub(crate) struct Segment {
     pub(crate) window: u16,
     /// Bytes of data.
     pub(crate) data: u32,
+    /// Of a SYN, by how much the windows that follow it are to be shifted (RFC 7323, 2.2); otherwise 0.
+    pub(crate) shift: u8,
 }
 
 impl Segment {
@@ -71,6 +73,7 @@ impl Segment {
             window: word(14),
             // A packet is at most 65,575 bytes.
             data: u32::try_from(packet.len() - transport.payload).ok()?,
+            shift: if header[13] & SYN == 0 { 0 } else { window_shift(packet, &transport) },
         })
     }
 
@@ -97,16 +100,34 @@ pub(crate) fn before(a: u32, b: u32) -> bool {
 /// The timestamps option of a segment that [`Segment::parse`] has read: its own, and the one it echoes.
 pub(crate) fn timestamps(packet: &[u8]) -> Option<(u32, u32)> {
     let (transport, _) = locate(packet)?;
+    match option(packet, &transport, 8)? {
+        &[a, b, c, d, e, f, g, h] => {
+            Some((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])))
+        }
+        _ => None,
+    }
+}
+
+/// The window scale option; 0 without it.
+fn window_shift(packet: &[u8], transport: &Transport) -> u8 {
+    option(packet, transport, 3).and_then(|value| value.first().copied()).unwrap_or(0)
+}
+
+/// The value of the first option of a kind in a TCP header.
+fn option<'a>(packet: &'a [u8], transport: &Transport, wanted: u8) -> Option<&'a [u8]> {
     let mut options = packet.get(transport.start + TCP_HEADER..transport.payload)?;
     loop {
         match *options {
             // NOP.
             [1, ref rest @ ..] => options = rest,
-            [8, 10, a, b, c, d, e, f, g, h, ..] => {
-                return Some((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])));
+            // Any but the end; one that is shorter than itself ends the search as well.
+            [kind, length, ..] if kind != 0 && length >= 2 => {
+                let (whole, rest) = options.split_at_checked(usize::from(length))?;
+                if kind == wanted {
+                    return whole.get(2..);
+                }
+                options = rest;
             }
-            // Any other option but the end; one that is shorter than itself ends it as well.
-            [kind, length, ..] if kind != 0 && length >= 2 => options = options.get(usize::from(length)..)?,
             _ => return None,
         }
     }

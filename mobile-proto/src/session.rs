@@ -3,6 +3,7 @@
 //! `liveness` acts on what a path's health is, `freeze` keeps inner TCP alive while nothing gets through,
 //! `takeover` hands what is left to the next session.
 
+mod events;
 mod freeze;
 mod input;
 mod liveness;
@@ -10,7 +11,6 @@ mod takeover;
 mod timers;
 mod transmit;
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 pub use takeover::Unacknowledged;
@@ -21,6 +21,7 @@ use crate::path::{Path, State};
 use crate::pool::Pool;
 use crate::queue::{Place, Queue, Record};
 use crate::replay::Replay;
+use crate::segment_budget::SegmentBudget;
 use crate::{
     CloseCode, Hello, Limits, MAX_PACKET, Offload, Packet, PathId, ProtocolError, PushConfig, SessionId,
     Stats,
@@ -136,7 +137,8 @@ pub struct Session {
     ack: transmit::AckState,
     freeze: freeze::Freeze,
     worth: Worth,
-    events: VecDeque<Event>,
+    segments: SegmentBudget,
+    events: events::Events,
     /// Client: when a DOUBT was last listened to.
     nudged: Option<Instant>,
     stats: Stats,
@@ -176,7 +178,8 @@ impl Session {
             ack: transmit::AckState::default(),
             freeze: freeze::Freeze::default(),
             worth: Worth::default(),
-            events: VecDeque::new(),
+            segments: SegmentBudget::default(),
+            events: events::Events::default(),
             nudged: None,
             stats: Stats::default(),
             dropped_before: 0,
@@ -343,9 +346,16 @@ impl Session {
         self.queue.set_growing(growing);
     }
 
-    /// The next event.
+    /// The next event. Of what is a state (the configuration, the active path, a path's health) the last one counts: one that
+    /// was not taken yet gives way to it.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        self.events.pop()
+    }
+
+    /// How many events wait to be taken. A shell that cannot take them reads no path meanwhile.
+    #[must_use]
+    pub fn pending_events(&self) -> usize {
+        self.events.len()
     }
 
     /// Relay: pushes another configuration, to all paths.
@@ -437,7 +447,7 @@ impl Session {
     /// Drops a path and says so to the shell.
     fn closed(&mut self, path: PathId, code: CloseCode) {
         self.forget(path);
-        self.events.push_back(Event::PathClosed { path, code });
+        self.events.push(Event::PathClosed { path, code });
     }
 
     fn deactivate(&mut self, path: PathId) {
@@ -466,7 +476,7 @@ impl Session {
             let dropped =
                 self.stats.dropped() - std::mem::replace(&mut self.dropped_before, self.stats.dropped());
             self.stats.switches += 1;
-            self.events.push_back(Event::Activated { path, previous, replayed, dropped });
+            self.events.push(Event::Activated { path, previous, replayed, dropped });
         }
     }
 

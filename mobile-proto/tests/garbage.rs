@@ -6,7 +6,9 @@ mod common;
 use std::time::Duration;
 
 use common::{Pair, Way, numbers, packet};
-use mobile_proto::{CloseCode, Enqueue, HelloReader, Limits, MAX_PACKET, Packet, PathId, Session, SessionId};
+use mobile_proto::{
+    CloseCode, Enqueue, Event, HelloReader, Limits, MAX_PACKET, Packet, PathId, Session, SessionId,
+};
 use proptest::prelude::*;
 
 const ONE: PathId = PathId(1);
@@ -62,6 +64,18 @@ fn busy() -> Pair {
         assert_eq!(pair.send_down(&packet(n, 50)), Enqueue::Queued);
     }
     pair
+}
+
+/// 80,000 events were made of 1 MiB, and each of them cost the program above a copy of all that it knows.
+#[test]
+fn a_configuration_that_changes_without_end_is_one_event() {
+    let mut pair = busy();
+    while pair.client.poll_event().is_some() {}
+    let config = |mtu: u16| frame(0x13, &[&[7, 3, 2][..], &mtu.to_be_bytes()].concat());
+    let flood = [config(1300), config(1301)].concat().repeat(75_000);
+    assert_eq!(pair.client.handle_input(pair.now, ONE, &flood, &mut |_| {}), Ok(()));
+    assert_eq!(pair.client.pending_events(), 1);
+    assert!(matches!(pair.client.poll_event(), Some(Event::Config(config)) if config.mtu == 1301));
 }
 
 #[test]

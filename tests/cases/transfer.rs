@@ -76,6 +76,28 @@ fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     bed.finish()
 }
 
+/// Senders of small segments exist, and the kernel leaves theirs uncut as well.
+#[test]
+fn an_upload_in_small_segments_arrives() -> Outcome {
+    const SMALL: u64 = 3_000_000;
+    let bed = Testbed::new()?;
+    let file = bed.lab.dir().join("upload");
+    http::pattern(SMALL, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
+    let answer = bed.lab.dir().join("answer");
+    let route = bed.lab.server.run(&["ip", "-4", "route", "show", "default"])?;
+    // What Linux takes at the least as TCP_MAXSEG, and what a constrained host may say.
+    for mss in ["256", "88"] {
+        let words: Vec<&str> = route.split_whitespace().collect();
+        bed.lab.server.run(&[&["ip", "-4", "route", "replace"], &words[..], &["advmss", mss]].concat())?;
+        let [url, _] = urls("/sum");
+        let mut curl = curl(&bed, &["-T", path(&file), "-o", path(&answer), &url])?;
+        let status = curl.wait(Duration::from_secs(60))?;
+        assert!(status.success(), "curl with an MSS of {mss}: {status}: {}", curl.output());
+        assert_eq!(std::fs::read_to_string(&answer)?.trim(), http::pattern_sum(SMALL));
+    }
+    bed.finish()
+}
+
 #[test]
 fn a_download_survives_the_death_of_either_program_and_an_outage() -> Outcome {
     let mut bed = Testbed::new()?;

@@ -13,7 +13,8 @@ mobile_io::declare_metrics! {
         "Connections in their handshake.";
     HANDSHAKES: Counter "homerelay_handshakes_total" ["result"]
         "Connections of clients, by how they began. `opened`: a new session; `resumed`: one that was there; `enrolment`: an \
-         invitation was to be redeemed; `unauthorized`: the key is none of a client; `tls`: TLS failed otherwise; `hello`: what \
+         invitation was to be redeemed; `unauthorized`: the key is none of a client; `tls`: TLS failed otherwise; \
+         `oversized`: more bytes came than a handshake takes; `hello`: what \
          came then was not our protocol; `timeout`: too slow; `busy`, `source_busy`, `source_rate` and `rate`: closed before TLS, for \
          `[limits]` `half_open`, `half_open_per_source`, `handshake_rate_per_source` and `handshake_rate`.";
     RELOADS: Counter "homerelay_reloads_total" ["outcome"]
@@ -45,7 +46,8 @@ mobile_io::declare_metrics! {
     DROPS: Counter "homerelay_drops_total" ["reason"]
         "Packets not forwarded. `malformed`: no IP packet; `source`: from a client, not with its address; `isolation`: from a client to \
          another; `destination`: to an address no router forwards to; `no_session`: to a client that has none; `queue_full`: to one \
-         that takes them more slowly than they come; `device`: the TUN did not take it; `session_bounds`: by the session's bounds in \
+         that takes them more slowly than they come; `device`: the TUN did not take it; `segments`: from a client, to be cut into more, or \
+         more small, segments than a client may have cut; `session_bounds`: by the session's bounds in \
          memory and time. It includes those of flows that send faster than the client's path takes it, \
          and TCP data that was sent again in an outage and is held already, no loss.";
     SOURCE_VIOLATIONS: Counter "homerelay_source_violations_total" []

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tls::{self, RelayConfig, TlsStream};
+use mobile_io::tls::{self, Cause, RelayConfig, TlsStream};
 use mobile_io::transport;
 use mobile_proto::{Hello, HelloReader};
 use tokio::io::AsyncReadExt as _;
@@ -109,6 +109,7 @@ impl Gate {
             Handshake::Opened
             | Handshake::Resumed
             | Handshake::Tls
+            | Handshake::Oversized
             | Handshake::Hello
             | Handshake::Enrolment
             | Handshake::Timeout => return,
@@ -182,7 +183,7 @@ impl Gate {
             (Err(_), true) => return Err(Handshake::Unauthorized),
             (Err(cause), false) => {
                 debug!(%peer, "handshake: {cause}");
-                return Err(Handshake::Tls);
+                return Err(if cause == Cause::Oversized { Handshake::Oversized } else { Handshake::Tls });
             }
         };
         if tls::is_enrolment(&stream) {

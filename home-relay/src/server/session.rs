@@ -118,10 +118,9 @@ impl Live {
         session: Session,
         io: ClientIo,
         metrics: &Arc<Metrics>,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<DriverEvent>) {
-        let (sender, events) = mpsc::unbounded_channel();
+    ) -> (Arc<Self>, mpsc::Receiver<DriverEvent>) {
         let id = session.id();
-        let handle = driver::spawn(session, io, sender);
+        let (handle, events) = driver::spawn(session, io);
         metrics.sessions.inc();
         let live = Self {
             id,
@@ -168,6 +167,9 @@ impl Live {
         metrics.replayed.inc_by(new.replayed_packets.saturating_sub(old.replayed_packets));
         metrics.duplicates.inc_by(new.duplicates.saturating_sub(old.duplicates));
         metrics.lost.inc_by((new.lost + new.given_up).saturating_sub(old.lost + old.given_up));
+        // The first path is no handover.
+        metrics.handovers.inc_by(new.switches.max(1).saturating_sub(old.switches.max(1)));
+        metrics.dropped(Drop::Segments, new.dropped_segments.saturating_sub(old.dropped_segments));
         metrics.session_drops.inc_by(session_drops(new).saturating_sub(session_drops(old)));
         for (counted, of) in [
             (

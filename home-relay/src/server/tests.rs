@@ -113,7 +113,7 @@ impl TestRelay {
 /// An agent without a device.
 struct TestClient {
     handle: Handle,
-    events: mpsc::UnboundedReceiver<DriverEvent>,
+    events: mpsc::Receiver<DriverEvent>,
     to_send: mpsc::UnboundedSender<Vec<u8>>,
     received: mpsc::UnboundedReceiver<Vec<u8>>,
 }
@@ -142,10 +142,10 @@ impl TestClient {
     fn new(id: u8) -> Self {
         let (to_send, receiver) = mpsc::unbounded_channel();
         let (sender, received) = mpsc::unbounded_channel();
-        let (event_sender, events) = mpsc::unbounded_channel();
         let session = Session::client(SessionId([id; 16]), mobile_proto::Limits::default());
         let io = ChannelIo { to_send: receiver, received: sender };
-        Self { handle: driver::spawn(session, io, event_sender), events, to_send, received }
+        let (handle, events) = driver::spawn(session, io);
+        Self { handle, events, to_send, received }
     }
 
     /// Opens a path and moves to it; was the session known?

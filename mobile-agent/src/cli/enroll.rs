@@ -131,7 +131,7 @@ impl Staged {
             (PrivateKey::load(&key_path)?, None)
         } else {
             let key = PrivateKey::generate()?;
-            let file = stage(dir, &format!("{}\n", key.to_base64()))?;
+            let file = stage(dir, &format!("{}\n", *key.to_base64()))?;
             (key, Some((file, key_path)))
         };
         let config_file = stage(dir, &text(invitation))?;

@@ -8,7 +8,6 @@ use anyhow::bail;
 use mobile_io::driver::{self, DriverEvent, PacketIo};
 use mobile_io::tls::TlsStream;
 use mobile_proto::{CloseCode, Event, Limits, Offload, Packet, PathId, Session, SessionId};
-use tokio::sync::mpsc;
 
 use crate::routing::lease::Assigned;
 
@@ -17,9 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the relay pushes to this client.
 pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assigned> {
-    let (sender, mut events) = mpsc::unbounded_channel();
     let session = Session::client(SessionId(rand::random()), Limits::default());
-    let handle = driver::spawn(session, NoPackets, sender);
+    let (handle, mut events) = driver::spawn(session, NoPackets);
     handle.open_path(PathId(1), stream);
     let pushed = async {
         loop {

@@ -246,6 +246,7 @@ impl Agent {
             ("bad_length", stats.dropped_bad_length),
             ("given_up", stats.given_up),
             ("lost_by_peer", stats.lost),
+            ("segments", stats.dropped_segments),
             ("device_refused", self.side.refused.load(Ordering::Relaxed)),
             ("misaddressed", self.side.misaddressed.load(Ordering::Relaxed)),
         ]

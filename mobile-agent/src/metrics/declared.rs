@@ -43,7 +43,10 @@ mobile_io::declare_metrics! {
          newest, for want of room; `displaced`: by newer ones in an outage; `aged`: after a minute without a path; \
          `duplicate`: TCP data sent again in an outage that is held already, no loss; `given_up`: sent and never acknowledged, \
          beyond the bounds; `lost_by_peer`: the relay's, likewise; `bad_length`: empty or too long; `device_refused`: by the TUN; \
+         `segments`: from the relay, to be cut into more, or more small, segments than it may have cut; \
          `misaddressed`: from the relay, to an address that is not ours.";
+    ASSIGNMENTS_DEFERRED: Counter "mobile_assignments_deferred_total" []
+        "Configurations of the relay that were put off, or superseded before they were used, because it changed them too often.";
     QUEUED_BYTES: Gauge "mobile_queued_bytes" []
         "Bytes waiting to be sent.";
     UNACKNOWLEDGED_BYTES: Gauge "mobile_unacknowledged_bytes" []

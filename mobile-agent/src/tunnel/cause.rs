@@ -147,10 +147,10 @@ impl Failure {
                 "compare with the key that `home-relay init` printed: if the relay's key was changed, correct \
                  [relay] public_key; if not, somebody else answers in its place",
             ),
-            tls::Cause::Protocol(text) => Self::new(
+            tls::Cause::Protocol(_) | tls::Cause::Oversized => Self::new(
                 Fault::Uplink,
                 "protocol",
-                format!("what answers at the relay's endpoint does not speak our protocol: {text}"),
+                format!("what answers at the relay's endpoint is no relay: {cause}"),
                 "check the port in [relay] endpoint, the versions of both ends, and whether a captive portal \
                  or proxy stands in between",
             ),

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::State;
+use super::assignments::Assignments;
 use super::cause::{Cause, Failure, Fault};
 use super::connect::{self, Connected, Dialer};
 use super::ledger::Ledger;
@@ -22,6 +23,9 @@ use crate::uplinks::Uplinks;
 
 /// So long the tunnel is without a path before the log has a line of it: longer than an ordinary handover.
 const TELL_OUTAGE: Duration = Duration::from_secs(3);
+
+/// Events of the session taken at once; its driver reads no path while as many wait.
+const MAX_BATCH: usize = 64;
 
 /// The one task that knows the machine.
 pub(super) struct Manager {
@@ -35,7 +39,7 @@ pub(super) struct Manager {
     transports: HashMap<PathId, SocketAddr>,
     ledger: Ledger,
     suspend: Suspend,
-    assigned: watch::Sender<Option<PushConfig>>,
+    assignments: Assignments,
     /// The beginning of the last outage that the log has a line of.
     told_outage: Option<Instant>,
 }
@@ -59,7 +63,7 @@ impl Manager {
             transports: HashMap::new(),
             ledger: Ledger::new(),
             suspend: Suspend::new(),
-            assigned,
+            assignments: Assignments::new(assigned),
             told_outage: None,
         }
     }
@@ -67,15 +71,17 @@ impl Manager {
     /// Runs until the session or the watching of the uplinks has ended; says why.
     pub(super) async fn run(
         mut self,
-        mut events: mpsc::UnboundedReceiver<DriverEvent>,
+        mut events: mpsc::Receiver<DriverEvent>,
         mut forces: mpsc::UnboundedReceiver<Option<String>>,
         publish: watch::Sender<State>,
     ) -> anyhow::Error {
         self.look_at_uplinks();
+        let mut batch = Vec::new();
         loop {
             self.act();
             publish.send_replace(self.state());
-            let deadline = [self.machine.deadline(), self.tell_outage()].into_iter().flatten().min();
+            let deadlines = [self.machine.deadline(), self.tell_outage(), self.assignments.due()];
+            let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
                 changed = self.uplinks.known.changed() => {
                     if changed.is_err() {
@@ -83,10 +89,13 @@ impl Manager {
                     }
                     self.look_at_uplinks();
                 }
-                event = events.recv() => match event {
-                    Some(DriverEvent::Stopped) | None => return anyhow::anyhow!("the session has stopped"),
-                    Some(event) => self.driver_event(event),
-                },
+                // All that has come at once: what follows, and the copy of the state, is one for all of it.
+                _ = events.recv_many(&mut batch, MAX_BATCH) => {
+                    if matches!(batch.last(), Some(DriverEvent::Stopped) | None) {
+                        return anyhow::anyhow!("the session has stopped");
+                    }
+                    batch.drain(..).for_each(|event| self.driver_event(event));
+                }
                 Some(result) = self.connects.join_next() => {
                     // An aborted task has nothing to say, and a panic was reported by its hook.
                     if let Ok((path, result)) = result {
@@ -99,7 +108,11 @@ impl Manager {
                     self.driver.probe();
                     self.uplinks.refresh();
                 }
-                () = at(deadline) => self.machine.tick(Instant::now()),
+                () = at(deadline) => {
+                    let now = Instant::now();
+                    self.machine.tick(now);
+                    self.assignments.tick(now);
+                }
             }
         }
     }
@@ -145,13 +158,7 @@ impl Manager {
                     tracing::info!(uplink = active.uplink, "path active");
                 }
             }
-            DriverEvent::Session(Event::Config(config)) => {
-                self.assigned.send_if_modified(|known| {
-                    let new = known.as_ref() != Some(&config);
-                    *known = Some(config);
-                    new
-                });
-            }
+            DriverEvent::Session(Event::Config(config)) => self.assignments.offer(now, config),
             DriverEvent::Session(Event::PathDoubted { path }) => {
                 tracing::debug!(%path, "path doubted");
                 if self.machine.uses(path) {
@@ -276,6 +283,7 @@ impl Manager {
             decision: self.machine.decision().clone(),
             forced: self.machine.forced().map(str::to_owned),
             ledger: self.ledger.clone(),
+            assignments_deferred: self.assignments.deferred(),
         }
     }
 }

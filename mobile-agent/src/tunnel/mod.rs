@@ -1,5 +1,6 @@
 //! The tunnel: keeps the session on the best uplink. `machine` decides, `manager` does, `ledger` remembers.
 
+mod assignments;
 pub(crate) mod cause;
 pub(crate) mod connect;
 pub(crate) mod io;
@@ -54,6 +55,8 @@ pub(crate) struct State {
     pub(crate) forced: Option<String>,
     /// What happened.
     pub(crate) ledger: Ledger,
+    /// Configurations of the relay that were put off.
+    pub(crate) assignments_deferred: u64,
 }
 
 impl Tunnel {
@@ -65,9 +68,8 @@ impl Tunnel {
         device: TunIo,
         uplinks: Uplinks,
     ) -> (Self, impl Future<Output = anyhow::Error>) {
-        let (events_in, events) = mpsc::unbounded_channel();
         let session = Session::client(SessionId(rand::random()), limits);
-        let driver = driver::spawn(session, device, events_in);
+        let (driver, events) = driver::spawn(session, device);
         let (force, forces) = mpsc::unbounded_channel();
         let (assigned_in, assigned) = watch::channel(None);
         let manager = Manager::new(wishes, dialer, driver.clone(), uplinks, assigned_in);

@@ -3,7 +3,8 @@
 //! A wake-up is never lost, because a poll ends only when every source was asked and said "pending" (so it will
 //! wake us), or when more may be done, and then the task wakes itself. The one source that is not asked is the
 //! packets while the session has no room; room comes from a transmission or an acknowledgement, that is, inside a
-//! poll, and after each transmission the question is asked again.
+//! poll, and after each transmission the question is asked again. Nor is a path asked while events wait for the owner: room
+//! in their channel wakes us.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -15,6 +16,7 @@ use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, ProtocolError, S
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
+use super::outlet::Outlet;
 use super::path::Transport;
 use super::{Command, DriverEvent, PacketIo, Snapshot, TlsStream};
 use crate::tls::{Cause, explain};
@@ -47,13 +49,14 @@ pub(super) async fn run(
     session: Session,
     io: impl PacketIo,
     commands: mpsc::UnboundedReceiver<Command>,
-    events: mpsc::UnboundedSender<DriverEvent>,
+    events: mpsc::Sender<DriverEvent>,
 ) {
     let mut driver = Driver {
         session,
         io,
         commands,
-        events,
+        outlet: Outlet::new(events),
+        unread: false,
         paths: Vec::new(),
         io_retry: None,
         io_failing: false,
@@ -61,7 +64,8 @@ pub(super) async fn run(
         sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
     let end = poll_fn(|cx| driver.poll(cx)).await;
-    let Driver { session, events, paths, commands, .. } = driver;
+    driver.collect_events(now());
+    let Driver { session, outlet, paths, commands, .. } = driver;
     drop((paths, commands));
     match end {
         End::TakenOver(reply) => {
@@ -74,7 +78,7 @@ pub(super) async fn run(
             }
         }
     }
-    let _ = events.send(DriverEvent::Stopped);
+    outlet.finish(DriverEvent::Stopped).await;
 }
 
 enum End {
@@ -86,7 +90,9 @@ struct Driver<I> {
     session: Session,
     io: I,
     commands: mpsc::UnboundedReceiver<Command>,
-    events: mpsc::UnboundedSender<DriverEvent>,
+    outlet: Outlet,
+    /// Paths were not read to their end, because events waited.
+    unread: bool,
     paths: Vec<Transport>,
     io_retry: Option<Instant>,
     io_failing: bool,
@@ -119,7 +125,11 @@ impl<I: PacketIo> Driver<I> {
             }
             self.end_lingering(now);
             // What has come is read before anything is judged overdue.
-            let mut more = self.read_paths(cx, now);
+            let mut more = false;
+            if self.tell_events(cx, now) {
+                self.unread = false;
+                more = self.read_paths(cx, now);
+            }
             self.io.flush();
             self.take_samples(now, false);
             if self.session.poll_timeout().is_some_and(|due| due <= now) {
@@ -131,7 +141,7 @@ impl<I: PacketIo> Driver<I> {
             session.poll_local(now, &mut |packet| io.send(packet));
             io.flush();
             more |= stop == Stop::Bound || (stop == Stop::Full && self.wants_packets());
-            self.tell_events(now);
+            more |= self.tell_events(cx, now) && std::mem::take(&mut self.unread);
             if let Some(end) = self.stopped(now) {
                 return Poll::Ready(end);
             }
@@ -178,7 +188,7 @@ impl<I: PacketIo> Driver<I> {
 
     fn accept(&mut self, now: Instant, hello: &Hello, leftover: &[u8], stream: TlsStream) {
         if let Err(error) = self.session.accept_path(now, hello) {
-            self.tell_error(hello.path, Cause::Protocol(error.to_string()));
+            self.tell_error(now, hello.path, Cause::Protocol(error.to_string()));
             return;
         }
         self.adopt(now, hello.path, stream);
@@ -194,7 +204,7 @@ impl<I: PacketIo> Driver<I> {
     /// Takes a new transport. What the session has said until now concerns an older one of the same name, which is
     /// dropped: no two have one name.
     fn adopt(&mut self, now: Instant, path: PathId, stream: TlsStream) {
-        self.tell_events(now);
+        self.collect_events(now);
         self.paths.retain(|transport| transport.id != path);
         // Not for four at once, as a list would: nearly every session has one or two, and a relay thousands of sessions.
         self.paths.reserve_exact(1);
@@ -261,6 +271,9 @@ impl<I: PacketIo> Driver<I> {
         let mut more = false;
         // Backwards, because a path that ends is taken out.
         for index in (0..self.paths.len()).rev() {
+            if self.unread {
+                break;
+            }
             match self.read_path(cx, now, index) {
                 Ok(bound) => more |= bound,
                 Err(cause) => self.bury(now, index, cause),
@@ -297,7 +310,8 @@ impl<I: PacketIo> Driver<I> {
             match outcome {
                 Err(error) => self.misbehaved(now, path, &error),
                 // A CLOSE among these bytes must be known before the hang-up that follows it is read.
-                Ok(()) => self.tell_events(now),
+                Ok(()) if self.tell_events(cx, now) => {}
+                Ok(()) => return Ok(false),
             }
             if delivered >= DELIVERIES {
                 break;
@@ -402,17 +416,19 @@ impl<I: PacketIo> Driver<I> {
 
     /// Drops a dead transport. The end of a closing one is no news.
     fn bury(&mut self, now: Instant, index: usize, cause: Cause) {
+        // The session may have closed it, and not said so yet.
+        self.collect_events(now);
         let transport = self.paths.swap_remove(index);
         self.session.path_lost(now, transport.id);
         if !transport.is_closing() {
-            self.tell_error(transport.id, cause);
+            self.tell_error(now, transport.id, cause);
         }
     }
 
     /// The peer broke the protocol: the session has a CLOSE for it, and goes on with its other paths.
     fn misbehaved(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
         self.close_transport(now, path);
-        self.tell_error(path, Cause::Protocol(error.to_string()));
+        self.tell_error(now, path, Cause::Protocol(error.to_string()));
     }
 
     /// Drops closing transports whose other side takes too long.
@@ -424,19 +440,34 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    fn tell_error(&self, path: PathId, cause: Cause) {
-        // An owner that no longer listens will drop its handles next.
-        let _ = self.events.send(DriverEvent::PathError { path, cause });
+    fn tell_error(&mut self, now: Instant, path: PathId, cause: Cause) {
+        self.collect_events(now);
+        self.outlet.push(DriverEvent::PathError { path, cause });
     }
 
-    /// Passes on what the session says.
-    fn tell_events(&mut self, now: Instant) {
-        while let Some(event) = self.session.poll_event() {
-            if let Event::PathClosed { path, .. } = event {
-                self.close_transport(now, path);
-            }
-            let _ = self.events.send(DriverEvent::Session(event));
+    /// Passes on what the session says. False if something of it waits: then no path is to be read. What waits stays in the
+    /// session as long as it can, where what is superseded is forgotten.
+    fn tell_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        while self.outlet.poll_flush(cx).is_ready() {
+            let Some(event) = self.session.poll_event() else { return true };
+            self.pass_on(now, event);
         }
+        self.unread = true;
+        false
+    }
+
+    /// Takes what the session says, for what follows has to be told behind it.
+    fn collect_events(&mut self, now: Instant) {
+        while let Some(event) = self.session.poll_event() {
+            self.pass_on(now, event);
+        }
+    }
+
+    fn pass_on(&mut self, now: Instant, event: Event) {
+        if let Event::PathClosed { path, .. } = event {
+            self.close_transport(now, path);
+        }
+        self.outlet.push(DriverEvent::Session(event));
     }
 
     /// Arms the timer; true if something is due already.

@@ -1,5 +1,6 @@
 //! Two drivers with real TLS over loopback, and packets in memory.
 
+mod backpressure;
 mod liveness;
 
 use std::collections::VecDeque;
@@ -11,7 +12,6 @@ use std::time::{Duration, Instant};
 use mobile_proto::{HelloReader, Limits, Offload, Packet, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 use super::*;
@@ -101,14 +101,14 @@ impl PacketIo for Arc<Memory> {
 struct Side {
     handle: Handle,
     memory: Arc<Memory>,
-    events: UnboundedReceiver<DriverEvent>,
+    events: mpsc::Receiver<DriverEvent>,
 }
 
 impl Side {
     fn new(session: Session) -> Self {
         let memory = Arc::new(Memory::default());
-        let (sender, events) = mpsc::unbounded_channel();
-        Self { handle: spawn(session, memory.clone(), sender), memory, events }
+        let (handle, events) = spawn(session, memory.clone());
+        Self { handle, memory, events }
     }
 
     /// The first event that `choose` takes.

@@ -225,7 +225,7 @@ pub fn hello_seeds() -> Vec<Vec<u8>> {
 /// Both messages, and every refusal.
 #[must_use]
 pub fn enrolment_seeds() -> Vec<Vec<u8>> {
-    let mut seeds = vec![enroll::request(&Token::from_bytes([0xab; TOKEN_LEN]))];
+    let mut seeds = vec![enroll::request(&Token::from_bytes([0xab; TOKEN_LEN])).to_vec()];
     seeds.push(enroll::answer(&Answer::Enrolled("laptop".into())));
     seeds.extend((0..9).map(|code| enroll::answer(&Answer::Refused(Refusal::from_wire(code)))));
     seeds

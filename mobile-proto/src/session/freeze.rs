@@ -160,8 +160,8 @@ impl Session {
     fn learn_and_tell(&mut self, packet: &[u8]) -> Option<Place> {
         let segment = Segment::parse(packet)?;
         let at = self.freeze.flows.sending(&segment)?;
-        if self.freeze.flows.get(at).has_missed(&segment) {
-            self.acknowledge_again(at, &segment, packet);
+        if let Some((ack, Some(window))) = self.freeze.flows.get(at).missed(&segment) {
+            self.acknowledge_again(at, &segment, packet, (ack, window));
         }
         Some(self.learn_of(at, &segment))
     }
@@ -173,12 +173,15 @@ impl Session {
     }
 
     /// Says again what the other end has acknowledged, for the local one refused it: with the number that it expects.
-    fn acknowledge_again(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
-        let flow = self.freeze.flows.get(at);
-        let Some(window) = flow.window.filter(|_| self.freeze.answers.len() < MAX_ANSWERS) else { return };
+    fn acknowledge_again(&mut self, at: usize, segment: &Segment, packet: &[u8], (ack, window): (u32, u16)) {
+        if self.freeze.answers.len() >= MAX_ANSWERS {
+            return;
+        }
         // As in `answer`: not older than anything that the sender has.
         let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
-        let again = BareAck { to: flow.key, seq: segment.ack, ack: flow.acked, window, timestamps };
+        let flow = self.freeze.flows.get_mut(at);
+        flow.told_again(ack, window);
+        let again = BareAck { to: flow.key, seq: segment.ack, ack, window, timestamps };
         self.freeze.answers.push(again.packet());
         self.stats.local_answers += 1;
     }

@@ -38,7 +38,7 @@ impl Session {
             return Ok(());
         }
         if path.heard(now, bytes.len()) {
-            self.events.push_back(Event::PathRecovered { path: path.id });
+            self.events.push(Event::PathRecovered { path: path.id });
         }
         match self.read_frames(now, &mut path, bytes, deliver) {
             Ok(Fate::Open) => {
@@ -178,6 +178,10 @@ impl Session {
         // A path's numbers run on from a SEQ, which `rx_next` has reached: never beyond it.
         if number == self.rx_next {
             self.rx_next += 1;
+            if !self.segments.admit(now, packet) {
+                self.stats.dropped_segments += 1;
+                return Ok(());
+            }
             self.stats.rx_packets += 1;
             self.stats.rx_bytes += packet.len() as u64;
             path.stats.rx_packets += 1;
@@ -268,7 +272,7 @@ impl Session {
             path.measured(now.saturating_duration_since(sent));
         }
         self.take_config(welcome.config, !resumed);
-        self.events.push_back(Event::PathReady { path: path.id, resumed });
+        self.events.push(Event::PathReady { path: path.id, resumed });
         self.progress(now, path);
         // An ACTIVATE that was written later may have crossed this; a PONG will answer it.
         self.confirm_if(path, |path| resumed && path.early && path.confirmed_by.is_some());
@@ -284,7 +288,7 @@ impl Session {
     fn confirm_if(&mut self, path: &mut Path, answered: impl Fn(&Path) -> bool) {
         if self.active == Some(path.id) && answered(path) {
             path.confirmed_by = None;
-            self.events.push_back(Event::Confirmed { path: path.id });
+            self.events.push(Event::Confirmed { path: path.id });
         }
     }
 
@@ -317,7 +321,7 @@ impl Session {
         self.config_version = new.version;
         if self.config.as_ref() != Some(&new.config) {
             self.config = Some(new.config.clone());
-            self.events.push_back(Event::Config(new.config));
+            self.events.push(Event::Config(new.config));
         }
     }
 

@@ -29,7 +29,7 @@ impl Session {
         let path = &mut self.paths[index];
         path.sample_due = false;
         if path.health.sample(now, sample) {
-            self.events.push_back(Event::PathRecovered { path: path.id });
+            self.events.push(Event::PathRecovered { path: path.id });
         }
     }
 
@@ -63,7 +63,7 @@ impl Session {
     /// Something of ours was answered on a path.
     pub(super) fn progress(&mut self, now: Instant, path: &mut Path) {
         if path.health.progress(now) {
-            self.events.push_back(Event::PathRecovered { path: path.id });
+            self.events.push(Event::PathRecovered { path: path.id });
         }
     }
 
@@ -91,12 +91,12 @@ impl Session {
         let id = path.id;
         if verdict.doubted {
             self.stats.doubts += 1;
-            self.events.push_back(Event::PathDoubted { path: id });
+            self.events.push(Event::PathDoubted { path: id });
             self.try_others(now, id);
         }
         if let Some(silent_for) = verdict.suspect {
             self.stats.suspects += 1;
-            self.events.push_back(Event::PathSuspect { path: id, silent_for });
+            self.events.push(Event::PathSuspect { path: id, silent_for });
         }
         if self.role == Role::Server && (verdict.doubted || verdict.suspect.is_some()) {
             self.nudge_client();
@@ -124,7 +124,7 @@ impl Session {
         let (id, doubted) = (active.id, active.health.nudge(now));
         if doubted {
             self.stats.doubts += 1;
-            self.events.push_back(Event::PathDoubted { path: id });
+            self.events.push(Event::PathDoubted { path: id });
             self.try_others(now, id);
             // It is out of the list while its input is read.
             if from.id != id && from.is_ready() && from.wants_rtt(now) {

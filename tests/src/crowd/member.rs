@@ -10,7 +10,6 @@ use anyhow::{Result, bail};
 use mobile_io::driver::{self, DriverEvent, Handle, PacketIo};
 use mobile_io::tls;
 use mobile_proto::{Event, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId};
-use tokio::sync::mpsc;
 
 use super::{PATIENCE, Way, home, key};
 
@@ -43,10 +42,9 @@ impl Member {
         let start = Instant::now();
         let tcp = way.tcp(home(number)).await?;
         let stream = tls::connect(&config, tcp, PATIENCE).await?;
-        let (sender, mut events) = mpsc::unbounded_channel();
         let received = Arc::new(AtomicU64::new(0));
         let session = Session::client(SessionId(rand::random()), Limits::default());
-        let handle = driver::spawn(session, Counter(Arc::clone(&received)), sender);
+        let (handle, mut events) = driver::spawn(session, Counter(Arc::clone(&received)));
         handle.open_path(PATH, stream);
         let mut config = None;
         while let Some(event) = events.recv().await {

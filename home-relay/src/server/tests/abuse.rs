@@ -94,6 +94,22 @@ async fn garbage_is_counted_and_harms_nobody() {
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
+/// rustls would collect 64 KiB of a ClientHello from each of a thousand strangers.
+#[tokio::test]
+async fn a_client_hello_that_is_too_long_is_cut_off_and_counted() {
+    let relay = TestRelay::start(&Limits::default());
+    let mut tcp = TcpStream::connect(relay.address).await.unwrap();
+    // One message of 64 KiB less a byte, whose end is kept back.
+    let mut said = vec![0x16, 3, 1, 0x3f, 0xff, 1, 0, 0xff, 0xff];
+    said.resize(5 + 0x3fff, 0);
+    tcp.write_all(&said).await.unwrap();
+    assert!(is_closed(&mut tcp).await);
+    eventually(async || relay.metrics.handshakes(Handshake::Oversized) == 1).await;
+    assert_eq!(relay.metrics.half_open.get(), 0);
+    let key = relay.admit(2);
+    TestClient::new(1).move_to(&relay, &key, 1).await;
+}
+
 #[tokio::test]
 async fn an_old_handshake_sent_again_is_nothing() {
     let relay = TestRelay::start(&Limits::default());

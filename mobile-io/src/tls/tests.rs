@@ -1,0 +1,219 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::net::TcpListener;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn key(seed: u8) -> PrivateKey {
+    PrivateKey::from_seed([seed; 32])
+}
+
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, server) =
+        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (client.unwrap(), server.unwrap().0)
+}
+
+async fn meet(
+    client: Arc<ClientConfig>,
+    server: RelayConfig,
+) -> (Result<TlsStream, Cause>, Result<(TlsStream, PublicKey), Cause>) {
+    let (near, far) = sockets().await;
+    tokio::join!(connect(&client, near, SOON), accept(&server, far, SOON))
+}
+
+#[tokio::test]
+async fn both_sides_prove_their_keys() {
+    let known = key(2).public();
+    let (client, server) =
+        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(move |k| *k == known)))
+            .await;
+    let (mut client, (mut server, who)) = (client.unwrap(), server.unwrap());
+    assert_eq!(who, key(2).public());
+    assert_eq!(peer_key(client.get_ref().1), Some(key(1).public()));
+    client.write_all(b"hello").await.unwrap();
+    client.flush().await.unwrap();
+    let mut buf = [0; 5];
+    server.read_exact(&mut buf).await.unwrap();
+    assert_eq!(&buf, b"hello");
+}
+
+#[tokio::test]
+async fn the_cipher_is_the_one_this_processor_is_fast_at() {
+    let (client, server) =
+        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| true))).await;
+    let (client, server) = (client.unwrap(), server.unwrap().0);
+    let agreed = client.get_ref().1.negotiated_cipher_suite();
+    assert_eq!(agreed, Some(cipher_suites(has_aes())[0]));
+    assert_eq!(server.get_ref().1.negotiated_cipher_suite(), agreed);
+}
+
+#[tokio::test]
+async fn an_unauthorised_client_is_told_so() {
+    let (client, server) =
+        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
+    assert!(server.is_err());
+    // In TLS 1.3 the client has finished before the server judges its key.
+    let refusal = match client {
+        Err(cause) => cause,
+        Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
+    };
+    assert_eq!(refusal, Cause::Refused);
+    assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
+}
+
+/// The configuration of a prober that offers somebody's public key and can only sign with another one.
+fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
+    let mut config = (*client_config(held, relay)).clone();
+    let signer = Arc::clone(&identity(held, &provider()).key);
+    let offer = CertifiedKey::new(vec![CertificateDer::from(offered.to_spki())], signer);
+    config.client_auth_cert_resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(offer)));
+    Arc::new(config)
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_proved_is_not_looked_up_and_nothing_is_told_of_it() {
+    let (known, unknown) = (key(2).public(), key(3).public());
+    let mut told = Vec::new();
+    for offered in [known, unknown] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let authorise = move |key: &PublicKey| {
+            count.fetch_add(1, Ordering::Relaxed);
+            *key == known
+        };
+        let server = server_config(&key(1), Arc::new(authorise));
+        let (client, accepted) = meet(unproved_config(offered, &key(4), key(1).public()), server).await;
+        assert!(matches!(accepted, Err(Cause::Protocol(_))), "{accepted:?}");
+        told.push(match client {
+            Err(cause) => cause,
+            Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
+        });
+        assert_eq!(asked.load(Ordering::Relaxed), 0, "the list of clients was asked");
+    }
+    assert_ne!(told[0], Cause::Refused);
+    assert_eq!(told[0], told[1], "a client's key is told from a stranger's");
+}
+
+#[tokio::test]
+async fn a_key_nobody_knows_may_enrol_and_do_nothing_else() {
+    let server = server_config(&key(1), Arc::new(|_| false));
+    let (client, accepted) = meet(enrolment_config(&key(2), key(1).public()), server.clone()).await;
+    let (accepted, who) = accepted.unwrap();
+    assert_eq!(who, key(2).public(), "it proves its key all the same");
+    assert!(is_enrolment(&accepted) && is_enrolment(&client.unwrap()));
+    // Whoever offers both names is no path.
+    let mut both = (*client_config(&key(2), key(1).public())).clone();
+    both.alpn_protocols.push(ENROLL_ALPN.to_vec());
+    let (_, accepted) = meet(Arc::new(both), server.clone()).await;
+    assert!(is_enrolment(&accepted.unwrap().0));
+    let (client, accepted) = meet(enrolment_config(&key(2), key(9).public()), server).await;
+    assert!(matches!(client, Err(Cause::WrongRelayKey { .. })) && accepted.is_err());
+}
+
+#[tokio::test]
+async fn a_wrong_relay_key_is_named_with_the_right_one() {
+    let (client, server) =
+        meet(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
+    let cause = client.unwrap_err();
+    assert_eq!(cause, Cause::WrongRelayKey { expected: key(9).public(), offered: key(1).public() });
+    let text = cause.to_string();
+    assert!(text.contains(&key(9).public().to_string()) && text.contains(&key(1).public().to_string()));
+    assert!(matches!(server, Err(Cause::Protocol(_))), "{server:?}");
+}
+
+#[tokio::test]
+async fn a_client_without_a_key_or_without_our_protocol_is_no_client() {
+    let server = server_config(&key(1), Arc::new(|_| true));
+    let mut other = (*client_config(&key(2), key(1).public())).clone();
+    other.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let (_, refused) = meet(Arc::new(other.clone()), server.clone()).await;
+    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    other.alpn_protocols.clear();
+    let (_, refused) = meet(Arc::new(other), server.clone()).await;
+    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    let provider = provider();
+    let anonymous = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(OneRelay::new(key(1).public(), &provider)))
+        .with_no_client_auth();
+    let (_, refused) = meet(Arc::new(anonymous), server).await;
+    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+}
+
+/// A stranger's ClientHello of 64 KiB, which rustls would collect.
+#[tokio::test]
+async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
+    let server = server_config(&key(1), Arc::new(|_| true));
+    let (mut near, far) = sockets().await;
+    let length: u32 = 65_000;
+    let mut flight = Vec::new();
+    let hello = [&[1][..], &length.to_be_bytes()[1..], &vec![0; length as usize]].concat();
+    for part in hello.chunks(16_000) {
+        flight.extend_from_slice(&[22, 3, 1]);
+        flight.extend_from_slice(&u16::try_from(part.len()).unwrap().to_be_bytes());
+        flight.extend_from_slice(part);
+    }
+    let stranger = tokio::spawn(async move {
+        // The other end may hang up meanwhile.
+        let _ = near.write_all(&flight).await;
+        let _ = near.read(&mut [0; 1]).await;
+    });
+    let refused = accept(&server, far, SOON).await.map(|(_, key)| key);
+    assert_eq!(refused, Err(Cause::Oversized));
+    stranger.await.unwrap();
+}
+
+/// What a client may send right behind its handshake, in one flight with it.
+#[tokio::test]
+async fn what_follows_a_handshake_at_once_is_not_limited() {
+    const LENGTH: usize = 1_000_000;
+    let (mut near, far) = sockets().await;
+    let config = client_config(&key(2), key(1).public());
+    let server = server_config(&key(1), Arc::new(|_| true));
+    let client = async move {
+        let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
+        let mut tls = rustls::ClientConnection::new(config, name).unwrap();
+        tls.set_buffer_limit(None);
+        let mut flight = Vec::new();
+        tls.write_tls(&mut flight).unwrap();
+        near.write_all(&flight).await.unwrap();
+        while tls.is_handshaking() {
+            let mut piece = [0; 4096];
+            let length = near.read(&mut piece).await.unwrap();
+            tls.read_tls(&mut &piece[..length]).unwrap();
+            tls.process_new_packets().unwrap();
+        }
+        io::Write::write_all(&mut tls.writer(), &[5; LENGTH]).unwrap();
+        flight.clear();
+        while tls.wants_write() {
+            tls.write_tls(&mut flight).unwrap();
+        }
+        near.write_all(&flight).await.unwrap();
+        near
+    };
+    let relay = async {
+        let (mut stream, _) = accept(&server, far, SOON).await.unwrap();
+        let mut got = vec![0; LENGTH];
+        stream.read_exact(&mut got).await.unwrap();
+        assert!(got == [5; LENGTH]);
+    };
+    tokio::join!(client, relay);
+}
+
+#[tokio::test]
+async fn a_network_error_is_told_from_a_refusal() {
+    let (near, far) = sockets().await;
+    drop(far);
+    let config = client_config(&key(2), key(1).public());
+    let cause = connect(&config, near, SOON).await.unwrap_err();
+    assert!(matches!(cause, Cause::Network(_)), "{cause:?}");
+    let (near, _silent) = sockets().await;
+    let cause = connect(&config, near, Duration::from_millis(20)).await.unwrap_err();
+    assert!(matches!(&cause, Cause::Network(text) if text.contains("20ms")), "{cause:?}");
+}

@@ -1,0 +1,91 @@
+//! The one test that a delivered segment passes before anything is learnt from it: whether the local end, by its own
+//! sequence numbers, takes the segment or refuses it (RFC 9293, 3.10.7.4).
+
+use crate::segment::{Segment, before};
+
+/// How far behind what the local end expects, or ahead of it, a segment may lie to be its peer's at all: 8 MiB, more than
+/// most receive windows. A made-up sequence number hits this range once in 256 times.
+pub(crate) const LATEST: u32 = 1 << 23;
+
+/// The largest shift of a window (RFC 7323, 2.3).
+const MAX_SHIFT: u8 = 14;
+
+/// What the local end does with a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acceptance {
+    /// The segment touches the receive window: the local end takes what it says.
+    Current,
+    /// The segment ends before what the local end expects: refused as a repetition, without a look at what it acknowledges.
+    Old,
+    /// The segment lies beyond the window, or too far behind it: none of the other end's.
+    Outside,
+}
+
+/// The receive window of a local end, as far as its segments tell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReceiveWindow {
+    /// The last acknowledgement that the local end has sent: RCV.NXT, or a little less (`rcv_wup` in Linux).
+    next: u32,
+    /// The end of the window: RCV.NXT + RCV.WND when it was told.
+    edge: u32,
+    /// By how much windows are shifted, at the most; `None` if the handshake was not seen.
+    shift: Option<u8>,
+}
+
+impl ReceiveWindow {
+    /// The window that a segment of the local end tells.
+    pub(crate) fn told_by(segment: &Segment, shift: Option<u8>) -> Self {
+        let window = Self { next: segment.ack, edge: segment.ack, shift };
+        Self { edge: window.edge_of(segment), ..window }
+    }
+
+    /// Learns from a segment of the local end.
+    pub(crate) fn told(&mut self, segment: &Segment) {
+        let behind = self.next.wrapping_sub(segment.ack);
+        if (1..=LATEST).contains(&behind) {
+            // Overtaken on its way.
+            return;
+        }
+        self.next = segment.ack;
+        let edge = self.edge_of(segment);
+        // A receiver does not take back the end of its window (RFC 9293, 3.8.6); one that is too far away was never this end's.
+        let keeps = before(edge, self.edge) && self.edge.wrapping_sub(self.next) <= LATEST;
+        if !keeps {
+            self.edge = edge;
+        }
+    }
+
+    /// The acknowledgement that the local end has sent last.
+    pub(crate) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// What the local end does with these sequence numbers: `end` is behind the last one.
+    ///
+    /// As `tcp_sequence()` of Linux, RFC 9293's test with two allowances: a repetition that ends where something new would
+    /// begin, and whatever begins at the very end of the window, because an acknowledgement stands there when the window is full.
+    pub(crate) fn judge(&self, seq: u32, end: u32) -> Acceptance {
+        let behind = self.next.wrapping_sub(end);
+        let width = self.edge.wrapping_sub(self.next);
+        if (1..=LATEST).contains(&behind) {
+            Acceptance::Old
+        } else if before(end, self.next) {
+            Acceptance::Outside
+        } else if before(seq, self.next) || seq.wrapping_sub(self.next) <= width {
+            Acceptance::Current
+        } else {
+            Acceptance::Outside
+        }
+    }
+
+    /// Whether the octet with this number lies in the window.
+    pub(crate) fn contains(&self, seq: u32) -> bool {
+        seq.wrapping_sub(self.next) < self.edge.wrapping_sub(self.next)
+    }
+
+    fn edge_of(&self, segment: &Segment) -> u32 {
+        // Without the handshake, the window is at most this; and no larger than what is looked at.
+        let shift = self.shift.unwrap_or(MAX_SHIFT).min(MAX_SHIFT);
+        segment.ack.wrapping_add((u32::from(segment.window) << shift).min(LATEST))
+    }
+}

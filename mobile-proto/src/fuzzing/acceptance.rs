@@ -1,0 +1,234 @@
+//! What the freeze learns of a flow, beside a model of the TCP at its local end: sequence numbers that do not go round, and the
+//! rules of RFC 9293, 3.10.7.4, written down once more.
+
+use super::packets;
+use crate::flow::Flows;
+use crate::segment::{ACK, FIN, RST, SYN, Segment};
+
+/// As `LATEST` of the flows, which the model must know: TCP itself has no such bound, and takes no window of more than 1 GiB.
+const FAR: i64 = 8 << 20;
+
+/// Nothing of an input moves a number further than this.
+const STEPS: usize = 100;
+
+/// The local end, as it has shown itself. All numbers are counted from where they began.
+#[derive(Debug, Default)]
+struct Tcp {
+    una: i64,
+    next: i64,
+    /// The last acknowledgement that was sent, and the end of the window.
+    received: i64,
+    edge: i64,
+    /// The window of the other end, and the segment that brought it.
+    window: u16,
+    window_by: i64,
+    fin: bool,
+    fin_received: bool,
+    shift: u8,
+}
+
+impl Tcp {
+    fn sends(&mut self, seq: i64, length: i64, ack: i64, window: u16, fin: bool) {
+        self.next = self.next.max(seq + length);
+        self.received = ack;
+        self.edge = self.edge.max(ack + (i64::from(window) << self.shift).min(FAR));
+        self.fin |= fin;
+    }
+
+    /// Whether it takes the segment.
+    fn takes(&self, seq: i64, end: i64) -> bool {
+        end >= self.received && seq <= self.edge
+    }
+
+    fn hears(&mut self, seq: i64, end: i64, ack: i64, window: u16, fin: bool) {
+        if !self.takes(seq, end) || ack > self.next || ack < self.una - FAR {
+            return;
+        }
+        if ack > self.una || (ack == self.una && seq >= self.window_by) {
+            (self.una, self.window, self.window_by) = (ack, window, seq);
+        }
+        self.fin_received |= fin && (self.received..self.edge).contains(&(end - 1));
+    }
+
+    fn is_over(&self) -> bool {
+        self.fin && self.fin_received && self.una == self.next
+    }
+}
+
+/// Input that is taken from the front.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((&first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        first
+    }
+
+    fn word(&mut self) -> u16 {
+        u16::from_be_bytes([self.byte(), self.byte()])
+    }
+
+    /// A distance of any magnitude, but less than half of all sequence numbers.
+    fn distance(&mut self) -> i64 {
+        let (shape, value) = (self.byte(), i64::from(self.word()));
+        let size = (value << (shape % 16)).min((1 << 31) - (1 << 24));
+        if shape & 0x80 == 0 { size } else { -size }
+    }
+}
+
+/// A number as it is on the wire.
+fn wire(begin: u32, number: i64) -> u32 {
+    begin.wrapping_add(number as u32)
+}
+
+/// A connection between a local end that behaves and anybody at all: what is believed of the other end is what the local end
+/// believes.
+pub fn acceptance(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let (flags, shift) = (input.byte(), input.byte() % 16);
+    let [ours, theirs] = [0, 1].map(|_| u32::from(input.word()) << 16 | 0xff00);
+    let template = Segment::parse(&packets::ip(flags & 1 != 0, &[], 6, &packets::transport(6, 0)));
+    let local = Segment { shift: 0, ..template.expect("a segment") };
+    let remote = Segment { key: local.key.reversed(), ..local };
+    let mut flows = Flows::default();
+    let mut tcp = Tcp { shift: 14, ..Tcp::default() };
+    if flags & 2 != 0 {
+        let syn = Segment { flags: SYN, seq: ours.wrapping_sub(1), shift, ..local };
+        assert_eq!(flows.sending(&syn), None);
+        tcp.shift = shift.min(14);
+    }
+    (tcp.window, tcp.next) = (input.word(), i64::from(input.byte()));
+    let began = Segment { seq: theirs, ack: ours, flags: ACK, window: tcp.window, data: 0, ..remote };
+    flows.delivered(&began);
+    let window = input.word();
+    let first = Segment { seq: ours, ack: theirs, flags: ACK, window, data: tcp.next as u32, ..local };
+    let mut at = flows.sending(&first).expect("both ends agree");
+    flows.sent(at, &first);
+    tcp.sends(0, tcp.next, 0, window, false);
+    for _ in 0..STEPS {
+        if input.0.is_empty() {
+            return;
+        }
+        let kind = input.byte();
+        if kind % 4 == 0 {
+            // New data, or a repetition, or a probe.
+            let span = tcp.next - tcp.una + 1;
+            let seq = if kind & 4 == 0 { tcp.next } else { tcp.next - i64::from(input.word()) % (span + 1) };
+            let (data, fin) = (i64::from(input.byte()), kind & 8 != 0);
+            // Behind its FIN there is nothing.
+            let data = if tcp.fin { data.min(tcp.next - seq) } else { data };
+            let fin = fin && !tcp.fin && seq + data == tcp.next.max(seq + data);
+            let (ack, window) = (tcp.received + i64::from(input.byte()), input.word());
+            let segment = Segment {
+                seq: wire(ours, seq),
+                ack: wire(theirs, ack),
+                flags: ACK | if fin { FIN } else { 0 },
+                window,
+                data: data as u32,
+                ..local
+            };
+            at = flows.sending(&segment).expect("it lives");
+            if let Some((again, Some(window))) = flows.get(at).missed(&segment) {
+                let ack = i64::from(again.wrapping_sub(wire(ours, tcp.una)) as i32) + tcp.una;
+                assert!((tcp.una..=tcp.next).contains(&ack), "it is told what it never sent");
+                if ack > tcp.una {
+                    // It hears of that now: what it is told has the number that it expects.
+                    (tcp.una, tcp.window) = (ack, window);
+                }
+                flows.get_mut(at).told_again(again, window);
+            }
+            flows.sent(at, &segment);
+            tcp.sends(seq, data + i64::from(fin), ack, window, fin);
+        } else {
+            let (seq, ack) = (tcp.received + input.distance(), tcp.una + input.distance());
+            let (length, window) = (i64::from(input.word() % 3000), input.word());
+            let flags = match kind % 16 {
+                1 => RST,
+                2 => RST | ACK,
+                3 => SYN | ACK,
+                5 => SYN,
+                6 => 0,
+                7 | 9 => FIN | ACK,
+                _ => ACK,
+            };
+            let segment = Segment {
+                seq: wire(theirs, seq),
+                ack: wire(ours, ack),
+                flags,
+                window,
+                data: length as u32,
+                ..remote
+            };
+            let end = seq + i64::from(segment.length());
+            flows.delivered(&segment);
+            if flags & RST != 0 {
+                if flows.is_empty() {
+                    assert!(tcp.takes(seq, end), "a reset that TCP refuses ended the flow");
+                    return;
+                }
+                continue;
+            }
+            if flags & (SYN | ACK) == ACK {
+                tcp.hears(seq, end, ack, window, flags & FIN != 0);
+            }
+            if flags & ACK != 0 && tcp.is_over() && flags & SYN == 0 && tcp.takes(seq, end) {
+                assert!(flows.is_empty(), "both ends are done");
+                return;
+            }
+            assert!(!flows.is_empty(), "it lives");
+        }
+        let flow = flows.get(at);
+        assert_eq!(flow.acked, wire(ours, tcp.una), "what is acknowledged: {tcp:?}");
+        assert_eq!(flow.window, Some(tcp.window), "the window: {tcp:?}");
+    }
+}
+
+/// An exchange that goes well, the forgery that was once believed, an acknowledgement that was refused and told again, and ends.
+#[must_use]
+pub fn acceptance_seeds() -> Vec<Vec<u8>> {
+    let start = |flags: u8| vec![flags, 7, 0xff, 0xff, 0, 0, 1, 0, 100, 2, 0];
+    let local = [0, 200, 50, 1, 0];
+    let delivered = |kind: u8, seq: [u8; 3], ack: [u8; 3]| [&[kind][..], &seq, &ack, &[0, 10, 3, 0]].concat();
+    let mut seeds = Vec::new();
+    for flags in 0..4 {
+        let mut seed = start(flags);
+        seed.extend_from_slice(&local);
+        for (seq, ack) in [([0, 0, 0], [0, 0, 50]), ([0, 0, 9], [0, 0, 20]), ([15, 0xff, 0xff], [0, 0, 30])] {
+            seed.extend(delivered(4 + 11, seq, ack));
+        }
+        // Refused as old, and shown to be unheard.
+        seed.extend(delivered(15, [0x80, 0, 40], [0, 0, 60]));
+        seed.extend_from_slice(&[4, 0, 150, 10, 40, 1, 0]);
+        for kind in [1, 3, 5, 6, 7] {
+            seed.extend(delivered(kind, [0x81, 0, 200], [0, 0, 1]));
+        }
+        let mut ends = seed.clone();
+        ends.extend_from_slice(&[8, 3, 0, 1, 0]);
+        ends.extend(delivered(7, [0, 0, 0], [0, 0, 200]));
+        seed.extend(delivered(1, [0, 0, 3], [0, 0, 0]));
+        seeds.extend([seed, ends]);
+    }
+    seeds
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_seeds_pass() {
+        acceptance_seeds().iter().for_each(|seed| acceptance(seed));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_delivered_the_flow_is_as_tcp_has_it(
+            bytes in proptest::collection::vec(any::<u8>(), 0..400),
+        ) {
+            acceptance(&bytes);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! How many small segments a peer may have cut here.
+//!
+//! A packet that is to be cut costs its sender one frame and the receiving kernel a packet for each segment. Segments of an
+//! ordinary size are no more work than the bytes that came; with small ones a little data makes many packets. Such senders
+//! exist (an MSS of 256, or of 88, the least that `TCP_MAXSEG` takes), so small segments pass, as many in a second as a
+//! stream of the smallest ordinary packets over some 6 Mbit/s would bring: that is no amplification.
+
+use std::time::{Duration, Instant};
+
+use crate::{Offload, Packet};
+
+/// Segments of at least this many bytes are ordinary: every host takes 536 bytes (RFC 9293, 3.7.1), of which TCP's options
+/// may be 40.
+const ORDINARY: u16 = 536 - 40;
+
+/// What a small segment costs: 32,768 of them a second. That is 64 Mbit/s with an MSS of 256, 20 Mbit/s with one of 88.
+const PRICE: Duration = Duration::from_nanos(1_000_000_000 / 32_768);
+
+/// So much may be owed: 8,192 segments at once, which are four of the largest packets.
+const CREDIT: Duration = Duration::from_millis(250);
+
+/// The small segments of one peer.
+#[derive(Debug, Default)]
+pub(crate) struct SegmentBudget {
+    /// Until when all are paid for.
+    paid: Option<Instant>,
+}
+
+impl SegmentBudget {
+    /// Whether the packet may be handed on to be cut.
+    pub(crate) fn admit(&mut self, now: Instant, packet: Packet<'_>) -> bool {
+        let Offload::Segment(size) = packet.offload else { return true };
+        if size >= ORDINARY {
+            return true;
+        }
+        // Headers are counted as if they were data: a bound without a look at them.
+        let segments = packet.len().div_ceil(usize::from(size.max(1)));
+        let price = PRICE.saturating_mul(u32::try_from(segments).unwrap_or(u32::MAX));
+        let paid = self.paid.map_or(now, |paid| paid.max(now)) + price;
+        let admitted = paid <= now + CREDIT;
+        if admitted {
+            self.paid = Some(paid);
+        }
+        admitted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes admitted in ten seconds of a peer that sends all it can.
+    fn admitted(size: u16, length: usize) -> (usize, usize) {
+        let (start, bytes) = (Instant::now(), vec![0; length]);
+        let packet = Packet { bytes: &bytes, offload: Offload::Segment(size) };
+        let mut budget = SegmentBudget::default();
+        let mut admits = |step| budget.admit(start + Duration::from_micros(100) * step, packet);
+        let packets = (0..100_000).filter(|&step| admits(step)).count();
+        (packets * length, packets * length.div_ceil(size.into()))
+    }
+
+    #[test]
+    fn small_segments_have_a_rate_and_ordinary_ones_have_none() {
+        for size in [1448, 1208, 536 - 12, 536 - 40] {
+            assert_eq!(admitted(size, 65_000).0, 65_000 * 100_000, "{size}");
+        }
+        for size in [1, 8, 36, 76, 244, 495] {
+            let (_, segments) = admitted(size, 4000);
+            assert!((300_000..=340_000).contains(&segments), "{segments} of {size} bytes");
+        }
+    }
+
+    #[test]
+    fn a_small_mss_still_carries_data() {
+        for (mss, least) in [(256, 60_000_000), (88, 19_000_000)] {
+            // Ten seconds of segments with timestamps.
+            let bits = admitted(mss - 12, 40_000).0 * 8 / 10;
+            assert!(bits > least, "{bits} bit/s with an MSS of {mss}");
+        }
+    }
+
+    #[test]
+    fn a_segment_size_of_nothing_is_a_price_too() {
+        let bytes = [0; 60_000];
+        let packet = Packet { bytes: &bytes, offload: Offload::Segment(0) };
+        assert!(!SegmentBudget::default().admit(Instant::now(), packet));
+    }
+}
