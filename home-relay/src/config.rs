@@ -319,7 +319,7 @@ impl Config {
 const MAX_LIMIT: usize = 315_360_000;
 
 /// The name goes into a ruleset in quotes and into paths below /proc/sys.
-fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
+pub(crate) fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
     // IFNAMSIZ is 16 with the final NUL.
     let good = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '"' | '\\' | '*' | '%' | ':');
     ensure!(

@@ -10,6 +10,7 @@ mod config;
 mod control;
 mod daemon;
 mod explain;
+mod footprint;
 mod metrics;
 mod routing;
 mod selection;

@@ -127,7 +127,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
 }
 
 /// Purges `package`, and looks for what it could have left: files, a user, units, objects in the kernel.
-fn purged(machine: &Machine, package: &str, program: &str) -> Outcome {
+pub(crate) fn purged(machine: &Machine, package: &str, program: &str) -> Outcome {
     let files =
         machine.run(&format!("dpkg -L {package} | while read f; do [ -d \"$f\" ] || echo \"$f\"; done"))?;
     ensure!(files.contains(&format!("/usr/bin/{program}")), "{files}");

@@ -108,6 +108,11 @@ impl Machine {
             .with_context(|| format!("on {}: {script}", self.ns.name()))
     }
 
+    /// Waits until it is off: its first process, and with it all of them, has ended.
+    pub fn wait_off(&mut self) -> Result<()> {
+        wait_for("the machine to be off", COMMAND, || self.systemd.ended()).map(drop)
+    }
+
     /// Runs a shell command that must succeed; what it printed.
     pub fn run(&self, script: &str) -> Result<String> {
         self.try_run(script)?.ok().with_context(|| {

@@ -142,6 +142,16 @@ impl Agent {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// `mobile prepare-slice`: answered when the programs take what runs in the slice for mobile.
+    pub(crate) fn prepare_slice(&self) -> Result<(), String> {
+        let slice = self.cgroup.slice();
+        let dir = slice.dir().display();
+        let id = slice.ensure().map_err(|error| format!("cannot make the cgroup {dir}: {error}"))?;
+        self.selector().set_slice(id).map_err(|error| error.to_string())?;
+        tracing::debug!(slice = %dir, id, "the slice is ready: what starts in it is mobile");
+        Ok(())
+    }
+
     /// `mobile cleanup`: answered when everything is removed.
     pub(crate) async fn clean_up(&self) -> Result<Answer, String> {
         let (reply, done) = oneshot::channel();

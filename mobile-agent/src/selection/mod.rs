@@ -13,6 +13,7 @@ mod diag;
 mod extent;
 pub(crate) mod floor;
 pub(crate) mod instance;
+pub(crate) mod owner;
 mod pins;
 pub(crate) mod process;
 pub(crate) mod slice;
