@@ -43,7 +43,7 @@ impl Laptop {
     }
 
     /// What of the MOBILE route is in the kernel.
-    pub(crate) fn route(&self) -> anyhow::Result<String> {
+    fn route(&self) -> anyhow::Result<String> {
         self.machine.run(
             "for family in -4 -6; do ip $family rule | grep 7700; ip $family route show table 7700; \
              ip -br $family addr show dev mobile0; done",

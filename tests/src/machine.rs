@@ -108,9 +108,13 @@ impl Machine {
             .with_context(|| format!("on {}: {script}", self.ns.name()))
     }
 
-    /// Waits until it is off: its first process, and with it all of them, has ended.
-    pub fn wait_off(&mut self) -> Result<()> {
-        wait_for("the machine to be off", COMMAND, || self.systemd.ended()).map(drop)
+    /// Waits until every unit is stopped: then systemd becomes the program that ends what is left, or has ended.
+    pub fn wait_shut_down(&mut self) -> Result<()> {
+        let comm = format!("/proc/{}/comm", self.init);
+        wait_for("the machine to shut down", COMMAND, || {
+            let name = std::fs::read_to_string(&comm).unwrap_or_default();
+            Ok((self.systemd.ended()?.is_some() || name.trim() != "systemd").then_some(()))
+        })
     }
 
     /// Runs a shell command that must succeed; what it printed.
