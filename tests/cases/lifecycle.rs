@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use mobile_tests::{Agent, Machine, PATIENCE, Process, Talk, Testbed, addr, finish_within, port, until};
+use mobile_tests::{
+    Agent, Lab, LabOptions, Machine, Ns, PATIENCE, Process, Talk, Testbed, UplinkName, addr, finish_within,
+    port, until,
+};
 
 use crate::leaks::{assert_no_leak_in, captures_in};
 use crate::managers::Laptop;
@@ -43,7 +46,8 @@ fn no_shutdown_opens_the_route_for_processes_that_outlive_the_agent() -> Outcome
         let _ = laptop.machine.try_run(&format!("systemctl {verb}"));
         laptop.machine.wait_shut_down().with_context(|| verb.to_owned())?;
         let said = process.output();
-        let by_tunnel = |seen: &str| [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)].contains(&ip_of(seen));
+        let by_tunnel =
+            |seen: &str| [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)].contains(&ip_of(seen));
         ensure!(said.lines().count() > 1 && said.lines().all(by_tunnel), "{verb}: {said}");
         assert_no_leak_in(&laptop.lab, captures).with_context(|| verb.to_owned())?;
         drop(process);
@@ -65,7 +69,7 @@ fn rescue_mode_leaves_the_route_and_the_agent_adopts_it_afterwards() -> Outcome 
     ensure!(rules()?.contains("7700"), "cleaned up for rescue mode: {}", rules()?);
     assert_no_leak_in(&laptop.lab, captures)?;
     machine.run("systemctl isolate multi-user.target")?;
-    laptop.connected(mobile_tests::UplinkName::Eth)?;
+    laptop.connected(UplinkName::Eth)?;
     drop(process);
     // Stopped for good by the operator it is cleaned up, as ever.
     machine.run("systemctl stop mobile")?;
@@ -111,9 +115,11 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
     }
     // One that runs outlives a restart of the agent, and not its end: it would go direct.
     machine.run("systemctl start stays && systemctl restart mobile && systemctl is-active stays")?;
-    laptop.connected(mobile_tests::UplinkName::Eth)?;
+    laptop.connected(UplinkName::Eth)?;
     machine.run("systemctl stop mobile")?;
-    ensure!(machine.try_run("systemctl is-active stays")?.code() != 0, "a service goes on without the agent");
+    until("the service to end with the agent", || {
+        machine.try_run("systemctl is-active stays").is_ok_and(|done| done.code() != 0)
+    })?;
 
     // Without a configuration there is no agent.
     machine.run("mv /etc/mobile/agent.toml /root")?;
@@ -125,7 +131,7 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
     let reason = machine.run("journalctl --sync; journalctl --no-pager --output=cat --unit=mobile-slice")?;
     ensure!(reason.contains("no agent") && reason.contains("mobile enroll"), "{reason}");
     machine.run("mv /root/agent.toml /etc/mobile; systemctl start stays")?;
-    laptop.connected(mobile_tests::UplinkName::Eth)?;
+    laptop.connected(UplinkName::Eth)?;
     fetch("with the configuration back")?;
     machine.run("systemctl stop stays")?;
     assert_no_leak_in(&laptop.lab, captures)?;
@@ -214,11 +220,13 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
         ensure!(enabled.trim() == if unit == "mobile" { "disabled" } else { "enabled" }, "{unit}: {enabled}");
         machine.run(&format!("systemctl stop {unit}"))?;
         until("the clean-up", || {
-            machine.run("ip -o link").is_ok_and(|links| !links.contains("mobile0") && !links.contains("home0"))
+            machine
+                .run("ip -o link")
+                .is_ok_and(|links| !links.contains("mobile0") && !links.contains("home0"))
         })?;
         let failed = machine.run("systemctl list-units --failed --plain --no-legend")?;
         ensure!(!failed.contains("cleanup"), "{failed}");
-        // Removing is installing and purging undone, one by one; and once more with the machine's own word for "no".
+        // Removed, it can be installed again, and purged with what is then running.
         machine.run(&format!("DEBIAN_FRONTEND=noninteractive dpkg --remove {name}"))?;
         install(machine, package)?;
         purged(machine, name, unit)?;
@@ -227,50 +235,45 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
     laptop.finish_off()
 }
 
-/// What an agent with default names leaves if a case fails.
-struct Defaults(Vec<PathBuf>);
+/// What the agents of a network namespace with default names have: mobile cgroup and pins.
+struct Defaults([PathBuf; 2]);
 
 impl Defaults {
-    /// The names that are there now and begin with `mobile`.
-    fn now() -> anyhow::Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for dir in ["/sys/fs/cgroup", "/sys/fs/bpf"] {
-            let names = std::fs::read_dir(dir)?.flatten().map(|entry| entry.path());
-            found.extend(names.filter(|path| {
-                path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
-                    name == "mobile" || name.strip_prefix("mobile-").is_some_and(|id| id.parse::<u64>().is_ok())
-                })
-            }));
-        }
-        Ok(found)
+    fn of(lab: &Lab, ns: &Ns) -> anyhow::Result<Self> {
+        let id = ns.run(&["stat", "--dereference", "--format=%i", "/proc/self/ns/net"])?;
+        let name = format!("mobile-{}", id.trim());
+        let root = lab.group().path().parent().context("a lab's cgroup is below the root")?;
+        Ok(Self([root.join(&name), Path::new("/sys/fs/bpf").join(&name)]))
+    }
+
+    fn there(&self) -> [bool; 2] {
+        [self.0[0].exists(), self.0[1].exists()]
     }
 }
 
 impl Drop for Defaults {
+    /// Outside of the lab's own cgroup, the lab does not know of them if a case fails.
     fn drop(&mut self) {
-        for path in Self::now().unwrap_or_default().into_iter().filter(|path| self.0.contains(path)) {
-            let _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&path).output();
-            let _ = Command::new("find").arg(&path).args(["-depth", "-type", "d", "-delete"]).output();
-        }
+        let [cgroup, pins] = &self.0;
+        let _ = Command::new("rm").arg("-rf").arg(pins).output();
+        let _ = Command::new("find").arg(cgroup).args(["-depth", "-type", "d", "-delete"]).output();
     }
 }
 
 #[test]
 fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other() -> Outcome {
-    let bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
-    let mut bed = bed;
+    let mut bed = Testbed::installed(&LabOptions::default())?;
     let elsewhere = bed.lab.visited[1].clone();
     let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
     for agent in [&bed.agent, &other] {
         agent.use_default("cgroup", "path")?;
         agent.use_default("bpf", "pin_dir")?;
     }
-    let before = Defaults::now()?;
+    let names = [Defaults::of(&bed.lab, &bed.lab.host)?, Defaults::of(&bed.lab, &elsewhere)?];
     bed.start()?;
     other.start()?;
     other.wait_connected()?;
-    let made: Vec<_> = Defaults::now()?.into_iter().filter(|path| !before.contains(path)).collect();
-    let _made = Defaults(made);
+    ensure!(names.iter().all(|names| names.there() == [true; 2]), "other names than the documented ones");
 
     let [echo, _] = server(port::ECHO);
     let tool = mobile_tests::program("labtool")?.display().to_string();
@@ -288,6 +291,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     // The other one goes, with everything that is its own.
     other.stop()?;
     other.cli(&["cleanup"])?.ok()?;
+    assert_eq!(names.each_ref().map(Defaults::there), [[true; 2], [false; 2]]);
     assert_eq!(here.ask("after")?, "after");
     assert_eq!(pids(&bed.agent)?, 1);
     works(&bed)?;
@@ -303,8 +307,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     works(&bed)?;
 
     // A name that another one's agent has is refused, with a word about whose it is.
-    let cgroup = Defaults::now()?.into_iter().find(|path| path.starts_with("/sys/fs/cgroup"));
-    other.configure("cgroup", "path", cgroup.context("no cgroup")?.display().to_string())?;
+    other.configure("cgroup", "path", names[0].0[0].display().to_string())?;
     let error = other.start().err().context("started in the other's cgroup")?.to_string();
     ensure!(error.contains("network namespace"), "{error}");
     other.cli(&["cleanup"])?.ok()?;
@@ -312,8 +315,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     drop(here);
     drop(there);
     bed.finish()?;
-    let left: Vec<_> = Defaults::now()?.into_iter().filter(|path| !before.contains(path)).collect();
-    ensure!(left.is_empty(), "left: {left:?}");
+    assert_eq!(names.each_ref().map(Defaults::there), [[false; 2]; 2]);
     Ok(())
 }
 
@@ -324,4 +326,3 @@ fn works(bed: &Testbed) -> Outcome {
     ensure!(ip_of(&seen) == addr::RELAY4, "seen as {seen}");
     Ok(())
 }
-

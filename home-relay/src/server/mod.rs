@@ -171,8 +171,8 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
 
     let redirects = forwards::redirects(&store.forwards()?, &clients, &served);
     let ruleset = Ruleset::of(&config, &served, redirects);
-    if let Err(error) = footprint::record(path)
-        .and_then(|record| record.add(Footprint::of(&config.tunnel, &config.admin)))
+    if let Err(error) =
+        footprint::record(path).and_then(|record| record.add(Footprint::of(&config.tunnel, &config.admin)))
     {
         warn!(%error, "`home-relay cleanup` will need this configuration as it is now");
     }

@@ -113,7 +113,9 @@ mod tests {
             let cgroup = &place.cgroup;
             let claimed = claim(cgroup).unwrap();
             let own = mobile_io::netns::id().unwrap();
-            assert!(matches!(claim(cgroup), Err(CgroupError::InUse { owner: Some(owner), .. }) if owner == own));
+            assert!(
+                matches!(claim(cgroup), Err(CgroupError::InUse { owner: Some(owner), .. }) if owner == own)
+            );
             assert!(matches!(may_remove(cgroup), Err(CgroupError::InUse { .. })));
             drop(claimed);
             assert!(may_remove(cgroup).unwrap());
