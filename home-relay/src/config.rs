@@ -334,7 +334,7 @@ fn check_hosts(hosts: &[String]) -> anyhow::Result<()> {
 }
 
 /// The name goes into a ruleset in quotes and into paths below /proc/sys.
-fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
+pub(crate) fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
     // IFNAMSIZ is 16 with the final NUL.
     let good = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '"' | '\\' | '*' | '%' | ':');
     ensure!(

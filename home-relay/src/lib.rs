@@ -7,6 +7,7 @@ mod check;
 mod cli;
 mod config;
 mod confine;
+mod footprint;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod metrics;

@@ -13,6 +13,8 @@ use mobile_io::keys::PublicKey;
 use mobile_io::modes::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
+use crate::selection::owner;
+
 /// Where the configuration is when `--config` does not say.
 pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
 
@@ -135,7 +137,8 @@ pub(crate) enum OnFailure {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Cgroup {
-    /// The mobile cgroup; when absent, `mobile` at the root of the cgroup2 mount.
+    /// The mobile cgroup; when absent, `mobile` at the root of the cgroup2 mount, or `mobile-ID` in a network
+    /// namespace other than the machine's own.
     pub(crate) path: Option<PathBuf>,
     /// systemd's slice whose processes are mobile too; when absent, `mobile.slice` at the root of the cgroup2 mount.
     pub(crate) slice: Option<PathBuf>,
@@ -145,7 +148,7 @@ pub(crate) struct Cgroup {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bpf {
-    /// Where programs, links and maps are pinned.
+    /// Where programs, links and maps are pinned; named as the mobile cgroup when absent.
     pub(crate) pin_dir: PathBuf,
 }
 
@@ -214,7 +217,7 @@ impl Default for Routing {
 
 impl Default for Bpf {
     fn default() -> Self {
-        Self { pin_dir: "/sys/fs/bpf/mobile".into() }
+        Self { pin_dir: Path::new("/sys/fs/bpf").join(owner::default_name()) }
     }
 }
 
@@ -256,6 +259,12 @@ impl Config {
             }
             mobile_io::config::without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
         })
+    }
+
+    /// Returns the defaults with what the environment sets, if that can be used.
+    pub(crate) fn without_file() -> Self {
+        let read = mobile_io::config::without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
+        read.and_then(|config| config.complete(Path::new(DEFAULT_PATH))).unwrap_or_default()
     }
 
     /// Checks what was read, and finds the key that lies beside it.

@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod daemon;
 mod explain;
+mod footprint;
 mod metrics;
 mod processes;
 mod routing;

@@ -31,14 +31,24 @@ fn outside_the_tunnel() -> String {
 }
 
 pub(crate) fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
-    let capture = |device| bed.lab.capture(&bed.lab.host, device, &outside_the_tunnel());
+    captures_in(&bed.lab)
+}
+
+/// Captures what leaves the host of `lab` beside the tunnel, on each uplink.
+pub(crate) fn captures_in(lab: &Lab) -> anyhow::Result<[Capture; 2]> {
+    let capture = |device| lab.capture(&lab.host, device, &outside_the_tunnel());
     Ok([capture("eth0")?, capture("wlan0")?])
 }
 
 /// Proves that the captures were awake, and that they saw nothing else.
 pub(crate) fn assert_no_leak(bed: &Testbed, captures: [Capture; 2]) -> Outcome {
-    for (capture, uplink) in captures.into_iter().zip([bed.lab.eth(), bed.lab.wlan()]) {
-        bed.lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", uplink.device(), &addr::SERVER4.to_string()])?;
+    assert_no_leak_in(&bed.lab, captures)
+}
+
+/// Proves of [`captures_in`] that they were awake, and that they saw nothing else.
+pub(crate) fn assert_no_leak_in(lab: &Lab, captures: [Capture; 2]) -> Outcome {
+    for (capture, uplink) in captures.into_iter().zip([lab.eth(), lab.wlan()]) {
+        lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", uplink.device(), &addr::SERVER4.to_string()])?;
         until("the capture to see the ordinary ping and its answer", || capture.packets().len() >= 2)?;
         let packets = capture.stop()?;
         assert_eq!(packets.len(), 2, "{} leaked:\n{}", uplink.device(), packets.join("\n"));

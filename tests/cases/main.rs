@@ -22,6 +22,7 @@ mod lab;
 mod laptop;
 mod latency;
 mod leaks;
+mod lifecycle;
 mod managers;
 mod matrix;
 mod metrics;

@@ -7,14 +7,14 @@ use crate::packages::{VERSION, install, packages};
 use crate::{Outcome, ip_of, urls};
 
 /// A laptop with systemd, and the agent's package on it, connected.
-struct Laptop {
-    machine: Machine,
+pub(crate) struct Laptop {
+    pub(crate) machine: Machine,
     relay: Relay,
-    lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 impl Laptop {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         let mut relay = Relay::install(&lab)?;
         relay.start()?;
@@ -36,7 +36,7 @@ impl Laptop {
         Ok(laptop)
     }
 
-    fn connected(&self, uplink: UplinkName) -> Outcome {
+    pub(crate) fn connected(&self, uplink: UplinkName) -> Outcome {
         until(&format!("the tunnel on {}", uplink.device()), || {
             self.machine.run("mobile status").is_ok_and(|status| status.contains(uplink.device()))
         })
@@ -62,10 +62,15 @@ impl Laptop {
     }
 
     /// The end, after which neither program has warned of anything, and the agent has put nothing back.
-    fn finish(mut self) -> Outcome {
+    pub(crate) fn finish(self) -> Outcome {
         let loud = "journalctl --no-pager --output=cat --priority=warning _SYSTEMD_UNIT=mobile.service";
         let loud = self.machine.run(loud)?;
         ensure!(loud.trim().is_empty(), "the agent warned:\n{loud}");
+        self.finish_off()
+    }
+
+    /// The same of a laptop that is off, whose journal is gone with it.
+    pub(crate) fn finish_off(mut self) -> Outcome {
         self.relay.stop()?;
         self.relay.cli(&["cleanup"])?.ok()?;
         let log = self.relay.log();

@@ -127,7 +127,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
 }
 
 /// Purges `package`, and looks for what it could have left: files, a user, units, objects in the kernel.
-fn purged(machine: &Machine, package: &str, program: &str) -> Outcome {
+pub(crate) fn purged(machine: &Machine, package: &str, program: &str) -> Outcome {
     let files =
         machine.run(&format!("dpkg -L {package} | while read f; do [ -d \"$f\" ] || echo \"$f\"; done"))?;
     ensure!(files.contains(&format!("/usr/bin/{program}")), "{files}");
@@ -136,11 +136,13 @@ fn purged(machine: &Machine, package: &str, program: &str) -> Outcome {
         format!("/etc/{program}"),
         format!("/var/lib/{program}"),
         format!("/run/{program}"),
-        format!("/sys/fs/bpf/{program}"),
         format!("/sys/fs/cgroup/{}/{program}", machine.cgroup.display()),
     ]) {
         ensure!(machine.try_run(&format!("test -e {file}"))?.code() == 1, "{file} is left");
     }
+    // The directory of pins carries the network namespace in its name.
+    let pins = machine.run("ls /sys/fs/bpf")?;
+    ensure!(!pins.contains(program), "pins are left: {pins}");
     ensure!(machine.try_run(&format!("getent passwd {program}"))?.code() == 2, "the user {program} is left");
     let units = machine.run(&format!("systemctl list-units --all --plain --no-legend '{program}*'"))?;
     ensure!(units.trim().is_empty(), "units are left: {units}");

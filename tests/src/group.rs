@@ -97,6 +97,23 @@ pub(crate) fn remove_pins(start: &Path) {
     }
 }
 
+/// Removes the records of kernel objects that programs configured in `dir` wrote, for a case that failed before `cleanup`.
+pub(crate) fn remove_records(dir: &Path) {
+    for folder in ["/run/mobile", "/run/home-relay"] {
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let is_json = path.extension().is_some_and(|extension| extension == "json");
+            let text =
+                if is_json { std::fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+            if text.contains(&format!("{}/", dir.display())) {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+        // Another lab's may be in there.
+        let _ = std::fs::remove_dir(folder);
+    }
+}
+
 fn leftovers(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     entries

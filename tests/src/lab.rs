@@ -243,6 +243,7 @@ impl Drop for Lab {
         self.group.kill();
         // Pins hold programs attached to the whole machine: they must not outlive a failed case.
         group::remove_pins(&self.pin_dir());
+        group::remove_records(self.dir());
     }
 }
 

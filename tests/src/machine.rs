@@ -108,6 +108,15 @@ impl Machine {
             .with_context(|| format!("on {}: {script}", self.ns.name()))
     }
 
+    /// Waits until every unit is stopped: then systemd becomes the program that ends what is left, or has ended.
+    pub fn wait_shut_down(&mut self) -> Result<()> {
+        let comm = format!("/proc/{}/comm", self.init);
+        wait_for("the machine to shut down", COMMAND, || {
+            let name = std::fs::read_to_string(&comm).unwrap_or_default();
+            Ok((self.systemd.ended()?.is_some() || name.trim() != "systemd").then_some(()))
+        })
+    }
+
     /// Runs a shell command that must succeed; what it printed.
     pub fn run(&self, script: &str) -> Result<String> {
         self.try_run(script)?.ok().with_context(|| {

@@ -119,10 +119,14 @@ impl Program {
     }
 
     fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait_ended().context("after SIGTERM")
+    }
+
+    fn wait_ended(&mut self) -> Result<()> {
         let mut daemon = self.daemon.take().with_context(|| format!("{} is not running", self.name))?;
-        daemon.signal(Signal::SIGTERM)?;
         let status = daemon.wait(PATIENCE)?;
-        ensure!(status.success(), "{} ended with {status} after SIGTERM", self.name);
+        ensure!(status.success(), "{} ended with {status}", self.name);
         Ok(())
     }
 

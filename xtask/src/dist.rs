@@ -92,6 +92,7 @@ pub(crate) const PACKAGES: [Package; 2] = [
             ("mobile.service", UNITS),
             ("mobile-cleanup.service", UNITS),
             ("mobile.slice", UNITS),
+            ("mobile-slice.service", UNITS),
             ("alerts.yml", AGENT_EXAMPLES),
             ("dashboard.json", AGENT_EXAMPLES),
         ],

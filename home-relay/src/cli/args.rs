@@ -56,7 +56,11 @@ pub(crate) enum Verb {
     /// Look whether this machine can serve: key, port, forwarding, nftables, other firewalls. Exit 1 if not.
     Check(Format),
     /// Remove every kernel object of ours: the device and the nftables table.
-    Cleanup,
+    Cleanup {
+        /// Leave everything while systemd shuts the machine down, or enters rescue mode. For `home-relay-cleanup.service`.
+        #[arg(long)]
+        unless_shutdown: bool,
+    },
 }
 
 /// What `init` writes.

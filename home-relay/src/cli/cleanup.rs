@@ -1,46 +1,65 @@
 //! `cleanup`: removes every kernel object of ours. Tries everything and reports every failure.
 
-use anyhow::{Context as _, bail};
+use std::path::Path;
 
+use anyhow::{Context as _, bail};
+use mobile_io::record::Record;
+use mobile_io::shutdown;
 use mobile_io::tun::TunError;
 
-use super::clients::connect;
-use crate::config::Config;
+use super::clients::connect_to;
+use crate::footprint::{self, Footprint};
 use crate::network::nft;
 
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, no other relay's;
 /// doing it again is fine. Forwarding stays as it is: other software may have come to rely on it.
-pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
-    if connect(config)?.is_some() {
-        bail!("the relay is running: stop it before `cleanup`, which takes its device away");
+///
+/// `unless_shutdown` leaves everything while the machine shuts down.
+pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
+    if unless_shutdown && shutdown::is_under_way().context(
+        "nothing removed, because systemd does not say whether the machine shuts down: run `home-relay cleanup`",
+    )? {
+        eprintln!("the machine shuts down: nothing removed");
+        return Ok(());
     }
-    let device = &config.tunnel.device;
-    // Opening a TUN registers it with a runtime.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let guard = runtime.enter();
-    let removed = mobile_io::tun::remove(device);
-    drop(guard);
-    if let Err(error @ TunError::Busy(_)) = removed {
-        // A relay that runs without its socket: its rules are in use too.
-        return Err(error).context("nothing removed: stop the relay first");
+    let record = footprint::record(path).context("cannot find what the relay recorded")?;
+    let names = footprint::known(path, &record)?;
+    for footprint in &names {
+        if connect_to(&footprint.socket)?.is_some() {
+            bail!("the relay is running: stop it before `cleanup`, which takes its device away");
+        }
     }
-    let removed = removed.with_context(|| format!("cannot remove {device}"));
-    let table = nft::table(device);
-    let removed_table = nft::remove(&table);
+    remove(&names, &record)
+}
 
+fn remove(names: &[Footprint], record: &Record) -> anyhow::Result<()> {
     let mut failures = Vec::new();
-    match removed {
-        Ok(true) => eprintln!("removed device {device}"),
-        Ok(false) => {}
-        Err(error) => failures.push(format!("{error:#}")),
-    }
-    match removed_table {
-        Ok(true) => eprintln!("removed table inet {table}"),
-        Ok(false) => {}
-        Err(error) => failures.push(format!("{error:#}")),
+    for Footprint { device, .. } in names {
+        // Opening a TUN registers it with a runtime.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let guard = runtime.enter();
+        let removed = mobile_io::tun::remove(device);
+        drop(guard);
+        if let Err(error @ TunError::Busy(_)) = removed {
+            // A relay that runs without its socket: its rules are in use too.
+            return Err(error).context("nothing removed: stop the relay first");
+        }
+        let removed = removed.with_context(|| format!("cannot remove {device}"));
+        let table = nft::table(device);
+        let removed_table = nft::remove(&table);
+        match removed {
+            Ok(true) => eprintln!("removed device {device}"),
+            Ok(false) => {}
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+        match removed_table {
+            Ok(true) => eprintln!("removed table inet {table}"),
+            Ok(false) => {}
+            Err(error) => failures.push(format!("{error:#}")),
+        }
     }
     if !failures.is_empty() {
         bail!(failures.join("; "));
     }
-    Ok(())
+    Ok(record.remove()?)
 }

@@ -1,6 +1,8 @@
 //! The verbs about clients and sessions: asked of the running relay if there is one, else done on its
 //! store. A store has one opener, so whether the admin socket answers decides.
 
+use std::path::Path;
+
 use anyhow::bail;
 use mobile_io::control::{Client as ControlClient, ControlError};
 
@@ -95,7 +97,12 @@ pub(super) fn not_running(config: &Config) -> String {
 
 /// The running relay, if any. Not being allowed to talk to it is an error, not an absence.
 pub(super) fn connect(config: &Config) -> anyhow::Result<Option<ControlClient>> {
-    match ControlClient::connect(&config.admin.socket) {
+    connect_to(&config.admin.socket)
+}
+
+/// Returns a connection to the relay that runs with this admin socket, if one does.
+pub(super) fn connect_to(socket: &Path) -> anyhow::Result<Option<ControlClient>> {
+    match ControlClient::connect(socket) {
         Ok(client) => Ok(Some(client)),
         Err(ControlError::NotRunning { .. }) => Ok(None),
         Err(error) => Err(error.into()),

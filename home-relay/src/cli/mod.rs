@@ -31,7 +31,7 @@ impl Cli {
             Verb::Forward(verb) => forward::run(&config()?, verb),
             Verb::Reload(format) => reload::run(&config()?, format.json),
             Verb::Check(format) => check::run(&self.config, format.json),
-            Verb::Cleanup => cleanup::run(&config()?),
+            Verb::Cleanup { unless_shutdown } => cleanup::run(&self.config, unless_shutdown),
         }
     }
 }

@@ -20,6 +20,7 @@ use self::listener::{Gate, SharedLimiter};
 use self::registry::{Registry, Settings};
 use crate::config::Config;
 use crate::confine::confinement;
+use crate::footprint::{self, Footprint};
 use crate::metrics::Metrics;
 use crate::network::Home;
 use crate::network::nft::Ruleset;
@@ -171,6 +172,11 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
 
     let redirects = forwards::redirects(&store.forwards()?, &clients, &served);
     let ruleset = Ruleset::of(&config, &served, redirects);
+    if let Err(error) =
+        footprint::record(path).and_then(|record| record.add(Footprint::of(&config.tunnel, &config.admin)))
+    {
+        warn!(%error, "`home-relay cleanup` will need this configuration as it is now");
+    }
     let (home, tun) = Home::set_up(&config, &served, ruleset).await?;
     let tun = Arc::new(tun);
     let routes = Arc::new(Routes::default());

@@ -8,6 +8,7 @@ mod cleanup;
 mod enroll;
 mod explain;
 mod keygen;
+mod prepare_slice;
 mod ps;
 mod run;
 mod status;
@@ -53,7 +54,8 @@ pub(crate) fn main() -> ExitCode {
         Verb::Explain { target } => explain::explain(config, &target),
         Verb::Keygen { out } => keygen::keygen(config, out),
         Verb::Enroll { invitation } => enroll::enroll(config, &invitation),
-        Verb::Cleanup => cleanup::cleanup(config, cli.log.as_deref()),
+        Verb::Cleanup { unless_shutdown } => cleanup::cleanup(config, cli.log.as_deref(), unless_shutdown),
+        Verb::PrepareSlice => prepare_slice::prepare_slice(config),
         Verb::Agent => daemon::main(config, cli.log.as_deref()),
         Verb::AgentProcessHelper => processes::main(cli.log.as_deref()),
     };
@@ -213,6 +215,8 @@ mod tests {
             &["keygen", "--config", "F"],
             &["enroll", "-", "--config", "F"],
             &["cleanup", "--config", "F"],
+            &["cleanup", "--unless-shutdown", "--config", "F"],
+            &["prepare-slice", "--config", "F"],
             &["agent", "--config", "F"],
         ] {
             assert_eq!(parse(verb).unwrap().config.as_deref(), Some(Path::new("F")), "{verb:?}");

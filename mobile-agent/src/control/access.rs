@@ -16,7 +16,11 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
         | Request::Status
         | Request::Uplinks
         | Request::Bypasses => Ok(()),
-        Request::Use { .. } | Request::Bypass { .. } | Request::Cleanup if asker.privileged => Ok(()),
+        Request::Use { .. } | Request::Bypass { .. } | Request::Cleanup | Request::PrepareSlice
+            if asker.privileged =>
+        {
+            Ok(())
+        }
         Request::Use { .. } => {
             Err("only root or the [control] group may choose the uplink: try it with sudo".into())
         }
@@ -24,6 +28,9 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
             Err("only root or the [control] group may change the bypass: try it with sudo".into())
         }
         Request::Cleanup => Err("only root or the [control] group may clean up: try it with sudo".into()),
+        Request::PrepareSlice => {
+            Err("only root or the [control] group may prepare the slice: systemd does it".into())
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) enum Request {
     },
     /// Remove every kernel object, and end.
     Cleanup,
+    /// Make what will run in systemd's slice mobile, before anything runs there.
+    PrepareSlice,
 }
 
 /// An answer.

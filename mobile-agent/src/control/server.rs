@@ -110,6 +110,7 @@ async fn answer(
         Request::Bypasses => Ok(Answer::Bypasses(agent.bypass.lock().await.clone())),
         Request::Bypass { net, add } => agent.change_bypass(net, add).await,
         Request::Cleanup => agent.clean_up().await,
+        Request::PrepareSlice => blocking(move || agent_for_job.prepare_slice().map(|()| Answer::Done)).await,
     }
 }
 

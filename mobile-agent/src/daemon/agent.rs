@@ -17,7 +17,7 @@ use super::extent::Joining;
 use super::failure::Opening;
 use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Answer;
-use crate::processes::ProcessHelper;
+use crate::processes::{Job, ProcessHelper};
 use crate::routing::claim::Refusal;
 use crate::routing::lease::Assigned;
 use crate::routing::{BypassChange, Report};
@@ -144,6 +144,16 @@ impl Agent {
 
     pub(super) fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `mobile prepare-slice`: answered when the programs take what runs in the slice for mobile.
+    pub(crate) fn prepare_slice(&self) -> Result<(), String> {
+        let slice = self.cgroup.slice();
+        let dir = slice.dir().display();
+        let id = self.processes.run(&Job::EnsureSlice, None).map_err(|error| error.to_string())?;
+        self.selector().set_slice(id).map_err(|error| error.to_string())?;
+        tracing::debug!(slice = %dir, id, "the slice is ready: what starts in it is mobile");
+        Ok(())
     }
 
     /// `mobile cleanup`: answered when everything is removed.

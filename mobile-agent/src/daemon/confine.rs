@@ -9,6 +9,7 @@ use mobile_io::confine::{Capabilities, Confinement, Files};
 use nix::libc;
 
 use crate::config::Config;
+use crate::footprint;
 
 /// To look at processes and cgroups, to resolve names, and to run nft.
 const READ: &[&str] = &[
@@ -37,9 +38,12 @@ pub(super) fn confinement(config: &Config) -> Confinement {
         tracing::debug!(%error, dir = %config.state.dir.display(), "cannot make the state directory");
     }
     let folder = |file: &Path| file.parent().map(Path::to_owned);
-    let read = READ.iter().map(PathBuf::from).collect();
+    let mut read: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();
+    // Mounted elsewhere than below /sys, perhaps.
+    read.extend(config.cgroup.path.as_deref().and_then(folder));
     let mut write: Vec<PathBuf> = WRITE.iter().map(PathBuf::from).collect();
     write.push(config.state.dir.clone());
+    write.push(footprint::DIR.into());
     write.extend(folder(&config.control.socket));
     write.extend(folder(&config.bpf.pin_dir));
     Confinement { capabilities: capabilities(), calls: &[libc::SYS_bpf], files: Some(Files { read, write }) }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::Context;
 use mobile_io::confine::Confinement;
 use mobile_io::notify;
+use mobile_io::record::Record;
 use mobile_proto::CloseCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,6 +26,7 @@ pub(crate) use agent::Agent;
 use start::Running;
 
 use crate::config::Config;
+use crate::footprint;
 
 /// How long the relay may take to hear our goodbye; it finds out by itself if not.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -35,6 +37,7 @@ const LAST_ANSWER: Duration = Duration::from_millis(100);
 /// `mobile agent`.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
+    let record = footprint::record(config).context("cannot tell where to record what is made")?;
     let config = Config::load(config)?;
     mobile_io::memory::keep_some();
     let confinement = confine::confinement(&config);
@@ -45,17 +48,17 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
         .on_thread_start(move || of_threads.apply().expect("a thread gives up what it does not need"))
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config, &confinement));
+    let result = runtime.block_on(run(config, &record, &confinement));
     // A resolver that does not answer is no reason to wait.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config, confinement: &Confinement) -> anyhow::Result<()> {
+async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyhow::Result<()> {
     // Before anything is made: from here on a signal finds us ready to stop in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let mut running = start::start(config, confinement).await?;
+    let mut running = start::start(config, record, confinement).await?;
     confinement.apply().context("the agent cannot give up what it does not need any more")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
@@ -69,7 +72,7 @@ async fn run(config: Config, confinement: &Confinement) -> anyhow::Result<()> {
             fatal = running.tasks.join_next() => break Err(fatal_error(fatal)),
             Some(reply) = running.clean_ups.recv() => {
                 stop(&running).await;
-                return clean_up(running, reply).await;
+                return clean_up(running, record, reply).await;
             }
             Ok(()) = state.changed() => {
                 let line = summary(&state.borrow_and_update());
@@ -96,13 +99,16 @@ async fn stop(running: &Running) {
 
 async fn clean_up(
     running: Running,
+    record: &Record,
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
-    let Running { agent, mut tasks, network, .. } = running;
-    // The device can be removed only when nobody holds it, the route only when nobody puts it back.
+    let Running { agent, mut tasks, network, claim, .. } = running;
+    // The device can be removed only when nobody holds it, the route only when nobody puts it back, the cgroup only
+    // when no agent has it.
     tasks.shutdown().await;
-    drop(network);
-    let result = crate::cli::remove_everything(&agent.config, Some(&agent.processes)).await;
+    drop((network, claim));
+    let names = footprint::of_running(&agent.config, record);
+    let result = crate::cli::remove_everything(&names, record, Some(&agent.processes)).await;
     let told = match &result {
         Ok(()) => Ok(()),
         Err(error) => Err(crate::cli::story(error)),

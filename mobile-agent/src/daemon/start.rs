@@ -12,6 +12,7 @@ use mobile_io::confine::Confinement;
 use mobile_io::control::Listener;
 use mobile_io::keys::PrivateKey;
 use mobile_io::netlink::Netlink;
+use mobile_io::record::Record;
 use mobile_io::tun::{self, Tun};
 use mobile_proto::Limits;
 use tokio::process::Child;
@@ -24,6 +25,7 @@ use super::extent::Joining;
 use super::failure::{self, Opening};
 use super::network::NetworkThread;
 use crate::config::{Config, RelayIdentity, globs};
+use crate::footprint::Footprint;
 use crate::metrics::Server as MetricsServer;
 use crate::processes::{ProcessHelper, Setup};
 use crate::routing::claim::HostNetworks;
@@ -32,6 +34,7 @@ use crate::routing::{self, Keeper, Report};
 use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
+use crate::selection::owner::{self, Claim};
 use crate::selection::slice::SliceWatch;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
@@ -55,12 +58,15 @@ pub(super) struct Running {
     pub(super) clean_ups: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
     /// Where the tasks run that read and change the kernel's network configuration.
     pub(super) network: NetworkThread,
+    /// Keeps other agents out of the mobile cgroup.
+    pub(super) claim: Claim,
     _metrics: Option<MetricsServer>,
 }
 
 /// What this start has made, as opposed to found.
 #[derive(Default)]
 struct Made {
+    record: bool,
     cgroup: bool,
     device: bool,
     route: bool,
@@ -69,6 +75,7 @@ struct Made {
 /// The kernel's objects, ready.
 struct Kernel {
     cgroup: MobileCgroup,
+    claim: Claim,
     tun: Tun,
     keeper: Keeper,
     report: Report,
@@ -79,7 +86,11 @@ struct Kernel {
 }
 
 /// Starts the agent, or leaves nothing behind that was not there before.
-pub(super) async fn start(config: Config, confinement: &Confinement) -> anyhow::Result<Running> {
+pub(super) async fn start(
+    config: Config,
+    record: &Record,
+    confinement: &Confinement,
+) -> anyhow::Result<Running> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the agent makes a device, routes and eBPF programs, so it must run as root: try it with sudo"
@@ -110,15 +121,15 @@ pub(super) async fn start(config: Config, confinement: &Confinement) -> anyhow::
     let networks = routing::networks::watch(config.tunnel.device.clone(), dialer.addresses());
     let (networks, watch_networks) = network.run(networks).await?;
 
-    let mut made = Made::default();
+    let mut made = Made { record: write_record(record, &config), ..Made::default() };
     let kernel = match kernel(&config, &relay, &netlink, networks, &mut made).await {
         Ok(kernel) => kernel,
         Err(error) => {
-            undo(&config, &netlink, made).await;
+            undo(&config, &netlink, made, record).await;
             return Err(error);
         }
     };
-    let Kernel { cgroup, tun, keeper, report, mut selector, side, processes, helper } = kernel;
+    let Kernel { cgroup, claim, tun, keeper, report, mut selector, side, processes, helper } = kernel;
     // Messages of the programs help to understand, nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {
@@ -173,7 +184,7 @@ pub(super) async fn start(config: Config, confinement: &Confinement) -> anyhow::
         control::server::serve(listener, for_server).await;
         anyhow::anyhow!("the control socket is gone")
     });
-    Ok(Running { agent, tasks, clean_ups, network, _metrics: metrics })
+    Ok(Running { agent, tasks, clean_ups, network, claim, _metrics: metrics })
 }
 
 /// The resolvers and persistent addresses that the programs go by.
@@ -266,6 +277,7 @@ async fn kernel(
     let path = config.cgroup.path.as_deref();
     made.cgroup = MobileCgroup::existing(path)?.is_none();
     let cgroup = MobileCgroup::ensure(path)?.with_slice(config.cgroup.slice.as_deref());
+    let claim = owner::claim(&cgroup)?;
     leave_cgroup(&cgroup)?;
 
     let device = &config.tunnel.device;
@@ -302,7 +314,7 @@ async fn kernel(
     };
     // Last: it starts with the rights that this process is about to give up.
     let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;
-    Ok(Kernel { cgroup, tun, keeper, report, selector, side, processes, helper })
+    Ok(Kernel { cgroup, claim, tun, keeper, report, selector, side, processes, helper })
 }
 
 /// Waits for the end of the process helper, without which no process can be made mobile.
@@ -322,7 +334,17 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn undo(config: &Config, netlink: &Netlink, made: Made) {
+/// Writes down what is about to be made, for `mobile cleanup`. Returns whether the record is of this start alone.
+fn write_record(record: &Record, config: &Config) -> bool {
+    let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
+    let added = record.add(Footprint::of(config)).unwrap_or_else(|error| {
+        tracing::warn!(%error, "`mobile cleanup` will need this configuration as it is now");
+        false
+    });
+    first && added
+}
+
+async fn undo(config: &Config, netlink: &Netlink, made: Made, record: &Record) {
     let mut errors = Vec::new();
     if made.route {
         errors.extend(routing::remove(config, netlink, false).await);
@@ -335,6 +357,12 @@ async fn undo(config: &Config, netlink: &Netlink, made: Made) {
     if made.cgroup
         && let Ok(Some(cgroup)) = MobileCgroup::existing(config.cgroup.path.as_deref())
         && let Err(error) = cgroup.remove()
+    {
+        errors.push(error.into());
+    }
+    if made.record
+        && errors.is_empty()
+        && let Err(error) = record.remove()
     {
         errors.push(error.into());
     }

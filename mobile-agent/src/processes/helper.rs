@@ -4,6 +4,7 @@ use std::io::{IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
@@ -128,9 +129,17 @@ fn answer(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> a
         }
         Job::List { asker, persistent } => encode(worker.list(asker, &persistent)),
         Job::SweepAccounts => encode(worker.sweep_accounts()),
-        Job::RemoveCgroup => encode(worker.cgroup.remove().map_err(JobError::failed)),
+        Job::EnsureSlice => encode(worker.ensure_slice()),
+        Job::RemoveCgroup { path } => encode(remove_cgroup(path.as_deref())),
     };
     Ok(stream.write_all(&answer?)?)
+}
+
+fn remove_cgroup(path: Option<&Path>) -> Result<(), JobError> {
+    match MobileCgroup::existing(path).map_err(JobError::failed)? {
+        Some(cgroup) => cgroup.remove().map_err(JobError::failed),
+        None => Ok(()),
+    }
 }
 
 fn encode<T: Serialize>(answer: Result<T, JobError>) -> serde_json::Result<Vec<u8>> {

@@ -68,8 +68,13 @@ pub(crate) enum Job {
     },
     /// Closes the accounts of processes that have ended: `()`.
     SweepAccounts,
-    /// Moves every mobile process back to its former cgroup and removes the mobile cgroup: `()`.
-    RemoveCgroup,
+    /// Makes the cgroup of the slice unless it is there, for systemd to use: `u64`, its kernel id.
+    EnsureSlice,
+    /// Moves every process of a mobile cgroup back to its former one and removes that cgroup: `()`.
+    RemoveCgroup {
+        /// Its directory; `None` is the default one.
+        path: Option<PathBuf>,
+    },
 }
 
 /// Why a job was not done, in words and as an error number for the C library.
@@ -113,7 +118,8 @@ mod tests {
             Job::Change { pids: vec![1, 2], asker, persistent: vec![], mobile: false },
             Job::List { asker, persistent: vec!["10.77.0.2".parse().unwrap()] },
             Job::SweepAccounts,
-            Job::RemoveCgroup,
+            Job::EnsureSlice,
+            Job::RemoveCgroup { path: None },
         ] {
             let json = serde_json::to_vec(&job).unwrap();
             assert_eq!(serde_json::from_slice::<Job>(&json).unwrap(), job);

@@ -155,6 +155,13 @@ impl Worker {
             .collect())
     }
 
+    /// Makes the cgroup of the slice unless it is there, and returns its kernel id.
+    pub(super) fn ensure_slice(&self) -> Result<u64, JobError> {
+        let slice = self.cgroup.slice();
+        let dir = slice.dir().display();
+        slice.ensure().map_err(|error| JobError::failed(format!("cannot make the cgroup {dir}: {error}")))
+    }
+
     /// Closes the accounts of processes that have ended.
     pub(super) fn sweep_accounts(&self) -> Result<(), JobError> {
         self.accounts.sweep(&self.cgroup).map_err(|error| JobError::failed(format!("{error:#}")))

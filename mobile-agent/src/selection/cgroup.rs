@@ -15,6 +15,7 @@ use std::{
 pub(crate) use super::cgroup2::Cgroup2;
 use super::{
     cgroup2::{depth, join},
+    owner::default_name,
     slice::Slice,
 };
 
@@ -94,6 +95,30 @@ pub(crate) enum CgroupError {
         /// Who is still there.
         pids: Vec<i32>,
     },
+    /// Another agent runs with this mobile cgroup.
+    #[error(
+        "the mobile cgroup {dir} is in use by a running agent{}: stop that one (`mobile cleanup`), or name another \
+         directory in `[cgroup] path`",
+        of_namespace(*.owner)
+    )]
+    InUse {
+        /// The mobile cgroup.
+        dir: PathBuf,
+        /// The network namespace of that agent, if it is known.
+        owner: Option<u64>,
+    },
+    /// Mobile processes of another network namespace's agent wait in this cgroup.
+    #[error(
+        "the mobile cgroup {dir} belongs to the agent{}, whose mobile processes wait in it: run `mobile cleanup` \
+         there, or name another directory in `[cgroup] path`",
+        of_namespace(Some(*.owner))
+    )]
+    Anothers {
+        /// The mobile cgroup.
+        dir: PathBuf,
+        /// The network namespace of that agent.
+        owner: u64,
+    },
     /// Any other failure, with what was being done.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -104,6 +129,10 @@ pub(crate) enum CgroupError {
         /// Why not.
         source: io::Error,
     },
+}
+
+fn of_namespace(owner: Option<u64>) -> String {
+    owner.map_or_else(String::new, |owner| format!(" of network namespace {owner} (`lsns -t net`)"))
 }
 
 pub(super) type Result<T> = std::result::Result<T, CgroupError>;
@@ -120,7 +149,7 @@ pub(crate) struct MobileCgroup {
 }
 
 impl MobileCgroup {
-    /// Finds or makes the mobile cgroup: `path`, or `mobile` at the root of the first cgroup2 mount.
+    /// Finds or makes the mobile cgroup: `path`, or the default one at the root of the first cgroup2 mount.
     pub(crate) fn ensure(path: Option<&Path>) -> Result<Self> {
         let (cgroup2, dir) = Self::locate(path)?;
         fs::create_dir_all(&dir).map_err(io_error("make the cgroup", &dir))?;
@@ -135,7 +164,7 @@ impl MobileCgroup {
 
     fn locate(path: Option<&Path>) -> Result<(Cgroup2, PathBuf)> {
         let cgroup2 = Cgroup2::find(path)?;
-        let dir = path.map_or_else(|| cgroup2.mount().join("mobile"), Path::to_path_buf);
+        let dir = path.map_or_else(|| cgroup2.mount().join(default_name()), Path::to_path_buf);
         if dir == cgroup2.mount() {
             return Err(CgroupError::Root(dir));
         }
@@ -246,6 +275,11 @@ impl MobileCgroup {
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
+    }
+
+    /// Returns whether processes are in it, those of the slice aside.
+    pub(super) fn has_processes(&self) -> Result<bool> {
+        pids_below(&self.dir).map(|pids| !pids.is_empty())
     }
 
     /// For cleaning up: puts every process back and removes the cgroup. Nothing there is a success.

@@ -16,6 +16,7 @@ pub(crate) mod floor;
 pub(crate) mod instance;
 mod link;
 mod netns;
+pub(crate) mod owner;
 mod pins;
 pub(crate) mod process;
 pub(crate) mod slice;

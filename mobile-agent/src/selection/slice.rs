@@ -45,6 +45,14 @@ impl Slice {
         fs::metadata(&self.dir).map_or(0, |dir| dir.ino())
     }
 
+    /// Makes the cgroup, for systemd to find and use, unless it is there. Returns its kernel id.
+    pub(crate) fn ensure(&self) -> io::Result<u64> {
+        match fs::create_dir(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => fs::metadata(&self.dir).map(|dir| dir.ino()),
+        }
+    }
+
     /// Its depth below the root of the hierarchy.
     pub(super) fn level(&self) -> u32 {
         depth(&self.path)

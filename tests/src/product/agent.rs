@@ -116,6 +116,15 @@ impl Agent {
         self.program.edit(|config| set_value(config, section, key, value))
     }
 
+    /// Takes a setting out of its configuration, so that the default holds at the next start.
+    pub fn use_default(&self, section: &str, key: &str) -> Result<()> {
+        self.program.edit(|config| {
+            if let Some(Toml::Table(section)) = config.get_mut(section) {
+                section.remove(key);
+            }
+        })
+    }
+
     /// Starts `agent` and waits until it answers, connected or not.
     pub fn start(&mut self) -> Result<()> {
         self.program.start("agent", &["status"])
@@ -190,6 +199,11 @@ impl Agent {
     /// SIGTERM, and a clean end.
     pub fn stop(&mut self) -> Result<()> {
         self.program.stop()
+    }
+
+    /// Waits for the clean end that a `cleanup` asks for.
+    pub fn wait_ended(&mut self) -> Result<()> {
+        self.program.wait_ended()
     }
 
     /// Whether `agent` was started and not ended by us.

@@ -1,0 +1,87 @@
+//! The names of what a relay has in the kernel, on record while it is there: `home-relay cleanup`
+//! goes by them when the configuration is broken or has changed since.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mobile_io::record::Record;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::args::DEFAULT_PATH;
+use crate::config::{self, Admin, Config, Tunnel};
+
+/// Where the records are: beside the default admin socket, in a folder that a reboot empties as it
+/// does the kernel.
+const DIR: &str = "/run/home-relay";
+
+/// The device, after which the nftables table is named, and the socket of the relay that has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Footprint {
+    pub(crate) device: String,
+    pub(crate) socket: PathBuf,
+}
+
+impl Footprint {
+    /// Returns the names that a relay with these settings uses.
+    pub(crate) fn of(tunnel: &Tunnel, admin: &Admin) -> Self {
+        Self { device: tunnel.device.clone(), socket: admin.socket.clone() }
+    }
+}
+
+/// Returns the record of the relay that this file configures.
+pub(crate) fn record(config: &Path) -> io::Result<Record> {
+    Record::new(Path::new(DIR), config)
+}
+
+/// Returns what may be in the kernel: first the names that hold now, then others on record.
+///
+/// A broken configuration is a warning: what the relay recorded is enough, and the default names are
+/// for the default file.
+pub(crate) fn known(path: &Path, record: &Record) -> anyhow::Result<Vec<Footprint>> {
+    let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cleaning up without what the relay recorded");
+        Vec::new()
+    });
+    // The relay's user may write to the folder; root goes by what is in it.
+    recorded.retain(|footprint| config::check_interface("the record's device", &footprint.device).is_ok());
+    let mut names = Vec::new();
+    match Config::load(path) {
+        Ok(config) => names.push(Footprint::of(&config.tunnel, &config.admin)),
+        Err(error) if recorded.is_empty() && path != Path::new(DEFAULT_PATH) => {
+            return Err(error.context("cannot clean up: no relay left a record of what it made"));
+        }
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "broken configuration: cleaning up what the relay recorded");
+            if recorded.is_empty() {
+                names.push(Footprint::of(&Tunnel::default(), &Admin::default()));
+            }
+        }
+    }
+    for footprint in recorded {
+        if !names.contains(&footprint) {
+            names.push(footprint);
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_file_leaves_what_is_on_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("relay.toml");
+        std::fs::write(&file, "[rooting]\n").unwrap();
+        let record = Record::new(dir.path(), &file).unwrap();
+        let error = known(&file, &record).unwrap_err();
+        assert!(format!("{error:#}").contains("rooting"), "{error:#}");
+        for device in ["home7", "no/name"] {
+            record.add(Footprint { device: device.into(), socket: "/s".into() }).unwrap();
+        }
+        let names = known(&file, &record).unwrap();
+        assert_eq!(names, [Footprint { device: "home7".into(), socket: "/s".into() }]);
+    }
+}

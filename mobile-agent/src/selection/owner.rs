@@ -1,0 +1,139 @@
+//! Which agent the mobile cgroup belongs to, so that agents in several network namespaces, which
+//! see the same cgroups, leave each other's alone.
+//!
+//! A running agent holds a lock on the cgroup's directory. An attribute of the directory names the
+//! network namespace of the agent that made it, also while that agent does not run.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+
+use super::cgroup::{CgroupError, MobileCgroup, Result, io_error};
+
+/// The extended attribute with the inode number of the owner's network namespace (cgroup2 stores
+/// `user.` attributes since Linux 5.7).
+const OWNER: &str = "user.mobile.netns";
+
+/// The name of the cgroup and of the directory of pins in the machine's own network namespace.
+const NAME: &str = "mobile";
+
+/// The inode number of the machine's own network namespace since Linux 6.18 (`NET_NS_INIT_INO`,
+/// linux/nsfs.h).
+const INITIAL_INODE: u64 = 0xefff_fff9;
+
+/// Its cookie before, from Linux 5.14 on: the first that the kernel gives away.
+const INITIAL_COOKIE: u64 = 1;
+
+/// Returns the default name of the mobile cgroup and of the directory of pins.
+///
+/// All network namespaces share the file systems of both. So the name carries the namespace, except
+/// in the machine's own.
+pub(crate) fn default_name() -> String {
+    match mobile_io::netns::id() {
+        Ok(id) if id != INITIAL_INODE && !is_initial_by_cookie() => format!("{NAME}-{id}"),
+        _ => NAME.to_owned(),
+    }
+}
+
+fn is_initial_by_cookie() -> bool {
+    super::netns::cookie().is_ok_and(|cookie| cookie == INITIAL_COOKIE)
+}
+
+/// A mobile cgroup in use by the agent of this process. The kernel ends it with the process.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    _lock: Flock<File>,
+}
+
+/// Takes the cgroup for the agent of this process.
+///
+/// Fails if another agent runs with it, or if mobile processes of another network namespace's agent
+/// wait in it.
+pub(crate) fn claim(cgroup: &MobileCgroup) -> Result<Claim> {
+    let dir = cgroup.dir();
+    let lock = lock(dir)?;
+    let own = own_namespace()?;
+    match owner(dir) {
+        Some(owner) if owner != own && cgroup.has_processes()? => {
+            return Err(CgroupError::Anothers { dir: dir.into(), owner });
+        }
+        _ => {}
+    }
+    // Without it the lock still keeps running agents apart.
+    if let Err(error) = setxattr(dir, OWNER, own.to_string().as_bytes(), XattrFlags::empty()) {
+        tracing::debug!(%error, cgroup = %dir.display(), "cannot write down whose the cgroup is");
+    }
+    Ok(Claim { _lock: lock })
+}
+
+/// Returns whether cleaning up in this network namespace may remove the cgroup.
+///
+/// Fails if an agent of this namespace still runs with it.
+pub(crate) fn may_remove(cgroup: &MobileCgroup) -> Result<bool> {
+    let own = own_namespace()?;
+    if owner(cgroup.dir()).is_some_and(|owner| owner != own) {
+        return Ok(false);
+    }
+    lock(cgroup.dir()).map(|_lock| true)
+}
+
+fn own_namespace() -> Result<u64> {
+    mobile_io::netns::id().map_err(io_error("look at", Path::new("/proc/thread-self/ns/net")))
+}
+
+/// Locks the directory, until the returned value is dropped.
+fn lock(dir: &Path) -> Result<Flock<File>> {
+    let open = File::open(dir).map_err(io_error("open the cgroup", dir))?;
+    Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => CgroupError::InUse { dir: dir.into(), owner: owner(dir) },
+        other => io_error("lock the cgroup", dir)(io::Error::from(other)),
+    })
+}
+
+/// Returns the network namespace of the agent that the cgroup belongs to, if that is written down.
+fn owner(dir: &Path) -> Option<u64> {
+    // As many digits as a 64-bit number may have.
+    let mut value = [0; 20];
+    let length = getxattr(dir, OWNER, &mut value).ok()?;
+    std::str::from_utf8(value.get(..length)?).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selection::probe::Place;
+
+    #[test]
+    fn a_cgroup_in_use_is_refused_and_one_left_empty_is_taken_over() {
+        Place::with(|place| {
+            let cgroup = &place.cgroup;
+            let claimed = claim(cgroup).unwrap();
+            let own = mobile_io::netns::id().unwrap();
+            assert!(
+                matches!(claim(cgroup), Err(CgroupError::InUse { owner: Some(owner), .. }) if owner == own)
+            );
+            assert!(matches!(may_remove(cgroup), Err(CgroupError::InUse { .. })));
+            drop(claimed);
+            assert!(may_remove(cgroup).unwrap());
+
+            setxattr(cgroup.dir(), OWNER, b"7", XattrFlags::empty()).unwrap();
+            assert!(!may_remove(cgroup).unwrap());
+            let probe = place.mobile();
+            assert!(matches!(claim(cgroup), Err(CgroupError::Anothers { owner: 7, .. })));
+            cgroup.detach(probe.pid()).unwrap();
+            claim(cgroup).unwrap();
+            assert!(may_remove(cgroup).unwrap());
+        });
+    }
+
+    #[test]
+    fn names_outside_of_the_machines_own_namespace_carry_the_namespace() {
+        Place::with(|_| {
+            assert_eq!(default_name(), format!("mobile-{}", mobile_io::netns::id().unwrap()));
+        });
+    }
+}

@@ -1,0 +1,143 @@
+//! The record of what a daemon has in the kernel, from which `cleanup` works when the configuration
+//! cannot be read or has changed since.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf, absolute};
+
+use ring::digest::{SHA256, digest};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::netns;
+
+/// How often a record is written again when somebody removes its folder meanwhile.
+const ATTEMPTS: u32 = 5;
+
+/// The record of the daemon of one configuration file in one network namespace.
+#[derive(Debug, Clone)]
+pub struct Record {
+    path: PathBuf,
+    config: PathBuf,
+}
+
+/// The file's content. Keys that a later version adds are ignored.
+#[derive(Serialize, Deserialize)]
+struct Content<T> {
+    /// The configuration file, for whoever reads the record.
+    config: PathBuf,
+    /// Every set of objects that was made and not removed since.
+    objects: Vec<T>,
+}
+
+impl Record {
+    /// Names the record in `dir` of the daemon that is configured by `config`.
+    ///
+    /// # Errors
+    /// When the network namespace or the working directory cannot be found out.
+    pub fn new(dir: &Path, config: &Path) -> io::Result<Self> {
+        let config = fs::canonicalize(config).or_else(|_| absolute(config))?;
+        let hash = digest(&SHA256, config.as_os_str().as_encoded_bytes());
+        let hash: String = hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { path: dir.join(format!("objects-{}-{hash}.json", netns::id()?)), config })
+    }
+
+    /// Returns every set of objects on record; none when there is no record.
+    ///
+    /// # Errors
+    /// When there is a record that cannot be read.
+    pub fn read<T: DeserializeOwned>(&self) -> io::Result<Vec<T>> {
+        let text = match fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(self.failed("read", &error)),
+        };
+        let content: Content<T> =
+            serde_json::from_slice(&text).map_err(|error| self.failed("read", &error.into()))?;
+        Ok(content.objects)
+    }
+
+    /// Adds a set of objects that is about to be made, unless it is there. Returns whether it was added.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn add<T: Serialize + DeserializeOwned + PartialEq>(&self, made: T) -> io::Result<bool> {
+        // One that cannot be read is of no use to `cleanup` either.
+        let mut objects: Vec<T> = self.read().unwrap_or_default();
+        if objects.contains(&made) {
+            return Ok(false);
+        }
+        objects.push(made);
+        let text = serde_json::to_vec_pretty(&Content { config: self.config.clone(), objects })?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        // Renamed into place: whatever kills the daemon, the record is whole.
+        let new = self.path.with_extension(format!("new-{}", std::process::id()));
+        let write = || {
+            fs::create_dir_all(dir)?;
+            fs::write(&new, &text)?;
+            fs::rename(&new, &self.path)
+        };
+        let mut written = write();
+        for _ in 1..ATTEMPTS {
+            match &written {
+                // The last daemon that had a record there has removed the folder just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => written = write(),
+                _ => break,
+            }
+        }
+        written.map(|()| true).map_err(|error| self.failed("write", &error))
+    }
+
+    /// Removes the record, and its folder if nothing else is in there.
+    ///
+    /// # Errors
+    /// When there is a record that cannot be removed.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", &error)),
+            _ => {
+                // Others may have their records, and their sockets, in there.
+                let _ = self.path.parent().map(fs::remove_dir);
+                Ok(())
+            }
+        }
+    }
+
+    fn failed(&self, action: &str, error: &io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("cannot {action} the record {}: {error}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_holds_each_set_once_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let record = Record::new(&run, &dir.path().join("agent.toml")).unwrap();
+        assert!(record.read::<String>().unwrap().is_empty());
+        record.remove().unwrap();
+        assert!(record.add("mobile0".to_owned()).unwrap());
+        assert!(!record.add("mobile0".to_owned()).unwrap());
+        assert!(record.add("mobile1".to_owned()).unwrap());
+        assert_eq!(record.read::<String>().unwrap(), ["mobile0", "mobile1"]);
+        // Another configuration has a record of its own.
+        let other = Record::new(&run, &dir.path().join("other.toml")).unwrap();
+        assert!(other.read::<String>().unwrap().is_empty());
+        record.remove().unwrap();
+        assert!(!run.exists());
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_to_read_and_none_to_replace() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = Record::new(dir.path(), &dir.path().join("agent.toml")).unwrap();
+        fs::write(&record.path, "{").unwrap();
+        let error = record.read::<String>().unwrap_err().to_string();
+        assert!(error.contains("objects-"), "{error}");
+        record.add("mobile0".to_owned()).unwrap();
+        assert_eq!(record.read::<String>().unwrap(), ["mobile0"]);
+    }
+}

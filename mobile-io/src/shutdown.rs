@@ -1,0 +1,77 @@
+//! Whether systemd is about to end everything that runs.
+
+use std::io;
+use std::process::Command;
+
+/// The targets whose start ends what runs. Every way to power off, reboot, halt, kexec, soft-reboot
+/// or exit goes by the first.
+const TARGETS: [&str; 3] = ["shutdown.target", "rescue.target", "emergency.target"];
+
+/// Returns whether the machine shuts down or enters rescue or emergency mode, by systemd's word.
+///
+/// `systemctl is-system-running` does not tell: while the boot has not finished it says "starting",
+/// whatever is queued.
+///
+/// # Errors
+/// When systemd cannot be asked.
+pub fn is_under_way() -> io::Result<bool> {
+    let mut ask = Command::new("systemctl");
+    let answer = ask.args(["show", "--property=Id,ActiveState,Job"]).args(TARGETS).output()?;
+    if !answer.status.success() {
+        let said = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
+        return Err(io::Error::other(format!("systemctl failed ({}): {said}", answer.status)));
+    }
+    read(&String::from_utf8_lossy(&answer.stdout))
+}
+
+/// Reads what `systemctl show` prints of several units: `KEY=VALUE` lines, an empty line between units.
+fn read(text: &str) -> io::Result<bool> {
+    let mut known = 0;
+    let mut under_way = false;
+    for line in text.lines() {
+        match line.split_once('=') {
+            Some(("ActiveState", state)) => {
+                known += 1;
+                under_way |= !matches!(state, "inactive" | "failed" | "deactivating");
+            }
+            // A target that is not active has a job only when it is to start.
+            Some(("Job", job)) => under_way |= !matches!(job, "" | "0"),
+            _ => {}
+        }
+    }
+    if known < TARGETS.len() {
+        return Err(io::Error::other(format!("systemctl told the state of {known} targets only: {text:?}")));
+    }
+    Ok(under_way)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn show(states: [&str; 3], job: &str) -> io::Result<bool> {
+        let [shutdown, rescue, emergency] = states;
+        read(&format!(
+            "Id=shutdown.target\nActiveState={shutdown}\n{job}\nId=rescue.target\nActiveState={rescue}\n\n\
+             Id=emergency.target\nActiveState={emergency}\n"
+        ))
+    }
+
+    #[test]
+    fn a_target_that_is_active_or_about_to_start_means_the_end() {
+        const QUIET: [&str; 3] = ["inactive"; 3];
+        assert!(!show(QUIET, "").unwrap());
+        assert!(!show(QUIET, "Job=0\n").unwrap());
+        assert!(show(QUIET, "Job=412\n").unwrap());
+        assert!(show(["active", "inactive", "inactive"], "").unwrap());
+        assert!(show(["inactive", "active", "inactive"], "").unwrap());
+        assert!(show(["inactive", "inactive", "activating"], "").unwrap());
+        assert!(!show(["inactive", "failed", "deactivating"], "").unwrap());
+    }
+
+    #[test]
+    fn an_answer_that_lacks_a_target_is_no_answer() {
+        assert!(read("").is_err());
+        assert!(read("Id=shutdown.target\nActiveState=inactive\n").is_err());
+    }
+}
