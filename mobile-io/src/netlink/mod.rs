@@ -7,6 +7,7 @@ mod channel;
 mod link;
 mod listing;
 mod lookup;
+pub mod netfilter;
 mod route;
 mod rule;
 mod snapshot;
