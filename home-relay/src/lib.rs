@@ -12,6 +12,7 @@ pub mod fuzzing;
 mod metrics;
 mod network;
 mod pool;
+mod reach;
 mod server;
 mod store;
 

@@ -24,10 +24,22 @@ pub(crate) enum Drop {
     QueueFull,
     /// The device did not take it.
     Device,
+    /// From a client, to where `[clients] reach` does not lead.
+    Reach,
+    /// From a client that has as many tracked connections as it may, and begins another.
+    Connections,
+    /// From a client that begins connections faster than it may.
+    ConnectionRate,
+    /// To or from a client, of no connection that is known, and beginning none.
+    Invalid,
+    /// To a client that did not ask for it.
+    Unsolicited,
+    /// Between other devices of a host that was no router before the relay came.
+    Transit,
 }
 
 impl Drop {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 13] = [
         Self::Malformed,
         Self::Source,
         Self::Isolation,
@@ -35,6 +47,12 @@ impl Drop {
         Self::NoSession,
         Self::QueueFull,
         Self::Device,
+        Self::Reach,
+        Self::Connections,
+        Self::ConnectionRate,
+        Self::Invalid,
+        Self::Unsolicited,
+        Self::Transit,
     ];
 
     fn label(self) -> &'static str {
@@ -46,6 +64,12 @@ impl Drop {
             Self::NoSession => "no_session",
             Self::QueueFull => "queue_full",
             Self::Device => "device",
+            Self::Reach => "reach",
+            Self::Connections => "connections",
+            Self::ConnectionRate => "connection_rate",
+            Self::Invalid => "invalid",
+            Self::Unsolicited => "unsolicited",
+            Self::Transit => "transit",
         }
     }
 }

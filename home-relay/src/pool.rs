@@ -25,6 +25,11 @@ impl Lease {
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
     }
+
+    /// Its addresses that are not in `other`.
+    pub(crate) fn without(&self, other: Self) -> Vec<IpAddr> {
+        self.addresses().filter(|address| !other.addresses().any(|kept| kept == *address)).collect()
+    }
 }
 
 impl fmt::Display for Lease {

@@ -92,7 +92,7 @@ async fn rest(config: &Config, root: bool) -> Rest {
         Ok((links, local)) => (links, Ok(local)),
         Err(error) => (Vec::new(), Err(error)),
     };
-    let ruleset = config.pools().map(|pools| nft::Ruleset::of(config, &pools, Vec::new()));
+    let ruleset = config.pools().map(|pools| nft::Ruleset::of(config, &pools, Vec::new(), Vec::new()));
     let forwarding = pools.iter().map(|pool| match pool {
         IpNet::V4(_) => ("IPv4", setting("net/ipv4/ip_forward")),
         IpNet::V6(_) => {

@@ -5,11 +5,12 @@ use anyhow::{Context as _, bail};
 use mobile_io::tun::TunError;
 
 use super::clients::connect;
-use crate::config::Config;
-use crate::network::nft;
+use crate::config::{Config, Transit};
+use crate::network::{self, nft};
 
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, no other relay's;
-/// doing it again is fine. Forwarding stays as it is: other software may have come to rely on it.
+/// doing it again is fine. Forwarding is turned off again if the relay turned it on: nobody else has come to rely on it,
+/// since what was none of the relay's was dropped. Where that was not so, it stays as it is.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     if connect(config)?.is_some() {
         bail!("the relay is running: stop it before `cleanup`, which takes its device away");
@@ -27,6 +28,11 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     let removed = removed.with_context(|| format!("cannot remove {device}"));
     let table = nft::table(device);
     let removed_table = nft::remove(&table);
+    let undone = match config.nat.transit {
+        Transit::Accept => Ok(Vec::new()),
+        Transit::Auto | Transit::Drop if network::has_other_relay() => Ok(Vec::new()),
+        Transit::Auto | Transit::Drop => network::undo_forwarding(&config.state.dir),
+    };
 
     let mut failures = Vec::new();
     match removed {
@@ -37,6 +43,10 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     match removed_table {
         Ok(true) => eprintln!("removed table inet {table}"),
         Ok(false) => {}
+        Err(error) => failures.push(format!("{error:#}")),
+    }
+    match undone {
+        Ok(settings) => settings.iter().for_each(|setting| eprintln!("set {setting} from 1 to 0")),
         Err(error) => failures.push(format!("{error:#}")),
     }
     if !failures.is_empty() {

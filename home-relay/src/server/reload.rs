@@ -51,10 +51,17 @@ impl Relay {
         // What can fail comes first. Whoever reloads may do so because something is not well: everything is put in
         // force again, changed or not.
         let rules = self.wanted_rules(&next).await?;
+        let answers = rules.has_inbound_datagrams();
         in_force.home.change(rules).await?;
+        self.registry.set_answers(answers);
         self.keep(&mut in_force, false).await?;
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
+        if next.clients.reach() != in_force.config.clients.reach()
+            || next.dns.servers != in_force.config.dns.servers
+        {
+            self.cut_out_of_reach(&next).await?;
+        }
         in_force.config = next;
         Ok(reloaded)
     }

@@ -144,7 +144,7 @@ impl Store {
         {
             let mut book = Book::open(&transaction)?;
             let mut taken = book.taken(now);
-            for Newcomer { name, public_key, wanted } in newcomers {
+            for Newcomer { name, public_key, wanted, reach } in newcomers {
                 let known = book.client(name).cloned();
                 if let Some(known) = known.as_ref().filter(|known| known.public_key != *public_key) {
                     return Err(StoreError::NameTaken { name: name.clone(), key: known.public_key });
@@ -155,7 +155,8 @@ impl Store {
                     Some(known) if *wanted == Lease::default() => known.lease,
                     _ => book.lease(name, *wanted, pools, now, &mut taken)?,
                 };
-                let client = Client { name: name.clone(), public_key: *public_key, lease, created };
+                let reach = reach.over(known.as_ref().and_then(|known| known.reach.clone()));
+                let client = Client { name: name.clone(), public_key: *public_key, lease, created, reach };
                 if known.as_ref() != Some(&client) {
                     book.put_client(&client)?;
                     book.withdraw(|invited| invited.is_unused_of(name))?;

@@ -19,7 +19,8 @@ impl Store {
         pools: &Pools,
         now: u64,
     ) -> Result<Client, StoreError> {
-        let newcomer = Newcomer { name: name.into(), public_key: *key, wanted };
+        let reach = WantedReach::default();
+        let newcomer = Newcomer { name: name.into(), public_key: *key, wanted, reach };
         let mut clients = self.authorize_all(&[newcomer], pools, now)?;
         Ok(clients.pop().unwrap())
     }
@@ -171,8 +172,12 @@ fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_ref
 fn many_are_let_in_at_once_or_none_of_them() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    let newcomer =
-        |name: &str, public_key| Newcomer { name: name.into(), public_key, wanted: Lease::default() };
+    let newcomer = |name: &str, public_key| Newcomer {
+        name: name.into(),
+        public_key,
+        wanted: Lease::default(),
+        reach: WantedReach::default(),
+    };
     let (a, b) = (key(), key());
     let clients = store.authorize_all(&[newcomer("a", a), newcomer("b", b)], &pools(), NOW).unwrap();
     let hosts: Vec<String> = clients.iter().map(|client| client.lease.ipv4.unwrap().to_string()).collect();

@@ -5,8 +5,8 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
-    NlasIterator,
+    DefaultNla, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    Nla as _, NlasIterator,
 };
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, Tuple};
 use netlink_packet_netfilter::nftables::NfTablesMessage;
@@ -104,10 +104,8 @@ fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Resu
             matches!(attribute, ConntrackAttribute::CtaTupleOrig(_))
                 || [CTA_ID, CTA_ZONE].contains(&attribute.kind())
         });
-        let request = NetfilterMessage::new(
-            NetfilterHeader::new(family, 0, 0),
-            ConntrackMessage::Delete(attributes),
-        );
+        let request =
+            NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Delete(attributes));
         match exchange.ask(request, NLM_F_ACK, |_| {}) {
             Ok(()) => deleted += 1,
             // It ended by itself meanwhile.
