@@ -46,6 +46,8 @@ pub(super) struct Rest {
     pub(super) nft: Option<Result<(), String>>,
     /// Chains of others that forward nothing unless a rule of theirs allows it.
     pub(super) dropping: Vec<String>,
+    /// Whether `[clients] reach` is set.
+    pub(super) has_reach: bool,
     /// `[tunnel] device`.
     pub(super) device: String,
     /// `[nat] interface`, and whether there is one.
@@ -115,6 +117,7 @@ async fn rest(config: &Config, root: bool) -> Rest {
         } else {
             Vec::new()
         },
+        has_reach: config.clients.reach.is_some(),
         device: config.tunnel.device.clone(),
         interface: config.nat.interface.clone().map(|name| {
             let there = links.contains(&name);

@@ -15,7 +15,7 @@ pub(crate) fn revoke(config: &Config, name: String) -> anyhow::Result<()> {
     let answer = match connect(config)? {
         Some(mut relay) => ask(&mut relay, &Request::Revoke { name })?,
         None => {
-            let entry = Store::open(&config.state.dir)?.revoke(&name)?;
+            let entry = Store::open(&config.state.dir)?.revoke(&name, store::now())?;
             forget_connections(&entry.lease.addresses().collect::<Vec<_>>());
             Answer::Revoked(entry)
         }

@@ -115,7 +115,7 @@ impl Relay {
     /// Shuts a client out, its session has ended when this returns; or withdraws an invitation.
     pub(crate) async fn revoke(&self, name: String) -> Result<Entry, StoreError> {
         let mut in_force = self.in_force.lock().await;
-        let entry = self.in_store(move |store| store.revoke(&name)).await?;
+        let entry = self.in_store(move |store| store.revoke(&name, store::now())).await?;
         if let Some(key) = &entry.public_key {
             self.registry.remove(key).await;
             self.limiter.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
