@@ -12,6 +12,7 @@ use mobile_io::modes::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Pools;
+use crate::reach::Reach;
 
 /// `HOME_RELAY_LISTEN_ADDRESS` is `[listen] address`, and so on.
 pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
@@ -52,6 +53,22 @@ pub(crate) struct Listen {
     pub(crate) address: SocketAddr,
     /// `host:port` by which they find it, for invitations; the address when absent.
     pub(crate) endpoint: Option<String>,
+    /// Whether the kernel tracks the connections to this address.
+    #[serde(default)]
+    pub(crate) track: Tracking,
+}
+
+/// `[listen] track`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Tracking {
+    /// Tracks them where another firewall filters what comes to or from this host: its rules may ask for their state.
+    #[default]
+    Auto,
+    /// Tracks them.
+    On,
+    /// Does not.
+    Off,
 }
 
 impl Listen {
@@ -119,6 +136,21 @@ pub(crate) struct Nat {
     pub(crate) interface: Option<String>,
     /// What of that is done for IPv6.
     pub(crate) ipv6: Ipv6Nat,
+    /// What is forwarded between other devices of this host.
+    pub(crate) transit: Transit,
+}
+
+/// `[nat] transit`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Transit {
+    /// Drops it if this relay turned forwarding on: before, this host was no router.
+    #[default]
+    Auto,
+    /// Leaves it to the host's own rules.
+    Accept,
+    /// Drops it.
+    Drop,
 }
 
 /// `[nat] ipv6`
@@ -135,7 +167,7 @@ pub(crate) enum Ipv6Nat {
 
 impl Default for Nat {
     fn default() -> Self {
-        Self { masquerade: true, interface: None, ipv6: Ipv6Nat::Masquerade }
+        Self { masquerade: true, interface: None, ipv6: Ipv6Nat::Masquerade, transit: Transit::Auto }
     }
 }
 
@@ -145,12 +177,35 @@ impl Default for Nat {
 pub(crate) struct Clients {
     /// They reach the world and this host, not each other.
     pub(crate) isolate: bool,
+    /// What they reach of the world; everything when absent, as it was before there was this key.
+    pub(crate) reach: Option<Reach>,
+    /// Who reaches them, beside those that they asked.
+    pub(crate) inbound: Inbound,
 }
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { isolate: true }
+        Self { isolate: true, reach: None, inbound: Inbound::Routed }
     }
+}
+
+impl Clients {
+    /// What a client reaches that has no setting of its own.
+    pub(crate) fn reach(&self) -> Reach {
+        self.reach.clone().unwrap_or(Reach::All)
+    }
+}
+
+/// `[clients] inbound`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Inbound {
+    /// Everybody, at the addresses of pools that are not masqueraded, because they are routed to this host; at other
+    /// pools as `Forwards`.
+    #[default]
+    Routed,
+    /// Nobody, but for ports that `home-relay forward` leads to a client.
+    Forwards,
 }
 
 /// `[dns]`
@@ -181,6 +236,10 @@ pub(crate) struct Limits {
     pub(crate) session_idle: u64,
     /// Bytes of packets waiting for one client before the session takes them.
     pub(crate) queue_bytes: usize,
+    /// Tracked connections of one client; 0 for no limit.
+    pub(crate) connections_per_client: u32,
+    /// New ones a second of one client, ten seconds' worth at once; 0 for no limit.
+    pub(crate) connection_rate_per_client: u32,
 }
 
 impl Default for Limits {
@@ -202,6 +261,12 @@ impl Default for Limits {
             session_idle: 24 * 3600,
             // A hand-over between two tasks: 16 of the kernel's largest packets absorb a burst.
             queue_bytes: 1 << 20,
+            // 1.6 % of the kernel's usual 262,144: sixty clients at their limit fill it, one does not. Browsers and
+            // mail keep a few hundred open, peer-to-peer programs one or two thousand.
+            connections_per_client: 4096,
+            // A page takes a hundred at once, names included, and a burst of ten seconds' worth covers a session that is
+            // restored. The kernel keeps ended TCP connections for 120 s and counts them no more: 24,000 at this rate.
+            connection_rate_per_client: 200,
         }
     }
 }
@@ -316,9 +381,21 @@ impl Config {
                 "[limits] {key} is {value}: it must be from 1 to {MAX_LIMIT}"
             );
         }
+        for (key, value) in [
+            ("connections_per_client", limits.connections_per_client),
+            ("connection_rate_per_client", limits.connection_rate_per_client),
+        ] {
+            ensure!(
+                value <= MAX_CONNECTIONS,
+                "[limits] {key} is {value}: it must be from 1 to {MAX_CONNECTIONS}, or 0 for no limit"
+            );
+        }
         Ok(())
     }
 }
+
+/// More than any kernel tracks; ten times as many still fit the 32 bits of a rule.
+const MAX_CONNECTIONS: u32 = 100_000_000;
 
 /// Ten years in seconds; as a count, more than any machine of ours holds.
 const MAX_LIMIT: usize = 315_360_000;

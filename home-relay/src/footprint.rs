@@ -8,23 +8,32 @@ use mobile_io::record::Record;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::args::DEFAULT_PATH;
-use crate::config::{self, Admin, Config, Tunnel};
+use crate::config::{self, Admin, Config, Nat, State, Transit, Tunnel};
 
 /// Where the records are: beside the default admin socket, in a folder that a reboot empties as it
 /// does the kernel.
 const DIR: &str = "/run/home-relay";
 
-/// The device, after which the nftables table is named, and the socket of the relay that has them.
+/// The device, after which the nftables table is named, the socket of the relay that has them, and
+/// what `cleanup` undoes beside them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
     pub(crate) device: String,
     pub(crate) socket: PathBuf,
+    /// The state directory that says which forwarding the relay turned on; `None`: it stays on.
+    #[serde(default)]
+    pub(crate) forwarding: Option<PathBuf>,
 }
 
 impl Footprint {
     /// Returns the names that a relay with these settings uses.
-    pub(crate) fn of(tunnel: &Tunnel, admin: &Admin) -> Self {
-        Self { device: tunnel.device.clone(), socket: admin.socket.clone() }
+    pub(crate) fn of(tunnel: &Tunnel, admin: &Admin, nat: &Nat, state: &State) -> Self {
+        Self {
+            device: tunnel.device.clone(),
+            socket: admin.socket.clone(),
+            // Where others' packets were forwarded, somebody may have come to rely on it.
+            forwarding: (nat.transit != Transit::Accept).then(|| state.dir.clone()),
+        }
     }
 }
 
@@ -46,7 +55,7 @@ pub(crate) fn known(path: &Path, record: &Record) -> anyhow::Result<Vec<Footprin
     recorded.retain(|footprint| config::check_interface("the record's device", &footprint.device).is_ok());
     let mut names = Vec::new();
     match Config::load(path) {
-        Ok(config) => names.push(Footprint::of(&config.tunnel, &config.admin)),
+        Ok(config) => names.push(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state)),
         Err(error) if recorded.is_empty() && path != Path::new(DEFAULT_PATH) => {
             return Err(error.context("cannot clean up: no relay left a record of what it made"));
         }
@@ -54,7 +63,12 @@ pub(crate) fn known(path: &Path, record: &Record) -> anyhow::Result<Vec<Footprin
             let error = format!("{error:#}");
             tracing::warn!(error, "broken configuration: cleaning up what the relay recorded");
             if recorded.is_empty() {
-                names.push(Footprint::of(&Tunnel::default(), &Admin::default()));
+                names.push(Footprint::of(
+                    &Tunnel::default(),
+                    &Admin::default(),
+                    &Nat::default(),
+                    &State::default(),
+                ));
             }
         }
     }
@@ -79,9 +93,9 @@ mod tests {
         let error = known(&file, &record).unwrap_err();
         assert!(format!("{error:#}").contains("rooting"), "{error:#}");
         for device in ["home7", "no/name"] {
-            record.add(Footprint { device: device.into(), socket: "/s".into() }).unwrap();
+            record.add(Footprint { device: device.into(), socket: "/s".into(), forwarding: None }).unwrap();
         }
         let names = known(&file, &record).unwrap();
-        assert_eq!(names, [Footprint { device: "home7".into(), socket: "/s".into() }]);
+        assert_eq!(names, [Footprint { device: "home7".into(), socket: "/s".into(), forwarding: None }]);
     }
 }

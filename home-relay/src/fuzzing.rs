@@ -13,7 +13,7 @@ use crate::admin::{Answer, Request};
 use crate::cli::init;
 use crate::config::{Config, ENV_PREFIX};
 use crate::pool::{Lease, Pools, Taken};
-use crate::store::{Entry, Forward, Newcomer, Protocol};
+use crate::store::{Entry, Forward, Newcomer, Protocol, WantedReach};
 
 /// `relay.toml` and the environment. What is accepted can be used; what is refused names its place.
 ///
@@ -109,9 +109,16 @@ pub fn line_seeds() -> Vec<Vec<u8>> {
     let wanted = Lease { ipv4: Some([100, 64, 0, 9].into()), ipv6: None };
     let token = TokenHash::of(&Token::from_bytes([0xab; TOKEN_LEN]));
     let forward = Forward { protocol: Protocol::Tcp, port: 2222, client: name(), to: 22 };
-    let entry =
-        Entry { name: name(), public_key: Some(public_key), lease: wanted, created: 1, expires: None };
-    let newcomer = Newcomer { name: name(), public_key, wanted };
+    let entry = Entry {
+        name: name(),
+        public_key: Some(public_key),
+        lease: wanted,
+        created: 1,
+        expires: None,
+        reach: None,
+    };
+    let reach = WantedReach::Own("internet,192.168.1.0/24".parse().expect("a reach of ours"));
+    let newcomer = Newcomer { name: name(), public_key, wanted, reach };
     let requests = [
         Request::Authorize {
             clients: vec![newcomer.clone(), Newcomer { wanted: Lease::default(), ..newcomer }],

@@ -13,6 +13,7 @@ pub mod fuzzing;
 mod metrics;
 mod network;
 mod pool;
+mod reach;
 mod server;
 mod store;
 

@@ -26,10 +26,22 @@ pub(crate) enum Drop {
     Device,
     /// From a client, to be cut into more segments than a client may have cut.
     Segments,
+    /// From a client, to where `[clients] reach` does not lead.
+    Reach,
+    /// From a client that has as many tracked connections as it may, and begins another.
+    Connections,
+    /// From a client that begins connections faster than it may.
+    ConnectionRate,
+    /// To or from a client, of no connection that is known, and beginning none.
+    Invalid,
+    /// To a client that did not ask for it.
+    Unsolicited,
+    /// Between other devices of a host that was no router before the relay came.
+    Transit,
 }
 
 impl Drop {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 14] = [
         Self::Malformed,
         Self::Source,
         Self::Isolation,
@@ -38,6 +50,12 @@ impl Drop {
         Self::QueueFull,
         Self::Device,
         Self::Segments,
+        Self::Reach,
+        Self::Connections,
+        Self::ConnectionRate,
+        Self::Invalid,
+        Self::Unsolicited,
+        Self::Transit,
     ];
 
     fn label(self) -> &'static str {
@@ -50,6 +68,12 @@ impl Drop {
             Self::QueueFull => "queue_full",
             Self::Device => "device",
             Self::Segments => "segments",
+            Self::Reach => "reach",
+            Self::Connections => "connections",
+            Self::ConnectionRate => "connection_rate",
+            Self::Invalid => "invalid",
+            Self::Unsolicited => "unsolicited",
+            Self::Transit => "transit",
         }
     }
 }

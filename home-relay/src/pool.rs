@@ -1,9 +1,9 @@
 //! Which persistent address a client gets: pure arithmetic on the two pools.
 //!
-//! The first usable address of a pool is the home virtual device's own. A client gets the lowest
-//! address nobody holds, so a pool stays compact and a test can name what it expects.
+//! The first usable address of a pool is the home virtual device's own. A client gets the lowest address that nobody
+//! has held, and when there is none, the one that was freed longest ago: the world may still send to a former holder.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -24,6 +24,11 @@ impl Lease {
     /// Both addresses, IPv4 first.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+
+    /// Its addresses that are not in `other`.
+    pub(crate) fn without(&self, other: Self) -> Vec<IpAddr> {
+        self.addresses().filter(|address| !other.addresses().any(|kept| kept == *address)).collect()
     }
 }
 
@@ -185,8 +190,8 @@ impl Pools {
         Ok(())
     }
 
-    /// Keeps of `held` what is still in the pools, and fills what is missing with the lowest free
-    /// addresses; `taken` are those of the other clients, and from now on this one's.
+    /// Keeps of `held` what is still in the pools, and fills what is missing with free addresses; `taken` are those of
+    /// the other clients, and from now on this one's.
     pub(crate) fn lease(&self, held: Lease, taken: &mut Taken) -> Result<Lease, PoolError> {
         let ipv4 = match (self.ipv4, held.ipv4) {
             (None, _) => None,
@@ -214,7 +219,9 @@ impl Pools {
 pub(crate) struct Taken {
     ipv4: HashSet<Ipv4Addr>,
     ipv6: HashSet<Ipv6Addr>,
-    /// No address below is free.
+    /// Free addresses that somebody has held, each with the time since when it is free.
+    freed: HashMap<IpAddr, u64>,
+    /// No address below is free and was never held.
     from_ipv4: u32,
     from_ipv6: u128,
 }
@@ -224,6 +231,17 @@ impl Taken {
     pub(crate) fn insert(&mut self, lease: Lease) {
         self.ipv4.extend(lease.ipv4);
         self.ipv6.extend(lease.ipv6);
+    }
+
+    /// Somebody held this address until then; it is given to others last.
+    pub(crate) fn free(&mut self, address: IpAddr, since: u64) {
+        self.freed.insert(address, since);
+    }
+
+    /// Of the free addresses that somebody has held, the one that is free longest, among those that fit.
+    fn longest_free(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let fitting = self.freed.iter().filter(|(address, _)| fits(**address));
+        fitting.min_by_key(|(address, since)| (**since, **address)).map(|(address, _)| *address)
     }
 
     /// Its holder is about to be given others, or the same again.
@@ -237,33 +255,51 @@ impl Taken {
     }
 
     fn free_ipv4(&mut self, net: Ipv4Net) -> Result<Ipv4Addr, PoolError> {
-        // At most as many candidates are looked at as are taken, and one: that one must be free.
+        // At most as many candidates are looked at as are taken or were, and one: that one must be free.
         let first = own_ipv4(net).to_bits() + 1;
-        let found = (first.max(self.from_ipv4)..net.broadcast().to_bits())
+        let unused = (first.max(self.from_ipv4)..net.broadcast().to_bits())
             .map(Ipv4Addr::from_bits)
-            .find(|address| !self.ipv4.contains(address));
-        let found = found.ok_or(PoolError::Exhausted {
-            family: "IPv4",
-            pool: net.into(),
-            capacity: u128::from(net.broadcast().to_bits() - own_ipv4(net).to_bits() - 1),
-            key: "ipv4",
-        })?;
-        self.from_ipv4 = found.to_bits();
+            .find(|address| !self.ipv4.contains(address) && !self.freed.contains_key(&IpAddr::V4(*address)));
+        if let Some(unused) = unused {
+            self.from_ipv4 = unused.to_bits();
+            return Ok(unused);
+        }
+        let fits = |address| match address {
+            IpAddr::V4(address) => usable_ipv4(net, address) && !self.ipv4.contains(&address),
+            IpAddr::V6(_) => false,
+        };
+        let Some(IpAddr::V4(found)) = self.longest_free(fits) else {
+            return Err(PoolError::Exhausted {
+                family: "IPv4",
+                pool: net.into(),
+                capacity: u128::from(net.broadcast().to_bits() - own_ipv4(net).to_bits() - 1),
+                key: "ipv4",
+            });
+        };
         Ok(found)
     }
 
     fn free_ipv6(&mut self, net: Ipv6Net) -> Result<Ipv6Addr, PoolError> {
         let first = own_ipv6(net).to_bits() + 1;
-        let found = (first.max(self.from_ipv6)..=net.broadcast().to_bits())
+        let unused = (first.max(self.from_ipv6)..=net.broadcast().to_bits())
             .map(Ipv6Addr::from_bits)
-            .find(|address| !self.ipv6.contains(address));
-        let found = found.ok_or(PoolError::Exhausted {
-            family: "IPv6",
-            pool: net.into(),
-            capacity: net.broadcast().to_bits() - own_ipv6(net).to_bits(),
-            key: "ipv6",
-        })?;
-        self.from_ipv6 = found.to_bits();
+            .find(|address| !self.ipv6.contains(address) && !self.freed.contains_key(&IpAddr::V6(*address)));
+        if let Some(unused) = unused {
+            self.from_ipv6 = unused.to_bits();
+            return Ok(unused);
+        }
+        let fits = |address| match address {
+            IpAddr::V6(address) => usable_ipv6(net, address) && !self.ipv6.contains(&address),
+            IpAddr::V4(_) => false,
+        };
+        let Some(IpAddr::V6(found)) = self.longest_free(fits) else {
+            return Err(PoolError::Exhausted {
+                family: "IPv6",
+                pool: net.into(),
+                capacity: net.broadcast().to_bits() - own_ipv6(net).to_bits(),
+                key: "ipv6",
+            });
+        };
         Ok(found)
     }
 }
@@ -312,12 +348,25 @@ mod tests {
     }
 
     #[test]
-    fn a_freed_address_is_the_next_to_be_given() {
+    fn the_lowest_address_that_nobody_has_held_is_the_next_and_then_the_one_that_is_free_longest() {
         let pools = pools("10.9.8.0/24", "fd12::/64");
         let first = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
         let second = pools.lease(Lease::default(), &mut Taken::from_iter([first])).unwrap();
         assert_eq!(second.ipv4, Some("10.9.8.3".parse().unwrap()));
         assert_eq!(pools.lease(Lease::default(), &mut Taken::from_iter([second])).unwrap(), first);
+
+        let small = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
+        let mut taken = Taken::default();
+        // Of .2 to .6, .3 is held, and .4 and .2 were.
+        taken.insert(Lease { ipv4: Some("10.9.8.3".parse().unwrap()), ipv6: None });
+        taken.free("10.9.8.4".parse().unwrap(), 70);
+        taken.free("10.9.8.2".parse().unwrap(), 80);
+        taken.free("10.9.8.3".parse().unwrap(), 10);
+        let mut given = Vec::new();
+        while let Ok(lease) = small.lease(Lease::default(), &mut taken) {
+            given.push(lease.to_string());
+        }
+        assert_eq!(given, ["10.9.8.5", "10.9.8.6", "10.9.8.4", "10.9.8.2"]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use thiserror::Error;
 pub(crate) use self::forwards::{Forward, Protocol};
 use self::schema::FILE;
 use crate::pool::{Lease, PoolError};
+use crate::reach::Reach;
 
 mod clients;
 mod forwards;
@@ -40,6 +41,9 @@ pub(crate) struct Client {
     pub(crate) lease: Lease,
     /// When it was authorised, in seconds since 1970.
     pub(crate) created: u64,
+    /// What it reaches; `[clients] reach` holds for one without.
+    #[serde(default)]
+    pub(crate) reach: Option<Reach>,
 }
 
 /// Who is to be a client.
@@ -52,6 +56,33 @@ pub(crate) struct Newcomer {
     /// The addresses it is to have; free ones where none is named.
     #[serde(default)]
     pub(crate) wanted: Lease,
+    /// What it is to reach; as before where nothing is said.
+    #[serde(default)]
+    pub(crate) reach: WantedReach,
+}
+
+/// A change of what a client reaches.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WantedReach {
+    /// As before.
+    #[default]
+    Unchanged,
+    /// What `[clients] reach` says.
+    Default,
+    /// This.
+    Own(Reach),
+}
+
+impl WantedReach {
+    /// What comes of it, for a client that had `before`.
+    fn over(&self, before: Option<Reach>) -> Option<Reach> {
+        match self {
+            Self::Unchanged => before,
+            Self::Default => None,
+            Self::Own(reach) => Some(reach.clone()),
+        }
+    }
 }
 
 /// A name that somebody may claim by a token, with the addresses that wait for it.
@@ -86,19 +117,22 @@ pub(crate) struct Entry {
     pub(crate) created: u64,
     /// When the invitation ends, in seconds since 1970; none for a client.
     pub(crate) expires: Option<u64>,
+    /// What it reaches; none: what `[clients] reach` says.
+    #[serde(default)]
+    pub(crate) reach: Option<Reach>,
 }
 
 impl From<Client> for Entry {
     fn from(client: Client) -> Self {
-        let Client { name, public_key, lease, created } = client;
-        Self { name, public_key: Some(public_key), lease, created, expires: None }
+        let Client { name, public_key, lease, created, reach } = client;
+        Self { name, public_key: Some(public_key), lease, created, expires: None, reach }
     }
 }
 
 impl From<Invited> for Entry {
     fn from(invited: Invited) -> Self {
         let Invited { name, lease, created, expires, .. } = invited;
-        Self { name, public_key: None, lease, created, expires: Some(expires) }
+        Self { name, public_key: None, lease, created, expires: Some(expires), reach: None }
     }
 }
 

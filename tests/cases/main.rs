@@ -33,6 +33,7 @@ mod outage;
 mod packages;
 mod programs;
 mod refusals;
+mod relay_reach;
 mod reload;
 mod restart;
 mod router;

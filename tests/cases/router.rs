@@ -125,6 +125,7 @@ fn the_hosts_own_firewall_is_left_as_it_was() -> Outcome {
 fn a_routed_ipv6_prefix_is_not_masqueraded() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     bed.relay.configure("nat", "ipv6", "routed")?;
+    bed.relay.configure("clients", "inbound", "routed")?;
     bed.lab.internet.ip(&[&format!("route add {}/64 via {}", bed.agent.address6, addr::RELAY6)])?;
     bed.start()?;
     let [four, six] = urls("/ip");

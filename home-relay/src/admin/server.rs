@@ -52,8 +52,8 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                 let (uid, pid) = (connection.peer.uid, connection.peer.pid);
                 match &request {
                     Request::Authorize { clients } => {
-                        for Newcomer { name, public_key, wanted } in clients {
-                            info!(uid, pid, name, %public_key, %wanted, "authorize");
+                        for Newcomer { name, public_key, wanted, reach } in clients {
+                            info!(uid, pid, name, %public_key, %wanted, ?reach, "authorize");
                         }
                     }
                     Request::Invite { name, lifetime, wanted, .. } => {

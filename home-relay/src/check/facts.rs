@@ -46,6 +46,8 @@ pub(super) struct Rest {
     pub(super) nft: Option<Result<(), String>>,
     /// Chains of others that forward nothing unless a rule of theirs allows it.
     pub(super) dropping: Vec<String>,
+    /// Whether `[clients] reach` is set.
+    pub(super) has_reach: bool,
     /// `[tunnel] device`.
     pub(super) device: String,
     /// `[nat] interface`, and whether there is one.
@@ -92,7 +94,7 @@ async fn rest(config: &Config, root: bool) -> Rest {
         Ok((links, local)) => (links, Ok(local)),
         Err(error) => (Vec::new(), Err(error)),
     };
-    let ruleset = config.pools().map(|pools| nft::Ruleset::of(config, &pools, Vec::new()));
+    let ruleset = config.pools().map(|pools| nft::Ruleset::of(config, &pools, Vec::new(), Vec::new()));
     let forwarding = pools.iter().map(|pool| match pool {
         IpNet::V4(_) => ("IPv4", setting("net/ipv4/ip_forward")),
         IpNet::V6(_) => {
@@ -115,6 +117,7 @@ async fn rest(config: &Config, root: bool) -> Rest {
         } else {
             Vec::new()
         },
+        has_reach: config.clients.reach.is_some(),
         device: config.tunnel.device.clone(),
         interface: config.nat.interface.clone().map(|name| {
             let there = links.contains(&name);

@@ -31,6 +31,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         findings.extend(rest.forwarding.iter().map(|(family, on)| forwarding(rest, family, *on)));
         findings.extend(masquerading(rest));
         findings.extend(overlaps(rest));
+        findings.push(if rest.has_reach {
+            Finding::ok("reach", "[clients] reach says what clients reach")
+        } else {
+            let seen =
+                "clients reach private networks, metadata services and whatever else this host reaches";
+            let next = "set [clients] reach = \"internet\", or a list; \"all\" if that is what you mean";
+            Finding::warn("reach", seen, next)
+        });
         findings.extend(rest.dropping.iter().map(|chain| dropping(rest, chain)));
     }
     findings
@@ -176,6 +184,7 @@ mod tests {
             forwarding: vec![("IPv4", Some(false)), ("IPv6", None)],
             nft: Some(Ok(())),
             dropping: Vec::new(),
+            has_reach: true,
             device: "home0".into(),
             interface: None,
             pools: vec!["100.64.16.0/20".parse().unwrap()],
@@ -231,6 +240,7 @@ mod tests {
             (Rest { network: Some(Ok(vec!["nftables table".into()])), ..well() }, warn, "network"),
             (Rest { interface: Some(("eth9".into(), false)), ..well() }, warn, "nat"),
             (Rest { dropping: vec!["ip filter FORWARD".into()], ..well() }, warn, "firewall"),
+            (Rest { has_reach: false, ..well() }, warn, "reach"),
             (overlapping("100.64.0.0/10"), fail, "pool"),
             (overlapping("100.64.17.0/24"), fail, "pool"),
             (Rest { local: error(), ..well() }, fail, "pool"),

@@ -88,8 +88,12 @@ pub(crate) struct Authorize {
     pub(crate) public_key: Option<PublicKey>,
     #[command(flatten)]
     pub(crate) addresses: Addresses,
+    /// Let it reach "internet", "all", "none", or networks with commas between them; "default": what `[clients] reach`
+    /// says.
+    #[arg(long, value_name = "REACH")]
+    pub(crate) reach: Option<String>,
     /// Let in everybody in this file, NAME PUBLIC_KEY a line (`-`: stdin); print the names with the addresses.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "public_key", "ipv4", "ipv6"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "public_key", "ipv4", "ipv6", "reach"])]
     pub(crate) from: Option<PathBuf>,
 }
 

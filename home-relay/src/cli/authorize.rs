@@ -1,16 +1,18 @@
 //! `authorize`: lets in one client, or everybody in a file.
 
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 
 use super::args::{Addresses, Authorize};
 use super::clients::{UNEXPECTED, ask, connect};
 use crate::admin::{Answer, Request};
 use crate::config::Config;
+use crate::network::forget_connections;
 use crate::pool::Lease;
-use crate::store::{self, Client, Newcomer, Store};
+use crate::store::{self, Client, Newcomer, Store, WantedReach};
 
 /// Clients in one request to a running relay, which takes 64 KiB: the longest name and a key take 150 bytes.
 const BATCH: usize = 400;
@@ -23,13 +25,18 @@ impl From<Addresses> for Lease {
 
 /// Prints the addresses of one client, one a line; of many, one client a line.
 pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
-    let Authorize { name, public_key, addresses, from } = who;
+    let Authorize { name, public_key, addresses, reach, from } = who;
+    let reach = match reach.as_deref() {
+        None => WantedReach::Unchanged,
+        Some("default") => WantedReach::Default,
+        Some(text) => WantedReach::Own(text.parse().map_err(|error| anyhow!("--reach: {error}"))?),
+    };
     match (name, public_key, from) {
         (_, _, Some(file)) => authorize(config, &read(&file)?, |client| {
             println!("{} {}", client.name, client.lease);
         }),
         (Some(name), Some(public_key), None) => {
-            let one = Newcomer { name, public_key, wanted: addresses.into() };
+            let one = Newcomer { name, public_key, wanted: addresses.into(), reach };
             authorize(config, &[one], |client| {
                 client.lease.addresses().for_each(|address| println!("{address}"));
             })
@@ -43,7 +50,13 @@ fn authorize(config: &Config, newcomers: &[Newcomer], tell: impl Fn(&Client)) ->
     let pools = config.pools()?;
     let Some(mut relay) = connect(config)? else {
         let store = Store::open(&config.state.dir)?;
-        store.authorize_all(newcomers, &pools, store::now())?.iter().for_each(tell);
+        let before = store.clients()?;
+        let clients = store.authorize_all(newcomers, &pools, store::now())?;
+        clients.iter().for_each(tell);
+        let had = |client: &Client| before.iter().find(|known| known.name == client.name).map(|it| it.lease);
+        let left: Vec<IpAddr> =
+            clients.iter().filter_map(|it| Some(had(it)?.without(it.lease))).flatten().collect();
+        forget_connections(&left);
         return Ok(());
     };
     for (before, batch) in newcomers.chunks(BATCH).enumerate() {
@@ -88,7 +101,12 @@ fn parse(text: &str) -> anyhow::Result<Vec<Newcomer>> {
             bail!("line {number}: NAME PUBLIC_KEY was expected, not {line:?}")
         };
         let public_key = key.parse().with_context(|| format!("line {number}: the key of {name}"))?;
-        newcomers.push(Newcomer { name: name.to_owned(), public_key, wanted: Lease::default() });
+        newcomers.push(Newcomer {
+            name: name.to_owned(),
+            public_key,
+            wanted: Lease::default(),
+            reach: WantedReach::default(),
+        });
     }
     ensure!(!newcomers.is_empty(), "it names no client: write NAME PUBLIC_KEY lines");
     Ok(newcomers)

@@ -9,10 +9,11 @@ use mobile_io::tun::TunError;
 
 use super::clients::connect_to;
 use crate::footprint::{self, Footprint};
-use crate::network::nft;
+use crate::network::{self, nft};
 
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, no other relay's;
-/// doing it again is fine. Forwarding stays as it is: other software may have come to rely on it.
+/// doing it again is fine. Forwarding is turned off again if the relay turned it on: nobody else has come to rely on it,
+/// since what was none of the relay's was dropped. Where that was not so, it stays as it is.
 ///
 /// `unless_shutdown` leaves everything while the machine shuts down.
 pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
@@ -34,7 +35,7 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
 
 fn remove(names: &[Footprint], record: &Record) -> anyhow::Result<()> {
     let mut failures = Vec::new();
-    for Footprint { device, .. } in names {
+    for Footprint { device, forwarding, .. } in names {
         // Opening a TUN registers it with a runtime.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
@@ -56,6 +57,13 @@ fn remove(names: &[Footprint], record: &Record) -> anyhow::Result<()> {
             Ok(true) => eprintln!("removed table inet {table}"),
             Ok(false) => {}
             Err(error) => failures.push(format!("{error:#}")),
+        }
+        match forwarding {
+            Some(state) if !network::has_other_relay() => match network::undo_forwarding(state) {
+                Ok(settings) => settings.iter().for_each(|setting| eprintln!("set {setting} from 1 to 0")),
+                Err(error) => failures.push(format!("{error:#}")),
+            },
+            _ => {}
         }
     }
     if !failures.is_empty() {

@@ -9,13 +9,18 @@ use mobile_io::control::{Client as ControlClient, ControlError};
 use super::table::print_table;
 use crate::admin::{Answer, Request};
 use crate::config::Config;
+use crate::network::forget_connections;
 use crate::store::{self, Entry, Store};
 
 /// Shuts a client out, or withdraws an invitation.
 pub(crate) fn revoke(config: &Config, name: String) -> anyhow::Result<()> {
     let answer = match connect(config)? {
         Some(mut relay) => ask(&mut relay, &Request::Revoke { name })?,
-        None => Answer::Revoked(Store::open(&config.state.dir)?.revoke(&name)?),
+        None => {
+            let entry = Store::open(&config.state.dir)?.revoke(&name, store::now())?;
+            forget_connections(&entry.lease.addresses().collect::<Vec<_>>());
+            Answer::Revoked(entry)
+        }
     };
     let Answer::Revoked(Entry { name, public_key, .. }) = answer else { bail!(UNEXPECTED) };
     match public_key {
@@ -42,9 +47,10 @@ pub(crate) fn clients(config: &Config, json: bool) -> anyhow::Result<()> {
             (Some(key), _) => key.to_string(),
             (None, expires) => format!("(invited, for {})", span(expires.unwrap_or(now).saturating_sub(now))),
         };
-        vec![entry.name.clone(), entry.lease.to_string(), key]
+        let reach = entry.reach.as_ref().map_or_else(|| "default".to_owned(), ToString::to_string);
+        vec![entry.name.clone(), entry.lease.to_string(), reach, key]
     });
-    print_table(&["NAME", "ADDRESSES", "PUBLIC KEY"], rows);
+    print_table(&["NAME", "ADDRESSES", "REACH", "PUBLIC KEY"], rows);
     Ok(())
 }
 

@@ -91,6 +91,9 @@ fn text(options: &Init, pools: &Pools, key_name: &str) -> String {
 address = "{listen}"
 # By which name and port clients find it, for `home-relay invite`; needed there unless the address is one of this host's.
 # endpoint = "relay.example.org:443"
+# Whether the kernel tracks connections to this address: "auto" does only where another firewall of this host filters
+# what comes in or goes out, since its rules may ask for the state of a connection. "on", "off".
+# track = "auto"
 
 [identity]
 # Made by `home-relay init`, relative to this file. Clients know the relay by its public key.
@@ -124,10 +127,19 @@ private_key_file = "{key_name}"
 # interface = "eth0"
 # "routed": not for IPv6, where [pool] ipv6 is a prefix that is routed to this host.
 # ipv6 = "masquerade"
+# What is forwarded between other devices of this host: "auto" drops it if this relay turned forwarding on. "accept", "drop".
+# transit = "auto"
 
 [clients]
 # Clients do not reach each other. `false` makes them one network.
 # isolate = true
+# What clients reach: "internet" is public addresses, none of this host's own and no cloud's metadata service. "all" is
+# whatever this host reaches, and so it is without this line. Or a list: ["internet", "192.168.1.0/24"].
+# `home-relay authorize --reach` says something else for one client.
+reach = "internet"
+# Who reaches clients unasked: "forwards" is nobody but through a port of `home-relay forward`. "routed", and so it is
+# without this line: everybody too at pools that are not masqueraded.
+inbound = "forwards"
 
 [dns]
 # Resolvers for mobile processes, which ask the first of each family in place of the visited network's. Any that this host reaches.
@@ -148,6 +160,10 @@ private_key_file = "{key_name}"
 # session_idle = 86400
 # Bytes of packets waiting for one client before its session takes them (1 MiB).
 # queue_bytes = 1048576
+# Connections of one client that the kernel tracks, and new ones a second (ten seconds' worth at once): all clients share
+# the kernel's table of usually 262,144 with this host. 0: no limit.
+# connections_per_client = 4096
+# connection_rate_per_client = 200
 
 [admin]
 # Where a running relay takes `authorize`, `revoke`, `clients` and `sessions`: root, and this group if one is named.

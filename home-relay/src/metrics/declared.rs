@@ -45,11 +45,15 @@ mobile_io::declare_metrics! {
         "Bytes of packets that travelled compressed, as what they travelled.";
     DROPS: Counter "homerelay_drops_total" ["reason"]
         "Packets not forwarded. `malformed`: no IP packet; `source`: from a client, not with its address; `isolation`: from a client to \
-         another; `destination`: to an address no router forwards to; `no_session`: to a client that has none; `queue_full`: to one \
+         another; `destination`: to an address no router forwards to; `reach`: from a client to where `[clients] reach` does not lead; \
+         `connections` and `connection_rate`: the first of a connection beyond `[limits]` `connections_per_client` or \
+         `connection_rate_per_client`; `invalid`: of no known connection and beginning none; `unsolicited`: to a client that did not \
+         ask for it; `transit`: between other devices of a host that the relay made a router; `no_session`: to a client that has none; `queue_full`: to one \
          that takes them more slowly than they come; `device`: the TUN did not take it; `segments`: from a client, to be cut into more, or \
-         more small, segments than a client may have cut; `session_bounds`: by the session's bounds in \
+          more small, segments than a client may have cut; `session_bounds`: by the session's bounds in \
          memory and time. It includes those of flows that send faster than the client's path takes it, \
-         and TCP data that was sent again in an outage and is held already, no loss.";
+         and TCP data that was sent again in an outage and is held already, no loss. What the kernel's rules drop is added \
+         every 5 s.";
     SOURCE_VIOLATIONS: Counter "homerelay_source_violations_total" []
         "Packets from a client with a source address that is not the client's.";
 }

@@ -1,12 +1,82 @@
-//! Forwarding: a host that does not forward yet is an ordinary host, so the relay turns it on. It is
-//! left on afterwards: nobody can tell who else has come to rely on it.
+//! Forwarding: a host that does not forward yet is an ordinary host, so the relay turns it on, and remembers that: what
+//! such a host forwards for others was never meant to be forwarded. `cleanup` turns it off again.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use mobile_io::sysctl;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::made::Made;
 use crate::pool::Pools;
+
+/// The switch of each family.
+const SWITCHES: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
+/// The file in the state directory that says which of them the relay turned on.
+const FILE: &str = "forwarding";
+
+/// Which switches this relay has turned on since the host started, also an earlier run of it.
+pub(super) struct Memory {
+    path: PathBuf,
+    turned_on: [bool; 2],
+}
+
+impl Memory {
+    /// Reads the memory in a state directory. One of before the host started, or of another network namespace, is void:
+    /// whoever turned forwarding on since was somebody else.
+    pub(super) fn load(dir: &Path) -> Self {
+        let path = dir.join(FILE);
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let mut lines = text.lines();
+        let is_valid = host().is_some_and(|host| lines.next() == Some(&host));
+        let named: Vec<&str> = lines.collect();
+        Self { path, turned_on: SWITCHES.map(|switch| is_valid && named.contains(&switch)) }
+    }
+
+    /// Which switches are the relay's doing once [`enable`] has run: those it turned on before, and those that are off
+    /// now. Written down before anything is turned on.
+    pub(super) fn update(&mut self, pools: &Pools) -> [bool; 2] {
+        let wanted = [pools.ipv4().is_some(), pools.ipv6().is_some()];
+        let mut turned_on = self.turned_on;
+        for ((on, switch), wanted) in turned_on.iter_mut().zip(SWITCHES).zip(wanted) {
+            *on |= wanted && sysctl::read(switch).is_ok_and(|value| value != "1");
+        }
+        if turned_on != self.turned_on {
+            self.turned_on = turned_on;
+            let named = SWITCHES.into_iter().zip(turned_on).filter(|(_, on)| *on).map(|(switch, _)| switch);
+            let text: Vec<String> = host().into_iter().chain(named.map(str::to_owned)).collect();
+            if let Err(error) = std::fs::write(&self.path, text.join("\n") + "\n") {
+                let path = self.path.display();
+                warn!("cannot write {path}: {error}; a restarted relay forwards between other devices too");
+            }
+        }
+        turned_on
+    }
+
+    /// Turns off what the relay turned on, and forgets it; gives the names of the settings.
+    pub(super) fn undo(self) -> anyhow::Result<Vec<&'static str>> {
+        let mut undone = Vec::new();
+        for (switch, _) in SWITCHES.into_iter().zip(self.turned_on).filter(|(_, on)| *on) {
+            if sysctl::ensure(switch, "0")?.is_some() {
+                undone.push(switch);
+            }
+        }
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.path.display()))
+            }
+            _ => Ok(undone),
+        }
+    }
+}
+
+/// What tells this start of the host, and this network namespace, from others.
+fn host() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let namespace = std::fs::metadata("/proc/self/ns/net").ok()?.ino();
+    Some(format!("{} {namespace}", boot.trim()))
+}
 
 /// Turns on what the pools need, for the host and for the device.
 pub(super) fn enable(pools: &Pools, device: &str, made: &mut Made) -> anyhow::Result<()> {

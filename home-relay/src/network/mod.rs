@@ -2,23 +2,29 @@
 //! masquerading. All of it may be there already, from a relay that was killed: it is then adopted.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
+use mobile_io::netlink::netfilter::{self, Tracked};
 use mobile_io::netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN, table_exists};
 use mobile_io::sysctl;
 use mobile_io::tun::Tun;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::made::{Made, Step};
-use self::nft::Ruleset;
+use self::nft::{HostState, Ruleset};
+use self::rules::{COUNTERS, DEVICE_GROUP, without_elements};
 use crate::config::Config;
+use crate::metrics::Drop;
 use crate::pool::Pools;
 
+mod firewall;
 mod forwarding;
 mod made;
 pub(crate) mod nft;
 pub(crate) mod ports;
+pub(crate) mod rules;
 
 /// The pools this host can serve: without IPv6 where the host has none, which is not an error.
 pub(crate) fn servable(pools: Pools) -> anyhow::Result<Pools> {
@@ -53,10 +59,18 @@ pub(crate) struct Home {
     mtu: u16,
     pools: Pools,
     ruleset: Ruleset,
+    /// What this host is like, as the rules in force take it.
+    host: HostState,
+    /// Which forwarding was turned on by a relay.
+    forwarding: forwarding::Memory,
     /// Our table as nft lists it; `None`: this host has no nftables, and nothing depends on it.
     table: Option<String>,
     /// The rules that should be in force and could not be installed: [`Home::keep`] tries again.
     pending: Option<Ruleset>,
+    /// The counters of the table, as last read.
+    counted: [u64; COUNTERS.len()],
+    /// What they have counted that nobody has taken yet.
+    drops: [u64; COUNTERS.len()],
 }
 
 /// Why the kernel's state cannot be kept.
@@ -111,18 +125,37 @@ impl Home {
         }
         let index = netlink.link_index(&device).await?;
         let mtu = config.tunnel.mtu;
-        let mut home =
-            Self { netlink, device, index, mtu, pools: *pools, ruleset, table: None, pending: None };
+        let forwarding = forwarding::Memory::load(&config.state.dir);
+        let (counted, drops) = ([0; COUNTERS.len()], [0; COUNTERS.len()]);
+        let (pools, host) = (*pools, HostState::default());
+        let (table, pending) = (None, None);
+        let mut home = Self {
+            netlink,
+            device,
+            index,
+            mtu,
+            pools,
+            ruleset,
+            host,
+            forwarding,
+            table,
+            pending,
+            counted,
+            drops,
+        };
         home.ensure_device(made).await?;
         let fresh = !nft::exists(&home.ruleset.table()).unwrap_or(false);
-        if apply(&home.ruleset)? {
+        home.host.made_router = home.forwarding.update(&pools);
+        let rules = for_host(&home.ruleset, home.host);
+        home.host = rules.host;
+        if apply(&rules)? {
             if fresh {
-                made.push("the nftables rules", Step::RemoveTable(home.ruleset.table()));
+                made.push("the nftables rules", Step::RemoveTable(rules.table()));
             }
-            home.table = Some(listed(&home.ruleset)?);
+            home.table = Some(listed(&rules)?);
         }
         // Last: from here on packets flow, and the rules above are in place.
-        forwarding::enable(pools, &home.device, made)?;
+        forwarding::enable(&pools, &home.device, made)?;
         info!(
             device = home.device,
             adopted,
@@ -141,13 +174,17 @@ impl Home {
     /// Puts another ruleset in the place of the running one, or the same once more. On an error the
     /// former rules are in force; the error says so where they could not be put back.
     pub(crate) async fn change(&mut self, ruleset: Ruleset) -> anyhow::Result<()> {
-        let (former, table) = (self.ruleset.clone(), self.table.clone());
-        let (ruleset, table) = blocking(move || {
-            let table = replace(&former, table.is_some(), &ruleset)?;
-            Ok((ruleset, table))
+        // The counters begin anew with the table.
+        self.count_drops();
+        self.counted = [0; COUNTERS.len()];
+        let (former, table, host) = (self.ruleset.clone(), self.table.clone(), self.host);
+        let (ruleset, installed) = blocking(move || {
+            let installed = replace(&former, table.is_some(), &ruleset, host)?;
+            Ok((ruleset, installed))
         })
         .await?;
-        (self.ruleset, self.table, self.pending) = (ruleset, table, None);
+        (self.ruleset, self.pending) = (ruleset, None);
+        (self.host, self.table) = installed;
         Ok(())
     }
 
@@ -159,6 +196,27 @@ impl Home {
     /// Whether rules wait for being installed.
     pub(crate) fn is_behind(&self) -> bool {
         self.pending.is_some()
+    }
+
+    /// Takes the number of packets that the rules have dropped since the last time, each with the reason.
+    pub(crate) fn take_drops(&mut self) -> impl Iterator<Item = (Drop, u64)> + use<> {
+        self.count_drops();
+        let drops = std::mem::take(&mut self.drops);
+        COUNTERS.into_iter().zip(drops).map(|((_, reason), packets)| (reason, packets))
+    }
+
+    fn count_drops(&mut self) {
+        if self.table.is_none() {
+            return;
+        }
+        // Without an answer the next one has it all.
+        let counters = netfilter::counters(&self.ruleset.table()).unwrap_or_default();
+        for (index, (name, _)) in COUNTERS.iter().enumerate() {
+            let Some((_, now)) = counters.iter().find(|(counter, _)| counter == name) else { continue };
+            let before = std::mem::replace(&mut self.counted[index], *now);
+            // Less than before: somebody made the table anew.
+            self.drops[index] += if *now < before { *now } else { now - before };
+        }
     }
 
     /// Looks whether all is as it was set up, the rules too if `rules`, and puts back what is not. Gives what that was.
@@ -190,13 +248,20 @@ impl Home {
             info!("installed the nftables rules that could not be installed before");
         }
         self.ensure_device(&mut made).await?;
+        let made_router = self.forwarding.update(&self.pools);
+        if made_router != self.host.made_router {
+            // Somebody turned forwarding off, and the relay is about to turn it on.
+            self.host.made_router = made_router;
+            self.change(self.ruleset.clone()).await?;
+        }
         if rules && let Some(expected) = self.table.clone() {
-            let ruleset = self.ruleset.clone();
+            let (ruleset, host) = (self.ruleset.clone(), self.host);
             let anew = blocking(move || {
-                if ruleset.listing()? == Some(expected) { Ok(None) } else { Ok(Some(install(&ruleset)?)) }
+                let listing = ruleset.listing()?.as_deref().map(without_elements);
+                if listing == Some(expected) { Ok(None) } else { Ok(Some(install(&ruleset, host)?)) }
             });
-            if let Some(table) = anew.await? {
-                self.table = table;
+            if let Some((host, table)) = anew.await? {
+                (self.host, self.table) = (host, table);
                 made.push(format!("nftables table inet {}", self.ruleset.table()), None);
             }
         }
@@ -213,9 +278,13 @@ impl Home {
             index: 0,
             mtu: config.tunnel.mtu,
             pools,
-            ruleset: Ruleset::of(config, &pools, Vec::new()),
+            ruleset: Ruleset::of(config, &pools, Vec::new(), Vec::new()),
+            host: HostState::default(),
+            forwarding: forwarding::Memory::load(&config.state.dir),
             table: None,
             pending: None,
+            counted: [0; COUNTERS.len()],
+            drops: [0; COUNTERS.len()],
         }
     }
 
@@ -236,6 +305,10 @@ impl Home {
         if link.mtu != mtu {
             netlink.set_mtu(index, mtu).await?;
             made.push(format!("the MTU of {device}"), None);
+        }
+        if link.group != DEVICE_GROUP {
+            netlink.set_group(index, DEVICE_GROUP).await?;
+            made.push(format!("the group of {device}"), None);
         }
         if !link.up {
             netlink.set_link_up(index).await?;
@@ -283,9 +356,19 @@ fn first_client(own: IpNet) -> Option<IpAddr> {
     own.contains(&next).then_some(next)
 }
 
-/// Puts the ruleset into the kernel, and returns it as nft lists it; `None`: there is no nftables.
-fn install(ruleset: &Ruleset) -> anyhow::Result<Option<String>> {
-    apply(ruleset)?.then(|| listed(ruleset)).transpose()
+/// The host as the rules in force take it, and our table as nft lists it; `None`: there is no nftables.
+type Installed = (HostState, Option<String>);
+
+/// The ruleset for this host as it is now.
+fn for_host(ruleset: &Ruleset, host: HostState) -> Ruleset {
+    let host = HostState { has_firewall: firewall::filters_this_host(), ..host };
+    Ruleset { host, ..ruleset.clone() }
+}
+
+/// Puts the ruleset into the kernel, and returns what is there now.
+fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<Installed> {
+    let rules = for_host(ruleset, host);
+    Ok((rules.host, apply(&rules)?.then(|| listed(&rules)).transpose()?))
 }
 
 /// Puts the ruleset into the kernel, all of it or nothing. Returns whether it is there: a host without
@@ -300,7 +383,9 @@ fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
     let table = ruleset.table();
     match table_exists(&table) {
         Ok(false) => {
-            info!("clients' TCP is not fitted to a smaller MTU on the way out, without nftables: {error:#}");
+            info!(
+                "without nftables, clients are not limited nor their TCP fitted to a smaller MTU: {error:#}"
+            );
             Ok(false)
         }
         Ok(true) => Err(error.context(format!(
@@ -320,19 +405,28 @@ fn listed(ruleset: &Ruleset) -> anyhow::Result<String> {
         let table = ruleset.table();
         format!("another program removed table inet {table} as soon as it was made: find out which one")
     };
-    ruleset.listing()?.with_context(missing)
+    ruleset.listing()?.as_deref().map(without_elements).with_context(missing)
 }
 
 /// Installs `ruleset` in the place of `former`, which is in the kernel if `had_table`. When that fails
 /// half-way, puts `former` back.
-fn replace(former: &Ruleset, had_table: bool, ruleset: &Ruleset) -> anyhow::Result<Option<String>> {
+fn replace(
+    former: &Ruleset,
+    had_table: bool,
+    ruleset: &Ruleset,
+    host: HostState,
+) -> anyhow::Result<Installed> {
+    let rules = for_host(ruleset, host);
     // nft's transaction: when it fails nothing has changed.
-    if !apply(ruleset)? {
-        return Ok(None);
+    if !apply(&rules)? {
+        return Ok((rules.host, None));
     }
-    listed(ruleset).map(Some).map_err(|error| {
-        let undone =
-            if had_table { former.apply() } else { nft::remove(&ruleset.table()).map(|_removed| ()) };
+    let listing = listed(&rules).map_err(|error| {
+        let undone = if had_table {
+            Ruleset { host: rules.host, ..former.clone() }.apply()
+        } else {
+            nft::remove(&rules.table()).map(|_removed| ())
+        };
         match undone {
             Ok(()) => error.context("cannot read back the new nftables rules, the former ones are in force"),
             Err(second) => error.context(format!(
@@ -340,7 +434,38 @@ fn replace(former: &Ruleset, had_table: bool, ruleset: &Ruleset) -> anyhow::Resu
                  are restored when nft works again"
             )),
         }
-    })
+    })?;
+    Ok((rules.host, Some(listing)))
+}
+
+/// Deletes the tracked connections of these addresses, either way, so that whoever has the address next inherits none.
+pub(crate) fn forget_connections(addresses: &[IpAddr]) {
+    if addresses.is_empty() {
+        return;
+    }
+    forget_connections_where(|connection| connection.involves(|address| addresses.contains(&address)));
+}
+
+/// Deletes the tracked connections that are picked.
+pub(crate) fn forget_connections_where(is_over: impl Fn(&Tracked) -> bool) {
+    match netfilter::delete_connections(is_over) {
+        Ok(0) => {}
+        Ok(connections) => info!(connections, "deleted tracked connections of addresses that changed hands"),
+        Err(error) => warn!(
+            "cannot delete the tracked connections of former clients, which end by themselves within days: {error}; \
+             `conntrack -F` deletes all"
+        ),
+    }
+}
+
+/// Whether another relay's rules are in the kernel. If that cannot be found out, there may be some.
+pub(crate) fn has_other_relay() -> bool {
+    nft::list_chains().map_or(true, |json| firewall::has_relay(&json))
+}
+
+/// Turns off the forwarding that a relay with this state directory turned on; gives the settings.
+pub(crate) fn undo_forwarding(state: &Path) -> anyhow::Result<Vec<&'static str>> {
+    forwarding::Memory::load(state).undo()
 }
 
 /// nft may take its time, and packets must not wait for it.

@@ -4,14 +4,16 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 
-use crate::config::{Config, DEFAULT_DEVICE, Ipv6Nat};
+use super::rules::base_chain;
+use crate::config::{Config, DEFAULT_DEVICE, Inbound, Ipv6Nat, Tracking, Transit};
 use crate::pool::Pools;
+use crate::reach::Reach;
 
 /// What the names of our tables begin with.
 pub(crate) const TABLE: &str = "home_relay";
@@ -47,6 +49,35 @@ pub(crate) struct Ruleset {
     pub(crate) isolate: bool,
     /// Ports of this host that lead to a client.
     pub(crate) redirects: Vec<Redirect>,
+    /// The pools, and the addresses in them that are the device's own.
+    pub(crate) pools: Vec<IpNet>,
+    pub(crate) own: Vec<IpAddr>,
+    /// The pools whose clients the world reaches unasked.
+    pub(crate) open: Vec<IpNet>,
+    /// What clients reach, and those that have a setting of their own.
+    pub(crate) reach: Reach,
+    pub(crate) reach_of: Vec<(IpAddr, Reach)>,
+    /// The resolvers that are pushed to clients, which reach them wherever they are.
+    pub(crate) resolvers: Vec<IpAddr>,
+    /// Tracked connections of a client, and new ones a second; 0 for no limit.
+    pub(crate) connections: u32,
+    pub(crate) connection_rate: u32,
+    /// Where this relay listens, and whether the kernel tracks the connections to it.
+    pub(crate) listen: SocketAddr,
+    pub(crate) track: Tracking,
+    /// What is forwarded between other devices.
+    pub(crate) transit: Transit,
+    /// What this host is like, as far as rules depend on it; found out when they are installed.
+    pub(crate) host: HostState,
+}
+
+/// What the rules depend on beside the configuration and the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct HostState {
+    /// Another firewall filters what comes to or leaves this host.
+    pub(crate) has_firewall: bool,
+    /// This relay turned on forwarding, of IPv4 and of IPv6.
+    pub(crate) made_router: [bool; 2],
 }
 
 /// A port of this host that leads to a client.
@@ -62,47 +93,61 @@ pub(crate) struct Redirect {
 
 impl Ruleset {
     /// As configured, for the pools this host serves.
-    pub(crate) fn of(config: &Config, pools: &Pools, redirects: Vec<Redirect>) -> Self {
-        let nat = &config.nat;
+    pub(crate) fn of(
+        config: &Config,
+        pools: &Pools,
+        redirects: Vec<Redirect>,
+        reach_of: Vec<(IpAddr, Reach)>,
+    ) -> Self {
+        let (nat, clients) = (&config.nat, &config.clients);
         let hidden = |pool: &IpNet| match pool {
             IpNet::V4(_) => nat.masquerade,
             IpNet::V6(_) => nat.masquerade && nat.ipv6 == Ipv6Nat::Masquerade,
         };
+        let (masqueraded, routed): (Vec<IpNet>, Vec<IpNet>) = pools.networks().partition(hidden);
         Self {
             device: config.tunnel.device.clone(),
-            masqueraded: pools.networks().filter(hidden).collect(),
+            masqueraded,
             interface: nat.interface.clone(),
-            isolate: config.clients.isolate,
+            isolate: clients.isolate,
             redirects,
+            pools: pools.networks().collect(),
+            own: pools.own_addresses().iter().map(IpNet::addr).collect(),
+            open: if clients.inbound == Inbound::Routed { routed } else { Vec::new() },
+            reach: clients.reach(),
+            reach_of,
+            resolvers: config.dns.servers.clone(),
+            connections: config.limits.connections_per_client,
+            connection_rate: config.limits.connection_rate_per_client,
+            listen: config.listen.address,
+            track: config.listen.track,
+            transit: nat.transit,
+            host: HostState::default(),
         }
     }
 
-    /// Does the relay work as configured only with it? Without masquerading and forwards what is left is a help.
+    /// Whether the relay is only with it what its configuration says. Without masquerading, forwards and a bound on
+    /// what clients reach, the rules are a help.
     pub(crate) fn is_needed(&self) -> bool {
-        !self.masqueraded.is_empty() || !self.redirects.is_empty()
+        let is_bounded = self.reach != Reach::All || self.reach_of.iter().any(|(_, own)| *own != Reach::All);
+        !self.masqueraded.is_empty() || !self.redirects.is_empty() || is_bounded
+    }
+
+    /// Whether the world may send a client datagrams unasked, which it then answers.
+    pub(crate) fn has_inbound_datagrams(&self) -> bool {
+        !self.open.is_empty() || self.redirects.iter().any(|redirect| redirect.protocol == "udp")
     }
 
     /// The text for `nft -f -`: creates the table if it is missing, then replaces it, atomically.
     pub(crate) fn text(&self) -> String {
         let table = self.table();
         let mut text = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
-        self.chain(&mut text, "prerouting", "nat", "dstnat", &self.redirecting());
-        self.chain(&mut text, "postrouting", "nat", "srcnat", &self.masquerading());
-        self.chain(&mut text, "forward", "filter", "filter", &self.forwarding());
+        self.filter(&mut text);
+        base_chain(&mut text, "prerouting", "nat hook prerouting priority dstnat", &self.redirecting());
+        base_chain(&mut text, "postrouting", "nat hook postrouting priority srcnat", &self.masquerading());
+        base_chain(&mut text, "forward", "filter hook forward priority filter", &self.forwarding());
         text.push_str("}\n");
         text
-    }
-
-    fn chain(&self, text: &mut String, hook: &str, kind: &str, priority: &str, rules: &[String]) {
-        // Writing to a String does not fail.
-        let _ = write!(
-            text,
-            "    chain {hook} {{\n        type {kind} hook {hook} priority {priority}; policy accept;\n"
-        );
-        rules.iter().for_each(|rule| {
-            let _ = writeln!(text, "        {rule}");
-        });
-        text.push_str("    }\n");
     }
 
     fn redirecting(&self) -> Vec<String> {
@@ -128,23 +173,6 @@ impl Ruleset {
             format!("{family} saddr {pool} {out} masquerade")
         };
         self.masqueraded.iter().map(rule).collect()
-    }
-
-    fn forwarding(&self) -> Vec<String> {
-        let device = &self.device;
-        let mut rules = Vec::new();
-        if self.isolate {
-            rules.push(format!("iifname \"{device}\" oifname \"{device}\" drop"));
-        }
-        // Both SYNs, so that neither side's segments are larger than the narrower of the two ways (`rt mtu` looks at
-        // both): the way out may have a smaller MTU than the tunnel (PPPoE), and a filter beyond that eats the ICMP
-        // which would say so.
-        for way in ["iifname", "oifname"] {
-            rules.push(format!(
-                "{way} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-            ));
-        }
-        rules
     }
 
     /// The table it is in.
@@ -179,8 +207,9 @@ impl Ruleset {
 }
 
 /// What to do when nftables does not work on this host.
-pub(crate) const HINT: &str = "cannot install the nftables rules; without NAT and port forwards on this host set [nat] \
-                               masquerade = false, and delete the forwards";
+pub(crate) const HINT: &str = "cannot install the nftables rules; where the kernel lacks connlimit, set [limits] \
+                               connections_per_client = 0; without nftables on this host set [nat] masquerade = false and \
+                               [clients] reach = \"all\", and delete the forwards";
 
 /// Removes the table; says whether there was one. A host without nft has none.
 pub(crate) fn remove(table: &str) -> anyhow::Result<bool> {
@@ -244,13 +273,7 @@ mod tests {
     use super::*;
 
     fn ruleset() -> Ruleset {
-        Ruleset {
-            device: "home0".into(),
-            masqueraded: vec!["10.77.0.0/24".parse().unwrap(), "fd12::/64".parse().unwrap()],
-            interface: None,
-            isolate: true,
-            redirects: Vec::new(),
-        }
+        super::super::rules::tests::ruleset()
     }
 
     fn assert_has(text: &str, rule: &str) {
@@ -268,18 +291,7 @@ mod tests {
     fn a_named_interface_is_the_only_way_out_that_is_masqueraded() {
         let text = Ruleset { interface: Some("eth0".into()), ..ruleset() }.text();
         assert_has(&text, "ip saddr 10.77.0.0/24 oifname \"eth0\" masquerade");
-        assert!(!text.contains("oifname !="), "{text}");
-    }
-
-    #[test]
-    fn clients_are_isolated_unless_told_otherwise_and_segments_fit_the_way_in_any_case() {
-        let clamp = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
-        for (isolate, drops) in [(true, 1), (false, 0)] {
-            let text = Ruleset { isolate, ..ruleset() }.text();
-            assert_eq!(text.matches("iifname \"home0\" oifname \"home0\" drop").count(), drops);
-            assert_has(&text, &format!("iifname \"home0\" {clamp}"));
-            assert_has(&text, &format!("oifname \"home0\" {clamp}"));
-        }
+        assert!(!text.contains("oifname != \"home0\" masquerade"), "{text}");
     }
 
     #[test]

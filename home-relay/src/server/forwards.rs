@@ -1,7 +1,9 @@
 //! Ports of this host that lead to clients: in the store by name, in the kernel by address.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 
+use mobile_io::netlink::netfilter::Tracked;
 use tracing::warn;
 
 use super::{InForce, Relay};
@@ -9,6 +11,7 @@ use crate::config::Config;
 use crate::network::nft::{Redirect, Ruleset};
 use crate::network::ports;
 use crate::pool::Pools;
+use crate::reach::Ranges;
 use crate::store::{Client, Forward, Protocol, Store, StoreError};
 
 impl Relay {
@@ -70,13 +73,16 @@ impl Relay {
 
     async fn follow(&self, in_force: &mut InForce) -> anyhow::Result<()> {
         let wanted = self.wanted_rules(&in_force.config).await?;
-        adapt(in_force, wanted).await
+        let answers = wanted.has_inbound_datagrams();
+        adapt(in_force, wanted).await?;
+        self.registry.set_answers(answers);
+        Ok(())
     }
 
     /// The rules of `config` and of the store.
     pub(super) async fn wanted_rules(&self, config: &Config) -> anyhow::Result<Ruleset> {
         let (forwards, clients) = self.in_store(|store| Ok((store.forwards()?, store.clients()?))).await?;
-        Ok(Ruleset::of(config, &self.served, redirects(&forwards, &clients, &self.served)))
+        Ok(rules(config, &self.served, &forwards, &clients))
     }
 }
 
@@ -94,8 +100,42 @@ fn not_undone(error: anyhow::Error, undo: Option<StoreError>, left: &str) -> any
     }
 }
 
+/// The rules for these forwards and clients, which are made for the families that this host serves.
+pub(super) fn rules(config: &Config, served: &Pools, forwards: &[Forward], clients: &[Client]) -> Ruleset {
+    let reach_of = clients.iter().flat_map(|client| {
+        let own = client.reach.iter();
+        own.flat_map(|reach| client.lease.addresses().map(|address| (address, reach.clone())))
+    });
+    let reach_of = reach_of.filter(|(address, _)| served.contains(*address)).collect();
+    Ruleset::of(config, served, redirects(forwards, clients, served), reach_of)
+}
+
+/// Tells connections that a client began to what it may not reach. `None`: every client reaches everything.
+pub(super) fn out_of_reach(
+    config: &Config,
+    served: &Pools,
+    clients: &[Client],
+) -> Option<impl Fn(&Tracked) -> bool + Send + 'static> {
+    let common = config.clients.reach().ranges();
+    let own = clients.iter().filter_map(|client| Some((client.lease, client.reach.as_ref()?.ranges())));
+    let own: HashMap<IpAddr, Option<Ranges>> = own
+        .flat_map(|(lease, ranges)| lease.addresses().map(move |address| (address, ranges.clone())))
+        .collect();
+    let (pools, resolvers) = (*served, config.dns.servers.clone());
+    let is_bounded = common.is_some() || own.values().any(Option::is_some);
+    is_bounded.then_some(move |connection: &Tracked| {
+        let (client, to) = connection.original;
+        let ranges = own.get(&client).unwrap_or(&common);
+        pools.contains(client)
+            && !pools.is_own(client)
+            && !pools.contains(to)
+            && !resolvers.contains(&to)
+            && ranges.as_ref().is_some_and(|ranges| !ranges.contains(to))
+    })
+}
+
 /// Both addresses of each forward's client, as far as this host serves their families.
-pub(super) fn redirects(forwards: &[Forward], clients: &[Client], served: &Pools) -> Vec<Redirect> {
+fn redirects(forwards: &[Forward], clients: &[Client], served: &Pools) -> Vec<Redirect> {
     let of_one = |forward: &Forward| {
         let client = clients.iter().find(|client| client.name == forward.client);
         let addresses = client.into_iter().flat_map(|client| client.lease.addresses());

@@ -1,31 +1,94 @@
 //! What a client may send: packets from its own addresses, to where ordinary forwarding leads.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use mobile_proto::packet::IpHeader;
 
 use crate::metrics::Drop;
 use crate::pool::{Lease, Pools};
+use crate::reach::{Ranges, Reach};
+
+/// What the whole relay's source filters go by, and may change.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    /// Clients do not reach each other.
+    pub(crate) isolate: bool,
+    /// What a client reaches that has no setting of its own.
+    pub(crate) reach: Reach,
+    /// The resolvers that are pushed to clients, which reach them wherever they are.
+    pub(crate) resolvers: Vec<IpAddr>,
+    /// The world may send clients datagrams unasked, so that one from a client may be an answer.
+    pub(crate) answers: bool,
+}
+
+/// The policy, and a number by which a change is noticed without a lock.
+#[derive(Debug)]
+pub(crate) struct Policies {
+    version: AtomicU64,
+    current: RwLock<Policy>,
+}
+
+impl Policies {
+    /// Begins with this policy.
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self { version: AtomicU64::new(1), current: RwLock::new(policy) }
+    }
+
+    /// Changes the policy; every filter follows with its next packet.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Policy)) {
+        change(&mut self.current.write().unwrap_or_else(PoisonError::into_inner));
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    fn current(&self) -> Policy {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What one client may reach, where that differs from the others'; it may change during a session.
+pub(crate) type OwnReach = Arc<RwLock<Option<Reach>>>;
 
 /// Checks every packet of one client.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Guard {
     lease: Lease,
     pools: Pools,
-    /// May it not reach other clients? The whole relay's, and may change.
-    isolate: Arc<AtomicBool>,
+    policies: Arc<Policies>,
+    own: OwnReach,
+    /// The version of the policies that what follows was made of; 0 for none yet.
+    version: u64,
+    isolate: bool,
+    /// `None`: nothing is out of reach.
+    ranges: Option<Ranges>,
+    resolvers: Vec<IpAddr>,
+    answers: bool,
 }
 
 impl Guard {
-    /// For the client that holds `lease`.
-    pub(crate) fn new(lease: Lease, pools: Pools, isolate: Arc<AtomicBool>) -> Self {
-        Self { lease, pools, isolate }
+    /// For the client that holds `lease`, with a reach of its own or without.
+    pub(crate) fn new(lease: Lease, pools: Pools, policies: Arc<Policies>, own: OwnReach) -> Self {
+        let (ranges, resolvers) = (None, Vec::new());
+        Self { lease, pools, policies, own, version: 0, isolate: true, ranges, resolvers, answers: false }
+    }
+
+    fn follow(&mut self, version: u64) {
+        let policy = self.policies.current();
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.version = version;
+        self.isolate = policy.isolate;
+        self.ranges = own.unwrap_or(policy.reach).ranges();
+        self.resolvers = policy.resolvers;
+        self.answers = policy.answers;
     }
 
     /// May this packet be forwarded?
-    pub(crate) fn check(&self, packet: &[u8]) -> Result<(), Drop> {
+    pub(crate) fn check(&mut self, packet: &[u8]) -> Result<(), Drop> {
+        let version = self.policies.version.load(Ordering::Acquire);
+        if version != self.version {
+            self.follow(version);
+        }
         let header = IpHeader::parse(packet).map_err(|_| Drop::Malformed)?;
         let own = match header.src {
             IpAddr::V4(source) => self.lease.ipv4 == Some(source),
@@ -34,17 +97,65 @@ impl Guard {
         if !own {
             return Err(Drop::Source);
         }
-        if self.pools.contains(header.dst)
-            && !self.pools.is_own(header.dst)
-            && self.isolate.load(Ordering::Relaxed)
-        {
-            return Err(Drop::Isolation);
+        if self.pools.contains(header.dst) {
+            // The device's own address answers a ping, and what else is there for clients is for the rules of nftables to
+            // say, which know what the relay's host asked first.
+            return if self.isolate && !self.pools.is_own(header.dst) {
+                Err(Drop::Isolation)
+            } else {
+                Ok(())
+            };
         }
         if !is_forwardable(header.dst) {
             return Err(Drop::Destination);
         }
-        Ok(())
+        match &self.ranges {
+            Some(ranges) if !ranges.contains(header.dst) && !self.is_excepted(packet, header.dst) => {
+                Err(Drop::Reach)
+            }
+            _ => Ok(()),
+        }
     }
+
+    /// Whether a packet to an address out of reach may be an answer, or asks a pushed resolver. The rules of nftables
+    /// know what was asked; here it is only stopped that a client begins something.
+    fn is_excepted(&self, packet: &[u8], destination: IpAddr) -> bool {
+        let Some((protocol, payload)) = upper_layer(packet) else { return false };
+        let to_port = |port: u16| payload.get(2..4) == Some(&port.to_be_bytes());
+        if matches!(protocol, TCP | UDP) && to_port(DNS) && self.resolvers.contains(&destination) {
+            return true;
+        }
+        match protocol {
+            // Every segment but the first of a connection.
+            TCP => payload.get(13).is_some_and(|flags| flags & (SYN | ACK) != SYN),
+            UDP => self.answers,
+            // RFC 792: echo reply, and errors.
+            ICMP => payload.first().is_some_and(|kind| matches!(kind, 0 | 3 | 11 | 12)),
+            // RFC 4443: errors, and echo reply.
+            ICMPV6 => payload.first().is_some_and(|kind| matches!(kind, 1..=4 | 129)),
+            _ => false,
+        }
+    }
+}
+
+/// Protocol numbers (IANA), the port of DNS, and two flags of TCP.
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const DNS: u16 = 53;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// The protocol above IP, and its header; `None` where that is not at hand: later fragments, extension headers.
+fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
+    let first = *packet.first()?;
+    if first >> 4 == 4 {
+        let offset = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
+        let header = usize::from(first & 0x0f) * 4;
+        return (offset == 0).then_some((*packet.get(9)?, packet.get(header..)?));
+    }
+    Some((*packet.get(6)?, packet.get(40..)?))
 }
 
 /// Multicast and the scopes of one link or host are not forwarded by a router either; from a tunnel
@@ -98,14 +209,84 @@ pub(crate) mod tests {
         }
     }
 
-    fn guard() -> Guard {
+    /// The filters' common policy: clients apart from each other, and within `reach`.
+    pub(crate) fn policies(reach: &str) -> Arc<Policies> {
+        let resolvers = vec!["10.1.1.53".parse().unwrap()];
+        let reach = reach.parse().unwrap();
+        Arc::new(Policies::new(Policy { isolate: true, reach, resolvers, answers: false }))
+    }
+
+    fn guard_with(policies: &Arc<Policies>) -> Guard {
         let pools =
             Pools::new(Some("10.9.0.0/24".parse().unwrap()), Some("fd12::/64".parse().unwrap())).unwrap();
-        Guard::new(
-            pools.lease(Lease::default(), &mut Taken::default()).unwrap(),
-            pools,
-            Arc::new(AtomicBool::new(true)),
-        )
+        let lease = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
+        Guard::new(lease, pools, Arc::clone(policies), OwnReach::default())
+    }
+
+    fn guard() -> Guard {
+        guard_with(&policies("all"))
+    }
+
+    /// A packet with the beginning of another protocol's header.
+    fn packet_of(protocol: u8, source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+        let mut packet = packet(source, destination);
+        packet.extend(payload);
+        let (at, length_at) = if packet[0] >> 4 == 4 { (9, 2) } else { (6, 4) };
+        packet[at] = protocol;
+        let length = packet.len() - if length_at == 2 { 0 } else { 40 };
+        packet[length_at..length_at + 2].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+        packet
+    }
+
+    fn tcp(destination: &str, port: u16, flags: u8) -> Vec<u8> {
+        let mut payload = [0; 20];
+        payload[2..4].copy_from_slice(&port.to_be_bytes());
+        payload[13] = flags;
+        packet_of(TCP, "10.9.0.2", destination, &payload)
+    }
+
+    #[test]
+    fn what_is_out_of_reach_is_refused_but_for_answers_and_the_pushed_resolver() {
+        let policies = policies("internet");
+        let mut guard = guard_with(&policies);
+        for refused in ["192.168.1.1", "10.1.1.1", "168.63.129.16", "100.100.100.200"] {
+            assert_eq!(guard.check(&tcp(refused, 80, SYN)), Err(Drop::Reach), "{refused}");
+            assert_eq!(guard.check(&packet("10.9.0.2", refused)), Err(Drop::Reach), "{refused}");
+            // What a LAN's machine asked by a forwarded port is answered.
+            assert_eq!(guard.check(&tcp(refused, 80, SYN | ACK)), Ok(()), "{refused}");
+        }
+        assert_eq!(guard.check(&packet("fd12::2", "fd00:ec2::254")), Err(Drop::Reach));
+        assert_eq!(guard.check(&tcp("192.0.2.1", 80, SYN)), Ok(()));
+        assert_eq!(guard.check(&tcp("10.1.1.53", 53, SYN)), Ok(()));
+        assert_eq!(guard.check(&tcp("10.1.1.53", 54, SYN)), Err(Drop::Reach));
+        let query = packet_of(UDP, "10.9.0.2", "10.1.1.53", &[0, 9, 0, 53, 0, 8, 0, 0]);
+        assert_eq!(guard.check(&query), Ok(()));
+        let mut fragment = query.clone();
+        fragment[7] = 1;
+        assert_eq!(guard.check(&fragment), Err(Drop::Reach), "nobody knows what port it is for");
+        let echo = |kind| packet_of(ICMP, "10.9.0.2", "10.1.1.1", &[kind, 0, 0, 0]);
+        assert_eq!((guard.check(&echo(8)), guard.check(&echo(0))), (Err(Drop::Reach), Ok(())));
+        let echo = |kind| packet_of(ICMPV6, "fd12::2", "fd77::1", &[kind, 0, 0, 0]);
+        assert_eq!((guard.check(&echo(128)), guard.check(&echo(129))), (Err(Drop::Reach), Ok(())));
+        assert_eq!(guard.check(&packet("10.9.0.2", "10.9.0.1")), Ok(()), "the relay's own");
+    }
+
+    #[test]
+    fn a_change_of_the_policy_or_of_a_clients_own_reach_holds_from_the_next_packet() {
+        let policies = policies("internet");
+        let mut guard = guard_with(&policies);
+        let syn = tcp("192.168.1.1", 80, SYN);
+        assert_eq!(guard.check(&syn), Err(Drop::Reach));
+        policies.change(|policy| policy.reach = Reach::All);
+        assert_eq!(guard.check(&syn), Ok(()));
+        *guard.own.write().unwrap() = Some("192.168.2.0/24".parse().unwrap());
+        policies.change(|_| {});
+        assert_eq!(guard.check(&syn), Err(Drop::Reach));
+        assert_eq!(guard.check(&tcp("192.168.2.1", 80, SYN)), Ok(()));
+        let datagram = packet_of(UDP, "10.9.0.2", "10.1.1.1", &[0; 8]);
+        assert_eq!(guard.check(&datagram), Err(Drop::Reach));
+        policies.change(|policy| policy.answers = true);
+        assert_eq!(guard.check(&datagram), Ok(()));
     }
 
     #[test]
@@ -130,7 +311,7 @@ pub(crate) mod tests {
         ] {
             assert_eq!(guard().check(&packet(source, destination)), Err(Drop::Source), "{source}");
         }
-        let ipv4_only = Guard { lease: Lease { ipv6: None, ..guard().lease }, ..guard() };
+        let mut ipv4_only = Guard { lease: Lease { ipv6: None, ..guard().lease }, ..guard() };
         assert_eq!(ipv4_only.check(&packet("fd12::2", "2001:db8::1")), Err(Drop::Source));
     }
 
@@ -142,8 +323,9 @@ pub(crate) mod tests {
 
     #[test]
     fn other_clients_are_in_reach_where_they_are_one_network() {
-        let guard = guard();
-        guard.isolate.store(false, Ordering::Relaxed);
+        let policies = policies("all");
+        let mut guard = guard_with(&policies);
+        policies.change(|policy| policy.isolate = false);
         assert_eq!(guard.check(&packet("10.9.0.2", "10.9.0.77")), Ok(()));
         assert_eq!(guard.check(&packet("10.9.0.3", "10.9.0.77")), Err(Drop::Source));
     }

@@ -26,6 +26,9 @@ impl Relay {
 
     /// One look, at the rules too if `rules`.
     pub(super) async fn keep(&self, in_force: &mut InForce, rules: bool) -> Result<Vec<String>, KeepError> {
+        for (reason, packets) in in_force.home.take_drops() {
+            self.metrics.dropped(reason, packets);
+        }
         match in_force.home.keep(rules).await {
             Ok(restored) => {
                 if self.metrics.set_broken(None).is_some() {

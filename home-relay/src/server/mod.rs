@@ -1,5 +1,7 @@
 //! `serve`: starts everything in an order that leaves nothing behind when a step fails, and stops it.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -23,9 +25,8 @@ use crate::confine::confinement;
 use crate::footprint::{self, Footprint};
 use crate::metrics::Metrics;
 use crate::network::Home;
-use crate::network::nft::Ruleset;
 use crate::pool::{PoolError, Pools};
-use crate::store::{self, Client, Entry, Newcomer, Store, StoreError};
+use crate::store::{self, Client, Entry, Newcomer, Store, StoreError, WantedReach};
 use crate::{admin, network};
 
 mod demux;
@@ -97,25 +98,47 @@ impl Relay {
     pub(crate) async fn authorize(&self, newcomers: Vec<Newcomer>) -> Result<Vec<Client>, StoreError> {
         let mut in_force = self.in_force.lock().await;
         let pools = self.pools;
+        let has_new_reach = newcomers.iter().any(|newcomer| newcomer.reach != WantedReach::Unchanged);
         let work = move |store: &Store| store.authorize_all(&newcomers, &pools, store::now());
         let clients = self.in_store(work).await?;
+        let mut left = Vec::new();
         for client in &clients {
-            self.registry.add_or_move(client).await;
+            left.extend(self.registry.add_or_move(client).await);
         }
         self.follow_clients(&mut in_force).await;
+        forget(move || network::forget_connections(&left)).await;
+        if has_new_reach {
+            self.cut_out_of_reach(&in_force.config).await?;
+        }
         Ok(clients)
     }
 
     /// Shuts a client out, its session has ended when this returns; or withdraws an invitation.
     pub(crate) async fn revoke(&self, name: String) -> Result<Entry, StoreError> {
         let mut in_force = self.in_force.lock().await;
-        let entry = self.in_store(move |store| store.revoke(&name)).await?;
+        let entry = self.in_store(move |store| store.revoke(&name, store::now())).await?;
         if let Some(key) = &entry.public_key {
             self.registry.remove(key).await;
             self.limiter.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
         }
         self.follow_clients(&mut in_force).await;
+        // A world that still sends to it must not reach whoever has the address next. One that was only invited had none.
+        let left: Vec<IpAddr> = entry.public_key.iter().flat_map(|_| entry.lease.addresses()).collect();
+        forget(move || network::forget_connections(&left)).await;
         Ok(entry)
+    }
+
+    /// Ends the connections of clients to what they may not reach any more: the kernel lets pass what it knows.
+    async fn cut_out_of_reach(&self, config: &Config) -> Result<(), StoreError> {
+        let clients = self.in_store(Store::clients).await?;
+        let cut = forwards::out_of_reach(config, &self.served, &clients);
+        forget(move || {
+            if let Some(cut) = cut {
+                network::forget_connections_where(cut);
+            }
+        })
+        .await;
+        Ok(())
     }
 
     /// All clients, and who is invited.
@@ -156,10 +179,19 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
+    let mut left: HashSet<IpAddr> = HashSet::new();
     for moved in store.reconcile(&pools, store::now())? {
         warn!(client = moved.name, from = %moved.from, to = %moved.to, "[pool] changed: this client has other addresses now");
+        left.extend(moved.from.without(moved.to));
     }
     let clients = store.clients()?;
+    let leased: HashSet<IpAddr> = clients.iter().flat_map(|client| client.lease.addresses()).collect();
+    // Of clients that were revoked or moved while no relay ran.
+    let is_left = move |address: IpAddr| {
+        left.contains(&address)
+            || (pools.contains(address) && !pools.is_own(address) && !leased.contains(&address))
+    };
+    forget(move || network::forget_connections_where(|connection| connection.involves(&is_left))).await;
     let metrics = Arc::new(Metrics::new()?);
     let _metrics_server = match config.metrics.listen {
         Some(address) => {
@@ -170,11 +202,11 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         None => None,
     };
 
-    let redirects = forwards::redirects(&store.forwards()?, &clients, &served);
-    let ruleset = Ruleset::of(&config, &served, redirects);
-    if let Err(error) =
-        footprint::record(path).and_then(|record| record.add(Footprint::of(&config.tunnel, &config.admin)))
-    {
+    let ruleset = forwards::rules(&config, &served, &store.forwards()?, &clients);
+    let answers = ruleset.has_inbound_datagrams();
+    if let Err(error) = footprint::record(path).and_then(|record| {
+        record.add(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state))
+    }) {
         warn!(%error, "`home-relay cleanup` will need this configuration as it is now");
     }
     let (home, tun) = Home::set_up(&config, &served, ruleset).await?;
@@ -184,6 +216,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let registry =
         Registry::new(served, settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));
     let registry = Arc::new(registry);
+    registry.set_answers(answers);
     for client in &clients {
         registry.add(client);
     }
@@ -230,6 +263,11 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         info!("stopped; the device and the rules stay for the next start, `home-relay cleanup` removes them");
     }
     result
+}
+
+/// The table of connections may be large, and packets must not wait for it.
+async fn forget(work: impl FnOnce() + Send + 'static) {
+    let _ = tokio::task::spawn_blocking(work).await;
 }
 
 /// Reads the configuration anew at each SIGHUP; what comes of it is in the log.

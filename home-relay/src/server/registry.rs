@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{self, Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info};
 
 use super::demux::Routes;
-use super::guard::Guard;
+use super::guard::{Guard, OwnReach, Policies, Policy};
 use super::queue::PacketQueue;
 use super::session::{ClientIo, Live, Sink};
 use super::throttle::Throttle;
@@ -24,6 +23,7 @@ use crate::admin::{PathInfo, SessionInfo};
 use crate::config::Config;
 use crate::metrics::{Handshake, Metrics};
 use crate::pool::{Lease, Pools};
+use crate::reach::Reach;
 use crate::store::Client;
 
 /// What every session is made with, and follows when it changes.
@@ -41,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) session_idle: Duration,
     /// Clients do not reach each other.
     pub(crate) isolate: bool,
+    /// What a client reaches that has no setting of its own.
+    pub(crate) reach: Reach,
 }
 
 impl Settings {
@@ -58,6 +60,7 @@ impl Settings {
             fair: config.tunnel.queue.is_fair(),
             session_idle: config.limits.session_idle(),
             isolate: config.clients.isolate,
+            reach: config.clients.reach(),
         }
     }
 
@@ -71,8 +74,8 @@ pub(crate) struct Registry {
     /// The pools this host serves.
     pools: Pools,
     settings: RwLock<Settings>,
-    /// Of the settings, where every packet asks for it.
-    isolate: Arc<AtomicBool>,
+    /// Of the settings, what every packet is held against.
+    policies: Arc<Policies>,
     members: RwLock<HashMap<PublicKey, Arc<Member>>>,
     routes: Arc<Routes>,
     sink: Arc<dyn Sink>,
@@ -83,6 +86,8 @@ pub(crate) struct Registry {
 struct Member {
     name: String,
     lease: Lease,
+    /// What it reaches, where that differs from the others'.
+    reach: OwnReach,
     queue: Arc<PacketQueue>,
     /// Locked while a session begins or ends, so that a client never has two.
     slot: Mutex<Slot>,
@@ -129,14 +134,23 @@ impl Registry {
         sink: Arc<dyn Sink>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let isolate = Arc::new(AtomicBool::new(settings.isolate));
+        let policies = Arc::new(Policies::new(Policy {
+            isolate: settings.isolate,
+            reach: settings.reach.clone(),
+            resolvers: settings.push.dns.clone(),
+            answers: false,
+        }));
         let settings = RwLock::new(settings);
-        Self { pools, settings, isolate, members: RwLock::default(), routes, sink, metrics }
+        Self { pools, settings, policies, members: RwLock::default(), routes, sink, metrics }
     }
 
     /// Other settings from now on, for the sessions that are there too.
     pub(crate) async fn set_settings(&self, settings: Settings) {
-        self.isolate.store(settings.isolate, Ordering::Relaxed);
+        self.policies.change(|policy| {
+            policy.isolate = settings.isolate;
+            policy.reach = settings.reach.clone();
+            policy.resolvers.clone_from(&settings.push.dns);
+        });
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
         for member in self.all() {
             member.queue.set_capacity(settings.queue_bytes);
@@ -145,6 +159,11 @@ impl Registry {
                 live.push(settings.push_to(&member.lease));
             }
         }
+    }
+
+    /// Whether the world may send clients datagrams unasked, which they then answer.
+    pub(crate) fn set_answers(&self, answers: bool) {
+        self.policies.change(|policy| policy.answers = answers);
     }
 
     fn settings(&self) -> RwLockReadGuard<'_, Settings> {
@@ -161,25 +180,31 @@ impl Registry {
     }
 
     /// Lets a client in, or gives it the addresses it has now: with others than before its session ends, and it may
-    /// begin another one at once.
-    pub(crate) async fn add_or_move(&self, client: &Client) {
+    /// begin another one at once. What it reaches changes without that. Gives the addresses it had and has no more.
+    pub(crate) async fn add_or_move(&self, client: &Client) -> Vec<IpAddr> {
         match self.member(&client.public_key) {
             None => {
                 self.add(client);
             }
-            Some(old) if old.lease == self.served(client.lease) => {}
+            Some(old) if old.lease == self.served(client.lease) => {
+                old.reach.write().unwrap_or_else(PoisonError::into_inner).clone_from(&client.reach);
+                self.policies.change(|_| {});
+            }
             Some(old) => {
                 self.end(&old, CloseCode::SessionGone).await;
                 let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
                 members.insert(client.public_key, self.new_member(client));
+                return old.lease.without(client.lease);
             }
         }
+        Vec::new()
     }
 
     fn new_member(&self, client: &Client) -> Arc<Member> {
         Arc::new(Member {
             name: client.name.clone(),
             lease: self.served(client.lease),
+            reach: Arc::new(RwLock::new(client.reach.clone())),
             queue: Arc::new(PacketQueue::new(self.settings().queue_bytes)),
             slot: Mutex::default(),
             lines: sync::Mutex::new(Throttle::of(MAX_LINES)),
@@ -346,7 +371,12 @@ impl Registry {
         let io = ClientIo {
             queue: Arc::clone(&member.queue),
             routes: Arc::clone(&self.routes),
-            guard: Guard::new(member.lease, self.pools, Arc::clone(&self.isolate)),
+            guard: Guard::new(
+                member.lease,
+                self.pools,
+                Arc::clone(&self.policies),
+                Arc::clone(&member.reach),
+            ),
             joining: Joining::new(self.sink.joins()),
             sink: Arc::clone(&self.sink),
             metrics: Arc::clone(&self.metrics),

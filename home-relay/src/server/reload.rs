@@ -52,13 +52,20 @@ impl Relay {
         // What can fail comes first, and is undone when what follows fails. Whoever reloads may do so because something
         // is not well: everything is put in force again, changed or not.
         let rules = self.wanted_rules(&next).await?;
+        let answers = rules.has_inbound_datagrams();
         let former = self.wanted_rules(&in_force.config).await?;
         in_force.home.change(rules).await?;
         if let Err(error) = self.keep(&mut in_force, false).await {
             return Err(roll_back(&mut in_force, former, error.into()).await);
         }
+        self.registry.set_answers(answers);
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
+        if next.clients.reach() != in_force.config.clients.reach()
+            || next.dns.servers != in_force.config.dns.servers
+        {
+            self.cut_out_of_reach(&next).await?;
+        }
         in_force.config = next;
         Ok(reloaded)
     }

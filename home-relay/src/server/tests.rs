@@ -27,6 +27,7 @@ use crate::config::{Config, Limits};
 use crate::metrics::{Drop, Enrolment, Handshake, Metrics};
 use crate::network::Home;
 use crate::pool::{Lease, Pools};
+use crate::reach::Reach;
 use crate::store::{Client, Newcomer};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,8 +59,15 @@ impl TestRelay {
         let pools = Pools::new(Some("10.9.0.0/24".parse().unwrap()), None).unwrap();
         let push = PushConfig { ipv4: None, ipv6: None, mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()] };
         let (queue_bytes, session_idle) = (4096, limits.session_idle());
-        let settings =
-            Settings { push, queue_bytes, compression: false, fair: true, session_idle, isolate: true };
+        let settings = Settings {
+            push,
+            queue_bytes,
+            compression: false,
+            fair: true,
+            session_idle,
+            isolate: true,
+            reach: Reach::All,
+        };
         let (sink, device) = mpsc::unbounded_channel();
         let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::new().unwrap()));
         let registry =
@@ -96,6 +104,7 @@ impl TestRelay {
             public_key: key.public(),
             lease: Lease { ipv4: Some([10, 9, 0, host].into()), ipv6: None },
             created: 0,
+            reach: None,
         });
         key
     }
@@ -432,7 +441,8 @@ async fn a_revoked_client_leaves_no_known_source_behind() {
     let limits = Limits { handshake_rate_per_source: 1, ..Limits::default() };
     let relay = TestRelay::start(&limits);
     let key = PrivateKey::generate().unwrap();
-    let newcomer = Newcomer { name: "laptop".into(), public_key: key.public(), wanted: Lease::default() };
+    let (wanted, reach) = Default::default();
+    let newcomer = Newcomer { name: "laptop".into(), public_key: key.public(), wanted, reach };
     relay.relay.authorize(vec![newcomer]).await.unwrap();
     TestClient::new(1).move_to(&relay, &key, 1).await;
     let source = relay.address.ip();

@@ -1,11 +1,33 @@
 //! Clients: authorised, revoked, listed; their leases fitted to the pools.
 
+use std::net::IpAddr;
+
 use mobile_io::keys::PublicKey;
 use redb::{ReadableDatabase as _, Table, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
 
-use super::schema::{CLIENTS, INVITATIONS, read_all, write};
+use super::schema::{CLIENTS, FREED, INVITATIONS, read_all, write};
 use super::{Client, Entry, Invited, Newcomer, Store, StoreError, check_name, database, forwards};
 use crate::pool::{Lease, Pools, Taken};
+
+/// How long the world may go on sending to the former holder of an address, in seconds: five days, the time for which
+/// Linux keeps an established TCP connection that says nothing (`nf_conntrack_tcp_timeout_established`). What this host
+/// keeps is deleted at once; the routers beyond are out of its hands.
+const QUARANTINE: u64 = 5 * 24 * 3600;
+
+/// Freed addresses that are remembered, the latest ones: more than a /16 has.
+const MAX_FREED: usize = 1 << 16;
+
+/// An address that somebody has held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Freed {
+    address: IpAddr,
+    /// Since when it is free, in seconds since 1970.
+    since: u64,
+    /// Whose it was.
+    public_key: PublicKey,
+}
 
 /// A client or an invitation whose lease changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +40,10 @@ pub(crate) struct Moved {
     pub(crate) to: Lease,
 }
 
-/// Both tables in a transaction, and what they hold.
+/// The three tables that concern addresses in a transaction, and what they hold.
 pub(super) struct Book<'t> {
+    freed_rows: Table<'t, &'static str, &'static [u8]>,
+    freed: Vec<Freed>,
     pub(super) client_rows: Table<'t, &'static str, &'static [u8]>,
     pub(super) invitation_rows: Table<'t, &'static str, &'static [u8]>,
     pub(super) clients: Vec<Client>,
@@ -30,8 +54,10 @@ impl<'t> Book<'t> {
     pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, StoreError> {
         let client_rows = transaction.open_table(CLIENTS).map_err(database)?;
         let invitation_rows = transaction.open_table(INVITATIONS).map_err(database)?;
+        let freed_rows = transaction.open_table(FREED).map_err(database)?;
         let (clients, invitations) = (read_all(&client_rows)?, read_all(&invitation_rows)?);
-        Ok(Self { client_rows, invitation_rows, clients, invitations })
+        let freed = read_all(&freed_rows)?;
+        Ok(Self { freed_rows, freed, client_rows, invitation_rows, clients, invitations })
     }
 
     /// The client of this name.
@@ -47,9 +73,53 @@ impl<'t> Book<'t> {
         }
     }
 
-    /// Everybody's addresses.
+    /// Everybody's addresses, and those that somebody has held.
     pub(super) fn taken(&self, now: u64) -> Taken {
-        self.holders(now).map(|(_, lease)| lease).collect()
+        let mut taken: Taken = self.holders(now).map(|(_, lease)| lease).collect();
+        self.freed.iter().for_each(|freed| taken.free(freed.address, freed.since));
+        taken
+    }
+
+    /// The addresses that this key held when it was last a client: nobody else has a better right to them.
+    fn former(&self, key: &PublicKey) -> Lease {
+        let own = || self.freed.iter().filter(|freed| freed.public_key == *key).map(|freed| freed.address);
+        Lease {
+            ipv4: own().find_map(|it| if let IpAddr::V4(address) = it { Some(address) } else { None }),
+            ipv6: own().find_map(|it| if let IpAddr::V6(address) = it { Some(address) } else { None }),
+        }
+    }
+
+    /// What is wanted for a new client, and where nothing is, what its key held before, if that is free and fits.
+    fn with_former(&self, name: &str, wanted: Lease, key: &PublicKey, pools: &Pools, now: u64) -> Lease {
+        if self.holders(now).any(|(holder, _)| holder == name) {
+            return wanted;
+        }
+        let former = self.former(key);
+        let is_free = |address: IpAddr| {
+            !self.holders(now).any(|(_, lease)| lease.addresses().any(|held| held == address))
+        };
+        let ipv4 = former.ipv4.filter(|address| {
+            is_free((*address).into()) && pools.check(Lease { ipv4: Some(*address), ipv6: None }).is_ok()
+        });
+        let ipv6 = former.ipv6.filter(|address| {
+            is_free((*address).into()) && pools.check(Lease { ipv4: None, ipv6: Some(*address) }).is_ok()
+        });
+        Lease { ipv4: wanted.ipv4.or(ipv4), ipv6: wanted.ipv6.or(ipv6) }
+    }
+
+    /// Writes down that a client holds these addresses no more.
+    fn free(&mut self, key: &PublicKey, addresses: Vec<IpAddr>, now: u64) -> Result<(), StoreError> {
+        for address in addresses {
+            let freed = Freed { address, since: now, public_key: *key };
+            write(&mut self.freed_rows, &address.to_string(), &freed)?;
+            self.freed.retain(|known| known.address != address);
+            self.freed.push(freed);
+        }
+        self.freed.sort_by_key(|freed| freed.since);
+        for freed in self.freed.drain(..self.freed.len().saturating_sub(MAX_FREED)) {
+            self.freed_rows.remove(freed.address.to_string().as_str()).map_err(database)?;
+        }
+        Ok(())
     }
 
     fn holders(&self, now: u64) -> impl Iterator<Item = (&str, Lease)> {
@@ -86,10 +156,25 @@ impl<'t> Book<'t> {
         }
         let held = own.first().copied().unwrap_or_default();
         let held = Lease { ipv4: wanted.ipv4.or(held.ipv4), ipv6: wanted.ipv6.or(held.ipv6) };
-        Ok(pools.lease(held, taken)?)
+        let lease = pools.lease(held, taken)?;
+        for freed in self.freed.iter().filter(|freed| lease.without(held).contains(&freed.address)) {
+            let seconds = now.saturating_sub(freed.since);
+            if seconds < QUARANTINE {
+                warn!(
+                    client = name, address = %freed.address, freed_seconds_ago = seconds,
+                    "no unused address is left in [pool]: one is given again early, and its former peers may still send to it; widen \
+                     the pool"
+                );
+            }
+        }
+        Ok(lease)
     }
 
     pub(super) fn put_client(&mut self, client: &Client) -> Result<(), StoreError> {
+        for address in client.lease.addresses() {
+            self.freed_rows.remove(address.to_string().as_str()).map_err(database)?;
+            self.freed.retain(|freed| freed.address != address);
+        }
         write(&mut self.client_rows, &client.name, client)?;
         match self.clients.iter_mut().find(|known| known.name == client.name) {
             Some(known) => known.clone_from(client),
@@ -144,7 +229,7 @@ impl Store {
         {
             let mut book = Book::open(&transaction)?;
             let mut taken = book.taken(now);
-            for Newcomer { name, public_key, wanted } in newcomers {
+            for Newcomer { name, public_key, wanted, reach } in newcomers {
                 let known = book.client(name).cloned();
                 if let Some(known) = known.as_ref().filter(|known| known.public_key != *public_key) {
                     return Err(StoreError::NameTaken { name: name.clone(), key: known.public_key });
@@ -153,10 +238,18 @@ impl Store {
                 let created = known.as_ref().map_or(now, |known| known.created);
                 let lease = match &known {
                     Some(known) if *wanted == Lease::default() => known.lease,
-                    _ => book.lease(name, *wanted, pools, now, &mut taken)?,
+                    Some(_) => book.lease(name, *wanted, pools, now, &mut taken)?,
+                    None => {
+                        let wanted = book.with_former(name, *wanted, public_key, pools, now);
+                        book.lease(name, wanted, pools, now, &mut taken)?
+                    }
                 };
-                let client = Client { name: name.clone(), public_key: *public_key, lease, created };
+                let reach = reach.over(known.as_ref().and_then(|known| known.reach.clone()));
+                let client = Client { name: name.clone(), public_key: *public_key, lease, created, reach };
                 if known.as_ref() != Some(&client) {
+                    if let Some(known) = known {
+                        book.free(public_key, known.lease.without(lease), now)?;
+                    }
                     book.put_client(&client)?;
                     book.withdraw(|invited| invited.is_unused_of(name))?;
                     changed = true;
@@ -171,8 +264,8 @@ impl Store {
     }
 
     /// Removes a client with its forwards, or the unused invitation of that name, whatever the clock says of its time; the
-    /// addresses are free from now on.
-    pub(crate) fn revoke(&self, name: &str) -> Result<Entry, StoreError> {
+    /// addresses are free from now on, and a client's are given to others last.
+    pub(crate) fn revoke(&self, name: &str, now: u64) -> Result<Entry, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let entry = {
             let mut book = Book::open(&transaction)?;
@@ -180,6 +273,9 @@ impl Store {
             let invited = || book.invitations.iter().find(|invited| invited.is_unused_of(name));
             let entry = client.or_else(|| invited().cloned().map(Entry::from));
             let entry = entry.ok_or_else(|| StoreError::Unknown(name.into()))?;
+            if let Some(key) = &entry.public_key {
+                book.free(key, entry.lease.addresses().collect(), now)?;
+            }
             book.client_rows.remove(name).map_err(database)?;
             forwards::remove_of(&transaction, name)?;
             book.withdraw(|invited| invited.is_unused_of(name))?;
@@ -202,6 +298,7 @@ impl Store {
                 let to = book.lease(&name, Lease::default(), pools, now, &mut taken)?;
                 if to != from {
                     let client = Client { lease: to, ..book.clients[index].clone() };
+                    book.free(&client.public_key, from.without(to), now)?;
                     book.put_client(&client)?;
                     moved.push(Moved { name, from, to });
                 }

@@ -141,7 +141,7 @@ mod tests {
 
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.forwards().unwrap(), [ssh, dns.clone()]);
-        store.revoke("laptop").unwrap();
+        store.revoke("laptop", 0).unwrap();
         assert_eq!(store.forwards().unwrap(), std::slice::from_ref(&dns));
         assert_eq!(store.unforward(Protocol::Udp, 2222).unwrap(), dns);
         assert!(matches!(store.unforward(Protocol::Udp, 2222), Err(StoreError::NotForwarded { .. })));

@@ -137,7 +137,8 @@ impl Store {
             book.check_key(&invited.name, key)?;
             let mut taken = book.taken(now);
             let lease = book.lease(&invited.name, Lease::default(), pools, now, &mut taken)?;
-            let client = Client { name: invited.name.clone(), public_key: *key, lease, created: now };
+            let client =
+                Client { name: invited.name.clone(), public_key: *key, lease, created: now, reach: None };
             invited.used_by = Some(*key);
             book.put_invitation(&invited)?;
             book.put_client(&client)?;

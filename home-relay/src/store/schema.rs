@@ -15,8 +15,9 @@ use super::{StoreError, database};
 
 /// The database in the state directory.
 pub(super) const FILE: &str = "relay.redb";
-/// Counts the formats: 1 had clients only, and not this number; 2 has invitations; 3 has forwards.
-pub(super) const VERSION: u64 = 3;
+/// Counts the formats: 1 had clients only, and not this number; 2 has invitations; 3 has forwards; 4 has
+/// freed addresses.
+pub(super) const VERSION: u64 = 4;
 /// Rows are JSON, so that a field can be added without another format.
 pub(super) type Rows = TableDefinition<'static, &'static str, &'static [u8]>;
 /// Name → client.
@@ -25,6 +26,8 @@ pub(super) const CLIENTS: Rows = TableDefinition::new("clients");
 pub(super) const INVITATIONS: Rows = TableDefinition::new("invitations");
 /// Protocol and port → forward.
 pub(super) const FORWARDS: Rows = TableDefinition::new("forwards");
+/// Address → since when it is free, and whose it was.
+pub(super) const FREED: Rows = TableDefinition::new("freed");
 /// [`FORMAT`] → number.
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// The key in [`META`].
@@ -85,7 +88,7 @@ pub(super) fn upgrade(opened: &Database) -> Result<(), StoreError> {
 
 /// Makes the tables that are not there yet.
 fn tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
-    for table in [CLIENTS, INVITATIONS, FORWARDS] {
+    for table in [CLIENTS, INVITATIONS, FORWARDS, FREED] {
         transaction.open_table(table).map_err(database)?;
     }
     Ok(())

@@ -19,7 +19,8 @@ impl Store {
         pools: &Pools,
         now: u64,
     ) -> Result<Client, StoreError> {
-        let newcomer = Newcomer { name: name.into(), public_key: *key, wanted };
+        let reach = WantedReach::default();
+        let newcomer = Newcomer { name: name.into(), public_key: *key, wanted, reach };
         let mut clients = self.authorize_all(&[newcomer], pools, now)?;
         Ok(clients.pop().unwrap())
     }
@@ -44,14 +45,46 @@ fn leases_survive_reopening_and_the_revocation_of_others() {
     drop(store);
 
     let store = Store::open(&state).unwrap();
-    store.revoke("a").unwrap();
+    store.revoke("a", NOW).unwrap();
     drop(store);
 
     let store = Store::open(&state).unwrap();
     assert_eq!(store.clients().unwrap(), std::slice::from_ref(&b));
     let c = store.authorize("c", &key(), Lease::default(), &pools(), NOW).unwrap();
-    assert_eq!(c.lease.ipv4, Some("10.9.8.2".parse().unwrap()));
+    assert_eq!(c.lease.ipv4, Some("10.9.8.4".parse().unwrap()), "the former address of a rests");
     assert_eq!(store.clients().unwrap(), [b, c]);
+}
+
+#[test]
+fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_first() {
+    let dir = tempfile::tempdir().unwrap();
+    // .2 to .6
+    let small = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let keys: Vec<PublicKey> = (0..5).map(|_| key()).collect();
+    let authorize = |store: &Store, name: &str, key: &PublicKey| {
+        store.authorize(name, key, Lease::default(), &small, NOW).unwrap().lease.to_string()
+    };
+    for (name, key) in ["a", "b", "c"].into_iter().zip(&keys) {
+        authorize(&store, name, key);
+    }
+    store.revoke("b", NOW - 20).unwrap();
+    store.revoke("a", NOW - 10).unwrap();
+    store.revoke("c", NOW - 5).unwrap();
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(authorize(&store, "again", &keys[2]), "10.9.8.4", "its own");
+    assert_eq!(authorize(&store, "d", &keys[3]), "10.9.8.5", "nobody's before");
+    assert_eq!(authorize(&store, "e", &keys[4]), "10.9.8.6", "nobody's before");
+    assert_eq!(authorize(&store, "f", &key()), "10.9.8.3", "longest free");
+    assert_eq!(authorize(&store, "g", &key()), "10.9.8.2");
+    let full = store.authorize("h", &key(), Lease::default(), &small, NOW).unwrap_err();
+    assert!(matches!(full, StoreError::Pool(PoolError::Exhausted { .. })), "{full}");
+    // Somebody who is moved leaves an address too, and who asks for one by name gets it.
+    let wanted = Lease { ipv4: Some("10.9.8.3".parse().unwrap()), ipv6: None };
+    store.revoke("f", NOW).unwrap();
+    store.authorize("g", &{ store.clients().unwrap()[3].public_key }, wanted, &small, NOW).unwrap();
+    assert_eq!(authorize(&store, "h", &key()), "10.9.8.2");
 }
 
 #[test]
@@ -72,7 +105,7 @@ fn one_key_has_one_name_and_the_other_way_round() {
     assert!(
         matches!(store.authorize("b", &key_a, Lease::default(), &pools(), NOW), Err(StoreError::KeyTaken { name }) if name == "a")
     );
-    assert!(matches!(store.revoke("b"), Err(StoreError::Unknown(_))));
+    assert!(matches!(store.revoke("b", NOW), Err(StoreError::Unknown(_))));
     assert_eq!(store.clients().unwrap(), [a]);
 }
 
@@ -110,7 +143,7 @@ fn a_moved_pool_moves_its_clients_and_an_unmoved_one_nobody() {
     for name in ["a", "b", "c"] {
         store.authorize(name, &key(), Lease::default(), &pools(), NOW).unwrap();
     }
-    store.revoke("a").unwrap();
+    store.revoke("a", NOW).unwrap();
     assert!(store.reconcile(&pools(), NOW).unwrap().is_empty());
 
     let moved = Pools::new(Some("10.7.0.0/24".parse().unwrap()), pools().ipv6()).unwrap();
@@ -171,8 +204,12 @@ fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_ref
 fn many_are_let_in_at_once_or_none_of_them() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    let newcomer =
-        |name: &str, public_key| Newcomer { name: name.into(), public_key, wanted: Lease::default() };
+    let newcomer = |name: &str, public_key| Newcomer {
+        name: name.into(),
+        public_key,
+        wanted: Lease::default(),
+        reach: WantedReach::default(),
+    };
     let (a, b) = (key(), key());
     let clients = store.authorize_all(&[newcomer("a", a), newcomer("b", b)], &pools(), NOW).unwrap();
     let hosts: Vec<String> = clients.iter().map(|client| client.lease.ipv4.unwrap().to_string()).collect();

@@ -155,6 +155,7 @@ mod tests {
             loopback: false,
             tunnel: false,
             mtu: 1500,
+            group: 0,
         };
         let address =
             |index, net: &str, global, usable| Address { index, net: net.parse().unwrap(), global, usable };

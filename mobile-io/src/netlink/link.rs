@@ -32,6 +32,8 @@ pub struct Link {
     pub tunnel: bool,
     /// Its MTU.
     pub mtu: u32,
+    /// Its device group, 0 unless somebody has set one.
+    pub group: u32,
 }
 
 /// The kinds (`IFLA_INFO_KIND`) of devices that put packets into packets. `tun` is not among them:
@@ -112,6 +114,17 @@ impl Netlink {
         self.set(message).await.explain(None, || format!("set the MTU of device {index} to {mtu}"))
     }
 
+    /// Sets a device's group, by which firewall rules can name several devices at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_group(&self, index: u32, group: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Group(group));
+        self.set(message).await.explain(None, || format!("put device {index} into group {group}"))
+    }
+
     /// Removes a device; false if there is none.
     ///
     /// # Errors
@@ -169,12 +182,14 @@ impl Link {
             loopback: flags.contains(LinkFlags::Loopback),
             tunnel: false,
             mtu: 0,
+            group: 0,
         };
         let layer = message.header.link_layer_type;
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Group(group) => link.group = group,
                 // Many drivers say no more than "unknown": then the carrier alone decides.
                 LinkAttribute::OperState(state) => {
                     link.carrier &= matches!(state, State::Up | State::Unknown);
@@ -256,9 +271,10 @@ mod tests {
             netlink.set_link_up(index).await.unwrap();
             netlink.set_link_up(index).await.unwrap();
             netlink.set_mtu(index, 1400).await.unwrap();
+            netlink.set_group(index, 77).await.unwrap();
             let left = netlink.link("left").await.unwrap();
             assert!(left.up);
-            assert_eq!(left.mtu, 1400);
+            assert_eq!((left.mtu, left.group), (1400, 77));
             let error = netlink.set_mtu(index, 1).await.unwrap_err().to_string();
             assert!(error.starts_with(&format!("cannot set the MTU of device {index} to 1: ")), "{error}");
             assert!(error.contains("mtu less than device minimum"), "{error}");

@@ -7,6 +7,7 @@ mod channel;
 mod link;
 mod listing;
 mod lookup;
+pub mod netfilter;
 mod notification;
 mod route;
 mod rule;

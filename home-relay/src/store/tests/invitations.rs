@@ -35,7 +35,7 @@ fn a_token_lets_one_key_in_once_at_the_addresses_set_aside() {
     let error = store.redeem(token, &thief, &pools(), NOW + 6).unwrap_err();
     assert!(matches!(error, StoreError::TokenUsed(_)), "{error}");
 
-    store.revoke("laptop").unwrap();
+    store.revoke("laptop", NOW).unwrap();
     let error = store.redeem(token, &laptop, &pools(), NOW + 7).unwrap_err();
     assert!(matches!(error, StoreError::TokenUsed(_)), "a revoked client does not come back by it: {error}");
 }
@@ -61,10 +61,10 @@ fn an_unknown_a_withdrawn_and_an_expired_token_are_told_apart() {
         store.entries(NOW - 60).unwrap().len() == 1 && store.entries(NOW + DAY.as_secs()).unwrap().is_empty()
     );
 
-    let entry = store.revoke("laptop").unwrap();
+    let entry = store.revoke("laptop", NOW).unwrap();
     assert_eq!((entry.public_key, entry.lease), (None, lease));
     assert!(matches!(refused(second, NOW), StoreError::TokenUnknown), "withdrawn");
-    assert!(matches!(store.revoke("laptop"), Err(StoreError::Unknown(_))));
+    assert!(matches!(store.revoke("laptop", NOW), Err(StoreError::Unknown(_))));
 }
 
 #[test]
@@ -198,10 +198,10 @@ fn an_invitation_of_a_clock_that_was_ahead_can_be_revoked() {
     let token = token();
     store.invite("laptop", token, DAY, Lease::default(), &pools(), NOW + HOUR).unwrap();
     assert_eq!(store.entries(NOW).unwrap(), [], "it cannot be redeemed now");
-    assert_eq!(store.revoke("laptop").unwrap().expires, Some(NOW + HOUR + DAY.as_secs()));
+    assert_eq!(store.revoke("laptop", NOW).unwrap().expires, Some(NOW + HOUR + DAY.as_secs()));
     let error = store.redeem(token, &key(), &pools(), NOW + HOUR).unwrap_err();
     assert!(matches!(error, StoreError::TokenUnknown), "{error}");
-    assert!(matches!(store.revoke("laptop"), Err(StoreError::Unknown(_))));
+    assert!(matches!(store.revoke("laptop", NOW), Err(StoreError::Unknown(_))));
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
                 30.. => {
                     let name = acknowledged[0].name.clone();
                     in_flight = Some(name.clone());
-                    store.revoke(&name).map(|_| drop(acknowledged.remove(0)))
+                    store.revoke(&name, NOW).map(|_| drop(acknowledged.remove(0)))
                 }
                 _ if random.next_u32() % 2 == 0 => {
                     in_flight = Some(name.clone());
@@ -163,7 +163,7 @@ fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
                 _ => {}
             }
             if store.entries(NOW).unwrap().iter().any(|entry| entry.name == *name) && !known {
-                store.revoke(name).unwrap();
+                store.revoke(name, NOW).unwrap();
             }
         }
         acknowledged.sort_by(|a, b| a.name.cmp(&b.name));

@@ -1,0 +1,51 @@
+//! Other firewalls of this host, as far as the relay's own rules depend on them.
+
+use std::path::Path;
+
+use super::nft;
+
+/// Whether another firewall filters what comes to this host or leaves it. Its rules for the relay's port may ask for the
+/// state of a connection, which is unknown where connections are not tracked. Whatever cannot be found out counts as a
+/// firewall: to track is what always works.
+pub(super) fn filters_this_host() -> bool {
+    let by_nftables = nft::list_chains().map_or(true, |json| filtering(&json));
+    by_nftables || ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"].into_iter().any(has_filter)
+}
+
+/// Whether a chain of another table is at the hooks for what comes to this host and what leaves it.
+fn filtering(json: &serde_json::Value) -> bool {
+    let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
+    chains.into_iter().any(|chain| {
+        let is_ours = chain["table"].as_str().is_some_and(|table| table.starts_with(nft::TABLE));
+        !is_ours && chain["type"] == "filter" && (chain["hook"] == "input" || chain["hook"] == "output")
+    })
+}
+
+/// Whether a relay has a chain.
+pub(super) fn has_relay(json: &serde_json::Value) -> bool {
+    let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
+    chains.into_iter().any(|chain| chain["table"].as_str().is_some_and(|table| table.starts_with(nft::TABLE)))
+}
+
+/// Whether the older iptables has a filter table, by the file that lists its tables. There is none without its modules.
+fn has_filter(file: impl AsRef<Path>) -> bool {
+    match std::fs::read_to_string(file) {
+        Ok(tables) => tables.lines().any(|table| table == "filter"),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_others_filters_of_this_hosts_own_packets_count() {
+        let chain = |table: &str, kind: &str, hook: &str| serde_json::json!({"nftables": [{"metainfo": {}}, {"chain": {"table": table, "type": kind, "hook": hook}}]});
+        assert!(filtering(&chain("filter", "filter", "input")) && filtering(&chain("x", "filter", "output")));
+        assert!(
+            !filtering(&chain("filter", "filter", "forward")) && !filtering(&chain("n", "nat", "output"))
+        );
+        assert!(!filtering(&chain("home_relay", "filter", "output")) && !filtering(&serde_json::json!({})));
+    }
+}

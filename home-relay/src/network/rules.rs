@@ -1,0 +1,445 @@
+//! The rules that bound what passes: how many connections a client has, what it reaches, who reaches it, and what this
+//! host forwards that is none of the relay's business.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::nft::Ruleset;
+use crate::config::{Tracking, Transit};
+use crate::metrics::Drop;
+use crate::reach::Reach;
+
+/// The group of the relay's device, of all relays on a host: what one of them forwards is no transit to another.
+pub(crate) const DEVICE_GROUP: u32 = 7700;
+
+/// The named counters, each with the reason it stands for.
+pub(crate) const COUNTERS: [(&str, Drop); 7] = [
+    ("invalid", Drop::Invalid),
+    ("destination", Drop::Destination),
+    ("reach", Drop::Reach),
+    ("connections", Drop::Connections),
+    ("connection_rate", Drop::ConnectionRate),
+    ("unsolicited", Drop::Unsolicited),
+    ("transit", Drop::Transit),
+];
+
+/// What the packet path adds to, and so differs from one listing to the next.
+const DYNAMIC_SETS: [&str; 4] = ["connections4", "connections6", "rate4", "rate6"];
+
+/// Clients in one of the sets; as many addresses as there may be clients.
+const SET_SIZE: u32 = 1 << 20;
+
+/// A chain at a hook of the kernel.
+pub(super) fn base_chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
+    chain(text, name, &[&[format!("type {hook}; policy accept;")], rules].concat());
+}
+
+fn chain(text: &mut String, name: &str, rules: &[String]) {
+    // Writing to a String does not fail.
+    let _ = writeln!(text, "    chain {name} {{");
+    for rule in rules {
+        let _ = writeln!(text, "        {rule}");
+    }
+    text.push_str("    }\n");
+}
+
+/// The listing of a table without what the packet path has put into its sets.
+pub(super) fn without_elements(listing: &str) -> String {
+    let mut kept = String::with_capacity(listing.len());
+    let (mut is_dynamic, mut is_element) = (false, false);
+    for line in listing.lines() {
+        let trimmed = line.trim();
+        if let Some(name) = trimmed.strip_prefix("set ").and_then(|rest| rest.strip_suffix(" {")) {
+            is_dynamic = DYNAMIC_SETS.contains(&name);
+        }
+        is_element |= is_dynamic && trimmed.starts_with("elements = {");
+        if trimmed == "}" {
+            (is_dynamic, is_element) = (false, false);
+        }
+        if !is_element {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+/// "ip" or "ip6", and the number of the family.
+fn family(address: IpAddr) -> (&'static str, u8) {
+    if address.is_ipv4() { ("ip", 4) } else { ("ip6", 6) }
+}
+
+fn dropped(rule: &str, reason: Drop) -> String {
+    let counter = COUNTERS.iter().find(|(_, counted)| *counted == reason).map_or("", |(name, _)| *name);
+    format!("{rule} counter name \"{counter}\" drop").trim_start().to_owned()
+}
+
+impl Ruleset {
+    /// Counters, sets, and the chains that packets pass before they are routed.
+    pub(super) fn filter(&self, text: &mut String) {
+        for (name, _) in COUNTERS {
+            let _ = writeln!(text, "    counter {name} {{ }}");
+        }
+        for (number, of) in [(4, "ip saddr"), (6, "ip6 saddr")] {
+            let _ = write!(
+                text,
+                "    set connections{number} {{ typeof {of}; size {SET_SIZE}; flags dynamic; }}\n    \
+                 set rate{number} {{ typeof {of}; size {SET_SIZE}; flags dynamic, timeout; timeout 1m; }}\n"
+            );
+        }
+        if let Some((to, from)) = self.untracked() {
+            base_chain(text, "untracked_in", "filter hook prerouting priority raw", &[to]);
+            base_chain(text, "untracked_out", "filter hook output priority raw", &[from]);
+        }
+        chain(text, "limits", &self.limiting());
+        let policies = self.policies();
+        for (number, (reach, _)) in policies.iter().enumerate() {
+            chain(text, &format!("reach{number}"), &self.reaching(reach));
+        }
+        base_chain(
+            text,
+            "from_clients",
+            // After connection tracking, before destinations are translated, and so before an entry is made for good.
+            "filter hook prerouting priority mangle",
+            &self.from_clients(&policies),
+        );
+    }
+
+    /// The rules for what comes to the relay's port and for what leaves it. Strangers' connections do not fill the
+    /// table that clients' translation lives in, and a full table keeps no client from connecting.
+    fn untracked(&self) -> Option<(String, String)> {
+        match self.track {
+            Tracking::On => return None,
+            Tracking::Auto if self.host.has_firewall => return None,
+            Tracking::Auto | Tracking::Off => {}
+        }
+        let (device, port) = (&self.device, self.listen.port());
+        let (to, from) = match self.listen.ip() {
+            any if any.is_unspecified() => (String::new(), String::new()),
+            one => {
+                let (ip, _) = family(one);
+                (format!("{ip} daddr {one} "), format!("{ip} saddr {one} "))
+            }
+        };
+        // Not for clients: what they send may be translated by others' rules.
+        Some((
+            format!("iifname != \"{device}\" {to}fib daddr type local tcp dport {port} notrack"),
+            format!("oifname != \"{device}\" {from}tcp sport {port} notrack"),
+        ))
+    }
+
+    /// What clients begin, within their bounds.
+    fn limiting(&self) -> Vec<String> {
+        let mut rules = Vec::new();
+        for (number, of) in [(4, "ip saddr"), (6, "ip6 saddr")] {
+            let rate = self.connection_rate;
+            if rate > 0 {
+                let burst = u64::from(rate) * 10;
+                rules.push(dropped(
+                    &format!(
+                        "update @rate{number} {{ {of} limit rate over {rate}/second burst {burst} packets }}"
+                    ),
+                    Drop::ConnectionRate,
+                ));
+            }
+            if self.connections > 0 {
+                rules.push(dropped(
+                    &format!("add @connections{number} {{ {of} ct count over {} }}", self.connections),
+                    Drop::Connections,
+                ));
+            }
+        }
+        rules
+    }
+
+    /// The different reaches there are, each with the clients' addresses that have it as their own; the first is
+    /// everybody else's.
+    fn policies(&self) -> Vec<(&Reach, Vec<IpAddr>)> {
+        let mut policies = vec![(&self.reach, Vec::new())];
+        for (address, reach) in &self.reach_of {
+            // One that is the same as everybody's needs no entry.
+            match policies.iter_mut().find(|(known, _)| *known == reach) {
+                Some((known, _)) if **known == self.reach => {}
+                Some((_, of)) => of.push(*address),
+                None => policies.push((reach, vec![*address])),
+            }
+        }
+        policies
+    }
+
+    /// What may be begun under one reach.
+    fn reaching(&self, reach: &Reach) -> Vec<String> {
+        let Some(ranges) = reach.ranges() else { return vec!["goto limits".to_owned()] };
+        let mut rules = Vec::new();
+        let mut allow = |networks: Vec<String>, ip: &str| {
+            if !networks.is_empty() {
+                rules.push(format!("{ip} daddr {{ {} }} goto limits", networks.join(", ")));
+            }
+        };
+        if reach.has_internet() {
+            // Named networks before, with this host's own addresses in them.
+            let (four, six): (Vec<IpNet>, Vec<IpNet>) =
+                reach.networks().partition(|net| matches!(net, IpNet::V4(_)));
+            for (networks, ip) in [(four, "ip"), (six, "ip6")] {
+                let networks = IpNet::aggregate(&networks);
+                allow(networks.iter().map(ToString::to_string).collect(), ip);
+            }
+            rules.push(dropped("fib daddr type { local, anycast }", Drop::Reach));
+        }
+        let mut allow = |ranges: Vec<(IpAddr, IpAddr)>, ip: &str| {
+            let ranges: Vec<String> = ranges
+                .iter()
+                .map(|(from, to)| if from == to { from.to_string() } else { format!("{from}-{to}") })
+                .collect();
+            if !ranges.is_empty() {
+                rules.push(format!("{ip} daddr {{ {} }} goto limits", ranges.join(", ")));
+            }
+        };
+        allow(ranges.ipv4().collect(), "ip");
+        allow(ranges.ipv6().collect(), "ip6");
+        rules.push(dropped("", Drop::Reach));
+        rules
+    }
+
+    fn from_clients(&self, policies: &[(&Reach, Vec<IpAddr>)]) -> Vec<String> {
+        let device = &self.device;
+        let mut rules = vec![
+            format!("iifname != \"{device}\" accept"),
+            // What a client answers, too.
+            "ct state established,related accept".to_owned(),
+            dropped("ct state invalid", Drop::Invalid),
+            // RFC 2644: a router does not forward directed broadcasts; this host's own programs would take them.
+            dropped("fib daddr type { broadcast, multicast }", Drop::Destination),
+        ];
+        if policies.iter().all(|(reach, _)| **reach == Reach::All) {
+            rules.push("goto limits".to_owned());
+            return rules;
+        }
+        for own in &self.own {
+            let (ip, number) = family(*own);
+            let echo = if number == 4 { "icmp" } else { "icmpv6" };
+            rules.push(format!("{ip} daddr {own} {echo} type echo-request goto limits"));
+        }
+        for resolver in &self.resolvers {
+            let (ip, _) = family(*resolver);
+            rules.push(format!("{ip} daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 goto limits"));
+        }
+        // Other clients: the forward chain isolates them, or not.
+        for (pool, own) in self.pools.iter().zip(&self.own) {
+            let (ip, _) = family(*own);
+            rules.push(format!("{ip} daddr {pool} {ip} daddr != {own} goto limits"));
+        }
+        for (number, (_, clients)) in policies.iter().enumerate().skip(1) {
+            for (version, ip) in [(4, "ip"), (6, "ip6")] {
+                let of: Vec<String> = clients
+                    .iter()
+                    .filter(|address| family(**address).1 == version)
+                    .map(ToString::to_string)
+                    .collect();
+                if !of.is_empty() {
+                    rules.push(format!("{ip} saddr {{ {} }} goto reach{number}", of.join(", ")));
+                }
+            }
+        }
+        rules.push("goto reach0".to_owned());
+        rules
+    }
+
+    /// What this host forwards.
+    pub(super) fn forwarding(&self) -> Vec<String> {
+        let device = &self.device;
+        let mut rules = Vec::new();
+        if self.isolate {
+            rules.push(format!("iifname \"{device}\" oifname \"{device}\" drop"));
+        }
+        // Both SYNs, so that neither side's segments are larger than the narrower of the two ways (`rt mtu` looks at
+        // both): the way out may have a smaller MTU than the tunnel (PPPoE), and a filter beyond that eats the ICMP
+        // which would say so.
+        for way in ["iifname", "oifname"] {
+            rules.push(format!(
+                "{way} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+            ));
+        }
+        let to_clients = |rule: &str| format!("oifname \"{device}\" {rule}");
+        rules.push(to_clients(&format!("iifname \"{device}\" accept")));
+        rules.push(to_clients("ct state established,related accept"));
+        for pool in &self.open {
+            let (ip, _) = family(pool.addr());
+            rules.push(to_clients(&format!("{ip} daddr {pool} accept")));
+        }
+        rules.push(dropped(&to_clients("ct state invalid"), Drop::Invalid));
+        // A `forward` of ours, or a translation that the operator made himself.
+        rules.push(to_clients("ct status dnat accept"));
+        rules.push(dropped(&format!("oifname \"{device}\""), Drop::Unsolicited));
+        for (family, made_router) in ["ipv4", "ipv6"].into_iter().zip(self.host.made_router) {
+            let is_dropped = match self.transit {
+                Transit::Auto => made_router,
+                Transit::Accept => false,
+                Transit::Drop => true,
+            };
+            if is_dropped {
+                let transit =
+                    format!("meta nfproto {family} iifgroup != {DEVICE_GROUP} oifgroup != {DEVICE_GROUP}");
+                rules.push(dropped(&transit, Drop::Transit));
+            }
+        }
+        rules
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::nft::HostState;
+    use super::*;
+
+    pub(in super::super) fn ruleset() -> Ruleset {
+        Ruleset {
+            device: "home0".into(),
+            masqueraded: vec!["10.77.0.0/24".parse().unwrap(), "fd12::/64".parse().unwrap()],
+            interface: None,
+            isolate: true,
+            redirects: Vec::new(),
+            pools: vec!["10.77.0.0/24".parse().unwrap(), "fd12::/64".parse().unwrap()],
+            own: vec!["10.77.0.1".parse().unwrap(), "fd12::1".parse().unwrap()],
+            open: Vec::new(),
+            reach: Reach::All,
+            reach_of: Vec::new(),
+            resolvers: Vec::new(),
+            connections: 100,
+            connection_rate: 10,
+            listen: "[::]:443".parse().unwrap(),
+            track: Tracking::Auto,
+            transit: Transit::Auto,
+            host: HostState::default(),
+        }
+    }
+
+    fn assert_has(text: &str, rule: &str) {
+        assert!(text.contains(&format!("        {rule}\n")), "no {rule} in {text}");
+    }
+
+    #[test]
+    fn clients_are_isolated_unless_told_otherwise_and_segments_fit_the_way_in_any_case() {
+        let clamp = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
+        for (isolate, drops) in [(true, 1), (false, 0)] {
+            let text = Ruleset { isolate, ..ruleset() }.text();
+            assert_eq!(text.matches("iifname \"home0\" oifname \"home0\" drop").count(), drops);
+            assert_has(&text, &format!("iifname \"home0\" {clamp}"));
+            assert_has(&text, &format!("oifname \"home0\" {clamp}"));
+        }
+    }
+
+    #[test]
+    fn transit_is_dropped_in_the_family_whose_forwarding_the_relay_turned_on() {
+        let six = HostState { made_router: [false, true], ..HostState::default() };
+        for (transit, host, expected) in [
+            (Transit::Auto, HostState::default(), [false, false]),
+            (Transit::Auto, six, [false, true]),
+            (Transit::Accept, six, [false, false]),
+            (Transit::Drop, six, [true, true]),
+        ] {
+            let text = Ruleset { transit, host, ..ruleset() }.text();
+            let drops = ["ipv4", "ipv6"].map(|family| {
+                text.contains(&format!("meta nfproto {family} iifgroup != 7700 oifgroup != 7700"))
+            });
+            assert_eq!(drops, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_port_is_tracked_where_another_firewall_may_ask_for_it() {
+        let firewall = HostState { has_firewall: true, ..HostState::default() };
+        for (track, host, expected) in [
+            (Tracking::Auto, HostState::default(), true),
+            (Tracking::Auto, firewall, false),
+            (Tracking::Off, firewall, true),
+            (Tracking::On, HostState::default(), false),
+        ] {
+            let text = Ruleset { track, host, ..ruleset() }.text();
+            assert_eq!(text.contains("notrack"), expected, "{text}");
+        }
+        let text = Ruleset { listen: "192.0.2.1:8443".parse().unwrap(), ..ruleset() }.text();
+        assert_has(
+            &text,
+            "iifname != \"home0\" ip daddr 192.0.2.1 fib daddr type local tcp dport 8443 notrack",
+        );
+        assert_has(&text, "oifname != \"home0\" ip saddr 192.0.2.1 tcp sport 8443 notrack");
+    }
+
+    #[test]
+    fn clients_of_one_reach_share_a_chain_and_those_of_the_common_one_need_none() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (all, internet): (Reach, Reach) = ("all".parse().unwrap(), "internet".parse().unwrap());
+        let lan: Reach = "internet,192.168.1.0/24".parse().unwrap();
+        let reach_of = vec![
+            (address("10.77.0.2"), all.clone()),
+            (address("fd12::2"), all),
+            (address("10.77.0.3"), lan),
+            (address("10.77.0.4"), internet.clone()),
+        ];
+        let rules =
+            Ruleset { reach: internet, reach_of, resolvers: vec![address("192.168.9.9")], ..ruleset() };
+        let text = rules.text();
+        assert!(rules.is_needed());
+        assert_has(&text, "ip saddr { 10.77.0.2 } goto reach1");
+        assert_has(&text, "ip6 saddr { fd12::2 } goto reach1");
+        assert_has(&text, "ip saddr { 10.77.0.3 } goto reach2");
+        assert_has(&text, "ip daddr { 192.168.1.0/24 } goto limits");
+        assert_has(&text, "ip daddr 192.168.9.9 meta l4proto { tcp, udp } th dport 53 goto limits");
+        assert_has(&text, "ip daddr 10.77.0.1 icmp type echo-request goto limits");
+        assert!(text.contains("goto reach0") && !text.contains("10.77.0.4"), "{text}");
+        let none = Ruleset { reach: "none".parse().unwrap(), ..ruleset() }.text();
+        assert_has(&none, "counter name \"reach\" drop");
+    }
+
+    #[test]
+    fn without_limits_there_is_no_rule_for_them() {
+        let text = Ruleset { connections: 0, connection_rate: 0, ..ruleset() }.text();
+        assert!(!text.contains("ct count") && !text.contains("limit rate"), "{text}");
+        let text = ruleset().text();
+        assert_has(
+            &text,
+            "add @connections6 { ip6 saddr ct count over 100 } counter name \"connections\" drop",
+        );
+        assert_has(
+            &text,
+            "update @rate4 { ip saddr limit rate over 10/second burst 100 packets } counter name \"connection_rate\" drop",
+        );
+    }
+
+    #[test]
+    fn what_packets_put_into_sets_is_no_change_of_the_table() {
+        let empty =
+            "table inet t {\n\tset rate4 {\n\t\tsize 9\n\t}\n\n\tset fixed {\n\t\telements = { 1 }\n\t}\n}\n";
+        let filled = "table inet t {\n\tset rate4 {\n\t\tsize 9\n\t\telements = { 1.2.3.4 limit rate over 1/second,\n\t\t\t\
+                      5.6.7.8 limit rate over 1/second }\n\t}\n\n\tset fixed {\n\t\telements = { 1 }\n\t}\n}\n";
+        assert_eq!(without_elements(filled), empty);
+        assert_eq!(without_elements(empty), empty);
+    }
+
+    #[test]
+    fn the_kernel_takes_every_kind_of_rule() {
+        let rules = Ruleset {
+            reach: "internet,10.1.0.0/16,fd77::/32".parse().unwrap(),
+            reach_of: vec![
+                ("10.77.0.2".parse().unwrap(), Reach::All),
+                ("fd12::9".parse().unwrap(), "none".parse().unwrap()),
+            ],
+            resolvers: vec!["10.77.0.1".parse().unwrap(), "fd12::1".parse().unwrap()],
+            open: vec!["fd12::/64".parse().unwrap()],
+            host: HostState { made_router: [true, true], ..HostState::default() },
+            ..ruleset()
+        };
+        // Only root may ask; the end-to-end cases run as root.
+        if let Err(error) = rules.try_out() {
+            let error = format!("{error:#}");
+            assert!(
+                error.contains("ermitted") || error.contains("not installed"),
+                "{error}\n{}",
+                rules.text()
+            );
+        }
+    }
+}

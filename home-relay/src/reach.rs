@@ -1,0 +1,376 @@
+//! What clients may reach behind the relay: the setting, and the ranges of addresses it comes to. The source filter and
+//! the nftables rules are both made of these ranges, so that the one stops what the other would miss.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// `[clients] reach`, or a client's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Whatever this host reaches.
+    All,
+    /// These and nothing else; none is an empty list.
+    Only(Vec<Destination>),
+}
+
+/// A part of what clients may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Destination {
+    /// Every address but those in [`NOT_INTERNET`] and this host's own.
+    Internet,
+    /// A network, this host's own addresses in it included.
+    Network(IpNet),
+}
+
+/// No part of the Internet, or no business of a client: the blocks of the IANA special-purpose registries (RFC 6890)
+/// that are not forwarded, shared or private, and metadata services of clouds outside of them. The documentation
+/// prefixes are left out: nobody has them, so nothing is protected by refusing them.
+const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    // Shared address space (RFC 6598), with the metadata service of Alibaba Cloud, 100.100.100.200.
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    // Azure's, a public address.
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+    // Link-local, with the metadata service of most clouds, 169.254.169.254.
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    // IETF protocol assignments, with Oracle's metadata service, 192.0.0.192.
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    // 6to4 relays (RFC 7526): leads to whichever is near.
+    (Ipv4Addr::new(192, 88, 99, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    // Benchmarks (RFC 2544): inside a network only.
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). ULA, with Amazon's metadata service fd00:ec2::254,
+/// link-local and multicast are outside.
+const INTERNET6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+/// 6to4: holds an IPv4 address, which may be a private one.
+const SIX_TO_FOUR: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16);
+/// NAT64 (RFC 6052): the IPv4 address in the last four bytes is judged.
+const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
+
+impl Reach {
+    /// Whether the Internet is part of it by that name, and so this host's own addresses are not.
+    pub(crate) fn has_internet(&self) -> bool {
+        matches!(self, Self::Only(parts) if parts.contains(&Destination::Internet))
+    }
+
+    /// The networks that are named.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = IpNet> {
+        let parts = match self {
+            Self::All => &[][..],
+            Self::Only(parts) => parts,
+        };
+        parts.iter().filter_map(|part| match part {
+            Destination::Network(network) => Some(*network),
+            Destination::Internet => None,
+        })
+    }
+
+    /// The ranges it comes to; `None`: no address is refused.
+    pub(crate) fn ranges(&self) -> Option<Ranges> {
+        if *self == Self::All {
+            return None;
+        }
+        let mut ranges = if self.has_internet() { Ranges::internet() } else { Ranges::default() };
+        for network in self.networks() {
+            match network {
+                IpNet::V4(net) => ranges.ipv4.push(bounds4(net)),
+                IpNet::V6(net) => ranges.ipv6.push(bounds6(net)),
+            }
+        }
+        merge(&mut ranges.ipv4, |end| end.checked_add(1));
+        merge(&mut ranges.ipv6, |end| end.checked_add(1));
+        Some(ranges)
+    }
+}
+
+/// Ranges of addresses, from and to, sorted and apart from each other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ranges {
+    ipv4: Vec<(u32, u32)>,
+    ipv6: Vec<(u128, u128)>,
+}
+
+impl Ranges {
+    /// Those of the Internet.
+    pub(crate) fn internet() -> Self {
+        let refused = NOT_INTERNET.map(|(address, length)| bounds4(Ipv4Net::new_assert(address, length)));
+        let mut ipv4 = Vec::new();
+        let mut next = Some(0);
+        for (first, last) in refused {
+            if let Some(from) = next.filter(|from| *from < first) {
+                ipv4.push((from, first - 1));
+            }
+            next = last.checked_add(1);
+        }
+        ipv4.extend(next.map(|from| (from, u32::MAX)));
+        let (first, last) = bounds6(Ipv6Net::new_assert(INTERNET6.0, INTERNET6.1));
+        let (without, until) = bounds6(Ipv6Net::new_assert(SIX_TO_FOUR.0, SIX_TO_FOUR.1));
+        let nat64 = |address: u32| NAT64.to_bits() | u128::from(address);
+        let mut ipv6: Vec<(u128, u128)> = ipv4.iter().map(|(from, to)| (nat64(*from), nat64(*to))).collect();
+        ipv6.extend([(first, without - 1), (until + 1, last)]);
+        Self { ipv4, ipv6 }
+    }
+
+    /// Whether the address is in one of them.
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => is_within(&self.ipv4, address.to_bits()),
+            IpAddr::V6(address) => is_within(&self.ipv6, address.to_bits()),
+        }
+    }
+
+    /// Those of IPv4, first and last address of each.
+    pub(crate) fn ipv4(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        self.ipv4
+            .iter()
+            .map(|(from, to)| (Ipv4Addr::from_bits(*from).into(), Ipv4Addr::from_bits(*to).into()))
+    }
+
+    /// Those of IPv6, first and last address of each.
+    pub(crate) fn ipv6(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        self.ipv6
+            .iter()
+            .map(|(from, to)| (Ipv6Addr::from_bits(*from).into(), Ipv6Addr::from_bits(*to).into()))
+    }
+}
+
+fn is_within<T: Ord + Copy>(ranges: &[(T, T)], address: T) -> bool {
+    let after = ranges.partition_point(|(from, _)| *from <= address);
+    after.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|(_, to)| address <= *to)
+}
+
+/// Sorts the ranges and joins those that touch.
+fn merge<T: Ord + Copy>(ranges: &mut Vec<(T, T)>, after: impl Fn(T) -> Option<T>) {
+    ranges.sort_unstable();
+    let mut joined: Vec<(T, T)> = Vec::with_capacity(ranges.len());
+    for &(from, to) in ranges.iter() {
+        match joined.last_mut() {
+            Some(last) if after(last.1).is_none_or(|next| from <= next) => last.1 = last.1.max(to),
+            _ => joined.push((from, to)),
+        }
+    }
+    *ranges = joined;
+}
+
+fn bounds4(net: Ipv4Net) -> (u32, u32) {
+    (net.network().to_bits(), net.broadcast().to_bits())
+}
+
+fn bounds6(net: Ipv6Net) -> (u128, u128) {
+    (net.network().to_bits(), net.broadcast().to_bits())
+}
+
+/// "internet", a network, or an address, which is the network of itself.
+impl FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "internet" {
+            return Ok(Self::Internet);
+        }
+        let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+        network.map(|network| Self::Network(network.trunc())).ok_or_else(|| {
+            format!(
+                "{text:?} is neither \"internet\" nor a network: write for example \"192.168.1.0/24\"; \"all\" and \
+                 \"none\" stand alone"
+            )
+        })
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Internet => f.write_str("internet"),
+            Self::Network(network) => network.fmt(f),
+        }
+    }
+}
+
+/// "all", "none", or destinations with commas between them.
+impl FromStr for Reach {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "all" => Ok(Self::All),
+            "none" => Ok(Self::Only(Vec::new())),
+            list => {
+                list.split(',').map(|part| part.trim().parse()).collect::<Result<Vec<_>, _>>().map(Self::of)
+            }
+        }
+    }
+}
+
+impl Reach {
+    fn of(mut parts: Vec<Destination>) -> Self {
+        parts.sort_unstable();
+        parts.dedup();
+        Self::Only(parts)
+    }
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Only(parts) if parts.is_empty() => f.write_str("none"),
+            Self::Only(parts) => {
+                f.write_str(&parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+            }
+        }
+    }
+}
+
+impl Serialize for Reach {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reach {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ReachVisitor)
+    }
+}
+
+/// Takes the text, and in TOML a list of texts too.
+struct ReachVisitor;
+
+impl<'de> Visitor<'de> for ReachVisitor {
+    type Value = Reach;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"internet\", \"all\", \"none\", or a list of networks and \"internet\"")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Reach, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Reach, A::Error> {
+        let mut parts = Vec::new();
+        while let Some(text) = list.next_element::<String>()? {
+            parts.push(text.parse().map_err(de::Error::custom)?);
+        }
+        Ok(Reach::of(parts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach(text: &str) -> Reach {
+        text.parse().unwrap()
+    }
+
+    fn allows(reach: &Reach, address: &str) -> bool {
+        reach.ranges().is_none_or(|ranges| ranges.contains(address.parse().unwrap()))
+    }
+
+    #[test]
+    fn the_internet_is_no_private_network_and_no_metadata_service() {
+        let internet = reach("internet");
+        for address in [
+            "1.1.1.1",
+            "9.255.255.255",
+            "11.0.0.0",
+            "168.63.129.15",
+            "168.63.129.17",
+            "172.32.0.1",
+            "192.0.2.1",
+            "198.51.100.7",
+            "203.0.113.9",
+            "223.255.255.255",
+            "2001:db8::1",
+            "2606:4700::1111",
+            "64:ff9b::1.1.1.1",
+        ] {
+            assert!(allows(&internet, address), "{address}");
+        }
+        for address in [
+            "0.0.0.0",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.100.100.200",
+            "127.0.0.1",
+            "168.63.129.16",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.192",
+            "192.168.255.255",
+            "198.19.0.1",
+            "224.0.0.251",
+            "255.255.255.255",
+            "::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "2002:c0a8:101::1",
+            "64:ff9b::192.168.1.1",
+            "64:ff9b:1::1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert!(!allows(&internet, address), "{address}");
+        }
+    }
+
+    #[test]
+    fn networks_are_reached_alone_and_beside_the_internet() {
+        let lan = reach("192.168.1.0/24, fd12::/16, 192.168.2.0/24,192.168.7.7");
+        assert!(allows(&lan, "192.168.1.255") && allows(&lan, "192.168.2.1") && allows(&lan, "fd12:9::1"));
+        assert!(allows(&lan, "192.168.7.7"));
+        assert!(!allows(&lan, "192.168.3.1") && !allows(&lan, "1.1.1.1") && !allows(&lan, "fd13::1"));
+        let both = reach("10.0.0.0/8,internet");
+        assert!(allows(&both, "10.9.9.9") && allows(&both, "1.1.1.1") && !allows(&both, "192.168.1.1"));
+        assert!(allows(&reach("all"), "169.254.169.254") && !allows(&reach("none"), "1.1.1.1"));
+    }
+
+    #[test]
+    fn there_is_one_text_for_a_reach_and_errors_name_the_part() {
+        for (text, canonical) in [
+            ("all", "all"),
+            (" none ", "none"),
+            ("10.0.0.1/8,internet,10.0.0.0/8", "internet,10.0.0.0/8"),
+            ("fd00::/8", "fd00::/8"),
+            ("192.168.1.9", "192.168.1.9/32"),
+        ] {
+            assert_eq!(reach(text).to_string(), canonical);
+            let json = serde_json::to_string(&reach(text)).unwrap();
+            assert_eq!(serde_json::from_str::<Reach>(&json).unwrap(), reach(text));
+        }
+        assert_eq!(
+            serde_json::from_str::<Reach>("[\"internet\", \"10.0.0.0/8\"]").unwrap(),
+            reach("internet,10.0.0.0/8")
+        );
+        assert_eq!(serde_json::from_str::<Reach>("[]").unwrap(), reach("none"));
+        for bad in ["", "internet,all", "lan", "10.0.0.0/33", "10.0.0.0/8;drop"] {
+            let error = bad.parse::<Reach>().unwrap_err();
+            assert!(error.contains("192.168.1.0/24"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_sorted_and_do_not_touch() {
+        let ranges = reach("internet,9.0.0.0/8,192.0.2.0/24,2001:db8::/32").ranges().unwrap();
+        assert!(ranges.ipv4.windows(2).all(|two| two[0].1 + 1 < two[1].0), "{ranges:?}");
+        assert!(ranges.ipv6.windows(2).all(|two| two[0].1 + 1 < two[1].0), "{ranges:?}");
+        assert_eq!(reach("0.0.0.0/0,::/0").ranges().unwrap().ipv4, [(0, u32::MAX)]);
+    }
+}

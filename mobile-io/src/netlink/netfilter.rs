@@ -1,0 +1,330 @@
+//! Connection tracking entries and named counters of nftables, over `NETLINK_NETFILTER`. Every call blocks: a table of
+//! connections may hold hundreds of thousands of entries.
+
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_core::{
+    DefaultNla, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    Nla as _, NlasIterator,
+};
+use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, Tuple};
+use netlink_packet_netfilter::nftables::NfTablesMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+
+use super::NetlinkError;
+
+/// A dump may miss entries that move while it runs (the table of connections is resized), so it is repeated until it
+/// finds nothing more to delete, this often at most.
+const PASSES: usize = 4;
+
+/// `CTA_ID`: tells an entry from a later one with the same addresses and ports.
+const CTA_ID: u16 = 12;
+/// `CTA_ZONE`: the zone the entry is in, absent for the default one.
+const CTA_ZONE: u16 = 18;
+
+/// `NFTA_OBJ_TABLE`: the table of a named object of nftables.
+const OBJ_TABLE: u16 = 1;
+/// `NFTA_OBJ_NAME`: its name.
+const OBJ_NAME: u16 = 2;
+/// `NFTA_OBJ_TYPE`: its type.
+const OBJ_TYPE: u16 = 3;
+/// `NFTA_OBJ_DATA`: what it holds.
+const OBJ_DATA: u16 = 4;
+
+/// The type of a named counter.
+const COUNTER: u32 = 1;
+/// `NFTA_COUNTER_PACKETS`, within [`OBJ_DATA`].
+const COUNTER_PACKETS: u16 = 2;
+
+/// Larger than any datagram of a dump, which the kernel fills up to this size.
+const BUFFER: usize = 32 * 1024;
+
+/// The addresses of a tracked connection, in the direction of its first packet and in that of the replies. They differ
+/// by more than their order where the connection is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tracked {
+    /// Source and destination of the first packet, as it came in.
+    pub original: (IpAddr, IpAddr),
+    /// Source and destination of what answers it, as that comes in.
+    pub reply: (IpAddr, IpAddr),
+}
+
+impl Tracked {
+    /// Whether the address is one of its ends, before or after translation.
+    #[must_use]
+    pub fn involves(&self, is_one: impl Fn(IpAddr) -> bool) -> bool {
+        [self.original.0, self.original.1, self.reply.0, self.reply.1].into_iter().any(is_one)
+    }
+}
+
+/// Deletes the tracked connections that `is_over` picks, of this thread's network namespace, and returns how many
+/// they were. A kernel that tracks no connections has none.
+///
+/// # Errors
+/// When the kernel gives no socket, or refuses.
+pub fn delete_connections(is_over: impl Fn(&Tracked) -> bool) -> Result<u64, NetlinkError> {
+    let mut deleted = 0;
+    for _ in 0..PASSES {
+        let mut found = Vec::new();
+        let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+        let request = NetfilterMessage::new(header, ConntrackMessage::Get(Vec::new()));
+        let what = "list the tracked connections";
+        let listed = Exchange::new(what)?.ask(request, NLM_F_DUMP, |message| {
+            if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner
+                && tracked(&attributes).is_some_and(|entry| is_over(&entry))
+            {
+                found.push((message.header.family, attributes));
+            }
+        });
+        match listed {
+            // No module for it, and none that could be loaded.
+            Err(Refusal::Kernel(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT)) => return Ok(0),
+            other => other.map_err(|refusal| refusal.explain(what))?,
+        }
+        if found.is_empty() {
+            break;
+        }
+        deleted += delete(found)?;
+    }
+    Ok(deleted)
+}
+
+fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Result<u64, NetlinkError> {
+    let what = "delete a tracked connection";
+    let mut exchange = Exchange::new(what)?;
+    let mut deleted = 0;
+    for (family, mut attributes) in entries {
+        attributes.retain(|attribute| {
+            matches!(attribute, ConntrackAttribute::CtaTupleOrig(_))
+                || [CTA_ID, CTA_ZONE].contains(&attribute.kind())
+        });
+        let request =
+            NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Delete(attributes));
+        match exchange.ask(request, NLM_F_ACK, |_| {}) {
+            Ok(()) => deleted += 1,
+            // It ended by itself meanwhile.
+            Err(Refusal::Kernel(Errno::ENOENT)) => {}
+            Err(refusal) => return Err(refusal.explain(what)),
+        }
+    }
+    Ok(deleted)
+}
+
+/// The addresses of an entry, if it has all of them.
+fn tracked(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
+    let ends = |tuple: &[Tuple]| {
+        let ip = tuple.iter().find_map(|part| if let Tuple::Ip(ip) = part { Some(ip) } else { None })?;
+        let source =
+            ip.iter().find_map(|it| if let IPTuple::SourceAddress(it) = it { Some(*it) } else { None });
+        let destination =
+            ip.iter().find_map(|it| if let IPTuple::DestinationAddress(it) = it { Some(*it) } else { None });
+        source.zip(destination)
+    };
+    let original = attributes.iter().find_map(|it| match it {
+        ConntrackAttribute::CtaTupleOrig(tuple) => ends(tuple),
+        _ => None,
+    });
+    let reply = attributes.iter().find_map(|it| match it {
+        ConntrackAttribute::CtaTupleReply(tuple) => ends(tuple),
+        _ => None,
+    });
+    Some(Tracked { original: original?, reply: reply? })
+}
+
+/// Reads how many packets each named counter of the table `inet TABLE` has counted.
+///
+/// # Errors
+/// When the kernel gives no socket, or refuses: it has no nftables, or no such table.
+pub fn counters(table: &str) -> Result<Vec<(String, u64)>, NetlinkError> {
+    let what = "read the counters of nftables";
+    let table = [table.as_bytes(), &[0]].concat();
+    let request = NetfilterMessage::new(
+        NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0),
+        NfTablesMessage::GetObject(vec![
+            DefaultNla::new(OBJ_TABLE, table.clone()),
+            DefaultNla::new(OBJ_TYPE, COUNTER.to_be_bytes().to_vec()),
+        ]),
+    );
+    let mut counters = Vec::new();
+    let listed = Exchange::new(what)?.ask(request, NLM_F_DUMP, |message| {
+        if let NetfilterMessageInner::NfTables(NfTablesMessage::NewObject(attributes)) = message.inner
+            // A kernel that passes over the filter tells every table's.
+            && value(&attributes, OBJ_TABLE).is_some_and(|name| name == table)
+        {
+            counters.extend(counter(&attributes));
+        }
+    });
+    listed.map_err(|refusal| refusal.explain(what))?;
+    Ok(counters)
+}
+
+fn counter(attributes: &[DefaultNla]) -> Option<(String, u64)> {
+    if value(attributes, OBJ_TYPE)? != COUNTER.to_be_bytes() {
+        return None;
+    }
+    let name = String::from_utf8(value(attributes, OBJ_NAME)?).ok()?;
+    let data = value(attributes, OBJ_DATA)?;
+    let packets = NlasIterator::new(&data).filter_map(Result::ok).find(|it| it.kind() == COUNTER_PACKETS)?;
+    let packets = u64::from_be_bytes(packets.value().try_into().ok()?);
+    Some((name.trim_end_matches('\0').to_owned(), packets))
+}
+
+/// The bytes of an attribute.
+fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
+    let attribute = attributes.iter().find(|attribute| attribute.kind() == kind)?;
+    let mut bytes = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut bytes);
+    Some(bytes)
+}
+
+/// A socket for one request after the other.
+struct Exchange(Socket);
+
+/// Why a request failed, before it is known what for.
+enum Refusal {
+    /// The kernel refused.
+    Kernel(Errno),
+    /// The socket failed, or said what cannot be read.
+    Socket(String),
+}
+
+impl Refusal {
+    fn explain(self, what: &str) -> NetlinkError {
+        let what = what.to_owned();
+        match self {
+            Self::Kernel(Errno::EPERM) => NetlinkError::NotAllowed(what),
+            Self::Kernel(errno) => NetlinkError::Refused { what, source: io::Error::from(errno) },
+            Self::Socket(message) => NetlinkError::Socket { what, message },
+        }
+    }
+}
+
+impl Exchange {
+    fn new(what: &str) -> Result<Self, NetlinkError> {
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        let failed = |error: io::Error| Refusal::Socket(error.to_string()).explain(what);
+        open().map(Self).map_err(failed)
+    }
+
+    /// Sends one request and hands each message of the answer to `take`.
+    fn ask(
+        &mut self,
+        request: NetfilterMessage,
+        flags: u16,
+        mut take: impl FnMut(NetfilterMessage),
+    ) -> Result<(), Refusal> {
+        let failed = |error: io::Error| Refusal::Socket(error.to_string());
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.0.send(&bytes, 0).map_err(failed)?;
+        let mut buffer = Vec::with_capacity(BUFFER);
+        loop {
+            buffer.clear();
+            match self.0.recv(&mut buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                received => received.map_err(failed)?,
+            };
+            let mut rest = buffer.as_slice();
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+                    .map_err(|error| Refusal::Socket(error.to_string()))?;
+                let length = message.buffer_len().next_multiple_of(4).max(16);
+                rest = rest.get(length..).unwrap_or_default();
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => take(inner),
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(Refusal::Kernel(Errno::from_raw(done.code.saturating_abs())));
+                    }
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
+                    NetlinkPayload::Error(error) => {
+                        return Err(Refusal::Kernel(Errno::from_raw(error.raw_code().saturating_abs())));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::process::Command;
+
+    use super::super::tests::{in_new_namespace, ip};
+    use super::*;
+
+    fn nft(script: &str) {
+        assert!(Command::new("nft").arg(script).status().unwrap().success(), "nft {script}");
+    }
+
+    #[test]
+    fn connections_are_deleted_by_either_end_and_others_stay() {
+        in_new_namespace(async {
+            ip("link set lo up");
+            ip("address add 10.1.0.1/32 dev lo");
+            ip("address add fd01::1/128 dev lo nodad");
+            nft("table inet t { chain c { type filter hook output priority 0; ct state new accept; }; }");
+            let send = |from: (&str, u16), to: &str| {
+                let socket = UdpSocket::bind(from).unwrap();
+                socket.send_to(b"x", (to, 9)).unwrap();
+            };
+            for port in 2000..2500 {
+                send(("10.1.0.1", port), "127.0.0.2");
+            }
+            send(("127.0.0.1", 0), "10.1.0.1");
+            send(("fd01::1", 0), "::1");
+            send(("127.0.0.1", 0), "127.0.0.3");
+            let all = || {
+                let counted = std::cell::Cell::new(0);
+                delete_connections(|_| {
+                    counted.set(counted.get() + 1);
+                    false
+                })
+                .unwrap();
+                counted.get()
+            };
+            // An answer of ICMP belongs to the entry of what it is about.
+            assert_eq!(all(), 503);
+            let gone: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd01::1".parse().unwrap()];
+            let is_gone = |entry: &Tracked| entry.involves(|address| gone.contains(&address));
+            assert_eq!(delete_connections(is_gone).unwrap(), 502);
+            assert_eq!(all(), 1);
+            assert_eq!(delete_connections(is_gone).unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn named_counters_of_one_table_are_read() {
+        in_new_namespace(async {
+            ip("link set lo up");
+            assert!(counters("ours").is_err() || counters("ours").unwrap().is_empty());
+            nft("table inet ours { counter a { }; counter b { }; \
+                 chain c { type filter hook output priority 0; udp dport 9 counter name a; }; }");
+            nft("table inet theirs { counter a { packets 7 bytes 7 }; }");
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            for _ in 0..3 {
+                let _ = socket.send_to(b"x", "127.0.0.1:9");
+            }
+            let mut read = counters("ours").unwrap();
+            read.sort();
+            assert_eq!(read, [("a".to_owned(), 3), ("b".to_owned(), 0)]);
+        });
+    }
+}

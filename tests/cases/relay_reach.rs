@@ -1,0 +1,436 @@
+//! What a client can do at the relay, and what others can do to a client through it: nobody takes what is not theirs.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mobile_io::keys::PublicKey;
+use mobile_tests::{
+    Agent, LabOptions, Ns, PATIENCE, Talk, TcpService, Testbed, UdpService, addr, finish_within, port,
+    program, until,
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::Outcome;
+
+/// A private network behind the relay: its router's web page is on the machine at .2, the relay is at .1.
+const LAN: &str = "192.168.77";
+/// The same for IPv6.
+const LAN6: &str = "fd77:1::";
+
+/// The services of a machine.
+struct Services {
+    _tcp: TcpService,
+    _udp: UdpService,
+}
+
+impl Services {
+    fn start(ns: &Ns, port: u16) -> anyhow::Result<Self> {
+        let _tcp = TcpService::start(ns, port, |mut stream, _| {
+            let _ = stream.write_all(b"secret");
+        })?;
+        Ok(Self { _tcp, _udp: UdpService::start(ns, port, |_, _| b"secret".to_vec())? })
+    }
+}
+
+/// A machine in the relay's private network.
+fn lan(bed: &Testbed) -> anyhow::Result<Ns> {
+    let machine = bed.lab.machine("lan")?;
+    bed.lab.wire((&bed.lab.relay, "lan0"), (&machine, "eth0"))?;
+    bed.lab.relay.ip(&[
+        &format!("address add {LAN}.1/24 brd + dev lan0"),
+        &format!("address add {LAN6}1/64 dev lan0 nodad"),
+    ])?;
+    machine.ip(&[
+        &format!("address add {LAN}.2/24 brd + dev eth0"),
+        &format!("address add {LAN6}2/64 dev eth0 nodad"),
+        &format!("route add default via {LAN}.1"),
+        &format!("route add default via {LAN6}1"),
+    ])?;
+    Ok(machine)
+}
+
+/// How long an answer is waited for: many round trips.
+const SOON: Duration = Duration::from_millis(1500);
+
+/// Whether a program at `ns` gets the secret over TCP from `to`, asking from an address of its own.
+fn tells(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyhow::Result<bool> {
+    let to = SocketAddr::new(to.parse()?, port);
+    ns.enter(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        if let Some(from) = from {
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+        }
+        if socket.connect_timeout(&to.into(), SOON).is_err() {
+            return Ok(false);
+        }
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(SOON))?;
+        Ok(stream.read(&mut [0; 16]).is_ok_and(|read| read > 0))
+    })
+}
+
+/// The same by a datagram.
+fn tells_by_datagram(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyhow::Result<bool> {
+    let to = SocketAddr::new(to.parse()?, port);
+    ns.enter(|| {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse()? };
+        let socket = UdpSocket::bind((from.unwrap_or(any), 0))?;
+        socket.set_read_timeout(Some(SOON))?;
+        socket.set_broadcast(true)?;
+        Ok(socket.send_to(b"x", to).is_ok() && socket.recv_from(&mut [0; 16]).is_ok())
+    })
+}
+
+/// Whether the client, from its persistent address, gets the secret over TCP, and by a datagram.
+fn client_reaches(bed: &Testbed, to: &str, port: u16) -> anyhow::Result<(bool, bool)> {
+    let is_ipv4 = to.parse::<IpAddr>()?.is_ipv4();
+    let own = if is_ipv4 { bed.agent.address4.into() } else { IpAddr::from(bed.agent.address6) };
+    let host = &bed.lab.host;
+    Ok((tells(host, Some(own), to, port)?, tells_by_datagram(host, Some(own), to, port)?))
+}
+
+/// Tracked connections of the relay's machine that have the address in them.
+fn tracked(bed: &Testbed, address: IpAddr) -> anyhow::Result<u64> {
+    tracked_where(bed, move |ends| ends.contains(&address))
+}
+
+fn tracked_where(bed: &Testbed, is_one: impl Fn([IpAddr; 4]) -> bool + Send + Sync) -> anyhow::Result<u64> {
+    bed.lab.relay.enter(|| {
+        let found = std::cell::Cell::new(0);
+        mobile_io::netlink::netfilter::delete_connections(|entry| {
+            let (original, reply) = (entry.original, entry.reply);
+            if is_one([original.0, original.1, reply.0, reply.1]) {
+                found.set(found.get() + 1);
+            }
+            false
+        })?;
+        Ok(found.get())
+    })
+}
+
+#[test]
+fn one_client_does_not_fill_the_relays_table_of_connections() -> Outcome {
+    let bed = Testbed::new()?;
+    let before = tracked(&bed, bed.agent.address4.into())?;
+    // Each port is another connection.
+    bed.lab.host.enter(|| -> Outcome {
+        let socket = UdpSocket::bind((bed.agent.address4, 0))?;
+        for port in 2_000..22_000_u16 {
+            // A full queue is waited for.
+            while socket.send_to(b"x", (addr::SERVER4, port)).is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if port % 50 == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        Ok(())
+    })?;
+    let held = tracked(&bed, bed.agent.address4.into())? - before;
+    // Ten seconds' worth at once, and what comes in while the flood lasts.
+    assert!((1..=4096).contains(&held), "{held} tracked connections of one client");
+    until("the refused ones to be counted", || {
+        let counted =
+            |reason: &str| bed.relay.counter(&format!("homerelay_drops_total{{reason=\"{reason}\"}}"));
+        counted("connection_rate").unwrap_or(0) + counted("connections").unwrap_or(0) >= 2_000
+    })?;
+    // The others come through, and the client itself does once it is slower.
+    let elsewhere = bed.lab.visited[1].clone();
+    let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
+    other.start()?;
+    other.wait_connected()?;
+    let url = format!("http://{}/ip", addr::SERVER4);
+    finish_within(&mut other.run(&["curl", "-sf", "-m", "5", &url]), None, PATIENCE)?.ok()?;
+    until("the client to begin connections again", || {
+        let mut curl = bed.agent.run(&["curl", "-sf", "-m", "2", &url]);
+        finish_within(&mut curl, None, PATIENCE).is_ok_and(|done| done.status.success())
+    })?;
+    other.stop()?;
+    other.cli(&["cleanup"])?.ok()?;
+    bed.finish()
+}
+
+#[test]
+fn the_relays_own_port_is_not_tracked_and_a_firewall_that_asks_for_state_still_lets_clients_in() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let relay = IpAddr::from(addr::RELAY4);
+    let paths = tracked_where(&bed, move |[_, to, from, _]| to == relay && from == relay)?;
+    assert_eq!(paths, 0, "the paths of clients are tracked");
+    bed.agent.stop()?;
+    bed.relay.stop()?;
+    bed.lab.relay.feed(
+        &["nft", "-f", "-"],
+        "table inet theirs {\n chain input {\n  type filter hook input priority filter; policy drop\n  iif lo accept\n  \
+         ct state established,related accept\n  meta l4proto ipv6-icmp accept\n  tcp dport 443 ct state new accept\n }\n chain output {\n  type filter hook output priority filter; policy drop\n  \
+         oif lo accept\n  meta l4proto ipv6-icmp accept\n  ct state established accept\n }\n}\n",
+    )?;
+    bed.start()?;
+    finish_within(
+        &mut bed.agent.run(&["curl", "-sf", &format!("http://{}/ip", addr::SERVER4)]),
+        None,
+        PATIENCE,
+    )?
+    .ok()?;
+    bed.lab.relay.run(&["nft", "delete", "table", "inet", "theirs"])?;
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn a_revoked_clients_connections_end_and_its_address_goes_to_nobody_for_long() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let _echo = TcpService::start(&bed.lab.host, 7, |mut stream, _| {
+        let mut copy = stream.try_clone().expect("a second handle");
+        let _ = std::io::copy(&mut copy, &mut stream);
+    })?;
+    bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
+    let tool = program("labtool")?;
+    let at_relay = format!("{}:2001", addr::RELAY4);
+    let mut inbound = Talk::start(bed.lab.server.command(&tool).args(["tcp", &at_relay]))?;
+    inbound.hear()?;
+    let [four, six] = crate::server(port::ECHO);
+    let mut talks = vec![bed.mobile_talk(&["tcp", &four])?, bed.mobile_talk(&["udp", &four])?];
+    talks.push(bed.mobile_talk(&["tcp", &six])?);
+    for talk in &mut talks {
+        talk.hear()?;
+        assert_eq!(talk.ask("x")?, "x");
+    }
+    let (former4, former6) = (bed.agent.address4, bed.agent.address6);
+    assert!(tracked(&bed, former4.into())? >= 3 && tracked(&bed, former6.into())? >= 1);
+    bed.relay.cli(&["revoke", "laptop"])?.ok()?;
+    assert_eq!((tracked(&bed, former4.into())?, tracked(&bed, former6.into())?), (0, 0));
+    drop((talks, inbound));
+
+    // With another key it is another client; also after a restart.
+    let key = |byte| PublicKey::from_bytes([byte; 32]).to_string();
+    let next = bed.relay.authorize("desktop", &key(1))?;
+    assert!(!next.contains(&former4.into()) && !next.contains(&former6.into()), "{next:?}");
+    bed.relay.stop()?;
+    bed.relay.start()?;
+    let next = bed.relay.authorize("phone", &key(2))?;
+    assert!(!next.contains(&former4.into()) && !next.contains(&former6.into()), "{next:?}");
+    // The same key has its own back.
+    let again = bed.relay.authorize("laptop", &bed.agent.public_key)?;
+    assert!(again.contains(&former4.into()) && again.contains(&former6.into()), "{again:?}");
+    bed.expect_warning("relay");
+    bed.expect_warning("revoked");
+    bed.expect_warning("authori");
+    bed.finish()
+}
+
+#[test]
+fn a_client_moved_to_another_address_leaves_no_connection_at_the_former() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let [four, _] = crate::server(port::ECHO);
+    let mut talk = bed.mobile_talk(&["tcp", &four])?;
+    talk.hear()?;
+    let former = bed.agent.address4;
+    assert!(tracked(&bed, former.into())? >= 1);
+    let other = Ipv4Addr::from(u32::from(former) + 7).to_string();
+    bed.relay.cli(&["authorize", "laptop", &bed.agent.public_key, "--ipv4", &other])?.ok()?;
+    assert_eq!(tracked(&bed, former.into())?, 0);
+    drop(talk);
+    bed.expect_warnings_of_all_kinds();
+    bed.finish()
+}
+
+#[test]
+fn a_neighbour_of_the_relay_reaches_no_client_and_no_private_network_through_it() -> Outcome {
+    let bed = Testbed::new()?;
+    let machine = lan(&bed)?;
+    let _private = Services::start(&machine, 5353)?;
+    let _mobile = Services::start(&bed.lab.host, 5353)?;
+    let _ssh = TcpService::start(&bed.lab.host, 22, |mut stream, _| {
+        let _ = std::io::Write::write_all(&mut stream, b"SSH-2.0-secret");
+    })?;
+    // Beside the relay, on the segment to its provider: what it sends to the relay's hardware address is routed.
+    let neighbour = &bed.lab.internet;
+    let (client4, client6) = (bed.agent.address4, bed.agent.address6);
+    neighbour.ip(&[
+        &format!("route add {client4}/32 via {}", addr::RELAY4),
+        &format!("route add {client6}/128 via {}", addr::RELAY6),
+        &format!("route add {LAN}.0/24 via {}", addr::RELAY4),
+        &format!("route add {LAN6}/64 via {}", addr::RELAY6),
+    ])?;
+    for to in [client4.to_string(), client6.to_string(), format!("{LAN}.2"), format!("{LAN6}2")] {
+        assert!(!tells_by_datagram(neighbour, None, &to, 5353)?, "{to} answers a neighbour of the relay");
+    }
+    for to in [client4.to_string(), client6.to_string()] {
+        assert!(!tells(neighbour, None, &to, 22)?, "{to} lets a neighbour of the relay in");
+    }
+    until("both to be counted", || {
+        let counted =
+            |reason: &str| bed.relay.counter(&format!("homerelay_drops_total{{reason=\"{reason}\"}}"));
+        ["unsolicited", "transit"].into_iter().all(|reason| counted(reason).is_ok_and(|count| count > 1))
+    })?;
+    // A host that was a router before stays one, and its operator may say so of any.
+    bed.relay.configure("nat", "transit", "accept")?;
+    bed.relay.cli(&["reload"])?.ok()?;
+    assert!(tells_by_datagram(neighbour, None, &format!("{LAN}.2"), 5353)?, "transit is not let through");
+    // What the client asks is answered, and the relay's own machine may ask it.
+    bed.lab.relay.run(&["ping", "-n", "-c", "1", "-W", "5", &client4.to_string()])?;
+    bed.finish()
+}
+
+#[test]
+fn a_host_that_forwarded_before_the_relay_came_forwards_what_it_did() -> Outcome {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    let machine = lan(&bed)?;
+    let _private = Services::start(&machine, 5353)?;
+    bed.lab.relay.sysctl("net/ipv4/ip_forward", "1")?;
+    bed.lab.relay.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    bed.lab.internet.ip(&[
+        &format!("route add {LAN}.0/24 via {}", addr::RELAY4),
+        &format!("route add {LAN6}/64 via {}", addr::RELAY6),
+    ])?;
+    bed.start()?;
+    for to in [format!("{LAN}.2"), format!("{LAN6}2")] {
+        assert!(tells_by_datagram(&bed.lab.internet, None, &to, 5353)?, "{to}");
+    }
+    bed.agent.stop()?;
+    bed.relay.stop()?;
+    bed.relay.cli(&["cleanup"])?.ok()?;
+    assert_eq!(bed.lab.relay.run(&["sysctl", "-n", "net.ipv4.ip_forward"])?.trim(), "1");
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn forwarding_that_the_relay_turned_on_is_its_own_after_a_restart_and_ends_with_cleanup() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let machine = lan(&bed)?;
+    let _private = Services::start(&machine, 5353)?;
+    bed.lab.internet.ip(&[&format!("route add {LAN}.0/24 via {}", addr::RELAY4)])?;
+    bed.relay.kill()?;
+    bed.relay.start()?;
+    bed.agent.wait_connected()?;
+    assert!(!tells_by_datagram(&bed.lab.internet, None, &format!("{LAN}.2"), 5353)?);
+    bed.agent.stop()?;
+    bed.relay.stop()?;
+    bed.relay.cli(&["cleanup"])?.ok()?;
+    for setting in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        assert_eq!(bed.lab.relay.run(&["sysctl", "-n", setting])?.trim(), "0", "{setting}");
+    }
+    bed.expect_warning("relay");
+    bed.finish()
+}
+
+#[test]
+fn a_client_reaches_the_internet_and_nothing_private_behind_the_relay() -> Outcome {
+    let bed = Testbed::new()?;
+    let machine = lan(&bed)?;
+    // The cloud's metadata, which machines reach without a route of their own, and the relay's own services.
+    machine.ip(&[
+        "address add 169.254.169.254/32 dev lo",
+        "address add 168.63.129.16/32 dev lo",
+        "address add 100.100.100.200/32 dev lo",
+        "address add fd00:ec2::254/128 dev lo nodad",
+    ])?;
+    for metadata in ["169.254.169.254", "168.63.129.16", "100.100.100.200"] {
+        bed.lab.relay.ip(&[&format!("route add {metadata}/32 via {LAN}.2")])?;
+    }
+    bed.lab.relay.ip(&[&format!("route add fd00:ec2::254/128 via {LAN6}2")])?;
+    let _private = Services::start(&machine, 8080)?;
+    let _own = Services::start(&bed.lab.relay, 8080)?;
+    let _server = Services::start(&bed.lab.server, 8080)?;
+    let device = bed.lab.relay.run(&["ip", "-o", "-4", "address", "show", "home0"])?;
+    let tunnel = device.split(&[' ', '/']).find(|word| word.starts_with("100.")).context("no address")?;
+    for (host, expected) in [
+        (addr::SERVER4.to_string(), true),
+        (addr::SERVER6.to_string(), true),
+        (format!("{LAN}.2"), false),
+        (format!("{LAN6}2"), false),
+        ("169.254.169.254".to_owned(), false),
+        ("168.63.129.16".to_owned(), false),
+        ("100.100.100.200".to_owned(), false),
+        ("fd00:ec2::254".to_owned(), false),
+        // The relay's own addresses.
+        (addr::RELAY4.to_string(), false),
+        (addr::RELAY6.to_string(), false),
+        (format!("{LAN}.1"), false),
+        (tunnel.to_owned(), false),
+    ] {
+        assert_eq!(client_reaches(&bed, &host, 8080)?, (expected, expected), "{host}");
+    }
+    // Directed broadcasts go to no program of the relay's machine, whatever clients reach.
+    assert!(!client_reaches(&bed, "198.51.100.255", 8080)?.1, "directed broadcast");
+    let mut ping = bed.agent.run(&["ping", "-n", "-c", "1", "-W", "5", tunnel]);
+    finish_within(&mut ping, None, PATIENCE)?
+        .ok()
+        .context("the relay's own address does not answer a ping")?;
+    until("refused packets to be counted", || {
+        bed.relay.counter("homerelay_drops_total{reason=\"reach\"}").is_ok_and(|count| count > 5)
+    })?;
+    bed.finish()
+}
+
+#[test]
+fn what_a_client_reaches_is_set_for_all_and_for_one_and_changes_while_it_is_connected() -> Outcome {
+    let bed = Testbed::new()?;
+    let machine = lan(&bed)?;
+    let _private = Services::start(&machine, 8080)?;
+    let _server = Services::start(&bed.lab.server, 8080)?;
+    let (private, public) = (format!("{LAN}.2"), addr::SERVER4.to_string());
+    let both =
+        || anyhow::Ok((client_reaches(&bed, &private, 8080)?.0, client_reaches(&bed, &public, 8080)?.0));
+    let authorize = |reach: &str| -> Outcome {
+        bed.relay.cli(&["authorize", "laptop", &bed.agent.public_key, "--reach", reach])?.ok()?;
+        Ok(())
+    };
+    assert_eq!(both()?, (false, true));
+    for (reach, expected) in [
+        ("192.168.77.0/24", (true, false)),
+        ("internet,192.168.77.2", (true, true)),
+        ("all", (true, true)),
+        ("none", (false, false)),
+    ] {
+        authorize(reach)?;
+        assert_eq!(both()?, expected, "{reach}");
+    }
+    authorize("internet,192.168.77.0/24")?;
+    assert_eq!(bed.relay.client("laptop")?["reach"], "internet,192.168.77.0/24");
+    // A connection that is open ends when it is out of reach.
+    let _echo = TcpService::start(&machine, 7, |mut stream, _| {
+        let mut copy = stream.try_clone().expect("a second handle");
+        let _ = std::io::copy(&mut copy, &mut stream);
+    })?;
+    let mut talk = bed.mobile_talk(&["tcp", &format!("{private}:7")])?;
+    talk.hear()?;
+    assert_eq!(talk.ask("before")?, "before");
+    authorize("default")?;
+    assert!(bed.relay.client("laptop")?["reach"].is_null());
+    talk.say("after")?;
+    assert!(talk.hear_within(Duration::from_secs(2)).is_err(), "it goes on");
+    assert_eq!(both()?, (false, true));
+    bed.relay.configure("clients", "reach", "all")?;
+    assert_eq!(bed.relay.cli(&["reload"])?.ok()?, "[clients] reach\n");
+    assert_eq!(both()?, (true, true));
+    let bad = bed.relay.cli(&["authorize", "laptop", &bed.agent.public_key, "--reach", "lan"])?;
+    assert!(bad.code() == 1 && bad.stderr.contains("192.168.1.0/24"), "{bad:?}");
+    drop(talk);
+    bed.finish()
+}
+
+#[test]
+fn a_pushed_resolver_in_a_private_network_answers_clients_and_nothing_else_of_it_does() -> Outcome {
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    let machine = lan(&bed)?;
+    let _resolver = Services::start(&machine, 53)?;
+    let _page = Services::start(&machine, 8080)?;
+    let servers = vec![toml::Value::from(format!("{LAN}.2"))];
+    bed.relay.configure("dns", "servers", servers)?;
+    bed.start()?;
+    let private = format!("{LAN}.2");
+    assert_eq!(client_reaches(&bed, &private, 53)?, (true, true));
+    assert_eq!(client_reaches(&bed, &private, 8080)?, (false, false));
+    // A port that leads to the client is there for the private network too, and is answered.
+    let _echo = Services::start(&bed.lab.host, 7)?;
+    for protocol in ["tcp", "udp"] {
+        bed.relay.cli(&["forward", "add", protocol, "2001", "laptop:7"])?.ok()?;
+    }
+    let relay = format!("{LAN}.1");
+    assert!(tells(&machine, None, &relay, 2001)? && tells_by_datagram(&machine, None, &relay, 2001)?);
+    bed.finish()
+}
