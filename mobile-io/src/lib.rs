@@ -18,6 +18,7 @@ pub mod memory;
 pub mod metrics;
 pub mod modes;
 pub mod netlink;
+pub mod nft;
 pub mod notify;
 pub mod owner;
 mod socket;
