@@ -131,6 +131,7 @@ mod tests {
             carrier: true,
             loopback: name == "lo",
             mtu: 1500,
+            multicast: true,
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Link {
     pub loopback: bool,
     /// Its MTU.
     pub mtu: u32,
+    /// Whether it can carry multicast (`IFF_MULTICAST`).
+    pub multicast: bool,
 }
 
 impl Netlink {
@@ -68,6 +70,17 @@ impl Netlink {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         self.set(message).await.explain(None, || format!("bring device {index} up"))
+    }
+
+    /// Clears `IFF_MULTICAST`, so that programs that speak multicast on every device pass this one over.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn clear_multicast(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.change_mask = LinkFlags::Multicast;
+        self.set(message).await.explain(None, || format!("clear the multicast flag of device {index}"))
     }
 
     /// Sets a device's MTU.
@@ -137,6 +150,7 @@ impl Link {
             carrier: flags.contains(LinkFlags::LowerUp),
             loopback: flags.contains(LinkFlags::Loopback),
             mtu: 0,
+            multicast: flags.contains(LinkFlags::Multicast),
         };
         for attribute in message.attributes {
             match attribute {
@@ -207,6 +221,10 @@ mod tests {
             let left = netlink.link("left").await.unwrap();
             assert!(left.up);
             assert_eq!(left.mtu, 1400);
+            assert!(left.multicast);
+            netlink.clear_multicast(index).await.unwrap();
+            let left = netlink.link("left").await.unwrap();
+            assert!(left.up && !left.multicast);
             let error = netlink.set_mtu(index, 1).await.unwrap_err().to_string();
             assert!(error.starts_with(&format!("cannot set the MTU of device {index} to 1: ")), "{error}");
             assert!(error.contains("mtu less than device minimum"), "{error}");
