@@ -13,6 +13,7 @@ mod failure;
 mod forward;
 mod freeze;
 mod handed;
+mod injection;
 mod join;
 mod journal;
 mod json;

@@ -3,6 +3,7 @@
 //! Fail closed: rules and the `unreachable` routes are there before the relay is ever reached, and nothing of it goes
 //! when the agent ends. `mobile cleanup` removes it.
 
+pub(crate) mod ingress;
 mod keeper;
 pub(crate) mod lease;
 pub(crate) mod plan;

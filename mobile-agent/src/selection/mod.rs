@@ -12,6 +12,7 @@ pub(crate) mod deadline;
 mod diag;
 mod extent;
 pub(crate) mod floor;
+pub(crate) mod ingress;
 pub(crate) mod instance;
 mod pins;
 pub(crate) mod process;
