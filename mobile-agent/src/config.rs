@@ -21,6 +21,9 @@ pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
 /// `MOBILE_RELAY_ENDPOINT` is `[relay] endpoint`, and so on.
 pub(crate) const ENV_PREFIX: &str = "MOBILE";
 
+/// The host virtual device, unless `[tunnel] device` names another.
+pub(crate) const DEFAULT_DEVICE: &str = "mobile0";
+
 /// The whole of `agent.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -189,7 +192,7 @@ impl Default for Identity {
 impl Default for Tunnel {
     fn default() -> Self {
         Self {
-            device: "mobile0".into(),
+            device: DEFAULT_DEVICE.into(),
             mtu: None,
             addresses: Vec::new(),
             compression: Compression::Off,

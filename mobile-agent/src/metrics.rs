@@ -188,6 +188,10 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     metrics.counters(declared::KERNEL_LOOKS, looks)?;
     metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
     metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
+    let filter = declared::INGRESS_FILTER.gauges()?;
+    filter.with_label_values(&[status.ingress.filter.word()]).set(1.0);
+    metrics.add(filter)?;
+    metrics.counter(declared::INGRESS_DROPPED, status.ingress.dropped_packets)?;
     selection(&metrics, agent)?;
     Ok(metrics.0)
 }

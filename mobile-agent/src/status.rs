@@ -65,12 +65,48 @@ pub(crate) struct Status {
     pub(crate) open: bool,
     /// How often they began to.
     pub(crate) opened: u64,
-    /// Rules, routes and addresses that somebody removed and the agent put back.
+    /// Rules (nftables' too), routes and addresses that somebody removed and the agent put back.
     pub(crate) routing_restored: u64,
     /// Rules of others that come before ours and take the packets of mobile processes.
     pub(crate) rival_rules: u64,
     /// How often our rules moved before those of others, or back.
     pub(crate) rules_moved: u64,
+    /// What keeps visited networks from reaching the persistent addresses beside the tunnel.
+    pub(crate) ingress: Ingress,
+}
+
+/// The ingress filter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ingress {
+    /// What filters.
+    pub(crate) filter: FilterKind,
+    /// Why nftables does not.
+    pub(crate) problem: Option<String>,
+    /// Packets dropped because they came by another device than the tunnel's.
+    pub(crate) dropped_packets: u64,
+}
+
+/// What filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FilterKind {
+    /// Rules of nftables.
+    Nftables,
+    /// An eBPF classifier on each device, where nftables does not work.
+    Ebpf,
+    /// Nothing.
+    None,
+}
+
+impl FilterKind {
+    /// The name in metrics, the same as in JSON.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Ebpf => "ebpf",
+            Self::None => "none",
+        }
+    }
 }
 
 /// What the session is doing.

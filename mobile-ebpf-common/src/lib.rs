@@ -39,6 +39,8 @@ pub mod program {
     pub const EGRESS: &str = "mobile_egress";
     /// The same for the sockets of the mobile cgroup, also on kernels where [`EGRESS`] cannot tell network namespaces apart.
     pub const EGRESS_OWN: &str = "mobile_egress_own";
+    /// Drops what comes to a persistent address by another device than the tunnel's, where nftables does not.
+    pub const INGRESS: &str = "mobile_ingress";
 
     /// The programs that are asked about calls, of every process, in the order they are attached: who redirects a query has to
     /// be able to translate its answer.
@@ -64,6 +66,12 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
     /// Entries of [`EVENTS`], for the same reason.
     pub const EVENTS_ENTRIES: u32 = 32;
+    /// Hash of the addresses that the ingress filter guards, [`Address`](crate::Address) each; the values say nothing.
+    pub const GUARDED: &str = "GUARDED";
+    /// Entries of [`GUARDED`]: the persistent addresses, and those that are about to be replaced.
+    pub const GUARDED_ENTRIES: u32 = 64;
+    /// Per-CPU array of one `u64`: packets that the ingress filter dropped.
+    pub const INGRESS_DROPPED: &str = "DROPPED";
     /// Hash from [`IPV4`] or [`IPV6`] to the [`Address`](crate::Address) of the resolver for that family.
     pub const RESOLVERS: &str = "RESOLVERS";
     /// Hash from [`IPV4`] or [`IPV6`] to the persistent [`Address`](crate::Address) of that family.

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod modes;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod notify;
 pub mod owner;
 pub mod record;

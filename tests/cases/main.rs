@@ -14,6 +14,7 @@ mod forward;
 mod freeze;
 mod handed;
 mod hostile_relay;
+mod injection;
 mod join;
 mod journal;
 mod json;

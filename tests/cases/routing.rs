@@ -161,3 +161,15 @@ fn the_preferred_uplink_carries_the_tunnel_whatever_the_default_route_says() -> 
     bed.expect_quick_replug();
     bed.finish()
 }
+
+#[test]
+fn the_tunnels_device_takes_no_part_in_multicast() -> Outcome {
+    let mut bed = Testbed::new()?;
+    let host = bed.lab.host.clone();
+    let flags = || host.run(&["ip", "-o", "link", "show", "dev", "mobile0"]);
+    assert!(!flags()?.contains("MULTICAST"), "{}", flags()?);
+    host.run(&["ip", "link", "set", "dev", "mobile0", "multicast", "on"])?;
+    until("the flag to be cleared again", || flags().is_ok_and(|flags| !flags.contains("MULTICAST")))?;
+    bed.expect_warning("put back");
+    bed.finish()
+}

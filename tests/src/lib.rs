@@ -18,6 +18,7 @@ pub mod chaos;
 pub mod crowd;
 pub mod datagrams;
 pub mod dns;
+mod forge;
 mod group;
 pub mod guide;
 pub mod http;
@@ -50,6 +51,7 @@ mod wait;
 
 pub use binaries::{BIN_DIR, program};
 pub use capture::Capture;
+pub use forge::{Forger, Numbers, Sniffer};
 pub use group::ProcessGroup;
 pub use lab::{Lab, LabOptions, addr};
 pub use link::{Blackhole, Direction, LinkCounters, LinkEmulator};

@@ -54,7 +54,8 @@ impl Testbed {
     pub fn start(&mut self) -> Result<()> {
         self.relay.start()?;
         self.agent.start()?;
-        self.agent.wait_active(UplinkName::Eth)
+        self.agent.wait_active(UplinkName::Eth)?;
+        self.agent.wait_address()
     }
 
     /// A `labtool` process with the MOBILE attribute.

@@ -3,12 +3,11 @@
 //! is no moment with half a table.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use ipnet::IpNet;
+use mobile_io::nft;
 
 use super::rules::base_chain;
 use crate::config::{Config, DEFAULT_DEVICE, Inbound, Ipv6Nat, Tracking, Transit};
@@ -17,6 +16,9 @@ use crate::reach::Reach;
 
 /// What the names of our tables begin with.
 pub(crate) const TABLE: &str = "home_relay";
+
+/// The family of our tables.
+const FAMILY: &str = "inet";
 
 /// Every rule of the relay with this device lives in this table, so that one deletion removes them all, and no other
 /// relay's. With the default device it is [`TABLE`] alone.
@@ -182,27 +184,17 @@ impl Ruleset {
 
     /// Puts the ruleset into the kernel.
     pub(crate) fn apply(&self) -> anyhow::Result<()> {
-        nft(&["-f", "-"], &self.text())
+        Ok(nft::apply(&self.text())?)
     }
 
     /// What is in the table now, as nft writes it; `None`: there is none.
     pub(crate) fn listing(&self) -> anyhow::Result<Option<String>> {
-        let table = self.table();
-        let output = Command::new("nft").args(["-s", "list", "table", "inet", &table]).output();
-        let output = output.context("cannot run nft")?;
-        if output.status.success() {
-            return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
-        }
-        // Of its errors only this one has a meaning, and no status of its own.
-        if !exists(&table)? {
-            return Ok(None);
-        }
-        bail!("nft list table inet {table}: {}", String::from_utf8_lossy(&output.stderr).trim())
+        Ok(nft::list(&[(FAMILY, &self.table())])?)
     }
 
     /// Asks whether the kernel would take it; nothing is changed.
     pub(crate) fn try_out(&self) -> anyhow::Result<()> {
-        nft(&["-c", "-f", "-"], &self.text())
+        Ok(nft::check(&self.text())?)
     }
 }
 
@@ -213,59 +205,18 @@ pub(crate) const HINT: &str = "cannot install the nftables rules; where the kern
 
 /// Removes the table; says whether there was one. A host without nft has none.
 pub(crate) fn remove(table: &str) -> anyhow::Result<bool> {
-    if !exists(table)? {
-        return Ok(false);
-    }
-    nft(&["-f", "-"], &format!("delete table inet {table}\n"))
-        .with_context(|| format!("cannot delete table inet {table}"))?;
-    Ok(true)
+    nft::delete((FAMILY, table)).with_context(|| format!("cannot delete table inet {table}"))
 }
 
 /// Is the table in the kernel? Without `nft` it cannot be.
 pub(crate) fn exists(table: &str) -> anyhow::Result<bool> {
-    let output = match Command::new("nft").args(["list", "tables", "inet"]).output() {
-        Ok(output) => output,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error).context("cannot run nft"),
-    };
-    if !output.status.success() {
-        bail!("nft list tables: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let wanted = format!("table inet {table}");
-    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.trim() == wanted))
+    Ok(nft::exists((FAMILY, table))?)
 }
 
 /// Every chain of every table, as nft's JSON.
 pub(crate) fn list_chains() -> anyhow::Result<serde_json::Value> {
-    let output = Command::new("nft").args(["-j", "list", "chains"]).output().context("cannot run nft")?;
-    if !output.status.success() {
-        bail!("nft list chains: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    serde_json::from_slice(&output.stdout).context("nft list chains: not the JSON it should be")
-}
-
-fn nft(arguments: &[&str], script: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                anyhow::anyhow!("nft is not installed: install the nftables package")
-            }
-            _ => anyhow::Error::new(error).context("cannot run nft"),
-        })?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A child that died early says why on its stderr, which is the better message than EPIPE.
-        let _ = stdin.write_all(script.as_bytes());
-    }
-    let output = child.wait_with_output().context("waiting for nft")?;
-    if !output.status.success() {
-        bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    let listed = nft::query(&["-j", "list", "chains"])?;
+    serde_json::from_str(&listed).context("nft list chains: not the JSON it should be")
 }
 
 #[cfg(test)]

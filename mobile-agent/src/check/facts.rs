@@ -17,6 +17,7 @@ use super::trial;
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, globs};
 use crate::control::protocol::{Answer, Request};
 use crate::routing::claim::{self, Refusal};
+use crate::routing::ingress;
 use crate::routing::lease::Lease;
 use crate::routing::networks;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
@@ -48,6 +49,8 @@ pub(super) struct Facts {
     pub(super) programs: Option<Result<(), String>>,
     /// Whether a TUN can be opened.
     pub(super) tun: Option<Result<(), String>>,
+    /// Whether nftables takes the ingress filter.
+    pub(super) nftables: Option<Result<(), String>>,
     /// What the running agent says.
     pub(super) agent: Result<Option<Box<Status>>, String>,
     /// The addresses of the relay's name.
@@ -148,6 +151,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         bpffs: bpffs(&config.bpf.pin_dir),
         programs: root.then(|| trial::try_programs(&config)),
         tun: root.then(apart::try_tun),
+        nftables: root.then(|| ingress::try_out().map_err(|error| error.to_string())),
         agent,
         resolved,
         links,

@@ -11,7 +11,7 @@ use crate::config::{OnFailure, Routing};
 use crate::routing::rivals::{self, is_listed_as_ours};
 use crate::selection::deadline::GRACE;
 use crate::selection::floor::{OLDEST, OLDEST_LONGTERM};
-use crate::status::{Refusal, SessionState};
+use crate::status::{FilterKind, Ingress, Refusal, SessionState};
 use crate::tunnel::cause::Fault;
 
 /// TCP_RTO_MAX_MS: mobile sockets repeat within 10 s of the end of an outage.
@@ -48,6 +48,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         Ok(()) => Finding::ok("TUN", "a device with whole packets (IFF_VNET_HDR) can be opened"),
         Err(error) => Finding::fail("TUN", error, "`modprobe tun`; in a container, pass it /dev/net/tun"),
     }));
+    findings.extend(ingress(facts));
     findings.push(if facts.ipv6 {
         Finding::ok("IPv6", "enabled")
     } else {
@@ -132,6 +133,37 @@ fn bpffs(bpffs: Bpffs) -> Finding {
             "use a kernel with CONFIG_BPF_SYSCALL",
         ),
     }
+}
+
+/// The ingress filter: of the running agent, or as it would be.
+fn ingress(facts: &Facts) -> Option<Finding> {
+    const NEXT: &str = "install nftables, on a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET and \
+                        CONFIG_NF_TABLES_ARP; the agent tries again every 30 s";
+    let running = facts.agent.as_ref().ok().and_then(Option::as_ref).map(|status| &status.ingress);
+    if let Some(Ingress { filter: FilterKind::Ebpf, problem: Some(problem), .. }) = running {
+        let seen = format!(
+            "an eBPF classifier on each device, which misses those that appear while no agent runs, filters instead of \
+             nftables ({problem})"
+        );
+        return Some(Finding::warn("ingress", seen, NEXT));
+    }
+    let problem = match (running, &facts.nftables) {
+        (Some(ingress), _) => ingress.problem.as_deref(),
+        (None, Some(tried)) => tried.as_ref().err().map(String::as_str),
+        (None, None) => return None,
+    };
+    Some(match problem {
+        None => {
+            let seen = "nftables drops what is addressed to a persistent address and comes beside the tunnel";
+            Finding::ok("ingress", seen)
+        }
+        Some(problem) => {
+            let seen = format!(
+                "no filter ({problem}): a visited network can probe for the persistent addresses and forge packets to them"
+            );
+            Finding::warn("ingress", seen, NEXT)
+        }
+    })
 }
 
 /// Rules of others that come before ours, or share its mark.

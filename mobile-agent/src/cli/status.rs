@@ -6,7 +6,7 @@ use mobile_io::text::printable;
 
 use crate::config::OnFailure;
 use crate::control::protocol::{Answer, Request};
-use crate::status::{Handover, SessionState, Status, Uplinks};
+use crate::status::{FilterKind, Handover, SessionState, Status, Uplinks};
 
 /// Handovers shown to a person; `--json` has all that are remembered.
 pub(super) const SHOWN: usize = 5;
@@ -105,6 +105,7 @@ fn render(status: &Status) -> String {
             format!("{rules} of others come before ours and take what is mobile: see `mobile check`"),
         ));
     }
+    lines.extend(ingress(status).map(|ingress| ("ingress", ingress)));
     if status.on_failure == OnFailure::Open {
         let now = match (status.open, status.active_uplink.is_some()) {
             (true, _) => "new connections of mobile processes go directly until there is a session",
@@ -115,6 +116,21 @@ fn render(status: &Status) -> String {
     }
     lines.push(("processes", format!("{} mobile", status.mobile_processes)));
     lines.iter().map(|(name, value)| format!("{name:<11}{}\n", printable(value))).collect()
+}
+
+/// Says that the ingress filter is missing, or what it has dropped.
+fn ingress(status: &Status) -> Option<String> {
+    let ingress = &status.ingress;
+    match (ingress.filter, ingress.dropped_packets) {
+        (FilterKind::None, _) => {
+            let problem = ingress.problem.as_deref().unwrap_or("unknown problem");
+            Some(format!("not filtered ({problem}): see `mobile check`"))
+        }
+        (FilterKind::Nftables | FilterKind::Ebpf, 0) => None,
+        (FilterKind::Nftables | FilterKind::Ebpf, dropped) => {
+            Some(format!("{dropped} packets for a persistent address came beside the tunnel, dropped"))
+        }
+    }
 }
 
 /// What the session is doing.
@@ -210,7 +226,7 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::status::{Problem, Queue, Refusal, RelayStatus, Traffic, UplinkStatus};
+    use crate::status::{Ingress, Problem, Queue, Refusal, RelayStatus, Traffic, UplinkStatus};
 
     fn handover(age_seconds: f64) -> Handover {
         Handover {
@@ -260,6 +276,7 @@ pub(super) mod tests {
             routing_restored: 0,
             rival_rules: 0,
             rules_moved: 0,
+            ingress: Ingress { filter: FilterKind::Nftables, problem: None, dropped_packets: 0 },
         }
     }
 
@@ -315,6 +332,19 @@ pub(super) mod tests {
             text.contains("on failure open: new connections of mobile processes go directly until"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_was_dropped_beside_the_tunnel_is_told_and_a_missing_filter_too() {
+        let with = |filter, problem: Option<&str>, dropped_packets| {
+            let ingress = Ingress { filter, problem: problem.map(Into::into), dropped_packets };
+            render(&Status { ingress, ..sample() })
+        };
+        assert!(!render(&sample()).contains("ingress"));
+        let text = with(FilterKind::Nftables, None, 3);
+        assert!(text.contains("ingress    3 packets for a persistent address came beside"), "{text}");
+        let text = with(FilterKind::None, Some("nft is not installed"), 0);
+        assert!(text.contains("ingress    not filtered (nft is not installed): see"), "{text}");
     }
 
     #[test]

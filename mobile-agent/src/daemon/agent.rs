@@ -171,6 +171,7 @@ impl Agent {
         let snapshot = self.tunnel.driver.snapshot().await;
         let cgroup = self.cgroup.clone();
         let pids = tokio::task::spawn_blocking(move || cgroup.pids()).await;
+        let ingress = self.route.ingress.read().await;
         let state = self.tunnel.state.borrow().clone();
         let assigned = self.route.assigned.borrow().clone();
         let ledger = &state.ledger;
@@ -242,6 +243,7 @@ impl Agent {
             routing_restored: self.route.restored.load(Ordering::Relaxed),
             rival_rules: self.route.rivals.before.load(Ordering::Relaxed),
             rules_moved: self.route.rivals.moves.load(Ordering::Relaxed),
+            ingress,
         }
     }
 

@@ -58,7 +58,7 @@ mobile_io::declare_metrics! {
     OPENED: Counter "mobile_opened_total" []
         "Times that new connections of mobile processes began to go directly for want of a session.";
     ROUTING_RESTORED: Counter "mobile_routing_restored_total" []
-        "Rules, routes, addresses and settings that others removed or changed, and the agent put back.";
+        "Rules (nftables' too), routes, addresses and settings that others removed or changed, and the agent put back.";
     CLAIMS_REFUSED: Counter "mobile_claims_refused_total" ["reason"]
         "Addresses, resolvers and assignments that the relay pushed and the agent refused or withdrew. The address is one of \
          another device (`local`), in the network of one (`connected`), a router of a route (`next_hop`), a resolver of this host \
@@ -72,6 +72,12 @@ mobile_io::declare_metrics! {
         "Rules of others that come before ours and take the packets of mobile processes.";
     RULES_MOVED: Counter "mobile_rules_moved_total" []
         "Times that our rules moved before those of others, or back.";
+    INGRESS_FILTER: Gauge "mobile_ingress_filter" ["filter"]
+        "1 for what drops packets that are addressed to a persistent address and come by another device than the tunnel's. \
+         `nftables`; `ebpf`: an eBPF classifier on each device, because nftables does not work; `none`: nothing does.";
+    INGRESS_DROPPED: Counter "mobile_ingress_dropped_packets_total" []
+        "Packets dropped because they were addressed to a persistent address, or quoted one in an ICMP error, and came by \
+         another device than the tunnel's.";
     SELECTION_VERDICTS: Counter "mobile_selection_verdicts_total" ["verdict"]
         "Decisions of the eBPF programs about mobile processes and sockets, since they were first loaded; ordinary ones are not \
          counted. `marked`: a socket became mobile; `kept`: it was already; `cleared`: it is not any more; `other_namespace`: a mobile \

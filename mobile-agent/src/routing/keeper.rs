@@ -1,5 +1,7 @@
 //! Keeps the plan true: makes what is missing, removes what is surplus, again whenever the kernel says it changed.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::claim::HostNetworks;
 use super::claims::{Claims, Refused};
+use super::ingress::{self, IngressFilter, IngressReport};
 use super::lease::{Assigned, Lease};
 use super::plan::{ANYWHERE, Plan, Surroundings, plan, surplus};
 use super::rivals::{self, Patience, is_ours};
@@ -43,6 +46,8 @@ pub(crate) struct Report {
     pub(crate) refused: Arc<Refused>,
     /// How often the kernel was compared with the plan.
     pub(crate) passes: Arc<AtomicU64>,
+    /// The ingress filter.
+    pub(crate) ingress: IngressReport,
 }
 
 /// Rules of others that take what is ours.
@@ -71,6 +76,7 @@ pub(crate) struct Keeper {
     patience: Patience,
     rivals: Arc<Rivals>,
     passes: Arc<AtomicU64>,
+    ingress: IngressFilter,
 }
 
 impl Keeper {
@@ -89,6 +95,15 @@ impl Keeper {
         let restored = Arc::new(AtomicU64::new(0));
         let rivals = Arc::new(Rivals::default());
         let passes = Arc::new(AtomicU64::new(0));
+        let ingress = IngressFilter::new(config, netlink.clone());
+        let report = Report {
+            assigned: assigned_out,
+            restored: Arc::clone(&restored),
+            rivals: Arc::clone(&rivals),
+            refused,
+            passes: Arc::clone(&passes),
+            ingress: ingress.report(),
+        };
         let mut keeper = Self {
             config: config.clone(),
             netlink,
@@ -97,16 +112,17 @@ impl Keeper {
             claims,
             host,
             assigned,
-            restored: Arc::clone(&restored),
+            restored,
             without_ipv6: false,
             priority: config.routing.rule_priority,
             around: Surroundings { ipv6: false },
             patience: Patience::new(),
-            rivals: Arc::clone(&rivals),
-            passes: Arc::clone(&passes),
+            rivals,
+            passes,
+            ingress,
         };
         keeper.ensure().await?;
-        Ok((keeper, Report { assigned: assigned_out, restored, rivals, refused, passes }))
+        Ok((keeper, report))
     }
 
     /// Follows what the relay assigns and what the kernel says. Ends only when it cannot go on, with the reason.
@@ -122,10 +138,12 @@ impl Keeper {
             Ok(watch) => watch,
             Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
         };
+        let mut tables = self.ingress.watch();
         let mut next = Instant::now();
         let mut settings = tokio::time::interval(SETTINGS);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What changed before the subscription is not told.
+        // What changed before the subscriptions is not told.
+        self.ingress.suspect();
         if let Err(error) = self.restore().await {
             return error;
         }
@@ -148,6 +166,14 @@ impl Keeper {
                     Err(_) => return anyhow::anyhow!("the networks of this host are not watched any more"),
                 },
                 _ = settings.tick() => self.restore().await,
+                changed = ingress::changed(&mut tables) => match changed {
+                    Ok(()) => {
+                        sleep_until(next).await;
+                        self.ingress.suspect();
+                        self.restore().await
+                    }
+                    Err(error) => Err(anyhow::Error::new(error).context("cannot watch the ingress filter any more")),
+                },
                 changed = watch.changed() => match changed {
                     Ok(_) => {
                         sleep_until(next).await;
@@ -328,6 +354,10 @@ impl Keeper {
             around,
         );
         let mut made = self.ensure_settings()?;
+        if link.multicast {
+            self.netlink.clear_multicast(link.index).await?;
+            made += 1;
+        }
         if !link.up {
             self.netlink.set_link_up(link.index).await?;
             made += 1;
@@ -336,7 +366,7 @@ impl Keeper {
             self.netlink.set_mtu(link.index, mtu).await?;
         }
         // In this order nothing that is marked can fall through at any moment: first the table is closed, then it is
-        // asked, then opened. An address has to be there before a route names it.
+        // asked, then opened. An address has to be there before a route names it, and the filter before the address.
         let (closed, open): (Vec<Route>, Vec<Route>) = plan
             .routes
             .iter()
@@ -345,6 +375,7 @@ impl Keeper {
         let rules = self.ensure_rules(&plan).await?;
         // Nobody removed those that are elsewhere now, or wanted again.
         made += if moved || is_elsewhere { 0 } else { rules };
+        made += self.filter_ingress(link.index, &plan).await?;
         made += self.ensure_addresses(link.index, &plan).await?;
         made += self.ensure_routes(&open).await?;
         self.remove_surplus(link.index, &plan).await?;
@@ -368,6 +399,15 @@ impl Keeper {
             made += self.lenient(self.netlink.ensure_route(route).await)?;
         }
         Ok(made)
+    }
+
+    /// Filters for what the device has and will have: a former address is in use until it is removed.
+    async fn filter_ingress(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
+        let present = self.netlink.addresses(index).await?;
+        let planned = plan.addresses.iter().flatten();
+        let addresses: BTreeSet<IpAddr> =
+            present.iter().map(|address| address.net.addr()).chain(planned.map(IpNet::addr)).collect();
+        Ok(self.ingress.ensure(addresses).await)
     }
 
     async fn ensure_addresses(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {

@@ -5,6 +5,7 @@
 
 pub(crate) mod claim;
 pub(crate) mod claims;
+pub(crate) mod ingress;
 mod keeper;
 pub(crate) mod lease;
 pub(crate) mod networks;

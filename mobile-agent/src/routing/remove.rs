@@ -3,17 +3,19 @@
 use mobile_io::netlink::{Family, Netlink, NetlinkError};
 use mobile_io::tun;
 
+use super::ingress;
 use super::rivals::is_ours;
 use crate::config::Config;
 use crate::uplinks::detour;
 
-/// Removes the device, the rules and the routes, in this order: until the rules are gone, what still carries the mark or
+/// Removes the device, the ingress filter, the rules and the routes, in this order: until the rules are gone, what still carries the mark or
 /// a persistent address meets the table's `unreachable` and not the ordinary route.
 pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
     if with_device && let Err(error) = tun::remove(&config.tunnel.device) {
         errors.push(anyhow::Error::new(error));
     }
+    errors.extend(ingress::remove(config));
     let mut note = |result: Result<bool, NetlinkError>| {
         if let Err(error) = result {
             errors.push(anyhow::Error::new(error));

@@ -13,6 +13,7 @@ mod diag;
 mod extent;
 mod features;
 pub(crate) mod floor;
+pub(crate) mod ingress;
 pub(crate) mod instance;
 mod link;
 mod netns;

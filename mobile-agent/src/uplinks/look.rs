@@ -156,6 +156,7 @@ mod tests {
             tunnel: false,
             mtu: 1500,
             group: 0,
+            multicast: true,
         };
         let address =
             |index, net: &str, global, usable| Address { index, net: net.parse().unwrap(), global, usable };

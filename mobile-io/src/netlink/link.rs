@@ -34,6 +34,8 @@ pub struct Link {
     pub mtu: u32,
     /// Its device group, 0 unless somebody has set one.
     pub group: u32,
+    /// Whether it can carry multicast (`IFF_MULTICAST`).
+    pub multicast: bool,
 }
 
 /// The kinds (`IFLA_INFO_KIND`) of devices that put packets into packets. `tun` is not among them:
@@ -101,6 +103,17 @@ impl Netlink {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         self.set(message).await.explain(None, || format!("bring device {index} up"))
+    }
+
+    /// Clears `IFF_MULTICAST`, so that programs that speak multicast on every device pass this one over.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn clear_multicast(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.change_mask = LinkFlags::Multicast;
+        self.set(message).await.explain(None, || format!("clear the multicast flag of device {index}"))
     }
 
     /// Sets a device's MTU.
@@ -183,6 +196,7 @@ impl Link {
             tunnel: false,
             mtu: 0,
             group: 0,
+            multicast: flags.contains(LinkFlags::Multicast),
         };
         let layer = message.header.link_layer_type;
         for attribute in message.attributes {
@@ -275,6 +289,10 @@ mod tests {
             let left = netlink.link("left").await.unwrap();
             assert!(left.up);
             assert_eq!((left.mtu, left.group), (1400, 77));
+            assert!(left.multicast);
+            netlink.clear_multicast(index).await.unwrap();
+            let left = netlink.link("left").await.unwrap();
+            assert!(left.up && !left.multicast);
             let error = netlink.set_mtu(index, 1).await.unwrap_err().to_string();
             assert!(error.starts_with(&format!("cannot set the MTU of device {index} to 1: ")), "{error}");
             assert!(error.contains("mtu less than device minimum"), "{error}");

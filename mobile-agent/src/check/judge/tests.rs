@@ -82,6 +82,7 @@ fn all_well() -> Facts {
         bpffs: Bpffs::Mounted,
         programs: Some(Ok(())),
         tun: Some(Ok(())),
+        nftables: Some(Ok(())),
         agent: Ok(None),
         resolved: Some(Ok(vec![WORKS.address])),
         links: Ok(links()),
@@ -179,6 +180,16 @@ fn what_cannot_be_had_fails_with_a_next_step() {
     assert_fault(&Facts { bpffs: Bpffs::Missing, ..all_well() }, Level::Fail, "bpffs", "CONFIG_BPF");
     assert_fault(&Facts { bpffs: Bpffs::Elsewhere, ..all_well() }, Level::Fail, "bpffs", "pin_dir");
     assert_eq!(faults(&Facts { bpffs: Bpffs::Mountable, ..all_well() }), []);
+}
+
+#[test]
+fn a_missing_ingress_filter_is_a_warning_with_a_next_step() {
+    let missing = Facts { nftables: Some(Err("nft is not installed".into())), ..all_well() };
+    let findings = judge(&missing);
+    let found = findings.iter().find(|finding| finding.topic == "ingress").unwrap();
+    assert_eq!(found.level, Level::Warn);
+    assert!(found.seen.contains("nft is not installed"), "{found:?}");
+    assert!(found.next_step.as_ref().is_some_and(|next| next.starts_with("install nftables")), "{found:?}");
 }
 
 #[test]

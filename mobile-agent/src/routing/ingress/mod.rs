@@ -1,0 +1,338 @@
+//! The ingress filter: drops what is addressed to a persistent address and comes by another device than the tunnel's or
+//! `lo`, before it is routed.
+//!
+//! Linux takes a packet for any of its addresses by any device. Without the filter a visited network reaches persistent
+//! addresses beside the tunnel: it can find out who has one, and forge segments and resets (CVE-2019-14899). Like rules and
+//! routes the filter stays in the kernel when the agent ends.
+
+mod ruleset;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mobile_io::netlink::{Netlink, NetlinkError, TableWatch};
+use mobile_io::nft::{self, NftError};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout};
+
+use self::ruleset::{COUNTER, Ruleset, table};
+use crate::config::Config;
+use crate::selection::ingress::{self as classifier, Classifier, Counter};
+use crate::status::{FilterKind, Ingress};
+
+/// Time from one attempt to the next where nftables does not work.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Time for which an answer about the counter is good enough: who polls the status does not start nft each time.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// Longest time that a question about the counter may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The filter, kept as it should be.
+pub(super) struct IngressFilter {
+    device: String,
+    netlink: Netlink,
+    /// `[bpf] pin_dir`.
+    pin_dir: PathBuf,
+    in_force: Option<InForce>,
+    /// Filters where nftables does not work.
+    classifier: Option<Classifier>,
+    /// Somebody may have changed the tables.
+    stale: bool,
+    /// Not before this time is a failed installation repeated.
+    retry: Option<Instant>,
+    report: IngressReport,
+}
+
+/// What is in the kernel.
+struct InForce {
+    ruleset: Ruleset,
+    /// The tables as nft lists them; `None` until they are listed for the first time.
+    listing: Option<String>,
+}
+
+/// The state of the filter, for status and metrics.
+#[derive(Clone)]
+pub(crate) struct IngressReport(Arc<Shared>);
+
+struct Shared {
+    table: String,
+    dropped: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    filter: FilterKind,
+    /// Why nftables does not filter.
+    problem: Option<String>,
+    /// Why the classifier does not either.
+    failure: Option<String>,
+    /// The classifier's.
+    counter: Option<Counter>,
+    /// When nftables' counter was read.
+    counted: Option<Instant>,
+}
+
+impl IngressFilter {
+    /// A filter for the tunnel's device that is not in the kernel yet.
+    pub(super) fn new(config: &Config, netlink: Netlink) -> Self {
+        let device = config.tunnel.device.clone();
+        let state =
+            State { filter: FilterKind::None, problem: None, failure: None, counter: None, counted: None };
+        let shared = Shared { table: table(&device), dropped: AtomicU64::new(0), state: Mutex::new(state) };
+        Self {
+            device,
+            netlink,
+            pin_dir: config.bpf.pin_dir.clone(),
+            in_force: None,
+            classifier: None,
+            stale: false,
+            retry: None,
+            report: IngressReport(Arc::new(shared)),
+        }
+    }
+
+    /// The state, for others.
+    pub(super) fn report(&self) -> IngressReport {
+        self.report.clone()
+    }
+
+    /// Subscribes to changes of the tables. Returns `None` on a kernel without nftables.
+    pub(super) fn watch(&self) -> Option<TableWatch> {
+        TableWatch::new(&self.report.0.table).ok()
+    }
+
+    /// Lets the next [`Self::ensure`] look at the tables.
+    pub(super) fn suspect(&mut self) {
+        self.stale = true;
+    }
+
+    /// Makes the filter hold for `addresses`, in one transaction. Returns how many objects somebody had removed or changed.
+    ///
+    /// A failure is no reason to stop: it is logged once, and shown by `mobile status`.
+    pub(super) async fn ensure(&mut self, addresses: BTreeSet<IpAddr>) -> u64 {
+        let wanted = Ruleset { device: self.device.clone(), addresses };
+        let known = self.in_force.take_if(|it| it.ruleset == wanted);
+        if let Some(known) = known {
+            return self.examine(known).await;
+        }
+        if self.retry.is_some_and(|retry| Instant::now() < retry) {
+            if self.classifier.is_some() {
+                self.classify(&wanted.addresses).await;
+            }
+            return 0;
+        }
+        // What somebody does from now on is seen by the next look.
+        self.stale = true;
+        // A filter without addresses has counted nothing. The first assignment need not wait for the answer.
+        let counts = self.in_force.take().is_none_or(|it| !it.ruleset.addresses.is_empty());
+        self.install(wanted, counts).await;
+        0
+    }
+
+    /// Looks whether the tables are still as they were installed, if they may have changed.
+    async fn examine(&mut self, known: InForce) -> u64 {
+        if !std::mem::take(&mut self.stale) {
+            self.in_force = Some(known);
+            return 0;
+        }
+        let name = self.report.0.table.clone();
+        let list = move || nft::list(&[("inet", &name), ("arp", &name)]);
+        let InForce { ruleset, listing } = known;
+        match spawn_blocking(list).await {
+            Ok(Ok(Some(now))) if listing.as_ref().is_none_or(|before| *before == now) => {
+                self.in_force = Some(InForce { ruleset, listing: Some(now) });
+                0
+            }
+            Ok(Ok(_)) => {
+                self.stale = true;
+                self.install(ruleset, true).await;
+                1
+            }
+            Ok(Err(error)) => self.fall_back(&error.to_string(), &ruleset.addresses).await,
+            Err(error) => self.fall_back(&error.to_string(), &ruleset.addresses).await,
+        }
+    }
+
+    /// Puts `ruleset` into the kernel in place of what is there. The counter goes on from its value, which is asked for if
+    /// the filter `counts`.
+    async fn install(&mut self, ruleset: Ruleset, counts: bool) {
+        let (script, report) = (ruleset.clone(), self.report.clone());
+        let apply = move || {
+            // A table that is gone has no counter.
+            let counted = counts.then(|| report.count().ok()).flatten();
+            let dropped = counted.unwrap_or_else(|| report.0.dropped.load(Ordering::Relaxed));
+            nft::apply(&script.script(dropped))
+        };
+        match spawn_blocking(apply).await {
+            Ok(Ok(())) => {
+                tracing::debug!(addresses = ?ruleset.addresses, "ingress filter installed");
+                self.in_force = Some(InForce { ruleset, listing: None });
+                self.retry = None;
+                self.report.set(FilterKind::Nftables, None);
+                self.drop_classifier();
+            }
+            Ok(Err(error)) => {
+                self.fall_back(&error.to_string(), &ruleset.addresses).await;
+            }
+            Err(error) => {
+                self.fall_back(&error.to_string(), &ruleset.addresses).await;
+            }
+        }
+    }
+
+    /// Uses the classifier, as nftables does not work. Returns 0: nothing of ours was removed.
+    async fn fall_back(&mut self, problem: &str, addresses: &BTreeSet<IpAddr>) -> u64 {
+        self.in_force = None;
+        self.retry = Some(Instant::now() + RETRY);
+        if self.report.state().problem.as_deref() != Some(problem) {
+            tracing::warn!(
+                problem,
+                "ingress filter cannot use nftables: using an eBPF classifier, which misses devices that appear while no \
+                 agent runs; see `mobile check`"
+            );
+            self.report.set(FilterKind::None, Some(problem.to_owned()));
+        }
+        self.classify(addresses).await;
+        0
+    }
+
+    /// Makes the classifier hold for `addresses` on every device there is now.
+    async fn classify(&mut self, addresses: &BTreeSet<IpAddr>) {
+        let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::story(&error));
+        let mut state = self.report.state();
+        if let Some(error) = failure.as_ref().filter(|_| state.failure != failure) {
+            tracing::warn!(
+                error,
+                "ingress filter not installed: visited networks can probe for persistent addresses and forge packets to them"
+            );
+        }
+        state.filter = if failure.is_some() { FilterKind::None } else { FilterKind::Ebpf };
+        state.failure = failure;
+    }
+
+    async fn try_classify(&mut self, addresses: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
+        let links = self.netlink.links().await?;
+        let foreign = links.iter().filter(|link| !link.loopback && link.name != self.device);
+        let devices: BTreeSet<u32> = foreign.map(|link| link.index).collect();
+        let classifier = match &mut self.classifier {
+            Some(classifier) => classifier,
+            none => {
+                let (loaded, counter) = Classifier::load(&self.pin_dir)?;
+                self.report.state().counter = Some(counter);
+                none.insert(loaded)
+            }
+        };
+        classifier.ensure(addresses, &devices)
+    }
+
+    /// Removes the classifier, this agent's or an earlier one's: nftables filters.
+    fn drop_classifier(&mut self) {
+        self.classifier = None;
+        let counter = self.report.state().counter.take();
+        if let Some(counter) = counter {
+            self.report.0.dropped.fetch_add(classifier::sum(&counter), Ordering::Relaxed);
+        }
+        if let Err(error) = classifier::remove(&self.pin_dir) {
+            tracing::warn!(error = crate::cli::story(&error), "cannot remove the ingress classifier");
+        }
+    }
+}
+
+impl IngressReport {
+    /// The state now.
+    pub(crate) async fn read(&self) -> Ingress {
+        let (filter, counted) = {
+            let state = self.state();
+            (state.filter, state.counted)
+        };
+        if filter == FilterKind::Nftables && counted.is_none_or(|at| at.elapsed() >= FRESH) {
+            self.state().counted = Some(Instant::now());
+            let report = self.clone();
+            let counted = spawn_blocking(move || report.count());
+            // What was counted last is the next best answer.
+            if let Ok(Ok(Err(error))) = timeout(PATIENCE, counted).await {
+                tracing::debug!(%error, "cannot read the counter of the ingress filter");
+            }
+        }
+        let state = self.state();
+        let classified = state.counter.as_ref().map_or(0, classifier::sum);
+        let dropped_packets = self.0.dropped.load(Ordering::Relaxed) + classified;
+        let problems: Vec<&str> =
+            [&state.problem, &state.failure].into_iter().filter_map(Option::as_deref).collect();
+        let problem = (!problems.is_empty()).then(|| problems.join("; "));
+        Ingress { filter, problem, dropped_packets }
+    }
+
+    /// Reads the kernel's counter. It may be behind what is known: who restores a ruleset restores its counters.
+    fn count(&self) -> Result<u64, NftError> {
+        let listing = nft::query(&["list", "counter", "inet", &self.0.table, COUNTER])?;
+        let counted = packets(&listing).unwrap_or(0);
+        Ok(self.0.dropped.fetch_max(counted, Ordering::Relaxed).max(counted))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, filter: FilterKind, problem: Option<String>) {
+        let mut state = self.state();
+        (state.filter, state.problem, state.failure) = (filter, problem, None);
+    }
+}
+
+impl std::fmt::Debug for IngressReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IngressReport").field("table", &self.0.table).finish_non_exhaustive()
+    }
+}
+
+/// Waits for a change of the tables; for ever on a kernel without nftables.
+pub(super) async fn changed(watch: &mut Option<TableWatch>) -> Result<(), NetlinkError> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Removes the filter of the agent with this configuration.
+pub(super) fn remove(config: &Config) -> Vec<anyhow::Error> {
+    let table = table(&config.tunnel.device);
+    let tables = ["inet", "arp"].map(|family| {
+        nft::delete((family, &table))
+            .with_context(|| format!("cannot delete table {family} {table}"))
+            .map(drop)
+    });
+    let classifier = classifier::remove(&config.bpf.pin_dir).context("cannot remove the ingress classifier");
+    tables.into_iter().chain([classifier]).filter_map(Result::err).collect()
+}
+
+/// Asks whether nftables would take a filter on this host.
+pub(crate) fn try_out() -> Result<(), NftError> {
+    let addresses = ["192.0.2.1", "2001:db8::1"].iter().filter_map(|address| address.parse().ok()).collect();
+    nft::check(&Ruleset { device: "mobile-check".to_owned(), addresses }.script(0))
+}
+
+/// The packets of a listed counter.
+fn packets(listing: &str) -> Option<u64> {
+    let mut words = listing.split_whitespace().skip_while(|word| *word != "packets");
+    words.nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listed_counter_is_read() {
+        let listing = "table inet mobile_agent {\n\tcounter dropped {\n\t\tpackets 51 bytes 6000\n\t}\n}\n";
+        assert_eq!(packets(listing), Some(51));
+        assert_eq!(packets(""), None);
+    }
+}

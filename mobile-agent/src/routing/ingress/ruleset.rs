@@ -1,0 +1,170 @@
+//! The ingress filter as nftables rules: pure text.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use crate::config::DEFAULT_DEVICE;
+
+/// The counter of dropped packets.
+pub(super) const COUNTER: &str = "dropped";
+
+/// The name of the default device's tables; another device's begin with it.
+const TABLE: &str = "mobile_agent";
+
+/// ICMP messages that quote a packet. A socket is told of them by the addresses and ports of the quoted packet, whatever
+/// address the message itself came to.
+const ERRORS_V4: &str =
+    "{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }";
+
+/// The same of ICMPv6. A redirect has no effect on a socket of a device without neighbours.
+const ERRORS_V6: &str = "{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
+
+/// The rules for one device and the addresses on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ruleset {
+    /// The host virtual device, by which packets to the addresses may come.
+    pub(super) device: String,
+    /// The persistent addresses.
+    pub(super) addresses: BTreeSet<IpAddr>,
+}
+
+/// Returns the name of the tables of the agent with this device, one of the family `inet` and one of `arp`.
+pub(super) fn table(device: &str) -> String {
+    if device == DEFAULT_DEVICE {
+        return TABLE.to_owned();
+    }
+    let mut name = format!("{TABLE}_");
+    for byte in device.bytes() {
+        // Writing to a String does not fail.
+        let _ = match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => write!(name, "{}", byte as char),
+            // nft takes a slash in a name, and no device has one.
+            other => write!(name, "/{other:02x}"),
+        };
+    }
+    name
+}
+
+impl Ruleset {
+    /// Returns the script for `nft -f -`, which replaces both tables in one transaction and lets the counter begin at
+    /// `dropped` packets.
+    ///
+    /// The chain is hooked twice. At `prerouting`, before connection tracking, it sees each packet as it came. At `input`
+    /// it sees what became of a packet meanwhile: IPv4 fragments in one piece, and a destination that a source route or a
+    /// segment routing header has changed.
+    pub(super) fn script(&self, dropped: u64) -> String {
+        let table = table(&self.device);
+        let foreign = format!("iifname != {{ \"lo\", \"{}\" }}", self.device);
+        let mut script = String::new();
+        for family in ["inet", "arp"] {
+            // Deleting a table that is not there fails, making one that is there does not.
+            let _ = writeln!(script, "table {family} {table}\ndelete table {family} {table}");
+        }
+        let _ = writeln!(script, "table inet {table} {{");
+        let _ = writeln!(script, "    counter {COUNTER} {{ packets {dropped} bytes 0; }}");
+        chain(&mut script, "foreign", None, &self.foreign());
+        for hook in ["prerouting", "input"] {
+            let kind = format!("type filter hook {hook} priority raw; policy accept;");
+            chain(&mut script, hook, Some(&kind), &[format!("{foreign} jump foreign")]);
+        }
+        let _ = writeln!(script, "}}\ntable arp {table} {{");
+        let arp = self.addresses.iter().filter(|address| address.is_ipv4());
+        let arp: Vec<String> = arp.map(|address| format!("{foreign} arp daddr ip {address} drop")).collect();
+        let kind = "type filter hook input priority filter; policy accept;";
+        chain(&mut script, "input", Some(kind), &arp);
+        script.push_str("}\n");
+        script
+    }
+
+    /// The rules for what comes by another device than the tunnel's and `lo`.
+    fn foreign(&self) -> Vec<String> {
+        let drop = format!("counter name {COUNTER} drop");
+        let mut rules = Vec::new();
+        for address in &self.addresses {
+            match address {
+                // The quoted source is 12 bytes into the quoted header, which is 8 bytes into the message.
+                IpAddr::V4(v4) => rules.extend([
+                    format!("ip daddr {v4} {drop}"),
+                    format!("icmp type {ERRORS_V4} @th,160,32 {:#010x} {drop}", v4.to_bits()),
+                ]),
+                // Likewise 8 bytes into it.
+                IpAddr::V6(v6) => rules.extend([
+                    format!("ip6 daddr {v6} {drop}"),
+                    format!("icmpv6 type {ERRORS_V6} @th,128,128 {:#034x} {drop}", v6.to_bits()),
+                ]),
+            }
+        }
+        if self.addresses.iter().any(IpAddr::is_ipv6) {
+            // The quoted source may hide in a second fragment. Errors fit the smallest MTU (RFC 4443, 2.4), so nobody else
+            // sends them in fragments.
+            rules.push(format!("exthdr frag exists icmpv6 type {ERRORS_V6} {drop}"));
+        }
+        rules
+    }
+}
+
+fn chain(script: &mut String, name: &str, kind: Option<&str>, rules: &[String]) {
+    let _ = writeln!(script, "    chain {name} {{");
+    for line in kind.into_iter().chain(rules.iter().map(String::as_str)) {
+        let _ = writeln!(script, "        {line}");
+    }
+    script.push_str("    }\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ruleset(addresses: &[&str]) -> Ruleset {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        Ruleset { device: "mobile0".into(), addresses }
+    }
+
+    fn assert_has(script: &str, rule: &str) {
+        assert!(script.contains(&format!("        {rule}\n")), "no {rule} in {script}");
+    }
+
+    #[test]
+    fn what_is_addressed_to_either_address_and_comes_by_another_device_is_dropped_at_both_hooks() {
+        let script = ruleset(&["10.77.0.2", "fd77::2"]).script(7);
+        assert_has(&script, "ip daddr 10.77.0.2 counter name dropped drop");
+        assert_has(&script, "ip6 daddr fd77::2 counter name dropped drop");
+        for hook in ["prerouting", "input"] {
+            assert_has(&script, &format!("type filter hook {hook} priority raw; policy accept;"));
+        }
+        assert_eq!(script.matches("iifname != { \"lo\", \"mobile0\" } jump foreign").count(), 2);
+        assert_has(&script, "iifname != { \"lo\", \"mobile0\" } arp daddr ip 10.77.0.2 drop");
+        assert!(script.contains("counter dropped { packets 7 bytes 0; }"), "{script}");
+    }
+
+    #[test]
+    fn errors_that_quote_an_address_are_told_by_the_quoted_source() {
+        let script = ruleset(&["10.77.0.2", "fd77::2"]).script(0);
+        assert_has(
+            &script,
+            &format!("icmp type {ERRORS_V4} @th,160,32 0x0a4d0002 counter name dropped drop"),
+        );
+        let six = "0xfd770000000000000000000000000002";
+        assert_has(&script, &format!("icmpv6 type {ERRORS_V6} @th,128,128 {six} counter name dropped drop"));
+    }
+
+    #[test]
+    fn without_addresses_there_are_the_hooks_and_no_rule() {
+        let script = ruleset(&[]).script(0);
+        assert!(script.contains("hook prerouting") && !script.contains("daddr"), "{script}");
+        assert!(!ruleset(&["10.77.0.2"]).script(0).contains("icmpv6"));
+        assert!(!ruleset(&["fd77::2"]).script(0).contains("arp daddr"));
+    }
+
+    #[test]
+    fn both_tables_are_replaced_in_one_transaction_and_named_for_the_device() {
+        let script = ruleset(&["10.77.0.2"]).script(0);
+        let lines: Vec<&str> = script.lines().collect();
+        assert_eq!(lines[..2], ["table inet mobile_agent", "delete table inet mobile_agent"]);
+        assert_eq!(lines[2..4], ["table arp mobile_agent", "delete table arp mobile_agent"]);
+        assert_eq!(script.matches('{').count(), script.matches('}').count());
+        assert_eq!(table("work-1.2"), "mobile_agent_work-1.2");
+        assert_eq!(table("a+b"), "mobile_agent_a/2bb");
+    }
+}

@@ -1,0 +1,141 @@
+//! The ingress filter as an eBPF classifier on every device but `lo` and the tunnel's, for a host where nftables does not
+//! work.
+//!
+//! Its links are pinned, so that it stays when the agent ends. A device that appears while no agent runs has no classifier
+//! until the next one starts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use anyhow::Context as _;
+use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttach, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
+use mobile_ebpf_common::{Address, map, program};
+
+use super::addresses::packed;
+use super::pins;
+
+/// The object built of mobile-ebpf's `ingress.rs`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ingress"));
+
+/// The directories of pins in `[bpf] pin_dir`, one for each start, begin with it.
+const PREFIX: &str = "ingress-";
+
+/// The counter of dropped packets, one for each processor.
+pub(crate) type Counter = PerCpuArray<MapData, u64>;
+
+/// The classifier in the kernel.
+pub(crate) struct Classifier {
+    ebpf: Ebpf,
+    guarded: HashMap<MapData, Address, u8>,
+    dir: PathBuf,
+    /// By the device's index.
+    links: BTreeMap<u32, PinnedLink>,
+}
+
+impl Classifier {
+    /// Loads the program, attached to no device, and its counter.
+    pub(crate) fn load(pin_dir: &Path) -> anyhow::Result<(Self, Counter)> {
+        pins::ensure_dir(pin_dir)?;
+        let last = generations(pin_dir)?.last().map_or(0, |(number, _)| *number);
+        let dir = pin_dir.join(format!("{PREFIX}{}", last + 1));
+        let mut ebpf = EbpfLoader::new().load(OBJECT).context("cannot load the ingress classifier")?;
+        let guarded = ebpf.take_map(map::GUARDED).context("no map of addresses in the object")?;
+        let counter = ebpf.take_map(map::INGRESS_DROPPED).context("no counter in the object")?;
+        let (guarded, counter) = (HashMap::try_from(guarded)?, PerCpuArray::try_from(counter)?);
+        classifier(&mut ebpf)?.load().context("cannot load the ingress classifier")?;
+        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok((Self { ebpf, guarded, dir, links: BTreeMap::new() }, counter))
+    }
+
+    /// Guards `addresses` and no others on `devices`, and lets go of devices that are gone.
+    pub(crate) fn ensure(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+        devices: &BTreeSet<u32>,
+    ) -> anyhow::Result<()> {
+        let wanted: Vec<Address> = addresses.iter().copied().map(packed).collect();
+        for address in &wanted {
+            self.guarded.insert(address, &1, 0).context("cannot guard an address")?;
+        }
+        let present: Vec<Address> = self.guarded.keys().collect::<Result<_, _>>()?;
+        for address in present.iter().filter(|address| !wanted.contains(address)) {
+            self.guarded.remove(address).context("cannot give up a former address")?;
+        }
+        let gone: Vec<u32> = self.links.keys().copied().filter(|device| !devices.contains(device)).collect();
+        for link in gone.iter().filter_map(|device| self.links.remove(device)) {
+            // The link went with its device; this is the pin.
+            link.unpin().context("cannot remove the pin of a device that is gone")?;
+        }
+        for &device in devices {
+            if !self.links.contains_key(&device) {
+                let link = self.attach(device).with_context(|| {
+                    format!("cannot attach the ingress classifier to device {device} (tcx, Linux 6.6)")
+                })?;
+                self.links.insert(device, link);
+            }
+        }
+        self.replace_older()
+    }
+
+    fn attach(&mut self, device: u32) -> anyhow::Result<PinnedLink> {
+        let program = classifier(&mut self.ebpf)?;
+        // First: whatever others have attached sees nothing forged either.
+        let attach = TcAttach::Tcx { attach_type: TcAttachType::Ingress, order: LinkOrder::first() };
+        let id = program.attach(device, attach)?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        Ok(link.pin(self.dir.join(format!("link-{device}")))?)
+    }
+
+    /// Removes what earlier agents attached, once this one's is.
+    fn replace_older(&self) -> anyhow::Result<()> {
+        let Some(pin_dir) = self.dir.parent() else { return Ok(()) };
+        for (_, dir) in generations(pin_dir)?.iter().filter(|(_, dir)| *dir != self.dir) {
+            pins::remove(dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes every classifier whose links are pinned in `pin_dir`.
+pub(crate) fn remove(pin_dir: &Path) -> anyhow::Result<()> {
+    let found = generations(pin_dir)?;
+    for (_, dir) in &found {
+        pins::remove(dir)?;
+    }
+    if !found.is_empty() {
+        // Left by a start that failed before it loaded the other programs; theirs are still there otherwise.
+        let _ = fs::remove_dir(pin_dir);
+    }
+    Ok(())
+}
+
+/// Adds up `counter`.
+pub(crate) fn sum(counter: &Counter) -> u64 {
+    counter.get(&0, 0).map_or(0, |values| values.iter().sum())
+}
+
+fn classifier(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
+    let program = ebpf.program_mut(program::INGRESS).context("no ingress classifier in the object")?;
+    Ok(program.try_into()?)
+}
+
+/// The directories of pins, the oldest first.
+fn generations(pin_dir: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(pin_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot list {}", pin_dir.display())),
+    };
+    let number = |path: PathBuf| {
+        let number = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
+        Some((number, path))
+    };
+    let mut found: Vec<(u64, PathBuf)> = entries.flatten().filter_map(|entry| number(entry.path())).collect();
+    found.sort_unstable();
+    Ok(found)
+}

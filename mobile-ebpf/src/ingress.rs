@@ -1,0 +1,171 @@
+//! The ingress filter for a host without nftables: a classifier on every device but `lo` and the tunnel's.
+//!
+//! It drops what is addressed to a persistent address, ICMP errors that quote one, and ARP requests for one. The programs
+//! of the other object choose the MOBILE route; this one is an object of its own, because few hosts need it.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(linker_messages, reason = "bpf-linker says which copies of LLVM it tried before the one it uses")
+)]
+
+/// The program exists on the bpf target only; this lets `cargo check --workspace` pass on the host.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod program {
+    use core::mem::{MaybeUninit, size_of};
+
+    use aya_ebpf::{
+        EbpfContext,
+        bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET},
+        helpers::generated::bpf_skb_load_bytes_relative,
+        macros::{classifier, map},
+        maps::{HashMap, PerCpuArray},
+        programs::TcContext,
+    };
+    use mobile_ebpf_common::{Address, map::GUARDED_ENTRIES};
+
+    /// The persistent addresses, those of IPv4 mapped.
+    #[map]
+    static GUARDED: HashMap<Address, u8> = HashMap::with_max_entries(GUARDED_ENTRIES, 0);
+
+    /// How many packets were dropped.
+    #[map]
+    static DROPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+    /// TCX_NEXT: what others have attached decides.
+    const NEXT: i32 = -1;
+    /// TCX_DROP.
+    const DROP: i32 = 2;
+
+    /// Types of frames, in network byte order.
+    const IPV4: u32 = 0x0800_u16.to_be() as u32;
+    const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+    const ARP: u32 = 0x0806_u16.to_be() as u32;
+
+    const IPPROTO_HOPOPTS: u8 = 0;
+    const IPPROTO_ICMP: u8 = 1;
+    const IPPROTO_ROUTING: u8 = 43;
+    const IPPROTO_FRAGMENT: u8 = 44;
+    const IPPROTO_ICMPV6: u8 = 58;
+    const IPPROTO_DSTOPTS: u8 = 60;
+
+    /// Extension headers that are looked past.
+    const HEADERS: u32 = 6;
+
+    /// The header of an ICMP error, of either version, in front of what it quotes.
+    const ERROR: u32 = 8;
+
+    #[classifier]
+    fn mobile_ingress(ctx: TcContext) -> i32 {
+        // SAFETY: the context of a classifier is a valid __sk_buff.
+        let foreign = match unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).protocol } {
+            IPV4 => is_foreign_ipv4(&ctx),
+            IPV6 => is_foreign_ipv6(&ctx),
+            ARP => is_foreign_arp(&ctx),
+            _ => None,
+        };
+        if foreign != Some(true) {
+            return NEXT;
+        }
+        if let Some(count) = DROPPED.get_ptr_mut(0) {
+            // SAFETY: this processor's own counter, and programs are not preempted by others of their kind.
+            unsafe { *count += 1 };
+        }
+        DROP
+    }
+
+    /// Returns `None` for a packet that is too short, which the kernel drops by itself.
+    #[inline(always)]
+    fn is_foreign_ipv4(ctx: &TcContext) -> Option<bool> {
+        if is_guarded(Address::mapped(load(ctx, 16)?)) {
+            return Some(true);
+        }
+        if load::<u8>(ctx, 9)? != IPPROTO_ICMP {
+            return Some(false);
+        }
+        let fragment = u16::from_be(load(ctx, 6)?);
+        // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
+        let header = u32::from(load::<u8>(ctx, 0)? & 0xf) * 4;
+        if fragment & 0x1fff != 0 || !matches!(load::<u8>(ctx, header)?, 3 | 4 | 5 | 11 | 12) {
+            return Some(false);
+        }
+        // What an error quotes may hide in a second fragment; errors fit the smallest MTU.
+        let more = fragment & 0x2000 != 0;
+        Some(more || is_guarded(Address::mapped(load(ctx, header + ERROR + 12)?)))
+    }
+
+    #[inline(always)]
+    fn is_foreign_ipv6(ctx: &TcContext) -> Option<bool> {
+        if is_guarded(Address(load(ctx, 24)?)) {
+            return Some(true);
+        }
+        let (mut next, mut at, mut fragment) = (load::<u8>(ctx, 6)?, 40, false);
+        for _ in 0..HEADERS {
+            let length = match next {
+                IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS => {
+                    (u32::from(load::<u8>(ctx, at + 1)?) + 1) * 8
+                }
+                IPPROTO_FRAGMENT => {
+                    if u16::from_be(load(ctx, at + 2)?) & 0xfff8 != 0 {
+                        return Some(false);
+                    }
+                    fragment = true;
+                    8
+                }
+                _ => break,
+            };
+            next = load(ctx, at)?;
+            at += length;
+        }
+        if next != IPPROTO_ICMPV6 || !matches!(load::<u8>(ctx, at)?, 1..=4) {
+            return Some(false);
+        }
+        Some(fragment || is_guarded(Address(load(ctx, at + ERROR + 8)?)))
+    }
+
+    /// The target of a request of Ethernet's addresses for IPv4's.
+    #[inline(always)]
+    fn is_foreign_arp(ctx: &TcContext) -> Option<bool> {
+        let lengths: [u8; 2] = load(ctx, 4)?;
+        Some(lengths == [6, 4] && is_guarded(Address::mapped(load(ctx, 24)?)))
+    }
+
+    #[inline(always)]
+    fn is_guarded(address: Address) -> bool {
+        // SAFETY: the value is not looked at.
+        unsafe { GUARDED.get(&address) }.is_some()
+    }
+
+    /// Reads at `offset` from the network header: a device without link-layer headers has nothing before it.
+    #[inline(always)]
+    fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper takes the context and writes as many bytes as the value has.
+        let result = unsafe {
+            bpf_skb_load_bytes_relative(
+                ctx.as_ptr(),
+                offset,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+                BPF_HDR_START_NET,
+            )
+        };
+        // SAFETY: all was written, and T is made of integers for all callers.
+        (result == 0).then(|| unsafe { value.assume_init() })
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier rejects a program that could get here.
+    loop {}
+}
+
+/// Some helpers are for programs under a GPL-compatible licence.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

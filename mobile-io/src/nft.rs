@@ -1,0 +1,158 @@
+//! The `nft` program: applies scripts, each as one transaction, and lists tables.
+//!
+//! Every function blocks until the program has ended, so a runtime calls them from `spawn_blocking`.
+
+use std::io::{self, Write as _};
+use std::process::{Command, Output, Stdio};
+
+/// A table: its family (`inet`, `arp`) and its name.
+pub type Table<'a> = (&'a str, &'a str);
+
+/// Why nftables cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The program is not there.
+    #[error("nft is not installed: install the nftables package")]
+    NotInstalled,
+    /// The program cannot be run.
+    #[error("cannot run nft: {0}")]
+    CannotRun(#[source] io::Error),
+    /// The program, or the kernel, refused.
+    #[error("{what}: {message}")]
+    Refused {
+        /// The command.
+        what: String,
+        /// The program's own words.
+        message: String,
+    },
+}
+
+/// Applies `script` as one transaction.
+///
+/// # Errors
+/// When nft is missing, or it or the kernel refuses; nothing has changed then.
+pub fn apply(script: &str) -> Result<(), NftError> {
+    feed(&["-f", "-"], script).map(drop)
+}
+
+/// Asks whether the kernel would take `script`; changes nothing.
+///
+/// # Errors
+/// When it would not, or nft is missing.
+pub fn check(script: &str) -> Result<(), NftError> {
+    feed(&["-c", "-f", "-"], script).map(drop)
+}
+
+/// Lists `tables` as nft writes them, without the values of counters. Returns `None` when one of them is missing.
+///
+/// # Errors
+/// When nft is missing or fails.
+pub fn list(tables: &[Table<'_>]) -> Result<Option<String>, NftError> {
+    let mut listing = String::new();
+    for table in tables {
+        let (family, name) = table;
+        match query(&["-s", "list", "table", family, name]) {
+            Ok(listed) => listing.push_str(&listed),
+            // A missing table has no exit status of its own.
+            Err(NftError::Refused { .. }) if !exists(*table)? => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(listing))
+}
+
+/// Returns whether `table` is in the kernel. Without nft it is not.
+///
+/// # Errors
+/// When nft fails.
+pub fn exists((family, name): Table<'_>) -> Result<bool, NftError> {
+    let wanted = format!("table {family} {name}");
+    match query(&["list", "tables", family]) {
+        Ok(listed) => Ok(listed.lines().any(|line| line.trim() == wanted)),
+        Err(NftError::NotInstalled) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes `table` and returns whether it was there. Without nft it is not.
+///
+/// # Errors
+/// When nft fails.
+pub fn delete(table: Table<'_>) -> Result<bool, NftError> {
+    if !exists(table)? {
+        return Ok(false);
+    }
+    let (family, name) = table;
+    apply(&format!("delete table {family} {name}\n"))?;
+    Ok(true)
+}
+
+/// Runs nft with `arguments` and returns what it prints.
+///
+/// # Errors
+/// When nft is missing or fails.
+pub fn query(arguments: &[&str]) -> Result<String, NftError> {
+    feed(arguments, "")
+}
+
+fn feed(arguments: &[&str], input: &str) -> Result<String, NftError> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => NftError::NotInstalled,
+            _ => NftError::CannotRun(error),
+        })?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A child that died early says why on its stderr, which is the better message than EPIPE.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let Output { status, stdout, stderr } = child.wait_with_output().map_err(NftError::CannotRun)?;
+    if status.success() {
+        return Ok(String::from_utf8_lossy(&stdout).into_owned());
+    }
+    let what =
+        if arguments.contains(&"-f") { "nft".to_owned() } else { format!("nft {}", arguments.join(" ")) };
+    Err(NftError::Refused { what, message: String::from_utf8_lossy(&stderr).trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::tests::in_new_namespace;
+
+    #[test]
+    fn a_table_is_made_listed_and_deleted() {
+        in_new_namespace(async {
+            let (inet, arp) = (("inet", "ours"), ("arp", "ours"));
+            assert!(!exists(inet).unwrap());
+            assert_eq!(list(&[inet]).unwrap(), None);
+            assert!(!delete(inet).unwrap());
+            apply("table inet ours { counter seen { packets 5 bytes 0; }\n}\n").unwrap();
+            assert!(exists(inet).unwrap() && !exists(arp).unwrap());
+            let listing = list(&[inet]).unwrap().unwrap();
+            assert!(listing.contains("counter seen") && !listing.contains('5'), "{listing}");
+            assert!(query(&["list", "counter", "inet", "ours", "seen"]).unwrap().contains("packets 5"));
+            assert_eq!(list(&[inet, arp]).unwrap(), None);
+            apply("table arp ours {}\n").unwrap();
+            let both = list(&[inet, arp]).unwrap().unwrap();
+            assert!(both.contains("table inet ours") && both.contains("table arp ours"), "{both}");
+            assert!(delete(inet).unwrap());
+            assert!(!exists(inet).unwrap());
+        });
+    }
+
+    #[test]
+    fn a_script_is_taken_as_a_whole_or_not_at_all() {
+        in_new_namespace(async {
+            check("table inet ours {}\n").unwrap();
+            assert!(!exists(("inet", "ours")).unwrap());
+            let error = apply("table inet ours {}\ndelete table inet theirs\n").unwrap_err().to_string();
+            assert!(error.starts_with("nft: ") && error.contains("theirs"), "{error}");
+            assert!(!exists(("inet", "ours")).unwrap());
+        });
+    }
+}
