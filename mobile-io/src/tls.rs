@@ -359,7 +359,8 @@ mod tests {
         assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
     }
 
-    /// The configuration of a prober that offers somebody's public key and can only sign with another one.
+    /// The configuration of a prober that offers somebody's public key and can only sign with
+    /// another one.
     fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
         let mut config = (*client_config(held, relay)).clone();
         let signer = Arc::clone(&identity(held, &provider()).key);

@@ -151,7 +151,8 @@ impl Home {
         Ok(())
     }
 
-    /// Has [`Home::keep`] install `ruleset`, which could not be installed now, as soon as it can be.
+    /// Has [`Home::keep`] install `ruleset`, which could not be installed now, as soon as it can
+    /// be.
     pub(crate) fn install_later(&mut self, ruleset: Ruleset) {
         self.pending = Some(ruleset);
     }
@@ -288,10 +289,10 @@ fn install(ruleset: &Ruleset) -> anyhow::Result<Option<String>> {
     apply(ruleset)?.then(|| listed(ruleset)).transpose()
 }
 
-/// Puts the ruleset into the kernel, all of it or nothing. Returns whether it is there: a host without
-/// nftables serves all the same where nothing depends on the rules. Where a table of ours is in the
-/// kernel already, a failure is an error in any case: its rules stay in force, a deleted forward's
-/// among them.
+/// Puts the ruleset into the kernel, all of it or nothing. Returns whether it is there: a host
+/// without nftables serves all the same where nothing depends on the rules. Where a table of ours
+/// is in the kernel already, a failure is an error in any case: its rules stay in force, a deleted
+/// forward's among them.
 fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
     let Err(error) = ruleset.apply() else { return Ok(true) };
     if ruleset.is_needed() {
@@ -323,8 +324,8 @@ fn listed(ruleset: &Ruleset) -> anyhow::Result<String> {
     ruleset.listing()?.with_context(missing)
 }
 
-/// Installs `ruleset` in the place of `former`, which is in the kernel if `had_table`. When that fails
-/// half-way, puts `former` back.
+/// Installs `ruleset` in the place of `former`, which is in the kernel if `had_table`. When that
+/// fails half-way, puts `former` back.
 fn replace(former: &Ruleset, had_table: bool, ruleset: &Ruleset) -> anyhow::Result<Option<String>> {
     // nft's transaction: when it fails nothing has changed.
     if !apply(ruleset)? {
