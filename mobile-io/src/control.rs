@@ -27,9 +27,9 @@ pub const MAX_LINE: usize = 64 * 1024;
 /// The longest answer: the sessions of some 50,000 clients.
 pub const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
-/// The time that a peer has for each step: to send a whole request, counted from the moment we wait for
-/// it, and to read a whole answer. Commands take milliseconds; one that was stopped, or that means harm,
-/// must not hold a connection for ever.
+/// The time that a peer has for each step: to send a whole request, counted from the moment we wait
+/// for it, and to read a whole answer. Commands take milliseconds; one that was stopped, or that
+/// means harm, must not hold a connection for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a control socket failed.
@@ -152,8 +152,8 @@ impl Connection {
         Ok(Self { peer, path, patience, reader, writer, line: Vec::new() })
     }
 
-    /// Waits for the next request, for 10 s; `None` when the peer has gone or has asked nothing whole in
-    /// that time.
+    /// Waits for the next request, for 10 s; `None` when the peer has gone or has asked nothing
+    /// whole in that time.
     ///
     /// # Errors
     /// `BadMessage` for a line that is no such request: answer so, and go on with the next one. Any other error
@@ -183,7 +183,8 @@ impl Connection {
     /// Sends one answer.
     ///
     /// # Errors
-    /// When the peer has gone or does not read it within 10 s, or the answer is longer than a line may be.
+    /// When the peer has gone or does not read it within 10 s, or the answer is longer than a line
+    /// may be.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ControlError> {
         let line = to_line(message, MAX_ANSWER)?;
         let written = tokio::time::timeout(self.patience, self.writer.write_all(&line)).await;

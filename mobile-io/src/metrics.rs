@@ -27,8 +27,8 @@ use host::Hosts;
 pub use host::is_host_name;
 
 /// The time for a request, which comes in one piece from a scraper, and again for the answer to be
-/// gathered and read. A connection carries one request, so it lasts twice as long at most, whatever the
-/// other side does; it is never idle.
+/// gathered and read. A connection carries one request, so it lasts twice as long at most, whatever
+/// the other side does; it is never idle.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A scraper or two, a health check and a person: more than this is a mistake or an attack, and waits.
@@ -58,8 +58,8 @@ pub struct MetricsError {
     source: io::Error,
 }
 
-/// Serves `gather`'s text at `/metrics` and `healthy`'s verdict at `/healthz`, to whoever asks for an IP
-/// address, for `localhost` or for one of `hosts`. Wants a runtime.
+/// Serves `gather`'s text at `/metrics` and `healthy`'s verdict at `/healthz`, to whoever asks for
+/// an IP address, for `localhost` or for one of `hosts`. Wants a runtime.
 ///
 /// # Errors
 /// When the address is busy or not ours.
@@ -150,8 +150,8 @@ async fn converse(stream: TcpStream, pages: Arc<Pages>, patience: Duration) {
         let answer = pages.answer(&request);
         async move { Ok::<_, Infallible>(answer) }
     });
-    // One request a connection: a scraper that connects anew each time costs nothing, and one that stays
-    // would have to be told from one that holds its place.
+    // One request a connection: a scraper that connects anew each time costs nothing, and one that
+    // stays would have to be told from one that holds its place.
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience)

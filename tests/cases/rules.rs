@@ -1,4 +1,5 @@
-//! What a command says of the relay's rules is what is in the kernel, also when nft refuses or the kernel does.
+//! What a command says of the relay's rules is what is in the kernel, also when nft refuses or the
+//! kernel does.
 
 use std::path::PathBuf;
 
@@ -6,7 +7,8 @@ use mobile_tests::{LabOptions, PATIENCE, Testbed, finish_within, until};
 
 use crate::Outcome;
 
-/// An `nft` that refuses to install rules, or to list a table, while the file of that name is there.
+/// An `nft` that refuses to install rules, or to list a table, while the file of that name is
+/// there.
 struct Nft {
     dir: PathBuf,
 }

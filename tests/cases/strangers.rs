@@ -1,4 +1,5 @@
-//! What others than clients can do: at the relay's port, at the programs' sockets, and over their metrics.
+//! What others than clients can do: at the relay's port, at the programs' sockets, and over their
+//! metrics.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -54,7 +55,8 @@ fn a_web_page_cannot_read_the_metrics_under_a_name_of_its_own() -> Outcome {
     bed.finish()
 }
 
-/// Opens connections that ask for the metrics without end and read nothing, and others that ask for nothing.
+/// Opens connections that ask for the metrics without end and read nothing, and others that ask for
+/// nothing.
 fn crowd_at_metrics(ns: &Ns) -> Result<Vec<TcpStream>> {
     ns.enter(|| {
         (0..CROWD)
@@ -70,8 +72,8 @@ fn crowd_at_metrics(ns: &Ns) -> Result<Vec<TcpStream>> {
     })
 }
 
-/// Opens connections to a control socket that ask without end and read nothing, that stop in the middle of a
-/// question, and that say nothing.
+/// Opens connections to a control socket that ask without end and read nothing, that stop in the
+/// middle of a question, and that say nothing.
 fn crowd_at_socket(path: &std::path::Path, question: &[u8]) -> Result<Vec<UnixStream>> {
     (0..CROWD)
         .map(|number| {

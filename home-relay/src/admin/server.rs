@@ -10,8 +10,8 @@ use super::{Answer, Request};
 use crate::server::Relay;
 use crate::store::Newcomer;
 
-/// Connections of one user at a time: a person needs one, a script a few. Root's are never taken by a
-/// member of the socket's group.
+/// Connections of one user at a time: a person needs one, a script a few. Root's are never taken by
+/// a member of the socket's group.
 const MAX_PER_USER: usize = 32;
 
 /// Answers commands until the task is dropped.

@@ -188,7 +188,8 @@ impl Home {
         Ok(())
     }
 
-    /// Has [`Home::keep`] install `ruleset`, which could not be installed now, as soon as it can be.
+    /// Has [`Home::keep`] install `ruleset`, which could not be installed now, as soon as it can
+    /// be.
     pub(crate) fn install_later(&mut self, ruleset: Ruleset) {
         self.pending = Some(ruleset);
     }
@@ -371,10 +372,10 @@ fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<Installed> {
     Ok((rules.host, apply(&rules)?.then(|| listed(&rules)).transpose()?))
 }
 
-/// Puts the ruleset into the kernel, all of it or nothing. Returns whether it is there: a host without
-/// nftables serves all the same where nothing depends on the rules. Where a table of ours is in the
-/// kernel already, a failure is an error in any case: its rules stay in force, a deleted forward's
-/// among them.
+/// Puts the ruleset into the kernel, all of it or nothing. Returns whether it is there: a host
+/// without nftables serves all the same where nothing depends on the rules. Where a table of ours
+/// is in the kernel already, a failure is an error in any case: its rules stay in force, a deleted
+/// forward's among them.
 fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
     let Err(error) = ruleset.apply() else { return Ok(true) };
     if ruleset.is_needed() {

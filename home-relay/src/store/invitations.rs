@@ -32,9 +32,9 @@ impl Invited {
         now < self.expires && now + CLOCK_SLACK >= self.created
     }
 
-    /// Answers `key`, which brings this invitation's token: with the client that it has become by it
-    /// already, `None` when it may become one, or the reason why not. `known` is the client of this
-    /// invitation's name.
+    /// Answers `key`, which brings this invitation's token: with the client that it has become by
+    /// it already, `None` when it may become one, or the reason why not. `known` is the client of
+    /// this invitation's name.
     fn answer_to(
         &self,
         key: &PublicKey,
@@ -48,7 +48,8 @@ impl Invited {
         if !self.is_valid(now) {
             return Err(StoreError::TokenExpired(self.name.clone()));
         }
-        // Invitations and clients exclude each other by name. If ever they do not, the client keeps its key.
+        // Invitations and clients exclude each other by name. If ever they do not, the client keeps
+        // its key.
         if known.is_some() {
             return Err(StoreError::TokenUnknown);
         }
@@ -95,11 +96,11 @@ impl Store {
         Ok(invited)
     }
 
-    /// Returns the client that `key` has become by this token already, and `None` when the token can be
-    /// redeemed now.
+    /// Returns the client that `key` has become by this token already, and `None` when the token
+    /// can be redeemed now.
     ///
-    /// Reads one row of each table, and waits for no writer: strangers can guess tokens as often as the
-    /// limits on handshakes allow, and all but the right ones end here.
+    /// Reads one row of each table, and waits for no writer: strangers can guess tokens as often as
+    /// the limits on handshakes allow, and all but the right ones end here.
     pub(crate) fn redeemed(
         &self,
         token: TokenHash,

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Counts the open connections of each user, and refuses one too many: nobody takes the places, or the
-/// descriptors, of others.
+/// Counts the open connections of each user, and refuses one too many: nobody takes the places, or
+/// the descriptors, of others.
 #[derive(Debug, Clone)]
 pub struct UserSlots {
     open: Arc<Mutex<HashMap<u32, usize>>>,

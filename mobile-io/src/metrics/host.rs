@@ -1,10 +1,10 @@
 //! The names under which metrics may be asked for.
 //!
-//! A page in a browser on this host, or near it, may come from a name that its owner lets point here a
-//! moment later (DNS rebinding): for the browser it is the page's own server that answers, and the page
-//! reads all of it. The browser says in `Host` which name it asked for (RFC 9110, 7.2), and of the names
-//! that lead here only those that nobody else controls are answered: IP addresses, `localhost`, and what
-//! the configuration adds.
+//! A page in a browser on this host, or near it, may come from a name that its owner lets point
+//! here a moment later (DNS rebinding): for the browser it is the page's own server that answers,
+//! and the page reads all of it. The browser says in `Host` which name it asked for (RFC 9110,
+//! 7.2), and of the names that lead here only those that nobody else controls are answered: IP
+//! addresses, `localhost`, and what the configuration adds.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -40,7 +40,8 @@ impl Hosts {
 
     fn is_ours(&self, authority: &Authority) -> bool {
         let host = authority.host();
-        // Nothing but a port may follow, and nothing may come before: of `[::1].example` the host is `[::1]`.
+        // Nothing but a port may follow, and nothing may come before: of `[::1].example` the host
+        // is `[::1]`.
         let is_port = |rest: &str| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_number);
         let is_whole = authority.as_str().strip_prefix(host).is_some_and(is_port);
         let name = host.strip_suffix('.').unwrap_or(host);
@@ -57,7 +58,8 @@ fn is_number(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Returns whether `name` can stand in `[metrics] hosts`: a DNS name without port, path or wildcard.
+/// Returns whether `name` can stand in `[metrics] hosts`: a DNS name without port, path or
+/// wildcard.
 #[must_use]
 pub fn is_host_name(name: &str) -> bool {
     // RFC 1035, 2.3.4; underscores occur in practice.
