@@ -116,11 +116,11 @@ fn a_firewall_with_marks_of_its_own_and_ours_leave_each_other_alone() -> Outcome
     // One that overwrites all of it takes what is ours: the rule for the persistent address is left, and the last guard.
     host.feed(
         &["nft", "-f", "-"],
-        "flush ruleset\ntable inet theirs {\n chain output {\n  type route hook output priority mangle\n  \
+        "delete table inet theirs\ntable inet theirs {\n chain output {\n  type route hook output priority mangle\n  \
          ip daddr 192.0.2.0/24 meta mark set 0x40\n }\n}\n",
     )?;
     mobile_is_seen_as_the_relay(&bed)?;
-    host.run(&["nft", "flush", "ruleset"])?;
+    host.run(&["nft", "delete", "table", "inet", "theirs"])?;
     host.ip(&["rule del priority 6000", "route flush table 600"])?;
     assert_no_leak(&bed, captures)?;
     assert!(ordinary()?.status.success());
