@@ -217,7 +217,8 @@ async fn follow_assigned(agent: Arc<Agent>) -> anyhow::Error {
             tokio::time::timeout(AGAIN, assigned.changed()).await.unwrap_or(Ok(()))
         };
         if changed.is_err() {
-            return anyhow::anyhow!("the MOBILE route is not kept any more");
+            // The keeper's own task ends with the reason, perhaps a moment later on another thread.
+            return std::future::pending().await;
         }
     }
 }

@@ -154,7 +154,8 @@ impl Keeper {
                         let config = pushed.borrow_and_update().clone();
                         self.assign(config).await
                     }
-                    Err(_) => return anyhow::anyhow!("the tunnel has ended"),
+                    // The tunnel's own task ends with the reason, perhaps a moment later on another thread.
+                    Err(_) => std::future::pending().await,
                 },
                 Some((nets, reply)) = bypass.recv() => {
                     // The asker may have gone.

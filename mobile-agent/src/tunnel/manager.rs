@@ -85,7 +85,8 @@ impl Manager {
             tokio::select! {
                 changed = self.uplinks.known.changed() => {
                     if changed.is_err() {
-                        return anyhow::anyhow!("the uplinks are not watched any more");
+                        // Their own task ends with the reason, perhaps a moment later on another thread.
+                        return pending().await;
                     }
                     self.look_at_uplinks();
                 }
