@@ -1,5 +1,5 @@
-//! A peer that makes as many events as it can: whatever it repeats, and however long its owner takes nothing, what waits is in
-//! proportion to the paths that were opened.
+//! A peer that makes as many events as it can: whatever it repeats, and however long its owner
+//! takes nothing, what waits is in proportion to the paths that were opened.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -118,7 +118,8 @@ fn mtu(argument: u8) -> [u8; 4] {
 fn seeds() -> Vec<Vec<u8>> {
     let hear = |first: u8, second: u8| [4, 1, first, second, 7, 200, 9];
     let mut seeds = Vec::new();
-    // A client: paths 1 and 2 are welcomed; then each frame alternates with a change of configuration.
+    // A client: paths 1 and 2 are welcomed; then each frame alternates with a change of
+    // configuration.
     for kind in 0..9 {
         let mut seed = vec![1, 0, 1, 0, 2];
         seed.extend_from_slice(&[4, 1, 1, 1, 0, 0, 9, 4, 2, 1, 1, 0, 0, 9, 1, 1]);

@@ -245,8 +245,9 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // Each costs a socket, some 10 KiB for TLS and what it has sent: 4 KiB at most before its ClientHello is whole, and
-            // 24 KiB until its handshake is complete ([`mobile_io::tls::accept`]). 38 MiB at worst.
+            // Each costs a socket, some 10 KiB for TLS and what it has sent: 4 KiB at most before
+            // its ClientHello is whole, and 24 KiB until its handshake is complete
+            // ([`mobile_io::tls::accept`]). 38 MiB at worst.
             half_open: 1024,
             // A slow sender holds one for `handshake_timeout`; it takes a dozen of sources to be noticed.
             half_open_per_source: 64,

@@ -24,7 +24,7 @@ pub(crate) enum Drop {
     QueueFull,
     /// The device did not take it.
     Device,
-    /// From a client, to be cut into more segments than a client may have cut.
+    /// From a client, to be cut into more segments than one may have cut.
     Segments,
     /// From a client, to where `[clients] reach` does not lead.
     Reach,

@@ -95,8 +95,9 @@ enum Command {
 
 /// Starts a driver on the current runtime, which tells its events through the receiver.
 ///
-/// The channel is bounded. While the owner does not take what waits in it, the driver obeys commands and transmits, and reads no
-/// path: a peer cannot make events faster than they are handled.
+/// The channel is bounded. While the owner does not take what waits in it, the driver obeys
+/// commands and transmits, and reads no path: a peer cannot make events faster than they are
+/// handled.
 pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Receiver<DriverEvent>) {
     let (commands, inbox) = mpsc::unbounded_channel();
     let (sender, events) = mpsc::channel(outlet::CAPACITY);

@@ -47,7 +47,8 @@ impl Socket {
         Self { tcp, ahead: None, allowance: None }
     }
 
-    /// Reads nothing ahead from now on, and fails once so many bytes have come and more are asked for.
+    /// Reads nothing ahead from now on, and fails once so many bytes have come and more are asked
+    /// for.
     pub fn limit(&mut self, bytes: usize) {
         self.allowance = Some(bytes);
     }

@@ -40,12 +40,14 @@ pub type TlsStream = tokio_rustls::TlsStream<Socket>;
 const HANG_UP_TIME: Duration = Duration::from_secs(1);
 const HANG_UP_BYTES: u64 = 64 * 1024;
 
-/// What a stranger may send before its ClientHello is complete. Ours has some 250 bytes; one with a post-quantum key share (ML-KEM,
-/// 1,184 bytes) would have 1,500. rustls itself would keep 64 KiB of one.
+/// Bytes that a stranger may send before its ClientHello is complete. Ours has some 250 bytes; one
+/// with a post-quantum key share (ML-KEM, 1,184 bytes) would have 1,500. rustls itself would keep
+/// 64 KiB of one.
 const CLIENT_HELLO_BYTES: usize = 4 * 1024;
 
-/// What a client may send from there until its handshake is complete: certificate, signature and Finished (some 300 bytes), and what
-/// rustls reads behind them, which is a first record of 16 KiB and one read of 4 KiB.
+/// Bytes that a client may send from there until its handshake is complete: certificate, signature
+/// and Finished (some 300 bytes), and what rustls reads behind them, which is a first record of 16
+/// KiB and one read of 4 KiB.
 const FINISH_BYTES: usize = 24 * 1024;
 
 /// Decides whether a client's key may use this relay. Asked at most once per handshake, and only

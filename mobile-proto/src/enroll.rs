@@ -22,7 +22,8 @@ const ENROLLED: u8 = 0x21;
 /// Relay: it is not, and why.
 const REFUSED: u8 = 0x22;
 
-/// What lets a key in, once. It is a secret: `Debug` does not show it, and its memory is overwritten when it is dropped.
+/// What lets a key in, once. It is a secret: `Debug` does not show it, and its memory is
+/// overwritten when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Zeroizing<[u8; TOKEN_LEN]>);
 

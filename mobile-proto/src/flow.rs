@@ -1,9 +1,11 @@
-//! The inner TCP flows of a session: how far the other end has acknowledged, which is all that may be said in its name.
+//! The inner TCP flows of a session: how far the other end has acknowledged, which is all that may
+//! be said in its name.
 //!
-//! Anybody on the Internet can send a segment to the local end in another's name. So the local end's own segments are what
-//! a flow is believed by: until it has sent one, the flow is a *stranger*, of which there are few, and which pushes out
-//! nothing but other strangers; after that, whatever is learnt from a delivered segment (acknowledgement, window, FIN, RST) is
-//! learnt only if the local end takes the segment by its own numbers: [`acceptance`] is that one test.
+//! Anybody on the Internet can send a segment to the local end in another's name. So the local
+//! end's own segments are what a flow is believed by: until it has sent one, the flow is a
+//! *stranger*, of which there are few, and which pushes out nothing but other strangers; after
+//! that, whatever is learnt from a delivered segment (acknowledgement, window, FIN, RST) is learnt
+//! only if the local end takes the segment by its own numbers: [`acceptance`] is that one test.
 
 mod acceptance;
 
@@ -14,7 +16,8 @@ use acceptance::{Acceptance, LATEST, ReceiveWindow};
 
 use crate::segment::{ACK, FIN, FlowKey, RST, SYN, Segment, before};
 
-/// A laptop has dozens of flows and a busy one hundreds. Full, the table takes 270 KiB at the most, empty nothing.
+/// A laptop has dozens of flows and a busy one hundreds. Full, the table takes 270 KiB at the most,
+/// empty nothing.
 const MAX_FLOWS: usize = 1024;
 
 /// The local end of a flow that lives answers within microseconds; few are strangers at a time. They are searched one by one.
@@ -27,8 +30,9 @@ const CANDIDATES: usize = 16;
 /// Handshakes of local ends whose window's shift is remembered until the flow is known.
 const MAX_HANDSHAKES: usize = 64;
 
-/// Within the window, a reset is believed no further than this from what the local end expects, which may have been delivered a
-/// few of the largest packets since it last said so: the local end itself wants the exact number (RFC 5961, 3.2).
+/// Within the window, a reset is believed no further than this from what the local end expects,
+/// which may have been delivered a few of the largest packets since it last said so: the local end
+/// itself wants the exact number (RFC 5961, 3.2).
 const NEAR: u32 = 1 << 20;
 
 /// The largest window that TCP has (RFC 7323, 2.3): no more than this can be sent and not acknowledged.
@@ -59,7 +63,7 @@ pub(crate) struct Held {
     pub(crate) probe: Option<u32>,
 }
 
-/// What the other end said in a segment that the local end refuses, and so has not heard.
+/// An acknowledgement in a segment that the local end refuses, and so has not heard.
 #[derive(Clone, Copy, Debug)]
 struct Unheard {
     ack: u32,
@@ -88,7 +92,7 @@ pub(crate) struct Flow {
     acked_by: u32,
     /// The end of all that the local end has sent, as far as it was seen.
     end: u32,
-    /// What the local end takes; of a stranger, nothing is known of it.
+    /// The receive window of the local end; unknown of a stranger's.
     receives: Option<ReceiveWindow>,
     unheard: Option<Unheard>,
     fins: u8,
@@ -136,13 +140,15 @@ impl Flow {
         segment.length() == 0 && segment.seq == self.acked.wrapping_sub(1)
     }
 
-    /// What the other end has acknowledged, and with which window, if the local end shows by a segment that it does not know,
-    /// because it refused what said so: that was older than what it expects, and it looks at nothing else in such a segment
-    /// (RFC 9293, 3.10.7.4).
+    /// Returns what the other end has acknowledged, and with which window, if the local end shows
+    /// by a segment that it does not know, because it refused what said so: that was older than
+    /// what it expects, and it looks at nothing else in such a segment (RFC 9293, 3.10.7.4).
     ///
-    /// Two ends come to this that were both shown a closed window in an outage, if what each had got was never acknowledged to
-    /// the other, as when both programs of the tunnel are killed: with the window closed a sender has nothing to say but its
-    /// oldest numbers (`tcp_acceptable_seq()`), each refuses the other's for that, and so neither hears of the window.
+    /// Two ends come to this that were both shown a closed window in an outage, if what each had
+    /// got was never acknowledged to the other, as when both programs of the tunnel are killed:
+    /// with the window closed a sender has nothing to say but its oldest numbers
+    /// (`tcp_acceptable_seq()`), each refuses the other's for that, and so neither hears of the
+    /// window.
     pub(crate) fn missed(&self, segment: &Segment) -> Option<(u32, Option<u16>)> {
         let missed = |ack: u32, by: u32| {
             let refused = segment.ack.wrapping_sub(by);
@@ -156,7 +162,7 @@ impl Flow {
         }
     }
 
-    /// The local end was told again what it had missed, in a segment that it takes.
+    /// Notes that the local end was told again what it had missed, in a segment that it takes.
     pub(crate) fn told_again(&mut self, ack: u32, window: u16) {
         if let Some(unheard) = self.unheard.take_if(|unheard| unheard.ack == ack) {
             (self.acked, self.window, self.acked_by) = (ack, Some(window), unheard.by);
@@ -176,8 +182,8 @@ impl Flow {
         &mut self.held
     }
 
-    /// Whether the first segment of the local end belongs to what a stranger has told: numbers that the local end takes now, or
-    /// refused without hearing what they acknowledge.
+    /// Whether the first segment of the local end belongs to what a stranger has told: numbers that
+    /// the local end takes now, or refused without hearing what they acknowledge.
     fn agrees_with(&self, segment: &Segment, receives: &ReceiveWindow) -> bool {
         let missed = self.missed(segment).is_some();
         // Or it answers a probe, which repeats the octet before the next (RFC 9293, 3.8.4).
@@ -195,7 +201,7 @@ impl Flow {
         self.held.probe = None;
     }
 
-    /// What the local end does with a delivered segment. Of a stranger's anything may be.
+    /// Judges a delivered segment as the local end does; a stranger's flow takes any.
     fn judge(&self, segment: &Segment) -> Acceptance {
         let judged = |receives: &ReceiveWindow| receives.judge(segment.seq, segment.end());
         self.receives.as_ref().map_or(Acceptance::Current, judged)
@@ -233,8 +239,8 @@ impl Flow {
         }
     }
 
-    /// Keeps what a segment acknowledges that the local end refuses: nothing follows from it before the local end shows that it
-    /// has [missed](Self::missed) it.
+    /// Keeps what a segment acknowledges that the local end refuses: nothing follows from it before
+    /// the local end shows that it has [missed](Self::missed) it.
     fn hear_refused(&mut self, segment: &Segment) {
         let newer = before(self.acked, segment.ack) && !before(self.end, segment.ack);
         let last = self.unheard.is_none_or(|unheard| {
@@ -367,7 +373,8 @@ impl Flows {
         Some(self.insert(flow))
     }
 
-    /// A local end that offers no shift has windows without one; one that does may be refused it, and then they are smaller.
+    /// Remembers the shift in a SYN of a local end. One that offers no shift has windows without
+    /// one; one that does may be refused it, and then they are smaller.
     fn remember_handshake(&mut self, segment: &Segment) {
         self.handshakes.retain(|(key, _)| *key != segment.key);
         if self.handshakes.len() >= MAX_HANDSHAKES {

@@ -15,12 +15,12 @@ pub const VNET_HEADER_LEN: usize = 10;
 /// bytes of TCP options).
 const MIN_SEGMENT: u16 = 8;
 
-/// Most segments of one TCP packet. The smallest MSS that Linux uses is 48 (`tcp_min_snd_mss`), less 12 bytes of
-/// timestamps; so the largest packet of an ordinary sender has 1,820.
+/// Most segments of one TCP packet. The smallest MSS that Linux uses is 48 (`tcp_min_snd_mss`),
+/// less 12 bytes of timestamps; so the largest packet of an ordinary sender has 1,820.
 const MAX_TCP_SEGMENTS: usize = 2048;
 
-/// Most datagrams of one UDP packet: as many as the kernel itself lets a program send at once (`UDP_MAX_SEGMENTS`
-/// since Linux 6.9).
+/// Most datagrams of one UDP packet: as many as the kernel itself lets a program send at once
+/// (`UDP_MAX_SEGMENTS` since Linux 6.9).
 const MAX_UDP_SEGMENTS: usize = 128;
 
 const F_NEEDS_CSUM: u8 = 1;

@@ -47,7 +47,8 @@ pub(crate) struct Segment {
     pub(crate) window: u16,
     /// Bytes of data.
     pub(crate) data: u32,
-    /// Of a SYN, by how much the windows that follow it are to be shifted (RFC 7323, 2.2); otherwise 0.
+    /// Of a SYN, by how much the windows that follow it are to be shifted (RFC 7323, 2.2);
+    /// otherwise 0.
     pub(crate) shift: u8,
 }
 

@@ -1,28 +1,30 @@
-//! How many small segments a peer may have cut here.
+//! Rate limit of the small segments that a peer has cut here.
 //!
-//! A packet that is to be cut costs its sender one frame and the receiving kernel a packet for each segment. Segments of an
-//! ordinary size are no more work than the bytes that came; with small ones a little data makes many packets. Such senders
-//! exist (an MSS of 256, or of 88, the least that `TCP_MAXSEG` takes), so small segments pass, as many in a second as a
-//! stream of the smallest ordinary packets over some 6 Mbit/s would bring: that is no amplification.
+//! A packet that is to be cut costs its sender one frame and the receiving kernel a packet for each
+//! segment. Segments of an ordinary size are no more work than the bytes that came; with small ones
+//! a little data makes many packets. Such senders exist (an MSS of 256, or of 88, the least that
+//! `TCP_MAXSEG` takes), so small segments pass, as many in a second as a stream of the smallest
+//! ordinary packets over some 6 Mbit/s would bring: that is no amplification.
 
 use std::time::{Duration, Instant};
 
 use crate::{Offload, Packet};
 
-/// Segments of at least this many bytes are ordinary: every host takes 536 bytes (RFC 9293, 3.7.1), of which TCP's options
-/// may be 40.
+/// Segments of at least this many bytes are ordinary: every host takes 536 bytes (RFC 9293, 3.7.1),
+/// of which TCP's options may be 40.
 const ORDINARY: u16 = 536 - 40;
 
-/// What a small segment costs: 32,768 of them a second. That is 64 Mbit/s with an MSS of 256, 20 Mbit/s with one of 88.
+/// Price of a small segment: 32,768 of them pass in a second. That is 64 Mbit/s with an MSS of 256,
+/// 20 Mbit/s with one of 88.
 const PRICE: Duration = Duration::from_nanos(1_000_000_000 / 32_768);
 
-/// So much may be owed: 8,192 segments at once, which are four of the largest packets.
+/// Credit: 8,192 segments pass at once, which are four of the largest packets.
 const CREDIT: Duration = Duration::from_millis(250);
 
 /// The small segments of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct SegmentBudget {
-    /// Until when all are paid for.
+    /// Time until which all segments so far are paid for.
     paid: Option<Instant>,
 }
 

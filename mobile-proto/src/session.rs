@@ -346,8 +346,8 @@ impl Session {
         self.queue.set_growing(growing);
     }
 
-    /// The next event. Of what is a state (the configuration, the active path, a path's health) the last one counts: one that
-    /// was not taken yet gives way to it.
+    /// The next event. Of what is a state (the configuration, the active path, a path's health) the
+    /// last one counts: one that was not taken yet gives way to it.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop()
     }

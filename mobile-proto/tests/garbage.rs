@@ -66,7 +66,8 @@ fn busy() -> Pair {
     pair
 }
 
-/// 80,000 events were made of 1 MiB, and each of them cost the program above a copy of all that it knows.
+/// 80,000 events were made of 1 MiB, and each of them cost the program above a copy of all that it
+/// knows.
 #[test]
 fn a_configuration_that_changes_without_end_is_one_event() {
     let mut pair = busy();

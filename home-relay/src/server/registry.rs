@@ -401,8 +401,9 @@ impl Registry {
     ) {
         let (client, session) = (member.name.as_str(), live.id());
         let mut batch = Vec::new();
-        // All that has come at once, and one look at the session for it. What a client that switches without end brings about
-        // does not pile up: its paths are read no faster than this.
+        // All that has come at once, and one look at the session for it. What a client that
+        // switches without end brings about does not pile up: its paths are read no faster than
+        // this.
         while events.recv_many(&mut batch, MAX_BATCH).await > 0 {
             for event in batch.drain(..) {
                 match event {

@@ -1,16 +1,18 @@
-//! What the relay assigns, told to the rest of the agent no faster than it may be acted upon.
+//! The relay's configuration, passed on to the rest of the agent no faster than the agent is to act
+//! on it.
 //!
-//! Each change moves addresses, routes, rules and files of this host, and its watchers are told by netlink. A relay changes its
-//! configuration when its operator does; one that changes it without end is not obeyed each time. The last one counts.
+//! Each change moves addresses, routes, rules and files of this host, and its watchers are told by
+//! netlink. A relay changes its configuration when its operator does; one that changes it without
+//! end is not followed each time. The last one counts.
 
 use std::time::{Duration, Instant};
 
 use mobile_proto::PushConfig;
 use tokio::sync::watch;
 
-/// So many changes may follow each other at once.
+/// Changes that may follow each other at once.
 const BURST: u32 = 8;
-/// After those, one in this time.
+/// Time between two changes after those.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Passes on the relay's configuration.
@@ -19,7 +21,7 @@ pub(super) struct Assignments {
     told: watch::Sender<Option<PushConfig>>,
     /// The last configuration, if it has to wait.
     waiting: Option<PushConfig>,
-    /// Until when the changes so far are paid for, each with [`INTERVAL`].
+    /// Time until which the changes so far are paid for, each with [`INTERVAL`].
     paid: Option<Instant>,
     deferred: u64,
 }
@@ -30,7 +32,7 @@ impl Assignments {
         Self { told, waiting: None, paid: None, deferred: 0 }
     }
 
-    /// The relay says that this is its configuration.
+    /// Takes the configuration that the relay pushed.
     pub(super) fn offer(&mut self, now: Instant, config: PushConfig) {
         if self.told.borrow().as_ref() == Some(&config) {
             self.waiting = None;
@@ -92,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_that_changes_its_mind_without_end_is_obeyed_now_and_then() {
+    fn a_configuration_that_changes_without_end_is_used_now_and_then() {
         let (told, mut heard) = watch::channel(None);
         let (mut assignments, start) = (Assignments::new(told), Instant::now());
         let mut changes = 0;

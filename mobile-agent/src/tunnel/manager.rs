@@ -90,7 +90,8 @@ impl Manager {
                     }
                     self.look_at_uplinks();
                 }
-                // All that has come at once: what follows, and the copy of the state, is one for all of it.
+                // All that has come at once: what follows, and the copy of the state, is one for
+                // all of it.
                 _ = events.recv_many(&mut batch, MAX_BATCH) => {
                     if matches!(batch.last(), Some(DriverEvent::Stopped) | None) {
                         return anyhow::anyhow!("the session has stopped");

@@ -1,4 +1,5 @@
-//! The way of events from a driver to its owner: a bounded channel, and what waits for a place in it.
+//! Events on their way from a driver to its owner: a bounded channel, and what waits for a place in
+//! it.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -8,7 +9,8 @@ use tokio::sync::mpsc::{OwnedPermit, Sender, error::SendError, error::TrySendErr
 
 use super::DriverEvent;
 
-/// Events that wait for an owner at a time. More than a round makes: an owner that keeps up never stops a path.
+/// Events that wait for an owner at a time. More than a round makes: an owner that keeps up never
+/// stops a path.
 pub(super) const CAPACITY: usize = 64;
 
 type Place = OwnedPermit<DriverEvent>;
@@ -18,7 +20,7 @@ pub(super) struct Outlet {
     sender: Sender<DriverEvent>,
     /// The next place in a channel that is full.
     place: Option<Pin<Box<dyn Future<Output = Result<Place, SendError<()>>> + Send>>>,
-    /// What has to be told in the order in which it came, and found no place.
+    /// Events that found no place yet, in order.
     waiting: VecDeque<DriverEvent>,
 }
 

@@ -1,10 +1,10 @@
 //! The driver's task: what is done in one poll, and when the next one comes.
 //!
-//! A wake-up is never lost, because a poll ends only when every source was asked and said "pending" (so it will
-//! wake us), or when more may be done, and then the task wakes itself. The one source that is not asked is the
-//! packets while the session has no room; room comes from a transmission or an acknowledgement, that is, inside a
-//! poll, and after each transmission the question is asked again. Nor is a path asked while events wait for the owner: room
-//! in their channel wakes us.
+//! A wake-up is never lost, because a poll ends only when every source was asked and said "pending"
+//! (so it will wake us), or when more may be done, and then the task wakes itself. The one source
+//! that is not asked is the packets while the session has no room; room comes from a transmission
+//! or an acknowledgement, that is, inside a poll, and after each transmission the question is asked
+//! again. Nor is a path asked while events wait for the owner: room in their channel wakes us.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -445,8 +445,8 @@ impl<I: PacketIo> Driver<I> {
         self.outlet.push(DriverEvent::PathError { path, cause });
     }
 
-    /// Passes on what the session says. False if something of it waits: then no path is to be read. What waits stays in the
-    /// session as long as it can, where what is superseded is forgotten.
+    /// Passes on what the session says. False if something of it waits: then no path is to be read.
+    /// What waits stays in the session as long as it can, where what is superseded is forgotten.
     fn tell_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         while self.outlet.poll_flush(cx).is_ready() {
             let Some(event) = self.session.poll_event() else { return true };

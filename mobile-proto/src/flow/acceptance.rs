@@ -1,21 +1,23 @@
-//! The one test that a delivered segment passes before anything is learnt from it: whether the local end, by its own
-//! sequence numbers, takes the segment or refuses it (RFC 9293, 3.10.7.4).
+//! The one test that a delivered segment passes before anything is learnt from it: whether the
+//! local end, by its own sequence numbers, takes the segment or refuses it (RFC 9293, 3.10.7.4).
 
 use crate::segment::{Segment, before};
 
-/// How far behind what the local end expects, or ahead of it, a segment may lie to be its peer's at all: 8 MiB, more than
-/// most receive windows. A made-up sequence number hits this range once in 256 times.
+/// Distance from what the local end expects, behind or ahead, within which a segment may be its
+/// peer's at all: 8 MiB, more than most receive windows. A made-up sequence number hits this range
+/// once in 256 times.
 pub(crate) const LATEST: u32 = 1 << 23;
 
 /// The largest shift of a window (RFC 7323, 2.3).
 const MAX_SHIFT: u8 = 14;
 
-/// What the local end does with a segment.
+/// The local end's verdict on a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acceptance {
     /// The segment touches the receive window: the local end takes what it says.
     Current,
-    /// The segment ends before what the local end expects: refused as a repetition, without a look at what it acknowledges.
+    /// The segment ends before what the local end expects: refused as a repetition, without a look
+    /// at what it acknowledges.
     Old,
     /// The segment lies beyond the window, or too far behind it: none of the other end's.
     Outside,
@@ -24,11 +26,12 @@ pub(crate) enum Acceptance {
 /// The receive window of a local end, as far as its segments tell.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReceiveWindow {
-    /// The last acknowledgement that the local end has sent: RCV.NXT, or a little less (`rcv_wup` in Linux).
+    /// The last acknowledgement that the local end has sent: RCV.NXT, or a little less (`rcv_wup`
+    /// in Linux).
     next: u32,
     /// The end of the window: RCV.NXT + RCV.WND when it was told.
     edge: u32,
-    /// By how much windows are shifted, at the most; `None` if the handshake was not seen.
+    /// The shift of windows, at the most; `None` if the handshake was not seen.
     shift: Option<u8>,
 }
 
@@ -48,7 +51,8 @@ impl ReceiveWindow {
         }
         self.next = segment.ack;
         let edge = self.edge_of(segment);
-        // A receiver does not take back the end of its window (RFC 9293, 3.8.6); one that is too far away was never this end's.
+        // A receiver does not take back the end of its window (RFC 9293, 3.8.6); one that is too
+        // far away was never this end's.
         let keeps = before(edge, self.edge) && self.edge.wrapping_sub(self.next) <= LATEST;
         if !keeps {
             self.edge = edge;
@@ -60,10 +64,12 @@ impl ReceiveWindow {
         self.next
     }
 
-    /// What the local end does with these sequence numbers: `end` is behind the last one.
+    /// Judges a segment by its sequence numbers as the local end does: `end` is behind the last
+    /// one.
     ///
-    /// As `tcp_sequence()` of Linux, RFC 9293's test with two allowances: a repetition that ends where something new would
-    /// begin, and whatever begins at the very end of the window, because an acknowledgement stands there when the window is full.
+    /// As `tcp_sequence()` of Linux, RFC 9293's test with two allowances: a repetition that ends
+    /// where something new would begin, and whatever begins at the very end of the window, because
+    /// an acknowledgement stands there when the window is full.
     pub(crate) fn judge(&self, seq: u32, end: u32) -> Acceptance {
         let behind = self.next.wrapping_sub(end);
         let width = self.edge.wrapping_sub(self.next);

@@ -171,8 +171,8 @@ fn a_stranger_is_not_believed_because_its_segment_would_be_refused() {
     }
 }
 
-/// The reported forgery: a segment 2^31 away from what the local end expects acknowledged 3,000 bytes that
-/// nobody had got, and an outage's answer then told the local end to free them.
+/// The reported forgery: a segment 2^31 away from what the local end expects acknowledged 3,000
+/// bytes that nobody had got, and an outage's answer then told the local end to free them.
 #[test]
 fn nothing_is_learnt_from_a_segment_that_the_local_end_refuses() {
     for seq in [5000 + (1 << 31), 5000 + LATEST + 1, 5000_u32.wrapping_sub(2 * LATEST), 4990] {

@@ -1,11 +1,12 @@
-//! What the freeze learns of a flow, beside a model of the TCP at its local end: sequence numbers that do not go round, and the
-//! rules of RFC 9293, 3.10.7.4, written down once more.
+//! What the freeze learns of a flow, beside a model of the TCP at its local end: sequence numbers
+//! that do not go round, and the rules of RFC 9293, 3.10.7.4, written down once more.
 
 use super::packets;
 use crate::flow::Flows;
 use crate::segment::{ACK, FIN, RST, SYN, Segment};
 
-/// As `LATEST` of the flows, which the model must know: TCP itself has no such bound, and takes no window of more than 1 GiB.
+/// As `LATEST` of the flows, which the model must know: TCP itself has no such bound, and takes no
+/// window of more than 1 GiB.
 const FAR: i64 = 8 << 20;
 
 /// Nothing of an input moves a number further than this.
@@ -82,8 +83,8 @@ fn wire(begin: u32, number: i64) -> u32 {
     begin.wrapping_add(number as u32)
 }
 
-/// A connection between a local end that behaves and anybody at all: what is believed of the other end is what the local end
-/// believes.
+/// A connection between a local end that behaves and anybody at all: what is believed of the other
+/// end is what the local end believes.
 pub fn acceptance(bytes: &[u8]) {
     let mut input = Input(bytes);
     let (flags, shift) = (input.byte(), input.byte() % 16);
@@ -184,7 +185,8 @@ pub fn acceptance(bytes: &[u8]) {
     }
 }
 
-/// An exchange that goes well, the forgery that was once believed, an acknowledgement that was refused and told again, and ends.
+/// An exchange that goes well, the forgery that was once believed, an acknowledgement that was
+/// refused and told again, and ends.
 #[must_use]
 pub fn acceptance_seeds() -> Vec<Vec<u8>> {
     let start = |flags: u8| vec![flags, 7, 0xff, 0xff, 0, 0, 1, 0, 100, 2, 0];

@@ -1,7 +1,8 @@
-//! What waits to be told to the shell.
+//! Events that the shell has not taken yet.
 //!
-//! A peer decides how often most of it changes, so what is a *state* waits once, as it is by now; only what happened is kept
-//! each time, and that is bounded by the paths. However much a peer says in one go, what waits is in proportion to the paths.
+//! A peer decides how often most of it changes, so what is a *state* waits once, as it is by now;
+//! only what happened is kept each time, and that is bounded by the paths. However much a peer says
+//! in one go, what waits is in proportion to the paths.
 
 use std::collections::VecDeque;
 
@@ -12,7 +13,8 @@ use super::Event;
 pub(super) struct Events(VecDeque<Event>);
 
 impl Events {
-    /// Adds an event. One that says no more than how things are takes the place of what said it before.
+    /// Adds an event. One that says no more than how things are takes the place of what said it
+    /// before.
     pub(super) fn push(&mut self, mut event: Event) {
         match &mut event {
             Event::Config(_) => self.forget(|waiting| matches!(waiting, Event::Config(_))),
@@ -43,12 +45,12 @@ impl Events {
         self.0.push_back(event);
     }
 
-    /// The oldest.
+    /// Removes the oldest.
     pub(super) fn pop(&mut self) -> Option<Event> {
         self.0.pop_front()
     }
 
-    /// How many wait.
+    /// Returns how many wait.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
