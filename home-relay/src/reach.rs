@@ -132,6 +132,18 @@ impl Ranges {
         }
     }
 
+    /// Takes an address out.
+    pub(crate) fn remove(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => {
+                take_out(&mut self.ipv4, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1))
+            }
+            IpAddr::V6(address) => {
+                take_out(&mut self.ipv6, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1))
+            }
+        }
+    }
+
     /// Those of IPv4, first and last address of each.
     pub(crate) fn ipv4(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         self.ipv4
@@ -150,6 +162,19 @@ impl Ranges {
 fn is_within<T: Ord + Copy>(ranges: &[(T, T)], address: T) -> bool {
     let after = ranges.partition_point(|(from, _)| *from <= address);
     after.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|(_, to)| address <= *to)
+}
+
+fn take_out<T: Ord + Copy>(
+    ranges: &mut Vec<(T, T)>,
+    address: T,
+    before: impl Fn(T) -> Option<T>,
+    after: impl Fn(T) -> Option<T>,
+) {
+    let Some(index) = ranges.iter().position(|(from, to)| (from..=to).contains(&&address)) else { return };
+    let (from, to) = ranges[index];
+    let lower = before(address).filter(|end| from <= *end).map(|end| (from, end));
+    let upper = after(address).filter(|start| *start <= to).map(|start| (start, to));
+    ranges.splice(index..=index, lower.into_iter().chain(upper));
 }
 
 /// Sorts the ranges and joins those that touch.
@@ -340,6 +365,21 @@ mod tests {
         let both = reach("10.0.0.0/8,internet");
         assert!(allows(&both, "10.9.9.9") && allows(&both, "1.1.1.1") && !allows(&both, "192.168.1.1"));
         assert!(allows(&reach("all"), "169.254.169.254") && !allows(&reach("none"), "1.1.1.1"));
+    }
+
+    #[test]
+    fn an_address_is_taken_out_of_the_range_it_is_in() {
+        let mut ranges = reach("10.0.0.0/30,10.0.1.1").ranges().unwrap();
+        for address in ["10.0.0.0", "10.0.0.2", "10.0.1.1", "10.9.9.9", "fd00::1"] {
+            ranges.remove(address.parse().unwrap());
+        }
+        let left: Vec<String> = ranges.ipv4().map(|(from, to)| format!("{from}-{to}")).collect();
+        assert_eq!(left, ["10.0.0.1-10.0.0.1", "10.0.0.3-10.0.0.3"]);
+        let mut all = reach("0.0.0.0/0,::/0").ranges().unwrap();
+        for address in ["0.0.0.0", "255.255.255.255", "::"] {
+            all.remove(address.parse().unwrap());
+            assert!(!all.contains(address.parse().unwrap()), "{address}");
+        }
     }
 
     #[test]

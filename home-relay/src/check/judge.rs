@@ -34,7 +34,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         findings.push(if rest.has_reach {
             Finding::ok("reach", "[clients] reach says what clients reach")
         } else {
-            let seen = "clients reach private networks, metadata services and whatever else this host reaches";
+            let seen =
+                "clients reach private networks, metadata services and whatever else this host reaches";
             let next = "set [clients] reach = \"internet\", or a list; \"all\" if that is what you mean";
             Finding::warn("reach", seen, next)
         });

@@ -1,11 +1,12 @@
 //! Forwarding: a host that does not forward yet is an ordinary host, so the relay turns it on, and remembers that: what
 //! such a host forwards for others was never meant to be forwarded. `cleanup` turns it off again.
 
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use mobile_io::sysctl;
+use mobile_io::{owner, sysctl};
 use tracing::{info, warn};
 
 use super::made::Made;
@@ -46,7 +47,7 @@ impl Memory {
             self.turned_on = turned_on;
             let named = SWITCHES.into_iter().zip(turned_on).filter(|(_, on)| *on).map(|(switch, _)| switch);
             let text: Vec<String> = host().into_iter().chain(named.map(str::to_owned)).collect();
-            if let Err(error) = std::fs::write(&self.path, text.join("\n") + "\n") {
+            if let Err(error) = write(&self.path, &(text.join("\n") + "\n")) {
                 let path = self.path.display();
                 warn!("cannot write {path}: {error}; a restarted relay forwards between other devices too");
             }
@@ -69,6 +70,13 @@ impl Memory {
             _ => Ok(undone),
         }
     }
+}
+
+/// Writes a file that belongs to the owner of its folder: a relay may run as root once, and as another user later.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    owner::as_folder(&file, path)
 }
 
 /// What tells this start of the host, and this network namespace, from others.

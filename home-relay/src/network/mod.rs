@@ -167,6 +167,22 @@ impl Home {
         Ok(())
     }
 
+    /// The addresses that are this host's own on other devices, and the broadcast addresses of their networks.
+    pub(crate) async fn local_addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+        let all = self.netlink.all_addresses().await?;
+        let others = all.iter().filter(|address| address.index != self.index);
+        let mut local: Vec<IpAddr> = others
+            .flat_map(|address| {
+                let is_shared = address.net.addr().is_ipv4() && address.net.prefix_len() < 31;
+                [Some(address.net.addr()), is_shared.then(|| address.net.broadcast())]
+            })
+            .flatten()
+            .collect();
+        local.sort_unstable();
+        local.dedup();
+        Ok(local)
+    }
+
     /// Takes the number of packets that the rules have dropped since the last time, each with the reason.
     pub(crate) fn take_drops(&mut self) -> impl Iterator<Item = (Drop, u64)> + use<> {
         self.count_drops();
@@ -216,8 +232,11 @@ impl Home {
         let made_router = self.forwarding.update(&self.pools);
         if made_router != self.host.made_router {
             // Somebody turned forwarding off, and the relay is about to turn it on.
-            self.host.made_router = made_router;
-            self.change(self.ruleset.clone()).await?;
+            let before = std::mem::replace(&mut self.host.made_router, made_router);
+            if let Err(error) = self.change(self.ruleset.clone()).await {
+                self.host.made_router = before;
+                return Err(error);
+            }
         }
         if rules && let Some(expected) = self.table.clone() {
             let (ruleset, host) = (self.ruleset.clone(), self.host);

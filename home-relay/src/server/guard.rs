@@ -21,6 +21,8 @@ pub(crate) struct Policy {
     pub(crate) resolvers: Vec<IpAddr>,
     /// The world may send clients datagrams unasked, so that one from a client may be an answer.
     pub(crate) answers: bool,
+    /// This host's own addresses, and the broadcast addresses of its networks: no part of the Internet.
+    pub(crate) local: Vec<IpAddr>,
 }
 
 /// The policy, and a number by which a change is noticed without a lock.
@@ -40,6 +42,11 @@ impl Policies {
     pub(crate) fn change(&self, change: impl FnOnce(&mut Policy)) {
         change(&mut self.current.write().unwrap_or_else(PoisonError::into_inner));
         self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether these are this host's own addresses already.
+    pub(crate) fn has_local(&self, local: &[IpAddr]) -> bool {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).local == local
     }
 
     fn current(&self) -> Policy {
@@ -78,7 +85,12 @@ impl Guard {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.version = version;
         self.isolate = policy.isolate;
-        self.ranges = own.unwrap_or(policy.reach).ranges();
+        let reach = own.unwrap_or(policy.reach);
+        self.ranges = reach.ranges();
+        if let Some(ranges) = self.ranges.as_mut().filter(|_| reach.has_internet()) {
+            let is_named = |address: &IpAddr| reach.networks().any(|network| network.contains(address));
+            policy.local.iter().filter(|local| !is_named(local)).for_each(|local| ranges.remove(*local));
+        }
         self.resolvers = policy.resolvers;
         self.answers = policy.answers;
     }
@@ -213,7 +225,7 @@ pub(crate) mod tests {
     pub(crate) fn policies(reach: &str) -> Arc<Policies> {
         let resolvers = vec!["10.1.1.53".parse().unwrap()];
         let reach = reach.parse().unwrap();
-        Arc::new(Policies::new(Policy { isolate: true, reach, resolvers, answers: false }))
+        Arc::new(Policies::new(Policy { isolate: true, reach, resolvers, answers: false, local: Vec::new() }))
     }
 
     fn guard_with(policies: &Arc<Policies>) -> Guard {
@@ -283,6 +295,13 @@ pub(crate) mod tests {
         policies.change(|_| {});
         assert_eq!(guard.check(&syn), Err(Drop::Reach));
         assert_eq!(guard.check(&tcp("192.168.2.1", 80, SYN)), Ok(()));
+        *guard.own.write().unwrap() = Some("internet,198.51.100.0/24".parse().unwrap());
+        policies.change(|policy| {
+            policy.local = vec!["192.0.2.1".parse().unwrap(), "198.51.100.1".parse().unwrap()];
+        });
+        assert_eq!(guard.check(&tcp("192.0.2.1", 80, SYN)), Err(Drop::Reach), "this host's own");
+        assert_eq!(guard.check(&tcp("192.0.2.2", 80, SYN)), Ok(()));
+        assert_eq!(guard.check(&tcp("198.51.100.1", 80, SYN)), Ok(()), "its own in a network that is named");
         let datagram = packet_of(UDP, "10.9.0.2", "10.1.1.1", &[0; 8]);
         assert_eq!(guard.check(&datagram), Err(Drop::Reach));
         policies.change(|policy| policy.answers = true);

@@ -139,6 +139,7 @@ impl Registry {
             reach: settings.reach.clone(),
             resolvers: settings.push.dns.clone(),
             answers: false,
+            local: Vec::new(),
         }));
         let settings = RwLock::new(settings);
         Self { pools, settings, policies, members: RwLock::default(), routes, sink, metrics }
@@ -164,6 +165,13 @@ impl Registry {
     /// Whether the world may send clients datagrams unasked, which they then answer.
     pub(crate) fn set_answers(&self, answers: bool) {
         self.policies.change(|policy| policy.answers = answers);
+    }
+
+    /// The addresses of this host that are no part of the Internet.
+    pub(crate) fn set_local(&self, local: Vec<IpAddr>) {
+        if !self.policies.has_local(&local) {
+            self.policies.change(|policy| policy.local = local);
+        }
     }
 
     fn settings(&self) -> RwLockReadGuard<'_, Settings> {
