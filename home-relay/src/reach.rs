@@ -1,5 +1,6 @@
-//! What clients may reach behind the relay: the setting, and the ranges of addresses it comes to. The source filter and
-//! the nftables rules are both made of these ranges, so that the one stops what the other would miss.
+//! Reach of clients behind the relay: the setting, and the ranges of addresses it stands for.
+//! The source filter and the nftables rules are both made of these ranges, so that the one stops
+//! what the other would miss.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// `[clients] reach`, or a client's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Whatever this host reaches.
+    /// Every destination that this host reaches.
     All,
     /// These and nothing else; none is an empty list.
     Only(Vec<Destination>),
@@ -27,9 +28,10 @@ pub(crate) enum Destination {
     Network(IpNet),
 }
 
-/// No part of the Internet, or no business of a client: the blocks of the IANA special-purpose registries (RFC 6890)
-/// that are not forwarded, shared or private, and metadata services of clouds outside of them. The documentation
-/// prefixes are left out: nobody has them, so nothing is protected by refusing them.
+/// No part of the Internet, or no business of a client: the blocks of the IANA special-purpose
+/// registries (RFC 6890) that are not forwarded, shared or private, and metadata services of clouds
+/// outside of them. The documentation prefixes are left out: nobody has them, so nothing is
+/// protected by refusing them.
 const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -52,8 +54,8 @@ const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). ULA, with Amazon's metadata service fd00:ec2::254,
-/// link-local and multicast are outside.
+/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). ULA, with Amazon's metadata
+/// service fd00:ec2::254, link-local and multicast are outside.
 const INTERNET6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 /// 6to4: holds an IPv4 address, which may be a private one.
 const SIX_TO_FOUR: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16);
@@ -104,7 +106,7 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    /// Those of the Internet.
+    /// Returns the ranges of the Internet.
     pub(crate) fn internet() -> Self {
         let refused = NOT_INTERNET.map(|(address, length)| bounds4(Ipv4Net::new_assert(address, length)));
         let mut ipv4 = Vec::new();
@@ -132,7 +134,7 @@ impl Ranges {
         }
     }
 
-    /// Takes an address out.
+    /// Removes one address.
     pub(crate) fn remove(&mut self, address: IpAddr) {
         match address {
             IpAddr::V4(address) => {
@@ -144,14 +146,14 @@ impl Ranges {
         }
     }
 
-    /// Those of IPv4, first and last address of each.
+    /// Returns the first and last address of each IPv4 range.
     pub(crate) fn ipv4(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         self.ipv4
             .iter()
             .map(|(from, to)| (Ipv4Addr::from_bits(*from).into(), Ipv4Addr::from_bits(*to).into()))
     }
 
-    /// Those of IPv6, first and last address of each.
+    /// Returns the first and last address of each IPv6 range.
     pub(crate) fn ipv6(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         self.ipv6
             .iter()

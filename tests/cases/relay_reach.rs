@@ -1,4 +1,5 @@
-//! What a client can do at the relay, and what others can do to a client through it: nobody takes what is not theirs.
+//! What a client can do at the relay, and what others can do to a client through it: nobody takes
+//! what is not theirs.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -16,7 +17,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
 
-/// A private network behind the relay: its router's web page is on the machine at .2, the relay is at .1.
+/// A private network behind the relay: its router's web page is on the machine at .2, the relay is
+/// at .1.
 const LAN: &str = "192.168.77";
 /// The same for IPv6.
 const LAN6: &str = "fd77:1::";
@@ -36,7 +38,8 @@ impl Services {
     }
 }
 
-/// Answers datagrams to one address with the secret: a service of the client at its persistent address.
+/// Answers datagrams to one address with the secret: a service of the client at its persistent
+/// address.
 struct Responder {
     is_over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -280,7 +283,8 @@ fn a_neighbour_of_the_relay_reaches_no_client_and_no_private_network_through_it(
     let _ssh = TcpService::start(&bed.lab.host, 22, |mut stream, _| {
         let _ = std::io::Write::write_all(&mut stream, b"SSH-2.0-secret");
     })?;
-    // Beside the relay, on the segment to its provider: what it sends to the relay's hardware address is routed.
+    // Beside the relay, on the segment to its provider: what it sends to the relay's hardware
+    // address is routed.
     let neighbour = &bed.lab.internet;
     let (client4, client6) = (bed.agent.address4, bed.agent.address6);
     neighbour.ip(&[
@@ -304,7 +308,7 @@ fn a_neighbour_of_the_relay_reaches_no_client_and_no_private_network_through_it(
     bed.relay.configure("nat", "transit", "accept")?;
     bed.relay.cli(&["reload"])?.ok()?;
     assert!(tells_by_datagram(neighbour, None, &format!("{LAN}.2"), 5353)?, "transit is not let through");
-    // What the client asks is answered, and the relay's own machine may ask it.
+    // The relay's own machine may connect to a client.
     bed.lab.relay.run(&["ping", "-n", "-c", "1", "-W", "5", &client4.to_string()])?;
     bed.finish()
 }
@@ -356,7 +360,8 @@ fn forwarding_that_the_relay_turned_on_is_its_own_after_a_restart_and_ends_with_
 fn a_client_reaches_the_internet_and_nothing_private_behind_the_relay() -> Outcome {
     let bed = Testbed::new()?;
     let machine = lan(&bed)?;
-    // The cloud's metadata, which machines reach without a route of their own, and the relay's own services.
+    // The cloud's metadata, which machines reach without a route of their own, and the relay's own
+    // services.
     machine.ip(&[
         "address add 169.254.169.254/32 dev lo",
         "address add 168.63.129.16/32 dev lo",

@@ -9,8 +9,9 @@ use crate::config::{Config, Transit};
 use crate::network::{self, nft};
 
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, no other relay's;
-/// doing it again is fine. Forwarding is turned off again if the relay turned it on: nobody else has come to rely on it,
-/// since what was none of the relay's was dropped. Where that was not so, it stays as it is.
+/// doing it again is fine. Forwarding is turned off again if the relay turned it on: nobody else
+/// has come to rely on it, since what was none of the relay's was dropped. Where that was not so,
+/// it stays as it is.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     if connect(config)?.is_some() {
         bail!("the relay is running: stop it before `cleanup`, which takes its device away");

@@ -59,7 +59,7 @@ pub(crate) struct Home {
     mtu: u16,
     pools: Pools,
     ruleset: Ruleset,
-    /// What this host is like, as the rules in force take it.
+    /// State of the host that the installed rules assume.
     host: HostState,
     /// Which forwarding was turned on by a relay.
     forwarding: forwarding::Memory,
@@ -67,7 +67,7 @@ pub(crate) struct Home {
     table: Option<String>,
     /// The counters of the table, as last read.
     counted: [u64; COUNTERS.len()],
-    /// What they have counted that nobody has taken yet.
+    /// Packets counted since [`Self::take_drops`] was last called.
     drops: [u64; COUNTERS.len()],
 }
 
@@ -167,7 +167,8 @@ impl Home {
         Ok(())
     }
 
-    /// The addresses that are this host's own on other devices, and the broadcast addresses of their networks.
+    /// The addresses that are this host's own on other devices, and the broadcast addresses of
+    /// their networks.
     pub(crate) async fn local_addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
         let all = self.netlink.all_addresses().await?;
         let others = all.iter().filter(|address| address.index != self.index);
@@ -183,7 +184,8 @@ impl Home {
         Ok(local)
     }
 
-    /// Takes the number of packets that the rules have dropped since the last time, each with the reason.
+    /// Takes the number of packets that the rules have dropped since the last time, each with the
+    /// reason.
     pub(crate) fn take_drops(&mut self) -> impl Iterator<Item = (Drop, u64)> + use<> {
         self.count_drops();
         let drops = std::mem::take(&mut self.drops);
@@ -339,8 +341,8 @@ fn first_client(own: IpNet) -> Option<IpAddr> {
     own.contains(&next).then_some(next)
 }
 
-/// Puts the ruleset into the kernel, and gives it as nft lists it, with what it takes the host for. A host without
-/// nftables serves all the same where nothing depends on it.
+/// Puts the ruleset into the kernel, and gives it as nft lists it, with what it takes the host for.
+/// A host without nftables serves all the same where nothing depends on it.
 fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<(HostState, Option<String>)> {
     let host = HostState { has_firewall: firewall::filters_this_host(), ..host };
     let rules = Ruleset { host, ..ruleset.clone() };
@@ -358,7 +360,8 @@ fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<(HostState, Opt
     }
 }
 
-/// Deletes the tracked connections of these addresses, either way, so that whoever has the address next inherits none.
+/// Deletes the tracked connections of these addresses, either way, so that whoever has the address
+/// next inherits none.
 pub(crate) fn forget_connections(addresses: &[IpAddr]) {
     if addresses.is_empty() {
         return;

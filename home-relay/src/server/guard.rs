@@ -10,18 +10,19 @@ use crate::metrics::Drop;
 use crate::pool::{Lease, Pools};
 use crate::reach::{Ranges, Reach};
 
-/// What the whole relay's source filters go by, and may change.
+/// Policy common to the source filters of all clients; a reload may change it.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     /// Clients do not reach each other.
     pub(crate) isolate: bool,
-    /// What a client reaches that has no setting of its own.
+    /// Reach of clients without a setting of their own.
     pub(crate) reach: Reach,
     /// The resolvers that are pushed to clients, which reach them wherever they are.
     pub(crate) resolvers: Vec<IpAddr>,
     /// The world may send clients datagrams unasked, so that one from a client may be an answer.
     pub(crate) answers: bool,
-    /// This host's own addresses, and the broadcast addresses of its networks: no part of the Internet.
+    /// This host's own addresses, and the broadcast addresses of its networks: no part of the
+    /// Internet.
     pub(crate) local: Vec<IpAddr>,
 }
 
@@ -54,7 +55,7 @@ impl Policies {
     }
 }
 
-/// What one client may reach, where that differs from the others'; it may change during a session.
+/// Reach of one client, if it differs from the common one; it may change during a session.
 pub(crate) type OwnReach = Arc<RwLock<Option<Reach>>>;
 
 /// Checks every packet of one client.
@@ -110,8 +111,8 @@ impl Guard {
             return Err(Drop::Source);
         }
         if self.pools.contains(header.dst) {
-            // The device's own address answers a ping, and what else is there for clients is for the rules of nftables to
-            // say, which know what the relay's host asked first.
+            // The device's own address answers a ping, and what else is there for clients is for
+            // the rules of nftables to say, which know what the relay's host asked first.
             return if self.isolate && !self.pools.is_own(header.dst) {
                 Err(Drop::Isolation)
             } else {
@@ -129,8 +130,9 @@ impl Guard {
         }
     }
 
-    /// Whether a packet to an address out of reach may be an answer, or asks a pushed resolver. The rules of nftables
-    /// know what was asked; here it is only stopped that a client begins something.
+    /// Whether a packet to an address out of reach may be an answer, or asks a pushed resolver. The
+    /// rules of nftables know what was asked; here it is only stopped that a client begins
+    /// something.
     fn is_excepted(&self, packet: &[u8], destination: IpAddr) -> bool {
         let Some((protocol, payload)) = upper_layer(packet) else { return false };
         let to_port = |port: u16| payload.get(2..4) == Some(&port.to_be_bytes());
@@ -159,7 +161,8 @@ const DNS: u16 = 53;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// The protocol above IP, and its header; `None` where that is not at hand: later fragments, extension headers.
+/// The protocol above IP, and its header; `None` where that is not at hand: later fragments,
+/// extension headers.
 fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     let first = *packet.first()?;
     if first >> 4 == 4 {
@@ -264,7 +267,7 @@ pub(crate) mod tests {
         for refused in ["192.168.1.1", "10.1.1.1", "168.63.129.16", "100.100.100.200"] {
             assert_eq!(guard.check(&tcp(refused, 80, SYN)), Err(Drop::Reach), "{refused}");
             assert_eq!(guard.check(&packet("10.9.0.2", refused)), Err(Drop::Reach), "{refused}");
-            // What a LAN's machine asked by a forwarded port is answered.
+            // A reply to a machine of the LAN that connected by a forwarded port.
             assert_eq!(guard.check(&tcp(refused, 80, SYN | ACK)), Ok(()), "{refused}");
         }
         assert_eq!(guard.check(&packet("fd12::2", "fd00:ec2::254")), Err(Drop::Reach));
