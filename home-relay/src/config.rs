@@ -62,7 +62,8 @@ pub(crate) struct Listen {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Tracking {
-    /// Tracks them where another firewall filters what comes to or from this host: its rules may ask for their state.
+    /// Tracks them where another firewall filters what comes to or from this host: its rules may
+    /// ask for their state.
     #[default]
     Auto,
     /// Tracks them.
@@ -136,7 +137,7 @@ pub(crate) struct Nat {
     pub(crate) interface: Option<String>,
     /// What of that is done for IPv6.
     pub(crate) ipv6: Ipv6Nat,
-    /// What is forwarded between other devices of this host.
+    /// Policy for packets between other devices of this host.
     pub(crate) transit: Transit,
 }
 
@@ -177,9 +178,9 @@ impl Default for Nat {
 pub(crate) struct Clients {
     /// They reach the world and this host, not each other.
     pub(crate) isolate: bool,
-    /// What they reach of the world; everything when absent, as it was before there was this key.
+    /// Destinations that clients may reach; all of them when absent, as before this key existed.
     pub(crate) reach: Option<Reach>,
-    /// Who reaches them, beside those that they asked.
+    /// Senders that reach clients without having been asked.
     pub(crate) inbound: Inbound,
 }
 
@@ -190,7 +191,7 @@ impl Default for Clients {
 }
 
 impl Clients {
-    /// What a client reaches that has no setting of its own.
+    /// Returns the reach of clients without a setting of their own.
     pub(crate) fn reach(&self) -> Reach {
         self.reach.clone().unwrap_or(Reach::All)
     }
@@ -200,8 +201,8 @@ impl Clients {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Inbound {
-    /// Everybody, at the addresses of pools that are not masqueraded, because they are routed to this host; at other
-    /// pools as `Forwards`.
+    /// Everybody, at the addresses of pools that are not masqueraded, because they are routed to
+    /// this host; at other pools as `Forwards`.
     #[default]
     Routed,
     /// Nobody, but for ports that `home-relay forward` leads to a client.
@@ -236,9 +237,9 @@ pub(crate) struct Limits {
     pub(crate) session_idle: u64,
     /// Bytes of packets waiting for one client before the session takes them.
     pub(crate) queue_bytes: usize,
-    /// Tracked connections of one client; 0 for no limit.
+    /// Tracked connections of one client; 0 disables the limit.
     pub(crate) connections_per_client: u32,
-    /// New ones a second of one client, ten seconds' worth at once; 0 for no limit.
+    /// New connections a second of one client, ten seconds' worth at once; 0 disables the limit.
     pub(crate) connection_rate_per_client: u32,
 }
 
@@ -262,11 +263,13 @@ impl Default for Limits {
             session_idle: 24 * 3600,
             // A hand-over between two tasks: 16 of the kernel's largest packets absorb a burst.
             queue_bytes: 1 << 20,
-            // 1.6 % of the kernel's usual 262,144: sixty clients at their limit fill it, one does not. Browsers and
-            // mail keep a few hundred open, peer-to-peer programs one or two thousand.
+            // 1.6 % of the kernel's usual 262,144: sixty clients at their limit fill it, one does
+            // not. Browsers and mail keep a few hundred open, peer-to-peer programs one or two
+            // thousand.
             connections_per_client: 4096,
-            // A page takes a hundred at once, names included, and a burst of ten seconds' worth covers a session that is
-            // restored. The kernel keeps ended TCP connections for 120 s and counts them no more: 24,000 at this rate.
+            // A page takes a hundred at once, names included, and a burst of ten seconds' worth
+            // covers a session that is restored. The kernel keeps ended TCP connections for 120 s
+            // and counts them no more: 24,000 at this rate.
             connection_rate_per_client: 200,
         }
     }

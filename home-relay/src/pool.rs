@@ -1,7 +1,8 @@
 //! Which persistent address a client gets: pure arithmetic on the two pools.
 //!
-//! The first usable address of a pool is the home virtual device's own. A client gets the lowest address that nobody
-//! has held, and when there is none, the one that was freed longest ago: the world may still send to a former holder.
+//! The first usable address of a pool is the home virtual device's own. A client gets the lowest
+//! address that nobody has held, and when there is none, the one that was freed longest ago: the
+//! world may still send to a former holder.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -190,8 +191,8 @@ impl Pools {
         Ok(())
     }
 
-    /// Keeps of `held` what is still in the pools, and fills what is missing with free addresses; `taken` are those of
-    /// the other clients, and from now on this one's.
+    /// Keeps of `held` what is still in the pools, and fills what is missing with free addresses;
+    /// `taken` are those of the other clients, and from now on this one's.
     pub(crate) fn lease(&self, held: Lease, taken: &mut Taken) -> Result<Lease, PoolError> {
         let ipv4 = match (self.ipv4, held.ipv4) {
             (None, _) => None,
@@ -238,7 +239,8 @@ impl Taken {
         self.freed.insert(address, since);
     }
 
-    /// Of the free addresses that somebody has held, the one that is free longest, among those that fit.
+    /// Of the free addresses that somebody has held, the one that is free longest, among those that
+    /// fit.
     fn longest_free(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let fitting = self.freed.iter().filter(|(address, _)| fits(**address));
         fitting.min_by_key(|(address, since)| (**since, **address)).map(|(address, _)| *address)
@@ -255,7 +257,8 @@ impl Taken {
     }
 
     fn free_ipv4(&mut self, net: Ipv4Net) -> Result<Ipv4Addr, PoolError> {
-        // At most as many candidates are looked at as are taken or were, and one: that one must be free.
+        // At most as many candidates are looked at as are taken or were, and one: that one must be
+        // free.
         let first = own_ipv4(net).to_bits() + 1;
         let unused = (first.max(self.from_ipv4)..net.broadcast().to_bits())
             .map(Ipv4Addr::from_bits)

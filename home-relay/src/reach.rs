@@ -1,5 +1,6 @@
-//! What clients may reach behind the relay: the setting, and the ranges of addresses it comes to. The source filter and
-//! the nftables rules are both made of these ranges, so that the one stops what the other would miss.
+//! Reach of clients behind the relay: the setting, and the ranges of addresses it stands for.
+//! The source filter and the nftables rules are both made of these ranges, so that the one stops
+//! what the other would miss.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// `[clients] reach`, or a client's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Whatever this host reaches.
+    /// Every destination that this host reaches.
     All,
     /// These and nothing else; none is an empty list.
     Only(Vec<Destination>),
@@ -27,9 +28,10 @@ pub(crate) enum Destination {
     Network(IpNet),
 }
 
-/// No part of the Internet, or no business of a client: the blocks of the IANA special-purpose registries (RFC 6890)
-/// that are not forwarded, shared or private, and metadata services of clouds outside of them. The documentation
-/// prefixes are left out: nobody has them, so nothing is protected by refusing them.
+/// No part of the Internet, or no business of a client: the blocks of the IANA special-purpose
+/// registries (RFC 6890) that are not forwarded, shared or private, and metadata services of clouds
+/// outside of them. The documentation prefixes are left out: nobody has them, so nothing is
+/// protected by refusing them.
 const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -52,8 +54,8 @@ const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). ULA, with Amazon's metadata service fd00:ec2::254,
-/// link-local and multicast are outside.
+/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). ULA, with Amazon's metadata
+/// service fd00:ec2::254, link-local and multicast are outside.
 const INTERNET6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 /// 6to4: holds an IPv4 address, which may be a private one.
 const SIX_TO_FOUR: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16);
@@ -104,7 +106,7 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    /// Those of the Internet.
+    /// Returns the ranges of the Internet.
     pub(crate) fn internet() -> Self {
         let refused = NOT_INTERNET.map(|(address, length)| bounds4(Ipv4Net::new_assert(address, length)));
         let mut ipv4 = Vec::new();
@@ -132,14 +134,26 @@ impl Ranges {
         }
     }
 
-    /// Those of IPv4, first and last address of each.
+    /// Removes one address.
+    pub(crate) fn remove(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => {
+                take_out(&mut self.ipv4, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1))
+            }
+            IpAddr::V6(address) => {
+                take_out(&mut self.ipv6, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1))
+            }
+        }
+    }
+
+    /// Returns the first and last address of each IPv4 range.
     pub(crate) fn ipv4(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         self.ipv4
             .iter()
             .map(|(from, to)| (Ipv4Addr::from_bits(*from).into(), Ipv4Addr::from_bits(*to).into()))
     }
 
-    /// Those of IPv6, first and last address of each.
+    /// Returns the first and last address of each IPv6 range.
     pub(crate) fn ipv6(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         self.ipv6
             .iter()
@@ -150,6 +164,19 @@ impl Ranges {
 fn is_within<T: Ord + Copy>(ranges: &[(T, T)], address: T) -> bool {
     let after = ranges.partition_point(|(from, _)| *from <= address);
     after.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|(_, to)| address <= *to)
+}
+
+fn take_out<T: Ord + Copy>(
+    ranges: &mut Vec<(T, T)>,
+    address: T,
+    before: impl Fn(T) -> Option<T>,
+    after: impl Fn(T) -> Option<T>,
+) {
+    let Some(index) = ranges.iter().position(|(from, to)| (from..=to).contains(&&address)) else { return };
+    let (from, to) = ranges[index];
+    let lower = before(address).filter(|end| from <= *end).map(|end| (from, end));
+    let upper = after(address).filter(|start| *start <= to).map(|start| (start, to));
+    ranges.splice(index..=index, lower.into_iter().chain(upper));
 }
 
 /// Sorts the ranges and joins those that touch.
@@ -340,6 +367,21 @@ mod tests {
         let both = reach("10.0.0.0/8,internet");
         assert!(allows(&both, "10.9.9.9") && allows(&both, "1.1.1.1") && !allows(&both, "192.168.1.1"));
         assert!(allows(&reach("all"), "169.254.169.254") && !allows(&reach("none"), "1.1.1.1"));
+    }
+
+    #[test]
+    fn an_address_is_taken_out_of_the_range_it_is_in() {
+        let mut ranges = reach("10.0.0.0/30,10.0.1.1").ranges().unwrap();
+        for address in ["10.0.0.0", "10.0.0.2", "10.0.1.1", "10.9.9.9", "fd00::1"] {
+            ranges.remove(address.parse().unwrap());
+        }
+        let left: Vec<String> = ranges.ipv4().map(|(from, to)| format!("{from}-{to}")).collect();
+        assert_eq!(left, ["10.0.0.1-10.0.0.1", "10.0.0.3-10.0.0.3"]);
+        let mut all = reach("0.0.0.0/0,::/0").ranges().unwrap();
+        for address in ["0.0.0.0", "255.255.255.255", "::"] {
+            all.remove(address.parse().unwrap());
+            assert!(!all.contains(address.parse().unwrap()), "{address}");
+        }
     }
 
     #[test]

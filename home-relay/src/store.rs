@@ -41,7 +41,7 @@ pub(crate) struct Client {
     pub(crate) lease: Lease,
     /// When it was authorised, in seconds since 1970.
     pub(crate) created: u64,
-    /// What it reaches; `[clients] reach` holds for one without.
+    /// Reach of this client; `None` follows `[clients] reach`.
     #[serde(default)]
     pub(crate) reach: Option<Reach>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Newcomer {
     /// The addresses it is to have; free ones where none is named.
     #[serde(default)]
     pub(crate) wanted: Lease,
-    /// What it is to reach; as before where nothing is said.
+    /// Change of the reach of this client.
     #[serde(default)]
     pub(crate) reach: WantedReach,
 }
@@ -65,17 +65,17 @@ pub(crate) struct Newcomer {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum WantedReach {
-    /// As before.
+    /// Keep the present setting.
     #[default]
     Unchanged,
-    /// What `[clients] reach` says.
+    /// Follow `[clients] reach`.
     Default,
-    /// This.
+    /// Use this reach.
     Own(Reach),
 }
 
 impl WantedReach {
-    /// What comes of it, for a client that had `before`.
+    /// Returns the new setting of a client that had `before`.
     fn over(&self, before: Option<Reach>) -> Option<Reach> {
         match self {
             Self::Unchanged => before,
@@ -117,7 +117,7 @@ pub(crate) struct Entry {
     pub(crate) created: u64,
     /// When the invitation ends, in seconds since 1970; none for a client.
     pub(crate) expires: Option<u64>,
-    /// What it reaches; none: what `[clients] reach` says.
+    /// Reach of this client; `None` follows `[clients] reach`.
     #[serde(default)]
     pub(crate) reach: Option<Reach>,
 }

@@ -229,7 +229,8 @@ impl Lab {
         Ns::new(name, Arc::clone(&self.group))
     }
 
-    /// Joins two machines by a wire, up at both ends; each end is a machine and the name of its device.
+    /// Joins two machines by a wire, up at both ends; each end is a machine and the name of its
+    /// device.
     pub fn wire(&self, near: (&Ns, &str), far: (&Ns, &str)) -> Result<()> {
         topology::veth(near.0, near.1, far.0, far.1)
     }

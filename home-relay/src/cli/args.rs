@@ -88,8 +88,8 @@ pub(crate) struct Authorize {
     pub(crate) public_key: Option<PublicKey>,
     #[command(flatten)]
     pub(crate) addresses: Addresses,
-    /// Let it reach "internet", "all", "none", or networks with commas between them; "default": what `[clients] reach`
-    /// says.
+    /// Let it reach "internet", "all", "none", or networks with commas between them; "default":
+    /// what `[clients] reach` says.
     #[arg(long, value_name = "REACH")]
     pub(crate) reach: Option<String>,
     /// Let in everybody in this file, NAME PUBLIC_KEY a line (`-`: stdin); print the names with the addresses.

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::nft;
 
-/// Whether another firewall filters what comes to this host or leaves it. Its rules for the relay's port may ask for the
-/// state of a connection, which is unknown where connections are not tracked. Whatever cannot be found out counts as a
-/// firewall: to track is what always works.
+/// Whether another firewall filters what comes to this host or leaves it. Its rules for the relay's
+/// port may ask for the state of a connection, which is unknown where connections are not tracked.
+/// A ruleset that cannot be read counts as a firewall: tracking always works.
 pub(super) fn filters_this_host() -> bool {
     let by_nftables = nft::list_chains().map_or(true, |json| filtering(&json));
     by_nftables || ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"].into_iter().any(has_filter)
@@ -27,7 +27,8 @@ pub(super) fn has_relay(json: &serde_json::Value) -> bool {
     chains.into_iter().any(|chain| chain["table"].as_str().is_some_and(|table| table.starts_with(nft::TABLE)))
 }
 
-/// Whether the older iptables has a filter table, by the file that lists its tables. There is none without its modules.
+/// Whether the older iptables has a filter table, by the file that lists its tables. There is none
+/// without its modules.
 fn has_filter(file: impl AsRef<Path>) -> bool {
     match std::fs::read_to_string(file) {
         Ok(tables) => tables.lines().any(|table| table == "filter"),

@@ -1,11 +1,13 @@
-//! Forwarding: a host that does not forward yet is an ordinary host, so the relay turns it on, and remembers that: what
-//! such a host forwards for others was never meant to be forwarded. `cleanup` turns it off again.
+//! Forwarding: a host that does not forward yet is an ordinary host, so the relay turns it on, and
+//! remembers that: what such a host forwards for others was never meant to be forwarded. `cleanup`
+//! turns it off again.
 
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use mobile_io::sysctl;
+use mobile_io::{owner, sysctl};
 use tracing::{info, warn};
 
 use super::made::Made;
@@ -23,8 +25,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Reads the memory in a state directory. One of before the host started, or of another network namespace, is void:
-    /// whoever turned forwarding on since was somebody else.
+    /// Reads the memory in a state directory. One of before the host started, or of another network
+    /// namespace, is void: whoever turned forwarding on since was somebody else.
     pub(super) fn load(dir: &Path) -> Self {
         let path = dir.join(FILE);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -34,8 +36,8 @@ impl Memory {
         Self { path, turned_on: SWITCHES.map(|switch| is_valid && named.contains(&switch)) }
     }
 
-    /// Which switches are the relay's doing once [`enable`] has run: those it turned on before, and those that are off
-    /// now. Written down before anything is turned on.
+    /// Which switches are the relay's doing once [`enable`] has run: those it turned on before, and
+    /// those that are off now. Written down before anything is turned on.
     pub(super) fn update(&mut self, pools: &Pools) -> [bool; 2] {
         let wanted = [pools.ipv4().is_some(), pools.ipv6().is_some()];
         let mut turned_on = self.turned_on;
@@ -46,7 +48,7 @@ impl Memory {
             self.turned_on = turned_on;
             let named = SWITCHES.into_iter().zip(turned_on).filter(|(_, on)| *on).map(|(switch, _)| switch);
             let text: Vec<String> = host().into_iter().chain(named.map(str::to_owned)).collect();
-            if let Err(error) = std::fs::write(&self.path, text.join("\n") + "\n") {
+            if let Err(error) = write(&self.path, &(text.join("\n") + "\n")) {
                 let path = self.path.display();
                 warn!("cannot write {path}: {error}; a restarted relay forwards between other devices too");
             }
@@ -71,7 +73,15 @@ impl Memory {
     }
 }
 
-/// What tells this start of the host, and this network namespace, from others.
+/// Writes a file that belongs to the owner of its folder: a relay may run as root once, and as
+/// another user later.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    owner::as_folder(&file, path)
+}
+
+/// Returns a text that identifies this boot and this network namespace.
 fn host() -> Option<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let namespace = std::fs::metadata("/proc/self/ns/net").ok()?.ino();

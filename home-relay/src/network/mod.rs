@@ -59,7 +59,7 @@ pub(crate) struct Home {
     mtu: u16,
     pools: Pools,
     ruleset: Ruleset,
-    /// What this host is like, as the rules in force take it.
+    /// State of the host that the installed rules assume.
     host: HostState,
     /// Which forwarding was turned on by a relay.
     forwarding: forwarding::Memory,
@@ -69,7 +69,7 @@ pub(crate) struct Home {
     pending: Option<Ruleset>,
     /// The counters of the table, as last read.
     counted: [u64; COUNTERS.len()],
-    /// What they have counted that nobody has taken yet.
+    /// Packets counted since [`Self::take_drops`] was last called.
     drops: [u64; COUNTERS.len()],
 }
 
@@ -199,7 +199,25 @@ impl Home {
         self.pending.is_some()
     }
 
-    /// Takes the number of packets that the rules have dropped since the last time, each with the reason.
+    /// The addresses that are this host's own on other devices, and the broadcast addresses of
+    /// their networks.
+    pub(crate) async fn local_addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+        let all = self.netlink.all_addresses().await?;
+        let others = all.iter().filter(|address| address.index != self.index);
+        let mut local: Vec<IpAddr> = others
+            .flat_map(|address| {
+                let is_shared = address.net.addr().is_ipv4() && address.net.prefix_len() < 31;
+                [Some(address.net.addr()), is_shared.then(|| address.net.broadcast())]
+            })
+            .flatten()
+            .collect();
+        local.sort_unstable();
+        local.dedup();
+        Ok(local)
+    }
+
+    /// Takes the number of packets that the rules have dropped since the last time, each with the
+    /// reason.
     pub(crate) fn take_drops(&mut self) -> impl Iterator<Item = (Drop, u64)> + use<> {
         self.count_drops();
         let drops = std::mem::take(&mut self.drops);
@@ -252,8 +270,11 @@ impl Home {
         let made_router = self.forwarding.update(&self.pools);
         if made_router != self.host.made_router {
             // Somebody turned forwarding off, and the relay is about to turn it on.
-            self.host.made_router = made_router;
-            self.change(self.ruleset.clone()).await?;
+            let before = std::mem::replace(&mut self.host.made_router, made_router);
+            if let Err(error) = self.change(self.ruleset.clone()).await {
+                self.host.made_router = before;
+                return Err(error);
+            }
         }
         if rules && let Some(expected) = self.table.clone() {
             let (ruleset, host) = (self.ruleset.clone(), self.host);
@@ -439,7 +460,8 @@ fn replace(
     Ok((rules.host, Some(listing)))
 }
 
-/// Deletes the tracked connections of these addresses, either way, so that whoever has the address next inherits none.
+/// Deletes the tracked connections of these addresses, either way, so that whoever has the address
+/// next inherits none.
 pub(crate) fn forget_connections(addresses: &[IpAddr]) {
     if addresses.is_empty() {
         return;

@@ -56,7 +56,7 @@ pub(crate) struct Ruleset {
     pub(crate) own: Vec<IpAddr>,
     /// The pools whose clients the world reaches unasked.
     pub(crate) open: Vec<IpNet>,
-    /// What clients reach, and those that have a setting of their own.
+    /// Common reach of clients, and the addresses that have a reach of their own.
     pub(crate) reach: Reach,
     pub(crate) reach_of: Vec<(IpAddr, Reach)>,
     /// The resolvers that are pushed to clients, which reach them wherever they are.
@@ -67,13 +67,13 @@ pub(crate) struct Ruleset {
     /// Where this relay listens, and whether the kernel tracks the connections to it.
     pub(crate) listen: SocketAddr,
     pub(crate) track: Tracking,
-    /// What is forwarded between other devices.
+    /// Policy for packets between other devices.
     pub(crate) transit: Transit,
-    /// What this host is like, as far as rules depend on it; found out when they are installed.
+    /// State of the host, detected when the rules are installed.
     pub(crate) host: HostState,
 }
 
-/// What the rules depend on beside the configuration and the store.
+/// State of the host that rules depend on, beside the configuration and the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HostState {
     /// Another firewall filters what comes to or leaves this host.
@@ -128,8 +128,8 @@ impl Ruleset {
         }
     }
 
-    /// Whether the relay is only with it what its configuration says. Without masquerading, forwards and a bound on
-    /// what clients reach, the rules are a help.
+    /// Whether the relay is only with it what its configuration says. Without masquerading,
+    /// forwards and a bound on what clients reach, the rules are a help.
     pub(crate) fn is_needed(&self) -> bool {
         let is_bounded = self.reach != Reach::All || self.reach_of.iter().any(|(_, own)| *own != Reach::All);
         !self.masqueraded.is_empty() || !self.redirects.is_empty() || is_bounded

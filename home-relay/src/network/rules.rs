@@ -1,5 +1,5 @@
-//! The rules that bound what passes: how many connections a client has, what it reaches, who reaches it, and what this
-//! host forwards that is none of the relay's business.
+//! The rules that bound what passes: how many connections a client has, what it reaches, who
+//! reaches it, and what this host forwards that is none of the relay's business.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -11,7 +11,8 @@ use crate::config::{Tracking, Transit};
 use crate::metrics::Drop;
 use crate::reach::Reach;
 
-/// The group of the relay's device, of all relays on a host: what one of them forwards is no transit to another.
+/// The group of the relay's device, of all relays on a host: what one of them forwards is no
+/// transit to another.
 pub(crate) const DEVICE_GROUP: u32 = 7700;
 
 /// The named counters, each with the reason it stands for.
@@ -25,7 +26,7 @@ pub(crate) const COUNTERS: [(&str, Drop); 7] = [
     ("transit", Drop::Transit),
 ];
 
-/// What the packet path adds to, and so differs from one listing to the next.
+/// Sets filled by the packet path, whose elements differ from one listing to the next.
 const DYNAMIC_SETS: [&str; 4] = ["connections4", "connections6", "rate4", "rate6"];
 
 /// Clients in one of the sets; as many addresses as there may be clients.
@@ -101,14 +102,16 @@ impl Ruleset {
         base_chain(
             text,
             "from_clients",
-            // After connection tracking, before destinations are translated, and so before an entry is made for good.
+            // After connection tracking, before destinations are translated, and so before an entry
+            // is made for good.
             "filter hook prerouting priority mangle",
             &self.from_clients(&policies),
         );
     }
 
-    /// The rules for what comes to the relay's port and for what leaves it. Strangers' connections do not fill the
-    /// table that clients' translation lives in, and a full table keeps no client from connecting.
+    /// The rules for what comes to the relay's port and for what leaves it. Strangers' connections
+    /// do not fill the table that clients' translation lives in, and a full table keeps no client
+    /// from connecting.
     fn untracked(&self) -> Option<(String, String)> {
         match self.track {
             Tracking::On => return None,
@@ -130,7 +133,7 @@ impl Ruleset {
         ))
     }
 
-    /// What clients begin, within their bounds.
+    /// Returns the rules that limit new connections of a client.
     fn limiting(&self) -> Vec<String> {
         let mut rules = Vec::new();
         for (number, of) in [(4, "ip saddr"), (6, "ip6 saddr")] {
@@ -154,12 +157,12 @@ impl Ruleset {
         rules
     }
 
-    /// The different reaches there are, each with the clients' addresses that have it as their own; the first is
-    /// everybody else's.
+    /// The different reaches there are, each with the clients' addresses that have it as their own;
+    /// the first is everybody else's.
     fn policies(&self) -> Vec<(&Reach, Vec<IpAddr>)> {
         let mut policies = vec![(&self.reach, Vec::new())];
         for (address, reach) in &self.reach_of {
-            // One that is the same as everybody's needs no entry.
+            // A reach equal to the common one needs no entry.
             match policies.iter_mut().find(|(known, _)| *known == reach) {
                 Some((known, _)) if **known == self.reach => {}
                 Some((_, of)) => of.push(*address),
@@ -169,7 +172,7 @@ impl Ruleset {
         policies
     }
 
-    /// What may be begun under one reach.
+    /// Returns the rules for new connections under one reach.
     fn reaching(&self, reach: &Reach) -> Vec<String> {
         let Some(ranges) = reach.ranges() else { return vec!["goto limits".to_owned()] };
         let mut rules = Vec::new();
@@ -207,10 +210,11 @@ impl Ruleset {
         let device = &self.device;
         let mut rules = vec![
             format!("iifname != \"{device}\" accept"),
-            // What a client answers, too.
+            // Includes the replies of a client.
             "ct state established,related accept".to_owned(),
             dropped("ct state invalid", Drop::Invalid),
-            // RFC 2644: a router does not forward directed broadcasts; this host's own programs would take them.
+            // RFC 2644: a router does not forward directed broadcasts; this host's own programs
+            // would take them.
             dropped("fib daddr type { broadcast, multicast }", Drop::Destination),
         ];
         if policies.iter().all(|(reach, _)| **reach == Reach::All) {
@@ -247,16 +251,16 @@ impl Ruleset {
         rules
     }
 
-    /// What this host forwards.
+    /// Returns the rules of the forward hook.
     pub(super) fn forwarding(&self) -> Vec<String> {
         let device = &self.device;
         let mut rules = Vec::new();
         if self.isolate {
             rules.push(format!("iifname \"{device}\" oifname \"{device}\" drop"));
         }
-        // Both SYNs, so that neither side's segments are larger than the narrower of the two ways (`rt mtu` looks at
-        // both): the way out may have a smaller MTU than the tunnel (PPPoE), and a filter beyond that eats the ICMP
-        // which would say so.
+        // Both SYNs, so that neither side's segments are larger than the narrower of the two ways
+        // (`rt mtu` looks at both): the way out may have a smaller MTU than the tunnel (PPPoE), and
+        // a filter beyond that eats the ICMP which would say so.
         for way in ["iifname", "oifname"] {
             rules.push(format!(
                 "{way} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
@@ -290,156 +294,4 @@ impl Ruleset {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::nft::HostState;
-    use super::*;
-
-    pub(in super::super) fn ruleset() -> Ruleset {
-        Ruleset {
-            device: "home0".into(),
-            masqueraded: vec!["10.77.0.0/24".parse().unwrap(), "fd12::/64".parse().unwrap()],
-            interface: None,
-            isolate: true,
-            redirects: Vec::new(),
-            pools: vec!["10.77.0.0/24".parse().unwrap(), "fd12::/64".parse().unwrap()],
-            own: vec!["10.77.0.1".parse().unwrap(), "fd12::1".parse().unwrap()],
-            open: Vec::new(),
-            reach: Reach::All,
-            reach_of: Vec::new(),
-            resolvers: Vec::new(),
-            connections: 100,
-            connection_rate: 10,
-            listen: "[::]:443".parse().unwrap(),
-            track: Tracking::Auto,
-            transit: Transit::Auto,
-            host: HostState::default(),
-        }
-    }
-
-    fn assert_has(text: &str, rule: &str) {
-        assert!(text.contains(&format!("        {rule}\n")), "no {rule} in {text}");
-    }
-
-    #[test]
-    fn clients_are_isolated_unless_told_otherwise_and_segments_fit_the_way_in_any_case() {
-        let clamp = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
-        for (isolate, drops) in [(true, 1), (false, 0)] {
-            let text = Ruleset { isolate, ..ruleset() }.text();
-            assert_eq!(text.matches("iifname \"home0\" oifname \"home0\" drop").count(), drops);
-            assert_has(&text, &format!("iifname \"home0\" {clamp}"));
-            assert_has(&text, &format!("oifname \"home0\" {clamp}"));
-        }
-    }
-
-    #[test]
-    fn transit_is_dropped_in_the_family_whose_forwarding_the_relay_turned_on() {
-        let six = HostState { made_router: [false, true], ..HostState::default() };
-        for (transit, host, expected) in [
-            (Transit::Auto, HostState::default(), [false, false]),
-            (Transit::Auto, six, [false, true]),
-            (Transit::Accept, six, [false, false]),
-            (Transit::Drop, six, [true, true]),
-        ] {
-            let text = Ruleset { transit, host, ..ruleset() }.text();
-            let drops = ["ipv4", "ipv6"].map(|family| {
-                text.contains(&format!("meta nfproto {family} iifgroup != 7700 oifgroup != 7700"))
-            });
-            assert_eq!(drops, expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn the_port_is_tracked_where_another_firewall_may_ask_for_it() {
-        let firewall = HostState { has_firewall: true, ..HostState::default() };
-        for (track, host, expected) in [
-            (Tracking::Auto, HostState::default(), true),
-            (Tracking::Auto, firewall, false),
-            (Tracking::Off, firewall, true),
-            (Tracking::On, HostState::default(), false),
-        ] {
-            let text = Ruleset { track, host, ..ruleset() }.text();
-            assert_eq!(text.contains("notrack"), expected, "{text}");
-        }
-        let text = Ruleset { listen: "192.0.2.1:8443".parse().unwrap(), ..ruleset() }.text();
-        assert_has(
-            &text,
-            "iifname != \"home0\" ip daddr 192.0.2.1 fib daddr type local tcp dport 8443 notrack",
-        );
-        assert_has(&text, "oifname != \"home0\" ip saddr 192.0.2.1 tcp sport 8443 notrack");
-    }
-
-    #[test]
-    fn clients_of_one_reach_share_a_chain_and_those_of_the_common_one_need_none() {
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let (all, internet): (Reach, Reach) = ("all".parse().unwrap(), "internet".parse().unwrap());
-        let lan: Reach = "internet,192.168.1.0/24".parse().unwrap();
-        let reach_of = vec![
-            (address("10.77.0.2"), all.clone()),
-            (address("fd12::2"), all),
-            (address("10.77.0.3"), lan),
-            (address("10.77.0.4"), internet.clone()),
-        ];
-        let rules =
-            Ruleset { reach: internet, reach_of, resolvers: vec![address("192.168.9.9")], ..ruleset() };
-        let text = rules.text();
-        assert!(rules.is_needed());
-        assert_has(&text, "ip saddr { 10.77.0.2 } goto reach1");
-        assert_has(&text, "ip6 saddr { fd12::2 } goto reach1");
-        assert_has(&text, "ip saddr { 10.77.0.3 } goto reach2");
-        assert_has(&text, "ip daddr { 192.168.1.0/24 } goto limits");
-        assert_has(&text, "ip daddr 192.168.9.9 meta l4proto { tcp, udp } th dport 53 goto limits");
-        assert_has(&text, "ip daddr 10.77.0.1 icmp type echo-request goto limits");
-        assert!(text.contains("goto reach0") && !text.contains("10.77.0.4"), "{text}");
-        let none = Ruleset { reach: "none".parse().unwrap(), ..ruleset() }.text();
-        assert_has(&none, "counter name \"reach\" drop");
-    }
-
-    #[test]
-    fn without_limits_there_is_no_rule_for_them() {
-        let text = Ruleset { connections: 0, connection_rate: 0, ..ruleset() }.text();
-        assert!(!text.contains("ct count") && !text.contains("limit rate"), "{text}");
-        let text = ruleset().text();
-        assert_has(
-            &text,
-            "add @connections6 { ip6 saddr ct count over 100 } counter name \"connections\" drop",
-        );
-        assert_has(
-            &text,
-            "update @rate4 { ip saddr limit rate over 10/second burst 100 packets } counter name \"connection_rate\" drop",
-        );
-    }
-
-    #[test]
-    fn what_packets_put_into_sets_is_no_change_of_the_table() {
-        let empty =
-            "table inet t {\n\tset rate4 {\n\t\tsize 9\n\t}\n\n\tset fixed {\n\t\telements = { 1 }\n\t}\n}\n";
-        let filled = "table inet t {\n\tset rate4 {\n\t\tsize 9\n\t\telements = { 1.2.3.4 limit rate over 1/second,\n\t\t\t\
-                      5.6.7.8 limit rate over 1/second }\n\t}\n\n\tset fixed {\n\t\telements = { 1 }\n\t}\n}\n";
-        assert_eq!(without_elements(filled), empty);
-        assert_eq!(without_elements(empty), empty);
-    }
-
-    #[test]
-    fn the_kernel_takes_every_kind_of_rule() {
-        let rules = Ruleset {
-            reach: "internet,10.1.0.0/16,fd77::/32".parse().unwrap(),
-            reach_of: vec![
-                ("10.77.0.2".parse().unwrap(), Reach::All),
-                ("fd12::9".parse().unwrap(), "none".parse().unwrap()),
-            ],
-            resolvers: vec!["10.77.0.1".parse().unwrap(), "fd12::1".parse().unwrap()],
-            open: vec!["fd12::/64".parse().unwrap()],
-            host: HostState { made_router: [true, true], ..HostState::default() },
-            ..ruleset()
-        };
-        // Only root may ask; the end-to-end cases run as root.
-        if let Err(error) = rules.try_out() {
-            let error = format!("{error:#}");
-            assert!(
-                error.contains("ermitted") || error.contains("not installed"),
-                "{error}\n{}",
-                rules.text()
-            );
-        }
-    }
-}
+pub(super) mod tests;

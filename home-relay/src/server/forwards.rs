@@ -110,7 +110,8 @@ pub(super) fn rules(config: &Config, served: &Pools, forwards: &[Forward], clien
     Ruleset::of(config, served, redirects(forwards, clients, served), reach_of)
 }
 
-/// Tells connections that a client began to what it may not reach. `None`: every client reaches everything.
+/// Tells connections that a client began to what it may not reach. `None`: every client reaches
+/// everything.
 pub(super) fn out_of_reach(
     config: &Config,
     served: &Pools,

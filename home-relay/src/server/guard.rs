@@ -10,17 +10,20 @@ use crate::metrics::Drop;
 use crate::pool::{Lease, Pools};
 use crate::reach::{Ranges, Reach};
 
-/// What the whole relay's source filters go by, and may change.
+/// Policy common to the source filters of all clients; a reload may change it.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     /// Clients do not reach each other.
     pub(crate) isolate: bool,
-    /// What a client reaches that has no setting of its own.
+    /// Reach of clients without a setting of their own.
     pub(crate) reach: Reach,
     /// The resolvers that are pushed to clients, which reach them wherever they are.
     pub(crate) resolvers: Vec<IpAddr>,
     /// The world may send clients datagrams unasked, so that one from a client may be an answer.
     pub(crate) answers: bool,
+    /// This host's own addresses, and the broadcast addresses of its networks: no part of the
+    /// Internet.
+    pub(crate) local: Vec<IpAddr>,
 }
 
 /// The policy, and a number by which a change is noticed without a lock.
@@ -42,12 +45,17 @@ impl Policies {
         self.version.fetch_add(1, Ordering::Release);
     }
 
+    /// Whether these are this host's own addresses already.
+    pub(crate) fn has_local(&self, local: &[IpAddr]) -> bool {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).local == local
+    }
+
     fn current(&self) -> Policy {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// What one client may reach, where that differs from the others'; it may change during a session.
+/// Reach of one client, if it differs from the common one; it may change during a session.
 pub(crate) type OwnReach = Arc<RwLock<Option<Reach>>>;
 
 /// Checks every packet of one client.
@@ -78,7 +86,12 @@ impl Guard {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.version = version;
         self.isolate = policy.isolate;
-        self.ranges = own.unwrap_or(policy.reach).ranges();
+        let reach = own.unwrap_or(policy.reach);
+        self.ranges = reach.ranges();
+        if let Some(ranges) = self.ranges.as_mut().filter(|_| reach.has_internet()) {
+            let is_named = |address: &IpAddr| reach.networks().any(|network| network.contains(address));
+            policy.local.iter().filter(|local| !is_named(local)).for_each(|local| ranges.remove(*local));
+        }
         self.resolvers = policy.resolvers;
         self.answers = policy.answers;
     }
@@ -98,8 +111,8 @@ impl Guard {
             return Err(Drop::Source);
         }
         if self.pools.contains(header.dst) {
-            // The device's own address answers a ping, and what else is there for clients is for the rules of nftables to
-            // say, which know what the relay's host asked first.
+            // The device's own address answers a ping, and what else is there for clients is for
+            // the rules of nftables to say, which know what the relay's host asked first.
             return if self.isolate && !self.pools.is_own(header.dst) {
                 Err(Drop::Isolation)
             } else {
@@ -117,8 +130,9 @@ impl Guard {
         }
     }
 
-    /// Whether a packet to an address out of reach may be an answer, or asks a pushed resolver. The rules of nftables
-    /// know what was asked; here it is only stopped that a client begins something.
+    /// Whether a packet to an address out of reach may be an answer, or asks a pushed resolver. The
+    /// rules of nftables know what was asked; here it is only stopped that a client begins
+    /// something.
     fn is_excepted(&self, packet: &[u8], destination: IpAddr) -> bool {
         let Some((protocol, payload)) = upper_layer(packet) else { return false };
         let to_port = |port: u16| payload.get(2..4) == Some(&port.to_be_bytes());
@@ -147,7 +161,8 @@ const DNS: u16 = 53;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// The protocol above IP, and its header; `None` where that is not at hand: later fragments, extension headers.
+/// The protocol above IP, and its header; `None` where that is not at hand: later fragments,
+/// extension headers.
 fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     let first = *packet.first()?;
     if first >> 4 == 4 {
@@ -213,7 +228,7 @@ pub(crate) mod tests {
     pub(crate) fn policies(reach: &str) -> Arc<Policies> {
         let resolvers = vec!["10.1.1.53".parse().unwrap()];
         let reach = reach.parse().unwrap();
-        Arc::new(Policies::new(Policy { isolate: true, reach, resolvers, answers: false }))
+        Arc::new(Policies::new(Policy { isolate: true, reach, resolvers, answers: false, local: Vec::new() }))
     }
 
     fn guard_with(policies: &Arc<Policies>) -> Guard {
@@ -252,7 +267,7 @@ pub(crate) mod tests {
         for refused in ["192.168.1.1", "10.1.1.1", "168.63.129.16", "100.100.100.200"] {
             assert_eq!(guard.check(&tcp(refused, 80, SYN)), Err(Drop::Reach), "{refused}");
             assert_eq!(guard.check(&packet("10.9.0.2", refused)), Err(Drop::Reach), "{refused}");
-            // What a LAN's machine asked by a forwarded port is answered.
+            // A reply to a machine of the LAN that connected by a forwarded port.
             assert_eq!(guard.check(&tcp(refused, 80, SYN | ACK)), Ok(()), "{refused}");
         }
         assert_eq!(guard.check(&packet("fd12::2", "fd00:ec2::254")), Err(Drop::Reach));
@@ -283,6 +298,13 @@ pub(crate) mod tests {
         policies.change(|_| {});
         assert_eq!(guard.check(&syn), Err(Drop::Reach));
         assert_eq!(guard.check(&tcp("192.168.2.1", 80, SYN)), Ok(()));
+        *guard.own.write().unwrap() = Some("internet,198.51.100.0/24".parse().unwrap());
+        policies.change(|policy| {
+            policy.local = vec!["192.0.2.1".parse().unwrap(), "198.51.100.1".parse().unwrap()];
+        });
+        assert_eq!(guard.check(&tcp("192.0.2.1", 80, SYN)), Err(Drop::Reach), "this host's own");
+        assert_eq!(guard.check(&tcp("192.0.2.2", 80, SYN)), Ok(()));
+        assert_eq!(guard.check(&tcp("198.51.100.1", 80, SYN)), Ok(()), "its own in a network that is named");
         let datagram = packet_of(UDP, "10.9.0.2", "10.1.1.1", &[0; 8]);
         assert_eq!(guard.check(&datagram), Err(Drop::Reach));
         policies.change(|policy| policy.answers = true);

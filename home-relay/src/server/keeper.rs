@@ -29,6 +29,10 @@ impl Relay {
         for (reason, packets) in in_force.home.take_drops() {
             self.metrics.dropped(reason, packets);
         }
+        // The rules of nftables know them without being told.
+        if let Ok(local) = in_force.home.local_addresses().await {
+            self.registry.set_local(local);
+        }
         match in_force.home.keep(rules).await {
             Ok(restored) => {
                 if self.metrics.set_broken(None).is_some() {

@@ -122,13 +122,15 @@ impl Relay {
             self.limiter.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
         }
         self.follow_clients(&mut in_force).await;
-        // A world that still sends to it must not reach whoever has the address next. One that was only invited had none.
+        // A world that still sends to it must not reach whoever has the address next. One that was
+        // only invited had none.
         let left: Vec<IpAddr> = entry.public_key.iter().flat_map(|_| entry.lease.addresses()).collect();
         forget(move || network::forget_connections(&left)).await;
         Ok(entry)
     }
 
-    /// Ends the connections of clients to what they may not reach any more: the kernel lets pass what it knows.
+    /// Ends the connections of clients to what they may not reach any more: the kernel lets pass
+    /// what it knows.
     async fn cut_out_of_reach(&self, config: &Config) -> Result<(), StoreError> {
         let clients = self.in_store(Store::clients).await?;
         let cut = forwards::out_of_reach(config, &self.served, &clients);

@@ -41,7 +41,7 @@ pub(crate) struct Settings {
     pub(crate) session_idle: Duration,
     /// Clients do not reach each other.
     pub(crate) isolate: bool,
-    /// What a client reaches that has no setting of its own.
+    /// Reach of clients without a setting of their own.
     pub(crate) reach: Reach,
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct Registry {
 struct Member {
     name: String,
     lease: Lease,
-    /// What it reaches, where that differs from the others'.
+    /// Reach of this client, if it differs from the common one.
     reach: OwnReach,
     queue: Arc<PacketQueue>,
     /// Locked while a session begins or ends, so that a client never has two.
@@ -139,6 +139,7 @@ impl Registry {
             reach: settings.reach.clone(),
             resolvers: settings.push.dns.clone(),
             answers: false,
+            local: Vec::new(),
         }));
         let settings = RwLock::new(settings);
         Self { pools, settings, policies, members: RwLock::default(), routes, sink, metrics }
@@ -166,6 +167,13 @@ impl Registry {
         self.policies.change(|policy| policy.answers = answers);
     }
 
+    /// The addresses of this host that are no part of the Internet.
+    pub(crate) fn set_local(&self, local: Vec<IpAddr>) {
+        if !self.policies.has_local(&local) {
+            self.policies.change(|policy| policy.local = local);
+        }
+    }
+
     fn settings(&self) -> RwLockReadGuard<'_, Settings> {
         self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,7 +188,8 @@ impl Registry {
     }
 
     /// Lets a client in, or gives it the addresses it has now: with others than before its session ends, and it may
-    /// begin another one at once. What it reaches changes without that. Gives the addresses it had and has no more.
+    /// begin another one at once. What it reaches changes without that. Gives the addresses it had
+    /// and has no more.
     pub(crate) async fn add_or_move(&self, client: &Client) -> Vec<IpAddr> {
         match self.member(&client.public_key) {
             None => {

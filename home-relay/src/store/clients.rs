@@ -11,9 +11,10 @@ use super::schema::{CLIENTS, FREED, INVITATIONS, read_all, write};
 use super::{Client, Entry, Invited, Newcomer, Store, StoreError, check_name, database, forwards};
 use crate::pool::{Lease, Pools, Taken};
 
-/// How long the world may go on sending to the former holder of an address, in seconds: five days, the time for which
-/// Linux keeps an established TCP connection that says nothing (`nf_conntrack_tcp_timeout_established`). What this host
-/// keeps is deleted at once; the routers beyond are out of its hands.
+/// How long the world may go on sending to the former holder of an address, in seconds: five days,
+/// the time for which Linux keeps an established TCP connection that says nothing
+/// (`nf_conntrack_tcp_timeout_established`). What this host keeps is deleted at once; the routers
+/// beyond are out of its hands.
 const QUARANTINE: u64 = 5 * 24 * 3600;
 
 /// Freed addresses that are remembered, the latest ones: more than a /16 has.
@@ -80,7 +81,8 @@ impl<'t> Book<'t> {
         taken
     }
 
-    /// The addresses that this key held when it was last a client: nobody else has a better right to them.
+    /// The addresses that this key held when it was last a client: nobody else has a better right
+    /// to them.
     fn former(&self, key: &PublicKey) -> Lease {
         let own = || self.freed.iter().filter(|freed| freed.public_key == *key).map(|freed| freed.address);
         Lease {
@@ -89,7 +91,8 @@ impl<'t> Book<'t> {
         }
     }
 
-    /// What is wanted for a new client, and where nothing is, what its key held before, if that is free and fits.
+    /// Completes the wanted addresses of a new client with those that its key held before, if
+    /// they are free and in the pools.
     fn with_former(&self, name: &str, wanted: Lease, key: &PublicKey, pools: &Pools, now: u64) -> Lease {
         if self.holders(now).any(|(holder, _)| holder == name) {
             return wanted;

@@ -15,8 +15,8 @@ use super::{StoreError, database};
 
 /// The database in the state directory.
 pub(super) const FILE: &str = "relay.redb";
-/// Counts the formats: 1 had clients only, and not this number; 2 has invitations; 3 has forwards; 4 has
-/// freed addresses.
+/// Counts the formats: 1 had clients only, and not this number; 2 has invitations; 3 has forwards;
+/// 4 has freed addresses.
 pub(super) const VERSION: u64 = 4;
 /// Rows are JSON, so that a field can be added without another format.
 pub(super) type Rows = TableDefinition<'static, &'static str, &'static [u8]>;

@@ -1,5 +1,5 @@
-//! Connection tracking entries and named counters of nftables, over `NETLINK_NETFILTER`. Every call blocks: a table of
-//! connections may hold hundreds of thousands of entries.
+//! Connection tracking entries and named counters of nftables, over `NETLINK_NETFILTER`. Every call
+//! blocks: a table of connections may hold hundreds of thousands of entries.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,8 +19,8 @@ use nix::errno::Errno;
 
 use super::NetlinkError;
 
-/// A dump may miss entries that move while it runs (the table of connections is resized), so it is repeated until it
-/// finds nothing more to delete, this often at most.
+/// A dump may miss entries that move while it runs (the table of connections is resized), so it is
+/// repeated until it finds nothing more to delete, this often at most.
 const PASSES: usize = 4;
 
 /// `CTA_ID`: tells an entry from a later one with the same addresses and ports.
@@ -45,8 +45,8 @@ const COUNTER_PACKETS: u16 = 2;
 /// Larger than any datagram of a dump, which the kernel fills up to this size.
 const BUFFER: usize = 32 * 1024;
 
-/// The addresses of a tracked connection, in the direction of its first packet and in that of the replies. They differ
-/// by more than their order where the connection is translated.
+/// The addresses of a tracked connection, in the direction of its first packet and in that of the
+/// replies. They differ by more than their order where the connection is translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tracked {
     /// Source and destination of the first packet, as it came in.
@@ -63,8 +63,8 @@ impl Tracked {
     }
 }
 
-/// Deletes the tracked connections that `is_over` picks, of this thread's network namespace, and returns how many
-/// they were. A kernel that tracks no connections has none.
+/// Deletes the tracked connections that `is_over` picks, of this thread's network namespace, and
+/// returns how many they were. A kernel that tracks no connections has none.
 ///
 /// # Errors
 /// When the kernel gives no socket, or refuses.
@@ -108,7 +108,7 @@ fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Resu
             NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Delete(attributes));
         match exchange.ask(request, NLM_F_ACK, |_| {}) {
             Ok(()) => deleted += 1,
-            // It ended by itself meanwhile.
+            // The entry expired meanwhile.
             Err(Refusal::Kernel(Errno::ENOENT)) => {}
             Err(refusal) => return Err(refusal.explain(what)),
         }
