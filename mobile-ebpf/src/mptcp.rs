@@ -1,8 +1,10 @@
-//! The subflows that the kernel adds to an MPTCP connection: mobile if the connection is, whoever happens to run then.
+//! The subflows that the kernel adds to an MPTCP connection: mobile if the connection is, whoever
+//! happens to run then.
 //!
-//! It makes them in a kernel thread, or in the call by which a network manager tells of a new address, so the calling task says
-//! nothing. Nor does the mark: that of a connection reaches its further subflows only if the program itself has set it. So the
-//! connection's own socket remembers, to which each subflow leads.
+//! It makes them in a kernel thread, or in the call by which a network manager tells of a new
+//! address, so the calling task says nothing. Nor does the mark: that of a connection reaches its
+//! further subflows only if the program itself has set it. So the connection's own socket
+//! remembers, to which each subflow leads.
 
 use core::ptr;
 
@@ -16,8 +18,9 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 
-/// Storage at the sockets of MPTCP connections, for those of mobile processes. No other process's sockets can displace it, and it
-/// goes with its socket. A connection that is accepted gets a copy of what its listener has.
+/// Storage at the sockets of MPTCP connections, for those of mobile processes. No other process's
+/// sockets can displace it, and it goes with its socket. A connection that is accepted gets a copy
+/// of what its listener has.
 #[btf_map]
 static MPTCP_CONNECTIONS: Connections = Connections {
     r#type: ptr::null(),
@@ -27,7 +30,8 @@ static MPTCP_CONNECTIONS: Connections = Connections {
     map_flags: ptr::null(),
 };
 
-/// The definition of that map, which the loader reads from the types of its fields (BTF): aya's own has no place for flags.
+/// The definition of that map, which the loader reads from the types of its fields (BTF): aya's own
+/// has no place for flags.
 #[repr(C)]
 struct Connections {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
@@ -44,23 +48,24 @@ unsafe impl Sync for Connections {}
 #[map]
 static ANY_MPTCP: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Non-zero where the kernel tells MPTCP subflows from other sockets. The agent sets it before the programs are loaded, so
-/// that the verifier of another kernel does not see the question.
+/// Non-zero where the kernel tells MPTCP subflows from other sockets. The agent sets it before the
+/// programs are loaded, so that the verifier of another kernel does not see the question.
 #[unsafe(no_mangle)]
 static TELLS_SUBFLOWS: u8 = 0;
 
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
 
-/// A new socket of a mobile process: false if it is an MPTCP connection whose further subflows could not be told, and so could
-/// leave beside the tunnel.
+/// A new socket of a mobile process: false if it is an MPTCP connection whose further subflows
+/// could not be told, and so could leave beside the tunnel.
 #[inline(always)]
 pub(crate) fn created(ctx: &SockContext) -> bool {
     // SAFETY: the context of a sock_create program is a valid bpf_sock.
     if unsafe { (*ctx.sock).protocol } != IPPROTO_MPTCP {
         return true;
     }
-    // SAFETY: the helper takes the context in place of the socket, which is new and nobody else's yet.
+    // SAFETY: the helper takes the context in place of the socket, which is new and nobody else's
+    // yet.
     tells_subflows() && remember(|map| unsafe { create(map, ctx.sock.cast()) })
 }
 
@@ -70,15 +75,17 @@ pub(crate) fn may_be_of_mobile() -> bool {
     ANY_MPTCP.get(0).is_none_or(|any| *any != 0)
 }
 
-/// Whether the socket of a call is a subflow of a mobile process's connection; with `mobile`, it is from here on. `None`: it is to
-/// be, and that could not be remembered. No datagram is asked about: a subflow is a TCP socket.
+/// Whether the socket of a call is a subflow of a mobile process's connection; with `mobile`, it is
+/// from here on. `None`: it is to be, and that could not be remembered. No datagram is asked about:
+/// a subflow is a TCP socket.
 #[inline(always)]
 pub(crate) fn is_of_mobile(ctx: &SockAddrContext, mobile: bool) -> Option<bool> {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
     if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP || !tells_subflows() {
         return Some(mobile);
     }
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for
+    // the whole call.
     let connection = unsafe { bpf_skc_to_mptcp_sock((*ctx.sock_addr).__bindgen_anon_1.sk.cast()) };
     if connection.is_null() {
         return Some(mobile);
@@ -93,7 +100,8 @@ pub(crate) fn is_of_mobile(ctx: &SockAddrContext, mobile: bool) -> Option<bool> 
 
 #[inline(always)]
 fn tells_subflows() -> bool {
-    // SAFETY: a constant, which the loader may have replaced; volatile, so that the compiler does not know better.
+    // SAFETY: a constant, which the loader may have replaced; volatile, so that the compiler does
+    // not know better.
     unsafe { (&raw const TELLS_SUBFLOWS).read_volatile() != 0 }
 }
 

@@ -1,10 +1,12 @@
 //! Our bits of a socket's mark are set and cleared by the programs and the agent alone.
 //!
-//! Since Linux 5.17 a process may set SO_MARK with CAP_NET_RAW (net: `sk_setsockopt`), which `ping` and many services have. A
-//! mobile process that sets a mark of its own would leave the tunnel by it, and an ordinary one could get in. So SO_MARK
-//! changes all other bits of a socket with our mark, and cannot give our mark to a socket without it.
+//! Since Linux 5.17 a process may set SO_MARK with CAP_NET_RAW (net: `sk_setsockopt`), which `ping`
+//! and many services have. A mobile process that sets a mark of its own would leave the tunnel by
+//! it, and an ordinary one could get in. So SO_MARK changes all other bits of a socket with our
+//! mark, and cannot give our mark to a socket without it.
 //!
-//! The kernel asks about a 64-bit process's calls only: `do_sock_setsockopt` skips the hook for a compat system call.
+//! The kernel asks about a 64-bit process's calls only: `do_sock_setsockopt` skips the hook for a
+//! compat system call.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -34,8 +36,8 @@ fn mobile_setsockopt(ctx: SockoptContext) -> i32 {
         return judge(&ctx);
     }
     if length > PAGE {
-        // The kernel refuses a longer value than it has handed over, unless told to take the caller's own.
-        // SAFETY: as above, and the length may be written.
+        // The kernel refuses a longer value than it has handed over, unless told to take the
+        // caller's own. SAFETY: as above, and the length may be written.
         unsafe { (*call).optlen = 0 };
     }
     ALLOW
@@ -45,14 +47,16 @@ fn mobile_setsockopt(ctx: SockoptContext) -> i32 {
 fn judge(ctx: &SockoptContext) -> i32 {
     let Ok(config) = config() else { return ALLOW };
     let call = ctx.sockopt;
-    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt whose socket is there for the whole call.
+    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt whose socket is there for
+    // the whole call.
     let (value, old) =
         unsafe { ((*call).__bindgen_anon_2.optval.cast::<u32>(), (*(*call).__bindgen_anon_1.sk).mark) };
     if !has(call, MARK_LENGTH) {
         // The kernel refuses it.
         return ALLOW;
     }
-    // SAFETY: the value has this length; volatile, so that it is read where the verifier has seen that.
+    // SAFETY: the value has this length; volatile, so that it is read where the verifier has seen
+    // that.
     let new = unsafe { value.read_volatile() };
     let was_marked = config.is_marked(old);
     if was_marked == config.is_marked(new) || is_of_agent(call, config) {
@@ -75,12 +79,14 @@ fn judge(ctx: &SockoptContext) -> i32 {
 /// Has the kernel take the value that was looked at, however long the caller says it is.
 #[inline(always)]
 fn take(call: *mut bpf_sockopt) -> i32 {
-    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt, and its length may be written.
+    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt, and its length may be
+    // written.
     unsafe { (*call).optlen = MARK_LENGTH as i32 };
     ALLOW
 }
 
-/// Whether the agent calls, which follows a process's attribute with its sockets: behind the mark comes the key of the programs.
+/// Whether the agent calls, which follows a process's attribute with its sockets: behind the mark
+/// comes the key of the programs.
 #[inline(always)]
 fn is_of_agent(call: *mut bpf_sockopt, config: &Config) -> bool {
     if !has(call, MARK_LENGTH + size_of::<u64>()) {

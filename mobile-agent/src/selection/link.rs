@@ -33,7 +33,8 @@ struct ObjectPin {
     flags: u32,
 }
 
-/// Attaches a loaded program to a hook of a cgroup, until nothing holds the link that is pinned at `pin`.
+/// Attaches a loaded program to a hook of a cgroup, until nothing holds the link that is pinned at
+/// `pin`.
 pub(super) fn pin(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: u32, pin: &Path) -> io::Result<()> {
     let create = LinkCreate { program: program.as_raw_fd(), cgroup: cgroup.as_raw_fd(), hook, flags: 0 };
     let link = bpf(BPF_LINK_CREATE, &create)?;
@@ -46,8 +47,8 @@ pub(super) fn pin(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: u32, pi
 
 /// bpf(2), with attributes that name only what lives for the call.
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<RawFd> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes of the attributes; both kinds above are integers without padding, and the path
-    // in one is a C string that lives for the call.
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of the attributes; both kinds above are
+    // integers without padding, and the path in one is a C string that lives for the call.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, (&raw const *attributes).cast::<libc::c_void>(), size_of::<T>())
     };

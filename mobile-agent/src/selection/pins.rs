@@ -1,7 +1,9 @@
-//! What outlives the agent: pins in a BPF file system, a directory of them for each generation of the programs.
+//! What outlives the agent: pins in a BPF file system, a directory of them for each generation of
+//! the programs.
 //!
-//! `pin_dir/7/` holds everything one load attached. A new agent fills `pin_dir/8/` and only then removes the others, so
-//! at every moment one whole set is in force, whatever kills the agent wherever.
+//! `pin_dir/7/` holds everything one load attached. A new agent fills `pin_dir/8/` and only then
+//! removes the others, so at every moment one whole set is in force, whatever kills the agent
+//! wherever.
 
 use std::{
     fs::{self, DirBuilder},
@@ -22,15 +24,17 @@ use super::bpf::BpfError;
 /// Where every distribution mounts the BPF file system, and where we do if nobody has.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The mode of the directories that are made here: everybody may see whether there are programs, as `mobile explain` does.
+/// The mode of the directories that are made here: everybody may see whether there are programs, as
+/// `mobile explain` does.
 const DIR_MODE: u32 = 0o755;
 
-/// Bits of a mode: the group or others may write, and only the owner of a file may rename or remove it.
+/// Bits of a mode: the group or others may write, and only the owner of a file may rename or remove
+/// it.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// Makes `pin_dir`, mounting the BPF file system at its usual place if it is not there. The mount is the machine's, as
-/// if the distribution had made it: nothing of ours unmounts it.
+/// Makes `pin_dir`, mounting the BPF file system at its usual place if it is not there. The mount
+/// is the machine's, as if the distribution had made it: nothing of ours unmounts it.
 pub(super) fn ensure_dir(pin_dir: &Path) -> Result<(), BpfError> {
     if !on_bpffs(pin_dir)? {
         if !pin_dir.starts_with(BPFFS) {
@@ -41,8 +45,9 @@ pub(super) fn ensure_dir(pin_dir: &Path) -> Result<(), BpfError> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(pin_dir).map_err(io_error("make", pin_dir))
 }
 
-/// Refuses a place for pins in which another user could put maps or programs of its own, or has: a file system mounted with mode
-/// 1777, or delegated to somebody (`delegate_maps` and the like), belongs to more users than root.
+/// Refuses a place for pins in which another user could put maps or programs of its own, or has: a
+/// file system mounted with mode 1777, or delegated to somebody (`delegate_maps` and the like),
+/// belongs to more users than root.
 pub(super) fn assert_ours(pin_dir: &Path) -> Result<(), BpfError> {
     let pin_dir = &fs::canonicalize(pin_dir).map_err(io_error("look at", pin_dir))?;
     for above in pin_dir.ancestors().skip(1) {
@@ -145,7 +150,8 @@ fn on_bpffs(path: &Path) -> Result<bool, BpfError> {
 
 fn mount_bpffs() -> Result<(), BpfError> {
     let at = Path::new(BPFFS);
-    // Two agents starting at once must not mount one over the other: that would hide the first one's pins.
+    // Two agents starting at once must not mount one over the other: that would hide the first
+    // one's pins.
     let dir = fs::File::open(at).map_err(io_error("open", at))?;
     let _lock = Flock::lock(dir, FlockArg::LockExclusive)
         .map_err(|(_, errno)| io_error("lock", at)(io::Error::from(errno)))?;

@@ -1,4 +1,5 @@
-//! What other users, other programs and other kernels may not change: marks, pins, and which programs are in force.
+//! What other users, other programs and other kernels may not change: marks, pins, and which
+//! programs are in force.
 
 use std::{
     fs,
