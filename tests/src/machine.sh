@@ -28,6 +28,8 @@ ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 # What this machine starts at boot is not that one'\''s.
 rm -rf etc/systemd/system/*.wants etc/rc?.d/S*
+# Nor is its word, should it be a container'\''s, that packages start no services.
+rm -f usr/sbin/policy-rc.d
 # Settings, modules and devices of the kernel are common to both.
 for common in sysctl udevd udev-trigger modules-load remount-fs; do
     ln -s /dev/null "etc/systemd/system/systemd-$common.service"
