@@ -138,10 +138,10 @@ impl Ranges {
     pub(crate) fn remove(&mut self, address: IpAddr) {
         match address {
             IpAddr::V4(address) => {
-                take_out(&mut self.ipv4, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1))
+                take_out(&mut self.ipv4, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1));
             }
             IpAddr::V6(address) => {
-                take_out(&mut self.ipv6, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1))
+                take_out(&mut self.ipv6, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1));
             }
         }
     }

@@ -181,6 +181,8 @@ fn addresses_the_operator_chooses_reach_a_running_client() -> Outcome {
         status["session"] == "connected" && status["addresses"].to_string().contains("100.78.0.")
     })?;
     bed.expect_warning("exhausted");
+    // The address that the laptop left is the last one to be given.
+    bed.expect_warning("no unused address is left in [pool]");
     bed.expect_warning("[pool] changed");
     bed.expect_warning("relay");
     bed.finish()

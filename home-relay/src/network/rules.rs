@@ -105,7 +105,7 @@ impl Ruleset {
             // After connection tracking, before destinations are translated, and so before an entry
             // is made for good.
             "filter hook prerouting priority mangle",
-            &self.from_clients(&policies),
+            &self.beginning(&policies),
         );
     }
 
@@ -206,7 +206,8 @@ impl Ruleset {
         rules
     }
 
-    fn from_clients(&self, policies: &[(&Reach, Vec<IpAddr>)]) -> Vec<String> {
+    /// Returns the rules for packets that clients send.
+    fn beginning(&self, policies: &[(&Reach, Vec<IpAddr>)]) -> Vec<String> {
         let device = &self.device;
         let mut rules = vec![
             format!("iifname != \"{device}\" accept"),
