@@ -113,7 +113,6 @@ pub(super) async fn start(
         own_device: config.tunnel.device.clone(),
         relay_table: config.routing.relay_table,
         prefer: wishes.prefer.clone(),
-        cgroup: config.cgroup.clone(),
     };
     let (links, watch_links) = network.run(uplinks::watch(settings, dialer.addresses())).await?;
     let looks = Arc::clone(&links.looks);
@@ -130,6 +129,7 @@ pub(super) async fn start(
         }
     };
     let Kernel { cgroup, claim, tun, keeper, report, mut selector, side, processes, helper } = kernel;
+    links.set_helper(processes.clone());
     // Messages of the programs help to understand, nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {

@@ -15,6 +15,7 @@ use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::Serialize;
 
+use super::feeder;
 use super::job::{Job, JobError, Setup};
 use super::work::Worker;
 use crate::selection::account::Accounts;
@@ -128,6 +129,7 @@ fn answer(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> a
             encode(Ok(worker.change(asker, &pids, &persistent, mobile)))
         }
         Job::List { asker, persistent } => encode(worker.list(asker, &persistent)),
+        Job::FindFeeder { device } => encode(Ok(feeder::of(&device, &worker.cgroup))),
         Job::SweepAccounts => encode(worker.sweep_accounts()),
         Job::EnsureSlice => encode(worker.ensure_slice()),
         Job::RemoveCgroup { path } => encode(remove_cgroup(path.as_deref())),

@@ -66,6 +66,11 @@ pub(crate) enum Job {
         /// The persistent addresses, by which connections on the MOBILE route are known.
         persistent: Vec<IpAddr>,
     },
+    /// Finds the mobile process that has a TUN or TAP open: `Option<String>`, `command (pid)`.
+    FindFeeder {
+        /// The device's name.
+        device: String,
+    },
     /// Closes the accounts of processes that have ended: `()`.
     SweepAccounts,
     /// Makes the cgroup of the slice unless it is there, for systemd to use: `u64`, its kernel id.
@@ -117,6 +122,7 @@ mod tests {
             Job::SetMobile { pid: None, caller: 7, asker, mobile: true, with_sockets: false },
             Job::Change { pids: vec![1, 2], asker, persistent: vec![], mobile: false },
             Job::List { asker, persistent: vec!["10.77.0.2".parse().unwrap()] },
+            Job::FindFeeder { device: "tun0".into() },
             Job::SweepAccounts,
             Job::EnsureSlice,
             Job::RemoveCgroup { path: None },

@@ -9,6 +9,7 @@
 
 mod access;
 mod client;
+mod feeder;
 mod helper;
 mod job;
 mod unchanged;

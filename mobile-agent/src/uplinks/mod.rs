@@ -1,13 +1,12 @@
 //! The uplinks: what the kernel knows of them, watched. `policy` chooses among them.
 
 pub(crate) mod detour;
-mod feeder;
 pub(crate) mod look;
 pub(crate) mod policy;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,7 +15,7 @@ use mobile_io::netlink::{Netlink, NetlinkError, RouteInterest, Watch};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::Cgroup;
+use crate::processes::{Job, ProcessHelper};
 use detour::Detours;
 use look::{Found, Targets};
 use policy::Uplink;
@@ -35,6 +34,7 @@ pub(crate) struct Uplinks {
     /// How often the kernel was asked for them.
     pub(crate) looks: Arc<AtomicU64>,
     look: Arc<Notify>,
+    helper: Arc<OnceLock<ProcessHelper>>,
 }
 
 /// How to tell which links are uplinks.
@@ -45,14 +45,19 @@ pub(crate) struct Settings {
     pub(crate) relay_table: u32,
     /// `[uplink] prefer`.
     pub(crate) prefer: Vec<GlobMatcher>,
-    /// Whose processes are mobile.
-    pub(crate) cgroup: Cgroup,
 }
 
 impl Uplinks {
     /// Asks the kernel now. It announces a lost carrier up to a second late (`linkwatch_do_dev`), but knows of it at once.
     pub(crate) fn refresh(&self) {
         self.look.notify_one();
+    }
+
+    /// Lets the process helper tell which process reads a TUN. Until then no loop is recognised.
+    pub(crate) fn set_helper(&self, helper: ProcessHelper) {
+        // Set once, after the start of the helper.
+        let _ = self.helper.set(helper);
+        self.refresh();
     }
 }
 
@@ -70,11 +75,20 @@ pub(crate) async fn watch(
     let netlink = Netlink::new().context("cannot read the uplinks")?;
     let looks = Arc::new(AtomicU64::new(0));
     let detours = Detours::new(settings.relay_table);
-    let mut watcher = Watcher { netlink, settings, targets, detours, looks: Arc::clone(&looks), told: None };
+    let helper = Arc::new(OnceLock::new());
+    let mut watcher = Watcher {
+        netlink,
+        settings,
+        targets,
+        detours,
+        looks: Arc::clone(&looks),
+        helper: Arc::clone(&helper),
+        told: None,
+    };
     let first = watcher.look().await.context("cannot read the uplinks")?;
     let (publish, known) = watch::channel(first);
     let look = Arc::new(Notify::new());
-    let uplinks = Uplinks { known, looks, look: Arc::clone(&look) };
+    let uplinks = Uplinks { known, looks, look: Arc::clone(&look), helper };
     Ok((uplinks, watcher.follow(watch, look, relay, publish)))
 }
 
@@ -89,6 +103,7 @@ struct Watcher {
     targets: Targets,
     detours: Detours,
     looks: Arc<AtomicU64>,
+    helper: Arc<OnceLock<ProcessHelper>>,
     /// The loops that the log has a line of.
     told: Option<Vec<(String, String)>>,
 }
@@ -138,12 +153,12 @@ impl Watcher {
 
     async fn look(&mut self) -> Result<Vec<Uplink>, NetlinkError> {
         self.looks.fetch_add(1, Ordering::Relaxed);
-        let Self { netlink, settings, targets, detours, .. } = self;
+        let Self { netlink, settings, targets, detours, helper, .. } = self;
         let (mut found, snapshot) = look::look(netlink, &settings.own_device, targets).await?;
         detours.apply(netlink, &mut found, &snapshot, targets).await?;
         for link in found.iter_mut().filter(|link| link.by_process && link.uplink.up) {
             if !link.uplink.tunnel || policy::is_named(&link.uplink, &settings.prefer) {
-                link.uplink.fed_by = feeder::of(&link.uplink.name, &settings.cgroup);
+                link.uplink.fed_by = feeder(helper.get(), &link.uplink.name).await;
             }
         }
         self.tell_loops(&found);
@@ -165,5 +180,19 @@ impl Watcher {
                  `mobile detach` it, or take the uplink out of [uplink] prefer"
             );
         }
+    }
+}
+
+/// Asks which mobile process has the device open; nobody knows before the helper runs.
+async fn feeder(helper: Option<&ProcessHelper>, device: &str) -> Option<String> {
+    let (helper, job) = (helper?.clone(), Job::FindFeeder { device: device.to_owned() });
+    let found = tokio::task::spawn_blocking(move || helper.run(&job, None)).await;
+    match found {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, device, "cannot tell which process reads the device");
+            None
+        }
+        Err(_) => None,
     }
 }

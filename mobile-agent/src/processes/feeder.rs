@@ -4,15 +4,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::config::Cgroup;
 use crate::selection::cgroup::MobileCgroup;
 
 /// Finds the mobile process that has the device `name` open, as `command (pid)`.
 ///
 /// Reads `/proc`, so it takes as long as mobile processes have open files. What may not be read is
 /// passed over.
-pub(crate) fn of(name: &str, cgroup: &Cgroup) -> Option<String> {
-    let cgroup = MobileCgroup::existing(cgroup.path.as_deref()).ok()??.with_slice(cgroup.slice.as_deref());
+pub(super) fn of(name: &str, cgroup: &MobileCgroup) -> Option<String> {
     let pid =
         cgroup.pids().ok()?.into_iter().find(|pid| holds(&PathBuf::from(format!("/proc/{pid}")), name))?;
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
