@@ -399,21 +399,19 @@ fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<Installed> {
 /// forward's among them.
 fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
     let Err(error) = ruleset.apply() else { return Ok(true) };
-    if ruleset.is_needed() {
-        return Err(error.context(nft::HINT));
-    }
     let table = ruleset.table();
     match table_exists(&table) {
+        Ok(true) => Err(error.context(format!(
+            "cannot replace the nftables rules, and the former ones stay in force: repair nft, or remove \
+             them with `nft delete table inet {table}`"
+        ))),
+        _ if ruleset.is_needed() => Err(error.context(nft::HINT)),
         Ok(false) => {
             info!(
                 "without nftables, clients are not limited nor their TCP fitted to a smaller MTU: {error:#}"
             );
             Ok(false)
         }
-        Ok(true) => Err(error.context(format!(
-            "cannot replace the nftables rules, and the former ones stay in force: repair nft, or remove \
-             them with `nft delete table inet {table}`"
-        ))),
         Err(unknown) => Err(error.context(format!(
             "cannot install the nftables rules, nor tell whether former ones are in force ({unknown}): \
              repair nft"
