@@ -199,18 +199,12 @@ impl Home {
         self.pending.is_some()
     }
 
-    /// The addresses that are this host's own on other devices, and the broadcast addresses of
-    /// their networks.
-    pub(crate) async fn local_addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+    /// Returns this host's own addresses on other devices, and the networks that it is connected to
+    /// by them: a neighbour's services are no more the Internet than the host's own are.
+    pub(crate) async fn local_networks(&self) -> anyhow::Result<Vec<IpNet>> {
         let all = self.netlink.all_addresses().await?;
         let others = all.iter().filter(|address| address.index != self.index);
-        let mut local: Vec<IpAddr> = others
-            .flat_map(|address| {
-                let is_shared = address.net.addr().is_ipv4() && address.net.prefix_len() < 31;
-                [Some(address.net.addr()), is_shared.then(|| address.net.broadcast())]
-            })
-            .flatten()
-            .collect();
+        let mut local: Vec<IpNet> = others.map(|address| address.net.trunc()).collect();
         local.sort_unstable();
         local.dedup();
         Ok(local)

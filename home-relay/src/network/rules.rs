@@ -214,6 +214,9 @@ impl Ruleset {
             // Includes the replies of a client.
             "ct state established,related accept".to_owned(),
             dropped("ct state invalid", Drop::Invalid),
+            // Later packets of a connection that nobody answers, a stream of datagrams perhaps: its
+            // first one was judged, and only that one is not confirmed yet.
+            "ct status confirmed accept".to_owned(),
             // RFC 2644: a router does not forward directed broadcasts; this host's own programs
             // would take them.
             dropped("fib daddr type { broadcast, multicast }", Drop::Destination),

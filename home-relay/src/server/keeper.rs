@@ -30,7 +30,7 @@ impl Relay {
             self.metrics.dropped(reason, packets);
         }
         // The rules of nftables know them without being told.
-        if let Ok(local) = in_force.home.local_addresses().await {
+        if let Ok(local) = in_force.home.local_networks().await {
             self.registry.set_local(local);
         }
         match in_force.home.keep(rules).await {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{self, Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use mobile_io::driver::{DriverEvent, TlsStream};
 use mobile_io::joining::Joining;
 use mobile_io::keys::PublicKey;
@@ -168,7 +169,7 @@ impl Registry {
     }
 
     /// The addresses of this host that are no part of the Internet.
-    pub(crate) fn set_local(&self, local: Vec<IpAddr>) {
+    pub(crate) fn set_local(&self, local: Vec<IpNet>) {
         if !self.policies.has_local(&local) {
             self.policies.change(|policy| policy.local = local);
         }

@@ -126,7 +126,7 @@ impl Worker {
 
     /// Lists the mobile processes that the asker may see.
     pub(super) fn list(&self, asker: Asker, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
-        let pids = self.cgroup.pids().map_err(JobError::failed)?;
+        let pids = self.cgroup.pids().map_err(|error| JobError::of(&error))?;
         // Each name costs a look into the user database, which may be across the network.
         let mut names: HashMap<u32, String> = HashMap::new();
         let mut processes = Reader::default().processes(&pids);
