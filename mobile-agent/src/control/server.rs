@@ -114,7 +114,7 @@ async fn answer(
     }
 }
 
-/// Sets the attribute of the process that asks.
+/// Sets the attribute of the calling process.
 fn run(agent: &Agent, asker: Asker, caller: i32, pidfd: Option<OwnedFd>) -> Result<Answer, String> {
     let pidfd = pidfd.as_ref().map(|pidfd| pidfd.as_fd());
     let helper = |job: &Job| agent.processes.run(job, pidfd).map_err(|error| error.to_string());

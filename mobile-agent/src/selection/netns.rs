@@ -1,4 +1,5 @@
-//! The network namespace of a socket, by the number that the programs compare (SO_NETNS_COOKIE).
+//! Reads the network namespace of a socket, as the number that the programs compare
+//! (SO_NETNS_COOKIE).
 
 use std::{
     io,
@@ -7,15 +8,16 @@ use std::{
 
 use nix::libc;
 
-/// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
+/// The option's number, which the C library's headers lack on some platforms (asm-generic/socket.h,
+/// Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// What the programs compare with the namespace of a socket.
+/// Returns the number that the programs compare with a socket's namespace.
 pub(super) fn cookie() -> io::Result<u64> {
     cookie_of(std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?.as_fd())
 }
 
-/// The same for the namespace that a socket is in.
+/// Returns the number of the namespace that a socket is in.
 pub(super) fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;

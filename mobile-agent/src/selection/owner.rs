@@ -1,7 +1,7 @@
-//! Which agent the mobile cgroup belongs to, so that agents in several network namespaces, which
-//! see the same cgroups, leave each other's alone.
+//! Records which agent a mobile cgroup belongs to, so that agents in several network namespaces,
+//! which all see the same cgroups, leave each other's alone.
 //!
-//! A running agent holds a lock on the cgroup's directory. An attribute of the directory names the
+//! A running agent locks the cgroup's directory. An extended attribute of the directory names the
 //! network namespace of the agent that made it, also while that agent does not run.
 
 use std::fs::File;
@@ -25,7 +25,8 @@ const NAME: &str = "mobile";
 /// linux/nsfs.h).
 const INITIAL_INODE: u64 = 0xefff_fff9;
 
-/// Its cookie before, from Linux 5.14 on: the first that the kernel gives away.
+/// The cookie of that namespace on older kernels, from Linux 5.14 on: the first that the kernel
+/// assigns.
 const INITIAL_COOKIE: u64 = 1;
 
 /// Returns the default name of the mobile cgroup and of the directory of pins.
@@ -43,7 +44,8 @@ fn is_initial_by_cookie() -> bool {
     super::netns::cookie().is_ok_and(|cookie| cookie == INITIAL_COOKIE)
 }
 
-/// A mobile cgroup in use by the agent of this process. The kernel ends it with the process.
+/// A mobile cgroup in use by the agent of this process. The kernel releases it when the process
+/// ends.
 #[derive(Debug)]
 pub(crate) struct Claim {
     _lock: Flock<File>,
@@ -63,7 +65,7 @@ pub(crate) fn claim(cgroup: &MobileCgroup) -> Result<Claim> {
         }
         _ => {}
     }
-    // Without it the lock still keeps running agents apart.
+    // Without the attribute, the lock still keeps running agents apart.
     if let Err(error) = setxattr(dir, OWNER, own.to_string().as_bytes(), XattrFlags::empty()) {
         tracing::debug!(%error, cgroup = %dir.display(), "cannot write down whose the cgroup is");
     }
@@ -94,9 +96,9 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
     })
 }
 
-/// Returns the network namespace of the agent that the cgroup belongs to, if that is written down.
+/// Returns the network namespace of the agent that the cgroup belongs to, if it is recorded.
 fn owner(dir: &Path) -> Option<u64> {
-    // As many digits as a 64-bit number may have.
+    // A 64-bit number has at most this many digits.
     let mut value = [0; 20];
     let length = getxattr(dir, OWNER, &mut value).ok()?;
     std::str::from_utf8(value.get(..length)?).ok()?.parse().ok()
