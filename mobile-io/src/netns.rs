@@ -1,4 +1,5 @@
-//! The identity of a network namespace, for names and records that several namespaces share.
+//! Identifies a network namespace, for names and records in file systems that several namespaces
+//! share.
 
 use std::fs;
 use std::io;
@@ -6,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 /// Returns the inode number of the calling thread's network namespace, as `lsns -t net` shows it.
 ///
-/// No two namespaces that exist have the same number; one that is gone may hand its number on.
+/// Namespaces that exist at the same time have different numbers; a number may be reused later.
 ///
 /// # Errors
 /// When /proc is not mounted.

@@ -1,6 +1,6 @@
-//! The system calls of a confined daemon: an allowlist, since what nobody thought of is what an
-//! intruder uses. Calls outside it fail with `EPERM`, those of other ABIs (x32, i386) as well or
-//! end the process.
+//! The system calls of a confined daemon, as an allowlist: a denylist misses the call that an
+//! intruder finds. Calls outside the list fail with `EPERM`; those of other ABIs (x32, i386) fail
+//! too, or end the process.
 
 use nix::libc;
 use seccompiler::{
@@ -9,10 +9,10 @@ use seccompiler::{
 
 use super::ConfineError;
 
-/// Calls of a network daemon on tokio and of `nft`, which both daemons run: files, sockets, memory,
-/// threads, time, signals to itself. Not among them, beside what the kernel itself protects:
-/// `ptrace`, `process_vm_*`, `pidfd_getfd`, mounts, modules, namespaces, keys, the clock, io_uring,
-/// `userfaultfd`, `bpf`, and signals to others.
+/// The calls of a network daemon on tokio, and of `nft`, which both daemons run: files, sockets,
+/// memory, threads, time, signals to itself. Not listed, apart from what the kernel itself
+/// protects: `ptrace`, `process_vm_*`, `pidfd_getfd`, mounts, modules, namespaces, keys, the clock,
+/// io_uring, `userfaultfd`, `bpf`, and signals to others.
 const ALLOWED: &[libc::c_long] = &[
     // Files.
     libc::SYS_chdir,
@@ -109,7 +109,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_mremap,
     libc::SYS_msync,
     libc::SYS_munmap,
-    // Threads, and the programs that are run: `clone` has conditions, see below.
+    // Threads, and the programs that are run; `clone` has conditions, see below.
     libc::SYS_clone3,
     libc::SYS_execve,
     libc::SYS_exit,
@@ -129,7 +129,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_setpgid,
     libc::SYS_wait4,
     libc::SYS_waitid,
-    // Who and where we are.
+    // Identity of the process and of the system.
     libc::SYS_getegid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -166,7 +166,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
     libc::SYS_signalfd4,
-    // Giving up more: each thread of the runtime confines itself.
+    // Dropping more rights: each thread of the runtime confines itself.
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_landlock_add_rule,
@@ -176,7 +176,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_seccomp,
 ];
 
-/// Older calls of the same effect, which this architecture has beside those above.
+/// Older calls of the same effect, which this architecture has in addition.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: &[libc::c_long] = &[
     libc::SYS_access,
@@ -212,7 +212,8 @@ const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_renameat];
 #[cfg(target_arch = "riscv64")]
 const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_riscv_flush_icache];
 
-/// The flags of `clone` that make a namespace (`CLONE_NEWTIME` shares its bit with the signal).
+/// The flags of `clone` that make a namespace (`CLONE_NEWTIME` shares its bit with the exit
+/// signal).
 const NEW_NAMESPACE: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -222,8 +223,8 @@ const NEW_NAMESPACE: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS) as u64;
 
 /// The commands of bpf() that work on descriptors and pins (`enum bpf_cmd` of linux/bpf.h), for a
-/// daemon that may call it at all: maps are read and changed, loaded programs attached and pinned.
-/// Nothing is loaded.
+/// daemon that may call bpf() at all: it reads and changes maps, and attaches and pins loaded
+/// programs. It loads nothing.
 const BPF_COMMANDS: [u64; 11] = [
     1,  // BPF_MAP_LOOKUP_ELEM
     2,  // BPF_MAP_UPDATE_ELEM
@@ -238,18 +239,19 @@ const BPF_COMMANDS: [u64; 11] = [
     34, // BPF_LINK_DETACH
 ];
 
-/// Refuses every call but those of the list and `extra`, for the calling thread and those it starts.
+/// Refuses every call but those of the list and `extra`, for the calling thread and threads that it
+/// starts.
 ///
-/// Sets no_new_privs as well: nothing executed from here gains what was given up.
+/// Sets no_new_privs as well: no program executed from here regains the rights.
 pub(super) fn restrict(extra: &[libc::c_long]) -> Result<(), ConfineError> {
-    // The C libraries fall back to `clone`, whose flags a filter can see, unlike those of `clone3`,
-    // which are in memory. The filter below lets it pass, and this one answers.
+    // The C libraries fall back to `clone`, whose flags a filter can see; those of `clone3` are in
+    // memory. The filter below allows `clone3`, and this one answers it with ENOSYS.
     apply([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
     let plain = ALLOWED.iter().chain(ALLOWED_HERE).chain(extra);
     let mut rules: Vec<_> = plain.map(|&call| (call, Vec::new())).collect();
     rules.retain(|(call, _)| *call != libc::SYS_bpf);
     rules.push((libc::SYS_clone, vec![no_namespace()?]));
-    // tgkill() is how a thread ends itself (abort); other processes are out of its reach.
+    // A thread ends itself by tgkill() (abort); other processes are out of reach.
     let own = u64::from(std::process::id());
     rules.push((libc::SYS_tgkill, vec![first_is(own)?]));
     if extra.contains(&libc::SYS_bpf) {
@@ -292,9 +294,9 @@ mod tests {
     use super::super::{Capabilities, Confinement};
     use super::*;
 
-    /// Calls by number, and gives the error number.
+    /// Makes calls by number and returns the error number.
     fn call(number: libc::c_long, first: libc::c_long) -> Option<i32> {
-        // SAFETY: the calls tested have no effect with these arguments, or are refused.
+        // SAFETY: with these arguments the tested calls have no effect or are refused.
         let result = unsafe { libc::syscall(number, first, 0_u64, 0_u64, 0_u64, 0_u64) };
         (result < 0).then(|| io::Error::last_os_error().raw_os_error().unwrap())
     }
@@ -336,10 +338,10 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn calls_by_the_numbers_of_another_abi_are_refused() {
-        // __X32_SYSCALL_BIT: getpid() of x32, which a list of denied calls would let through.
+        // __X32_SYSCALL_BIT: the x32 getpid(), which a denylist would allow.
         const X32: libc::c_long = 0x4000_0000;
         let found = confined(&no_more_than(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
-        // ENOSYS on a kernel without x32, which looks at the number before the filter is asked.
+        // A kernel without x32 checks the number before it runs the filter, and returns ENOSYS.
         assert!([Some(libc::EPERM), Some(libc::ENOSYS)].contains(&found), "{found:?}");
     }
 
@@ -348,7 +350,7 @@ mod tests {
         let own = libc::c_long::from(std::process::id());
         let signal_zero = |pid| confined(&no_more_than(Capabilities::all()), || call(libc::SYS_tgkill, pid));
         assert_eq!(signal_zero(own + 1), Some(libc::EPERM));
-        // Thread id 0 is invalid: the kernel itself refuses.
+        // Thread id 0 is invalid: the kernel itself refuses the call.
         assert_eq!(signal_zero(own), Some(libc::EINVAL));
     }
 
