@@ -239,7 +239,7 @@ impl Taken {
         self.freed.insert(address, since);
     }
 
-    /// Returns, of the formerly held addresses that fit, the one that has been free longest.
+    /// Returns the address that has been free longest, among the formerly held ones that fit.
     fn longest_free(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let fitting = self.freed.iter().filter(|(address, _)| fits(**address));
         fitting.min_by_key(|(address, since)| (**since, **address)).map(|(address, _)| *address)

@@ -114,6 +114,8 @@ fn remember(create: impl FnOnce(*mut core::ffi::c_void) -> bool) -> bool {
     create(map())
 }
 
+/// Creates the storage at a connection's socket; returns whether it exists.
+///
 /// # Safety
 /// `socket` is a valid argument of the helper in the calling program.
 #[inline(always)]

@@ -24,7 +24,7 @@ const SLOW: &str = "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nRem
 const RESCUE: &str = "cd /etc/systemd/system; printf '[Unit]\nDefaultDependencies=no\nConflicts=shutdown.target\n\
                       [Service]\nExecStart=/bin/sleep infinity\n' >rescue.service; systemctl daemon-reload";
 
-/// A mobile process that connects all the time, and survives a request to end.
+/// Starts a mobile process that connects all the time, and ignores requests to end.
 fn restless(laptop: &Laptop) -> anyhow::Result<Process> {
     let [four, six] = urls("/ip");
     let mut command = laptop.machine.command(&format!(
@@ -256,7 +256,7 @@ impl Defaults {
 }
 
 impl Drop for Defaults {
-    /// These are outside the lab's own cgroup, so the lab does not clean them up if a case fails.
+    /// Removes the objects, which the lab does not if a case fails: they are outside its cgroup.
     fn drop(&mut self) {
         let [cgroup, pins] = &self.0;
         let _ = Command::new("rm").arg("-rf").arg(pins).output();

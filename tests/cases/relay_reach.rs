@@ -68,7 +68,7 @@ impl Drop for Responder {
     }
 }
 
-/// A machine in the relay's private network.
+/// Makes a machine in the relay's private network.
 fn lan(bed: &Testbed) -> anyhow::Result<Ns> {
     let machine = bed.lab.machine("lan")?;
     bed.lab.wire((&bed.lab.relay, "lan0"), (&machine, "eth0"))?;

@@ -267,7 +267,8 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     result
 }
 
-/// The connection table may be large, and packets must not wait for it.
+/// Runs `work`, which deletes tracked connections, on a thread of its own: the table may be large,
+/// and packets must not wait for it.
 async fn forget(work: impl FnOnce() + Send + 'static) {
     let _ = tokio::task::spawn_blocking(work).await;
 }

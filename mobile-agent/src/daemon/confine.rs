@@ -11,7 +11,7 @@ use nix::libc;
 use crate::config::Config;
 use crate::footprint;
 
-/// Reads: other processes, cgroups, name resolution, and what nft needs.
+/// The paths to read: other processes, cgroups, name resolution, and what nft needs.
 const READ: &[&str] = &[
     "/bin",
     "/dev",
@@ -28,7 +28,7 @@ const READ: &[&str] = &[
     "/var/lib/sss",
 ];
 
-/// Written for `mobile cleanup`, which removes the device, and for restoring the device's settings.
+/// The paths to write: to remove the device for `mobile cleanup`, and to restore its settings.
 const WRITE: &[&str] = &["/dev/net/tun", "/dev/null", "/proc/sys/net"];
 
 /// Returns the agent's confinement, which depends on the configuration alone.
@@ -49,6 +49,8 @@ pub(super) fn confinement(config: &Config) -> Confinement {
     Confinement { capabilities: capabilities(), calls: &[libc::SYS_bpf], files: Some(Files { read, write }) }
 }
 
+/// Returns the capabilities that the agent keeps.
+///
 /// Since Linux 5.19, changing maps and attaching loaded programs takes only their descriptors
 /// (`__sys_bpf`). Before that, it also takes CAP_BPF where unprivileged bpf() is switched off.
 fn capabilities() -> Capabilities {

@@ -100,7 +100,7 @@ impl JobError {
         Self { reason: reason.to_string(), errno: Errno::EIO as i32 }
     }
 
-    /// The error number.
+    /// Returns the error number.
     pub(crate) fn errno(&self) -> Errno {
         Errno::from_raw(self.errno)
     }

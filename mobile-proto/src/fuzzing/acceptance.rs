@@ -185,8 +185,8 @@ pub fn acceptance(bytes: &[u8]) {
     }
 }
 
-/// An exchange without faults, the forgery that was once believed, and an acknowledgement that was
-/// refused and told again, each with its end.
+/// Returns the seeds: an exchange without faults, the forgery that was once believed, and an
+/// acknowledgement that was refused and told again, each with its end.
 #[must_use]
 pub fn acceptance_seeds() -> Vec<Vec<u8>> {
     let start = |flags: u8| vec![flags, 7, 0xff, 0xff, 0, 0, 1, 0, 100, 2, 0];

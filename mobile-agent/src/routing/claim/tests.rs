@@ -18,7 +18,8 @@ fn pushed(address: &str) -> Assigned {
     }
 }
 
-/// A laptop on a network with DHCPv6: the address is a /128, and a route has the network.
+/// Returns the facts of a laptop on a network with DHCPv6: the address is a /128, and a route has
+/// the network.
 fn laptop() -> HostNetworks {
     let on = |device: &str, text: &str| (device.to_owned(), net(text));
     HostNetworks {

@@ -140,7 +140,7 @@ impl IngressFilter {
         0
     }
 
-    /// Examines, if the tables may have changed, whether they are still as installed.
+    /// Verifies that the tables are still as installed, if they may have changed.
     async fn examine(&mut self, known: InForce) -> u64 {
         if !std::mem::take(&mut self.stale) {
             self.in_force = Some(known);
