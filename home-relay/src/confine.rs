@@ -38,6 +38,7 @@ pub(crate) fn confinement(path: &Path, config: &Config) -> Confinement {
         // The second where it runs as root: its folders may be another user's.
         capabilities: Capabilities::NET_ADMIN | Capabilities::DAC_OVERRIDE,
         calls: &[],
+        local_streams: false,
         files: Some(Files { read, write }),
     }
 }

@@ -82,10 +82,17 @@ impl Reach {
 
     /// Returns the ranges that the reach allows; `None` if no address is refused.
     pub(crate) fn ranges(&self) -> Option<Ranges> {
+        self.ranges_without(&[])
+    }
+
+    /// The same for a host with these networks and addresses of its own, which are no part of the
+    /// Internet unless they are named.
+    pub(crate) fn ranges_without(&self, local: &[IpNet]) -> Option<Ranges> {
         if *self == Self::All {
             return None;
         }
         let mut ranges = if self.has_internet() { Ranges::internet() } else { Ranges::default() };
+        local.iter().for_each(|net| ranges.remove(*net));
         for network in self.networks() {
             match network {
                 IpNet::V4(net) => ranges.ipv4.push(bounds4(net)),
@@ -134,15 +141,11 @@ impl Ranges {
         }
     }
 
-    /// Removes one address.
-    pub(crate) fn remove(&mut self, address: IpAddr) {
-        match address {
-            IpAddr::V4(address) => {
-                take_out(&mut self.ipv4, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1));
-            }
-            IpAddr::V6(address) => {
-                take_out(&mut self.ipv6, address.to_bits(), |at| at.checked_sub(1), |at| at.checked_add(1));
-            }
+    /// Removes a network.
+    pub(crate) fn remove(&mut self, network: IpNet) {
+        match network {
+            IpNet::V4(net) => take_out(&mut self.ipv4, bounds4(net), |at| at - 1, |at| at + 1),
+            IpNet::V6(net) => take_out(&mut self.ipv6, bounds6(net), |at| at - 1, |at| at + 1),
         }
     }
 
@@ -168,15 +171,17 @@ fn is_within<T: Ord + Copy>(ranges: &[(T, T)], address: T) -> bool {
 
 fn take_out<T: Ord + Copy>(
     ranges: &mut Vec<(T, T)>,
-    address: T,
-    before: impl Fn(T) -> Option<T>,
-    after: impl Fn(T) -> Option<T>,
+    (first, last): (T, T),
+    before: impl Fn(T) -> T,
+    after: impl Fn(T) -> T,
 ) {
-    let Some(index) = ranges.iter().position(|(from, to)| (from..=to).contains(&&address)) else { return };
-    let (from, to) = ranges[index];
-    let lower = before(address).filter(|end| from <= *end).map(|end| (from, end));
-    let upper = after(address).filter(|start| *start <= to).map(|start| (start, to));
-    ranges.splice(index..=index, lower.into_iter().chain(upper));
+    let rest = |&(from, to): &(T, T)| {
+        // What is left on either side is not empty, so there is an address before or after.
+        let lower = (from < first).then(|| (from, to.min(before(first))));
+        let upper = (to > last).then(|| (from.max(after(last)), to));
+        [lower, upper].into_iter().flatten()
+    };
+    *ranges = ranges.iter().flat_map(rest).collect();
 }
 
 /// Sorts the ranges and joins those that touch.
@@ -373,13 +378,13 @@ mod tests {
     fn an_address_is_taken_out_of_the_range_it_is_in() {
         let mut ranges = reach("10.0.0.0/30,10.0.1.1").ranges().unwrap();
         for address in ["10.0.0.0", "10.0.0.2", "10.0.1.1", "10.9.9.9", "fd00::1"] {
-            ranges.remove(address.parse().unwrap());
+            ranges.remove(IpNet::from(address.parse::<IpAddr>().unwrap()));
         }
         let left: Vec<String> = ranges.ipv4().map(|(from, to)| format!("{from}-{to}")).collect();
         assert_eq!(left, ["10.0.0.1-10.0.0.1", "10.0.0.3-10.0.0.3"]);
         let mut all = reach("0.0.0.0/0,::/0").ranges().unwrap();
         for address in ["0.0.0.0", "255.255.255.255", "::"] {
-            all.remove(address.parse().unwrap());
+            all.remove(IpNet::from(address.parse::<IpAddr>().unwrap()));
             assert!(!all.contains(address.parse().unwrap()), "{address}");
         }
     }

@@ -13,8 +13,6 @@ use mobile_io::keys::PublicKey;
 use mobile_io::modes::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
-use crate::selection::owner;
-
 /// Where the configuration is when `--config` does not say.
 pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
 
@@ -222,7 +220,7 @@ impl Default for Routing {
 
 impl Default for Bpf {
     fn default() -> Self {
-        Self { pin_dir: Path::new("/sys/fs/bpf").join(owner::default_name()) }
+        Self { pin_dir: Path::new("/sys/fs/bpf").join(mobile_io::netns::name("mobile")) }
     }
 }
 

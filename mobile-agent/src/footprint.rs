@@ -12,6 +12,9 @@ use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};
 /// empties, as it does the kernel.
 pub(crate) const DIR: &str = "/run/mobile";
 
+/// The kernel's own routing tables (rtnetlink(7)): unspecified, default, main, local.
+const RESERVED_TABLES: [u32; 4] = [0, 253, 254, 255];
+
 /// The names of one set of kernel objects, and the control socket of the agent that made them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
@@ -93,10 +96,21 @@ pub(crate) fn of_running(config: &Config, record: &Record) -> Vec<Config> {
 }
 
 fn read(record: &Record) -> Vec<Footprint> {
-    record.read().unwrap_or_else(|error| {
+    let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
         tracing::warn!(%error, "cleaning up without what the agent recorded");
         Vec::new()
-    })
+    });
+    // The confined agent can write to the folder; `cleanup` has all rights and goes by what is in it.
+    recorded.retain(|footprint| {
+        let tables = [footprint.table, footprint.relay_table];
+        let is_ours = tables.iter().all(|table| !RESERVED_TABLES.contains(table))
+            && mobile_io::tun::is_device_name(&footprint.device);
+        if !is_ours {
+            tracing::warn!(?footprint, "ignoring a record that no agent writes");
+        }
+        is_ours
+    });
+    recorded
 }
 
 fn with(mut names: Vec<Footprint>, recorded: Vec<Footprint>) -> Vec<Config> {

@@ -25,6 +25,8 @@ pub struct Confinement {
     pub capabilities: Capabilities,
     /// System calls beyond those that both daemons make.
     pub calls: &'static [libc::c_long],
+    /// Whether unix sockets may be connected: for user databases that are asked over one.
+    pub local_streams: bool,
     /// Which files; `None` for all that the process's user may.
     pub files: Option<Files>,
 }
@@ -67,7 +69,7 @@ impl Confinement {
             let status = restrict(files)?;
             debug!(landlock = ?status, "confined");
         }
-        calls::restrict(self.calls)
+        calls::restrict(self.calls, self.local_streams)
     }
 }
 
@@ -107,7 +109,10 @@ fn restrict(files: &Files) -> Result<RulesetStatus, landlock::RulesetError> {
 /// Only sets no_new_privs, on processors for which no filter is written.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 mod calls {
-    pub(super) fn restrict(_extra: &[super::libc::c_long]) -> Result<(), super::ConfineError> {
+    pub(super) fn restrict(
+        _extra: &[super::libc::c_long],
+        _local_streams: bool,
+    ) -> Result<(), super::ConfineError> {
         rustix::thread::set_no_new_privs(true)
             .map_err(|errno| super::ConfineError::Capabilities(errno.into()))
     }
@@ -131,7 +136,7 @@ mod tests {
     }
 
     pub(super) fn no_more_than(capabilities: Capabilities) -> Confinement {
-        Confinement { capabilities, calls: &[], files: None }
+        Confinement { capabilities, calls: &[], local_streams: false, files: None }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! cannot be read or has changed since.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf, absolute};
 
 use ring::digest::{SHA256, digest};
@@ -75,7 +75,10 @@ impl Record {
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let write = || {
             fs::create_dir_all(dir)?;
-            fs::write(&new, &text)?;
+            // Left by one that was killed, or planted by the folder's owner.
+            let _ = fs::remove_file(&new);
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
+            file.write_all(&text)?;
             fs::rename(&new, &self.path)
         };
         let mut written = write();

@@ -193,7 +193,10 @@ mod tests {
         assert_eq!(socket.read(&mut piece).await.unwrap(), 77);
         assert_eq!(socket.read(&mut piece).await.unwrap(), 23);
         let error = socket.read(&mut piece).await.unwrap_err();
-        assert!(error.get_ref().is_some_and(|inner| inner.is::<AllowanceExceeded>()), "{error}");
+        assert!(
+            error.get_ref().and_then(|inner| inner.downcast_ref::<AllowanceExceeded>()).is_some(),
+            "{error}"
+        );
         socket.lift_limit();
         let mut rest = vec![0; 900];
         socket.read_exact(&mut rest).await.unwrap();

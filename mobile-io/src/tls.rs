@@ -233,7 +233,7 @@ pub async fn accept(
 /// What an error of a handshake, or of any later read or write, means.
 #[must_use]
 pub fn explain(error: &io::Error) -> Cause {
-    if error.get_ref().is_some_and(|inner| inner.is::<AllowanceExceeded>()) {
+    if error.get_ref().and_then(|inner| inner.downcast_ref::<AllowanceExceeded>()).is_some() {
         return Cause::Oversized;
     }
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());

@@ -265,6 +265,12 @@ fn open(name: &str) -> Result<tun::Device, TunError> {
 }
 
 /// The kernel's own rule (`dev_valid_name`), and no `%`, which asks it to number the device.
+/// Returns whether a device may have this name.
+#[must_use]
+pub fn is_device_name(name: &str) -> bool {
+    check_name(name).is_ok()
+}
+
 fn check_name(name: &str) -> Result<(), TunError> {
     let fits = !name.is_empty() && name.len() <= MAX_NAME && name != "." && name != "..";
     let clean = !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c == '\0' || c.is_whitespace());

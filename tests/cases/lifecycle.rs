@@ -32,7 +32,9 @@ fn restless(laptop: &Laptop) -> anyhow::Result<Process> {
     ));
     let mut process =
         Process::start("a mobile process", &mut command, &laptop.lab.dir().join("restless.txt"))?;
-    process.wait_output(&addr::RELAY4.to_string(), PATIENCE)?;
+    for seen in [addr::RELAY4.to_string(), addr::RELAY6.to_string()] {
+        process.wait_output(&seen, PATIENCE)?;
+    }
     Ok(process)
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mobile_tests::{Talk, Testbed, addr, port, program};
+use mobile_tests::{LabOptions, Talk, Testbed, addr, port, program};
 
 use crate::{Outcome, server};
 
@@ -21,7 +21,11 @@ const CROWD: u16 = 4000;
 
 #[test]
 fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> Outcome {
-    let mut bed = Testbed::new()?;
+    let mut bed = Testbed::installed(&LabOptions::default())?;
+    // Ten times what one client may have by default.
+    bed.relay.configure("limits", "connections_per_client", 0)?;
+    bed.relay.configure("limits", "connection_rate_per_client", 0)?;
+    bed.start()?;
     let tool = program("labtool")?;
     let to = format!("{}:{CROWD}", addr::SERVER4);
     let mut taker = Talk::start(bed.lab.server.command(&tool).args(["accept", &to]))?;

@@ -78,9 +78,13 @@ impl Memory {
 /// Writes a file that belongs to the owner of its directory, because a relay may run as root once
 /// and as another user later.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = std::fs::File::create(path)?;
+    // Never through a link that the folder's owner has planted: a new file takes the place.
+    let new = path.with_extension("new");
+    let _ = std::fs::remove_file(&new);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
     file.write_all(text.as_bytes())?;
-    owner::as_folder(&file, path)
+    owner::as_folder(&file, path)?;
+    std::fs::rename(&new, path)
 }
 
 /// Returns a text that identifies this boot and this network namespace.

@@ -198,18 +198,12 @@ impl Home {
         self.pending.is_some()
     }
 
-    /// Returns this host's addresses on its other devices, and the broadcast addresses of their
-    /// networks.
-    pub(crate) async fn local_addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+    /// Returns this host's own addresses on other devices, and the networks that it is connected to
+    /// by them: "internet" excludes a neighbour's services as it does the host's own.
+    pub(crate) async fn local_networks(&self) -> anyhow::Result<Vec<IpNet>> {
         let all = self.netlink.all_addresses().await?;
         let others = all.iter().filter(|address| address.index != self.index);
-        let mut local: Vec<IpAddr> = others
-            .flat_map(|address| {
-                let is_shared = address.net.addr().is_ipv4() && address.net.prefix_len() < 31;
-                [Some(address.net.addr()), is_shared.then(|| address.net.broadcast())]
-            })
-            .flatten()
-            .collect();
+        let mut local: Vec<IpNet> = others.map(|address| address.net.trunc()).collect();
         local.sort_unstable();
         local.dedup();
         Ok(local)
@@ -399,21 +393,19 @@ fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<Installed> {
 /// of deleted forwards, would stay in force.
 fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
     let Err(error) = ruleset.apply() else { return Ok(true) };
-    if ruleset.is_needed() {
-        return Err(error.context(nft::HINT));
-    }
     let table = ruleset.table();
     match table_exists(&table) {
+        Ok(true) => Err(error.context(format!(
+            "cannot replace the nftables rules, and the former ones stay in force: repair nft, or remove \
+             them with `nft delete table inet {table}`"
+        ))),
+        _ if ruleset.is_needed() => Err(error.context(nft::HINT)),
         Ok(false) => {
             info!(
                 "without nftables, clients are not limited nor their TCP fitted to a smaller MTU: {error:#}"
             );
             Ok(false)
         }
-        Ok(true) => Err(error.context(format!(
-            "cannot replace the nftables rules, and the former ones stay in force: repair nft, or remove \
-             them with `nft delete table inet {table}`"
-        ))),
         Err(unknown) => Err(error.context(format!(
             "cannot install the nftables rules, nor tell whether former ones are in force ({unknown}): \
              repair nft"

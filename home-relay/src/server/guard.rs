@@ -6,6 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use mobile_proto::packet::IpHeader;
 
+use ipnet::IpNet;
+
 use crate::metrics::Drop;
 use crate::pool::{Lease, Pools};
 use crate::reach::{Ranges, Reach};
@@ -22,9 +24,8 @@ pub(crate) struct Policy {
     /// Whether anybody may send clients datagrams unasked, so that a datagram from a client may be
     /// an answer.
     pub(crate) answers: bool,
-    /// This host's own addresses, and the broadcast addresses of its networks; "internet" excludes
-    /// both.
-    pub(crate) local: Vec<IpAddr>,
+    /// This host's own addresses, and the networks that it is connected to; "internet" excludes both.
+    pub(crate) local: Vec<IpNet>,
 }
 
 /// The policy, with a version number by which filters notice a change without a lock.
@@ -46,8 +47,8 @@ impl Policies {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Returns whether the policy already has these addresses as this host's own.
-    pub(crate) fn has_local(&self, local: &[IpAddr]) -> bool {
+    /// Returns whether the policy already has these addresses and networks as this host's own.
+    pub(crate) fn has_local(&self, local: &[IpNet]) -> bool {
         self.current.read().unwrap_or_else(PoisonError::into_inner).local == local
     }
 
@@ -89,11 +90,7 @@ impl Guard {
         self.version = version;
         self.isolate = policy.isolate;
         let reach = own.unwrap_or(policy.reach);
-        self.ranges = reach.ranges();
-        if let Some(ranges) = self.ranges.as_mut().filter(|_| reach.has_internet()) {
-            let is_named = |address: &IpAddr| reach.networks().any(|network| network.contains(address));
-            policy.local.iter().filter(|local| !is_named(local)).for_each(|local| ranges.remove(*local));
-        }
+        self.ranges = reach.ranges_without(&policy.local);
         self.resolvers = policy.resolvers;
         self.answers = policy.answers;
     }
@@ -302,10 +299,12 @@ pub(crate) mod tests {
         assert_eq!(guard.check(&tcp("192.168.2.1", 80, SYN)), Ok(()));
         *guard.own.write().unwrap() = Some("internet,198.51.100.0/24".parse().unwrap());
         policies.change(|policy| {
-            policy.local = vec!["192.0.2.1".parse().unwrap(), "198.51.100.1".parse().unwrap()];
+            policy.local =
+                ["192.0.2.1/32", "203.0.113.0/24", "198.51.100.0/28"].map(|net| net.parse().unwrap()).into();
         });
         assert_eq!(guard.check(&tcp("192.0.2.1", 80, SYN)), Err(Drop::Reach), "this host's own");
         assert_eq!(guard.check(&tcp("192.0.2.2", 80, SYN)), Ok(()));
+        assert_eq!(guard.check(&tcp("203.0.113.9", 80, SYN)), Err(Drop::Reach), "a neighbour of this host");
         assert_eq!(guard.check(&tcp("198.51.100.1", 80, SYN)), Ok(()), "its own in a network that is named");
         let datagram = packet_of(UDP, "10.9.0.2", "10.1.1.1", &[0; 8]);
         assert_eq!(guard.check(&datagram), Err(Drop::Reach));

@@ -29,8 +29,8 @@ impl Relay {
         for (reason, packets) in in_force.home.take_drops() {
             self.metrics.dropped(reason, packets);
         }
-        // The nftables rules recognise these addresses by themselves.
-        if let Ok(local) = in_force.home.local_addresses().await {
+        // The nftables rules recognise these networks by themselves.
+        if let Ok(local) = in_force.home.local_networks().await {
             self.registry.set_local(local);
         }
         match in_force.home.keep(rules).await {

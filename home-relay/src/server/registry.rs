@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{self, Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use mobile_io::driver::{DriverEvent, TlsStream};
 use mobile_io::joining::Joining;
 use mobile_io::keys::PublicKey;
@@ -168,8 +169,8 @@ impl Registry {
         self.policies.change(|policy| policy.answers = answers);
     }
 
-    /// Returns the addresses of this host, which "internet" excludes.
-    pub(crate) fn set_local(&self, local: Vec<IpAddr>) {
+    /// Sets the addresses and networks of this host that "internet" excludes.
+    pub(crate) fn set_local(&self, local: Vec<IpNet>) {
         if !self.policies.has_local(&local) {
             self.policies.change(|policy| policy.local = local);
         }

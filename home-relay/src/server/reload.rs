@@ -61,12 +61,14 @@ impl Relay {
         self.registry.set_answers(answers);
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
-        if next.clients.reach() != in_force.config.clients.reach()
-            || next.dns.servers != in_force.config.dns.servers
+        let former = std::mem::replace(&mut in_force.config, next);
+        let next = &in_force.config;
+        // Everything is in force by now; connections that stay open are no reason to say otherwise.
+        if (next.clients.reach() != former.clients.reach() || next.dns.servers != former.dns.servers)
+            && let Err(error) = self.cut_out_of_reach(next).await
         {
-            self.cut_out_of_reach(&next).await?;
+            warn!("connections beyond the clients' reach stay open: {error:#}");
         }
-        in_force.config = next;
         Ok(reloaded)
     }
 }

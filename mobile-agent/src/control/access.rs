@@ -1,7 +1,5 @@
 //! Who may ask what. The decisions are pure; what they need is read from the kernel, never from the asker.
 
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-
 use super::protocol::Request;
 use crate::processes::Asker;
 
@@ -34,23 +32,6 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
     }
 }
 
-/// Whether a user has root's rights here.
-pub(super) fn is_privileged(uid: u32, gid: u32, group: Option<&str>) -> bool {
-    uid == 0 || group.is_some_and(|group| is_member(uid, gid, group))
-}
-
-fn is_member(uid: u32, gid: u32, group: &str) -> bool {
-    let Ok(Some(group)) = Group::from_name(group) else { return false };
-    if group.gid == Gid::from_raw(gid) {
-        return true;
-    }
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
-    std::ffi::CString::new(user.name)
-        .ok()
-        .and_then(|name| getgrouplist(&name, user.gid).ok())
-        .is_some_and(|groups| groups.contains(&group.gid))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,14 +58,5 @@ mod tests {
             assert_eq!(admit(MEMBER, &request), Ok(()));
             assert!(admit(USER, &request).unwrap_err().contains("only root"), "{request:?}");
         }
-    }
-
-    #[test]
-    fn root_is_privileged_and_so_is_a_member_of_the_group() {
-        assert!(is_privileged(0, 0, None));
-        assert!(!is_privileged(65534, 65534, None));
-        assert!(!is_privileged(65534, 65534, Some("no-such-group")));
-        assert!(!is_privileged(65534, 65534, Some("root")));
-        assert!(is_privileged(65534, 0, Some("root")));
     }
 }

@@ -1,13 +1,13 @@
 //! Answers the control socket. Every connection is a task; what reads /proc or moves processes runs off the runtime's thread.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mobile_io::control::{Connection, ControlError, Listener, Peer, UserSlots};
 use serde::de::DeserializeOwned;
 
-use super::access::{admit, is_privileged};
+use super::access::admit;
 use super::calls;
 use super::protocol::{Answer, Request};
 use crate::daemon::Agent;
@@ -49,9 +49,7 @@ pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
 
 async fn converse(mut connection: Connection, agent: &Arc<Agent>) -> Result<(), ControlError> {
     let Peer { pid, uid, gid, .. } = connection.peer;
-    let group = agent.config.control.group.clone();
-    let privileged = blocking(move || Ok(is_privileged(uid, gid, group.as_deref()))).await.unwrap_or(false);
-    let asker = Asker { uid, privileged };
+    let asker = Asker { uid, privileged: uid == 0 || is_member(agent, uid, gid).await };
     loop {
         let answer = match connection.recv::<Request>().await {
             Ok(None) => return Ok(()),
@@ -86,7 +84,9 @@ async fn answer(
     let persistent = agent.persistent();
     let agent_for_job = Arc::clone(agent);
     match request {
-        Request::Run => blocking(move || run(&agent_for_job, asker, pid, pidfd)).await,
+        Request::Run => {
+            blocking(move || run(&agent_for_job, asker, pid, pidfd.as_ref().map(OwnedFd::as_fd))).await
+        }
         Request::Call(call) => calls::answer(agent, asker, (pid, pidfd), call).await.map(Answer::Called),
         Request::Attach { pids } => {
             blocking(move || {
@@ -114,9 +114,16 @@ async fn answer(
     }
 }
 
+/// Returns whether the user is in the `[control] group`. The user database may be a service that
+/// only the process helper may query.
+async fn is_member(agent: &Arc<Agent>, uid: u32, gid: u32) -> bool {
+    let Some(group) = agent.config.control.group.clone() else { return false };
+    let agent = Arc::clone(agent);
+    blocking(move || ask_helper(&agent, &Job::IsPrivileged { uid, gid, group })).await.unwrap_or(false)
+}
+
 /// Sets the attribute of the calling process.
-fn run(agent: &Agent, asker: Asker, caller: i32, pidfd: Option<OwnedFd>) -> Result<Answer, String> {
-    let pidfd = pidfd.as_ref().map(|pidfd| pidfd.as_fd());
+fn run(agent: &Agent, asker: Asker, caller: i32, pidfd: Option<BorrowedFd<'_>>) -> Result<Answer, String> {
     let helper = |job: &Job| agent.processes.run(job, pidfd).map_err(|error| error.to_string());
     let holds: Result<bool, _> = agent.processes.run(&Job::HoldsSockets { caller }, pidfd);
     let with_sockets = holds.map_err(|error| error.to_string())?;

@@ -46,7 +46,12 @@ pub(super) fn confinement(config: &Config) -> Confinement {
     write.push(footprint::DIR.into());
     write.extend(folder(&config.control.socket));
     write.extend(folder(&config.bpf.pin_dir));
-    Confinement { capabilities: capabilities(), calls: &[libc::SYS_bpf], files: Some(Files { read, write }) }
+    Confinement {
+        capabilities: capabilities(),
+        calls: &[libc::SYS_bpf],
+        local_streams: false,
+        files: Some(Files { read, write }),
+    }
 }
 
 /// Returns the capabilities that the agent keeps.

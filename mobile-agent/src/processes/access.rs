@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -26,6 +27,23 @@ pub(crate) struct Asker {
 /// started it.
 pub(super) fn may_change(asker: Asker, owners: Owners) -> bool {
     asker.privileged || owners.iter().all(|owner| *owner == asker.uid)
+}
+
+/// Returns whether a user has root's rights here.
+pub(super) fn is_privileged(uid: u32, gid: u32, group: Option<&str>) -> bool {
+    uid == 0 || group.is_some_and(|group| is_member(uid, gid, group))
+}
+
+fn is_member(uid: u32, gid: u32, group: &str) -> bool {
+    let Ok(Some(group)) = Group::from_name(group) else { return false };
+    if group.gid == Gid::from_raw(gid) {
+        return true;
+    }
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
+    std::ffi::CString::new(user.name)
+        .ok()
+        .and_then(|name| getgrouplist(&name, user.gid).ok())
+        .is_some_and(|groups| groups.contains(&group.gid))
 }
 
 /// A process held by its pidfd, so that its id cannot come to mean another process unnoticed.
@@ -105,8 +123,6 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    use nix::unistd::Uid;
-
     const ROOT: Asker = Asker { uid: 0, privileged: true };
     const MEMBER: Asker = Asker { uid: 1000, privileged: true };
     const USER: Asker = Asker { uid: 1000, privileged: false };
@@ -135,5 +151,14 @@ mod tests {
         assert!(!held.is_alive());
         assert!(matches!(Held::open(pid), Err(Unchanged::NoProcess(gone)) if gone == pid));
         assert!(Held::open(0).is_err() && Held::open(-1).is_err());
+    }
+
+    #[test]
+    fn root_is_privileged_and_so_is_a_member_of_the_group() {
+        assert!(is_privileged(0, 0, None));
+        assert!(!is_privileged(65534, 65534, None));
+        assert!(!is_privileged(65534, 65534, Some("no-such-group")));
+        assert!(!is_privileged(65534, 65534, Some("root")));
+        assert!(is_privileged(65534, 0, Some("root")));
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::cmsg_space;
@@ -19,6 +20,9 @@ use tokio::process::{Child, Command};
 use super::helper::VERB;
 use super::job::{Job, JobError, Setup};
 use crate::selection::account::AccountMaps;
+
+/// How long a look for the reader of a TUN may take: a handover waits for it.
+const FEEDER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A handle to the running process helper.
 #[derive(Clone, Debug)]
@@ -60,7 +64,8 @@ impl ProcessHelper {
         let answer = answer.map_err(|error| {
             JobError::failed(format!("the agent's process helper does not answer ({error}): try again"))
         })?;
-        let answer: Result<T, JobError> = serde_json::from_slice(&answer).map_err(JobError::failed)?;
+        let answer: Result<T, JobError> =
+            serde_json::from_slice(&answer).map_err(|error| JobError::of(&error))?;
         answer
     }
 
@@ -69,6 +74,9 @@ impl ProcessHelper {
         let descriptors: Vec<_> = std::iter::once(theirs.as_fd()).chain(caller).collect();
         send(self.channel.as_fd(), &[0], &descriptors)?;
         drop(theirs);
+        if matches!(job, Job::FindFeeder { .. }) {
+            ours.set_read_timeout(Some(FEEDER_PATIENCE))?;
+        }
         ours.write_all(&serde_json::to_vec(job)?)?;
         ours.shutdown(std::net::Shutdown::Write)?;
         let mut answer = Vec::new();

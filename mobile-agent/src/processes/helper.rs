@@ -15,6 +15,7 @@ use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::Serialize;
 
+use super::access::is_privileged;
 use super::feeder;
 use super::job::{Job, JobError, Setup};
 use super::work::Worker;
@@ -75,6 +76,8 @@ fn confinement() -> Confinement {
             | Capabilities::NET_ADMIN
             | Capabilities::SYS_PTRACE,
         calls: &[libc::SYS_bpf, libc::SYS_pidfd_getfd],
+        // Users and groups may come from sssd or systemd-userdb.
+        local_streams: true,
         files: None,
     }
 }
@@ -123,29 +126,30 @@ fn answer(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> a
     let job: Job = serde_json::from_slice(&job)?;
     tracing::trace!(?job, "job");
     let answer = match job {
-        Job::HoldsSockets { caller: pid } => encode(worker.holds_sockets(pid, caller)),
+        Job::IsPrivileged { uid, gid, group } => encode(&Ok(is_privileged(uid, gid, Some(&group)))),
+        Job::HoldsSockets { caller: pid } => encode(&worker.holds_sockets(pid, caller)),
         Job::SetMobile { pid, caller: own, asker, mobile, with_sockets } => {
-            encode(worker.set_mobile(asker, pid, (own, caller), mobile, with_sockets))
+            encode(&worker.set_mobile(asker, pid, (own, caller), mobile, with_sockets))
         }
         Job::Change { pids, asker, persistent, mobile } => {
-            encode(Ok(worker.change(asker, &pids, &persistent, mobile)))
+            encode(&Ok(worker.change(asker, &pids, &persistent, mobile)))
         }
-        Job::List { asker, persistent } => encode(worker.list(asker, &persistent)),
-        Job::FindFeeder { device } => encode(Ok(feeder::of(&device, &worker.cgroup))),
-        Job::SweepAccounts => encode(worker.sweep_accounts()),
-        Job::EnsureSlice => encode(worker.ensure_slice()),
-        Job::RemoveCgroup { path } => encode(remove_cgroup(path.as_deref())),
+        Job::List { asker, persistent } => encode(&worker.list(asker, &persistent)),
+        Job::FindFeeder { device } => encode(&Ok(feeder::of(&device, &worker.cgroup))),
+        Job::SweepAccounts => encode(&worker.sweep_accounts()),
+        Job::EnsureSlice => encode(&worker.ensure_slice()),
+        Job::RemoveCgroup { path } => encode(&remove_cgroup(path.as_deref())),
     };
     Ok(stream.write_all(&answer?)?)
 }
 
 fn remove_cgroup(path: Option<&Path>) -> Result<(), JobError> {
-    match MobileCgroup::existing(path).map_err(JobError::failed)? {
-        Some(cgroup) => cgroup.remove().map_err(JobError::failed),
+    match MobileCgroup::existing(path).map_err(|error| JobError::of(&error))? {
+        Some(cgroup) => cgroup.remove().map_err(|error| JobError::of(&error)),
         None => Ok(()),
     }
 }
 
-fn encode<T: Serialize>(answer: Result<T, JobError>) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&answer)
+fn encode<T: Serialize>(answer: &Result<T, JobError>) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(answer)
 }

@@ -31,6 +31,15 @@ pub(crate) struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Job {
+    /// Tells whether a user has root's rights here, as a member of the group: `bool`.
+    IsPrivileged {
+        /// The user.
+        uid: u32,
+        /// The group that the user's process runs as.
+        gid: u32,
+        /// `[control] group`.
+        group: String,
+    },
     /// Tells whether the caller holds sockets that could be mobile: `bool`.
     HoldsSockets {
         /// The caller's process id.
@@ -96,8 +105,13 @@ pub(crate) struct JobError {
 
 impl JobError {
     /// Wraps a failure that has no error number of its own.
-    pub(super) fn failed(reason: impl ToString) -> Self {
-        Self { reason: reason.to_string(), errno: Errno::EIO as i32 }
+    pub(super) fn failed(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), errno: Errno::EIO as i32 }
+    }
+
+    /// Wraps an error that has no error number of its own.
+    pub(super) fn of(error: &impl std::fmt::Display) -> Self {
+        Self::failed(error.to_string())
     }
 
     /// Returns the error number.
@@ -120,6 +134,7 @@ mod tests {
     fn jobs_read_as_they_are_written() {
         let asker = Asker { uid: 1000, privileged: false };
         for job in [
+            Job::IsPrivileged { uid: 1, gid: 2, group: "mobile".into() },
             Job::HoldsSockets { caller: 7 },
             Job::SetMobile { pid: None, caller: 7, asker, mobile: true, with_sockets: false },
             Job::Change { pids: vec![1, 2], asker, persistent: vec![], mobile: false },

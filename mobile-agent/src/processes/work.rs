@@ -128,7 +128,7 @@ impl Worker {
 
     /// Lists the mobile processes that the asker may see.
     pub(super) fn list(&self, asker: Asker, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
-        let pids = self.cgroup.pids().map_err(JobError::failed)?;
+        let pids = self.cgroup.pids().map_err(|error| JobError::of(&error))?;
         // Looking up a user name may take a query across the network, so each name is looked up
         // once.
         let mut names: HashMap<u32, String> = HashMap::new();

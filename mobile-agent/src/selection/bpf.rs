@@ -36,7 +36,7 @@ use super::{
     cgroup::MobileCgroup,
     deadline::DeadlineMap,
     extent::Extent,
-    features, link, netns,
+    features, link,
     pins::{self, Generation},
 };
 use crate::config::OnFailure;
@@ -301,7 +301,7 @@ fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Config> {
         cgroup_id: cgroup.id(),
         slice_id: cgroup.slice().id(),
         key: 0,
-        netns_cookie: netns::cookie().map_err(BpfError::Namespace)?,
+        netns_cookie: mobile_io::netns::cookie().map_err(BpfError::Namespace)?,
         cgroup_level: cgroup.level(),
         mark: marking.mark,
         mark_mask: marking.mask,

@@ -15,7 +15,6 @@ use std::{
 pub(crate) use super::cgroup2::Cgroup2;
 use super::{
     cgroup2::{depth, join},
-    owner::default_name,
     slice::Slice,
 };
 
@@ -165,7 +164,8 @@ impl MobileCgroup {
 
     fn locate(path: Option<&Path>) -> Result<(Cgroup2, PathBuf)> {
         let cgroup2 = Cgroup2::find(path)?;
-        let dir = path.map_or_else(|| cgroup2.mount().join(default_name()), Path::to_path_buf);
+        let dir =
+            path.map_or_else(|| cgroup2.mount().join(mobile_io::netns::name("mobile")), Path::to_path_buf);
         if dir == cgroup2.mount() {
             return Err(CgroupError::Root(dir));
         }

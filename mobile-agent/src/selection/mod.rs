@@ -16,7 +16,6 @@ pub(crate) mod floor;
 pub(crate) mod ingress;
 pub(crate) mod instance;
 mod link;
-mod netns;
 pub(crate) mod owner;
 mod pins;
 pub(crate) mod process;

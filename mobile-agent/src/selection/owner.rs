@@ -18,32 +18,6 @@ use super::cgroup::{CgroupError, MobileCgroup, Result, io_error};
 /// `user.` attributes since Linux 5.7).
 const OWNER: &str = "user.mobile.netns";
 
-/// The name of the cgroup and of the directory of pins in the machine's own network namespace.
-const NAME: &str = "mobile";
-
-/// The inode number of the machine's own network namespace since Linux 6.18 (`NET_NS_INIT_INO`,
-/// linux/nsfs.h).
-const INITIAL_INODE: u64 = 0xefff_fff9;
-
-/// The cookie of that namespace on older kernels, from Linux 5.14 on: the first that the kernel
-/// assigns.
-const INITIAL_COOKIE: u64 = 1;
-
-/// Returns the default name of the mobile cgroup and of the directory of pins.
-///
-/// All network namespaces share the file systems of both. So the name carries the namespace, except
-/// in the machine's own.
-pub(crate) fn default_name() -> String {
-    match mobile_io::netns::id() {
-        Ok(id) if id != INITIAL_INODE && !is_initial_by_cookie() => format!("{NAME}-{id}"),
-        _ => NAME.to_owned(),
-    }
-}
-
-fn is_initial_by_cookie() -> bool {
-    super::netns::cookie().is_ok_and(|cookie| cookie == INITIAL_COOKIE)
-}
-
 /// A mobile cgroup in use by the agent of this process. The kernel releases it when the process
 /// ends.
 #[derive(Debug)]
@@ -135,7 +109,10 @@ mod tests {
     #[test]
     fn names_outside_of_the_machines_own_namespace_carry_the_namespace() {
         Place::with(|_| {
-            assert_eq!(default_name(), format!("mobile-{}", mobile_io::netns::id().unwrap()));
+            assert_eq!(
+                mobile_io::netns::name("mobile"),
+                format!("mobile-{}", mobile_io::netns::id().unwrap())
+            );
         });
     }
 }

@@ -134,6 +134,10 @@ pub(super) fn pin(generation: &Path, kind: &str, name: &str) -> PathBuf {
 
 /// Removes a directory of pins, and with them what nothing else holds. Says whether there was one.
 pub(super) fn remove(dir: &Path) -> Result<bool, BpfError> {
+    // What is not a folder of pins is none of ours, whatever a configuration or a record says.
+    if !dir.exists() || !on_bpffs(dir)? {
+        return Ok(false);
+    }
     match fs::remove_dir_all(dir) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -81,11 +81,11 @@ fn is_asked_about(socket: &Socket) -> io::Result<bool> {
 
 /// The IPv4 and IPv6 sockets of a process in our network namespace. One that is closed meanwhile, or not to be had, is none.
 fn sockets(pid: i32, pidfd: BorrowedFd<'_>) -> impl Iterator<Item = (RawFd, Socket)> {
-    let own_namespace = super::netns::cookie().ok();
+    let own_namespace = mobile_io::netns::cookie().ok();
     socket_fds(pid).into_iter().filter_map(move |fd| {
         let socket = Socket::from(pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()?);
         let is_inet = [Domain::IPV4, Domain::IPV6].contains(&socket.domain().ok()?);
-        let namespace = || super::netns::cookie_of(socket.as_fd()).ok();
+        let namespace = || mobile_io::netns::cookie_of(socket.as_fd()).ok();
         (is_inet && own_namespace.is_some() && namespace() == own_namespace).then_some((fd, socket))
     })
 }

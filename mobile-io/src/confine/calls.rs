@@ -30,8 +30,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fchmodat,
     libc::SYS_fchown,
     libc::SYS_fchownat,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
+    libc::SYS_fgetxattr,
     libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_fstatfs,
@@ -39,10 +39,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_ftruncate,
     libc::SYS_getcwd,
     libc::SYS_getdents64,
+    libc::SYS_getxattr,
     libc::SYS_inotify_add_watch,
     libc::SYS_inotify_init1,
     libc::SYS_inotify_rm_watch,
-    libc::SYS_ioctl,
     libc::SYS_linkat,
     libc::SYS_lseek,
     libc::SYS_mkdirat,
@@ -96,7 +96,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
-    libc::SYS_socket,
     libc::SYS_socketpair,
     // Memory.
     libc::SYS_brk,
@@ -144,7 +143,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getrusage,
     libc::SYS_getsid,
     libc::SYS_getuid,
-    libc::SYS_prlimit64,
     libc::SYS_sysinfo,
     libc::SYS_uname,
     // Time.
@@ -242,8 +240,12 @@ const BPF_COMMANDS: [u64; 11] = [
 /// Refuses every call but those of the list and `extra`, for the calling thread and threads that it
 /// starts.
 ///
+/// Without `local_streams`, no Unix stream socket can be made, which could be connected to systemd,
+/// D-Bus or another service that trusts root. Accepted, inherited and paired sockets still work, as
+/// do datagrams (`sd_notify`).
+///
 /// Sets no_new_privs as well: no program executed from here regains the rights.
-pub(super) fn restrict(extra: &[libc::c_long]) -> Result<(), ConfineError> {
+pub(super) fn restrict(extra: &[libc::c_long], local_streams: bool) -> Result<(), ConfineError> {
     // The C libraries fall back to `clone`, whose flags a filter can see; those of `clone3` are in
     // memory. The filter below allows `clone3`, and this one answers it with ENOSYS.
     apply([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
@@ -251,6 +253,12 @@ pub(super) fn restrict(extra: &[libc::c_long]) -> Result<(), ConfineError> {
     let mut rules: Vec<_> = plain.map(|&call| (call, Vec::new())).collect();
     rules.retain(|(call, _)| *call != libc::SYS_bpf);
     rules.push((libc::SYS_clone, vec![no_namespace()?]));
+    // The kernel signals the owner of a descriptor that is ready, and these commands set the owner.
+    rules.push((libc::SYS_fcntl, vec![argument_is_none_of(1, &SIGNAL_COMMANDS)?]));
+    rules.push((libc::SYS_ioctl, vec![argument_is_none_of(1, &OWNER_REQUESTS)?]));
+    // Only this process's own limits.
+    rules.push((libc::SYS_prlimit64, vec![first_is(0)?]));
+    rules.push((libc::SYS_socket, sockets(local_streams)?));
     // A thread ends itself by tgkill() (abort); other processes are out of reach.
     let own = u64::from(std::process::id());
     rules.push((libc::SYS_tgkill, vec![first_is(own)?]));
@@ -279,6 +287,37 @@ fn errno(errno: libc::c_int) -> SeccompAction {
 fn first_is(value: u64) -> Result<SeccompRule, ConfineError> {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
     Ok(SeccompRule::new(vec![condition])?)
+}
+
+/// Commands of `fcntl` that have signals sent (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
+const SIGNAL_COMMANDS: [u64; 3] = [8, 10, 15];
+
+/// Requests of `ioctl` that do so for sockets (`FIOSETOWN`, `SIOCSPGRP`).
+const OWNER_REQUESTS: [u64; 2] = [0x8901, 0x8902];
+
+/// The lower bits of a socket's type, without its flags (`SOCK_TYPE_MASK`, linux/net.h).
+const TYPE_MASK: u64 = 0xf;
+
+fn argument_is_none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, ConfineError> {
+    let conditions: Result<_, _> = values
+        .iter()
+        .map(|&value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value))
+        .collect();
+    Ok(SeccompRule::new(conditions?)?)
+}
+
+/// Every socket, or all but unix sockets that connect.
+fn sockets(local_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
+    if local_streams {
+        return Ok(Vec::new());
+    }
+    let dword = SeccompCmpArgLen::Dword;
+    let datagram = SeccompCmpOp::MaskedEq(TYPE_MASK);
+    let (unix, datagrams) = (libc::AF_UNIX.unsigned_abs().into(), libc::SOCK_DGRAM.unsigned_abs().into());
+    Ok(vec![
+        SeccompRule::new(vec![SeccompCondition::new(0, dword, SeccompCmpOp::Ne, unix)?])?,
+        SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, datagram, datagrams)?])?,
+    ])
 }
 
 fn no_namespace() -> Result<SeccompRule, ConfineError> {
@@ -363,6 +402,27 @@ mod tests {
             assert_eq!(found, Some(libc::EPERM), "command {command}");
         }
         assert_ne!(confined(&confinement, || call(libc::SYS_bpf, 1)), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn no_other_process_is_reached_by_signals_limits_or_local_services() {
+        let reached = confined(&no_more_than(Capabilities::all()), || {
+            let stream = std::os::unix::net::UnixStream::connect("/nowhere").map(drop);
+            let datagram = std::os::unix::net::UnixDatagram::unbound().is_ok();
+            let pair = std::os::unix::net::UnixStream::pair().is_ok();
+            let network = std::net::UdpSocket::bind("127.0.0.1:0").is_ok();
+            // SAFETY: F_SETOWN of an invalid descriptor has no effect; nor have limits that are not given.
+            let owner = unsafe { libc::fcntl(-1, libc::F_SETOWN, 1) };
+            let refused = owner < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+            (stream.map_err(|error| error.raw_os_error()), datagram, pair, network, refused)
+        });
+        assert_eq!(reached, (Err(Some(libc::EPERM)), true, true, true, true));
+        let limits = |pid| confined(&no_more_than(Capabilities::all()), || call(libc::SYS_prlimit64, pid));
+        assert_eq!(limits(1), Some(libc::EPERM));
+        assert_eq!(limits(0), None);
+        let open = Confinement { local_streams: true, ..no_more_than(Capabilities::all()) };
+        let found = confined(&open, || std::os::unix::net::UnixStream::connect("/nowhere").map(drop));
+        assert_eq!(found.map_err(|error| error.raw_os_error()), Err(Some(libc::ENOENT)));
     }
 
     #[test]

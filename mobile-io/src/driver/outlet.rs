@@ -14,11 +14,14 @@ pub(super) const CAPACITY: usize = 64;
 
 type Place = OwnedPermit<DriverEvent>;
 
+/// Waits for a place; fails when nobody listens any more.
+type Waiting = Pin<Box<dyn Future<Output = Result<Place, SendError<()>>> + Send>>;
+
 /// The sending half of the channel, for a poll function.
 pub(super) struct Outlet {
     sender: Sender<DriverEvent>,
     /// The reservation of a place while the channel is full.
-    place: Option<Pin<Box<dyn Future<Output = Result<Place, SendError<()>>> + Send>>>,
+    place: Option<Waiting>,
     /// The events that have no place yet, in order.
     waiting: VecDeque<DriverEvent>,
 }

@@ -69,7 +69,7 @@ async fn an_unauthorised_client_is_told_so() {
 /// its own.
 fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     let mut config = (*client_config(held, relay)).clone();
-    let signer = Arc::clone(&identity(held, &provider()).key);
+    let signer = Arc::clone(&identity(held).key);
     let offer = CertifiedKey::new(vec![CertificateDer::from(offered.to_spki())], signer);
     config.client_auth_cert_resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(offer)));
     Arc::new(config)
