@@ -85,8 +85,8 @@ impl Reach {
         self.ranges_without(&[])
     }
 
-    /// The same for a host with these networks and addresses of its own, which are no part of the
-    /// Internet unless they are named.
+    /// Returns the ranges that the reach allows behind a host with these networks and addresses of
+    /// its own, which "internet" excludes; listed networks include them.
     pub(crate) fn ranges_without(&self, local: &[IpNet]) -> Option<Ranges> {
         if *self == Self::All {
             return None;

@@ -25,7 +25,7 @@ pub struct Confinement {
     pub capabilities: Capabilities,
     /// System calls beyond those that both daemons make.
     pub calls: &'static [libc::c_long],
-    /// Whether unix sockets may be connected: for user databases that are asked over one.
+    /// Whether Unix sockets may be connected, for user databases that are served over one.
     pub local_streams: bool,
     /// Which files; `None` for all that the process's user may.
     pub files: Option<Files>,

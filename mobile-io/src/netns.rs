@@ -9,14 +9,16 @@ use std::os::unix::fs::MetadataExt as _;
 
 use nix::libc;
 
-/// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
+/// The number of SO_NETNS_COOKIE, which the C library's headers lack on some platforms
+/// (asm-generic/socket.h, Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The inode number of the machine's own network namespace since Linux 6.18 (`NET_NS_INIT_INO`,
 /// linux/nsfs.h).
 const INITIAL_INODE: u64 = 0xefff_fff9;
 
-/// Its cookie before, from Linux 5.14 on: the first that the kernel gives away.
+/// The cookie of that namespace on older kernels, from Linux 5.14 on: the first that the kernel
+/// assigns.
 const INITIAL_COOKIE: u64 = 1;
 
 /// Returns the inode number of the calling thread's network namespace, as `lsns -t net` shows it.

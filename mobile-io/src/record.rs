@@ -75,7 +75,7 @@ impl Record {
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let write = || {
             fs::create_dir_all(dir)?;
-            // Left by one that was killed, or planted by the folder's owner.
+            // Left by a daemon that was killed, or made by the directory's owner.
             let _ = fs::remove_file(&new);
             let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
             file.write_all(&text)?;

@@ -78,7 +78,7 @@ impl Memory {
 /// Writes a file that belongs to the owner of its directory, because a relay may run as root once
 /// and as another user later.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    // Never through a link that the folder's owner has planted: a new file takes the place.
+    // Never write through a link that the directory's owner made: a new file replaces it.
     let new = path.with_extension("new");
     let _ = std::fs::remove_file(&new);
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&new)?;

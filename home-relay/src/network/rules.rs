@@ -214,8 +214,8 @@ impl Ruleset {
             // Replies of clients are among these.
             "ct state established,related accept".to_owned(),
             dropped("ct state invalid", Drop::Invalid),
-            // Later packets of a connection without answers, such as a stream of datagrams. Only its
-            // first packet is unconfirmed, and that one was checked.
+            // Later packets of a connection without answers, such as a stream of datagrams. Only
+            // its first packet is unconfirmed, and that one was checked.
             "ct status confirmed accept".to_owned(),
             // RFC 2644: a router does not forward directed broadcasts, but this host's own programs
             // would receive them.

@@ -24,7 +24,8 @@ pub(crate) struct Policy {
     /// Whether anybody may send clients datagrams unasked, so that a datagram from a client may be
     /// an answer.
     pub(crate) answers: bool,
-    /// This host's own addresses, and the networks that it is connected to; "internet" excludes both.
+    /// This host's own addresses, and the networks that it is connected to; "internet" excludes
+    /// both.
     pub(crate) local: Vec<IpNet>,
 }
 

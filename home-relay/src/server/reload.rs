@@ -63,7 +63,7 @@ impl Relay {
         self.registry.set_settings(Settings::of(&next)).await;
         let former = std::mem::replace(&mut in_force.config, next);
         let next = &in_force.config;
-        // Everything is in force by now; connections that stay open are no reason to say otherwise.
+        // Everything is in force by now; failing to end old connections is no failure to reload.
         if (next.clients.reach() != former.clients.reach() || next.dns.servers != former.dns.servers)
             && let Err(error) = self.cut_out_of_reach(next).await
         {

@@ -21,7 +21,7 @@ use super::helper::VERB;
 use super::job::{Job, JobError, Setup};
 use crate::selection::account::AccountMaps;
 
-/// How long a look for the reader of a TUN may take: a handover waits for it.
+/// The time limit for finding the reader of a TUN, for which a handover waits.
 const FEEDER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A handle to the running process helper.

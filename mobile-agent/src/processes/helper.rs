@@ -76,7 +76,7 @@ fn confinement() -> Confinement {
             | Capabilities::NET_ADMIN
             | Capabilities::SYS_PTRACE,
         calls: &[libc::SYS_bpf, libc::SYS_pidfd_getfd],
-        // Users and groups may come from sssd or systemd-userdb.
+        // Users and groups may be served by sssd or systemd-userdb, over Unix sockets.
         local_streams: true,
         files: None,
     }

@@ -134,7 +134,7 @@ pub(super) fn pin(generation: &Path, kind: &str, name: &str) -> PathBuf {
 
 /// Removes a directory of pins, and with them what nothing else holds. Says whether there was one.
 pub(super) fn remove(dir: &Path) -> Result<bool, BpfError> {
-    // What is not a folder of pins is none of ours, whatever a configuration or a record says.
+    // A directory that holds no pins is not ours, whatever a configuration or a record says.
     if !dir.exists() || !on_bpffs(dir)? {
         return Ok(false);
     }

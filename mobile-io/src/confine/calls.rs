@@ -289,10 +289,10 @@ fn first_is(value: u64) -> Result<SeccompRule, ConfineError> {
     Ok(SeccompRule::new(vec![condition])?)
 }
 
-/// Commands of `fcntl` that have signals sent (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
+/// Commands of `fcntl` that make the kernel send signals (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
 const SIGNAL_COMMANDS: [u64; 3] = [8, 10, 15];
 
-/// Requests of `ioctl` that do so for sockets (`FIOSETOWN`, `SIOCSPGRP`).
+/// Requests of `ioctl` that make the kernel send signals for sockets (`FIOSETOWN`, `SIOCSPGRP`).
 const OWNER_REQUESTS: [u64; 2] = [0x8901, 0x8902];
 
 /// The lower bits of a socket's type, without its flags (`SOCK_TYPE_MASK`, linux/net.h).
@@ -306,7 +306,7 @@ fn argument_is_none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, Conf
     Ok(SeccompRule::new(conditions?)?)
 }
 
-/// Every socket, or all but unix sockets that connect.
+/// Returns the rules for socket(): all sockets, or all but Unix sockets that connect.
 fn sockets(local_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
     if local_streams {
         return Ok(Vec::new());
@@ -411,7 +411,8 @@ mod tests {
             let datagram = std::os::unix::net::UnixDatagram::unbound().is_ok();
             let pair = std::os::unix::net::UnixStream::pair().is_ok();
             let network = std::net::UdpSocket::bind("127.0.0.1:0").is_ok();
-            // SAFETY: F_SETOWN of an invalid descriptor has no effect; nor have limits that are not given.
+            // SAFETY: F_SETOWN of an invalid descriptor has no effect; nor have limits that are not
+            // given.
             let owner = unsafe { libc::fcntl(-1, libc::F_SETOWN, 1) };
             let refused = owner < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
             (stream.map_err(|error| error.raw_os_error()), datagram, pair, network, refused)

@@ -14,7 +14,7 @@ pub(super) const CAPACITY: usize = 64;
 
 type Place = OwnedPermit<DriverEvent>;
 
-/// Waits for a place; fails when nobody listens any more.
+/// The wait for a place, which fails when the owner no longer listens.
 type Waiting = Pin<Box<dyn Future<Output = Result<Place, SendError<()>>> + Send>>;
 
 /// The sending half of the channel, for a poll function.
