@@ -22,7 +22,7 @@ pub(crate) enum Reach {
 /// A part of what clients may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Destination {
-    /// Every public address: neither in [`NOT_INTERNET`] nor one of this host's own.
+    /// Every public address that is not in [`NOT_INTERNET`] and not in a network of this host.
     Internet,
     /// A network, this host's own addresses in it included.
     Network(IpNet),

@@ -100,8 +100,7 @@ fn read(record: &Record) -> Vec<Footprint> {
         tracing::warn!(%error, "cleaning up without what the agent recorded");
         Vec::new()
     });
-    // The confined agent can write to the folder; `cleanup` has all rights and goes by what is in
-    // it.
+    // The confined agent can write to the directory, and `cleanup` acts on its content as root.
     recorded.retain(|footprint| {
         let tables = [footprint.table, footprint.relay_table];
         let is_ours = tables.iter().all(|table| !RESERVED_TABLES.contains(table))

@@ -139,7 +139,7 @@ impl Drop for Vpn {
     fn drop(&mut self) {
         self.running.clear();
         for socket in &self.sockets {
-            // The device is missing if wireguard-go ended by itself.
+            // The socket is missing if wireguard-go ended by itself.
             let _ = fs::remove_file(socket);
         }
     }
