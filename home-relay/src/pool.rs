@@ -234,7 +234,7 @@ impl Taken {
         self.ipv6.extend(lease.ipv6);
     }
 
-    /// Marks an address as held until `then`, so that it is given to others last.
+    /// Records that an address was held, and is free since `since`; it is given to others last.
     pub(crate) fn free(&mut self, address: IpAddr, since: u64) {
         self.freed.insert(address, since);
     }

@@ -14,7 +14,7 @@ use crate::{Outcome, server};
 /// Calls that the eBPF programs refused.
 const REFUSED: &str = "mobile_selection_verdicts_total{verdict=\"refused\"}";
 
-/// Returns the number of packets that the eBPF programs refused.
+/// The metric of packets that the eBPF programs refused.
 const EGRESS_REFUSED: &str = "mobile_selection_events_total{event=\"egress_refused\"}";
 
 /// The server's port for MPTCP; its other ports are TCP's.

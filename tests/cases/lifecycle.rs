@@ -240,7 +240,7 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
     laptop.finish_off()
 }
 
-/// Returns the kernel objects of the agents of a network namespace with default names: mobile
+/// The kernel objects of the agents of a network namespace with default names: mobile
 /// cgroup and pins.
 struct Defaults([PathBuf; 2]);
 

@@ -21,7 +21,7 @@ fn filtering(json: &serde_json::Value) -> bool {
     })
 }
 
-/// Returns whether the chain's table belongs to a relay.
+/// Returns whether a chain belongs to a relay.
 pub(super) fn has_relay(json: &serde_json::Value) -> bool {
     let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     chains.into_iter().any(|chain| chain["table"].as_str().is_some_and(|table| table.starts_with(nft::TABLE)))

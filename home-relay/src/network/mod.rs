@@ -371,7 +371,7 @@ fn first_client(own: IpNet) -> Option<IpAddr> {
     own.contains(&next).then_some(next)
 }
 
-/// Returns the host state that the rules assume, and our table as nft lists it; `None` without
+/// The host state that the rules assume, and our table as nft lists it; `None` without
 /// nftables.
 type Installed = (HostState, Option<String>);
 

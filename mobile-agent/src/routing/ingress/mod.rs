@@ -250,7 +250,7 @@ impl IngressFilter {
 }
 
 impl IngressReport {
-    /// Locks the state.
+    /// Returns the state; reads the counter again unless the last reading is recent.
     pub(crate) async fn read(&self) -> Ingress {
         let (filter, counted) = {
             let state = self.state();
