@@ -3,8 +3,8 @@
 //! A packet that is to be cut costs its sender one frame, and the receiving kernel one packet for
 //! each segment. Segments of an ordinary size are no more work than the bytes that came; with small
 //! ones a little data makes many packets. Senders of small segments exist (an MSS of 256, or of 88,
-//! the least that `TCP_MAXSEG` takes), so small segments pass at a limited rate: as many a second as
-//! the smallest ordinary packets on a link of some 6 Mbit/s. That is no amplification.
+//! the least that `TCP_MAXSEG` takes), so small segments pass at a limited rate: as many a second
+//! as the smallest ordinary packets on a link of some 6 Mbit/s. That is no amplification.
 
 use std::time::{Duration, Instant};
 
