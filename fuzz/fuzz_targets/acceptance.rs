@@ -1,4 +1,4 @@
-//! What the freeze learns of a flow, beside a model of TCP.
+//! Fuzzes what the freeze learns of a flow, compared with a model of TCP.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

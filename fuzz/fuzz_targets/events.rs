@@ -1,5 +1,6 @@
-//! A peer that makes as many events as it can: whatever it repeats, and however long its owner
-//! takes nothing, what waits is in proportion to the paths that were opened.
+//! Fuzzes a session whose peer causes as many events as it can. Whatever the peer repeats, and
+//! however long the owner takes no events, the number of waiting events is in proportion to the
+//! paths that were opened.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ mod common;
 const ID: SessionId = SessionId([1; 16]);
 const EPOCH: u64 = 101;
 const MAX_STEPS: usize = 60;
-/// Paths that there may be at a time, and names for them.
+/// The number of paths that may exist at a time, which is also the number of path names.
 const PATHS: u8 = 4;
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
@@ -28,7 +29,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
         Session::server(ID, EPOCH, limits, common::config())
     };
     let mut now = Instant::now() + Duration::from_secs(100_000);
-    // What is told each time that it happens: a path is welcomed, and it is gone.
+    // News, which is told each time: a path was welcomed, and a path is gone.
     let mut news = 0;
     let mut switch = 0;
     for _ in 0..MAX_STEPS {
@@ -53,7 +54,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
                 session.handle_timeout(now);
                 session.poll_transmit(now, path, &mut Vec::new(), 1000);
             }
-            // An owner that takes its events now and then.
+            // The owner takes its events now and then.
             3 if kind & 8 == 0 => {
                 while let Some(event) = session.poll_event() {
                     if let Event::Config(config) = event {
@@ -72,7 +73,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
 });
 
-/// One or two frames, again and again.
+/// Repeats one or two frames.
 fn frames(input: &mut Input<'_>, switch: &mut u64) -> Vec<u8> {
     let (first, second) = (input.byte(), input.byte());
     let (count, argument) = (usize::from(input.word()) % 2000, input.byte());
@@ -129,7 +130,7 @@ fn seeds() -> Vec<Vec<u8>> {
         }
         seeds.push(seed);
     }
-    // A relay whose client switches without end.
+    // A relay whose client switches paths without end.
     for kind in 0..9 {
         let mut seed = vec![0, 0, 1, 0, 2];
         for path in [1, 2, 1, 2] {

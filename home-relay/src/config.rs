@@ -62,13 +62,13 @@ pub(crate) struct Listen {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Tracking {
-    /// Tracks them where another firewall filters what comes to or from this host: its rules may
-    /// ask for their state.
+    /// Tracks connections if another firewall filters this host's own packets: its rules may match
+    /// on connection state.
     #[default]
     Auto,
-    /// Tracks them.
+    /// Always tracks connections.
     On,
-    /// Does not.
+    /// Never tracks connections.
     Off,
 }
 
@@ -145,12 +145,12 @@ pub(crate) struct Nat {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Transit {
-    /// Drops it if this relay turned forwarding on: before, this host was no router.
+    /// Drops packets if this relay turned forwarding on: before that, the host was no router.
     #[default]
     Auto,
-    /// Leaves it to the host's own rules.
+    /// Leaves packets to the host's own rules.
     Accept,
-    /// Drops it.
+    /// Always drops packets.
     Drop,
 }
 
@@ -180,7 +180,7 @@ pub(crate) struct Clients {
     pub(crate) isolate: bool,
     /// Destinations that clients may reach; all of them when absent, as before this key existed.
     pub(crate) reach: Option<Reach>,
-    /// Senders that reach clients without having been asked.
+    /// Senders that reach clients unasked.
     pub(crate) inbound: Inbound,
 }
 
@@ -201,11 +201,11 @@ impl Clients {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Inbound {
-    /// Everybody, at the addresses of pools that are not masqueraded, because they are routed to
-    /// this host; at other pools as `Forwards`.
+    /// Everybody, at the addresses of pools that are not masqueraded, because these are routed to
+    /// this host. Other pools behave as with `Forwards`.
     #[default]
     Routed,
-    /// Nobody, but for ports that `home-relay forward` leads to a client.
+    /// Nobody, except at ports that `home-relay forward` leads to a client.
     Forwards,
 }
 
@@ -246,9 +246,9 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // Each costs a socket, some 10 KiB for TLS and what it has sent: 4 KiB at most before
-            // its ClientHello is whole, and 24 KiB until its handshake is complete
-            // ([`mobile_io::tls::accept`]). 38 MiB at worst.
+            // Each connection costs a socket, some 10 KiB for TLS, and what it has sent: at most 4
+            // KiB before its ClientHello is complete, and 24 KiB before its handshake is
+            // ([`mobile_io::tls::accept`]). The worst case is 38 MiB.
             half_open: 1024,
             // A slow sender holds one for `handshake_timeout`; it takes a dozen of sources to be noticed.
             half_open_per_source: 64,
@@ -263,13 +263,13 @@ impl Default for Limits {
             session_idle: 24 * 3600,
             // A hand-over between two tasks: 16 of the kernel's largest packets absorb a burst.
             queue_bytes: 1 << 20,
-            // 1.6 % of the kernel's usual 262,144: sixty clients at their limit fill it, one does
-            // not. Browsers and mail keep a few hundred open, peer-to-peer programs one or two
-            // thousand.
+            // 1.6 % of the kernel's usual 262,144: one client cannot fill the table; sixty at their
+            // limit do. Browsers and mail keep a few hundred connections open, peer-to-peer
+            // programs one or two thousand.
             connections_per_client: 4096,
-            // A page takes a hundred at once, names included, and a burst of ten seconds' worth
-            // covers a session that is restored. The kernel keeps ended TCP connections for 120 s
-            // and counts them no more: 24,000 at this rate.
+            // A web page opens a hundred connections at once, names included, and a burst of ten
+            // seconds' worth covers a restored browser session. The kernel keeps ended TCP
+            // connections for 120 s without counting them: 24,000 at this rate.
             connection_rate_per_client: 200,
         }
     }
@@ -398,7 +398,8 @@ impl Config {
     }
 }
 
-/// More than any kernel tracks; ten times as many still fit the 32 bits of a rule.
+/// The largest number of connections: more than any kernel tracks, and ten times as many still fit
+/// the 32 bits of a rule.
 const MAX_CONNECTIONS: u32 = 100_000_000;
 
 /// Ten years in seconds; as a count, more than any machine of ours holds.

@@ -1,5 +1,5 @@
-//! The names of what a relay has in the kernel, on record while it is there: `home-relay cleanup`
-//! goes by them when the configuration is broken or has changed since.
+//! The record of the names of a relay's kernel objects. `home-relay cleanup` uses it when the
+//! configuration is broken or has changed since the relay started.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::cli::args::DEFAULT_PATH;
 use crate::config::{self, Admin, Config, Nat, State, Transit, Tunnel};
 
-/// Where the records are: beside the default admin socket, in a folder that a reboot empties as it
-/// does the kernel.
+/// The directory of the records: beside the default admin socket, on a file system that a reboot
+/// empties, as it does the kernel.
 const DIR: &str = "/run/home-relay";
 
-/// The device, after which the nftables table is named, the socket of the relay that has them, and
-/// what `cleanup` undoes beside them.
+/// The names of one relay's kernel objects: the device, which also names the nftables table, the
+/// relay's admin socket, and what else `cleanup` undoes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
     pub(crate) device: String,
     pub(crate) socket: PathBuf,
-    /// The state directory that says which forwarding the relay turned on; `None`: it stays on.
+    /// The state directory that says which forwarding the relay turned on; `None` leaves forwarding
+    /// on.
     #[serde(default)]
     pub(crate) forwarding: Option<PathBuf>,
 }
@@ -31,7 +32,8 @@ impl Footprint {
         Self {
             device: tunnel.device.clone(),
             socket: admin.socket.clone(),
-            // Where others' packets were forwarded, somebody may have come to rely on it.
+            // With `transit = "accept"` others' packets were forwarded, and somebody may rely on
+            // that by now.
             forwarding: (nat.transit != Transit::Accept).then(|| state.dir.clone()),
         }
     }
@@ -44,14 +46,15 @@ pub(crate) fn record(config: &Path) -> io::Result<Record> {
 
 /// Returns what may be in the kernel: first the names that hold now, then others on record.
 ///
-/// A broken configuration is a warning: what the relay recorded is enough, and the default names are
-/// for the default file.
+/// A broken configuration is a warning: what the relay recorded is enough, and the default names
+/// are for the default file.
 pub(crate) fn known(path: &Path, record: &Record) -> anyhow::Result<Vec<Footprint>> {
     let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
         tracing::warn!(%error, "cleaning up without what the relay recorded");
         Vec::new()
     });
-    // The relay's user may write to the folder; root goes by what is in it.
+    // The relay's user may write to the directory, and root acts on its content, so check each
+    // name.
     recorded.retain(|footprint| config::check_interface("the record's device", &footprint.device).is_ok());
     let mut names = Vec::new();
     match Config::load(path) {

@@ -24,19 +24,19 @@ pub(crate) enum Drop {
     QueueFull,
     /// The device did not take it.
     Device,
-    /// From a client, to be cut into more segments than one may have cut.
+    /// From a client: a packet that would be cut into more segments than a client may cause.
     Segments,
-    /// From a client, to where `[clients] reach` does not lead.
+    /// From a client to a destination outside `[clients] reach`.
     Reach,
-    /// From a client that has as many tracked connections as it may, and begins another.
+    /// From a client that already has its maximum of tracked connections and begins another.
     Connections,
-    /// From a client that begins connections faster than it may.
+    /// From a client that begins connections faster than its limit.
     ConnectionRate,
-    /// To or from a client, of no connection that is known, and beginning none.
+    /// To or from a client: the packet belongs to no known connection and begins none.
     Invalid,
-    /// To a client that did not ask for it.
+    /// To a client that did not ask for the packet.
     Unsolicited,
-    /// Between other devices of a host that was no router before the relay came.
+    /// Between other devices of a host that did not forward before the relay turned forwarding on.
     Transit,
 }
 
@@ -89,7 +89,7 @@ pub(crate) enum Handshake {
     Unauthorized,
     /// TLS failed otherwise.
     Tls,
-    /// More bytes came than a handshake takes.
+    /// The client sent more bytes than a handshake takes.
     Oversized,
     /// Not a HELLO of ours.
     Hello,

@@ -27,7 +27,7 @@ impl Lease {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
     }
 
-    /// Its addresses that are not in `other`.
+    /// Returns the pool's addresses that are not in `other`.
     pub(crate) fn without(&self, other: Self) -> Vec<IpAddr> {
         self.addresses().filter(|address| !other.addresses().any(|kept| kept == *address)).collect()
     }
@@ -191,8 +191,8 @@ impl Pools {
         Ok(())
     }
 
-    /// Keeps of `held` what is still in the pools, and fills what is missing with free addresses;
-    /// `taken` are those of the other clients, and from now on this one's.
+    /// Keeps those addresses of `held` that are still in the pools, and fills the gaps with free
+    /// ones. `taken` are the addresses of other clients; this client's are added to it.
     pub(crate) fn lease(&self, held: Lease, taken: &mut Taken) -> Result<Lease, PoolError> {
         let ipv4 = match (self.ipv4, held.ipv4) {
             (None, _) => None,
@@ -220,9 +220,9 @@ impl Pools {
 pub(crate) struct Taken {
     ipv4: HashSet<Ipv4Addr>,
     ipv6: HashSet<Ipv6Addr>,
-    /// Free addresses that somebody has held, each with the time since when it is free.
+    /// Free addresses that somebody has held, each with the time when it became free.
     freed: HashMap<IpAddr, u64>,
-    /// No address below is free and was never held.
+    /// Every address below this one is taken or was held before.
     from_ipv4: u32,
     from_ipv6: u128,
 }
@@ -234,13 +234,12 @@ impl Taken {
         self.ipv6.extend(lease.ipv6);
     }
 
-    /// Somebody held this address until then; it is given to others last.
+    /// Records that an address was held, and is free since `since`; it is given to others last.
     pub(crate) fn free(&mut self, address: IpAddr, since: u64) {
         self.freed.insert(address, since);
     }
 
-    /// Of the free addresses that somebody has held, the one that is free longest, among those that
-    /// fit.
+    /// Returns the address that has been free longest, among the formerly held ones that fit.
     fn longest_free(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let fitting = self.freed.iter().filter(|(address, _)| fits(**address));
         fitting.min_by_key(|(address, since)| (**since, **address)).map(|(address, _)| *address)
@@ -257,8 +256,8 @@ impl Taken {
     }
 
     fn free_ipv4(&mut self, net: Ipv4Net) -> Result<Ipv4Addr, PoolError> {
-        // At most as many candidates are looked at as are taken or were, and one: that one must be
-        // free.
+        // Look at as many candidates as there are taken and formerly held addresses, plus one: that
+        // one must be free.
         let first = own_ipv4(net).to_bits() + 1;
         let unused = (first.max(self.from_ipv4)..net.broadcast().to_bits())
             .map(Ipv4Addr::from_bits)
@@ -360,7 +359,7 @@ mod tests {
 
         let small = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
         let mut taken = Taken::default();
-        // Of .2 to .6, .3 is held, and .4 and .2 were.
+        // Of .2 to .6, .3 is held, and .4 and .2 were held before.
         taken.insert(Lease { ipv4: Some("10.9.8.3".parse().unwrap()), ipv6: None });
         taken.free("10.9.8.4".parse().unwrap(), 70);
         taken.free("10.9.8.2".parse().unwrap(), 80);

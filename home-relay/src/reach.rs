@@ -1,6 +1,6 @@
-//! Reach of clients behind the relay: the setting, and the ranges of addresses it stands for.
-//! The source filter and the nftables rules are both made of these ranges, so that the one stops
-//! what the other would miss.
+//! The reach of clients behind the relay: the setting, and the ranges of addresses it stands for.
+//! The source filter and the nftables rules are both generated from these ranges, so that each
+//! stops what the other misses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,62 +13,62 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// `[clients] reach`, or a client's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Every destination that this host reaches.
+    /// Every destination that the relay's host reaches.
     All,
-    /// These and nothing else; none is an empty list.
+    /// These destinations and nothing else; an empty list means none.
     Only(Vec<Destination>),
 }
 
 /// A part of what clients may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Destination {
-    /// Every address but those in [`NOT_INTERNET`] and this host's own.
+    /// Every public address that is not in [`NOT_INTERNET`] and not in a network of this host.
     Internet,
     /// A network, this host's own addresses in it included.
     Network(IpNet),
 }
 
-/// No part of the Internet, or no business of a client: the blocks of the IANA special-purpose
-/// registries (RFC 6890) that are not forwarded, shared or private, and metadata services of clouds
-/// outside of them. The documentation prefixes are left out: nobody has them, so nothing is
-/// protected by refusing them.
+/// The IPv4 blocks that "internet" excludes: those blocks of the IANA special-purpose registries
+/// (RFC 6890) that are not forwarded, shared or private, and the metadata services of clouds
+/// outside of them. The documentation prefixes are not excluded: nobody uses them, so nothing would
+/// be protected.
 const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     // Shared address space (RFC 6598), with the metadata service of Alibaba Cloud, 100.100.100.200.
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
-    // Azure's, a public address.
+    // Azure's metadata service, at a public address.
     (Ipv4Addr::new(168, 63, 129, 16), 32),
     // Link-local, with the metadata service of most clouds, 169.254.169.254.
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(172, 16, 0, 0), 12),
     // IETF protocol assignments, with Oracle's metadata service, 192.0.0.192.
     (Ipv4Addr::new(192, 0, 0, 0), 24),
-    // 6to4 relays (RFC 7526): leads to whichever is near.
+    // 6to4 relays (RFC 7526): anycast, so the nearest relay receives these packets.
     (Ipv4Addr::new(192, 88, 99, 0), 24),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
-    // Benchmarks (RFC 2544): inside a network only.
+    // Benchmarks (RFC 2544): used inside a network only.
     (Ipv4Addr::new(198, 18, 0, 0), 15),
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). ULA, with Amazon's metadata
-/// service fd00:ec2::254, link-local and multicast are outside.
+/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). Unique local addresses (with
+/// Amazon's metadata service fd00:ec2::254), link-local and multicast are outside.
 const INTERNET6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-/// 6to4: holds an IPv4 address, which may be a private one.
+/// 6to4: embeds an IPv4 address, which may be private.
 const SIX_TO_FOUR: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16);
-/// NAT64 (RFC 6052): the IPv4 address in the last four bytes is judged.
+/// NAT64 (RFC 6052): the IPv4 address in the last four bytes decides.
 const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 impl Reach {
-    /// Whether the Internet is part of it by that name, and so this host's own addresses are not.
+    /// Returns whether "internet" is part of the reach, and so excludes this host's own addresses.
     pub(crate) fn has_internet(&self) -> bool {
         matches!(self, Self::Only(parts) if parts.contains(&Destination::Internet))
     }
 
-    /// The networks that are named.
+    /// Returns the networks that are listed.
     pub(crate) fn networks(&self) -> impl Iterator<Item = IpNet> {
         let parts = match self {
             Self::All => &[][..],
@@ -80,13 +80,13 @@ impl Reach {
         })
     }
 
-    /// The ranges it comes to; `None`: no address is refused.
+    /// Returns the ranges that the reach allows; `None` if no address is refused.
     pub(crate) fn ranges(&self) -> Option<Ranges> {
         self.ranges_without(&[])
     }
 
-    /// The same for a host with these networks and addresses of its own, which are no part of the
-    /// Internet unless they are named.
+    /// Returns the ranges that the reach allows behind a host with these networks and addresses of
+    /// its own, which "internet" excludes; listed networks include them.
     pub(crate) fn ranges_without(&self, local: &[IpNet]) -> Option<Ranges> {
         if *self == Self::All {
             return None;
@@ -105,7 +105,7 @@ impl Reach {
     }
 }
 
-/// Ranges of addresses, from and to, sorted and apart from each other.
+/// Ranges of addresses, first to last, sorted and disjoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ranges {
     ipv4: Vec<(u32, u32)>,
@@ -133,7 +133,7 @@ impl Ranges {
         Self { ipv4, ipv6 }
     }
 
-    /// Whether the address is in one of them.
+    /// Returns whether the address is in one of the ranges.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => is_within(&self.ipv4, address.to_bits()),
@@ -205,7 +205,7 @@ fn bounds6(net: Ipv6Net) -> (u128, u128) {
     (net.network().to_bits(), net.broadcast().to_bits())
 }
 
-/// "internet", a network, or an address, which is the network of itself.
+/// Parses "internet", a network, or an address, which stands for the network of that one address.
 impl FromStr for Destination {
     type Err = String;
 
@@ -232,7 +232,7 @@ impl fmt::Display for Destination {
     }
 }
 
-/// "all", "none", or destinations with commas between them.
+/// Parses "all", "none", or destinations separated by commas.
 impl FromStr for Reach {
     type Err = String;
 
@@ -279,7 +279,7 @@ impl<'de> Deserialize<'de> for Reach {
     }
 }
 
-/// Takes the text, and in TOML a list of texts too.
+/// Accepts the same text as on the command line, and in TOML a list of texts too.
 struct ReachVisitor;
 
 impl<'de> Visitor<'de> for ReachVisitor {

@@ -61,21 +61,21 @@ pub(crate) struct Newcomer {
     pub(crate) reach: WantedReach,
 }
 
-/// A change of what a client reaches.
+/// Change of the reach of a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum WantedReach {
-    /// Keep the present setting.
+    /// Keep the present reach.
     #[default]
     Unchanged,
-    /// Follow `[clients] reach`.
+    /// Follow `[clients] reach`, without a reach of the client's own.
     Default,
-    /// Use this reach.
+    /// Use this reach as the client's own.
     Own(Reach),
 }
 
 impl WantedReach {
-    /// Returns the new setting of a client that had `before`.
+    /// Returns the new reach of a client that had `before`.
     fn over(&self, before: Option<Reach>) -> Option<Reach> {
         match self {
             Self::Unchanged => before,

@@ -115,7 +115,8 @@ pub(crate) struct Routing {
     pub(crate) mark_mask: u32,
     /// The priority of the mark's rule; the rule for the persistent address is the next.
     pub(crate) rule_priority: u32,
-    /// The routing table of routes to the relay, for uplinks whose default route a VPN has replaced.
+    /// The routing table of routes to the relay, for uplinks whose default route a VPN has
+    /// replaced.
     pub(crate) relay_table: u32,
     /// Destinations that mobile processes reach directly.
     pub(crate) bypass: Vec<IpNet>,
@@ -138,8 +139,8 @@ pub(crate) enum OnFailure {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Cgroup {
-    /// The mobile cgroup; when absent, `mobile` at the root of the cgroup2 mount, or `mobile-ID` in a network
-    /// namespace other than the machine's own.
+    /// The mobile cgroup. When absent, `mobile` at the root of the cgroup2 mount, or `mobile-ID` in
+    /// a network namespace other than the machine's own.
     pub(crate) path: Option<PathBuf>,
     /// systemd's slice whose processes are mobile too; when absent, `mobile.slice` at the root of the cgroup2 mount.
     pub(crate) slice: Option<PathBuf>,
@@ -149,7 +150,8 @@ pub(crate) struct Cgroup {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bpf {
-    /// Where programs, links and maps are pinned; named as the mobile cgroup when absent.
+    /// The directory of pinned programs, links and maps; when absent, named as the default mobile
+    /// cgroup.
     pub(crate) pin_dir: PathBuf,
 }
 
@@ -169,7 +171,7 @@ pub(crate) struct Control {
 pub(crate) struct Metrics {
     /// Where to serve `/metrics` and `/healthz`; nowhere when absent.
     pub(crate) listen: Option<SocketAddr>,
-    /// Names under which they may be asked for, beside IP addresses and `localhost`.
+    /// Names under which the metrics may be asked for, beside IP addresses and `localhost`.
     pub(crate) hosts: Vec<String>,
 }
 
@@ -262,7 +264,8 @@ impl Config {
         })
     }
 
-    /// Returns the defaults with what the environment sets, if that can be used.
+    /// Returns the defaults with the environment's settings, or the plain defaults if those cannot
+    /// be used.
     pub(crate) fn without_file() -> Self {
         let read = mobile_io::config::without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
         read.and_then(|config| config.complete(Path::new(DEFAULT_PATH))).unwrap_or_default()

@@ -1,5 +1,5 @@
-//! The names of what an agent has in the kernel, on record while it is there: `mobile cleanup` goes
-//! by them when the configuration is broken or has changed since.
+//! The record of the names of an agent's kernel objects. `mobile cleanup` uses it when the
+//! configuration is broken or has changed since the agent started.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};
 
-/// Where the records are: beside the agent's default socket, in a folder that a reboot empties as it
-/// does the kernel.
+/// The directory of the records: beside the agent's default socket, on a file system that a reboot
+/// empties, as it does the kernel.
 pub(crate) const DIR: &str = "/run/mobile";
 
 /// The kernel's own routing tables (rtnetlink(7)): unspecified, default, main, local.
 const RESERVED_TABLES: [u32; 4] = [0, 253, 254, 255];
 
-/// The names of one set of kernel objects, and the socket of the agent that has them.
+/// The names of one set of kernel objects, and the control socket of the agent that made them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
     device: String,
@@ -46,7 +46,7 @@ impl Footprint {
         }
     }
 
-    /// Returns a configuration that is good for cleaning up.
+    /// Returns a configuration that names this set, for cleaning up.
     pub(crate) fn into_config(self) -> Config {
         let Self { device, table, relay_table, mark, mark_mask, rule_priority, cgroup, pin_dir, socket } =
             self;
@@ -61,15 +61,15 @@ impl Footprint {
     }
 }
 
-/// Returns the record of the agent that is configured by this file, or by the default one.
+/// Returns the record of the agent that this configuration file configures, or the default one.
 pub(crate) fn record(config: Option<&Path>) -> std::io::Result<Record> {
     Record::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
 }
 
 /// Returns what may be in the kernel: first the names that hold now, then others on record.
 ///
-/// A broken configuration is a warning: what the agent recorded is enough, and the default names are
-/// for the default file.
+/// A broken configuration is a warning: what the agent recorded is enough, and the default names
+/// are for the default file.
 pub(crate) fn known(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<Config>> {
     let recorded = read(record);
     let mut names = Vec::new();
@@ -89,7 +89,8 @@ pub(crate) fn known(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<
     Ok(with(names, recorded))
 }
 
-/// Returns what the agent that runs with `config` may have in the kernel: its own, and others on record.
+/// Returns the names that the agent running with `config` may have in the kernel: its own, then
+/// others on record.
 pub(crate) fn of_running(config: &Config, record: &Record) -> Vec<Config> {
     with(vec![Footprint::of(config)], read(record))
 }
@@ -99,7 +100,7 @@ fn read(record: &Record) -> Vec<Footprint> {
         tracing::warn!(%error, "cleaning up without what the agent recorded");
         Vec::new()
     });
-    // The confined agent can write to the folder; `cleanup` has all rights and goes by what is in it.
+    // The confined agent can write to the directory, and `cleanup` acts on its content as root.
     recorded.retain(|footprint| {
         let tables = [footprint.table, footprint.relay_table];
         let is_ours = tables.iter().all(|table| !RESERVED_TABLES.contains(table))

@@ -1,7 +1,7 @@
 //! mobile: keeps the connections of chosen processes alive while the links change.
 //!
 //! `cli` is what a person types, `daemon` starts and stops the agent, and between them lies `control`, the socket.
-//! `processes` is a second process of the agent's, the only one that looks into others.
+//! `processes` runs as a second process of the agent, the only one that looks into others.
 //! The agent's work is in `selection` (the MOBILE attribute), `routing` (the MOBILE route), `uplinks` (what can carry
 //! the tunnel) and `tunnel` (what does). `check` and `explain` only look.
 

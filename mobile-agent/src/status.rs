@@ -26,14 +26,14 @@ pub(crate) struct Status {
     pub(crate) public_key: String,
     /// The host virtual device.
     pub(crate) device: String,
-    /// The persistent addresses in force; empty until the relay has ever been reached, and while all it
-    /// pushed is refused.
+    /// The persistent addresses in force; empty until the relay has ever been reached, and while
+    /// all it pushed is refused.
     pub(crate) addresses: Vec<IpAddr>,
     /// The MTU of the host virtual device.
     pub(crate) mtu: Option<u16>,
     /// Resolvers the relay offers.
     pub(crate) dns: Vec<IpAddr>,
-    /// What the relay pushed and this host refuses.
+    /// The claims that the relay pushed and this host refuses.
     pub(crate) refused: Vec<Refusal>,
     /// The uplink that carries the tunnel.
     pub(crate) active_uplink: Option<String>,
@@ -71,35 +71,35 @@ pub(crate) struct Status {
     pub(crate) rival_rules: u64,
     /// How often our rules moved before those of others, or back.
     pub(crate) rules_moved: u64,
-    /// What keeps visited networks from reaching the persistent addresses beside the tunnel.
+    /// The filter that keeps visited networks from reaching the persistent addresses.
     pub(crate) ingress: Ingress,
 }
 
 /// The ingress filter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ingress {
-    /// What filters.
+    /// The kind of filter in force.
     pub(crate) filter: FilterKind,
-    /// Why nftables does not.
+    /// Why nftables does not filter.
     pub(crate) problem: Option<String>,
     /// Packets dropped because they came by another device than the tunnel's.
     pub(crate) dropped_packets: u64,
 }
 
-/// What filters.
+/// The kind of ingress filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FilterKind {
-    /// Rules of nftables.
+    /// nftables rules.
     Nftables,
     /// An eBPF classifier on each device, where nftables does not work.
     Ebpf,
-    /// Nothing.
+    /// No filter.
     None,
 }
 
 impl FilterKind {
-    /// The name in metrics, the same as in JSON.
+    /// Returns the name in metrics, which is also the name in JSON.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
@@ -139,11 +139,12 @@ pub(crate) struct Refusal {
     pub(crate) kind: String,
     /// The address or resolver.
     pub(crate) claim: String,
-    /// `unusable`, `not_allowed`, `local`, `connected`, `next_hop`, `resolver`, `relay`, `persistent`, `mtu` or `empty`.
+    /// `unusable`, `not_allowed`, `local`, `connected`, `next_hop`, `resolver`, `relay`,
+    /// `persistent`, `mtu` or `empty`.
     pub(crate) reason: String,
-    /// The reason for a person.
+    /// The reason, in words.
     pub(crate) cause: String,
-    /// What to do about it.
+    /// The next step of a person to have the claim accepted.
     pub(crate) next_step: String,
 }
 

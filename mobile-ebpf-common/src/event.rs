@@ -11,7 +11,8 @@ pub enum Event {
     DnsLeft = 1,
     /// A query was not redirected because it could not be remembered.
     DnsFailed = 2,
-    /// An answer came under the resolver's own address: what its socket had asked is not known.
+    /// An answer kept the address of the relay's resolver as its sender, because what its socket
+    /// had asked is not known.
     DnsForgotten = 3,
     /// A packet of a mobile socket that was leaving beside the tunnel was refused.
     EgressRefused = 4,
@@ -19,9 +20,9 @@ pub enum Event {
     EgressLate = 5,
     /// A connection is missing from its process's account: there was no place in the map, or no memory.
     Unaccounted = 6,
-    /// SO_MARK of a program left our bits of a mobile socket's mark as they are.
+    /// A program's SO_MARK left our bits of a mobile socket's mark unchanged.
     MarkKept = 7,
-    /// SO_MARK of a program would have given our mark to a socket without it, and was refused.
+    /// A program's SO_MARK would have given our mark to a socket without it, and was refused.
     MarkRefused = 8,
 }
 

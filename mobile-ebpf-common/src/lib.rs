@@ -39,7 +39,8 @@ pub mod program {
     pub const EGRESS: &str = "mobile_egress";
     /// The same for the sockets of the mobile cgroup, also on kernels where [`EGRESS`] cannot tell network namespaces apart.
     pub const EGRESS_OWN: &str = "mobile_egress_own";
-    /// Drops what comes to a persistent address by another device than the tunnel's, where nftables does not.
+    /// Drops packets that come to a persistent address by another device than the tunnel's, where
+    /// nftables does not work.
     pub const INGRESS: &str = "mobile_ingress";
 
     /// The programs that are asked about calls, of every process, in the order they are attached: who redirects a query has to
@@ -66,9 +67,11 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
     /// Entries of [`EVENTS`], for the same reason.
     pub const EVENTS_ENTRIES: u32 = 32;
-    /// Hash of the addresses that the ingress filter guards, [`Address`](crate::Address) each; the values say nothing.
+    /// Hash of the [addresses](crate::Address) that the ingress filter guards; the values are
+    /// unused.
     pub const GUARDED: &str = "GUARDED";
-    /// Entries of [`GUARDED`]: the persistent addresses, and those that are about to be replaced.
+    /// The entries of [`GUARDED`]: the persistent addresses, and those that are about to be
+    /// replaced.
     pub const GUARDED_ENTRIES: u32 = 64;
     /// Per-CPU array of one `u64`: packets that the ingress filter dropped.
     pub const INGRESS_DROPPED: &str = "DROPPED";
@@ -84,11 +87,13 @@ pub mod map {
     pub const BYPASS: &str = "BYPASS";
     /// Entries of [`BYPASS`]. A list this long was made by a program; an entry costs memory only when there is one.
     pub const BYPASS_ENTRIES: u32 = 65_536;
-    /// Storage at sockets: what each [asked](crate::Asked) last.
+    /// Storage at sockets: what each socket last [asked](crate::Asked) of a resolver.
     pub const QUERIES: &str = "QUERIES";
-    /// Storage at the sockets of MPTCP connections, for those of mobile processes.
+    /// Storage at the sockets of MPTCP connections, present if the connection is a mobile
+    /// process's.
     pub const MPTCP_CONNECTIONS: &str = "MPTCP_CONNECTIONS";
-    /// Array of one `u64`: not 0 once there was a connection in [`MPTCP_CONNECTIONS`]. Until then nobody looks for subflows.
+    /// Array of one `u64`: not 0 once a connection was in [`MPTCP_CONNECTIONS`]. Until then no
+    /// socket is checked for being a subflow.
     pub const ANY_MPTCP: &str = "ANY_MPTCP";
     /// Storage at sockets: the [`Owner`](crate::Owner) of each TCP connection on the MOBILE route. It goes with its socket.
     pub const OWNERS: &str = "OWNERS";
@@ -109,7 +114,8 @@ pub struct Config {
     pub cgroup_id: u64,
     /// That of `mobile.slice`, 0 while there is none. systemd makes and removes it as it likes.
     pub slice_id: u64,
-    /// The secret that the agent puts behind a mark when it sets one: by it the programs let the agent change our bits.
+    /// The secret that the agent puts behind a mark when it sets one, by which the programs let it
+    /// change our bits.
     pub key: u64,
     /// Depth of the mobile cgroup below the root of the hierarchy.
     pub cgroup_level: u32,

@@ -27,7 +27,7 @@ static RESOLVERS: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_
 #[map]
 static BYPASS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(BYPASS_ENTRIES, 0);
 
-/// At the socket that asked: no other socket's queries can displace it.
+/// The queries, each stored at the socket that asked, so that other sockets cannot displace them.
 #[btf_map]
 static QUERIES: SkStorage<Asked> = SkStorage::new();
 
@@ -98,7 +98,8 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     if is_bypassed(answers) || (hook == Hook::Sendmsg6 && asked.is_link_local()) {
         return happened(Event::DnsLeft);
     }
-    // Perhaps by the programs of an earlier agent, a moment ago: they know better what was asked.
+    // The programs of an earlier agent may have redirected this query a moment ago: they recorded
+    // what was asked.
     if asked == answers && !QUERIES.get_ptr_mut(ctx).is_null() {
         return;
     }
@@ -107,8 +108,8 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     if kept.is_null() {
         return happened(Event::DnsFailed);
     }
-    // SAFETY: points to this socket's storage. Threads that ask two resolvers by one socket at once can at worst give it a mixture of
-    // both addresses: one socket has one address for all answers.
+    // SAFETY: points to this socket's storage. Threads that ask two resolvers through one socket at
+    // once can at worst mix the two addresses; one socket has one address for all answers.
     unsafe { *kept = query };
     if asked != answers {
         write(ctx, hook, answers);
@@ -120,7 +121,8 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
 #[inline(always)]
 pub(crate) fn forget(ctx: &SockAddrContext) {
     // An error means that there was nothing.
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr, whose socket exists for
+    // the whole call.
     let _ = QUERIES.delete(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
 }
 

@@ -1,7 +1,9 @@
-//! The ingress filter for a host without nftables: a classifier on every device but `lo` and the tunnel's.
+//! The ingress filter for a host without nftables: a classifier on every device but `lo` and the
+//! tunnel's.
 //!
-//! It drops what is addressed to a persistent address, ICMP errors that quote one, and ARP requests for one. The programs
-//! of the other object choose the MOBILE route; this one is an object of its own, because few hosts need it.
+//! The classifier drops packets that are addressed to a persistent address, ICMP errors that quote
+//! one, and ARP requests for one. The programs of the other object choose the MOBILE route; this
+//! one is an object of its own because few hosts need it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
     target_arch = "bpf",
@@ -26,20 +28,20 @@ mod program {
     };
     use mobile_ebpf_common::{Address, map::GUARDED_ENTRIES};
 
-    /// The persistent addresses, those of IPv4 mapped.
+    /// The persistent addresses, IPv4 as IPv4-mapped.
     #[map]
     static GUARDED: HashMap<Address, u8> = HashMap::with_max_entries(GUARDED_ENTRIES, 0);
 
-    /// How many packets were dropped.
+    /// The number of dropped packets.
     #[map]
     static DROPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-    /// TCX_NEXT: what others have attached decides.
+    /// The verdict TCX_NEXT: other classifiers decide.
     const NEXT: i32 = -1;
-    /// TCX_DROP.
+    /// The verdict TCX_DROP.
     const DROP: i32 = 2;
 
-    /// Types of frames, in network byte order.
+    /// EtherTypes, in network byte order.
     const IPV4: u32 = 0x0800_u16.to_be() as u32;
     const IPV6: u32 = 0x86dd_u16.to_be() as u32;
     const ARP: u32 = 0x0806_u16.to_be() as u32;
@@ -51,10 +53,10 @@ mod program {
     const IPPROTO_ICMPV6: u8 = 58;
     const IPPROTO_DSTOPTS: u8 = 60;
 
-    /// Extension headers that are looked past.
+    /// IPv6 extension headers that are skipped.
     const HEADERS: u32 = 6;
 
-    /// The header of an ICMP error, of either version, in front of what it quotes.
+    /// The length of the header of an ICMP error, of either version, before the quoted packet.
     const ERROR: u32 = 8;
 
     #[classifier]
@@ -70,13 +72,14 @@ mod program {
             return NEXT;
         }
         if let Some(count) = DROPPED.get_ptr_mut(0) {
-            // SAFETY: this processor's own counter, and programs are not preempted by others of their kind.
+            // SAFETY: this processor's own counter, and classifiers do not preempt each other.
             unsafe { *count += 1 };
         }
         DROP
     }
 
-    /// Returns `None` for a packet that is too short, which the kernel drops by itself.
+    /// Returns whether to drop the packet; `None` if it is too short, in which case the kernel
+    /// drops it.
     #[inline(always)]
     fn is_foreign_ipv4(ctx: &TcContext) -> Option<bool> {
         if is_guarded(Address::mapped(load(ctx, 16)?)) {
@@ -91,7 +94,8 @@ mod program {
         if fragment & 0x1fff != 0 || !matches!(load::<u8>(ctx, header)?, 3 | 4 | 5 | 11 | 12) {
             return Some(false);
         }
-        // What an error quotes may hide in a second fragment; errors fit the smallest MTU.
+        // The quoted source may be in a later fragment. ICMPv6 errors fit the smallest MTU, so only
+        // a forger fragments them.
         let more = fragment & 0x2000 != 0;
         Some(more || is_guarded(Address::mapped(load(ctx, header + ERROR + 12)?)))
     }
@@ -125,7 +129,7 @@ mod program {
         Some(fragment || is_guarded(Address(load(ctx, at + ERROR + 8)?)))
     }
 
-    /// The target of a request of Ethernet's addresses for IPv4's.
+    /// Returns the target of an ARP request for IPv4 over Ethernet.
     #[inline(always)]
     fn is_foreign_arp(ctx: &TcContext) -> Option<bool> {
         let lengths: [u8; 2] = load(ctx, 4)?;
@@ -134,11 +138,12 @@ mod program {
 
     #[inline(always)]
     fn is_guarded(address: Address) -> bool {
-        // SAFETY: the value is not looked at.
+        // SAFETY: the value is not read.
         unsafe { GUARDED.get(&address) }.is_some()
     }
 
-    /// Reads at `offset` from the network header: a device without link-layer headers has nothing before it.
+    /// Reads at `offset` from the network header, because a device without link-layer headers has
+    /// nothing before it.
     #[inline(always)]
     fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
@@ -152,7 +157,7 @@ mod program {
                 BPF_HDR_START_NET,
             )
         };
-        // SAFETY: all was written, and T is made of integers for all callers.
+        // SAFETY: all bytes were written, and every caller's T is made of integers.
         (result == 0).then(|| unsafe { value.assume_init() })
     }
 }

@@ -110,7 +110,8 @@ pub(crate) enum Error {
     SetMark,
     /// The kernel would not take the mark off.
     ClearMark,
-    /// An MPTCP connection could not be remembered as a mobile one: its further subflows would lead beside the tunnel.
+    /// An MPTCP connection could not be recorded as mobile: its further subflows would leave beside
+    /// the tunnel.
     Subflows,
 }
 
@@ -122,8 +123,9 @@ enum Decision {
     Set(u32, Verdict),
 }
 
-/// A new socket: it gets the mark before any datagram, ping or raw packet can leave it. A new socket of an
-/// ordinary process cannot have our mark. An MPTCP connection that could not be told by its further subflows is refused.
+/// Handles a new socket: it gets the mark before any datagram, ping or raw packet can leave it. A
+/// new socket of an ordinary process cannot have our mark. An MPTCP connection whose further
+/// subflows could not be recognised is refused.
 #[inline(always)]
 fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
     let config = config()?;

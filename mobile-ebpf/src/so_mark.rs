@@ -1,12 +1,12 @@
-//! Our bits of a socket's mark are set and cleared by the programs and the agent alone.
+//! Keeps other programs from changing our bits of a socket's mark with SO_MARK.
 //!
 //! Since Linux 5.17 a process may set SO_MARK with CAP_NET_RAW (net: `sk_setsockopt`), which `ping`
-//! and many services have. A mobile process that sets a mark of its own would leave the tunnel by
-//! it, and an ordinary one could get in. So SO_MARK changes all other bits of a socket with our
-//! mark, and cannot give our mark to a socket without it.
+//! and many services have. A mobile process that sets a mark of its own would leave the tunnel, and
+//! an ordinary one could enter it. So on a socket with our mark SO_MARK changes only the other
+//! bits, and it cannot give our mark to a socket without it.
 //!
-//! The kernel asks about a 64-bit process's calls only: `do_sock_setsockopt` skips the hook for a
-//! compat system call.
+//! The kernel runs the hook for 64-bit processes only: `do_sock_setsockopt` skips it for a compat
+//! system call.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -21,7 +21,8 @@ use mobile_ebpf_common::{Config, Event};
 
 use crate::select::{ALLOW, REFUSE, config, happened};
 
-/// The kernel hands over at most a page of an option's value; 4096 is the smallest page there is.
+/// The most bytes of an option's value that the kernel passes to the hook: a page, of which 4096 is
+/// the smallest.
 const PAGE: i32 = 4096;
 
 /// The size of SO_MARK's value, in bytes.
@@ -36,7 +37,7 @@ fn mobile_setsockopt(ctx: SockoptContext) -> i32 {
         return judge(&ctx);
     }
     if length > PAGE {
-        // The kernel refuses a longer value than it has handed over, unless told to take the
+        // The kernel refuses a value longer than the part it passed on, unless told to use the
         // caller's own. SAFETY: as above, and the length may be written.
         unsafe { (*call).optlen = 0 };
     }
@@ -47,16 +48,16 @@ fn mobile_setsockopt(ctx: SockoptContext) -> i32 {
 fn judge(ctx: &SockoptContext) -> i32 {
     let Ok(config) = config() else { return ALLOW };
     let call = ctx.sockopt;
-    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt whose socket is there for
+    // SAFETY: the context of a setsockopt program is a valid bpf_sockopt, whose socket exists for
     // the whole call.
     let (value, old) =
         unsafe { ((*call).__bindgen_anon_2.optval.cast::<u32>(), (*(*call).__bindgen_anon_1.sk).mark) };
     if !has(call, MARK_LENGTH) {
-        // The kernel refuses it.
+        // Too short: the kernel itself refuses it.
         return ALLOW;
     }
-    // SAFETY: the value has this length; volatile, so that it is read where the verifier has seen
-    // that.
+    // SAFETY: the value has this length; volatile, so that the value is read where the verifier has
+    // checked the bounds.
     let new = unsafe { value.read_volatile() };
     let was_marked = config.is_marked(old);
     if was_marked == config.is_marked(new) || is_of_agent(call, config) {
@@ -76,7 +77,7 @@ fn judge(ctx: &SockoptContext) -> i32 {
     take(call)
 }
 
-/// Has the kernel take the value that was looked at, however long the caller says it is.
+/// Makes the kernel use the value that was checked, whatever length the caller gives.
 #[inline(always)]
 fn take(call: *mut bpf_sockopt) -> i32 {
     // SAFETY: the context of a setsockopt program is a valid bpf_sockopt, and its length may be
@@ -85,8 +86,8 @@ fn take(call: *mut bpf_sockopt) -> i32 {
     ALLOW
 }
 
-/// Whether the agent calls, which follows a process's attribute with its sockets: behind the mark
-/// comes the key of the programs.
+/// Returns whether the agent calls, which changes marks with a process's attribute: the programs'
+/// key follows its mark.
 #[inline(always)]
 fn is_of_agent(call: *mut bpf_sockopt, config: &Config) -> bool {
     if !has(call, MARK_LENGTH + size_of::<u64>()) {
@@ -100,7 +101,7 @@ fn is_of_agent(call: *mut bpf_sockopt, config: &Config) -> bool {
     u64::from(low) | (u64::from(high) << 32) == config.key
 }
 
-/// Whether the value has so many bytes.
+/// Returns whether the value has at least this many bytes.
 #[inline(always)]
 fn has(call: *mut bpf_sockopt, length: usize) -> bool {
     // SAFETY: the context of a setsockopt program is a valid bpf_sockopt.

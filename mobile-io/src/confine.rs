@@ -23,9 +23,9 @@ use tracing::debug;
 pub struct Confinement {
     /// Of the capabilities the process has, these are kept.
     pub capabilities: Capabilities,
-    /// System calls beside those that both daemons make.
+    /// System calls beyond those that both daemons make.
     pub calls: &'static [libc::c_long],
-    /// Whether unix sockets may be connected: for user databases that are asked over one.
+    /// Whether Unix sockets may be connected, for user databases that are served over one.
     pub local_streams: bool,
     /// Which files; `None` for all that the process's user may.
     pub files: Option<Files>,
@@ -106,7 +106,7 @@ fn restrict(files: &Files) -> Result<RulesetStatus, landlock::RulesetError> {
     Ok(status.ruleset)
 }
 
-/// Processors that no filters are written for: sets no_new_privs alone.
+/// Only sets no_new_privs, on processors for which no filter is written.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 mod calls {
     pub(super) fn restrict(

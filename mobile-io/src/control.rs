@@ -28,8 +28,8 @@ pub const MAX_LINE: usize = 64 * 1024;
 pub const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
 /// The time that a peer has for each step: to send a whole request, counted from the moment we wait
-/// for it, and to read a whole answer. Commands take milliseconds; one that was stopped, or that
-/// means harm, must not hold a connection for ever.
+/// for it, and to read a whole answer. Commands take milliseconds; one that was suspended, or a
+/// malicious one, must not hold a connection for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a control socket failed.
@@ -303,7 +303,7 @@ mod tests {
         let left = tokio::time::timeout(late, connection.recv::<Message>()).await;
         assert_eq!(left.expect("a silent peer is left").unwrap(), None);
 
-        // A byte now and then does not give it more time.
+        // Sending a byte now and then does not extend the deadline.
         let mut slow = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
         let dribbling = tokio::spawn(async move {

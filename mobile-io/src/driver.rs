@@ -93,10 +93,10 @@ enum Command {
     Shutdown(CloseCode, oneshot::Sender<()>),
 }
 
-/// Starts a driver on the current runtime, which tells its events through the receiver.
+/// Starts a driver on the current runtime, which sends its events to the returned receiver.
 ///
-/// The channel is bounded. While the owner does not take what waits in it, the driver obeys
-/// commands and transmits, and reads no path: a peer cannot make events faster than they are
+/// The channel is bounded. While the owner does not take the events in it, the driver handles
+/// commands and transmits, but reads no path: a peer cannot cause events faster than they are
 /// handled.
 pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Receiver<DriverEvent>) {
     let (commands, inbox) = mpsc::unbounded_channel();

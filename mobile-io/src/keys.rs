@@ -24,8 +24,8 @@ pub const KEY_LEN: usize = 32;
 
 /// A private key: the 32-byte Ed25519 seed.
 ///
-/// Its `Debug` shows the public key only, so that it cannot leak into a log. When it is dropped,
-/// its memory is overwritten, and so is that of every text and buffer that is made of it here.
+/// `Debug` shows only the public key, so that the private one cannot leak into a log. When the key
+/// is dropped, its memory is overwritten, as is every text and buffer that is made of it here.
 #[derive(Clone)]
 pub struct PrivateKey {
     seed: Zeroizing<[u8; KEY_LEN]>,

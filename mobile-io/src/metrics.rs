@@ -26,9 +26,9 @@ pub use declared::{Kind, Metric};
 use host::Hosts;
 pub use host::is_host_name;
 
-/// The time for a request, which comes in one piece from a scraper, and again for the answer to be
-/// gathered and read. A connection carries one request, so it lasts twice as long at most, whatever
-/// the other side does; it is never idle.
+/// The time for each of two steps: for the request, which a scraper sends in one piece, and for the
+/// answer to be gathered and read. A connection carries one request, so it lasts at most twice as
+/// long, whatever the other side does, and is never idle.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A scraper or two, a health check and a person: more than this is a mistake or an attack, and waits.
@@ -58,8 +58,8 @@ pub struct MetricsError {
     source: io::Error,
 }
 
-/// Serves `gather`'s text at `/metrics` and `healthy`'s verdict at `/healthz`, to whoever asks for
-/// an IP address, for `localhost` or for one of `hosts`. Wants a runtime.
+/// Serves `gather`'s text at `/metrics` and `healthy`'s verdict at `/healthz`, to clients that ask
+/// for an IP address, for `localhost` or for one of `hosts`. Must be called in a runtime.
 ///
 /// # Errors
 /// When the address is busy or not ours.
@@ -150,8 +150,8 @@ async fn converse(stream: TcpStream, pages: Arc<Pages>, patience: Duration) {
         let answer = pages.answer(&request);
         async move { Ok::<_, Infallible>(answer) }
     });
-    // One request a connection: a scraper that connects anew each time costs nothing, and one that
-    // stays would have to be told from one that holds its place.
+    // One request for each connection: connecting anew each time costs a scraper nothing, and a
+    // kept connection could not be told from one that holds its place without use.
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
@@ -166,7 +166,7 @@ async fn converse(stream: TcpStream, pages: Arc<Pages>, patience: Duration) {
 }
 
 impl Pages {
-    /// Answers one request. Hyper leaves the body out where HEAD asked.
+    /// Answers one request. Hyper omits the body of an answer to HEAD.
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method(), request.uri().path());
         if let Err(status) = self.hosts.check(request.version(), request.uri(), request.headers()) {
@@ -233,7 +233,7 @@ mod tests {
         ask_for(server, "localhost", request).await
     }
 
-    /// The same, for a host of this name.
+    /// Sends a request, with `host` as its Host.
     async fn ask_for(server: &Server, host: &str, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
         stream.write_all(format!("{request} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
@@ -316,7 +316,7 @@ mod tests {
         assert!(error.ends_with("; change [metrics] listen"), "{error}");
     }
 
-    /// Lines of an answer that no socket's buffers take: 40 MB.
+    /// The number of lines in an answer that exceeds all socket buffers: 40 MB.
     const ANSWER: usize = 8 << 20;
 
     #[tokio::test]
@@ -328,7 +328,7 @@ mod tests {
         let mut silent = Vec::new();
         for number in 0..MAX_CONNECTIONS {
             let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
-            // Some never ask to the end; others ask, and do not read the answer.
+            // Some connections never complete their request; others do, and do not read the answer.
             let asked = if number % 2 == 0 {
                 "GET /metr"
             } else {
@@ -345,7 +345,7 @@ mod tests {
         }
         for mut stream in silent {
             let end = tokio::time::timeout(patience * 10, stream.read_to_end(&mut Vec::new())).await;
-            // In the middle of the answer, or with nothing at all.
+            // Closed in the middle of the answer, or without any.
             let _ = end.expect("it was sent away");
         }
     }
@@ -355,12 +355,12 @@ mod tests {
         let (server, _) = serving();
         let address = server.local_addr();
         let mut open = TcpStream::connect(address).await.unwrap();
-        // It stays open as long as there is no whole request.
+        // The connection stays open as long as there is no whole request.
         open.write_all(b"GET /healthz HTTP/1.1\r\nHost: local").await.unwrap();
         assert!(ask(&server, "GET /healthz").await.0.starts_with("http/1.1 200 "));
         drop(server);
         let mut rest = Vec::new();
-        // A reset, or the end.
+        // Either a reset or the end of the stream.
         let _ = open.read_to_end(&mut rest).await;
         serve(address, &[], String::new, || Ok(())).unwrap();
     }

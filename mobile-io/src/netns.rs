@@ -1,4 +1,5 @@
-//! The identity of a network namespace, for names and records that several namespaces share.
+//! Identifies a network namespace, for names and records in file systems that several namespaces
+//! share.
 
 use std::fs;
 use std::io;
@@ -8,19 +9,21 @@ use std::os::unix::fs::MetadataExt as _;
 
 use nix::libc;
 
-/// Not in the C library's headers of every platform yet (asm-generic/socket.h, Linux 5.14).
+/// The number of SO_NETNS_COOKIE, which the C library's headers lack on some platforms
+/// (asm-generic/socket.h, Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The inode number of the machine's own network namespace since Linux 6.18 (`NET_NS_INIT_INO`,
 /// linux/nsfs.h).
 const INITIAL_INODE: u64 = 0xefff_fff9;
 
-/// Its cookie before, from Linux 5.14 on: the first that the kernel gives away.
+/// The cookie of that namespace on older kernels, from Linux 5.14 on: the first that the kernel
+/// assigns.
 const INITIAL_COOKIE: u64 = 1;
 
 /// Returns the inode number of the calling thread's network namespace, as `lsns -t net` shows it.
 ///
-/// No two namespaces that exist have the same number; one that is gone may hand its number on.
+/// Namespaces that exist at the same time have different numbers; a number may be reused later.
 ///
 /// # Errors
 /// When /proc is not mounted.

@@ -1,6 +1,6 @@
-//! The `nft` program: applies scripts, each as one transaction, and lists tables.
+//! Runs the `nft` program: applies scripts, each as one transaction, and lists tables.
 //!
-//! Every function blocks until the program has ended, so a runtime calls them from `spawn_blocking`.
+//! Every function blocks until the program has ended, so async code calls them in `spawn_blocking`.
 
 use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};
@@ -8,21 +8,21 @@ use std::process::{Command, Output, Stdio};
 /// A table: its family (`inet`, `arp`) and its name.
 pub type Table<'a> = (&'a str, &'a str);
 
-/// Why nftables cannot be read or changed.
+/// The reason why nftables cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
-    /// The program is not there.
+    /// The program is not installed.
     #[error("nft is not installed: install the nftables package")]
     NotInstalled,
     /// The program cannot be run.
     #[error("cannot run nft: {0}")]
     CannotRun(#[source] io::Error),
-    /// The program, or the kernel, refused.
+    /// The program or the kernel refused the command.
     #[error("{what}: {message}")]
     Refused {
         /// The command.
         what: String,
-        /// The program's own words.
+        /// The program's error message.
         message: String,
     },
 }
@@ -30,20 +30,21 @@ pub enum NftError {
 /// Applies `script` as one transaction.
 ///
 /// # Errors
-/// When nft is missing, or it or the kernel refuses; nothing has changed then.
+/// When nft is missing, or it or the kernel refuses; then nothing has changed.
 pub fn apply(script: &str) -> Result<(), NftError> {
     feed(&["-f", "-"], script).map(drop)
 }
 
-/// Asks whether the kernel would take `script`; changes nothing.
+/// Checks whether the kernel would take `script`, without changing anything.
 ///
 /// # Errors
-/// When it would not, or nft is missing.
+/// When the kernel would not take it, or nft is missing.
 pub fn check(script: &str) -> Result<(), NftError> {
     feed(&["-c", "-f", "-"], script).map(drop)
 }
 
-/// Lists `tables` as nft writes them, without the values of counters. Returns `None` when one of them is missing.
+/// Lists `tables` as nft writes them, without the values of counters. Returns `None` when one of
+/// them is missing.
 ///
 /// # Errors
 /// When nft is missing or fails.
@@ -61,7 +62,7 @@ pub fn list(tables: &[Table<'_>]) -> Result<Option<String>, NftError> {
     Ok(Some(listing))
 }
 
-/// Returns whether `table` is in the kernel. Without nft it is not.
+/// Returns whether `table` is in the kernel; false without nft.
 ///
 /// # Errors
 /// When nft fails.
@@ -74,7 +75,7 @@ pub fn exists((family, name): Table<'_>) -> Result<bool, NftError> {
     }
 }
 
-/// Deletes `table` and returns whether it was there. Without nft it is not.
+/// Deletes `table`, and returns whether it existed; false without nft.
 ///
 /// # Errors
 /// When nft fails.
@@ -107,7 +108,7 @@ fn feed(arguments: &[&str], input: &str) -> Result<String, NftError> {
             _ => NftError::CannotRun(error),
         })?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A child that died early says why on its stderr, which is the better message than EPIPE.
+        // A child that died early explains itself on stderr, which is more helpful than EPIPE.
         let _ = stdin.write_all(input.as_bytes());
     }
     let Output { status, stdout, stderr } = child.wait_with_output().map_err(NftError::CannotRun)?;

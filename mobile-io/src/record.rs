@@ -1,4 +1,4 @@
-//! The record of what a daemon has in the kernel, from which `cleanup` works when the configuration
+//! The record of a daemon's kernel objects, from which `cleanup` works when the configuration
 //! cannot be read or has changed since.
 
 use std::fs;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns;
 
-/// How often a record is written again when somebody removes its folder meanwhile.
+/// How often a record is written again when its directory is removed meanwhile.
 const ATTEMPTS: u32 = 5;
 
 /// The record of the daemon of one configuration file in one network namespace.
@@ -21,20 +21,20 @@ pub struct Record {
     config: PathBuf,
 }
 
-/// The file's content. Keys that a later version adds are ignored.
+/// The content of the file. Keys that a later version adds are ignored.
 #[derive(Serialize, Deserialize)]
 struct Content<T> {
-    /// The configuration file, for whoever reads the record.
+    /// The path of the configuration file, for people who read the record.
     config: PathBuf,
     /// Every set of objects that was made and not removed since.
     objects: Vec<T>,
 }
 
 impl Record {
-    /// Names the record in `dir` of the daemon that is configured by `config`.
+    /// Returns the record in `dir` of the daemon that `config` configures.
     ///
     /// # Errors
-    /// When the network namespace or the working directory cannot be found out.
+    /// When the network namespace or the working directory cannot be determined.
     pub fn new(dir: &Path, config: &Path) -> io::Result<Self> {
         let config = fs::canonicalize(config).or_else(|_| absolute(config))?;
         let hash = digest(&SHA256, config.as_os_str().as_encoded_bytes());
@@ -42,7 +42,7 @@ impl Record {
         Ok(Self { path: dir.join(format!("objects-{}-{hash}.json", netns::id()?)), config })
     }
 
-    /// Returns every set of objects on record; none when there is no record.
+    /// Returns every set of objects on record; none without a record.
     ///
     /// # Errors
     /// When there is a record that cannot be read.
@@ -57,12 +57,13 @@ impl Record {
         Ok(content.objects)
     }
 
-    /// Adds a set of objects that is about to be made, unless it is there. Returns whether it was added.
+    /// Adds a set of objects that is about to be made, unless it is on record. Returns whether it
+    /// was added.
     ///
     /// # Errors
     /// When the record cannot be written.
     pub fn add<T: Serialize + DeserializeOwned + PartialEq>(&self, made: T) -> io::Result<bool> {
-        // One that cannot be read is of no use to `cleanup` either.
+        // `cleanup` could not use an unreadable record either, so replace it.
         let mut objects: Vec<T> = self.read().unwrap_or_default();
         if objects.contains(&made) {
             return Ok(false);
@@ -70,11 +71,11 @@ impl Record {
         objects.push(made);
         let text = serde_json::to_vec_pretty(&Content { config: self.config.clone(), objects })?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        // Renamed into place: whatever kills the daemon, the record is whole.
+        // Renamed into place, so that the record is complete whenever the daemon is killed.
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let write = || {
             fs::create_dir_all(dir)?;
-            // Left by one that was killed, or planted by the folder's owner.
+            // Left by a daemon that was killed, or made by the directory's owner.
             let _ = fs::remove_file(&new);
             let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
             file.write_all(&text)?;
@@ -83,7 +84,8 @@ impl Record {
         let mut written = write();
         for _ in 1..ATTEMPTS {
             match &written {
-                // The last daemon that had a record there has removed the folder just now.
+                // Another daemon, whose record was the last one there, has just removed the
+                // directory.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => written = write(),
                 _ => break,
             }
@@ -91,7 +93,7 @@ impl Record {
         written.map(|()| true).map_err(|error| self.failed("write", &error))
     }
 
-    /// Removes the record, and its folder if nothing else is in there.
+    /// Removes the record, and its directory if that is then empty.
     ///
     /// # Errors
     /// When there is a record that cannot be removed.
@@ -99,7 +101,7 @@ impl Record {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", &error)),
             _ => {
-                // Others may have their records, and their sockets, in there.
+                // The directory may hold records and sockets of others.
                 let _ = self.path.parent().map(fs::remove_dir);
                 Ok(())
             }
@@ -126,7 +128,7 @@ mod tests {
         assert!(!record.add("mobile0".to_owned()).unwrap());
         assert!(record.add("mobile1".to_owned()).unwrap());
         assert_eq!(record.read::<String>().unwrap(), ["mobile0", "mobile1"]);
-        // Another configuration has a record of its own.
+        // Another configuration file has a record of its own.
         let other = Record::new(&run, &dir.path().join("other.toml")).unwrap();
         assert!(other.read::<String>().unwrap().is_empty());
         record.remove().unwrap();

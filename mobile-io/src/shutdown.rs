@@ -1,15 +1,15 @@
-//! Whether systemd is about to end everything that runs.
+//! Finds out whether systemd is about to end everything that runs.
 
 use std::io;
 use std::process::Command;
 
-/// The targets whose start ends what runs. Every way to power off, reboot, halt, kexec, soft-reboot
-/// or exit goes by the first.
+/// The targets whose start ends running services. Every way to power off, reboot, halt, kexec,
+/// soft-reboot or exit goes through the first.
 const TARGETS: [&str; 3] = ["shutdown.target", "rescue.target", "emergency.target"];
 
-/// Returns whether the machine shuts down or enters rescue or emergency mode, by systemd's word.
+/// Returns whether systemd shuts the machine down or enters rescue or emergency mode.
 ///
-/// `systemctl is-system-running` does not tell: while the boot has not finished it says "starting",
+/// `systemctl is-system-running` is no answer: until the boot has finished it says "starting",
 /// whatever is queued.
 ///
 /// # Errors
@@ -24,7 +24,8 @@ pub fn is_under_way() -> io::Result<bool> {
     read(&String::from_utf8_lossy(&answer.stdout))
 }
 
-/// Reads what `systemctl show` prints of several units: `KEY=VALUE` lines, an empty line between units.
+/// Parses the output of `systemctl show` for several units: `KEY=VALUE` lines, an empty line
+/// between units.
 fn read(text: &str) -> io::Result<bool> {
     let mut known = 0;
     let mut under_way = false;
@@ -34,7 +35,7 @@ fn read(text: &str) -> io::Result<bool> {
                 known += 1;
                 under_way |= !matches!(state, "inactive" | "failed" | "deactivating");
             }
-            // A target that is not active has a job only when it is to start.
+            // A target that is not active has a job only when it is about to start.
             Some(("Job", job)) => under_way |= !matches!(job, "" | "0"),
             _ => {}
         }

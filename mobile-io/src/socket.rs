@@ -23,11 +23,11 @@ thread_local! {
 pub struct Socket {
     tcp: TcpStream,
     ahead: Option<Ahead>,
-    /// How many bytes may still be read, while that is limited.
+    /// The number of bytes that may still be read; `None` without a limit.
     allowance: Option<usize>,
 }
 
-/// The other side sent more than it may before its handshake is complete.
+/// The peer sent more than it may before its handshake is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("more bytes came than a handshake takes")]
 pub(crate) struct AllowanceExceeded;
@@ -47,13 +47,12 @@ impl Socket {
         Self { tcp, ahead: None, allowance: None }
     }
 
-    /// Reads nothing ahead from now on, and fails once so many bytes have come and more are asked
-    /// for.
+    /// Stops reading ahead, and limits reads to `bytes` in all; a read beyond that fails.
     pub fn limit(&mut self, bytes: usize) {
         self.allowance = Some(bytes);
     }
 
-    /// Reads without a limit from now on.
+    /// Lifts the limit on reads.
     pub fn lift_limit(&mut self) {
         self.allowance = None;
     }
@@ -64,7 +63,7 @@ impl Socket {
         &self.tcp
     }
 
-    /// Reads as much as is still allowed, and no more than is asked for.
+    /// Reads at most what the limit allows and what was asked for.
     fn poll_read_limited(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,13 +1,15 @@
-//! Text that somebody else chose, made safe to show: command lines of other users, names of devices,
-//! what a relay says.
+//! Escapes text that others chose, so that it is safe to show: command lines of other users, names
+//! of devices, messages of a relay.
 //!
-//! Such text may hold escape sequences, which a terminal obeys, line ends, which forge further lines,
-//! and marks of direction, which make a line read as another one. All of it is shown as an escape.
+//! Such text may hold escape sequences, which a terminal executes; line ends, which forge further
+//! lines; and direction marks, which make a line read as another one. All of these are shown as
+//! escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Returns `text` with every character escaped that does not show as itself, line ends and tabs included.
+/// Returns `text` with every character escaped that does not show as itself, including line ends
+/// and tabs.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, is_hidden, |out, c| {
@@ -16,7 +18,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// The same for text of several lines and columns: line ends and tabs stay.
+/// Escapes text of several lines and columns: line ends and tabs stay.
 #[must_use]
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escape(
@@ -28,10 +30,11 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// Returns a JSON document with the same value, in which such characters are JSON's own escapes.
+/// Returns a JSON document of the same value, in which such characters are JSON escapes.
 ///
-/// `serde_json` escapes what JSON demands (below U+0020) and leaves the rest, of which U+009B begins an
-/// escape sequence on some terminals. Outside of strings a document has none of them.
+/// `serde_json` escapes what JSON demands (below U+0020) and leaves the rest, of which U+009B
+/// begins an escape sequence on some terminals. Outside of strings, JSON contains no such
+/// characters.
 #[must_use]
 pub fn printable_json(document: &str) -> Cow<'_, str> {
     escape(
@@ -56,8 +59,9 @@ fn escape(text: &str, hidden: impl Fn(char) -> bool, mut put: impl FnMut(&mut St
     Cow::Owned(out)
 }
 
-/// Whether a character is obeyed or vanishes instead of being shown: controls (C0, DEL, C1), marks of
-/// direction (Unicode annex 9), line and paragraph separators, and characters without width.
+/// Returns whether a terminal executes or hides a character instead of showing it: controls (C0,
+/// DEL, C1), direction marks (Unicode annex 9), line and paragraph separators, and characters
+/// without width.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(

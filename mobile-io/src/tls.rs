@@ -40,14 +40,14 @@ pub type TlsStream = tokio_rustls::TlsStream<Socket>;
 const HANG_UP_TIME: Duration = Duration::from_secs(1);
 const HANG_UP_BYTES: u64 = 64 * 1024;
 
-/// Bytes that a stranger may send before its ClientHello is complete. Ours has some 250 bytes; one
-/// with a post-quantum key share (ML-KEM, 1,184 bytes) would have 1,500. rustls itself would keep
-/// 64 KiB of one.
+/// The most bytes that a stranger may send before its ClientHello is complete. Ours has some 250
+/// bytes; with a post-quantum key share (ML-KEM, 1,184 bytes) it would have 1,500. rustls itself
+/// would buffer up to 64 KiB.
 const CLIENT_HELLO_BYTES: usize = 4 * 1024;
 
-/// Bytes that a client may send from there until its handshake is complete: certificate, signature
-/// and Finished (some 300 bytes), and what rustls reads behind them, which is a first record of 16
-/// KiB and one read of 4 KiB.
+/// The most bytes that a client may send from there until its handshake is complete: certificate,
+/// signature and Finished (some 300 bytes), and what rustls reads behind them, which is at most a
+/// first record of 16 KiB and one read of 4 KiB.
 const FINISH_BYTES: usize = 24 * 1024;
 
 /// Decides whether a client's key may use this relay. Asked at most once per handshake, and only
@@ -66,7 +66,7 @@ pub enum Cause {
         /// The key the relay offered.
         offered: PublicKey,
     },
-    /// The other side sent more than a handshake takes.
+    /// The peer sent more than a handshake takes.
     Oversized,
     /// The other side speaks something else; the text says what it did.
     Protocol(String),
@@ -215,7 +215,7 @@ pub async fn accept(
         Ok(Ok(stream)) => stream,
         Ok(Err((error, tcp))) => {
             let cause = explain(&error);
-            // Nothing more is read of one that sends too much.
+            // Read no more from a peer that sends too much.
             if let Some(tcp) = tcp.filter(|_| cause != Cause::Oversized) {
                 hang_up(tcp).await;
             }

@@ -22,8 +22,8 @@ const ENROLLED: u8 = 0x21;
 /// Relay: it is not, and why.
 const REFUSED: u8 = 0x22;
 
-/// What lets a key in, once. It is a secret: `Debug` does not show it, and its memory is
-/// overwritten when it is dropped.
+/// The secret of an invitation, which admits one key, once. `Debug` does not show it, and its
+/// memory is overwritten when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Zeroizing<[u8; TOKEN_LEN]>);
 
@@ -124,10 +124,10 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The client's question, as bytes, which are as secret as the token.
+/// Returns the client's request as bytes, which are as secret as the token.
 #[must_use]
 pub fn request(token: &Token) -> Zeroizing<Vec<u8>> {
-    // Enough that it is not moved as it grows.
+    // Large enough that the buffer is never reallocated, which would leave a copy behind.
     let mut out = Zeroizing::new(Vec::with_capacity(TOKEN_LEN + 8));
     frame::put(&mut out, ENROLL, token.as_bytes());
     out

@@ -1,11 +1,11 @@
-//! The inner TCP flows of a session: how far the other end has acknowledged, which is all that may
-//! be said in its name.
+//! The inner TCP flows of a session: how far the other end has acknowledged, since nothing beyond
+//! that may be said in its name.
 //!
-//! Anybody on the Internet can send a segment to the local end in another's name. So the local
-//! end's own segments are what a flow is believed by: until it has sent one, the flow is a
-//! *stranger*, of which there are few, and which pushes out nothing but other strangers; after
-//! that, whatever is learnt from a delivered segment (acknowledgement, window, FIN, RST) is learnt
-//! only if the local end takes the segment by its own numbers: [`acceptance`] is that one test.
+//! Anybody on the Internet can send a segment to the local end in another's name. So a flow is
+//! trusted only by the local end's own segments. Until the local end has sent one, the flow is a
+//! *stranger*: there are few of these, and they displace only each other. After that, the
+//! acknowledgement, window, FIN or RST of a delivered segment is learnt only if the local end takes
+//! the segment by its own numbers; [`acceptance`] is that one test.
 
 mod acceptance;
 
@@ -16,8 +16,8 @@ use acceptance::{Acceptance, LATEST, ReceiveWindow};
 
 use crate::segment::{ACK, FIN, FlowKey, RST, SYN, Segment, before};
 
-/// A laptop has dozens of flows and a busy one hundreds. Full, the table takes 270 KiB at the most,
-/// empty nothing.
+/// The most flows that are known: a laptop has dozens and a busy one hundreds. A full table takes
+/// at most 270 KiB, an empty one nothing.
 const MAX_FLOWS: usize = 1024;
 
 /// The local end of a flow that lives answers within microseconds; few are strangers at a time. They are searched one by one.
@@ -27,12 +27,12 @@ const MAX_STRANGERS: usize = 64;
 /// would be work that strangers can cause.
 const CANDIDATES: usize = 16;
 
-/// Handshakes of local ends whose window's shift is remembered until the flow is known.
+/// The most handshakes whose window shift is remembered until the flow is known.
 const MAX_HANDSHAKES: usize = 64;
 
-/// Within the window, a reset is believed no further than this from what the local end expects,
-/// which may have been delivered a few of the largest packets since it last said so: the local end
-/// itself wants the exact number (RFC 5961, 3.2).
+/// Within the window, the greatest distance of a believed reset from what the local end expects. A
+/// few of the largest packets may have been delivered since the local end last said so; the local
+/// end itself demands the exact number (RFC 5961, 3.2).
 const NEAR: u32 = 1 << 20;
 
 /// The largest window that TCP has (RFC 7323, 2.3): no more than this can be sent and not acknowledged.
@@ -63,12 +63,12 @@ pub(crate) struct Held {
     pub(crate) probe: Option<u32>,
 }
 
-/// An acknowledgement in a segment that the local end refuses, and so has not heard.
+/// An acknowledgement that the local end has not heard, because it refused the segment.
 #[derive(Clone, Copy, Debug)]
 struct Unheard {
     ack: u32,
     window: u16,
-    /// The end of that segment.
+    /// The end of the refused segment.
     by: u32,
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct Flow {
     acked_by: u32,
     /// The end of all that the local end has sent, as far as it was seen.
     end: u32,
-    /// The receive window of the local end; unknown of a stranger's.
+    /// The receive window of the local end; unknown for a stranger.
     receives: Option<ReceiveWindow>,
     unheard: Option<Unheard>,
     fins: u8,
@@ -140,15 +140,15 @@ impl Flow {
         segment.length() == 0 && segment.seq == self.acked.wrapping_sub(1)
     }
 
-    /// Returns what the other end has acknowledged, and with which window, if the local end shows
-    /// by a segment that it does not know, because it refused what said so: that was older than
-    /// what it expects, and it looks at nothing else in such a segment (RFC 9293, 3.10.7.4).
+    /// Returns the other end's acknowledgement and window, if the local end's segment shows that
+    /// the local end does not know them. It refused the segment that carried them as old, and
+    /// ignores the acknowledgement in such a segment (RFC 9293, 3.10.7.4).
     ///
-    /// Two ends come to this that were both shown a closed window in an outage, if what each had
-    /// got was never acknowledged to the other, as when both programs of the tunnel are killed:
-    /// with the window closed a sender has nothing to say but its oldest numbers
-    /// (`tcp_acceptable_seq()`), each refuses the other's for that, and so neither hears of the
-    /// window.
+    /// Two ends come to this if both were shown a closed window in an outage and then never heard
+    /// the acknowledgements of what each had got, as when both programs of the tunnel are killed.
+    /// With the window closed, a sender can send nothing but its oldest numbers
+    /// (`tcp_acceptable_seq()`); each end refuses the other's for that reason, and so neither
+    /// learns of the open window.
     pub(crate) fn missed(&self, segment: &Segment) -> Option<(u32, Option<u16>)> {
         let missed = |ack: u32, by: u32| {
             let refused = segment.ack.wrapping_sub(by);
@@ -162,7 +162,7 @@ impl Flow {
         }
     }
 
-    /// Notes that the local end was told again what it had missed, in a segment that it takes.
+    /// Records that the local end was told again what it had missed, in a segment that it takes.
     pub(crate) fn told_again(&mut self, ack: u32, window: u16) {
         if let Some(unheard) = self.unheard.take_if(|unheard| unheard.ack == ack) {
             (self.acked, self.window, self.acked_by) = (ack, Some(window), unheard.by);
@@ -182,11 +182,12 @@ impl Flow {
         &mut self.held
     }
 
-    /// Whether the first segment of the local end belongs to what a stranger has told: numbers that
-    /// the local end takes now, or refused without hearing what they acknowledge.
+    /// Returns whether the local end's first segment belongs to what was learnt of a stranger:
+    /// numbers that the local end takes now, or refused without hearing what they acknowledge.
     fn agrees_with(&self, segment: &Segment, receives: &ReceiveWindow) -> bool {
         let missed = self.missed(segment).is_some();
-        // Or it answers a probe, which repeats the octet before the next (RFC 9293, 3.8.4).
+        // The segment may also answer a probe, which repeats the octet before the next (RFC 9293,
+        // 3.8.4).
         let taken = [0, 1].into_iter().any(|probe| {
             let [seq, end] = [self.window_seq, self.acked_by].map(|number| number.wrapping_add(probe));
             receives.judge(seq, end) == Acceptance::Current
@@ -201,13 +202,13 @@ impl Flow {
         self.held.probe = None;
     }
 
-    /// Judges a delivered segment as the local end does; a stranger's flow takes any.
+    /// Judges a delivered segment as the local end does; a stranger's flow takes any segment.
     fn judge(&self, segment: &Segment) -> Acceptance {
         let judged = |receives: &ReceiveWindow| receives.judge(segment.seq, segment.end());
         self.receives.as_ref().map_or(Acceptance::Current, judged)
     }
 
-    /// Whether a reset that the local end takes may be the other end's.
+    /// Returns whether a reset that the local end takes may be the other end's.
     fn is_reset_by(&self, segment: &Segment) -> bool {
         let near = |receives: &ReceiveWindow| segment.seq.wrapping_sub(receives.next()) <= NEAR;
         self.judge(segment) == Acceptance::Current && self.receives.as_ref().is_none_or(near)
@@ -239,7 +240,7 @@ impl Flow {
         }
     }
 
-    /// Keeps what a segment acknowledges that the local end refuses: nothing follows from it before
+    /// Keeps the acknowledgement of a segment that the local end refuses. It has no effect before
     /// the local end shows that it has [missed](Self::missed) it.
     fn hear_refused(&mut self, segment: &Segment) {
         let newer = before(self.acked, segment.ack) && !before(self.end, segment.ack);
@@ -280,7 +281,7 @@ pub(crate) struct Flows {
     flows: Vec<Flow>,
     /// Flows of which no segment of the local end was seen, the oldest first.
     strangers: VecDeque<Flow>,
-    /// The shift of the window in SYNs of the local ends, the oldest first.
+    /// The window shifts in the local ends' SYNs, the oldest first.
     handshakes: VecDeque<(FlowKey, u8)>,
     clock: u64,
     names: u32,
@@ -373,8 +374,8 @@ impl Flows {
         Some(self.insert(flow))
     }
 
-    /// Remembers the shift in a SYN of a local end. One that offers no shift has windows without
-    /// one; one that does may be refused it, and then they are smaller.
+    /// Remembers the window shift in a local end's SYN. An end that offers no shift has windows
+    /// without one; if the peer refuses the option, the windows are smaller than assumed.
     fn remember_handshake(&mut self, segment: &Segment) {
         self.handshakes.retain(|(key, _)| *key != segment.key);
         if self.handshakes.len() >= MAX_HANDSHAKES {

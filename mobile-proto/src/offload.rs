@@ -15,11 +15,11 @@ pub const VNET_HEADER_LEN: usize = 10;
 /// bytes of TCP options).
 const MIN_SEGMENT: u16 = 8;
 
-/// Most segments of one TCP packet. The smallest MSS that Linux uses is 48 (`tcp_min_snd_mss`),
+/// The most segments of one TCP packet. The smallest MSS that Linux uses is 48 (`tcp_min_snd_mss`),
 /// less 12 bytes of timestamps; so the largest packet of an ordinary sender has 1,820.
 const MAX_TCP_SEGMENTS: usize = 2048;
 
-/// Most datagrams of one UDP packet: as many as the kernel itself lets a program send at once
+/// The most datagrams of one UDP packet: as many as the kernel itself lets a program send at once
 /// (`UDP_MAX_SEGMENTS` since Linux 6.9).
 const MAX_UDP_SEGMENTS: usize = 128;
 
@@ -71,7 +71,7 @@ pub enum OffloadError {
     /// The segment size is out of range.
     #[error("segment size {0} is outside {MIN_SEGMENT}..=65535 or larger than the packet's payload allows")]
     BadSegment(u16),
-    /// The packet would become too many segments.
+    /// The packet would be cut into too many segments.
     #[error("a packet of {0} segments is more than one may have")]
     TooManySegments(usize),
 }
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(Offload::from_vnet(&header, &packet), Ok(Offload::Segment(8)));
     }
 
-    /// One frame of 60 KB was 7,500 packets at the receiving kernel.
+    /// Tests the bound: one frame of 60 KB was 7,500 packets at the receiving kernel.
     #[test]
     fn one_packet_does_not_become_thousands() {
         assert_eq!(Offload::Segment(8).to_vnet(&tcp4(60_000)), Err(OffloadError::TooManySegments(7500)));

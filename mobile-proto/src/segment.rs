@@ -47,8 +47,7 @@ pub(crate) struct Segment {
     pub(crate) window: u16,
     /// Bytes of data.
     pub(crate) data: u32,
-    /// Of a SYN, by how much the windows that follow it are to be shifted (RFC 7323, 2.2);
-    /// otherwise 0.
+    /// The shift of the windows that follow a SYN (RFC 7323, 2.2); 0 in other segments.
     pub(crate) shift: u8,
 }
 
@@ -109,19 +108,19 @@ pub(crate) fn timestamps(packet: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
-/// The window scale option; 0 without it.
+/// Returns the shift in the window scale option; 0 without the option.
 fn window_shift(packet: &[u8], transport: &Transport) -> u8 {
     option(packet, transport, 3).and_then(|value| value.first().copied()).unwrap_or(0)
 }
 
-/// The value of the first option of a kind in a TCP header.
+/// Returns the value of the first option of a kind in a TCP header.
 fn option<'a>(packet: &'a [u8], transport: &Transport, wanted: u8) -> Option<&'a [u8]> {
     let mut options = packet.get(transport.start + TCP_HEADER..transport.payload)?;
     loop {
         match *options {
             // NOP.
             [1, ref rest @ ..] => options = rest,
-            // Any but the end; one that is shorter than itself ends the search as well.
+            // Any option but the end; one with an impossible length ends the search as well.
             [kind, length, ..] if kind != 0 && length >= 2 => {
                 let (whole, rest) = options.split_at_checked(usize::from(length))?;
                 if kind == wanted {

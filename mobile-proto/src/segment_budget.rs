@@ -1,10 +1,10 @@
-//! Rate limit of the small segments that a peer has cut here.
+//! Rate limit for the small segments into which packets from a peer are cut.
 //!
-//! A packet that is to be cut costs its sender one frame and the receiving kernel a packet for each
-//! segment. Segments of an ordinary size are no more work than the bytes that came; with small ones
-//! a little data makes many packets. Such senders exist (an MSS of 256, or of 88, the least that
-//! `TCP_MAXSEG` takes), so small segments pass, as many in a second as a stream of the smallest
-//! ordinary packets over some 6 Mbit/s would bring: that is no amplification.
+//! A packet that is to be cut costs its sender one frame, and the receiving kernel one packet for
+//! each segment. Segments of an ordinary size are no more work than the bytes that came; with small
+//! ones a little data makes many packets. Senders of small segments exist (an MSS of 256, or of 88,
+//! the least that `TCP_MAXSEG` takes), so small segments pass at a limited rate: as many a second
+//! as the smallest ordinary packets on a link of some 6 Mbit/s. That is no amplification.
 
 use std::time::{Duration, Instant};
 
@@ -14,28 +14,28 @@ use crate::{Offload, Packet};
 /// of which TCP's options may be 40.
 const ORDINARY: u16 = 536 - 40;
 
-/// Price of a small segment: 32,768 of them pass in a second. That is 64 Mbit/s with an MSS of 256,
-/// 20 Mbit/s with one of 88.
+/// The cost of a small segment: 32,768 of them pass in a second. That is 64 Mbit/s with an MSS of
+/// 256, 20 Mbit/s with one of 88.
 const PRICE: Duration = Duration::from_nanos(1_000_000_000 / 32_768);
 
-/// Credit: 8,192 segments pass at once, which are four of the largest packets.
+/// The credit: 8,192 segments pass at once, which are four of the largest packets.
 const CREDIT: Duration = Duration::from_millis(250);
 
-/// The small segments of one peer.
+/// The budget of one peer's small segments.
 #[derive(Debug, Default)]
 pub(crate) struct SegmentBudget {
-    /// Time until which all segments so far are paid for.
+    /// The time until which all segments so far are accounted for.
     paid: Option<Instant>,
 }
 
 impl SegmentBudget {
-    /// Whether the packet may be handed on to be cut.
+    /// Returns whether the packet may be passed on to be cut.
     pub(crate) fn admit(&mut self, now: Instant, packet: Packet<'_>) -> bool {
         let Offload::Segment(size) = packet.offload else { return true };
         if size >= ORDINARY {
             return true;
         }
-        // Headers are counted as if they were data: a bound without a look at them.
+        // Headers count as data, so that the bound needs no look at them.
         let segments = packet.len().div_ceil(usize::from(size.max(1)));
         let price = PRICE.saturating_mul(u32::try_from(segments).unwrap_or(u32::MAX));
         let paid = self.paid.map_or(now, |paid| paid.max(now)) + price;
@@ -51,7 +51,8 @@ impl SegmentBudget {
 mod tests {
     use super::*;
 
-    /// Bytes admitted in ten seconds of a peer that sends all it can.
+    /// Returns the bytes and segments admitted in ten seconds of a peer that sends as much as it
+    /// can.
     fn admitted(size: u16, length: usize) -> (usize, usize) {
         let (start, bytes) = (Instant::now(), vec![0; length]);
         let packet = Packet { bytes: &bytes, offload: Offload::Segment(size) };

@@ -346,13 +346,13 @@ impl Session {
         self.queue.set_growing(growing);
     }
 
-    /// The next event. Of what is a state (the configuration, the active path, a path's health) the
-    /// last one counts: one that was not taken yet gives way to it.
+    /// Returns the next event. Of a state (the configuration, the active path, a path's health)
+    /// only the latest value waits, and replaces an earlier one that was not taken.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop()
     }
 
-    /// How many events wait to be taken. A shell that cannot take them reads no path meanwhile.
+    /// Returns how many events wait to be taken. A shell that cannot take them must not read paths.
     #[must_use]
     pub fn pending_events(&self) -> usize {
         self.events.len()

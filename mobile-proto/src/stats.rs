@@ -35,8 +35,8 @@ pub struct Stats {
     pub rx_bytes: u64,
     /// Records received again and dropped by their number.
     pub duplicates: u64,
-    /// Packets that arrived and were dropped because they asked to be cut into more segments, or
-    /// more small ones, than a peer may have cut.
+    /// Packets that arrived and were dropped because they would be cut into more segments, or more
+    /// small ones, than a peer may cause.
     pub dropped_segments: u64,
     /// Records that the peer gave up before they arrived here.
     pub lost: u64,

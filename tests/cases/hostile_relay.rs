@@ -1,6 +1,7 @@
-//! A relay that pushes addresses which are not its to give: the host's own, its router's, its network's, anybody's.
+//! Tests a relay that pushes addresses which are not its own to give: the host's, its router's, its
+//! network's, anybody's.
 //!
-//! `authorize --ipv4` and a pool of the operator's choice are all that such a relay needs.
+//! Such a relay needs no more than `authorize --ipv4` and a pool of its operator's choice.
 
 use std::io::{Read, Write};
 use std::net::IpAddr;
@@ -14,13 +15,13 @@ use crate::{Outcome, ip_of, server, urls};
 /// A service of the mobile host that is meant for its own network.
 const LAN_SERVICE: u16 = 8080;
 
-/// Refused claims, whatever the reason.
+/// Returns the refused claims, whatever the reason.
 fn refused(status: &Value) -> Vec<String> {
     let list = status["refused"].as_array().cloned().unwrap_or_default();
     list.iter().map(|refusal| refusal["claim"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-/// Whether `address` is neither on the device nor in a rule.
+/// Returns whether `address` is neither on the device nor in a rule.
 fn is_nowhere(bed: &Testbed, address: IpAddr) -> anyhow::Result<bool> {
     let family = if address.is_ipv4() { "-4" } else { "-6" };
     let device = bed.lab.host.run(&["ip", family, "-o", "address", "show", "dev", "mobile0"])?;
@@ -28,7 +29,7 @@ fn is_nowhere(bed: &Testbed, address: IpAddr) -> anyhow::Result<bool> {
     Ok(!device.contains(&format!(" {address}/")) && !rules.contains(&format!("from {address} ")))
 }
 
-/// Ordinary TCP and UDP go where they went without an agent.
+/// Asserts that ordinary TCP and UDP take the same route as without an agent.
 fn assert_ordinary_is_direct(bed: &Testbed) -> Outcome {
     let direct = [IpAddr::V4(bed.lab.eth().name.nat_address()), IpAddr::V6(bed.lab.eth().address6())];
     for (url, expected) in urls("/ip").iter().zip(direct) {
@@ -41,7 +42,7 @@ fn assert_ordinary_is_direct(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-/// A mobile process fails: it goes neither by the tunnel nor beside it.
+/// Asserts that a mobile process fails: it uses neither the tunnel nor the uplink.
 fn assert_mobile_is_stopped(bed: &Testbed) -> Outcome {
     for url in urls("/ip") {
         let done = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "3", &url]), None, PATIENCE)?;
@@ -52,7 +53,7 @@ fn assert_mobile_is_stopped(bed: &Testbed) -> Outcome {
 
 fn lan_service(bed: &Testbed) -> anyhow::Result<TcpService> {
     TcpService::start(&bed.lab.host, LAN_SERVICE, |mut stream, _| {
-        // Closed with the request unread, it would be reset.
+        // Closing with the request unread would reset the connection.
         let _ = stream.read(&mut [0; 1024]);
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nfor the LAN\n");
     })
@@ -97,7 +98,8 @@ fn a_pushed_address_of_this_hosts_own_networks_is_refused() -> Outcome {
         assert_mobile_is_stopped(&bed)?;
         assert_eq!(uplink.stop()?, [] as [String; 0], "beside the tunnel");
         assert_ordinary_is_direct(&bed)?;
-        // What the relay sends to the host's own address is not the host's to answer; what a neighbour sends is.
+        // The host does not answer what the relay sends to its own address, but does answer a
+        // neighbour.
         let mut curl = bed.lab.relay.command("curl");
         let stranger = finish_within(curl.args(["-s", "-m", "2", &own]), None, PATIENCE)?;
         assert_ne!(stranger.code(), 0, "{which}: the relay reached a service of the LAN: {stranger:?}");
@@ -127,7 +129,7 @@ fn a_public_address_takes_a_setting_of_this_host() -> Outcome {
     assert!(is_nowhere(&bed, CLAIM.parse()?)?);
     let status = bed.agent.status()?;
     assert!(status["problem"].to_string().contains("[tunnel] addresses"), "{status}");
-    // The other family is as it should be.
+    // The other family is in force as usual.
     assert_eq!(status["addresses"].as_array().map(Vec::len), Some(1), "{status}");
     assert_ordinary_is_direct(&bed)?;
 
@@ -142,7 +144,7 @@ fn a_public_address_takes_a_setting_of_this_host() -> Outcome {
     assert_eq!(ip_of(&seen), IpAddr::V4(addr::RELAY4));
     assert_ordinary_is_direct(&bed)?;
 
-    // Saved while it was allowed: looked at again at the start, with the relay away.
+    // Saved while it was allowed, and judged again at the start, with the relay away.
     bed.agent.stop()?;
     bed.relay.stop()?;
     bed.agent.configure("tunnel", "addresses", Vec::<String>::new())?;
@@ -176,7 +178,7 @@ fn an_address_is_withdrawn_while_a_network_has_it_and_comes_back() -> Outcome {
     let join = |bed: &Testbed, what: &str| {
         bed.lab.host.run(&["ip", "address", what, &format!("{neighbour}/24"), "dev", "wlan0"]).map(drop)
     };
-    // A network that has the address among its own, and one that gives this host the very address.
+    // One network has the address among its own, and the other gives this host the very address.
     for given in [&neighbour, &address.to_string()] {
         let uses = |bed: &Testbed, what: &str| {
             bed.lab.host.run(&["ip", "address", what, &format!("{given}/24"), "dev", "wlan0"]).map(drop)
@@ -196,7 +198,8 @@ fn an_address_is_withdrawn_while_a_network_has_it_and_comes_back() -> Outcome {
         assert_eq!(talks[0].hear()?, "waiting");
         assert_eq!(talks[0].ask("back")?, "back");
     }
-    // The network is there already when the agent starts; and the address returns though the relay is away.
+    // The network is present when the agent starts, and the address returns although the relay is
+    // away.
     bed.agent.stop()?;
     bed.relay.stop()?;
     join(&bed, "add")?;
@@ -229,7 +232,7 @@ fn a_pushed_resolver_of_this_hosts_own_networks_is_refused() -> Outcome {
     let before = left()?;
     let tool = mobile_tests::program("labtool")?.display().to_string();
     let asked = format!("{}:{}", addr::SERVER4, port::DNS);
-    // Nobody answers there; it is asked all the same.
+    // Nobody answers there, but queries are sent there.
     finish_within(&mut bed.agent.run(&["timeout", "1", &tool, "dns", "udp", &asked]), None, PATIENCE)?;
     assert!(left()? > before);
     assert!(bed.agent.counter("mobile_claims_refused_total{reason=\"next_hop\"}")? >= 1);

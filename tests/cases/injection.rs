@@ -1,4 +1,5 @@
-//! What a visited network forges towards a persistent address neither arrives nor is answered.
+//! Tests that packets which a visited network forges towards a persistent address neither arrive
+//! nor are answered.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,16 +11,16 @@ use crate::{Outcome, server};
 /// Long enough for an answer over the lab's links, also on a busy machine.
 const A_WHILE: Duration = Duration::from_millis(500);
 
-/// A port of the server that nobody uses: only what is forged bears it.
+/// A port of the server that nobody uses, so only forged packets carry it.
 const FORGED_PORT: u16 = 4242;
 
-/// Packets for a persistent address that came by another device than the tunnel's.
+/// The metric of packets for a persistent address that came by another device than the tunnel's.
 const DROPPED: &str = "mobile_ingress_dropped_packets_total";
 
-/// How often something was put back.
+/// The metric of restored objects.
 const RESTORED: &str = "mobile_routing_restored_total";
 
-/// What the agent does, in this order.
+/// The states of the agent, in this order.
 const STATES: [&str; 3] = ["up", "killed", "restarted"];
 
 fn start_again(bed: &mut Testbed) -> Outcome {
@@ -32,13 +33,13 @@ fn forgers(bed: &Testbed) -> anyhow::Result<[Forger; 2]> {
     Ok([wlan?, eth?])
 }
 
-/// The persistent addresses, each with the server's of its family.
+/// Returns the persistent addresses, each with the server's address of its family.
 fn pairs(bed: &Testbed) -> [(IpAddr, IpAddr); 2] {
     let (four, six) = (bed.agent.address4, bed.agent.address6);
     [(four.into(), addr::SERVER4.into()), (six.into(), addr::SERVER6.into())]
 }
 
-/// A mobile connection to the echo server, and the numbers of its next segments.
+/// Opens a mobile connection to the echo server, and returns the numbers of its next segments.
 fn connection(bed: &Testbed, server: &str) -> anyhow::Result<(Talk, Numbers)> {
     let sniffer = Sniffer::new(&bed.lab.host, "mobile0")?;
     let mut talk = bed.mobile_talk(&["tcp", server])?;
@@ -84,7 +85,8 @@ fn a_segment_or_reset_that_the_visited_network_forges_does_not_reach_a_mobile_co
         if when == "killed" {
             start_again(&mut bed)?;
         } else {
-            // Two segments and four resets of each family; those sent to a killed agent's are counted too.
+            // Two segments and four resets of each family; those sent to a killed agent's are
+            // counted too.
             assert!(bed.agent.counter(DROPPED)? >= 12, "{when}");
         }
         for mut talk in talks {
@@ -94,10 +96,10 @@ fn a_segment_or_reset_that_the_visited_network_forges_does_not_reach_a_mobile_co
     bed.finish()
 }
 
-/// Everything that a host answers by itself if it is addressed to one of its addresses.
+/// Sends every packet that a host answers by itself if one of its addresses is the destination.
 fn probe(forger: &Forger, persistent: IpAddr, server: IpAddr) -> Outcome {
     let from = SocketAddr::new(server, FORGED_PORT);
-    // Nobody listens there; and the metrics' port, which an answer would tell from it.
+    // A port without a listener, and the metrics port, whose answer would differ.
     for port in [40_000, 9478] {
         let to = SocketAddr::new(persistent, port);
         for flags in ["SA", "S", "A"] {
@@ -161,7 +163,7 @@ fn an_uplink_does_not_say_that_it_has_a_persistent_address() -> Outcome {
                 forger.ask_who_has(gateways[i], persistent)?;
                 let name = uplink.device();
                 assert!(!forger.hears_answer(persistent, A_WHILE)?, "{when}: {name} has {persistent}");
-                // What it has it says.
+                // The address that the uplink does have is answered for.
                 forger.ask_who_has(gateways[i], own[i])?;
                 assert!(forger.hears_answer(own[i], A_WHILE * 20)?, "{when}: {name} is deaf");
             }
@@ -187,7 +189,8 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
             .find(|address| address.ip() == persistent)
             .map(|address| address.port());
         let sender = SocketAddr::new(persistent, port.unwrap_or_default());
-        // To the persistent address, and to the uplink's own: what it quotes decides whose it is.
+        // To the persistent address, and to the uplink's own: the quoted packet decides which
+        // socket it is for.
         for to in [persistent, own] {
             forger.port_unreachable(gateway, to, [sender, server.parse()?])?;
         }
@@ -198,7 +201,7 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
     bed.finish()
 }
 
-/// Our tables, without the counters' values.
+/// Returns the agent's tables, without the counters' values.
 fn tables(bed: &Testbed) -> anyhow::Result<String> {
     let script = "nft -s list table inet mobile_agent && nft -s list table arp mobile_agent";
     bed.lab.host.run(&["sh", "-c", script])
@@ -227,12 +230,12 @@ fn an_ingress_filter_that_somebody_removes_or_changes_is_put_back() -> Outcome {
                 && bed.agent.counter(RESTORED).is_ok_and(|restored| restored >= done)
         })?;
     }
-    // Others' tables are no affair of ours.
+    // Tables of others must be left alone.
     bed.lab.host.run(&["nft", "add table inet theirs"])?;
     bed.lab.host.run(&["nft", "delete table inet theirs"])?;
     std::thread::sleep(A_WHILE);
     assert_eq!(bed.agent.counter(RESTORED)?, 6);
-    // What happens without an agent is seen to by the next one.
+    // The next agent restores what was changed while no agent ran.
     bed.agent.kill()?;
     assert_eq!(tables(&bed)?, before);
     bed.lab.host.run(&["nft", "flush ruleset"])?;

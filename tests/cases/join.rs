@@ -181,7 +181,7 @@ fn addresses_the_operator_chooses_reach_a_running_client() -> Outcome {
         status["session"] == "connected" && status["addresses"].to_string().contains("100.78.0.")
     })?;
     bed.expect_warning("exhausted");
-    // The address that the laptop left is the last one to be given.
+    // The address that the laptop left is given to others last.
     bed.expect_warning("no unused address is left in [pool]");
     bed.expect_warning("[pool] changed");
     bed.expect_warning("relay");

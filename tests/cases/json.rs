@@ -102,7 +102,7 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     bed.agent.wait_status("a problem", |status| status["problem"].is_object())?;
     note(&bed, "mobile status")?;
     note(&bed, "mobile uplinks")?;
-    // The second is the visited network's router, and refused.
+    // The second address is the visited network's router, and so refused.
     bed.relay.configure("dns", "servers", vec!["192.0.2.2".to_owned(), "10.22.0.1".to_owned()])?;
     bed.relay.start()?;
     bed.agent.wait_active(UplinkName::Eth)?;

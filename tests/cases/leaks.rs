@@ -14,7 +14,7 @@ use crate::{Outcome, server};
 /// Calls that the eBPF programs refused.
 const REFUSED: &str = "mobile_selection_verdicts_total{verdict=\"refused\"}";
 
-/// Packets that the eBPF programs refused.
+/// The metric of packets that the eBPF programs refused.
 const EGRESS_REFUSED: &str = "mobile_selection_events_total{event=\"egress_refused\"}";
 
 /// The server's port for MPTCP; its other ports are TCP's.
@@ -34,7 +34,7 @@ pub(crate) fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
     captures_in(&bed.lab)
 }
 
-/// Captures what leaves the host of `lab` beside the tunnel, on each uplink.
+/// Captures packets that leave the host of `lab` beside the tunnel, on each uplink.
 pub(crate) fn captures_in(lab: &Lab) -> anyhow::Result<[Capture; 2]> {
     let capture = |device| lab.capture(&lab.host, device, &outside_the_tunnel());
     Ok([capture("eth0")?, capture("wlan0")?])
@@ -45,7 +45,7 @@ pub(crate) fn assert_no_leak(bed: &Testbed, captures: [Capture; 2]) -> Outcome {
     assert_no_leak_in(&bed.lab, captures)
 }
 
-/// Proves of [`captures_in`] that they were awake, and that they saw nothing else.
+/// Asserts that the captures of [`captures_in`] worked, and that they saw nothing else.
 pub(crate) fn assert_no_leak_in(lab: &Lab, captures: [Capture; 2]) -> Outcome {
     for (capture, uplink) in captures.into_iter().zip([lab.eth(), lab.wlan()]) {
         lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", uplink.device(), &addr::SERVER4.to_string()])?;
@@ -354,7 +354,7 @@ fn a_mobile_listener_bound_to_an_uplinks_device_answers_nobody_there() -> Outcom
         };
         let answers = format!("src host {address} and tcp src port {PORT}");
         let answers = bed.lab.capture(&bed.lab.host, eth.device(), &answers)?;
-        // One that listens since before it was mobile has no peer yet, as one that was mobile when it began.
+        // A listener from before the process was mobile has no peer yet, like one made afterwards.
         for is_attached in [false, true] {
             let before = bed.agent.counter(EGRESS_REFUSED)?;
             let mut listener =
@@ -368,7 +368,7 @@ fn a_mobile_listener_bound_to_an_uplinks_device_answers_nobody_there() -> Outcom
             assert!(bed.agent.counter(EGRESS_REFUSED)? > before, "something else stopped the answer");
             bed.agent.cli(&["detach", &listener.pid().to_string()])?.ok()?;
             if is_attached {
-                // The capture was awake: an ordinary one answers.
+                // The capture works: it sees an ordinary listener's answer.
                 call()?;
                 answers.wait_packet("Flags [S.]")?;
             }

@@ -1,4 +1,4 @@
-//! Boot, shutdown, stop and removal: what holds while the agent comes and goes.
+//! Tests boot, shutdown, stop and removal: what holds while the agent comes and goes.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use crate::managers::Laptop;
 use crate::packages::{VERSION, install, packages, purged};
 use crate::{Outcome, ip_of, server, urls};
 
-/// A service that takes a while to stop: everything that is stopped after it, and processes of users, live on meanwhile.
+/// A service that is slow to stop. Units that stop after it, and processes of users, live on
+/// meanwhile.
 const SLOW: &str = "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n\
                     ExecStop=/bin/sleep 4\n' >slow.service; systemctl daemon-reload; systemctl start slow";
 
@@ -23,7 +24,7 @@ const SLOW: &str = "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nRem
 const RESCUE: &str = "cd /etc/systemd/system; printf '[Unit]\nDefaultDependencies=no\nConflicts=shutdown.target\n\
                       [Service]\nExecStart=/bin/sleep infinity\n' >rescue.service; systemctl daemon-reload";
 
-/// A mobile process that connects all the time and outlives what asks it to end.
+/// Starts a mobile process that connects all the time, and ignores requests to end.
 fn restless(laptop: &Laptop) -> anyhow::Result<Process> {
     let [four, six] = urls("/ip");
     let mut command = laptop.machine.command(&format!(
@@ -44,7 +45,8 @@ fn no_shutdown_opens_the_route_for_processes_that_outlive_the_agent() -> Outcome
         laptop.machine.run(SLOW)?;
         let captures = captures_in(&laptop.lab)?;
         let process = restless(&laptop)?;
-        // The shell that asks for it is one of the machine's, and may be gone before it says so.
+        // The shell that runs the command is one of the machine's, and may end before it reports
+        // success.
         let _ = laptop.machine.try_run(&format!("systemctl {verb}"));
         laptop.machine.wait_shut_down().with_context(|| verb.to_owned())?;
         let said = process.output();
@@ -73,13 +75,13 @@ fn rescue_mode_leaves_the_route_and_the_agent_adopts_it_afterwards() -> Outcome 
     machine.run("systemctl isolate multi-user.target")?;
     laptop.connected(UplinkName::Eth)?;
     drop(process);
-    // Stopped for good by the operator it is cleaned up, as ever.
+    // Stopping the agent for good still cleans up.
     machine.run("systemctl stop mobile")?;
     until("the clean-up", || rules().is_ok_and(|rules| !rules.contains("7700")))?;
     laptop.finish()
 }
 
-/// `fetch.service`, in the slice, whose first act is a connection; and one that stays.
+/// Makes `fetch.service`, in the slice, whose first act is a connection, and a service that stays.
 fn services(machine: &Machine) -> Outcome {
     let [four, _] = urls("/ip");
     machine.run(&format!(
@@ -107,7 +109,7 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
     for _ in 0..2 {
         machine.run("systemctl stop mobile.slice")?;
         fetch("with the slice made anew")?;
-        // The agent is started by whoever needs it, and is waited for.
+        // The first service starts the agent, and waits for it.
         machine.run("systemctl stop mobile")?;
         fetch("without an agent")?;
         machine.run("systemctl kill --signal=KILL mobile")?;
@@ -115,7 +117,7 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
         machine.run("systemctl restart --no-block mobile mobile.slice")?;
         fetch("with an agent and a slice that start again")?;
     }
-    // One that runs outlives a restart of the agent, and not its end: it would go direct.
+    // A running service survives a restart of the agent, but not its end: it would go direct.
     machine.run("systemctl start stays && systemctl restart mobile && systemctl is-active stays")?;
     laptop.connected(UplinkName::Eth)?;
     machine.run("systemctl stop mobile")?;
@@ -150,7 +152,7 @@ fn break_configuration(config: &Path) -> Outcome {
 fn cleanup_takes_everything_whatever_has_become_of_the_configuration() -> Outcome {
     let mut bed = Testbed::new()?;
     let text = std::fs::read_to_string(bed.agent.config())?;
-    // Another device than the default: it has to be known from the agent's last start.
+    // Another device than the default, which is known only from the agent's last start.
     bed.agent.stop()?;
     bed.agent.cli(&["cleanup"])?.ok()?;
     bed.agent.configure("tunnel", "device", "mobile7")?;
@@ -169,7 +171,7 @@ fn cleanup_takes_everything_whatever_has_become_of_the_configuration() -> Outcom
         ensure!(!left.contains("mobile7") && !left.contains("7707"), "left: {left}");
         ensure!(!bed.agent.pin_dir.exists(), "pins are left");
         until("the mobile cgroup to go", || !bed.agent.cgroup.exists())?;
-        // Doing it again is fine, and so is no file at all.
+        // Cleaning up again is harmless, and so is a missing file.
         bed.agent.cli(&["cleanup"])?.ok().err().context("nothing is known, and nothing is said")?;
         if running {
             bed.agent.wait_ended()?;
@@ -179,7 +181,7 @@ fn cleanup_takes_everything_whatever_has_become_of_the_configuration() -> Outcom
         bed.agent.configure("routing", "table", 7707)?;
     }
 
-    // Names that were changed between two starts: both sets go.
+    // The names were changed between two starts: both sets are removed.
     bed.agent.start()?;
     bed.agent.kill()?;
     std::fs::write(bed.agent.config(), &text)?;
@@ -187,7 +189,7 @@ fn cleanup_takes_everything_whatever_has_become_of_the_configuration() -> Outcom
     let left = bed.lab.host.run(&["sh", "-c", "ip link; ip rule; ip -6 rule"])?;
     ensure!(!left.contains("mobile7") && !left.contains("7707"), "left: {left}");
 
-    // The relay's likewise.
+    // The same for the relay.
     bed.relay.kill()?;
     let text = std::fs::read_to_string(bed.relay.config())?;
     break_configuration(bed.relay.config())?;
@@ -207,7 +209,7 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
     let [relay_package, _] = packages(VERSION)?;
     install(&relay, &relay_package)?;
     relay.run("home-relay init && systemctl start home-relay")?;
-    // The operator's choice outlives an upgrade.
+    // An upgrade keeps the operator's choice.
     laptop.machine.run("systemctl disable --quiet mobile")?;
     let [next_relay, next_agent] = packages(&format!("{VERSION}+next"))?;
     for (machine, package, name, config, unit) in [
@@ -228,7 +230,8 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
         })?;
         let failed = machine.run("systemctl list-units --failed --plain --no-legend")?;
         ensure!(!failed.contains("cleanup"), "{failed}");
-        // Removed, it can be installed again, and purged with what is then running.
+        // After removal the package can be installed again, and purged with whatever is then
+        // running.
         machine.run(&format!("DEBIAN_FRONTEND=noninteractive dpkg --remove {name}"))?;
         install(machine, package)?;
         purged(machine, name, unit)?;
@@ -237,7 +240,8 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
     laptop.finish_off()
 }
 
-/// What the agents of a network namespace with default names have: mobile cgroup and pins.
+/// The kernel objects of the agents of a network namespace with default names: mobile
+/// cgroup and pins.
 struct Defaults([PathBuf; 2]);
 
 impl Defaults {
@@ -254,7 +258,7 @@ impl Defaults {
 }
 
 impl Drop for Defaults {
-    /// Outside of the lab's own cgroup, the lab does not know of them if a case fails.
+    /// Removes the objects, which the lab does not if a case fails: they are outside its cgroup.
     fn drop(&mut self) {
         let [cgroup, pins] = &self.0;
         let _ = Command::new("rm").arg("-rf").arg(pins).output();
@@ -290,14 +294,14 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     };
     assert_eq!((pids(&bed.agent)?, pids(&other)?), (1, 1));
 
-    // The other one goes, with everything that is its own.
+    // The other agent ends, and everything of its own is removed.
     other.stop()?;
     other.cli(&["cleanup"])?.ok()?;
     assert_eq!(names.each_ref().map(Defaults::there), [[true; 2], [false; 2]]);
     assert_eq!(here.ask("after")?, "after");
     assert_eq!(pids(&bed.agent)?, 1);
     works(&bed)?;
-    // It comes again, is killed, and leaves the first alone at its next start too.
+    // The other agent starts again, is killed, and leaves the first alone at its next start too.
     other.start()?;
     other.kill()?;
     works(&bed)?;
@@ -308,7 +312,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     other.cli(&["cleanup"])?.ok()?;
     works(&bed)?;
 
-    // A name that another one's agent has is refused, with a word about whose it is.
+    // A cgroup that another agent uses is refused, and the error says whose it is.
     other.configure("cgroup", "path", names[0].0[0].display().to_string())?;
     let error = other.start().err().context("started in the other's cgroup")?.to_string();
     ensure!(error.contains("network namespace"), "{error}");
@@ -321,7 +325,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     Ok(())
 }
 
-/// That a new connection of a mobile process takes the tunnel.
+/// Asserts that a new connection of a mobile process takes the tunnel.
 fn works(bed: &Testbed) -> Outcome {
     let [four, _] = urls("/ip");
     let seen = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "10", &four]), None, PATIENCE)?.ok()?;

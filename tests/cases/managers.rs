@@ -69,7 +69,7 @@ impl Laptop {
         self.finish_off()
     }
 
-    /// The same of a laptop that is off, whose journal is gone with it.
+    /// Reads the same lines of a laptop that is off, whose journal is gone with it.
     pub(crate) fn finish_off(mut self) -> Outcome {
         self.relay.stop()?;
         self.relay.cli(&["cleanup"])?.ok()?;

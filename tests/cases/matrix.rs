@@ -171,7 +171,7 @@ const SEND_AFTER: &str = "send 9000";
 
 fn measure(state: State) -> Result<Vec<Cell>> {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    // Somebody calls the listening sockets unasked, which only a routed pool allows.
+    // Others connect to the listening sockets unasked, which only a routed pool allows.
     bed.relay.configure("nat", "masquerade", false)?;
     bed.relay.configure("clients", "inbound", "routed")?;
     let _server = Server::start(&bed)?;

@@ -134,7 +134,7 @@ fn beside_docker_mobile_processes_are_mobile_and_containers_cannot_be_attached()
     assert_eq!(seen(&bed)?, [IpAddr::V4(addr::RELAY4), direct]);
     drop(container);
     until("the container's end", || bed.lab.host.run(&["ip", "link", "show", "veth0"]).is_err())?;
-    // Not the agent's tables, which are of other families.
+    // The agent's tables are of other families.
     bed.lab.host.run(&["nft", "flush", "ruleset", "ip"])?;
     bed.finish()
 }

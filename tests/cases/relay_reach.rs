@@ -1,5 +1,4 @@
-//! What a client can do at the relay, and what others can do to a client through it: nobody takes
-//! what is not theirs.
+//! Tests what a client can do at the relay, and what others can do to a client through it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -20,7 +19,7 @@ use crate::Outcome;
 /// A private network behind the relay: its router's web page is on the machine at .2, the relay is
 /// at .1.
 const LAN: &str = "192.168.77";
-/// The same for IPv6.
+/// The same network's IPv6 addresses.
 const LAN6: &str = "fd77:1::";
 
 /// The services of a machine.
@@ -69,7 +68,7 @@ impl Drop for Responder {
     }
 }
 
-/// A machine in the relay's private network.
+/// Makes a machine in the relay's private network.
 fn lan(bed: &Testbed) -> anyhow::Result<Ns> {
     let machine = bed.lab.machine("lan")?;
     bed.lab.wire((&bed.lab.relay, "lan0"), (&machine, "eth0"))?;
@@ -86,10 +85,11 @@ fn lan(bed: &Testbed) -> anyhow::Result<Ns> {
     Ok(machine)
 }
 
-/// How long an answer is waited for: many round trips.
+/// The time to wait for an answer: many round trips.
 const SOON: Duration = Duration::from_millis(1500);
 
-/// Whether a program at `ns` gets the secret over TCP from `to`, asking from an address of its own.
+/// Returns whether a program at `ns` gets the secret over TCP from `to`, with a source address of
+/// its choice.
 fn tells(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyhow::Result<bool> {
     let to = SocketAddr::new(to.parse()?, port);
     ns.enter(|| {
@@ -106,7 +106,7 @@ fn tells(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyhow::Result<b
     })
 }
 
-/// The same by a datagram.
+/// Returns whether a program at `ns` gets the secret by a datagram.
 fn tells_by_datagram(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyhow::Result<bool> {
     let to = SocketAddr::new(to.parse()?, port);
     ns.enter(|| {
@@ -118,7 +118,8 @@ fn tells_by_datagram(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyh
     })
 }
 
-/// Whether the client, from its persistent address, gets the secret over TCP, and by a datagram.
+/// Returns whether the client, from its persistent address, gets the secret over TCP, and by a
+/// datagram.
 fn client_reaches(bed: &Testbed, to: &str, port: u16) -> anyhow::Result<(bool, bool)> {
     let is_ipv4 = to.parse::<IpAddr>()?.is_ipv4();
     let own = if is_ipv4 { bed.agent.address4.into() } else { IpAddr::from(bed.agent.address6) };
@@ -126,7 +127,7 @@ fn client_reaches(bed: &Testbed, to: &str, port: u16) -> anyhow::Result<(bool, b
     Ok((tells(host, Some(own), to, port)?, tells_by_datagram(host, Some(own), to, port)?))
 }
 
-/// Tracked connections of the relay's machine that have the address in them.
+/// Returns the tracked connections of the relay's machine that contain the address.
 fn tracked(bed: &Testbed, address: IpAddr) -> anyhow::Result<u64> {
     tracked_where(bed, move |ends| ends.contains(&address))
 }
@@ -149,11 +150,11 @@ fn tracked_where(bed: &Testbed, is_one: impl Fn([IpAddr; 4]) -> bool + Send + Sy
 fn one_client_does_not_fill_the_relays_table_of_connections() -> Outcome {
     let bed = Testbed::new()?;
     let before = tracked(&bed, bed.agent.address4.into())?;
-    // Each port is another connection.
+    // Each port makes another connection.
     bed.lab.host.enter(|| -> Outcome {
         let socket = UdpSocket::bind((bed.agent.address4, 0))?;
         for port in 2_000..22_000_u16 {
-            // A full queue is waited for.
+            // Wait while the queue is full.
             while socket.send_to(b"x", (addr::SERVER4, port)).is_err() {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -164,14 +165,14 @@ fn one_client_does_not_fill_the_relays_table_of_connections() -> Outcome {
         Ok(())
     })?;
     let held = tracked(&bed, bed.agent.address4.into())? - before;
-    // Ten seconds' worth at once, and what comes in while the flood lasts.
+    // Ten seconds' worth at once, and what the rate allows while the flood lasts.
     assert!((1..=4096).contains(&held), "{held} tracked connections of one client");
     until("the refused ones to be counted", || {
         let counted =
             |reason: &str| bed.relay.counter(&format!("homerelay_drops_total{{reason=\"{reason}\"}}"));
         counted("connection_rate").unwrap_or(0) + counted("connections").unwrap_or(0) >= 2_000
     })?;
-    // The others come through, and the client itself does once it is slower.
+    // The others get through, and so does the client itself once it is slower.
     let elsewhere = bed.lab.visited[1].clone();
     let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
     other.start()?;
@@ -240,7 +241,7 @@ fn a_revoked_clients_connections_end_and_its_address_goes_to_nobody_for_long() -
     assert_eq!((tracked(&bed, former4.into())?, tracked(&bed, former6.into())?), (0, 0));
     drop((talks, inbound));
 
-    // With another key it is another client; also after a restart.
+    // The same name with another key is another client, also after a restart.
     let key = |byte| PublicKey::from_bytes([byte; 32]).to_string();
     let next = bed.relay.authorize("desktop", &key(1))?;
     assert!(!next.contains(&former4.into()) && !next.contains(&former6.into()), "{next:?}");
@@ -248,7 +249,7 @@ fn a_revoked_clients_connections_end_and_its_address_goes_to_nobody_for_long() -
     bed.relay.start()?;
     let next = bed.relay.authorize("phone", &key(2))?;
     assert!(!next.contains(&former4.into()) && !next.contains(&former6.into()), "{next:?}");
-    // The same key has its own back.
+    // The same key gets its own address back.
     let again = bed.relay.authorize("laptop", &bed.agent.public_key)?;
     assert!(again.contains(&former4.into()) && again.contains(&former6.into()), "{again:?}");
     bed.expect_warning("relay");
@@ -283,8 +284,8 @@ fn a_neighbour_of_the_relay_reaches_no_client_and_no_private_network_through_it(
     let _ssh = TcpService::start(&bed.lab.host, 22, |mut stream, _| {
         let _ = std::io::Write::write_all(&mut stream, b"SSH-2.0-secret");
     })?;
-    // Beside the relay, on the segment to its provider: what it sends to the relay's hardware
-    // address is routed.
+    // A host beside the relay, on the segment to its provider: the relay routes what is sent to its
+    // hardware address.
     let neighbour = &bed.lab.internet;
     let (client4, client6) = (bed.agent.address4, bed.agent.address6);
     neighbour.ip(&[
@@ -304,7 +305,7 @@ fn a_neighbour_of_the_relay_reaches_no_client_and_no_private_network_through_it(
             |reason: &str| bed.relay.counter(&format!("homerelay_drops_total{{reason=\"{reason}\"}}"));
         ["unsolicited", "transit"].into_iter().all(|reason| counted(reason).is_ok_and(|count| count > 1))
     })?;
-    // A host that was a router before stays one, and its operator may say so of any.
+    // A host that was a router before stays one, and an operator may say that any host is.
     bed.relay.configure("nat", "transit", "accept")?;
     bed.relay.cli(&["reload"])?.ok()?;
     assert!(tells_by_datagram(neighbour, None, &format!("{LAN}.2"), 5353)?, "transit is not let through");
@@ -360,8 +361,8 @@ fn forwarding_that_the_relay_turned_on_is_its_own_after_a_restart_and_ends_with_
 fn a_client_reaches_the_internet_and_nothing_private_behind_the_relay() -> Outcome {
     let bed = Testbed::new()?;
     let machine = lan(&bed)?;
-    // The cloud's metadata, which machines reach without a route of their own, and the relay's own
-    // services.
+    // The cloud's metadata service, which virtual machines reach without a route of their own, and
+    // the relay's own services.
     machine.ip(&[
         "address add 169.254.169.254/32 dev lo",
         "address add 168.63.129.16/32 dev lo",
@@ -431,7 +432,7 @@ fn what_a_client_reaches_is_set_for_all_and_for_one_and_changes_while_it_is_conn
     }
     authorize("internet,192.168.77.0/24")?;
     assert_eq!(bed.relay.client("laptop")?["reach"], "internet,192.168.77.0/24");
-    // A connection that is open ends when it is out of reach.
+    // An open connection ends when its destination becomes out of reach.
     let _echo = TcpService::start(&machine, 7, |mut stream, _| {
         let mut copy = stream.try_clone().expect("a second handle");
         let _ = std::io::copy(&mut copy, &mut stream);
@@ -465,7 +466,7 @@ fn a_pushed_resolver_in_a_private_network_answers_clients_and_nothing_else_of_it
     let private = format!("{LAN}.2");
     assert_eq!(client_reaches(&bed, &private, 53)?, (true, true));
     assert_eq!(client_reaches(&bed, &private, 8080)?, (false, false));
-    // A port that leads to the client is there for the private network too, and is answered.
+    // A forwarded port also serves the private network, and the client's answers pass.
     let _mobile = Services::start(&bed.lab.host, 7)?;
     let _datagrams = Responder::start(&bed.lab.host, bed.agent.address4.into(), 8)?;
     for (protocol, to) in [("tcp", "laptop:7"), ("udp", "laptop:8")] {

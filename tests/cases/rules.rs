@@ -1,5 +1,5 @@
-//! What a command says of the relay's rules is what is in the kernel, also when nft refuses or the
-//! kernel does.
+//! Tests that what a command says of the relay's rules is what is in the kernel, also when nft or
+//! the kernel refuses.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ struct Nft {
 }
 
 impl Nft {
-    /// Installs it in the place of nft for the relay's next start.
+    /// Installs it in place of nft for the relay's next start.
     fn install(bed: &mut Testbed) -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
 
@@ -55,7 +55,7 @@ fn forwards(bed: &Testbed) -> anyhow::Result<String> {
 fn a_forward_that_nft_does_not_let_go_of_is_not_said_to_be_deleted() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     let nft = Nft::install(&mut bed)?;
-    // Without the forward nothing depends on the rules.
+    // Without the forward, nothing in the configuration depends on the rules.
     bed.relay.configure("nat", "masquerade", false)?;
     bed.relay.start()?;
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
@@ -72,7 +72,7 @@ fn a_forward_that_nft_does_not_let_go_of_is_not_said_to_be_deleted() -> Outcome 
         nft.allow(what)?;
     }
 
-    // A client is revoked in any case, and the rules follow as soon as they can.
+    // A client is always revoked, and the rules follow as soon as they can.
     nft.refuse("install")?;
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     assert_eq!(forwards(&bed)?.trim(), "[]");
@@ -109,7 +109,7 @@ fn a_start_without_nft_does_not_leave_the_rules_of_the_former_one_in_force_unnot
 fn a_reload_that_fails_half_way_leaves_the_former_rules_in_force() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     let nft = Nft::install(&mut bed)?;
-    // A mount namespace of its own: one of the kernel's settings is to be out of its reach.
+    // A mount namespace of its own, to keep one sysctl out of its reach.
     bed.relay.start_under(&["/usr/bin/unshare", "--mount", "--propagation", "private"]);
     bed.relay.start()?;
     let before = rules(&bed)?;

@@ -166,7 +166,8 @@ fn a_setuid_program_is_mobile_as_who_starts_it_and_changed_by_its_owner_only() -
 #[test]
 fn what_another_user_chose_does_not_reach_the_terminal_raw() -> Outcome {
     let bed = Testbed::new()?;
-    // Clears the screen, ends the line, forges a process, and turns the direction of writing.
+    // A command line that clears the screen, ends the line, forges a process, and reverses the
+    // direction of writing.
     let forged = "\u{1b}[2J\n1 root 0 - - - init \u{9b}31m\u{202e}";
     let argv = ["-c", "while read line; do :; done", forged];
     let user = Talk::start(bed.lab.host.command_as(USERS[1], "sh").args(argv))?;
@@ -204,8 +205,8 @@ fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
         assert_eq!(refused.code(), 1, "{said}");
         assert!(said.contains(&pid), "{said}");
         assert!(!said.contains(name) && !said.contains(&format!("belongs to {owner}")), "{said}");
-        // Nor in what the agent itself answers; to the lines of HTTP before the question it says that it does not
-        // understand them.
+        // Nor in what the agent itself answers. To the HTTP lines before the request it says that
+        // it does not understand them.
         let socket = bed.lab.dir().join("laptop").join("agent.sock");
         let ask = format!("{{\"{verb}\":{{\"pids\":[{pid}]}}}}\n");
         let mut raw = host.command_as(USERS[0], "curl");
@@ -213,7 +214,7 @@ fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
         let answer = finish_within(raw.arg(&socket), None, PATIENCE)?.stdout;
         assert!(answer.contains("another user's") && !answer.contains(name), "{answer}");
     }
-    // The owner, root here, is told.
+    // The owner, root here, is told the process.
     assert!(bed.agent.cli(&["attach", &pid])?.ok()?.contains(name));
     bed.finish()
 }

@@ -68,16 +68,17 @@ fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     bed.finish()
 }
 
-/// As a full table of the internet was some years ago.
+/// The size of a full Internet table some years ago.
 const MANY: usize = 200_000;
 
-/// What the agent has read of the kernel because something may have changed.
+/// Returns how often the agent has read the kernel's configuration because something may have
+/// changed.
 fn looks(bed: &Testbed) -> anyhow::Result<[u64; 2]> {
     let count = |what: &str| bed.agent.counter(&format!("mobile_kernel_looks_total{{what=\"{what}\"}}"));
     Ok([count("uplinks")?, count("route")?])
 }
 
-/// The processor time of the agent so far, in ticks of 10 ms.
+/// Returns the processor time that the agent has used so far, in ticks of 10 ms.
 fn ticks(bed: &Testbed) -> anyhow::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", bed.agent.pid().unwrap_or_default()))?;
     let after_name = stat.rsplit(')').next().unwrap_or_default();
@@ -104,13 +105,14 @@ fn with_200_000_routes_changes_of_others_routes_cost_the_agent_nothing() -> Outc
     assert!(changes > 20, "no storm: {changes} changes");
     for (place, (now, before)) in seen.into_iter().enumerate() {
         let more = now?[place] - before;
-        // Every 30 s the settings of the device are compared; a path's round trip may be doubted on a busy machine.
+        // Every 30 s the settings of the device are compared, and on a busy machine a path may be
+        // probed.
         assert!(more <= 3, "{changes} changes of others' routes made the agent look {more} times");
     }
-    // A dump of the table for each change took 8 s of these 10.
+    // Dumping the table for each change took 8 s of these 10.
     assert!(used <= quiet + 100, "{used} ticks of 10 ms in the storm, {quiet} without");
     assert_eq!(talk.ask("still here")?, "still here");
-    // And a change that matters is heard.
+    // A change that matters is still noticed.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     assert_eq!(talk.ask("still here")?, "still here");

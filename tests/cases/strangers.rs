@@ -1,5 +1,5 @@
-//! What others than clients can do: at the relay's port, at the programs' sockets, and over their
-//! metrics.
+//! Tests what others than clients can do: at the relay's port, at the programs' sockets, and
+//! through their metrics.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -11,13 +11,13 @@ use mobile_tests::{Agent, METRICS, Ns, Relay, Testbed, wait_for};
 
 use crate::Outcome;
 
-/// More than either program serves at a time.
+/// More connections than either program serves at a time.
 const CROWD: usize = 40;
 
-/// Both deadlines of a connection, 20 s, on a machine that is busy.
+/// The sum of both deadlines of a connection, 20 s, with time to spare on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The status of the page at `path`, asked for under the name `host`, and the page.
+/// Returns the status and the body of the page at `path`, requested for the host `host`.
 fn page(ns: &Ns, host: &str, path: &str) -> Result<(String, String)> {
     let (header, url) = (format!("Host: {host}"), format!("http://{METRICS}{path}"));
     let text = ns.run(&["curl", "-sS", "-m", "5", "-w", "\n%{http_code}", "-H", &header, &url])?;
@@ -55,7 +55,7 @@ fn a_web_page_cannot_read_the_metrics_under_a_name_of_its_own() -> Outcome {
     bed.finish()
 }
 
-/// Opens connections that ask for the metrics without end and read nothing, and others that ask for
+/// Opens connections that request the metrics without end and read nothing, and others that request
 /// nothing.
 fn crowd_at_metrics(ns: &Ns) -> Result<Vec<TcpStream>> {
     ns.enter(|| {
@@ -64,7 +64,7 @@ fn crowd_at_metrics(ns: &Ns) -> Result<Vec<TcpStream>> {
                 let mut stream = TcpStream::connect(METRICS)?;
                 stream.set_nonblocking(true)?;
                 let request = format!("GET /metrics HTTP/1.1\r\nHost: {METRICS}\r\n\r\n");
-                // As much as the buffers take.
+                // Write as much as the buffers take.
                 while number % 2 == 0 && stream.write_all(request.as_bytes()).is_ok() {}
                 Ok(stream)
             })
@@ -72,8 +72,8 @@ fn crowd_at_metrics(ns: &Ns) -> Result<Vec<TcpStream>> {
     })
 }
 
-/// Opens connections to a control socket that ask without end and read nothing, that stop in the
-/// middle of a question, and that say nothing.
+/// Opens connections to a control socket: some send requests without end and read nothing, some
+/// stop in the middle of a request, and some send nothing.
 fn crowd_at_socket(path: &std::path::Path, question: &[u8]) -> Result<Vec<UnixStream>> {
     (0..CROWD)
         .map(|number| {
@@ -81,7 +81,7 @@ fn crowd_at_socket(path: &std::path::Path, question: &[u8]) -> Result<Vec<UnixSt
             stream.set_nonblocking(true)?;
             match number % 3 {
                 0 => while stream.write_all(question).is_ok() {},
-                // It may have been refused already.
+                // The connection may have been refused already.
                 1 => drop(stream.write_all(&question[..5])),
                 _ => {}
             }
@@ -90,7 +90,7 @@ fn crowd_at_socket(path: &std::path::Path, question: &[u8]) -> Result<Vec<UnixSt
         .collect()
 }
 
-/// Waits until every connection of a crowd was ended by the other side.
+/// Waits until the other side has ended every connection of a crowd.
 fn wait_left(crowd: &mut [impl std::io::Read]) -> Outcome {
     for stream in crowd {
         wait_for("a connection to be ended", DEADLINE, || {
@@ -116,7 +116,7 @@ fn connections_that_are_idle_or_never_read_free_their_places() -> Outcome {
     let mut at_relay = crowd_at_socket(&bed.lab.dir().join("relay.sock"), b"{\"verb\":\"clients\"}\n")?;
     let at = agent.config().with_file_name("agent.sock");
     let mut at_agent = crowd_at_socket(&at, b"\"status\"\n")?;
-    // The places are free again before those who took them have read, or ended, anything.
+    // The places are free again although their holders have neither read nor ended anything.
     wait_for("the relay's commands to be answered", DEADLINE, || {
         Ok(relay.cli(&["sessions"])?.status.success().then_some(()))
     })?;

@@ -175,7 +175,7 @@ fn confinement(pid: i32) -> Result<(u64, [String; 2])> {
     Ok((capabilities, [field("NoNewPrivs:")?, field("Seccomp:")?]))
 }
 
-/// The process helper of an agent: its only child.
+/// Returns the process helper of an agent: its only child.
 fn helper_of(agent: i32) -> Result<i32> {
     let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children"))?;
     let children: Vec<i32> = children.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
@@ -194,7 +194,7 @@ fn both_daemons_give_up_what_they_do_not_need_once_they_run() -> Outcome {
     let agent = bed.agent.pid().context("it runs")?;
     for (name, pid, kept) in [
         ("relay", bed.relay.pid().context("it runs")?, DAC_OVERRIDE | NET_ADMIN),
-        // The process that reads the network looks into no other and overwrites nobody's files.
+        // The process that reads the network cannot look into others or overwrite others' files.
         ("agent", agent, NET_ADMIN),
         ("process helper", helper_of(agent)?, BPF | DAC_OVERRIDE | NET_ADMIN | SYS_PTRACE),
     ] {
@@ -218,7 +218,7 @@ fn an_agent_that_lost_its_process_helper_ends_and_the_next_one_adopts_all() -> O
     bed.agent.kill()?;
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    // The helper of an agent that is killed ends by itself.
+    // The helper of a killed agent ends by itself.
     let agent = bed.agent.pid().context("it runs")?;
     let helper = helper_of(agent)?;
     bed.agent.kill()?;

@@ -76,7 +76,7 @@ fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     bed.finish()
 }
 
-/// Senders of small segments exist, and the kernel leaves theirs uncut as well.
+/// Tests senders of small segments: they exist, and GSO leaves their segments uncut as well.
 #[test]
 fn an_upload_in_small_segments_arrives() -> Outcome {
     const SMALL: u64 = 3_000_000;
@@ -85,7 +85,7 @@ fn an_upload_in_small_segments_arrives() -> Outcome {
     http::pattern(SMALL, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
     let answer = bed.lab.dir().join("answer");
     let route = bed.lab.server.run(&["ip", "-4", "route", "show", "default"])?;
-    // What Linux takes at the least as TCP_MAXSEG, and what a constrained host may say.
+    // The least TCP_MAXSEG that Linux takes, and an MSS that a constrained host may announce.
     for mss in ["256", "88"] {
         let words: Vec<&str> = route.split_whitespace().collect();
         bed.lab.server.run(&[&["ip", "-4", "route", "replace"], &words[..], &["advmss", mss]].concat())?;

@@ -1,4 +1,5 @@
-//! Others' VPNs and the choice of the uplink: none is one unless it is named, and below it the link goes on.
+//! Tests others' VPNs and the choice of the uplink: a VPN is none unless it is named, and the link
+//! below it goes on.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::{Outcome, server};
 /// Longer than a handover takes, and an attempt to connect over another uplink.
 const A_WHILE: Duration = Duration::from_secs(3);
 
-/// That the tunnel is still on eth0, and was all the time.
+/// Asserts that the tunnel is on eth0, and was all the time.
 fn stays_on_eth(bed: &Testbed, handovers: &Value, when: &str) -> Outcome {
     let status = bed.agent.status()?;
     ensure!(status["session"] == "connected" && status["active_uplink"] == "eth0", "{when}: {status}");
@@ -35,7 +36,7 @@ fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
     let handovers = bed.agent.status()?["handovers"].clone();
     let vpn = Vpn::ordinary(&bed.lab)?;
     vpn.pin(&bed.lab, bed.lab.eth())?;
-    // As NetworkManager lays it.
+    // As NetworkManager sets it.
     let device = vpn.device().to_owned();
     bed.lab.host.ip(&[&format!("route add default dev {device} metric 50")])?;
     until("the VPN to be known", || bed.agent.uplink(&device).is_ok())?;
@@ -44,7 +45,7 @@ fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
     let reason = reason(&bed, &device)?;
     ensure!(reason.contains("a tunnel") && reason.contains("[uplink] prefer"), "{reason}");
     ensure!(bed.agent.cli(&["uplinks"])?.ok()?.contains("a tunnel"), "`mobile uplinks` does not say why");
-    // Nor when it is named by hand.
+    // Naming it by hand changes nothing.
     let said = bed.agent.cli(&["use", &device])?.stderr;
     ensure!(said.contains("a tunnel"), "`mobile use` says: {said}");
     stays_on_eth(&bed, &handovers, "with a VPN named by `mobile use`")?;
@@ -62,7 +63,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
     let vpn = Vpn::ordinary(&bed.lab)?;
     let (host, device) = (bed.lab.host.clone(), vpn.device().to_owned());
     vpn.pin(&bed.lab, bed.lab.eth())?;
-    // As a client lays them that takes the default route for itself.
+    // As a client sets them that takes the default route for itself.
     bed.lab.eth().flush_routes(Family::Four)?;
     host.ip(&[&format!("route add default dev {device}")])?;
     let through = |when: &str| -> Outcome {
@@ -75,7 +76,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
     let routes = host.run(&["ip", "route", "show", "table", "7701"])?;
     let expected = format!("{} via {} dev eth0", addr::RELAY4, bed.lab.eth().gateway4());
     ensure!(routes.contains(&expected), "{routes}");
-    // The next agent learns the router from what there is.
+    // The next agent learns the router from the VPN's host route.
     for forget in [false, true] {
         bed.agent.stop()?;
         if forget {
@@ -85,7 +86,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
         bed.agent.wait_active(UplinkName::Eth)?;
         assert_eq!(talk.ask("still here")?, "still here");
     }
-    // Somebody removes it.
+    // Another program removes it.
     host.run(&["ip", "route", "flush", "table", "7701"])?;
     until("our route to come back", || {
         host.run(&["ip", "route", "show", "table", "7701"]).is_ok_and(|routes| routes.contains("eth0"))
@@ -113,7 +114,7 @@ fn a_vpn_client_that_is_mobile_makes_no_loop() -> Outcome {
     let vpn = Vpn::start(&bed.lab, |argv| bed.agent.run(argv))?;
     let device = vpn.device().to_owned();
     bed.lab.host.ip(&[&format!("route add default dev {device} metric 50")])?;
-    // It works, through the tunnel.
+    // The VPN works, through the tunnel.
     bed.lab.host.run(&["ping", "-c", "1", "-w", "10", "-I", &device, "10.99.0.1"])?;
     std::thread::sleep(A_WHILE);
     stays_on_eth(&bed, &handovers, "beside a mobile VPN")?;

@@ -1,4 +1,4 @@
-//! Forged frames: a hostile router of a visited network writes what it likes to the host's hardware
+//! Forges frames: a hostile router of a visited network sends any frame to the host's hardware
 //! address.
 
 use std::io::Read as _;
@@ -22,14 +22,14 @@ use crate::uplink::UplinkName;
 /// The hop limit that neighbour discovery demands (RFC 4861, 7.1.1).
 const HOPS: u8 = 255;
 
-/// The router of a visited network, which addresses frames to the host as it likes.
+/// The router of a visited network, which can send any frame to the host.
 pub struct Forger {
     socket: Socket,
     own: [u8; 6],
     host: [u8; 6],
 }
 
-/// What a TCP connection's next segments would carry, as seen on the tunnel's device.
+/// The numbers of a TCP connection's next segments, as seen on the tunnel's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numbers {
     /// The mobile process's end.
@@ -38,15 +38,15 @@ pub struct Numbers {
     pub server: SocketAddr,
     /// The next sequence number of the mobile process.
     pub sent: u32,
-    /// The next sequence number that it expects.
+    /// The next sequence number that the mobile process expects.
     pub expected: u32,
 }
 
-/// A listener on a device without link-layer headers.
+/// A packet socket on a device without link-layer headers.
 pub struct Sniffer(Socket);
 
 impl Forger {
-    /// The router at the other end of the uplink `name`.
+    /// Opens a socket at the router on the other end of the uplink `name`.
     pub fn new(lab: &Lab, name: UplinkName) -> Result<Self> {
         let visited = &lab.visited[usize::from(name == UplinkName::Eth)];
         Ok(Self {
@@ -56,7 +56,7 @@ impl Forger {
         })
     }
 
-    /// A TCP segment without data or flags but `flags`.
+    /// Sends a TCP segment without data, and with no other flags than `flags`.
     pub fn segment(
         &self,
         from: SocketAddr,
@@ -78,14 +78,14 @@ impl Forger {
         self.send(&frame)
     }
 
-    /// A datagram.
+    /// Sends a UDP datagram.
     pub fn datagram(&self, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Result<()> {
         let mut frame = Vec::new();
         self.packet(from.ip(), to.ip())?.udp(from.port(), to.port()).write_to_vec(&mut frame, data)?;
         self.send(&frame)
     }
 
-    /// A request for an echo.
+    /// Sends an echo request.
     pub fn ping(&self, from: IpAddr, to: IpAddr) -> Result<()> {
         let (mut frame, packet) = (Vec::new(), self.packet(from, to)?);
         match to {
@@ -95,7 +95,8 @@ impl Forger {
         self.send(&frame)
     }
 
-    /// "Port unreachable" to `to`, about a datagram that `sender` is said to have sent to `receiver`.
+    /// Sends "port unreachable" to `to`, about a datagram from `sender` to `receiver` that was
+    /// never sent.
     pub fn port_unreachable(
         &self,
         from: IpAddr,
@@ -114,7 +115,8 @@ impl Forger {
         self.send(&frame)
     }
 
-    /// Asks who has `target`, by ARP or neighbour discovery, both to everybody and to the host alone.
+    /// Asks who has `target`, by ARP or neighbour discovery, once to everybody and once to the host
+    /// alone.
     pub fn ask_who_has(&self, asker: IpAddr, target: IpAddr) -> Result<()> {
         for to in [[0xff; 6], self.host] {
             match (asker, target) {
@@ -126,7 +128,7 @@ impl Forger {
         Ok(())
     }
 
-    /// Whether the host says that it has `target` within `patience`.
+    /// Returns whether the host answers for `target` within `patience`.
     pub fn hears_answer(&self, target: IpAddr, patience: Duration) -> Result<bool> {
         let end = Instant::now() + patience;
         while let Some(frame) = read(&self.socket, end)? {
@@ -167,7 +169,8 @@ impl Forger {
     }
 
     fn solicit(&self, to: [u8; 6], asker: Ipv6Addr, target: Ipv6Addr) -> Result<()> {
-        // To everybody by the group of all nodes: no switch need know who listens to which.
+        // Sent to everybody by the all-nodes group, so that no switch has to know who listens to
+        // which group.
         let (mac, destination) = match to {
             [0xff, ..] => ([0x33, 0x33, 0, 0, 0, 1], Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)),
             alone => (alone, target),
@@ -198,8 +201,8 @@ impl Sniffer {
         Ok(Self(packet_socket(ns, device)?))
     }
 
-    /// The numbers of the last segment that the process at `client` sent to `server`, once nothing more
-    /// passes for a while.
+    /// Returns the numbers of the last segment that the process at `client` sent to `server`, once
+    /// no more segments pass for a while.
     pub fn numbers(&self, client: SocketAddr, server: SocketAddr) -> Result<Numbers> {
         // Longer than an acknowledgement may be delayed.
         const QUIET: Duration = Duration::from_millis(300);
@@ -246,11 +249,11 @@ fn hardware_address(ns: &Ns, device: &str) -> Result<[u8; 6]> {
     bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is no Ethernet address"))
 }
 
-/// A socket for every frame on one device.
+/// Opens a socket for every frame on one device.
 fn packet_socket(ns: &Ns, device: &str) -> Result<Socket> {
     let open = || -> Result<Socket> {
         let all = u16::try_from(libc::ETH_P_ALL)?.to_be();
-        // Without a protocol it hears nothing before it is bound.
+        // With protocol 0 the socket receives nothing before it is bound.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
         // SAFETY: sockaddr_ll is made of integers only, for which zero means "none".
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -266,9 +269,9 @@ fn packet_socket(ns: &Ns, device: &str) -> Result<Socket> {
     ns.enter(open).with_context(|| format!("cannot open a packet socket on {device} in {}", ns.name()))
 }
 
-/// The next frame, if one comes before `end`.
+/// Returns the next frame, if one comes before `end`.
 fn read(mut socket: &Socket, end: Instant) -> Result<Option<Vec<u8>>> {
-    // None would mean to wait for ever.
+    // A timeout of None would wait for ever.
     let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     socket.set_read_timeout(Some(left))?;
     let mut frame = vec![0; 65_536];

@@ -97,7 +97,8 @@ pub(crate) fn remove_pins(start: &Path) {
     }
 }
 
-/// Removes the records of kernel objects that programs configured in `dir` wrote, for a case that failed before `cleanup`.
+/// Removes the records of kernel objects that programs configured in `dir` wrote, after a case that
+/// failed before `cleanup`.
 pub(crate) fn remove_records(dir: &Path) {
     for folder in ["/run/mobile", "/run/home-relay"] {
         let Ok(entries) = std::fs::read_dir(folder) else { continue };
@@ -109,7 +110,7 @@ pub(crate) fn remove_records(dir: &Path) {
                 let _ = std::fs::remove_file(&path);
             }
         }
-        // Another lab's may be in there.
+        // The directory may hold another lab's record.
         let _ = std::fs::remove_dir(folder);
     }
 }

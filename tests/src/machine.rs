@@ -108,7 +108,7 @@ impl Machine {
             .with_context(|| format!("on {}: {script}", self.ns.name()))
     }
 
-    /// Waits until every unit is stopped: then systemd becomes the program that ends what is left, or has ended.
+    /// Waits until every unit is stopped, when systemd kills the remaining processes or has ended.
     pub fn wait_shut_down(&mut self) -> Result<()> {
         let comm = format!("/proc/{}/comm", self.init);
         wait_for("the machine to shut down", COMMAND, || {

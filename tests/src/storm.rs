@@ -30,14 +30,15 @@ pub fn netlink_storm(ns: &Ns, flips: usize) -> Result<()> {
     ns.ip(&[&format!("link del {DEVICE}")])
 }
 
-/// A destination of [`many_routes`] and of [`route_storm`], below 10.0.0.0/8 and 11.0.0.0/8, which nobody in the lab has.
+/// Returns a destination of [`many_routes`] and [`route_storm`], below 10.0.0.0/8 and 11.0.0.0/8,
+/// which nobody in the lab has.
 fn destination(first: u8, number: usize) -> String {
     let [_, _, high, low] = u32::try_from(number).unwrap_or_default().to_be_bytes();
     let middle = number >> 16;
     format!("{first}.{}.{high}.{low}/32", middle % 256)
 }
 
-/// Gives the host `count` routes of the main table beside its own, as a router with a table of the internet has.
+/// Adds `count` routes to the host's main table, as on a router with a full Internet table.
 pub fn many_routes(ns: &Ns, count: usize) -> Result<()> {
     let device = "many0";
     ns.ip(&[&format!("link add {device} type veth peer name many1"), &format!("link set {device} up")])?;
@@ -49,8 +50,8 @@ pub fn many_routes(ns: &Ns, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Changes routes that have nothing to do with anybody, 20 a second for `time`: as a routing daemon does. Gives how many
-/// changes there were.
+/// Changes unrelated routes, 20 a second for `time`, as a routing daemon does. Returns the number
+/// of changes.
 pub fn route_storm(ns: &Ns, time: Duration) -> Result<usize> {
     let end = Instant::now() + time;
     let mut changes = 0;

@@ -1,4 +1,5 @@
-//! Somebody else's VPN on the mobile host: WireGuard in user space, whose gateway is the server's machine.
+//! Runs somebody else's VPN on the mobile host: WireGuard in user space, whose gateway is the
+//! server's machine.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -18,10 +19,10 @@ const PORT: u16 = 51820;
 /// The addresses in the VPN: the gateway's and the host's.
 const INNER: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
 
-/// Where wireguard-go and `wg` meet, each interface with a socket of its name.
+/// The directory of sockets through which `wg` configures wireguard-go, one for each interface.
 const SOCKETS: &str = "/var/run/wireguard";
 
-/// The VPN, up on both ends; what is routed into it is for the case.
+/// A VPN that is up on both ends; the case sets the routes into it.
 pub struct Vpn {
     /// The gateway, then the client.
     running: Vec<Process>,
@@ -30,13 +31,14 @@ pub struct Vpn {
 }
 
 impl Vpn {
-    /// The device on the host, whose name no other lab uses: wireguard-go has a socket of that name for all namespaces.
+    /// Returns the name of the device on the host. No other lab uses the name: wireguard-go has a
+    /// socket of that name, which all namespaces share.
     #[must_use]
     pub fn device_of(lab: &Lab) -> String {
         name(lab, "vc")
     }
 
-    /// Starts it. `client` makes the command that runs the given program on the host.
+    /// Starts the VPN. `client` makes the command that runs the given program on the host.
     pub fn start(lab: &Lab, client: impl FnOnce(&[&str]) -> Command) -> Result<Self> {
         lab.server.sysctl("net/ipv4/ip_forward", "1")?;
         lab.server.feed(
@@ -71,7 +73,7 @@ impl Vpn {
         Ok(vpn)
     }
 
-    /// The same with an ordinary process as its client.
+    /// Starts the VPN with an ordinary process as its client.
     pub fn ordinary(lab: &Lab) -> Result<Self> {
         Self::start(lab, |argv| {
             let mut command = lab.host.command(argv[0]);
@@ -80,19 +82,20 @@ impl Vpn {
         })
     }
 
-    /// The device on the host.
+    /// Returns the device on the host.
     #[must_use]
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// The client's process.
+    /// Returns the client's process id.
     #[must_use]
     pub fn client(&self) -> Option<i32> {
         self.running.last().map(Process::pid)
     }
 
-    /// Leads the VPN's own packets over `uplink`, as every client does that takes the default route.
+    /// Routes the VPN's own packets over `uplink`, as every client does that takes the default
+    /// route.
     pub fn pin(&self, lab: &Lab, uplink: &Uplink) -> Result<()> {
         lab.host.ip(&[&format!(
             "route replace {}/32 via {} dev {}",
@@ -136,13 +139,13 @@ impl Drop for Vpn {
     fn drop(&mut self) {
         self.running.clear();
         for socket in &self.sockets {
-            // It is not there if wireguard-go ended by itself.
+            // The socket is missing if wireguard-go ended by itself.
             let _ = fs::remove_file(socket);
         }
     }
 }
 
-/// The lab's name ends in a process id and a number.
+/// Returns a device name from the process id and the number at the end of the lab's name.
 fn name(lab: &Lab, prefix: &str) -> String {
     let rest = lab.name().trim_start_matches(|letter: char| !letter.is_ascii_digit());
     format!("{prefix}{}", rest.replace('-', "n"))

@@ -10,8 +10,8 @@ use super::{Answer, Request};
 use crate::server::Relay;
 use crate::store::Newcomer;
 
-/// Connections of one user at a time: a person needs one, a script a few. Root's are never taken by
-/// a member of the socket's group.
+/// The most connections that one user has open at a time: a person needs one, a script a few. Root
+/// has a count of its own, so members of the socket's group cannot lock root out.
 const MAX_PER_USER: usize = 32;
 
 /// Answers commands until the task is dropped.
@@ -30,7 +30,7 @@ pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
         let Some(slot) = slots.take(uid) else {
             debug!(uid, "admin connection refused: this user has too many open");
             let busy = format!("user {uid} has {MAX_PER_USER} connections to this socket: close some first");
-            // Into the empty buffer of a new socket, so nothing is waited for.
+            // A new socket's send buffer is empty, so this does not block.
             let _ = connection.send(&Answer::Error(busy)).await;
             continue;
         };

@@ -57,7 +57,8 @@ pub(crate) enum Verb {
     Check(Format),
     /// Remove every kernel object of ours: the device and the nftables table.
     Cleanup {
-        /// Leave everything while systemd shuts the machine down, or enters rescue mode. For `home-relay-cleanup.service`.
+        /// Leave everything while systemd shuts the machine down, or enters rescue mode. For
+        /// `home-relay-cleanup.service`.
         #[arg(long)]
         unless_shutdown: bool,
     },

@@ -11,11 +11,12 @@ use super::clients::connect_to;
 use crate::footprint::{self, Footprint};
 use crate::network::{self, nft};
 
-/// Removes the home virtual device (with its addresses and routes) and its nftables table, no other relay's;
-/// doing it again is fine. Forwarding is turned off again if the relay turned it on: nobody else has come to rely on it,
-/// since what was none of the relay's was dropped. Where that was not so, it stays as it is.
+/// Removes the home virtual device (with its addresses and routes) and its nftables table, but no
+/// other relay's; running it again is harmless. Turns forwarding off again if the relay turned it
+/// on: nobody else can have come to rely on it, since others' packets were dropped. With `transit =
+/// "accept"` they were not, and forwarding stays on.
 ///
-/// `unless_shutdown` leaves everything while the machine shuts down.
+/// `unless_shutdown` removes nothing while the machine shuts down.
 pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
     if unless_shutdown && shutdown::is_under_way().context(
         "nothing removed, because systemd does not say whether the machine shuts down: run `home-relay cleanup`",
@@ -36,13 +37,13 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
 fn remove(names: &[Footprint], record: &Record) -> anyhow::Result<()> {
     let mut failures = Vec::new();
     for Footprint { device, forwarding, .. } in names {
-        // Opening a TUN registers it with a runtime.
+        // Opening a TUN takes a runtime to register it with.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
         let removed = mobile_io::tun::remove(device);
         drop(guard);
         if let Err(error @ TunError::Busy(_)) = removed {
-            // A relay that runs without its socket: its rules are in use too.
+            // The relay runs although its socket does not answer, so its rules are in use too.
             return Err(error).context("nothing removed: stop the relay first");
         }
         let removed = removed.with_context(|| format!("cannot remove {device}"));

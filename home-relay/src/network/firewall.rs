@@ -1,18 +1,18 @@
-//! Other firewalls of this host, as far as the relay's own rules depend on them.
+//! Detects other firewalls of this host, as far as the relay's own rules depend on them.
 
 use std::path::Path;
 
 use super::nft;
 
-/// Whether another firewall filters what comes to this host or leaves it. Its rules for the relay's
-/// port may ask for the state of a connection, which is unknown where connections are not tracked.
-/// A ruleset that cannot be read counts as a firewall: tracking always works.
+/// Returns whether another firewall filters what comes to this host or leaves it. That firewall's
+/// rules for the relay's port may match on connection state, which does not exist for untracked
+/// connections. A ruleset that cannot be read counts as a firewall, because tracking always works.
 pub(super) fn filters_this_host() -> bool {
     let by_nftables = nft::list_chains().map_or(true, |json| filtering(&json));
     by_nftables || ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"].into_iter().any(has_filter)
 }
 
-/// Whether a chain of another table is at the hooks for what comes to this host and what leaves it.
+/// Returns whether a chain of another table is hooked at the host's input or output.
 fn filtering(json: &serde_json::Value) -> bool {
     let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     chains.into_iter().any(|chain| {
@@ -21,14 +21,14 @@ fn filtering(json: &serde_json::Value) -> bool {
     })
 }
 
-/// Whether a relay has a chain.
+/// Returns whether a chain belongs to a relay.
 pub(super) fn has_relay(json: &serde_json::Value) -> bool {
     let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     chains.into_iter().any(|chain| chain["table"].as_str().is_some_and(|table| table.starts_with(nft::TABLE)))
 }
 
-/// Whether the older iptables has a filter table, by the file that lists its tables. There is none
-/// without its modules.
+/// Returns whether legacy iptables has a filter table. The kernel lists its tables in a file, which
+/// does not exist without the iptables modules.
 fn has_filter(file: impl AsRef<Path>) -> bool {
     match std::fs::read_to_string(file) {
         Ok(tables) => tables.lines().any(|table| table == "filter"),

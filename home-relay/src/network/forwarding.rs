@@ -1,6 +1,8 @@
-//! Forwarding: a host that does not forward yet is an ordinary host, so the relay turns it on, and
-//! remembers that: what such a host forwards for others was never meant to be forwarded. `cleanup`
-//! turns it off again.
+//! Turns forwarding on and off, and remembers it.
+//!
+//! A host that does not forward yet is an ordinary host, and was never meant to forward packets of
+//! others. The relay remembers that it turned forwarding on, so that it can drop such packets, and
+//! so that `cleanup` can turn forwarding off again.
 
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,20 +15,20 @@ use tracing::{info, warn};
 use super::made::Made;
 use crate::pool::Pools;
 
-/// The switch of each family.
+/// The sysctl of each family.
 const SWITCHES: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
-/// The file in the state directory that says which of them the relay turned on.
+/// The file in the state directory that says which sysctls the relay turned on.
 const FILE: &str = "forwarding";
 
-/// Which switches this relay has turned on since the host started, also an earlier run of it.
+/// The sysctls that this relay, or an earlier run of it, turned on since the host booted.
 pub(super) struct Memory {
     path: PathBuf,
     turned_on: [bool; 2],
 }
 
 impl Memory {
-    /// Reads the memory in a state directory. One of before the host started, or of another network
-    /// namespace, is void: whoever turned forwarding on since was somebody else.
+    /// Reads the file in a state directory. A file from before the last boot, or from another
+    /// network namespace, is void: whoever turned forwarding on since then, it was not this relay.
     pub(super) fn load(dir: &Path) -> Self {
         let path = dir.join(FILE);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -36,8 +38,8 @@ impl Memory {
         Self { path, turned_on: SWITCHES.map(|switch| is_valid && named.contains(&switch)) }
     }
 
-    /// Which switches are the relay's doing once [`enable`] has run: those it turned on before, and
-    /// those that are off now. Written down before anything is turned on.
+    /// Returns which sysctls are the relay's doing once [`enable`] has run: those it turned on
+    /// before, and those that are off now. Saves them before anything is turned on.
     pub(super) fn update(&mut self, pools: &Pools) -> [bool; 2] {
         let wanted = [pools.ipv4().is_some(), pools.ipv6().is_some()];
         let mut turned_on = self.turned_on;
@@ -56,7 +58,7 @@ impl Memory {
         turned_on
     }
 
-    /// Turns off what the relay turned on, and forgets it; gives the names of the settings.
+    /// Turns off what the relay turned on and forgets it. Returns the names of the sysctls.
     pub(super) fn undo(self) -> anyhow::Result<Vec<&'static str>> {
         let mut undone = Vec::new();
         for (switch, _) in SWITCHES.into_iter().zip(self.turned_on).filter(|(_, on)| *on) {
@@ -73,10 +75,10 @@ impl Memory {
     }
 }
 
-/// Writes a file that belongs to the owner of its folder: a relay may run as root once, and as
-/// another user later.
+/// Writes a file that belongs to the owner of its directory, because a relay may run as root once
+/// and as another user later.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    // Never through a link that the folder's owner has planted: a new file takes the place.
+    // Never write through a link that the directory's owner made: a new file replaces it.
     let new = path.with_extension("new");
     let _ = std::fs::remove_file(&new);
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&new)?;

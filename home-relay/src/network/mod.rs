@@ -65,7 +65,7 @@ pub(crate) struct Home {
     forwarding: forwarding::Memory,
     /// Our table as nft lists it; `None`: this host has no nftables, and nothing depends on it.
     table: Option<String>,
-    /// The rules that should be in force and could not be installed: [`Home::keep`] tries again.
+    /// The rules that should be in force but could not be installed; [`Home::keep`] retries.
     pending: Option<Ruleset>,
     /// The counters of the table, as last read.
     counted: [u64; COUNTERS.len()],
@@ -171,10 +171,10 @@ impl Home {
         &self.ruleset
     }
 
-    /// Puts another ruleset in the place of the running one, or the same once more. On an error the
-    /// former rules are in force; the error says so where they could not be put back.
+    /// Replaces the ruleset in force, or installs the same one again. On an error the former rules
+    /// stay in force; the error says so if they could not be restored.
     pub(crate) async fn change(&mut self, ruleset: Ruleset) -> anyhow::Result<()> {
-        // The counters begin anew with the table.
+        // The counters start at 0 with the new table.
         self.count_drops();
         self.counted = [0; COUNTERS.len()];
         let (former, table, host) = (self.ruleset.clone(), self.table.clone(), self.host);
@@ -188,19 +188,18 @@ impl Home {
         Ok(())
     }
 
-    /// Has [`Home::keep`] install `ruleset`, which could not be installed now, as soon as it can
-    /// be.
+    /// Has [`Home::keep`] install `ruleset`, which cannot be installed now, as soon as possible.
     pub(crate) fn install_later(&mut self, ruleset: Ruleset) {
         self.pending = Some(ruleset);
     }
 
-    /// Whether rules wait for being installed.
+    /// Returns whether rules wait to be installed.
     pub(crate) fn is_behind(&self) -> bool {
         self.pending.is_some()
     }
 
     /// Returns this host's own addresses on other devices, and the networks that it is connected to
-    /// by them: a neighbour's services are no more the Internet than the host's own are.
+    /// by them: "internet" excludes a neighbour's services as it does the host's own.
     pub(crate) async fn local_networks(&self) -> anyhow::Result<Vec<IpNet>> {
         let all = self.netlink.all_addresses().await?;
         let others = all.iter().filter(|address| address.index != self.index);
@@ -210,7 +209,7 @@ impl Home {
         Ok(local)
     }
 
-    /// Takes the number of packets that the rules have dropped since the last time, each with the
+    /// Returns the number of packets that the rules have dropped since the last call, for each
     /// reason.
     pub(crate) fn take_drops(&mut self) -> impl Iterator<Item = (Drop, u64)> + use<> {
         self.count_drops();
@@ -222,12 +221,12 @@ impl Home {
         if self.table.is_none() {
             return;
         }
-        // Without an answer the next one has it all.
+        // Without an answer now, the next call counts these packets too.
         let counters = netfilter::counters(&self.ruleset.table()).unwrap_or_default();
         for (index, (name, _)) in COUNTERS.iter().enumerate() {
             let Some((_, now)) = counters.iter().find(|(counter, _)| counter == name) else { continue };
             let before = std::mem::replace(&mut self.counted[index], *now);
-            // Less than before: somebody made the table anew.
+            // The count went down: another program made the table anew.
             self.drops[index] += if *now < before { *now } else { now - before };
         }
     }
@@ -263,7 +262,7 @@ impl Home {
         self.ensure_device(&mut made).await?;
         let made_router = self.forwarding.update(&self.pools);
         if made_router != self.host.made_router {
-            // Somebody turned forwarding off, and the relay is about to turn it on.
+            // Another program turned forwarding off, and the relay is about to turn it on.
             let before = std::mem::replace(&mut self.host.made_router, made_router);
             if let Err(error) = self.change(self.ruleset.clone()).await {
                 self.host.made_router = before;
@@ -372,25 +371,26 @@ fn first_client(own: IpNet) -> Option<IpAddr> {
     own.contains(&next).then_some(next)
 }
 
-/// The host as the rules in force take it, and our table as nft lists it; `None`: there is no nftables.
+/// The host state that the rules assume, and our table as nft lists it; `None` without
+/// nftables.
 type Installed = (HostState, Option<String>);
 
-/// The ruleset for this host as it is now.
+/// Returns the ruleset for the host as it is now.
 fn for_host(ruleset: &Ruleset, host: HostState) -> Ruleset {
     let host = HostState { has_firewall: firewall::filters_this_host(), ..host };
     Ruleset { host, ..ruleset.clone() }
 }
 
-/// Puts the ruleset into the kernel, and returns what is there now.
+/// Installs the ruleset and returns what the kernel then holds.
 fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<Installed> {
     let rules = for_host(ruleset, host);
     Ok((rules.host, apply(&rules)?.then(|| listed(&rules)).transpose()?))
 }
 
-/// Puts the ruleset into the kernel, all of it or nothing. Returns whether it is there: a host
-/// without nftables serves all the same where nothing depends on the rules. Where a table of ours
-/// is in the kernel already, a failure is an error in any case: its rules stay in force, a deleted
-/// forward's among them.
+/// Installs the whole ruleset or nothing, and returns whether it is in force. Without nftables the
+/// relay still serves, provided that nothing in its configuration depends on the rules. If a table
+/// of ours is already in the kernel, a failure is always an error: the old rules, including those
+/// of deleted forwards, would stay in force.
 fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
     let Err(error) = ruleset.apply() else { return Ok(true) };
     let table = ruleset.table();
@@ -413,7 +413,7 @@ fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
     }
 }
 
-/// The ruleset that was applied just now, as nft lists it.
+/// Returns the ruleset that was applied just now, as nft lists it.
 fn listed(ruleset: &Ruleset) -> anyhow::Result<String> {
     let missing = || {
         let table = ruleset.table();
@@ -422,8 +422,8 @@ fn listed(ruleset: &Ruleset) -> anyhow::Result<String> {
     ruleset.listing()?.as_deref().map(without_elements).with_context(missing)
 }
 
-/// Installs `ruleset` in the place of `former`, which is in the kernel if `had_table`. When that fails
-/// half-way, puts `former` back.
+/// Installs `ruleset` in place of `former`, which is in the kernel if `had_table`. Restores
+/// `former` when that fails half-way.
 fn replace(
     former: &Ruleset,
     had_table: bool,
@@ -431,7 +431,7 @@ fn replace(
     host: HostState,
 ) -> anyhow::Result<Installed> {
     let rules = for_host(ruleset, host);
-    // nft's transaction: when it fails nothing has changed.
+    // nft applies a script as one transaction: a failure changes nothing.
     if !apply(&rules)? {
         return Ok((rules.host, None));
     }
@@ -452,8 +452,8 @@ fn replace(
     Ok((rules.host, Some(listing)))
 }
 
-/// Deletes the tracked connections of these addresses, either way, so that whoever has the address
-/// next inherits none.
+/// Deletes the tracked connections from and to these addresses, so that the next holder of an
+/// address inherits none.
 pub(crate) fn forget_connections(addresses: &[IpAddr]) {
     if addresses.is_empty() {
         return;
@@ -461,7 +461,7 @@ pub(crate) fn forget_connections(addresses: &[IpAddr]) {
     forget_connections_where(|connection| connection.involves(|address| addresses.contains(&address)));
 }
 
-/// Deletes the tracked connections that are picked.
+/// Deletes the tracked connections that the predicate picks.
 pub(crate) fn forget_connections_where(is_over: impl Fn(&Tracked) -> bool) {
     match netfilter::delete_connections(is_over) {
         Ok(0) => {}
@@ -473,12 +473,12 @@ pub(crate) fn forget_connections_where(is_over: impl Fn(&Tracked) -> bool) {
     }
 }
 
-/// Whether another relay's rules are in the kernel. If that cannot be found out, there may be some.
+/// Returns whether another relay's rules are in the kernel; true if that cannot be found out.
 pub(crate) fn has_other_relay() -> bool {
     nft::list_chains().map_or(true, |json| firewall::has_relay(&json))
 }
 
-/// Turns off the forwarding that a relay with this state directory turned on; gives the settings.
+/// Turns off the forwarding that a relay with this state directory turned on. Returns the sysctls.
 pub(crate) fn undo_forwarding(state: &Path) -> anyhow::Result<Vec<&'static str>> {
     forwarding::Memory::load(state).undo()
 }

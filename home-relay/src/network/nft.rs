@@ -51,15 +51,15 @@ pub(crate) struct Ruleset {
     pub(crate) isolate: bool,
     /// Ports of this host that lead to a client.
     pub(crate) redirects: Vec<Redirect>,
-    /// The pools, and the addresses in them that are the device's own.
+    /// The pools, each with the device's own address in it.
     pub(crate) pools: Vec<IpNet>,
     pub(crate) own: Vec<IpAddr>,
-    /// The pools whose clients the world reaches unasked.
+    /// The pools whose clients can be reached unasked from outside.
     pub(crate) open: Vec<IpNet>,
     /// Common reach of clients, and the addresses that have a reach of their own.
     pub(crate) reach: Reach,
     pub(crate) reach_of: Vec<(IpAddr, Reach)>,
-    /// The resolvers that are pushed to clients, which reach them wherever they are.
+    /// The resolvers that are pushed to clients, which may reach them wherever they are.
     pub(crate) resolvers: Vec<IpAddr>,
     /// Tracked connections of a client, and new ones a second; 0 for no limit.
     pub(crate) connections: u32,
@@ -73,12 +73,12 @@ pub(crate) struct Ruleset {
     pub(crate) host: HostState,
 }
 
-/// State of the host that rules depend on, beside the configuration and the store.
+/// State of the host on which rules depend, beside the configuration and the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HostState {
-    /// Another firewall filters what comes to or leaves this host.
+    /// Whether another firewall filters what comes to this host or leaves it.
     pub(crate) has_firewall: bool,
-    /// This relay turned on forwarding, of IPv4 and of IPv6.
+    /// Whether this relay turned on forwarding, of IPv4 and of IPv6.
     pub(crate) made_router: [bool; 2],
 }
 
@@ -128,14 +128,14 @@ impl Ruleset {
         }
     }
 
-    /// Whether the relay is only with it what its configuration says. Without masquerading,
-    /// forwards and a bound on what clients reach, the rules are a help.
+    /// Returns whether the relay cannot do without the ruleset what its configuration promises.
+    /// Without masquerading, forwards and a bounded reach, the rules only add protection.
     pub(crate) fn is_needed(&self) -> bool {
         let is_bounded = self.reach != Reach::All || self.reach_of.iter().any(|(_, own)| *own != Reach::All);
         !self.masqueraded.is_empty() || !self.redirects.is_empty() || is_bounded
     }
 
-    /// Whether the world may send a client datagrams unasked, which it then answers.
+    /// Returns whether anybody may send a client datagrams unasked, which the client then answers.
     pub(crate) fn has_inbound_datagrams(&self) -> bool {
         !self.open.is_empty() || self.redirects.iter().any(|redirect| redirect.protocol == "udp")
     }

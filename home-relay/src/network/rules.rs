@@ -1,5 +1,5 @@
-//! The rules that bound what passes: how many connections a client has, what it reaches, who
-//! reaches it, and what this host forwards that is none of the relay's business.
+//! The nftables rules that bound what passes: how many connections a client has, what it reaches,
+//! who reaches it, and which of this host's other traffic is forwarded.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use crate::config::{Tracking, Transit};
 use crate::metrics::Drop;
 use crate::reach::Reach;
 
-/// The group of the relay's device, of all relays on a host: what one of them forwards is no
-/// transit to another.
+/// The device group of every relay's device on a host, so that packets which one relay forwards are
+/// no transit traffic to another.
 pub(crate) const DEVICE_GROUP: u32 = 7700;
 
-/// The named counters, each with the reason it stands for.
+/// The named counters, each with its reason for a drop.
 pub(crate) const COUNTERS: [(&str, Drop); 7] = [
     ("invalid", Drop::Invalid),
     ("destination", Drop::Destination),
@@ -26,13 +26,13 @@ pub(crate) const COUNTERS: [(&str, Drop); 7] = [
     ("transit", Drop::Transit),
 ];
 
-/// Sets filled by the packet path, whose elements differ from one listing to the next.
+/// The sets that the packet path fills; their elements differ from one listing to the next.
 const DYNAMIC_SETS: [&str; 4] = ["connections4", "connections6", "rate4", "rate6"];
 
-/// Clients in one of the sets; as many addresses as there may be clients.
+/// The size of a set of clients: as many addresses as there may be clients.
 const SET_SIZE: u32 = 1 << 20;
 
-/// A chain at a hook of the kernel.
+/// Writes a chain at a hook of the kernel.
 pub(super) fn base_chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
     chain(text, name, &[&[format!("type {hook}; policy accept;")], rules].concat());
 }
@@ -46,7 +46,7 @@ fn chain(text: &mut String, name: &str, rules: &[String]) {
     text.push_str("    }\n");
 }
 
-/// The listing of a table without what the packet path has put into its sets.
+/// Returns the listing of a table without the elements that the packet path added to its sets.
 pub(super) fn without_elements(listing: &str) -> String {
     let mut kept = String::with_capacity(listing.len());
     let (mut is_dynamic, mut is_element) = (false, false);
@@ -67,7 +67,7 @@ pub(super) fn without_elements(listing: &str) -> String {
     kept
 }
 
-/// "ip" or "ip6", and the number of the family.
+/// Returns "ip" or "ip6", and the number of the family.
 fn family(address: IpAddr) -> (&'static str, u8) {
     if address.is_ipv4() { ("ip", 4) } else { ("ip6", 6) }
 }
@@ -78,7 +78,7 @@ fn dropped(rule: &str, reason: Drop) -> String {
 }
 
 impl Ruleset {
-    /// Counters, sets, and the chains that packets pass before they are routed.
+    /// Writes the counters, the sets, and the chains before routing.
     pub(super) fn filter(&self, text: &mut String) {
         for (name, _) in COUNTERS {
             let _ = writeln!(text, "    counter {name} {{ }}");
@@ -102,16 +102,16 @@ impl Ruleset {
         base_chain(
             text,
             "from_clients",
-            // After connection tracking, before destinations are translated, and so before an entry
-            // is made for good.
+            // After connection tracking and before destination NAT, and so before the entry is
+            // confirmed.
             "filter hook prerouting priority mangle",
             &self.beginning(&policies),
         );
     }
 
-    /// The rules for what comes to the relay's port and for what leaves it. Strangers' connections
-    /// do not fill the table that clients' translation lives in, and a full table keeps no client
-    /// from connecting.
+    /// Writes the rules that exempt connections to the relay's port from tracking. Strangers'
+    /// connections then cannot fill the table that clients' NAT entries live in, and a full table
+    /// keeps no client from connecting.
     fn untracked(&self) -> Option<(String, String)> {
         match self.track {
             Tracking::On => return None,
@@ -126,7 +126,7 @@ impl Ruleset {
                 (format!("{ip} daddr {one} "), format!("{ip} saddr {one} "))
             }
         };
-        // Not for clients: what they send may be translated by others' rules.
+        // Not for packets from clients: another table's rules may translate those.
         Some((
             format!("iifname != \"{device}\" {to}fib daddr type local tcp dport {port} notrack"),
             format!("oifname != \"{device}\" {from}tcp sport {port} notrack"),
@@ -157,12 +157,12 @@ impl Ruleset {
         rules
     }
 
-    /// The different reaches there are, each with the clients' addresses that have it as their own;
-    /// the first is everybody else's.
+    /// Returns the different reaches, each with the addresses of the clients that have it as their
+    /// own. The first is the common reach.
     fn policies(&self) -> Vec<(&Reach, Vec<IpAddr>)> {
         let mut policies = vec![(&self.reach, Vec::new())];
         for (address, reach) in &self.reach_of {
-            // A reach equal to the common one needs no entry.
+            // A client's reach that equals the common one needs no entry.
             match policies.iter_mut().find(|(known, _)| *known == reach) {
                 Some((known, _)) if **known == self.reach => {}
                 Some((_, of)) => of.push(*address),
@@ -182,7 +182,7 @@ impl Ruleset {
             }
         };
         if reach.has_internet() {
-            // Named networks before, with this host's own addresses in them.
+            // Networks that are listed by name come first, with this host's own addresses in them.
             let (four, six): (Vec<IpNet>, Vec<IpNet>) =
                 reach.networks().partition(|net| matches!(net, IpNet::V4(_)));
             for (networks, ip) in [(four, "ip"), (six, "ip6")] {
@@ -211,14 +211,14 @@ impl Ruleset {
         let device = &self.device;
         let mut rules = vec![
             format!("iifname != \"{device}\" accept"),
-            // Includes the replies of a client.
+            // Replies of clients are among these.
             "ct state established,related accept".to_owned(),
             dropped("ct state invalid", Drop::Invalid),
-            // Later packets of a connection that nobody answers, a stream of datagrams perhaps: its
-            // first one was judged, and only that one is not confirmed yet.
+            // Later packets of a connection without answers, such as a stream of datagrams. Only
+            // its first packet is unconfirmed, and that one was checked.
             "ct status confirmed accept".to_owned(),
-            // RFC 2644: a router does not forward directed broadcasts; this host's own programs
-            // would take them.
+            // RFC 2644: a router does not forward directed broadcasts, but this host's own programs
+            // would receive them.
             dropped("fib daddr type { broadcast, multicast }", Drop::Destination),
         ];
         if policies.iter().all(|(reach, _)| **reach == Reach::All) {
@@ -234,7 +234,7 @@ impl Ruleset {
             let (ip, _) = family(*resolver);
             rules.push(format!("{ip} daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 goto limits"));
         }
-        // Other clients: the forward chain isolates them, or not.
+        // Other clients: the forward chain decides whether clients are isolated.
         for (pool, own) in self.pools.iter().zip(&self.own) {
             let (ip, _) = family(*own);
             rules.push(format!("{ip} daddr {pool} {ip} daddr != {own} goto limits"));
@@ -262,9 +262,9 @@ impl Ruleset {
         if self.isolate {
             rules.push(format!("iifname \"{device}\" oifname \"{device}\" drop"));
         }
-        // Both SYNs, so that neither side's segments are larger than the narrower of the two ways
-        // (`rt mtu` looks at both): the way out may have a smaller MTU than the tunnel (PPPoE), and
-        // a filter beyond that eats the ICMP which would say so.
+        // Clamp the MSS of both SYNs to the smaller MTU of the two directions (`rt mtu` looks at
+        // both): the way out may have a smaller MTU than the tunnel (PPPoE), and a filter beyond
+        // may drop the ICMP errors that would say so.
         for way in ["iifname", "oifname"] {
             rules.push(format!(
                 "{way} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
@@ -278,7 +278,7 @@ impl Ruleset {
             rules.push(to_clients(&format!("{ip} daddr {pool} accept")));
         }
         rules.push(dropped(&to_clients("ct state invalid"), Drop::Invalid));
-        // A `forward` of ours, or a translation that the operator made himself.
+        // A `home-relay forward`, or DNAT rules of the operator.
         rules.push(to_clients("ct status dnat accept"));
         rules.push(dropped(&format!("oifname \"{device}\""), Drop::Unsolicited));
         for (family, made_router) in ["ipv4", "ipv6"].into_iter().zip(self.host.made_router) {

@@ -37,8 +37,8 @@ impl Routes {
         routes.extend(lease.addresses().map(|address| (address, Arc::clone(queue))));
     }
 
-    /// Ends the delivery of `lease` to `queue`. An address that leads to another queue by now,
-    /// because another client has it, stays that client's.
+    /// Stops delivering packets for `lease` to `queue`. An address that another client's queue has
+    /// by now stays with that client.
     pub(crate) fn remove(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
         let mut routes = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         for address in lease.addresses() {
@@ -267,8 +267,8 @@ mod tests {
     async fn a_client_that_gives_up_an_address_does_not_take_it_from_the_next_one() {
         let routes = Routes::default();
         let [first, second] = [80, 80].map(|bytes| Arc::new(PacketQueue::new(bytes)));
-        // The two swap their addresses, and the second has its new one before the first has let go
-        // of it.
+        // The two clients swap their addresses, and the second gets its new one before the first
+        // has released it.
         routes.add(&lease(2), &first);
         routes.add(&lease(2), &second);
         routes.remove(&lease(2), &first);

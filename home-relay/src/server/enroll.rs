@@ -49,8 +49,8 @@ impl Relay {
 
     /// Makes the key a client, by a token; was it none before? Not to be cancelled half-way: store and registry must agree.
     async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<(Client, bool), StoreError> {
-        // A guess takes no lock: the operator's commands do not wait for strangers, nor the other
-        // way round.
+        // A guessed token takes no lock: the operator's commands do not wait for strangers, nor the
+        // other way round.
         let known = self.in_store(move |store| store.redeemed(token, &key, store::now())).await?;
         if let Some(client) = known {
             return Ok((client, false));

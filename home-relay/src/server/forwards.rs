@@ -33,8 +33,8 @@ impl Relay {
         Ok(forward)
     }
 
-    /// A port leads to its client no longer. Connections that are open go on. On an error the port
-    /// still leads there, and the list of forwards says so.
+    /// Deletes a forward. Open connections go on. On an error the port still leads to its client,
+    /// and the list of forwards says so.
     pub(crate) async fn unforward(&self, protocol: Protocol, port: u16) -> anyhow::Result<Forward> {
         let mut in_force = self.in_force.lock().await;
         let removed = self.in_store(move |store| store.unforward(protocol, port)).await?;
@@ -55,8 +55,8 @@ impl Relay {
         Ok(self.in_store(Store::forwards).await?)
     }
 
-    /// Adapts the rules to clients that have come, gone or got other addresses. What fails is tried
-    /// again until it succeeds: the change of the clients itself stands.
+    /// Adapts the rules to clients that have come, gone or changed addresses. Retries failures
+    /// until they succeed: the change of the clients itself stands.
     pub(super) async fn follow_clients(&self, in_force: &mut InForce) {
         let wanted = match self.wanted_rules(&in_force.config).await {
             Ok(wanted) => wanted,
@@ -86,13 +86,13 @@ impl Relay {
     }
 }
 
-/// Puts `wanted` in force, if it is not.
+/// Puts `wanted` in force, if it is not yet.
 async fn adapt(in_force: &mut InForce, wanted: Ruleset) -> anyhow::Result<()> {
     let home = &mut in_force.home;
     if wanted == *home.ruleset() && !home.is_behind() { Ok(()) } else { home.change(wanted).await }
 }
 
-/// The error of a change, with what became of it where it could not be undone.
+/// Returns the error of a change, with what remains if the change could not be undone.
 fn not_undone(error: anyhow::Error, undo: Option<StoreError>, left: &str) -> anyhow::Error {
     match undo {
         None => error,
@@ -100,7 +100,8 @@ fn not_undone(error: anyhow::Error, undo: Option<StoreError>, left: &str) -> any
     }
 }
 
-/// The rules for these forwards and clients, which are made for the families that this host serves.
+/// Returns the rules for these forwards and clients, for the address families that this host
+/// serves.
 pub(super) fn rules(config: &Config, served: &Pools, forwards: &[Forward], clients: &[Client]) -> Ruleset {
     let reach_of = clients.iter().flat_map(|client| {
         let own = client.reach.iter();
@@ -110,8 +111,8 @@ pub(super) fn rules(config: &Config, served: &Pools, forwards: &[Forward], clien
     Ruleset::of(config, served, redirects(forwards, clients, served), reach_of)
 }
 
-/// Tells connections that a client began to what it may not reach. `None`: every client reaches
-/// everything.
+/// Returns a predicate for tracked connections that a client began to a destination outside its
+/// reach; `None` if every client reaches everything.
 pub(super) fn out_of_reach(
     config: &Config,
     served: &Pools,

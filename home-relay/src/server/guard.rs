@@ -15,19 +15,21 @@ use crate::reach::{Ranges, Reach};
 /// Policy common to the source filters of all clients; a reload may change it.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
-    /// Clients do not reach each other.
+    /// Whether clients are kept from each other.
     pub(crate) isolate: bool,
     /// Reach of clients without a setting of their own.
     pub(crate) reach: Reach,
-    /// The resolvers that are pushed to clients, which reach them wherever they are.
+    /// The resolvers that are pushed to clients, which may reach them wherever they are.
     pub(crate) resolvers: Vec<IpAddr>,
-    /// The world may send clients datagrams unasked, so that one from a client may be an answer.
+    /// Whether anybody may send clients datagrams unasked, so that a datagram from a client may be
+    /// an answer.
     pub(crate) answers: bool,
-    /// This host's own addresses, and the networks that it is connected to: no part of the Internet.
+    /// This host's own addresses, and the networks that it is connected to; "internet" excludes
+    /// both.
     pub(crate) local: Vec<IpNet>,
 }
 
-/// The policy, and a number by which a change is noticed without a lock.
+/// The policy, with a version number by which filters notice a change without a lock.
 #[derive(Debug)]
 pub(crate) struct Policies {
     version: AtomicU64,
@@ -35,18 +37,18 @@ pub(crate) struct Policies {
 }
 
 impl Policies {
-    /// Begins with this policy.
+    /// Creates the policies with an initial policy.
     pub(crate) fn new(policy: Policy) -> Self {
         Self { version: AtomicU64::new(1), current: RwLock::new(policy) }
     }
 
-    /// Changes the policy; every filter follows with its next packet.
+    /// Changes the policy; every filter adopts it with its next packet.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Policy)) {
         change(&mut self.current.write().unwrap_or_else(PoisonError::into_inner));
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether these are this host's own addresses and networks already.
+    /// Returns whether the policy already has these addresses and networks as this host's own.
     pub(crate) fn has_local(&self, local: &[IpNet]) -> bool {
         self.current.read().unwrap_or_else(PoisonError::into_inner).local == local
     }
@@ -66,17 +68,18 @@ pub(crate) struct Guard {
     pools: Pools,
     policies: Arc<Policies>,
     own: OwnReach,
-    /// The version of the policies that what follows was made of; 0 for none yet.
+    /// The version of the policy from which the next fields were derived; 0 for none yet.
     version: u64,
     isolate: bool,
-    /// `None`: nothing is out of reach.
+    /// The ranges within reach; `None` if nothing is out of reach.
     ranges: Option<Ranges>,
     resolvers: Vec<IpAddr>,
     answers: bool,
 }
 
 impl Guard {
-    /// For the client that holds `lease`, with a reach of its own or without.
+    /// Creates the filter of the client that holds `lease`; `own` is the client's own reach, if
+    /// any.
     pub(crate) fn new(lease: Lease, pools: Pools, policies: Arc<Policies>, own: OwnReach) -> Self {
         let (ranges, resolvers) = (None, Vec::new());
         Self { lease, pools, policies, own, version: 0, isolate: true, ranges, resolvers, answers: false }
@@ -108,8 +111,8 @@ impl Guard {
             return Err(Drop::Source);
         }
         if self.pools.contains(header.dst) {
-            // The device's own address answers a ping, and what else is there for clients is for
-            // the rules of nftables to say, which know what the relay's host asked first.
+            // The device's own address answers a ping. The nftables rules decide what else clients
+            // reach there, since they know which connections the relay's host began.
             return if self.isolate && !self.pools.is_own(header.dst) {
                 Err(Drop::Isolation)
             } else {
@@ -127,9 +130,9 @@ impl Guard {
         }
     }
 
-    /// Whether a packet to an address out of reach may be an answer, or asks a pushed resolver. The
-    /// rules of nftables know what was asked; here it is only stopped that a client begins
-    /// something.
+    /// Returns whether a packet to an address out of reach may be an answer, or asks a pushed
+    /// resolver. The nftables rules know the connections; this filter only stops packets that begin
+    /// one.
     fn is_excepted(&self, packet: &[u8], destination: IpAddr) -> bool {
         let Some((protocol, payload)) = upper_layer(packet) else { return false };
         let to_port = |port: u16| payload.get(2..4) == Some(&port.to_be_bytes());
@@ -137,7 +140,7 @@ impl Guard {
             return true;
         }
         match protocol {
-            // Every segment but the first of a connection.
+            // Pass every segment of a connection but the first.
             TCP => payload.get(13).is_some_and(|flags| flags & (SYN | ACK) != SYN),
             UDP => self.answers,
             // RFC 792: echo reply, and errors.
@@ -158,8 +161,8 @@ const DNS: u16 = 53;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// The protocol above IP, and its header; `None` where that is not at hand: later fragments,
-/// extension headers.
+/// Returns the protocol above IP and its header; `None` if the header is not at hand (later
+/// fragments, extension headers).
 fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     let first = *packet.first()?;
     if first >> 4 == 4 {
@@ -221,7 +224,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The filters' common policy: clients apart from each other, and within `reach`.
+    /// Returns a common policy: clients are isolated, and reach `reach`.
     pub(crate) fn policies(reach: &str) -> Arc<Policies> {
         let resolvers = vec!["10.1.1.53".parse().unwrap()];
         let reach = reach.parse().unwrap();
@@ -239,7 +242,7 @@ pub(crate) mod tests {
         guard_with(&policies("all"))
     }
 
-    /// A packet with the beginning of another protocol's header.
+    /// Builds a packet with the first bytes of an upper-layer header.
     fn packet_of(protocol: u8, source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
         let mut packet = packet(source, destination);
         packet.extend(payload);
@@ -264,7 +267,7 @@ pub(crate) mod tests {
         for refused in ["192.168.1.1", "10.1.1.1", "168.63.129.16", "100.100.100.200"] {
             assert_eq!(guard.check(&tcp(refused, 80, SYN)), Err(Drop::Reach), "{refused}");
             assert_eq!(guard.check(&packet("10.9.0.2", refused)), Err(Drop::Reach), "{refused}");
-            // A reply to a machine of the LAN that connected by a forwarded port.
+            // A reply to a machine of the LAN that connected through a forwarded port.
             assert_eq!(guard.check(&tcp(refused, 80, SYN | ACK)), Ok(()), "{refused}");
         }
         assert_eq!(guard.check(&packet("fd12::2", "fd00:ec2::254")), Err(Drop::Reach));

@@ -29,7 +29,7 @@ impl Relay {
         for (reason, packets) in in_force.home.take_drops() {
             self.metrics.dropped(reason, packets);
         }
-        // The rules of nftables know them without being told.
+        // The nftables rules recognise these networks by themselves.
         if let Ok(local) = in_force.home.local_networks().await {
             self.registry.set_local(local);
         }

@@ -21,7 +21,7 @@ use super::throttle::Throttle;
 use crate::metrics::{Handshake, Metrics};
 
 tokio::task_local! {
-    /// Whether the key of this handshake was refused after the client had proved it. TLS only says
+    /// Whether the relay refused the key after the client had proved it. TLS itself only reports
     /// that the handshake failed.
     static REFUSED: Cell<bool>;
 }

@@ -122,15 +122,15 @@ impl Relay {
             self.limiter.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
         }
         self.follow_clients(&mut in_force).await;
-        // A world that still sends to it must not reach whoever has the address next. One that was
-        // only invited had none.
+        // What is still sent to this address from outside must not reach its next holder. An
+        // invitation that was never redeemed had no address.
         let left: Vec<IpAddr> = entry.public_key.iter().flat_map(|_| entry.lease.addresses()).collect();
         forget(move || network::forget_connections(&left)).await;
         Ok(entry)
     }
 
-    /// Ends the connections of clients to what they may not reach any more: the kernel lets pass
-    /// what it knows.
+    /// Ends connections of clients to destinations that are out of reach by now: the rules let
+    /// packets of known connections pass.
     async fn cut_out_of_reach(&self, config: &Config) -> Result<(), StoreError> {
         let clients = self.in_store(Store::clients).await?;
         let cut = forwards::out_of_reach(config, &self.served, &clients);
@@ -188,7 +188,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     }
     let clients = store.clients()?;
     let leased: HashSet<IpAddr> = clients.iter().flat_map(|client| client.lease.addresses()).collect();
-    // Of clients that were revoked or moved while no relay ran.
+    // The addresses of clients that were revoked or moved while no relay ran.
     let is_left = move |address: IpAddr| {
         left.contains(&address)
             || (pools.contains(address) && !pools.is_own(address) && !leased.contains(&address))
@@ -267,7 +267,8 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     result
 }
 
-/// The table of connections may be large, and packets must not wait for it.
+/// Runs `work`, which deletes tracked connections, on a thread of its own: the table may be large,
+/// and packets must not wait for it.
 async fn forget(work: impl FnOnce() + Send + 'static) {
     let _ = tokio::task::spawn_blocking(work).await;
 }

@@ -75,7 +75,7 @@ pub(crate) struct Registry {
     /// The pools this host serves.
     pools: Pools,
     settings: RwLock<Settings>,
-    /// Of the settings, what every packet is held against.
+    /// The settings that every packet is checked against.
     policies: Arc<Policies>,
     members: RwLock<HashMap<PublicKey, Arc<Member>>>,
     routes: Arc<Routes>,
@@ -119,7 +119,8 @@ struct Slot {
 /// Lines about one client in ten seconds: a laptop that moves makes three or four.
 const MAX_LINES: u32 = 40;
 
-/// Events of a session taken at once; the driver reads no path while as many wait.
+/// The number of session events that are taken at once; while as many wait, the driver reads no
+/// path.
 const MAX_BATCH: usize = 64;
 
 /// The client is not, or no longer, authorised.
@@ -163,12 +164,12 @@ impl Registry {
         }
     }
 
-    /// Whether the world may send clients datagrams unasked, which they then answer.
+    /// Returns whether anybody may send clients datagrams unasked, which the clients then answer.
     pub(crate) fn set_answers(&self, answers: bool) {
         self.policies.change(|policy| policy.answers = answers);
     }
 
-    /// The addresses of this host that are no part of the Internet.
+    /// Sets the addresses and networks of this host that "internet" excludes.
     pub(crate) fn set_local(&self, local: Vec<IpNet>) {
         if !self.policies.has_local(&local) {
             self.policies.change(|policy| policy.local = local);
@@ -188,9 +189,9 @@ impl Registry {
         true
     }
 
-    /// Lets a client in, or gives it the addresses it has now: with others than before its session ends, and it may
-    /// begin another one at once. What it reaches changes without that. Gives the addresses it had
-    /// and has no more.
+    /// Lets a client in, or gives it the addresses it has now. A change of addresses ends the
+    /// client's session, and the client may begin another one at once; a change of reach does not.
+    /// Returns the addresses that the client had before and has no longer.
     pub(crate) async fn add_or_move(&self, client: &Client) -> Vec<IpAddr> {
         match self.member(&client.public_key) {
             None => {
@@ -411,8 +412,8 @@ impl Registry {
     ) {
         let (client, session) = (member.name.as_str(), live.id());
         let mut batch = Vec::new();
-        // All that has come at once, and one look at the session for it. What a client that
-        // switches without end brings about does not pile up: its paths are read no faster than
+        // Take all events that have come, and look at the session once for all of them. A client
+        // that switches paths without end cannot pile up work: its paths are read no faster than
         // this.
         while events.recv_many(&mut batch, MAX_BATCH).await > 0 {
             for event in batch.drain(..) {

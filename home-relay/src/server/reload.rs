@@ -49,8 +49,8 @@ impl Relay {
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
         let mut in_force = self.in_force.lock().await;
         let (next, reloaded) = plan(&in_force.config, &Config::load(&self.path)?)?;
-        // What can fail comes first, and is undone when what follows fails. Whoever reloads may do
-        // so because something is not well: everything is put in force again, changed or not.
+        // What can fail comes first, and is undone when a later step fails. A reload may be a
+        // repair, so everything is put in force again, changed or not.
         let rules = self.wanted_rules(&next).await?;
         let answers = rules.has_inbound_datagrams();
         let former = self.wanted_rules(&in_force.config).await?;
@@ -63,7 +63,7 @@ impl Relay {
         self.registry.set_settings(Settings::of(&next)).await;
         let former = std::mem::replace(&mut in_force.config, next);
         let next = &in_force.config;
-        // Everything is in force by now; connections that stay open are no reason to say otherwise.
+        // Everything is in force by now; failing to end old connections is no failure to reload.
         if (next.clients.reach() != former.clients.reach() || next.dns.servers != former.dns.servers)
             && let Err(error) = self.cut_out_of_reach(next).await
         {
@@ -73,7 +73,7 @@ impl Relay {
     }
 }
 
-/// Puts the former rules back in force after a reload that failed half-way; returns the reload's
+/// Puts the former rules back in force after a reload that failed half-way. Returns the reload's
 /// error, with what could not be undone.
 async fn roll_back(in_force: &mut InForce, former: Ruleset, error: anyhow::Error) -> anyhow::Error {
     match in_force.home.change(former.clone()).await {

@@ -167,7 +167,7 @@ impl Live {
         metrics.replayed.inc_by(new.replayed_packets.saturating_sub(old.replayed_packets));
         metrics.duplicates.inc_by(new.duplicates.saturating_sub(old.duplicates));
         metrics.lost.inc_by((new.lost + new.given_up).saturating_sub(old.lost + old.given_up));
-        // The first path is no handover.
+        // The first active path is no handover.
         metrics.handovers.inc_by(new.switches.max(1).saturating_sub(old.switches.max(1)));
         metrics.dropped(Drop::Segments, new.dropped_segments.saturating_sub(old.dropped_segments));
         metrics.session_drops.inc_by(session_drops(new).saturating_sub(session_drops(old)));

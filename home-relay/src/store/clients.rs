@@ -11,22 +11,22 @@ use super::schema::{CLIENTS, FREED, INVITATIONS, read_all, write};
 use super::{Client, Entry, Invited, Newcomer, Store, StoreError, check_name, database, forwards};
 use crate::pool::{Lease, Pools, Taken};
 
-/// How long the world may go on sending to the former holder of an address, in seconds: five days,
-/// the time for which Linux keeps an established TCP connection that says nothing
-/// (`nf_conntrack_tcp_timeout_established`). What this host keeps is deleted at once; the routers
-/// beyond are out of its hands.
+/// The time for which packets may still be sent to the former holder of an address, in seconds:
+/// five days, for which Linux tracks an idle established TCP connection
+/// (`nf_conntrack_tcp_timeout_established`). This host deletes its own entries at once, but cannot
+/// delete those of routers beyond it.
 const QUARANTINE: u64 = 5 * 24 * 3600;
 
-/// Freed addresses that are remembered, the latest ones: more than a /16 has.
+/// The number of freed addresses that are remembered, the latest ones: more than a /16 has.
 const MAX_FREED: usize = 1 << 16;
 
-/// An address that somebody has held.
+/// An address that was held before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Freed {
     address: IpAddr,
-    /// Since when it is free, in seconds since 1970.
+    /// When the address became free, in seconds since 1970.
     since: u64,
-    /// Whose it was.
+    /// The key of its last holder.
     public_key: PublicKey,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Moved {
     pub(crate) to: Lease,
 }
 
-/// The three tables that concern addresses in a transaction, and what they hold.
+/// The three tables of a transaction that concern addresses, and their content.
 pub(super) struct Book<'t> {
     freed_rows: Table<'t, &'static str, &'static [u8]>,
     freed: Vec<Freed>,
@@ -74,15 +74,15 @@ impl<'t> Book<'t> {
         }
     }
 
-    /// Everybody's addresses, and those that somebody has held.
+    /// Returns the addresses of every client, and those that were held before.
     pub(super) fn taken(&self, now: u64) -> Taken {
         let mut taken: Taken = self.holders(now).map(|(_, lease)| lease).collect();
         self.freed.iter().for_each(|freed| taken.free(freed.address, freed.since));
         taken
     }
 
-    /// The addresses that this key held when it was last a client: nobody else has a better right
-    /// to them.
+    /// Returns the addresses that this key held when it was last a client: it has the best claim to
+    /// them.
     fn former(&self, key: &PublicKey) -> Lease {
         let own = || self.freed.iter().filter(|freed| freed.public_key == *key).map(|freed| freed.address);
         Lease {
@@ -91,8 +91,8 @@ impl<'t> Book<'t> {
         }
     }
 
-    /// Completes the wanted addresses of a new client with those that its key held before, if
-    /// they are free and in the pools.
+    /// Completes the wanted addresses of a new client with those that its key held before, if they
+    /// are free and in the pools.
     fn with_former(&self, name: &str, wanted: Lease, key: &PublicKey, pools: &Pools, now: u64) -> Lease {
         if self.holders(now).any(|(holder, _)| holder == name) {
             return wanted;
@@ -110,7 +110,7 @@ impl<'t> Book<'t> {
         Lease { ipv4: wanted.ipv4.or(ipv4), ipv6: wanted.ipv6.or(ipv6) }
     }
 
-    /// Writes down that a client holds these addresses no more.
+    /// Records that a client no longer holds these addresses.
     fn free(&mut self, key: &PublicKey, addresses: Vec<IpAddr>, now: u64) -> Result<(), StoreError> {
         for address in addresses {
             let freed = Freed { address, since: now, public_key: *key };
@@ -266,8 +266,8 @@ impl Store {
         Ok(clients)
     }
 
-    /// Removes a client with its forwards, or the unused invitation of that name, whatever the clock says of its time; the
-    /// addresses are free from now on, and a client's are given to others last.
+    /// Removes a client with its forwards, or the unused invitation of that name, whether or not it
+    /// has expired. The addresses are free from now on, and a client's are given to others last.
     pub(crate) fn revoke(&self, name: &str, now: u64) -> Result<Entry, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let entry = {

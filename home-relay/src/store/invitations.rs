@@ -32,9 +32,9 @@ impl Invited {
         now < self.expires && now + CLOCK_SLACK >= self.created
     }
 
-    /// Answers `key`, which brings this invitation's token: with the client that it has become by
-    /// it already, `None` when it may become one, or the reason why not. `known` is the client of
-    /// this invitation's name.
+    /// Answers `key`, which brings this invitation's token: with the client that the key has become
+    /// by it already, with `None` when it may become one, or with the refusal. `known` is the
+    /// client of this invitation's name.
     fn answer_to(
         &self,
         key: &PublicKey,
@@ -48,8 +48,8 @@ impl Invited {
         if !self.is_valid(now) {
             return Err(StoreError::TokenExpired(self.name.clone()));
         }
-        // Invitations and clients exclude each other by name. If ever they do not, the client keeps
-        // its key.
+        // A name belongs to an invitation or to a client, never to both. Should it belong to both,
+        // the client keeps its key.
         if known.is_some() {
             return Err(StoreError::TokenUnknown);
         }
@@ -99,8 +99,8 @@ impl Store {
     /// Returns the client that `key` has become by this token already, and `None` when the token
     /// can be redeemed now.
     ///
-    /// Reads one row of each table, and waits for no writer: strangers can guess tokens as often as
-    /// the limits on handshakes allow, and all but the right ones end here.
+    /// Reads one row of each table, and waits for no writer. Strangers can guess tokens as often as
+    /// the limits on handshakes allow, and a wrong guess costs no more than this.
     pub(crate) fn redeemed(
         &self,
         token: TokenHash,
@@ -129,7 +129,8 @@ impl Store {
         let transaction = self.database.begin_write().map_err(database)?;
         let client = {
             let mut book = Book::open(&transaction)?;
-            // Once more: the token may have been redeemed, or its invitation withdrawn, since.
+            // Check again: the token may have been redeemed, or its invitation withdrawn,
+            // meanwhile.
             let found = book.invitations.iter().find(|invited| invited.token == token).cloned();
             let mut invited = found.ok_or(StoreError::TokenUnknown)?;
             if let Some(client) = invited.answer_to(key, book.client(&invited.name).cloned(), now)? {

@@ -15,8 +15,8 @@ use super::{StoreError, database};
 
 /// The database in the state directory.
 pub(super) const FILE: &str = "relay.redb";
-/// Counts the formats: 1 had clients only, and not this number; 2 has invitations; 3 has forwards;
-/// 4 has freed addresses.
+/// The version of the database format: 1 had only clients, and no version; 2 added invitations, 3
+/// forwards, 4 freed addresses.
 pub(super) const VERSION: u64 = 4;
 /// Rows are JSON, so that a field can be added without another format.
 pub(super) type Rows = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -26,7 +26,7 @@ pub(super) const CLIENTS: Rows = TableDefinition::new("clients");
 pub(super) const INVITATIONS: Rows = TableDefinition::new("invitations");
 /// Protocol and port → forward.
 pub(super) const FORWARDS: Rows = TableDefinition::new("forwards");
-/// Address → since when it is free, and whose it was.
+/// Address → when it became free, and its last holder's key.
 pub(super) const FREED: Rows = TableDefinition::new("freed");
 /// [`FORMAT`] → number.
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");

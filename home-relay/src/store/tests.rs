@@ -80,7 +80,8 @@ fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_fi
     assert_eq!(authorize(&store, "g", &key()), "10.9.8.2");
     let full = store.authorize("h", &key(), Lease::default(), &small, NOW).unwrap_err();
     assert!(matches!(full, StoreError::Pool(PoolError::Exhausted { .. })), "{full}");
-    // Somebody who is moved leaves an address too, and who asks for one by name gets it.
+    // A client that is moved leaves an address too, and whoever asks for that address by name gets
+    // it.
     let wanted = Lease { ipv4: Some("10.9.8.3".parse().unwrap()), ipv6: None };
     store.revoke("f", NOW).unwrap();
     store.authorize("g", &{ store.clients().unwrap()[3].public_key }, wanted, &small, NOW).unwrap();

@@ -57,7 +57,7 @@ pub(super) struct Facts {
     pub(super) resolved: Option<Result<Vec<SocketAddr>, String>>,
     /// The links, and which can carry the tunnel.
     pub(super) links: Result<Links, String>,
-    /// What the relay pushed and this host refuses.
+    /// The claims that the relay pushed and this host refuses.
     pub(super) refused: Vec<status::Refusal>,
     /// The relay, over each usable uplink.
     pub(super) reached: Option<Vec<(String, Outcome)>>,
@@ -171,7 +171,7 @@ impl Links {
     }
 }
 
-/// The addresses of the last run, and what an agent that starts now would refuse of them.
+/// Returns the addresses of the last run, and which of them an agent that starts now would refuse.
 async fn remembered(
     config: &Config,
     relay: &RelayIdentity,
@@ -182,7 +182,7 @@ async fn remembered(
     };
     let found = resolved.and_then(|resolved| resolved.as_ref().ok());
     let endpoint = found.into_iter().flatten().map(|address| address.ip().to_canonical()).collect();
-    // What netlink does not say is a finding of its own.
+    // A failure of netlink has a finding of its own.
     let host = match Netlink::new() {
         Ok(netlink) => networks::read(&netlink, &config.tunnel.device, endpoint).await.unwrap_or_default(),
         Err(_) => claim::HostNetworks::default(),

@@ -135,7 +135,7 @@ fn bpffs(bpffs: Bpffs) -> Finding {
     }
 }
 
-/// The ingress filter: of the running agent, or as it would be.
+/// Judges the ingress filter: the running agent's, or the one that an agent would install.
 fn ingress(facts: &Facts) -> Option<Finding> {
     const NEXT: &str = "install nftables, on a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET and \
                         CONFIG_NF_TABLES_ARP; the agent tries again every 30 s";
@@ -236,7 +236,7 @@ fn table(links: &Links, routing: &Routing) -> Finding {
     }
 }
 
-/// What the relay pushed and this host refuses: without an address mobile processes wait.
+/// Judges what the relay pushed and this host refuses. Without an address mobile processes wait.
 fn refused(facts: &Facts) -> Vec<Finding> {
     let finding = |refusal: &Refusal| match refusal.kind.as_str() {
         "resolver" => Finding::warn("resolver", &refusal.cause, &refusal.next_step),

@@ -27,7 +27,8 @@ pub(super) fn try_programs(config: &Config) -> Result<(), String> {
             persistent: Addresses::default(),
             on_failure: OnFailure::Closed,
         };
-        // Those beside it may be safe where it is not itself.
+        // A directory made beside `pin_dir` may be safe although `pin_dir` itself is not, so check
+        // `pin_dir`.
         bpf::assert_pins_are_ours(&configured)?;
         let cgroup = MobileCgroup::ensure(Some(&cgroup))?;
         let loaded = Selector::load_or_adopt(&pin_dir, &cgroup, marking).map(drop);

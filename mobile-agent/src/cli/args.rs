@@ -100,13 +100,14 @@ pub(crate) enum Verb {
     },
     /// Remove every kernel object of the agent: device, rules, routes, eBPF pins, cgroup. Stops a running agent.
     Cleanup {
-        /// Leave everything while systemd shuts the machine down, or enters rescue mode: mobile processes that still
-        /// run then wait instead of going direct. For `mobile-cleanup.service`.
+        /// Leave everything while systemd shuts the machine down, or enters rescue mode: mobile
+        /// processes that still run then wait instead of going direct. For
+        /// `mobile-cleanup.service`.
         #[arg(long)]
         unless_shutdown: bool,
     },
-    /// Have the agent make what systemd will run in `mobile.slice` mobile. For `mobile-slice.service`, without which
-    /// nothing starts in the slice.
+    /// Have the agent make what systemd will run in `mobile.slice` mobile. For
+    /// `mobile-slice.service`, without which nothing starts in the slice.
     PrepareSlice,
     /// The daemon, in the foreground.
     Agent,

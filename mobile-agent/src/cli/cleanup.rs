@@ -19,9 +19,10 @@ use crate::selection::bpf;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::owner;
 
-/// Has a running agent remove everything and end; without one this process removes it.
+/// Has a running agent remove everything and end; without an agent, this process removes
+/// everything.
 ///
-/// `unless_shutdown` leaves everything while the machine shuts down: what is mobile and still runs
+/// `unless_shutdown` removes nothing while the machine shuts down: mobile processes that still run
 /// must not go direct.
 pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown: bool) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
@@ -35,10 +36,10 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
     let names = footprint::known(config, &record)?;
     for config in &names {
         match Client::connect(&config.control.socket) {
-            // The agent knows what is on record too.
+            // The agent reads the records too.
             Ok(mut agent) => {
                 return match super::ask(&mut agent, &Request::Cleanup)? {
-                    // The agent may not remove the folder of its record.
+                    // The agent may lack the right to remove its record's directory.
                     Answer::Done => record.remove().map_err(Into::into),
                     other => Err(super::unexpected(&other)),
                 };
@@ -51,8 +52,8 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
     super::runtime()?.block_on(remove_everything(&names, &record, None))
 }
 
-/// Removes each set of kernel objects and then the record of them. Tries everything, reports every
-/// error. A running agent has given up the right to move others' processes, and has its `helper` do
+/// Removes each set of kernel objects, and then their record. Tries everything and reports every
+/// error. A running agent has given up the right to move others' processes, so its `helper` does
 /// that.
 pub(crate) async fn remove_everything(
     names: &[Config],
@@ -98,7 +99,7 @@ fn remove_cgroup(config: &Config, helper: Option<&ProcessHelper>) -> anyhow::Res
             tracing::info!(%cgroup, "left: it belongs to the agent of another network namespace");
             Ok(())
         }
-        // Where there is no cgroup2 there is no cgroup of ours.
+        // Without cgroup2 there is no mobile cgroup either.
         Ok(None) | Err(CgroupError::NoCgroup2) => Ok(()),
         Err(error) => Err(error.into()),
     }

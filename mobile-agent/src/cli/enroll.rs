@@ -66,7 +66,8 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
     })
 }
 
-/// Says what the agent would refuse of the assignment now; it judges by itself, at each start.
+/// Warns of what the agent would refuse of the assignment now. The agent judges by itself at each
+/// start.
 async fn warn_of_refusals(config: &Config, assigned: &Assigned) {
     let host = match Netlink::new() {
         Ok(netlink) => networks::read(&netlink, &config.tunnel.device, Vec::new()).await.unwrap_or_default(),

@@ -87,8 +87,8 @@ pub(crate) fn story(error: &anyhow::Error) -> String {
     told
 }
 
-/// Writes the answer to stdout; a reader that has seen enough (`| head`) is no failure. No escape
-/// sequence gets through, whoever wrote it; that a field stays on its line is up to the caller.
+/// Writes the answer to stdout; a reader that closes early (`| head`) is no failure. Escapes
+/// control sequences, whoever wrote them. The caller keeps each field on its line.
 fn print(text: &str) -> anyhow::Result<()> {
     print_on(&printable_lines(text)).map(drop)
 }

@@ -1,4 +1,5 @@
-//! `mobile prepare-slice`: has the agent make services of `mobile.slice` mobile before the first one starts.
+//! The verb `mobile prepare-slice`: has the agent prepare `mobile.slice` before a service starts in
+//! it.
 
 use std::path::Path;
 
@@ -6,7 +7,8 @@ use anyhow::Context;
 
 use crate::control::protocol::{Answer, Request};
 
-/// Succeeds once whatever runs in the slice is mobile. systemd starts nothing in it otherwise.
+/// Succeeds once every process in the slice is mobile; otherwise systemd starts nothing in the
+/// slice.
 pub(super) fn prepare_slice(config: Option<&Path>) -> anyhow::Result<()> {
     let prepared = super::agent(config).and_then(|mut agent| super::ask(&mut agent, &Request::PrepareSlice));
     match prepared.context(

@@ -118,7 +118,7 @@ fn render(status: &Status) -> String {
     lines.iter().map(|(name, value)| format!("{name:<11}{}\n", printable(value))).collect()
 }
 
-/// Says that the ingress filter is missing, or what it has dropped.
+/// Returns a line that says that the ingress filter is missing, or how much it dropped.
 fn ingress(status: &Status) -> Option<String> {
     let ingress = &status.ingress;
     match (ingress.filter, ingress.dropped_packets) {

@@ -2,7 +2,7 @@
 
 use mobile_io::text::printable;
 
-/// One line per row, whatever a cell holds; the last column is not padded.
+/// Formats one line per row, whatever a cell holds; does not pad the last column.
 pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> =
         rows.iter().map(|row| row.each_ref().map(|cell| printable(cell).into_owned())).collect();

@@ -46,7 +46,7 @@ pub(crate) enum Request {
     },
     /// Remove every kernel object, and end.
     Cleanup,
-    /// Make what will run in systemd's slice mobile, before anything runs there.
+    /// Make whatever systemd will run in its slice mobile, before anything runs there.
     PrepareSlice,
 }
 

@@ -114,15 +114,15 @@ async fn answer(
     }
 }
 
-/// Whether the user is in the `[control] group`. The user database may be a service that only the
-/// process helper may ask.
+/// Returns whether the user is in the `[control] group`. The user database may be a service that
+/// only the process helper may query.
 async fn is_member(agent: &Arc<Agent>, uid: u32, gid: u32) -> bool {
     let Some(group) = agent.config.control.group.clone() else { return false };
     let agent = Arc::clone(agent);
     blocking(move || ask_helper(&agent, &Job::IsPrivileged { uid, gid, group })).await.unwrap_or(false)
 }
 
-/// Sets the attribute of the process that asks.
+/// Sets the attribute of the calling process.
 fn run(agent: &Agent, asker: Asker, caller: i32, pidfd: Option<BorrowedFd<'_>>) -> Result<Answer, String> {
     let helper = |job: &Job| agent.processes.run(job, pidfd).map_err(|error| error.to_string());
     let holds: Result<bool, _> = agent.processes.run(&Job::HoldsSockets { caller }, pidfd);

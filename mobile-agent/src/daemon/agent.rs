@@ -43,7 +43,7 @@ pub(crate) struct Agent {
     pub(crate) tunnel: Tunnel,
     /// The MOBILE route.
     pub(crate) route: Report,
-    /// How often the kernel was asked for the uplinks.
+    /// The number of times that the kernel was asked for the uplinks.
     pub(crate) looks: Arc<AtomicU64>,
     /// What the device did not take.
     pub(crate) side: Arc<DeviceSide>,
@@ -51,7 +51,7 @@ pub(crate) struct Agent {
     pub(crate) selector: Mutex<Selector>,
     /// Who is becoming mobile.
     pub(crate) joining: Joining,
-    /// The process that looks into and changes others.
+    /// The process that looks into and changes other processes.
     pub(crate) processes: ProcessHelper,
     /// When the agent started.
     pub(crate) started: Instant,
@@ -146,7 +146,8 @@ impl Agent {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `mobile prepare-slice`: answered when the programs take what runs in the slice for mobile.
+    /// Answers `mobile prepare-slice` once the eBPF programs take processes in the slice for
+    /// mobile.
     pub(crate) fn prepare_slice(&self) -> Result<(), String> {
         let slice = self.cgroup.slice();
         let dir = slice.dir().display();

@@ -1,5 +1,5 @@
-//! What the agent keeps once it runs; docs/security.md, "Privileges", says what for. Everything that
-//! looks into other processes is the process helper's (`processes`).
+//! The rights that the agent keeps once it runs; docs/security.md, "Privileges", says what for. The
+//! process helper (`processes`) does whatever looks into other processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use nix::libc;
 use crate::config::Config;
 use crate::footprint;
 
-/// To look at processes and cgroups, to resolve names, and to run nft.
+/// The paths to read: other processes, cgroups, name resolution, and what nft needs.
 const READ: &[&str] = &[
     "/bin",
     "/dev",
@@ -28,18 +28,18 @@ const READ: &[&str] = &[
     "/var/lib/sss",
 ];
 
-/// The device is removed by `mobile cleanup`, and its settings are put back.
+/// The paths to write: to remove the device for `mobile cleanup`, and to restore its settings.
 const WRITE: &[&str] = &["/dev/net/tun", "/dev/null", "/proc/sys/net"];
 
-/// The same at every start with the same configuration.
+/// Returns the agent's confinement, which depends on the configuration alone.
 pub(super) fn confinement(config: &Config) -> Confinement {
-    // A folder that does not exist cannot be named to Landlock.
+    // Landlock takes existing directories only.
     if let Err(error) = fs::create_dir_all(&config.state.dir) {
         tracing::debug!(%error, dir = %config.state.dir.display(), "cannot make the state directory");
     }
     let folder = |file: &Path| file.parent().map(Path::to_owned);
     let mut read: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();
-    // Mounted elsewhere than below /sys, perhaps.
+    // It may be mounted elsewhere than below /sys.
     read.extend(config.cgroup.path.as_deref().and_then(folder));
     let mut write: Vec<PathBuf> = WRITE.iter().map(PathBuf::from).collect();
     write.push(config.state.dir.clone());
@@ -54,8 +54,10 @@ pub(super) fn confinement(config: &Config) -> Confinement {
     }
 }
 
-/// Changing maps and attaching loaded programs takes their descriptors only, since Linux 5.19
-/// (`__sys_bpf`); before that CAP_BPF as well, where unprivileged bpf() is switched off.
+/// Returns the capabilities that the agent keeps.
+///
+/// Since Linux 5.19, changing maps and attaching loaded programs takes only their descriptors
+/// (`__sys_bpf`). Before that, it also takes CAP_BPF where unprivileged bpf() is switched off.
 fn capabilities() -> Capabilities {
     let by_descriptor = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0));
     if by_descriptor { Capabilities::NET_ADMIN } else { Capabilities::NET_ADMIN | Capabilities::BPF }

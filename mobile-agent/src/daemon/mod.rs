@@ -103,8 +103,8 @@ async fn clean_up(
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
     let Running { agent, mut tasks, network, claim, .. } = running;
-    // The device can be removed only when nobody holds it, the route only when nobody puts it back, the cgroup only
-    // when no agent has it.
+    // The device can be removed only when nobody holds it, the route only when nobody puts it back,
+    // the cgroup only when no agent has it.
     tasks.shutdown().await;
     drop((network, claim));
     let names = footprint::of_running(&agent.config, record);

@@ -1,5 +1,5 @@
-//! The thread that reads and changes the kernel's network configuration: a table of many routes, or
-//! a storm of changes, delays no packet.
+//! The thread that reads and changes the kernel's network configuration, so that many routes or a
+//! storm of changes delay no packet.
 
 use anyhow::Context;
 use mobile_io::confine::Confinement;
@@ -14,7 +14,8 @@ pub(super) struct NetworkThread {
 }
 
 impl NetworkThread {
-    /// Starts the thread, in this thread's network namespace and as confined as the agent will be.
+    /// Starts the thread, in the calling thread's network namespace, and confined as the agent will
+    /// be.
     pub(super) fn start(confinement: &Confinement) -> anyhow::Result<Self> {
         let confinement = confinement.clone();
         let runtime = Builder::new_current_thread()
@@ -27,7 +28,7 @@ impl NetworkThread {
             .name("network".to_owned())
             .spawn(move || {
                 confinement.apply().expect("a thread gives up what it does not need");
-                // An error means that the sender is gone, which is the signal.
+                // An error means that the sender was dropped, which is the signal to end.
                 let _ = runtime.block_on(stopped);
                 runtime.shutdown_background();
             })
@@ -35,18 +36,18 @@ impl NetworkThread {
         Ok(Self { handle, _stop: stop })
     }
 
-    /// The runtime, for tasks.
+    /// Returns a handle to the runtime, to spawn tasks.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Does what needs the runtime and waits for nothing.
+    /// Runs a closure in the context of the runtime, without waiting for anything.
     pub(super) fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
         let _inside = self.handle.enter();
         work()
     }
 
-    /// Runs a future there and waits for its result here.
+    /// Runs a future on the thread and returns its result.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = anyhow::Result<T>> + Send + 'static,

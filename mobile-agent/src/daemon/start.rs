@@ -56,9 +56,9 @@ pub(super) struct Running {
     pub(super) tasks: JoinSet<anyhow::Error>,
     /// `mobile cleanup`.
     pub(super) clean_ups: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
-    /// Where the tasks run that read and change the kernel's network configuration.
+    /// The runtime of the tasks that read and change the kernel's network configuration.
     pub(super) network: NetworkThread,
-    /// Keeps other agents out of the mobile cgroup.
+    /// The lock that keeps other agents out of the mobile cgroup.
     pub(super) claim: Claim,
     _metrics: Option<MetricsServer>,
 }
@@ -313,12 +313,12 @@ async fn kernel(
         mark_mask: config.routing.mark_mask,
         mark_key: selector.key(),
     };
-    // Last: it starts with the rights that this process is about to give up.
+    // Started last, with the rights that this process is about to give up.
     let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;
     Ok(Kernel { cgroup, claim, tun, keeper, report, selector, side, processes, helper })
 }
 
-/// Waits for the end of the process helper, without which no process can be made mobile.
+/// Waits for the process helper to end, without which no process can be made mobile.
 async fn follow_helper(mut helper: Child) -> anyhow::Error {
     match helper.wait().await {
         Ok(status) => anyhow::anyhow!("the process helper of the agent ended ({status})"),
@@ -335,7 +335,8 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes down what is about to be made, for `mobile cleanup`. Returns whether the record is of this start alone.
+/// Records what is about to be made, for `mobile cleanup`. Returns whether this start added the
+/// record.
 fn write_record(record: &Record, config: &Config) -> bool {
     let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
     let added = record.add(Footprint::of(config)).unwrap_or_else(|error| {

@@ -1,4 +1,5 @@
-//! Which processes an asker may change, and a process held so that its number cannot come to mean another.
+//! Decides which processes an asker may change, and holds a process so that its id cannot be reused
+//! unnoticed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -12,22 +13,23 @@ use serde::{Deserialize, Serialize};
 use super::unchanged::Unchanged;
 use crate::selection::process::{Owners, parse_owners};
 
-/// The asker, by the kernel's word.
+/// The user who asks, as the kernel reports the peer of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Asker {
-    /// The user.
+    /// The user id.
     pub(crate) uid: u32,
-    /// Root, or a member of `[control] group`.
+    /// Whether the asker is root or a member of `[control] group`.
     pub(crate) privileged: bool,
 }
 
-/// Whether the asker may change a process of these owners: all of them have to be the asker, so that a program which
-/// runs with another user's rights (setuid) is not redirected by whoever started it.
+/// Returns whether the asker may change a process with these owners. All of them have to be the
+/// asker, so that a program with another user's rights (setuid) is not redirected by whoever
+/// started it.
 pub(super) fn may_change(asker: Asker, owners: Owners) -> bool {
     asker.privileged || owners.iter().all(|owner| *owner == asker.uid)
 }
 
-/// Whether a user has root's rights here.
+/// Returns whether a user has root's rights here.
 pub(super) fn is_privileged(uid: u32, gid: u32, group: Option<&str>) -> bool {
     uid == 0 || group.is_some_and(|group| is_member(uid, gid, group))
 }
@@ -44,14 +46,14 @@ fn is_member(uid: u32, gid: u32, group: &str) -> bool {
         .is_some_and(|groups| groups.contains(&group.gid))
 }
 
-/// A process held by a descriptor, so that its number cannot come to mean another one unnoticed.
+/// A process held by its pidfd, so that its id cannot come to mean another process unnoticed.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// Its number.
+    /// The process id.
     pub(super) pid: i32,
-    /// Its owners, read while it was alive.
+    /// The owners, read while the process was alive.
     pub(super) owners: Owners,
-    /// Whether it is in another network namespace than the agent.
+    /// Whether the process is in another network namespace than the agent.
     pub(super) elsewhere: bool,
     pidfd: OwnedFd,
 }
@@ -59,7 +61,7 @@ pub(super) struct Held {
 impl Held {
     /// Opens the process that the asker named.
     pub(super) fn open(pid: i32) -> Result<Self, Unchanged> {
-        // Looked at before rustix does: it asserts.
+        // rustix asserts that the id is valid, so check it first.
         let positive = if pid > 0 { Pid::from_raw(pid) } else { None };
         let named = positive.ok_or(Unchanged::NoProcess(pid))?;
         let pidfd = pidfd_open(named, PidfdFlags::empty()).map_err(|error| match error {
@@ -70,7 +72,8 @@ impl Held {
         Self::identify(pid, pidfd)
     }
 
-    /// The process that asks, by the descriptor its connection came with where the kernel gives one.
+    /// Holds the calling process, by the descriptor that came with its connection where the kernel
+    /// gives one.
     pub(super) fn caller(pid: i32, pidfd: Option<OwnedFd>) -> Result<Self, Unchanged> {
         match pidfd {
             Some(pidfd) => Self::identify(pid, pidfd),
@@ -78,15 +81,16 @@ impl Held {
         }
     }
 
-    /// Looks at the process behind `pidfd`, and only then makes sure that `pid` meant it all the while.
+    /// Reads the process behind `pidfd`, and afterwards verifies that `pid` still named it.
     fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, Unchanged> {
         let gone = || Unchanged::NoProcess(pid);
         let unseen = |source: std::io::Error| match Errno::from_io_error(&source) {
             Some(Errno::SRCH | Errno::NOENT) => gone(),
-            // A process may be kept from us though it is there: what of it we may look at, our capabilities decide.
+            // A process that exists may be hidden from us: our capabilities decide what of it we
+            // may read.
             _ => Unchanged::Open { pid, source },
         };
-        // The name in it may be in any encoding.
+        // The process name in this file may be in any encoding.
         let status = std::fs::read(format!("/proc/{pid}/status")).map_err(unseen)?;
         let owners = parse_owners(&String::from_utf8_lossy(&status)).ok_or_else(gone)?;
         let theirs = namespace(&pid.to_string()).map_err(unseen)?;
@@ -95,12 +99,12 @@ impl Held {
         if held.is_alive() { Ok(held) } else { Err(gone()) }
     }
 
-    /// The descriptor.
+    /// Returns the descriptor.
     pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// Whether the process still runs.
+    /// Returns whether the process still runs.
     pub(super) fn is_alive(&self) -> bool {
         // A pidfd becomes readable when its process ends.
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
@@ -108,7 +112,7 @@ impl Held {
     }
 }
 
-/// Names the network namespace of a process.
+/// Returns the identity of a process's network namespace.
 fn namespace(process: &str) -> std::io::Result<(u64, u64)> {
     let namespace = std::fs::metadata(format!("/proc/{process}/ns/net"))?;
     Ok((namespace.dev(), namespace.ino()))

@@ -1,4 +1,4 @@
-//! The agent's end of the process helper: starts it, and gives it jobs.
+//! The agent's end of the process helper: starts the helper and sends it jobs.
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -21,7 +21,7 @@ use super::helper::VERB;
 use super::job::{Job, JobError, Setup};
 use crate::selection::account::AccountMaps;
 
-/// How long a look for the reader of a TUN may take: a handover waits for it.
+/// The time limit for finding the reader of a TUN, for which a handover waits.
 const FEEDER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A handle to the running process helper.
@@ -31,20 +31,21 @@ pub(crate) struct ProcessHelper {
 }
 
 impl ProcessHelper {
-    /// Starts the helper with the rights of the calling process, which the caller gives up afterwards.
-    /// The helper ends with the last copy of the returned handle; before that, its end is an error.
+    /// Starts the helper with the rights of the calling process, which the caller gives up
+    /// afterwards. The helper ends when the last copy of the returned handle is dropped; if it ends
+    /// before that, it has failed.
     pub(crate) fn start(setup: &Setup, accounts: &AccountMaps) -> anyhow::Result<(Self, Child)> {
-        // Each datagram is one message, and the end of either side is seen by the other.
+        // A sequenced-packet socket keeps messages apart, and each side sees the other's end.
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .context("cannot make the socket pair for the process helper")?;
         let setup = serde_json::to_vec(setup).context("cannot encode the set-up of the process helper")?;
         send(ours.as_fd(), &setup, &accounts.descriptors())
             .context("cannot send the set-up to the process helper")?;
-        // The very file that runs, also while an upgrade replaces it.
+        // The very file that runs now, also while an upgrade replaces it.
         let mut command = Command::new("/proc/self/exe");
         command.arg(VERB).stdin(Stdio::from(theirs)).stdout(Stdio::null());
-        // The helper is no service of its own.
+        // The helper must not notify systemd as a service of its own.
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
@@ -52,8 +53,8 @@ impl ProcessHelper {
         Ok((Self { channel: Arc::new(ours) }, child))
     }
 
-    /// Gives the helper a job and waits for the answer; `caller` is the descriptor of the calling
-    /// process. Blocks: for threads that may.
+    /// Sends a job to the helper and returns the answer; `caller` is the pidfd of the calling
+    /// process. Blocks the thread.
     pub(crate) fn run<T: DeserializeOwned>(
         &self,
         job: &Job,

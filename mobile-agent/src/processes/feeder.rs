@@ -1,15 +1,15 @@
-//! Which mobile process reads what a TUN or TAP sends: a VPN's client whose packets would come back
-//! through our own device.
+//! Finds the mobile process that reads what the host sends into a TUN or TAP: a VPN client whose
+//! packets would come back through our own device.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::selection::cgroup::MobileCgroup;
 
-/// Finds the mobile process that has the device `name` open, as `command (pid)`.
+/// Returns the mobile process that has the device `name` open, as `command (pid)`.
 ///
-/// Reads `/proc`, so it takes as long as mobile processes have open files. What may not be read is
-/// passed over.
+/// Reads `/proc`: the time is in proportion to the open files of mobile processes. Skips what may
+/// not be read.
 pub(super) fn of(name: &str, cgroup: &MobileCgroup) -> Option<String> {
     let pid =
         cgroup.pids().ok()?.into_iter().find(|pid| holds(&PathBuf::from(format!("/proc/{pid}")), name))?;
@@ -17,7 +17,8 @@ pub(super) fn of(name: &str, cgroup: &MobileCgroup) -> Option<String> {
     Some(format!("{} ({pid})", command.trim()))
 }
 
-/// Whether the process has a descriptor of the device, which its `fdinfo` names (`tun_chr_show_fdinfo`).
+/// Returns whether the process has a descriptor of the device, which `fdinfo` names
+/// (`tun_chr_show_fdinfo`).
 fn holds(process: &Path, name: &str) -> bool {
     let namespace = |process: &Path| fs::read_link(process.join("ns/net")).ok();
     if namespace(process) != namespace(Path::new("/proc/thread-self")) {

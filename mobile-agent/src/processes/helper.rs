@@ -29,12 +29,13 @@ pub(crate) const VERB: &str = "agent-process-helper";
 /// The longest message on the channel: the set-up, which holds two paths.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// `mobile agent-process-helper`, with the channel to the agent as standard input.
+/// Runs `mobile agent-process-helper`, with the channel to the agent as standard input.
 pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
     let stdin = std::io::stdin();
     let channel = stdin.as_fd();
-    // Ctrl-C and systemd signal the whole group. The agent still has jobs then, and its end is ours.
+    // Ctrl-C and systemd signal the whole process group. The agent still has jobs then, and the
+    // helper ends with the agent.
     let signals = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block().context("cannot block signals")?;
     let first = receive(channel).context(
@@ -57,7 +58,8 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
                 tracing::warn!(%error, "the agent did not take the answer to a job");
             }
         };
-        // The stream closes with the refused thread, and the agent says so to who asked.
+        // The stream closes together with the thread that could not start, and the agent reports
+        // that to its client.
         if let Err(error) = std::thread::Builder::new().name("job".into()).spawn(work) {
             tracing::warn!(%error, "cannot start a thread for a job of the agent");
         }
@@ -65,8 +67,8 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rights that the jobs take. There is no list of files: Landlock would hide the descriptors of
-/// other processes.
+/// Returns the rights that the jobs take. Files are not restricted: Landlock would hide the
+/// descriptors of other processes.
 fn confinement() -> Confinement {
     Confinement {
         capabilities: Capabilities::BPF
@@ -74,7 +76,7 @@ fn confinement() -> Confinement {
             | Capabilities::NET_ADMIN
             | Capabilities::SYS_PTRACE,
         calls: &[libc::SYS_bpf, libc::SYS_pidfd_getfd],
-        // Users and groups may come from sssd or systemd-userdb.
+        // Users and groups may be served by sssd or systemd-userdb, over Unix sockets.
         local_streams: true,
         files: None,
     }
@@ -117,7 +119,7 @@ fn receive(channel: BorrowedFd<'_>) -> anyhow::Result<Option<(Vec<u8>, Vec<Owned
     Ok(Some((bytes, rights.flatten().collect())))
 }
 
-/// Does the job that `stream` brings, and answers on it.
+/// Does the job that `stream` brings, and answers on the same stream.
 fn answer(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> anyhow::Result<()> {
     let mut job = Vec::new();
     stream.read_to_end(&mut job)?;

@@ -1,5 +1,5 @@
-//! Messages from the agent to its process helper. Every job travels over a stream of its own, so
-//! that a slow one does not delay the others.
+//! The messages from the agent to its process helper. Every job travels over a stream of its own,
+//! so that a slow one does not delay the others.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::access::Asker;
 use super::unchanged::Unchanged;
 
-/// Everything the helper has to know, told once at its start. The maps of the accounts come with it
-/// as descriptors.
+/// The settings of the helper, sent once at its start. The maps of the accounts come with the
+/// message as descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
     /// `[cgroup] path`.
@@ -26,7 +26,8 @@ pub(crate) struct Setup {
     pub(crate) mark_key: u64,
 }
 
-/// A job. The answer to each is a `Result` of the type its documentation names.
+/// A job for the helper. The answer to each is a `Result` of the type that the variant's
+/// documentation names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Job {
@@ -77,42 +78,43 @@ pub(crate) enum Job {
     },
     /// Finds the mobile process that has a TUN or TAP open: `Option<String>`, `command (pid)`.
     FindFeeder {
-        /// The device's name.
+        /// The name of the device.
         device: String,
     },
     /// Closes the accounts of processes that have ended: `()`.
     SweepAccounts,
     /// Makes the cgroup of the slice unless it is there, for systemd to use: `u64`, its kernel id.
     EnsureSlice,
-    /// Moves every process of a mobile cgroup back to its former one and removes that cgroup: `()`.
+    /// Moves every process of a mobile cgroup back to its former cgroup, and removes the mobile
+    /// one: `()`.
     RemoveCgroup {
-        /// Its directory; `None` is the default one.
+        /// The directory of the cgroup; `None` is the default one.
         path: Option<PathBuf>,
     },
 }
 
-/// Why a job was not done, in words and as an error number for the C library.
+/// The failure of a job, in words and as an error number for the C library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct JobError {
-    /// The reason; names the process.
+    /// The reason, which names the process.
     pub(crate) reason: String,
     /// The error number.
     pub(crate) errno: i32,
 }
 
 impl JobError {
-    /// A failure that has no error number of its own.
+    /// Wraps a failure that has no error number of its own.
     pub(super) fn failed(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), errno: Errno::EIO as i32 }
     }
 
-    /// A failure told by an error that has no number of its own.
+    /// Wraps an error that has no error number of its own.
     pub(super) fn of(error: &impl std::fmt::Display) -> Self {
         Self::failed(error.to_string())
     }
 
-    /// The error number.
+    /// Returns the error number.
     pub(crate) fn errno(&self) -> Errno {
         Errno::from_raw(self.errno)
     }

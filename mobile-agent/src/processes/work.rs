@@ -1,4 +1,5 @@
-//! The jobs of the process helper: sets and clears the MOBILE attribute, lists who has it.
+//! The jobs of the process helper: set and clear the MOBILE attribute, and list the processes that
+//! have it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
 use crate::selection::sockets::{self, Mark};
 
-/// Everything the jobs work with.
+/// The state that the jobs work with.
 pub(super) struct Worker {
     /// The mobile cgroup.
     pub(super) cgroup: MobileCgroup,
@@ -23,12 +24,12 @@ pub(super) struct Worker {
     pub(super) accounts: Accounts,
 }
 
-/// The calling process: its number, and a descriptor of it where the kernel gives one.
+/// The calling process: its id, and its pidfd where the kernel gives one.
 pub(super) type Caller = (i32, Option<OwnedFd>);
 
 impl Worker {
-    /// Tells whether the caller holds sockets that could be mobile: its standard input perhaps, or
-    /// what its parent left it.
+    /// Returns whether the caller holds sockets that could be mobile: its standard input perhaps,
+    /// or sockets inherited from its parent.
     pub(super) fn holds_sockets(&self, pid: i32, pidfd: Option<OwnedFd>) -> Result<bool, JobError> {
         let held = Held::caller(pid, pidfd)?;
         Ok(sockets::has_any(pid, held.pidfd()))
@@ -63,13 +64,13 @@ impl Worker {
         persistent: &[IpAddr],
         mobile: bool,
     ) -> Vec<Change> {
-        // One for all of them: there may be a thousand.
+        // One reader, and so one cache, for all processes: there may be a thousand.
         let mut reader = Reader::default();
         pids.iter()
             .map(|&pid| {
                 let held = Held::open(pid);
-                // A /proc mounted with hidepid keeps others' processes from the asker, and not from
-                // the helper, which must not tell what the asker could not see.
+                // A /proc mounted with hidepid hides others' processes from the asker, but not from
+                // the helper, which must not reveal what the asker cannot see.
                 let may_see = held.as_ref().is_ok_and(|held| may_change(asker, held.owners));
                 let known = may_see.then(|| reader.process(pid).ok()).flatten();
                 let changed = held.and_then(|held| self.change_with_sockets(asker, &held, mobile));
@@ -91,10 +92,11 @@ impl Worker {
             .collect()
     }
 
-    /// Sets or clears the attribute of a process that is held, and of its sockets that have no peer.
+    /// Sets or clears the attribute of a process that is held, and of its sockets that have no
+    /// peer.
     fn change_with_sockets(&self, asker: Asker, held: &Held, mobile: bool) -> Result<(), Unchanged> {
         self.change_one(asker, held, mobile)?;
-        // After the attribute: what it makes from here on is marked, or not, as it is made.
+        // After the attribute: sockets made from here on are marked, or not, as they are made.
         sockets::follow(held.pid, held.pidfd(), self.mark, mobile);
         Ok(())
     }
@@ -104,7 +106,7 @@ impl Worker {
         if !may_change(asker, held.owners) {
             return Err(Unchanged::Foreign(held.pid));
         }
-        // Only now: where others' processes are is not for everybody to know.
+        // Checked only now: not everybody may know which processes exist and where.
         if held.elsewhere {
             return Err(Unchanged::OtherNamespace(held.pid));
         }
@@ -113,7 +115,7 @@ impl Worker {
         let before = cgroup.is_mobile(held.pid)?;
         set(mobile)?;
         if !held.is_alive() {
-            // It ended meanwhile: whoever has its number now was not meant.
+            // The process ended meanwhile: whichever process has its id now was not meant.
             if before != mobile
                 && let Err(error) = set(before)
             {
@@ -127,7 +129,8 @@ impl Worker {
     /// Lists the mobile processes that the asker may see.
     pub(super) fn list(&self, asker: Asker, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
         let pids = self.cgroup.pids().map_err(|error| JobError::of(&error))?;
-        // Each name costs a look into the user database, which may be across the network.
+        // Looking up a user name may take a query across the network, so each name is looked up
+        // once.
         let mut names: HashMap<u32, String> = HashMap::new();
         let mut processes = Reader::default().processes(&pids);
         processes.retain(|process| may_change(asker, process.owners));
@@ -168,7 +171,8 @@ impl Worker {
     }
 }
 
-/// What each process carried. Without it the list is still worth having.
+/// Returns what each process carried; `None` for each on an error, because the list is useful
+/// without.
 fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Traffic>> {
     let holders: Vec<_> = processes.iter().map(process::Process::holder).collect();
     match accounts.of(&holders) {

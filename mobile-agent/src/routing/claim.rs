@@ -1,10 +1,10 @@
-//! Judges what the relay pushes. A pushed address is a claim: it is in force only while nothing that
-//! this host knows of its own networks contradicts it.
+//! Judges what the relay pushes. A pushed address is a claim: it is in force only while nothing
+//! that this host knows of its own networks contradicts it.
 //!
-//! A persistent address becomes a local address of this host, and everything sent from it enters the
-//! tunnel. A relay that may choose freely can therefore take the traffic of ordinary processes (the
-//! uplink's own address), swallow it (the router's, a public server's), or reach services that are
-//! meant for the local network. The judgement is pure: facts in, verdict out.
+//! A persistent address becomes a local address of this host, and everything sent from it enters
+//! the tunnel. A relay that may choose freely can therefore take the traffic of ordinary processes
+//! (the uplink's own address), swallow it (the router's, a public server's), or reach services that
+//! are meant for the local network. The judgement is pure: facts in, verdict out.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -42,7 +42,8 @@ pub(crate) struct HostNetworks {
 /// The reason why a claim is refused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Objection {
-    /// No host can have the address: loopback, multicast, link-local, unspecified, broadcast, reserved.
+    /// No host can have the address: loopback, multicast, link-local, unspecified, broadcast,
+    /// reserved.
     Unusable,
     /// The address is in no network that a relay may assign from.
     NotAllowed,
@@ -75,7 +76,7 @@ pub(crate) enum Claim {
     Assignment,
 }
 
-/// A claim that is not in force.
+/// A claim that is refused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Refusal {
     /// The claim.
@@ -84,12 +85,12 @@ pub(crate) struct Refusal {
     pub(crate) objection: Objection,
 }
 
-/// What of an assignment is in force, and what is not.
+/// The verdict on an assignment: the part in force, and the refusals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// The part without an objection.
+    /// The claims without an objection.
     pub(crate) in_force: Assigned,
-    /// Everything else.
+    /// The claims with one, and the objections.
     pub(crate) refusals: Vec<Refusal>,
 }
 
@@ -135,12 +136,13 @@ fn against_address(address: IpAddr, allowed: &[IpNet], host: &HostNetworks) -> O
     }
 }
 
-/// A public resolver, also one that ordinary processes ask, is what most relays push.
+/// Returns the objection to a resolver. A public resolver is allowed, even one that ordinary
+/// processes ask: most relays push one.
 fn against_resolver(server: IpAddr, host: &HostNetworks) -> Option<Objection> {
     if is_unusable(server) { Some(Objection::Unusable) } else { held(server, host) }
 }
 
-/// Whether the host or its networks have the address already.
+/// Returns the objection to an address that this host or its networks already have.
 fn held(address: IpAddr, host: &HostNetworks) -> Option<Objection> {
     let of = |(device, _): &(String, IpNet)| device.clone();
     if let Some(local) = host.addresses.iter().find(|(_, net)| net.addr() == address) {
@@ -157,7 +159,7 @@ fn held(address: IpAddr, host: &HostNetworks) -> Option<Objection> {
     Some(Objection::Connected(of(connected), connected.1.trunc()))
 }
 
-/// Whether no host can have this address on a device that leads anywhere.
+/// Returns whether no host can have this address on a device that leads anywhere.
 fn is_unusable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -180,7 +182,7 @@ fn is_unusable(address: IpAddr) -> bool {
 }
 
 impl Objection {
-    /// Every word of [`word`](Self::word).
+    /// Every value of [`word`](Self::word).
     pub(crate) const WORDS: [&str; 10] = [
         "unusable",
         "not_allowed",
@@ -194,7 +196,7 @@ impl Objection {
         "empty",
     ];
 
-    /// The label of its metric, and the word of `mobile status --json`.
+    /// Returns the label in the metric, which is also the word in `mobile status --json`.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Unusable => "unusable",
@@ -238,7 +240,7 @@ impl fmt::Display for Claim {
 }
 
 impl Refusal {
-    /// What to do about it.
+    /// Returns what a person can do about the refusal.
     pub(crate) fn next_step(&self) -> &'static str {
         match (self.claim, &self.objection) {
             (Claim::Resolver(_), _) => {
@@ -258,7 +260,7 @@ impl Refusal {
         }
     }
 
-    /// The refusal as `mobile status --json` prints it.
+    /// Returns the refusal as `mobile status --json` prints it.
     pub(crate) fn told(&self) -> status::Refusal {
         let (kind, subject) = match self.claim {
             Claim::Address(_) => ("address", "the pushed address "),

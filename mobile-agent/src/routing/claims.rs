@@ -1,4 +1,4 @@
-//! The relay's latest claims, what of them is in force, and who is told when that changes.
+//! Keeps the relay's latest claims and what of them is in force, and reports changes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use super::claim::{Claim, HostNetworks, Objection, Refusal, judge};
 use super::lease::Assigned;
 use crate::status::Problem;
 
-/// The refusals as the rest of the agent may know them.
+/// The refusals, shared with the rest of the agent.
 #[derive(Debug, Default)]
 pub(crate) struct Refused(Mutex<Told>);
 
@@ -24,14 +24,14 @@ struct Told {
 #[derive(Debug)]
 pub(super) struct Claims {
     pushed: Option<Assigned>,
-    /// The objection to an assignment that was not taken at all; the one before it stays.
+    /// The objection to an assignment that was refused as a whole; the previous one stays in force.
     not_taken: Option<Objection>,
     allowed: Vec<IpNet>,
     refused: Arc<Refused>,
 }
 
 impl Claims {
-    /// Begins with what is remembered from an earlier run.
+    /// Starts with the claims remembered from an earlier run.
     pub(super) fn new(remembered: Option<Assigned>, allowed: &[IpNet], refused: Arc<Refused>) -> Self {
         Self { pushed: remembered, not_taken: None, allowed: allowed.to_vec(), refused }
     }
@@ -46,7 +46,7 @@ impl Claims {
         self.not_taken.is_none()
     }
 
-    /// Takes another assignment, to be judged with the next look; returns whether it was taken.
+    /// Takes another assignment, to be judged with the next look. Returns whether it was taken.
     pub(super) fn take(&mut self, new: Assigned) -> bool {
         self.not_taken = new.objection();
         let taken = self.not_taken.is_none();
@@ -56,7 +56,8 @@ impl Claims {
         taken
     }
 
-    /// Judges by what the host's networks are now. `None` before the relay ever assigned anything.
+    /// Judges the claims by the host's networks as they are now. Returns `None` before the relay
+    /// ever assigned anything.
     pub(super) fn judge(&self, host: &HostNetworks) -> Option<Assigned> {
         let verdict = self.pushed.as_ref().map(|pushed| judge(pushed, &self.allowed, host));
         let (in_force, mut refusals) =
@@ -79,12 +80,12 @@ impl Refused {
         self.told().counts.clone()
     }
 
-    /// What a person has to know, where anything is refused; `addresses` are those in force.
+    /// Returns the problem to show, if anything is refused; `addresses` are those in force.
     pub(crate) fn problem(&self, addresses: &[IpAddr]) -> Option<Problem> {
         problem(&self.now(), addresses)
     }
 
-    /// Logs and counts what is new, and says what is over.
+    /// Logs and counts new refusals, and logs those that ended.
     fn replace(&self, refusals: Vec<Refusal>, in_force: Option<&Assigned>) {
         let mut told = self.told();
         if told.now == refusals {
@@ -117,7 +118,7 @@ impl Refused {
     }
 }
 
-/// The refusal that matters most, as a problem: an address before a resolver.
+/// Returns the refusal that matters most as a problem: an address before a resolver.
 fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
     let worst = refusals.iter().min_by_key(|refusal| match refusal.claim {
         Claim::Address(_) => 0,

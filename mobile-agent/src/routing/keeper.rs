@@ -36,15 +36,15 @@ pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>)
 /// What others may know of the route.
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
-    /// What is assigned now, and in force.
+    /// The part of the relay's assignment that is in force.
     pub(crate) assigned: watch::Receiver<Option<Assigned>>,
     /// How many objects were put back.
     pub(crate) restored: Arc<AtomicU64>,
     /// How others' rules stand to ours.
     pub(crate) rivals: Arc<Rivals>,
-    /// What of the relay's assignment is refused.
+    /// The part of the relay's assignment that is refused.
     pub(crate) refused: Arc<Refused>,
-    /// How often the kernel was compared with the plan.
+    /// The number of times that the kernel was compared with the plan.
     pub(crate) passes: Arc<AtomicU64>,
     /// The ingress filter.
     pub(crate) ingress: IngressReport,
@@ -80,8 +80,8 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Makes the route as far as it is known: with the addresses of the last run, if there was one and
-    /// nothing speaks against them now.
+    /// Sets up the route as far as it is known: with the addresses of the last run, if there was
+    /// one and nothing contradicts them now.
     pub(crate) async fn start(
         config: &Config,
         netlink: Netlink,
@@ -131,7 +131,7 @@ impl Keeper {
         mut pushed: watch::Receiver<Option<PushConfig>>,
         mut bypass: mpsc::Receiver<BypassChange>,
     ) -> anyhow::Error {
-        // A host may have any number of routes that say nothing about ours.
+        // Only some routes matter: a host may have any number of routes that do not concern ours.
         let interest =
             RouteInterest::Only { tables: vec![self.config.routing.table], covering: ANYWHERE.to_vec() };
         let mut watch = match Watch::of_routes(interest) {
@@ -142,7 +142,7 @@ impl Keeper {
         let mut next = Instant::now();
         let mut settings = tokio::time::interval(SETTINGS);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What changed before the subscriptions is not told.
+        // Changes before the subscriptions are not announced.
         self.ingress.suspect();
         if let Err(error) = self.restore().await {
             return error;
@@ -154,7 +154,8 @@ impl Keeper {
                         let config = pushed.borrow_and_update().clone();
                         self.assign(config).await
                     }
-                    // The tunnel's own task ends with the reason, perhaps a moment later on another thread.
+                    // The tunnel's own task ends with the reason, perhaps a moment later on another
+                    // thread.
                     Err(_) => std::future::pending().await,
                 },
                 Some((nets, reply)) = bypass.recv() => {
@@ -205,7 +206,7 @@ impl Keeper {
                 ),
                 _ => tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigns"),
             }
-            // Saved as it was claimed: each start judges it anew.
+            // Saved as the relay pushed it: each start judges the claims anew.
             if let Err(error) = self.lease.store(&new) {
                 tracing::warn!(
                     error = crate::cli::story(&error),
@@ -216,7 +217,8 @@ impl Keeper {
         self.tolerant_pass().await.map(drop)
     }
 
-    /// Puts into force what nothing of this host speaks against now; returns whether that changed.
+    /// Puts in force the claims that nothing contradicts now. Returns whether that changed
+    /// anything.
     fn judge_claims(&mut self) -> bool {
         let now = self.claims.judge(&self.host.borrow_and_update());
         if *self.assigned.borrow() == now {
@@ -366,8 +368,9 @@ impl Keeper {
         if let Some(mtu) = plan.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu) {
             self.netlink.set_mtu(link.index, mtu).await?;
         }
-        // In this order nothing that is marked can fall through at any moment: first the table is closed, then it is
-        // asked, then opened. An address has to be there before a route names it, and the filter before the address.
+        // In this order no marked packet can take another route at any moment: first the table is
+        // closed, then the rules point to it, then it is opened. The filter has to be in force
+        // before an address is set, and an address has to be set before a route names it.
         let (closed, open): (Vec<Route>, Vec<Route>) = plan
             .routes
             .iter()
@@ -380,7 +383,7 @@ impl Keeper {
         made += self.ensure_addresses(link.index, &plan).await?;
         made += self.ensure_routes(&open).await?;
         self.remove_surplus(link.index, &plan).await?;
-        // Nobody removed what came into force just now.
+        // A first assignment is no restoration.
         Ok(if judged { 0 } else { made })
     }
 
@@ -402,7 +405,8 @@ impl Keeper {
         Ok(made)
     }
 
-    /// Filters for what the device has and will have: a former address is in use until it is removed.
+    /// Puts the ingress filter in force for the addresses the device has and will have: a former
+    /// address is in use until it is removed.
     async fn filter_ingress(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
         let present = self.netlink.addresses(index).await?;
         let planned = plan.addresses.iter().flatten();

@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::Objection;
 
-/// The least MTU with IPv4 (RFC 791) and with IPv6 (RFC 8200), and the largest that a relay can be set to.
+/// The smallest MTU with IPv4 (RFC 791) and with IPv6 (RFC 8200), and the largest that a relay can
+/// be set to.
 const MIN_MTU_IPV4: u16 = 576;
 const MIN_MTU_IPV6: u16 = 1280;
 const MAX_MTU: u16 = 9000;
 
-/// More resolvers than these are of no use: one of each family is asked.
+/// The most resolvers that are kept: only one of each family is asked.
 const MAX_RESOLVERS: usize = 8;
 
 /// What the relay assigned.
@@ -57,7 +58,8 @@ impl Assigned {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6)).collect()
     }
 
-    /// Returns the objection to the assignment as a whole; its parts are judged by [`claim`](super::claim).
+    /// Returns the objection to the assignment as a whole; its parts are judged by
+    /// [`claim`](super::claim).
     pub(crate) fn objection(&self) -> Option<Objection> {
         let least = if self.ipv6.is_some() { MIN_MTU_IPV6 } else { MIN_MTU_IPV4 };
         if self.addresses().is_empty() {
@@ -83,7 +85,8 @@ impl Lease {
         Self { path: dir.join("assigned.json"), relay: relay.to_string() }
     }
 
-    /// What was last assigned by this relay, a claim to be judged anew. A damaged file is as none: the relay will say it again.
+    /// Returns what this relay last assigned, as claims to be judged anew. A damaged file counts as
+    /// missing: the relay pushes the assignment again.
     pub(crate) fn load(&self) -> Option<Assigned> {
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,

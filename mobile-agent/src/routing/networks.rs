@@ -1,5 +1,5 @@
-//! Reads the facts about this host's own networks, and keeps them up to date for the judgement of
-//! claims.
+//! Reads the facts about this host's own networks, by which claims are judged, and keeps them up to
+//! date.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -12,32 +12,34 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::claim::HostNetworks;
 
-/// The least time between two reads, so that a storm of events costs a bounded share of a processor.
+/// The least time between two reads, so that a storm of events costs a bounded share of a
+/// processor.
 const SPACING: Duration = Duration::from_millis(5);
 
-/// A read is followed by a pause of at least this many times its length: a host may have a million
+/// The factor by which the pause after a read is longer than the read: a host may have a million
 /// routes, and each change of one is announced.
 const PAUSE: u32 = 20;
 
-/// The time between two looks at the files that name resolvers, which nobody announces.
+/// The time between two reads of the resolver files, whose changes are not announced.
 const FILES: Duration = Duration::from_secs(30);
 
-/// The files that name the resolvers of this host: the C library's, and behind a local stub those that
-/// systemd-resolved and NetworkManager ask.
+/// The files that name the resolvers of this host: the C library's, and those of the resolvers
+/// behind the local stubs of systemd-resolved and NetworkManager.
 const RESOLVERS: [&str; 3] =
     ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"];
 
-/// The makers of routes that place a network on a device (`RTPROT_KERNEL`, `RTPROT_RA`, `RTPROT_DHCP`).
-/// Routes of others over a device without a router, a VPN's for example, say nothing of who is there.
+/// The origins of routes that place a network on a device (`RTPROT_KERNEL`, `RTPROT_RA`,
+/// `RTPROT_DHCP`). Other routes over a device without a router, such as a VPN's, do not tell which
+/// addresses are there.
 const ON_LINK_PROTOCOLS: [u8; 3] = [2, 9, 16];
 
-/// Reads the facts and keeps them up to date. The returned future ends only when it cannot, with the
+/// Reads the facts and keeps them up to date. The returned future ends only on an error, with the
 /// reason.
 pub(crate) async fn watch(
     own_device: String,
     relay: watch::Receiver<Vec<SocketAddr>>,
 ) -> anyhow::Result<(watch::Receiver<HostNetworks>, impl Future<Output = anyhow::Error>)> {
-    // Subscribed before the first read: nothing falls in between.
+    // Subscribed before the first read, so no change is missed in between.
     let watch = Watch::new().context("cannot watch the networks of this host")?;
     let first = read_aside(&own_device, &relay).await?;
     let (publish, known) = watch::channel(first);
@@ -77,7 +79,7 @@ async fn follow(
                     new
                 });
             }
-            // The very change that the dump is about can interrupt it; the next event follows.
+            // A change during the dump can interrupt it; the event of that change follows.
             Err(error) => tracing::warn!(
                 error = crate::cli::story(&error),
                 "cannot read the networks of this host: claims of the relay are judged by what was known before"
@@ -87,7 +89,7 @@ async fn follow(
     }
 }
 
-/// Reads on a thread of its own: packets are carried by the caller's.
+/// Reads on a thread of its own: the caller's thread carries packets.
 async fn read_aside(
     own_device: &str,
     relay: &watch::Receiver<Vec<SocketAddr>>,
@@ -107,7 +109,8 @@ async fn read_aside(
     tokio::task::spawn_blocking(work).await.context("the reading of the networks of this host failed")?
 }
 
-/// Reads the facts once, of all devices but `own_device`; `relay` are the addresses of the endpoint.
+/// Reads the facts once, of all devices but `own_device`; `relay` are the addresses of the relay's
+/// endpoint.
 pub(crate) async fn read(
     netlink: &Netlink,
     own_device: &str,
@@ -156,7 +159,7 @@ pub(crate) async fn read(
 pub(crate) fn resolvers(text: &str) -> Vec<IpAddr> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver")?.split_whitespace().next())
-        // A link-local one carries its device.
+        // A link-local name server has a device as its scope.
         .filter_map(|server| server.split('%').next()?.parse().ok())
         .collect()
 }

@@ -8,8 +8,9 @@ use super::rivals::is_ours;
 use crate::config::Config;
 use crate::uplinks::detour;
 
-/// Removes the device, the ingress filter, the rules and the routes, in this order: until the rules are gone, what still carries the mark or
-/// a persistent address meets the table's `unreachable` and not the ordinary route.
+/// Removes the device, the ingress filter, the rules and the routes, in this order. Until the rules
+/// are gone, packets with the mark or a persistent address meet the table's `unreachable` route and
+/// not the ordinary route.
 pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
     if with_device && let Err(error) = tun::remove(&config.tunnel.device) {

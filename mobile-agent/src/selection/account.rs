@@ -42,7 +42,7 @@ pub(crate) struct Accounts {
     owners: MapData,
 }
 
-/// The maps behind the accounts, as descriptors for the process that reads them.
+/// The maps of the accounts, as descriptors for the process that reads them.
 pub(crate) struct AccountMaps {
     counted: MapData,
     owners: MapData,
@@ -57,14 +57,14 @@ impl AccountMaps {
         }
     }
 
-    /// The descriptors, in the order that [`Accounts::from_descriptors`] takes.
+    /// Returns the descriptors, in the order that [`Accounts::from_descriptors`] takes.
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.counted.fd().as_fd(), self.owners.fd().as_fd()]
     }
 }
 
 impl Accounts {
-    /// Opens the accounts whose maps another process has sent.
+    /// Opens the accounts from maps that another process has sent.
     pub(crate) fn from_descriptors([counted, owners]: [OwnedFd; 2]) -> Result<Self> {
         let counted = MapData::from_fd(counted).and_then(Map::from_map_data).map_err(failed)?;
         let counted = Mutex::new(maps::HashMap::try_from(counted).map_err(failed)?);

@@ -1,9 +1,10 @@
 //! The programs in the kernel: loaded, attached, pinned, and replaced by those of the next agent.
 //!
-//! Every start loads new programs with a configuration of their own, attaches them beside those of the last agent and
-//! then removes the old ones: both do the same, so there is no moment in which a mobile process goes unmarked, and it does
-//! not matter whether the programs, the configuration or its layout have changed. Only the counters are handed on, what
-//! was asked of resolvers and is not answered yet, which MPTCP connections are mobile, the accounts of mobile processes, and the key
+//! Every start loads new programs with a configuration of their own, attaches them beside those of
+//! the last agent and then removes the old ones: both do the same, so there is no moment in which a
+//! mobile process goes unmarked, and it does not matter whether the programs, the configuration or
+//! its layout have changed. Only the counters are handed on, what was asked of resolvers and is not
+//! answered yet, which MPTCP connections are mobile, the accounts of mobile processes, and the key
 //! by which the programs know the agent.
 
 use std::{
@@ -134,19 +135,19 @@ impl Selector {
         Event::ALL.into_iter().map(sum).collect()
     }
 
-    /// The maps of what mobile processes carry.
+    /// Returns the maps of the accounts of mobile processes.
     pub(crate) fn account_maps(&self) -> &AccountMaps {
         &self.account_maps
     }
 
-    /// The accounts, read by this process itself.
+    /// Opens the accounts in this process itself.
     #[cfg(test)]
     pub(super) fn accounts(&self) -> super::account::Accounts {
         let descriptors = self.account_maps.descriptors().map(|map| map.try_clone_to_owned().unwrap());
         super::account::Accounts::from_descriptors(descriptors).unwrap()
     }
 
-    /// The secret by which the programs know that the agent sets a mark.
+    /// Returns the secret by which the programs recognise the agent when it sets a mark.
     pub(crate) fn key(&self) -> u64 {
         self.config.key
     }
@@ -294,7 +295,7 @@ impl Selector {
     }
 }
 
-/// What the programs go by, but for the key.
+/// Returns the programs' configuration, with a key of 0.
 fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Config> {
     Ok(Config {
         cgroup_id: cgroup.id(),
@@ -310,7 +311,8 @@ fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Config> {
     })
 }
 
-/// Refuses a `pin_dir` in which another user could put programs of its own. One that is not there is made by the agent.
+/// Refuses a `pin_dir` in which another user could put programs of its own. The agent makes a
+/// directory that does not exist.
 pub(crate) fn assert_pins_are_ours(pin_dir: &Path) -> Result<()> {
     if pin_dir.exists() { pins::assert_ours(pin_dir) } else { Ok(()) }
 }
@@ -336,8 +338,8 @@ fn hand_on(name: &str, older: &[PathBuf], generation: &Generation) {
     }
 }
 
-/// The key of the last generation: its programs are still there when those of the next are attached. `None`: an earlier version
-/// had none.
+/// Returns the key of the last generation, whose programs are still in force when the next ones are
+/// attached; `None` after a version that had no key.
 fn key_of(older: &[PathBuf]) -> Option<u64> {
     let config = MapData::from_pin(pins::pin(older.last()?, "map", map::CONFIG)).ok()?;
     let config = Array::<_, Config>::try_from(Map::Array(config)).ok()?;
@@ -420,7 +422,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: Pa
                 let id = program.attach(cgroup, CgroupSkbAttachType::Egress, mode).map_err(failed)?;
                 program.take_link(id).map_err(failed)?.try_into()
             }
-            // The library has no way from its links of this kind to a pin.
+            // aya cannot pin links of this kind.
             Program::CgroupSockopt(program) => {
                 let program = program.fd().map_err(failed)?.as_fd();
                 return link::pin(program, cgroup.as_fd(), BPF_CGROUP_SETSOCKOPT, &pin)

@@ -17,15 +17,15 @@ pub(crate) enum BpfError {
     /// The place for pins cannot hold any.
     #[error("{0} is not on a BPF file system; name a directory below /sys/fs/bpf in `[bpf] pin_dir`")]
     NotBpffs(PathBuf),
-    /// Another user could put maps and programs of its own in the place of the agent's.
+    /// Another user could replace the agent's maps and programs.
     #[error(
         "{path} {fault}, so another user could replace the eBPF programs; make it root's alone (chown root, chmod 755), \
          or name another directory in `[bpf] pin_dir`"
     )]
     UnsafePin {
-        /// The pin, or a directory on the way to it.
+        /// The pin, or a directory above it.
         path: PathBuf,
-        /// Whose it is, or who may write it.
+        /// The user who owns it or may write to it.
         fault: String,
     },
     /// A failure outside the BPF system call.
@@ -44,14 +44,14 @@ pub(crate) enum BpfError {
     /// The object could not be loaded.
     #[error("cannot load the eBPF programs: {0}; `mobile check` says what is missing")]
     Load(#[from] EbpfError),
-    /// Whether the kernel has a helper could not be found out.
+    /// The kernel's support for a helper could not be determined.
     #[error(
         "cannot find out whether the kernel has the eBPF helper {helper}: {source}; `mobile check` says what is missing"
     )]
     Feature {
-        /// The helper, by its name in the kernel.
+        /// The name of the helper in the kernel.
         helper: String,
-        /// Why not.
+        /// The cause.
         source: ProgramError,
     },
     /// One program could not be loaded or attached.
@@ -70,16 +70,16 @@ pub(crate) enum BpfError {
         /// Why not.
         source: LinkError,
     },
-    /// A program that was attached and pinned without the library's help could not be.
+    /// A program could not be attached and pinned by bpf(2) itself.
     #[error(
         "cannot attach the eBPF program {name} and pin it at {path}: {source}; `mobile check` says what is missing"
     )]
     PinLink {
-        /// The program.
+        /// The name of the program.
         name: &'static str,
-        /// Where.
+        /// The path of the pin.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// Something could not be pinned.

@@ -103,7 +103,7 @@ pub(crate) enum CgroupError {
     InUse {
         /// The mobile cgroup.
         dir: PathBuf,
-        /// The network namespace of that agent, if it is known.
+        /// The network namespace of the other agent, if it is known.
         owner: Option<u64>,
     },
     /// Mobile processes of another network namespace's agent wait in this cgroup.
@@ -115,7 +115,7 @@ pub(crate) enum CgroupError {
     Anothers {
         /// The mobile cgroup.
         dir: PathBuf,
-        /// The network namespace of that agent.
+        /// The network namespace of the other agent.
         owner: u64,
     },
     /// Any other failure, with what was being done.
@@ -148,7 +148,8 @@ pub(crate) struct MobileCgroup {
 }
 
 impl MobileCgroup {
-    /// Finds or makes the mobile cgroup: `path`, or the default one at the root of the first cgroup2 mount.
+    /// Finds or makes the mobile cgroup: `path`, or the default one at the root of the first
+    /// cgroup2 mount.
     pub(crate) fn ensure(path: Option<&Path>) -> Result<Self> {
         let (cgroup2, dir) = Self::locate(path)?;
         fs::create_dir_all(&dir).map_err(io_error("make the cgroup", &dir))?;
@@ -277,7 +278,7 @@ impl MobileCgroup {
         Ok(pids)
     }
 
-    /// Returns whether processes are in it, those of the slice aside.
+    /// Returns whether the cgroup holds processes, not counting those of the slice.
     pub(super) fn has_processes(&self) -> Result<bool> {
         pids_below(&self.dir).map(|pids| !pids.is_empty())
     }

@@ -96,7 +96,8 @@ mod tests {
     use super::*;
     use crate::selection::{bpf::OBJECT, pins, probe::Place};
 
-    /// BPF_JMP | BPF_CALL of a helper, and the helper: the cookie of the network namespace, and one that no kernel has.
+    /// The opcode BPF_JMP | BPF_CALL, the helper for a network namespace's cookie, and a helper
+    /// that no kernel has.
     const CALL: [u8; 4] = [0x85, 0, 0, 0];
     const NETNS_COOKIE: u32 = 122;
     const NO_HELPER: u32 = 0x7fff_ffff;

@@ -23,8 +23,9 @@ mod tests {
     const CALL: u8 = 0x85;
     const HELPER: u64 = 0;
 
-    /// Asked for only where the kernel has it: behind TELLS_SUBFLOWS, in `mobile_egress`, for which there is
-    /// `mobile_egress_own`, and, since 5.15, in `mobile_setsockopt`.
+    /// The helpers that are called only where the kernel has them: behind TELLS_SUBFLOWS; in
+    /// `mobile_egress`, which `mobile_egress_own` replaces otherwise; and, since 5.15, in
+    /// `mobile_setsockopt`.
     const OPTIONAL: [(&str, u32, (u32, u32)); 2] =
         [("bpf_skc_to_mptcp_sock", 196, (5, 19)), ("bpf_get_netns_cookie", 122, (6, 15))];
 

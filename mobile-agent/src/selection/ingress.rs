@@ -1,8 +1,8 @@
-//! The ingress filter as an eBPF classifier on every device but `lo` and the tunnel's, for a host where nftables does not
-//! work.
+//! The ingress filter as an eBPF classifier on every device but `lo` and the tunnel's, for hosts
+//! where nftables does not work.
 //!
-//! Its links are pinned, so that it stays when the agent ends. A device that appears while no agent runs has no classifier
-//! until the next one starts.
+//! The links are pinned, so the classifier stays when the agent ends. A device that appears while
+//! no agent runs has no classifier until the next agent starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,13 +19,13 @@ use mobile_ebpf_common::{Address, map, program};
 use super::addresses::packed;
 use super::pins;
 
-/// The object built of mobile-ebpf's `ingress.rs`.
+/// The object file built from mobile-ebpf's `ingress.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ingress"));
 
-/// The directories of pins in `[bpf] pin_dir`, one for each start, begin with it.
+/// The prefix of the directories of pins in `[bpf] pin_dir`, one for each start.
 const PREFIX: &str = "ingress-";
 
-/// The counter of dropped packets, one for each processor.
+/// The counter of dropped packets, one value for each processor.
 pub(crate) type Counter = PerCpuArray<MapData, u64>;
 
 /// The classifier in the kernel.
@@ -33,12 +33,12 @@ pub(crate) struct Classifier {
     ebpf: Ebpf,
     guarded: HashMap<MapData, Address, u8>,
     dir: PathBuf,
-    /// By the device's index.
+    /// The links, by the index of their device.
     links: BTreeMap<u32, PinnedLink>,
 }
 
 impl Classifier {
-    /// Loads the program, attached to no device, and its counter.
+    /// Loads the program and its counter, without attaching the program.
     pub(crate) fn load(pin_dir: &Path) -> anyhow::Result<(Self, Counter)> {
         pins::ensure_dir(pin_dir)?;
         let last = generations(pin_dir)?.last().map_or(0, |(number, _)| *number);
@@ -52,7 +52,7 @@ impl Classifier {
         Ok((Self { ebpf, guarded, dir, links: BTreeMap::new() }, counter))
     }
 
-    /// Guards `addresses` and no others on `devices`, and lets go of devices that are gone.
+    /// Drops packets to `addresses` and no others on `devices`, and forgets devices that are gone.
     pub(crate) fn ensure(
         &mut self,
         addresses: &BTreeSet<IpAddr>,
@@ -68,7 +68,7 @@ impl Classifier {
         }
         let gone: Vec<u32> = self.links.keys().copied().filter(|device| !devices.contains(device)).collect();
         for link in gone.iter().filter_map(|device| self.links.remove(device)) {
-            // The link went with its device; this is the pin.
+            // The link went with its device; this removes the pin.
             link.unpin().context("cannot remove the pin of a device that is gone")?;
         }
         for &device in devices {
@@ -84,14 +84,14 @@ impl Classifier {
 
     fn attach(&mut self, device: u32) -> anyhow::Result<PinnedLink> {
         let program = classifier(&mut self.ebpf)?;
-        // First: whatever others have attached sees nothing forged either.
+        // Attached first, so that other classifiers see no forged packet either.
         let attach = TcAttach::Tcx { attach_type: TcAttachType::Ingress, order: LinkOrder::first() };
         let id = program.attach(device, attach)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         Ok(link.pin(self.dir.join(format!("link-{device}")))?)
     }
 
-    /// Removes what earlier agents attached, once this one's is.
+    /// Removes the links of earlier agents, once this agent's are attached.
     fn replace_older(&self) -> anyhow::Result<()> {
         let Some(pin_dir) = self.dir.parent() else { return Ok(()) };
         for (_, dir) in generations(pin_dir)?.iter().filter(|(_, dir)| *dir != self.dir) {
@@ -108,13 +108,14 @@ pub(crate) fn remove(pin_dir: &Path) -> anyhow::Result<()> {
         pins::remove(dir)?;
     }
     if !found.is_empty() {
-        // Left by a start that failed before it loaded the other programs; theirs are still there otherwise.
+        // A start that failed before it loaded the other programs leaves an empty directory;
+        // otherwise their pins are still in it, and this fails.
         let _ = fs::remove_dir(pin_dir);
     }
     Ok(())
 }
 
-/// Adds up `counter`.
+/// Returns the sum of `counter` over all processors.
 pub(crate) fn sum(counter: &Counter) -> u64 {
     counter.get(&0, 0).map_or(0, |values| values.iter().sum())
 }
@@ -124,7 +125,7 @@ fn classifier(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
     Ok(program.try_into()?)
 }
 
-/// The directories of pins, the oldest first.
+/// Returns the directories of pins, the oldest first.
 fn generations(pin_dir: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(pin_dir) {
         Ok(entries) => entries,

@@ -1,4 +1,4 @@
-//! A program attached to a cgroup by a pinned link, by the system call itself.
+//! Attaches a program to a cgroup by a pinned link, with bpf(2) itself.
 
 use std::{
     ffi::CString,
@@ -33,19 +33,19 @@ struct ObjectPin {
     flags: u32,
 }
 
-/// Attaches a loaded program to a hook of a cgroup, until nothing holds the link that is pinned at
-/// `pin`.
+/// Attaches a loaded program to a hook of a cgroup. The program stays attached as long as the link
+/// that is pinned at `pin` exists.
 pub(super) fn pin(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: u32, pin: &Path) -> io::Result<()> {
     let create = LinkCreate { program: program.as_raw_fd(), cgroup: cgroup.as_raw_fd(), hook, flags: 0 };
     let link = bpf(BPF_LINK_CREATE, &create)?;
-    // SAFETY: the kernel has just made it, and it is nobody else's.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     let link = unsafe { OwnedFd::from_raw_fd(link) };
     let path = CString::new(pin.as_os_str().as_bytes())?;
     bpf(BPF_OBJ_PIN, &ObjectPin { path: path.as_ptr() as u64, object: link.as_raw_fd(), flags: 0 })?;
     Ok(())
 }
 
-/// bpf(2), with attributes that name only what lives for the call.
+/// Calls bpf(2) with attributes that refer only to what lives for the call.
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<RawFd> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes of the attributes; both kinds above are
     // integers without padding, and the path in one is a C string that lives for the call.

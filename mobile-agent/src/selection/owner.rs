@@ -1,7 +1,7 @@
-//! Which agent the mobile cgroup belongs to, so that agents in several network namespaces, which
-//! see the same cgroups, leave each other's alone.
+//! Records which agent a mobile cgroup belongs to, so that agents in several network namespaces,
+//! which all see the same cgroups, leave each other's alone.
 //!
-//! A running agent holds a lock on the cgroup's directory. An attribute of the directory names the
+//! A running agent locks the cgroup's directory. An extended attribute of the directory names the
 //! network namespace of the agent that made it, also while that agent does not run.
 
 use std::fs::File;
@@ -18,7 +18,8 @@ use super::cgroup::{CgroupError, MobileCgroup, Result, io_error};
 /// `user.` attributes since Linux 5.7).
 const OWNER: &str = "user.mobile.netns";
 
-/// A mobile cgroup in use by the agent of this process. The kernel ends it with the process.
+/// A mobile cgroup in use by the agent of this process. The kernel releases it when the process
+/// ends.
 #[derive(Debug)]
 pub(crate) struct Claim {
     _lock: Flock<File>,
@@ -38,7 +39,7 @@ pub(crate) fn claim(cgroup: &MobileCgroup) -> Result<Claim> {
         }
         _ => {}
     }
-    // Without it the lock still keeps running agents apart.
+    // Without the attribute, the lock still keeps running agents apart.
     if let Err(error) = setxattr(dir, OWNER, own.to_string().as_bytes(), XattrFlags::empty()) {
         tracing::debug!(%error, cgroup = %dir.display(), "cannot write down whose the cgroup is");
     }
@@ -69,9 +70,9 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
     })
 }
 
-/// Returns the network namespace of the agent that the cgroup belongs to, if that is written down.
+/// Returns the network namespace of the agent that the cgroup belongs to, if it is recorded.
 fn owner(dir: &Path) -> Option<u64> {
-    // As many digits as a 64-bit number may have.
+    // A 64-bit number has at most this many digits.
     let mut value = [0; 20];
     let length = getxattr(dir, OWNER, &mut value).ok()?;
     std::str::from_utf8(value.get(..length)?).ok()?.parse().ok()

@@ -1,5 +1,5 @@
-//! What outlives the agent: pins in a BPF file system, a directory of them for each generation of
-//! the programs.
+//! The kernel objects that outlive the agent: pins in a BPF file system, in one directory for each
+//! generation of the programs.
 //!
 //! `pin_dir/7/` holds everything one load attached. A new agent fills `pin_dir/8/` and only then
 //! removes the others, so at every moment one whole set is in force, whatever kills the agent
@@ -24,12 +24,12 @@ use super::bpf::BpfError;
 /// Where every distribution mounts the BPF file system, and where we do if nobody has.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The mode of the directories that are made here: everybody may see whether there are programs, as
-/// `mobile explain` does.
+/// The mode of new directories: everybody may see whether there are programs, as `mobile explain`
+/// does.
 const DIR_MODE: u32 = 0o755;
 
-/// Bits of a mode: the group or others may write, and only the owner of a file may rename or remove
-/// it.
+/// Bits of a mode: write permission of the group or of others, and the sticky bit (only a file's
+/// owner may rename or remove it).
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
@@ -45,13 +45,13 @@ pub(super) fn ensure_dir(pin_dir: &Path) -> Result<(), BpfError> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(pin_dir).map_err(io_error("make", pin_dir))
 }
 
-/// Refuses a place for pins in which another user could put maps or programs of its own, or has: a
-/// file system mounted with mode 1777, or delegated to somebody (`delegate_maps` and the like),
-/// belongs to more users than root.
+/// Refuses a directory for pins in which another user could put maps or programs of its own, or has
+/// done so. A file system that is mounted with mode 1777, or delegated (`delegate_maps` and the
+/// like), belongs to more users than root.
 pub(super) fn assert_ours(pin_dir: &Path) -> Result<(), BpfError> {
     let pin_dir = &fs::canonicalize(pin_dir).map_err(io_error("look at", pin_dir))?;
     for above in pin_dir.ancestors().skip(1) {
-        // Where others may only add, nobody but root can move what is root's.
+        // With the sticky bit others may only add files; nobody but root can move root's.
         assert_own(above, STICKY)?;
     }
     assert_own(pin_dir, 0)?;
@@ -64,7 +64,7 @@ pub(super) fn assert_ours(pin_dir: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Refuses what another user owns, or may write while its mode has not this `excuse`.
+/// Refuses a path that another user owns or may write to, unless its mode has the bit `excuse`.
 fn assert_own(path: &Path, excuse: u32) -> Result<(), BpfError> {
     let found = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
     let (owner, mode) = (Uid::from_raw(found.uid()), found.mode());
@@ -134,7 +134,7 @@ pub(super) fn pin(generation: &Path, kind: &str, name: &str) -> PathBuf {
 
 /// Removes a directory of pins, and with them what nothing else holds. Says whether there was one.
 pub(super) fn remove(dir: &Path) -> Result<bool, BpfError> {
-    // What is not a folder of pins is none of ours, whatever a configuration or a record says.
+    // A directory that holds no pins is not ours, whatever a configuration or a record says.
     if !dir.exists() || !on_bpffs(dir)? {
         return Ok(false);
     }

@@ -159,7 +159,7 @@ impl Probe {
         self.mark(&format!("open {kind}"))
     }
 
-    /// Whether a socket can be made: `opened`, or the error's name.
+    /// Makes a socket, if possible. Returns `opened`, or the error's name.
     pub(super) fn try_open(&mut self, kind: &str) -> String {
         self.ask(&format!("try {kind}"))
     }
@@ -179,7 +179,7 @@ impl Probe {
         self.mark(&format!("send {kind} {to}"))
     }
 
-    /// listen() of the last socket of a kind.
+    /// Calls listen() on the last socket of a kind.
     pub(super) fn listen(&mut self, kind: &str) {
         assert_eq!(self.ask(&format!("listen {kind}")), "done");
     }
@@ -204,12 +204,12 @@ impl Probe {
         self.mark(&format!("set {kind} {mark}"))
     }
 
-    /// The same, of a mark that the kernel or the programs refuse.
+    /// Sets SO_MARK to a value that the kernel or the programs refuse.
     pub(super) fn cannot_set_mark(&mut self, kind: &str, mark: u32) {
         assert_eq!(self.ask(&format!("refused {kind} {mark}")), "EPERM");
     }
 
-    /// Makes so many sockets of a kind, which stay open, and sends a datagram of each.
+    /// Makes `count` sockets of a kind, which stay open, and sends a datagram from each.
     pub(super) fn send_of_many(&mut self, kind: &str, to: &str, count: u32) {
         assert_eq!(self.ask(&format!("many {kind} {to} {count}")), "done");
     }

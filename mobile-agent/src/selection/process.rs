@@ -20,7 +20,7 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     /// The user it runs as.
     pub(crate) uid: u32,
-    /// All the users whose rights it has.
+    /// The users whose rights the process has.
     pub(crate) owners: Owners,
     /// Its short name.
     pub(crate) comm: String,
@@ -128,7 +128,7 @@ impl Reader {
         let proc = Path::new(&proc);
         let uid = fs::metadata(proc)?.uid();
         let (comm, start_time) = stat(proc)?;
-        // The name in it may be in any encoding.
+        // The process name in this file may be in any encoding.
         let status = fs::read(proc.join("status"))?;
         let owners = parse_owners(&String::from_utf8_lossy(&status)).ok_or(io::ErrorKind::InvalidData)?;
         let cmdline = fs::read(proc.join("cmdline"))?;
@@ -208,8 +208,8 @@ fn stat(proc: &Path) -> io::Result<(String, u64)> {
     Ok(parse_stat(&String::from_utf8_lossy(&stat)).ok_or(io::ErrorKind::InvalidData)?)
 }
 
-/// Reads the `Uid:` line of /proc/PID/status: real, effective, saved, file system. The name above it
-/// cannot pretend to be one: the kernel escapes the line ends in it.
+/// Reads the `Uid:` line of /proc/PID/status: real, effective, saved, file system. The name above
+/// it cannot imitate that line: the kernel escapes line ends in it.
 pub(crate) fn parse_owners(status: &str) -> Option<Owners> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     let mut uids = line.split_ascii_whitespace().map(str::parse);
@@ -267,7 +267,7 @@ mod tests {
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        // The kernel lets the parent of a vfork go on before the command line is there.
+        // The parent of a vfork may run before the child's command line is there.
         let mut looks = std::iter::repeat_with(|| {
             std::thread::sleep(std::time::Duration::from_millis(1));
             read(pid).unwrap()

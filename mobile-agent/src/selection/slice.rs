@@ -45,7 +45,7 @@ impl Slice {
         fs::metadata(&self.dir).map_or(0, |dir| dir.ino())
     }
 
-    /// Makes the cgroup, for systemd to find and use, unless it is there. Returns its kernel id.
+    /// Makes the cgroup unless it exists, for systemd to use. Returns its kernel id.
     pub(crate) fn ensure(&self) -> io::Result<u64> {
         match fs::create_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

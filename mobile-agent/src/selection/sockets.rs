@@ -1,8 +1,9 @@
 //! The sockets that a process holds when it becomes mobile or ordinary: those without a peer follow it at once.
 //!
-//! A connection keeps its route, and a stream that is not connected yet is asked about at connect(). But a datagram takes
-//! the mark its socket had before the kernel asks the programs, and for ping and raw sockets, and for what a listening
-//! socket accepts, it never asks: so the mark of these changes when their process does.
+//! A connection keeps its route, and a stream that is not connected yet is asked about at
+//! connect(). But a datagram takes the mark its socket had before the kernel asks the programs, and
+//! for ping and raw sockets, and for what a listening socket accepts, it never asks: so the mark of
+//! these changes when their process does.
 
 use std::{
     fs, io,
@@ -13,19 +14,22 @@ use nix::libc;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The bits of a socket's mark that are ours, what they are on a mobile one, and the right to change them.
+/// The bits of a socket's mark that are ours, their value on a mobile socket, and the right to
+/// change them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
     /// The bits to set.
     pub(crate) mark: u32,
     /// The bits of the mark that are ours.
     pub(crate) mask: u32,
-    /// The secret by which the programs let the agent set and clear these bits: [`mobile_ebpf_common::Config::key`].
+    /// The secret by which the programs let the agent change these bits:
+    /// [`mobile_ebpf_common::Config::key`].
     pub(crate) key: u64,
 }
 
-/// Marks every unconnected datagram, ping, raw, listening and SCTP socket of a process, or takes the mark off. Those of other network
-/// namespaces are left alone. A kernel before 5.6 does not lend descriptors: there they keep what they have.
+/// Marks every unconnected datagram, ping, raw, listening and SCTP socket of a process, or clears
+/// their marks. Leaves sockets of other network namespaces alone. A kernel before 5.6 cannot
+/// duplicate another process's descriptors (`pidfd_getfd`): there the sockets keep their marks.
 pub(crate) fn follow(pid: i32, pidfd: BorrowedFd<'_>, ours: Mark, mobile: bool) {
     for (fd, socket) in sockets(pid, pidfd) {
         if let Err(error) = follow_one(&socket, ours, mobile) {
@@ -52,10 +56,11 @@ fn follow_one(socket: &Socket, Mark { mark, mask, key }: Mark, mobile: bool) -> 
     }
 }
 
-/// Sets SO_MARK with the key behind the mark, which the programs read and the kernel ignores.
+/// Sets SO_MARK, with the key behind the mark; the programs read the key and the kernel ignores it.
 fn set_mark(socket: &Socket, mark: u32, key: u64) -> io::Result<()> {
     let value = [mark, key as u32, (key >> 32) as u32];
-    // SAFETY: the kernel and the programs read at most the size of `value`, which lives for the call.
+    // SAFETY: the kernel and the programs read at most the size of `value`, which lives for the
+    // call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

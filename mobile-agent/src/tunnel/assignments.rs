@@ -1,38 +1,37 @@
-//! The relay's configuration, passed on to the rest of the agent no faster than the agent is to act
-//! on it.
+//! Passes the relay's configuration on to the rest of the agent at a limited rate.
 //!
-//! Each change moves addresses, routes, rules and files of this host, and its watchers are told by
-//! netlink. A relay changes its configuration when its operator does; one that changes it without
-//! end is not followed each time. The last one counts.
+//! Each change moves addresses, routes, rules and files of this host, and netlink announces it to
+//! other programs. An honest relay changes its configuration when its operator does. Of a relay
+//! that changes it without end, the agent follows only the latest one.
 
 use std::time::{Duration, Instant};
 
 use mobile_proto::PushConfig;
 use tokio::sync::watch;
 
-/// Changes that may follow each other at once.
+/// The number of changes that may follow each other at once.
 const BURST: u32 = 8;
-/// Time between two changes after those.
+/// The time between two changes after those.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Passes on the relay's configuration.
 #[derive(Debug)]
 pub(super) struct Assignments {
     told: watch::Sender<Option<PushConfig>>,
-    /// The last configuration, if it has to wait.
+    /// The latest configuration, if it has to wait.
     waiting: Option<PushConfig>,
-    /// Time until which the changes so far are paid for, each with [`INTERVAL`].
+    /// The time until which the changes so far are accounted for, each with [`INTERVAL`].
     paid: Option<Instant>,
     deferred: u64,
 }
 
 impl Assignments {
-    /// Tells those who watch this channel.
+    /// Creates a limiter that publishes to `publish`.
     pub(super) fn new(told: watch::Sender<Option<PushConfig>>) -> Self {
         Self { told, waiting: None, paid: None, deferred: 0 }
     }
 
-    /// Takes the configuration that the relay pushed.
+    /// Takes a configuration that the relay pushed.
     pub(super) fn offer(&mut self, now: Instant, config: PushConfig) {
         if self.told.borrow().as_ref() == Some(&config) {
             self.waiting = None;
@@ -49,13 +48,13 @@ impl Assignments {
         }
     }
 
-    /// When a configuration that waits may be used.
+    /// Returns when the waiting configuration may be used.
     pub(super) fn due(&self) -> Option<Instant> {
         self.waiting.as_ref()?;
         self.paid.and_then(|paid| paid.checked_sub(INTERVAL * (BURST - 1)))
     }
 
-    /// Uses the configuration that waits, if its time has come.
+    /// Uses the waiting configuration, if its time has come.
     pub(super) fn tick(&mut self, now: Instant) {
         if self.may_change(now)
             && let Some(config) = self.waiting.take()
@@ -64,7 +63,7 @@ impl Assignments {
         }
     }
 
-    /// Configurations that were put off, or gave way to a later one meanwhile.
+    /// Returns the number of configurations that were deferred or superseded while they waited.
     pub(super) fn deferred(&self) -> u64 {
         self.deferred
     }

@@ -57,7 +57,7 @@ impl Dialer {
         }
     }
 
-    /// Returns the addresses that the endpoint is known to have, as they are found.
+    /// Returns the addresses that the endpoint is known to have, updated as they are resolved.
     pub(crate) fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.known.subscribe()
     }

@@ -24,7 +24,8 @@ use crate::uplinks::Uplinks;
 /// So long the tunnel is without a path before the log has a line of it: longer than an ordinary handover.
 const TELL_OUTAGE: Duration = Duration::from_secs(3);
 
-/// Events of the session taken at once; its driver reads no path while as many wait.
+/// The number of session events that are taken at once; while as many wait, the driver reads no
+/// path.
 const MAX_BATCH: usize = 64;
 
 /// The one task that knows the machine.
@@ -85,13 +86,13 @@ impl Manager {
             tokio::select! {
                 changed = self.uplinks.known.changed() => {
                     if changed.is_err() {
-                        // Their own task ends with the reason, perhaps a moment later on another thread.
+                        // The uplinks' own task ends with the reason, perhaps a moment later on
+                        // another thread.
                         return pending().await;
                     }
                     self.look_at_uplinks();
                 }
-                // All that has come at once: what follows, and the copy of the state, is one for
-                // all of it.
+                // Take all events that have come, and act and copy the state once for all of them.
                 _ = events.recv_many(&mut batch, MAX_BATCH) => {
                     if matches!(batch.last(), Some(DriverEvent::Stopped) | None) {
                         return anyhow::anyhow!("the session has stopped");

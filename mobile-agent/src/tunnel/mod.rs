@@ -55,7 +55,7 @@ pub(crate) struct State {
     pub(crate) forced: Option<String>,
     /// What happened.
     pub(crate) ledger: Ledger,
-    /// Configurations of the relay that were put off.
+    /// The number of the relay's configurations that were deferred.
     pub(crate) assignments_deferred: u64,
 }
 

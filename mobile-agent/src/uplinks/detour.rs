@@ -1,7 +1,8 @@
 //! Routes to the relay over links whose default route a VPN has replaced.
 //!
-//! They are in a table of their own, asked after the main table: only a socket that is bound to such
-//! a link, and finds no other route, comes to it. See docs/adr/0002-vpn-as-uplink.md.
+//! These routes are in a table of their own, which is looked up after the main table: only a socket
+//! that is bound to such a link, and finds no other route, uses them. See
+//! docs/adr/0002-vpn-as-uplink.md.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,27 +17,27 @@ use super::look::{Found, Reached, Targets, has_address, reach};
 /// The priority of the rule: after the main (32766) and the default table (32767).
 pub(crate) const PRIORITY: u32 = 33_000;
 
-/// The metric that the policy sees: links that have a route of their own come first.
+/// The metric that the policy sees, so that links with a route of their own come first.
 const METRIC: u32 = u32::MAX;
 
-/// The routes of ours, and what is remembered for them.
+/// The routes around VPNs, and the routers they lead over.
 #[derive(Debug)]
 pub(crate) struct Detours {
     table: u32,
-    /// The last router on a link, with the addresses that the host had there.
+    /// The last router on each link, with the host's addresses on the link at that time.
     routers: BTreeMap<(u32, Family), (Option<IpAddr>, Vec<IpAddr>)>,
-    /// What is in the kernel; `None` while it is not known.
+    /// The routes in the kernel; `None` while they are not known.
     in_force: Option<Vec<Route>>,
 }
 
 impl Detours {
-    /// For routes in `table`, where an earlier agent may have left some.
+    /// Creates the set for routes in `table`, where an earlier agent may have left some.
     pub(crate) fn new(table: u32) -> Self {
         Self { table, routers: BTreeMap::new(), in_force: None }
     }
 
-    /// Makes a route for each link that had one until a VPN took its place, removes those that are
-    /// not needed any more, and completes what was found accordingly.
+    /// Makes a route for each link whose route to the relay a VPN replaced, removes routes that are
+    /// no longer needed, and adds the new ones to `found`.
     pub(crate) async fn apply(
         &mut self,
         netlink: &Netlink,
@@ -89,7 +90,7 @@ impl Detours {
         }
         self.ensure(netlink, wanted).await?;
         for link in found.iter_mut() {
-            // Those of ours that are gone now.
+            // Delete the routes that are no longer wanted.
             for route in &mut link.reach {
                 route.take_if(|route| route.table == self.table);
             }
@@ -105,8 +106,8 @@ impl Detours {
         Ok(())
     }
 
-    /// The router on a link: the one of the last route over it, else that of a host route, such as
-    /// a VPN's client makes to its server. `None`: there is none.
+    /// Returns the router on a link: that of the last route over it, else that of a host route,
+    /// such as a VPN client makes to its server; `None` if neither is known.
     async fn router(
         &mut self,
         netlink: &Netlink,
@@ -133,7 +134,8 @@ impl Detours {
         Ok(gateway.map(Some))
     }
 
-    /// A table has room for one route of a destination and metric: the device makes the metric.
+    /// Returns the route to `to` over a device. The device index is its metric, because a table
+    /// takes one route for each destination and metric.
     fn route(&self, to: IpAddr, oif: u32, gateway: Option<IpAddr>) -> Route {
         let kind = RouteKind::Unicast { oif, gateway, prefsrc: None };
         Route { dst: to.into(), table: self.table, kind, metric: oif, protocol: PROTOCOL_STATIC }
@@ -152,7 +154,7 @@ impl Detours {
         }
         for route in &wanted {
             if let Err(error) = netlink.ensure_route(route).await {
-                // The router is of another network by now.
+                // The link may be in another network by now.
                 tracing::debug!(%error, "cannot lead around a VPN");
             }
         }
@@ -169,12 +171,12 @@ impl Detours {
     }
 }
 
-/// The rule that leads to the table.
+/// Returns the rule that leads to the table.
 pub(crate) fn rule(family: Family, table: u32) -> Rule {
     Rule { priority: PRIORITY, family, fwmark: None, from: None, table }
 }
 
-/// Whether ordinary packets for the relay go into a tunnel, be it ours.
+/// Returns whether ordinary packets for the relay go into a tunnel, our own included.
 async fn is_replaced(
     netlink: &Netlink,
     relay: &[IpAddr],

@@ -1,5 +1,5 @@
-//! What the kernel knows of the links, asked by lookups: the cost does not depend on how many routes
-//! the host has.
+//! Asks the kernel about the links by route lookups, whose cost does not depend on the number of
+//! routes.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,14 +15,14 @@ pub(crate) struct Targets {
     pub(crate) relay: Vec<IpAddr>,
 }
 
-/// A link, and what its routes say.
+/// A link, with its routes to the relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// What the policy goes by.
+    /// The facts that the policy decides by.
     pub(crate) uplink: Uplink,
-    /// The device.
+    /// The index of the device.
     pub(crate) index: u32,
-    /// A TUN or TAP: a process reads what it sends.
+    /// Whether the link is a TUN or TAP, whose packets a process reads.
     pub(crate) by_process: bool,
     /// The IPv4 and the IPv6 route to the relay.
     pub(crate) reach: [Option<Reached>; 2],
@@ -31,16 +31,16 @@ pub(crate) struct Found {
 /// The route of a link to the relay, or to anywhere in a family where the relay has no address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reached {
-    /// The table it is in.
+    /// The table that holds the route.
     pub(crate) table: u32,
-    /// Its router.
+    /// The router.
     pub(crate) gateway: Option<IpAddr>,
-    /// Its metric.
+    /// The metric.
     pub(crate) metric: u32,
 }
 
 impl Targets {
-    /// For a relay with these addresses.
+    /// Creates the targets for a relay with these addresses.
     pub(crate) fn new(relay: &[SocketAddr]) -> Self {
         let mut relay: Vec<IpAddr> = relay.iter().map(|address| address.ip().to_canonical()).collect();
         relay.sort_unstable();
@@ -48,21 +48,22 @@ impl Targets {
         Self { relay }
     }
 
-    /// The addresses of one family; without one of the relay, any other far away.
+    /// Returns the addresses of one family; if the relay has none, a distant address of that
+    /// family.
     pub(crate) fn of(&self, family: Family) -> Vec<IpAddr> {
         let of_family = |address: &IpAddr| Family::from(*address) == family;
         let relay: Vec<IpAddr> = self.relay.iter().copied().filter(of_family).collect();
         if relay.is_empty() { ANYWHERE.into_iter().filter(of_family).collect() } else { relay }
     }
 
-    /// The addresses of both families.
+    /// Returns the addresses of both families.
     pub(crate) fn all(&self) -> Vec<IpAddr> {
         Family::ALL.into_iter().flat_map(|family| self.of(family)).collect()
     }
 }
 
-/// Reads every link but loopback and our own device. The routes are looked up of those that are up
-/// and have an address.
+/// Reads every link but loopback and our own device. Looks up the routes of links that are up and
+/// have an address.
 pub(crate) async fn look(
     netlink: &Netlink,
     own_device: &str,
@@ -84,7 +85,7 @@ pub(crate) async fn look(
     Ok((all, snapshot))
 }
 
-/// The best way of a socket bound to the device to one of the addresses.
+/// Returns the best route of a socket bound to the device to one of the addresses.
 pub(crate) async fn reach(
     netlink: &Netlink,
     index: u32,
@@ -99,13 +100,13 @@ pub(crate) async fn reach(
     Ok(None)
 }
 
-/// Whether a link has an address of the family, be it one that new connections should not take.
+/// Returns whether a link has an address of the family, deprecated ones included.
 pub(crate) fn has_address(uplink: &Uplink, family: Family) -> bool {
     [&uplink.addresses, &uplink.fading].into_iter().flatten().any(|address| Family::from(*address) == family)
 }
 
 impl Found {
-    /// Puts the routes into what the policy goes by.
+    /// Copies the routes into the facts that the policy decides by.
     pub(crate) fn apply_routes(&mut self) {
         let [four, six] = self.reach;
         self.uplink.ipv4_route = four.map(|route| route.metric);

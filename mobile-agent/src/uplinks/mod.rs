@@ -20,9 +20,11 @@ use detour::Detours;
 use look::{Found, Targets};
 use policy::Uplink;
 
-/// The least time between two looks: a storm of events costs at most this rate, a single event waits for nothing.
+/// The least time between two looks: a storm of events costs at most this rate, a single event
+/// waits for nothing.
 const SPACING: Duration = Duration::from_millis(5);
-/// A look that takes long, on a host with many links, is followed by a pause this many times longer.
+/// A look that takes long, on a host with many links, is followed by a pause this many times
+/// longer.
 const REST: u32 = 4;
 /// The least time between two looks because somebody doubts a path: a relay could make us do it without end.
 const LOOK_SPACING: Duration = Duration::from_millis(250);
@@ -31,13 +33,13 @@ const LOOK_SPACING: Duration = Duration::from_millis(250);
 pub(crate) struct Uplinks {
     /// What is known of them.
     pub(crate) known: watch::Receiver<Vec<Uplink>>,
-    /// How often the kernel was asked for them.
+    /// The number of times that the kernel was asked for the uplinks.
     pub(crate) looks: Arc<AtomicU64>,
     look: Arc<Notify>,
     helper: Arc<OnceLock<ProcessHelper>>,
 }
 
-/// How to tell which links are uplinks.
+/// The settings that decide which links are uplinks.
 pub(crate) struct Settings {
     /// Our own device.
     pub(crate) own_device: String,
@@ -53,9 +55,10 @@ impl Uplinks {
         self.look.notify_one();
     }
 
-    /// Lets the process helper tell which process reads a TUN. Until then no loop is recognised.
+    /// Sets the process helper, which finds the process that reads a TUN. Before that no loop is
+    /// recognised.
     pub(crate) fn set_helper(&self, helper: ProcessHelper) {
-        // Set once, after the start of the helper.
+        // Set only once, after the start of the helper.
         let _ = self.helper.set(helper);
         self.refresh();
     }
@@ -69,9 +72,9 @@ pub(crate) async fn watch(
     relay: watch::Receiver<Vec<SocketAddr>>,
 ) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error> + Send + 'static)> {
     let targets = Targets::new(&relay.borrow());
-    // Subscribed before the first look: nothing falls in between.
+    // Subscribed before the first look, so no change is missed in between.
     let watch = Watch::of_routes(interest(&settings, &targets)).context("cannot watch the uplinks")?;
-    // A socket of its own: what the keeper puts back must not delay the news of a lost uplink.
+    // A socket of its own, so that the keeper's changes do not delay the news of a lost uplink.
     let netlink = Netlink::new().context("cannot read the uplinks")?;
     let looks = Arc::new(AtomicU64::new(0));
     let detours = Detours::new(settings.relay_table);
@@ -92,7 +95,8 @@ pub(crate) async fn watch(
     Ok((uplinks, watcher.follow(watch, look, relay, publish)))
 }
 
-/// The routes by which the relay may be reached, in whatever table, and those of ours that lead to it.
+/// Returns the routes of interest: in any table those that cover the relay, and all of our own
+/// table.
 fn interest(settings: &Settings, targets: &Targets) -> RouteInterest {
     RouteInterest::Only { tables: vec![settings.relay_table], covering: targets.all() }
 }
@@ -104,7 +108,7 @@ struct Watcher {
     detours: Detours,
     looks: Arc<AtomicU64>,
     helper: Arc<OnceLock<ProcessHelper>>,
-    /// The loops that the log has a line of.
+    /// The loops that were logged.
     told: Option<Vec<(String, String)>>,
 }
 
@@ -144,7 +148,7 @@ impl Watcher {
                         new
                     });
                 }
-                // A dump can be interrupted by the very change it is about; the next event follows.
+                // A change during the dump can interrupt it; the event of that change follows.
                 Err(error) => tracing::warn!(%error, "cannot read the uplinks"),
             }
             next = Instant::now() + SPACING.max(begun.elapsed() * REST);
@@ -165,7 +169,7 @@ impl Watcher {
         Ok(found.into_iter().map(|link| link.uplink).collect())
     }
 
-    /// Says once of each link whose packets come back through our device that it is no uplink.
+    /// Logs once for each link whose packets come back through our device that it is no uplink.
     fn tell_loops(&mut self, found: &[Found]) {
         let loops: Vec<(String, String)> = found
             .iter()
@@ -183,7 +187,7 @@ impl Watcher {
     }
 }
 
-/// Asks which mobile process has the device open; nobody knows before the helper runs.
+/// Returns the mobile process that has the device open; `None` before the helper runs.
 async fn feeder(helper: Option<&ProcessHelper>, device: &str) -> Option<String> {
     let (helper, job) = (helper?.clone(), Job::FindFeeder { device: device.to_owned() });
     let found = tokio::task::spawn_blocking(move || helper.run(&job, None)).await;

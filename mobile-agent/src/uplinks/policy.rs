@@ -24,7 +24,8 @@ pub(crate) struct Uplink {
     pub(crate) ipv6_route: Option<u32>,
     /// The gateways of these routes: another one means another network.
     pub(crate) gateways: Vec<IpAddr>,
-    /// Packets that it sends leave in packets of another link: a VPN, mostly.
+    /// Whether the link encapsulates: its packets leave this host inside packets of another link,
+    /// mostly a VPN's.
     pub(crate) tunnel: bool,
     /// The mobile process that reads what the link sends: its packets come back through our device.
     pub(crate) fed_by: Option<String>,
@@ -94,9 +95,9 @@ pub(crate) struct Verdict {
 pub(crate) enum Obstacle {
     /// `[uplink] exclude` names it.
     Excluded,
-    /// It is a tunnel that `[uplink] prefer` does not name.
+    /// The link is a tunnel that `[uplink] prefer` does not name.
     Tunnel,
-    /// What it sends comes back through our own device.
+    /// The packets sent into the link come back through our own device.
     Loop,
     /// It is administratively down.
     Down,
@@ -122,7 +123,7 @@ impl Obstacle {
         }
     }
 
-    /// The next step of a person who wants the uplink to be used; `None` where it is obvious.
+    /// Returns what a person can do to have the uplink used; `None` where that is obvious.
     pub(crate) fn next_step(self) -> Option<&'static str> {
         match self {
             Self::Tunnel => Some("name it in [uplink] prefer if the tunnel to the relay is to go through it"),
@@ -177,7 +178,7 @@ fn obstacle(uplink: &Uplink, wishes: &Wishes<'_>) -> Option<Obstacle> {
     }
 }
 
-/// Whether one of the globs names the uplink.
+/// Returns whether one of the globs names the uplink.
 pub(crate) fn is_named(uplink: &Uplink, globs: &[GlobMatcher]) -> bool {
     globs.iter().any(|glob| glob.is_match(&uplink.name))
 }

@@ -1,6 +1,6 @@
-//! The system calls of a confined daemon: an allowlist, since what nobody thought of is what an
-//! intruder uses. Calls outside it fail with `EPERM`, those of other ABIs (x32, i386) as well or
-//! end the process.
+//! The system calls of a confined daemon, as an allowlist: a denylist misses the call that an
+//! intruder finds. Calls outside the list fail with `EPERM`; those of other ABIs (x32, i386) fail
+//! too, or end the process.
 
 use nix::libc;
 use seccompiler::{
@@ -9,10 +9,10 @@ use seccompiler::{
 
 use super::ConfineError;
 
-/// Calls of a network daemon on tokio and of `nft`, which both daemons run: files, sockets, memory,
-/// threads, time, signals to itself. Not among them, beside what the kernel itself protects:
-/// `ptrace`, `process_vm_*`, `pidfd_getfd`, mounts, modules, namespaces, keys, the clock, io_uring,
-/// `userfaultfd`, `bpf`, and signals to others.
+/// The calls of a network daemon on tokio, and of `nft`, which both daemons run: files, sockets,
+/// memory, threads, time, signals to itself. Not listed, apart from what the kernel itself
+/// protects: `ptrace`, `process_vm_*`, `pidfd_getfd`, mounts, modules, namespaces, keys, the clock,
+/// io_uring, `userfaultfd`, `bpf`, and signals to others.
 const ALLOWED: &[libc::c_long] = &[
     // Files.
     libc::SYS_chdir,
@@ -108,7 +108,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_mremap,
     libc::SYS_msync,
     libc::SYS_munmap,
-    // Threads, and the programs that are run: `clone` has conditions, see below.
+    // Threads, and the programs that are run; `clone` has conditions, see below.
     libc::SYS_clone3,
     libc::SYS_execve,
     libc::SYS_exit,
@@ -128,7 +128,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_setpgid,
     libc::SYS_wait4,
     libc::SYS_waitid,
-    // Who and where we are.
+    // Identity of the process and of the system.
     libc::SYS_getegid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -164,7 +164,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
     libc::SYS_signalfd4,
-    // Giving up more: each thread of the runtime confines itself.
+    // Dropping more rights: each thread of the runtime confines itself.
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_landlock_add_rule,
@@ -174,7 +174,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_seccomp,
 ];
 
-/// Older calls of the same effect, which this architecture has beside those above.
+/// Older calls of the same effect, which this architecture has in addition.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: &[libc::c_long] = &[
     libc::SYS_access,
@@ -210,7 +210,8 @@ const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_renameat];
 #[cfg(target_arch = "riscv64")]
 const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_riscv_flush_icache];
 
-/// The flags of `clone` that make a namespace (`CLONE_NEWTIME` shares its bit with the signal).
+/// The flags of `clone` that make a namespace (`CLONE_NEWTIME` shares its bit with the exit
+/// signal).
 const NEW_NAMESPACE: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -220,8 +221,8 @@ const NEW_NAMESPACE: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS) as u64;
 
 /// The commands of bpf() that work on descriptors and pins (`enum bpf_cmd` of linux/bpf.h), for a
-/// daemon that may call it at all: maps are read and changed, loaded programs attached and pinned.
-/// Nothing is loaded.
+/// daemon that may call bpf() at all: it reads and changes maps, and attaches and pins loaded
+/// programs. It loads nothing.
 const BPF_COMMANDS: [u64; 11] = [
     1,  // BPF_MAP_LOOKUP_ELEM
     2,  // BPF_MAP_UPDATE_ELEM
@@ -236,28 +237,29 @@ const BPF_COMMANDS: [u64; 11] = [
     34, // BPF_LINK_DETACH
 ];
 
-/// Refuses every call but those of the list and `extra`, for the calling thread and those it starts.
+/// Refuses every call but those of the list and `extra`, for the calling thread and threads that it
+/// starts.
 ///
-/// Without `local_streams` no unix socket is made that could be connected to systemd, D-Bus or
-/// another service that takes root's word; those accepted, inherited or made in pairs work on, and
-/// datagrams (`sd_notify`) as well.
+/// Without `local_streams`, no Unix stream socket can be made, which could be connected to systemd,
+/// D-Bus or another service that trusts root. Accepted, inherited and paired sockets still work, as
+/// do datagrams (`sd_notify`).
 ///
-/// Sets no_new_privs as well: nothing executed from here gains what was given up.
+/// Sets no_new_privs as well: no program executed from here regains the rights.
 pub(super) fn restrict(extra: &[libc::c_long], local_streams: bool) -> Result<(), ConfineError> {
-    // The C libraries fall back to `clone`, whose flags a filter can see, unlike those of `clone3`,
-    // which are in memory. The filter below lets it pass, and this one answers.
+    // The C libraries fall back to `clone`, whose flags a filter can see; those of `clone3` are in
+    // memory. The filter below allows `clone3`, and this one answers it with ENOSYS.
     apply([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
     let plain = ALLOWED.iter().chain(ALLOWED_HERE).chain(extra);
     let mut rules: Vec<_> = plain.map(|&call| (call, Vec::new())).collect();
     rules.retain(|(call, _)| *call != libc::SYS_bpf);
     rules.push((libc::SYS_clone, vec![no_namespace()?]));
-    // Signals sent by the kernel when a descriptor is ready reach whoever owns it.
+    // The kernel signals the owner of a descriptor that is ready, and these commands set the owner.
     rules.push((libc::SYS_fcntl, vec![argument_is_none_of(1, &SIGNAL_COMMANDS)?]));
     rules.push((libc::SYS_ioctl, vec![argument_is_none_of(1, &OWNER_REQUESTS)?]));
-    // The limits of this process only.
+    // Only this process's own limits.
     rules.push((libc::SYS_prlimit64, vec![first_is(0)?]));
     rules.push((libc::SYS_socket, sockets(local_streams)?));
-    // tgkill() is how a thread ends itself (abort); other processes are out of its reach.
+    // A thread ends itself by tgkill() (abort); other processes are out of reach.
     let own = u64::from(std::process::id());
     rules.push((libc::SYS_tgkill, vec![first_is(own)?]));
     if extra.contains(&libc::SYS_bpf) {
@@ -287,10 +289,10 @@ fn first_is(value: u64) -> Result<SeccompRule, ConfineError> {
     Ok(SeccompRule::new(vec![condition])?)
 }
 
-/// Commands of `fcntl` that have signals sent (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
+/// Commands of `fcntl` that make the kernel send signals (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
 const SIGNAL_COMMANDS: [u64; 3] = [8, 10, 15];
 
-/// Requests of `ioctl` that do so for sockets (`FIOSETOWN`, `SIOCSPGRP`).
+/// Requests of `ioctl` that make the kernel send signals for sockets (`FIOSETOWN`, `SIOCSPGRP`).
 const OWNER_REQUESTS: [u64; 2] = [0x8901, 0x8902];
 
 /// The lower bits of a socket's type, without its flags (`SOCK_TYPE_MASK`, linux/net.h).
@@ -304,7 +306,7 @@ fn argument_is_none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, Conf
     Ok(SeccompRule::new(conditions?)?)
 }
 
-/// Every socket, or all but unix sockets that connect.
+/// Returns the rules for socket(): all sockets, or all but Unix sockets that connect.
 fn sockets(local_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
     if local_streams {
         return Ok(Vec::new());
@@ -331,9 +333,9 @@ mod tests {
     use super::super::{Capabilities, Confinement};
     use super::*;
 
-    /// Calls by number, and gives the error number.
+    /// Makes calls by number and returns the error number.
     fn call(number: libc::c_long, first: libc::c_long) -> Option<i32> {
-        // SAFETY: the calls tested have no effect with these arguments, or are refused.
+        // SAFETY: with these arguments the tested calls have no effect or are refused.
         let result = unsafe { libc::syscall(number, first, 0_u64, 0_u64, 0_u64, 0_u64) };
         (result < 0).then(|| io::Error::last_os_error().raw_os_error().unwrap())
     }
@@ -375,10 +377,10 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn calls_by_the_numbers_of_another_abi_are_refused() {
-        // __X32_SYSCALL_BIT: getpid() of x32, which a list of denied calls would let through.
+        // __X32_SYSCALL_BIT: the x32 getpid(), which a denylist would allow.
         const X32: libc::c_long = 0x4000_0000;
         let found = confined(&no_more_than(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
-        // ENOSYS on a kernel without x32, which looks at the number before the filter is asked.
+        // A kernel without x32 checks the number before it runs the filter, and returns ENOSYS.
         assert!([Some(libc::EPERM), Some(libc::ENOSYS)].contains(&found), "{found:?}");
     }
 
@@ -387,7 +389,7 @@ mod tests {
         let own = libc::c_long::from(std::process::id());
         let signal_zero = |pid| confined(&no_more_than(Capabilities::all()), || call(libc::SYS_tgkill, pid));
         assert_eq!(signal_zero(own + 1), Some(libc::EPERM));
-        // Thread id 0 is invalid: the kernel itself refuses.
+        // Thread id 0 is invalid: the kernel itself refuses the call.
         assert_eq!(signal_zero(own), Some(libc::EINVAL));
     }
 
@@ -409,7 +411,8 @@ mod tests {
             let datagram = std::os::unix::net::UnixDatagram::unbound().is_ok();
             let pair = std::os::unix::net::UnixStream::pair().is_ok();
             let network = std::net::UdpSocket::bind("127.0.0.1:0").is_ok();
-            // SAFETY: F_SETOWN of an invalid descriptor has no effect; nor have limits that are not given.
+            // SAFETY: F_SETOWN of an invalid descriptor has no effect; nor have limits that are not
+            // given.
             let owner = unsafe { libc::fcntl(-1, libc::F_SETOWN, 1) };
             let refused = owner < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
             (stream.map_err(|error| error.raw_os_error()), datagram, pair, network, refused)

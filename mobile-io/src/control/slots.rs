@@ -1,17 +1,17 @@
-//! A bound on the connections that one user has open.
+//! Bounds the connections that one user has open.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Counts the open connections of each user, and refuses one too many: nobody takes the places, or
-/// the descriptors, of others.
+/// Counts the open connections of each user, and refuses one too many, so that no user takes the
+/// places or descriptors of others.
 #[derive(Debug, Clone)]
 pub struct UserSlots {
     open: Arc<Mutex<HashMap<u32, usize>>>,
     per_user: usize,
 }
 
-/// The place of one connection among its user's; free again when dropped.
+/// The place of one connection among its user's; freed when dropped.
 #[derive(Debug)]
 pub struct UserSlot {
     uid: u32,
@@ -25,7 +25,8 @@ impl UserSlots {
         Self { open: Arc::default(), per_user }
     }
 
-    /// Takes a place for a connection of the user `uid`; `None` when all of that user's are taken.
+    /// Takes a place for a connection of the user `uid`; returns `None` when all of that user's are
+    /// taken.
     #[must_use]
     pub fn take(&self, uid: u32) -> Option<UserSlot> {
         let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,4 @@
-//! Events on their way from a driver to its owner: a bounded channel, and what waits for a place in
-//! it.
+//! Sends events from a driver to its owner, through a bounded channel and a queue in front of it.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -9,36 +8,37 @@ use tokio::sync::mpsc::{OwnedPermit, Sender, error::SendError, error::TrySendErr
 
 use super::DriverEvent;
 
-/// Events that wait for an owner at a time. More than a round makes: an owner that keeps up never
-/// stops a path.
+/// The number of events that wait for an owner at a time: more than one round causes, so an owner
+/// that keeps up never stops a path.
 pub(super) const CAPACITY: usize = 64;
 
 type Place = OwnedPermit<DriverEvent>;
 
-/// Waits for a place; fails when nobody listens any more.
+/// The wait for a place, which fails when the owner no longer listens.
 type Waiting = Pin<Box<dyn Future<Output = Result<Place, SendError<()>>> + Send>>;
 
 /// The sending half of the channel, for a poll function.
 pub(super) struct Outlet {
     sender: Sender<DriverEvent>,
-    /// The next place in a channel that is full.
+    /// The reservation of a place while the channel is full.
     place: Option<Waiting>,
-    /// Events that found no place yet, in order.
+    /// The events that have no place yet, in order.
     waiting: VecDeque<DriverEvent>,
 }
 
 impl Outlet {
-    /// Sends into this channel.
+    /// Creates an outlet to this channel.
     pub(super) fn new(sender: Sender<DriverEvent>) -> Self {
         Self { sender, place: None, waiting: VecDeque::new() }
     }
 
-    /// Adds an event behind those that wait, whether or not there is a place.
+    /// Queues an event, whether or not there is a place.
     pub(super) fn push(&mut self, event: DriverEvent) {
         self.waiting.push_back(event);
     }
 
-    /// Sends what waits; pending while the channel is full, and then it wakes the task.
+    /// Sends the queued events; pending while the channel is full, in which case a free place wakes
+    /// the task.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.waiting.is_empty() {
             let place = ready!(self.poll_place(cx));
@@ -50,14 +50,14 @@ impl Outlet {
         Poll::Ready(())
     }
 
-    /// Sends what waits and then `last`, however long the owner takes.
+    /// Sends the queued events and then `last`, however long the owner takes.
     pub(super) async fn finish(self, last: DriverEvent) {
         for event in self.waiting.into_iter().chain([last]) {
             let _ = self.sender.send(event).await;
         }
     }
 
-    /// A place in the channel; `None` if nobody listens.
+    /// Returns a place in the channel; `None` if the owner no longer listens.
     fn poll_place(&mut self, cx: &mut Context<'_>) -> Poll<Option<Place>> {
         let place = match &mut self.place {
             Some(place) => place,

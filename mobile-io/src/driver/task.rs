@@ -91,7 +91,7 @@ struct Driver<I> {
     io: I,
     commands: mpsc::UnboundedReceiver<Command>,
     outlet: Outlet,
-    /// Paths were not read to their end, because events waited.
+    /// Whether paths were left unread because events waited.
     unread: bool,
     paths: Vec<Transport>,
     io_retry: Option<Instant>,
@@ -416,7 +416,7 @@ impl<I: PacketIo> Driver<I> {
 
     /// Drops a dead transport. The end of a closing one is no news.
     fn bury(&mut self, now: Instant, index: usize, cause: Cause) {
-        // The session may have closed it, and not said so yet.
+        // The session may have closed the path already, without the event taken yet.
         self.collect_events(now);
         let transport = self.paths.swap_remove(index);
         self.session.path_lost(now, transport.id);
@@ -445,8 +445,8 @@ impl<I: PacketIo> Driver<I> {
         self.outlet.push(DriverEvent::PathError { path, cause });
     }
 
-    /// Passes on what the session says. False if something of it waits: then no path is to be read.
-    /// What waits stays in the session as long as it can, where what is superseded is forgotten.
+    /// Passes on the session's events. Returns false if events still wait: then no path may be
+    /// read. Events stay in the session as long as possible, where later ones supersede them.
     fn tell_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         while self.outlet.poll_flush(cx).is_ready() {
             let Some(event) = self.session.poll_event() else { return true };
@@ -456,7 +456,7 @@ impl<I: PacketIo> Driver<I> {
         false
     }
 
-    /// Takes what the session says, for what follows has to be told behind it.
+    /// Takes the session's events, so that the next event is told after them.
     fn collect_events(&mut self, now: Instant) {
         while let Some(event) = self.session.poll_event() {
             self.pass_on(now, event);

@@ -1,10 +1,10 @@
 //! The names under which metrics may be asked for.
 //!
-//! A page in a browser on this host, or near it, may come from a name that its owner lets point
-//! here a moment later (DNS rebinding): for the browser it is the page's own server that answers,
-//! and the page reads all of it. The browser says in `Host` which name it asked for (RFC 9110,
-//! 7.2), and of the names that lead here only those that nobody else controls are answered: IP
-//! addresses, `localhost`, and what the configuration adds.
+//! A web page in a browser on this host, or near it, may come from a name that its owner then
+//! points at this host (DNS rebinding). To the browser this host is then the page's own server, so
+//! the page may read every answer. The browser sends the name it asked for in `Host` (RFC 9110,
+//! 7.2). So only names that nobody else controls are answered: IP addresses, `localhost`, and the
+//! names in the configuration.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ use hyper::header::{HOST, HeaderMap};
 use hyper::http::uri::Authority;
 use hyper::{StatusCode, Uri, Version};
 
-/// The names of `[metrics] hosts`.
+/// The configured names, `[metrics] hosts`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Hosts(Vec<String>);
 
@@ -21,7 +21,7 @@ impl Hosts {
         Self(names.iter().map(|name| name.trim_end_matches('.').to_owned()).collect())
     }
 
-    /// Judges the host that a request names; the error is the status to refuse it with.
+    /// Checks the host that a request names; the error is the status of the refusal.
     pub(super) fn check(&self, version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), StatusCode> {
         let mut named = headers.get_all(HOST).iter();
         let header = match (named.next(), named.next()) {
@@ -29,7 +29,7 @@ impl Hosts {
                 let text = one.to_str().map_err(|_| StatusCode::BAD_REQUEST)?;
                 Some(text.parse::<Authority>().map_err(|_| StatusCode::BAD_REQUEST)?)
             }
-            // HTTP/1.0 knows no Host; some health checks speak it, and no browser does.
+            // HTTP/1.0 has no Host; some health checks use it, and no browser does.
             (None, None) if version <= Version::HTTP_10 => None,
             // RFC 9112, 3.2.
             _ => return Err(StatusCode::BAD_REQUEST),
@@ -40,8 +40,8 @@ impl Hosts {
 
     fn is_ours(&self, authority: &Authority) -> bool {
         let host = authority.host();
-        // Nothing but a port may follow, and nothing may come before: of `[::1].example` the host
-        // is `[::1]`.
+        // Only a port may follow, and nothing may come before: a split at `]` alone would take
+        // `[::1].example` for the host `[::1]`.
         let is_port = |rest: &str| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_number);
         let is_whole = authority.as_str().strip_prefix(host).is_some_and(is_port);
         let name = host.strip_suffix('.').unwrap_or(host);

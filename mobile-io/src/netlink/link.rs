@@ -28,18 +28,19 @@ pub struct Link {
     pub carrier: bool,
     /// It is a loopback device.
     pub loopback: bool,
-    /// Packets that it sends leave this host in packets of another device: a VPN, mostly.
+    /// Whether the device encapsulates: its packets leave this host inside packets of another
+    /// device, mostly a VPN's.
     pub tunnel: bool,
     /// Its MTU.
     pub mtu: u32,
-    /// Its device group, 0 unless somebody has set one.
+    /// The device group; 0 unless somebody has set one.
     pub group: u32,
-    /// Whether it can carry multicast (`IFF_MULTICAST`).
+    /// Whether the device can carry multicast (`IFF_MULTICAST`).
     pub multicast: bool,
 }
 
-/// The kinds (`IFLA_INFO_KIND`) of devices that put packets into packets. `tun` is not among them:
-/// a TAP has that kind too. Nor is `ppp`, which DSL and cellular modems have as well as VPNs.
+/// The kinds (`IFLA_INFO_KIND`) of devices that encapsulate. `tun` is not listed, because a TAP has
+/// that kind too; nor is `ppp`, which DSL and cellular modems use as well as VPNs.
 const TUNNEL_KINDS: [&str; 22] = [
     "amneziawg",
     "bareudp",
@@ -105,7 +106,7 @@ impl Netlink {
         self.set(message).await.explain(None, || format!("bring device {index} up"))
     }
 
-    /// Clears `IFF_MULTICAST`, so that programs that speak multicast on every device pass this one over.
+    /// Clears `IFF_MULTICAST`, so that programs which send multicast on every device skip this one.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -222,13 +223,13 @@ impl Link {
     }
 }
 
-/// Whether a device of this kind and link layer puts packets into packets.
+/// Returns whether a device of this kind and link layer encapsulates.
 fn is_tunnel(kind: Option<&str>, layer: LinkLayerType) -> bool {
     match kind {
-        // A TAP has an Ethernet header, as a virtual machine's port or a bridge's member has.
+        // A TAP has an Ethernet header; ports of virtual machines and members of bridges are TAPs.
         Some("tun") => layer != LinkLayerType::Ether,
         Some(kind) => TUNNEL_KINDS.contains(&kind),
-        // The fallback devices (tunl0, sit0, gre0…) of old kernels.
+        // The fallback devices (tunl0, sit0, gre0…) of old kernels have no kind.
         None => matches!(
             layer,
             LinkLayerType::Tunnel

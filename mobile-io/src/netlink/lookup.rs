@@ -29,17 +29,17 @@ pub struct Way {
 /// A route by which a socket that is bound to a device reaches a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reach {
-    /// The table it is in.
+    /// The table that holds the route.
     pub table: u32,
     /// The router on the device, if any.
     pub gateway: Option<IpAddr>,
-    /// The lower, the sooner it is taken.
+    /// The metric: the route with the lowest is preferred.
     pub metric: u32,
 }
 
 impl Netlink {
-    /// Looks up the route that a socket bound to device `oif` has to a destination; `None` when it
-    /// has none. Nothing is sent, and the cost does not depend on how many routes there are.
+    /// Looks up the route that a socket bound to device `oif` has to a destination; returns `None`
+    /// if there is none. Sends nothing, and the cost does not depend on the number of routes.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -60,12 +60,13 @@ impl Channel {
     async fn reach(&mut self, destination: IpAddr, oif: u32) -> Result<Option<Reach>, NetlinkError> {
         let family = Family::from(destination);
         let mut message = query(destination);
-        // Without the flag IPv4 answers for a device without any route that the destination is on its link.
+        // Without the flag, IPv4 answers for a device without routes that the destination is on its
+        // link.
         message.header.flags |= RouteFlags::FibMatch;
         message.attributes.push(RouteAttribute::Oif(oif));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
             Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
-            // The device went meanwhile.
+            // The device was removed meanwhile.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
             answer => {
                 let what = || format!("look up the route to {destination} over device {oif}");
@@ -92,14 +93,15 @@ impl Channel {
     }
 }
 
-/// A request for the route to one destination.
+/// Returns a request for the route to one destination.
 fn query(destination: IpAddr) -> RouteMessage {
     let family = Family::from(destination);
     let mut message = RouteMessage::default();
     message.header.address_family = family.raw();
     message.header.destination_prefix_length = family.any().max_prefix_len();
     if family == Family::V4 {
-        // Without it the answer names the main table always; IPv6 tells the truth, and refuses the flag.
+        // Without the flag, IPv4 always names the main table in its answer. IPv6 names the right
+        // table, and refuses the flag.
         message.header.flags = RouteFlags::LookupTable;
     }
     message.attributes.push(RouteAttribute::Destination(destination.into()));
@@ -110,7 +112,7 @@ fn query(destination: IpAddr) -> RouteMessage {
 const NOWHERE: [Errno; 4] = [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
 
 impl Reach {
-    /// The answer is the route as it was set, with every device it leads over.
+    /// Reads the answer: the route as it was set, with every nexthop.
     fn from_message(message: RouteNetlinkMessage, device: u32) -> Option<Self> {
         Route::from_message(message).into_iter().find_map(|route| match route.kind {
             RouteKind::Unicast { oif, gateway, .. } if oif == device => {
@@ -210,7 +212,7 @@ mod tests {
             }
             ip("route add default via 10.1.0.1 dev left metric 100");
             ip("-6 route add default via fd01::1 dev left metric 100");
-            // As a VPN lays them.
+            // The routes that a VPN client sets.
             ip("route add 128.0.0.0/1 dev right");
             ip("-6 route add default dev right metric 50");
             for (to, router, metric) in [("192.0.2.9", "10.1.0.1", 0), ("2001:db8::9", "fd01::1", 50)] {
@@ -221,7 +223,7 @@ mod tests {
                 assert_eq!(found, Reach { table: 254, gateway: None, metric });
                 assert_eq!(netlink.lookup(to, 0).await.unwrap().unwrap().oif, Some(right));
             }
-            // Another table is named.
+            // The answer names another table.
             ip("route del default via 10.1.0.1 dev left metric 100");
             ip("rule add lookup 7701 pref 33000");
             ip("route add 192.0.2.9 via 10.1.0.1 dev left metric 7 table 7701");

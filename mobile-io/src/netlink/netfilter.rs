@@ -1,5 +1,5 @@
-//! Connection tracking entries and named counters of nftables, over `NETLINK_NETFILTER`. Every call
-//! blocks: a table of connections may hold hundreds of thousands of entries.
+//! Deletes connection tracking entries and reads named nftables counters, over `NETLINK_NETFILTER`.
+//! Every call blocks: a connection table may hold hundreds of thousands of entries.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,22 +19,22 @@ use nix::errno::Errno;
 
 use super::NetlinkError;
 
-/// A dump may miss entries that move while it runs (the table of connections is resized), so it is
-/// repeated until it finds nothing more to delete, this often at most.
+/// The most passes of a deletion. A dump may miss entries that move while it runs (when the table
+/// is resized), so it is repeated until it finds nothing more to delete.
 const PASSES: usize = 4;
 
-/// `CTA_ID`: tells an entry from a later one with the same addresses and ports.
+/// `CTA_ID`: distinguishes an entry from a later one with the same addresses and ports.
 const CTA_ID: u16 = 12;
-/// `CTA_ZONE`: the zone the entry is in, absent for the default one.
+/// `CTA_ZONE`: the zone of the entry, absent for the default one.
 const CTA_ZONE: u16 = 18;
 
 /// `NFTA_OBJ_TABLE`: the table of a named object of nftables.
 const OBJ_TABLE: u16 = 1;
-/// `NFTA_OBJ_NAME`: its name.
+/// `NFTA_OBJ_NAME`: the object's name.
 const OBJ_NAME: u16 = 2;
-/// `NFTA_OBJ_TYPE`: its type.
+/// `NFTA_OBJ_TYPE`: the object's type.
 const OBJ_TYPE: u16 = 3;
-/// `NFTA_OBJ_DATA`: what it holds.
+/// `NFTA_OBJ_DATA`: the object's content.
 const OBJ_DATA: u16 = 4;
 
 /// The type of a named counter.
@@ -42,29 +42,29 @@ const COUNTER: u32 = 1;
 /// `NFTA_COUNTER_PACKETS`, within [`OBJ_DATA`].
 const COUNTER_PACKETS: u16 = 2;
 
-/// Larger than any datagram of a dump, which the kernel fills up to this size.
+/// The size of the receive buffer: larger than any datagram of a dump.
 const BUFFER: usize = 32 * 1024;
 
 /// The addresses of a tracked connection, in the direction of its first packet and in that of the
-/// replies. They differ by more than their order where the connection is translated.
+/// replies. With NAT, the one is not just the reverse of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tracked {
-    /// Source and destination of the first packet, as it came in.
+    /// Source and destination of the first packet, as received.
     pub original: (IpAddr, IpAddr),
-    /// Source and destination of what answers it, as that comes in.
+    /// Source and destination of the replies, as received.
     pub reply: (IpAddr, IpAddr),
 }
 
 impl Tracked {
-    /// Whether the address is one of its ends, before or after translation.
+    /// Returns whether an address of the connection matches, before or after translation.
     #[must_use]
     pub fn involves(&self, is_one: impl Fn(IpAddr) -> bool) -> bool {
         [self.original.0, self.original.1, self.reply.0, self.reply.1].into_iter().any(is_one)
     }
 }
 
-/// Deletes the tracked connections that `is_over` picks, of this thread's network namespace, and
-/// returns how many they were. A kernel that tracks no connections has none.
+/// Deletes the tracked connections that `is_over` picks, in this thread's network namespace.
+/// Returns how many were deleted: none where the kernel does not track connections.
 ///
 /// # Errors
 /// When the kernel gives no socket, or refuses.
@@ -83,7 +83,7 @@ pub fn delete_connections(is_over: impl Fn(&Tracked) -> bool) -> Result<u64, Net
             }
         });
         match listed {
-            // No module for it, and none that could be loaded.
+            // There is no module for the subsystem, or it cannot be loaded.
             Err(Refusal::Kernel(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT)) => return Ok(0),
             other => other.map_err(|refusal| refusal.explain(what))?,
         }
@@ -116,7 +116,7 @@ fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Resu
     Ok(deleted)
 }
 
-/// The addresses of an entry, if it has all of them.
+/// Returns the addresses of an entry, if it has all of them.
 fn tracked(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
     let ends = |tuple: &[Tuple]| {
         let ip = tuple.iter().find_map(|part| if let Tuple::Ip(ip) = part { Some(ip) } else { None })?;
@@ -154,7 +154,7 @@ pub fn counters(table: &str) -> Result<Vec<(String, u64)>, NetlinkError> {
     let mut counters = Vec::new();
     let listed = Exchange::new(what)?.ask(request, NLM_F_DUMP, |message| {
         if let NetfilterMessageInner::NfTables(NfTablesMessage::NewObject(attributes)) = message.inner
-            // A kernel that passes over the filter tells every table's.
+            // A kernel that ignores the filter returns the counters of every table.
             && value(&attributes, OBJ_TABLE).is_some_and(|name| name == table)
         {
             counters.extend(counter(&attributes));
@@ -175,7 +175,7 @@ fn counter(attributes: &[DefaultNla]) -> Option<(String, u64)> {
     Some((name.trim_end_matches('\0').to_owned(), packets))
 }
 
-/// The bytes of an attribute.
+/// Returns the bytes of an attribute.
 fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     let attribute = attributes.iter().find(|attribute| attribute.kind() == kind)?;
     let mut bytes = vec![0; attribute.value_len()];
@@ -183,14 +183,14 @@ fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// A socket for one request after the other.
+/// A netlink socket that carries one request after the other.
 struct Exchange(Socket);
 
-/// Why a request failed, before it is known what for.
+/// The cause of a failed request, without its purpose.
 enum Refusal {
     /// The kernel refused.
     Kernel(Errno),
-    /// The socket failed, or said what cannot be read.
+    /// The socket failed, or the answer could not be parsed.
     Socket(String),
 }
 
@@ -217,7 +217,7 @@ impl Exchange {
         open().map(Self).map_err(failed)
     }
 
-    /// Sends one request and hands each message of the answer to `take`.
+    /// Sends one request, and passes each message of the answer to `take`.
     fn ask(
         &mut self,
         request: NetfilterMessage,
@@ -300,7 +300,7 @@ mod tests {
                 .unwrap();
                 counted.get()
             };
-            // An answer of ICMP belongs to the entry of what it is about.
+            // An ICMP error belongs to the entry of the connection that it is about.
             assert_eq!(all(), 503);
             let gone: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd01::1".parse().unwrap()];
             let is_gone = |entry: &Tracked| entry.involves(|address| gone.contains(&address));

@@ -1,4 +1,5 @@
-//! The kernel's notifications, read without allocation: which of them matter to a subscriber.
+//! Parses the kernel's notifications, without allocation, to tell which of them matter to a
+//! subscriber.
 
 use std::net::IpAddr;
 
@@ -35,8 +36,8 @@ pub enum RouteInterest {
     },
 }
 
-/// Adds to `changes` what the messages of one datagram say. A message that is cut short or of an
-/// unknown layout counts as a change of its kind.
+/// Adds the changes in the messages of one datagram to `changes`. A message that is cut short or of
+/// an unknown layout counts as a change of its kind.
 pub(super) fn read(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Changes) {
     while let [l0, l1, l2, l3, k0, k1, ..] = *bytes {
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
@@ -45,12 +46,13 @@ pub(super) fn read(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Cha
             RTM_NEWLINK | RTM_DELLINK => changes.links = true,
             RTM_NEWADDR | RTM_DELADDR => changes.addresses = true,
             RTM_NEWROUTE | RTM_DELROUTE if interest.concerns(body) => changes.routes = true,
-            // The IPv4 routes over a nexthop object that goes are flushed without a word.
+            // When a nexthop object goes, the kernel flushes its IPv4 routes without a
+            // notification.
             RTM_NEWNEXTHOP | RTM_DELNEXTHOP => changes.routes = true,
             RTM_NEWRULE | RTM_DELRULE => changes.rules = true,
             _ => {}
         }
-        // Each length covers its header, so that this comes to an end.
+        // Each length covers at least its header, so the loop ends.
         match bytes.get(length.max(HEADER_LEN).next_multiple_of(4)..) {
             Some(rest) => bytes = rest,
             None => break,
@@ -59,14 +61,15 @@ pub(super) fn read(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Cha
 }
 
 impl RouteInterest {
-    /// Whether a message about a route matters.
+    /// Returns whether a message about a route matters.
     fn concerns(&self, body: &[u8]) -> bool {
         let Self::Only { tables, covering } = self else { return true };
         match destination(body) {
             Some((table, net)) => {
                 tables.contains(&table) || covering.iter().any(|address| net.contains(address))
             }
-            // Multicast routes and labels have other families; what is cut short may be anything.
+            // Multicast routes and MPLS labels have other families; a message cut short may be
+            // about anything.
             None => {
                 let known = |family| body.first().is_some_and(|first| i32::from(*first) == family);
                 body.is_empty() || known(AF_INET) || known(AF_INET6)
@@ -75,7 +78,7 @@ impl RouteInterest {
     }
 }
 
-/// The table and the destination of a route: `rtmsg` and its attributes.
+/// Reads the table and the destination of a route from `rtmsg` and its attributes.
 fn destination(body: &[u8]) -> Option<(u32, IpNet)> {
     let [family, length, _, _, table, _, _, _, _, _, _, _, ..] = *body else { return None };
     let mut table = u32::from(table);
@@ -104,7 +107,7 @@ fn destination(body: &[u8]) -> Option<(u32, IpNet)> {
 mod tests {
     use super::*;
 
-    /// A message of `kind` with `body`.
+    /// Builds a message of `kind` with `body`.
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(HEADER_LEN + body.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
@@ -114,7 +117,7 @@ mod tests {
         bytes
     }
 
-    /// A route of the table to `net`.
+    /// Builds a message about a route of the table to `net`.
     fn route(table: u32, net: &str) -> Vec<u8> {
         let net: IpNet = net.parse().unwrap();
         let family = if net.addr().is_ipv4() { AF_INET } else { AF_INET6 };

@@ -100,8 +100,7 @@ impl Netlink {
         self.0.lock().await.routes(table, family).await
     }
 
-    /// The routes of one table and family that lead over one device. The kernel picks them: others
-    /// are not told.
+    /// Reads the routes of one table and family that lead over one device. The kernel filters them.
     ///
     /// # Errors
     /// When the kernel refuses.

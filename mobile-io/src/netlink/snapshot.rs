@@ -1,4 +1,4 @@
-//! Devices and addresses, read at one moment.
+//! Reads devices and addresses at one moment.
 
 use super::{Address, Link, Netlink, NetlinkError};
 
@@ -12,8 +12,8 @@ pub struct Snapshot {
 }
 
 impl Netlink {
-    /// Reads devices and addresses. Addresses that cannot be used or do not lead beyond their link
-    /// are among them, and say so.
+    /// Reads devices and addresses. Addresses that cannot be used, or do not lead beyond their
+    /// link, are included and say so.
     ///
     /// # Errors
     /// When the kernel refuses.

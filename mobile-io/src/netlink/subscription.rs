@@ -30,8 +30,8 @@ pub(super) enum Heard<'a> {
 }
 
 impl Subscription {
-    /// Subscribes, in this thread's network namespace, to the groups of a bit mask and to some by
-    /// their number. Wants a runtime.
+    /// Subscribes, in this thread's network namespace, to the groups of a bit mask and to others by
+    /// their number. Must be called in a runtime.
     pub(super) fn new(protocol: isize, groups: u32, more: &[u32]) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind(&SocketAddr::new(0, groups))?;

@@ -1,4 +1,4 @@
-//! What the kernel itself says of a table of nftables: whether it is there, and when it changes.
+//! Asks the kernel itself about an nftables table: whether it exists, and when it changes.
 
 use std::io;
 
@@ -24,7 +24,7 @@ const INET: u8 = 1;
 const TABLE_NAME: u16 = 1;
 
 /// Returns whether the table `name` of family inet is in the kernel, in this thread's network
-/// namespace. Does not need the `nft` program, which may be gone while its rules are in force.
+/// namespace. Does not need the `nft` program, which may be missing while its rules are in force.
 ///
 /// # Errors
 /// When the kernel does not answer, or does not let us ask (`CAP_NET_ADMIN`).
@@ -33,7 +33,7 @@ pub fn table_exists(name: &str) -> Result<bool, NetlinkError> {
         |source| NetlinkError::Refused { what: format!("look for table inet {name} of nftables"), source };
     match ask_for_table(name) {
         Ok(()) => Ok(true),
-        // No such table; no nf_tables in this kernel, so no table either; no netfilter at all.
+        // No such table; no nf_tables in this kernel; no netfilter at all.
         Err(error) => match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => Ok(false),
             _ => Err(refused(error)),
@@ -41,7 +41,7 @@ pub fn table_exists(name: &str) -> Result<bool, NetlinkError> {
     }
 }
 
-/// Asks for one table; the error is the kernel's answer.
+/// Requests one table; the error is the kernel's answer.
 fn ask_for_table(name: &str) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
@@ -50,12 +50,12 @@ fn ask_for_table(name: &str) -> io::Result<()> {
     loop {
         answer.clear();
         let (_, from) = socket.recv_from(&mut answer, 0)?;
-        // Anybody may send to a netlink socket; port 0 is the kernel.
+        // Any process may send to a netlink socket; port 0 is the kernel.
         if from.port_number() == 0 {
             break;
         }
     }
-    // struct nlmsghdr: length, type; behind its 16 bytes struct nlmsgerr begins with the error.
+    // struct nlmsghdr: length, type; behind its 16 bytes, struct nlmsgerr begins with the error.
     let kind = answer.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
     let error = answer.get(16..20).map(|bytes| i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
     match (kind, error) {
@@ -67,9 +67,9 @@ fn ask_for_table(name: &str) -> io::Result<()> {
     }
 }
 
-/// `struct nlmsghdr`, `struct nfgenmsg` and the table's name as the one attribute.
+/// Builds `struct nlmsghdr`, `struct nfgenmsg`, and the table's name as the only attribute.
 fn table_request(name: &str) -> Vec<u8> {
-    // A device's name has 15 bytes at most, and so no table of ours comes near a page.
+    // A device's name has at most 15 bytes, so the names of our tables fit easily.
     let attribute = u16::try_from(4 + name.len() + 1).unwrap_or(u16::MAX);
     let padding = usize::from(attribute).next_multiple_of(4) - usize::from(attribute);
     let length = 16 + 4 + u32::from(attribute) + u32::try_from(padding).unwrap_or(0);
@@ -77,9 +77,9 @@ fn table_request(name: &str) -> Vec<u8> {
     message.extend(length.to_ne_bytes());
     message.extend(GET_TABLE.to_ne_bytes());
     message.extend(REQUEST.to_ne_bytes());
-    // Sequence number and port: one question on a socket of its own.
+    // Sequence number and port: the socket carries this one request only.
     message.extend([0; 8]);
-    // Version 0 and resource 0.
+    // Version 0 and resource id 0.
     message.extend([INET, 0, 0, 0]);
     message.extend(attribute.to_ne_bytes());
     message.extend(TABLE_NAME.to_ne_bytes());

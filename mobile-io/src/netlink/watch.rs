@@ -37,7 +37,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Subscribes to every change, in this thread's network namespace. Wants a runtime.
+    /// Subscribes to every change, in this thread's network namespace. Must be called in a runtime.
     ///
     /// # Errors
     /// When the kernel gives no socket.
@@ -50,8 +50,8 @@ impl Watch {
         Ok(Self { subscription, interest: RouteInterest::All })
     }
 
-    /// Subscribes to every change of devices, addresses and rules, and to those of some routes. A
-    /// notification of another route is passed over at the cost of reading it.
+    /// Subscribes to every change of devices, addresses and rules, and to changes of some routes.
+    /// Notifications of other routes are skipped, at the cost of reading them.
     ///
     /// # Errors
     /// When the kernel gives no socket.

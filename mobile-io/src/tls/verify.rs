@@ -80,10 +80,10 @@ impl ServerCertVerifier for OneRelay {
     }
 }
 
-/// Accepts the clients the relay knows, and asks for each only once it has proved its key.
+/// Accepts the clients that the relay knows, and looks each up only once it has proved its key.
 ///
-/// A public key is no secret: whoever asks about somebody else's must not learn from the alert, the
-/// time it takes or the relay's log whether that key is a client's. So every well-formed key passes
+/// A public key is no secret: whoever names another's must not learn from the alert, the time it
+/// takes or the relay's log whether that key is a client's. So every well-formed key passes
 /// `verify_client_cert`, and the list of clients is read only after the signature over this very
 /// handshake (RFC 8446, 4.4.3) was verified.
 pub(super) struct OurClients {
@@ -114,7 +114,7 @@ impl ClientCertVerifier for OurClients {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        // No look-up yet: the client has only named this key.
+        // No look-up yet: the client has only named this key, not proved it.
         PublicKey::from_spki(end_entity).ok_or(CertificateError::BadEncoding)?;
         Ok(ClientCertVerified::assertion())
     }
@@ -140,7 +140,7 @@ impl ClientCertVerifier for OurClients {
         if (self.authorise)(&key) {
             return Ok(valid);
         }
-        // This failure and no other becomes the alert access_denied, which the client understands.
+        // Only this failure becomes the alert access_denied, which the client understands.
         Err(CertificateError::ApplicationVerificationFailure.into())
     }
 

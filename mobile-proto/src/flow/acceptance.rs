@@ -1,10 +1,10 @@
 //! The one test that a delivered segment passes before anything is learnt from it: whether the
-//! local end, by its own sequence numbers, takes the segment or refuses it (RFC 9293, 3.10.7.4).
+//! local end, by its own sequence numbers, takes or refuses the segment (RFC 9293, 3.10.7.4).
 
 use crate::segment::{Segment, before};
 
 /// Distance from what the local end expects, behind or ahead, within which a segment may be its
-/// peer's at all: 8 MiB, more than most receive windows. A made-up sequence number hits this range
+/// peer's at all: 8 MiB, more than most receive windows. A guessed sequence number hits this range
 /// once in 256 times.
 pub(crate) const LATEST: u32 = 1 << 23;
 
@@ -14,62 +14,62 @@ const MAX_SHIFT: u8 = 14;
 /// The local end's verdict on a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acceptance {
-    /// The segment touches the receive window: the local end takes what it says.
+    /// The segment touches the receive window: the local end processes it.
     Current,
-    /// The segment ends before what the local end expects: refused as a repetition, without a look
-    /// at what it acknowledges.
+    /// The segment ends before what the local end expects: refused as a repetition, and its
+    /// acknowledgement is ignored.
     Old,
-    /// The segment lies beyond the window, or too far behind it: none of the other end's.
+    /// The segment lies beyond the window, or too far behind it: not the other end's.
     Outside,
 }
 
-/// The receive window of a local end, as far as its segments tell.
+/// The receive window of a local end, as far as its segments show.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReceiveWindow {
-    /// The last acknowledgement that the local end has sent: RCV.NXT, or a little less (`rcv_wup`
-    /// in Linux).
+    /// The last acknowledgement that the local end sent: RCV.NXT, or a little less (`rcv_wup` in
+    /// Linux).
     next: u32,
-    /// The end of the window: RCV.NXT + RCV.WND when it was told.
+    /// The end of the window: RCV.NXT + RCV.WND of the segment that advertised it.
     edge: u32,
-    /// The shift of windows, at the most; `None` if the handshake was not seen.
+    /// The largest possible shift of windows; `None` if the handshake was not seen.
     shift: Option<u8>,
 }
 
 impl ReceiveWindow {
-    /// The window that a segment of the local end tells.
+    /// Returns the window that a segment of the local end advertises.
     pub(crate) fn told_by(segment: &Segment, shift: Option<u8>) -> Self {
         let window = Self { next: segment.ack, edge: segment.ack, shift };
         Self { edge: window.edge_of(segment), ..window }
     }
 
-    /// Learns from a segment of the local end.
+    /// Updates the window from a segment of the local end.
     pub(crate) fn told(&mut self, segment: &Segment) {
         let behind = self.next.wrapping_sub(segment.ack);
         if (1..=LATEST).contains(&behind) {
-            // Overtaken on its way.
+            // A later segment overtook this one.
             return;
         }
         self.next = segment.ack;
         let edge = self.edge_of(segment);
-        // A receiver does not take back the end of its window (RFC 9293, 3.8.6); one that is too
-        // far away was never this end's.
+        // A receiver does not shrink its window (RFC 9293, 3.8.6); an end that is too far away was
+        // never this receiver's.
         let keeps = before(edge, self.edge) && self.edge.wrapping_sub(self.next) <= LATEST;
         if !keeps {
             self.edge = edge;
         }
     }
 
-    /// The acknowledgement that the local end has sent last.
+    /// Returns the acknowledgement that the local end sent last.
     pub(crate) fn next(&self) -> u32 {
         self.next
     }
 
-    /// Judges a segment by its sequence numbers as the local end does: `end` is behind the last
-    /// one.
+    /// Judges a segment by its sequence numbers as the local end does; `end` is the number behind
+    /// its last one.
     ///
-    /// As `tcp_sequence()` of Linux, RFC 9293's test with two allowances: a repetition that ends
-    /// where something new would begin, and whatever begins at the very end of the window, because
-    /// an acknowledgement stands there when the window is full.
+    /// The test is RFC 9293's with two allowances, as in Linux's `tcp_sequence()`: a repetition may
+    /// end where new data would begin, and a segment may begin at the very end of the window, where
+    /// an acknowledgement stands when the window is full.
     pub(crate) fn judge(&self, seq: u32, end: u32) -> Acceptance {
         let behind = self.next.wrapping_sub(end);
         let width = self.edge.wrapping_sub(self.next);
@@ -84,13 +84,14 @@ impl ReceiveWindow {
         }
     }
 
-    /// Whether the octet with this number lies in the window.
+    /// Returns whether the octet with this number lies in the window.
     pub(crate) fn contains(&self, seq: u32) -> bool {
         seq.wrapping_sub(self.next) < self.edge.wrapping_sub(self.next)
     }
 
     fn edge_of(&self, segment: &Segment) -> u32 {
-        // Without the handshake, the window is at most this; and no larger than what is looked at.
+        // Without the handshake the window is at most this large, and no larger than the range that
+        // is considered.
         let shift = self.shift.unwrap_or(MAX_SHIFT).min(MAX_SHIFT);
         segment.ack.wrapping_add((u32::from(segment.window) << shift).min(LATEST))
     }

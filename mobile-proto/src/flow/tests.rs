@@ -171,8 +171,9 @@ fn a_stranger_is_not_believed_because_its_segment_would_be_refused() {
     }
 }
 
-/// The reported forgery: a segment 2^31 away from what the local end expects acknowledged 3,000
-/// bytes that nobody had got, and an outage's answer then told the local end to free them.
+/// Tests the reported forgery: a segment 2^31 away from what the local end expects acknowledged
+/// 3,000 bytes that nobody had received, and the answer to an outage then told the local end to
+/// free them.
 #[test]
 fn nothing_is_learnt_from_a_segment_that_the_local_end_refuses() {
     for seq in [5000 + (1 << 31), 5000 + LATEST + 1, 5000_u32.wrapping_sub(2 * LATEST), 4990] {
@@ -183,7 +184,7 @@ fn nothing_is_learnt_from_a_segment_that_the_local_end_refuses() {
             flows.delivered(&forged);
             let flow = flows.get(at);
             assert_eq!((flow.acked, flow.window), (1000, Some(500)), "{seq} {flags}");
-            // Both FINs and all acknowledged would end it.
+            // Both FINs, and an acknowledgement of everything, would end the flow.
             let fin = Sample { seq: 4000, flags: FIN | ACK, ..Sample::default() };
             send(&mut flows, fin).expect("it lives");
             flows.delivered(&inbound(4001, 500));
@@ -192,7 +193,7 @@ fn nothing_is_learnt_from_a_segment_that_the_local_end_refuses() {
     }
 }
 
-/// The window is as wide as the local end says, where its handshake was seen.
+/// Tests that the window is as wide as the local end says, where its handshake was seen.
 #[test]
 fn a_segment_beyond_the_window_teaches_nothing() {
     for (shift, width) in [(Some(0), 500), (Some(4), 8000), (None, 500 << 14)] {

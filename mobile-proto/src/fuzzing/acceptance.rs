@@ -1,23 +1,23 @@
-//! What the freeze learns of a flow, beside a model of the TCP at its local end: sequence numbers
-//! that do not go round, and the rules of RFC 9293, 3.10.7.4, written down once more.
+//! Compares what the freeze learns of a flow with a model of the TCP at its local end: sequence
+//! numbers that do not wrap, and the rules of RFC 9293, 3.10.7.4, written a second time.
 
 use super::packets;
 use crate::flow::Flows;
 use crate::segment::{ACK, FIN, RST, SYN, Segment};
 
-/// As `LATEST` of the flows, which the model must know: TCP itself has no such bound, and takes no
-/// window of more than 1 GiB.
+/// The value of `LATEST` in `flow`, which the model must know: TCP itself has no such bound, and
+/// takes no window of more than 1 GiB.
 const FAR: i64 = 8 << 20;
 
-/// Nothing of an input moves a number further than this.
+/// The largest distance by which one step of an input moves a number.
 const STEPS: usize = 100;
 
-/// The local end, as it has shown itself. All numbers are counted from where they began.
+/// The state of the local end. All numbers are counted from where they began.
 #[derive(Debug, Default)]
 struct Tcp {
     una: i64,
     next: i64,
-    /// The last acknowledgement that was sent, and the end of the window.
+    /// The last acknowledgement sent, and the end of the window.
     received: i64,
     edge: i64,
     /// The window of the other end, and the segment that brought it.
@@ -36,7 +36,7 @@ impl Tcp {
         self.fin |= fin;
     }
 
-    /// Whether it takes the segment.
+    /// Returns whether the local end takes the segment.
     fn takes(&self, seq: i64, end: i64) -> bool {
         end >= self.received && seq <= self.edge
     }
@@ -56,7 +56,7 @@ impl Tcp {
     }
 }
 
-/// Input that is taken from the front.
+/// The remaining input, consumed from the front.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -70,7 +70,7 @@ impl Input<'_> {
         u16::from_be_bytes([self.byte(), self.byte()])
     }
 
-    /// A distance of any magnitude, but less than half of all sequence numbers.
+    /// Returns a distance of any magnitude below half the sequence space.
     fn distance(&mut self) -> i64 {
         let (shape, value) = (self.byte(), i64::from(self.word()));
         let size = (value << (shape % 16)).min((1 << 31) - (1 << 24));
@@ -78,13 +78,13 @@ impl Input<'_> {
     }
 }
 
-/// A number as it is on the wire.
+/// Returns a number as it is on the wire.
 fn wire(begin: u32, number: i64) -> u32 {
     begin.wrapping_add(number as u32)
 }
 
-/// A connection between a local end that behaves and anybody at all: what is believed of the other
-/// end is what the local end believes.
+/// Runs a connection between a well-behaved local end and an arbitrary peer. Whatever is believed
+/// of the other end, the local end believes too.
 pub fn acceptance(bytes: &[u8]) {
     let mut input = Input(bytes);
     let (flags, shift) = (input.byte(), input.byte() % 16);
@@ -113,11 +113,11 @@ pub fn acceptance(bytes: &[u8]) {
         }
         let kind = input.byte();
         if kind % 4 == 0 {
-            // New data, or a repetition, or a probe.
+            // New data, a repetition, or a probe.
             let span = tcp.next - tcp.una + 1;
             let seq = if kind & 4 == 0 { tcp.next } else { tcp.next - i64::from(input.word()) % (span + 1) };
             let (data, fin) = (i64::from(input.byte()), kind & 8 != 0);
-            // Behind its FIN there is nothing.
+            // Nothing follows its FIN.
             let data = if tcp.fin { data.min(tcp.next - seq) } else { data };
             let fin = fin && !tcp.fin && seq + data == tcp.next.max(seq + data);
             let (ack, window) = (tcp.received + i64::from(input.byte()), input.word());
@@ -134,7 +134,7 @@ pub fn acceptance(bytes: &[u8]) {
                 let ack = i64::from(again.wrapping_sub(wire(ours, tcp.una)) as i32) + tcp.una;
                 assert!((tcp.una..=tcp.next).contains(&ack), "it is told what it never sent");
                 if ack > tcp.una {
-                    // It hears of that now: what it is told has the number that it expects.
+                    // The local end hears of it now, in a segment with the number that it expects.
                     (tcp.una, tcp.window) = (ack, window);
                 }
                 flows.get_mut(at).told_again(again, window);
@@ -185,8 +185,8 @@ pub fn acceptance(bytes: &[u8]) {
     }
 }
 
-/// An exchange that goes well, the forgery that was once believed, an acknowledgement that was
-/// refused and told again, and ends.
+/// Returns the seeds: an exchange without faults, the forgery that was once believed, and an
+/// acknowledgement that was refused and told again, each with its end.
 #[must_use]
 pub fn acceptance_seeds() -> Vec<Vec<u8>> {
     let start = |flags: u8| vec![flags, 7, 0xff, 0xff, 0, 0, 1, 0, 100, 2, 0];
@@ -199,7 +199,7 @@ pub fn acceptance_seeds() -> Vec<Vec<u8>> {
         for (seq, ack) in [([0, 0, 0], [0, 0, 50]), ([0, 0, 9], [0, 0, 20]), ([15, 0xff, 0xff], [0, 0, 30])] {
             seed.extend(delivered(4 + 11, seq, ack));
         }
-        // Refused as old, and shown to be unheard.
+        // Refused as old, and then shown to be unheard.
         seed.extend(delivered(15, [0x80, 0, 40], [0, 0, 60]));
         seed.extend_from_slice(&[4, 0, 150, 10, 40, 1, 0]);
         for kind in [1, 3, 5, 6, 7] {

@@ -1,8 +1,8 @@
-//! Events that the shell has not taken yet.
+//! The queue of events that the shell has not taken yet.
 //!
-//! A peer decides how often most of it changes, so what is a *state* waits once, as it is by now;
-//! only what happened is kept each time, and that is bounded by the paths. However much a peer says
-//! in one go, what waits is in proportion to the paths.
+//! A peer decides how often most events occur. So of a *state* only the latest value waits; *news*
+//! is kept each time, and is bounded by the paths. However much a peer sends at once, the queue's
+//! length is in proportion to the number of paths.
 
 use std::collections::VecDeque;
 
@@ -13,13 +13,12 @@ use super::Event;
 pub(super) struct Events(VecDeque<Event>);
 
 impl Events {
-    /// Adds an event. One that says no more than how things are takes the place of what said it
-    /// before.
+    /// Adds an event. An event that tells a state replaces the one that told it before.
     pub(super) fn push(&mut self, mut event: Event) {
         match &mut event {
             Event::Config(_) => self.forget(|waiting| matches!(waiting, Event::Config(_))),
             Event::Activated { previous, dropped, .. } => {
-                // One switch, from where the shell knows transmission to be.
+                // Merge two switches into one, from the path that the shell knows as active.
                 if let Some(Event::Activated { previous: first, dropped: before, .. }) =
                     self.take(|waiting| matches!(waiting, Event::Activated { .. }))
                 {
@@ -29,7 +28,7 @@ impl Events {
             }
             Event::Confirmed { .. } | Event::PathDoubted { .. } => self.forget(|waiting| *waiting == event),
             Event::PathSuspect { path, .. } => {
-                // Of a suspicion that was never told, no end is told, and the other way round.
+                // A suspicion and its end cancel each other if neither was told yet.
                 if self.take(|waiting| *waiting == Event::PathRecovered { path: *path }).is_some() {
                     return;
                 }
@@ -45,12 +44,12 @@ impl Events {
         self.0.push_back(event);
     }
 
-    /// Removes the oldest.
+    /// Removes and returns the oldest event.
     pub(super) fn pop(&mut self) -> Option<Event> {
         self.0.pop_front()
     }
 
-    /// Returns how many wait.
+    /// Returns the number of waiting events.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

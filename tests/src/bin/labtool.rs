@@ -1,16 +1,19 @@
 //! What the cases need as a separate process, to be run with and without the MOBILE attribute.
 //!
 //! `tcp ADDRESS`, `udp ADDRESS` and `udp-connected ADDRESS` send each line of stdin and print each
-//! answer; what happens to the socket is printed too, as `! error`. `udp-on DEVICE ADDRESS` sends one datagram on that device
-//! (IP_PKTINFO). `chatter ADDRESS MS` opens new
-//! sockets of every kind again and again, as a program would that knows nothing of handovers. `gaps` and
-//! `keystrokes` measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
-//! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER` prints an answer
-//! and whom the socket says it came from. `crowd PROCESSES SOCKETS ADDRESS` is so many processes with so many connections
-//! each, `accept ADDRESS` takes them; both say when they are ready and wait to be killed. `accept-on DEVICE ADDRESS` is bound to
-//! a device, and `hold-mptcp COUNT` holds so many MPTCP sockets whose connect() was refused. `paces` times
-//! what it is told to do. `datagrams ADDRESS` sends them at the rates it is told, `count ADDRESS` counts what comes. `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server as the paper's
-//! measurement does, 1024 bytes at a time. `hold-lab` makes a lab of its own and waits to be killed.
+//! answer; what happens to the socket is printed too, as `! error`. `udp-on DEVICE ADDRESS` sends
+//! one datagram on that device (IP_PKTINFO). `chatter ADDRESS MS` opens new sockets of every kind
+//! again and again, as a program would that knows nothing of handovers. `gaps` and `keystrokes`
+//! measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
+//! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER`
+//! prints an answer and whom the socket says it came from. `crowd PROCESSES SOCKETS ADDRESS` is so
+//! many processes with so many connections each, `accept ADDRESS` takes them; both say when they
+//! are ready and wait to be killed. `accept-on DEVICE ADDRESS` is bound to a device, and
+//! `hold-mptcp COUNT` holds so many MPTCP sockets whose connect() was refused. `paces` times what
+//! it is told to do. `datagrams ADDRESS` sends them at the rates it is told, `count ADDRESS` counts
+//! what comes. `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server as the
+//! paper's measurement does, 1024 bytes at a time. `hold-lab` makes a lab of its own and waits to
+//! be killed.
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -308,7 +311,7 @@ fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
     }
 }
 
-/// Takes connections and keeps them; bound to a device if one is named.
+/// Accepts connections and keeps them open; listens on one device if one is named.
 fn accept(device: Option<&str>, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     raise_file_limit()?;
@@ -336,7 +339,7 @@ fn hold_mptcp(count: &str) -> Result<()> {
     say("ready");
     loop {
         pause();
-        // Open until the end.
+        // Kept open until the end.
         let _ = &held;
     }
 }

@@ -116,7 +116,7 @@ impl Agent {
         self.program.edit(|config| set_value(config, section, key, value))
     }
 
-    /// Takes a setting out of its configuration, so that the default holds at the next start.
+    /// Removes a setting from the configuration, so that the default holds at the next start.
     pub fn use_default(&self, section: &str, key: &str) -> Result<()> {
         self.program.edit(|config| {
             if let Some(Toml::Table(section)) = config.get_mut(section) {
@@ -142,7 +142,7 @@ impl Agent {
         })
     }
 
-    /// Waits until the persistent address is set: that takes a moment from the first session on.
+    /// Waits until the persistent address is set, a moment after the first session begins.
     pub(crate) fn wait_address(&self) -> Result<()> {
         let shown = || self.program.ns.run(&["ip", "-o", "-4", "address"]);
         wait_for("the persistent address", PATIENCE, || Ok(shown()?.contains("/32 ").then_some(())))
@@ -207,7 +207,7 @@ impl Agent {
         self.program.stop()
     }
 
-    /// Waits for the clean end that a `cleanup` asks for.
+    /// Waits for the clean exit that `cleanup` requests.
     pub fn wait_ended(&mut self) -> Result<()> {
         self.program.wait_ended()
     }

@@ -52,8 +52,8 @@ impl Relay {
         self.program.variables.push((name, value.into()));
     }
 
-    /// Starts the daemon through `argv`, a command that executes its further arguments, from now
-    /// on.
+    /// Starts the daemon through `argv`, a command that executes its further arguments, from the
+    /// next start on.
     pub fn start_under(&mut self, argv: &[&str]) {
         self.program.under = argv.iter().map(|&arg| arg.to_owned()).collect();
     }

@@ -131,7 +131,7 @@ fn the_kernel_takes_every_kind_of_rule() {
         host: HostState { made_router: [true, true], ..HostState::default() },
         ..ruleset()
     };
-    // Only root may ask; the end-to-end cases run as root.
+    // Checking a ruleset takes root; the end-to-end cases run as root.
     if let Err(error) = rules.try_out() {
         let error = format!("{error:#}");
         assert!(error.contains("ermitted") || error.contains("not installed"), "{error}\n{}", rules.text());

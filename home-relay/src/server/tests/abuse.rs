@@ -94,12 +94,13 @@ async fn garbage_is_counted_and_harms_nobody() {
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
-/// rustls would collect 64 KiB of a ClientHello from each of a thousand strangers.
+/// Tests that a long ClientHello is cut off: rustls would collect 64 KiB from each of a thousand
+/// strangers.
 #[tokio::test]
 async fn a_client_hello_that_is_too_long_is_cut_off_and_counted() {
     let relay = TestRelay::start(&Limits::default());
     let mut tcp = TcpStream::connect(relay.address).await.unwrap();
-    // One message of 64 KiB less a byte, whose end is kept back.
+    // One message of 64 KiB less a byte, which never ends.
     let mut said = vec![0x16, 3, 1, 0x3f, 0xff, 1, 0, 0xff, 0xff];
     said.resize(5 + 0x3fff, 0);
     tcp.write_all(&said).await.unwrap();
@@ -348,8 +349,8 @@ async fn guesses_at_tokens_do_not_fill_the_log() {
     assert_eq!(lines(&log, "enrolment refused"), 1);
 }
 
-/// A TLS client that offers `offered` and signs with another key, as whoever has only read a public
-/// key can.
+/// Connects a TLS client that offers the key `offered` and signs with another one, as anybody can
+/// who has only read a public key.
 fn unproved(relay: &TestRelay, offered: PublicKey) -> Arc<rustls::ClientConfig> {
     // RFC 8410: the fixed parts of an Ed25519 key, public and private.
     let spki = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00"[..], offered.as_bytes()].concat();
@@ -387,7 +388,7 @@ async fn a_prober_learns_nothing_of_a_key_it_does_not_hold_and_leaves_no_trace()
     assert_eq!(relay.metrics.handshakes(Handshake::Unauthorized), 0);
     assert_eq!(lines(&log, "refused"), 0, "{}", String::from_utf8_lossy(&log.0.lock().unwrap()));
 
-    // A key that is proved and unknown is still told, and logged.
+    // A key that is proved but unknown is refused by name and logged, as before.
     let known_to_nobody = PrivateKey::generate().unwrap();
     let mut stream = relay.tls(&known_to_nobody).await.unwrap();
     let refused = soon(stream.read(&mut [0; 1])).await.unwrap_err();

@@ -154,12 +154,12 @@ fn a_token_that_lets_nobody_in_is_looked_up_by_its_hash_and_waits_for_no_writer(
     invite(&store, "laptop", used);
     store.redeem(used, &laptop, &pools(), NOW).unwrap();
     store.invite("phone", expired, Duration::ZERO, Lease::default(), &pools(), NOW).unwrap();
-    // A row that whoever reads all of the table stumbles over.
+    // A malformed row: reading the whole table fails.
     let transaction = store.database.begin_write().unwrap();
     transaction.open_table(schema::CLIENTS).unwrap().insert("zz", &b"no row of ours"[..]).unwrap();
     transaction.commit().unwrap();
 
-    // An operator's command that takes its time.
+    // A slow command of the operator holds the write lock.
     let _writing = store.database.begin_write().unwrap();
     let (told, hear) = std::sync::mpsc::channel();
     let guessing = std::sync::Arc::clone(&store);

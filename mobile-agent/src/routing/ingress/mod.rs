@@ -1,9 +1,10 @@
-//! The ingress filter: drops what is addressed to a persistent address and comes by another device than the tunnel's or
-//! `lo`, before it is routed.
+//! The ingress filter: drops packets that are addressed to a persistent address and arrive on
+//! another device than the tunnel's or `lo`, before they are routed.
 //!
-//! Linux takes a packet for any of its addresses by any device. Without the filter a visited network reaches persistent
-//! addresses beside the tunnel: it can find out who has one, and forge segments and resets (CVE-2019-14899). Like rules and
-//! routes the filter stays in the kernel when the agent ends.
+//! Linux accepts a packet for any of its addresses on any device (the weak host model). Without the
+//! filter a visited network reaches persistent addresses beside the tunnel: it can find out who has
+//! one, and forge segments and resets (CVE-2019-14899). Like rules and routes, the filter stays in
+//! the kernel when the agent ends.
 
 mod ruleset;
 
@@ -25,32 +26,33 @@ use crate::config::Config;
 use crate::selection::ingress::{self as classifier, Classifier, Counter};
 use crate::status::{FilterKind, Ingress};
 
-/// Time from one attempt to the next where nftables does not work.
+/// Time between attempts while nftables does not work.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Time for which an answer about the counter is good enough: who polls the status does not start nft each time.
+/// Time for which a reading of the counter is used again, so that polling the status does not run
+/// nft each time.
 const FRESH: Duration = Duration::from_millis(500);
 
-/// Longest time that a question about the counter may take.
+/// Longest time to wait for a reading of the counter.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The filter, kept as it should be.
+/// The filter, kept in force.
 pub(super) struct IngressFilter {
     device: String,
     netlink: Netlink,
     /// `[bpf] pin_dir`.
     pin_dir: PathBuf,
     in_force: Option<InForce>,
-    /// Filters where nftables does not work.
+    /// The eBPF classifier, used where nftables does not work.
     classifier: Option<Classifier>,
-    /// Somebody may have changed the tables.
+    /// Whether the tables may have changed.
     stale: bool,
-    /// Not before this time is a failed installation repeated.
+    /// The earliest time to retry a failed installation.
     retry: Option<Instant>,
     report: IngressReport,
 }
 
-/// What is in the kernel.
+/// The ruleset in the kernel.
 struct InForce {
     ruleset: Ruleset,
     /// The tables as nft lists them; `None` until they are listed for the first time.
@@ -71,16 +73,16 @@ struct State {
     filter: FilterKind,
     /// Why nftables does not filter.
     problem: Option<String>,
-    /// Why the classifier does not either.
+    /// Why the classifier does not filter either.
     failure: Option<String>,
-    /// The classifier's.
+    /// The classifier's counter.
     counter: Option<Counter>,
-    /// When nftables' counter was read.
+    /// When the nftables counter was last read.
     counted: Option<Instant>,
 }
 
 impl IngressFilter {
-    /// A filter for the tunnel's device that is not in the kernel yet.
+    /// Creates a filter for the tunnel's device, which is not in the kernel yet.
     pub(super) fn new(config: &Config, netlink: Netlink) -> Self {
         let device = config.tunnel.device.clone();
         let state =
@@ -98,7 +100,7 @@ impl IngressFilter {
         }
     }
 
-    /// The state, for others.
+    /// Returns a handle to the state, for status and metrics.
     pub(super) fn report(&self) -> IngressReport {
         self.report.clone()
     }
@@ -108,14 +110,15 @@ impl IngressFilter {
         TableWatch::new(&self.report.0.table).ok()
     }
 
-    /// Lets the next [`Self::ensure`] look at the tables.
+    /// Marks the tables as possibly changed, so that the next [`Self::ensure`] examines them.
     pub(super) fn suspect(&mut self) {
         self.stale = true;
     }
 
-    /// Makes the filter hold for `addresses`, in one transaction. Returns how many objects somebody had removed or changed.
+    /// Puts the filter in force for `addresses`, in one transaction. Returns how many objects were
+    /// restored because another program had removed or changed them.
     ///
-    /// A failure is no reason to stop: it is logged once, and shown by `mobile status`.
+    /// A failure does not stop the agent: it is logged once, and shown by `mobile status`.
     pub(super) async fn ensure(&mut self, addresses: BTreeSet<IpAddr>) -> u64 {
         let wanted = Ruleset { device: self.device.clone(), addresses };
         let known = self.in_force.take_if(|it| it.ruleset == wanted);
@@ -128,15 +131,16 @@ impl IngressFilter {
             }
             return 0;
         }
-        // What somebody does from now on is seen by the next look.
+        // Changes from now on are seen by the next look.
         self.stale = true;
-        // A filter without addresses has counted nothing. The first assignment need not wait for the answer.
+        // A filter without addresses has counted nothing, so the first assignment need not wait for
+        // the reading.
         let counts = self.in_force.take().is_none_or(|it| !it.ruleset.addresses.is_empty());
         self.install(wanted, counts).await;
         0
     }
 
-    /// Looks whether the tables are still as they were installed, if they may have changed.
+    /// Verifies that the tables are still as installed, if they may have changed.
     async fn examine(&mut self, known: InForce) -> u64 {
         if !std::mem::take(&mut self.stale) {
             self.in_force = Some(known);
@@ -160,12 +164,12 @@ impl IngressFilter {
         }
     }
 
-    /// Puts `ruleset` into the kernel in place of what is there. The counter goes on from its value, which is asked for if
-    /// the filter `counts`.
+    /// Installs `ruleset` in place of the present tables. The counter continues from its value,
+    /// which is read first if the filter `counts`.
     async fn install(&mut self, ruleset: Ruleset, counts: bool) {
         let (script, report) = (ruleset.clone(), self.report.clone());
         let apply = move || {
-            // A table that is gone has no counter.
+            // A table that was removed has no counter to read.
             let counted = counts.then(|| report.count().ok()).flatten();
             let dropped = counted.unwrap_or_else(|| report.0.dropped.load(Ordering::Relaxed));
             nft::apply(&script.script(dropped))
@@ -187,7 +191,7 @@ impl IngressFilter {
         }
     }
 
-    /// Uses the classifier, as nftables does not work. Returns 0: nothing of ours was removed.
+    /// Uses the classifier because nftables does not work. Returns 0: nothing was restored.
     async fn fall_back(&mut self, problem: &str, addresses: &BTreeSet<IpAddr>) -> u64 {
         self.in_force = None;
         self.retry = Some(Instant::now() + RETRY);
@@ -203,7 +207,7 @@ impl IngressFilter {
         0
     }
 
-    /// Makes the classifier hold for `addresses` on every device there is now.
+    /// Puts the classifier in force for `addresses` on every device there is now.
     async fn classify(&mut self, addresses: &BTreeSet<IpAddr>) {
         let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::story(&error));
         let mut state = self.report.state();
@@ -232,7 +236,7 @@ impl IngressFilter {
         classifier.ensure(addresses, &devices)
     }
 
-    /// Removes the classifier, this agent's or an earlier one's: nftables filters.
+    /// Removes the classifier, this agent's or an earlier one's, because nftables filters.
     fn drop_classifier(&mut self) {
         self.classifier = None;
         let counter = self.report.state().counter.take();
@@ -246,7 +250,7 @@ impl IngressFilter {
 }
 
 impl IngressReport {
-    /// The state now.
+    /// Returns the state; reads the counter again unless the last reading is recent.
     pub(crate) async fn read(&self) -> Ingress {
         let (filter, counted) = {
             let state = self.state();
@@ -256,7 +260,7 @@ impl IngressReport {
             self.state().counted = Some(Instant::now());
             let report = self.clone();
             let counted = spawn_blocking(move || report.count());
-            // What was counted last is the next best answer.
+            // The last reading is the next best answer.
             if let Ok(Ok(Err(error))) = timeout(PATIENCE, counted).await {
                 tracing::debug!(%error, "cannot read the counter of the ingress filter");
             }
@@ -270,7 +274,8 @@ impl IngressReport {
         Ingress { filter, problem, dropped_packets }
     }
 
-    /// Reads the kernel's counter. It may be behind what is known: who restores a ruleset restores its counters.
+    /// Reads the kernel's counter. It may be less than the last reading: restoring a saved ruleset
+    /// resets its counters to saved values.
     fn count(&self) -> Result<u64, NftError> {
         let listing = nft::query(&["list", "counter", "inet", &self.0.table, COUNTER])?;
         let counted = packets(&listing).unwrap_or(0);
@@ -293,7 +298,7 @@ impl std::fmt::Debug for IngressReport {
     }
 }
 
-/// Waits for a change of the tables; for ever on a kernel without nftables.
+/// Waits for a change of the tables; waits for ever on a kernel without nftables.
 pub(super) async fn changed(watch: &mut Option<TableWatch>) -> Result<(), NetlinkError> {
     match watch {
         Some(watch) => watch.changed().await,
@@ -313,13 +318,13 @@ pub(super) fn remove(config: &Config) -> Vec<anyhow::Error> {
     tables.into_iter().chain([classifier]).filter_map(Result::err).collect()
 }
 
-/// Asks whether nftables would take a filter on this host.
+/// Checks, without installing it, that nftables takes a filter on this host.
 pub(crate) fn try_out() -> Result<(), NftError> {
     let addresses = ["192.0.2.1", "2001:db8::1"].iter().filter_map(|address| address.parse().ok()).collect();
     nft::check(&Ruleset { device: "mobile-check".to_owned(), addresses }.script(0))
 }
 
-/// The packets of a listed counter.
+/// Returns the number of packets of a listed counter.
 fn packets(listing: &str) -> Option<u64> {
     let mut words = listing.split_whitespace().skip_while(|word| *word != "packets");
     words.nth(1)?.parse().ok()

@@ -9,27 +9,29 @@ use crate::config::DEFAULT_DEVICE;
 /// The counter of dropped packets.
 pub(super) const COUNTER: &str = "dropped";
 
-/// The name of the default device's tables; another device's begin with it.
+/// The name of the default device's tables, and the prefix of another device's.
 const TABLE: &str = "mobile_agent";
 
-/// ICMP messages that quote a packet. A socket is told of them by the addresses and ports of the quoted packet, whatever
-/// address the message itself came to.
+/// ICMP error types, whose messages quote a packet. The kernel looks up the socket by the addresses
+/// and ports of the quoted packet, whatever address the message itself was sent to.
 const ERRORS_V4: &str =
     "{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }";
 
-/// The same of ICMPv6. A redirect has no effect on a socket of a device without neighbours.
+/// ICMPv6 error types. A redirect is not among them: it does not affect a socket whose device has
+/// no neighbours.
 const ERRORS_V6: &str = "{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
 
 /// The rules for one device and the addresses on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ruleset {
-    /// The host virtual device, by which packets to the addresses may come.
+    /// The host virtual device, on which packets to the addresses may arrive.
     pub(super) device: String,
     /// The persistent addresses.
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
-/// Returns the name of the tables of the agent with this device, one of the family `inet` and one of `arp`.
+/// Returns the name of the tables, one of family `inet` and one of `arp`, of the agent with this
+/// device.
 pub(super) fn table(device: &str) -> String {
     if device == DEFAULT_DEVICE {
         return TABLE.to_owned();
@@ -39,7 +41,7 @@ pub(super) fn table(device: &str) -> String {
         // Writing to a String does not fail.
         let _ = match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => write!(name, "{}", byte as char),
-            // nft takes a slash in a name, and no device has one.
+            // nft rejects a slash in a name, and no device has one.
             other => write!(name, "/{other:02x}"),
         };
     }
@@ -47,18 +49,19 @@ pub(super) fn table(device: &str) -> String {
 }
 
 impl Ruleset {
-    /// Returns the script for `nft -f -`, which replaces both tables in one transaction and lets the counter begin at
-    /// `dropped` packets.
+    /// Returns the script for `nft -f -` that replaces both tables in one transaction; the counter
+    /// starts at `dropped` packets.
     ///
-    /// The chain is hooked twice. At `prerouting`, before connection tracking, it sees each packet as it came. At `input`
-    /// it sees what became of a packet meanwhile: IPv4 fragments in one piece, and a destination that a source route or a
-    /// segment routing header has changed.
+    /// The chain is hooked twice. At `prerouting`, before connection tracking, it sees each packet
+    /// as it arrived. At `input` it sees reassembled IPv4 fragments, and a destination that a
+    /// source route or a segment routing header has changed.
     pub(super) fn script(&self, dropped: u64) -> String {
         let table = table(&self.device);
         let foreign = format!("iifname != {{ \"lo\", \"{}\" }}", self.device);
         let mut script = String::new();
         for family in ["inet", "arp"] {
-            // Deleting a table that is not there fails, making one that is there does not.
+            // Deleting a table that does not exist fails; adding one that exists does not. So add,
+            // then delete.
             let _ = writeln!(script, "table {family} {table}\ndelete table {family} {table}");
         }
         let _ = writeln!(script, "table inet {table} {{");
@@ -77,18 +80,19 @@ impl Ruleset {
         script
     }
 
-    /// The rules for what comes by another device than the tunnel's and `lo`.
+    /// Returns the rules for packets that arrive on another device than the tunnel's and `lo`.
     fn foreign(&self) -> Vec<String> {
         let drop = format!("counter name {COUNTER} drop");
         let mut rules = Vec::new();
         for address in &self.addresses {
             match address {
-                // The quoted source is 12 bytes into the quoted header, which is 8 bytes into the message.
+                // The quoted source is at byte 12 of the quoted header, which begins at byte 8 of
+                // the message.
                 IpAddr::V4(v4) => rules.extend([
                     format!("ip daddr {v4} {drop}"),
                     format!("icmp type {ERRORS_V4} @th,160,32 {:#010x} {drop}", v4.to_bits()),
                 ]),
-                // Likewise 8 bytes into it.
+                // The quoted header begins at byte 8 here too.
                 IpAddr::V6(v6) => rules.extend([
                     format!("ip6 daddr {v6} {drop}"),
                     format!("icmpv6 type {ERRORS_V6} @th,128,128 {:#034x} {drop}", v6.to_bits()),
@@ -96,8 +100,8 @@ impl Ruleset {
             }
         }
         if self.addresses.iter().any(IpAddr::is_ipv6) {
-            // The quoted source may hide in a second fragment. Errors fit the smallest MTU (RFC 4443, 2.4), so nobody else
-            // sends them in fragments.
+            // The quoted source may be in a later fragment. ICMPv6 errors fit the smallest MTU (RFC
+            // 4443, 2.4), so only a forger fragments them.
             rules.push(format!("exthdr frag exists icmpv6 type {ERRORS_V6} {drop}"));
         }
         rules

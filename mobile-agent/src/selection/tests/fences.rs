@@ -1,4 +1,4 @@
-//! What other users, other programs and other kernels may not change: marks, pins, and which
+//! Tests what other users, other programs and other kernels cannot change: marks, pins, and which
 //! programs are in force.
 
 use std::{
@@ -18,7 +18,7 @@ use super::{
     KINDS, MARK, count,
 };
 
-/// `nobody`.
+/// The user id of `nobody`.
 const OTHER_USER: u32 = 65_534;
 
 #[test]
@@ -35,7 +35,7 @@ fn our_bits_of_a_mark_are_the_programs_alone_to_set_and_clear() {
             ordinary.open(kind);
             ordinary.cannot_set_mark(kind, MARK | foreign);
             assert_eq!(ordinary.look(kind), 0, "{kind}");
-            // Bits of ours that are no mark of ours are anybody's.
+            // Another value in our bits is not our mark, so anybody may set it.
             assert_eq!(ordinary.set_mark(kind, 0x1200_0000 | foreign), 0x1200_0000 | foreign, "{kind}");
             assert_eq!(ordinary.set_mark(kind, 0), 0, "{kind}");
         }
@@ -54,7 +54,7 @@ fn an_mptcp_connection_is_mobile_as_others_are() {
         assert_eq!(late.open("mptcp4"), 0);
         place.cgroup.attach(late.pid()).unwrap();
         late.connect("mptcp4", "127.0.0.1:9");
-        // The socket of the call is the connection's first subflow.
+        // The socket that the call returned is the connection's first subflow.
         assert_eq!(count(&selector, Verdict::Failed), 0);
         assert_eq!(count(&selector, Verdict::Marked), 2);
     });
@@ -78,7 +78,7 @@ fn the_fence_around_our_bits_holds_while_agents_take_over_and_for_sockets_made_b
     });
 }
 
-/// What loading says of the pin directory as it is.
+/// Returns the error of loading with the pin directory as it is.
 fn refused(place: &Place, named: &Path) {
     let result = Selector::load_or_adopt(&place.pin_dir, &place.cgroup, place.marking);
     let Err(error) = result else { panic!("{} accepted", named.display()) };
@@ -100,7 +100,7 @@ fn pins_that_another_user_owns_or_may_write_are_refused() {
         }
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
         drop(place.load());
-        // What an earlier agent left, it says.
+        // The error names what an earlier agent left.
         let generation = pins::generations(dir).unwrap().remove(0);
         for pin in [generation.clone(), pins::pin(&generation, "map", "VERDICTS")] {
             chown(&pin, Some(OTHER_USER), None).unwrap();
@@ -124,7 +124,8 @@ fn a_directory_above_the_pins_that_another_user_may_change_is_refused() {
         chown(above, Some(0), None).unwrap();
         fs::set_permissions(above, fs::Permissions::from_mode(0o777)).unwrap();
         refused(&deeper, above);
-        // Others may make something there, but not move what is root's: so distributions mount it.
+        // The sticky bit lets others add files but not move root's; distributions mount bpffs like
+        // this.
         fs::set_permissions(above, fs::Permissions::from_mode(0o1777)).unwrap();
         drop(deeper.load());
         std::mem::forget(deeper);

@@ -1,9 +1,9 @@
-//! A driver whose owner does not take its events.
+//! Tests a driver whose owner does not take its events.
 
 use super::*;
 
 impl Side {
-    /// Whether data moves to this path in time, as the session has it.
+    /// Waits for data to move to this path; returns whether the session says so in time.
     async fn moves_to(&self, path: PathId, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while self.handle.snapshot().await.unwrap().active != Some(path) {
@@ -16,7 +16,7 @@ impl Side {
     }
 }
 
-/// A peer that switches without end makes no more events than its owner takes.
+/// Tests that a peer which switches without end causes no more events than its owner takes.
 #[tokio::test]
 async fn no_path_is_read_while_events_wait() {
     let mut pair = Pair::new();
