@@ -61,7 +61,7 @@ fn generate(command: &Command, out: &Path) -> Result<Vec<PathBuf>> {
     let mut built = command.clone().disable_help_subcommand(true);
     built.build();
     files.push(page(built.clone(), &name, &man)?);
-    for verb in built.get_subcommands() {
+    for verb in built.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         let page_name = format!("{name}-{}", verb.get_name());
         files.push(page(verb.clone(), &page_name, &man)?);
     }

@@ -37,7 +37,8 @@ const LAST_ANSWER: Duration = Duration::from_millis(100);
 /// `mobile agent`.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
-    let record = footprint::record(config).context("cannot tell where to record what is made")?;
+    let record =
+        footprint::record(config).context("cannot determine the path of the record of kernel objects")?;
     let config = Config::load(config)?;
     mobile_io::memory::keep_some();
     let confinement = confine::confinement(&config);
@@ -59,7 +60,7 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut running = start::start(config, record, confinement).await?;
-    confinement.apply().context("the agent cannot give up what it does not need any more")?;
+    confinement.apply().context("the agent cannot drop privileges")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
     let mut watchdog = tokio::time::interval(notify::watchdog().unwrap_or(Duration::MAX / 4));

@@ -62,7 +62,7 @@ impl ProcessHelper {
     ) -> Result<T, JobError> {
         let answer = self.exchange(job, caller);
         let answer = answer.map_err(|error| {
-            JobError::failed(format!("the agent's process helper does not answer ({error}): try again"))
+            JobError::failed(format!("the agent's process helper did not answer ({error}): try again"))
         })?;
         let answer: Result<T, JobError> =
             serde_json::from_slice(&answer).map_err(|error| JobError::of(&error))?;

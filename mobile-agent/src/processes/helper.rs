@@ -38,12 +38,11 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
     // helper ends with the agent.
     let signals = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block().context("cannot block signals")?;
-    let first = receive(channel).context(
-        "standard input is no channel to an agent: `mobile agent` starts this verb itself; do not call it",
-    )?;
+    let first = receive(channel)
+        .context("standard input is not the agent's channel: only `mobile agent` may start this verb")?;
     let Some((setup, descriptors)) = first else { bail!("the agent ended before it told the set-up") };
     let worker = Arc::new(worker(&setup, descriptors)?);
-    confinement().apply().context("the process helper cannot give up what it does not need")?;
+    confinement().apply().context("the process helper cannot drop privileges")?;
     tracing::debug!("process helper ready");
     while let Some((_, descriptors)) = receive(channel).context("the channel to the agent failed")? {
         let mut descriptors = descriptors.into_iter();
@@ -55,7 +54,7 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
         let worker = Arc::clone(&worker);
         let work = move || {
             if let Err(error) = answer(&worker, stream, caller) {
-                tracing::warn!(%error, "the agent did not take the answer to a job");
+                tracing::warn!(%error, "cannot send a job's answer to the agent");
             }
         };
         // The stream closes together with the thread that could not start, and the agent reports
@@ -85,7 +84,7 @@ fn confinement() -> Confinement {
 fn worker(setup: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Worker> {
     let setup: Setup = serde_json::from_slice(setup).context("the agent's set-up cannot be read")?;
     let Ok(maps) = <[OwnedFd; 2]>::try_from(descriptors) else {
-        bail!("the agent sent another number of maps than two");
+        bail!("expected 2 map descriptors from the agent");
     };
     let cgroup = MobileCgroup::existing(setup.cgroup.as_deref())?.context("the mobile cgroup is gone")?;
     Ok(Worker {

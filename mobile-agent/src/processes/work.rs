@@ -178,7 +178,7 @@ fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Tr
     match accounts.of(&holders) {
         Ok(traffic) => traffic.into_iter().map(Some).collect(),
         Err(error) => {
-            tracing::warn!(%error, "`mobile ps` does not say what processes carried");
+            tracing::warn!(%error, "cannot read the traffic accounts: `mobile ps` omits them");
             vec![None; processes.len()]
         }
     }
