@@ -15,7 +15,7 @@ use prometheus::core::Collector;
 
 use crate::daemon::Agent;
 use crate::routing::claim::Objection;
-use crate::status::{SessionState, Status, Uplinks};
+use crate::status::{FilterKind, SessionState, Status, Uplinks};
 
 /// A scrape that the agent does not answer in this time is empty: Prometheus waits 10 s by default.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -189,7 +189,7 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
     metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
     let filter = declared::INGRESS_FILTER.gauges()?;
-    filter.with_label_values(&[status.ingress.filter.word()]).set(1.0);
+    filter.with_label_values(&[filter_name(status.ingress.filter)]).set(1.0);
     metrics.add(filter)?;
     metrics.counter(declared::INGRESS_DROPPED, status.ingress.dropped_packets)?;
     selection(&metrics, agent)?;
@@ -237,4 +237,13 @@ fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
     metrics.counters(declared::MAP_FULL, full)?;
     let events = events.iter().map(|(event, count)| (event.name(), *count));
     metrics.counters(declared::SELECTION_EVENTS, events)
+}
+
+/// Returns the name of the ingress filter, which is also its name in JSON.
+fn filter_name(filter: FilterKind) -> &'static str {
+    match filter {
+        FilterKind::Nftables => "nftables",
+        FilterKind::Ebpf => "ebpf",
+        FilterKind::None => "none",
+    }
 }

@@ -98,17 +98,6 @@ pub(crate) enum FilterKind {
     None,
 }
 
-impl FilterKind {
-    /// Returns the name in metrics, which is also the name in JSON.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Ebpf => "ebpf",
-            Self::None => "none",
-        }
-    }
-}
-
 /// What the session is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
