@@ -65,9 +65,9 @@ impl CrossTraffic {
         bounds: Option<Bounds>,
     ) -> Option<Duration> {
         self.settled = self.settled.min(path.rtt);
-        // On a slow path the least that is on its way is a queue, which does not go.
-        let least = bounds.map_or(Duration::ZERO, |bounds| bounds.least);
-        let shortest = path.shortest()?.max(self.settled) + least;
+        // What is on its way while a slow path is held is a queue as well, at times twice as long as it is meant to be.
+        let own = bounds.map_or(Duration::ZERO, |bounds| bounds.queue * 2);
+        let shortest = path.shortest()?.max(self.settled) + own;
         let beyond = |rtt: Duration| rtt.saturating_sub(shortest);
         if beyond(path.rtt) < WORTH || !congestion::is_queued(path, shortest) {
             (self.standing, self.again, self.competing) = (None, false, COMPETING);
@@ -96,7 +96,7 @@ impl CrossTraffic {
         *self = if stays {
             Self { again: true, competing: (competing * 2).min(LONGEST), ..Self::new() }
         } else {
-            Self { settled: path.rtt.saturating_sub(least), ..Self::new() }
+            Self { settled: path.rtt.saturating_sub(own), ..Self::new() }
         };
         stays.then_some(competing)
     }
@@ -110,7 +110,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// An ordinary path's.
-    const BOUNDS: Bounds = Bounds { least: Duration::from_millis(4), memory: Duration::from_secs(1) };
+    const BOUNDS: Bounds = Bounds { queue: Duration::from_millis(2), memory: Duration::from_secs(1) };
 
     /// Asks every 20 ms for so long, with the round trip of each moment: when is it cross traffic, and for how long?
     fn find(
@@ -165,9 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn the_least_that_a_slow_path_can_have_on_its_way_is_no_cross_traffic() {
-        let slow = Bounds { least: 90 * MS, ..BOUNDS };
-        assert_eq!(find(&mut CrossTraffic::new(), 20_000, |_| 110, |_| Some(slow), |at| at), None);
+    fn what_a_slow_path_has_on_its_way_while_it_is_held_is_no_cross_traffic() {
+        // 1 Mbit/s: 80 to 110 ms for as long as it is held, after 240 when it became slow.
+        let slow = Bounds { queue: 45 * MS, ..BOUNDS };
+        let held = |at: u64| if at < 1500 { 240 } else { 80 + at % 31 };
+        assert_eq!(find(&mut CrossTraffic::new(), 20_000, held, |_| Some(slow), |at| at), None);
         let drained = |at: u64| if at < 1400 { 250 } else { 150 };
         assert_eq!(find(&mut CrossTraffic::new(), 20_000, drained, |_| Some(slow), |at| at), None);
         assert!(find(&mut CrossTraffic::new(), 20_000, |_| 250, |_| Some(slow), |at| at).is_some());

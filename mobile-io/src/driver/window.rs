@@ -67,15 +67,15 @@ pub(super) struct Window {
     flat: usize,
     /// The kernel is to send at less than half the rate that the path had lately; for so many busy slots by now.
     below: Option<usize>,
-    /// When last asked, it went by what the path holds when its FIFO is empty.
-    bounded: bool,
+    /// How much was allowed to be on the way when last asked, if it went by what the path holds when its FIFO is empty.
+    most: Option<u64>,
 }
 
 /// How closely a path is held.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// How long the least takes to pass that is on its way beside what it holds when its FIFO is empty.
-    pub(super) least: Duration,
+    /// How long that takes to pass which may be on its way beside what the path holds when its FIFO is empty.
+    pub(super) queue: Duration,
     /// For how long a rate that it had is remembered.
     pub(super) memory: Duration,
 }
@@ -93,7 +93,7 @@ impl Window {
             next: 0,
             flat: 0,
             below: None,
-            bounded: false,
+            most: None,
         }
     }
 
@@ -115,15 +115,16 @@ impl Window {
 
     /// How closely the path is held; `None`: no more is on its way than the kernel has there.
     pub(super) fn bounds(&self, path: &Outgoing) -> Option<Bounds> {
-        let least = Duration::from_secs_f64(MIN_SLACK as f64 / self.rate().max(1) as f64);
-        self.bounded.then(|| Bounds { least, memory: slot(path) * SLOTS as u32 })
+        let passes = Duration::from_secs_f64(self.most? as f64 / self.rate().max(1) as f64);
+        let queue = passes.saturating_sub(path.shortest().unwrap_or_default());
+        Some(Bounds { queue, memory: slot(path) * SLOTS as u32 })
     }
 
     /// For how long nothing more is to be sent, if anything is to wait. `refused`: since it was last asked, the kernel did not take all
     /// that there was.
     pub(super) fn hold(&mut self, now: Instant, path: Outgoing, refused: bool) -> Option<Duration> {
         self.measure(now, &path);
-        self.bounded = false;
+        self.most = None;
         let rate = self.rate();
         // The kernel's own idea is all there is before the first measurement, and it notices first that a path is fast.
         let starting = path.starting() && self.flat < FLAT_SLOTS;
@@ -144,7 +145,7 @@ impl Window {
         // Not while the kernel finds out what the path carries: what is held back by the rate of the last round trip looks
         // to it like all that the path has, and with that it would go on for seconds.
         let (most, beyond) = if starting { (u64::MAX, 0) } else { (most, beyond) };
-        self.bounded = most < u64::MAX;
+        self.most = (most < u64::MAX).then_some(most);
         let room = most.min(window).saturating_sub(path.outstanding);
         self.room = usize::try_from(room).unwrap_or(usize::MAX).max(MIN_ROOM);
         let wait = over.max(beyond) as f64 / paced.max(1) as f64;
