@@ -192,8 +192,9 @@ fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
     let host = &bed.lab.host;
     let (name, owner) = ("secretname", "root");
     let secret = bed.lab.dir().join(name);
-    copy(&bed, std::ffi::OsStr::new("/bin/cat"), &secret)?;
-    let hidden = Talk::start(&mut host.command(&secret))?;
+    copy(&bed, program("labtool")?.as_os_str(), &secret)?;
+    let [server, _] = server(port::WHOAMI);
+    let hidden = Talk::start(host.command(&secret).args(["udp", &server]))?;
     let pid = hidden.pid().to_string();
     let mobile = bed.lab.dir().join("mobile");
     copy(&bed, bed.agent.binary().as_os_str(), &mobile)?;

@@ -194,7 +194,8 @@ async fn feeder(helper: Option<&ProcessHelper>, device: &str) -> Option<String> 
     match found {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
-            tracing::warn!(%error, device, "cannot tell which process reads the device");
+            // Without the helper the agent ends, and says so.
+            tracing::debug!(%error, device, "cannot tell which process reads the device");
             None
         }
         Err(_) => None,
