@@ -37,7 +37,8 @@ const LINK4: &str = "169.254.77";
 const LINK6: &str = "fe80::77";
 
 /// How long whoever calls a listening socket waits.
-const CALL: Duration = Duration::from_secs(1);
+/// Shorter than TCP's first retransmission, so that a call into the void does not outlast it.
+const CALL: Duration = Duration::from_millis(300);
 const CALL_AGAIN: Duration = Duration::from_millis(50);
 
 /// The server that tells each socket the address it sees, over TCP, MPTCP, Fast Open and UDP.
