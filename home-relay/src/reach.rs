@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub(crate) enum Reach {
     /// Every destination that the relay's host reaches.
     All,
-    /// These destinations and nothing else; an empty list means none.
+    /// Allows the listed destinations only; an empty list allows none.
     Only(Vec<Destination>),
 }
 

@@ -19,7 +19,7 @@ use crate::Outcome;
 /// A private network behind the relay: its router's web page is on the machine at .2, the relay is
 /// at .1.
 const LAN: &str = "192.168.77";
-/// The same network's IPv6 addresses.
+/// The IPv6 prefix of that private network.
 const LAN6: &str = "fd77:1::";
 
 /// The services of a machine.

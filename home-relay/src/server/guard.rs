@@ -24,7 +24,7 @@ pub(crate) struct Policy {
     /// Whether anybody may send clients datagrams unasked, so that a datagram from a client may be
     /// an answer.
     pub(crate) answers: bool,
-    /// This host's own addresses, and the networks that it is connected to; "internet" excludes
+    /// The relay host's own addresses, and the networks that it is connected to; "internet" excludes
     /// both.
     pub(crate) local: Vec<IpNet>,
 }

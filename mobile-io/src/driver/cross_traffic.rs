@@ -65,7 +65,8 @@ impl CrossTraffic {
         bounds: Option<Bounds>,
     ) -> Option<Duration> {
         self.settled = self.settled.min(path.rtt);
-        // What is on its way while a slow path is held is a queue as well, at times twice as long as it is meant to be.
+        // Data in flight on a held slow path is a queue of our own, at times twice the intended
+        // length.
         let own = bounds.map_or(Duration::ZERO, |bounds| bounds.queue * 2);
         let shortest = path.shortest()?.max(self.settled) + own;
         let beyond = |rtt: Duration| rtt.saturating_sub(shortest);

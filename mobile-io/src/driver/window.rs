@@ -67,14 +67,14 @@ pub(super) struct Window {
     flat: usize,
     /// The kernel is to send at less than half the rate that the path had lately; for so many busy slots by now.
     below: Option<usize>,
-    /// How much was allowed to be on the way when last asked, if it went by what the path holds when its FIFO is empty.
+    /// The bytes last allowed in flight, where the bandwidth-delay product limits them.
     most: Option<u64>,
 }
 
 /// How closely a path is held.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// How long that takes to pass which may be on its way beside what the path holds when its FIFO is empty.
+    /// The time to send what may be in flight beyond the bandwidth-delay product.
     pub(super) queue: Duration,
     /// For how long a rate that it had is remembered.
     pub(super) memory: Duration,
