@@ -135,7 +135,7 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
     let reason = machine.run("journalctl --sync; journalctl --no-pager --output=cat --unit=mobile-slice")?;
     ensure!(reason.contains("no agent") && reason.contains("mobile enroll"), "{reason}");
     machine.run("mv /root/agent.toml /etc/mobile")?;
-    // The first attempt failed in two of six runs, presumably beside a clean-up that still ran:
+    // The first attempt failed in two of five runs, presumably beside a clean-up that still ran:
     // refused, never direct.
     until("the service to start again", || {
         machine.try_run("systemctl start stays").is_ok_and(|done| done.code() == 0)
