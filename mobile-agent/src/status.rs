@@ -102,9 +102,9 @@ pub(crate) enum FilterKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SessionState {
-    /// A path is active.
+    /// A path is active, and the relay's assignment is in force or refused.
     Connected,
-    /// There is a usable uplink and no path yet.
+    /// There is a usable uplink, and no path or no assignment yet.
     Connecting,
     /// No uplink can carry the tunnel. Connections of mobile processes wait.
     NoUplink,

@@ -183,8 +183,9 @@ impl Agent {
             .and_then(|snapshot| snapshot.paths.iter().find(|(id, _)| Some(*id) == path))
             .map(|(_, path)| path);
         let stats = snapshot.as_ref().map(|snapshot| snapshot.stats.clone()).unwrap_or_default();
-        let (session, problem) = judge(&state);
         let addresses = assigned.as_ref().map(Assigned::addresses).unwrap_or_default();
+        let refused: Vec<_> = self.route.refused.now().iter().map(Refusal::told).collect();
+        let (session, problem) = judge(&state, !addresses.is_empty() || !refused.is_empty());
         let problem = problem.or_else(|| self.route.refused.problem(&addresses));
         let recent: Vec<Handover> = ledger
             .recent
@@ -208,7 +209,7 @@ impl Agent {
             addresses,
             mtu: self.config.tunnel.mtu.or(assigned.as_ref().map(|assigned| assigned.mtu)),
             dns: assigned.map(|assigned| assigned.dns).unwrap_or_default(),
-            refused: self.route.refused.now().iter().map(Refusal::told).collect(),
+            refused,
             active_uplink: state.active.as_ref().map(|(active, _)| active.uplink.clone()),
             forced_uplink: state.forced.clone(),
             rtt_seconds: active_stats.and_then(|path| path.srtt).map(|rtt| rtt.as_secs_f64()),
@@ -300,10 +301,12 @@ fn compression(wish: Compression, active: Option<&PathStats>) -> &'static str {
     }
 }
 
-/// What the session is doing, and what stands in its way.
-fn judge(state: &State) -> (SessionState, Option<Problem>) {
+/// Returns the state of the session and what stands in its way. `is_assigned`: the relay's
+/// assignment is in force or refused.
+fn judge(state: &State, is_assigned: bool) -> (SessionState, Option<Problem>) {
     if state.active.is_some() {
-        return (SessionState::Connected, None);
+        let session = if is_assigned { SessionState::Connected } else { SessionState::Connecting };
+        return (session, None);
     }
     let Some(best) = state.decision.candidates.first() else {
         let problem = Problem {

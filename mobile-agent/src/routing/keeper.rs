@@ -67,6 +67,9 @@ pub(crate) struct Keeper {
     device: Arc<DeviceSide>,
     claims: Claims,
     host: watch::Receiver<HostNetworks>,
+    /// The part of the relay's assignment that nothing contradicts.
+    accepted: Option<Assigned>,
+    /// `accepted` once the route for it is set up.
     assigned: watch::Sender<Option<Assigned>>,
     restored: Arc<AtomicU64>,
     without_ipv6: bool,
@@ -111,6 +114,7 @@ impl Keeper {
             device,
             claims,
             host,
+            accepted: None,
             assigned,
             restored,
             without_ipv6: false,
@@ -221,11 +225,11 @@ impl Keeper {
     /// anything.
     fn judge_claims(&mut self) -> bool {
         let now = self.claims.judge(&self.host.borrow_and_update());
-        if *self.assigned.borrow() == now {
+        if self.accepted == now {
             return false;
         }
         self.device.set_addresses(now.as_ref().map(Assigned::addresses).unwrap_or_default());
-        self.assigned.send_replace(now);
+        self.accepted = now;
         true
     }
 
@@ -339,12 +343,22 @@ impl Keeper {
         }
     }
 
-    /// Makes the plan true. Gives how many objects it had to make.
+    /// Makes the plan true and then publishes the assignment, so that a session is not reported as
+    /// connected before its addresses are set. Returns the number of objects that had to be made.
     async fn ensure(&mut self) -> anyhow::Result<u64> {
+        let made = self.make_plan_true().await;
+        self.assigned.send_if_modified(|published| {
+            let is_new = *published != self.accepted;
+            published.clone_from(&self.accepted);
+            is_new
+        });
+        made
+    }
+
+    async fn make_plan_true(&mut self) -> anyhow::Result<u64> {
         self.passes.fetch_add(1, Ordering::Relaxed);
         let link = self.netlink.link(&self.config.tunnel.device).await?;
         let judged = self.judge_claims();
-        let assigned = self.assigned.borrow().clone();
         let moved = self.find_place().await?;
         let around = self.look_around().await?;
         let is_elsewhere = std::mem::replace(&mut self.around, around) != around;
@@ -353,7 +367,7 @@ impl Keeper {
             self.priority,
             self.config.tunnel.mtu,
             link.index,
-            assigned.as_ref(),
+            self.accepted.as_ref(),
             around,
         );
         let mut made = self.ensure_settings()?;
