@@ -38,6 +38,7 @@ pub(crate) fn run() -> Result<()> {
         let files = generate(&command, &out)?;
         step(&format!("{name}: {} man pages and completions in {}", files.len(), out.display()));
     }
+    crate::lint::messages::write()?;
     metrics::write()
 }
 

@@ -1,4 +1,9 @@
-//! `cargo xtask lint`: what no change may break before it is even run. Every warning is an error.
+//! `cargo xtask lint`: checks of the sources that need no run. Every warning is an error.
+
+mod bounds;
+pub(crate) mod messages;
+mod sources;
+mod words;
 
 use std::process::Command;
 
@@ -6,10 +11,24 @@ use anyhow::Result;
 
 use crate::shell::{self, step};
 
-/// Everything, in the order of how fast it fails.
-pub(crate) fn run() -> Result<()> {
+/// Options of `cargo xtask lint`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print what is counted about the words of comments and documents, and check nothing else
+    #[arg(long)]
+    pub(crate) words: bool,
+}
+
+/// Runs the checks, the quickest first.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.words {
+        return words::report();
+    }
     step("formatting");
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
+    step("words");
+    words::check()?;
+    words::check_messages()?;
     step("clippy");
     shell::run(
         shell::cargo()

@@ -32,8 +32,9 @@ enum Verb {
     /// Builds `mobile` (with its eBPF programs) and `home-relay`.
     Build(build::Args),
     /// Formatting, clippy, documentation, and cargo-deny where it is installed; warnings are errors.
-    Lint,
-    /// Makes man pages and shell completions of both programs, in target/gen, and docs/metrics.md.
+    Lint(lint::Args),
+    /// Makes man pages and shell completions of both programs, in target/gen, the reference of
+    /// metrics and docs/messages.txt.
     Gen,
     /// Builds packages for installing, in target/dist.
     Dist(dist::Args),
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Build(args) => setup::run().and_then(|()| build::verb(&args)),
-        Verb::Lint => setup::linker().and_then(|()| lint::run()),
+        Verb::Lint(args) => setup::linker().and_then(|()| lint::run(&args)),
         Verb::Gen => r#gen::run(),
         Verb::Dist(args) => setup::run().and_then(|()| dist::run(&args)),
         Verb::Demo => demo::run(),
