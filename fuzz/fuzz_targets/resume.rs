@@ -12,7 +12,7 @@ use mobile_proto::Limits;
 #[path = "../../mobile-proto/tests/common/mod.rs"]
 mod common;
 
-use common::Way;
+use common::Direction;
 use common::world::{Op, World};
 
 /// Lives beyond this are longer, not other.
@@ -43,12 +43,12 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
     world.heal();
     drain(&mut world);
-    for way in [Way::Up, Way::Down] {
-        assert_eq!(world.arrived(way), world.accepted[way as usize], "{way:?}");
-        let (sender, receiver) = world.stats(way);
+    for direction in [Direction::Up, Direction::Down] {
+        assert_eq!(world.arrived(direction), world.accepted[direction as usize], "{direction:?}");
+        let (sender, receiver) = world.stats(direction);
         assert_eq!(receiver.rx_packets, sender.enqueued_packets);
         assert_eq!(sender.acked_packets, sender.enqueued_packets);
-        assert_eq!((receiver.lost, sender.given_up, world.refused[way as usize]), (0, 0, 0));
+        assert_eq!((receiver.lost, sender.given_up, world.refused[direction as usize]), (0, 0, 0));
         assert!(receiver.duplicates <= sender.replayed_packets);
     }
     assert_eq!(world.pair.client.unacked_bytes() + world.pair.client.queued_bytes(), 0);
@@ -79,18 +79,18 @@ fn check_bounds(world: &World) {
 
 /// Every four bytes are an operation of the model tests, but for restarts: what those lose is lost.
 fn op([kind, a, b, c]: [u8; OP]) -> Op {
-    let (path, way) = (usize::from(a % 4), if a & 0x80 == 0 { Way::Up } else { Way::Down });
+    let (path, direction) = (usize::from(a % 4), if a & 0x80 == 0 { Direction::Up } else { Direction::Down });
     let (flag, word) = (a & 0x40 != 0, u16::from_be_bytes([b, c]));
     let (count, millis) = (usize::from(word) + 1, u64::from(word % 3000) + 1);
     match kind % 12 {
-        0 => Op::Send { way, count: u32::from(b % 12) + 1, size: 4 + usize::from(c) * 3 / 2 },
+        0 => Op::Send { direction, count: u32::from(b % 12) + 1, size: 4 + usize::from(c) * 3 / 2 },
         1 => Op::Open { early: flag },
         2 => Op::Activate { path, keep_all: flag },
         3 => Op::Close { path },
         4 => Op::LoseAtClient { path },
         5 => Op::Cut { path },
         6 => Op::Transmit { limit: count },
-        7 => Op::Deliver { path, way, count },
+        7 => Op::Deliver { path, direction, count },
         8 => Op::Tick { millis },
         9 => Op::Pass { millis: millis % 500 },
         10 => Op::Blackhole { path, up: b % 3 != 1, down: b % 3 != 0 },

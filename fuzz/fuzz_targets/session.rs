@@ -265,12 +265,13 @@ fn conversation(compression: bool) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
             pair.transmit(usize::MAX);
             // Gone once it is closed.
             let Some(wire) = pair.wires.get(&one) else { return };
-            let texts: [Vec<u8>; 2] = [&wire.up, &wire.down].map(|way| way.iter().copied().collect());
+            let texts: [Vec<u8>; 2] =
+                [&wire.up, &wire.down].map(|direction| direction.iter().copied().collect());
             let [up_text, down_text] = texts;
             up.extend(Some(up_text).filter(|text| !text.is_empty()));
             down.extend(Some(down_text).filter(|text| !text.is_empty()));
-            for way in [common::Way::Up, common::Way::Down] {
-                pair.deliver(one, way, usize::MAX);
+            for direction in [common::Direction::Up, common::Direction::Down] {
+                pair.deliver(one, direction, usize::MAX);
             }
         }
     };

@@ -8,7 +8,7 @@
 use crate::{Offload, Packet};
 
 /// As many as the kernel itself makes of one (`UDP_MAX_SEGMENTS` before Linux 6.9).
-const MAX_PARTS: u16 = 64;
+const MAX_DATAGRAMS: u16 = 64;
 
 /// An IPv4 packet's total length, and an IPv6 packet's payload, are numbers of 16 bits.
 const MAX_LENGTH: usize = u16::MAX as usize;
@@ -45,88 +45,92 @@ pub struct SegmentCoalescer {
     /// Of the first, which is handed on as it came if it stays alone.
     offload: Offload,
     /// Length of the IP header.
-    ip: usize,
+    ip_len: usize,
     /// Payload of each but the last.
-    size: usize,
-    parts: u16,
+    payload_len: usize,
+    datagrams: u16,
     /// The last one is shorter: none can follow.
-    ended: bool,
+    complete: bool,
 }
 
 impl SegmentCoalescer {
     /// Takes a datagram behind those it holds; false if that cannot be: then it is to be handed on by itself, after those.
     pub fn push(&mut self, packet: Packet<'_>) -> bool {
-        let Some(ip) = joinable(packet) else { return false };
+        let Some(ip) = coalescible_header_len(packet) else { return false };
         let payload = packet.len() - ip - UDP_HEADER;
-        if self.parts == 0 {
+        if self.datagrams == 0 {
             self.bytes.clear();
             self.bytes.extend_from_slice(packet.bytes);
-            (self.offload, self.ip, self.size) = (packet.offload, ip, payload);
-            (self.parts, self.ended) = (1, false);
+            (self.offload, self.ip_len, self.payload_len) = (packet.offload, ip, payload);
+            (self.datagrams, self.complete) = (1, false);
             return true;
         }
         // A shorter one behind a single longer one is no run: the longer may be a probe of what the way can carry, and if it
         // cannot, the kernel drops both.
-        let least = if self.parts == 1 { self.size } else { MIN_PAYLOAD };
-        if self.ended
-            || self.parts == MAX_PARTS
-            || !(least..=self.size).contains(&payload)
+        let least = if self.datagrams == 1 { self.payload_len } else { MIN_PAYLOAD };
+        if self.complete
+            || self.datagrams == MAX_DATAGRAMS
+            || !(least..=self.payload_len).contains(&payload)
             || self.bytes.len() + payload > MAX_LENGTH
-            || !is_alike(&self.bytes, packet.bytes, ip)
+            || !has_same_headers(&self.bytes, packet.bytes, ip)
         {
             return false;
         }
         self.bytes.extend_from_slice(&packet.bytes[ip + UDP_HEADER..]);
-        self.parts += 1;
-        self.ended = payload < self.size;
+        self.datagrams += 1;
+        self.complete = payload < self.payload_len;
         true
     }
 
     /// What it holds as one packet, and of what that was made; then it holds nothing. None if it did not.
     pub fn take(&mut self) -> Option<(Packet<'_>, CoalescedSegment)> {
-        let parts = std::mem::take(&mut self.parts);
-        let offload = match parts {
+        let datagrams = std::mem::take(&mut self.datagrams);
+        let offload = match datagrams {
             0 => return None,
             1 => self.offload,
             _ => {
-                finish(&mut self.bytes, self.ip);
+                write_headers(&mut self.bytes, self.ip_len);
                 // Shorter than the packet.
-                Offload::Segment(self.size as u16)
+                Offload::Segment(self.payload_len as u16)
             }
         };
-        let headers = usize::from(parts - 1) * (self.ip + UDP_HEADER);
-        let made = CoalescedSegment { packets: parts.into(), bytes: (self.bytes.len() + headers) as u64 };
-        Some((Packet { bytes: &self.bytes, offload }, made))
+        let headers = usize::from(datagrams - 1) * (self.ip_len + UDP_HEADER);
+        let summary =
+            CoalescedSegment { packets: datagrams.into(), bytes: (self.bytes.len() + headers) as u64 };
+        Some((Packet { bytes: &self.bytes, offload }, summary))
     }
 }
 
 /// The length of the IP header of a datagram that can be joined with others.
-fn joinable(packet: Packet<'_>) -> Option<usize> {
+fn coalescible_header_len(packet: Packet<'_>) -> Option<usize> {
     let bytes = packet.bytes;
     let (ip, length) = match bytes.first()? {
         // Without options; not to be fragmented, and no fragment.
         0x45 if bytes.len() > IPV4_HEADER && bytes[9] == UDP && bytes[6] & 0xbf == 0 && bytes[7] == 0 => {
-            (bytes[6] & 0x40 != 0).then_some((IPV4_HEADER, word(bytes, 2)))?
+            (bytes[6] & 0x40 != 0).then_some((IPV4_HEADER, read_u16(bytes, 2)))?
         }
         0x60..=0x6f if bytes.len() > IPV6_HEADER && bytes[6] == UDP => {
-            (IPV6_HEADER, word(bytes, 4) + IPV6_HEADER)
+            (IPV6_HEADER, read_u16(bytes, 4) + IPV6_HEADER)
         }
         _ => return None,
     };
     // Before anything behind the IP header is looked at.
-    if length != bytes.len() || length < ip + UDP_HEADER + MIN_PAYLOAD || word(bytes, ip + 4) != length - ip {
+    if length != bytes.len()
+        || length < ip + UDP_HEADER + MIN_PAYLOAD
+        || read_u16(bytes, ip + 4) != length - ip
+    {
         return None;
     }
     let summed = match packet.offload {
         Offload::Checksum => true,
-        Offload::None => word(bytes, ip + 6) != 0 && sum(bytes, ip, &bytes[ip..]) == 0xffff,
+        Offload::None => read_u16(bytes, ip + 6) != 0 && sum(bytes, ip, &bytes[ip..]) == 0xffff,
         Offload::Segment(_) => false,
     };
     summed.then_some(ip)
 }
 
 /// Whether two datagrams have the same headers, but for lengths, checksums and identification.
-fn is_alike(a: &[u8], b: &[u8], ip: usize) -> bool {
+fn has_same_headers(a: &[u8], b: &[u8], ip: usize) -> bool {
     let same = |range: std::ops::Range<usize>| a[range.clone()] == b[range];
     if a[0] >> 4 != b[0] >> 4 {
         return false;
@@ -136,7 +140,7 @@ fn is_alike(a: &[u8], b: &[u8], ip: usize) -> bool {
 }
 
 /// Makes the headers those of a packet that is to be cut: lengths of all of it, and a partial checksum.
-fn finish(bytes: &mut [u8], ip: usize) {
+fn write_headers(bytes: &mut [u8], ip: usize) {
     // At most MAX_LENGTH.
     let datagram = (bytes.len() - ip) as u16;
     bytes[ip + 4..ip + 6].copy_from_slice(&datagram.to_be_bytes());
@@ -164,7 +168,7 @@ fn sum(bytes: &[u8], ip: usize, data: &[u8]) -> u16 {
 /// Of at most 64 KiB: no carry is lost.
 fn add(start: u32, bytes: &[u8]) -> u32 {
     let (words, rest) = bytes.as_chunks::<2>();
-    let sum = words.iter().fold(start, |sum, word| sum + u32::from(u16::from_be_bytes(*word)));
+    let sum = words.iter().fold(start, |sum, read_u16| sum + u32::from(u16::from_be_bytes(*read_u16)));
     rest.first().map_or(sum, |&last| sum + (u32::from(last) << 8))
 }
 
@@ -174,7 +178,7 @@ fn fold(sum: u32) -> u16 {
     ((once & 0xffff) + (once >> 16)) as u16
 }
 
-fn word(bytes: &[u8], at: usize) -> usize {
+fn read_u16(bytes: &[u8], at: usize) -> usize {
     usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]))
 }
 

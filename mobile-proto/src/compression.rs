@@ -5,10 +5,10 @@
 //! compressed again, with that path's history. Headers that resemble those before them shrink to little more than what changed.
 
 mod codec;
-mod worth;
+mod heuristic;
 
 pub(crate) use codec::{Decoder, Encoder};
-pub(crate) use worth::Worth;
+pub(crate) use heuristic::Heuristic;
 
 use crate::Packet;
 
@@ -16,39 +16,39 @@ use crate::Packet;
 pub(crate) const ZSTD: u8 = 1;
 
 /// Shorter packets are sent as they are: acknowledgements, keystrokes. What could be saved is less than the headers around it.
-pub(crate) const LEAST: usize = 128;
+pub(crate) const MIN_LENGTH: usize = 128;
 
 /// What one end of a path does to what it sends.
 #[derive(Debug, Default)]
-pub(crate) enum Outgoing {
+pub(crate) enum SendCompression {
     /// The peer did not ask for it, or we do not want it, or it has failed.
     #[default]
-    Plain,
+    Off,
     /// From the first packet on.
     Agreed,
     /// Since the first packet.
-    Running(Box<Encoder>),
+    Active(Box<Encoder>),
 }
 
-impl Outgoing {
+impl SendCompression {
     /// Whether packets are compressed.
     pub(crate) fn is_on(&self) -> bool {
-        !matches!(self, Self::Plain)
+        !matches!(self, Self::Off)
     }
 
     /// Compresses a packet. If that is impossible, because there is no memory, none is any more on this path; what was
     /// compressed before stands.
     pub(crate) fn encode(&mut self, packet: Packet<'_>) -> Option<&[u8]> {
         if let Self::Agreed = self {
-            *self = Encoder::new().map_or(Self::Plain, |encoder| Self::Running(Box::new(encoder)));
+            *self = Encoder::new().map_or(Self::Off, |encoder| Self::Active(Box::new(encoder)));
         }
-        let Self::Running(encoder) = self else { return None };
+        let Self::Active(encoder) = self else { return None };
         if encoder.encode(packet.bytes) {
             // Matched again for the borrow checker.
-            let Self::Running(encoder) = self else { return None };
-            return Some(encoder.made());
+            let Self::Active(encoder) = self else { return None };
+            return Some(encoder.output());
         }
-        *self = Self::Plain;
+        *self = Self::Off;
         None
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::ProtocolError;
-use crate::frame::Reader;
+use crate::frame::PayloadReader;
 use crate::varint;
 
 /// The configuration that the relay pushes: in every WELCOME, and in CONFIG when it changes.
@@ -50,13 +50,13 @@ impl PushConfig {
     }
 
     /// Reads the list to its end. Unknown tags are skipped; known ones must be right.
-    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, ProtocolError> {
+    pub(crate) fn decode(reader: &mut PayloadReader<'_>) -> Result<Self, ProtocolError> {
         Self::decode_with_compression(reader).map(|(config, _)| config)
     }
 
     /// The same of WELCOME, whose list has an item of its own.
     pub(crate) fn decode_with_compression(
-        reader: &mut Reader<'_>,
+        reader: &mut PayloadReader<'_>,
     ) -> Result<(Self, Option<u8>), ProtocolError> {
         let mut compression = None;
         let (mut ipv4, mut ipv6, mut mtu, mut dns) = (None, None, None, Vec::new());
@@ -92,7 +92,7 @@ pub(crate) fn put_item(out: &mut Vec<u8>, tag: u64, value: &[u8]) {
 }
 
 /// Reads one item of a list.
-pub(crate) fn item<'a>(reader: &mut Reader<'a>) -> Result<(u64, &'a [u8]), ProtocolError> {
+pub(crate) fn item<'a>(reader: &mut PayloadReader<'a>) -> Result<(u64, &'a [u8]), ProtocolError> {
     let tag = reader.varint()?;
     let length = usize::try_from(reader.varint()?).unwrap_or(usize::MAX);
     Ok((tag, reader.bytes(length)?))
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     fn decode(bytes: &[u8]) -> Result<PushConfig, ProtocolError> {
-        PushConfig::decode(&mut Reader::new("CONFIG", bytes))
+        PushConfig::decode(&mut PayloadReader::new("CONFIG", bytes))
     }
 
     fn full() -> PushConfig {

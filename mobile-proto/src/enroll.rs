@@ -6,7 +6,7 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use crate::ProtocolError;
-use crate::frame::{self, Decoded, Reader};
+use crate::frame::{self, Decoded, PayloadReader};
 
 /// The protocol's name in TLS, beside [`ALPN`](crate::ALPN).
 pub const ENROLL_ALPN: &[u8] = b"mobile-enroll/1";
@@ -140,7 +140,7 @@ pub fn encode_request(token: &Token) -> Zeroizing<Vec<u8>> {
 pub fn read_request(bytes: &[u8]) -> Result<Option<Token>, ProtocolError> {
     let Some((ENROLL, payload)) = message(bytes, &[ENROLL])? else { return Ok(None) };
     // What follows the token is a later version's.
-    Reader::new("ENROLL", payload).array().map(|token| Some(Token::from_bytes(token)))
+    PayloadReader::new("ENROLL", payload).array().map(|token| Some(Token::from_bytes(token)))
 }
 
 /// The relay's answer, as bytes.
@@ -168,7 +168,7 @@ pub fn read_reply(bytes: &[u8]) -> Result<Option<EnrolmentReply>, ProtocolError>
             _ => Err(ProtocolError::Malformed { frame: "ENROLLED", what: "its name is no plain text" }),
         },
         Some((_, payload)) => {
-            let [code] = Reader::new("REFUSED", payload).array()?;
+            let [code] = PayloadReader::new("REFUSED", payload).array()?;
             Ok(Some(EnrolmentReply::Refused(EnrolmentRefusal::from_wire(code))))
         }
     }

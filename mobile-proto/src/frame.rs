@@ -133,7 +133,7 @@ pub(crate) fn put_packet(out: &mut Vec<u8>, packet: Packet<'_>) {
 }
 
 /// Appends an inner packet that has been compressed to `made`.
-pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, made: &[u8]) {
+pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, compressed: &[u8]) {
     let (kind, size) = match packet.offload {
         Offload::None => (DATA, None),
         Offload::Checksum => (DATA_CHECKSUM, None),
@@ -142,11 +142,11 @@ pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, made: &[u8])
     let size = size.as_ref().map_or(&[][..], |size| size);
     let header = 1 + size.len() + varint::len(packet.len() as u64);
     out.push(COMPRESSED);
-    varint::put(out, (header + made.len()) as u64);
+    varint::put(out, (header + compressed.len()) as u64);
     out.push(kind);
     out.extend_from_slice(size);
     varint::put(out, packet.len() as u64);
-    out.extend_from_slice(made);
+    out.extend_from_slice(compressed);
 }
 
 /// An inner packet that has been compressed.
@@ -158,8 +158,8 @@ pub(crate) struct Compressed<'a> {
 }
 
 /// Reads the payload of COMPRESSED.
-pub(crate) fn compressed(payload: &[u8]) -> Result<Compressed<'_>, ProtocolError> {
-    let mut reader = Reader::new("COMPRESSED", payload);
+pub(crate) fn read_compressed(payload: &[u8]) -> Result<Compressed<'_>, ProtocolError> {
+    let mut reader = PayloadReader::new("COMPRESSED", payload);
     let [kind] = reader.array()?;
     let offload = match kind {
         DATA => Offload::None,
@@ -173,11 +173,11 @@ pub(crate) fn compressed(payload: &[u8]) -> Result<Compressed<'_>, ProtocolError
 }
 
 /// Reads the payload of a frame that carries an inner packet.
-pub(crate) fn packet(kind: u8, payload: &[u8]) -> Result<Packet<'_>, ProtocolError> {
+pub(crate) fn read_packet(kind: u8, payload: &[u8]) -> Result<Packet<'_>, ProtocolError> {
     let (bytes, offload) = match kind {
         DATA_CHECKSUM => (payload, Offload::Checksum),
         DATA_SEGMENT => {
-            let mut reader = Reader::new("DATA", payload);
+            let mut reader = PayloadReader::new("DATA", payload);
             let size = u16::from_be_bytes(reader.array()?);
             (reader.rest, Offload::Segment(size))
         }
@@ -204,12 +204,12 @@ pub(crate) fn put_number(out: &mut Vec<u8>, kind: u8, number: u64) {
 }
 
 /// Reads the payload of a known frame piece by piece; every error names the frame.
-pub(crate) struct Reader<'a> {
+pub(crate) struct PayloadReader<'a> {
     frame: &'static str,
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> PayloadReader<'a> {
     pub(crate) fn new(frame: &'static str, payload: &'a [u8]) -> Self {
         Self { frame, rest: payload }
     }

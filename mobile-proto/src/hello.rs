@@ -1,7 +1,7 @@
 //! HELLO: the first frame of a path, by which the client says what the path belongs to.
 
 use crate::compression::ZSTD;
-use crate::frame::{self, Decoded, Reader};
+use crate::frame::{self, Decoded, PayloadReader};
 use crate::{PathId, ProtocolError, SessionId, config, varint};
 
 /// The first thing a client says on a path.
@@ -38,7 +38,7 @@ impl Hello {
     }
 
     fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new("HELLO", payload);
+        let mut reader = PayloadReader::new("HELLO", payload);
         let mut hello = Self {
             session: SessionId(reader.array()?),
             epoch: u64::from_be_bytes(reader.array()?),

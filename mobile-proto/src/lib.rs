@@ -9,25 +9,25 @@
 //! The wire format and the state machines are written down in `docs/protocol.md`.
 #![forbid(unsafe_code)]
 
+mod buffer_pool;
 mod close;
 mod coalesce;
 mod compression;
 mod config;
 pub mod enroll;
 mod error;
-mod flow;
 mod frame;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod health;
 mod hello;
 mod ids;
+mod inner_flow;
 mod limits;
 mod message;
 mod offload;
 pub mod packet;
 mod path;
-mod pool;
 mod queue;
 mod replay;
 mod segment;

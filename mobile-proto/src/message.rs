@@ -1,7 +1,7 @@
 //! The other control frames: WELCOME, ACTIVATE, CONFIG, CLOSE, PING and PONG.
 
 use crate::compression::ZSTD;
-use crate::frame::{self, Reader};
+use crate::frame::{self, PayloadReader};
 use crate::{CloseCode, PathId, ProtocolError, PushConfig, config, varint};
 
 /// The relay's answer to HELLO.
@@ -59,7 +59,7 @@ impl Welcome {
     }
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new("WELCOME", payload);
+        let mut reader = PayloadReader::new("WELCOME", payload);
         let epoch = u64::from_be_bytes(reader.array()?);
         if epoch == 0 {
             return Err(reader.malformed("its epoch is 0"));
@@ -81,10 +81,10 @@ impl VersionedConfig {
     }
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        Self::read(&mut Reader::new("CONFIG", payload))
+        Self::read(&mut PayloadReader::new("CONFIG", payload))
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, ProtocolError> {
+    fn read(reader: &mut PayloadReader<'_>) -> Result<Self, ProtocolError> {
         Ok(Self { version: reader.counter()?, config: PushConfig::decode(reader)? })
     }
 }
@@ -105,7 +105,7 @@ impl Activate {
     }
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new("ACTIVATE", payload);
+        let mut reader = PayloadReader::new("ACTIVATE", payload);
         let epoch = u64::from_be_bytes(reader.array()?);
         let (switch, rx_next) = (reader.counter()?, reader.counter()?);
         let mut keep = Vec::new();
@@ -123,7 +123,7 @@ pub(crate) fn put_close(out: &mut Vec<u8>, code: CloseCode) {
 
 /// Reads CLOSE. Bytes after the code are a later version's.
 pub(crate) fn decode_close(payload: &[u8]) -> Result<CloseCode, ProtocolError> {
-    Reader::new("CLOSE", payload).array().map(|[code]| CloseCode::from_wire(code))
+    PayloadReader::new("CLOSE", payload).array().map(|[code]| CloseCode::from_wire(code))
 }
 
 /// Appends PING or PONG.
@@ -133,7 +133,7 @@ pub(crate) fn put_nonce(out: &mut Vec<u8>, kind: u8, nonce: u64) {
 
 /// Reads PING or PONG.
 pub(crate) fn decode_nonce(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
-    let mut reader = Reader::new(frame, payload);
+    let mut reader = PayloadReader::new(frame, payload);
     let nonce = u64::from_be_bytes(reader.array()?);
     reader.end()?;
     Ok(nonce)
@@ -141,12 +141,12 @@ pub(crate) fn decode_nonce(frame: &'static str, payload: &[u8]) -> Result<u64, P
 
 /// Reads DOUBT, which says all by being there.
 pub(crate) fn decode_empty(frame: &'static str, payload: &[u8]) -> Result<(), ProtocolError> {
-    Reader::new(frame, payload).end()
+    PayloadReader::new(frame, payload).end()
 }
 
 /// Reads SEQ or ACK.
 pub(crate) fn decode_number(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
-    let mut reader = Reader::new(frame, payload);
+    let mut reader = PayloadReader::new(frame, payload);
     let number = reader.counter()?;
     reader.end()?;
     Ok(number)

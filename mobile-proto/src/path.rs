@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::compression::{Decoder, Outgoing};
-use crate::health::{Health, Outlook, PINGS};
+use crate::compression::{Decoder, SendCompression};
+use crate::health::{Health, MAX_PINGS, PathContext};
 use crate::{CloseCode, Limits, Packet, PathId, PathStats, frame, message};
 
 /// While data flows the RTT is measured this often: 30 bytes a second are nothing.
@@ -11,11 +11,11 @@ const RTT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A path that could not take the few bytes of CLOSE for this long is dead; the shell may have
 /// dropped its transport long ago.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where a path is in its life. It starts with HELLO and ends by leaving the session's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum PathState {
     /// Client: no WELCOME yet.
     Connecting,
     /// Usable, as a standby or as the active path.
@@ -30,25 +30,25 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Path {
     pub(crate) id: PathId,
-    pub(crate) state: State,
+    pub(crate) state: PathState,
     /// Client: the epoch that HELLO named, then the one that WELCOME did. Relay: its own.
     pub(crate) epoch: u64,
     /// The client's switch counter when the path was opened.
     pub(crate) switch: u64,
     /// Client, until WELCOME: the path is to be active, or is so early; these are to be kept.
-    pub(crate) wish: Option<Vec<PathId>>,
+    pub(crate) pending_activation: Option<Vec<PathId>>,
     /// Relay: what comes is numbered for another epoch, until an ACTIVATE says otherwise.
-    pub(crate) foreign: bool,
+    pub(crate) stale_epoch: bool,
     /// Client: a PONG with this nonce, or a later one, is the relay's answer to ACTIVATE.
-    pub(crate) confirmed_by: Option<u64>,
+    pub(crate) confirming_nonce: Option<u64>,
     /// Client: ACTIVATE stands right behind HELLO, so that WELCOME is the answer to both.
-    pub(crate) early: bool,
+    pub(crate) activated_early: bool,
     /// Control frames that wait to be sent.
     pub(crate) control: Vec<u8>,
     /// The configuration is to be pushed.
     pub(crate) config_due: bool,
     /// The newest PING that is not answered yet: older ones are of no use to the peer.
-    pub(crate) pong: Option<u64>,
+    pub(crate) pong_due: Option<u64>,
     /// A PING is to be sent.
     pub(crate) ping_due: bool,
     /// Relay: the client is to be told that the active path is doubted.
@@ -58,16 +58,16 @@ pub(crate) struct Path {
     /// The number of the next DATA frame received here.
     pub(crate) rx_number: Option<u64>,
     /// The start of a frame whose rest is still to come.
-    pub(crate) partial: Vec<u8>,
+    pub(crate) partial_frame: Vec<u8>,
     /// What happens to the packets sent here.
-    pub(crate) outgoing: Outgoing,
+    pub(crate) tx_compression: SendCompression,
     /// Reads the compressed packets received here, since the first one.
     pub(crate) decoder: Option<Box<Decoder>>,
     pub(crate) health: Health,
     /// A sample of the transport would be good now, though nothing depends on it.
     pub(crate) sample_due: bool,
     /// Client: when HELLO was sent, which WELCOME answers.
-    pub(crate) hello_sent: Option<Instant>,
+    pub(crate) hello_sent_at: Option<Instant>,
     pub(crate) stats: PathStats,
     closing_since: Option<Instant>,
     /// The oldest and the newest PING that have no answer yet.
@@ -77,7 +77,7 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    pub(crate) fn new(now: Instant, id: PathId, state: State, epoch: u64, switch: u64) -> Self {
+    pub(crate) fn new(now: Instant, id: PathId, state: PathState, epoch: u64, switch: u64) -> Self {
         let stats = PathStats {
             ready: false,
             active: false,
@@ -100,23 +100,23 @@ impl Path {
             state,
             epoch,
             switch,
-            wish: None,
-            foreign: false,
-            confirmed_by: None,
-            early: false,
+            pending_activation: None,
+            stale_epoch: false,
+            confirming_nonce: None,
+            activated_early: false,
             control: Vec::new(),
             config_due: false,
-            pong: None,
+            pong_due: None,
             ping_due: false,
             doubt_due: false,
             tx_number: None,
             rx_number: None,
-            partial: Vec::new(),
-            outgoing: Outgoing::default(),
+            partial_frame: Vec::new(),
+            tx_compression: SendCompression::default(),
             decoder: None,
             health: Health::default(),
             sample_due: true,
-            hello_sent: None,
+            hello_sent_at: None,
             stats,
             closing_since: None,
             pings: None,
@@ -127,23 +127,23 @@ impl Path {
 
     /// Whether frames other than HELLO and CLOSE may be sent.
     pub(crate) fn is_ready(&self) -> bool {
-        self.state == State::Ready
+        self.state == PathState::Ready
     }
 
     /// Whether CLOSE is all that is left to send.
     pub(crate) fn is_closing(&self) -> bool {
-        matches!(self.state, State::Closing | State::Failed)
+        matches!(self.state, PathState::Closing | PathState::Failed)
     }
 
     /// Something came. True if the path is not suspect any more.
-    pub(crate) fn heard(&mut self, now: Instant, bytes: usize) -> bool {
+    pub(crate) fn on_bytes_received(&mut self, now: Instant, bytes: usize) -> bool {
         self.stats.rx_bytes += bytes as u64;
         self.stats.last_heard = Some(now);
-        self.health.heard(now)
+        self.health.on_bytes_received(now)
     }
 
     /// CLOSE is the next and last thing to send.
-    pub(crate) fn close(&mut self, now: Instant, code: CloseCode, state: State) {
+    pub(crate) fn close(&mut self, now: Instant, code: CloseCode, state: PathState) {
         if !self.is_closing() {
             self.closing_since = Some(now);
             message::put_close(&mut self.control, code);
@@ -158,8 +158,8 @@ impl Path {
     }
 
     /// Both ends want compression on this path.
-    pub(crate) fn agree(&mut self, compression: bool) {
-        self.outgoing = if compression { Outgoing::Agreed } else { Outgoing::Plain };
+    pub(crate) fn set_compression(&mut self, compression: bool) {
+        self.tx_compression = if compression { SendCompression::Agreed } else { SendCompression::Off };
         self.stats.compression = compression;
     }
 
@@ -177,9 +177,9 @@ impl Path {
         }
         self.tx_number = Some(number + 1);
         self.stats.tx_packets += 1;
-        if compress && let Some(made) = self.outgoing.encode(packet) {
-            frame::put_compressed(out, packet, made);
-            return Some(made.len());
+        if compress && let Some(compressed) = self.tx_compression.encode(packet) {
+            frame::put_compressed(out, packet, compressed);
+            return Some(compressed.len());
         }
         frame::put_packet(out, packet);
         None
@@ -209,45 +209,50 @@ impl Path {
         if nonce == newest
             && let Some(sent) = self.last_ping
         {
-            self.measured(now.saturating_duration_since(sent));
+            self.on_rtt_measured(now.saturating_duration_since(sent));
         }
         true
     }
 
     /// Takes one measurement of the RTT, smoothed as in RFC 6298.
-    pub(crate) fn measured(&mut self, rtt: Duration) {
+    pub(crate) fn on_rtt_measured(&mut self, rtt: Duration) {
         self.stats.srtt = Some(self.stats.srtt.map_or(rtt, |srtt| srtt * 7 / 8 + rtt / 8));
     }
 
     /// A PING is to be sent. From now on the path has something to answer, unless it is `unanswered` already: what a full
     /// transport never lets out would otherwise never be missed.
-    pub(crate) fn ask(&mut self, now: Instant, unanswered: bool) {
+    pub(crate) fn request_ping(&mut self, now: Instant, unanswered: bool) {
         if !unanswered {
-            self.health.begin(now);
+            self.health.start_waiting(now);
         }
         self.ping_due = true;
     }
 
     /// Whether a HELLO or a PING is unanswered, or a PING could not even be sent yet.
     pub(crate) fn is_unanswered(&self) -> bool {
-        self.state == State::Connecting || self.pings.is_some() || self.ping_due
+        self.state == PathState::Connecting || self.pings.is_some() || self.ping_due
     }
 
     /// Whether the RTT should be measured again while data flows.
-    pub(crate) fn wants_rtt(&self, now: Instant) -> bool {
+    pub(crate) fn needs_rtt(&self, now: Instant) -> bool {
         self.pings.is_none()
             && !self.ping_due
             && self.last_ping.is_none_or(|at| now.saturating_duration_since(at) >= RTT_INTERVAL)
     }
 
     /// What its health is judged by, if something is `unanswered` and the path is `active` or not.
-    pub(crate) fn outlook<'a>(&self, limits: &'a Limits, unanswered: bool, active: bool) -> Outlook<'a> {
-        Outlook {
+    pub(crate) fn health_context<'a>(
+        &self,
+        limits: &'a Limits,
+        unanswered: bool,
+        active: bool,
+    ) -> PathContext<'a> {
+        PathContext {
             limits,
             unanswered: unanswered && !self.is_closing(),
-            connecting: self.state == State::Connecting,
+            connecting: self.state == PathState::Connecting,
             judged: self.is_ready() || active,
-            pings: PINGS,
+            max_pings: MAX_PINGS,
             srtt: self.stats.srtt,
         }
     }
@@ -257,28 +262,28 @@ impl Path {
         if !self.is_ready() || self.ping_due {
             return None;
         }
-        self.quiet_since().max(self.last_ping.unwrap_or(self.stats.opened)).checked_add(limits.keepalive)
+        self.last_activity().max(self.last_ping.unwrap_or(self.stats.opened)).checked_add(limits.keepalive)
     }
 
     /// Relay: when to free the path because nothing was heard.
     pub(crate) fn idle_at(&self, limits: &Limits) -> Option<Instant> {
-        self.quiet_since().checked_add(limits.keepalive.saturating_mul(limits.idle_keepalives))
+        self.last_activity().checked_add(limits.keepalive.saturating_mul(limits.idle_keepalives))
     }
 
     /// When to forget the path because CLOSE could not be sent.
     pub(crate) fn forget_at(&self) -> Option<Instant> {
-        self.closing_since?.checked_add(CLOSE_PATIENCE)
+        self.closing_since?.checked_add(CLOSE_TIMEOUT)
     }
 
     /// Gives back memory while nothing flows.
     pub(crate) fn trim(&mut self) {
-        if self.partial.is_empty() {
-            self.partial = Vec::new();
+        if self.partial_frame.is_empty() {
+            self.partial_frame = Vec::new();
         }
         self.control.shrink_to_fit();
     }
 
-    fn quiet_since(&self) -> Instant {
+    fn last_activity(&self) -> Instant {
         self.stats.last_heard.unwrap_or(self.stats.opened)
     }
 }
@@ -290,7 +295,7 @@ mod tests {
     #[test]
     fn any_answer_counts_and_only_that_to_the_last_ping_measures() {
         let now = Instant::now();
-        let mut path = Path::new(now, PathId(1), State::Ready, 1, 0);
+        let mut path = Path::new(now, PathId(1), PathState::Ready, 1, 0);
         let mut out = Vec::new();
         path.put_ping(now, &mut out);
         path.put_ping(now + Duration::from_millis(5), &mut out);

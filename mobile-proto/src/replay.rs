@@ -4,12 +4,12 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::queue::{Place, Record};
+use crate::queue::{Record, SegmentRange};
 use crate::{Offload, ProtocolError};
 
 /// The unacknowledged records, numbered from `base` without gaps.
 #[derive(Debug, Default)]
-pub(crate) struct Replay {
+pub(crate) struct ReplayBuffer {
     records: VecDeque<Record>,
     /// The number of the first record.
     base: u64,
@@ -22,22 +22,22 @@ pub(crate) struct Replay {
     cost: usize,
     bytes: usize,
     /// How many records grow too old in an outage.
-    ageing: usize,
+    expirable: usize,
 }
 
-impl Replay {
+impl ReplayBuffer {
     /// Keeps a record that goes out now, as the last of all; returns it with its number.
     pub(crate) fn push_sent(&mut self, record: Record) -> (u64, &Record) {
         debug_assert!(!self.has_next(), "older records go first");
         let number = self.base + self.records.len() as u64;
         self.sent_end = number + 1;
         self.cursor = self.records.len() + 1;
-        (number, self.keep(record))
+        (number, self.append(record))
     }
 
     /// Keeps a record that another session has sent, and this one has not yet, as the last of all.
     pub(crate) fn push_unsent(&mut self, record: Record) {
-        self.keep(record);
+        self.append(record);
     }
 
     /// Whether a record has to be sent again.
@@ -94,16 +94,16 @@ impl Replay {
     /// Gives up the records that came before `limit`, but those of known TCP flows. In the midst of others the
     /// number stays taken.
     pub(crate) fn give_up_older(&mut self, limit: Instant, mut done: impl FnMut(Vec<u8>)) {
-        let Self { records, cost, bytes, ageing, .. } = self;
-        for record in records.iter_mut().filter(|record| record.ages()) {
-            if *ageing == 0 || record.since > limit {
+        let Self { records, cost, bytes, expirable, .. } = self;
+        for record in records.iter_mut().filter(|record| record.can_expire()) {
+            if *expirable == 0 || record.received_at > limit {
                 break;
             }
             let former = record.cost();
             let packet = std::mem::take(&mut record.packet);
             *cost = *cost - former + record.cost();
             *bytes -= packet.len();
-            *ageing -= 1;
+            *expirable -= 1;
             done(packet);
         }
         self.skip_given_up();
@@ -113,11 +113,11 @@ impl Replay {
     pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
         for record in self.records.iter_mut().filter(|record| !record.packet.is_empty()) {
             if doomed(record) {
-                let none = Record::new(Vec::new(), Offload::None, record.since, None);
+                let none = Record::new(Vec::new(), Offload::None, record.received_at, None);
                 let record = std::mem::replace(record, none);
                 self.cost -= record.packet.capacity();
                 self.bytes -= record.packet.len();
-                self.ageing -= usize::from(record.ages());
+                self.expirable -= usize::from(record.can_expire());
                 done(record);
             }
         }
@@ -125,13 +125,13 @@ impl Replay {
     }
 
     /// A kept segment for which `wanted` is true.
-    pub(crate) fn find(&self, wanted: impl Fn(&Place) -> bool) -> Option<usize> {
-        self.records.iter().position(|record| record.place.as_ref().is_some_and(&wanted))
+    pub(crate) fn find(&self, wanted: impl Fn(&SegmentRange) -> bool) -> Option<usize> {
+        self.records.iter().position(|record| record.range.as_ref().is_some_and(&wanted))
     }
 
     /// The place of a kept segment.
-    pub(crate) fn place(&self, at: usize) -> Option<Place> {
-        self.records.get(at)?.place
+    pub(crate) fn range(&self, at: usize) -> Option<SegmentRange> {
+        self.records.get(at)?.range
     }
 
     /// Puts a fresher copy of a kept segment into its place, and returns the old one. Whichever copy the peer gets, it is
@@ -153,11 +153,11 @@ impl Replay {
     }
 
     /// When the oldest record came from the TUN that can grow too old.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
-        if self.ageing == 0 {
+    pub(crate) fn oldest_expirable(&self) -> Option<Instant> {
+        if self.expirable == 0 {
             return None;
         }
-        self.records.iter().find(|record| record.ages()).map(|record| record.since)
+        self.records.iter().find(|record| record.can_expire()).map(|record| record.received_at)
     }
 
     /// Whether something is out on the active path that the peer has not acknowledged.
@@ -194,10 +194,10 @@ impl Replay {
         self.records.shrink_to_fit();
     }
 
-    fn keep(&mut self, record: Record) -> &mut Record {
+    fn append(&mut self, record: Record) -> &mut Record {
         self.cost += record.cost();
         self.bytes += record.packet.len();
-        self.ageing += usize::from(record.place.is_none());
+        self.expirable += usize::from(record.range.is_none());
         self.records.push_back_mut(record)
     }
 
@@ -207,7 +207,7 @@ impl Replay {
         self.cursor = self.cursor.saturating_sub(1);
         self.cost -= record.cost();
         self.bytes -= record.packet.len();
-        self.ageing -= usize::from(record.ages());
+        self.expirable -= usize::from(record.can_expire());
         Some(record)
     }
 
@@ -230,8 +230,8 @@ mod tests {
         byte.into()
     }
 
-    fn filled(count: u8) -> Replay {
-        let mut replay = Replay::default();
+    fn filled(count: u8) -> ReplayBuffer {
+        let mut replay = ReplayBuffer::default();
         for byte in 0..count {
             let sent = replay.push_sent(Record::new(vec![byte], Offload::None, Instant::now(), None));
             assert_eq!((sent.0, sent.1.packet()), (u64::from(byte), packet(&[byte])));
@@ -239,7 +239,7 @@ mod tests {
         replay
     }
 
-    fn next(replay: &mut Replay) -> Option<(u64, Packet<'_>)> {
+    fn next(replay: &mut ReplayBuffer) -> Option<(u64, Packet<'_>)> {
         replay.next().map(|(number, record)| (number, record.packet()))
     }
 
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(next(&mut replay), Some((10, packet(&[0]))));
         replay.acknowledge(11, drop).unwrap();
         assert_eq!(replay.gap(), None);
-        replay.records[1].since += Duration::from_secs(60);
+        replay.records[1].received_at += Duration::from_secs(60);
         let mut given_up = Vec::new();
         replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
         assert_eq!(given_up, [vec![1]]);
@@ -290,12 +290,12 @@ mod tests {
     #[test]
     fn what_is_given_up_amid_segments_that_stay_leaves_a_jump() {
         let mut replay = filled(5);
-        let place = Some(Place { flow: 1, seq: 0, length: 1 });
-        (replay.records[0].place, replay.records[3].place, replay.ageing) = (place, place, 3);
+        let range = Some(SegmentRange { flow: 1, seq: 0, length: 1 });
+        (replay.records[0].range, replay.records[3].range, replay.expirable) = (range, range, 3);
         let mut given_up = Vec::new();
         replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
         assert_eq!(given_up, [vec![1], vec![2], vec![4]]);
-        assert_eq!((replay.oldest(), replay.bytes()), (None, 2));
+        assert_eq!((replay.oldest_expirable(), replay.bytes()), (None, 2));
         assert_eq!(replay.rewind(), 2, "what was given up is not sent again");
         assert_eq!(next(&mut replay), Some((0, packet(&[0]))));
         assert_eq!(next(&mut replay), Some((3, packet(&[3]))));

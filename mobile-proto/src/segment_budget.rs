@@ -12,36 +12,36 @@ use crate::{Offload, Packet};
 
 /// Segments of at least this many bytes are ordinary: every host takes 536 bytes (RFC 9293, 3.7.1),
 /// of which TCP's options may be 40.
-const ORDINARY: u16 = 536 - 40;
+const ORDINARY_SIZE: u16 = 536 - 40;
 
 /// The cost of a small segment: 32,768 of them pass in a second. That is 64 Mbit/s with an MSS of
 /// 256, 20 Mbit/s with one of 88.
-const PRICE: Duration = Duration::from_nanos(1_000_000_000 / 32_768);
+const SEGMENT_COST: Duration = Duration::from_nanos(1_000_000_000 / 32_768);
 
 /// The credit: 8,192 segments pass at once, which are four of the largest packets.
-const CREDIT: Duration = Duration::from_millis(250);
+const BURST_CREDIT: Duration = Duration::from_millis(250);
 
 /// The budget of one peer's small segments.
 #[derive(Debug, Default)]
 pub(crate) struct SegmentBudget {
     /// The time until which all segments so far are accounted for.
-    paid: Option<Instant>,
+    paid_until: Option<Instant>,
 }
 
 impl SegmentBudget {
     /// Returns whether the packet may be passed on to be cut.
     pub(crate) fn admit(&mut self, now: Instant, packet: Packet<'_>) -> bool {
         let Offload::Segment(size) = packet.offload else { return true };
-        if size >= ORDINARY {
+        if size >= ORDINARY_SIZE {
             return true;
         }
         // Headers count as data, so that the bound needs no look at them.
         let segments = packet.len().div_ceil(usize::from(size.max(1)));
-        let price = PRICE.saturating_mul(u32::try_from(segments).unwrap_or(u32::MAX));
-        let paid = self.paid.map_or(now, |paid| paid.max(now)) + price;
-        let admitted = paid <= now + CREDIT;
+        let cost = SEGMENT_COST.saturating_mul(u32::try_from(segments).unwrap_or(u32::MAX));
+        let paid_until = self.paid_until.map_or(now, |paid_until| paid_until.max(now)) + cost;
+        let admitted = paid_until <= now + BURST_CREDIT;
         if admitted {
-            self.paid = Some(paid);
+            self.paid_until = Some(paid_until);
         }
         admitted
     }

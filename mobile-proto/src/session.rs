@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 pub use takeover::Unacknowledged;
 
-use crate::compression::Worth;
+use crate::buffer_pool::BufferPool;
+use crate::compression::Heuristic;
 use crate::message::Activate;
-use crate::path::{Path, State};
-use crate::pool::Pool;
-use crate::queue::{Place, Queue, Record};
-use crate::replay::Replay;
+use crate::path::{Path, PathState};
+use crate::queue::{Record, SegmentRange, SendQueue};
+use crate::replay::ReplayBuffer;
 use crate::segment_budget::SegmentBudget;
 use crate::{
     CloseCode, Hello, Limits, MAX_PACKET, Offload, Packet, PathId, ProtocolError, PushConfig, SessionId,
@@ -129,18 +129,18 @@ pub struct Session {
     active: Option<PathId>,
     /// Counts the client's switches; the relay has the highest it saw.
     switch: u64,
-    pool: Pool,
-    queue: Queue,
-    replay: Replay,
+    buffers: BufferPool,
+    queue: SendQueue,
+    replay: ReplayBuffer,
     /// The number of the next record to deliver.
     rx_next: u64,
     ack: transmit::AckState,
     freeze: freeze::Freeze,
-    worth: Worth,
-    segments: SegmentBudget,
+    compression_heuristic: Heuristic,
+    segment_budget: SegmentBudget,
     events: events::Events,
     /// Client: when a DOUBT was last listened to.
-    nudged: Option<Instant>,
+    last_doubt: Option<Instant>,
     stats: Stats,
     /// What [`Stats::dropped`] was at the last switch.
     dropped_before: u64,
@@ -160,7 +160,7 @@ impl Session {
     }
 
     fn new(role: Role, id: SessionId, epoch: u64, limits: Limits, config: Option<PushConfig>) -> Self {
-        let queue = if limits.fair { Queue::fair(id.0, limits.target_delay) } else { Queue::fifo() };
+        let queue = if limits.fair { SendQueue::fair(id.0, limits.target_delay) } else { SendQueue::fifo() };
         Self {
             role,
             id,
@@ -171,16 +171,16 @@ impl Session {
             paths: Vec::new(),
             active: None,
             switch: 0,
-            pool: Pool::default(),
+            buffers: BufferPool::default(),
             queue,
-            replay: Replay::default(),
+            replay: ReplayBuffer::default(),
             rx_next: 0,
             ack: transmit::AckState::default(),
             freeze: freeze::Freeze::default(),
-            worth: Worth::default(),
-            segments: SegmentBudget::default(),
+            compression_heuristic: Heuristic::default(),
+            segment_budget: SegmentBudget::default(),
             events: events::Events::default(),
-            nudged: None,
+            last_doubt: None,
             stats: Stats::default(),
             dropped_before: 0,
         }
@@ -188,13 +188,13 @@ impl Session {
 
     /// Client: queues HELLO on a new path. A path that is open under the same name is forgotten.
     pub fn open_path(&mut self, now: Instant, path: PathId) {
-        self.forget(path);
-        let mut new = Path::new(now, path, State::Connecting, self.epoch, self.switch);
+        self.remove_path(path);
+        let mut new = Path::new(now, path, PathState::Connecting, self.epoch, self.switch);
         let (session, epoch, switch) = (self.id, self.epoch, self.switch);
         let compression = self.limits.compression;
         Hello { session, epoch, path, switch, compression }.put(&mut new.control);
         // An ACTIVATE that still waits will have a higher switch counter than this HELLO, so it has to name the path.
-        for keep in self.paths.iter_mut().filter_map(|path| path.wish.as_mut()) {
+        for keep in self.paths.iter_mut().filter_map(|path| path.pending_activation.as_mut()) {
             if keep.len() < Activate::MAX_KEEP && !keep.contains(&path) {
                 keep.push(path);
             }
@@ -215,14 +215,14 @@ impl Session {
             return Err(ProtocolError::WrongSession { path, got: hello.session, expected: self.id });
         }
         if self.find(path).is_some() {
-            self.closed(path, CloseCode::Replaced);
+            self.close_and_report(path, CloseCode::Replaced);
         }
         self.make_room_for(path)?;
-        let mut new = Path::new(now, path, State::Ready, self.epoch, hello.switch);
-        new.foreign = hello.epoch != self.epoch;
+        let mut new = Path::new(now, path, PathState::Ready, self.epoch, hello.switch);
+        new.stale_epoch = hello.epoch != self.epoch;
         new.stats.last_heard = Some(now);
-        new.agree(hello.compression && self.limits.compression);
-        self.put_welcome(new.outgoing.is_on(), &mut new.control);
+        new.set_compression(hello.compression && self.limits.compression);
+        self.put_welcome(new.tx_compression.is_on(), &mut new.control);
         self.add(new);
         Ok(())
     }
@@ -239,14 +239,14 @@ impl Session {
             return;
         }
         // The last word counts, also over one that still waits to be carried out.
-        self.paths.iter_mut().for_each(|path| path.wish = None);
+        self.paths.iter_mut().for_each(|path| path.pending_activation = None);
         let Some(mut chosen) = self.take(path) else { return };
         if chosen.is_ready() {
-            self.carry_out(now, &mut chosen, keep);
+            self.send_activate(now, &mut chosen, keep);
         } else {
-            chosen.wish = Some(keep.iter().copied().take(Activate::MAX_KEEP).collect());
+            chosen.pending_activation = Some(keep.iter().copied().take(Activate::MAX_KEEP).collect());
             if self.epoch != 0 {
-                self.carry_out(now, &mut chosen, keep);
+                self.send_activate(now, &mut chosen, keep);
             }
         }
         self.paths.push(chosen);
@@ -256,23 +256,23 @@ impl Session {
     /// then its input is still good. If the path takes no more bytes, it is gone after some seconds.
     pub fn close_path(&mut self, now: Instant, path: PathId, code: CloseCode) {
         if let Some(index) = self.find(path) {
-            self.paths[index].close(now, code, State::Closing);
+            self.paths[index].close(now, code, PathState::Closing);
             self.deactivate(path);
         }
     }
 
     /// The transport of a path is dead: forgets the path, keeps what is unacknowledged.
     pub fn path_lost(&mut self, _now: Instant, path: PathId) {
-        self.forget(path);
+        self.remove_path(path);
     }
 
     /// Takes a packet from the TUN. Without an active path it waits for one.
     pub fn enqueue<'a>(&mut self, now: Instant, packet: impl Into<Packet<'a>>) -> Enqueue {
         let packet = packet.into();
-        match self.place_for(now, packet) {
-            Ok(place) => {
-                let kept = self.pool.copy(packet.bytes);
-                self.push(Record::new(kept, packet.offload, now, place))
+        match self.admission(now, packet) {
+            Ok(range) => {
+                let kept = self.buffers.copy(packet.bytes);
+                self.push(Record::new(kept, packet.offload, now, range))
             }
             Err(reason) => Enqueue::Dropped(reason),
         }
@@ -288,23 +288,23 @@ impl Session {
         offload: Offload,
     ) -> Enqueue {
         let bytes = buffer.get(..length).unwrap_or_default();
-        match self.place_for(now, Packet { bytes, offload }) {
-            Ok(place) => {
-                let kept = self.pool.keep(buffer, length);
-                self.push(Record::new(kept, offload, now, place))
+        match self.admission(now, Packet { bytes, offload }) {
+            Ok(range) => {
+                let kept = self.buffers.adopt(buffer, length);
+                self.push(Record::new(kept, offload, now, range))
             }
             Err(reason) => Enqueue::Dropped(reason),
         }
     }
 
-    fn place_for(&mut self, now: Instant, packet: Packet<'_>) -> Result<Option<Place>, DropReason> {
+    fn admission(&mut self, now: Instant, packet: Packet<'_>) -> Result<Option<SegmentRange>, DropReason> {
         if packet.bytes.is_empty() || packet.len() > MAX_PACKET {
             self.stats.dropped_bad_length += 1;
             return Err(DropReason::BadLength);
         }
-        let cost = self.pool.capacity_for(packet.len()) + size_of::<Record>();
+        let cost = self.buffers.capacity_for(packet.len()) + size_of::<Record>();
         match self.admit(now, packet, cost) {
-            freeze::Admission::Queue(place) => Ok(place),
+            freeze::Admission::Queue(range) => Ok(range),
             freeze::Admission::Drop(reason) => Err(reason),
         }
     }
@@ -314,7 +314,7 @@ impl Session {
         match self.queue.supersede(&mut record) {
             Some(needless) => {
                 self.stats.thinned += 1;
-                self.pool.give(needless);
+                self.buffers.recycle(needless);
             }
             None => self.queue.push(record),
         }
@@ -331,7 +331,7 @@ impl Session {
         self.is_cut_off()
             || self.queue.is_empty()
             || self.queue.cost()
-                < if self.queue.is_slow() { spare } else { self.limits.active_queue_bytes.min(spare) }
+                < if self.queue.is_delayed() { spare } else { self.limits.active_queue_bytes.min(spare) }
     }
 
     /// Whether flows take turns, so that little is to stand below the queue ([`Limits::fair`]).
@@ -433,20 +433,23 @@ impl Session {
             let standby = self.paths.iter().filter(|open| self.active != Some(open.id));
             let quietest = standby.min_by_key(|open| open.stats.last_heard).map(|open| open.id);
             let max = self.limits.max_paths;
-            self.closed(quietest.ok_or(ProtocolError::TooManyPaths { path, max })?, CloseCode::Replaced);
+            self.close_and_report(
+                quietest.ok_or(ProtocolError::TooManyPaths { path, max })?,
+                CloseCode::Replaced,
+            );
         }
         Ok(())
     }
 
     /// Drops a path without a word.
-    fn forget(&mut self, path: PathId) {
+    fn remove_path(&mut self, path: PathId) {
         self.take(path);
         self.deactivate(path);
     }
 
     /// Drops a path and says so to the shell.
-    fn closed(&mut self, path: PathId, code: CloseCode) {
-        self.forget(path);
+    fn close_and_report(&mut self, path: PathId, code: CloseCode) {
+        self.remove_path(path);
         self.events.push(Event::PathClosed { path, code });
     }
 
@@ -457,19 +460,19 @@ impl Session {
     }
 
     /// Queues ACTIVATE on a path and moves transmission there.
-    fn carry_out(&mut self, now: Instant, path: &mut Path, keep: &[PathId]) {
+    fn send_activate(&mut self, now: Instant, path: &mut Path, keep: &[PathId]) {
         self.switch += 1;
         let (epoch, switch, rx_next) = (self.epoch, self.switch, self.rx_next);
         Activate { epoch, switch, rx_next, keep: keep.to_vec() }.put(&mut path.control);
-        path.ask(now, self.is_unanswered(path));
-        path.confirmed_by = Some(path.next_nonce());
-        path.early = path.state == State::Connecting && path.hello_sent.is_none();
-        self.ack.done();
-        self.move_to(path.id);
+        path.request_ping(now, self.is_unanswered(path));
+        path.confirming_nonce = Some(path.next_nonce());
+        path.activated_early = path.state == PathState::Connecting && path.hello_sent_at.is_none();
+        self.ack.reset();
+        self.switch_to(path.id);
     }
 
     /// Transmission moves to `path`, unless it is there: then its stream is whole as it is.
-    fn move_to(&mut self, path: PathId) {
+    fn switch_to(&mut self, path: PathId) {
         if self.active != Some(path) {
             let previous = self.active.replace(path);
             let replayed = self.replay.rewind();

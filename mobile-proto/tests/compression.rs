@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, packet};
+use common::{Direction, Pair, packet};
 use mobile_proto::{CloseCode, Enqueue, Hello, HelloReader, Limits, PathId, Session};
 
 const ONE: PathId = PathId(1);
@@ -87,7 +87,7 @@ fn what_is_sent_again_is_compressed_for_its_own_path() {
     pair.transmit(usize::MAX);
     // Half of it arrives, in the midst of a frame; then the path dies.
     let half = pair.wire(ONE).up.len() / 2;
-    pair.deliver(ONE, Way::Up, half);
+    pair.deliver(ONE, Direction::Up, half);
     pair.cut(ONE);
     pair.open(TWO);
     // Before WELCOME nothing is known of what this path may carry.
@@ -108,7 +108,7 @@ fn a_client_reads_what_still_comes_to_a_path_that_it_closes() {
     pair.open(TWO);
     pair.activate(TWO, &[]);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     let now = pair.now;
     pair.client.close_path(now, TWO, CloseCode::Normal);
     // The relay's WELCOME and its packet, before it hears of the end.

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, all, closed, config, down, numbers, packet, up, with_offload};
+use common::{Direction, Pair, all, closed, config, down, numbers, packet, up, with_offload};
 use mobile_proto::{
     CloseCode, Enqueue, Event, Limits, Packet, PacketBuf, PathId, PushConfig, Session, SessionId,
     Unacknowledged,
@@ -97,7 +97,7 @@ fn a_silent_path_is_suspected_once_and_a_slow_one_never() {
     pair.wire(ONE).stalled_up = true;
     for _ in 0..61 {
         pair.advance(Duration::from_millis(500));
-        pair.deliver(ONE, Way::Up, 100);
+        pair.deliver(ONE, Direction::Up, 100);
     }
     pair.advance(SECOND);
     assert_eq!(pair.at_server.len(), 1);

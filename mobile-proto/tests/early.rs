@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, all, down, numbers, up};
+use common::{Direction, Pair, all, down, numbers, up};
 use mobile_proto::{CloseCode, Event, Limits, PathId};
 
 const ONE: PathId = PathId(1);
@@ -28,11 +28,11 @@ fn data_goes_right_behind_hello_and_the_answer_comes_with_welcome() {
     up(&mut pair, 5..8);
     // Half a round trip: all is there, before the client has heard a word.
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     assert_eq!(numbers(&pair.at_server), all(0..8));
     assert_eq!(pair.server().active_path(), Some(TWO));
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Down, usize::MAX);
+    pair.deliver(TWO, Direction::Down, usize::MAX);
     assert_eq!(numbers(&pair.at_client), all(0..5));
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathConfirmed { path: TWO }));
@@ -48,13 +48,13 @@ fn a_welcome_that_crossed_the_activate_does_not_confirm_it() {
     let mut pair = Pair::connected(Limits::default());
     pair.open(TWO);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     // HELLO is answered before ACTIVATE is written.
     pair.transmit(usize::MAX);
     pair.activate(TWO, &[ONE]);
     pair.transmit(usize::MAX);
     pair.client_events.clear();
-    pair.deliver(TWO, Way::Down, usize::MAX);
+    pair.deliver(TWO, Direction::Down, usize::MAX);
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
     assert_eq!(pair.client_events.pop_front(), None, "the relay sends by the other path still");
     assert_eq!(pair.server().active_path(), Some(ONE));
@@ -92,7 +92,7 @@ fn a_restarted_relay_ignores_the_haste_and_gets_everything_again() {
     pair.activate(TWO, &[]);
     up(&mut pair, 10..12);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     assert_eq!(numbers(&pair.at_server), all(0..5), "numbers of another epoch mean nothing");
     assert_eq!(pair.server().active_path(), None);
     // ACTIVATE, SEQ and seven DATA.
@@ -120,7 +120,7 @@ fn another_path_may_bring_the_new_epoch_first() {
     pair.open(THREE);
     up(&mut pair, 3..6);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     pair.wire(TWO).stalled_down = true;
     pair.settle();
     assert!(pair.client_events.contains(&Event::PathReady { path: THREE, resumed: false }));
@@ -186,9 +186,9 @@ fn without_a_known_epoch_the_wish_waits_for_welcome() {
     pair.activate(TWO, &[ONE]);
     pair.transmit(usize::MAX);
     assert_eq!(pair.client.active_path(), None);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Down, usize::MAX);
+    pair.deliver(TWO, Direction::Down, usize::MAX);
     let told: Vec<_> = pair.client_events.iter().skip(1).cloned().collect();
     let ready = Event::PathReady { path: TWO, resumed: false };
     assert_eq!(told, [ready, Event::PathActivated { path: TWO, previous: None, replayed: 0, dropped: 0 }]);
@@ -221,11 +221,11 @@ fn a_path_opened_while_the_wish_waits_for_welcome_is_kept() {
     pair.open(ONE);
     pair.activate(ONE, &[]);
     pair.transmit(usize::MAX);
-    pair.deliver(ONE, Way::Up, usize::MAX);
+    pair.deliver(ONE, Direction::Up, usize::MAX);
     // The relay has its HELLO before the ACTIVATE of the first path is written.
     pair.open(TWO);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     pair.settle();
     assert_eq!(pair.server().active_path(), Some(ONE));
     assert_eq!(pair.server().paths().count(), 2);
@@ -244,13 +244,13 @@ fn a_path_opened_while_an_early_activation_is_to_be_repeated_is_kept() {
     pair.open(TWO);
     pair.activate(TWO, &[]);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     pair.transmit(usize::MAX);
     // It names the former epoch still, as the first ACTIVATE did.
     pair.open(THREE);
     pair.transmit(usize::MAX);
-    pair.deliver(THREE, Way::Up, usize::MAX);
-    pair.deliver(TWO, Way::Down, usize::MAX);
+    pair.deliver(THREE, Direction::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Down, usize::MAX);
     pair.settle();
     assert_eq!(pair.server().active_path(), Some(TWO));
     assert!(pair.server().paths().any(|path| path == THREE));

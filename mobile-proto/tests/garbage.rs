@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, numbers, packet};
+use common::{Direction, Pair, numbers, packet};
 use mobile_proto::{
     CloseCode, Enqueue, Event, HelloReader, Limits, MAX_PACKET, Packet, PathId, Session, SessionId,
 };
@@ -173,7 +173,7 @@ proptest! {
         if open_second {
             pair.open(PathId(2));
             pair.transmit(usize::MAX);
-            pair.deliver(PathId(2), Way::Up, usize::MAX);
+            pair.deliver(PathId(2), Direction::Up, usize::MAX);
         }
         pair.activate(ONE, &[PathId(2)]);
         let now = pair.now;

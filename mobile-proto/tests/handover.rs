@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, all, closed, config, down, number, numbers, packet, up, with_offload};
+use common::{Direction, Pair, all, closed, config, down, number, numbers, packet, up, with_offload};
 use mobile_proto::{CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, Offload, PathId};
 
 const ONE: PathId = PathId(1);
@@ -44,7 +44,7 @@ fn packets_of_every_length_pass_whole() {
     assert_eq!(pair.send_up(&vec![0; MAX_PACKET + 1]), Enqueue::Dropped(DropReason::BadLength));
     pair.transmit(usize::MAX);
     // In pieces that never meet the frames' ends.
-    while pair.deliver(ONE, Way::Up, 997) > 0 {}
+    while pair.deliver(ONE, Direction::Up, 997) > 0 {}
     let lengths: Vec<_> = pair.at_server.iter().map(Vec::len).collect();
     assert_eq!(lengths, [4, 63, 64, 1500, 16_383, 16_384, 65_535, MAX_PACKET]);
     pair.at_server.iter().for_each(|packet| assert_eq!(number(packet) as usize, packet.len()));
@@ -85,7 +85,7 @@ fn what_a_dead_path_swallowed_is_sent_again_both_ways() {
     up(&mut pair, 0..10);
     down(&mut pair, 0..10);
     pair.transmit(usize::MAX);
-    pair.deliver(ONE, Way::Up, 450);
+    pair.deliver(ONE, Direction::Up, 450);
     pair.cut(ONE);
     up(&mut pair, 10..12);
     down(&mut pair, 10..12);
@@ -247,7 +247,7 @@ fn paths_of_a_former_epoch_are_closed_and_answers_out_of_order_do_no_harm() {
     // Path 2's WELCOME of the old relay waits on the wire while path 3 meets the new relay.
     pair.open(TWO);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     pair.transmit(usize::MAX);
     pair.wire(TWO).stalled_down = true;
     pair.wire(ONE).stalled_down = true;
@@ -272,7 +272,7 @@ fn a_restarted_client_gets_what_the_relay_still_held() {
     let mut pair = Pair::connected(Limits::default());
     down(&mut pair, 0..6);
     pair.transmit(usize::MAX);
-    pair.deliver(ONE, Way::Down, 330);
+    pair.deliver(ONE, Direction::Down, 330);
     pair.restart_client();
     down(&mut pair, 6..8);
     pair.open(TWO);

@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::Way;
+use common::Direction;
 use common::world::{Op, World, op, op_with_restarts, timely_op};
 use mobile_proto::{Limits, PathId, Session};
 use proptest::prelude::*;
@@ -61,7 +61,7 @@ fn suspects_every_dead_path(world: &mut World) {
 fn a_path_dead_upwards_is_suspect_again_after_the_relays_word() {
     let mut world = World::new(Limits::default(), false);
     for op in [
-        Op::Send { way: Way::Down, count: 1, size: 4 },
+        Op::Send { direction: Direction::Down, count: 1, size: 4 },
         Op::Blackhole { path: 0, up: true, down: false },
         Op::Open { early: false },
         Op::Open { early: true },
@@ -94,13 +94,13 @@ proptest! {
         let mut world = World::new(limits, samples);
         run(&mut world, &ops);
         world.heal();
-        for way in [Way::Up, Way::Down] {
-            prop_assert_eq!(&world.arrived(way), &world.accepted[way as usize]);
-            let (sender, receiver) = world.stats(way);
+        for direction in [Direction::Up, Direction::Down] {
+            prop_assert_eq!(&world.arrived(direction), &world.accepted[direction as usize]);
+            let (sender, receiver) = world.stats(direction);
             prop_assert_eq!(receiver.rx_packets, sender.enqueued_packets);
             prop_assert_eq!(sender.tx_packets, sender.enqueued_packets);
             prop_assert_eq!(sender.acked_packets, sender.enqueued_packets);
-            prop_assert_eq!((receiver.lost, sender.given_up, world.refused[way as usize]), (0, 0, 0));
+            prop_assert_eq!((receiver.lost, sender.given_up, world.refused[direction as usize]), (0, 0, 0));
             prop_assert!(receiver.duplicates <= sender.replayed_packets);
         }
         prop_assert_eq!(world.pair.client.unacked_bytes() + world.pair.client.queued_bytes(), 0);
@@ -122,14 +122,14 @@ proptest! {
         let mut world = World::new(limits, samples);
         run(&mut world, &ops);
         world.heal();
-        for way in [Way::Up, Way::Down] {
-            let arrived = world.arrived(way);
+        for direction in [Direction::Up, Direction::Down] {
+            let arrived = world.arrived(direction);
             prop_assert!(arrived.is_sorted_by(|a, b| a < b), "doubled or reordered: {:?}", arrived);
-            let (sender, receiver) = world.stats(way);
-            let missing = world.accepted[way as usize].len() - arrived.len();
+            let (sender, receiver) = world.stats(direction);
+            let missing = world.accepted[direction as usize].len() - arrived.len();
             prop_assert_eq!(missing as u64, sender.dropped_aged + sender.dropped_displaced + sender.dropped_delayed + sender.thinned + receiver.lost);
             prop_assert!(receiver.lost <= sender.given_up);
-            prop_assert_eq!(sender.dropped_queue_full, world.refused[way as usize]);
+            prop_assert_eq!(sender.dropped_queue_full, world.refused[direction as usize]);
             prop_assert_eq!(sender.acked_packets + sender.given_up, sender.tx_packets);
         }
     }
@@ -147,12 +147,12 @@ proptest! {
         world.heal();
         let clients_died = ops.iter().any(|op| matches!(op, Op::RestartClient));
         let servers_died = ops.iter().any(|op| matches!(op, Op::RestartServer));
-        let lives = [(Way::Up, clients_died), (Way::Down, servers_died)];
-        for ((way, sender_died), lives) in lives.into_iter().zip([
+        let lives = [(Direction::Up, clients_died), (Direction::Down, servers_died)];
+        for ((direction, sender_died), lives) in lives.into_iter().zip([
             &world.pair.server_lives,
             &world.pair.client_lives,
         ]) {
-            let (arrived, accepted) = (world.arrived(way), &world.accepted[way as usize]);
+            let (arrived, accepted) = (world.arrived(direction), &world.accepted[direction as usize]);
             // Within each life of the receiver: no doubles, no disorder.
             let mut start = 0;
             for &end in lives.iter().chain([&arrived.len()]) {

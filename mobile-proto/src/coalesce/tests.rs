@@ -34,10 +34,10 @@ fn cut(packet: Packet<'_>) -> Vec<Vec<u8>> {
     assert!(packet.offload.to_vnet(packet.bytes).is_ok());
     if !six {
         assert_eq!(fold(add(0, &packet.bytes[..ip])), 0xffff, "the header's checksum");
-        assert_eq!(word(packet.bytes, 2), packet.len());
+        assert_eq!(read_u16(packet.bytes, 2), packet.len());
     }
-    assert_eq!(word(packet.bytes, ip + 6), usize::from(sum(packet.bytes, ip, &[])), "a partial checksum");
-    let from = word(packet.bytes, ip) as u16;
+    assert_eq!(read_u16(packet.bytes, ip + 6), usize::from(sum(packet.bytes, ip, &[])), "a partial checksum");
+    let from = read_u16(packet.bytes, ip) as u16;
     let payloads = packet.bytes[ip + UDP_HEADER..].chunks(usize::from(size));
     payloads.map(|payload| datagram(six, from, payload)).collect()
 }
@@ -48,26 +48,26 @@ fn of(bytes: &[u8]) -> Packet<'_> {
 
 /// Hands packets on as a device's writer does.
 fn pass<'a>(packets: impl Iterator<Item = Packet<'a>>) -> (Vec<Vec<u8>>, usize) {
-    let (mut joiner, mut out, mut writes) = (SegmentCoalescer::default(), Vec::new(), 0);
-    let mut flush = |joiner: &mut SegmentCoalescer, out: &mut Vec<Vec<u8>>| {
-        if let Some((packet, made)) = joiner.take() {
+    let (mut coalescer, mut out, mut writes) = (SegmentCoalescer::default(), Vec::new(), 0);
+    let mut flush = |coalescer: &mut SegmentCoalescer, out: &mut Vec<Vec<u8>>| {
+        if let Some((packet, summary)) = coalescer.take() {
             let again = cut(packet);
             let bytes = again.iter().map(Vec::len).sum::<usize>() as u64;
-            assert_eq!(made, CoalescedSegment { packets: again.len() as u64, bytes });
+            assert_eq!(summary, CoalescedSegment { packets: again.len() as u64, bytes });
             out.extend(again);
             writes += 1;
         }
     };
     for packet in packets {
-        if joiner.push(packet) {
+        if coalescer.push(packet) {
             continue;
         }
-        flush(&mut joiner, &mut out);
-        if !joiner.push(packet) {
+        flush(&mut coalescer, &mut out);
+        if !coalescer.push(packet) {
             out.push(packet.bytes.to_vec());
         }
     }
-    flush(&mut joiner, &mut out);
+    flush(&mut coalescer, &mut out);
     (out, writes)
 }
 
@@ -84,20 +84,20 @@ fn equal_datagrams_become_one_packet_and_the_same_ones_again() {
 fn one_that_stays_alone_is_handed_on_as_it_came() {
     let bytes = datagram(false, 7, b"a question");
     let packet = Packet { bytes: &bytes, offload: Offload::Checksum };
-    let mut joiner = SegmentCoalescer::default();
-    assert!(joiner.push(packet));
-    let (taken, made) = joiner.take().unwrap();
+    let mut coalescer = SegmentCoalescer::default();
+    assert!(coalescer.push(packet));
+    let (taken, summary) = coalescer.take().unwrap();
     assert_eq!(
-        (taken.bytes, taken.offload, made),
+        (taken.bytes, taken.offload, summary),
         (packet.bytes, Offload::Checksum, CoalescedSegment::single(packet))
     );
-    assert!(joiner.take().is_none());
+    assert!(coalescer.take().is_none());
 }
 
 #[test]
 fn what_the_kernel_would_not_make_alike_is_not_joined() {
     let first = datagram(false, 7, &[1; 100]);
-    let mut joiner = SegmentCoalescer::default();
+    let mut coalescer = SegmentCoalescer::default();
     let change = |at: usize, value: u8| {
         let mut other = first.clone();
         other[at] = value;
@@ -106,28 +106,28 @@ fn what_the_kernel_would_not_make_alike_is_not_joined() {
     // Another flow, type of service or time to live, behind the first.
     let others = [(1, 8), (8, 63), (15, 9), (20, 9)].map(|(at, value)| change(at, value));
     for other in &others {
-        assert!(joiner.push(of(&first)));
+        assert!(coalescer.push(of(&first)));
         let packet = Packet { bytes: other, offload: Offload::Checksum };
-        assert!(!joiner.push(packet), "{other:?}");
-        joiner.take();
+        assert!(!coalescer.push(packet), "{other:?}");
+        coalescer.take();
     }
     // Longer, and one behind a shorter one.
-    assert!(joiner.push(of(&first)));
-    assert!(!joiner.push(of(&datagram(false, 7, &[1; 101]))));
-    assert!(joiner.push(of(&first)));
-    assert!(joiner.push(of(&datagram(false, 7, &[1; 99]))));
-    assert!(!joiner.push(of(&datagram(false, 7, &[1; 99]))));
-    joiner.take();
+    assert!(coalescer.push(of(&first)));
+    assert!(!coalescer.push(of(&datagram(false, 7, &[1; 101]))));
+    assert!(coalescer.push(of(&first)));
+    assert!(coalescer.push(of(&datagram(false, 7, &[1; 99]))));
+    assert!(!coalescer.push(of(&datagram(false, 7, &[1; 99]))));
+    coalescer.take();
     // A fragment, one that may be fragmented, with options, no UDP, a wrong length, a wrong checksum, none, too short.
     for (at, value) in [(6, 0x60), (6, 0), (7, 1), (0, 0x46), (9, 6), (3, 99), (25, 9), (40, 9)] {
-        assert!(!joiner.push(of(&change(at, value))), "{at}");
+        assert!(!coalescer.push(of(&change(at, value))), "{at}");
     }
     let mut without = first.clone();
     without[26..28].fill(0);
-    assert!(!joiner.push(of(&without)));
-    assert!(!joiner.push(of(&datagram(false, 7, &[1; 7]))));
+    assert!(!coalescer.push(of(&without)));
+    assert!(!coalescer.push(of(&datagram(false, 7, &[1; 7]))));
     let large = Packet { bytes: &first, offload: Offload::Segment(10) };
-    assert!(!joiner.push(large));
+    assert!(!coalescer.push(large));
 }
 
 #[test]
@@ -207,9 +207,9 @@ proptest! {
     #[test]
     fn garbage_is_not_joined_and_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), partial in any::<bool>()) {
         let offload = if partial { Offload::Checksum } else { Offload::None };
-        let mut joiner = SegmentCoalescer::default();
-        joiner.push(Packet { bytes: &bytes, offload });
-        joiner.push(Packet { bytes: &bytes, offload });
-        joiner.take();
+        let mut coalescer = SegmentCoalescer::default();
+        coalescer.push(Packet { bytes: &bytes, offload });
+        coalescer.push(Packet { bytes: &bytes, offload });
+        coalescer.take();
     }
 }

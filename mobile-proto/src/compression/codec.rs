@@ -18,7 +18,7 @@ const WINDOW_LOG: u32 = 16;
 /// Compresses packet after packet.
 pub(crate) struct Encoder {
     context: CCtx<'static>,
-    made: Vec<u8>,
+    output: Vec<u8>,
 }
 
 /// Undoes it.
@@ -34,14 +34,14 @@ impl Encoder {
         let mut context = CCtx::try_create()?;
         context.set_parameter(CParameter::CompressionLevel(LEVEL)).ok()?;
         context.set_parameter(CParameter::WindowLog(WINDOW_LOG)).ok()?;
-        Some(Self { context, made: Vec::with_capacity(compress_bound(MAX_PACKET)) })
+        Some(Self { context, output: Vec::with_capacity(compress_bound(MAX_PACKET)) })
     }
 
     /// Compresses a packet, which is at most [`MAX_PACKET`] long; the result is [`made`](Self::made). False: the stream is broken,
     /// and nothing of this packet may be sent.
     pub(crate) fn encode(&mut self, packet: &[u8]) -> bool {
-        self.made.clear();
-        let mut output = OutBuffer::around(&mut self.made);
+        self.output.clear();
+        let mut output = OutBuffer::around(&mut self.output);
         let mut input = InBuffer::around(packet);
         let flush = ZSTD_EndDirective::ZSTD_e_flush;
         // The room is zstd's own bound, so one call does it; one that leaves something is a failure.
@@ -50,8 +50,8 @@ impl Encoder {
     }
 
     /// What the last packet has become.
-    pub(crate) fn made(&self) -> &[u8] {
-        &self.made
+    pub(crate) fn output(&self) -> &[u8] {
+        &self.output
     }
 }
 
@@ -118,12 +118,12 @@ mod tests {
         let mut context = CCtx::create();
         context.set_parameter(CParameter::CompressionLevel(level)).unwrap();
         context.set_parameter(CParameter::WindowLog(window_log)).unwrap();
-        let mut made = Vec::with_capacity(compress_bound(data.len()));
+        let mut output = Vec::with_capacity(compress_bound(data.len()));
         let mut input = InBuffer::around(data);
-        let mut output = OutBuffer::around(&mut made);
+        let mut output = OutBuffer::around(&mut output);
         let flush = ZSTD_EndDirective::ZSTD_e_flush;
         assert_eq!(context.compress_stream2(&mut output, &mut input, flush), Ok(0));
-        made
+        output
     }
 
     #[test]
@@ -132,9 +132,9 @@ mod tests {
             (0..1000_u32).flat_map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let mut encoder = Encoder::new().unwrap();
         assert!(encoder.encode(&packet));
-        let first = encoder.made().len();
+        let first = encoder.output().len();
         assert!(encoder.encode(&packet));
-        assert!(first > 3900 && encoder.made().len() < 50, "{first}, then {}", encoder.made().len());
+        assert!(first > 3900 && encoder.output().len() < 50, "{first}, then {}", encoder.output().len());
     }
 
     #[test]
@@ -151,7 +151,7 @@ mod tests {
         let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new().unwrap());
         for _ in 0..3 {
             assert!(encoder.encode(&packet));
-            assert_eq!(decoder.decode(MAX_PACKET, encoder.made()).unwrap(), packet);
+            assert_eq!(decoder.decode(MAX_PACKET, encoder.output()).unwrap(), packet);
         }
     }
 
@@ -182,7 +182,7 @@ mod tests {
         for round in 0..100_u8 {
             let packet: Vec<u8> = (0..60_000_u32).map(|at| (at % 251) as u8 ^ round).collect();
             assert!(encoder.encode(&packet));
-            decoder.decode(packet.len(), encoder.made()).unwrap();
+            decoder.decode(packet.len(), encoder.output()).unwrap();
         }
         let (there, back) = (encoder.context.sizeof(), decoder.context.sizeof());
         assert!(there < 640 << 10 && back < 384 << 10, "{there} and {back} bytes");
@@ -194,7 +194,7 @@ mod tests {
             let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new().unwrap());
             for packet in packets {
                 prop_assert!(encoder.encode(&packet));
-                prop_assert_eq!(decoder.decode(packet.len(), encoder.made()).unwrap(), &packet[..]);
+                prop_assert_eq!(decoder.decode(packet.len(), encoder.output()).unwrap(), &packet[..]);
             }
         }
 
@@ -213,7 +213,7 @@ mod tests {
         ) {
             let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new().unwrap());
             encoder.encode(&packet);
-            let mut damaged = encoder.made().to_vec();
+            let mut damaged = encoder.output().to_vec();
             let at = at.index(damaged.len());
             damaged[at] ^= 1 << bit;
             if let Ok(got) = decoder.decode(packet.len(), &damaged) {

@@ -2,7 +2,7 @@
 //! numbers that do not wrap, and the rules of RFC 9293, 3.10.7.4, written a second time.
 
 use super::packets;
-use crate::flow::Flows;
+use crate::inner_flow::FlowTable;
 use crate::segment::{ACK, FIN, RST, SYN, Segment};
 
 /// The value of `LATEST` in `flow`, which the model must know: TCP itself has no such bound, and
@@ -92,20 +92,20 @@ pub fn acceptance(bytes: &[u8]) {
     let template = Segment::parse(&packets::ip(flags & 1 != 0, &[], 6, &packets::transport(6, 0)));
     let local = Segment { shift: 0, ..template.expect("a segment") };
     let remote = Segment { key: local.key.reversed(), ..local };
-    let mut flows = Flows::default();
+    let mut flows = FlowTable::default();
     let mut tcp = Tcp { shift: 14, ..Tcp::default() };
     if flags & 2 != 0 {
         let syn = Segment { flags: SYN, seq: ours.wrapping_sub(1), shift, ..local };
-        assert_eq!(flows.sending(&syn), None);
+        assert_eq!(flows.on_sending(&syn), None);
         tcp.shift = shift.min(14);
     }
     (tcp.window, tcp.next) = (input.word(), i64::from(input.byte()));
     let began = Segment { seq: theirs, ack: ours, flags: ACK, window: tcp.window, data: 0, ..remote };
-    flows.delivered(&began);
+    flows.on_delivered(&began);
     let window = input.word();
     let first = Segment { seq: ours, ack: theirs, flags: ACK, window, data: tcp.next as u32, ..local };
-    let mut at = flows.sending(&first).expect("both ends agree");
-    flows.sent(at, &first);
+    let mut at = flows.on_sending(&first).expect("both ends agree");
+    flows.on_sent(at, &first);
     tcp.sends(0, tcp.next, 0, window, false);
     for _ in 0..STEPS {
         if input.0.is_empty() {
@@ -129,17 +129,17 @@ pub fn acceptance(bytes: &[u8]) {
                 data: data as u32,
                 ..local
             };
-            at = flows.sending(&segment).expect("it lives");
-            if let Some((again, Some(window))) = flows.get(at).missed(&segment) {
+            at = flows.on_sending(&segment).expect("it lives");
+            if let Some((again, Some(window))) = flows.get(at).missed_ack(&segment) {
                 let ack = i64::from(again.wrapping_sub(wire(ours, tcp.una)) as i32) + tcp.una;
                 assert!((tcp.una..=tcp.next).contains(&ack), "it is told what it never sent");
                 if ack > tcp.una {
                     // The local end hears of it now, in a segment with the number that it expects.
                     (tcp.una, tcp.window) = (ack, window);
                 }
-                flows.get_mut(at).told_again(again, window);
+                flows.get_mut(at).ack_repeated(again, window);
             }
-            flows.sent(at, &segment);
+            flows.on_sent(at, &segment);
             tcp.sends(seq, data + i64::from(fin), ack, window, fin);
         } else {
             let (seq, ack) = (tcp.received + input.distance(), tcp.una + input.distance());
@@ -162,7 +162,7 @@ pub fn acceptance(bytes: &[u8]) {
                 ..remote
             };
             let end = seq + i64::from(segment.length());
-            flows.delivered(&segment);
+            flows.on_delivered(&segment);
             if flags & RST != 0 {
                 if flows.is_empty() {
                     assert!(tcp.takes(seq, end), "a reset that TCP refuses ended the flow");

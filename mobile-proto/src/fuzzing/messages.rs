@@ -68,18 +68,18 @@ fn payload_of(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     let mut wire = Vec::new();
     match kind {
         _ if frame::is_data(kind) => {
-            let packet = frame::packet(kind, payload)?;
+            let packet = frame::read_packet(kind, payload)?;
             frame::put_packet(&mut wire, packet);
-            assert_eq!(frame::packet(kind, reread(kind, &wire)), Ok(packet));
+            assert_eq!(frame::read_packet(kind, reread(kind, &wire)), Ok(packet));
         }
         frame::COMPRESSED => {
-            let read = frame::compressed(payload)?;
+            let read = frame::read_compressed(payload)?;
             assert!(read.length <= MAX_PACKET);
             if read.length > 0 {
                 let zeros = vec![0; read.length];
                 let packet = Packet { bytes: &zeros, offload: read.offload };
                 frame::put_compressed(&mut wire, packet, read.bytes);
-                let again = frame::compressed(reread(kind, &wire))?;
+                let again = frame::read_compressed(reread(kind, &wire))?;
                 assert_eq!((again.offload, again.length), (read.offload, read.length));
                 assert_eq!(again.bytes, read.bytes);
             }

@@ -12,15 +12,15 @@ pub fn packet(bytes: &[u8]) {
         assert!(Offload::from_vnet(bytes, &[]).is_err());
         return;
     };
-    look(header, packet);
+    check_packet(header, packet);
     let mut right = packet.to_vec();
-    make_length_right(&mut right);
+    set_length(&mut right);
     if right != packet {
-        look(header, &right);
+        check_packet(header, &right);
     }
 }
 
-fn look(header: &[u8], packet: &[u8]) {
+fn check_packet(header: &[u8], packet: &[u8]) {
     if let Ok(ip) = IpHeader::parse(packet) {
         assert_eq!(ip.total_len, packet.len());
         assert_eq!((ip.version == 4, ip.version == 6), (ip.src.is_ipv4(), ip.dst.is_ipv6()));
@@ -42,49 +42,49 @@ fn look(header: &[u8], packet: &[u8]) {
             assert!(word(2) <= packet.len(), "the headers end outside the packet");
         }
     }
-    join([packet; 3]);
+    check_coalescing([packet; 3]);
     let last = shorter(packet);
     // As a run ends; and what is none.
-    join([packet, packet, &last]);
-    join([packet, &last, &last]);
+    check_coalescing([packet, packet, &last]);
+    check_coalescing([packet, &last, &last]);
     let stamps = segment::timestamps(packet);
     let Some(read) = Segment::parse(packet) else { return assert_eq!(stamps, None) };
     assert!((read.data as usize) < packet.len());
     assert_eq!(read.key.reversed().reversed(), read.key);
     let ack = BareAck { to: read.key, seq: read.seq, ack: read.ack, window: read.window, timestamps: stamps };
     let answer = ack.packet();
-    let back = Segment::parse(answer.bytes()).expect("what is made is read");
+    let back = Segment::parse(answer.bytes()).expect("what is summary is read");
     assert_eq!(back.key, read.key.reversed());
     assert_eq!((back.seq, back.ack, back.window, back.data), (read.seq, read.ack, read.window, 0));
     assert_eq!(segment::timestamps(answer.bytes()), stamps);
 }
 
 /// What is joined is taken apart by the kernel: the same datagrams must come of it.
-fn join(packets: [&[u8]; 3]) {
+fn check_coalescing(packets: [&[u8]; 3]) {
     for offload in [Offload::None, Offload::Checksum] {
-        let mut joiner = SegmentCoalescer::default();
-        let joined = packets.iter().take_while(|bytes| joiner.push(Packet { bytes, offload })).count();
-        let Some((whole, made)) = joiner.take() else {
-            assert_eq!(joined, 0, "what was taken is given back");
+        let mut coalescer = SegmentCoalescer::default();
+        let coalesced = packets.iter().take_while(|bytes| coalescer.push(Packet { bytes, offload })).count();
+        let Some((whole, summary)) = coalescer.take() else {
+            assert_eq!(coalesced, 0, "what was taken is given back");
             continue;
         };
-        let bytes = packets[..joined].iter().map(|packet| packet.len() as u64).sum();
-        assert_eq!(made, CoalescedSegment { packets: joined as u64, bytes });
+        let bytes = packets[..coalesced].iter().map(|packet| packet.len() as u64).sum();
+        assert_eq!(summary, CoalescedSegment { packets: coalesced as u64, bytes });
         let Offload::Segment(size) = whole.offload else {
-            assert_eq!((whole.bytes, whole.offload, joined), (packets[0], offload, 1));
+            assert_eq!((whole.bytes, whole.offload, coalesced), (packets[0], offload, 1));
             continue;
         };
-        whole.offload.to_vnet(whole.bytes).expect("the kernel takes what was joined");
+        whole.offload.to_vnet(whole.bytes).expect("the kernel takes what was coalesced");
         assert_eq!(IpHeader::parse(whole.bytes).map(|ip| ip.total_len), Ok(whole.len()));
         let headers = if whole.bytes[0] >> 4 == 4 { 28 } else { 48 };
         let parts: Vec<_> = whole.bytes[headers..].chunks(size.into()).collect();
-        assert_eq!(parts, packets[..joined].iter().map(|packet| &packet[headers..]).collect::<Vec<_>>());
+        assert_eq!(parts, packets[..coalesced].iter().map(|packet| &packet[headers..]).collect::<Vec<_>>());
         // Headers are the first one's, but for what the kernel makes anew of each: lengths and checksums.
         // Of IPv4, the identification too.
-        let made_anew: &[usize] =
+        let rewritten: &[usize] =
             if headers == 28 { &[2, 3, 4, 5, 10, 11, 24, 25, 26, 27] } else { &[4, 5, 44, 45, 46, 47] };
-        for at in (0..headers).filter(|at| !made_anew.contains(at)) {
-            let alike = packets[..joined].iter().all(|packet| packet[at] == whole.bytes[at]);
+        for at in (0..headers).filter(|at| !rewritten.contains(at)) {
+            let alike = packets[..coalesced].iter().all(|packet| packet[at] == whole.bytes[at]);
             assert!(alike, "byte {at} of the headers");
         }
     }
@@ -93,7 +93,7 @@ fn join(packets: [&[u8]; 3]) {
 /// The same with a quarter less behind its headers, and lengths that say so.
 fn shorter(packet: &[u8]) -> Vec<u8> {
     let mut bytes = packet[..packet.len() - packet.len() / 4].to_vec();
-    make_length_right(&mut bytes);
+    set_length(&mut bytes);
     let ip = if packet.first().is_some_and(|first| first >> 4 == 6) { 40 } else { 20 };
     let length = bytes.len().saturating_sub(ip) as u16;
     if let Some(field) = bytes.get_mut(ip + 4..ip + 6) {
@@ -102,7 +102,7 @@ fn shorter(packet: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn make_length_right(packet: &mut [u8]) {
+fn set_length(packet: &mut [u8]) {
     let length = packet.len();
     let (at, claimed) = match packet.first().map(|first| first >> 4) {
         Some(4) => (2, Some(length)),
@@ -159,7 +159,7 @@ pub(super) fn ip(six: bool, extensions: &[u8], next: u8, payload: &[u8]) -> Vec<
     }
     packet.extend_from_slice(extensions);
     packet.extend_from_slice(payload);
-    make_length_right(&mut packet);
+    set_length(&mut packet);
     packet
 }
 

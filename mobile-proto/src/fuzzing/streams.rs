@@ -36,7 +36,7 @@ fn honest(mut bytes: &[u8]) {
         let (packet, rest) = rest.split_at(length);
         if !packet.is_empty() {
             assert!(encoder.encode(packet), "a stream of ours is broken");
-            assert_eq!(decoder.decode(packet.len(), encoder.made()).expect("our own stream"), packet);
+            assert_eq!(decoder.decode(packet.len(), encoder.output()).expect("our own stream"), packet);
         }
         bytes = rest;
     }
@@ -53,10 +53,10 @@ pub fn compression_seeds() -> Vec<Vec<u8>> {
             let packet = packets::ip(protocol == 17, &[], protocol, &packets::transport(protocol, size));
             assert!(encoder.encode(&packet));
             let length = u16::try_from(packet.len()).expect("short");
-            let count = u8::try_from(encoder.made().len()).expect("short");
+            let count = u8::try_from(encoder.output().len()).expect("short");
             stream.extend_from_slice(&length.to_be_bytes());
             stream.push(count);
-            stream.extend_from_slice(encoder.made());
+            stream.extend_from_slice(encoder.output());
             plain.extend_from_slice(&length.to_be_bytes());
             plain.extend_from_slice(&packet);
         }

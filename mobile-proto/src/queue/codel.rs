@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// A flow that stands again so soon after it was brought down goes on nearly where it was (RFC 8289, 4.2 and appendix).
-const MEMORY: u32 = 16;
+const RESTART_INTERVALS: u32 = 16;
 
 /// What is known of the delay of one flow.
 #[derive(Debug, Default)]
@@ -27,24 +27,24 @@ pub(super) struct CoDel {
 impl CoDel {
     /// Whether a packet is to be dropped instead of sent. `late`: it has waited for longer than the target, and there is a
     /// queue behind it.
-    pub(super) fn drops(&mut self, now: Instant, late: bool) -> bool {
-        let stands = self.stands(now, late);
+    pub(super) fn should_drop(&mut self, now: Instant, late: bool) -> bool {
+        let standing = self.is_standing(now, late);
         if !self.dropping {
-            if stands {
-                self.begin(now);
+            if standing {
+                self.start_dropping(now);
             }
-            return stands;
+            return standing;
         }
-        self.dropping = stands;
-        let due = stands && self.next_drop.is_some_and(|next| next <= now);
+        self.dropping = standing;
+        let due = standing && self.next_drop.is_some_and(|next| next <= now);
         if due {
             self.count = self.count.saturating_add(1);
-            self.next_drop = self.next_drop.and_then(|next| next.checked_add(self.pause()));
+            self.next_drop = self.next_drop.and_then(|next| next.checked_add(self.drop_interval()));
         }
         due
     }
 
-    fn stands(&mut self, now: Instant, late: bool) -> bool {
+    fn is_standing(&mut self, now: Instant, late: bool) -> bool {
         if !late {
             self.standing_at = None;
         } else if self.standing_at.is_none() {
@@ -56,18 +56,19 @@ impl CoDel {
     }
 
     /// The first drop of several.
-    fn begin(&mut self, now: Instant) {
+    fn start_dropping(&mut self, now: Instant) {
         self.dropping = true;
-        let lately =
-            self.next_drop.is_some_and(|next| now.saturating_duration_since(next) < INTERVAL * MEMORY);
+        let recent = self
+            .next_drop
+            .is_some_and(|next| now.saturating_duration_since(next) < INTERVAL * RESTART_INTERVALS);
         let gained = self.count.saturating_sub(self.first_count);
-        self.count = if lately && gained > 1 { gained } else { 1 };
+        self.count = if recent && gained > 1 { gained } else { 1 };
         self.first_count = self.count;
-        self.next_drop = now.checked_add(self.pause());
+        self.next_drop = now.checked_add(self.drop_interval());
     }
 
     /// Shorter with each drop, so that a sender whose rate goes with the root of its losses slows down steadily.
-    fn pause(&self) -> Duration {
+    fn drop_interval(&self) -> Duration {
         INTERVAL.div_f64(f64::from(self.count.max(1)).sqrt())
     }
 }
@@ -80,7 +81,7 @@ mod tests {
 
     /// The milliseconds at which a packet is dropped, of one each millisecond.
     fn drops(codel: &mut CoDel, start: Instant, range: std::ops::Range<u32>, late: bool) -> Vec<u32> {
-        range.filter(|&ms| codel.drops(start + MS * ms, late)).collect()
+        range.filter(|&ms| codel.should_drop(start + MS * ms, late)).collect()
     }
 
     #[test]
@@ -89,7 +90,7 @@ mod tests {
         for round in 0..10 {
             let at = round * 100;
             assert_eq!(drops(&mut codel, start, at..at + 99, true), []);
-            assert!(!codel.drops(start + MS * (at + 99), false));
+            assert!(!codel.should_drop(start + MS * (at + 99), false));
         }
     }
 

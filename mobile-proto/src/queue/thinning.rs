@@ -8,21 +8,21 @@ use crate::segment::{ACK, before};
 const TCP: u8 = 6;
 
 /// The timestamps option as Linux pads it (RFC 7323, appendix A); the only one that may be there.
-const TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
+const PADDED_TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
 
 /// Where the header ends without and with that option, and what stands there then (RFC 9293, 3.1): its length, no flag of
 /// accurate ECN, and no other flag than ACK.
-const BARE: usize = 20;
-const STAMPED: usize = 32;
+const HEADER_LEN: usize = 20;
+const HEADER_LEN_WITH_TIMESTAMPS: usize = 32;
 
 /// Whether `new` says all that `old`, which came before it, says: both are bare acknowledgements of one flow, without
 /// anything but numbers, the window and timestamps; and `new` acknowledges more. So a duplicate acknowledgement, a
 /// selective one, a mark of congestion, and a window that is only updated are never in question.
 pub(super) fn supersedes(new: &[u8], old: &[u8]) -> bool {
-    if new.len() != old.len() || new.len() > 60 + STAMPED {
+    if new.len() != old.len() || new.len() > 60 + HEADER_LEN_WITH_TIMESTAMPS {
         return false;
     }
-    let Some((new, old)) = Bare::read(new).zip(Bare::read(old)) else { return false };
+    let Some((new, old)) = AckHeader::read(new).zip(AckHeader::read(old)) else { return false };
     new.headers == old.headers
         && new.seq == old.seq
         && before(old.ack, new.ack)
@@ -33,7 +33,7 @@ pub(super) fn supersedes(new: &[u8], old: &[u8]) -> bool {
 }
 
 /// What is compared of a bare acknowledgement.
-struct Bare<'a> {
+struct AckHeader<'a> {
     /// What has to be equal: of the IP header all but the time to live, the identification and the checksum; and the ports.
     headers: [&'a [u8]; 4],
     seq: u32,
@@ -41,7 +41,7 @@ struct Bare<'a> {
     timestamp: Option<u32>,
 }
 
-impl<'a> Bare<'a> {
+impl<'a> AckHeader<'a> {
     fn read(packet: &'a [u8]) -> Option<Self> {
         let transport = Transport::locate(packet).ok().filter(|it| it.protocol == TCP)?;
         let (ip, tcp) = packet.split_at_checked(transport.start)?;
@@ -50,15 +50,17 @@ impl<'a> Bare<'a> {
             6 if ip.len() == 40 => [&ip[..7], &[], &ip[8..], tcp.get(..4)?],
             _ => return None,
         };
-        let long = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
+        let read_u32 = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
         let timestamp = match tcp.len() {
-            BARE => None,
-            STAMPED if tcp[BARE..].starts_with(&TIMESTAMPS) => Some(long(24)?),
+            HEADER_LEN => None,
+            HEADER_LEN_WITH_TIMESTAMPS if tcp[HEADER_LEN..].starts_with(&PADDED_TIMESTAMPS) => {
+                Some(read_u32(24)?)
+            }
             _ => return None,
         };
         // Its whole length is the header's, and nothing is urgent.
         let bare = tcp[12..14] == [(tcp.len() as u8) << 2, ACK] && tcp[18..20] == [0, 0];
-        bare.then_some(Self { headers, seq: long(4)?, ack: long(8)?, timestamp })
+        bare.then_some(Self { headers, seq: read_u32(4)?, ack: read_u32(8)?, timestamp })
     }
 }
 
@@ -74,12 +76,12 @@ mod tests {
         } else {
             packet[6] = TCP;
         }
-        let length = if timestamps.is_some() { STAMPED } else { BARE };
+        let length = if timestamps.is_some() { HEADER_LEN_WITH_TIMESTAMPS } else { HEADER_LEN };
         packet.extend([0, 80, 1, 2, 0, 0, 0, 5]);
         packet.extend(ack.to_be_bytes());
         packet.extend([(length as u8) << 2, ACK, 0, 99, 0, 0, 0, 0]);
         if let Some((value, echo)) = timestamps {
-            packet.extend(TIMESTAMPS);
+            packet.extend(PADDED_TIMESTAMPS);
             packet.extend(value.to_be_bytes());
             packet.extend(echo.to_be_bytes());
         }

@@ -21,8 +21,8 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::flow::{Flows, Frozen};
-use crate::queue::Place;
+use crate::inner_flow::{FlowTable, FrozenAck};
+use crate::queue::SegmentRange;
 use crate::segment::{self, AckPacket, BareAck, Segment};
 use crate::{DropReason, Packet};
 
@@ -40,22 +40,22 @@ const SEARCH_CREDIT: Duration = Duration::from_millis(5);
 /// What the session knows of inner flows, and of the present outage.
 #[derive(Debug, Default)]
 pub(super) struct Freeze {
-    pub(super) flows: Flows,
+    pub(super) flows: FlowTable,
     /// Since when nothing gets through.
-    since: Option<Instant>,
+    outage_since: Option<Instant>,
     /// Counts the outages.
-    outage: u32,
-    answers: Vec<AckPacket>,
+    outage_number: u32,
+    acks: Vec<AckPacket>,
     /// An outage has ended, and flows may be waiting for the news.
-    thaw: bool,
+    window_updates_due: bool,
     /// When a relay is to keep less for its client.
     pub(super) thin_at: Option<Instant>,
     /// Until when all searches are paid for.
-    searched: Option<Instant>,
+    search_paid_until: Option<Instant>,
 }
 
 /// Where a segment is held.
-enum Found {
+enum HeldSegment {
     Sent(usize),
     Queued(usize),
 }
@@ -66,7 +66,7 @@ impl Freeze {
         let take = self.flows.is_empty();
         if take {
             // The flows that were answered are told of the end when it comes, also if the former session was about to.
-            *self = Self { answers: Vec::new(), thaw: false, ..former };
+            *self = Self { acks: Vec::new(), window_updates_due: false, ..former };
         }
         take
     }
@@ -75,7 +75,7 @@ impl Freeze {
 /// What is to become of a packet from the TUN.
 pub(super) enum Admission {
     /// It is queued, as a segment of a known flow or as anything else.
-    Queue(Option<Place>),
+    Queue(Option<SegmentRange>),
     /// It is dropped, and was counted.
     Drop(DropReason),
 }
@@ -85,15 +85,15 @@ impl Session {
     /// other end while nothing gets through, window updates when it does again. To be called after packets were
     /// [taken](Self::enqueue) and after [transmission](Self::poll_transmit).
     pub fn poll_local(&mut self, now: Instant, deliver: &mut dyn FnMut(Packet<'_>)) {
-        self.watch_outage(now);
-        for answer in self.freeze.answers.drain(..) {
+        self.update_outage(now);
+        for answer in self.freeze.acks.drain(..) {
             deliver(answer.bytes().into());
         }
-        if !std::mem::take(&mut self.freeze.thaw) {
+        if !std::mem::take(&mut self.freeze.window_updates_due) {
             return;
         }
         for flow in self.freeze.flows.iter_mut() {
-            let Some(Frozen { seq, timestamps }) = flow.frozen.take() else { continue };
+            let Some(FrozenAck { seq, timestamps }) = flow.frozen.take() else { continue };
             if let Some(window) = flow.window.filter(|&window| window > 0 && flow.is_acknowledged()) {
                 self.stats.local_answers += 1;
                 let update = BareAck { to: flow.key, seq, ack: flow.acked, window, timestamps };
@@ -106,7 +106,7 @@ impl Session {
     /// silent path for long: the client is the one to hurry.)
     pub(super) fn is_cut_off(&self) -> bool {
         match self.active.and_then(|path| self.find(path)) {
-            Some(index) => self.paths[index].health.is_suspect(),
+            Some(index) => self.paths[index].health.is_unresponsive(),
             None => true,
         }
     }
@@ -114,105 +114,105 @@ impl Session {
     /// Learns from a packet that is delivered.
     pub(super) fn note_delivered(&mut self, packet: &[u8]) {
         if let Some(segment) = Segment::parse(packet) {
-            self.freeze.flows.delivered(&segment);
+            self.freeze.flows.on_delivered(&segment);
         }
     }
 
     /// Learns from a packet from the TUN, answers it in an outage, and decides whether it is queued. A packet that takes the
     /// place of an older copy is dropped, as far as counters go.
     pub(super) fn admit(&mut self, now: Instant, packet: Packet<'_>, cost: usize) -> Admission {
-        self.watch_outage(now);
-        let Some(since) = self.freeze.since else {
-            let place = self.learn_and_tell(packet.bytes);
-            return if self.make_fair_room(packet.bytes, cost) {
-                Admission::Queue(place)
+        self.update_outage(now);
+        let Some(since) = self.freeze.outage_since else {
+            let range = self.track_and_repair(packet.bytes);
+            return if self.make_room_fairly(packet.bytes, cost) {
+                Admission::Queue(range)
             } else {
-                self.refuse()
+                self.reject()
             };
         };
         let frozen = now.saturating_duration_since(since) >= self.limits.freeze_grace;
-        let Some(segment) = Segment::parse(packet.bytes) else { return self.admit_ageing(cost) };
-        let Some(at) = self.freeze.flows.sending(&segment) else { return self.admit_ageing(cost) };
+        let Some(segment) = Segment::parse(packet.bytes) else { return self.admit_untracked(cost) };
+        let Some(at) = self.freeze.flows.on_sending(&segment) else { return self.admit_untracked(cost) };
         let flow = self.freeze.flows.get(at);
-        let place = Place { flow: flow.id, seq: segment.seq, length: segment.length() };
-        let (repeats, probes) = (flow.is_repetition(&segment), flow.is_probe(&segment));
-        if frozen && flow.wants_answer(&segment) {
-            self.answer(at, &segment, packet.bytes);
+        let range = SegmentRange { flow: flow.id, seq: segment.seq, length: segment.length() };
+        let (repeats, probes) = (flow.is_retransmission(&segment), flow.is_probe(&segment));
+        if frozen && flow.elicits_ack(&segment) {
+            self.send_zero_window(at, &segment, packet.bytes);
         }
-        self.freeze.flows.sent(at, &segment);
-        if (repeats && self.is_held(now, at, place, packet))
-            || (probes && self.is_probe_held(now, at, place, packet))
+        self.freeze.flows.on_sent(at, &segment);
+        if (repeats && self.is_held(now, at, range, packet))
+            || (probes && self.is_probe_held(now, at, range, packet))
         {
             self.stats.dropped_duplicate += 1;
             return Admission::Drop(DropReason::Duplicate);
         }
-        self.admit_lasting(at, place, cost, probes)
+        self.admit_tracked(at, range, cost, probes)
     }
 
     /// The place of a segment of a known flow, which is learnt from.
-    pub(super) fn learn(&mut self, packet: &[u8]) -> Option<Place> {
+    pub(super) fn track_packet(&mut self, packet: &[u8]) -> Option<SegmentRange> {
         let segment = Segment::parse(packet)?;
-        let at = self.freeze.flows.sending(&segment)?;
-        Some(self.learn_of(at, &segment))
+        let at = self.freeze.flows.on_sending(&segment)?;
+        Some(self.track(at, &segment))
     }
 
     /// The same of a segment that the local end has sent just now, which may show what it has missed.
-    fn learn_and_tell(&mut self, packet: &[u8]) -> Option<Place> {
+    fn track_and_repair(&mut self, packet: &[u8]) -> Option<SegmentRange> {
         let segment = Segment::parse(packet)?;
-        let at = self.freeze.flows.sending(&segment)?;
-        if let Some((ack, Some(window))) = self.freeze.flows.get(at).missed(&segment) {
-            self.acknowledge_again(at, &segment, packet, (ack, window));
+        let at = self.freeze.flows.on_sending(&segment)?;
+        if let Some((ack, Some(window))) = self.freeze.flows.get(at).missed_ack(&segment) {
+            self.repeat_ack(at, &segment, packet, (ack, window));
         }
-        Some(self.learn_of(at, &segment))
+        Some(self.track(at, &segment))
     }
 
-    fn learn_of(&mut self, at: usize, segment: &Segment) -> Place {
+    fn track(&mut self, at: usize, segment: &Segment) -> SegmentRange {
         let flows = &mut self.freeze.flows;
-        flows.sent(at, segment);
-        Place { flow: flows.get(at).id, seq: segment.seq, length: segment.length() }
+        flows.on_sent(at, segment);
+        SegmentRange { flow: flows.get(at).id, seq: segment.seq, length: segment.length() }
     }
 
     /// Says again what the other end has acknowledged, for the local one refused it: with the number that it expects.
-    fn acknowledge_again(&mut self, at: usize, segment: &Segment, packet: &[u8], (ack, window): (u32, u16)) {
-        if self.freeze.answers.len() >= MAX_ANSWERS {
+    fn repeat_ack(&mut self, at: usize, segment: &Segment, packet: &[u8], (ack, window): (u32, u16)) {
+        if self.freeze.acks.len() >= MAX_ANSWERS {
             return;
         }
         // As in `answer`: not older than anything that the sender has.
         let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
         let flow = self.freeze.flows.get_mut(at);
-        flow.told_again(ack, window);
+        flow.ack_repeated(ack, window);
         let again = BareAck { to: flow.key, seq: segment.ack, ack, window, timestamps };
-        self.freeze.answers.push(again.packet());
+        self.freeze.acks.push(again.packet());
         self.stats.local_answers += 1;
     }
 
     /// Says in the name of the other end: nothing new has come, and there is no room.
-    fn answer(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
-        if self.freeze.answers.len() >= MAX_ANSWERS {
+    fn send_zero_window(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
+        if self.freeze.acks.len() >= MAX_ANSWERS {
             return;
         }
         // What the sender echoes is what it had last: not older than anything it has, so it is not refused as old
         // (PAWS, RFC 7323, 5).
         let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
         let flow = self.freeze.flows.get_mut(at);
-        flow.frozen = Some(Frozen { seq: segment.ack, timestamps });
+        flow.frozen = Some(FrozenAck { seq: segment.ack, timestamps });
         let answer = BareAck { to: flow.key, seq: segment.ack, ack: flow.acked, window: 0, timestamps };
-        self.freeze.answers.push(answer.packet());
+        self.freeze.acks.push(answer.packet());
         self.stats.local_answers += 1;
     }
 
     /// Whether the data of a repeated segment is held already. If the flow has sent nothing behind it, the fresh copy takes the
     /// old one's place: its timestamp lets the sender measure a round trip instead of the outage. (It would make what is behind
     /// it look old to the receiver, which would refuse that.)
-    fn is_held(&mut self, now: Instant, at: usize, place: Place, packet: Packet<'_>) -> bool {
-        let last = self.freeze.flows.get(at).ends_at(place.seq.wrapping_add(place.length));
-        let covers = |held: &Place| held.length > 0 && held.covers(&place);
+    fn is_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
+        let last = self.freeze.flows.get(at).ends_at(range.seq.wrapping_add(range.length));
+        let covers = |held: &SegmentRange| held.length > 0 && held.covers(&range);
         match self.search(now, at, covers).flatten() {
-            Some(Found::Sent(at)) if last && self.replay.place(at) == Some(place) => {
-                let old = self.replay.replace(at, self.pool.copy(packet.bytes), packet.offload);
-                old.into_iter().for_each(|old| self.pool.give(old));
+            Some(HeldSegment::Sent(at)) if last && self.replay.range(at) == Some(range) => {
+                let old = self.replay.replace(at, self.buffers.copy(packet.bytes), packet.offload);
+                old.into_iter().for_each(|old| self.buffers.recycle(old));
             }
-            Some(Found::Queued(at)) if last && self.queue.place(at) == Some(place) => {
+            Some(HeldSegment::Queued(at)) if last && self.queue.range(at) == Some(range) => {
                 self.replace_queued(at, packet);
             }
             Some(_) => {}
@@ -222,128 +222,134 @@ impl Session {
     }
 
     /// Whether the flow has data held, whose answer says what a probe asks for, or an older probe, which this one replaces.
-    fn is_probe_held(&mut self, now: Instant, at: usize, place: Place, packet: Packet<'_>) -> bool {
-        let outage = self.freeze.outage;
-        let mut held = *self.freeze.flows.get_mut(at).held(outage);
+    fn is_probe_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
+        let outage_number = self.freeze.outage_number;
+        let mut held = *self.freeze.flows.get_mut(at).held(outage_number);
         if held.data.is_none() {
             // Once an outage: what is handed in later is known.
-            let has_data = |held: &Place| held.flow == place.flow && held.length > 0;
+            let has_data = |held: &SegmentRange| held.flow == range.flow && held.length > 0;
             held.data = self.search(now, at, has_data).map(|found| found.is_some());
-            self.freeze.flows.get_mut(at).held(outage).data = held.data;
+            self.freeze.flows.get_mut(at).held(outage_number).data = held.data;
         }
         if held.data == Some(true) {
             return true;
         }
-        if held.probe != Some(place.seq) {
+        if held.probe != Some(range.seq) {
             return false;
         }
-        if let Some(Some(Found::Queued(at))) = self.search(now, at, |held| *held == place) {
+        if let Some(Some(HeldSegment::Queued(at))) = self.search(now, at, |held| *held == range) {
             self.replace_queued(at, packet);
         }
         true
     }
 
     /// Searches in what is held, for a flow. `None` if that would take too much of the time.
-    fn search(&mut self, now: Instant, at: usize, wanted: impl Fn(&Place) -> bool) -> Option<Option<Found>> {
+    fn search(
+        &mut self,
+        now: Instant,
+        at: usize,
+        wanted: impl Fn(&SegmentRange) -> bool,
+    ) -> Option<Option<HeldSegment>> {
         let flow = self.freeze.flows.get_mut(at);
         let limit = now + SEARCH_CREDIT;
-        if [flow.searched, self.freeze.searched].iter().flatten().any(|paid| *paid > limit) {
+        if [flow.search_paid_until, self.freeze.search_paid_until].iter().flatten().any(|paid| *paid > limit)
+        {
             return None;
         }
         let looked_at = Cell::new(0);
-        let looks = |place: &Place| {
+        let looks = |range: &SegmentRange| {
             looked_at.update(|count| count + 1);
-            wanted(place)
+            wanted(range)
         };
-        let mut found = self.replay.find(&wanted).map(Found::Sent);
+        let mut found = self.replay.find(&wanted).map(HeldSegment::Sent);
         looked_at.set(match found {
-            Some(Found::Sent(at)) => at + 1,
+            Some(HeldSegment::Sent(at)) => at + 1,
             _ => self.replay.len(),
         });
         if found.is_none() {
-            found = self.queue.find(looks).map(Found::Queued);
+            found = self.queue.find(looks).map(HeldSegment::Queued);
         }
         let price = RECORD_PRICE.saturating_mul(u32::try_from(looked_at.get()).unwrap_or(u32::MAX));
         let pay = |paid: &mut Option<Instant>, price| *paid = paid.unwrap_or(now).max(now).checked_add(price);
-        pay(&mut flow.searched, price.saturating_mul(FLOW_SHARE));
-        pay(&mut self.freeze.searched, price);
+        pay(&mut flow.search_paid_until, price.saturating_mul(FLOW_SHARE));
+        pay(&mut self.freeze.search_paid_until, price);
         Some(found)
     }
 
     fn replace_queued(&mut self, at: usize, packet: Packet<'_>) {
-        let old = self.queue.replace(at, self.pool.copy(packet.bytes), packet.offload);
-        old.into_iter().for_each(|old| self.pool.give(old));
+        let old = self.queue.replace(at, self.buffers.copy(packet.bytes), packet.offload);
+        old.into_iter().for_each(|old| self.buffers.recycle(old));
     }
 
     /// Room for a segment of a known flow, in an outage. Of a flow's segments the oldest are what it needs to go on, so the
     /// newest is refused: when the flow has handed in a quarter of the queue, or all flows hold three quarters. Other
     /// packets give way.
-    fn admit_lasting(&mut self, at: usize, place: Place, cost: usize, probe: bool) -> Admission {
-        let (outage, queue_bytes) = (self.freeze.outage, self.limits.queue_bytes);
-        let held = self.freeze.flows.get_mut(at).held(outage);
-        if held.cost + cost > queue_bytes / 4 || self.queue.lasting_cost() + cost > queue_bytes / 4 * 3 {
-            return self.refuse();
+    fn admit_tracked(&mut self, at: usize, range: SegmentRange, cost: usize, probe: bool) -> Admission {
+        let (outage_number, queue_bytes) = (self.freeze.outage_number, self.limits.queue_bytes);
+        let held = self.freeze.flows.get_mut(at).held(outage_number);
+        if held.cost + cost > queue_bytes / 4 || self.queue.tracked_cost() + cost > queue_bytes / 4 * 3 {
+            return self.reject();
         }
         held.cost += cost;
-        if place.length > 0 {
+        if range.length > 0 {
             held.data = Some(true);
         }
         if probe {
-            held.probe = Some(place.seq);
+            held.probe = Some(range.seq);
         }
-        if self.make_room(cost) { Admission::Queue(Some(place)) } else { self.refuse() }
+        if self.make_room(cost) { Admission::Queue(Some(range)) } else { self.reject() }
     }
 
     /// Room for any other packet, in an outage: the newest matter, so the oldest goes. A quarter of the queue is always
     /// theirs.
-    fn admit_ageing(&mut self, cost: usize) -> Admission {
-        if self.make_room(cost) { Admission::Queue(None) } else { self.refuse() }
+    fn admit_untracked(&mut self, cost: usize) -> Admission {
+        if self.make_room(cost) { Admission::Queue(None) } else { self.reject() }
     }
 
     /// Room in ordinary times: whoever has the most waiting gives way. Of a flow the newest goes: what unblocks an inner TCP
     /// flow is its oldest segment.
-    fn make_fair_room(&mut self, packet: &[u8], cost: usize) -> bool {
+    fn make_room_fairly(&mut self, packet: &[u8], cost: usize) -> bool {
         while self.queue.cost() + cost > self.limits.queue_bytes {
-            let Some(record) = self.queue.pop_fattest(packet) else { return false };
+            let Some(record) = self.queue.pop_from_longest_flow(packet) else { return false };
             self.stats.dropped_queue_full += 1;
-            self.pool.give(record.packet);
+            self.buffers.recycle(record.packet);
         }
         true
     }
 
     fn make_room(&mut self, cost: usize) -> bool {
         while self.queue.cost() + cost > self.limits.queue_bytes {
-            let Some(record) = self.queue.pop_ageing() else { return false };
+            let Some(record) = self.queue.pop_oldest_untracked() else { return false };
             self.stats.dropped_displaced += 1;
-            self.pool.give(record.packet);
+            self.buffers.recycle(record.packet);
         }
         true
     }
 
-    fn refuse(&mut self) -> Admission {
+    fn reject(&mut self) -> Admission {
         self.stats.dropped_queue_full += 1;
         Admission::Drop(DropReason::QueueFull)
     }
 
-    pub(super) fn watch_outage(&mut self, now: Instant) {
+    pub(super) fn update_outage(&mut self, now: Instant) {
         let cut_off = self.is_cut_off();
-        if cut_off || self.freeze.since.is_some() {
-            self.queue.spare(now);
+        if cut_off || self.freeze.outage_since.is_some() {
+            self.queue.exempt_waiting(now);
         }
-        match (cut_off, self.freeze.since) {
+        match (cut_off, self.freeze.outage_since) {
             (true, None) => {
                 // A path is suspected long after it fell silent.
                 let active = self.active.and_then(|path| self.find(path));
-                let silent = active.and_then(|at| self.paths[at].health.stalled());
-                self.freeze.since = Some(silent.unwrap_or(now));
+                let silent = active.and_then(|at| self.paths[at].health.stalled_since());
+                self.freeze.outage_since = Some(silent.unwrap_or(now));
                 self.freeze.thin_at = now.checked_add(self.limits.thin_after);
-                self.freeze.outage = self.freeze.outage.wrapping_add(1);
+                self.freeze.outage_number = self.freeze.outage_number.wrapping_add(1);
             }
             (false, Some(_)) => {
-                (self.freeze.since, self.freeze.thin_at) = (None, None);
-                self.freeze.thaw = true;
+                (self.freeze.outage_since, self.freeze.thin_at) = (None, None);
+                self.freeze.window_updates_due = true;
                 // What asked last is answered by the other end now.
-                self.freeze.answers.clear();
+                self.freeze.acks.clear();
             }
             _ => {}
         }

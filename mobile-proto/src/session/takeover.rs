@@ -65,7 +65,7 @@ impl Session {
             }
             self.count_enqueued(record.packet.len());
             if !known {
-                record.place = self.learn(&record.packet);
+                record.range = self.track_packet(&record.packet);
             }
             if rest.is_empty() && self.replay.cost() + record.cost() <= self.limits.replay_bytes {
                 self.replay.push_unsent(record);

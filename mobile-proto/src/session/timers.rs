@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use super::{Role, Session};
-use crate::flow::Flow;
+use crate::inner_flow::FlowState;
 use crate::path::Path;
-use crate::queue::{Place, Record};
+use crate::queue::{Record, SegmentRange};
 use crate::{CloseCode, PathId};
 
 impl Session {
@@ -20,7 +20,7 @@ impl Session {
     /// Does what is due. Calling it early or late is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         if is_due(self.ack_deadline(), now) {
-            self.ack.at_once();
+            self.ack.send_now();
         }
         for index in 0..self.paths.len() {
             self.check_path(now, index);
@@ -29,11 +29,11 @@ impl Session {
         let idle = |path: &Path| is_due(path.idle_at(&self.limits), now);
         if self.role == Role::Server {
             let idle: Vec<PathId> = self.paths.iter().filter(|path| idle(path)).map(|path| path.id).collect();
-            idle.into_iter().for_each(|path| self.closed(path, CloseCode::Timeout));
+            idle.into_iter().for_each(|path| self.close_and_report(path, CloseCode::Timeout));
         }
         // Last, because the active path may just have gone.
         self.give_up_aged(now);
-        self.watch_outage(now);
+        self.update_outage(now);
         if is_due(self.thin_deadline(), now) {
             self.thin(now);
         }
@@ -54,7 +54,7 @@ impl Session {
         let unanswered = self.is_unanswered(&self.paths[index]);
         let path = &mut self.paths[index];
         if self.role == Role::Client && is_due(path.ping_at(&self.limits), now) {
-            path.ask(now, unanswered);
+            path.request_ping(now, unanswered);
             path.trim();
             self.trim_if_idle();
         }
@@ -70,7 +70,7 @@ impl Session {
         if self.active.is_some() {
             return None;
         }
-        let oldest = self.replay.oldest().into_iter().chain(self.queue.oldest()).min()?;
+        let oldest = self.replay.oldest_expirable().into_iter().chain(self.queue.oldest_untracked()).min()?;
         oldest.checked_add(self.limits.max_age)
     }
 
@@ -78,15 +78,15 @@ impl Session {
         let Some(limit) = now.checked_sub(self.limits.max_age).filter(|_| self.active.is_none()) else {
             return;
         };
-        let (pool, stats) = (&mut self.pool, &mut self.stats);
+        let (buffers, stats) = (&mut self.buffers, &mut self.stats);
         self.replay.give_up_older(limit, |packet| {
             stats.given_up += 1;
-            pool.give(packet);
+            buffers.recycle(packet);
         });
-        while self.queue.oldest().is_some_and(|since| since <= limit) {
-            let Some(record) = self.queue.pop_ageing() else { break };
+        while self.queue.oldest_untracked().is_some_and(|since| since <= limit) {
+            let Some(record) = self.queue.pop_oldest_untracked() else { break };
             self.stats.dropped_aged += 1;
-            self.pool.give(record.packet);
+            self.buffers.recycle(record.packet);
         }
         // Where no segment of a known flow is held, nothing remains of the last burst.
         self.trim_if_idle();
@@ -102,18 +102,18 @@ impl Session {
     /// senders have the rest, and send it again.
     fn thin(&mut self, now: Instant) {
         self.freeze.thin_at = now.checked_add(self.limits.thin_after);
-        self.freeze.flows.iter_mut().for_each(Flow::forget_probe);
+        self.freeze.flows.iter_mut().for_each(FlowState::forget_probe);
         let Some(limit) = now.checked_sub(self.limits.thin_after) else { return };
         let mut kept = HashSet::new();
         let mut doomed = |record: &Record| {
-            let key = record.place.map(|Place { flow, length, .. }| (flow, length > 0));
-            key.is_some_and(|key| !kept.insert(key)) && record.since <= limit
+            let key = record.range.map(|SegmentRange { flow, length, .. }| (flow, length > 0));
+            key.is_some_and(|key| !kept.insert(key)) && record.received_at <= limit
         };
         // The memory is not to be kept for later packets either.
         let stats = &mut self.stats;
         self.replay.give_up(&mut doomed, |_| stats.given_up += 1);
         self.queue.give_up(&mut doomed, |_| stats.dropped_aged += 1);
-        self.pool.clear();
+        self.buffers.clear();
         self.replay.trim();
         self.queue.trim();
     }
@@ -121,7 +121,7 @@ impl Session {
     /// Gives back the memory of a burst once nothing is held: a relay has many idle sessions.
     pub(super) fn trim_if_idle(&mut self) {
         if self.replay.is_empty() && self.queue.is_empty() {
-            self.pool.clear();
+            self.buffers.clear();
             self.replay.trim();
             self.queue.trim();
         }

@@ -10,7 +10,7 @@ use mobile_proto::TransportSample;
 pub(crate) const RTT: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
-pub(crate) struct Kernel {
+pub(crate) struct KernelModel {
     /// Where each segment that is not acknowledged ends, in bytes of the stream.
     segments: VecDeque<usize>,
     sent: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Kernel {
     last_ack: Option<Instant>,
 }
 
-impl Kernel {
+impl KernelModel {
     pub(crate) fn sent(&mut self, bytes: usize) {
         if bytes > 0 {
             self.sent += bytes;

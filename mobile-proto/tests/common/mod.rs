@@ -13,11 +13,11 @@ use mobile_proto::{
     Unacknowledged,
 };
 
-use kernel::Kernel;
+use kernel::KernelModel;
 
 /// The two directions of a wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     Up,
     Down,
 }
@@ -36,8 +36,8 @@ pub(crate) struct Wire {
     server_open: bool,
     hello: Option<HelloReader>,
     /// What the kernels at its ends know of the bytes that they send.
-    at_client: Kernel,
-    at_server: Kernel,
+    at_client: KernelModel,
+    at_server: KernelModel,
 }
 
 impl Wire {
@@ -195,22 +195,22 @@ impl Pair {
     }
 
     /// Up to `count` bytes of a wire arrive. Returns how many did.
-    pub(crate) fn deliver(&mut self, path: PathId, way: Way, count: usize) -> usize {
+    pub(crate) fn deliver(&mut self, path: PathId, direction: Direction, count: usize) -> usize {
         let Some(wire) = self.wires.get_mut(&path) else { return 0 };
-        let queue = if way == Way::Up { &mut wire.up } else { &mut wire.down };
+        let queue = if direction == Direction::Up { &mut wire.up } else { &mut wire.down };
         let count = count.min(queue.len());
         let bytes: Vec<u8> = queue.drain(..count).collect();
-        let sender = if way == Way::Up { &mut wire.at_client } else { &mut wire.at_server };
+        let sender = if direction == Direction::Up { &mut wire.at_client } else { &mut wire.at_server };
         sender.arrived(count);
         if count > 0 {
-            match way {
-                Way::Up => self.arrive_at_server(path, &bytes),
-                Way::Down if wire.client_open => {
+            match direction {
+                Direction::Up => self.arrive_at_server(path, &bytes),
+                Direction::Down if wire.client_open => {
                     let at_client = &mut self.at_client;
                     let mut deliver = |packet: Packet<'_>| at_client.push(checked(packet));
                     self.client.handle_input(self.now, path, &bytes, &mut deliver).expect("valid input");
                 }
-                Way::Down => {}
+                Direction::Down => {}
             }
         }
         self.poll_events();
@@ -225,14 +225,14 @@ impl Pair {
             let paths: Vec<_> = self.wires.keys().copied().collect();
             let mut moved = 0;
             for path in paths {
-                for way in [Way::Up, Way::Down] {
+                for direction in [Direction::Up, Direction::Down] {
                     let wire = self.wires.get(&path);
-                    let stalled = wire.is_none_or(|wire| match way {
-                        Way::Up => wire.stalled_up,
-                        Way::Down => wire.stalled_down,
+                    let stalled = wire.is_none_or(|wire| match direction {
+                        Direction::Up => wire.stalled_up,
+                        Direction::Down => wire.stalled_down,
                     });
                     if !stalled {
-                        moved += self.deliver(path, way, usize::MAX);
+                        moved += self.deliver(path, direction, usize::MAX);
                     }
                 }
             }
@@ -387,14 +387,14 @@ pub(crate) fn with_offload(bytes: &[u8]) -> Packet<'_> {
 }
 
 fn checked(packet: Packet<'_>) -> Vec<u8> {
-    assert_eq!(packet, with_offload(packet.bytes), "what was left undone was changed on the way");
+    assert_eq!(packet, with_offload(packet.bytes), "what was left undone was changed on the direction");
     packet.bytes.to_vec()
 }
 
 /// The number of a packet, after a check that every byte of it is right.
 pub(crate) fn number(bytes: &[u8]) -> u32 {
     let number = u32::from_be_bytes(*bytes.first_chunk().expect("four bytes"));
-    assert!(bytes == packet(number, bytes.len()), "packet {number} was changed on its way");
+    assert!(bytes == packet(number, bytes.len()), "packet {number} was changed on its direction");
     number
 }
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 use mobile_proto::{CloseCode, Enqueue, Event, Limits, PathId, Stats};
 use proptest::prelude::*;
 
-use super::{Pair, Way, kernel, numbers, packet};
+use super::{Direction, Pair, kernel, numbers, packet};
 
 /// One step. A path is chosen among those that there are.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Send {
-        way: Way,
+        direction: Direction,
         count: u32,
         size: usize,
     },
@@ -37,7 +37,7 @@ pub(crate) enum Op {
     },
     Deliver {
         path: usize,
-        way: Way,
+        direction: Direction,
         count: usize,
     },
     Tick {
@@ -65,8 +65,8 @@ pub(crate) enum Op {
     RestartClient,
 }
 
-fn way() -> impl Strategy<Value = Way> {
-    prop_oneof![Just(Way::Up), Just(Way::Down)]
+fn direction() -> impl Strategy<Value = Direction> {
+    prop_oneof![Just(Direction::Up), Just(Direction::Down)]
 }
 
 fn path() -> impl Strategy<Value = usize> {
@@ -78,7 +78,7 @@ fn change() -> impl Strategy<Value = Op> {
     let blackhole =
         (path(), 0..3_u8).prop_map(|(path, which)| Op::Blackhole { path, up: which != 1, down: which != 0 });
     prop_oneof![
-        6 => (way(), 1..12_u32, 4..400_usize).prop_map(|(way, count, size)| Op::Send { way, count, size }),
+        6 => (direction(), 1..12_u32, 4..400_usize).prop_map(|(direction, count, size)| Op::Send { direction, count, size }),
         3 => any::<bool>().prop_map(|early| Op::Open { early }),
         4 => (path(), any::<bool>()).prop_map(|(path, keep_all)| Op::Activate { path, keep_all }),
         1 => path().prop_map(|path| Op::Close { path }),
@@ -94,7 +94,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         20 => change(),
         8 => (1..3000_usize).prop_map(|limit| Op::Transmit { limit }),
-        12 => (path(), way(), 1..2000_usize).prop_map(|(path, way, count)| Op::Deliver { path, way, count }),
+        12 => (path(), direction(), 1..2000_usize).prop_map(|(path, direction, count)| Op::Deliver { path, direction, count }),
         3 => (1..3000_u64).prop_map(|millis| Op::Tick { millis }),
         1 => (1..500_u64).prop_map(|millis| Op::Pass { millis }),
     ]
@@ -136,7 +136,7 @@ impl World {
     pub(crate) fn run(&mut self, op: &Op) {
         let pair = &mut self.pair;
         match *op {
-            Op::Send { way, count, size } => (0..count).for_each(|_| self.send(way, size)),
+            Op::Send { direction, count, size } => (0..count).for_each(|_| self.send(direction, size)),
             Op::Open { early } => {
                 // An agent has a few uplinks.
                 if pair.wires.len() < 4 {
@@ -172,9 +172,9 @@ impl World {
                 }
             }
             Op::Transmit { limit } => pair.transmit(limit),
-            Op::Deliver { path, way, count } => {
+            Op::Deliver { path, direction, count } => {
                 if let Some(path) = self.path(path) {
-                    self.pair.deliver(path, way, count);
+                    self.pair.deliver(path, direction, count);
                 }
             }
             Op::Tick { millis } => {
@@ -218,15 +218,15 @@ impl World {
         if paths.is_empty() { None } else { Some(paths[index % paths.len()]) }
     }
 
-    fn send(&mut self, way: Way, size: usize) {
-        let side = way as usize;
+    fn send(&mut self, direction: Direction, size: usize) {
+        let side = direction as usize;
         let number = self.next_number[side];
         let bytes = packet(number, size);
-        let sent = match way {
-            Way::Up => self.pair.send_up(&bytes),
-            Way::Down if self.pair.server.is_some() => self.pair.send_down(&bytes),
+        let sent = match direction {
+            Direction::Up => self.pair.send_up(&bytes),
+            Direction::Down if self.pair.server.is_some() => self.pair.send_down(&bytes),
             // A relay without the session has nowhere to put it.
-            Way::Down => return,
+            Direction::Down => return,
         };
         self.next_number[side] += 1;
         match sent {
@@ -274,12 +274,12 @@ impl World {
     }
 
     /// The counters of the sender and of the receiver of one way.
-    pub(crate) fn stats(&mut self, way: Way) -> (Stats, Stats) {
+    pub(crate) fn stats(&mut self, direction: Direction) -> (Stats, Stats) {
         let (client, server) = (self.pair.client.stats().clone(), self.pair.server().stats().clone());
-        if way == Way::Up { (client, server) } else { (server, client) }
+        if direction == Direction::Up { (client, server) } else { (server, client) }
     }
 
-    pub(crate) fn arrived(&self, way: Way) -> Vec<u32> {
-        numbers(if way == Way::Up { &self.pair.at_server } else { &self.pair.at_client })
+    pub(crate) fn arrived(&self, direction: Direction) -> Vec<u32> {
+        numbers(if direction == Direction::Up { &self.pair.at_server } else { &self.pair.at_client })
     }
 }

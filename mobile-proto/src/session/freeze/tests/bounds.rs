@@ -93,11 +93,11 @@ fn a_probe_beside_data_needs_no_search() {
     let mut ends = established(&Limits::default());
     ends.cut();
     let _ = ends.send(data(1000, 10));
-    let paid = ends.client.freeze.searched;
+    let paid = ends.client.freeze.search_paid_until;
     for _ in 0..1000 {
         assert_eq!(ends.send(data(999, 0)), Enqueue::Dropped(DropReason::Duplicate));
     }
-    assert_eq!(ends.client.freeze.searched, paid);
+    assert_eq!(ends.client.freeze.search_paid_until, paid);
 }
 
 /// Every probe of a storm finds the older one, or is dropped unfound.

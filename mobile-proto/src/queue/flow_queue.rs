@@ -3,42 +3,42 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use super::codel::CoDel;
-use super::shelf::List;
+use super::slab::List;
 
 /// Flows that are told apart. Two that share a place share their turns too; a laptop sends on a handful at a time, so
 /// that a keystroke meets a bulk transfer once in a hundred connections. All of it is 24 KiB.
-pub(super) const FLOWS: usize = 256;
+pub(super) const BUCKETS: usize = 256;
 
 /// Protocols that begin with two ports: TCP, UDP, DCCP, SCTP.
 const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
 
 /// What is kept of a flow.
 #[derive(Debug, Default)]
-pub(super) struct Flow {
+pub(super) struct FlowQueue {
     pub(super) list: List,
     pub(super) bytes: usize,
     /// Bytes that it may send before it is another one's turn; what it sent beyond is below zero.
     pub(super) credits: i64,
     /// It has a turn to come.
-    pub(super) waiting: bool,
+    pub(super) scheduled: bool,
     pub(super) codel: CoDel,
 }
 
 /// The place of a packet's flow, by addresses, protocol and ports. `seed` is nothing that anybody else knows, so
 /// nobody can aim at another flow's place.
-pub(super) fn place(seed: &[u8], packet: &[u8]) -> u16 {
+pub(super) fn bucket_of(seed: &[u8], packet: &[u8]) -> u16 {
     let mut hasher = DefaultHasher::new();
     hasher.write(seed);
-    let (addresses, protocol, ports) = identity(packet).unwrap_or_default();
+    let (addresses, protocol, ports) = flow_identity(packet).unwrap_or_default();
     hasher.write(addresses);
     hasher.write_u8(protocol);
     hasher.write(ports);
     // Below 256.
-    (hasher.finish() % FLOWS as u64) as u16
+    (hasher.finish() % BUCKETS as u64) as u16
 }
 
 /// Addresses, protocol and ports. A fragment has no ports: all of a datagram's go one way.
-fn identity(packet: &[u8]) -> Option<(&[u8], u8, &[u8])> {
+fn flow_identity(packet: &[u8]) -> Option<(&[u8], u8, &[u8])> {
     let (addresses, protocol, payload) = match packet.first()? >> 4 {
         4 => {
             let payload = usize::from(packet[0] & 0x0f) * 4;
@@ -68,33 +68,34 @@ mod tests {
     fn a_flow_is_what_has_the_same_addresses_protocol_and_ports() {
         let mut longer = v4(1, 6);
         longer.extend([7; 100]);
-        assert_eq!(identity(&v4(1, 6)), identity(&longer));
-        assert_ne!(identity(&v4(1, 6)), identity(&v4(2, 6)));
-        assert_ne!(identity(&v4(1, 6)), identity(&v4(1, 17)));
+        assert_eq!(flow_identity(&v4(1, 6)), flow_identity(&longer));
+        assert_ne!(flow_identity(&v4(1, 6)), flow_identity(&v4(2, 6)));
+        assert_ne!(flow_identity(&v4(1, 6)), flow_identity(&v4(1, 17)));
         // ICMP has no ports.
-        assert_eq!(identity(&v4(1, 1)), identity(&v4(2, 1)));
+        assert_eq!(flow_identity(&v4(1, 1)), flow_identity(&v4(2, 1)));
         // Nor has a fragment.
         let fragment = |port| {
             let mut packet = v4(port, 17);
             packet[6] = 0x20;
             packet
         };
-        assert_eq!(identity(&fragment(1)), identity(&fragment(2)));
+        assert_eq!(flow_identity(&fragment(1)), flow_identity(&fragment(2)));
         let mut six = vec![0x60; 48];
         six[6] = 17;
         let mut other = six.clone();
         other[41] = 0;
-        assert_ne!(identity(&six), identity(&other));
+        assert_ne!(flow_identity(&six), flow_identity(&other));
     }
 
     #[test]
     fn flows_spread_and_no_two_seeds_spread_them_alike() {
-        let places = |seed: u8| -> Vec<u16> { (0..=255).map(|port| place(&[seed], &v4(port, 6))).collect() };
-        let mut used = places(1);
+        let buckets =
+            |seed: u8| -> Vec<u16> { (0..=255).map(|port| bucket_of(&[seed], &v4(port, 6))).collect() };
+        let mut used = buckets(1);
         used.sort_unstable();
         used.dedup();
         assert!(used.len() > 120, "{}", used.len());
-        assert_ne!(places(1), places(2));
+        assert_ne!(buckets(1), buckets(2));
     }
 
     #[test]
@@ -105,7 +106,7 @@ mod tests {
                 if let Some(protocol) = packet.get_mut(9) {
                     *protocol = 6;
                 }
-                assert!(usize::from(place(&[], &packet)) < FLOWS);
+                assert!(usize::from(bucket_of(&[], &packet)) < BUCKETS);
             }
         }
     }

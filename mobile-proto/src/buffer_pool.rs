@@ -4,27 +4,27 @@ use crate::MAX_PACKET;
 
 /// Capacities double from 256 bytes (acknowledgements, keystrokes) to 64 KiB (GSO packets): a
 /// buffer wastes at most half of itself, and what is charged to a bound is what memory is used.
-const CLASSES: usize = 9;
+const SIZE_CLASSES: usize = 9;
 /// More idle buffers than this are given back: a burst must not be held for ever. A transfer of gigabits has megabytes on the
 /// way, and is acknowledged by leaps: what comes back in one is needed for the next.
-const MAX_IDLE: usize = 4 << 20;
+const MAX_IDLE_BYTES: usize = 4 << 20;
 
 fn class_for(length: usize) -> usize {
-    (0..CLASSES - 1).find(|&class| length <= capacity(class)).unwrap_or(CLASSES - 1)
+    (0..SIZE_CLASSES - 1).find(|&class| length <= capacity(class)).unwrap_or(SIZE_CLASSES - 1)
 }
 
 /// Idle packet buffers by capacity.
 #[derive(Debug, Default)]
-pub(crate) struct Pool {
-    idle: [Vec<Vec<u8>>; CLASSES],
+pub(crate) struct BufferPool {
+    idle: [Vec<Vec<u8>>; SIZE_CLASSES],
     bytes: usize,
 }
 
 fn capacity(class: usize) -> usize {
-    if class + 1 == CLASSES { MAX_PACKET } else { 256 << class }
+    if class + 1 == SIZE_CLASSES { MAX_PACKET } else { 256 << class }
 }
 
-impl Pool {
+impl BufferPool {
     /// The memory that a copy of so many bytes takes, unless a larger buffer is at hand.
     pub(crate) fn capacity_for(&self, length: usize) -> usize {
         capacity(class_for(length))
@@ -41,10 +41,10 @@ impl Pool {
 
     /// A buffer with the first `length` bytes of `packet`. Those of a long packet are not copied: `packet` becomes another
     /// buffer, at least as long as it was.
-    pub(crate) fn keep(&mut self, packet: &mut Vec<u8>, length: usize) -> Vec<u8> {
+    pub(crate) fn adopt(&mut self, packet: &mut Vec<u8>, length: usize) -> Vec<u8> {
         let class = class_for(length);
         // Of another capacity it would not come back to where it is missed.
-        if class + 1 < CLASSES || packet.capacity() < MAX_PACKET {
+        if class + 1 < SIZE_CLASSES || packet.capacity() < MAX_PACKET {
             return self.copy(&packet[..length]);
         }
         let mut spare = self.take(class).unwrap_or_else(|| vec![0; packet.len()]);
@@ -62,10 +62,10 @@ impl Pool {
     }
 
     /// Takes a buffer back.
-    pub(crate) fn give(&mut self, buffer: Vec<u8>) {
-        let class = (0..CLASSES).rev().find(|&class| capacity(class) <= buffer.capacity());
+    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
+        let class = (0..SIZE_CLASSES).rev().find(|&class| capacity(class) <= buffer.capacity());
         if let Some(class) = class
-            && self.bytes + buffer.capacity() <= MAX_IDLE
+            && self.bytes + buffer.capacity() <= MAX_IDLE_BYTES
         {
             self.bytes += buffer.capacity();
             self.idle[class].push(buffer);
@@ -84,12 +84,12 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_for_its_class() {
-        let mut pool = Pool::default();
+        let mut pool = BufferPool::default();
         for len in [1, 256, 257, 1500, 65_535, MAX_PACKET] {
             let buffer = pool.copy(&vec![1; len]);
             assert_eq!(buffer.len(), len);
             let address = buffer.as_ptr();
-            pool.give(buffer);
+            pool.recycle(buffer);
             let again = pool.copy(&vec![2; len]);
             assert_eq!(again.as_ptr(), address, "{len} bytes");
         }
@@ -98,34 +98,34 @@ mod tests {
 
     #[test]
     fn a_long_packet_stays_where_it_is_and_a_short_one_is_copied() {
-        let mut pool = Pool::default();
+        let mut pool = BufferPool::default();
         let mut buffer = vec![0; MAX_PACKET];
         for length in [60_000, MAX_PACKET] {
             buffer[..length].fill(7);
             let address = buffer.as_ptr();
-            let kept = pool.keep(&mut buffer, length);
+            let kept = pool.adopt(&mut buffer, length);
             assert_eq!((kept.as_ptr(), kept.len(), buffer.len()), (address, length, MAX_PACKET));
             assert!(kept.iter().all(|&byte| byte == 7));
-            pool.give(kept);
+            pool.recycle(kept);
         }
         let address = buffer.as_ptr();
-        let kept = pool.keep(&mut buffer, 100);
+        let kept = pool.adopt(&mut buffer, 100);
         assert_eq!((buffer.as_ptr(), kept.as_slice()), (address, &buffer[..100]));
         // One of another length than the pool's is only looked at.
         let mut odd = vec![9; 60_000];
-        assert_eq!((pool.keep(&mut odd, 59_000), odd.len()), (vec![9; 59_000], 60_000));
+        assert_eq!((pool.adopt(&mut odd, 59_000), odd.len()), (vec![9; 59_000], 60_000));
         // What is used again holds nothing of what it held.
         assert_eq!(pool.copy(&[1; 40_000]), [1; 40_000]);
     }
 
     #[test]
     fn idle_memory_is_bounded() {
-        let mut pool = Pool::default();
+        let mut pool = BufferPool::default();
         let buffers: Vec<_> = (0..100).map(|_| pool.copy(&[0; 60_000])).collect();
-        buffers.into_iter().for_each(|buffer| pool.give(buffer));
-        assert!(pool.bytes <= MAX_IDLE);
-        assert_eq!(pool.idle[CLASSES - 1].len(), MAX_IDLE / MAX_PACKET);
-        pool.give(vec![1, 2, 3]);
+        buffers.into_iter().for_each(|buffer| pool.recycle(buffer));
+        assert!(pool.bytes <= MAX_IDLE_BYTES);
+        assert_eq!(pool.idle[SIZE_CLASSES - 1].len(), MAX_IDLE_BYTES / MAX_PACKET);
+        pool.recycle(vec![1, 2, 3]);
         pool.clear();
         assert_eq!(pool.bytes, 0);
     }

@@ -6,7 +6,7 @@ use crate::segment::{Segment, before};
 /// Distance from what the local end expects, behind or ahead, within which a segment may be its
 /// peer's at all: 8 MiB, more than most receive windows. A guessed sequence number hits this range
 /// once in 256 times.
-pub(crate) const LATEST: u32 = 1 << 23;
+pub(crate) const MAX_DISTANCE: u32 = 1 << 23;
 
 /// The largest shift of a window (RFC 7323, 2.3).
 const MAX_SHIFT: u8 = 14;
@@ -37,15 +37,15 @@ pub(crate) struct ReceiveWindow {
 
 impl ReceiveWindow {
     /// Returns the window that a segment of the local end advertises.
-    pub(crate) fn told_by(segment: &Segment, shift: Option<u8>) -> Self {
+    pub(crate) fn from_segment(segment: &Segment, shift: Option<u8>) -> Self {
         let window = Self { next: segment.ack, edge: segment.ack, shift };
         Self { edge: window.edge_of(segment), ..window }
     }
 
     /// Updates the window from a segment of the local end.
-    pub(crate) fn told(&mut self, segment: &Segment) {
+    pub(crate) fn update(&mut self, segment: &Segment) {
         let behind = self.next.wrapping_sub(segment.ack);
-        if (1..=LATEST).contains(&behind) {
+        if (1..=MAX_DISTANCE).contains(&behind) {
             // A later segment overtook this one.
             return;
         }
@@ -53,7 +53,7 @@ impl ReceiveWindow {
         let edge = self.edge_of(segment);
         // A receiver does not shrink its window (RFC 9293, 3.8.6); an end that is too far away was
         // never this receiver's.
-        let keeps = before(edge, self.edge) && self.edge.wrapping_sub(self.next) <= LATEST;
+        let keeps = before(edge, self.edge) && self.edge.wrapping_sub(self.next) <= MAX_DISTANCE;
         if !keeps {
             self.edge = edge;
         }
@@ -73,7 +73,7 @@ impl ReceiveWindow {
     pub(crate) fn judge(&self, seq: u32, end: u32) -> Acceptance {
         let behind = self.next.wrapping_sub(end);
         let width = self.edge.wrapping_sub(self.next);
-        if (1..=LATEST).contains(&behind) {
+        if (1..=MAX_DISTANCE).contains(&behind) {
             Acceptance::Old
         } else if before(end, self.next) {
             Acceptance::Outside
@@ -93,6 +93,6 @@ impl ReceiveWindow {
         // Without the handshake the window is at most this large, and no larger than the range that
         // is considered.
         let shift = self.shift.unwrap_or(MAX_SHIFT).min(MAX_SHIFT);
-        segment.ack.wrapping_add((u32::from(segment.window) << shift).min(LATEST))
+        segment.ack.wrapping_add((u32::from(segment.window) << shift).min(MAX_DISTANCE))
     }
 }

@@ -1,0 +1,93 @@
+//! Whose packets are worth compressing: most of what travels is compressed or encrypted already.
+
+/// A flow is judged by this much of it.
+const SAMPLE_BYTES: u32 = 16 << 10;
+
+/// Less saved than one part in so many is not worth the time.
+const MIN_SAVED_SHARE: u64 = 16;
+
+/// A flow that does not compress is left alone for so many bytes, twice as many each time, up to the second: then compressing
+/// costs a permille of what it would.
+const FIRST_PAUSE: u32 = 256 << 10;
+const MAX_PAUSE: u32 = 16 << 20;
+
+/// What is known of each place of the queue, in which a flow usually is alone.
+#[derive(Debug, Default)]
+pub(crate) struct Heuristic {
+    samples: Vec<FlowSample>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct FlowSample {
+    original: u32,
+    compressed: u64,
+    /// Bytes that are to go as they are before it is tried again.
+    skip_bytes: u32,
+    pause: u32,
+}
+
+impl Heuristic {
+    /// Whether the next packet of a flow is to be compressed.
+    pub(crate) fn should_compress(&mut self, bucket: u16, length: usize) -> bool {
+        let sample = self.sample(bucket);
+        let tried = sample.skip_bytes == 0;
+        // A packet's length is below 2^17.
+        sample.skip_bytes = sample.skip_bytes.saturating_sub(length as u32);
+        tried
+    }
+
+    /// A packet of a flow was compressed.
+    pub(crate) fn observe(&mut self, bucket: u16, length: usize, compressed: usize) {
+        let sample = self.sample(bucket);
+        sample.original += length as u32;
+        sample.compressed += compressed as u64;
+        if sample.original < SAMPLE_BYTES {
+            return;
+        }
+        let original = u64::from(sample.original);
+        if sample.compressed > original - original / MIN_SAVED_SHARE {
+            sample.pause = (sample.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
+            sample.skip_bytes = sample.pause;
+        } else {
+            sample.pause = 0;
+        }
+        (sample.original, sample.compressed) = (0, 0);
+    }
+
+    fn sample(&mut self, bucket: u16) -> &mut FlowSample {
+        let index = usize::from(bucket);
+        if index >= self.samples.len() {
+            self.samples.resize(index + 1, FlowSample::default());
+        }
+        &mut self.samples[index]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends `total` bytes in packets of 1000 that become `made` each; returns how many were compressed.
+    fn send(heuristic: &mut Heuristic, bucket: u16, total: usize, compressed: usize) -> usize {
+        let mut tried = 0;
+        for _ in 0..total / 1000 {
+            if heuristic.should_compress(bucket, 1000) {
+                heuristic.observe(bucket, 1000, compressed);
+                tried += 1;
+            }
+        }
+        tried
+    }
+
+    #[test]
+    fn a_flow_that_does_not_compress_is_given_up_and_tried_again() {
+        let mut heuristic = Heuristic::default();
+        assert_eq!(send(&mut heuristic, 7, 200_000, 990), 17, "one sample, then left alone");
+        assert_eq!(send(&mut heuristic, 8, 200_000, 500), 200, "another bucket is not concerned");
+        // 79 KB of the first pause are left; then each is twice as long.
+        assert!((100..200).contains(&send(&mut heuristic, 7, 60 << 20, 1010)), "tried now and then");
+        // The end of the longest pause, at the latest.
+        send(&mut heuristic, 7, 17 << 20, 500);
+        assert_eq!(send(&mut heuristic, 7, 1 << 20, 500), 1048, "it has changed its mind, and so have we");
+    }
+}
