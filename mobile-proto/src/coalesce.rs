@@ -1,19 +1,24 @@
-//! Datagrams of one flow that follow each other, joined into one packet that the kernel cuts again (UDP segmentation offload):
-//! then it routes and filters one packet instead of dozens.
+//! Coalescing of consecutive UDP datagrams of one flow into one packet that the kernel segments
+//! again (UDP segmentation offload). The kernel then routes and filters one packet instead of
+//! dozens.
 //!
-//! What comes out at the other side of the kernel are the same datagrams in the same order. Only such are joined as it makes
-//! alike: equal headers, equal lengths but for the last of three or more, a checksum that is right or still to be made. (An IPv4 packet's
-//! identification is counted on from the first one's; it means nothing where a packet may not be fragmented, RFC 6864.)
+//! The kernel's output is the same datagrams in the same order. Only datagrams are coalesced that
+//! the kernel recreates exactly: equal headers, equal lengths except for the last of three or more,
+//! and a checksum that is correct or still to be computed. (The kernel numbers the identification
+//! of IPv4 packets on from the first one's; it means nothing where a packet may not be fragmented,
+//! RFC 6864.)
 
 use crate::{Offload, Packet};
 
-/// As many as the kernel itself makes of one (`UDP_MAX_SEGMENTS` before Linux 6.9).
+/// Maximum number of coalesced datagrams: as many as the kernel itself makes of one packet
+/// (`UDP_MAX_SEGMENTS` before Linux 6.9).
 const MAX_DATAGRAMS: u16 = 64;
 
-/// An IPv4 packet's total length, and an IPv6 packet's payload, are numbers of 16 bits.
+/// Maximum length in bytes: an IPv4 packet's total length and an IPv6 packet's payload length have
+/// 16 bits.
 const MAX_LENGTH: usize = u16::MAX as usize;
 
-/// What is shorter than the kernel's least segment is not joined ([`Offload::Segment`]).
+/// Minimum payload in bytes: the kernel's smallest segment ([`Offload::Segment`]).
 const MIN_PAYLOAD: usize = 8;
 
 const UDP: u8 = 17;
@@ -21,40 +26,41 @@ const UDP_HEADER: usize = 8;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 
-/// What a packet was made of.
+/// The number and size of the packets that a packet consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoalescedSegment {
-    /// Packets that were joined; one is itself.
+    /// The number of packets; 1 for a packet that was not coalesced.
     pub packets: u64,
-    /// Their bytes, headers included.
+    /// The bytes of the packets, headers included.
     pub bytes: u64,
 }
 
 impl CoalescedSegment {
-    /// Of a packet that is what it was.
+    /// Describes a packet that was not coalesced.
     #[must_use]
     pub fn single(packet: Packet<'_>) -> Self {
         Self { packets: 1, bytes: packet.len() as u64 }
     }
 }
 
-/// Some datagrams on their way to the device.
+/// Collects consecutive datagrams on their way to a device.
 #[derive(Debug, Default)]
 pub struct SegmentCoalescer {
     bytes: Vec<u8>,
-    /// Of the first, which is handed on as it came if it stays alone.
+    /// The offload of the first datagram, which is passed on unchanged if it stays alone.
     offload: Offload,
-    /// Length of the IP header.
+    /// Length of the IP header in bytes.
     ip_len: usize,
-    /// Payload of each but the last.
+    /// Payload of each datagram but the last, in bytes.
     payload_len: usize,
     datagrams: u16,
-    /// The last one is shorter: none can follow.
+    /// The last datagram is shorter than the others, so none can follow.
     complete: bool,
 }
 
 impl SegmentCoalescer {
-    /// Takes a datagram behind those it holds; false if that cannot be: then it is to be handed on by itself, after those.
+    /// Appends a datagram to the held ones. Returns false if it does not fit: the caller then
+    /// passes on the held ones first and this packet after them.
     pub fn push(&mut self, packet: Packet<'_>) -> bool {
         let Some(ip) = coalescible_header_len(packet) else { return false };
         let payload = packet.len() - ip - UDP_HEADER;
@@ -65,8 +71,8 @@ impl SegmentCoalescer {
             (self.datagrams, self.complete) = (1, false);
             return true;
         }
-        // A shorter one behind a single longer one is no run: the longer may be a probe of what the way can carry, and if it
-        // cannot, the kernel drops both.
+        // A shorter datagram is not appended to a single longer one: the longer may be a probe of
+        // the path MTU, and if it is too long for the path, the kernel drops both.
         let least = if self.datagrams == 1 { self.payload_len } else { MIN_PAYLOAD };
         if self.complete
             || self.datagrams == MAX_DATAGRAMS
@@ -82,7 +88,8 @@ impl SegmentCoalescer {
         true
     }
 
-    /// What it holds as one packet, and of what that was made; then it holds nothing. None if it did not.
+    /// Takes the held datagrams as one packet, with their number and size. Returns `None` if none
+    /// are held.
     pub fn take(&mut self) -> Option<(Packet<'_>, CoalescedSegment)> {
         let datagrams = std::mem::take(&mut self.datagrams);
         let offload = match datagrams {
@@ -90,7 +97,7 @@ impl SegmentCoalescer {
             1 => self.offload,
             _ => {
                 write_headers(&mut self.bytes, self.ip_len);
-                // Shorter than the packet.
+                // The payload is shorter than the packet, so it fits 16 bits.
                 Offload::Segment(self.payload_len as u16)
             }
         };
@@ -101,11 +108,11 @@ impl SegmentCoalescer {
     }
 }
 
-/// The length of the IP header of a datagram that can be joined with others.
+/// Returns the length of the IP header of a datagram that can be coalesced.
 fn coalescible_header_len(packet: Packet<'_>) -> Option<usize> {
     let bytes = packet.bytes;
     let (ip, length) = match bytes.first()? {
-        // Without options; not to be fragmented, and no fragment.
+        // No options; the don't-fragment flag set, and no fragment.
         0x45 if bytes.len() > IPV4_HEADER && bytes[9] == UDP && bytes[6] & 0xbf == 0 && bytes[7] == 0 => {
             (bytes[6] & 0x40 != 0).then_some((IPV4_HEADER, read_u16(bytes, 2)))?
         }
@@ -114,7 +121,7 @@ fn coalescible_header_len(packet: Packet<'_>) -> Option<usize> {
         }
         _ => return None,
     };
-    // Before anything behind the IP header is looked at.
+    // These checks come before anything behind the IP header is read.
     if length != bytes.len()
         || length < ip + UDP_HEADER + MIN_PAYLOAD
         || read_u16(bytes, ip + 4) != length - ip
@@ -129,7 +136,8 @@ fn coalescible_header_len(packet: Packet<'_>) -> Option<usize> {
     summed.then_some(ip)
 }
 
-/// Whether two datagrams have the same headers, but for lengths, checksums and identification.
+/// Returns whether two datagrams have the same headers except for lengths, checksums and
+/// identification.
 fn has_same_headers(a: &[u8], b: &[u8], ip: usize) -> bool {
     let same = |range: std::ops::Range<usize>| a[range.clone()] == b[range];
     if a[0] >> 4 != b[0] >> 4 {
@@ -139,9 +147,10 @@ fn has_same_headers(a: &[u8], b: &[u8], ip: usize) -> bool {
     addresses && same(ip - if ip == IPV4_HEADER { 8 } else { 32 }..ip + 4)
 }
 
-/// Makes the headers those of a packet that is to be cut: lengths of all of it, and a partial checksum.
+/// Writes the headers of a packet that has to be segmented: its total lengths and a partial
+/// checksum.
 fn write_headers(bytes: &mut [u8], ip: usize) {
-    // At most MAX_LENGTH.
+    // The datagram has at most `MAX_LENGTH` bytes.
     let datagram = (bytes.len() - ip) as u16;
     bytes[ip + 4..ip + 6].copy_from_slice(&datagram.to_be_bytes());
     if ip == IPV4_HEADER {
@@ -157,7 +166,7 @@ fn write_headers(bytes: &mut [u8], ip: usize) {
     bytes[ip + 6..ip + 8].copy_from_slice(&pseudo.to_be_bytes());
 }
 
-/// The sum of the pseudo-header and of `data`.
+/// Returns the sum of the pseudo-header and `data`.
 fn sum(bytes: &[u8], ip: usize, data: &[u8]) -> u16 {
     let addresses = if ip == IPV4_HEADER { 12..20 } else { 8..40 };
     // A datagram's length is below 2^16.
@@ -165,7 +174,7 @@ fn sum(bytes: &[u8], ip: usize, data: &[u8]) -> u16 {
     fold(add(add(start, &bytes[addresses]), data))
 }
 
-/// Of at most 64 KiB: no carry is lost.
+/// Adds 16-bit words to a sum. With at most 64 KiB no carry is lost.
 fn add(start: u32, bytes: &[u8]) -> u32 {
     let (words, rest) = bytes.as_chunks::<2>();
     let sum = words.iter().fold(start, |sum, read_u16| sum + u32::from(u16::from_be_bytes(*read_u16)));
@@ -174,7 +183,7 @@ fn add(start: u32, bytes: &[u8]) -> u32 {
 
 fn fold(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
-    // The second time nothing is left above.
+    // The second addition leaves no carry.
     ((once & 0xffff) + (once >> 16)) as u16
 }
 

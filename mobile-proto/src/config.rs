@@ -1,4 +1,4 @@
-//! What the relay tells the client about its side of the tunnel.
+//! The client's tunnel configuration, which the relay pushes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,16 +6,16 @@ use crate::ProtocolError;
 use crate::frame::PayloadReader;
 use crate::varint;
 
-/// The configuration that the relay pushes: in every WELCOME, and in CONFIG when it changes.
+/// The configuration that the relay sends in every WELCOME, and in CONFIG when it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushConfig {
-    /// The persistent IPv4 address.
+    /// The client's persistent IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
-    /// The persistent IPv6 address.
+    /// The client's persistent IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// The MTU of the virtual devices.
+    /// The MTU of the host virtual device, in bytes.
     pub mtu: u16,
-    /// Resolvers to use through the tunnel, best first. The first eight are pushed.
+    /// Resolvers to use through the tunnel, in order of preference. At most eight are pushed.
     pub dns: Vec<IpAddr>,
 }
 
@@ -23,12 +23,13 @@ const TAG_IPV4: u64 = 1;
 const TAG_IPV6: u64 = 2;
 const TAG_MTU: u64 = 3;
 const TAG_DNS: u64 = 4;
-/// Of WELCOME alone: the kind of compression that the relay reads and sends on this path.
+/// Tag of the item that only WELCOME has: the compression that the relay reads and sends on this
+/// path.
 pub(crate) const TAG_COMPRESSION: u64 = 5;
 
-/// Resolvers beyond these are of no use to anyone: the C library takes three.
+/// Maximum number of resolvers; the C library uses three.
 const MAX_DNS: usize = 8;
-/// Every IPv4 host accepts this much (RFC 791). IPv6 needs 1280.
+/// Minimum MTU: every IPv4 host accepts 576 bytes (RFC 791); IPv6 needs 1280.
 const MIN_MTU: u16 = 576;
 
 impl PushConfig {
@@ -49,12 +50,12 @@ impl PushConfig {
         }
     }
 
-    /// Reads the list to its end. Unknown tags are skipped; known ones must be right.
+    /// Reads the list to its end. Unknown tags are skipped; known ones must be valid.
     pub(crate) fn decode(reader: &mut PayloadReader<'_>) -> Result<Self, ProtocolError> {
         Self::decode_with_compression(reader).map(|(config, _)| config)
     }
 
-    /// The same of WELCOME, whose list has an item of its own.
+    /// Reads the list of a WELCOME, which may also name a compression.
     pub(crate) fn decode_with_compression(
         reader: &mut PayloadReader<'_>,
     ) -> Result<(Self, Option<u8>), ProtocolError> {

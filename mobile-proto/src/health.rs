@@ -1,12 +1,14 @@
-//! Whether a path is dead, slow or well, judged by evidence.
+//! Liveness of a path: whether the path is dead, slow or well.
 //!
-//! A path is judged by what becomes of our own direction: segments that the peer's kernel has
-//! acknowledged, or bytes of the peer that answer something. (That bytes arrive from the peer says
-//! nothing of the way there.) When an answer is overdue the path is *doubted*: small segments are
-//! sent, so that there is something to answer. When several segments, each long enough out, have
-//! all gone unanswered, it is *suspect*: loss may swallow some of them, but not all.
+//! A path is judged by the answers to the data sent on it: segments that the peer's kernel has
+//! acknowledged, or bytes of the peer that answer something. (Bytes that merely arrive from the
+//! peer say nothing about the opposite direction.) When an answer is overdue the path is *probing*:
+//! small segments are sent, so that there is something to answer. When several segments, each sent
+//! long enough ago, have all gone unanswered, the path is *unresponsive*: loss may swallow some of
+//! them, but not all.
 //!
-//! What the kernel knows comes in as a [`TransportSample`]. Without samples only silence counts.
+//! The kernel's knowledge is passed in as a [`TransportSample`]. Without samples only silence
+//! counts.
 
 #[cfg(test)]
 mod model;
@@ -19,81 +21,87 @@ use std::time::{Duration, Instant};
 use crate::Limits;
 use probe::{LivenessProbe, ProbeContext, RecentLoss};
 
-/// Before an RTT is known, this stands for it: the initial retransmission timeout of RFC 6298.
+/// The RTT assumed before one is measured: the initial retransmission timeout of RFC 6298.
 const INITIAL_RTT: Duration = Duration::from_secs(1);
 
-/// What scheduling and timers on both sides add to an answer, in the ordinary case.
+/// Time that scheduling and timers on both sides ordinarily add to an answer.
 const SCHEDULING_MARGIN: Duration = Duration::from_millis(5);
 
-/// A new path's RTT is believed to vary by twice itself, and so the kernel's timeout is three of
-/// them, or 200 ms more than one. An answer is overdue after two, or this much more than one.
+/// Extra time beyond one RTT after which an answer is overdue on a new path, at most one more RTT.
+///
+/// A new path's RTT is assumed to vary by twice itself, so the kernel's retransmission timeout is
+/// three RTTs, or one RTT plus 200 ms. The answer is overdue before that.
 const INITIAL_DEVIATION: Duration = Duration::from_millis(50);
 
-/// The kernel counts the time since the last acknowledgement in ticks, of up to 4 ms, rounded.
+/// Error of the time since the last acknowledgement: the kernel counts it in ticks of up to 4 ms,
+/// rounded.
 const LAST_ACK_ERROR: Duration = Duration::from_millis(8);
 
-/// Small segments that are sent for evidence: with what is out already, enough for any verdict.
+/// Maximum number of PINGs while probing. Together with the segments in flight they are enough for
+/// any verdict.
 pub(crate) const MAX_PINGS: u32 = 10;
-/// A relay sends fewer: it cannot act on its verdict, and the answers to more would fill the window
-/// of a client whose own direction is dead, so that its own trials do not get out.
+/// Maximum number of PINGs of a relay. A relay cannot act on its verdict, and the answers to more
+/// PINGs would fill the window of a client whose own direction is dead, so that the client's probes
+/// do not get out.
 pub(crate) const RELAY_MAX_PINGS: u32 = 3;
 
-/// A program that says nothing although its kernel acknowledges everything is given this long.
+/// Time after which a peer is unresponsive whose kernel acknowledges everything but whose program
+/// sends nothing.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The least time between two segments sent for evidence. Together with the wait for answers this
-/// keeps a verdict on a path of 20 ms below 150 ms, at 200 samples a second for that time.
+/// Minimum time between two PINGs while probing. Together with the wait for answers this keeps the
+/// detection on a path of 20 ms below 150 ms, at 200 samples a second for that time.
 const MIN_PING_INTERVAL: Duration = Duration::from_millis(5);
-/// Later, while only the kernel's retransmissions can tell something new.
+/// Time between two checks later on, when only the kernel's retransmissions can show something new.
 const SLOW_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// A suspect path is looked at for a sign of life.
+/// Time between two checks of an unresponsive path for a sign of life.
 const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the transport below a path knows, at one moment: on Linux, of TCP_INFO.
+/// The state of the transport below a path at one moment; on Linux, from TCP_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportSample {
-    /// Segments that the peer's kernel has acknowledged, selectively or not, in all.
+    /// Total segments that the peer's kernel has acknowledged, selectively or not.
     pub delivered: u32,
-    /// Segments believed to be in the network: sent, not acknowledged, not thought lost.
+    /// Segments believed to be in the network: sent, not acknowledged and not considered lost.
     pub in_flight: u32,
     /// Segments sent and not acknowledged.
     pub unacked: u32,
-    /// Segments with data sent in all, repeated ones included.
+    /// Total segments with data sent, including retransmissions.
     pub segs_out: u32,
-    /// Segments repeated in all.
+    /// Total segments retransmitted.
     pub retransmitted: u32,
-    /// How long ago the last acknowledgement came, a new one or not.
+    /// Time since the last acknowledgement, whether it acknowledged anything new or not.
     pub last_ack: Duration,
     /// The smoothed round-trip time.
     pub srtt: Duration,
-    /// How much it varies.
+    /// The variation of the round-trip time.
     pub rttvar: Duration,
 }
 
-/// What the session knows of a path when it asks for a verdict.
+/// State of the path that the session passes in to evaluate its health.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PathContext<'a> {
     pub(crate) limits: &'a Limits,
-    /// Something that was sent, or waits to be, has to be answered.
+    /// Whether something that was sent, or is queued to be sent, has to be answered.
     pub(crate) unanswered: bool,
-    /// HELLO has to be answered.
+    /// Whether HELLO has to be answered.
     pub(crate) connecting: bool,
-    /// Segments may be judged: the path is ready, or carries data early.
+    /// Whether samples count: the path is ready, or carries data before WELCOME.
     pub(crate) judged: bool,
-    /// How many may be sent in one doubt.
+    /// Maximum number of PINGs in one period of probing.
     pub(crate) max_pings: u32,
-    /// The RTT as measured by PING, for a path without samples.
+    /// The RTT measured by PING, for a path without samples.
     pub(crate) srtt: Option<Duration>,
 }
 
-/// What follows from the passing of time.
+/// Changes that follow from the passing of time.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct HealthUpdate {
-    /// The path is doubted from now on.
+    /// The path is probing from now on.
     pub(crate) probing: bool,
-    /// It is suspect from now on; for so long there was no progress.
+    /// The path is unresponsive from now on; the time without progress.
     pub(crate) unresponsive: Option<Duration>,
-    /// A PING is to be sent.
+    /// A PING has to be sent.
     pub(crate) send_ping: bool,
 }
 
@@ -101,34 +109,35 @@ pub(crate) struct HealthUpdate {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     latest_sample: Option<(Instant, TransportSample)>,
-    /// Since when something is unanswered and nothing that we sent made progress.
+    /// When the current time without progress began: something is unanswered and no data sent was
+    /// answered.
     stalled_since: Option<Instant>,
-    /// Since when something is unanswered and not one byte was heard.
+    /// When the current silence began: something is unanswered and not one byte was received.
     silent_since: Option<Instant>,
-    /// Not to be looked at before, while it is not doubted.
+    /// The earliest time of the next check while the path is not probing.
     next_check: Option<Instant>,
     probe: Option<LivenessProbe>,
     unresponsive: Option<Unresponsive>,
-    /// Segments sent and repeated lately, up to the last progress.
+    /// Segments sent and retransmitted recently, up to the last progress.
     recent_loss: RecentLoss,
 }
 
-/// What a suspicion rests on, and so what ends it.
+/// The reason why a path is unresponsive, which determines what ends that state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unresponsive {
-    /// Unanswered segments: any progress ends it.
+    /// Segments went unanswered: any progress ends the state.
     Unacknowledged,
-    /// Not a byte was heard, whatever the kernel says: any byte ends it.
+    /// Not a byte was received, whatever the kernel reports: any byte ends the state.
     Silent,
 }
 
 impl Health {
-    /// Something is unanswered from now on.
+    /// Records that something is unanswered from now on.
     pub(crate) fn start_waiting(&mut self, now: Instant) {
         (self.stalled_since, self.silent_since) = (Some(now), Some(now));
     }
 
-    /// Bytes of the peer came. True if that ends a suspicion.
+    /// Records that bytes of the peer arrived. Returns whether the path is no longer unresponsive.
     pub(crate) fn on_bytes_received(&mut self, now: Instant) -> bool {
         self.silent_since = Some(now);
         if self.latest_sample.is_none() {
@@ -137,7 +146,8 @@ impl Health {
         self.unresponsive.take_if(|reason| *reason == Unresponsive::Silent).is_some()
     }
 
-    /// Something that was sent got its answer. True if that ends a suspicion.
+    /// Records that something that was sent got its answer. Returns whether the path is no longer
+    /// unresponsive.
     pub(crate) fn on_progress(&mut self, now: Instant) -> bool {
         (self.stalled_since, self.silent_since) = (Some(now), Some(now));
         self.probe = None;
@@ -145,8 +155,8 @@ impl Health {
         self.unresponsive.take().is_some()
     }
 
-    /// The peer says that nothing arrives there. True if the path is doubted from now on, and a
-    /// PING is to be sent.
+    /// Starts to probe the path because the peer reports that nothing arrives there. Returns
+    /// whether the path is probing from now on and a PING has to be sent.
     pub(crate) fn start_probing(&mut self, now: Instant) -> bool {
         if self.probe.is_some() || self.unresponsive.is_some() || self.latest_sample.is_none() {
             return false;
@@ -156,7 +166,7 @@ impl Health {
         true
     }
 
-    /// Takes what the transport knows. True if that ends a suspicion.
+    /// Takes a sample of the transport. Returns whether the path is no longer unresponsive.
     pub(crate) fn on_sample(&mut self, now: Instant, sample: TransportSample) -> bool {
         let before = self.latest_sample.as_ref().map(|(_, before)| before.delivered);
         let last_ack = now.checked_sub(sample.last_ack).unwrap_or(now);
@@ -167,13 +177,15 @@ impl Health {
             Some(probe) => match probe.base {
                 Some(base) if base != sample.delivered || sample.unacked == 0 => progress = Some(now),
                 Some(_) => probe.on_sample(now, sample.segs_out),
-                // Nudged: what was sent for it shows here, or was answered already.
+                // Probing was started by the peer's report: the PING sent for it shows here or was
+                // already answered.
                 None if sample.unacked > 0 => probe.start(now, &sample, &self.recent_loss),
                 None if now >= probe.since + probe_interval => progress = Some(now),
                 None => {}
             },
             None if sample.unacked == 0 => progress = Some(now),
-            // What arrived since the last sample may have done so before the time in question.
+            // Segments that arrived since the last sample may have done so before the time in
+            // question.
             None if before.is_some_and(|before| before != sample.delivered)
                 && last_ack > stalled_since + LAST_ACK_ERROR =>
             {
@@ -181,7 +193,7 @@ impl Health {
             }
             None => {}
         }
-        // Not what is repeated because the path is dead.
+        // Retransmissions that happen because the path is dead do not count.
         if progress.is_some() || (self.probe.is_none() && now < stalled_since + self.max_round_trip()) {
             self.recent_loss.update(&sample);
         }
@@ -192,17 +204,17 @@ impl Health {
         self.unresponsive.take_if(|reason| *reason == Unresponsive::Unacknowledged).is_some()
     }
 
-    /// Whether a sample would help now.
+    /// Returns whether a sample is needed now.
     pub(crate) fn wants_sample(&self, now: Instant, context: PathContext<'_>) -> bool {
         self.latest_sample.is_some() && self.evaluate_at(context).is_some_and(|at| at <= now)
     }
 
-    /// When [`Self::tick`] has something to do.
+    /// Returns when [`Self::on_timeout`] has something to do.
     pub(crate) fn deadline(&self, context: PathContext<'_>) -> Option<Instant> {
         self.evaluate_at(context).into_iter().chain(self.silence_deadline(context)).min()
     }
 
-    /// Time has passed; a sample, if one was wanted, has just been taken.
+    /// Evaluates the path as time has passed. A sample, if one was wanted, has just been taken.
     pub(crate) fn on_timeout(&mut self, now: Instant, context: PathContext<'_>) -> HealthUpdate {
         if !context.unanswered {
             self.probe = None;
@@ -211,7 +223,8 @@ impl Health {
         let mut update = HealthUpdate::default();
         let evaluate = self.evaluate_at(context).is_some_and(|at| at <= now);
         if evaluate && self.probe.is_none() {
-            // A transport that was asked just now and tells nothing any more: from here on only silence counts.
+            // The transport was asked just now and provided no sample: from here on only silence
+            // counts.
             self.latest_sample.take_if(|(at, _)| *at < now);
         }
         if self.silence_deadline(context).is_some_and(|at| at <= now) {
@@ -224,17 +237,17 @@ impl Health {
         update
     }
 
-    /// Whether the path is suspect.
+    /// Returns whether the path is unresponsive.
     pub(crate) fn is_unresponsive(&self) -> bool {
         self.unresponsive.is_some()
     }
 
-    /// Since when something is unanswered and nothing that we sent made progress.
+    /// Returns when the current time without progress began.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
         self.stalled_since
     }
 
-    /// The newest sample.
+    /// Returns the newest sample.
     pub(crate) fn latest_sample(&self) -> Option<&TransportSample> {
         self.latest_sample.as_ref().map(|(_, sample)| sample)
     }
@@ -276,7 +289,7 @@ impl Health {
             };
     }
 
-    /// When the kernel is to be asked what became of our segments.
+    /// Returns when the kernel has to be asked for the fate of the segments sent.
     fn evaluate_at(&self, context: PathContext<'_>) -> Option<Instant> {
         if !context.unanswered || !context.judged || self.latest_sample.is_none() {
             return None;
@@ -287,14 +300,14 @@ impl Health {
         }
     }
 
-    /// When silence alone is enough.
+    /// Returns when silence alone is enough to call the path unresponsive.
     fn silence_deadline(&self, context: PathContext<'_>) -> Option<Instant> {
         if self.unresponsive.is_some() || !context.unanswered {
             return None;
         }
         let floor = match self.latest_sample() {
             Some(_) if context.connecting => context.limits.silence_floor,
-            // The peer's kernel has everything, so the program behind it must say something.
+            // The peer's kernel has everything, so the program behind it must send something.
             Some(latest) if latest.unacked == 0 => PROGRAM_TIMEOUT,
             Some(_) => return None,
             None => context.limits.silence_floor,
@@ -304,27 +317,27 @@ impl Health {
         self.silent_since?.checked_add(srtt.saturating_mul(context.limits.silence_rtts).max(floor))
     }
 
-    /// How long to go without a look at a path that is not doubted.
+    /// Returns the time between two checks of a path that is not probing.
     fn check_interval(&self, limits: &Limits) -> Duration {
         if self.unresponsive.is_some() { UNRESPONSIVE_CHECK_INTERVAL } else { self.answer_timeout(limits) }
     }
 
-    /// How long the answer to something just sent may take, at most, if all is well: the peer may
-    /// keep an acknowledgement back for a while.
+    /// Returns the maximum time for the answer to something just sent on a path that is well. The
+    /// peer may delay an acknowledgement.
     fn answer_timeout(&self, limits: &Limits) -> Duration {
         let srtt = srtt_of(&self.latest_sample);
-        // Before the kernel's timeout, after which it lets nothing new out.
+        // This is before the kernel's timeout, after which it sends nothing new.
         let longest = srtt.saturating_add(srtt.max(INITIAL_DEVIATION));
         self.max_round_trip().min(longest).saturating_add(limits.ack_delay).saturating_add(SCHEDULING_MARGIN)
     }
 
-    /// How long a segment must be out to count as unanswered: in doubt as well as ever the peer
-    /// may keep an acknowledgement back.
+    /// Returns how long ago a segment must have been sent to count as unanswered. The peer may
+    /// delay an acknowledgement while the path is probing, too.
     fn trial_timeout(&self) -> Duration {
         self.max_round_trip().saturating_add(SCHEDULING_MARGIN * 4)
     }
 
-    /// The longest that a round trip takes, as RFC 6298 estimates it.
+    /// Returns the maximum round-trip time as RFC 6298 estimates it.
     fn max_round_trip(&self) -> Duration {
         let rttvar = self.latest_sample().map_or(Duration::ZERO, |sample| sample.rttvar);
         srtt_of(&self.latest_sample).saturating_add(rttvar.saturating_mul(4))

@@ -1,11 +1,11 @@
-//! The inner TCP flows of a session: how far the other end has acknowledged, since nothing beyond
-//! that may be said in its name.
+//! State of the inner TCP flows of a session: how far the other end has acknowledged the local end.
+//! Nothing beyond that may be sent to the local end in the name of the other end.
 //!
-//! Anybody on the Internet can send a segment to the local end in another's name. So a flow is
-//! trusted only by the local end's own segments. Until the local end has sent one, the flow is a
-//! *stranger*: there are few of these, and they displace only each other. After that, the
-//! acknowledgement, window, FIN or RST of a delivered segment is learnt only if the local end takes
-//! the segment by its own numbers; [`acceptance`] is that one test.
+//! Anybody on the Internet can send a segment to the local end in the name of another host. So a
+//! flow is trusted only after the local end itself has sent a segment of it. Until then the flow is
+//! *unconfirmed*: there are few unconfirmed flows, and they displace only each other. After that,
+//! the acknowledgement, window, FIN or RST of a delivered segment is used only if the local end
+//! accepts the segment by its own sequence numbers; [`acceptance`] is the test for this.
 
 mod acceptance;
 
@@ -16,33 +16,34 @@ use acceptance::{Acceptance, MAX_DISTANCE, ReceiveWindow};
 
 use crate::segment::{ACK, FIN, FlowKey, RST, SYN, Segment, before};
 
-/// The most flows that are known: a laptop has dozens and a busy one hundreds. A full table takes
-/// at most 270 KiB, an empty one nothing.
+/// Maximum number of tracked flows: a laptop has dozens, a busy one hundreds. A full table takes at
+/// most 270 KiB, an empty one nothing.
 const MAX_FLOWS: usize = 1024;
 
-/// The local end of a flow that lives answers within microseconds; few are strangers at a time. They are searched one by one.
+/// Maximum number of unconfirmed flows. The local end of a live flow answers within microseconds,
+/// so few are unconfirmed at a time. They are searched linearly.
 const MAX_UNCONFIRMED: usize = 64;
 
-/// Of this many, taken in turn, the least recently used flow makes room for a new one: a search of all for each new flow
-/// would be work that strangers can cause.
+/// Number of flows, taken in turn, of which the least recently used is evicted for a new flow. A
+/// search of the whole table for each new flow would be work that anybody could cause.
 const EVICTION_CANDIDATES: usize = 16;
 
-/// The most handshakes whose window shift is remembered until the flow is known.
+/// Maximum number of handshakes whose window shift is remembered until the flow is tracked.
 const MAX_HANDSHAKES: usize = 64;
 
-/// Within the window, the greatest distance of a believed reset from what the local end expects. A
-/// few of the largest packets may have been delivered since the local end last said so; the local
-/// end itself demands the exact number (RFC 5961, 3.2).
+/// Maximum distance of a trusted reset, within the window, from the number that the local end
+/// expects. Some of the largest packets may have been delivered since the local end last sent that
+/// number. The local end itself demands the exact number (RFC 5961, 3.2).
 const MAX_RESET_DISTANCE: u32 = 1 << 20;
 
-/// The largest window that TCP has (RFC 7323, 2.3): no more than this can be sent and not acknowledged.
+/// The largest TCP window (RFC 7323, 2.3), and so the maximum of unacknowledged data.
 const MAX_WINDOW: u32 = 1 << 30;
 
-/// Which ends have sent FIN.
+/// Bits for the ends that have sent FIN.
 const FIN_LOCAL: u8 = 1;
 const FIN_REMOTE: u8 = 2;
 
-/// What was said to the local end in the name of the other one during an outage.
+/// The last acknowledgement with a zero window that was sent to the local end during an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrozenAck {
     /// The sequence number that the local end expects.
@@ -50,20 +51,21 @@ pub(crate) struct FrozenAck {
     pub(crate) timestamps: Option<(u32, u32)>,
 }
 
-/// What a flow has handed in during one outage.
+/// The packets that a flow has queued during one outage.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HeldPackets {
     /// The number of the outage.
     outage: u32,
     /// Memory of the packets.
     pub(crate) cost: usize,
-    /// Whether any of its data is held, from before the outage or since; `None` while nobody has looked.
+    /// Whether data of the flow is held, from before the outage or since; `None` until it is looked
+    /// up.
     pub(crate) data: Option<bool>,
     /// The sequence number of a probe that is held.
     pub(crate) probe: Option<u32>,
 }
 
-/// An acknowledgement that the local end has not heard, because it refused the segment.
+/// An acknowledgement that the local end did not process, because it refused the segment.
 #[derive(Clone, Copy, Debug)]
 struct RefusedAck {
     ack: u32,
@@ -72,27 +74,27 @@ struct RefusedAck {
     by: u32,
 }
 
-/// One flow.
+/// The state of one inner TCP flow.
 #[derive(Debug)]
 pub(crate) struct FlowState {
     pub(crate) key: FlowKey,
-    /// Its name in queued records; never given twice.
+    /// The flow's id in queued records; never reused.
     pub(crate) id: u32,
     /// The last acknowledgement that was delivered to the local end.
     pub(crate) acked: u32,
-    /// The window that came with it, not scaled; `None` if that is not known in the flow's scale.
+    /// The unscaled window of that acknowledgement; `None` if it is not known in the flow's scale.
     pub(crate) window: Option<u16>,
     pub(crate) frozen: Option<FrozenAck>,
-    /// Until when its searches in what is held are paid for.
+    /// The time until which the flow's searches in the held records are paid for.
     pub(crate) search_paid_until: Option<Instant>,
     held: HeldPackets,
-    /// The sequence number of the segment that brought `window`.
+    /// The sequence number of the segment that carried `window`.
     window_seq: u32,
-    /// The end of the segment that brought `acked`.
+    /// The end of the segment that carried `acked`.
     acked_end: u32,
-    /// The end of all that the local end has sent, as far as it was seen.
+    /// The end of all data that the local end was seen to send.
     end: u32,
-    /// The receive window of the local end; unknown for a stranger.
+    /// The receive window of the local end; unknown while the flow is unconfirmed.
     receive_window: Option<ReceiveWindow>,
     refused_ack: Option<RefusedAck>,
     fins: u8,
@@ -119,41 +121,41 @@ impl FlowState {
         }
     }
 
-    /// Everything that the local end has sent is acknowledged.
+    /// Returns whether all data of the local end is acknowledged.
     pub(crate) fn is_acknowledged(&self) -> bool {
         self.acked == self.end
     }
 
-    /// Whether nothing was sent behind this sequence number.
+    /// Returns whether the local end has sent nothing beyond this sequence number.
     pub(crate) fn ends_at(&self, seq: u32) -> bool {
         self.end == seq
     }
 
-    /// A segment that its sender does not let rest without an answer: data, or a probe with the number before the
-    /// next (of a closed window, or to keep the connection alive).
+    /// Returns whether the sender of the segment waits for an answer. This holds for data and for
+    /// probes with the number before the next one, of a closed window or of TCP keepalive.
     pub(crate) fn elicits_ack(&self, segment: &Segment) -> bool {
         segment.length() > 0 || self.is_probe(segment)
     }
 
-    /// A probe without data.
+    /// Returns whether the segment is a probe without data.
     pub(crate) fn is_probe(&self, segment: &Segment) -> bool {
         segment.length() == 0 && segment.seq == self.acked.wrapping_sub(1)
     }
 
-    /// Returns the other end's acknowledgement and window, if the local end's segment shows that
-    /// the local end does not know them. It refused the segment that carried them as old, and
-    /// ignores the acknowledgement in such a segment (RFC 9293, 3.10.7.4).
+    /// Returns the other end's acknowledgement and window if the local end's segment shows that the
+    /// local end does not know them. It refused the segment that carried them as old, and ignores
+    /// the acknowledgement in such a segment (RFC 9293, 3.10.7.4).
     ///
-    /// Two ends come to this if both were shown a closed window in an outage and then never heard
-    /// the acknowledgements of what each had got, as when both programs of the tunnel are killed.
-    /// With the window closed, a sender can send nothing but its oldest numbers
-    /// (`tcp_acceptable_seq()`); each end refuses the other's for that reason, and so neither
-    /// learns of the open window.
+    /// Two ends come to this if both were shown a closed window in an outage and then never
+    /// received the acknowledgements of what each had got, for instance because both programs of
+    /// the tunnel were killed. With the window closed, a sender can send nothing but its oldest
+    /// numbers (`tcp_acceptable_seq()`). Each end refuses the other's segments for that reason, and
+    /// neither learns of the open window.
     pub(crate) fn missed_ack(&self, segment: &Segment) -> Option<(u32, Option<u16>)> {
         let missed_ack = |ack: u32, by: u32| {
             let refused = segment.ack.wrapping_sub(by);
             let refused_ack = ack.wrapping_sub(segment.seq);
-            // A probe repeats a byte that is known to be acknowledged.
+            // A probe repeats a byte that its sender knows to be acknowledged.
             (2..=MAX_DISTANCE).contains(&refused_ack) && (1..=MAX_DISTANCE).contains(&refused)
         };
         match self.refused_ack {
@@ -162,19 +164,20 @@ impl FlowState {
         }
     }
 
-    /// Records that the local end was told again what it had missed, in a segment that it takes.
+    /// Records that the missed acknowledgement was sent to the local end again, in a segment that
+    /// it accepts.
     pub(crate) fn ack_repeated(&mut self, ack: u32, window: u16) {
         if let Some(refused_ack) = self.refused_ack.take_if(|refused_ack| refused_ack.ack == ack) {
             (self.acked, self.window, self.acked_end) = (ack, Some(window), refused_ack.by);
         }
     }
 
-    /// Data, or FIN, and nothing that goes beyond what was sent before.
+    /// Returns whether the segment has data or FIN, and nothing beyond what was sent before.
     pub(crate) fn is_retransmission(&self, segment: &Segment) -> bool {
         segment.length() > 0 && !before(self.end, segment.end())
     }
 
-    /// What it has handed in during the outage of that number.
+    /// Returns the packets that the flow has queued during the outage with that number.
     pub(crate) fn held(&mut self, outage: u32) -> &mut HeldPackets {
         if self.held.outage != outage {
             self.held = HeldPackets { outage, ..HeldPackets::default() };
@@ -182,33 +185,34 @@ impl FlowState {
         &mut self.held
     }
 
-    /// Returns whether the local end's first segment belongs to what was learnt of a stranger:
-    /// numbers that the local end takes now, or refused without hearing what they acknowledge.
+    /// Returns whether the local end's first segment agrees with the unconfirmed state: the local
+    /// end accepts the recorded numbers, or refused them without processing what they acknowledge.
     fn agrees_with(&self, segment: &Segment, receive_window: &ReceiveWindow) -> bool {
         let missed_ack = self.missed_ack(segment).is_some();
-        // The segment may also answer a probe, which repeats the octet before the next (RFC 9293,
+        // The segment may also answer a probe, which repeats the byte before the next (RFC 9293,
         // 3.8.4).
         let taken = [0, 1].into_iter().any(|probe| {
             let [seq, end] = [self.window_seq, self.acked_end].map(|number| number.wrapping_add(probe));
             receive_window.judge(seq, end) == Acceptance::Current
         });
-        // It does not repeat what it knows to be acknowledged, but for the byte of a probe.
+        // The local end does not repeat what it knows to be acknowledged, except for the byte of a
+        // probe.
         (missed_ack || (taken && !before(segment.end().wrapping_add(1), self.acked)))
             && (before(segment.seq, self.acked) || segment.seq.wrapping_sub(self.acked) <= MAX_WINDOW)
     }
 
-    /// A probe may be held no more.
+    /// Forgets the held probe, which may have been dropped.
     pub(crate) fn forget_probe(&mut self) {
         self.held.probe = None;
     }
 
-    /// Judges a delivered segment as the local end does; a stranger's flow takes any segment.
+    /// Judges a delivered segment as the local end does; an unconfirmed flow accepts any segment.
     fn judge(&self, segment: &Segment) -> Acceptance {
         let judged = |receive_window: &ReceiveWindow| receive_window.judge(segment.seq, segment.end());
         self.receive_window.as_ref().map_or(Acceptance::Current, judged)
     }
 
-    /// Returns whether a reset that the local end takes may be the other end's.
+    /// Returns whether a reset that the local end accepts may come from the other end.
     fn is_reset_by(&self, segment: &Segment) -> bool {
         let near = |receive_window: &ReceiveWindow| {
             segment.seq.wrapping_sub(receive_window.next()) <= MAX_RESET_DISTANCE
@@ -216,23 +220,24 @@ impl FlowState {
         self.judge(segment) == Acceptance::Current && self.receive_window.as_ref().is_none_or(near)
     }
 
-    /// Learns from a segment that the local end takes.
+    /// Updates the flow from a segment that the local end accepts.
     fn on_remote_segment(&mut self, segment: &Segment) {
         let unsent = before(self.end, segment.ack);
         let ancient = before(segment.ack, self.acked.wrapping_sub(MAX_DISTANCE));
         if unsent || ancient {
-            // The local end drops such a segment whole (RFC 5961, 5.2).
+            // The local end drops such a segment as a whole (RFC 5961, 5.2).
             return;
         }
         let newer = before(self.acked, segment.ack);
         if newer || (self.acked == segment.ack && !before(segment.seq, self.window_seq)) {
-            // The same in a segment that is not refused is known.
+            // An acknowledgement repeated in a segment that is not refused is known to the local
+            // end.
             if newer || before(self.acked_end, segment.end()) {
                 self.acked_end = segment.end();
             }
             self.acked = segment.ack;
             self.window_seq = segment.seq;
-            // The window of a SYN is not scaled, those after it may be (RFC 7323, 2.2).
+            // The window of a SYN is not scaled; later windows may be (RFC 7323, 2.2).
             self.window = (!segment.has(SYN)).then_some(segment.window);
             self.refused_ack.take_if(|refused_ack| !before(segment.ack, refused_ack.ack));
         }
@@ -244,8 +249,8 @@ impl FlowState {
         }
     }
 
-    /// Keeps the acknowledgement of a segment that the local end refuses. It has no effect before
-    /// the local end shows that it has [missed](Self::missed) it.
+    /// Keeps the acknowledgement of a segment that the local end refuses. It has no effect until
+    /// the local end shows that it has [missed](Self::missed_ack) it.
     fn on_refused_segment(&mut self, segment: &Segment) {
         let newer = before(self.acked, segment.ack) && !before(self.end, segment.ack);
         let last = self.refused_ack.is_none_or(|refused_ack| {
@@ -273,30 +278,30 @@ impl FlowState {
         }
     }
 
-    /// Both ends are done, and the local one knows.
+    /// Returns whether both ends have sent FIN and the local end's is acknowledged.
     fn is_over(&self) -> bool {
         self.fins == FIN_LOCAL | FIN_REMOTE && self.is_acknowledged()
     }
 }
 
-/// The flows.
+/// The inner TCP flows of a session.
 #[derive(Debug, Default)]
 pub(crate) struct FlowTable {
     index: HashMap<FlowKey, usize>,
     flows: Vec<FlowState>,
     /// Flows of which no segment of the local end was seen, the oldest first.
     unconfirmed: VecDeque<FlowState>,
-    /// The window shifts in the local ends' SYNs, the oldest first.
+    /// The window shifts in the SYNs of the local ends, the oldest first.
     handshakes: VecDeque<(FlowKey, u8)>,
     clock: u64,
     next_id: u32,
-    /// Where the next candidates to make room are.
+    /// The index of the next eviction candidate.
     eviction_hand: usize,
 }
 
 impl FlowTable {
-    /// A segment was delivered to the local end. It alone makes a flow known: what comes from the TUN may be
-    /// anybody's attempt.
+    /// Updates the table with a segment that is delivered to the local end. Only such a segment
+    /// creates a flow: a packet from the TUN alone may be anybody's attempt.
     pub(crate) fn on_delivered(&mut self, segment: &Segment) {
         let key = segment.key.reversed();
         match self.index.get(&key) {
@@ -314,7 +319,7 @@ impl FlowTable {
             }
             return;
         }
-        // If a SYN begins another flow, the local end says so by its own.
+        // A SYN that starts another flow is confirmed by the local end's own SYN.
         if segment.has(SYN) || !segment.has(ACK) {
             return;
         }
@@ -335,7 +340,7 @@ impl FlowTable {
     fn delivered_unconfirmed(&mut self, key: FlowKey, segment: &Segment) {
         let mut known = self.unconfirmed.iter().position(|flow| flow.key == key);
         if segment.has(RST) || !segment.has(ACK) || segment.has(SYN) {
-            // The end of a flow, or the beginning of another one in its place.
+            // The flow ends, or another one starts in its place.
             known.take().and_then(|at| self.unconfirmed.remove(at));
         }
         if segment.has(RST) || !segment.has(ACK) {
@@ -355,7 +360,8 @@ impl FlowTable {
         flow.on_remote_segment(segment);
     }
 
-    /// The local end has sent a segment. Returns its flow as it was before, for [`Self::sent`] to go on with.
+    /// Looks up the flow of a segment that the local end sends, in its state before that segment.
+    /// The caller then continues with [`Self::on_sent`].
     pub(crate) fn on_sending(&mut self, segment: &Segment) -> Option<usize> {
         let known = self.index.get(&segment.key).copied();
         let over = segment.has(RST) || segment.has(SYN);
@@ -370,7 +376,7 @@ impl FlowTable {
         let mut flow = self.unconfirmed.remove(at)?;
         let handshake = self.handshakes.iter().find(|(key, _)| *key == segment.key);
         let receive_window = ReceiveWindow::from_segment(segment, handshake.map(|&(_, shift)| shift));
-        // What was told in another's name is forgotten; the next delivery begins anew.
+        // Numbers sent in the name of another host are forgotten; the next delivery starts anew.
         if over || !segment.has(ACK) || !flow.agrees_with(segment, &receive_window) {
             return None;
         }
@@ -379,8 +385,8 @@ impl FlowTable {
         Some(self.insert(flow))
     }
 
-    /// Remembers the window shift in a local end's SYN. An end that offers no shift has windows
-    /// without one; if the peer refuses the option, the windows are smaller than assumed.
+    /// Remembers the window shift in a local end's SYN. An end that offers no shift has unscaled
+    /// windows. If the peer refuses the option, the windows are smaller than assumed.
     fn remember_handshake(&mut self, segment: &Segment) {
         self.handshakes.retain(|(key, _)| *key != segment.key);
         if self.handshakes.len() >= MAX_HANDSHAKES {
@@ -389,7 +395,7 @@ impl FlowTable {
         self.handshakes.push_back((segment.key, segment.shift));
     }
 
-    /// Learns from the segment that [`Self::sending`] was asked about.
+    /// Updates the flow from the segment that was passed to [`Self::on_sending`].
     pub(crate) fn on_sent(&mut self, at: usize, segment: &Segment) {
         self.clock += 1;
         self.flows[at].last_used = self.clock;

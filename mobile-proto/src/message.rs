@@ -62,7 +62,7 @@ impl Welcome {
         let mut reader = PayloadReader::new("WELCOME", payload);
         let epoch = u64::from_be_bytes(reader.array()?);
         if epoch == 0 {
-            return Err(reader.malformed("its epoch is 0"));
+            return Err(reader.malformed("the epoch is 0"));
         }
         let rx_next = reader.counter()?;
         let version = reader.counter()?;

@@ -52,16 +52,16 @@ pub enum OffloadError {
     #[error(transparent)]
     Packet(#[from] PacketError),
     /// The header before the packet is shorter than `virtio_net_hdr`.
-    #[error("a virtio_net_hdr of {0} bytes, shorter than {VNET_HEADER_LEN}")]
+    #[error("the virtio_net_hdr has {0} bytes, expected {VNET_HEADER_LEN}")]
     ShortHeader(usize),
     /// The packet is neither TCP nor UDP, or is a fragment, or its transport header is cut off.
-    #[error("offload asked for a packet without a whole TCP or UDP header")]
+    #[error("offload requested for a packet without a complete TCP or UDP header")]
     NoTransport,
     /// The kernel asked for a kind of segmentation we never announced.
-    #[error("unknown segmentation type {0:#04x}")]
+    #[error("unknown segmentation type {0:#04x}, expected TCPv4, TCPv6 or UDP_L4")]
     UnknownKind(u8),
     /// The checksum offsets are not those of the packet's transport header.
-    #[error("checksum offsets {start}+{offset} do not fit the packet's headers")]
+    #[error("checksum offsets {start}+{offset} do not match the packet's transport header")]
     BadOffsets {
         /// Where the checksummed part begins.
         start: u16,
@@ -69,10 +69,10 @@ pub enum OffloadError {
         offset: u16,
     },
     /// The segment size is out of range.
-    #[error("segment size {0} is outside {MIN_SEGMENT}..=65535 or larger than the packet's payload allows")]
+    #[error("segment size {0} is below {MIN_SEGMENT}, too large for the packet's headers, or the packet has no payload")]
     BadSegment(u16),
     /// The packet would be cut into too many segments.
-    #[error("a packet of {0} segments is more than one may have")]
+    #[error("the packet would be cut into {0} segments, more than allowed")]
     TooManySegments(usize),
 }
 

@@ -87,7 +87,7 @@ pub enum PacketError {
     #[error("IP version {0} is neither 4 nor 6")]
     Version(u8),
     /// IPv4: a header length below 20 bytes or beyond the packet.
-    #[error("IPv4 header length {0} is impossible")]
+    #[error("IPv4 header length {0} is below 20 bytes or beyond the packet")]
     HeaderLength(usize),
     /// The length in the header is not that of the buffer.
     #[error("the IP header says {claimed} bytes, the packet has {actual}")]

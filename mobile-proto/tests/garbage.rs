@@ -99,13 +99,13 @@ fn after_an_error_the_peer_is_told_and_the_next_path_carries_on() {
 #[test]
 fn frames_out_of_place_are_named() {
     let cases: [(Vec<u8>, &str); 8] = [
-        (frame(0x10, &[0; 29]), "HELLO frame where it has no meaning"),
-        (frame(0x11, &[1; 29]), "WELCOME frame where it has no meaning"),
-        (frame(0x12, &[1, 0]), "ACTIVATE frame where it has no meaning"),
+        (frame(0x10, &[0; 29]), "HELLO frame from this peer in this state"),
+        (frame(0x11, &[1; 29]), "WELCOME frame from this peer in this state"),
+        (frame(0x12, &[1, 0]), "ACTIVATE frame from this peer in this state"),
         (frame(0x03, &[60]), "acknowledges records up to 60, but only 0 were sent"),
         (frame(0x01, &[1]), "DATA frame before the first SEQ"),
-        ([frame(0x02, &[0]), frame(0x01, &[])].concat(), "it has no packet"),
-        (frame(0x04, &[1]), "malformed PING frame: it is too short"),
+        ([frame(0x02, &[0]), frame(0x01, &[])].concat(), "the packet is empty"),
+        (frame(0x04, &[1]), "malformed PING frame: the payload is too short"),
         (frame(0x13, &[1, 3, 2, 0, 1]), "the MTU is below 576"),
     ];
     for (bytes, expected) in cases {
@@ -116,7 +116,7 @@ fn frames_out_of_place_are_named() {
     let mut pair = Pair::connected(Limits::default());
     let now = pair.now;
     let error = pair.server().handle_input(now, ONE, &frame(0x13, &[1]), &mut |_| {}).unwrap_err();
-    assert!(error.to_string().contains("CONFIG frame where it has no meaning"), "{error}");
+    assert!(error.to_string().contains("CONFIG frame from this peer in this state"), "{error}");
     let mut fresh = Session::client(SessionId([3; 16]), Limits::default());
     fresh.open_path(now, ONE);
     let error = fresh.handle_input(now, ONE, &frame(0x04, &[0; 8]), &mut |_| {}).unwrap_err();

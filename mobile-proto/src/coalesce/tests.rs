@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A datagram with a right checksum, from port `from` of either family.
+/// Returns a datagram with a valid checksum, from port `from`, of either family.
 fn datagram(six: bool, from: u16, payload: &[u8]) -> Vec<u8> {
     let ip = if six { IPV6_HEADER } else { IPV4_HEADER };
     let mut bytes = vec![0; ip + UDP_HEADER];
@@ -26,7 +26,7 @@ fn datagram(six: bool, from: u16, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What the kernel makes of it, as its `__udp_gso_segment` does.
+/// Segments a packet as the kernel's `__udp_gso_segment` does.
 fn cut(packet: Packet<'_>) -> Vec<Vec<u8>> {
     let Offload::Segment(size) = packet.offload else { return vec![packet.bytes.to_vec()] };
     let six = packet.bytes[0] >> 4 == 6;
@@ -46,7 +46,8 @@ fn of(bytes: &[u8]) -> Packet<'_> {
     Packet { bytes, offload: Offload::None }
 }
 
-/// Hands packets on as a device's writer does.
+/// Passes packets through a coalescer as the writer of a device does. Returns the packets after
+/// segmentation and the number of writes.
 fn pass<'a>(packets: impl Iterator<Item = Packet<'a>>) -> (Vec<Vec<u8>>, usize) {
     let (mut coalescer, mut out, mut writes) = (SegmentCoalescer::default(), Vec::new(), 0);
     let mut flush = |coalescer: &mut SegmentCoalescer, out: &mut Vec<Vec<u8>>| {
@@ -103,7 +104,7 @@ fn what_the_kernel_would_not_make_alike_is_not_joined() {
         other[at] = value;
         other
     };
-    // Another flow, type of service or time to live, behind the first.
+    // Another flow, type of service or time to live than the first datagram's.
     let others = [(1, 8), (8, 63), (15, 9), (20, 9)].map(|(at, value)| change(at, value));
     for other in &others {
         assert!(coalescer.push(of(&first)));
@@ -111,14 +112,15 @@ fn what_the_kernel_would_not_make_alike_is_not_joined() {
         assert!(!coalescer.push(packet), "{other:?}");
         coalescer.take();
     }
-    // Longer, and one behind a shorter one.
+    // A longer datagram, and one after a shorter one.
     assert!(coalescer.push(of(&first)));
     assert!(!coalescer.push(of(&datagram(false, 7, &[1; 101]))));
     assert!(coalescer.push(of(&first)));
     assert!(coalescer.push(of(&datagram(false, 7, &[1; 99]))));
     assert!(!coalescer.push(of(&datagram(false, 7, &[1; 99]))));
     coalescer.take();
-    // A fragment, one that may be fragmented, with options, no UDP, a wrong length, a wrong checksum, none, too short.
+    // A fragment, a packet that may be fragmented, options, no UDP, wrong lengths, a wrong
+    // checksum.
     for (at, value) in [(6, 0x60), (6, 0), (7, 1), (0, 0x46), (9, 6), (3, 99), (25, 9), (40, 9)] {
         assert!(!coalescer.push(of(&change(at, value))), "{at}");
     }
@@ -142,7 +144,7 @@ fn a_datagram_shorter_than_its_header_is_not_read_beyond_its_end() {
                 !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
                 "{length} as claimed"
             );
-            // The IP header tells the truth, the UDP header does not, or has no room.
+            // The IP header states the truth; the UDP header does not, or is cut off.
             if let Some(payload) = length.checked_sub(ip) {
                 let (at, told) = if six { (4, payload) } else { (2, length) };
                 short[at..at + 2].copy_from_slice(&(told as u16).to_be_bytes());
@@ -151,7 +153,7 @@ fn a_datagram_shorter_than_its_header_is_not_read_beyond_its_end() {
                     "{length} of IP"
                 );
             }
-            // Both do; less than the least payload is left.
+            // Both headers state the truth, but less than the minimum payload is left.
             if (ip + UDP_HEADER..ip + UDP_HEADER + MIN_PAYLOAD).contains(&length) {
                 short[ip + 4..ip + 6].copy_from_slice(&((length - ip) as u16).to_be_bytes());
                 assert!(

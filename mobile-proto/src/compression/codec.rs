@@ -1,4 +1,4 @@
-//! The two ends of a zstd stream.
+//! The encoder and decoder of a zstd stream.
 
 use std::fmt;
 
@@ -7,29 +7,30 @@ use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, compres
 
 use crate::{MAX_PACKET, ProtocolError};
 
-/// The fastest of zstd's ordinary levels: on text in packets of 1 KiB it makes 36 % of it, the next two levels 34 and 32 % for up
-/// to twice the memory and time.
+/// The zstd level. Level 1 reduces text in packets of 1 KiB to 36 %; levels 2 and 3 reduce it to 34
+/// and 32 % for up to twice the memory and time.
 const LEVEL: i32 = 1;
 
-/// How far back it looks: 64 KiB, the kernel's largest packet. It bounds the memory at both ends: a
-/// decoder refuses a stream that asks for more.
+/// The log2 of the window: 64 KiB, the size of the kernel's largest packet. It bounds the memory at
+/// both ends; a decoder refuses a stream that asks for more.
 const WINDOW_LOG: u32 = 16;
 
-/// Compresses packet after packet.
+/// The sending end of a compressed stream.
 pub(crate) struct Encoder {
     context: CCtx<'static>,
     output: Vec<u8>,
 }
 
-/// Undoes it.
+/// The receiving end of a compressed stream.
 pub(crate) struct Decoder {
     context: DCtx<'static>,
-    /// Room for the longest packet, and one byte that shows a packet to be longer than it says.
+    /// Room for the longest packet and one more byte, which reveals a packet that is longer than
+    /// announced.
     packet: Box<[u8]>,
 }
 
 impl Encoder {
-    /// None without memory.
+    /// Creates an encoder; returns `None` without memory.
     pub(crate) fn new() -> Option<Self> {
         let mut context = CCtx::try_create()?;
         context.set_parameter(CParameter::CompressionLevel(LEVEL)).ok()?;
@@ -37,38 +38,45 @@ impl Encoder {
         Some(Self { context, output: Vec::with_capacity(compress_bound(MAX_PACKET)) })
     }
 
-    /// Compresses a packet, which is at most [`MAX_PACKET`] long; the result is [`made`](Self::made). False: the stream is broken,
-    /// and nothing of this packet may be sent.
+    /// Compresses a packet of at most [`MAX_PACKET`] bytes into [`output`](Self::output). Returns
+    /// false if the stream is broken; nothing of this packet may be sent then.
     pub(crate) fn encode(&mut self, packet: &[u8]) -> bool {
         self.output.clear();
         let mut output = OutBuffer::around(&mut self.output);
         let mut input = InBuffer::around(packet);
         let flush = ZSTD_EndDirective::ZSTD_e_flush;
-        // The room is zstd's own bound, so one call does it; one that leaves something is a failure.
+        // The output buffer has zstd's own bound, so one call is enough; remaining data means a
+        // failure.
         let left = self.context.compress_stream2(&mut output, &mut input, flush);
         left == Ok(0) && input.pos() == packet.len()
     }
 
-    /// What the last packet has become.
+    /// Returns the last packet in its compressed form.
     pub(crate) fn output(&self) -> &[u8] {
         &self.output
     }
 }
 
 impl Decoder {
-    /// Fails without memory.
+    /// Creates a decoder.
+    ///
+    /// # Errors
+    /// Without memory.
     pub(crate) fn new() -> Result<Self, ProtocolError> {
-        let mut context = DCtx::try_create().ok_or(malformed("there is no memory to read it"))?;
+        let mut context = DCtx::try_create().ok_or(malformed("cannot allocate the decoder"))?;
         let limited = context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG));
-        limited.map_err(|_| malformed("its size cannot be limited"))?;
+        limited.map_err(|_| malformed("cannot limit the decoder's window"))?;
         Ok(Self { context, packet: vec![0; MAX_PACKET + 1].into_boxed_slice() })
     }
 
-    /// The packet that `bytes` stand for, which says that it is `length` long. Neither memory nor time goes beyond what that
-    /// allows. After an error the stream is broken.
+    /// Decompresses `bytes` to a packet of `length` bytes, the length that the peer announced.
+    /// Memory and time are bounded by that length.
+    ///
+    /// # Errors
+    /// If the stream is invalid or the length differs. The stream is broken from then on.
     pub(crate) fn decode(&mut self, length: usize, bytes: &[u8]) -> Result<&[u8], ProtocolError> {
         if length == 0 || length > MAX_PACKET {
-            return Err(malformed("its packet has an impossible length"));
+            return Err(malformed("the packet length is 0 or above the maximum"));
         }
         let room = &mut self.packet[..=length];
         let mut output = OutBuffer::around(room);
@@ -77,13 +85,13 @@ impl Decoder {
             let before = (input.pos(), output.pos());
             self.context
                 .decompress_stream(&mut output, &mut input)
-                .map_err(|_| malformed("what it carries is no zstd stream, or one with too long a memory"))?;
+                .map_err(|_| malformed("the payload is not a zstd stream with a window of at most 64 KiB"))?;
             if (input.pos(), output.pos()) == before || output.pos() > length {
                 break;
             }
         }
         if input.pos() != bytes.len() || output.pos() != length {
-            return Err(malformed("its packet has not the length it says"));
+            return Err(malformed("the packet does not have the announced length"));
         }
         Ok(&self.packet[..length])
     }
@@ -113,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    /// A stream as another implementation may make it.
+    /// Compresses `data` as another implementation may do it.
     fn stream(window_log: u32, level: CompressionLevel, data: &[u8]) -> Vec<u8> {
         let mut context = CCtx::create();
         context.set_parameter(CParameter::CompressionLevel(level)).unwrap();

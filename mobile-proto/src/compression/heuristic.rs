@@ -1,17 +1,18 @@
-//! Whose packets are worth compressing: most of what travels is compressed or encrypted already.
+//! The decision whose packets are compressed: most traffic is compressed or encrypted already.
 
-/// A flow is judged by this much of it.
+/// Bytes of a flow after which its compression is judged.
 const SAMPLE_BYTES: u32 = 16 << 10;
 
-/// Less saved than one part in so many is not worth the time.
+/// Compression pays if it saves at least one part in this many.
 const MIN_SAVED_SHARE: u64 = 16;
 
-/// A flow that does not compress is left alone for so many bytes, twice as many each time, up to the second: then compressing
-/// costs a permille of what it would.
+/// Bytes of an incompressible flow that are sent uncompressed before the next attempt. The pause
+/// doubles each time up to [`MAX_PAUSE`], where the attempts cost a thousandth of compressing it
+/// all.
 const FIRST_PAUSE: u32 = 256 << 10;
 const MAX_PAUSE: u32 = 16 << 20;
 
-/// What is known of each place of the queue, in which a flow usually is alone.
+/// Measured compression of each flow queue, which one flow usually has for itself.
 #[derive(Debug, Default)]
 pub(crate) struct Heuristic {
     samples: Vec<FlowSample>,
@@ -21,13 +22,13 @@ pub(crate) struct Heuristic {
 struct FlowSample {
     original: u32,
     compressed: u64,
-    /// Bytes that are to go as they are before it is tried again.
+    /// Bytes that are sent uncompressed before the next attempt.
     skip_bytes: u32,
     pause: u32,
 }
 
 impl Heuristic {
-    /// Whether the next packet of a flow is to be compressed.
+    /// Returns whether the next packet of a flow should be compressed.
     pub(crate) fn should_compress(&mut self, bucket: u16, length: usize) -> bool {
         let sample = self.sample(bucket);
         let tried = sample.skip_bytes == 0;
@@ -36,7 +37,7 @@ impl Heuristic {
         tried
     }
 
-    /// A packet of a flow was compressed.
+    /// Updates a flow with the length of a packet before and after compression.
     pub(crate) fn observe(&mut self, bucket: u16, length: usize, compressed: usize) {
         let sample = self.sample(bucket);
         sample.original += length as u32;
@@ -67,7 +68,8 @@ impl Heuristic {
 mod tests {
     use super::*;
 
-    /// Sends `total` bytes in packets of 1000 that become `made` each; returns how many were compressed.
+    /// Sends `total` bytes in packets of 1000 bytes, each compressed to `compressed` bytes. Returns
+    /// how many were compressed.
     fn send(heuristic: &mut Heuristic, bucket: u16, total: usize, compressed: usize) -> usize {
         let mut tried = 0;
         for _ in 0..total / 1000 {
@@ -82,12 +84,12 @@ mod tests {
     #[test]
     fn a_flow_that_does_not_compress_is_given_up_and_tried_again() {
         let mut heuristic = Heuristic::default();
-        assert_eq!(send(&mut heuristic, 7, 200_000, 990), 17, "one sample, then left alone");
-        assert_eq!(send(&mut heuristic, 8, 200_000, 500), 200, "another bucket is not concerned");
-        // 79 KB of the first pause are left; then each is twice as long.
-        assert!((100..200).contains(&send(&mut heuristic, 7, 60 << 20, 1010)), "tried now and then");
-        // The end of the longest pause, at the latest.
+        assert_eq!(send(&mut heuristic, 7, 200_000, 990), 17, "one sample, then paused");
+        assert_eq!(send(&mut heuristic, 8, 200_000, 500), 200, "another flow is not affected");
+        // 79 KB of the first pause are left; each further pause is twice as long.
+        assert!((100..200).contains(&send(&mut heuristic, 7, 60 << 20, 1010)), "tried from time to time");
+        // Sends beyond the end of the longest pause.
         send(&mut heuristic, 7, 17 << 20, 500);
-        assert_eq!(send(&mut heuristic, 7, 1 << 20, 500), 1048, "it has changed its mind, and so have we");
+        assert_eq!(send(&mut heuristic, 7, 1 << 20, 500), 1048, "compressed again after the data changed");
     }
 }

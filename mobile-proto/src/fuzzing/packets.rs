@@ -53,7 +53,7 @@ fn check_packet(header: &[u8], packet: &[u8]) {
     assert_eq!(read.key.reversed().reversed(), read.key);
     let ack = BareAck { to: read.key, seq: read.seq, ack: read.ack, window: read.window, timestamps: stamps };
     let answer = ack.packet();
-    let back = Segment::parse(answer.bytes()).expect("what is summary is read");
+    let back = Segment::parse(answer.bytes()).expect("the packet made can be parsed");
     assert_eq!(back.key, read.key.reversed());
     assert_eq!((back.seq, back.ack, back.window, back.data), (read.seq, read.ack, read.window, 0));
     assert_eq!(segment::timestamps(answer.bytes()), stamps);

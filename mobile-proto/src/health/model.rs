@@ -1,6 +1,6 @@
-//! A small model of TCP over a bad link, as far as health can see it: selective acknowledgement,
-//! loss by later arrivals (RACK), tail probe, retransmission timeout with back-off, a congestion
-//! window. In steps of a millisecond, from a seed.
+//! A small model of TCP over a bad link, as far as the health of a path can see it: selective
+//! acknowledgement, loss detection by later arrivals (RACK), tail probe, retransmission timeout
+//! with back-off, and a congestion window. It runs in steps of a millisecond, from a seed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use crate::Limits;
 #[derive(Clone, Debug)]
 pub(super) struct LinkDirection {
     pub(super) delay_ms: u64,
-    /// Of a hundred packets.
+    /// Lost packets in percent.
     pub(super) loss: u64,
     pub(super) bytes_per_ms: u64,
     pub(super) dead: bool,
-    /// Byte-milliseconds until the queue is empty.
+    /// The time in milliseconds at which the queue is empty.
     busy_until: f64,
 }
 
@@ -33,12 +33,12 @@ struct Segment {
     sent_ms: u64,
     sacked: bool,
     lost: bool,
-    /// Sent again, and that is in the network.
+    /// The segment was retransmitted, and the retransmission is in the network.
     retransmitted: bool,
     ever_retransmitted: bool,
 }
 
-/// What health said, and when.
+/// A change of the path's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Probing,
@@ -46,7 +46,7 @@ pub(super) enum Outcome {
     Recovered,
 }
 
-/// A sender, its health, a link and a receiver.
+/// A sender, the health of its path, a link and a receiver.
 pub(super) struct Model {
     pub(super) up: LinkDirection,
     pub(super) down: LinkDirection,
@@ -57,9 +57,9 @@ pub(super) struct Model {
     pub(super) pings: u64,
     /// When an acknowledgement of something new last arrived.
     pub(super) last_answer: u64,
-    /// Whether the peer's program is seen to answer, or its kernel only.
+    /// Whether the answers of the peer's program are seen, or only those of its kernel.
     pub(super) program_answers: bool,
-    /// Segments of our own repeating that the peer sends without end: nothing reaches it.
+    /// Whether the peer retransmits segments without end, because nothing reaches it.
     pub(super) peer_retransmits: bool,
     limits: Limits,
     start: Instant,
@@ -78,7 +78,8 @@ pub(super) struct Model {
     timer: Option<u64>,
     probed: bool,
     last_ack: u64,
-    /// (arrival, sequence) and (arrival, all below, these as well).
+    /// Segments in flight (arrival, sequence), and acknowledgements in flight (arrival, cumulative,
+    /// selective).
     to_peer: Vec<(u64, u64)>,
     to_us: Vec<(u64, u64, Vec<u64>)>,
     received_below: u64,
@@ -131,12 +132,13 @@ impl Model {
         model
     }
 
-    /// Both ways live or are dead from now on.
+    /// Sets whether each direction is dead from now on.
     pub(super) fn cut(&mut self, up: bool, down: bool) {
         (self.up.dead, self.down.dead) = (up, down);
     }
 
-    /// Milliseconds pass. Every `write_every` of them `bytes` are written, if not 0.
+    /// Runs for a number of milliseconds, writing `bytes` every `write_every` of them (0 for
+    /// never).
     pub(super) fn run(&mut self, milliseconds: u64, write_every: u64, bytes: u64) {
         for _ in 0..milliseconds {
             self.ms += 1;
@@ -165,7 +167,7 @@ impl Model {
         self.outcomes.iter().find(|(at, it)| *it == outcomes && *at > after).map(|(at, _)| *at)
     }
 
-    /// A PING, as for a keepalive.
+    /// Sends a PING, as for a keepalive.
     pub(super) fn ping(&mut self) {
         self.pings += 1;
         self.backlog.push_front(40);
@@ -183,12 +185,12 @@ impl Model {
         self.seed >> 11
     }
 
-    /// When a packet arrives, if it does.
+    /// Returns when a packet arrives, if it does.
     fn pass(&mut self, up: bool, size: u64) -> Option<u64> {
         let lost = self.random() % 100;
         let (ms, direction) = (self.ms as f64, if up { &mut self.up } else { &mut self.down });
         let queued = direction.busy_until.max(ms) - ms;
-        // A router holds 300 ms and then drops.
+        // A router queues 300 ms and then drops.
         if direction.dead || lost < direction.loss || queued > 300.0 {
             return None;
         }
@@ -207,7 +209,7 @@ impl Model {
         if let Some(at) = self.pass(true, size) {
             self.to_peer.push((at, sequence));
         }
-        // A probe waits for a pause, a retransmission does not.
+        // A tail probe waits for a pause, a retransmission does not.
         if self.timer.is_none() || (!self.probed && self.backoff == 0) {
             self.arm();
         }
@@ -253,7 +255,7 @@ impl Model {
         }
     }
 
-    /// The retransmission timer, or the tail probe before it.
+    /// Fires the retransmission timer, or the tail probe before it.
     fn on_timer(&mut self) {
         if self.timer.is_none_or(|at| at > self.ms) || self.segments.is_empty() {
             return;
@@ -347,7 +349,7 @@ impl Model {
             } else {
                 self.window += f64::from(fresh) / self.window;
             }
-            // What the receiver's buffer holds.
+            // The receiver's buffer bounds the window.
             self.window = self.window.min(64.0);
             if !self.segments.is_empty() {
                 self.arm();
@@ -372,7 +374,7 @@ impl Model {
         }
     }
 
-    /// What a session and its shell do.
+    /// Does what a session and its driver do.
     fn check_health(&mut self) {
         let now = self.now();
         let unanswered = !self.segments.is_empty() || !self.backlog.is_empty();

@@ -1,29 +1,29 @@
-//! The one test that a delivered segment passes before anything is learnt from it: whether the
-//! local end, by its own sequence numbers, takes or refuses the segment (RFC 9293, 3.10.7.4).
+//! The test that a delivered segment passes before anything is learnt from it: whether the local
+//! end, by its own sequence numbers, accepts or refuses the segment (RFC 9293, 3.10.7.4).
 
 use crate::segment::{Segment, before};
 
-/// Distance from what the local end expects, behind or ahead, within which a segment may be its
-/// peer's at all: 8 MiB, more than most receive windows. A guessed sequence number hits this range
-/// once in 256 times.
+/// Maximum distance, behind or ahead, of a segment from the number that the local end expects: 8
+/// MiB, more than most receive windows. A guessed sequence number is within this range once in 256
+/// times.
 pub(crate) const MAX_DISTANCE: u32 = 1 << 23;
 
-/// The largest shift of a window (RFC 7323, 2.3).
+/// The largest window shift (RFC 7323, 2.3).
 const MAX_SHIFT: u8 = 14;
 
-/// The local end's verdict on a segment.
+/// The local end's judgement of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acceptance {
     /// The segment touches the receive window: the local end processes it.
     Current,
-    /// The segment ends before what the local end expects: refused as a repetition, and its
-    /// acknowledgement is ignored.
+    /// The segment ends before the number that the local end expects. The local end refuses it as a
+    /// repetition and ignores its acknowledgement.
     Old,
-    /// The segment lies beyond the window, or too far behind it: not the other end's.
+    /// The segment is beyond the window or too far behind it: it does not come from the other end.
     Outside,
 }
 
-/// The receive window of a local end, as far as its segments show.
+/// The receive window of a local end, as far as its segments show it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReceiveWindow {
     /// The last acknowledgement that the local end sent: RCV.NXT, or a little less (`rcv_wup` in
@@ -31,7 +31,7 @@ pub(crate) struct ReceiveWindow {
     next: u32,
     /// The end of the window: RCV.NXT + RCV.WND of the segment that advertised it.
     edge: u32,
-    /// The largest possible shift of windows; `None` if the handshake was not seen.
+    /// The largest possible window shift; `None` if the handshake was not seen.
     shift: Option<u8>,
 }
 
@@ -51,8 +51,8 @@ impl ReceiveWindow {
         }
         self.next = segment.ack;
         let edge = self.edge_of(segment);
-        // A receiver does not shrink its window (RFC 9293, 3.8.6); an end that is too far away was
-        // never this receiver's.
+        // A receiver does not shrink its window (RFC 9293, 3.8.6). An end that is too far away
+        // never belonged to this receiver.
         let keeps = before(edge, self.edge) && self.edge.wrapping_sub(self.next) <= MAX_DISTANCE;
         if !keeps {
             self.edge = edge;
@@ -64,12 +64,12 @@ impl ReceiveWindow {
         self.next
     }
 
-    /// Judges a segment by its sequence numbers as the local end does; `end` is the number behind
+    /// Judges a segment by its sequence numbers as the local end does; `end` is the number after
     /// its last one.
     ///
-    /// The test is RFC 9293's with two allowances, as in Linux's `tcp_sequence()`: a repetition may
-    /// end where new data would begin, and a segment may begin at the very end of the window, where
-    /// an acknowledgement stands when the window is full.
+    /// The test is RFC 9293's with two allowances, as in Linux's `tcp_sequence()`. A repetition may
+    /// end where new data would start. A segment may start at the very end of the window, which is
+    /// where an acknowledgement is when the window is full.
     pub(crate) fn judge(&self, seq: u32, end: u32) -> Acceptance {
         let behind = self.next.wrapping_sub(end);
         let width = self.edge.wrapping_sub(self.next);
@@ -84,14 +84,14 @@ impl ReceiveWindow {
         }
     }
 
-    /// Returns whether the octet with this number lies in the window.
+    /// Returns whether the byte with this number is in the window.
     pub(crate) fn contains(&self, seq: u32) -> bool {
         seq.wrapping_sub(self.next) < self.edge.wrapping_sub(self.next)
     }
 
     fn edge_of(&self, segment: &Segment) -> u32 {
-        // Without the handshake the window is at most this large, and no larger than the range that
-        // is considered.
+        // Without the handshake, the window is assumed to be the largest possible, but not beyond
+        // the range that is considered.
         let shift = self.shift.unwrap_or(MAX_SHIFT).min(MAX_SHIFT);
         segment.ack.wrapping_add((u32::from(segment.window) << shift).min(MAX_DISTANCE))
     }

@@ -160,7 +160,7 @@ impl Session {
                 self.handle_doubt(now, path);
             }
             (frame::CONFIG, Role::Client) => self.apply_config(VersionedConfig::decode(payload)?, false),
-            _ => return Err(unexpected(kind, "where it has no meaning")),
+            _ => return Err(unexpected(kind, "from this peer in this state")),
         }
         Ok(FrameOutcome::Open)
     }
@@ -207,7 +207,7 @@ impl Session {
             Role::Server => path.stats.compression,
         };
         if !agreed {
-            return Err(unexpected(frame::COMPRESSED, "where compression was not agreed"));
+            return Err(unexpected(frame::COMPRESSED, "on a path where compression was not agreed"));
         }
         // Out of the path while its packet is looked at.
         let mut decoder = match path.decoder.take() {

@@ -387,14 +387,14 @@ pub(crate) fn with_offload(bytes: &[u8]) -> Packet<'_> {
 }
 
 fn checked(packet: Packet<'_>) -> Vec<u8> {
-    assert_eq!(packet, with_offload(packet.bytes), "what was left undone was changed on the direction");
+    assert_eq!(packet, with_offload(packet.bytes), "the offload was changed on the way");
     packet.bytes.to_vec()
 }
 
 /// The number of a packet, after a check that every byte of it is right.
 pub(crate) fn number(bytes: &[u8]) -> u32 {
     let number = u32::from_be_bytes(*bytes.first_chunk().expect("four bytes"));
-    assert!(bytes == packet(number, bytes.len()), "packet {number} was changed on its direction");
+    assert!(bytes == packet(number, bytes.len()), "packet {number} was changed on the way");
     number
 }
 
