@@ -1,6 +1,8 @@
-//! agent.toml and the agent's environment, through the real loader; see [`mobile_fuzz::file_and_variables`].
+//! Fuzzes agent.toml and the agent's environment through the real loader; see
+//! [`mobile_fuzz::file_and_variables`].
 //!
-//! The agent is a program that loads eBPF; its files are read where they are, without the rest of it.
+//! The agent is a program that loads eBPF, so its source file is included here without the rest of
+//! it.
 #![no_main]
 
 use std::path::Path;
@@ -34,7 +36,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
 });
 
-/// The example of the documentation, as it is and with everything that is commented out.
+/// Returns the example of the documentation, as it is and with everything that is commented out.
 fn seeds() -> Vec<Vec<u8>> {
     let guide = include_str!("../../docs/operating.md");
     let example =

@@ -1,4 +1,5 @@
-//! A line on the agent's control socket, as the agent reads it, and an answer, as its commands and the C library do.
+//! Fuzzes a line on the agent's control socket, as the agent reads it, and a reply, as its commands
+//! and the C library read it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -33,7 +34,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
 });
 
-/// Every request, and the answers that are made without an agent.
+/// Returns every request, and the replies that are made without an agent.
 fn seeds() -> Vec<Vec<u8>> {
     let net = "10.0.0.0/8".parse().expect("a network");
     let requests = [

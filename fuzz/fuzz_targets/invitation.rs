@@ -1,4 +1,5 @@
-//! Invitations: a text that somebody pasted, and one that was made of the same bytes, so that its checksum is right.
+//! Fuzzes invitations: a pasted text, and an invitation made of the same bytes, whose checksum is
+//! valid.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,19 +1,21 @@
-//! Packet buffers that are used again, so that a steady flow allocates nothing.
+//! A pool of packet buffers, so that a steady flow allocates nothing.
 
 use crate::MAX_PACKET;
 
-/// Capacities double from 256 bytes (acknowledgements, keystrokes) to 64 KiB (GSO packets): a
-/// buffer wastes at most half of itself, and what is charged to a bound is what memory is used.
+/// Number of size classes. Capacities double from 256 bytes (acknowledgements, keystrokes) to 64
+/// KiB (GSO packets). A buffer wastes at most half of itself, and the memory charged to a limit is
+/// the memory used.
 const SIZE_CLASSES: usize = 9;
-/// More idle buffers than this are given back: a burst must not be held for ever. A transfer of gigabits has megabytes on the
-/// way, and is acknowledged by leaps: what comes back in one is needed for the next.
+/// Maximum memory of idle buffers in bytes; buffers beyond it are freed, so that a burst is not
+/// held for ever. A transfer at gigabits a second has megabytes in flight and is acknowledged in
+/// large steps, and the buffers of one step are needed for the next.
 const MAX_IDLE_BYTES: usize = 4 << 20;
 
 fn class_for(length: usize) -> usize {
     (0..SIZE_CLASSES - 1).find(|&class| length <= capacity(class)).unwrap_or(SIZE_CLASSES - 1)
 }
 
-/// Idle packet buffers by capacity.
+/// Idle packet buffers by size class.
 #[derive(Debug, Default)]
 pub(crate) struct BufferPool {
     idle: [Vec<Vec<u8>>; SIZE_CLASSES],
@@ -25,12 +27,12 @@ fn capacity(class: usize) -> usize {
 }
 
 impl BufferPool {
-    /// The memory that a copy of so many bytes takes, unless a larger buffer is at hand.
+    /// Returns the memory that a copy of so many bytes takes, unless a larger buffer is available.
     pub(crate) fn capacity_for(&self, length: usize) -> usize {
         capacity(class_for(length))
     }
 
-    /// A buffer with a copy of `packet`, which is at most [`MAX_PACKET`] long.
+    /// Returns a buffer with a copy of `packet`, which has at most [`MAX_PACKET`] bytes.
     pub(crate) fn copy(&mut self, packet: &[u8]) -> Vec<u8> {
         let class = class_for(packet.len());
         let mut buffer = self.take(class).unwrap_or_else(|| Vec::with_capacity(capacity(class)));
@@ -39,16 +41,16 @@ impl BufferPool {
         buffer
     }
 
-    /// A buffer with the first `length` bytes of `packet`. Those of a long packet are not copied: `packet` becomes another
-    /// buffer, at least as long as it was.
+    /// Returns a buffer with the first `length` bytes of `packet`. The bytes of a long packet are
+    /// not copied: `packet` is replaced with another buffer, at least as long as it was.
     pub(crate) fn adopt(&mut self, packet: &mut Vec<u8>, length: usize) -> Vec<u8> {
         let class = class_for(length);
-        // Of another capacity it would not come back to where it is missed.
+        // A buffer of another capacity would not return to the class that it was taken from.
         if class + 1 < SIZE_CLASSES || packet.capacity() < MAX_PACKET {
             return self.copy(&packet[..length]);
         }
         let mut spare = self.take(class).unwrap_or_else(|| vec![0; packet.len()]);
-        // Only what is beyond the packet that it held is cleared; in a bulk transfer that is little.
+        // Only what lies beyond its former packet is cleared; in a bulk transfer that is little.
         spare.resize(packet.len(), 0);
         let mut kept = std::mem::replace(packet, spare);
         kept.truncate(length);
@@ -61,7 +63,7 @@ impl BufferPool {
         Some(buffer)
     }
 
-    /// Takes a buffer back.
+    /// Returns a buffer to the pool.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
         let class = (0..SIZE_CLASSES).rev().find(|&class| capacity(class) <= buffer.capacity());
         if let Some(class) = class
@@ -72,7 +74,7 @@ impl BufferPool {
         }
     }
 
-    /// Frees everything.
+    /// Frees all idle buffers.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -83,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_comes_back_for_its_class() {
+    fn a_recycled_buffer_is_reused_for_its_class() {
         let mut pool = BufferPool::default();
         for len in [1, 256, 257, 1500, 65_535, MAX_PACKET] {
             let buffer = pool.copy(&vec![1; len]);
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_packet_stays_where_it_is_and_a_short_one_is_copied() {
+    fn a_long_packet_is_adopted_and_a_short_one_is_copied() {
         let mut pool = BufferPool::default();
         let mut buffer = vec![0; MAX_PACKET];
         for length in [60_000, MAX_PACKET] {
@@ -111,10 +113,10 @@ mod tests {
         let address = buffer.as_ptr();
         let kept = pool.adopt(&mut buffer, 100);
         assert_eq!((buffer.as_ptr(), kept.as_slice()), (address, &buffer[..100]));
-        // One of another length than the pool's is only looked at.
+        // A buffer of another length than the pool's is copied.
         let mut odd = vec![9; 60_000];
         assert_eq!((pool.adopt(&mut odd, 59_000), odd.len()), (vec![9; 59_000], 60_000));
-        // What is used again holds nothing of what it held.
+        // A reused buffer shows nothing of its former content.
         assert_eq!(pool.copy(&[1; 40_000]), [1; 40_000]);
     }
 

@@ -86,7 +86,7 @@ mod tests {
     use super::CloseCode;
 
     #[test]
-    fn every_byte_survives_the_round_trip() {
+    fn every_byte_survives_a_round_trip() {
         for code in 0..=u8::MAX {
             assert_eq!(CloseCode::from_wire(code).to_wire(), code);
         }

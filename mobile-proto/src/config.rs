@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn round_trip_with_every_item_and_with_the_least() {
+    fn full_and_minimal_configurations_survive_a_round_trip() {
         for config in [full(), PushConfig { ipv4: None, ipv6: None, mtu: 65_535, dns: Vec::new() }] {
             let mut wire = Vec::new();
             config.encode(&mut wire);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn at_most_eight_resolvers() {
+    fn at_most_eight_resolvers_are_sent() {
         let mut config = full();
         config.dns = vec![IpAddr::from([10, 0, 0, 1]); 20];
         let mut wire = Vec::new();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lengths_and_values_are_errors() {
+    fn wrong_lengths_and_values_are_refused() {
         let item = |tag, value: &[u8]| {
             let mut wire = Vec::new();
             put_item(&mut wire, tag, value);

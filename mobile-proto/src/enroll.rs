@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn both_messages_come_whole_whatever_the_pieces() {
+    fn both_messages_are_read_from_any_pieces() {
         let wire = encode_request(&secret());
         for cut in 0..wire.len() {
             assert_eq!(read_request(&wire[..cut]), Ok(None), "{cut}");
@@ -217,14 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn every_code_survives_the_round_trip() {
+    fn every_code_survives_a_round_trip() {
         for code in 0..=u8::MAX {
             assert_eq!(EnrolmentRefusal::from_wire(code).to_wire(), code);
         }
     }
 
     #[test]
-    fn anything_else_is_refused_at_its_first_bytes() {
+    fn other_messages_are_refused_at_their_first_bytes() {
         assert!(read_request(b"GET / HTTP/1.1").is_err());
         assert!(read_request(&[frame::HELLO]).is_err(), "a path is opened elsewhere");
         assert!(read_request(&[ENROLL, 0x41, 0x01]).is_err(), "257 bytes");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_not_shown() {
+    fn a_token_is_not_printed() {
         assert_eq!(format!("{:?}", secret()), "Token");
     }
 

@@ -225,7 +225,8 @@ impl<'a> PayloadReader<'a> {
     }
 
     pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], ProtocolError> {
-        let (taken, rest) = self.rest.split_at_checked(count).ok_or(self.malformed("the payload is too short"))?;
+        let (taken, rest) =
+            self.rest.split_at_checked(count).ok_or(self.malformed("the payload is too short"))?;
         self.rest = rest;
         Ok(taken)
     }
@@ -267,7 +268,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn refuses_what_is_too_long_before_the_payload_is_there() {
+    fn a_frame_that_is_too_long_is_refused_by_its_header() {
         let mut header = vec![DATA];
         varint::put(&mut header, MAX_DATA as u64 + 1);
         assert!(matches!(decode(&header), Err(ProtocolError::FrameTooLong { length: 65_578, .. })));
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_an_unknown_type_at_its_first_byte() {
+    fn an_unknown_type_is_refused_at_its_first_byte() {
         assert_eq!(decode(&[0]), Err(ProtocolError::UnknownFrame(0)));
         assert_eq!(decode(&[0x7f, 0]), Err(ProtocolError::UnknownFrame(0x7f)));
         assert_eq!(decode(&[0x80]), Ok(Decoded::Incomplete { need: 2 }));

@@ -27,7 +27,7 @@ const INITIAL_RTT: Duration = Duration::from_secs(1);
 /// Time that scheduling and timers on both sides ordinarily add to an answer.
 const SCHEDULING_MARGIN: Duration = Duration::from_millis(5);
 
-/// Extra time beyond one RTT after which an answer is overdue on a new path, at most one more RTT.
+/// Minimum extra time beyond one RTT before an answer is overdue; on longer paths it is one more RTT.
 ///
 /// A new path's RTT is assumed to vary by twice itself, so the kernel's retransmission timeout is
 /// three RTTs, or one RTT plus 200 ms. The answer is overdue before that.

@@ -80,10 +80,7 @@ impl HelloReader {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<(Hello, Vec<u8>)>, ProtocolError> {
         self.buffer.extend_from_slice(bytes);
         if self.buffer.first().is_some_and(|&kind| kind != frame::HELLO) {
-            return Err(ProtocolError::Unexpected {
-                frame: "first",
-                place: "other than HELLO",
-            });
+            return Err(ProtocolError::Unexpected { frame: "first", place: "other than HELLO" });
         }
         match frame::decode(&self.buffer)? {
             Decoded::Incomplete { .. } => Ok(None),
@@ -110,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_whole_whatever_the_pieces() {
+    fn hello_is_read_from_any_pieces() {
         let mut wire = Vec::new();
         hello().put(&mut wire);
         let whole = wire.len();
@@ -129,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_at_once() {
+    fn other_first_frames_are_refused_at_once() {
         assert!(HelloReader::new().feed(b"GET / HTTP/1.1").is_err());
         let mut long = vec![frame::HELLO];
         varint::put(&mut long, 5000);

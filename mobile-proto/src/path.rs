@@ -1,4 +1,4 @@
-//! One path: its state, its partial frame, its clocks.
+//! The state of one path: its lifecycle, its incomplete frame and its timers.
 
 use std::time::{Duration, Instant};
 
@@ -6,23 +6,23 @@ use crate::compression::{Decoder, SendCompression};
 use crate::health::{Health, MAX_PINGS, PathContext};
 use crate::{CloseCode, Limits, Packet, PathId, PathStats, frame, message};
 
-/// While data flows the RTT is measured this often: 30 bytes a second are nothing.
+/// Interval of RTT measurements while data flows; they cost 30 bytes a second.
 const RTT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A path that could not take the few bytes of CLOSE for this long is dead; the shell may have
-/// dropped its transport long ago.
+/// Time after which a path is dropped that could not even take the few bytes of CLOSE. The driver
+/// may have dropped its transport long ago.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a path is in its life. It starts with HELLO and ends by leaving the session's list.
+/// The phase of a path's life, which starts with HELLO and ends with the removal from the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PathState {
-    /// Client: no WELCOME yet.
+    /// Client: WELCOME has not arrived yet.
     Connecting,
-    /// Usable, as a standby or as the active path.
+    /// The path is usable, as a standby or as the active path.
     Ready,
-    /// CLOSE is to be sent; input is still good.
+    /// CLOSE has to be sent; input is still processed.
     Closing,
-    /// CLOSE is to be sent; input makes no sense any more.
+    /// CLOSE has to be sent; input is ignored.
     Failed,
 }
 
@@ -31,46 +31,48 @@ pub(crate) enum PathState {
 pub(crate) struct Path {
     pub(crate) id: PathId,
     pub(crate) state: PathState,
-    /// Client: the epoch that HELLO named, then the one that WELCOME did. Relay: its own.
+    /// Client: the epoch named in HELLO, then the one named in WELCOME. Relay: its own epoch.
     pub(crate) epoch: u64,
     /// The client's switch counter when the path was opened.
     pub(crate) switch: u64,
-    /// Client, until WELCOME: the path is to be active, or is so early; these are to be kept.
+    /// Client: the paths to keep of an activation that waits for WELCOME, or may have to be
+    /// repeated then.
     pub(crate) pending_activation: Option<Vec<PathId>>,
-    /// Relay: what comes is numbered for another epoch, until an ACTIVATE says otherwise.
+    /// Relay: input is numbered for another epoch, until an ACTIVATE for this epoch arrives.
     pub(crate) stale_epoch: bool,
     /// Client: a PONG with this nonce, or a later one, is the relay's answer to ACTIVATE.
     pub(crate) confirming_nonce: Option<u64>,
-    /// Client: ACTIVATE stands right behind HELLO, so that WELCOME is the answer to both.
+    /// Client: ACTIVATE was written directly after HELLO, so that WELCOME answers both.
     pub(crate) activated_early: bool,
     /// Control frames that wait to be sent.
     pub(crate) control: Vec<u8>,
-    /// The configuration is to be pushed.
+    /// The configuration has to be sent.
     pub(crate) config_due: bool,
-    /// The newest PING that is not answered yet: older ones are of no use to the peer.
+    /// The nonce of the newest PING that has not been answered; older ones are of no use to the
+    /// peer.
     pub(crate) pong_due: Option<u64>,
-    /// A PING is to be sent.
+    /// A PING has to be sent.
     pub(crate) ping_due: bool,
-    /// Relay: the client is to be told that the active path is doubted.
+    /// Relay: DOUBT has to be sent, because the active path is probing or unresponsive.
     pub(crate) doubt_due: bool,
-    /// The number of the next DATA frame sent here, as the peer counts.
+    /// The number of the next DATA frame sent on this path, as the peer counts.
     pub(crate) tx_number: Option<u64>,
-    /// The number of the next DATA frame received here.
+    /// The number of the next DATA frame received on this path.
     pub(crate) rx_number: Option<u64>,
-    /// The start of a frame whose rest is still to come.
+    /// The start of a frame whose remainder has not arrived yet.
     pub(crate) partial_frame: Vec<u8>,
-    /// What happens to the packets sent here.
+    /// The compression of the packets sent on this path.
     pub(crate) tx_compression: SendCompression,
-    /// Reads the compressed packets received here, since the first one.
+    /// The decoder of the compressed packets received on this path, since the first one.
     pub(crate) decoder: Option<Box<Decoder>>,
     pub(crate) health: Health,
-    /// A sample of the transport would be good now, though nothing depends on it.
+    /// A sample of the transport is useful now, although nothing depends on it.
     pub(crate) sample_due: bool,
     /// Client: when HELLO was sent, which WELCOME answers.
     pub(crate) hello_sent_at: Option<Instant>,
     pub(crate) stats: PathStats,
     closing_since: Option<Instant>,
-    /// The oldest and the newest PING that have no answer yet.
+    /// The nonces of the oldest and the newest PING without an answer.
     pings: Option<(u64, u64)>,
     last_ping: Option<Instant>,
     nonce: u64,
@@ -125,24 +127,24 @@ impl Path {
         }
     }
 
-    /// Whether frames other than HELLO and CLOSE may be sent.
+    /// Returns whether frames other than HELLO and CLOSE may be sent.
     pub(crate) fn is_ready(&self) -> bool {
         self.state == PathState::Ready
     }
 
-    /// Whether CLOSE is all that is left to send.
+    /// Returns whether only CLOSE is left to be sent.
     pub(crate) fn is_closing(&self) -> bool {
         matches!(self.state, PathState::Closing | PathState::Failed)
     }
 
-    /// Something came. True if the path is not suspect any more.
+    /// Records received bytes. Returns whether the path is no longer unresponsive.
     pub(crate) fn on_bytes_received(&mut self, now: Instant, bytes: usize) -> bool {
         self.stats.rx_bytes += bytes as u64;
         self.stats.last_heard = Some(now);
         self.health.on_bytes_received(now)
     }
 
-    /// CLOSE is the next and last thing to send.
+    /// Queues CLOSE as the next and last frame to send.
     pub(crate) fn close(&mut self, now: Instant, code: CloseCode, state: PathState) {
         if !self.is_closing() {
             self.closing_since = Some(now);
@@ -151,20 +153,20 @@ impl Path {
         self.state = state;
     }
 
-    /// Appends the number of the next record.
+    /// Appends SEQ with the number of the next record.
     pub(crate) fn put_seq(&mut self, number: u64, out: &mut Vec<u8>) {
         self.tx_number = Some(number);
         frame::put_number(out, frame::SEQ, number);
     }
 
-    /// Both ends want compression on this path.
+    /// Sets whether both ends agreed to compression on this path.
     pub(crate) fn set_compression(&mut self, compression: bool) {
         self.tx_compression = if compression { SendCompression::Agreed } else { SendCompression::Off };
         self.stats.compression = compression;
     }
 
-    /// Appends a record, and its number where the peer's counter is another. Returns the size it was compressed to, if `compress`
-    /// and the path allow it.
+    /// Appends a record, preceded by its number if the peer's counter differs. Returns the
+    /// compressed size if `compress` is set and the path allows it.
     pub(crate) fn put_record(
         &mut self,
         number: u64,
@@ -195,12 +197,13 @@ impl Path {
         message::put_nonce(out, frame::PING, self.nonce);
     }
 
-    /// What the next PING will carry.
+    /// Returns the nonce of the next PING.
     pub(crate) fn next_nonce(&self) -> u64 {
         self.nonce + 1
     }
 
-    /// A PONG came: true if it answers a PING. The last one's measures the RTT.
+    /// Handles a PONG. Returns whether it answers a PING; the answer to the last PING measures the
+    /// RTT.
     pub(crate) fn handle_pong(&mut self, now: Instant, nonce: u64) -> bool {
         let asked = |(oldest, newest): &(u64, u64)| (*oldest..=*newest).contains(&nonce);
         let Some((_, newest)) = self.pings.filter(asked) else { return false };
@@ -219,8 +222,9 @@ impl Path {
         self.stats.srtt = Some(self.stats.srtt.map_or(rtt, |srtt| srtt * 7 / 8 + rtt / 8));
     }
 
-    /// A PING is to be sent. From now on the path has something to answer, unless it is `unanswered` already: what a full
-    /// transport never lets out would otherwise never be missed.
+    /// Requests that a PING is sent. From then on the path has something to answer, unless it is
+    /// `unanswered` already. Otherwise the answer to a PING that a full transport never lets out
+    /// would never be missed.
     pub(crate) fn request_ping(&mut self, now: Instant, unanswered: bool) {
         if !unanswered {
             self.health.start_waiting(now);
@@ -228,19 +232,20 @@ impl Path {
         self.ping_due = true;
     }
 
-    /// Whether a HELLO or a PING is unanswered, or a PING could not even be sent yet.
+    /// Returns whether a HELLO or a PING is unanswered, or a PING could not be sent yet.
     pub(crate) fn is_unanswered(&self) -> bool {
         self.state == PathState::Connecting || self.pings.is_some() || self.ping_due
     }
 
-    /// Whether the RTT should be measured again while data flows.
+    /// Returns whether the RTT has to be measured again while data flows.
     pub(crate) fn needs_rtt(&self, now: Instant) -> bool {
         self.pings.is_none()
             && !self.ping_due
             && self.last_ping.is_none_or(|at| now.saturating_duration_since(at) >= RTT_INTERVAL)
     }
 
-    /// What its health is judged by, if something is `unanswered` and the path is `active` or not.
+    /// Returns the context to evaluate the path's health, given whether something is `unanswered`
+    /// and the path is `active`.
     pub(crate) fn health_context<'a>(
         &self,
         limits: &'a Limits,
@@ -257,7 +262,7 @@ impl Path {
         }
     }
 
-    /// Client: when to ping because nothing was heard.
+    /// Client: returns when to ping because nothing was received.
     pub(crate) fn ping_at(&self, limits: &Limits) -> Option<Instant> {
         if !self.is_ready() || self.ping_due {
             return None;
@@ -265,17 +270,17 @@ impl Path {
         self.last_activity().max(self.last_ping.unwrap_or(self.stats.opened)).checked_add(limits.keepalive)
     }
 
-    /// Relay: when to free the path because nothing was heard.
+    /// Relay: returns when to free the path because nothing was received.
     pub(crate) fn idle_at(&self, limits: &Limits) -> Option<Instant> {
         self.last_activity().checked_add(limits.keepalive.saturating_mul(limits.idle_keepalives))
     }
 
-    /// When to forget the path because CLOSE could not be sent.
+    /// Returns when to drop the path because CLOSE could not be sent.
     pub(crate) fn forget_at(&self) -> Option<Instant> {
         self.closing_since?.checked_add(CLOSE_TIMEOUT)
     }
 
-    /// Gives back memory while nothing flows.
+    /// Releases memory while nothing flows.
     pub(crate) fn trim(&mut self) {
         if self.partial_frame.is_empty() {
             self.partial_frame = Vec::new();
@@ -293,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_answer_counts_and_only_that_to_the_last_ping_measures() {
+    fn any_pong_counts_and_only_the_last_one_measures_the_rtt() {
         let now = Instant::now();
         let mut path = Path::new(now, PathId(1), PathState::Ready, 1, 0);
         let mut out = Vec::new();

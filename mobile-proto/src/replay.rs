@@ -1,5 +1,5 @@
-//! Records that were sent and are not acknowledged: they are kept until they are, and sent again
-//! when transmission moves to another path.
+//! The replay buffer: records that were sent and are not acknowledged yet. They are sent again when
+//! transmission moves to another path.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -13,20 +13,20 @@ pub(crate) struct ReplayBuffer {
     records: VecDeque<Record>,
     /// The number of the first record.
     base: u64,
-    /// How many of `records` went out on the active path.
+    /// The number of `records` that were sent on the active path.
     cursor: usize,
-    /// One more than the highest number that ever went out in this epoch.
+    /// One more than the highest number that was sent in this epoch.
     sent_end: u64,
-    /// The highest number that the peer said it expects next.
+    /// The highest number that the peer claimed to expect next.
     acked: u64,
     cost: usize,
     bytes: usize,
-    /// How many records grow too old in an outage.
+    /// The number of records that can expire in an outage.
     expirable: usize,
 }
 
 impl ReplayBuffer {
-    /// Keeps a record that goes out now, as the last of all; returns it with its number.
+    /// Appends a record that is sent now, and returns it with its number.
     pub(crate) fn push_sent(&mut self, record: Record) -> (u64, &Record) {
         debug_assert!(!self.has_next(), "older records go first");
         let number = self.base + self.records.len() as u64;
@@ -35,17 +35,18 @@ impl ReplayBuffer {
         (number, self.append(record))
     }
 
-    /// Keeps a record that another session has sent, and this one has not yet, as the last of all.
+    /// Appends a record that another session has sent and this one has not.
     pub(crate) fn push_unsent(&mut self, record: Record) {
         self.append(record);
     }
 
-    /// Whether a record has to be sent again.
+    /// Returns whether a record has to be sent again.
     pub(crate) fn has_next(&self) -> bool {
         self.cursor < self.records.len()
     }
 
-    /// The record to send again now, with its number. One that was given up leaves a jump.
+    /// Returns the record to send again next, with its number. A record that was given up leaves a
+    /// jump in the numbers.
     pub(crate) fn next(&mut self) -> Option<(u64, &Record)> {
         while self.records.get(self.cursor)?.packet.is_empty() {
             self.cursor += 1;
@@ -57,18 +58,23 @@ impl ReplayBuffer {
         Some((number, record))
     }
 
-    /// Another path: everything goes again. Returns how many records that is; those given up do not.
+    /// Starts over on another path: everything has to be sent again. Returns the number of records,
+    /// without those given up.
     pub(crate) fn rewind(&mut self) -> u64 {
         self.cursor = 0;
         self.records.iter().filter(|record| !record.packet.is_empty()).count() as u64
     }
 
-    /// Another epoch: the records are numbered anew, from what the peer expects.
+    /// Starts over in another epoch: the records are numbered anew, from the number that the peer
+    /// expects.
     pub(crate) fn renumber(&mut self, base: u64) {
         (self.base, self.sent_end, self.acked, self.cursor) = (base, base, base, 0);
     }
 
-    /// The peer has all records below `upto`: gives each of them to `done`.
+    /// Removes all records below `upto`, which the peer has received, and passes each to `done`.
+    ///
+    /// # Errors
+    /// If `upto` was never sent.
     pub(crate) fn acknowledge(
         &mut self,
         upto: u64,
@@ -91,8 +97,8 @@ impl ReplayBuffer {
         Ok(())
     }
 
-    /// Gives up the records that came before `limit`, but those of known TCP flows. In the midst of others the
-    /// number stays taken.
+    /// Gives up the records received before `limit`, except for segments of tracked TCP flows.
+    /// Between others, the number of a record stays in use.
     pub(crate) fn give_up_older(&mut self, limit: Instant, mut done: impl FnMut(Vec<u8>)) {
         let Self { records, cost, bytes, expirable, .. } = self;
         for record in records.iter_mut().filter(|record| record.can_expire()) {
@@ -109,7 +115,7 @@ impl ReplayBuffer {
         self.skip_given_up();
     }
 
-    /// Gives up the records that are `doomed`. Their numbers stay taken.
+    /// Gives up the records for which `doomed` returns true. Their numbers stay in use.
     pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
         for record in self.records.iter_mut().filter(|record| !record.packet.is_empty()) {
             if doomed(record) {
@@ -124,18 +130,18 @@ impl ReplayBuffer {
         self.skip_given_up();
     }
 
-    /// A kept segment for which `wanted` is true.
+    /// Returns the index of a segment for which `wanted` returns true.
     pub(crate) fn find(&self, wanted: impl Fn(&SegmentRange) -> bool) -> Option<usize> {
         self.records.iter().position(|record| record.range.as_ref().is_some_and(&wanted))
     }
 
-    /// The place of a kept segment.
+    /// Returns the sequence range of a segment.
     pub(crate) fn range(&self, at: usize) -> Option<SegmentRange> {
         self.records.get(at)?.range
     }
 
-    /// Puts a fresher copy of a kept segment into its place, and returns the old one. Whichever copy the peer gets, it is
-    /// the record of that number.
+    /// Replaces a segment with a fresher copy and returns the old packet. Whichever copy the peer
+    /// receives first, the number is the same.
     pub(crate) fn replace(&mut self, at: usize, packet: Vec<u8>, offload: Offload) -> Option<Vec<u8>> {
         let record = self.records.get_mut(at)?;
         let former = record.cost();
@@ -146,13 +152,13 @@ impl ReplayBuffer {
         Some(old)
     }
 
-    /// Records were given up, the peer does not know it, and none follows to show it by its number:
-    /// returns the number that the next one will have.
+    /// Returns the number of the next record, if records were given up, the peer does not know, and
+    /// no record follows whose number would show it.
     pub(crate) fn gap(&self) -> Option<u64> {
         (self.records.is_empty() && self.base > self.acked).then_some(self.base)
     }
 
-    /// When the oldest record came from the TUN that can grow too old.
+    /// Returns when the oldest record that can expire was read from the TUN.
     pub(crate) fn oldest_expirable(&self) -> Option<Instant> {
         if self.expirable == 0 {
             return None;
@@ -160,7 +166,7 @@ impl ReplayBuffer {
         self.records.iter().find(|record| record.can_expire()).map(|record| record.received_at)
     }
 
-    /// Whether something is out on the active path that the peer has not acknowledged.
+    /// Returns whether an unacknowledged record was sent on the active path.
     pub(crate) fn in_flight(&self) -> bool {
         self.cursor > 0
     }
@@ -169,27 +175,27 @@ impl ReplayBuffer {
         self.records.is_empty()
     }
 
-    /// How many numbers are taken.
+    /// Returns how many numbers are in use.
     pub(crate) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Memory held.
+    /// Returns the memory held.
     pub(crate) fn cost(&self) -> usize {
         self.cost
     }
 
-    /// Bytes of the packets alone.
+    /// Returns the bytes of the packets alone.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// All records that were not given up, in order.
+    /// Returns all records that were not given up, in order.
     pub(crate) fn into_records(self) -> impl Iterator<Item = Record> {
         self.records.into_iter().filter(|record| !record.packet.is_empty())
     }
 
-    /// Gives back memory that a burst left behind.
+    /// Releases memory left over from a burst.
     pub(crate) fn trim(&mut self) {
         self.records.shrink_to_fit();
     }
@@ -211,7 +217,7 @@ impl ReplayBuffer {
         Some(record)
     }
 
-    /// The numbers of records given up are free once nothing older is kept.
+    /// Frees the numbers of records given up, once nothing older is held.
     fn skip_given_up(&mut self) {
         while self.records.front().is_some_and(|record| record.packet.is_empty()) {
             self.pop();
@@ -260,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn old_acknowledgements_do_nothing_and_impossible_ones_are_errors() {
+    fn old_acknowledgements_are_ignored_and_impossible_ones_refused() {
         let mut replay = filled(3);
         replay.acknowledge(2, drop).unwrap();
         replay.acknowledge(1, |_| panic!("twice")).unwrap();
@@ -269,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn numbered_anew_what_was_not_sent_again_cannot_be_acknowledged() {
+    fn renumbered_records_cannot_be_acknowledged_before_they_are_sent_again() {
         let mut replay = filled(3);
         replay.renumber(10);
         assert!(replay.acknowledge(11, drop).is_err());
@@ -288,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_amid_segments_that_stay_leaves_a_jump() {
+    fn a_record_given_up_between_segments_leaves_a_jump() {
         let mut replay = filled(5);
         let range = Some(SegmentRange { flow: 1, seq: 0, length: 1 });
         (replay.records[0].range, replay.records[3].range, replay.expirable) = (range, range, 3);

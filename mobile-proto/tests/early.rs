@@ -1,4 +1,5 @@
-//! Activation before WELCOME: one round trip earlier, and nothing lost whoever was restarted meanwhile.
+//! Tests of activation before WELCOME: one round trip earlier, and nothing lost whichever end is
+//! restarted meanwhile.
 
 mod common;
 
@@ -13,7 +14,7 @@ const THREE: PathId = PathId(3);
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn data_goes_right_behind_hello_and_the_answer_comes_with_welcome() {
+fn data_is_sent_after_hello_and_answered_with_welcome() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..5);
     down(&mut pair, 0..5);
@@ -26,7 +27,7 @@ fn data_goes_right_behind_hello_and_the_answer_comes_with_welcome() {
         Some(Event::PathActivated { path: TWO, previous: None, replayed: 5, dropped: 0 })
     );
     up(&mut pair, 5..8);
-    // Half a round trip: all is there, before the client has heard a word.
+    // After half a round trip everything has arrived, before the client has received anything.
     pair.transmit(usize::MAX);
     pair.deliver(TWO, Direction::Up, usize::MAX);
     assert_eq!(numbers(&pair.at_server), all(0..8));
@@ -80,7 +81,7 @@ fn a_path_that_fails_before_welcome_loses_nothing() {
 }
 
 #[test]
-fn a_restarted_relay_ignores_the_haste_and_gets_everything_again() {
+fn a_restarted_relay_ignores_early_frames_and_gets_everything_again() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..5);
     down(&mut pair, 0..2);
@@ -95,7 +96,7 @@ fn a_restarted_relay_ignores_the_haste_and_gets_everything_again() {
     pair.deliver(TWO, Direction::Up, usize::MAX);
     assert_eq!(numbers(&pair.at_server), all(0..5), "numbers of another epoch mean nothing");
     assert_eq!(pair.server().active_path(), None);
-    // ACTIVATE, SEQ and seven DATA.
+    // ACTIVATE, SEQ and seven DATA frames.
     assert_eq!((pair.server().stats().stale_frames, pair.server().stats().protocol_errors), (9, 0));
     pair.settle();
     assert!(pair.client_events.contains(&Event::PathReady { path: TWO, resumed: false }));
@@ -135,7 +136,7 @@ fn another_path_may_bring_the_new_epoch_first() {
 }
 
 #[test]
-fn a_path_left_again_before_its_welcome_counts_anew_in_the_new_epoch() {
+fn a_path_left_before_its_welcome_restarts_its_numbers_in_the_new_epoch() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..1);
     pair.advance(SECOND);
@@ -145,7 +146,7 @@ fn a_path_left_again_before_its_welcome_counts_anew_in_the_new_epoch() {
     pair.open(THREE);
     up(&mut pair, 1..2);
     pair.transmit(usize::MAX);
-    // In haste it has written record 1: in the new epoch, record 2 would follow without a SEQ.
+    // The path has carried record 1 early; in the new epoch, record 2 would follow without a SEQ.
     pair.wire(TWO).stalled_down = true;
     pair.activate(THREE, &[TWO]);
     up(&mut pair, 2..3);
@@ -177,7 +178,7 @@ fn numbers_of_another_epoch_mean_nothing_even_without_activate() {
 }
 
 #[test]
-fn without_a_known_epoch_the_wish_waits_for_welcome() {
+fn without_a_known_epoch_the_activation_waits_for_welcome() {
     let mut pair = Pair::new(Limits::default());
     up(&mut pair, 0..3);
     pair.open(ONE);
@@ -200,7 +201,7 @@ fn without_a_known_epoch_the_wish_waits_for_welcome() {
 }
 
 #[test]
-fn a_wish_is_carried_out_as_soon_as_any_path_brings_the_epoch() {
+fn a_waiting_activation_follows_as_soon_as_any_path_brings_the_epoch() {
     let mut pair = Pair::new(Limits::default());
     up(&mut pair, 0..3);
     pair.open(ONE);
@@ -216,13 +217,13 @@ fn a_wish_is_carried_out_as_soon_as_any_path_brings_the_epoch() {
 }
 
 #[test]
-fn a_path_opened_while_the_wish_waits_for_welcome_is_kept() {
+fn a_path_opened_while_an_activation_waits_for_welcome_is_kept() {
     let mut pair = Pair::new(Limits::default());
     pair.open(ONE);
     pair.activate(ONE, &[]);
     pair.transmit(usize::MAX);
     pair.deliver(ONE, Direction::Up, usize::MAX);
-    // The relay has its HELLO before the ACTIVATE of the first path is written.
+    // The relay has the HELLO of path 2 before the ACTIVATE of path 1 is written.
     pair.open(TWO);
     pair.transmit(usize::MAX);
     pair.deliver(TWO, Direction::Up, usize::MAX);
@@ -231,7 +232,7 @@ fn a_path_opened_while_the_wish_waits_for_welcome_is_kept() {
     assert_eq!(pair.server().paths().count(), 2);
     assert!(pair.client_events.contains(&Event::PathReady { path: TWO, resumed: true }));
     assert!(!pair.client_events.iter().any(|event| matches!(event, Event::PathClosed { .. })));
-    // The next word is final again.
+    // The next activation frees other paths again.
     pair.activate(ONE, &[]);
     pair.settle();
     assert_eq!(pair.server().paths().collect::<Vec<_>>(), [ONE]);
@@ -246,7 +247,7 @@ fn a_path_opened_while_an_early_activation_is_to_be_repeated_is_kept() {
     pair.transmit(usize::MAX);
     pair.deliver(TWO, Direction::Up, usize::MAX);
     pair.transmit(usize::MAX);
-    // It names the former epoch still, as the first ACTIVATE did.
+    // Its HELLO still names the former epoch, as the first ACTIVATE did.
     pair.open(THREE);
     pair.transmit(usize::MAX);
     pair.deliver(THREE, Direction::Up, usize::MAX);

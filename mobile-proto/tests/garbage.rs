@@ -1,5 +1,5 @@
-//! A peer that sends anything at all: never a panic, never a stuck timer, and nothing that was
-//! accepted is lost when the next path is a good one.
+//! Tests of a peer that sends anything at all: no panic, no stuck timer, and no accepted packet is
+//! lost when the next path is a good one.
 
 mod common;
 
@@ -13,14 +13,14 @@ use proptest::prelude::*;
 
 const ONE: PathId = PathId(1);
 
-/// A whole frame with a payload short enough for one byte of length.
+/// Returns a complete frame with a payload short enough for one byte of length.
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![kind, u8::try_from(payload.len()).expect("short")];
     frame.extend_from_slice(payload);
     frame
 }
 
-/// Frames that are well formed outside and anything inside.
+/// Returns frames that are well formed outside and arbitrary inside.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let kind = prop_oneof![6 => 1..9_u8, 5 => 0x10..0x16_u8, 1 => 0x80..=0xff_u8];
     let payload = prop_oneof![
@@ -35,7 +35,8 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), frames()]
 }
 
-/// Feeds `bytes` in pieces of `step`, and lets the session do whatever follows from it.
+/// Feeds `bytes` in pieces of `step`, and lets the session do what follows. Returns whether all
+/// input was valid.
 fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usize) -> bool {
     let mut fine = true;
     for piece in bytes.chunks(step.max(1)) {
@@ -56,7 +57,7 @@ fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usiz
     fine
 }
 
-/// Both ends with records in flight and in the queue.
+/// Returns a pair with records in flight and queued at both ends.
 fn busy() -> Pair {
     let mut pair = Pair::connected(Limits { compression: true, ..Limits::default() });
     for n in 0..6 {
@@ -66,8 +67,8 @@ fn busy() -> Pair {
     pair
 }
 
-/// Tests that a configuration which changes without end is one event: 1 MiB caused 80,000 events,
-/// each of which cost the program above a copy of its whole state.
+/// Tests that a configuration which changes without end is one event. Otherwise 1 MiB causes 80,000
+/// events, each of which costs the agent a copy of its whole state.
 #[test]
 fn a_configuration_that_changes_without_end_is_one_event() {
     let mut pair = busy();
@@ -80,7 +81,7 @@ fn a_configuration_that_changes_without_end_is_one_event() {
 }
 
 #[test]
-fn after_an_error_the_peer_is_told_and_the_next_path_carries_on() {
+fn after_an_error_close_is_sent_and_the_next_path_continues() {
     let mut pair = busy();
     let now = pair.now;
     let error = pair.client.handle_input(now, ONE, &[0x7f, 1, 2], &mut |_| {}).unwrap_err();
@@ -97,7 +98,7 @@ fn after_an_error_the_peer_is_told_and_the_next_path_carries_on() {
 }
 
 #[test]
-fn frames_out_of_place_are_named() {
+fn misplaced_frames_are_named_in_the_error() {
     let cases: [(Vec<u8>, &str); 8] = [
         (frame(0x10, &[0; 29]), "HELLO frame from this peer in this state"),
         (frame(0x11, &[1; 29]), "WELCOME frame from this peer in this state"),
@@ -202,8 +203,8 @@ proptest! {
     }
 
     #[test]
-    fn garbage_on_one_path_harms_nothing_that_was_accepted(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        // Types that no version has: whatever follows, the path ends there.
+    fn garbage_on_one_path_loses_no_accepted_packet(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        // The frame type is unknown to any version: whatever follows, the path ends there.
         let mut pair = busy();
         pair.transmit(usize::MAX);
         let now = pair.now;

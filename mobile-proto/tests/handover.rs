@@ -1,4 +1,4 @@
-//! Handovers, outages and restarts, case by case.
+//! Tests of handovers, outages and restarts.
 
 mod common;
 
@@ -43,7 +43,7 @@ fn packets_of_every_length_pass_whole() {
     assert_eq!(pair.send_up(&[]), Enqueue::Dropped(DropReason::BadLength));
     assert_eq!(pair.send_up(&vec![0; MAX_PACKET + 1]), Enqueue::Dropped(DropReason::BadLength));
     pair.transmit(usize::MAX);
-    // In pieces that never meet the frames' ends.
+    // In pieces that never end with a frame.
     while pair.deliver(ONE, Direction::Up, 997) > 0 {}
     let lengths: Vec<_> = pair.at_server.iter().map(Vec::len).collect();
     assert_eq!(lengths, [4, 63, 64, 1500, 16_383, 16_384, 65_535, MAX_PACKET]);
@@ -52,7 +52,7 @@ fn packets_of_every_length_pass_whole() {
 }
 
 #[test]
-fn packets_that_were_not_copied_are_the_same_when_they_are_sent_again() {
+fn adopted_packets_are_unchanged_when_they_are_replayed() {
     let mut pair = Pair::connected(Limits::default());
     let mut buffer = vec![0; MAX_PACKET];
     let lengths = [60_000, 4, MAX_PACKET, 1500, 40_000, 65_535];
@@ -62,7 +62,7 @@ fn packets_that_were_not_copied_are_the_same_when_they_are_sent_again() {
         let offload = with_offload(&sent).offload;
         let taken = pair.client.enqueue_in_place(pair.now, &mut buffer, length, offload);
         assert_eq!((taken, buffer.len()), (Enqueue::Queued, MAX_PACKET));
-        // Whoever reads the next packet writes over whatever is there.
+        // The next packet overwrites whatever is in the buffer.
         buffer.fill(0xee);
     }
     for length in [0, MAX_PACKET + 1] {
@@ -80,7 +80,7 @@ fn packets_that_were_not_copied_are_the_same_when_they_are_sent_again() {
 }
 
 #[test]
-fn what_a_dead_path_swallowed_is_sent_again_both_ways() {
+fn records_lost_on_a_dead_path_are_replayed_in_both_directions() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..10);
     down(&mut pair, 0..10);
@@ -92,7 +92,7 @@ fn what_a_dead_path_swallowed_is_sent_again_both_ways() {
     pair.open(TWO);
     pair.settle();
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
-    // WELCOME said what had arrived: only the rest is sent again.
+    // WELCOME acknowledged what had arrived: only the rest is sent again.
     pair.activate(TWO, &[]);
     assert!(!pair.client_events.contains(&Event::PathConfirmed { path: TWO }));
     assert_eq!(
@@ -109,7 +109,7 @@ fn what_a_dead_path_swallowed_is_sent_again_both_ways() {
 }
 
 #[test]
-fn make_before_break_with_the_old_paths_bytes_arriving_last() {
+fn a_planned_handover_survives_late_bytes_of_the_old_path() {
     let mut pair = Pair::connected(Limits::default());
     pair.open(TWO);
     pair.settle();
@@ -125,7 +125,7 @@ fn make_before_break_with_the_old_paths_bytes_arriving_last() {
     pair.settle();
     assert_eq!(numbers(&pair.at_server), all(0..25));
     assert_eq!(numbers(&pair.at_client), all(0..25));
-    // Now the old path wakes up: all of it is known by number.
+    // The old path delivers again: all of its records are known by number.
     pair.wire(ONE).stalled_up = false;
     pair.wire(ONE).stalled_down = false;
     pair.settle();
@@ -216,7 +216,7 @@ fn an_activate_acknowledges_and_is_answered_at_once() {
 }
 
 #[test]
-fn a_restarted_relay_gets_the_unacknowledged_again_first_and_in_order() {
+fn a_restarted_relay_gets_unacknowledged_records_first_and_in_order() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..5);
     pair.settle();
@@ -240,11 +240,11 @@ fn a_restarted_relay_gets_the_unacknowledged_again_first_and_in_order() {
 }
 
 #[test]
-fn paths_of_a_former_epoch_are_closed_and_answers_out_of_order_do_no_harm() {
+fn paths_of_a_former_epoch_are_closed_and_late_answers_are_ignored() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..5);
     pair.advance(SECOND);
-    // Path 2's WELCOME of the old relay waits on the wire while path 3 meets the new relay.
+    // Path 2's WELCOME of the old relay is in flight while path 3 reaches the new relay.
     pair.open(TWO);
     pair.transmit(usize::MAX);
     pair.deliver(TWO, Direction::Up, usize::MAX);
@@ -281,7 +281,8 @@ fn a_restarted_client_gets_what_the_relay_still_held() {
     pair.settle();
     up(&mut pair, 0..2);
     pair.settle();
-    // The new agent cannot know what the old one delivered: from the first unacknowledged on.
+    // The new agent cannot know what the old one delivered: the relay starts with the first
+    // unacknowledged record.
     assert_eq!(numbers(&pair.at_client), [all(0..3), all(0..8)].concat());
     assert_eq!(numbers(&pair.at_server), all(0..2));
 }

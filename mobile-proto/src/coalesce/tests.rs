@@ -73,7 +73,7 @@ fn pass<'a>(packets: impl Iterator<Item = Packet<'a>>) -> (Vec<Vec<u8>>, usize) 
 }
 
 #[test]
-fn equal_datagrams_become_one_packet_and_the_same_ones_again() {
+fn equal_datagrams_become_one_packet_that_segments_back() {
     for six in [false, true] {
         let sent: Vec<_> = (0..10u8).map(|number| datagram(six, 7, &[number; 200])).collect();
         let (received, writes) = pass(sent.iter().map(|bytes| of(bytes)));
@@ -82,7 +82,7 @@ fn equal_datagrams_become_one_packet_and_the_same_ones_again() {
 }
 
 #[test]
-fn one_that_stays_alone_is_handed_on_as_it_came() {
+fn a_single_datagram_is_passed_on_unchanged() {
     let bytes = datagram(false, 7, b"a question");
     let packet = Packet { bytes: &bytes, offload: Offload::Checksum };
     let mut coalescer = SegmentCoalescer::default();
@@ -96,7 +96,7 @@ fn one_that_stays_alone_is_handed_on_as_it_came() {
 }
 
 #[test]
-fn what_the_kernel_would_not_make_alike_is_not_joined() {
+fn datagrams_that_the_kernel_would_not_recreate_are_not_coalesced() {
     let first = datagram(false, 7, &[1; 100]);
     let mut coalescer = SegmentCoalescer::default();
     let change = |at: usize, value: u8| {
@@ -176,7 +176,7 @@ fn a_probe_of_the_path_mtu_does_not_take_the_datagram_behind_it_along() {
 }
 
 #[test]
-fn neither_too_many_nor_too_long() {
+fn number_and_length_of_coalesced_datagrams_are_bounded() {
     let small: Vec<_> = (0..200u16).map(|_| datagram(true, 7, &[1; 20])).collect();
     assert_eq!(pass(small.iter().map(|bytes| of(bytes))), (small.clone(), 4));
     let long: Vec<_> = (0..50u16).map(|_| datagram(false, 7, &[2; 1400])).collect();
@@ -186,7 +186,7 @@ fn neither_too_many_nor_too_long() {
 
 proptest! {
     #[test]
-    fn whatever_comes_all_of_it_goes_on_in_order(
+    fn all_packets_are_passed_on_in_order(
         packets in proptest::collection::vec(
             (any::<bool>(), 1..3u16, prop_oneof![Just(100usize), 0..150usize], any::<u8>(), any::<bool>()),
             0..80,
@@ -207,7 +207,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_is_not_joined_and_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), partial in any::<bool>()) {
+    fn garbage_is_not_coalesced_and_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), partial in any::<bool>()) {
         let offload = if partial { Offload::Checksum } else { Offload::None };
         let mut coalescer = SegmentCoalescer::default();
         coalescer.push(Packet { bytes: &bytes, offload });

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_before_makes_the_next_packet_smaller() {
+    fn earlier_packets_make_the_next_one_smaller() {
         let packet: Vec<u8> =
             (0..1000_u32).flat_map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let mut encoder = Encoder::new().unwrap();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_packet_of_noise_passes() {
+    fn the_longest_incompressible_packet_passes() {
         let mut noise = 1_u32;
         let packet: Vec<u8> = std::iter::repeat_with(|| {
             noise ^= noise << 13;
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_refused_and_so_is_a_lie() {
+    fn a_decompression_bomb_and_a_wrong_length_are_refused() {
         let bomb = stream(WINDOW_LOG, 1, &vec![0; 4 << 20]);
         assert!(bomb.len() < 1000, "{} bytes", bomb.len());
         for length in [1, 1500, MAX_PACKET] {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_wants_more_memory_is_refused() {
+    fn a_stream_with_a_larger_window_is_refused() {
         let data = vec![1; 1000];
         assert!(Decoder::new().unwrap().decode(1000, &stream(WINDOW_LOG + 1, 3, &data)).is_err());
         assert!(Decoder::new().unwrap().decode(1000, &stream(WINDOW_LOG, 19, &data)).is_ok());
@@ -198,7 +198,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_come_out_as_they_went_in(packets in vec(vec(0..4_u8, 1..3000), 1..20)) {
+        fn packets_survive_a_round_trip(packets in vec(vec(0..4_u8, 1..3000), 1..20)) {
             let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new().unwrap());
             for packet in packets {
                 prop_assert!(encoder.encode(&packet));

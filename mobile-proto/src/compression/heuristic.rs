@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_that_does_not_compress_is_given_up_and_tried_again() {
+    fn an_incompressible_flow_is_paused_and_tried_again() {
         let mut heuristic = Heuristic::default();
         assert_eq!(send(&mut heuristic, 7, 200_000, 990), 17, "one sample, then paused");
         assert_eq!(send(&mut heuristic, 8, 200_000, 500), 200, "another flow is not affected");

@@ -1,4 +1,5 @@
-//! Frames and what is in them. Whatever can be read can be written, and is the same when it is read again.
+//! Invariants of frames and messages: whatever can be parsed can be encoded, and is the same when
+//! it is parsed again.
 
 use crate::config;
 use crate::enroll::{self, EnrolmentRefusal, EnrolmentReply, TOKEN_LEN, Token};
@@ -8,10 +9,10 @@ use crate::{
     CloseCode, Hello, HelloReader, MAX_PACKET, Offload, Packet, PathId, ProtocolError, PushConfig, SessionId,
 };
 
-/// Beyond a frame's payload: its type and the longest varint.
+/// Maximum length of a frame's header in bytes: its type and the longest varint.
 const HEADER: usize = 9;
 
-/// Reads frame after frame, as a session does.
+/// Decodes frame after frame, as a session does.
 pub fn frames(mut bytes: &[u8]) {
     loop {
         match frame::decode(bytes) {
@@ -21,7 +22,7 @@ pub fn frames(mut bytes: &[u8]) {
                     let part = frame::decode(&bytes[..cut]).expect("a frame's beginning");
                     assert!(matches!(part, Decoded::Incomplete { need } if need > cut && need <= consumed));
                 }
-                // Wrong inside is fine; wrong and taken is not.
+                // An invalid payload may be refused; an accepted one must survive a round trip.
                 let _ = payload_of(kind, payload);
                 bytes = &bytes[consumed..];
             }
@@ -35,7 +36,7 @@ pub fn frames(mut bytes: &[u8]) {
     }
 }
 
-/// The first byte says which message the rest is the payload of; for HELLO, how it comes in pieces too.
+/// Parses a message whose kind is given by the first byte; HELLO is fed in pieces, too.
 pub fn hello(bytes: &[u8]) {
     let Some((&choice, payload)) = bytes.split_first() else { return };
     let kinds = [frame::WELCOME, frame::CONFIG, frame::ACTIVATE, frame::HELLO];
@@ -63,7 +64,7 @@ pub fn hello(bytes: &[u8]) {
     }
 }
 
-/// Reads the payload of a frame; what can be read is written and read again.
+/// Parses the payload of a frame; what can be parsed is encoded and parsed again.
 fn payload_of(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     let mut wire = Vec::new();
     match kind {
@@ -129,7 +130,7 @@ fn payload_of(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     Ok(())
 }
 
-/// The payload of the frame that fills `wire`.
+/// Returns the payload of the frame that fills `wire`.
 fn reread(kind: u8, wire: &[u8]) -> &[u8] {
     match frame::decode(wire) {
         Ok(Decoded::Frame { kind: same, payload, consumed }) if same == kind && consumed == wire.len() => {
@@ -145,7 +146,7 @@ fn read_hello(payload: &[u8]) -> Result<(Hello, Vec<u8>), ProtocolError> {
     HelloReader::new().feed(&wire).map(|hello| hello.expect("the frame is whole"))
 }
 
-/// Enrolment: both messages, by their beginnings too.
+/// Parses both enrolment messages, and all their prefixes.
 pub fn enrolment(bytes: &[u8]) {
     by_prefix(bytes, enroll::read_request);
     by_prefix(bytes, enroll::read_reply);
@@ -160,7 +161,7 @@ pub fn enrolment(bytes: &[u8]) {
     }
 }
 
-/// However it comes in pieces, it is the same in the end: nothing that is read or refused becomes anything else.
+/// Checks that a prefix that is parsed or refused gives the same result as the whole input.
 fn by_prefix<T: PartialEq + std::fmt::Debug>(
     bytes: &[u8],
     read: impl Fn(&[u8]) -> Result<Option<T>, ProtocolError>,
@@ -174,7 +175,7 @@ fn by_prefix<T: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// One of each frame, as the encoders write it.
+/// Returns one of each frame, as the encoders write it.
 #[must_use]
 pub fn frame_seeds() -> Vec<Vec<u8>> {
     let mut seeds = control_frames();
@@ -201,7 +202,7 @@ pub fn frame_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// The messages behind the byte that says which it is.
+/// Returns the messages after the byte that gives their kind.
 #[must_use]
 pub fn hello_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
@@ -213,7 +214,7 @@ pub fn hello_seeds() -> Vec<Vec<u8>> {
             frame::ACTIVATE => seeds.push([&[2], payload].concat()),
             _ => {
                 seeds.push([&[3], payload].concat());
-                // The frame, in pieces of 1 and of 6, with what follows it.
+                // The whole frame, in pieces of 1 and of 6 bytes, with bytes after it.
                 seeds.push([&[3], &wire[..], b"rest"].concat());
                 seeds.push([&[23], &wire[..], b"rest"].concat());
             }
@@ -222,7 +223,7 @@ pub fn hello_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Both messages, and every refusal.
+/// Returns both enrolment messages, with every refusal.
 #[must_use]
 pub fn enrolment_seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![enroll::encode_request(&Token::from_bytes([0xab; TOKEN_LEN])).to_vec()];
@@ -233,7 +234,7 @@ pub fn enrolment_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// HELLO, WELCOME, ACTIVATE and CONFIG, with all they can have and with the least.
+/// Returns HELLO, WELCOME, ACTIVATE and CONFIG, with all optional parts and with none.
 fn control_frames() -> Vec<Vec<u8>> {
     let least = PushConfig { ipv4: None, ipv6: None, mtu: 1280, dns: Vec::new() };
     let full = PushConfig {
@@ -252,7 +253,7 @@ fn control_frames() -> Vec<Vec<u8>> {
             frames.push(one(|out| VersionedConfig::put(out, 2, config)));
         }
     }
-    // A relay of a later version has more to say.
+    // A relay of a later version sends an item that this version does not know.
     frames.push(one(|out| {
         let mut payload = vec![0; 8];
         payload[7] = 7;

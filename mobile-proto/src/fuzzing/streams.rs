@@ -1,11 +1,11 @@
-//! Compressed streams: of a peer that says anything, and of one that means it.
+//! Invariants of compressed streams, of a hostile peer and of an honest one.
 
 use super::packets;
 use crate::MAX_PACKET;
 use crate::compression::{Decoder, Encoder};
 
-/// What the input stands for: an even first byte is a peer's stream, in pieces of `length claimed (16 bits) | bytes (8
-/// bits) | …`; an odd one is packets of up to 1 KiB, which must come out as they went in.
+/// Checks a peer's stream if the first byte is even, in pieces of `claimed length (16 bits) | bytes
+/// (8 bits) | …`; if it is odd, packets of up to 1 KiB that must survive a round trip.
 pub fn compression(bytes: &[u8]) {
     let Some((&choice, rest)) = bytes.split_first() else { return };
     if choice % 2 == 0 { hostile(rest) } else { honest(rest) }
@@ -14,7 +14,7 @@ pub fn compression(bytes: &[u8]) {
 fn hostile(mut bytes: &[u8]) {
     let mut decoder = Decoder::new().expect("memory");
     while let Some((&[high, low, count], rest)) = bytes.split_first_chunk() {
-        // 0xffff stands for the longest and 0xfffe for more than that.
+        // 0xffff stands for the maximum length, and 0xfffe for more than that.
         let claimed = match u16::from_be_bytes([high, low]) {
             0xffff => MAX_PACKET,
             0xfffe => MAX_PACKET + 1,
@@ -42,7 +42,7 @@ fn honest(mut bytes: &[u8]) {
     }
 }
 
-/// Streams of packets that resemble each other, as they are sent, and the packets.
+/// Returns streams of similar packets in compressed form, and the packets.
 #[must_use]
 pub fn compression_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();

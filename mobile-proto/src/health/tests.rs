@@ -29,7 +29,7 @@ fn time_to_detect(model: &mut Model, load: (u64, u64)) -> (u64, u64) {
     model.run(10_000, load.0, load.1);
     let at = model.first(Outcome::Unresponsive, cut).expect("a dead path is detected");
     assert_eq!(model.count(Outcome::Unresponsive), 1, "reported once");
-    assert!(model.first(Outcome::Probing, 0).is_some_and(|doubted| doubted < at));
+    assert!(model.first(Outcome::Probing, 0).is_some_and(|probing| probing < at));
     (at - model.last_answer, at - cut)
 }
 
@@ -238,7 +238,7 @@ fn the_timeout_for_welcome_follows_the_rtt_of_the_handshake() {
     assert_eq!(health.deadline(connecting), Some(now + SECOND));
     let _ = health.on_sample(now, TransportSample { srtt: SECOND, ..sample(1) });
     assert_eq!(health.deadline(connecting), Some(now + 4 * SECOND));
-    assert!(health.on_timeout(now + 4 * SECOND, connecting).suspect.is_some());
+    assert!(health.on_timeout(now + 4 * SECOND, connecting).unresponsive.is_some());
     assert!(health.on_progress(now + 5 * SECOND));
 }
 
@@ -320,7 +320,7 @@ fn a_transport_without_further_samples_is_not_asked_for_ever() {
         let Some(due) = health.deadline(context).filter(|&due| due <= end) else { break };
         assert!(due > now, "the timer is due again at once");
         now = due;
-        detected.extend(health.on_timeout(now, context).suspect);
+        detected.extend(health.on_timeout(now, context).unresponsive);
     }
     assert_eq!(detected, [4 * INITIAL_RTT], "by silence, as without any samples");
     // The transport is trusted again as soon as it provides a sample.

@@ -17,9 +17,9 @@ fn send(flows: &mut FlowTable, sample: Sample) -> Option<usize> {
 }
 
 #[test]
-fn the_newest_acknowledgement_and_its_window_are_known() {
+fn the_newest_acknowledgement_and_its_window_are_tracked() {
     let mut flows = FlowTable::default();
-    assert_eq!(send(&mut flows, Sample::default()), None, "what is only sent makes no flow");
+    assert_eq!(send(&mut flows, Sample::default()), None, "a segment that is only sent creates no flow");
     flows.on_delivered(&inbound(1000, 500));
     let at = send(&mut flows, Sample { seq: 1000, data: 200, ..Sample::default() }).unwrap();
     assert!(!flows.get(at).is_acknowledged());
@@ -35,7 +35,7 @@ fn the_newest_acknowledgement_and_its_window_are_known() {
     assert_eq!(
         (flows.get(at).acked, flows.get(at).window),
         (1100, Some(800)),
-        "nor one of what was not sent"
+        "nor does one of data that was not sent"
     );
     flows.on_delivered(&inbound(1200, 0));
     assert!(flows.get(at).is_acknowledged());
@@ -53,7 +53,7 @@ fn the_window_of_a_handshake_is_not_in_the_flows_scale() {
 }
 
 #[test]
-fn what_wants_an_answer_is_data_or_a_probe() {
+fn data_and_probes_elicit_an_answer() {
     let mut flows = FlowTable::default();
     flows.on_delivered(&inbound(1000, 500));
     let at = send(&mut flows, Sample::default()).unwrap();
@@ -107,40 +107,41 @@ fn the_least_recently_used_flow_makes_room() {
     assert_eq!(flows.index.len(), MAX_FLOWS);
     assert_eq!(send(&mut flows, first(1)), None);
     for port in (2..=MAX_FLOWS).chain([0]) {
-        let at = send(&mut flows, first(port)).expect("still known");
+        let at = send(&mut flows, first(port)).expect("the flow is tracked");
         assert_eq!(flows.get(at).key, segment(first(port)).key);
     }
 }
 
-/// A flow as it is in the midst of a connection: 1000 is acknowledged, 5000 is expected.
-fn living() -> FlowTable {
+/// Returns an established flow: 1000 is acknowledged, 5000 is expected.
+fn established() -> FlowTable {
     let mut flows = FlowTable::default();
     flows.on_delivered(&inbound(1000, 500));
     assert!(send(&mut flows, Sample::default()).is_some());
     flows
 }
 
-/// Each makes a flow that the local end never used; an idle ssh session has the oldest use of all.
+/// Each of these segments creates a flow that the local end never used. An idle ssh session is the
+/// least recently used of all.
 #[test]
-fn anybodys_segments_push_out_no_flow_that_the_local_end_uses() {
-    let mut flows = living();
+fn segments_of_anybody_evict_no_flow_that_the_local_end_uses() {
+    let mut flows = established();
     for port in 10_000..20_000 {
         flows.on_delivered(&segment(Sample { inbound: true, seq: 5000, ack: 77, port, ..Sample::default() }));
         assert!(flows.flows.len() == 1 && flows.unconfirmed.len() <= MAX_UNCONFIRMED);
     }
     assert!(send(&mut flows, Sample::default()).is_some());
     let last = Sample { seq: 77, port: 19_999, ..Sample::default() };
-    assert!(send(&mut flows, last).is_some(), "a newcomer is known as soon as its local end answers");
+    assert!(send(&mut flows, last).is_some(), "a new flow is tracked as soon as its local end answers");
 }
 
 #[test]
 fn a_reset_or_syn_with_a_guessed_number_ends_no_flow() {
-    let mut flows = living();
+    let mut flows = established();
     for seq in [5000 + MAX_RESET_DISTANCE + 1, 5000_u32.wrapping_sub(MAX_RESET_DISTANCE + 1), 1 << 31] {
         for flags in [RST, RST | ACK, SYN, SYN | ACK] {
             flows.on_delivered(&Segment { seq, flags, ..inbound(900, 0) });
             flows.on_delivered(&inbound(900, 0));
-            let at = send(&mut flows, Sample::default()).expect("it lives");
+            let at = send(&mut flows, Sample::default()).expect("the flow is tracked");
             assert_eq!((flows.get(at).acked, flows.get(at).window), (1000, Some(500)), "{flags}");
         }
     }
@@ -149,21 +150,21 @@ fn a_reset_or_syn_with_a_guessed_number_ends_no_flow() {
 }
 
 #[test]
-fn what_a_stranger_made_up_is_forgotten_once_the_local_end_speaks() {
+fn forged_state_of_an_unconfirmed_flow_is_forgotten_once_the_local_end_sends() {
     for forged in [2000, 1_000_000, 1000_u32.wrapping_sub(MAX_WINDOW + 1)] {
         let mut flows = FlowTable::default();
         flows.on_delivered(&inbound(forged, 500));
         assert_eq!(send(&mut flows, Sample { data: 10, ..Sample::default() }), None, "{forged}");
         flows.on_delivered(&inbound(1000, 500));
-        let at = send(&mut flows, Sample { data: 10, ..Sample::default() }).expect("known by now");
+        let at = send(&mut flows, Sample { data: 10, ..Sample::default() }).expect("the flow is tracked");
         assert_eq!(flows.get(at).acked, 1000);
     }
 }
 
-/// A flow of which nothing was heard believed any acknowledgement, however far ahead, in a segment a little older than what the local
-/// end expects.
+/// Tests that an unconfirmed flow does not accept any acknowledgement, however far ahead, in a
+/// segment a little older than what the local end expects.
 #[test]
-fn a_stranger_is_not_believed_because_its_segment_would_be_refused() {
+fn a_segment_that_the_local_end_would_refuse_does_not_confirm_a_flow() {
     for forged in [1000 + MAX_DISTANCE + 1, 1000 + (1 << 30)] {
         let mut flows = FlowTable::default();
         flows.on_delivered(&Segment { seq: 4900, ..inbound(forged, 500) });
@@ -171,22 +172,22 @@ fn a_stranger_is_not_believed_because_its_segment_would_be_refused() {
     }
 }
 
-/// Tests the reported forgery: a segment 2^31 away from what the local end expects acknowledged
-/// 3,000 bytes that nobody had received, and the answer to an outage then told the local end to
-/// free them.
+/// Tests a reported forgery: a segment 2^31 away from what the local end expects acknowledged 3,000
+/// bytes that nobody had received, and the answer to an outage then told the local end to free
+/// them.
 #[test]
 fn nothing_is_learnt_from_a_segment_that_the_local_end_refuses() {
     for seq in [5000 + (1 << 31), 5000 + MAX_DISTANCE + 1, 5000_u32.wrapping_sub(2 * MAX_DISTANCE), 4990] {
         for flags in [ACK, ACK | FIN, RST, RST | ACK] {
-            let mut flows = living();
+            let mut flows = established();
             let at = send(&mut flows, Sample { data: 3000, ..Sample::default() }).unwrap();
             let forged = Segment { seq, flags, ..inbound(4000, 60_000) };
             flows.on_delivered(&forged);
             let flow = flows.get(at);
             assert_eq!((flow.acked, flow.window), (1000, Some(500)), "{seq} {flags}");
-            // Both FINs, and an acknowledgement of everything, would end the flow.
+            // Both FINs and an acknowledgement of everything would end the flow.
             let fin = Sample { seq: 4000, flags: FIN | ACK, ..Sample::default() };
-            send(&mut flows, fin).expect("it lives");
+            send(&mut flows, fin).expect("the flow is tracked");
             flows.on_delivered(&inbound(4001, 500));
             assert!(send(&mut flows, Sample { seq: 4001, ..Sample::default() }).is_some(), "{seq} {flags}");
         }
@@ -195,7 +196,7 @@ fn nothing_is_learnt_from_a_segment_that_the_local_end_refuses() {
 
 /// Tests that the window is as wide as the local end says, where its handshake was seen.
 #[test]
-fn a_segment_beyond_the_window_teaches_nothing() {
+fn a_segment_beyond_the_window_is_ignored() {
     for (shift, width) in [(Some(0), 500), (Some(4), 8000), (None, 500 << 14)] {
         let mut flows = FlowTable::default();
         if let Some(shift) = shift {
@@ -211,47 +212,51 @@ fn a_segment_beyond_the_window_teaches_nothing() {
         assert_eq!(
             (flows.get(at).acked, flows.get(at).window),
             (3000, Some(700)),
-            "at its end is a full one"
+            "a segment at the end of the window is accepted"
         );
         assert!(send(&mut flows, Sample { seq: 3000, ..Sample::default() }).is_some(), "nor is it reset");
     }
 }
 
 #[test]
-fn what_a_refused_segment_acknowledges_is_not_believed_but_may_be_told_again() {
-    let mut flows = living();
+fn the_acknowledgement_of_a_refused_segment_is_kept_to_be_repeated() {
+    let mut flows = established();
     let at = send(&mut flows, Sample { data: 400, ..Sample::default() }).unwrap();
     flows.on_delivered(&Segment { seq: 4000, ..inbound(1400, 600) });
     let flow = flows.get(at);
     assert_eq!((flow.acked, flow.window), (1000, Some(500)));
     let local = segment(Sample { data: 400, ..Sample::default() });
-    assert_eq!(flow.missed_ack(&local), Some((1400, Some(600))), "the local end shows that it has not heard");
+    assert_eq!(
+        flow.missed_ack(&local),
+        Some((1400, Some(600))),
+        "the local end shows that it missed the acknowledgement"
+    );
     assert_eq!(flow.missed_ack(&segment(Sample { seq: 1400, ..Sample::default() })), None);
     flows.get_mut(at).ack_repeated(1400, 600);
     assert_eq!((flows.get(at).acked, flows.get(at).window), (1400, Some(600)));
 }
 
 #[test]
-fn a_window_does_not_shrink_and_follows_what_the_local_end_takes() {
-    let mut flows = living();
+fn a_window_does_not_shrink_and_follows_what_the_local_end_accepts() {
+    let mut flows = established();
     let at = send(&mut flows, Sample { data: 4000, window: 0, ..Sample::default() }).unwrap();
     flows.on_delivered(&Segment { seq: 5400, ..inbound(2000, 1) });
-    assert_eq!(flows.get(at).acked, 2000, "it was open to here");
+    assert_eq!(flows.get(at).acked, 2000, "the window was open up to here");
     for ack in [1 << 30, 1 << 31, 5000] {
         send(&mut flows, Sample { ack, ..Sample::default() }).unwrap();
         flows.on_delivered(&Segment { seq: ack, ..inbound(flows.get(at).acked + 100, 1) });
     }
-    assert_eq!(flows.get(at).acked, 2300, "whatever it said in between");
+    assert_eq!(flows.get(at).acked, 2300, "whatever was acknowledged in between");
 }
 
 #[test]
-fn only_an_older_segment_than_the_local_end_expects_is_one_it_missed() {
+fn only_a_segment_older_than_the_local_end_expects_counts_as_missed() {
     let missed_ack = |first: Segment, local: Sample| {
-        let mut flows = living();
+        let mut flows = established();
         assert!(send(&mut flows, Sample { data: 400, ..Sample::default() }).is_some());
         flows.on_delivered(&first);
         let local = segment(local);
-        let at = flows.on_sending(&local).expect("it lives");
+        let at = flows.on_sending(&local).expect("the flow is tracked");
         flows.get(at).missed_ack(&local).is_some()
     };
     let late = Segment { seq: 5000, ..inbound(1400, 0) };
@@ -262,15 +267,15 @@ fn only_an_older_segment_than_the_local_end_expects_is_one_it_missed() {
     assert!(!missed_ack(Segment { seq: 5800, ..late }, ignorant));
     assert!(
         !missed_ack(Segment { seq: 5000_u32.wrapping_sub(MAX_DISTANCE), ..late }, ignorant),
-        "nobody is that far behind"
+        "too far behind"
     );
-    assert!(!missed_ack(Segment { ack: 1401, ..late }, ignorant), "that was never sent");
-    assert!(!missed_ack(late, Sample { seq: 1400, ..ignorant }), "it knows");
-    assert!(!missed_ack(late, Sample { seq: 1399, ..ignorant }), "as a probe does");
+    assert!(!missed_ack(Segment { ack: 1401, ..late }, ignorant), "never sent");
+    assert!(!missed_ack(late, Sample { seq: 1400, ..ignorant }), "it has the acknowledgement");
+    assert!(!missed_ack(late, Sample { seq: 1399, ..ignorant }), "a probe repeats a known byte");
 }
 
 #[test]
-fn a_full_table_takes_no_more_memory_than_is_said() {
+fn a_full_table_takes_no_more_memory_than_documented() {
     let slot = size_of::<(FlowKey, usize)>() + 1;
     // A hash table keeps at most 7/8 of its power of two full, and the list doubles.
     let full = MAX_FLOWS * 2 * slot + (MAX_FLOWS + MAX_UNCONFIRMED) * size_of::<FlowState>();

@@ -1,31 +1,32 @@
-//! Which flow a packet belongs to, and what is kept of each.
+//! The queue of one flow, and the assignment of packets to flow queues.
 
 use std::hash::{DefaultHasher, Hasher};
 
 use super::codel::CoDel;
 use super::slab::List;
 
-/// Flows that are told apart. Two that share a place share their turns too; a laptop sends on a handful at a time, so
-/// that a keystroke meets a bulk transfer once in a hundred connections. All of it is 24 KiB.
+/// Number of flow queues. Two flows that share a queue share their turns, too. A laptop sends on a
+/// handful of flows at a time, so a keystroke shares a queue with a bulk transfer once in a hundred
+/// connections. All flow queues take 24 KiB.
 pub(super) const BUCKETS: usize = 256;
 
-/// Protocols that begin with two ports: TCP, UDP, DCCP, SCTP.
+/// Protocols that start with two ports: TCP, UDP, DCCP and SCTP.
 const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
 
-/// What is kept of a flow.
+/// The packets and the scheduling state of one flow queue.
 #[derive(Debug, Default)]
 pub(super) struct FlowQueue {
     pub(super) list: List,
     pub(super) bytes: usize,
-    /// Bytes that it may send before it is another one's turn; what it sent beyond is below zero.
+    /// Bytes that the flow may send before its turn ends; negative if it has sent more.
     pub(super) credits: i64,
-    /// It has a turn to come.
+    /// Whether the flow is in one of the lists of flows.
     pub(super) scheduled: bool,
     pub(super) codel: CoDel,
 }
 
-/// The place of a packet's flow, by addresses, protocol and ports. `seed` is nothing that anybody else knows, so
-/// nobody can aim at another flow's place.
+/// Returns the index of the flow queue of a packet, by addresses, protocol and ports. Nobody else
+/// knows `seed`, so nobody can aim packets at another flow's queue.
 pub(super) fn bucket_of(seed: &[u8], packet: &[u8]) -> u16 {
     let mut hasher = DefaultHasher::new();
     hasher.write(seed);
@@ -33,11 +34,12 @@ pub(super) fn bucket_of(seed: &[u8], packet: &[u8]) -> u16 {
     hasher.write(addresses);
     hasher.write_u8(protocol);
     hasher.write(ports);
-    // Below 256.
+    // The result is below 256.
     (hasher.finish() % BUCKETS as u64) as u16
 }
 
-/// Addresses, protocol and ports. A fragment has no ports: all of a datagram's go one way.
+/// Returns the addresses, protocol and ports of a packet. A fragment has no ports, so that all
+/// fragments of a datagram share a queue.
 fn flow_identity(packet: &[u8]) -> Option<(&[u8], u8, &[u8])> {
     let (addresses, protocol, payload) = match packet.first()? >> 4 {
         4 => {
@@ -65,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_what_has_the_same_addresses_protocol_and_ports() {
+    fn a_flow_is_identified_by_addresses_protocol_and_ports() {
         let mut longer = v4(1, 6);
         longer.extend([7; 100]);
         assert_eq!(flow_identity(&v4(1, 6)), flow_identity(&longer));
@@ -73,7 +75,7 @@ mod tests {
         assert_ne!(flow_identity(&v4(1, 6)), flow_identity(&v4(1, 17)));
         // ICMP has no ports.
         assert_eq!(flow_identity(&v4(1, 1)), flow_identity(&v4(2, 1)));
-        // Nor has a fragment.
+        // A fragment has no ports either.
         let fragment = |port| {
             let mut packet = v4(port, 17);
             packet[6] = 0x20;
@@ -88,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_spread_and_no_two_seeds_spread_them_alike() {
+    fn flows_spread_differently_for_each_seed() {
         let buckets =
             |seed: u8| -> Vec<u16> { (0..=255).map(|port| bucket_of(&[seed], &v4(port, 6))).collect() };
         let mut used = buckets(1);
@@ -99,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_bytes_have_a_place() {
+    fn any_bytes_have_a_bucket() {
         for length in 0..60 {
             for first in [0x00, 0x45, 0x4f, 0x60, 0xff] {
                 let mut packet = vec![first; length];

@@ -22,7 +22,7 @@ fn pop(queue: &mut SendQueue) -> Option<Record> {
     queue.pop(Instant::now(), usize::MAX, |_| panic!("nothing waited"))
 }
 
-/// A packet of a flow, of `size` bytes from 32 on, with a number in it.
+/// Returns a packet of a flow, of `size` bytes but at least 32, that carries a number.
 fn packet(flow: u8, number: u32, size: usize) -> Vec<u8> {
     let mut packet = vec![0; size.max(32)];
     (packet[0], packet[9]) = (0x45, 17);
@@ -43,7 +43,7 @@ fn number_of(packet: &[u8]) -> u32 {
     u32::from_be_bytes([packet[28], packet[29], packet[30], packet[31]])
 }
 
-/// A bare acknowledgement of TCP, without options.
+/// Returns a bare acknowledgement of TCP, without options.
 fn acknowledgement(ack: u32) -> Record {
     let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
     packet.extend([0, 80, 1, 2, 0, 0, 0, 5]);
@@ -53,14 +53,14 @@ fn acknowledgement(ack: u32) -> Record {
 }
 
 #[test]
-fn an_acknowledgement_takes_the_place_of_the_one_it_makes_needless() {
+fn an_acknowledgement_replaces_the_one_it_makes_redundant() {
     let mut queue = queue();
     assert!(queue.supersede(&mut acknowledgement(7)).is_none());
     queue.push(acknowledgement(7));
     queue.push(record(b"of another flow"));
     let needless = queue.supersede(&mut acknowledgement(8)).unwrap();
     assert_eq!(needless, acknowledgement(7).packet);
-    // A duplicate is news; so is what is said of a flow that is not known, for it may be anybody's.
+    // A duplicate acknowledgement is kept; so is one of an untracked flow, which may be anybody's.
     assert!(queue.supersede(&mut acknowledgement(8)).is_none());
     assert!(queue.supersede(&mut Record { range: None, ..acknowledgement(9) }).is_none());
     assert_eq!(queue.bytes(), 40 + 15);
@@ -70,7 +70,7 @@ fn an_acknowledgement_takes_the_place_of_the_one_it_makes_needless() {
 }
 
 #[test]
-fn an_acknowledgement_never_passes_what_its_flow_sent_before_it() {
+fn an_acknowledgement_never_overtakes_earlier_data_of_its_flow() {
     let mut queue = queue();
     queue.push(acknowledgement(7));
     queue.push(segment(&[acknowledgement(7).packet, vec![0]].concat(), 5, 1));
@@ -81,7 +81,7 @@ fn an_acknowledgement_never_passes_what_its_flow_sent_before_it() {
 }
 
 #[test]
-fn one_flow_is_first_in_first_out_and_every_byte_accounted() {
+fn one_flow_is_first_in_first_out_and_every_byte_is_counted() {
     let mut queue = queue();
     queue.push(record(b"bb"));
     queue.push(record(b"ccc"));
@@ -114,7 +114,7 @@ fn two_lanes_are_one_queue() {
 }
 
 #[test]
-fn a_place_covers_what_lies_in_it_also_where_numbers_go_round() {
+fn a_range_covers_what_lies_in_it_across_a_wrap() {
     let range = |seq, length| SegmentRange { flow: 1, seq, length };
     let held = range(u32::MAX - 9, 20);
     for (seq, length, covered) in [
@@ -131,14 +131,14 @@ fn a_place_covers_what_lies_in_it_also_where_numbers_go_round() {
 }
 
 #[test]
-fn a_keystroke_passes_bulk_transfers_however_much_of_them_waits() {
+fn a_keystroke_overtakes_bulk_transfers_of_any_backlog() {
     let (mut queue, now) = (queue(), Instant::now());
     for number in 0..20 {
         queue.push(of(1, number, 65_000, now));
         queue.push(of(2, number, 3000, now));
     }
     for key in 0..5 {
-        // What is sent between two keystrokes on a slow path.
+        // Packets that are sent between two keystrokes on a slow path.
         for _ in 0..3 {
             assert_ne!(flow_of(&pop(&mut queue).unwrap().packet), 9);
         }
@@ -152,7 +152,7 @@ fn a_keystroke_passes_bulk_transfers_however_much_of_them_waits() {
 fn a_flow_that_sends_more_than_its_share_is_not_new_for_ever() {
     let (mut queue, now) = (queue(), Instant::now());
     (0..20).for_each(|number| queue.push(of(1, number, 1500, now)));
-    // It always has exactly one packet waiting, as a fast sender of datagrams may.
+    // The flow always has exactly one packet queued, as a fast sender of datagrams may.
     let mut theirs = 0;
     for number in 0..10 {
         queue.push(of(2, number, 1500, now));
@@ -163,7 +163,7 @@ fn a_flow_that_sends_more_than_its_share_is_not_new_for_ever() {
 }
 
 #[test]
-fn a_queue_that_stands_is_shortened_and_that_of_an_outage_or_before_a_path_that_grows_is_not() {
+fn only_a_standing_queue_without_outage_or_growth_is_shortened() {
     for (outage, growing) in [(false, false), (true, false), (false, true)] {
         let (mut queue, start) = (queue(), Instant::now());
         (0..200).for_each(|number| queue.push(of(1, number, 3000, start)));
@@ -184,7 +184,7 @@ fn a_queue_that_stands_is_shortened_and_that_of_an_outage_or_before_a_path_that_
 }
 
 #[test]
-fn what_follows_a_drop_can_be_sent_too() {
+fn a_packet_is_dropped_only_if_its_successor_can_be_sent() {
     let (mut queue, start) = (queue(), Instant::now());
     (0..50).for_each(|number| queue.push(of(1, number, if number % 2 == 0 { 3000 } else { 9000 }, start)));
     let room = record(&[0; 3000]).cost();
@@ -205,7 +205,7 @@ fn what_follows_a_drop_can_be_sent_too() {
 }
 
 #[test]
-fn the_fattest_flow_makes_room_unless_it_is_the_one_that_asks() {
+fn the_longest_flow_makes_room_unless_it_asks_itself() {
     let (mut queue, now) = (queue(), Instant::now());
     (0..10).for_each(|number| queue.push(of(1, number, 1500, now)));
     queue.push(of(2, 0, 1500, now));
@@ -215,7 +215,7 @@ fn the_fattest_flow_makes_room_unless_it_is_the_one_that_asks() {
 }
 
 #[test]
-fn memory_goes_when_nothing_waits() {
+fn memory_is_released_when_the_queue_is_empty() {
     let mut queue = SendQueue::fair([3; 16], 5 * MS);
     queue.push(record(b"a"));
     queue.trim();
@@ -251,7 +251,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn each_packet_comes_out_once_in_its_flows_order(steps in steps()) {
+    fn each_packet_is_removed_once_in_the_order_of_its_flow(steps in steps()) {
         let (mut queue, mut now) = (queue(), Instant::now());
         let (mut pushed, mut most_waiting) = (0_u32, 0_usize);
         let mut waiting = HashMap::<u32, (u8, usize)>::new();
@@ -262,7 +262,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Push(flow, size) => {
-                    // Half of the flows are known ones.
+                    // Half of the flows are tracked.
                     let range = SegmentRange { flow: flow.into(), seq: pushed, length: 1 };
                     let packet = of(flow, pushed, size, now);
                     waiting.insert(pushed, (flow, packet.packet.len()));
@@ -317,9 +317,10 @@ proptest! {
         prop_assert!(waiting.is_empty());
     }
 
-    /// While all have something waiting, no flow gets ahead of another by more than a turn and its largest packet.
+    /// While all flows have packets queued, none gets ahead of another by more than a turn and its
+    /// largest packet.
     #[test]
-    fn shares_are_equal_whatever_the_sizes(sizes in proptest::collection::vec(32_usize..66_000, 2..6), turns in 50_usize..400) {
+    fn shares_are_equal_for_any_packet_sizes(sizes in proptest::collection::vec(32_usize..66_000, 2..6), turns in 50_usize..400) {
         let (mut queue, now) = (queue(), Instant::now());
         let mut sent = vec![0_i64; sizes.len()];
         let push = |queue: &mut SendQueue, flow: usize| queue.push(of(flow as u8, 0, sizes[flow], now));
@@ -356,7 +357,7 @@ fn a_fifo_keeps_the_order_of_all_flows_and_drops_nothing_for_its_delay() {
 }
 
 #[test]
-fn the_turn_of_a_sparse_flow_ends_where_another_ones_backlog_begins() {
+fn the_turn_of_a_sparse_flow_ends_where_the_backlog_of_another_begins() {
     let (mut queue, now) = (queue(), Instant::now());
     for number in 0..3 {
         queue.push(of(1, number, 1500, now));

@@ -1,21 +1,26 @@
-//! An outage, as inner TCP is made to see it: a receiver that has no room just now (after Freeze-TCP and M-TCP, where
-//! the far end is not ours).
+//! The freeze of inner TCP during an outage: each TCP sender sees a receiver that has no room for
+//! the moment (after Freeze-TCP and M-TCP, with a far end that needs no changes).
 //!
-//! A TCP sender that gets no answer repeats with growing pauses, and gives up: `tcp_write_timeout()` in Linux, after
-//! `tcp_retries2`. One whose window was closed waits instead, for ever: with data in flight `tcp_retransmit_timer()` takes
-//! its "receiver dastardly shrinks window" branch, in which `tcp_rtx_probe0_timed_out()` asks only when anything was last
-//! heard (two `TCP_RTO_MAX` ago); with nothing in flight `tcp_probe_timer()` counts probes without an answer, and
-//! `tcp_ack()` sets that count back. So each end of the tunnel answers the senders on its side: the last acknowledgement
-//! that was delivered to them, window zero. `tcp_may_update_window()` believes a zero window at the same place since
-//! Linux 6.6; an older sender believes it if the last segment it got carried data.
+//! A TCP sender that gets no answer retransmits at growing intervals, and gives up:
+//! `tcp_write_timeout()` in Linux, after `tcp_retries2`. A sender whose window was closed waits for
+//! ever instead. With data in flight, `tcp_retransmit_timer()` takes its "receiver dastardly
+//! shrinks window" branch, in which `tcp_rtx_probe0_timed_out()` checks only when anything was last
+//! received (two `TCP_RTO_MAX` ago). With nothing in flight, `tcp_probe_timer()` counts probes
+//! without an answer, and `tcp_ack()` resets that count. So each end of the tunnel answers the
+//! senders on its side with the last acknowledgement that was delivered to them and a zero window.
+//! `tcp_may_update_window()` accepts a zero window at the same sequence number since Linux 6.6; an
+//! older sender accepts it if the last segment it received carried data.
 //!
-//! Only what asks is answered, after a grace: a zero window costs its sender a retransmission timeout's worth of ramp-up,
-//! so an ordinary handover shows none, and a flow that is silent in the outage needs none. An answer out of the blue would
-//! not speed up the end either: what was in flight is held, and the other end's acknowledgement of it opens the window.
+//! Only segments that need an answer are answered, and only after a grace period. A zero window
+//! costs its sender the ramp-up of a retransmission timeout, so an ordinary handover shows none,
+//! and a flow that is silent during the outage needs none. An unsolicited answer would not speed up
+//! the end either: the data in flight is held, and the other end's acknowledgement of it opens the
+//! window.
 //!
-//! At the end, held segments go out first. A window update is given only to a frozen flow that has nothing
-//! unacknowledged: with data in flight, the open window would lead `tcp_retransmit_timer()` back to `tcp_write_timeout()`, which
-//! counts from the first repetition, that is, the whole outage.
+//! At the end of the outage, held segments are sent first. A window update is sent only to a frozen
+//! flow that has nothing unacknowledged. With data in flight, the open window would lead
+//! `tcp_retransmit_timer()` back to `tcp_write_timeout()`, which counts from the first
+//! retransmission, and so the whole outage.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -26,64 +31,72 @@ use crate::queue::SegmentRange;
 use crate::segment::{self, AckPacket, BareAck, Segment};
 use crate::{DropReason, Packet};
 
-/// Answers that wait for [`Session::poll_local`]; the shell asks after every few packets. A sender that gets none asks again.
+/// Maximum number of acknowledgements that wait for [`Session::poll_local`]. The caller polls after
+/// every few packets, and a sender that gets no answer sends again.
 const MAX_ANSWERS: usize = 128;
 
-/// Honest senders repeat a few times a second; others must not make us read all that is held for each packet. So each record
-/// that is looked at, which takes a tenth of this time at most, is paid for with time in which nothing is searched...
+/// The time without searches that pays for each record that was searched. Searching one takes at
+/// most a tenth of it.
+///
+/// Honest senders retransmit a few times a second; others must not make the session read all held
+/// records for each packet.
 const RECORD_PRICE: Duration = Duration::from_nanos(50);
-/// ...and a flow pays this many times as much of its own, so that no flow takes the search from all others.
+/// Factor by which a flow pays more of its own time, so that no flow takes the search from all
+/// others.
 const FLOW_SHARE: u32 = 16;
-/// Senders repeat at the same time, and several segments each: so much may be owed.
+/// The maximum debt of search time. Senders retransmit at the same time, and several segments each.
 const SEARCH_CREDIT: Duration = Duration::from_millis(5);
 
-/// What the session knows of inner flows, and of the present outage.
+/// The state of the inner flows and of the current outage.
 #[derive(Debug, Default)]
 pub(super) struct Freeze {
     pub(super) flows: FlowTable,
-    /// Since when nothing gets through.
+    /// When the current outage began.
     outage_since: Option<Instant>,
-    /// Counts the outages.
+    /// The number of outages so far.
     outage_number: u32,
     acks: Vec<AckPacket>,
-    /// An outage has ended, and flows may be waiting for the news.
+    /// An outage has ended, and frozen flows may wait for a window update.
     window_updates_due: bool,
-    /// When a relay is to keep less for its client.
+    /// When a relay has to keep less for its client.
     pub(super) thin_at: Option<Instant>,
-    /// Until when all searches are paid for.
+    /// The time until which all searches are paid for.
     search_paid_until: Option<Instant>,
 }
 
-/// Where a segment is held.
+/// The position of a held segment in the replay buffer or in the queue.
 enum HeldSegment {
     Sent(usize),
     Queued(usize),
 }
 
 impl Freeze {
-    /// Goes on with what a former session knows, unless something is known here already. True if it does.
+    /// Adopts the state of a former session, unless this session already tracks flows. Returns
+    /// whether it did.
     pub(super) fn take_over(&mut self, former: Self) -> bool {
         let take = self.flows.is_empty();
         if take {
-            // The flows that were answered are told of the end when it comes, also if the former session was about to.
+            // Frozen flows are told of the end of the outage when it comes, even if the former
+            // session was about to do so.
             *self = Self { acks: Vec::new(), window_updates_due: false, ..former };
         }
         take
     }
 }
 
-/// What is to become of a packet from the TUN.
+/// The decision on a packet from the TUN.
 pub(super) enum Admission {
-    /// It is queued, as a segment of a known flow or as anything else.
+    /// The packet is queued, with its range if it is a segment of a tracked flow.
     Queue(Option<SegmentRange>),
-    /// It is dropped, and was counted.
+    /// The packet is dropped and was counted.
     Drop(DropReason),
 }
 
 impl Session {
-    /// Gives out packets for the TUN that the session made itself: answers to inner TCP senders in the name of the
-    /// other end while nothing gets through, window updates when it does again. To be called after packets were
-    /// [taken](Self::enqueue) and after [transmission](Self::poll_transmit).
+    /// Passes packets for the TUN that the session generated itself to `deliver`. These are
+    /// acknowledgements for inner TCP senders in the name of the other end during an outage, and
+    /// window updates after it. To be called after packets were [enqueued](Self::enqueue) and after
+    /// [transmission](Self::poll_transmit).
     pub fn poll_local(&mut self, now: Instant, deliver: &mut dyn FnMut(Packet<'_>)) {
         self.update_outage(now);
         for answer in self.freeze.acks.drain(..) {
@@ -102,8 +115,8 @@ impl Session {
         }
     }
 
-    /// Whether nothing gets through: there is no active path, or the active one is suspected to be dead. (A relay keeps a
-    /// silent path for long: the client is the one to hurry.)
+    /// Returns whether nothing gets through: no path is active, or the active one is unresponsive.
+    /// (A relay keeps a silent path for long, because the client is the one to act first.)
     pub(super) fn is_cut_off(&self) -> bool {
         match self.active.and_then(|path| self.find(path)) {
             Some(index) => self.paths[index].health.is_unresponsive(),
@@ -111,15 +124,15 @@ impl Session {
         }
     }
 
-    /// Learns from a packet that is delivered.
+    /// Updates the flows with a packet that is delivered.
     pub(super) fn note_delivered(&mut self, packet: &[u8]) {
         if let Some(segment) = Segment::parse(packet) {
             self.freeze.flows.on_delivered(&segment);
         }
     }
 
-    /// Learns from a packet from the TUN, answers it in an outage, and decides whether it is queued. A packet that takes the
-    /// place of an older copy is dropped, as far as counters go.
+    /// Updates the flows with a packet from the TUN, answers it during an outage, and decides
+    /// whether it is queued. A packet that replaces an older copy counts as dropped.
     pub(super) fn admit(&mut self, now: Instant, packet: Packet<'_>, cost: usize) -> Admission {
         self.update_outage(now);
         let Some(since) = self.freeze.outage_since else {
@@ -149,14 +162,15 @@ impl Session {
         self.admit_tracked(at, range, cost, probes)
     }
 
-    /// The place of a segment of a known flow, which is learnt from.
+    /// Updates the flow of a packet. Returns the range of a segment of a tracked flow.
     pub(super) fn track_packet(&mut self, packet: &[u8]) -> Option<SegmentRange> {
         let segment = Segment::parse(packet)?;
         let at = self.freeze.flows.on_sending(&segment)?;
         Some(self.track(at, &segment))
     }
 
-    /// The same of a segment that the local end has sent just now, which may show what it has missed.
+    /// Does the same for a segment that the local end has sent just now, and repeats an
+    /// acknowledgement that the segment shows to be missed.
     fn track_and_repair(&mut self, packet: &[u8]) -> Option<SegmentRange> {
         let segment = Segment::parse(packet)?;
         let at = self.freeze.flows.on_sending(&segment)?;
@@ -172,12 +186,13 @@ impl Session {
         SegmentRange { flow: flows.get(at).id, seq: segment.seq, length: segment.length() }
     }
 
-    /// Says again what the other end has acknowledged, for the local one refused it: with the number that it expects.
+    /// Repeats the other end's acknowledgement, which the local end refused, with the sequence
+    /// number that the local end expects.
     fn repeat_ack(&mut self, at: usize, segment: &Segment, packet: &[u8], (ack, window): (u32, u16)) {
         if self.freeze.acks.len() >= MAX_ANSWERS {
             return;
         }
-        // As in `answer`: not older than anything that the sender has.
+        // As in `send_zero_window`: not older than any timestamp that the sender has.
         let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
         let flow = self.freeze.flows.get_mut(at);
         flow.ack_repeated(ack, window);
@@ -186,13 +201,14 @@ impl Session {
         self.stats.local_answers += 1;
     }
 
-    /// Says in the name of the other end: nothing new has come, and there is no room.
+    /// Sends an acknowledgement in the name of the other end: nothing new has arrived, and there is
+    /// no room.
     fn send_zero_window(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
         if self.freeze.acks.len() >= MAX_ANSWERS {
             return;
         }
-        // What the sender echoes is what it had last: not older than anything it has, so it is not refused as old
-        // (PAWS, RFC 7323, 5).
+        // The timestamp that the sender echoes is the last one it received. It is not older than
+        // any it has, so it is not refused as old (PAWS, RFC 7323, 5).
         let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
         let flow = self.freeze.flows.get_mut(at);
         flow.frozen = Some(FrozenAck { seq: segment.ack, timestamps });
@@ -201,9 +217,11 @@ impl Session {
         self.stats.local_answers += 1;
     }
 
-    /// Whether the data of a repeated segment is held already. If the flow has sent nothing behind it, the fresh copy takes the
-    /// old one's place: its timestamp lets the sender measure a round trip instead of the outage. (It would make what is behind
-    /// it look old to the receiver, which would refuse that.)
+    /// Returns whether the data of a retransmitted segment is already held.
+    ///
+    /// If the flow has sent nothing after it, the fresh copy replaces the old one: its timestamp
+    /// lets the sender measure a round trip instead of the outage. (Otherwise the newer timestamp
+    /// would make the segments after it look old to the receiver, which would refuse them.)
     fn is_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
         let last = self.freeze.flows.get(at).ends_at(range.seq.wrapping_add(range.length));
         let covers = |held: &SegmentRange| held.length > 0 && held.covers(&range);
@@ -221,12 +239,13 @@ impl Session {
         true
     }
 
-    /// Whether the flow has data held, whose answer says what a probe asks for, or an older probe, which this one replaces.
+    /// Returns whether the flow has data held, whose answer serves the probe, too, or an older
+    /// probe, which this one replaces.
     fn is_probe_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
         let outage_number = self.freeze.outage_number;
         let mut held = *self.freeze.flows.get_mut(at).held(outage_number);
         if held.data.is_none() {
-            // Once an outage: what is handed in later is known.
+            // The lookup happens once an outage; what is queued later is known.
             let has_data = |held: &SegmentRange| held.flow == range.flow && held.length > 0;
             held.data = self.search(now, at, has_data).map(|found| found.is_some());
             self.freeze.flows.get_mut(at).held(outage_number).data = held.data;
@@ -243,7 +262,8 @@ impl Session {
         true
     }
 
-    /// Searches in what is held, for a flow. `None` if that would take too much of the time.
+    /// Searches the held records for a segment of a flow. Returns `None` if that would take too
+    /// much time.
     fn search(
         &mut self,
         now: Instant,
@@ -281,9 +301,9 @@ impl Session {
         old.into_iter().for_each(|old| self.buffers.recycle(old));
     }
 
-    /// Room for a segment of a known flow, in an outage. Of a flow's segments the oldest are what it needs to go on, so the
-    /// newest is refused: when the flow has handed in a quarter of the queue, or all flows hold three quarters. Other
-    /// packets give way.
+    /// Makes room for a segment of a tracked flow during an outage. A flow needs its oldest
+    /// segments to go on, so the newest is refused: when the flow has queued a quarter of the
+    /// queue, or all flows hold three quarters. Other packets give way.
     fn admit_tracked(&mut self, at: usize, range: SegmentRange, cost: usize, probe: bool) -> Admission {
         let (outage_number, queue_bytes) = (self.freeze.outage_number, self.limits.queue_bytes);
         let held = self.freeze.flows.get_mut(at).held(outage_number);
@@ -300,14 +320,14 @@ impl Session {
         if self.make_room(cost) { Admission::Queue(Some(range)) } else { self.reject() }
     }
 
-    /// Room for any other packet, in an outage: the newest matter, so the oldest goes. A quarter of the queue is always
-    /// theirs.
+    /// Makes room for any other packet during an outage. The newest matter, so the oldest is
+    /// dropped. A quarter of the queue is always theirs.
     fn admit_untracked(&mut self, cost: usize) -> Admission {
         if self.make_room(cost) { Admission::Queue(None) } else { self.reject() }
     }
 
-    /// Room in ordinary times: whoever has the most waiting gives way. Of a flow the newest goes: what unblocks an inner TCP
-    /// flow is its oldest segment.
+    /// Makes room while no outage lasts: the flow with the most bytes queued gives way. Its newest
+    /// packet is dropped, because its oldest segment unblocks an inner TCP flow.
     fn make_room_fairly(&mut self, packet: &[u8], cost: usize) -> bool {
         while self.queue.cost() + cost > self.limits.queue_bytes {
             let Some(record) = self.queue.pop_from_longest_flow(packet) else { return false };
@@ -338,7 +358,7 @@ impl Session {
         }
         match (cut_off, self.freeze.outage_since) {
             (true, None) => {
-                // A path is suspected long after it fell silent.
+                // A path becomes unresponsive long after it fell silent.
                 let active = self.active.and_then(|path| self.find(path));
                 let silent = active.and_then(|at| self.paths[at].health.stalled_since());
                 self.freeze.outage_since = Some(silent.unwrap_or(now));
@@ -348,7 +368,7 @@ impl Session {
             (false, Some(_)) => {
                 (self.freeze.outage_since, self.freeze.thin_at) = (None, None);
                 self.freeze.window_updates_due = true;
-                // What asked last is answered by the other end now.
+                // The other end itself answers what was sent last.
                 self.freeze.acks.clear();
             }
             _ => {}

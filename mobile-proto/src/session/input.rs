@@ -1,4 +1,4 @@
-//! What comes in: bytes to frames, frames to deliveries and state.
+//! Received data: from bytes to frames, and from frames to deliveries and state changes.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::message::{self, Activate, VersionedConfig, Welcome};
 use crate::path::{Path, PathState};
 use crate::{CloseCode, Packet, PathId, ProtocolError};
 
-/// What a frame did to its path.
+/// The effect of a frame on its path.
 #[derive(PartialEq, Eq)]
 enum FrameOutcome {
     Open,
@@ -17,9 +17,12 @@ enum FrameOutcome {
 }
 
 impl Session {
-    /// Takes decrypted bytes of a path, in any pieces. Each new inner packet is given to `deliver`
-    /// once, in order. Only the rest of an unfinished frame is copied. After an error the path takes
-    /// no more input, and CLOSE waits to be sent; the session goes on.
+    /// Takes decrypted bytes of a path, in any pieces. Each new inner packet is passed to `deliver`
+    /// once, in order. Only the remainder of an incomplete frame is copied.
+    ///
+    /// # Errors
+    /// If the peer violates the protocol. The path takes no more input then, and CLOSE is queued;
+    /// the session continues.
     pub fn handle_input(
         &mut self,
         now: Instant,
@@ -27,7 +30,8 @@ impl Session {
         bytes: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
-        // The path is out of the list while its frames are read, so that they can change the rest.
+        // The path is taken out of the list while its frames are parsed, so that they can change
+        // the others.
         let Some(mut path) = self.take(path) else {
             self.stats.stray_bytes += bytes.len() as u64;
             return Ok(());
@@ -43,7 +47,7 @@ impl Session {
         match self.read_frames(now, &mut path, bytes, deliver) {
             Ok(FrameOutcome::Open) => {
                 if path.pong_due.is_some() {
-                    // An idle peer's PING: this end is probably idle too.
+                    // An idle peer's PING: this end is probably idle, too.
                     path.trim();
                     self.trim_if_idle();
                 }
@@ -77,7 +81,7 @@ impl Session {
             match frame::decode(&partial_frame)? {
                 Decoded::Incomplete { need } => {
                     let (more, rest) = bytes.split_at(bytes.len().min(need - partial_frame.len()));
-                    // Room for the whole frame at once, now that its length is known and checked.
+                    // Room for the whole frame at once, as its length is known and checked.
                     partial_frame.reserve(need - partial_frame.len());
                     partial_frame.extend_from_slice(more);
                     bytes = rest;
@@ -92,7 +96,7 @@ impl Session {
             }
             partial_frame.clear();
         }
-        // Either the partial frame is done or no bytes are left.
+        // Either the partial frame is complete or no bytes are left.
         while !bytes.is_empty() {
             match frame::decode(bytes)? {
                 Decoded::Incomplete { need } => {
@@ -143,7 +147,7 @@ impl Session {
             (frame::ACK, _) => {
                 self.stats.acks_received += 1;
                 self.handle_ack(message::decode_number("ACK", payload)?)?;
-                // Even an unchanged one: it says that more of a record has come.
+                // An unchanged ACK is progress, too: it shows that more of a record has arrived.
                 self.on_progress(now, path);
             }
             (frame::PING, _) => path.pong_due = Some(message::decode_nonce("PING", payload)?),
@@ -175,7 +179,8 @@ impl Session {
         let number = path.rx_number.ok_or(unexpected(frame::DATA, "before the first SEQ"))?;
         path.rx_number = Some(number + 1);
         self.ack.received(now, packet.len(), &self.limits);
-        // A path's numbers run on from a SEQ, which `rx_next` has reached: never beyond it.
+        // The numbers of a path continue from a SEQ, and `rx_next` is never behind that: so
+        // `number` is never beyond it.
         if number == self.rx_next {
             self.rx_next += 1;
             if !self.segment_budget.admit(now, packet) {
@@ -201,7 +206,8 @@ impl Session {
         payload: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
-        // A client has said in HELLO that it reads them; a WELCOME that comes to a closing path is not looked at.
+        // A client has announced in HELLO that it reads compressed packets; a WELCOME on a closing
+        // path is ignored.
         let agreed = match self.role {
             Role::Client => self.limits.compression,
             Role::Server => path.stats.compression,
@@ -209,7 +215,7 @@ impl Session {
         if !agreed {
             return Err(unexpected(frame::COMPRESSED, "on a path where compression was not agreed"));
         }
-        // Out of the path while its packet is looked at.
+        // The decoder is taken out of the path while its packet is processed.
         let mut decoder = match path.decoder.take() {
             Some(decoder) => decoder,
             None => Box::new(Decoder::new()?),
@@ -219,7 +225,7 @@ impl Session {
         self.stats.rx_compressible_bytes += packet.len() as u64;
         self.stats.rx_compressed_bytes += bytes.len() as u64;
         if path.stale_epoch {
-            // Read all the same: what follows refers to it.
+            // The frame is decoded anyway, because later frames refer to it.
             self.stats.stale_frames += 1;
         } else {
             self.handle_data(now, path, packet, deliver)?;
@@ -228,7 +234,8 @@ impl Session {
         Ok(())
     }
 
-    /// A number beyond the expected one: the sender has given up all between.
+    /// Handles SEQ. A number beyond the expected one means that the sender has given up all records
+    /// between.
     fn handle_seq(&mut self, now: Instant, path: &mut Path, first: u64) {
         path.rx_number = Some(first);
         if first > self.rx_next {
@@ -257,8 +264,8 @@ impl Session {
         if resumed {
             self.handle_ack(welcome.rx_next)?;
         } else if path.epoch != self.epoch {
-            // The relay answered a HELLO that named an older epoch than the one another path has
-            // told since. Which of the two answers is the newer one? The next HELLO will find out.
+            // The relay answered a HELLO that named an older epoch than another path has learnt
+            // since. Which of the two answers is newer is unknown; the next HELLO will show.
             return Ok(FrameOutcome::Closed(CloseCode::SessionGone));
         } else {
             self.adopt_epoch(now, welcome.epoch, welcome.rx_next);
@@ -274,7 +281,7 @@ impl Session {
         self.apply_config(welcome.config, !resumed);
         self.events.push(Event::PathReady { path: path.id, resumed });
         self.on_progress(now, path);
-        // An ACTIVATE that was written later may have crossed this; a PONG will answer it.
+        // An ACTIVATE that was written later may have crossed this WELCOME; a PONG will answer it.
         self.confirm_if(path, |path| resumed && path.activated_early && path.confirming_nonce.is_some());
         if let Some(keep) = path.pending_activation.take()
             && (!resumed || self.active != Some(path.id))
@@ -284,7 +291,7 @@ impl Session {
         Ok(FrameOutcome::Open)
     }
 
-    /// The relay has answered on the path: told once, and only if it is still the one in use.
+    /// Reports once that the relay has answered on the path, if it is still the active one.
     fn confirm_if(&mut self, path: &mut Path, answered: impl Fn(&Path) -> bool) {
         if self.active == Some(path.id) && answered(path) {
             path.confirming_nonce = None;
@@ -292,8 +299,8 @@ impl Session {
         }
     }
 
-    /// The relay has lost this session's state (or never had it): both directions start anew, with
-    /// what is unacknowledged first.
+    /// Adopts the epoch of a relay that has lost this session's state, or never had it. Both
+    /// directions start anew, with the unacknowledged records first.
     fn adopt_epoch(&mut self, now: Instant, epoch: u64, rx_next: u64) {
         let former = |path: &Path| path.state != PathState::Connecting;
         let gone: Vec<_> = self.paths.iter().filter(|path| former(path)).map(|path| path.id).collect();
@@ -303,9 +310,9 @@ impl Session {
         self.replay.renumber(rx_next);
         self.rx_next = 0;
         self.ack.reset();
-        // What was written in haste, for the former epoch, the relay ignores.
+        // The relay ignores what was written early for the former epoch.
         self.paths.iter_mut().for_each(|path| path.tx_number = None);
-        // A path that waits for its own WELCOME can carry data for the epoch that is known now.
+        // A path that waits for its own WELCOME can carry data for the new epoch.
         if let Some(at) = self.paths.iter().position(|path| path.pending_activation.is_some()) {
             let mut wanted = self.paths.swap_remove(at);
             let keep = wanted.pending_activation.clone().unwrap_or_default();
@@ -332,8 +339,8 @@ impl Session {
         payload: &[u8],
     ) -> Result<(), ProtocolError> {
         let activate = Activate::decode(payload)?;
-        // Written before the client knew that this session is not the one it had: it will repeat
-        // it. Until then what comes here has numbers of the former epoch.
+        // Written before the client knew that the relay has lost the session: the client will
+        // repeat it. Until then the data received here has numbers of the former epoch.
         path.stale_epoch = activate.epoch != self.epoch;
         if path.stale_epoch {
             self.stats.stale_frames += 1;
@@ -341,7 +348,7 @@ impl Session {
         }
         self.handle_ack(activate.rx_next)?;
         if activate.switch <= self.switch || path.is_closing() {
-            // The client has switched again since, and that came first.
+            // The client has switched again since, and that ACTIVATE arrived first.
             self.stats.stale_activates += 1;
             return Ok(());
         }
@@ -351,7 +358,8 @@ impl Session {
         let freed: Vec<_> = self.paths.iter().filter(|other| freed(other)).map(|other| other.id).collect();
         self.switch_to(path.id);
         freed.into_iter().for_each(|other| self.close_and_report(other, CloseCode::Replaced));
-        // The client replays from its oldest unacknowledged record: the sooner it knows, the less.
+        // The client replays from its oldest unacknowledged record: the sooner it gets the
+        // acknowledgement, the less it sends again.
         self.ack.send_now();
         path.request_ping(now, self.is_unanswered(path));
         Ok(())

@@ -1,4 +1,4 @@
-//! A pair that lives through a script, and what was handed to it.
+//! A pair that runs a script of operations, and the packets that it accepted.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{Direction, Pair, kernel, numbers, packet};
 
-/// One step. A path is chosen among those that there are.
+/// One operation. A path is chosen among the existing ones.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Send {
@@ -15,7 +15,7 @@ pub(crate) enum Op {
         count: u32,
         size: usize,
     },
-    /// With ACTIVATE right behind HELLO, or not.
+    /// Opens a path, with ACTIVATE directly after HELLO or not.
     Open {
         early: bool,
     },
@@ -43,11 +43,11 @@ pub(crate) enum Op {
     Tick {
         millis: u64,
     },
-    /// Time passes while everything that can move does.
+    /// Advances the clock while everything that can move does.
     Pass {
         millis: u64,
     },
-    /// Nothing gets through any more; what is on the way stays there.
+    /// Stalls a path; data in flight stays there.
     Blackhole {
         path: usize,
         up: bool,
@@ -56,7 +56,7 @@ pub(crate) enum Op {
     Restore {
         path: usize,
     },
-    /// A pause shorter than the round-trip time.
+    /// Stalls a path for less than the round-trip time.
     Hiccup {
         path: usize,
         millis: u64,
@@ -73,7 +73,7 @@ fn path() -> impl Strategy<Value = usize> {
     0..4_usize
 }
 
-/// What happens to paths, and what the client does with them.
+/// Returns operations that change paths, and what the client does with them.
 fn change() -> impl Strategy<Value = Op> {
     let blackhole =
         (path(), 0..3_u8).prop_map(|(path, which)| Op::Blackhole { path, up: which != 1, down: which != 0 });
@@ -89,7 +89,7 @@ fn change() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Anything but restarts, with bytes that move in pieces and in any order of paths.
+/// Returns all operations but restarts, with bytes that move in pieces and in any order of paths.
 pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         20 => change(),
@@ -104,7 +104,7 @@ pub(crate) fn op_with_restarts() -> impl Strategy<Value = Op> {
     prop_oneof![30 => op(), 1 => Just(Op::RestartServer), 1 => Just(Op::RestartClient)]
 }
 
-/// Whatever is not in a blackhole arrives within the RTT.
+/// Returns operations under which all data outside a blackhole arrives within the RTT.
 pub(crate) fn timely_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         30 => change(),
@@ -116,12 +116,12 @@ pub(crate) fn timely_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A pair, and what was handed to it.
+/// A pair, and the packets that it accepted.
 pub(crate) struct World {
     pub(crate) pair: Pair,
     next_path: u32,
     next_number: [u32; 2],
-    /// The numbers that `enqueue` accepted, per way.
+    /// The numbers of the packets that `enqueue` accepted, by direction.
     pub(crate) accepted: [Vec<u32>; 2],
     pub(crate) refused: [u64; 2],
 }
@@ -193,7 +193,7 @@ impl World {
                         (wire.stalled_up, wire.stalled_down) = (stalled, stalled);
                     }
                 };
-                // What was held up before has arrived by now.
+                // Data that was held up before has arrived by now.
                 self.pair.settle();
                 both(&mut self.pair, true);
                 self.pair.advance(Duration::from_millis(millis).min(kernel::RTT));
@@ -225,7 +225,7 @@ impl World {
         let sent = match direction {
             Direction::Up => self.pair.send_up(&bytes),
             Direction::Down if self.pair.server.is_some() => self.pair.send_down(&bytes),
-            // A relay without the session has nowhere to put it.
+            // A relay without the session cannot accept it.
             Direction::Down => return,
         };
         self.next_number[side] += 1;
@@ -235,7 +235,7 @@ impl World {
         }
     }
 
-    /// A path that works, at last; old paths' bytes come in after it.
+    /// Opens a working path; the bytes of the old paths arrive after it.
     pub(crate) fn heal(&mut self) {
         let path = PathId(self.next_path);
         let old: Vec<_> = self.pair.wires.keys().copied().collect();
@@ -252,28 +252,29 @@ impl World {
         self.pair.advance(Duration::from_secs(1));
     }
 
-    /// The paths that nothing gets through, as far as the client still has them.
+    /// Returns the paths that nothing gets through and that the client still has.
     pub(crate) fn dead_paths(&self) -> Vec<PathId> {
         let open = |path: &PathId| self.pair.client.path_stats(*path).is_some();
         self.dead_wires().into_iter().filter(open).collect()
     }
 
-    /// The wires that nothing gets through.
+    /// Returns the wires that nothing gets through.
     pub(crate) fn dead_wires(&self) -> Vec<PathId> {
         self.pair.wires.iter().filter(|(_, wire)| wire.is_dead()).map(|(path, _)| *path).collect()
     }
 
-    /// The paths suspected since this was last asked, by the client and by the relay.
-    pub(crate) fn suspected(&mut self) -> [Vec<PathId>; 2] {
-        let suspect = |event| match event {
+    /// Returns the paths reported as unresponsive since the last call, by the client and by the
+    /// relay.
+    pub(crate) fn unresponsive_paths(&mut self) -> [Vec<PathId>; 2] {
+        let unresponsive = |event| match event {
             Event::PathUnresponsive { path, .. } => Some(path),
             _ => None,
         };
         let Pair { client_events, server_events, .. } = &mut self.pair;
-        [client_events, server_events].map(|events| events.drain(..).filter_map(suspect).collect())
+        [client_events, server_events].map(|events| events.drain(..).filter_map(unresponsive).collect())
     }
 
-    /// The counters of the sender and of the receiver of one way.
+    /// Returns the counters of the sender and of the receiver of one direction.
     pub(crate) fn stats(&mut self, direction: Direction) -> (Stats, Stats) {
         let (client, server) = (self.pair.client.stats().clone(), self.pair.server().stats().clone());
         if direction == Direction::Up { (client, server) } else { (server, client) }
