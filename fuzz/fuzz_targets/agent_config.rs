@@ -10,7 +10,7 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../mobile-agent/src/config.rs"]
-#[allow(dead_code, reason = "the agent's own, of which the loader is used here")]
+#[allow(dead_code, reason = "a module of the agent, of which only the loader is used here")]
 mod config;
 
 use config::{Config, ENV_PREFIX};
@@ -25,7 +25,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
             let _ = config.relay_identity();
             let uplink = &config.uplink;
             for globs in [&uplink.prefer, &uplink.exclude, &uplink.standby] {
-                let globs = config::globs("[uplink]", globs).expect("they were checked");
+                let globs = config::globs("[uplink]", globs).expect("validated before");
                 assert!(globs.iter().filter(|glob| glob.is_match("wlan0")).count() <= globs.len());
             }
         }

@@ -8,7 +8,7 @@ use mobile_io::control::parse;
 use serde::Serialize;
 
 #[path = "../../mobile-agent/src/config.rs"]
-#[allow(dead_code, reason = "the agent's own, for the names that an answer has")]
+#[allow(dead_code, reason = "a module of the agent, used for the names in a reply")]
 mod config;
 #[path = "../../mobile-agent/src/control/protocol.rs"]
 mod protocol;
@@ -20,16 +20,16 @@ use protocol::{Answer, Change, Connection, Process, Request, Traffic};
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let request = parse::<Request>(data);
     if let Ok(request) = &request {
-        assert_eq!(&parse::<Request>(&json(request)).expect("a request of ours"), request);
+        assert_eq!(&parse::<Request>(&json(request)).expect("an encoded request"), request);
     }
     if let Ok(Question::Call(call)) = parse::<Question>(data) {
-        assert_eq!(request.ok(), Some(Request::Call(call)), "the library asks what the agent understands");
+        assert_eq!(request.ok(), Some(Request::Call(call)), "the library sends what the agent parses");
     }
     if let Ok(answer) = parse::<Answer>(data) {
         let line = json(&answer);
-        assert_eq!(json(&parse::<Answer>(&line).expect("an answer of ours")), line);
+        assert_eq!(json(&parse::<Answer>(&line).expect("an encoded reply")), line);
         if matches!(answer, Answer::Called(_) | Answer::Refused(_)) {
-            parse::<mobile_control::Answer>(&line).expect("the library reads it too");
+            parse::<mobile_control::Answer>(&line).expect("the library parses it, too");
         }
     }
 });
@@ -76,5 +76,5 @@ fn seeds() -> Vec<Vec<u8>> {
 }
 
 fn json(message: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(message).expect("ours are JSON")
+    serde_json::to_vec(message).expect("a serializable message")
 }

@@ -45,7 +45,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
             }
             0 => {
                 let hello = Hello { session: ID, epoch: EPOCH, path, switch, compression: false };
-                session.accept_path(now, &hello).expect("a standby path makes room");
+                session.accept_path(now, &hello).expect("a standby path is closed to make room");
                 news += 2;
             }
             1 => session.activate(now, path, &[]),
@@ -69,7 +69,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
             }
         }
         let most = 2 + 5 * usize::from(PATHS) + news;
-        assert!(session.pending_events() <= most, "{} events of {most}", session.pending_events());
+        assert!(session.pending_events() <= most, "{} events, at most {most}", session.pending_events());
     }
 });
 

@@ -107,7 +107,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let (send_up, send_down) = ([0, 0, 5, 100], [0, 0x80, 9, 200]);
     let (open, open_early, settle) = ([1, 0, 0, 0], [1, 0x40, 0, 0], [9, 0, 0, 50]);
     let (transmit, half_up, half_down) = ([6, 0, 0x40, 0], [7, 0, 1, 0], [7, 0x80, 1, 0]);
-    let lives: [&[[u8; OP]]; 8] = [
+    let scripts: [&[[u8; OP]]; 8] = [
         &[send_up, send_down, settle],
         // A planned handover, with and without the old path.
         &[send_up, transmit, half_up, open, settle, [2, 1, 0, 0], send_down, settle],
@@ -134,6 +134,6 @@ fn seeds() -> Vec<Vec<u8>> {
         ],
     ];
     let seed =
-        |(number, life): (usize, &&[[u8; OP]])| [&[number as u8 % 4, 9, 0], &life.concat()[..]].concat();
-    lives.iter().enumerate().map(seed).collect()
+        |(number, script): (usize, &&[[u8; OP]])| [&[number as u8 % 4, 9, 0], &script.concat()[..]].concat();
+    scripts.iter().enumerate().map(seed).collect()
 }

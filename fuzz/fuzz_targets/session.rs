@@ -108,7 +108,7 @@ impl Caller {
                     switch: u64::from(flags >> 4),
                     compression: flags & 2 != 0,
                 };
-                self.session.accept_path(now, &hello).expect("a standby path makes room");
+                self.session.accept_path(now, &hello).expect("a standby path is closed to make room");
             }
             6 => {
                 let keep: Vec<_> = input.take(2).iter().map(|&path| PathId(u32::from(path % 4))).collect();
@@ -158,11 +158,15 @@ impl Caller {
         let failed = self.session.handle_input(self.now, path, bytes, &mut deliver).is_err();
         // One event for the configuration and one for the active path, and five for each path.
         let most = 2 + 5 * paths;
-        assert!(self.session.pending_events() <= most, "{} events of {most}", self.session.pending_events());
+        assert!(
+            self.session.pending_events() <= most,
+            "{} events, at most {most}",
+            self.session.pending_events()
+        );
         if failed {
-            let mut more = |_: Packet<'_>| panic!("a path that failed delivers nothing");
+            let mut more = |_: Packet<'_>| panic!("a failed path delivers nothing");
             let again = self.session.handle_input(self.now, path, bytes, &mut more);
-            assert_eq!(again, Ok(()), "nor does it take any more input");
+            assert_eq!(again, Ok(()), "a failed path takes no more input");
             assert_ne!(self.session.active_path(), Some(path));
         }
     }
@@ -171,10 +175,13 @@ impl Caller {
         let wanted = self.session.wants_transmit(path);
         let mut out = Vec::new();
         self.session.poll_transmit(self.now, path, &mut out, limit);
-        assert!(!(wanted && limit == usize::from(u16::MAX) && out.is_empty()), "it wanted to transmit");
+        assert!(
+            !(wanted && limit == usize::from(u16::MAX) && out.is_empty()),
+            "nothing was written although the session wanted to transmit"
+        );
         // A frame that starts below the limit is written completely, after those that do not wait
         // for records.
-        assert!(out.len() <= limit + 2 * MAX_PACKET, "{} bytes of {limit}", out.len());
+        assert!(out.len() <= limit + 2 * MAX_PACKET, "{} bytes with a limit of {limit}", out.len());
     }
 
     /// Takes the samples that the session wants, before anything is judged overdue.
@@ -199,7 +206,7 @@ impl Caller {
             self.session.handle_timeout(self.now);
             assert!(
                 self.session.poll_timeout().is_none_or(|next| next > self.now),
-                "it is due again at once"
+                "the timer is due again at once"
             );
             while self.session.poll_event().is_some() {}
             if self.attentive {

@@ -21,7 +21,7 @@ pub struct TrackedConnection {
     pub received: u64,
     /// The sequence number of the next new byte.
     pub next: u32,
-    /// Explicit padding.
+    /// Explicit padding, always 0.
     pub unused: u32,
 }
 
@@ -45,7 +45,7 @@ pub struct Account {
     /// When the first connection was made, in nanoseconds of CLOCK_BOOTTIME. A process that reuses
     /// the id of an ended one is younger.
     pub since: u64,
-    /// Number of connections.
+    /// The number of connections made.
     pub connections: u64,
     /// Bytes sent for the first time.
     pub sent: u64,
@@ -75,9 +75,9 @@ pub struct OutgoingSegment {
 pub struct Increment {
     /// 1 if the connection is new.
     pub connections: u64,
-    /// Bytes sent.
+    /// Bytes to add as sent.
     pub sent: u64,
-    /// Bytes received.
+    /// Bytes to add as received.
     pub received: u64,
 }
 

@@ -205,14 +205,14 @@ mod tests {
             assert_eq!(read_request(&wire[..cut]), Ok(None), "{cut}");
         }
         assert_eq!(read_request(&wire), Ok(Some(secret())));
-        for said in
+        for reply in
             [EnrolmentReply::Enrolled("laptop".into()), EnrolmentReply::Refused(EnrolmentRefusal::Expired)]
         {
-            let wire = encode_reply(&said);
+            let wire = encode_reply(&reply);
             for cut in 0..wire.len() {
                 assert_eq!(read_reply(&wire[..cut]), Ok(None), "{cut}");
             }
-            assert_eq!(read_reply(&wire), Ok(Some(said)));
+            assert_eq!(read_reply(&wire), Ok(Some(reply)));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Protocol errors.
+//! Errors in the data of a peer.
 
 use crate::{PathId, SessionId};
 
@@ -35,7 +35,7 @@ pub enum ProtocolError {
     Malformed {
         /// The name of the frame.
         frame: &'static str,
-        /// What is wrong with the payload.
+        /// The defect of the payload.
         what: &'static str,
     },
     /// The peer acknowledges records that were never sent.

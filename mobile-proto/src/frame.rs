@@ -24,9 +24,9 @@ pub(crate) const DATA: u8 = 0x01;
 pub(crate) const SEQ: u8 = 0x02;
 /// The number of the record that the receiver expects next.
 pub(crate) const ACK: u8 = 0x03;
-/// Requests a PONG.
+/// Asks the peer for a PONG.
 pub(crate) const PING: u8 = 0x04;
-/// Answers a PING.
+/// The answer to a PING.
 pub(crate) const PONG: u8 = 0x05;
 /// DATA whose TCP or UDP checksum is partial.
 pub(crate) const DATA_CHECKSUM: u8 = 0x06;
@@ -191,7 +191,7 @@ pub(crate) fn read_packet(kind: u8, payload: &[u8]) -> Result<Packet<'_>, Protoc
     Ok(Packet { bytes, offload })
 }
 
-/// Appends a frame.
+/// Appends a frame with its header.
 pub(crate) fn put(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
     out.push(kind);
     varint::put(out, payload.len() as u64);

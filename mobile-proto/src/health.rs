@@ -27,7 +27,8 @@ const INITIAL_RTT: Duration = Duration::from_secs(1);
 /// Time that scheduling and timers on both sides ordinarily add to an answer.
 const SCHEDULING_MARGIN: Duration = Duration::from_millis(5);
 
-/// Minimum extra time beyond one RTT before an answer is overdue; on longer paths it is one more RTT.
+/// Minimum extra time beyond one RTT before an answer is overdue; on longer paths it is one more
+/// RTT.
 ///
 /// A new path's RTT is assumed to vary by twice itself, so the kernel's retransmission timeout is
 /// three RTTs, or one RTT plus 200 ms. The answer is overdue before that.
@@ -68,7 +69,7 @@ pub struct TransportSample {
     pub unacked: u32,
     /// Total segments with data sent, including retransmissions.
     pub segs_out: u32,
-    /// Total segments retransmitted.
+    /// Total number of segments retransmitted.
     pub retransmitted: u32,
     /// Time since the last acknowledgement, whether it acknowledged anything new or not.
     pub last_ack: Duration,

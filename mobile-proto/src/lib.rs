@@ -8,22 +8,22 @@
 //! # Sessions and paths
 //!
 //! A [`Session`] connects one client (the agent) with the relay and carries the inner IP packets of
-//! its mobile processes. It runs over one or more *paths*. A path is an ordered byte stream over one
-//! uplink, in practice a TCP connection with TLS. At most one path is *active*: it carries the inner
-//! packets. The others stand by.
+//! its mobile processes. It runs over one or more *paths*. A path is an ordered byte stream over
+//! one uplink, in practice a TCP connection with TLS. At most one path is *active*: it carries the
+//! inner packets. The others stand by.
 //!
 //! Each packet becomes a *record*. Records are numbered in each direction, acknowledged
 //! cumulatively, and kept until they are acknowledged. When another path is activated, the
-//! unacknowledged records are sent again on it. So a handover loses, duplicates and reorders
-//! nothing.
+//! unacknowledged records are sent again on it. Within its [`Limits`], a session loses,
+//! duplicates and reorders nothing at a handover.
 //!
 //! # The life of a session
 //!
 //! 1. The client opens a path with [`Session::open_path`], which queues HELLO. The relay reads it
-//!    with a [`HelloReader`], looks up or creates the session named in it, and accepts the path with
-//!    [`Session::accept_path`], which queues WELCOME.
-//! 2. WELCOME carries the configuration ([`PushConfig`]) and the number of the record that the relay
-//!    expects next. The client reports [`Event::PathReady`].
+//!    with a [`HelloReader`], looks up or creates the session named in it, and accepts the path
+//!    with [`Session::accept_path`], which queues WELCOME.
+//! 2. WELCOME carries the configuration ([`PushConfig`]) and the number of the record that the
+//!    relay expects next. The client reports [`Event::PathReady`].
 //! 3. The client makes the path active with [`Session::activate`]. Records flow in both directions.
 //!    If the relay's epoch is known, this works before WELCOME, too, and saves a round trip.
 //! 4. While data is in flight, the session watches the path. An overdue answer starts liveness
@@ -32,8 +32,8 @@
 //! 5. During an outage packets are queued within the [`Limits`], and local TCP senders are answered
 //!    with a closed window, so that their connections survive ([`Session::poll_local`]).
 //! 6. [`Session::close_path`] ends a path with CLOSE. A session has no end of its own: it lives as
-//!    long as its owner keeps it. [`Session::into_unacknowledged`] and [`Session::requeue`] move the
-//!    remaining packets to a successor.
+//!    long as its owner keeps it. [`Session::into_unacknowledged`] and [`Session::requeue`] move
+//!    the remaining packets to a successor.
 //!
 //! # Driving a session
 //!
@@ -47,15 +47,15 @@
 //!   returns true. Without samples, only silence reveals a dead path, after a second or more.
 //! - Report a failed transport with [`Session::path_lost`].
 //!
-//! The choice of uplinks and the decision when to switch are not part of this crate; the agent makes
-//! them.
+//! The choice of uplinks and the decision when to switch are not part of this crate; the agent
+//! makes them.
 //!
 //! # Modules
 //!
 //! - `session`: the [`Session`], with its input, transmission, timers and the freeze of inner TCP
 //! - `path`, `health`: one path, and whether it is dead, slow or well
-//! - `queue`, `replay`, `buffer_pool`: packets to be sent (FQ-CoDel), records to be acknowledged, and
-//!   reused buffers
+//! - `queue`, `replay`, `buffer_pool`: packets to be sent (FQ-CoDel), records to be acknowledged,
+//!   and reused buffers
 //! - `inner_flow`, `segment`, `segment_budget`: the inner TCP flows and their segments
 //! - `frame`, `hello`, `message`, `config`, `varint`: the encoding of frames and messages
 //! - `compression`: zstd streams, and the choice of what to compress
@@ -82,7 +82,8 @@
 //!
 //! // The relay reads HELLO, creates the session and accepts the path.
 //! let (hello, _) = HelloReader::new().feed(&wire)?.expect("HELLO is complete");
-//! let config = PushConfig { ipv4: Some([10, 77, 0, 2].into()), ipv6: None, mtu: 1400, dns: vec![] };
+//! let ipv4 = Some([10, 77, 0, 2].into());
+//! let config = PushConfig { ipv4, ipv6: None, mtu: 1400, dns: Vec::new() };
 //! let mut server = Session::server(hello.session, 1, Limits::default(), config);
 //! server.accept_path(now, &hello)?;
 //!
@@ -144,6 +145,6 @@ pub use packet::{Packet, PacketBuf};
 pub use session::{DropReason, Enqueue, Event, Session, Unacknowledged};
 pub use stats::{PathStats, Stats};
 
-/// The protocol's ALPN name in TLS (RFC 7301). An incompatible version gets another name, so that two
-/// versions can share one port.
+/// The protocol's ALPN name in TLS (RFC 7301). An incompatible version gets another name, so that
+/// two versions can share one port.
 pub const ALPN: &[u8] = b"mobile/1";

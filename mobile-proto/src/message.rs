@@ -116,7 +116,7 @@ impl Activate {
     }
 }
 
-/// Appends CLOSE.
+/// Appends a CLOSE frame.
 pub(crate) fn put_close(out: &mut Vec<u8>, code: CloseCode) {
     frame::put(out, frame::CLOSE, &[code.to_wire()]);
 }

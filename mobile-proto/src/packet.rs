@@ -69,9 +69,9 @@ impl From<Packet<'_>> for PacketBuf {
 pub struct IpHeader {
     /// The IP version, 4 or 6.
     pub version: u8,
-    /// The source address.
+    /// The source address of the packet.
     pub src: IpAddr,
-    /// The destination address.
+    /// The destination address of the packet.
     pub dst: IpAddr,
     /// The length of the whole packet in bytes, which equals the length of the parsed buffer.
     pub total_len: usize,

@@ -187,7 +187,7 @@ impl Path {
         None
     }
 
-    /// Appends a PING.
+    /// Appends a PING frame.
     pub(crate) fn put_ping(&mut self, now: Instant, out: &mut Vec<u8>) {
         self.nonce += 1;
         let oldest = self.pings.map_or(self.nonce, |(oldest, _)| oldest);

@@ -2,12 +2,13 @@
 //!
 //! The queue is FQ-CoDel (RFC 8290): fair between flows and without a standing delay, so that a
 //! keystroke overtakes a bulk transfer, and the bulk transfer's sender learns the rate of the path.
-//! Flows take turns by bytes (deficit round robin). A flow that had nothing queued goes before those
-//! that had, for one turn. The order within a flow never changes.
+//! Flows take turns by bytes (deficit round robin). A flow that had nothing queued goes before
+//! those that had, for one turn. The order within a flow never changes.
 //!
-//! A packet is dropped for its delay only while a path carries what is sent; an outage drops nothing
-//! for its delay. Segments of tracked TCP flows are kept apart from all other packets, because an
-//! outage treats them differently: the segments let a flow resume, the other packets grow stale.
+//! A packet is dropped for its delay only while a path carries what is sent; an outage drops
+//! nothing for its delay. Segments of tracked TCP flows are kept apart from all other packets,
+//! because an outage treats them differently: the segments let a flow resume, the other packets
+//! grow stale.
 //!
 //! All records are in one slab and linked into two lists each: the list of their flow, and the list
 //! of their lane in order of arrival.
@@ -115,7 +116,7 @@ pub(crate) struct SendQueue {
     slab: Slab,
     /// Segments of tracked TCP flows.
     tracked: Lane,
-    /// All other packets.
+    /// All packets but those segments.
     untracked: Lane,
     /// The flow queues; empty until the first packet arrives.
     flows: Vec<FlowQueue>,
@@ -157,7 +158,7 @@ impl SendQueue {
         Self { target_delay: Duration::MAX, ..Self::default() }
     }
 
-    /// Appends a packet.
+    /// Appends a packet as the newest.
     pub(crate) fn push(&mut self, mut record: Record) {
         record.arrival = self.next_arrival;
         self.next_arrival += 1;
@@ -186,8 +187,9 @@ impl SendQueue {
         self.insert(record, Slab::push_front);
     }
 
-    /// Takes the packet to send next, if its [cost](Self::next_cost) is at most `room`. Packets that
-    /// are dropped on the way, because their flow has a standing queue, are passed to `dropped`.
+    /// Takes the packet to send next, if its [cost](Self::next_cost) is at most `room`. Packets
+    /// that are dropped on the way, because their flow has a standing queue, are passed to
+    /// `dropped`.
     pub(crate) fn pop(
         &mut self,
         now: Instant,

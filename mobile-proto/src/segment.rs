@@ -162,7 +162,7 @@ impl AckPacket {
 }
 
 impl BareAck {
-    /// Builds the packet.
+    /// Builds the packet with its checksums.
     pub(crate) fn packet(&self) -> AckPacket {
         let mut bytes = [0; IPV6_HEADER + TCP_HEADER + TIMESTAMPS];
         let tcp_length = if self.timestamps.is_some() { TCP_HEADER + TIMESTAMPS } else { TCP_HEADER };

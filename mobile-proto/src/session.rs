@@ -49,7 +49,8 @@ pub enum Enqueue {
 pub enum DropReason {
     /// The queue has no room.
     QueueFull,
-    /// Its data is already held during an outage. A fresher copy may have replaced the older one.
+    /// The data of the packet is already held during an outage. A fresher copy may have replaced
+    /// the older one.
     Duplicate,
     /// The packet is empty or longer than [`MAX_PACKET`].
     BadLength,
@@ -241,8 +242,8 @@ impl Session {
         Ok(())
     }
 
-    /// Client: makes a path active. The relay is told to keep `path` and `keep` and to free all
-    /// other paths, except for paths opened later than this call.
+    /// Client: makes a path active. The relay keeps `path` and the paths in `keep`, and frees all
+    /// other paths except for those opened later than this call.
     ///
     /// Transmission moves to `path` and starts with the oldest unacknowledged record. If `path` is
     /// already active, only the list is sent.

@@ -62,9 +62,9 @@ pub struct Stats {
     pub dropped_bad_length: u64,
     /// Acknowledgements sent here to local TCP senders in the name of the other end.
     pub local_answers: u64,
-    /// ACK frames sent.
+    /// ACK frames sent to the peer.
     pub acks_sent: u64,
-    /// ACK frames received.
+    /// ACK frames received from the peer.
     pub acks_received: u64,
     /// Number of times that transmission moved to another path.
     pub switches: u64,

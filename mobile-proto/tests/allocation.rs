@@ -72,7 +72,7 @@ fn steady_flow(limits: &Limits) {
     let mut wire = Vec::new();
     client.open_path(now, PATH);
     client.poll_transmit(now, PATH, &mut wire, 1000);
-    let (hello, _) = HelloReader::new().feed(&wire).expect("a HELLO").expect("a whole one");
+    let (hello, _) = HelloReader::new().feed(&wire).expect("valid").expect("complete");
     server.accept_path(now, &hello).expect("its own session");
     pass(now, &mut server, &mut client, &mut wire);
     client.activate(now, PATH, &[]);
@@ -96,8 +96,8 @@ fn steady_flow(limits: &Limits) {
         assert_eq!((up, down), (total, total));
         client.handle_timeout(now);
         server.handle_timeout(now);
-        client.poll_local(now, &mut |_| panic!("nothing is to be said for anybody"));
-        server.poll_local(now, &mut |_| panic!("nothing is to be said for anybody"));
+        client.poll_local(now, &mut |_| panic!("there is no outage"));
+        server.poll_local(now, &mut |_| panic!("there is no outage"));
         while server.poll_event().is_some() {}
     };
     // Warm up until every buffer has its size: compressed packets arrive many at a time. A round

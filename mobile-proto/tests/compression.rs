@@ -99,8 +99,8 @@ fn a_replayed_record_is_compressed_for_its_new_path() {
     assert!(pair.client.path_stats(TWO).unwrap().compression);
 }
 
-/// Tests that the client does not check the consent of WELCOME, which it does not parse on a closing
-/// path.
+/// Tests that the client does not check the consent of WELCOME, which it does not parse on a
+/// closing path.
 #[test]
 fn a_client_reads_compressed_packets_on_a_closing_path() {
     let mut pair = Pair::connected(wanted());

@@ -29,7 +29,7 @@ fn a_full_replay_buffer_waits_and_a_full_queue_drops_the_newest() {
     let (unacked, queued) = (pair.client.unacked_bytes(), pair.client.queued_bytes());
     assert!(unacked <= 10_000 && unacked > 5_000, "{unacked}");
     assert!(queued <= 20_000 && queued > 10_000, "{queued}");
-    assert!(!pair.client.wants_transmit(ONE), "it waits for an acknowledgement");
+    assert!(!pair.client.wants_transmit(ONE), "new records wait for an acknowledgement");
     assert_eq!(pair.client.stats().dropped_queue_full, 1);
     assert_eq!(pair.client.stats().enqueued_packets, u64::from(accepted));
     pair.wire(ONE).stalled_down = false;
@@ -153,17 +153,17 @@ fn acknowledgements_are_sent_alone_only_when_needed() {
     let before = pair.server().stats().acks_sent;
     up(&mut pair, 0..1);
     pair.settle();
-    assert_eq!(pair.server().stats().acks_sent, before, "it waits for company");
+    assert_eq!(pair.server().stats().acks_sent, before, "the acknowledgement waits for other data");
     down(&mut pair, 0..1);
     pair.settle();
-    assert_eq!(pair.server().stats().acks_sent, before + 1, "and has found it");
+    assert_eq!(pair.server().stats().acks_sent, before + 1, "the acknowledgement is sent with other data");
     assert_eq!(pair.client.unacked_bytes(), 0);
     up(&mut pair, 1..2);
     pair.advance(limits.ack_delay);
-    assert_eq!(pair.client.unacked_bytes(), 0, "or goes alone after the delay");
+    assert_eq!(pair.client.unacked_bytes(), 0, "the acknowledgement is sent alone after the delay");
     assert_eq!(pair.send_up(&packet(2, limits.ack_bytes)), Enqueue::Queued);
     pair.settle();
-    assert_eq!(pair.client.unacked_bytes(), 0, "or after many bytes");
+    assert_eq!(pair.client.unacked_bytes(), 0, "the acknowledgement is sent after many bytes");
     let acks = pair.client.stats().acks_sent + pair.server().stats().acks_sent;
     pair.advance(10 * SECOND);
     let later = pair.client.stats().acks_sent + pair.server().stats().acks_sent;
@@ -201,7 +201,7 @@ fn close_is_sent_and_received() {
     assert!(pair.client.wants_transmit(ONE));
     pair.settle();
     assert_eq!(closed(&pair.server_events, ONE), Some(CloseCode::Shutdown));
-    assert_eq!(numbers(&pair.at_server), all(0..2), "what was sent before is delivered");
+    assert_eq!(numbers(&pair.at_server), all(0..2), "data sent before CLOSE is delivered");
     assert_eq!((pair.client.paths().count(), pair.server().paths().count()), (0, 0));
 }
 

@@ -38,8 +38,8 @@ fn data_is_sent_after_hello_and_answered_with_welcome() {
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathConfirmed { path: TWO }));
     pair.advance(SECOND);
-    assert_eq!(pair.client_events.pop_front(), None, "it is told once");
-    assert_eq!(pair.client.stats().switches, 2, "WELCOME does not move it again");
+    assert_eq!(pair.client_events.pop_front(), None, "the confirmation is reported once");
+    assert_eq!(pair.client.stats().switches, 2, "WELCOME does not switch again");
     assert_eq!((pair.client.unacked_bytes(), pair.server().unacked_bytes()), (0, 0));
     assert_eq!(pair.server().stats().stale_frames, 0);
 }
@@ -57,7 +57,7 @@ fn a_welcome_that_crossed_the_activate_does_not_confirm_it() {
     pair.client_events.clear();
     pair.deliver(TWO, Direction::Down, usize::MAX);
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
-    assert_eq!(pair.client_events.pop_front(), None, "the relay sends by the other path still");
+    assert_eq!(pair.client_events.pop_front(), None, "the relay still sends on the other path");
     assert_eq!(pair.server().active_path(), Some(ONE));
     pair.settle();
     assert_eq!(pair.server().active_path(), Some(TWO));
@@ -101,7 +101,7 @@ fn a_restarted_relay_ignores_early_frames_and_gets_everything_again() {
     pair.settle();
     assert!(pair.client_events.contains(&Event::PathReady { path: TWO, resumed: false }));
     let moved = |event: &&Event| matches!(event, Event::PathActivated { .. });
-    assert_eq!(pair.client_events.iter().filter(moved).count(), 1, "the shell need not know");
+    assert_eq!(pair.client_events.iter().filter(moved).count(), 1, "the repeated activation is not reported");
     down(&mut pair, 2..4);
     pair.advance(SECOND);
     assert_eq!(numbers(&pair.at_server), all(0..12));
@@ -126,7 +126,7 @@ fn another_path_may_bring_the_new_epoch_first() {
     pair.settle();
     assert!(pair.client_events.contains(&Event::PathReady { path: THREE, resumed: false }));
     assert_eq!(pair.client.active_path(), Some(TWO));
-    assert_eq!(numbers(&pair.at_server), all(0..6), "path 2 carries the new numbers already");
+    assert_eq!(numbers(&pair.at_server), all(0..6), "path 2 already carries the new numbers");
     pair.wire(TWO).stalled_down = false;
     pair.advance(SECOND);
     assert!(pair.client_events.contains(&Event::PathReady { path: TWO, resumed: true }));
@@ -190,13 +190,13 @@ fn without_a_known_epoch_the_activation_waits_for_welcome() {
     pair.deliver(TWO, Direction::Up, usize::MAX);
     pair.transmit(usize::MAX);
     pair.deliver(TWO, Direction::Down, usize::MAX);
-    let told: Vec<_> = pair.client_events.iter().skip(1).cloned().collect();
+    let events: Vec<_> = pair.client_events.iter().skip(1).cloned().collect();
     let ready = Event::PathReady { path: TWO, resumed: false };
-    assert_eq!(told, [ready, Event::PathActivated { path: TWO, previous: None, replayed: 0, dropped: 0 }]);
+    assert_eq!(events, [ready, Event::PathActivated { path: TWO, previous: None, replayed: 0, dropped: 0 }]);
     pair.settle();
     assert_eq!(pair.client_events.back(), Some(&Event::PathConfirmed { path: TWO }));
-    assert_eq!(pair.client.active_path(), Some(TWO), "the last wish counts");
-    assert_eq!(pair.server().paths().count(), 2, "and its list is kept");
+    assert_eq!(pair.client.active_path(), Some(TWO), "the last activation counts");
+    assert_eq!(pair.server().paths().count(), 2, "the paths in its list are kept");
     assert_eq!(numbers(&pair.at_server), all(0..3));
 }
 

@@ -42,12 +42,12 @@ fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usiz
     for piece in bytes.chunks(step.max(1)) {
         let mut deliver = |packet: Packet<'_>| assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
         let result = session.handle_input(now, ONE, piece, &mut deliver);
-        assert!(result.is_ok() || fine, "a path that failed takes no more input");
+        assert!(result.is_ok() || fine, "a failed path takes no more input");
         fine &= result.is_ok();
         let mut out = Vec::new();
         if session.wants_transmit(ONE) && fine {
             session.poll_transmit(now, ONE, &mut out, usize::MAX);
-            assert!(!out.is_empty(), "it wanted to transmit");
+            assert!(!out.is_empty(), "nothing was written although the session wanted to transmit");
             assert!(!session.wants_transmit(ONE));
         }
     }

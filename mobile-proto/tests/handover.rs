@@ -147,7 +147,7 @@ fn the_relay_frees_the_paths_that_are_not_kept() {
     let mut open: Vec<_> = pair.server().paths().collect();
     open.sort_unstable();
     assert_eq!(open, [TWO, THREE]);
-    assert!(!pair.wires.contains_key(&ONE), "the client has learnt it too");
+    assert!(!pair.wires.contains_key(&ONE), "the client has learnt of it, too");
 }
 
 #[test]

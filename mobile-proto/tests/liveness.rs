@@ -25,7 +25,7 @@ fn pair() -> Pair {
     pair
 }
 
-fn told(pair: &Pair) -> Vec<&Event> {
+fn client_events(pair: &Pair) -> Vec<&Event> {
     pair.client_events.iter().collect()
 }
 
@@ -40,15 +40,15 @@ fn a_dead_path_is_probed_then_unresponsive_and_recovers() {
     up(&mut pair, 1..2);
     let cut = pair.now;
     pair.advance(RTT + Duration::from_millis(30));
-    assert_eq!(told(&pair), [&Event::PathProbing { path: ONE }]);
+    assert_eq!(client_events(&pair), [&Event::PathProbing { path: ONE }]);
     assert!(!pair.client.path_stats(ONE).unwrap().unresponsive);
     pair.advance(Duration::from_millis(100));
-    let events = told(&pair);
+    let events = client_events(&pair);
     let [_, Event::PathUnresponsive { path: ONE, silent_for }] = events[..] else { panic!("{events:?}") };
     assert!(*silent_for < Duration::from_millis(150) && *silent_for <= pair.now - cut);
     assert!(pair.client.path_stats(ONE).unwrap().unresponsive);
     pair.advance(10 * SECOND);
-    assert_eq!(pair.client_events.len(), 2, "each is said once");
+    assert_eq!(pair.client_events.len(), 2, "each change is reported once");
     pair.wire(ONE).stalled_up = false;
     pair.advance(2 * SECOND);
     assert_eq!(pair.client_events.back(), Some(&Event::PathRecovered { path: ONE }));
@@ -119,7 +119,7 @@ fn a_dead_standby_path_that_cannot_be_written_to_is_detected_by_its_keepalive() 
     pair.advance(40 * SECOND);
     pair.client_events.clear();
     pair.advance(10 * SECOND);
-    assert_eq!(told(&pair).iter().filter(|event| is_unresponsive(event, TWO)).count(), 1);
+    assert_eq!(client_events(&pair).iter().filter(|event| is_unresponsive(event, TWO)).count(), 1);
 }
 
 #[test]
@@ -131,7 +131,11 @@ fn a_relay_that_gets_nothing_through_sends_doubt_on_another_path() {
     down(&mut pair, 0..1);
     pair.advance(Duration::from_millis(60));
     assert_eq!(pair.server_events.pop_front(), Some(Event::PathProbing { path: ONE }));
-    assert_eq!(told(&pair), [&Event::PathProbing { path: ONE }], "it tries the path itself");
+    assert_eq!(
+        client_events(&pair),
+        [&Event::PathProbing { path: ONE }],
+        "the client probes the path itself"
+    );
     pair.advance(Duration::from_millis(150));
     assert!(is_unresponsive(pair.client_events.back().unwrap(), ONE));
     // The relay needs longer, and its verdict changes nothing.
@@ -177,7 +181,7 @@ fn false_doubts_of_a_relay_cause_a_few_pings_and_nothing_else() {
     assert!((1..=5).contains(&probes), "{probes}");
     assert_eq!((pair.client.stats().unresponsive, pair.client.active_path()), (0, Some(ONE)));
     let now = pair.now;
-    assert!(pair.client.handle_input(now, TWO, &[0x15, 1, 0], &mut |_| {}).is_err(), "it has no payload");
+    assert!(pair.client.handle_input(now, TWO, &[0x15, 1, 0], &mut |_| {}).is_err(), "DOUBT has no payload");
     assert!(
         pair.server().handle_input(now, TWO, &[0x15, 0], &mut |_| {}).is_err(),
         "only a relay sends DOUBT"
@@ -230,7 +234,7 @@ fn path_stats_show_the_latest_sample() {
     let stats = pair.client.path_stats(ONE).unwrap();
     assert_eq!((stats.srtt, stats.rttvar, stats.loss), (Some(RTT), Some(RTT / 20), Some(0.0)));
     let now = pair.now;
-    assert!(!pair.client.wants_sample(now, ONE), "an idle path is not looked at");
+    assert!(!pair.client.wants_sample(now, ONE), "no sample is wanted of an idle path");
     assert!(!pair.client.wants_sample(now, PathId(9)));
     let lossy = mobile_proto::TransportSample {
         delivered: 90,

@@ -42,7 +42,7 @@ fn run(world: &mut World, ops: &[Op]) {
 fn detects_every_dead_path(world: &mut World) {
     // An end without samples takes an answer that a blackhole held up for a long RTT.
     world.pair.settle();
-    let stats = |world: &World, path| world.pair.client.path_stats(path).expect("it is open");
+    let stats = |world: &World, path| world.pair.client.path_stats(path).expect("the path is open");
     let longest = world.dead_paths().into_iter().filter_map(|path| stats(world, path).srtt).max();
     let patience = Duration::from_secs(10) + 4 * longest.unwrap_or_default();
     // Without samples, DOUBT of the relay on a path that is dead upwards only delays this once in a
@@ -128,7 +128,7 @@ proptest! {
         world.heal();
         for direction in [Direction::Up, Direction::Down] {
             let arrived = world.arrived(direction);
-            prop_assert!(arrived.is_sorted_by(|a, b| a < b), "doubled or reordered: {:?}", arrived);
+            prop_assert!(arrived.is_sorted_by(|a, b| a < b), "duplicated or reordered: {:?}", arrived);
             let (sender, receiver) = world.stats(direction);
             let missing = world.accepted[direction as usize].len() - arrived.len();
             prop_assert_eq!(missing as u64, sender.dropped_aged + sender.dropped_displaced + sender.dropped_delayed + sender.thinned + receiver.lost);
@@ -161,14 +161,14 @@ proptest! {
             let mut start = 0;
             for &end in lives.iter().chain([&arrived.len()]) {
                 let life = &arrived[start..end];
-                prop_assert!(life.is_sorted_by(|a, b| a < b), "doubled or reordered: {:?}", life);
+                prop_assert!(life.is_sorted_by(|a, b| a < b), "duplicated or reordered: {:?}", life);
                 start = end;
             }
             if !sender_died {
                 let mut known = arrived.clone();
                 known.sort_unstable();
                 known.dedup();
-                prop_assert_eq!(&known, accepted, "lost although its sender lived on");
+                prop_assert_eq!(&known, accepted, "lost although the sender was not restarted");
             }
         }
         let (client, server) = (world.pair.client.stats(), world.pair.client.unacked_bytes());
@@ -191,7 +191,7 @@ proptest! {
             // A client acknowledges on its own active path only, on whichever path the relay's
             // records arrive.
             let agreed = |path: &PathId| dead.is_empty() && active == Some(*path);
-            prop_assert!(!server.iter().any(agreed), "{:?} unresponsive by the relay: {:?}", server, op);
+            prop_assert!(!server.iter().any(agreed), "{:?} reported by the relay: {:?}", server, op);
         }
         detects_every_dead_path(&mut world);
         world.heal();

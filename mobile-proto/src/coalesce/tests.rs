@@ -142,15 +142,15 @@ fn a_datagram_shorter_than_its_header_is_not_read_beyond_its_end() {
             let mut short = whole[..length].to_vec();
             assert!(
                 !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
-                "{length} as claimed"
+                "{length} bytes, cut off"
             );
             // The IP header states the truth; the UDP header does not, or is cut off.
             if let Some(payload) = length.checked_sub(ip) {
-                let (at, told) = if six { (4, payload) } else { (2, length) };
-                short[at..at + 2].copy_from_slice(&(told as u16).to_be_bytes());
+                let (at, claimed) = if six { (4, payload) } else { (2, length) };
+                short[at..at + 2].copy_from_slice(&(claimed as u16).to_be_bytes());
                 assert!(
                     !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
-                    "{length} of IP"
+                    "{length} bytes of IP"
                 );
             }
             // Both headers state the truth, but less than the minimum payload is left.
@@ -158,7 +158,7 @@ fn a_datagram_shorter_than_its_header_is_not_read_beyond_its_end() {
                 short[ip + 4..ip + 6].copy_from_slice(&((length - ip) as u16).to_be_bytes());
                 assert!(
                     !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
-                    "{length} of UDP"
+                    "{length} bytes of UDP"
                 );
             }
         }

@@ -130,10 +130,10 @@ pub fn acceptance(bytes: &[u8]) {
                 data: data as u32,
                 ..local
             };
-            at = flows.on_sending(&segment).expect("it lives");
+            at = flows.on_sending(&segment).expect("the flow is tracked");
             if let Some((again, Some(window))) = flows.get(at).missed_ack(&segment) {
                 let ack = i64::from(again.wrapping_sub(wire(ours, tcp.una)) as i32) + tcp.una;
-                assert!((tcp.una..=tcp.next).contains(&ack), "it is told what it never sent");
+                assert!((tcp.una..=tcp.next).contains(&ack), "the local end never sent what is acknowledged");
                 if ack > tcp.una {
                     // The local end now receives the acknowledgement, in a segment with the number
                     // that it expects.
@@ -176,13 +176,13 @@ pub fn acceptance(bytes: &[u8]) {
                 tcp.hears(seq, end, ack, window, flags & FIN != 0);
             }
             if flags & ACK != 0 && tcp.is_over() && flags & SYN == 0 && tcp.takes(seq, end) {
-                assert!(flows.is_empty(), "both ends are done");
+                assert!(flows.is_empty(), "the flow is over");
                 return;
             }
-            assert!(!flows.is_empty(), "it lives");
+            assert!(!flows.is_empty(), "the flow is tracked");
         }
         let flow = flows.get(at);
-        assert_eq!(flow.acked, wire(ours, tcp.una), "what is acknowledged: {tcp:?}");
+        assert_eq!(flow.acked, wire(ours, tcp.una), "the acknowledged number: {tcp:?}");
         assert_eq!(flow.window, Some(tcp.window), "the window: {tcp:?}");
     }
 }

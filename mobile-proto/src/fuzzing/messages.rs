@@ -27,8 +27,8 @@ pub fn frames(mut bytes: &[u8]) {
                 bytes = &bytes[consumed..];
             }
             Ok(Decoded::Incomplete { need }) => {
-                assert!(need > bytes.len(), "it would be waited for, for ever");
-                assert!(need <= MAX_PACKET + 1024 + HEADER, "{need} bytes would be kept");
+                assert!(need > bytes.len(), "the frame would never be complete");
+                assert!(need <= MAX_PACKET + 1024 + HEADER, "{need} bytes would be buffered");
                 return;
             }
             Err(_) => return,
@@ -57,7 +57,7 @@ pub fn hello(bytes: &[u8]) {
                     return;
                 }
                 (Err(error), Err(same)) => return assert_eq!(&error, same),
-                (other, _) => panic!("{other:?} by pieces of {step}, {expected:?} as a whole"),
+                (other, _) => panic!("{other:?} in pieces of {step}, {expected:?} as a whole"),
             }
         }
         assert_eq!(expected, Ok(None));
@@ -136,14 +136,14 @@ fn reread(kind: u8, wire: &[u8]) -> &[u8] {
         Ok(Decoded::Frame { kind: same, payload, consumed }) if same == kind && consumed == wire.len() => {
             payload
         }
-        other => panic!("what was written is not read: {other:?}"),
+        other => panic!("an encoded frame is not decoded: {other:?}"),
     }
 }
 
 fn read_hello(payload: &[u8]) -> Result<(Hello, Vec<u8>), ProtocolError> {
     let mut wire = Vec::new();
     frame::put(&mut wire, frame::HELLO, payload);
-    HelloReader::new().feed(&wire).map(|hello| hello.expect("the frame is whole"))
+    HelloReader::new().feed(&wire).map(|hello| hello.expect("the frame is complete"))
 }
 
 /// Parses both enrolment messages, and all their prefixes.
@@ -155,7 +155,7 @@ pub fn enrolment(bytes: &[u8]) {
     }
     if let Ok(Some(answer)) = enroll::read_reply(bytes) {
         if let EnrolmentReply::Enrolled(name) = &answer {
-            assert!(!name.chars().any(char::is_control), "it would be printed");
+            assert!(!name.chars().any(char::is_control), "a control character would be printed");
         }
         assert_eq!(enroll::read_reply(&enroll::encode_reply(&answer)), Ok(Some(answer)));
     }
@@ -170,7 +170,7 @@ fn by_prefix<T: PartialEq + std::fmt::Debug>(
     for cut in 0..bytes.len().min(300) {
         match read(&bytes[..cut]) {
             Ok(None) => {}
-            settled => return assert_eq!(settled, whole, "settled by {cut} bytes"),
+            settled => return assert_eq!(settled, whole, "decided by {cut} bytes"),
         }
     }
 }

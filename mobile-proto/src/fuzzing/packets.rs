@@ -28,15 +28,15 @@ fn check_packet(header: &[u8], packet: &[u8]) {
     }
     // The kernel's request crosses the tunnel, and is made again at the far end.
     if let Ok(offload) = Offload::from_vnet(header, packet) {
-        let again = offload.to_vnet(packet).expect("what was taken from the TUN can be given to one");
+        let again = offload.to_vnet(packet).expect("an offload read from a TUN can be written to one");
         assert_eq!(Offload::from_vnet(&again, packet), Ok(offload));
     }
     // A peer's claim is refused, or is valid for the kernel.
     let size = u16::from_be_bytes([header[4], header[5]]);
     for claim in [Offload::None, Offload::Checksum, Offload::Segment(size)] {
-        if let Ok(told) = claim.to_vnet(packet) {
-            assert_eq!(Offload::from_vnet(&told, packet), Ok(claim));
-            let word = |at: usize| usize::from(u16::from_ne_bytes([told[at], told[at + 1]]));
+        if let Ok(vnet) = claim.to_vnet(packet) {
+            assert_eq!(Offload::from_vnet(&vnet, packet), Ok(claim));
+            let word = |at: usize| usize::from(u16::from_ne_bytes([vnet[at], vnet[at + 1]]));
             if claim != Offload::None {
                 assert!(word(6) + word(8) + 2 <= packet.len(), "the checksum lies outside the packet");
             }
@@ -66,7 +66,7 @@ fn check_coalescing(packets: [&[u8]; 3]) {
         let mut coalescer = SegmentCoalescer::default();
         let coalesced = packets.iter().take_while(|bytes| coalescer.push(Packet { bytes, offload })).count();
         let Some((whole, summary)) = coalescer.take() else {
-            assert_eq!(coalesced, 0, "what was taken is given back");
+            assert_eq!(coalesced, 0, "what was pushed is returned");
             continue;
         };
         let bytes = packets[..coalesced].iter().map(|packet| packet.len() as u64).sum();
@@ -75,7 +75,7 @@ fn check_coalescing(packets: [&[u8]; 3]) {
             assert_eq!((whole.bytes, whole.offload, coalesced), (packets[0], offload, 1));
             continue;
         };
-        whole.offload.to_vnet(whole.bytes).expect("the kernel takes what was coalesced");
+        whole.offload.to_vnet(whole.bytes).expect("the kernel accepts the coalesced packet");
         assert_eq!(IpHeader::parse(whole.bytes).map(|ip| ip.total_len), Ok(whole.len()));
         let headers = if whole.bytes[0] >> 4 == 4 { 28 } else { 48 };
         let parts: Vec<_> = whole.bytes[headers..].chunks(size.into()).collect();

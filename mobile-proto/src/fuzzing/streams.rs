@@ -35,8 +35,8 @@ fn honest(mut bytes: &[u8]) {
         let length = usize::from(u16::from_be_bytes([high, low]) % 1024).min(rest.len());
         let (packet, rest) = rest.split_at(length);
         if !packet.is_empty() {
-            assert!(encoder.encode(packet), "a stream of ours is broken");
-            assert_eq!(decoder.decode(packet.len(), encoder.output()).expect("our own stream"), packet);
+            assert!(encoder.encode(packet), "the encoder failed");
+            assert_eq!(decoder.decode(packet.len(), encoder.output()).expect("an encoded packet"), packet);
         }
         bytes = rest;
     }

@@ -19,7 +19,7 @@ fn segment(packet: &[u8], seq: u32, length: u32) -> Record {
 }
 
 fn pop(queue: &mut SendQueue) -> Option<Record> {
-    queue.pop(Instant::now(), usize::MAX, |_| panic!("nothing waited"))
+    queue.pop(Instant::now(), usize::MAX, |_| panic!("nothing is dropped"))
 }
 
 /// Returns a packet of a flow, of `size` bytes but at least 32, that carries a number.
@@ -189,9 +189,9 @@ fn a_packet_is_dropped_only_if_its_successor_can_be_sent() {
     (0..50).for_each(|number| queue.push(of(1, number, if number % 2 == 0 { 3000 } else { 9000 }, start)));
     let room = record(&[0; 3000]).cost();
     for ms in 0..100 {
-        if let Some(record) =
-            queue.pop(start + 200 * MS + 10 * ms * MS, room, |_| panic!("then nothing fits"))
-        {
+        if let Some(record) = queue.pop(start + 200 * MS + 10 * ms * MS, room, |_| {
+            panic!("a packet was dropped although its successor does not fit")
+        }) {
             assert!(record.cost() <= room);
         } else {
             assert!(queue.next_cost().unwrap() > room);
@@ -211,7 +211,7 @@ fn the_longest_flow_makes_room_unless_it_asks_itself() {
     queue.push(of(2, 0, 1500, now));
     assert!(queue.pop_from_longest_flow(&packet(1, 10, 1500)).is_none());
     let given_up = queue.pop_from_longest_flow(&packet(2, 1, 1500)).unwrap().packet;
-    assert_eq!((flow_of(&given_up), number_of(&given_up)), (1, 9), "its newest");
+    assert_eq!((flow_of(&given_up), number_of(&given_up)), (1, 9), "the newest packet of the flow");
 }
 
 #[test]
@@ -308,7 +308,7 @@ proptest! {
             prop_assert_eq!(queue.is_empty(), waiting.is_empty());
             prop_assert_eq!(queue.is_empty(), queue.cost() == 0);
         }
-        prop_assert!(queue.slab.slots() <= most_waiting, "slots are used again");
+        prop_assert!(queue.slab.slots() <= most_waiting, "slots are reused");
         while !queue.is_empty() {
             let mut dropped = Vec::new();
             let popped = queue.pop(now, usize::MAX, |record| dropped.push(record));
@@ -331,7 +331,7 @@ proptest! {
             (0..sizes.len()).for_each(|flow| push(&mut queue, flow));
         }
         for _ in 0..turns {
-            let record = pop(&mut queue).expect("something waits");
+            let record = pop(&mut queue).expect("a packet is queued");
             let flow = usize::from(flow_of(&record.packet));
             sent[flow] += record.packet.len() as i64;
             push(&mut queue, flow);

@@ -76,7 +76,7 @@ impl Freeze {
     pub(super) fn take_over(&mut self, former: Self) -> bool {
         let take = self.flows.is_empty();
         if take {
-            // Frozen flows are told of the end of the outage when it comes, even if the former
+            // Frozen flows get their window update at the end of the outage, even if the former
             // session was about to do so.
             *self = Self { acks: Vec::new(), window_updates_due: false, ..former };
         }
@@ -276,20 +276,20 @@ impl Session {
         {
             return None;
         }
-        let looked_at = Cell::new(0);
-        let looks = |range: &SegmentRange| {
-            looked_at.update(|count| count + 1);
+        let searched = Cell::new(0);
+        let count_and_match = |range: &SegmentRange| {
+            searched.update(|count| count + 1);
             wanted(range)
         };
         let mut found = self.replay.find(&wanted).map(HeldSegment::Sent);
-        looked_at.set(match found {
+        searched.set(match found {
             Some(HeldSegment::Sent(at)) => at + 1,
             _ => self.replay.len(),
         });
         if found.is_none() {
-            found = self.queue.find(looks).map(HeldSegment::Queued);
+            found = self.queue.find(count_and_match).map(HeldSegment::Queued);
         }
-        let price = RECORD_PRICE.saturating_mul(u32::try_from(looked_at.get()).unwrap_or(u32::MAX));
+        let price = RECORD_PRICE.saturating_mul(u32::try_from(searched.get()).unwrap_or(u32::MAX));
         let pay = |paid: &mut Option<Instant>, price| *paid = paid.unwrap_or(now).max(now).checked_add(price);
         pay(&mut flow.search_paid_until, price.saturating_mul(FLOW_SHARE));
         pay(&mut self.freeze.search_paid_until, price);

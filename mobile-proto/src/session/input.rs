@@ -314,10 +314,10 @@ impl Session {
         self.paths.iter_mut().for_each(|path| path.tx_number = None);
         // A path that waits for its own WELCOME can carry data for the new epoch.
         if let Some(at) = self.paths.iter().position(|path| path.pending_activation.is_some()) {
-            let mut wanted = self.paths.swap_remove(at);
-            let keep = wanted.pending_activation.clone().unwrap_or_default();
-            self.send_activate(now, &mut wanted, &keep);
-            self.paths.push(wanted);
+            let mut waiting = self.paths.swap_remove(at);
+            let keep = waiting.pending_activation.clone().unwrap_or_default();
+            self.send_activate(now, &mut waiting, &keep);
+            self.paths.push(waiting);
         }
     }
 

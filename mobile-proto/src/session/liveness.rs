@@ -118,8 +118,8 @@ impl Session {
             None => Some(&mut *from).filter(|from| self.active == Some(from.id)),
         };
         // Probing shows nothing new about an unresponsive path.
-        let worth = |active: &&mut Path| active.is_ready() && !active.health.is_unresponsive();
-        let Some(active) = active.filter(worth) else { return };
+        let can_probe = |active: &&mut Path| active.is_ready() && !active.health.is_unresponsive();
+        let Some(active) = active.filter(can_probe) else { return };
         self.last_doubt = Some(now);
         active.request_ping(now, unanswered);
         let (id, started) = (active.id, active.health.start_probing(now));

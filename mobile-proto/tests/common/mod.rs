@@ -1,6 +1,6 @@
 //! Two ends driven by the tests: a client, a relay and the wires between them, with a virtual
 //! clock.
-#![allow(dead_code, reason = "each test binary uses its own part of the helper")]
+#![allow(dead_code, reason = "each test binary uses a part of this module")]
 
 pub(crate) mod kernel;
 pub(crate) mod world;
@@ -126,7 +126,7 @@ impl Pair {
     }
 
     pub(crate) fn server(&mut self) -> &mut Session {
-        self.server.as_mut().expect("a HELLO has come")
+        self.server.as_mut().expect("a HELLO has arrived")
     }
 
     pub(crate) fn wire(&mut self, path: PathId) -> &mut Wire {
@@ -159,13 +159,13 @@ impl Pair {
         }
     }
 
-    /// Restarts the relay.
+    /// Kills and restarts the relay.
     pub(crate) fn restart_server(&mut self) {
         self.server = None;
         self.wires.values_mut().for_each(|wire| wire.server_open = false);
     }
 
-    /// Restarts the agent.
+    /// Kills and restarts the agent.
     pub(crate) fn restart_client(&mut self) {
         self.clients += 1;
         self.client_lives.push(self.at_client.len());
@@ -268,11 +268,11 @@ impl Pair {
         self.take_samples();
         self.client.handle_timeout(self.now);
         let left = self.client.poll_timeout();
-        assert!(left.is_none_or(|at| at > self.now), "the client's timer would spin");
+        assert!(left.is_none_or(|at| at > self.now), "the client's timer spins");
         if let Some(server) = &mut self.server {
             server.handle_timeout(self.now);
             let left = server.poll_timeout();
-            assert!(left.is_none_or(|at| at > self.now), "the relay's timer would spin");
+            assert!(left.is_none_or(|at| at > self.now), "the relay's timer spins");
         }
         self.poll_events();
     }

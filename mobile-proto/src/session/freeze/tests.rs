@@ -157,7 +157,7 @@ fn segments_sent_in_an_outage_are_answered_with_a_zero_window() {
                 assert_eq!(
                     segment::timestamps(&packet),
                     Some((80, 90)),
-                    "what the sender echoes, and its own"
+                    "the timestamp that the sender echoes, and its own"
                 );
                 assert!(sums_are_zero(&packet));
             }
@@ -201,7 +201,7 @@ fn after_an_outage_only_a_flow_with_nothing_unacknowledged_gets_a_window_update(
     ends.now += 20 * SECOND;
     ends.connect();
     let local = ends.local();
-    assert_eq!(local.len(), 1, "nor a flow that was never frozen");
+    assert_eq!(local.len(), 1, "only the frozen flow without unacknowledged data");
     let update = Segment::parse(&local[0]).unwrap();
     assert_eq!((update.seq, update.ack, update.window), (5000, 1000, 800));
     assert_eq!(segment::timestamps(&local[0]), Some((6, 7)));
@@ -227,7 +227,7 @@ fn acknowledgements_that_both_ends_refused_are_repeated() {
             timestamps: Some((3, 2)),
             ..Sample::default()
         });
-        assert_eq!(ends.answers(), [], "it may be heard");
+        assert_eq!(ends.answers(), [], "the local end may accept it");
         let refusal = Sample { seq: 1000, ack: 5800, timestamps: Some((9, 8)), ..Sample::default() };
         assert_eq!(ends.send(refusal), Enqueue::Queued);
         let local = ends.local();
@@ -238,7 +238,7 @@ fn acknowledgements_that_both_ends_refused_are_repeated() {
         // The local end has the acknowledgement.
         let _ = ends.send(Sample { ack: 5800, ..data(1400, 10) });
         let _ = ends.send(Sample { seq: 1399, ack: 5800, ..Sample::default() });
-        assert_eq!(ends.answers(), [], "nor is a probe taken for ignorance");
+        assert_eq!(ends.answers(), [], "a probe does not show a missed acknowledgement");
     }
 }
 
@@ -258,7 +258,7 @@ fn held_data_is_not_held_twice() {
         assert_eq!(ends.send(copy), Enqueue::Dropped(DropReason::Duplicate), "{seq}+{length}");
     }
     ends.now += LATER;
-    assert_eq!(ends.send(data(1100, 150)), Enqueue::Queued, "it was never held as one");
+    assert_eq!(ends.send(data(1100, 150)), Enqueue::Queued, "the range was never held as one segment");
     assert_eq!(ends.send(data(1250, 1)), Enqueue::Queued, "new data");
     assert_eq!(ends.client.stats().dropped_duplicate, 5);
     ends.connect();
@@ -266,7 +266,7 @@ fn held_data_is_not_held_twice() {
     assert_eq!(
         fresh,
         [false, false, true, false, false],
-        "nothing was behind the third when it was sent again"
+        "only the third had no data after it when it was retransmitted"
     );
     let arrived: Vec<_> =
         ends.at_server.iter().map(|it| Segment::parse(it).unwrap()).map(|it| (it.seq, it.data)).collect();
@@ -357,10 +357,10 @@ fn in_an_outage_the_newest_datagrams_stay_and_no_flow_displaces_all_others() {
             .count()
     };
     let one = bulk(&mut ends, 4000);
-    assert!((6..=9).contains(&one), "a quarter: {one}");
+    assert!((6..=9).contains(&one), "a flow has a quarter of the queue: {one}");
     assert_eq!(bulk(&mut ends, 4001), one, "the next flow has its own quarter");
     let others: usize = (4002..4010).map(|port| bulk(&mut ends, port)).sum();
-    assert!(others <= one, "all flows have three: {others}");
+    assert!(others <= one, "all flows have three quarters: {others}");
     assert_eq!(ends.client.enqueue(ends.now, &udp(100, 1000)), Enqueue::Queued);
     assert!(ends.client.queue.cost() <= limits.queue_bytes);
     ends.connect();
@@ -399,7 +399,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Tests that an answer in the name of the other end never says more than that end has said.
+    /// Tests that an answer in the name of the other end never says more than that end has acknowledged.
     #[test]
     fn an_answer_acknowledges_no_more_than_the_peer_and_never_widens_a_window(
         steps in proptest::collection::vec(step(), 0..120),
@@ -409,13 +409,13 @@ proptest! {
         let mut connected = true;
         // The acknowledgements and windows of the other ends by flow, and the numbers that the
         // local ends expect.
-        let mut said = HashSet::new();
+        let mut acknowledged = HashSet::new();
         let mut expected = HashSet::new();
         for step in steps {
             match step {
                 Step::Receive { port, seq, ack, window, flags } if connected => {
                     ends.receive(Sample { six, port, seq, ack, window, flags, ..Sample::default() });
-                    said.insert((port, ack, window));
+                    acknowledged.insert((port, ack, window));
                 }
                 Step::Receive { .. } => {}
                 Step::Send { port, seq, ack, flags, data, stamps } => {
@@ -448,10 +448,10 @@ proptest! {
                 prop_assert_eq!((answer.flags, answer.data), (ACK, 0));
                 prop_assert!(expected.contains(&(port, answer.seq)), "{:?}", answer);
                 if connected {
-                    prop_assert!(said.contains(&(port, answer.ack, answer.window)), "{:?}", answer);
+                    prop_assert!(acknowledged.contains(&(port, answer.ack, answer.window)), "{:?}", answer);
                 } else {
                     prop_assert_eq!(answer.window, 0);
-                    prop_assert!(said.iter().any(|&(of, ack, _)| (of, ack) == (port, answer.ack)), "{:?}", answer);
+                    prop_assert!(acknowledged.iter().any(|&(of, ack, _)| (of, ack) == (port, answer.ack)), "{:?}", answer);
                 }
             }
         }

@@ -37,12 +37,12 @@ fn a_session_that_takes_over_displaces_nothing_of_what_was_in_flight() {
     ends.now += LATER;
     let _ = ends.server.enqueue(ends.now, &from_far(0));
     let answer = Segment::parse(&local(&mut ends.server, ends.now)[0]).unwrap();
-    assert_eq!((answer.seq, answer.ack, answer.window), (1000, 5000, 0), "the flow is known still");
-    assert_eq!(ends.server.stats().dropped_duplicate, 1, "and so is the place of what is held");
+    assert_eq!((answer.seq, answer.ack, answer.window), (1000, 5000, 0), "the flow is still tracked");
+    assert_eq!(ends.server.stats().dropped_duplicate, 1, "the range of the held data is known");
     assert!(ends.server.queue.cost() <= limits.queue_bytes);
     ends.connect();
     assert!(ends.at_client.starts_with(&sent), "{} of {}", ends.at_client.len(), sent.len());
-    assert!(ends.at_client.len() > sent.len() + 30, "and of the others the newest");
+    assert!(ends.at_client.len() > sent.len() + 30, "the newest of the other packets are queued");
 }
 
 #[test]
@@ -57,11 +57,11 @@ fn displaced_packets_are_reported_as_dropped() {
     assert_eq!(ends.client.stats().dropped(), displaced);
     while ends.client.poll_event().is_some() {}
     ends.connect();
-    let told = std::iter::from_fn(|| ends.client.poll_event()).find_map(|event| match event {
+    let reported = std::iter::from_fn(|| ends.client.poll_event()).find_map(|event| match event {
         Event::PathActivated { dropped, .. } => Some(dropped),
         _ => None,
     });
-    assert_eq!(told, Some(displaced));
+    assert_eq!(reported, Some(displaced));
 }
 
 /// Tests a flow that retransmits data every millisecond that is not among thousands of held
@@ -123,7 +123,7 @@ fn a_retransmitted_bare_fin_is_held_once() {
         assert_eq!(ends.send(fin(stamp)), Enqueue::Dropped(DropReason::Duplicate));
     }
     ends.connect();
-    assert_eq!(ends.at_server, [fin(5).packet()], "the freshest");
+    assert_eq!(ends.at_server, [fin(5).packet()], "the freshest copy");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_relay_keeps_the_oldest_data_of_each_flow_for_a_client_that_stays_away() {
     let before = held(&ends);
     ends.now += limits.thin_after - SECOND;
     ends.server.handle_timeout(ends.now);
-    assert_eq!(held(&ends), before, "not yet");
+    assert_eq!(held(&ends), before, "too early to thin");
     ends.now += SECOND;
     // A segment that has just arrived is too young to be dropped.
     let _ = ends.server.enqueue(ends.now, &from_far(4001, 2));
@@ -167,7 +167,7 @@ fn a_relay_keeps_the_oldest_data_of_each_flow_for_a_client_that_stays_away() {
     assert_eq!(ends.at_client, [from_far(4000, 0), from_far(4001, 0), from_far(4001, 2)]);
     assert_eq!(ends.client.stats().lost, 49);
     ends.receive(Sample { seq: 9000, ..data(0, 10) });
-    assert_eq!(ends.at_client.len(), 4, "and all goes on");
+    assert_eq!(ends.at_client.len(), 4, "the flow continues");
 }
 
 /// Tests that a client drops nothing: an agent has one session, and its own memory.
