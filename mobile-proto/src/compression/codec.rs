@@ -126,12 +126,12 @@ mod tests {
         let mut context = CCtx::create();
         context.set_parameter(CParameter::CompressionLevel(level)).unwrap();
         context.set_parameter(CParameter::WindowLog(window_log)).unwrap();
-        let mut output = Vec::with_capacity(compress_bound(data.len()));
+        let mut compressed = Vec::with_capacity(compress_bound(data.len()));
         let mut input = InBuffer::around(data);
-        let mut output = OutBuffer::around(&mut output);
+        let mut output = OutBuffer::around(&mut compressed);
         let flush = ZSTD_EndDirective::ZSTD_e_flush;
         assert_eq!(context.compress_stream2(&mut output, &mut input, flush), Ok(0));
-        output
+        compressed
     }
 
     #[test]

@@ -281,7 +281,7 @@ fn a_doubt_report_probes_the_path_once() {
     // The PING was answered, so the path is well and nothing is left to do.
     health.start_waiting(now);
     let _ = health.on_sample(due, sample(0));
-    assert!(!health.on_timeout(due, context(&limits)).ping);
+    assert!(!health.on_timeout(due, context(&limits)).send_ping);
     assert!(health.probe.is_none());
 }
 

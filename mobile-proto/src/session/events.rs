@@ -27,7 +27,7 @@ impl Events {
                 }
             }
             Event::PathConfirmed { .. } | Event::PathProbing { .. } => {
-                self.forget(|waiting| *waiting == event)
+                self.forget(|waiting| *waiting == event);
             }
             Event::PathUnresponsive { path, .. } => {
                 // Unresponsiveness and recovery cancel each other if neither was taken yet.

@@ -399,7 +399,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Tests that an answer in the name of the other end never says more than that end has acknowledged.
+    /// Tests that an answer in the name of the other end never says more than that end has
+    /// acknowledged.
     #[test]
     fn an_answer_acknowledges_no_more_than_the_peer_and_never_widens_a_window(
         steps in proptest::collection::vec(step(), 0..120),
