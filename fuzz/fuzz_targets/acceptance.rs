@@ -1,4 +1,4 @@
-//! Fuzzes what the freeze learns of a flow, compared with a model of TCP.
+//! Fuzzes the tracked state of an inner TCP flow, compared with a model of TCP.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

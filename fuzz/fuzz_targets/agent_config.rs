@@ -1,6 +1,8 @@
-//! agent.toml and the agent's environment, through the real loader; see [`mobile_fuzz::file_and_variables`].
+//! Fuzzes agent.toml and the agent's environment through the real loader; see
+//! [`mobile_fuzz::file_and_variables`].
 //!
-//! The agent is a program that loads eBPF; its files are read where they are, without the rest of it.
+//! The agent is a program that loads eBPF, so its source file is included here without the rest of
+//! it.
 #![no_main]
 
 use std::path::Path;
@@ -8,7 +10,7 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../mobile-agent/src/config.rs"]
-#[allow(dead_code, reason = "the agent's own, of which the loader is used here")]
+#[allow(dead_code, reason = "a module of the agent, of which only the loader is used here")]
 mod config;
 
 use config::{Config, ENV_PREFIX};
@@ -23,7 +25,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
             let _ = config.relay_identity();
             let uplink = &config.uplink;
             for globs in [&uplink.prefer, &uplink.exclude, &uplink.standby] {
-                let globs = config::globs("[uplink]", globs).expect("they were checked");
+                let globs = config::globs("[uplink]", globs).expect("validated before");
                 assert!(globs.iter().filter(|glob| glob.is_match("wlan0")).count() <= globs.len());
             }
         }
@@ -34,7 +36,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
 });
 
-/// The example of the documentation, as it is and with everything that is commented out.
+/// Returns the example of the documentation, as it is and with everything that is commented out.
 fn seeds() -> Vec<Vec<u8>> {
     let guide = include_str!("../../docs/operating.md");
     let example =

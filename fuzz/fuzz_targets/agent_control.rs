@@ -1,4 +1,5 @@
-//! A line on the agent's control socket, as the agent reads it, and an answer, as its commands and the C library do.
+//! Fuzzes a line on the agent's control socket, as the agent reads it, and a reply, as its commands
+//! and the C library read it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +8,7 @@ use mobile_io::control::parse;
 use serde::Serialize;
 
 #[path = "../../mobile-agent/src/config.rs"]
-#[allow(dead_code, reason = "the agent's own, for the names that an answer has")]
+#[allow(dead_code, reason = "a module of the agent, used for the names in a reply")]
 mod config;
 #[path = "../../mobile-agent/src/control/protocol.rs"]
 mod protocol;
@@ -19,21 +20,21 @@ use protocol::{Answer, Change, Connection, Process, Request, Traffic};
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let request = parse::<Request>(data);
     if let Ok(request) = &request {
-        assert_eq!(&parse::<Request>(&json(request)).expect("a request of ours"), request);
+        assert_eq!(&parse::<Request>(&json(request)).expect("an encoded request"), request);
     }
     if let Ok(Question::Call(call)) = parse::<Question>(data) {
-        assert_eq!(request.ok(), Some(Request::Call(call)), "the library asks what the agent understands");
+        assert_eq!(request.ok(), Some(Request::Call(call)), "the library sends what the agent parses");
     }
     if let Ok(answer) = parse::<Answer>(data) {
         let line = json(&answer);
-        assert_eq!(json(&parse::<Answer>(&line).expect("an answer of ours")), line);
+        assert_eq!(json(&parse::<Answer>(&line).expect("an encoded reply")), line);
         if matches!(answer, Answer::Called(_) | Answer::Refused(_)) {
-            parse::<mobile_control::Answer>(&line).expect("the library reads it too");
+            parse::<mobile_control::Answer>(&line).expect("the library parses it, too");
         }
     }
 });
 
-/// Every request, and the answers that are made without an agent.
+/// Returns every request, and the replies that are made without an agent.
 fn seeds() -> Vec<Vec<u8>> {
     let net = "10.0.0.0/8".parse().expect("a network");
     let requests = [
@@ -75,5 +76,5 @@ fn seeds() -> Vec<Vec<u8>> {
 }
 
 fn json(message: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(message).expect("ours are JSON")
+    serde_json::to_vec(message).expect("a serializable message")
 }

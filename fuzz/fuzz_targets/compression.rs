@@ -1,4 +1,4 @@
-//! A peer's compressed stream, and our own.
+//! Fuzzes compressed streams, of a peer and of the own encoder.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

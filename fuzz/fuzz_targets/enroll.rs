@@ -1,4 +1,4 @@
-//! Enrolment: the token and the answer.
+//! Fuzzes enrolment: the request and the reply.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
 //! Fuzzes a session whose peer causes as many events as it can. Whatever the peer repeats, and
-//! however long the owner takes no events, the number of waiting events is in proportion to the
+//! however long the caller takes no events, the number of queued events is proportional to the
 //! paths that were opened.
 #![no_main]
 
@@ -15,7 +15,7 @@ mod common;
 const ID: SessionId = SessionId([1; 16]);
 const EPOCH: u64 = 101;
 const MAX_STEPS: usize = 60;
-/// The number of paths that may exist at a time, which is also the number of path names.
+/// Maximum number of paths at a time, which is also the number of path ids.
 const PATHS: u8 = 4;
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
@@ -29,7 +29,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
         Session::server(ID, EPOCH, limits, common::config())
     };
     let mut now = Instant::now() + Duration::from_secs(100_000);
-    // News, which is told each time: a path was welcomed, and a path is gone.
+    // News, which is reported each time: a path was welcomed, and a path is closed.
     let mut news = 0;
     let mut switch = 0;
     for _ in 0..MAX_STEPS {
@@ -45,7 +45,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
             }
             0 => {
                 let hello = Hello { session: ID, epoch: EPOCH, path, switch, compression: false };
-                session.accept_path(now, &hello).expect("a standby path makes room");
+                session.accept_path(now, &hello).expect("a standby path is closed to make room");
                 news += 2;
             }
             1 => session.activate(now, path, &[]),
@@ -54,7 +54,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
                 session.handle_timeout(now);
                 session.poll_transmit(now, path, &mut Vec::new(), 1000);
             }
-            // The owner takes its events now and then.
+            // The caller takes its events from time to time.
             3 if kind & 8 == 0 => {
                 while let Some(event) = session.poll_event() {
                     if let Event::Config(config) = event {
@@ -69,7 +69,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
             }
         }
         let most = 2 + 5 * usize::from(PATHS) + news;
-        assert!(session.pending_events() <= most, "{} events of {most}", session.pending_events());
+        assert!(session.pending_events() <= most, "{} events, at most {most}", session.pending_events());
     }
 });
 
@@ -119,7 +119,7 @@ fn mtu(argument: u8) -> [u8; 4] {
 fn seeds() -> Vec<Vec<u8>> {
     let hear = |first: u8, second: u8| [4, 1, first, second, 7, 200, 9];
     let mut seeds = Vec::new();
-    // A client: paths 1 and 2 are welcomed; then each frame alternates with a change of
+    // A client: paths 1 and 2 are welcomed; then each frame alternates with a change of the
     // configuration.
     for kind in 0..9 {
         let mut seed = vec![1, 0, 1, 0, 2];

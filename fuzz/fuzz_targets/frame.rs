@@ -1,4 +1,4 @@
-//! Frames as they stand on a path: what is read is what is written again.
+//! Fuzzes frames: whatever can be parsed survives a round trip.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

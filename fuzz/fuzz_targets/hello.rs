@@ -1,4 +1,4 @@
-//! HELLO in pieces, and the payloads of WELCOME, CONFIG and ACTIVATE.
+//! Fuzzes HELLO in pieces, and the payloads of WELCOME, CONFIG and ACTIVATE.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Invitations: a text that somebody pasted, and one that was made of the same bytes, so that its checksum is right.
+//! Fuzzes invitations: a pasted text, and an invitation made of the same bytes, whose checksum is
+//! valid.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,7 +10,7 @@ use mobile_proto::enroll::{TOKEN_LEN, Token};
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let text = mobile_fuzz::text(data);
     if let Ok(invitation) = text.parse::<Invitation>() {
-        assert_eq!(invitation.to_string(), text.trim(), "there is one way to write it");
+        assert_eq!(invitation.to_string(), text.trim(), "an invitation has one text form");
     }
     let Some((key, rest)) = data.split_first_chunk::<KEY_LEN>() else { return };
     let Some((token, rest)) = rest.split_first_chunk::<TOKEN_LEN>() else { return };

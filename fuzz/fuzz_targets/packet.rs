@@ -1,4 +1,4 @@
-//! Inner packets, as the TUN and a peer give them.
+//! Fuzzes inner packets, as the TUN and a peer provide them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! relay.toml and the relay's environment, through the real loader; see [`mobile_fuzz::file_and_variables`].
+//! Fuzzes relay.toml and the relay's environment through the real loader; see
+//! [`mobile_fuzz::file_and_variables`].
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

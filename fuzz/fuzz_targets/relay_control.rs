@@ -1,4 +1,4 @@
-//! A line on the relay's admin socket.
+//! Fuzzes a line on the relay's admin socket.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

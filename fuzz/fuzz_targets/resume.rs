@@ -1,6 +1,8 @@
-//! Resumption: a client and a relay of ours, with packets both ways, bytes in pieces, paths that stall, die and change.
-//! The model tests' world and their invariant, with a life that coverage chooses: what was taken is delivered, once and
-//! in order.
+//! Fuzzes resumption: a client and a relay with packets in both directions, bytes in pieces, and
+//! paths that stall, die and change.
+//!
+//! It uses the world of the model tests and their invariant, with operations that coverage chooses:
+//! accepted packets are delivered, once and in order.
 #![no_main]
 
 use std::time::Duration;
@@ -12,14 +14,14 @@ use mobile_proto::Limits;
 #[path = "../../mobile-proto/tests/common/mod.rs"]
 mod common;
 
-use common::Way;
+use common::Direction;
 use common::world::{Op, World};
 
-/// Lives beyond this are longer, not other.
+/// Maximum number of operations; longer scripts show nothing new.
 const MAX_OPS: usize = 150;
-/// Bytes that an operation takes.
+/// Bytes of input for each operation.
 const OP: usize = 4;
-/// The counters say so beyond the memory for unacknowledged records: one record always fits.
+/// Tolerance beyond the memory for unacknowledged records: one record always fits.
 const SLACK: usize = 64 << 10;
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
@@ -43,20 +45,21 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
     world.heal();
     drain(&mut world);
-    for way in [Way::Up, Way::Down] {
-        assert_eq!(world.arrived(way), world.accepted[way as usize], "{way:?}");
-        let (sender, receiver) = world.stats(way);
+    for direction in [Direction::Up, Direction::Down] {
+        assert_eq!(world.arrived(direction), world.accepted[direction as usize], "{direction:?}");
+        let (sender, receiver) = world.stats(direction);
         assert_eq!(receiver.rx_packets, sender.enqueued_packets);
         assert_eq!(sender.acked_packets, sender.enqueued_packets);
-        assert_eq!((receiver.lost, sender.given_up, world.refused[way as usize]), (0, 0, 0));
+        assert_eq!((receiver.lost, sender.given_up, world.refused[direction as usize]), (0, 0, 0));
         assert!(receiver.duplicates <= sender.replayed_packets);
     }
     assert_eq!(world.pair.client.unacked_bytes() + world.pair.client.queued_bytes(), 0);
     assert_eq!(world.pair.client.active_path(), world.pair.server().active_path());
 });
 
-/// Where the memory holds one unacknowledged record, each waits for the acknowledgement of the one before, and this for the
-/// other side's patience: as many of them as there are packets are enough.
+/// Waits until everything is acknowledged. If the memory holds a single unacknowledged record, each
+/// waits for the acknowledgement of the one before, which the other side may delay: as many delays
+/// as there are packets are enough.
 fn drain(world: &mut World) {
     let patience = world.pair.limits.ack_delay;
     for _ in 0..world.accepted.iter().map(Vec::len).sum() {
@@ -77,20 +80,21 @@ fn check_bounds(world: &World) {
     }
 }
 
-/// Every four bytes are an operation of the model tests, but for restarts: what those lose is lost.
+/// Returns the operation of the model tests for four bytes of input; restarts are left out, because
+/// what they lose is lost.
 fn op([kind, a, b, c]: [u8; OP]) -> Op {
-    let (path, way) = (usize::from(a % 4), if a & 0x80 == 0 { Way::Up } else { Way::Down });
+    let (path, direction) = (usize::from(a % 4), if a & 0x80 == 0 { Direction::Up } else { Direction::Down });
     let (flag, word) = (a & 0x40 != 0, u16::from_be_bytes([b, c]));
     let (count, millis) = (usize::from(word) + 1, u64::from(word % 3000) + 1);
     match kind % 12 {
-        0 => Op::Send { way, count: u32::from(b % 12) + 1, size: 4 + usize::from(c) * 3 / 2 },
+        0 => Op::Send { direction, count: u32::from(b % 12) + 1, size: 4 + usize::from(c) * 3 / 2 },
         1 => Op::Open { early: flag },
         2 => Op::Activate { path, keep_all: flag },
         3 => Op::Close { path },
         4 => Op::LoseAtClient { path },
         5 => Op::Cut { path },
         6 => Op::Transmit { limit: count },
-        7 => Op::Deliver { path, way, count },
+        7 => Op::Deliver { path, direction, count },
         8 => Op::Tick { millis },
         9 => Op::Pass { millis: millis % 500 },
         10 => Op::Blackhole { path, up: b % 3 != 1, down: b % 3 != 0 },
@@ -98,24 +102,24 @@ fn op([kind, a, b, c]: [u8; OP]) -> Op {
     }
 }
 
-/// Lives as laptops have them.
+/// Returns typical scripts of a laptop.
 fn seeds() -> Vec<Vec<u8>> {
     let (send_up, send_down) = ([0, 0, 5, 100], [0, 0x80, 9, 200]);
     let (open, open_early, settle) = ([1, 0, 0, 0], [1, 0x40, 0, 0], [9, 0, 0, 50]);
     let (transmit, half_up, half_down) = ([6, 0, 0x40, 0], [7, 0, 1, 0], [7, 0x80, 1, 0]);
-    let lives: [&[[u8; OP]]; 8] = [
+    let scripts: [&[[u8; OP]]; 8] = [
         &[send_up, send_down, settle],
         // A planned handover, with and without the old path.
         &[send_up, transmit, half_up, open, settle, [2, 1, 0, 0], send_down, settle],
         &[send_up, transmit, half_up, open, settle, [2, 0x41, 0, 0], [3, 0, 0, 0], send_down, settle],
-        // The path dies with something on it; the next one is used before it is ready.
+        // The path dies with data on it; the next one is used before it is ready.
         &[send_up, send_down, transmit, half_down, [5, 0, 0, 0], open_early, send_up, settle],
-        // It falls silent, in one direction or both, and comes back.
+        // The path falls silent, in one direction or both, and recovers.
         &[send_up, transmit, [10, 0, 0, 0], send_down, transmit, [8, 0, 11, 0], [11, 0, 0, 0], settle],
         &[send_up, transmit, [10, 0, 2, 0], [8, 0, 11, 0], open_early, settle, [11, 0, 0, 0], settle],
-        // Only the client sees it die, and what is on its way arrives late.
+        // Only the client notices the loss, and data in flight arrives late.
         &[send_up, transmit, [4, 0, 0, 0], open_early, transmit, half_up, half_down, send_up, settle],
-        // Several paths, and a change of mind.
+        // Several paths, and a changed choice.
         &[
             open,
             open,
@@ -130,6 +134,6 @@ fn seeds() -> Vec<Vec<u8>> {
         ],
     ];
     let seed =
-        |(number, life): (usize, &&[[u8; OP]])| [&[number as u8 % 4, 9, 0], &life.concat()[..]].concat();
-    lives.iter().enumerate().map(seed).collect()
+        |(number, script): (usize, &&[[u8; OP]])| [&[number as u8 % 4, 9, 0], &script.concat()[..]].concat();
+    scripts.iter().enumerate().map(seed).collect()
 }

@@ -1,5 +1,5 @@
-//! A session whose peer says anything, on any path, while the shell does what shells do: never a panic, never a timer
-//! that spins, and never more memory than the limits allow.
+//! Fuzzes a session with an arbitrary peer on any path, while the caller does what callers do: no
+//! panic, no spinning timer, and no more memory than the limits allow.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -15,43 +15,44 @@ use mobile_proto::{
 mod common;
 
 const ID: SessionId = SessionId([1; 16]);
-/// What the relay's sessions have here, and the seeds' frames say.
+/// The epoch of the relay's sessions, which the seeds' frames name.
 const EPOCH: u64 = 101;
 const MAX_STEPS: usize = 200;
-/// A timer that falls due more often within an hour spins: with four paths, each looked at once a second when it is suspect,
-/// and some hundred times before.
+/// Maximum number of timeouts within an hour. With four paths, an unresponsive one is checked once
+/// a second, and some hundred times before that; more often means that the timer spins.
 const MAX_TURNS: u32 = 30_000;
 
-struct Shell {
+struct Caller {
     session: Session,
     is_client: bool,
     limits: Limits,
     now: Instant,
     delivered: u64,
-    /// What the transports tell when they are asked; a shell that is not attentive neither asks nor sends by itself.
+    /// The sample that the transports provide. A caller that is not attentive neither takes samples
+    /// nor sends by itself.
     sample: Option<TransportSample>,
     attentive: bool,
 }
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let mut input = Input(data);
-    let mut shell = Shell::new(input.byte());
+    let mut caller = Caller::new(input.byte());
     for _ in 0..MAX_STEPS {
         if input.is_empty() {
             break;
         }
-        shell.step(&mut input);
-        shell.check();
+        caller.step(&mut input);
+        caller.check();
     }
-    // Whatever was said, an hour later all paths are gone or quiet, and what waits can be taken over.
-    shell.pass(Duration::from_secs(3600));
-    shell.check();
-    let held = shell.session.into_unacknowledged();
-    let mut next = Session::client(SessionId([2; 16]), shell.limits);
+    // An hour later all paths are gone or quiet, and the queued packets can be taken over.
+    caller.pass(Duration::from_secs(3600));
+    caller.check();
+    let held = caller.session.into_unacknowledged();
+    let mut next = Session::client(SessionId([2; 16]), caller.limits);
     next.requeue(held);
 });
 
-impl Shell {
+impl Caller {
     fn new(flags: u8) -> Self {
         let limits = Limits {
             replay_bytes: 20_000,
@@ -66,7 +67,7 @@ impl Shell {
         } else {
             Session::server(ID, EPOCH, limits.clone(), common::config())
         };
-        // Long after the clock began, so that nothing is before it.
+        // Long after the start of the clock, so that no time is before it.
         let now = Instant::now() + Duration::from_secs(100_000);
         let attentive = flags & 4 != 0;
         Self { session, is_client, limits, now, delivered: 0, sample: None, attentive }
@@ -88,7 +89,7 @@ impl Shell {
                     _ => Offload::Segment(u16::from(flags) * 8),
                 };
                 let bytes = input.take(count);
-                // As the driver does it; and many at once, to fill what can be filled.
+                // Like the driver, and many packets at once to fill what can be filled.
                 let mut buffer = vec![0; MAX_PACKET];
                 buffer[..bytes.len()].copy_from_slice(bytes);
                 let _ = self.session.enqueue_in_place(now, &mut buffer, bytes.len(), offload);
@@ -107,7 +108,7 @@ impl Shell {
                     switch: u64::from(flags >> 4),
                     compression: flags & 2 != 0,
                 };
-                self.session.accept_path(now, &hello).expect("a standby path makes room");
+                self.session.accept_path(now, &hello).expect("a standby path is closed to make room");
             }
             6 => {
                 let keep: Vec<_> = input.take(2).iter().map(|&path| PathId(u32::from(path % 4))).collect();
@@ -155,13 +156,17 @@ impl Shell {
         while self.session.poll_event().is_some() {}
         let paths = self.session.paths().count();
         let failed = self.session.handle_input(self.now, path, bytes, &mut deliver).is_err();
-        // The configuration and the active path; of each path, all that can be said of one.
+        // One event for the configuration and one for the active path, and five for each path.
         let most = 2 + 5 * paths;
-        assert!(self.session.pending_events() <= most, "{} events of {most}", self.session.pending_events());
+        assert!(
+            self.session.pending_events() <= most,
+            "{} events, at most {most}",
+            self.session.pending_events()
+        );
         if failed {
-            let mut more = |_: Packet<'_>| panic!("a path that failed delivers nothing");
+            let mut more = |_: Packet<'_>| panic!("a failed path delivers nothing");
             let again = self.session.handle_input(self.now, path, bytes, &mut more);
-            assert_eq!(again, Ok(()), "nor does it take any more input");
+            assert_eq!(again, Ok(()), "a failed path takes no more input");
             assert_ne!(self.session.active_path(), Some(path));
         }
     }
@@ -170,12 +175,16 @@ impl Shell {
         let wanted = self.session.wants_transmit(path);
         let mut out = Vec::new();
         self.session.poll_transmit(self.now, path, &mut out, limit);
-        assert!(!(wanted && limit == usize::from(u16::MAX) && out.is_empty()), "it wanted to transmit");
-        // A frame that begins below the limit is written whole, behind what does not wait for records.
-        assert!(out.len() <= limit + 2 * MAX_PACKET, "{} bytes of {limit}", out.len());
+        assert!(
+            !(wanted && limit == usize::from(u16::MAX) && out.is_empty()),
+            "nothing was written although the session wanted to transmit"
+        );
+        // A frame that starts below the limit is written completely, after those that do not wait
+        // for records.
+        assert!(out.len() <= limit + 2 * MAX_PACKET, "{} bytes with a limit of {limit}", out.len());
     }
 
-    /// The shell asks its transports where the session wants it, as it does before anything is judged overdue.
+    /// Takes the samples that the session wants, before anything is judged overdue.
     fn take_samples(&mut self) {
         let Some(sample) = self.sample.as_ref().filter(|_| self.attentive) else { return };
         let paths: Vec<_> = self.session.paths().collect();
@@ -186,7 +195,7 @@ impl Shell {
         }
     }
 
-    /// Time passes, and what falls due is done: everything at most once at a time.
+    /// Advances the clock and does what is due, each at most once at a time.
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         for turn in 0.. {
@@ -197,7 +206,7 @@ impl Shell {
             self.session.handle_timeout(self.now);
             assert!(
                 self.session.poll_timeout().is_none_or(|next| next > self.now),
-                "it is due again at once"
+                "the timer is due again at once"
             );
             while self.session.poll_event().is_some() {}
             if self.attentive {
@@ -212,26 +221,26 @@ impl Shell {
         let session = &self.session;
         assert!(session.queued_bytes() <= self.limits.queue_bytes + self.limits.replay_bytes + MAX_PACKET);
         assert!(session.unacked_bytes() <= self.limits.replay_bytes + MAX_PACKET);
-        // A client opens its paths itself; four names are all there are here.
+        // A client opens its own paths, for which there are four ids here.
         assert!(session.paths().count() <= if self.is_client { 4 } else { self.limits.max_paths });
         assert_eq!(session.stats().rx_packets, self.delivered);
         assert!(session.active_path().is_none_or(|active| session.paths().any(|path| path == active)));
     }
 }
 
-/// What the other end of a real session says, in the places where it says it.
+/// Returns the data that the other end of a real session sends, in the places where it sends it.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for (compression, attentive) in [(false, false), (true, false), (false, true)] {
         let flags = u8::from(compression) * 2 + u8::from(attentive) * 4;
         let (up, down) = conversation(compression);
-        // The relay: HELLO is behind it when the session begins; the client's other frames come.
+        // The relay: HELLO precedes the session; the client's other frames follow.
         let mut relay = vec![flags, 5, 1, flags];
         up.iter().for_each(|bytes| hear(&mut relay, bytes));
         relay.extend_from_slice(&[4, 1, 0, 0, 60]);
         relay.extend_from_slice(&segment());
         relay.extend_from_slice(&[7, 1, 0xff, 0xff, 8, 1, 0, 200, 9, 1, 2, 5, 7, 1, 0xff, 0xff, 9, 1, 0]);
-        // In an outage the same segment comes again, and is answered.
+        // In an outage the same segment is sent again and answered.
         for _ in 0..2 {
             relay.extend_from_slice(&[8, 1, 1, 0, 4, 1, 0, 0, 60]);
             relay.extend_from_slice(&segment());
@@ -255,7 +264,7 @@ fn hear(seed: &mut Vec<u8>, bytes: &[u8]) {
     seed.extend_from_slice(bytes);
 }
 
-/// What both ends of a session write on path 1, turn by turn; the client's HELLO is left out.
+/// Returns what both ends of a session write on path 1, turn by turn, without the client's HELLO.
 fn conversation(compression: bool) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let one = PathId(1);
     let mut pair = common::Pair::new(Limits { compression, ..Limits::default() });
@@ -263,14 +272,15 @@ fn conversation(compression: bool) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let mut turn = |pair: &mut common::Pair| {
         for _ in 0..2 {
             pair.transmit(usize::MAX);
-            // Gone once it is closed.
+            // The wire is gone once the path is closed.
             let Some(wire) = pair.wires.get(&one) else { return };
-            let texts: [Vec<u8>; 2] = [&wire.up, &wire.down].map(|way| way.iter().copied().collect());
+            let texts: [Vec<u8>; 2] =
+                [&wire.up, &wire.down].map(|direction| direction.iter().copied().collect());
             let [up_text, down_text] = texts;
             up.extend(Some(up_text).filter(|text| !text.is_empty()));
             down.extend(Some(down_text).filter(|text| !text.is_empty()));
-            for way in [common::Way::Up, common::Way::Down] {
-                pair.deliver(one, way, usize::MAX);
+            for direction in [common::Direction::Up, common::Direction::Down] {
+                pair.deliver(one, direction, usize::MAX);
             }
         }
     };
@@ -290,7 +300,7 @@ fn conversation(compression: bool) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     (up.split_off(1), down)
 }
 
-/// A segment of 8 bytes with timestamps, from 10.77.0.2 to 192.0.2.1, as a TUN gives it.
+/// Returns a segment of 8 bytes with timestamps, from 10.77.0.2 to 192.0.2.1, as a TUN provides it.
 fn segment() -> [u8; 60] {
     let mut packet = [0; 60];
     packet[..12].copy_from_slice(&[0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 6, 0, 0]);

@@ -1,53 +1,55 @@
-//! What the TCP connections of a mobile process carry: added up from the packets that leave, each of which says how far both
-//! directions have come.
+//! The traffic of the TCP connections of a mobile process, added up from the packets that leave:
+//! each of them shows how far both directions have come.
 //!
-//! The kernel counts sequence numbers, which are bytes but for the SYN and the FIN of each direction. Here it is told which
-//! of them were.
+//! The kernel counts sequence numbers, which are bytes except for the SYN and the FIN of each
+//! direction. This module determines which of them are not bytes.
 
-/// Whose a socket is, and what of it is on the account: the value of [`map::OWNERS`](crate::map::OWNERS).
+/// The owner of a connection, and the part of its traffic that is on the owner's account. This is
+/// the value of [`map::OWNERS`](crate::map::OWNERS).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Owner {
-    /// When it connected, in nanoseconds of CLOCK_BOOTTIME.
+pub struct TrackedConnection {
+    /// When the process connected, in nanoseconds of CLOCK_BOOTTIME.
     pub since: u64,
-    /// The process that connected it: what user space calls its pid.
+    /// The id of the process that connected (its tgid, the pid of user space).
     pub process: u32,
-    /// How far it has come: one of [`stage`].
+    /// The state of the accounting, one of [`stage`].
     pub stage: u32,
-    /// Bytes that are on the account as sent.
+    /// Bytes on the account as sent.
     pub sent: u64,
-    /// And as received.
+    /// Bytes on the account as received.
     pub received: u64,
-    /// The sequence number that the next new byte will have.
+    /// The sequence number of the next new byte.
     pub next: u32,
-    /// No padding.
+    /// Explicit padding, always 0.
     pub unused: u32,
 }
 
-/// How far a connection has come, for its account.
+/// States of the accounting of a connection.
 pub mod stage {
-    /// Nothing of it was seen yet.
+    /// No packet of the connection was seen yet.
     pub const NEW: u32 = 0;
-    /// It is known where it begins.
+    /// The first sequence number is known.
     pub const BEGUN: u32 = 1;
-    /// It was made, and there was no place for the account.
+    /// The connection was established, but there was no room for the account.
     pub const MISSING: u32 = 2;
-    /// It is on the account.
+    /// The connection is on the account.
     pub const COUNTED: u32 = 3;
 }
 
-/// What a process's connections have carried: the value of [`map::ACCOUNTS`](crate::map::ACCOUNTS).
+/// The traffic of the connections of a process, the value of
+/// [`map::ACCOUNTS`](crate::map::ACCOUNTS).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// When the first of them had connected, in nanoseconds of CLOCK_BOOTTIME: a process that has the number of an ended one is
-    /// younger.
+    /// When the first connection was made, in nanoseconds of CLOCK_BOOTTIME. A process that reuses
+    /// the id of an ended one is younger.
     pub since: u64,
-    /// How many there were.
+    /// The number of connections made.
     pub connections: u64,
-    /// Bytes that left for the first time.
+    /// Bytes sent for the first time.
     pub sent: u64,
-    /// Bytes that came, in order.
+    /// Bytes received in order.
     pub received: u64,
 }
 
@@ -57,32 +59,33 @@ unsafe impl aya::Pod for Account {}
 
 /// A packet of a connection that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub struct OutgoingSegment {
     /// The sequence number of its first byte.
     pub seq: u32,
-    /// How many bytes it has.
+    /// The number of data bytes.
     pub length: u32,
-    /// Whether it asks for the connection.
+    /// Whether the packet requests the connection.
     pub syn: bool,
-    /// Whether it ends our direction.
+    /// Whether the packet ends the local direction.
     pub fin: bool,
 }
 
-/// What is to be added to an account.
+/// An increment of an account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct More {
+pub struct Increment {
     /// 1 if the connection is new.
     pub connections: u64,
-    /// Bytes.
+    /// Bytes to add as sent.
     pub sent: u64,
-    /// Bytes.
+    /// Bytes to add as received.
     pub received: u64,
 }
 
-impl Owner {
-    /// A packet leaves: what it adds, if anything, while the connection is in `state` and the kernel counts so much received.
+impl TrackedConnection {
+    /// Handles a packet that leaves while the connection is in `state` and the kernel has counted
+    /// `received` bytes. Returns what it adds to the account, if anything.
     #[inline(always)]
-    pub fn leaves(&mut self, segment: Segment, state: u32, received: u64) -> Option<More> {
+    pub fn on_outgoing(&mut self, segment: OutgoingSegment, state: u32, received: u64) -> Option<Increment> {
         if self.stage == stage::NEW || segment.syn {
             self.next = segment.seq.wrapping_add(u32::from(segment.syn));
             self.stage = stage::BEGUN;
@@ -91,83 +94,86 @@ impl Owner {
             return None;
         }
         let is_new = self.stage != stage::COUNTED;
-        // What was sent before is behind it. The first one may have data of the SYN before it, a later one without data our FIN.
+        // Data sent before this packet precedes it. The first packet may follow data of the SYN; a
+        // later one without data may follow the local FIN.
         let sent = segment.seq.wrapping_add(segment.length).wrapping_sub(self.next).cast_signed();
-        let more = More {
+        let increment = Increment {
             connections: u64::from(is_new),
             sent: if sent > 0 && (is_new || segment.length > 0) { sent as u64 } else { 0 },
-            received: self.fresh(state, segment.fin, received),
+            received: self.newly_received(state, segment.fin, received),
         };
-        (more != More::default()).then_some(more)
+        (increment != Increment::default()).then_some(increment)
     }
 
-    /// How many of the bytes received are new.
+    /// Returns how many of the received bytes are new.
     ///
-    /// While our direction ends, what is new may be the other end's FIN. It is taken to be: the packet that acknowledges it is the
-    /// last that leaves, and those before are made up for by the next. If it never comes, this is a byte too little.
+    /// While the local direction ends, a new sequence number may be the peer's FIN. It is assumed
+    /// to be: the packet that acknowledges the FIN is the last that leaves, and for earlier packets
+    /// the next one corrects the count. If the FIN never arrives, the count is one byte too low.
     #[inline(always)]
-    const fn fresh(&self, state: u32, fin: bool, received: u64) -> u64 {
+    const fn newly_received(&self, state: u32, fin: bool, received: u64) -> u64 {
         let is_ending = match state {
             state::FIN_WAIT1 => !fin,
             state::FIN_WAIT2 | state::CLOSE => true,
             _ => false,
         };
-        received.saturating_sub(self.received + (is_ending || has_ended(state)) as u64)
+        received.saturating_sub(self.received + (is_ending || peer_has_ended(state)) as u64)
     }
 
-    /// It is on the account.
+    /// Records that an increment is on the account.
     #[inline(always)]
-    pub fn counted(&mut self, more: More) {
+    pub fn commit(&mut self, increment: Increment) {
         self.stage = stage::COUNTED;
-        self.sent += more.sent;
-        self.received += more.received;
-        self.next = self.next.wrapping_add(more.sent as u32);
+        self.sent += increment.sent;
+        self.received += increment.received;
+        self.next = self.next.wrapping_add(increment.sent as u32);
     }
 
-    /// What a connection that is open in `state` adds to what is on the account, by the kernel's counts.
+    /// Returns what a connection that is open in `state` adds to the account, by the kernel's
+    /// counters.
     #[must_use]
-    pub const fn open(&self, state: u32, acked: u64, received: u64) -> More {
-        if !is_made(state) {
-            return More { connections: 0, sent: 0, received: 0 };
+    pub const fn uncounted(&self, state: u32, acked: u64, received: u64) -> Increment {
+        if !was_established(state) {
+            return Increment { connections: 0, sent: 0, received: 0 };
         }
-        // Its SYN, and in this state its FIN.
+        // The local SYN is not a byte, and in this state the FIN is not either.
         let acked = acked.saturating_sub(1 + (state == state::FIN_WAIT2) as u64);
-        More {
+        Increment {
             connections: (self.stage != stage::COUNTED) as u64,
             sent: acked.saturating_sub(self.sent),
-            received: received.saturating_sub(self.received + has_ended(state) as u64),
+            received: received.saturating_sub(self.received + peer_has_ended(state) as u64),
         }
     }
 }
 
-/// The states of a TCP connection that matter here (`enum` in the kernel's tcp_states.h).
+/// States of a TCP connection that matter here (`enum` in the kernel's tcp_states.h).
 pub mod state {
-    /// A SYN of ours is under way.
+    /// The local SYN is in flight.
     pub const SYN_SENT: u32 = 2;
-    /// Both sides have sent one.
+    /// Both sides have sent a SYN.
     pub const SYN_RECV: u32 = 3;
-    /// Our FIN is under way.
+    /// The local FIN is in flight.
     pub const FIN_WAIT1: u32 = 4;
-    /// Our FIN is acknowledged.
+    /// The local FIN is acknowledged.
     pub const FIN_WAIT2: u32 = 5;
-    /// It is over.
+    /// The connection is closed.
     pub const CLOSE: u32 = 7;
-    /// The other end's FIN has come.
+    /// The peer's FIN has arrived.
     pub const CLOSE_WAIT: u32 = 8;
-    /// Then ours was sent.
+    /// The local FIN was sent after the peer's FIN had arrived.
     pub const LAST_ACK: u32 = 9;
-    /// Ours was sent, then the other end's came.
+    /// The peer's FIN arrived after the local FIN was sent.
     pub const CLOSING: u32 = 11;
 }
 
-/// Whether a connection in this state was ever made.
-const fn is_made(state: u32) -> bool {
+/// Returns whether a connection in this state was ever established.
+const fn was_established(state: u32) -> bool {
     state != state::SYN_SENT && state != state::SYN_RECV
 }
 
-/// Whether the other end's FIN is among what a connection in this state has received.
+/// Returns whether the peer's FIN is among what a connection in this state has received.
 #[inline(always)]
-const fn has_ended(state: u32) -> bool {
+const fn peer_has_ended(state: u32) -> bool {
     matches!(state, state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING)
 }
 
@@ -176,57 +182,60 @@ mod tests {
     use super::*;
 
     const ESTABLISHED: u32 = 1;
-    const DATA: Segment = Segment { seq: 0, length: 0, syn: false, fin: false };
-    /// So that it comes to 0 within the connection.
+    const DATA: OutgoingSegment = OutgoingSegment { seq: 0, length: 0, syn: false, fin: false };
+    /// The first sequence number, close enough to the wrap that the connection crosses it.
     const BEGIN: u32 = u32::MAX - 50;
 
-    /// What packets add, one after another: each of so many bytes from there, in this state, with so much received.
+    /// Returns the totals of a sequence of packets: (offset, length, fin, state, received bytes).
     fn carried(packets: &[(u32, u32, bool, u32, u64)]) -> (u64, u64, u64) {
-        let mut owner = Owner::default();
-        assert_eq!(owner.leaves(Segment { seq: BEGIN - 1, syn: true, ..DATA }, state::SYN_SENT, 0), None);
-        let mut total = More::default();
+        let mut connection = TrackedConnection::default();
+        assert_eq!(
+            connection.on_outgoing(OutgoingSegment { seq: BEGIN - 1, syn: true, ..DATA }, state::SYN_SENT, 0),
+            None
+        );
+        let mut total = Increment::default();
         for &(from, length, fin, state, received) in packets {
-            let segment = Segment { seq: BEGIN.wrapping_add(from), length, fin, ..DATA };
-            if let Some(more) = owner.leaves(segment, state, received) {
-                owner.counted(more);
-                total.connections += more.connections;
-                total.sent += more.sent;
-                total.received += more.received;
+            let segment = OutgoingSegment { seq: BEGIN.wrapping_add(from), length, fin, ..DATA };
+            if let Some(increment) = connection.on_outgoing(segment, state, received) {
+                connection.commit(increment);
+                total.connections += increment.connections;
+                total.sent += increment.sent;
+                total.received += increment.received;
             }
-            // Once more, by the programs of the next agent.
-            assert_eq!(owner.leaves(segment, state, received), None);
+            // Handled a second time, as by the programs of the next agent.
+            assert_eq!(connection.on_outgoing(segment, state, received), None);
         }
-        assert_eq!((owner.sent, owner.received), (total.sent, total.received));
+        assert_eq!((connection.sent, connection.received), (total.sent, total.received));
         (total.connections, total.sent, total.received)
     }
 
     #[test]
-    fn bytes_are_counted_once_and_what_is_no_byte_is_not() {
+    fn bytes_are_counted_once_and_syn_and_fin_are_not() {
         use state::{CLOSE, CLOSE_WAIT, CLOSING, FIN_WAIT1, FIN_WAIT2, LAST_ACK};
-        let made = (0, 0, false, ESTABLISHED, 0);
-        assert_eq!(carried(&[made]), (1, 0, 0));
-        let sent = [made, (0, 70, false, ESTABLISHED, 0), (70, 30, false, ESTABLISHED, 50)];
+        let established = (0, 0, false, ESTABLISHED, 0);
+        assert_eq!(carried(&[established]), (1, 0, 0));
+        let sent = [established, (0, 70, false, ESTABLISHED, 0), (70, 30, false, ESTABLISHED, 50)];
         assert_eq!(carried(&sent), (1, 100, 50));
-        // Sent again, in part with what is new.
+        // A retransmission that includes new data.
         let again = (60, 50, false, ESTABLISHED, 50);
         assert_eq!(carried(&[&sent[..], &[again]].concat()), (1, 110, 50));
         for end in [
-            // We end, and what came before is acknowledged with that.
+            // The local end closes, and acknowledges what arrived before with its FIN.
             &[(100, 5, true, FIN_WAIT1, 55)][..],
             &[(100, 5, true, FIN_WAIT1, 54), (106, 0, false, FIN_WAIT2, 56)],
-            // They answer when we have ended, in two packets, then end.
+            // The peer answers after the local FIN, in two packets, then closes.
             &[
                 (100, 5, true, FIN_WAIT1, 50),
                 (106, 0, false, FIN_WAIT2, 53),
                 (106, 0, false, FIN_WAIT2, 55),
                 (106, 0, false, FIN_WAIT2, 56),
             ],
-            // They end.
+            // The peer closes first.
             &[(100, 5, false, CLOSE_WAIT, 56), (105, 0, true, LAST_ACK, 56)],
             &[(100, 5, true, LAST_ACK, 56), (100, 5, true, LAST_ACK, 56)],
-            // Both do.
+            // Both ends close at the same time.
             &[(100, 5, true, FIN_WAIT1, 55), (106, 0, false, FIN_WAIT1, 56), (105, 0, true, CLOSING, 56)],
-            // We reset it.
+            // The local end resets the connection.
             &[(100, 5, false, ESTABLISHED, 55), (105, 0, false, CLOSE, 56)],
         ] {
             assert_eq!(carried(&[&sent[..], end].concat()), (1, 105, 55), "{end:?}");
@@ -239,18 +248,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_adds_what_no_packet_has_told_yet() {
-        let owner = Owner { stage: stage::COUNTED, sent: 100, received: 50, ..Owner::default() };
-        let more = |connections, sent, received| More { connections, sent, received };
-        assert_eq!(owner.open(ESTABLISHED, 91, 60), more(0, 0, 10));
-        assert_eq!(owner.open(state::CLOSE_WAIT, 101, 61), more(0, 0, 10));
-        let missing = Owner { stage: stage::MISSING, ..Owner::default() };
-        assert_eq!(missing.open(state::FIN_WAIT2, 102, 50), more(1, 100, 50));
-        assert_eq!(Owner::default().open(state::SYN_SENT, 0, 0), More::default());
+    fn an_open_connection_adds_what_no_packet_has_shown_yet() {
+        let connection = TrackedConnection {
+            stage: stage::COUNTED,
+            sent: 100,
+            received: 50,
+            ..TrackedConnection::default()
+        };
+        let increment = |connections, sent, received| Increment { connections, sent, received };
+        assert_eq!(connection.uncounted(ESTABLISHED, 91, 60), increment(0, 0, 10));
+        assert_eq!(connection.uncounted(state::CLOSE_WAIT, 101, 61), increment(0, 0, 10));
+        let missing = TrackedConnection { stage: stage::MISSING, ..TrackedConnection::default() };
+        assert_eq!(missing.uncounted(state::FIN_WAIT2, 102, 50), increment(1, 100, 50));
+        assert_eq!(TrackedConnection::default().uncounted(state::SYN_SENT, 0, 0), Increment::default());
     }
 
     #[test]
-    fn there_is_no_padding() {
-        assert_eq!((size_of::<Owner>(), size_of::<Account>()), (40, 32));
+    fn the_types_have_no_padding() {
+        assert_eq!((size_of::<TrackedConnection>(), size_of::<Account>()), (40, 32));
     }
 }

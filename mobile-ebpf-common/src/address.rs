@@ -1,35 +1,37 @@
-//! Addresses as the programs compare them, and which of them have nothing to do with the MOBILE route.
+//! Addresses in the form in which the programs compare them, and the addresses that never use the
+//! MOBILE route.
 
-/// The port of every resolver.
+/// The port of DNS resolvers.
 pub const DNS_PORT: u16 = 53;
 
-/// What an IPv4-mapped IPv6 address has in its third word, in network byte order.
+/// The third word of an IPv4-mapped IPv6 address, in network byte order.
 const MAPPED: u32 = 0xffff_u32.to_be();
 
-/// An IPv6 or IPv4-mapped address: four words in network byte order, as the kernel hands them to the programs.
+/// An IPv6 or IPv4-mapped address: four words in network byte order, as the kernel passes them to
+/// the programs.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Address(pub [u32; 4]);
 
-/// What a socket asked, and who answers it in that one's place.
+/// A DNS query of a socket that was redirected to the relay's resolver.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// The resolver the application named.
-    pub asked: Address,
-    /// The relay's resolver.
-    pub answers: Address,
+pub struct RedirectedQuery {
+    /// The resolver that the application addressed.
+    pub original_resolver: Address,
+    /// The relay's resolver, which answers instead.
+    pub relay_resolver: Address,
 }
 
 impl Address {
-    /// Of an IPv4 address, a word in network byte order.
+    /// Creates an address from an IPv4 address, a word in network byte order.
     #[inline(always)]
     #[must_use]
     pub const fn mapped(ipv4: u32) -> Self {
         Self([0, 0, MAPPED, ipv4])
     }
 
-    /// Of 16 bytes, as they are in a packet.
+    /// Creates an address from 16 bytes as in a packet.
     #[must_use]
     pub const fn from_octets(octets: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
@@ -41,27 +43,29 @@ impl Address {
         ])
     }
 
-    /// Whether it stands for an IPv4 address.
+    /// Returns whether this is an IPv4-mapped address.
     #[inline(always)]
     #[must_use]
     pub const fn is_mapped(&self) -> bool {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == MAPPED
     }
 
-    /// Loopback, "this host" or multicast (and the broadcast address): never on the MOBILE route.
+    /// Returns whether the address is loopback, "this host", multicast or broadcast: these never
+    /// use the MOBILE route.
     #[inline(always)]
     #[must_use]
     pub const fn is_local(&self) -> bool {
         if self.is_mapped() {
             let first = self.0[3].to_be() >> 24;
-            // The blocks from 240 on are nobody's but for the broadcast address.
+            // The blocks from 240 on are reserved, except for the broadcast address.
             return first == 0 || first == 127 || first >= 224;
         }
         let short = self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0;
         (short && self.0[3].to_be() <= 1) || self.0[0].to_be() >> 24 == 0xff
     }
 
-    /// 169.254.0.0/16 and fe80::/10: on the link, whatever a route says.
+    /// Returns whether the address is in 169.254.0.0/16 or fe80::/10: these are on the link,
+    /// whatever a route says.
     #[inline(always)]
     #[must_use]
     pub const fn is_link_local(&self) -> bool {
@@ -101,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_leaves_this_host_or_link_is_told_from_the_rest() {
+    fn local_and_link_local_addresses_are_recognised() {
         for local in ["127.0.0.53", "0.0.0.0", "224.0.0.251", "255.255.255.255", "::1", "::", "ff02::fb"] {
             assert!(address(local).is_local(), "{local}");
         }

@@ -1,33 +1,39 @@
-//! What the programs count besides their decisions about marks.
+//! Events that the programs count besides their decisions about marks.
 
-/// Something that happened to a query or a packet. The numbers are indices into [`map::EVENTS`](crate::map::EVENTS), which
-/// outlives the programs: a number is never given a second meaning.
+/// An event at a DNS query, a packet or a call.
+///
+/// The numbers are indices into [`map::EVENTS`](crate::map::EVENTS), which outlives the programs: a
+/// number never gets a second meaning.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
+pub enum CountedEvent {
     /// A query was sent to the relay's resolver.
     DnsRedirected = 0,
-    /// A query could not be: the relay has no resolver of its family, or the socket cannot be led away from its link.
+    /// A query was not redirected: the relay has no resolver of its family, or the socket cannot be
+    /// moved off its link.
     DnsLeft = 1,
-    /// A query was not redirected because it could not be remembered.
+    /// A query was not redirected because its original resolver could not be stored.
     DnsFailed = 2,
-    /// An answer kept the address of the relay's resolver as its sender, because what its socket
-    /// had asked is not known.
+    /// An answer kept the address of the relay's resolver as its sender, because the original
+    /// resolver is unknown.
     DnsForgotten = 3,
-    /// A packet of a mobile socket that was leaving beside the tunnel was refused.
+    /// A packet of a mobile socket that would have left outside the tunnel was refused.
     EgressRefused = 4,
-    /// The same, of a datagram whose route was chosen before its socket was mobile: it was dropped.
+    /// A datagram that would have left outside the tunnel was dropped, because its route was chosen
+    /// before its socket was mobile.
     EgressLate = 5,
-    /// A connection is missing from its process's account: there was no place in the map, or no memory.
+    /// A connection is missing from its process's account: the map was full, or memory was
+    /// exhausted.
     Unaccounted = 6,
-    /// A program's SO_MARK left our bits of a mobile socket's mark unchanged.
+    /// A program's SO_MARK left the bits of a mobile socket's mark unchanged that belong to the
+    /// agent.
     MarkKept = 7,
-    /// A program's SO_MARK would have given our mark to a socket without it, and was refused.
+    /// A program's SO_MARK would have set the mark on a socket without it, and was refused.
     MarkRefused = 8,
 }
 
-impl Event {
-    /// Every event, in the order of the map.
+impl CountedEvent {
+    /// All events, in the order of the map.
     pub const ALL: [Self; 9] = [
         Self::DnsRedirected,
         Self::DnsLeft,
@@ -40,7 +46,7 @@ impl Event {
         Self::MarkRefused,
     ];
 
-    /// The name in metrics.
+    /// Returns the name in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -56,7 +62,7 @@ impl Event {
         }
     }
 
-    /// The index in [`map::EVENTS`](crate::map::EVENTS).
+    /// Returns the index in [`map::EVENTS`](crate::map::EVENTS).
     #[inline(always)]
     #[must_use]
     pub const fn index(self) -> u32 {
@@ -70,10 +76,10 @@ mod tests {
     use crate::map;
 
     #[test]
-    fn events_are_their_indices_and_fit_the_map() {
-        for (index, event) in Event::ALL.iter().enumerate() {
+    fn events_equal_their_indices_and_fit_the_map() {
+        for (index, event) in CountedEvent::ALL.iter().enumerate() {
             assert_eq!(event.index() as usize, index);
         }
-        assert!((Event::ALL.len() as u32) < map::EVENTS_ENTRIES);
+        assert!((CountedEvent::ALL.len() as u32) < map::EVENTS_ENTRIES);
     }
 }

@@ -1,4 +1,24 @@
-//! What the eBPF programs and the agent agree on: map keys, values and names.
+//! Definitions shared by the eBPF programs and the agent.
+//!
+//! The programs in `mobile-ebpf` run in the kernel. The agent in `mobile-agent` loads and attaches
+//! them, writes their configuration into maps, and reads their counters. Both sides have to agree
+//! on the names of programs and maps, on the layout of keys and values, and on the meaning of every
+//! number. This crate is `no_std`, so that it compiles for both targets.
+//!
+//! - [`program`] and [`map`]: the names of the programs and maps, as in the object file and in the
+//!   directory where they are pinned.
+//! - [`ProgramConfig`]: the configuration that the agent writes.
+//! - [`MarkVerdict`] and [`CountedEvent`]: the indices of the counters that the programs maintain.
+//! - [`Address`] and [`RedirectedQuery`] (module [`address`]): addresses in the form in which the
+//!   programs compare them.
+//! - [`account`]: the traffic of the TCP connections of mobile processes, as a pure function of the
+//!   packets that leave.
+//! - [`retries`]: the retransmission timeouts of mobile sockets.
+//!
+//! Pinned maps outlive the programs, and the agent of a later version may find those of an earlier
+//! one. So a number in a map never gets a second meaning, and the types have no padding.
+//!
+//! The feature `user` implements `aya::Pod` for the types that the agent reads and writes.
 #![no_std]
 
 pub mod account;
@@ -6,11 +26,11 @@ pub mod address;
 pub mod event;
 pub mod retries;
 
-pub use account::{Account, Owner};
-pub use address::{Address, Asked};
-pub use event::Event;
+pub use account::{Account, TrackedConnection};
+pub use address::{Address, RedirectedQuery};
+pub use event::CountedEvent;
 
-/// The programs, under the names they have in the object and in `pin_dir`.
+/// The names of the programs, in the object file and in `pin_dir`.
 pub mod program {
     /// Marks a socket of a mobile process when it is created.
     pub const SOCK_CREATE: &str = "mobile_sock_create";
@@ -23,130 +43,137 @@ pub mod program {
     /// Chooses the route of an unconnected IPv6 (or IPv4-mapped) datagram.
     pub const SENDMSG6: &str = "mobile_sendmsg6";
 
-    /// Names the resolver that was asked as the sender of an IPv4 datagram.
+    /// Restores the original resolver as the sender of an IPv4 datagram.
     pub const RECVMSG4: &str = "mobile_recvmsg4";
-    /// Names the resolver that was asked as the sender of an IPv6 (or IPv4-mapped) datagram.
+    /// Restores the original resolver as the sender of an IPv6 (or IPv4-mapped) datagram.
     pub const RECVMSG6: &str = "mobile_recvmsg6";
-    /// Names the resolver that was asked as the peer of an IPv4 socket.
+    /// Restores the original resolver as the peer of an IPv4 socket.
     pub const GETPEERNAME4: &str = "mobile_getpeername4";
-    /// Names the resolver that was asked as the peer of an IPv6 socket.
+    /// Restores the original resolver as the peer of an IPv6 socket.
     pub const GETPEERNAME6: &str = "mobile_getpeername6";
-    /// Leaves our bits of a mark as they are when a program sets SO_MARK.
+    /// Keeps the agent's bits of a mark unchanged when a program sets SO_MARK.
     pub const SETSOCKOPT: &str = "mobile_setsockopt";
-    /// Adds up what the TCP connections of mobile processes carried.
+    /// Adds up the traffic of the TCP connections of mobile processes.
     pub const ACCOUNT: &str = "mobile_account";
-    /// Drops what marked sockets of any cgroup send beside the tunnel.
+    /// Drops packets that marked sockets of any cgroup send outside the tunnel.
     pub const EGRESS: &str = "mobile_egress";
-    /// The same for the sockets of the mobile cgroup, also on kernels where [`EGRESS`] cannot tell network namespaces apart.
+    /// Does the same for the sockets of the mobile cgroup, also on kernels where [`EGRESS`] cannot
+    /// tell network namespaces apart.
     pub const EGRESS_OWN: &str = "mobile_egress_own";
-    /// Drops packets that come to a persistent address by another device than the tunnel's, where
-    /// nftables does not work.
+    /// Drops packets that arrive for a persistent address on another device than the tunnel's, on
+    /// hosts where nftables does not work.
     pub const INGRESS: &str = "mobile_ingress";
 
-    /// The programs that are asked about calls, of every process, in the order they are attached: who redirects a query has to
-    /// be able to translate its answer.
-    pub const CALLS: [&str; 9] =
+    /// The programs that run at socket calls of all processes, in the order of their attachment. A
+    /// program that redirects a query comes after those that translate its answer.
+    pub const SOCKET_CALLS: [&str; 9] =
         [RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6, SOCK_CREATE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }
 
-/// The maps, under the names they have in the object and in `pin_dir`.
+/// The names of the maps, in the object file and in `pin_dir`.
 pub mod map {
-    /// Array of one [`Config`](crate::Config).
+    /// Array with one [`ProgramConfig`](crate::ProgramConfig).
     pub const CONFIG: &str = "CONFIG";
-    /// Array of one `u64`: until when mobile processes go by the tunnel, in nanoseconds of CLOCK_MONOTONIC. The agent puts it
-    /// off while there is a session; [`FOREVER`] where they are to wait for one.
+    /// Array with one `u64`: the time until which mobile processes use the tunnel, in nanoseconds
+    /// of CLOCK_MONOTONIC. The agent extends it while there is a session. It is [`NO_DEADLINE`] if
+    /// mobile processes have to wait for a session.
     pub const DEADLINE: &str = "DEADLINE";
-    /// Value of [`DEADLINE`]: there is none.
-    pub const FOREVER: u64 = u64::MAX;
-    /// Per-CPU array of `u64`, indexed by [`Verdict`](crate::Verdict).
+    /// Value of [`DEADLINE`] without a deadline.
+    pub const NO_DEADLINE: u64 = u64::MAX;
+    /// Per-CPU array of `u64`, indexed by [`MarkVerdict`](crate::MarkVerdict).
     pub const VERDICTS: &str = "VERDICTS";
-    /// Entries of [`VERDICTS`]: more than there are verdicts, so that a later program with more of them
-    /// can go on counting in the map an earlier one left behind.
+    /// Entries of [`VERDICTS`]: more than there are verdicts, so that later programs with more of
+    /// them can continue to count in the map of earlier programs.
     pub const VERDICTS_ENTRIES: u32 = 32;
-    /// Per-CPU array of `u64`, indexed by [`Event`](crate::Event).
+    /// Per-CPU array of `u64`, indexed by [`CountedEvent`](crate::CountedEvent).
     pub const EVENTS: &str = "EVENTS";
-    /// Entries of [`EVENTS`], for the same reason.
+    /// Entries of [`EVENTS`], more than there are events, for the same reason.
     pub const EVENTS_ENTRIES: u32 = 32;
-    /// Hash of the [addresses](crate::Address) that the ingress filter guards; the values are
+    /// Hash of the [addresses](crate::Address) that the ingress filter protects; the values are
     /// unused.
     pub const GUARDED: &str = "GUARDED";
-    /// The entries of [`GUARDED`]: the persistent addresses, and those that are about to be
-    /// replaced.
+    /// Entries of [`GUARDED`]: the persistent addresses, and those that are about to be replaced.
     pub const GUARDED_ENTRIES: u32 = 64;
-    /// Per-CPU array of one `u64`: packets that the ingress filter dropped.
+    /// Per-CPU array with one `u64`: the packets that the ingress filter dropped.
     pub const INGRESS_DROPPED: &str = "DROPPED";
-    /// Hash from [`IPV4`] or [`IPV6`] to the [`Address`](crate::Address) of the resolver for that family.
+    /// Hash from [`IPV4`] or [`IPV6`] to the [`Address`](crate::Address) of the relay's resolver of
+    /// that family.
     pub const RESOLVERS: &str = "RESOLVERS";
     /// Hash from [`IPV4`] or [`IPV6`] to the persistent [`Address`](crate::Address) of that family.
     pub const PERSISTENT: &str = "PERSISTENT";
-    /// Key of [`RESOLVERS`] and [`PERSISTENT`].
+    /// Key of [`RESOLVERS`] and [`PERSISTENT`] for IPv4.
     pub const IPV4: u32 = 4;
-    /// Key of [`RESOLVERS`] and [`PERSISTENT`].
+    /// Key of [`RESOLVERS`] and [`PERSISTENT`] for IPv6.
     pub const IPV6: u32 = 6;
-    /// Trie of the networks that mobile processes reach directly, as [`Address`](crate::Address) prefixes.
+    /// Trie of the networks that mobile processes reach directly, as prefixes of
+    /// [`Address`](crate::Address).
     pub const BYPASS: &str = "BYPASS";
-    /// Entries of [`BYPASS`]. A list this long was made by a program; an entry costs memory only when there is one.
+    /// Entries of [`BYPASS`], enough for generated lists. Memory is allocated only for entries in
+    /// use.
     pub const BYPASS_ENTRIES: u32 = 65_536;
-    /// Storage at sockets: what each socket last [asked](crate::Asked) of a resolver.
+    /// Socket storage: the last [redirected query](crate::RedirectedQuery) of each socket.
     pub const QUERIES: &str = "QUERIES";
-    /// Storage at the sockets of MPTCP connections, present if the connection is a mobile
-    /// process's.
+    /// Socket storage of MPTCP connections, present if the connection belongs to a mobile process.
     pub const MPTCP_CONNECTIONS: &str = "MPTCP_CONNECTIONS";
-    /// Array of one `u64`: not 0 once a connection was in [`MPTCP_CONNECTIONS`]. Until then no
+    /// Array with one `u64`, not 0 once a connection was in [`MPTCP_CONNECTIONS`]. Until then no
     /// socket is checked for being a subflow.
     pub const ANY_MPTCP: &str = "ANY_MPTCP";
-    /// Storage at sockets: the [`Owner`](crate::Owner) of each TCP connection on the MOBILE route. It goes with its socket.
+    /// Socket storage: the [`TrackedConnection`](crate::TrackedConnection) of each TCP connection
+    /// on the MOBILE route. It is freed with its socket.
     pub const OWNERS: &str = "OWNERS";
     /// Hash from process id to [`Account`](crate::Account).
     pub const ACCOUNTS: &str = "ACCOUNTS";
-    /// Entries of [`ACCOUNTS`]: mobile processes, and those that have ended since the agent last looked. An entry costs memory
-    /// only when there is one.
+    /// Entries of [`ACCOUNTS`]: mobile processes, and those that have ended since the agent's last
+    /// sweep. Memory is allocated only for entries in use.
     pub const ACCOUNTS_ENTRIES: u32 = 32_768;
 }
 
-/// What the programs need to know, written by the agent before they are attached; of the slice, also later.
+/// The configuration of the programs. The agent writes it before they are attached, and updates the
+/// slice later.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Config {
-    /// The network namespace that has the MOBILE route. Sockets of other namespaces are left alone.
+pub struct ProgramConfig {
+    /// Cookie of the network namespace that has the MOBILE route. Sockets of other namespaces are
+    /// ignored.
     pub netns_cookie: u64,
-    /// Kernel id of the mobile cgroup: a task has the MOBILE attribute if this is its ancestor.
+    /// Kernel id of the mobile cgroup: a task with this ancestor has the MOBILE attribute.
     pub cgroup_id: u64,
-    /// That of `mobile.slice`, 0 while there is none. systemd makes and removes it as it likes.
+    /// Kernel id of `mobile.slice`, or 0 while it does not exist. systemd creates and removes it as
+    /// needed.
     pub slice_id: u64,
-    /// The secret that the agent puts behind a mark when it sets one, by which the programs let it
-    /// change our bits.
+    /// Secret that the agent puts behind a mark when it sets one, so that the programs let it
+    /// change the bits of `mark_mask`.
     pub key: u64,
     /// Depth of the mobile cgroup below the root of the hierarchy.
     pub cgroup_level: u32,
-    /// The bits to set on the sockets of mobile processes; none outside `mark_mask`.
+    /// Bits to set in the mark of mobile sockets, all within `mark_mask`.
     pub mark: u32,
-    /// The bits of a socket's mark that are ours.
+    /// Bits of a socket's mark that belong to the programs.
     pub mark_mask: u32,
-    /// Non-zero: a log message for every decision that changes a mark.
+    /// Non-zero to log every decision that changes a mark.
     pub log: u32,
-    /// The interface index of the host virtual device.
+    /// Interface index of the host virtual device.
     pub device: u32,
     /// Depth of `mobile.slice` below the root of the hierarchy.
     pub slice_level: u32,
 }
 
-impl Config {
-    /// `old` with our bits set.
+impl ProgramConfig {
+    /// Returns `old` with the mark set.
     #[inline(always)]
     #[must_use]
     pub const fn marked(&self, old: u32) -> u32 {
         (old & !self.mark_mask) | (self.mark & self.mark_mask)
     }
 
-    /// `old` without our bits.
+    /// Returns `old` without the mark.
     #[inline(always)]
     #[must_use]
     pub const fn cleared(&self, old: u32) -> u32 {
         old & !self.mark_mask
     }
 
-    /// Whether `mark` carries our bits.
+    /// Returns whether `mark` has the mark set.
     #[inline(always)]
     #[must_use]
     pub const fn is_marked(&self, mark: u32) -> bool {
@@ -156,35 +183,37 @@ impl Config {
 
 // SAFETY: repr(C), of integers only, and 4 * 8 + 6 * 4 bytes leave no padding.
 #[cfg(feature = "user")]
-unsafe impl aya::Pod for Config {}
+unsafe impl aya::Pod for ProgramConfig {}
 
-/// What a program decided about one call. The numbers are indices into [`map::VERDICTS`], which outlives the
-/// programs: a number is never given a second meaning.
+/// The decision of a program about the mark at one call.
+///
+/// The numbers are indices into [`map::VERDICTS`], which outlives the programs: a number never gets
+/// a second meaning.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// No MOBILE attribute and no mark of ours: the ordinary route, untouched. Not counted: most calls of a machine are such, and
-    /// nothing is to be seen in their number.
+pub enum MarkVerdict {
+    /// Neither the MOBILE attribute nor the mark: the ordinary route, unchanged. Not counted,
+    /// because it applies to most calls of a host and its number says nothing.
     Ordinary = 0,
     /// A mobile process: the mark was set.
     Marked = 1,
-    /// A mobile process whose socket had the mark already.
+    /// A mobile process whose socket already had the mark.
     Kept = 2,
-    /// A socket with our mark in the hands of a process without the attribute: the mark was taken off.
+    /// A socket with the mark in a process without the MOBILE attribute: the mark was cleared.
     Cleared = 3,
-    /// A mobile process in a network namespace that has no MOBILE route: untouched.
+    /// A mobile process in a network namespace without a MOBILE route: unchanged.
     OtherNamespace = 4,
-    /// The mark should have changed and the kernel refused.
+    /// The mark had to be changed, and the kernel refused.
     Failed = 5,
-    /// A mobile process while the deadline is over: no mark, the ordinary route.
+    /// A mobile process after the deadline: no mark, the ordinary route.
     Direct = 6,
-    /// A mobile process whose socket is bound to another device than the tunnel's, or has a datagram for the old route: the call
-    /// fails.
+    /// A mobile process whose socket is bound to another device than the tunnel's, or has a
+    /// datagram for the old route: the call fails.
     Refused = 7,
 }
 
-impl Verdict {
-    /// Every verdict that is counted.
+impl MarkVerdict {
+    /// All verdicts that are counted.
     pub const COUNTED: [Self; 7] = [
         Self::Marked,
         Self::Kept,
@@ -195,7 +224,7 @@ impl Verdict {
         Self::Refused,
     ];
 
-    /// The name in metrics.
+    /// Returns the name in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -210,7 +239,7 @@ impl Verdict {
         }
     }
 
-    /// The index in [`map::VERDICTS`].
+    /// Returns the index in [`map::VERDICTS`].
     #[inline(always)]
     #[must_use]
     pub const fn index(self) -> u32 {
@@ -222,7 +251,7 @@ impl Verdict {
 mod tests {
     use super::*;
 
-    const CONFIG: Config = Config {
+    const CONFIG: ProgramConfig = ProgramConfig {
         cgroup_id: 1,
         key: 0,
         slice_id: 0,
@@ -236,7 +265,7 @@ mod tests {
     };
 
     #[test]
-    fn the_mask_keeps_other_peoples_bits() {
+    fn the_mask_keeps_the_other_bits_of_a_mark() {
         assert_eq!(CONFIG.marked(0x1200_cafe), 0x4d00_cafe);
         assert_eq!(CONFIG.cleared(0x4d00_cafe), 0x0000_cafe);
         assert!(CONFIG.is_marked(0x4d00_cafe));
@@ -244,8 +273,8 @@ mod tests {
     }
 
     #[test]
-    fn counted_verdicts_have_indices_of_their_own_that_fit_the_map() {
-        for (before, verdict) in Verdict::COUNTED.iter().enumerate() {
+    fn counted_verdicts_have_distinct_indices_that_fit_the_map() {
+        for (before, verdict) in MarkVerdict::COUNTED.iter().enumerate() {
             assert_eq!(verdict.index() as usize, before + 1);
             assert!(verdict.index() < map::VERDICTS_ENTRIES);
         }
@@ -253,6 +282,6 @@ mod tests {
 
     #[test]
     fn config_has_no_padding() {
-        assert_eq!(size_of::<Config>(), 56);
+        assert_eq!(size_of::<ProgramConfig>(), 56);
     }
 }

@@ -1,27 +1,31 @@
-//! How long the TCP of a mobile socket pauses between repetitions.
+//! Retransmission timeouts of mobile TCP sockets.
 
-/// The longest pause (`TCP_RTO_MAX_MS`, Linux 6.15), which is two minutes otherwise. What was in flight in an outage leaves a
-/// sender with a round-trip time as long as the outage; the next loss would cost it as much again. Shorter is not
-/// better: the kernel gives up after a number of repetitions (`tcp_retries2`, 15), and how long that takes shrinks with the
-/// pause (`tcp_model_timeout()`). One second would end a connection after 15 s without an answer from a host that is away
-/// (measured), ten after 112 s, half a minute leaves five minutes, in which a server restarts. And a flow whose window was
-/// closed in an outage is given up after two such pauses without an answer, as when the agent is restarted meanwhile.
+/// The maximum retransmission timeout in milliseconds (`TCP_RTO_MAX_MS`, Linux 6.15); the kernel's
+/// default is two minutes.
+///
+/// Data in flight during an outage leaves a sender with a round-trip time as long as the outage,
+/// and the next loss would cost it as much again. Shorter is not better: the kernel gives up after
+/// a number of retransmissions (`tcp_retries2`, 15), and the time this takes shrinks with the
+/// timeout (`tcp_model_timeout()`). One second would end a connection after 15 s without an answer
+/// from a host that is away (measured), ten seconds after 112 s. Half a minute leaves five minutes,
+/// in which a server restarts. A flow whose window was closed in an outage is given up after two
+/// such timeouts without an answer, for instance when the agent is restarted meanwhile.
 pub const RTO_MAX_MS: i32 = 30_000;
 
-/// The most that `TCP_SYNCNT` takes.
+/// The maximum value of `TCP_SYNCNT`.
 const MAX_SYN_COUNT: i32 = 127;
-/// With pauses of 1, 2, 4, 8 and 16 s the bound is not reached yet.
+/// The number of retransmissions that do not reach the bound, with timeouts of 1, 2, 4, 8 and 16 s.
 const UNBOUNDED: i32 = 4;
 
-/// The repetitions of SYN (`TCP_SYNCNT`) that with bounded pauses last as long as `count` of them without: a connect() in
-/// an outage must not give up earlier.
+/// Returns the number of SYN retransmissions (`TCP_SYNCNT`) that takes as long with bounded
+/// timeouts as `count` of them without. A connect() during an outage must not give up earlier.
 #[inline(always)]
 #[must_use]
 pub const fn syn_count(count: i32) -> i32 {
     if count <= UNBOUNDED {
         return count;
     }
-    // Doubling up to 64 s, then two minutes each.
+    // The timeouts double up to 64 s, and are two minutes after that.
     let seconds = if count <= 6 { (2 << count) - 1 } else { 127 + 120 * (count - 6) };
     let bound = RTO_MAX_MS / 1000;
     let more = (seconds - ((2 << UNBOUNDED) - 1) + bound - 1) / bound;
@@ -32,7 +36,8 @@ pub const fn syn_count(count: i32) -> i32 {
 mod tests {
     use super::*;
 
-    /// As `tcp_model_timeout()` in the kernel reckons, with a first pause of one second.
+    /// Returns the time that `tcp_model_timeout()` in the kernel computes, with a first timeout of
+    /// one second.
     fn seconds(count: i32, bound: i32) -> i32 {
         (0..=count).map(|n| (1 << n.min(20)).min(bound)).sum()
     }

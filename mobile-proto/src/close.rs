@@ -1,34 +1,35 @@
-//! Why a path was closed.
+//! Reasons for closing a path.
 
 use std::fmt;
 
-/// Why a path was closed: one byte on the wire. A code of a later version is kept as it came.
+/// The reason why a path was closed, sent as one byte. A code of a later version is kept as
+/// received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
-    /// No longer needed.
+    /// The path is no longer needed.
     Normal,
-    /// The client moved on to another path, or another connection claimed the same path.
+    /// The client moved to another path, or another connection uses the same path id.
     Replaced,
     /// The client's key is no longer authorised.
     Revoked,
-    /// The peer is stopping.
+    /// The peer is shutting down.
     Shutdown,
-    /// The peer received something it could not understand.
+    /// The peer received data that violates the protocol.
     ProtocolError,
-    /// The relay has no address left to give.
+    /// The relay's address pool is exhausted.
     NoAddress,
-    /// Nothing was heard for too long.
+    /// The path was silent for too long.
     Timeout,
     /// The path belongs to a session that the relay no longer knows.
     SessionGone,
-    /// The relay refuses more load for now.
+    /// The relay refuses further load for the moment.
     Busy,
     /// A code that this version does not know.
     Other(u8),
 }
 
 impl CloseCode {
-    /// The byte on the wire.
+    /// Returns the code as a byte for the wire.
     #[must_use]
     pub fn to_wire(self) -> u8 {
         match self {
@@ -45,7 +46,7 @@ impl CloseCode {
         }
     }
 
-    /// The meaning of a byte from the wire.
+    /// Returns the code for a byte from the wire.
     #[must_use]
     pub fn from_wire(code: u8) -> Self {
         match code {
@@ -68,11 +69,11 @@ impl fmt::Display for CloseCode {
         match self {
             Self::Normal => f.write_str("closed normally"),
             Self::Replaced => f.write_str("replaced by another path"),
-            Self::Revoked => f.write_str("the client's key is not authorised any more"),
+            Self::Revoked => f.write_str("the client's key is no longer authorised"),
             Self::Shutdown => f.write_str("the peer is stopping"),
             Self::ProtocolError => f.write_str("protocol error"),
             Self::NoAddress => f.write_str("the relay's address pool is exhausted"),
-            Self::Timeout => f.write_str("nothing heard for too long"),
+            Self::Timeout => f.write_str("no data received for too long"),
             Self::SessionGone => f.write_str("the relay no longer knows the session"),
             Self::Busy => f.write_str("the relay is busy"),
             Self::Other(code) => write!(f, "closed with unknown code {code}"),
@@ -85,7 +86,7 @@ mod tests {
     use super::CloseCode;
 
     #[test]
-    fn every_byte_survives_the_round_trip() {
+    fn every_byte_survives_a_round_trip() {
         for code in 0..=u8::MAX {
             assert_eq!(CloseCode::from_wire(code).to_wire(), code);
         }

@@ -1,54 +1,56 @@
-//! Compression of inner packets, on the paths where both ends want it.
+//! Compression of inner packets on paths where both ends agreed to it.
 //!
-//! It lies below numbering, replay and handover: a path is a byte stream that delivers in order or dies, so each direction of it
-//! has one zstd stream with a history of its own, flushed behind each packet. A record that is sent again on another path is
-//! compressed again, with that path's history. Headers that resemble those before them shrink to little more than what changed.
+//! Compression is below numbering, replay and handover. A path is a byte stream that delivers in
+//! order or fails, so each direction has one zstd stream with its own history, flushed after each
+//! packet. A record that is retransmitted on another path is compressed again with that path's
+//! history. Headers that resemble the previous ones shrink to little more than their differences.
 
 mod codec;
-mod worth;
+mod heuristic;
 
 pub(crate) use codec::{Decoder, Encoder};
-pub(crate) use worth::Worth;
+pub(crate) use heuristic::Heuristic;
 
 use crate::Packet;
 
-/// The name of zstd in HELLO and WELCOME.
+/// The identifier of zstd in HELLO and WELCOME.
 pub(crate) const ZSTD: u8 = 1;
 
-/// Shorter packets are sent as they are: acknowledgements, keystrokes. What could be saved is less than the headers around it.
-pub(crate) const LEAST: usize = 128;
+/// Minimum length of a packet to compress, in bytes. Shorter packets (acknowledgements, keystrokes)
+/// would save less than the size of the headers around them.
+pub(crate) const MIN_LENGTH: usize = 128;
 
-/// What one end of a path does to what it sends.
+/// The state of compression for the packets sent on a path.
 #[derive(Debug, Default)]
-pub(crate) enum Outgoing {
-    /// The peer did not ask for it, or we do not want it, or it has failed.
+pub(crate) enum SendCompression {
+    /// Packets are sent as they are: compression was not agreed, or it failed.
     #[default]
-    Plain,
-    /// From the first packet on.
+    Off,
+    /// Both ends agreed; the encoder is created with the first packet.
     Agreed,
-    /// Since the first packet.
-    Running(Box<Encoder>),
+    /// The encoder is running since the first packet.
+    Active(Box<Encoder>),
 }
 
-impl Outgoing {
-    /// Whether packets are compressed.
+impl SendCompression {
+    /// Returns whether packets are compressed.
     pub(crate) fn is_on(&self) -> bool {
-        !matches!(self, Self::Plain)
+        !matches!(self, Self::Off)
     }
 
-    /// Compresses a packet. If that is impossible, because there is no memory, none is any more on this path; what was
-    /// compressed before stands.
+    /// Compresses a packet. If the encoder fails for lack of memory, compression stays off on this
+    /// path and `None` is returned; what was compressed before remains valid.
     pub(crate) fn encode(&mut self, packet: Packet<'_>) -> Option<&[u8]> {
         if let Self::Agreed = self {
-            *self = Encoder::new().map_or(Self::Plain, |encoder| Self::Running(Box::new(encoder)));
+            *self = Encoder::new().map_or(Self::Off, |encoder| Self::Active(Box::new(encoder)));
         }
-        let Self::Running(encoder) = self else { return None };
+        let Self::Active(encoder) = self else { return None };
         if encoder.encode(packet.bytes) {
             // Matched again for the borrow checker.
-            let Self::Running(encoder) = self else { return None };
-            return Some(encoder.made());
+            let Self::Active(encoder) = self else { return None };
+            return Some(encoder.output());
         }
-        *self = Self::Plain;
+        *self = Self::Off;
         None
     }
 }

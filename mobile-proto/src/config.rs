@@ -1,21 +1,21 @@
-//! What the relay tells the client about its side of the tunnel.
+//! The client's tunnel configuration, which the relay pushes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::ProtocolError;
-use crate::frame::Reader;
+use crate::frame::PayloadReader;
 use crate::varint;
 
-/// The configuration that the relay pushes: in every WELCOME, and in CONFIG when it changes.
+/// The configuration that the relay sends in every WELCOME, and in CONFIG when it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushConfig {
-    /// The persistent IPv4 address.
+    /// The client's persistent IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
-    /// The persistent IPv6 address.
+    /// The client's persistent IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// The MTU of the virtual devices.
+    /// The MTU of the host virtual device, in bytes.
     pub mtu: u16,
-    /// Resolvers to use through the tunnel, best first. The first eight are pushed.
+    /// Resolvers to use through the tunnel, in order of preference. At most eight are pushed.
     pub dns: Vec<IpAddr>,
 }
 
@@ -23,12 +23,13 @@ const TAG_IPV4: u64 = 1;
 const TAG_IPV6: u64 = 2;
 const TAG_MTU: u64 = 3;
 const TAG_DNS: u64 = 4;
-/// Of WELCOME alone: the kind of compression that the relay reads and sends on this path.
+/// Tag of the item that only WELCOME has: the compression that the relay reads and sends on this
+/// path.
 pub(crate) const TAG_COMPRESSION: u64 = 5;
 
-/// Resolvers beyond these are of no use to anyone: the C library takes three.
+/// Maximum number of resolvers; the C library uses three.
 const MAX_DNS: usize = 8;
-/// Every IPv4 host accepts this much (RFC 791). IPv6 needs 1280.
+/// Minimum MTU: every IPv4 host accepts 576 bytes (RFC 791); IPv6 needs 1280.
 const MIN_MTU: u16 = 576;
 
 impl PushConfig {
@@ -49,14 +50,14 @@ impl PushConfig {
         }
     }
 
-    /// Reads the list to its end. Unknown tags are skipped; known ones must be right.
-    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, ProtocolError> {
+    /// Reads the list to its end. Unknown tags are skipped; known ones must be valid.
+    pub(crate) fn decode(reader: &mut PayloadReader<'_>) -> Result<Self, ProtocolError> {
         Self::decode_with_compression(reader).map(|(config, _)| config)
     }
 
-    /// The same of WELCOME, whose list has an item of its own.
+    /// Reads the list of a WELCOME, which may also name a compression.
     pub(crate) fn decode_with_compression(
-        reader: &mut Reader<'_>,
+        reader: &mut PayloadReader<'_>,
     ) -> Result<(Self, Option<u8>), ProtocolError> {
         let mut compression = None;
         let (mut ipv4, mut ipv6, mut mtu, mut dns) = (None, None, None, Vec::new());
@@ -92,7 +93,7 @@ pub(crate) fn put_item(out: &mut Vec<u8>, tag: u64, value: &[u8]) {
 }
 
 /// Reads one item of a list.
-pub(crate) fn item<'a>(reader: &mut Reader<'a>) -> Result<(u64, &'a [u8]), ProtocolError> {
+pub(crate) fn item<'a>(reader: &mut PayloadReader<'a>) -> Result<(u64, &'a [u8]), ProtocolError> {
     let tag = reader.varint()?;
     let length = usize::try_from(reader.varint()?).unwrap_or(usize::MAX);
     Ok((tag, reader.bytes(length)?))
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     fn decode(bytes: &[u8]) -> Result<PushConfig, ProtocolError> {
-        PushConfig::decode(&mut Reader::new("CONFIG", bytes))
+        PushConfig::decode(&mut PayloadReader::new("CONFIG", bytes))
     }
 
     fn full() -> PushConfig {
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn round_trip_with_every_item_and_with_the_least() {
+    fn full_and_minimal_configurations_survive_a_round_trip() {
         for config in [full(), PushConfig { ipv4: None, ipv6: None, mtu: 65_535, dns: Vec::new() }] {
             let mut wire = Vec::new();
             config.encode(&mut wire);
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn at_most_eight_resolvers() {
+    fn at_most_eight_resolvers_are_sent() {
         let mut config = full();
         config.dns = vec![IpAddr::from([10, 0, 0, 1]); 20];
         let mut wire = Vec::new();
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lengths_and_values_are_errors() {
+    fn wrong_lengths_and_values_are_refused() {
         let item = |tag, value: &[u8]| {
             let mut wire = Vec::new();
             put_item(&mut wire, tag, value);

@@ -1,40 +1,43 @@
-//! Enrolment: a key that nobody knows yet redeems an invitation's token. One question, one answer, on a connection of
-//! its own with its own ALPN name, so that nothing of it can be said on a path.
+//! Enrolment of a key that redeems the token of an invitation.
+//!
+//! Enrolment is one request and one reply. It uses its own connection with its own ALPN name, so
+//! that none of its messages can appear on a path.
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
 use crate::ProtocolError;
-use crate::frame::{self, Decoded, Reader};
+use crate::frame::{self, Decoded, PayloadReader};
 
-/// The protocol's name in TLS, beside [`ALPN`](crate::ALPN).
+/// The ALPN name of enrolment, beside [`ALPN`](crate::ALPN) for paths.
 pub const ENROLL_ALPN: &[u8] = b"mobile-enroll/1";
-/// Bytes of a token: as many as nobody guesses.
+/// Length of a token in bytes, enough that it cannot be guessed.
 pub const TOKEN_LEN: usize = 16;
-/// The longest payload. The longest real one is a name of 63 bytes.
+/// Maximum payload in bytes. The longest one in use is a name of 63 bytes.
 const MAX_PAYLOAD: usize = 256;
 
-/// Client: here is the token.
+/// Client: the token of an invitation.
 const ENROLL: u8 = 0x20;
-/// Relay: this key is a client from now on.
+/// Relay: the key is enrolled as a client.
 const ENROLLED: u8 = 0x21;
-/// Relay: it is not, and why.
+/// Relay: the key is not enrolled, with the reason.
 const REFUSED: u8 = 0x22;
 
-/// The secret of an invitation, which admits one key, once. `Debug` does not show it, and its
-/// memory is overwritten when it is dropped.
+/// The secret of an invitation, which admits one key, once.
+///
+/// `Debug` does not print the secret, and its memory is overwritten when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Zeroizing<[u8; TOKEN_LEN]>);
 
 impl Token {
-    /// A token from its bytes.
+    /// Creates a token from its bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; TOKEN_LEN]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Its bytes.
+    /// Returns the bytes of the token.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; TOKEN_LEN] {
         &self.0
@@ -47,38 +50,39 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What the relay says to a token.
+/// The relay's reply to an enrolment request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The key is a client now, under this name.
+pub enum EnrolmentReply {
+    /// The key is enrolled under this name.
     Enrolled(String),
-    /// It is not.
-    Refused(Refusal),
+    /// The key is not enrolled.
+    Refused(EnrolmentRefusal),
 }
 
-/// Why a key was not enrolled: one byte on the wire. A code of a later version is kept as it came.
+/// The reason why a key was not enrolled, sent as one byte. A code of a later version is kept as
+/// received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// No invitation has this token: it was withdrawn, or never was.
+pub enum EnrolmentRefusal {
+    /// No invitation has this token: it was withdrawn, or it never existed.
     Unknown,
-    /// The invitation's time is over.
+    /// The invitation has expired.
     Expired,
-    /// The token was redeemed, by another key.
+    /// Another key has already redeemed the token.
     Used,
-    /// The key is a client already, under another name.
+    /// The key is already a client under another name.
     KeyTaken,
-    /// The relay has no address left to give.
+    /// The relay's address pool is exhausted.
     NoAddress,
-    /// The relay could not do it for a reason of its own; its log says which.
+    /// The relay failed for an internal reason, which its log states.
     Failed,
-    /// The relay could not read the question.
+    /// The relay could not parse the request.
     Malformed,
     /// A code that this version does not know.
     Other(u8),
 }
 
-impl Refusal {
-    /// The byte on the wire.
+impl EnrolmentRefusal {
+    /// Returns the code as a byte for the wire.
     #[must_use]
     pub fn to_wire(self) -> u8 {
         match self {
@@ -93,7 +97,7 @@ impl Refusal {
         }
     }
 
-    /// The meaning of a byte from the wire.
+    /// Returns the code for a byte from the wire.
     #[must_use]
     pub fn from_wire(code: u8) -> Self {
         match code {
@@ -109,16 +113,16 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for EnrolmentRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => f.write_str("the relay knows no such invitation: it was withdrawn or replaced"),
             Self::Expired => f.write_str("the invitation has expired"),
-            Self::Used => f.write_str("the invitation was used already, by another key"),
-            Self::KeyTaken => f.write_str("this key is a client of the relay already, under another name"),
+            Self::Used => f.write_str("another key has already used the invitation"),
+            Self::KeyTaken => f.write_str("this key is already a client of the relay under another name"),
             Self::NoAddress => f.write_str("the relay's address pool is exhausted"),
-            Self::Failed => f.write_str("the relay could not do it, and its log says why"),
-            Self::Malformed => f.write_str("the relay could not read the request"),
+            Self::Failed => f.write_str("the relay failed to enrol the key; its log has the cause"),
+            Self::Malformed => f.write_str("the relay could not parse the request"),
             Self::Other(code) => write!(f, "refused with unknown code {code}"),
         }
     }
@@ -126,48 +130,52 @@ impl fmt::Display for Refusal {
 
 /// Returns the client's request as bytes, which are as secret as the token.
 #[must_use]
-pub fn request(token: &Token) -> Zeroizing<Vec<u8>> {
-    // Large enough that the buffer is never reallocated, which would leave a copy behind.
+pub fn encode_request(token: &Token) -> Zeroizing<Vec<u8>> {
+    // Large enough that the buffer is never reallocated, which would leave a copy of the token
+    // behind.
     let mut out = Zeroizing::new(Vec::with_capacity(TOKEN_LEN + 8));
     frame::put(&mut out, ENROLL, token.as_bytes());
     out
 }
 
-/// Reads the client's question from all that has come so far; `None` while it is not whole.
+/// Reads the client's request from all bytes received so far. Returns `None` while it is
+/// incomplete.
 ///
 /// # Errors
-/// As soon as it cannot become one; nothing beyond 259 bytes is ever needed.
+/// As soon as the bytes cannot become a request; no more than 259 bytes are ever needed.
 pub fn read_request(bytes: &[u8]) -> Result<Option<Token>, ProtocolError> {
     let Some((ENROLL, payload)) = message(bytes, &[ENROLL])? else { return Ok(None) };
-    // What follows the token is a later version's.
-    Reader::new("ENROLL", payload).array().map(|token| Some(Token::from_bytes(token)))
+    // Bytes after the token belong to a later version.
+    PayloadReader::new("ENROLL", payload).array().map(|token| Some(Token::from_bytes(token)))
 }
 
-/// The relay's answer, as bytes.
+/// Returns the relay's reply as bytes.
 #[must_use]
-pub fn answer(answer: &Answer) -> Vec<u8> {
+pub fn encode_reply(reply: &EnrolmentReply) -> Vec<u8> {
     let mut out = Vec::new();
-    match answer {
-        Answer::Enrolled(name) => frame::put(&mut out, ENROLLED, name.as_bytes()),
-        Answer::Refused(why) => frame::put(&mut out, REFUSED, &[why.to_wire()]),
+    match reply {
+        EnrolmentReply::Enrolled(name) => frame::put(&mut out, ENROLLED, name.as_bytes()),
+        EnrolmentReply::Refused(why) => frame::put(&mut out, REFUSED, &[why.to_wire()]),
     }
     out
 }
 
-/// Reads the relay's answer from all that has come so far; `None` while it is not whole.
+/// Reads the relay's reply from all bytes received so far. Returns `None` while it is incomplete.
 ///
 /// # Errors
-/// As soon as it cannot become one; nothing beyond 259 bytes is ever needed.
-pub fn read_answer(bytes: &[u8]) -> Result<Option<Answer>, ProtocolError> {
+/// As soon as the bytes cannot become a reply; no more than 259 bytes are ever needed.
+pub fn read_reply(bytes: &[u8]) -> Result<Option<EnrolmentReply>, ProtocolError> {
     match message(bytes, &[ENROLLED, REFUSED])? {
         None => Ok(None),
         Some((ENROLLED, payload)) => match std::str::from_utf8(payload) {
-            Ok(name) if !name.chars().any(char::is_control) => Ok(Some(Answer::Enrolled(name.to_owned()))),
-            _ => Err(ProtocolError::Malformed { frame: "ENROLLED", what: "its name is no plain text" }),
+            Ok(name) if !name.chars().any(char::is_control) => {
+                Ok(Some(EnrolmentReply::Enrolled(name.to_owned())))
+            }
+            _ => Err(ProtocolError::Malformed { frame: "ENROLLED", what: "the name is not plain text" }),
         },
         Some((_, payload)) => {
-            let [code] = Reader::new("REFUSED", payload).array()?;
-            Ok(Some(Answer::Refused(Refusal::from_wire(code))))
+            let [code] = PayloadReader::new("REFUSED", payload).array()?;
+            Ok(Some(EnrolmentReply::Refused(EnrolmentRefusal::from_wire(code))))
         }
     }
 }
@@ -191,43 +199,45 @@ mod tests {
     }
 
     #[test]
-    fn both_messages_come_whole_whatever_the_pieces() {
-        let wire = request(&secret());
+    fn both_messages_are_read_from_any_pieces() {
+        let wire = encode_request(&secret());
         for cut in 0..wire.len() {
             assert_eq!(read_request(&wire[..cut]), Ok(None), "{cut}");
         }
         assert_eq!(read_request(&wire), Ok(Some(secret())));
-        for said in [Answer::Enrolled("laptop".into()), Answer::Refused(Refusal::Expired)] {
-            let wire = answer(&said);
+        for reply in
+            [EnrolmentReply::Enrolled("laptop".into()), EnrolmentReply::Refused(EnrolmentRefusal::Expired)]
+        {
+            let wire = encode_reply(&reply);
             for cut in 0..wire.len() {
-                assert_eq!(read_answer(&wire[..cut]), Ok(None), "{cut}");
+                assert_eq!(read_reply(&wire[..cut]), Ok(None), "{cut}");
             }
-            assert_eq!(read_answer(&wire), Ok(Some(said)));
+            assert_eq!(read_reply(&wire), Ok(Some(reply)));
         }
     }
 
     #[test]
-    fn every_code_survives_the_round_trip() {
+    fn every_code_survives_a_round_trip() {
         for code in 0..=u8::MAX {
-            assert_eq!(Refusal::from_wire(code).to_wire(), code);
+            assert_eq!(EnrolmentRefusal::from_wire(code).to_wire(), code);
         }
     }
 
     #[test]
-    fn anything_else_is_refused_at_its_first_bytes() {
+    fn other_messages_are_refused_at_their_first_bytes() {
         assert!(read_request(b"GET / HTTP/1.1").is_err());
         assert!(read_request(&[frame::HELLO]).is_err(), "a path is opened elsewhere");
         assert!(read_request(&[ENROLL, 0x41, 0x01]).is_err(), "257 bytes");
         assert!(read_request(&[ENROLL, 3, 1, 2, 3]).is_err(), "a short token");
-        assert!(read_answer(&[ENROLLED, 2, b'a', b'\n']).is_err(), "it would be printed");
-        assert!(read_answer(&[REFUSED, 0]).is_err());
+        assert!(read_reply(&[ENROLLED, 2, b'a', b'\n']).is_err(), "it would be printed");
+        assert!(read_reply(&[REFUSED, 0]).is_err());
         let mut later = Vec::new();
         frame::put(&mut later, ENROLL, &[&secret().0[..], b"more"].concat());
         assert_eq!(read_request(&later), Ok(Some(secret())));
     }
 
     #[test]
-    fn a_token_is_not_shown() {
+    fn a_token_is_not_printed() {
         assert_eq!(format!("{:?}", secret()), "Token");
     }
 
@@ -235,7 +245,7 @@ mod tests {
         #[test]
         fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = read_request(&bytes);
-            let _ = read_answer(&bytes);
+            let _ = read_reply(&bytes);
         }
     }
 }

@@ -1,69 +1,70 @@
-//! What can be wrong with a peer's bytes.
+//! Errors in the data of a peer.
 
 use crate::{PathId, SessionId};
 
-/// The peer (or, for the path errors, the caller) broke the protocol. The path it happened on is
-/// closed; the session and its unacknowledged records live on.
+/// A violation of the protocol by the peer, or for the path errors by the caller.
+///
+/// The path on which it occurred is closed. The session and its unacknowledged records live on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
-    /// A frame announces more payload than any frame may have.
+    /// A frame announces a longer payload than any frame may have.
     #[error(
-        "frame type {kind:#04x} announces {length} bytes of payload, more than {max}: the peer speaks another protocol or is broken"
+        "frame type {kind:#04x} announces a payload of {length} bytes, above the maximum of {max}: the peer speaks another protocol or is broken"
     )]
     FrameTooLong {
-        /// The frame's type.
+        /// The type of the frame.
         kind: u8,
-        /// What it announces.
+        /// The announced length in bytes.
         length: u64,
-        /// What it may announce.
+        /// The maximum length in bytes.
         max: usize,
     },
     /// A frame type below 0x80 that this version does not know.
     #[error("unknown frame type {0:#04x}: the peer is newer than its ALPN name says, or is broken")]
     UnknownFrame(u8),
-    /// A known frame in a place where it means nothing.
-    #[error("{frame} frame {place}")]
+    /// A known frame that is not allowed in this place.
+    #[error("unexpected {frame} frame {place}")]
     Unexpected {
-        /// The frame's name.
+        /// The name of the frame.
         frame: &'static str,
-        /// Where it came.
+        /// Where the frame was received.
         place: &'static str,
     },
-    /// The payload of a frame cannot be read.
+    /// The payload of a frame cannot be parsed.
     #[error("malformed {frame} frame: {what}")]
     Malformed {
-        /// The frame's name.
+        /// The name of the frame.
         frame: &'static str,
-        /// What is wrong with it.
+        /// The defect of the payload.
         what: &'static str,
     },
     /// The peer acknowledges records that were never sent.
     #[error("the peer acknowledges records up to {acked}, but only {sent} were sent")]
     AckBeyondSent {
-        /// The number it says it expects next.
+        /// The number that the peer claims to expect next.
         acked: u64,
-        /// The number that will be sent next.
+        /// The number of the next record to send.
         sent: u64,
     },
-    /// A HELLO for another session was given to this one.
+    /// A HELLO for another session was passed to this one.
     #[error("path {path} belongs to session {got}, not to {expected}")]
     WrongSession {
-        /// The path in the HELLO.
+        /// The path id in the HELLO.
         path: PathId,
-        /// The session in the HELLO.
+        /// The session id in the HELLO.
         got: SessionId,
-        /// This session.
+        /// The id of this session.
         expected: SessionId,
     },
-    /// The session has as many paths as it may have.
+    /// The session already has the maximum number of paths.
     #[error("path {path} refused: the session already has {max} paths; close one first")]
     TooManyPaths {
-        /// The path that asked.
+        /// The path that was refused.
         path: PathId,
-        /// The bound.
+        /// The maximum number of paths.
         max: usize,
     },
     /// A client's session cannot accept paths.
-    #[error("path {0} refused: a client opens paths, it does not accept them")]
+    #[error("path {0} refused: a client session opens paths and cannot accept one")]
     NotAServer(PathId),
 }

@@ -1,51 +1,53 @@
-//! Frames: `type u8 | length varint | payload`. Everything on a path is one.
+//! Frames: `type u8 | length varint | payload`. All data on a path consists of frames.
 
 use crate::varint::{self, Varint};
 use crate::{Offload, Packet, ProtocolError};
 
-/// The longest inner packet: what an IPv6 header can say, which does not count itself (RFC 8200, 3).
+/// Maximum length of an inner packet in bytes: the largest payload length of an IPv6 header plus
+/// the header, which that length does not count (RFC 8200, 3).
 pub const MAX_PACKET: usize = 65_535 + 40;
 
-/// The longest payload of a DATA frame: a packet and its segment size.
+/// Maximum payload of a DATA frame in bytes: a packet and its segment size.
 const MAX_DATA: usize = MAX_PACKET + 2;
 
-/// The longest payload of COMPRESSED: what cannot be compressed grows by less than this (zstd's own bound is 320 bytes).
+/// Maximum payload of COMPRESSED in bytes. An incompressible packet grows by less than this (zstd's
+/// own bound is 320 bytes).
 const MAX_COMPRESSED: usize = MAX_DATA + 512;
 
-/// The longest payload of a frame that is neither. The longest real one, CONFIG with every
-/// resolver, has less than half of it.
+/// Maximum payload of all other frames in bytes. The longest in use, CONFIG with all resolvers, has
+/// less than half of it.
 pub(crate) const MAX_CONTROL: usize = 1024;
 
-/// One inner packet; its number is the path's counter, which it moves on by one.
+/// One inner packet. Its number is the path's counter, which it increments.
 pub(crate) const DATA: u8 = 0x01;
 /// Sets the path's counter.
 pub(crate) const SEQ: u8 = 0x02;
-/// The number that the receiver expects next.
+/// The number of the record that the receiver expects next.
 pub(crate) const ACK: u8 = 0x03;
-/// Asks for a PONG.
+/// Asks the peer for a PONG.
 pub(crate) const PING: u8 = 0x04;
-/// Answers a PING.
+/// The answer to a PING.
 pub(crate) const PONG: u8 = 0x05;
 /// DATA whose TCP or UDP checksum is partial.
 pub(crate) const DATA_CHECKSUM: u8 = 0x06;
-/// DATA that is to be cut: the segment size (16 bits), then the packet.
+/// DATA that has to be segmented: the segment size (16 bits), then the packet.
 pub(crate) const DATA_SEGMENT: u8 = 0x07;
 /// DATA of any of the three kinds, compressed.
 pub(crate) const COMPRESSED: u8 = 0x08;
 /// Client: opens the path.
 pub(crate) const HELLO: u8 = 0x10;
-/// Relay: accepts it.
+/// Relay: accepts the path.
 pub(crate) const WELCOME: u8 = 0x11;
-/// Client: this path is the active one now.
+/// Client: makes this path the active one.
 pub(crate) const ACTIVATE: u8 = 0x12;
 /// Relay: the configuration has changed.
 pub(crate) const CONFIG: u8 = 0x13;
-/// Either side: the path ends here.
+/// Either side: closes the path.
 pub(crate) const CLOSE: u8 = 0x14;
-/// Relay: nothing gets through to it, or back from it, on the active path.
+/// Relay: no answers arrive on the active path.
 pub(crate) const DOUBT: u8 = 0x15;
 
-/// What a type is called.
+/// Returns the name of a frame type.
 pub(crate) fn name(kind: u8) -> &'static str {
     match kind {
         DATA | DATA_CHECKSUM | DATA_SEGMENT => "DATA",
@@ -64,25 +66,25 @@ pub(crate) fn name(kind: u8) -> &'static str {
     }
 }
 
-/// Types from here on may be skipped by a receiver that does not know them.
+/// The first frame type that a receiver skips if it does not know it.
 pub(crate) const FIRST_IGNORABLE: u8 = 0x80;
 
-/// What stands at the start of some bytes.
+/// The result of decoding the start of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decoded<'a> {
-    /// A whole frame; it took `consumed` bytes.
+    /// A complete frame, of `consumed` bytes.
     Frame { kind: u8, payload: &'a [u8], consumed: usize },
-    /// The start of one: at least `need` bytes are needed to go on.
+    /// The start of a frame, of which at least `need` bytes are needed.
     Incomplete { need: usize },
 }
 
-/// Reads one frame. Type and length are checked as soon as they are there, so nothing is ever
+/// Decodes one frame. The type and length are checked as soon as they are available, so nothing is
 /// kept or allocated for a frame that will be refused.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded<'_>, ProtocolError> {
     decode_bounded(bytes, max_payload)
 }
 
-/// The same for other types than those of a path: `max_payload` knows them and their bounds.
+/// Decodes one frame of another set of types: `max_payload` returns the bound of each type.
 pub(crate) fn decode_bounded(
     bytes: &[u8],
     max_payload: impl FnOnce(u8) -> Result<usize, ProtocolError>,
@@ -113,7 +115,7 @@ fn max_payload(kind: u8) -> Result<usize, ProtocolError> {
     }
 }
 
-/// Whether a frame of this type carries an inner packet as it is.
+/// Returns whether a frame of this type carries an uncompressed inner packet.
 pub(crate) fn is_data(kind: u8) -> bool {
     matches!(kind, DATA | DATA_CHECKSUM | DATA_SEGMENT)
 }
@@ -132,8 +134,8 @@ pub(crate) fn put_packet(out: &mut Vec<u8>, packet: Packet<'_>) {
     }
 }
 
-/// Appends an inner packet that has been compressed to `made`.
-pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, made: &[u8]) {
+/// Appends an inner packet in its `compressed` form.
+pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, compressed: &[u8]) {
     let (kind, size) = match packet.offload {
         Offload::None => (DATA, None),
         Offload::Checksum => (DATA_CHECKSUM, None),
@@ -142,54 +144,54 @@ pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, made: &[u8])
     let size = size.as_ref().map_or(&[][..], |size| size);
     let header = 1 + size.len() + varint::len(packet.len() as u64);
     out.push(COMPRESSED);
-    varint::put(out, (header + made.len()) as u64);
+    varint::put(out, (header + compressed.len()) as u64);
     out.push(kind);
     out.extend_from_slice(size);
     varint::put(out, packet.len() as u64);
-    out.extend_from_slice(made);
+    out.extend_from_slice(compressed);
 }
 
-/// An inner packet that has been compressed.
+/// A compressed inner packet.
 pub(crate) struct Compressed<'a> {
     pub(crate) offload: Offload,
-    /// Of the packet, as the peer says.
+    /// The length of the packet in bytes, as announced by the peer.
     pub(crate) length: usize,
     pub(crate) bytes: &'a [u8],
 }
 
-/// Reads the payload of COMPRESSED.
-pub(crate) fn compressed(payload: &[u8]) -> Result<Compressed<'_>, ProtocolError> {
-    let mut reader = Reader::new("COMPRESSED", payload);
+/// Parses the payload of COMPRESSED.
+pub(crate) fn read_compressed(payload: &[u8]) -> Result<Compressed<'_>, ProtocolError> {
+    let mut reader = PayloadReader::new("COMPRESSED", payload);
     let [kind] = reader.array()?;
     let offload = match kind {
         DATA => Offload::None,
         DATA_CHECKSUM => Offload::Checksum,
         DATA_SEGMENT => Offload::Segment(u16::from_be_bytes(reader.array()?)),
-        _ => return Err(reader.malformed("it stands for another frame than DATA")),
+        _ => return Err(reader.malformed("the inner frame type is not DATA")),
     };
     let length = usize::try_from(reader.varint()?).ok().filter(|&length| length <= MAX_PACKET);
-    let length = length.ok_or(reader.malformed("its packet is too long"))?;
+    let length = length.ok_or(reader.malformed("the packet is too long"))?;
     Ok(Compressed { offload, length, bytes: reader.rest })
 }
 
-/// Reads the payload of a frame that carries an inner packet.
-pub(crate) fn packet(kind: u8, payload: &[u8]) -> Result<Packet<'_>, ProtocolError> {
+/// Parses the payload of a frame that carries an inner packet.
+pub(crate) fn read_packet(kind: u8, payload: &[u8]) -> Result<Packet<'_>, ProtocolError> {
     let (bytes, offload) = match kind {
         DATA_CHECKSUM => (payload, Offload::Checksum),
         DATA_SEGMENT => {
-            let mut reader = Reader::new("DATA", payload);
+            let mut reader = PayloadReader::new("DATA", payload);
             let size = u16::from_be_bytes(reader.array()?);
             (reader.rest, Offload::Segment(size))
         }
         _ => (payload, Offload::None),
     };
     if bytes.is_empty() {
-        return Err(ProtocolError::Malformed { frame: "DATA", what: "it has no packet" });
+        return Err(ProtocolError::Malformed { frame: "DATA", what: "the packet is empty" });
     }
     Ok(Packet { bytes, offload })
 }
 
-/// Appends a frame.
+/// Appends a frame with its header.
 pub(crate) fn put(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
     out.push(kind);
     varint::put(out, payload.len() as u64);
@@ -203,13 +205,13 @@ pub(crate) fn put_number(out: &mut Vec<u8>, kind: u8, number: u64) {
     varint::put(out, number);
 }
 
-/// Reads the payload of a known frame piece by piece; every error names the frame.
-pub(crate) struct Reader<'a> {
+/// Parses the payload of a known frame field by field; every error names the frame.
+pub(crate) struct PayloadReader<'a> {
     frame: &'static str,
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> PayloadReader<'a> {
     pub(crate) fn new(frame: &'static str, payload: &'a [u8]) -> Self {
         Self { frame, rest: payload }
     }
@@ -223,7 +225,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], ProtocolError> {
-        let (taken, rest) = self.rest.split_at_checked(count).ok_or(self.malformed("it is too short"))?;
+        let (taken, rest) =
+            self.rest.split_at_checked(count).ok_or(self.malformed("the payload is too short"))?;
         self.rest = rest;
         Ok(taken)
     }
@@ -240,22 +243,22 @@ impl<'a> Reader<'a> {
                 self.rest = &self.rest[taken..];
                 Ok(value)
             }
-            Varint::Incomplete(_) => Err(self.malformed("it is too short")),
+            Varint::Incomplete(_) => Err(self.malformed("the payload is too short")),
         }
     }
 
-    /// A counter (record number, switch counter). A path of 2^61 records is not of this world,
-    /// and so a counter that grows from one received here always fits a varint again.
+    /// Reads a counter (record number, switch counter). No path carries 2^61 records, so a counter
+    /// that grows from a received one always fits a varint.
     pub(crate) fn counter(&mut self) -> Result<u64, ProtocolError> {
         match self.varint()? {
             value if value <= varint::MAX / 2 => Ok(value),
-            _ => Err(self.malformed("a counter is impossibly large")),
+            _ => Err(self.malformed("a counter is above 2^61 - 1")),
         }
     }
 
-    /// Nothing may follow.
+    /// Checks that the payload has no further bytes.
     pub(crate) fn end(self) -> Result<(), ProtocolError> {
-        if self.is_empty() { Ok(()) } else { Err(self.malformed("it is too long")) }
+        if self.is_empty() { Ok(()) } else { Err(self.malformed("the payload is too long")) }
     }
 }
 
@@ -265,7 +268,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn refuses_what_is_too_long_before_the_payload_is_there() {
+    fn a_frame_that_is_too_long_is_refused_by_its_header() {
         let mut header = vec![DATA];
         varint::put(&mut header, MAX_DATA as u64 + 1);
         assert!(matches!(decode(&header), Err(ProtocolError::FrameTooLong { length: 65_578, .. })));
@@ -278,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_an_unknown_type_at_its_first_byte() {
+    fn an_unknown_type_is_refused_at_its_first_byte() {
         assert_eq!(decode(&[0]), Err(ProtocolError::UnknownFrame(0)));
         assert_eq!(decode(&[0x7f, 0]), Err(ProtocolError::UnknownFrame(0x7f)));
         assert_eq!(decode(&[0x80]), Ok(Decoded::Incomplete { need: 2 }));

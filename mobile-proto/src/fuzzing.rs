@@ -1,5 +1,6 @@
-//! What the fuzz targets call: the parsers behind [`Session`](crate::Session), each with what must hold for any input,
-//! and the messages that the corpora begin with. Built with `--cfg fuzzing` only.
+//! Entry points of the fuzz targets: the parsers behind [`Session`](crate::Session), each with the
+//! invariants that hold for any input, and the seeds of the corpora. Compiled with `--cfg fuzzing`
+//! and for tests only.
 
 mod acceptance;
 mod messages;

@@ -1,342 +1,358 @@
-//! Whether a path is dead, slow or well, judged by evidence.
+//! Liveness of a path: whether the path is dead, slow or well.
 //!
-//! A path is judged by what becomes of our own direction: segments that the peer's kernel has
-//! acknowledged, or bytes of the peer that answer something. (That bytes arrive from the peer says
-//! nothing of the way there.) When an answer is overdue the path is *doubted*: small segments are
-//! sent, so that there is something to answer. When several segments, each long enough out, have
-//! all gone unanswered, it is *suspect*: loss may swallow some of them, but not all.
+//! A path is judged by the answers to the data sent on it: segments that the peer's kernel has
+//! acknowledged, or bytes of the peer that answer something. (Bytes that merely arrive from the
+//! peer say nothing about the opposite direction.) When an answer is overdue the path is *probing*:
+//! small segments are sent, so that there is something to answer. When several segments, each sent
+//! long enough ago, have all gone unanswered, the path is *unresponsive*: loss may swallow some of
+//! them, but not all.
 //!
-//! What the kernel knows comes in as a [`TransportSample`]. Without samples only silence counts.
+//! The kernel's knowledge is passed in as a [`TransportSample`]. Without samples only silence
+//! counts.
 
-mod doubt;
 #[cfg(test)]
 mod model;
+mod probe;
 #[cfg(test)]
 mod tests;
 
 use std::time::{Duration, Instant};
 
 use crate::Limits;
-use doubt::{Case, Doubt, Lately};
+use probe::{LivenessProbe, ProbeContext, RecentLoss};
 
-/// Before an RTT is known, this stands for it: the initial retransmission timeout of RFC 6298.
+/// The RTT assumed before one is measured: the initial retransmission timeout of RFC 6298.
 const INITIAL_RTT: Duration = Duration::from_secs(1);
 
-/// What scheduling and timers on both sides add to an answer, in the ordinary case.
-const MARGIN: Duration = Duration::from_millis(5);
+/// Time that scheduling and timers on both sides ordinarily add to an answer.
+const SCHEDULING_MARGIN: Duration = Duration::from_millis(5);
 
-/// A new path's RTT is believed to vary by twice itself, and so the kernel's timeout is three of
-/// them, or 200 ms more than one. An answer is overdue after two, or this much more than one.
-const DEVIATION: Duration = Duration::from_millis(50);
+/// Minimum extra time beyond one RTT before an answer is overdue; on longer paths it is one more
+/// RTT.
+///
+/// A new path's RTT is assumed to vary by twice itself, so the kernel's retransmission timeout is
+/// three RTTs, or one RTT plus 200 ms. The answer is overdue before that.
+const INITIAL_DEVIATION: Duration = Duration::from_millis(50);
 
-/// The kernel counts the time since the last acknowledgement in ticks, of up to 4 ms, rounded.
-const TICK: Duration = Duration::from_millis(8);
+/// Error of the time since the last acknowledgement: the kernel counts it in ticks of up to 4 ms,
+/// rounded.
+const LAST_ACK_ERROR: Duration = Duration::from_millis(8);
 
-/// Small segments that are sent for evidence: with what is out already, enough for any verdict.
-pub(crate) const PINGS: u32 = 10;
-/// A relay sends fewer: it cannot act on its verdict, and the answers to more would fill the window
-/// of a client whose own direction is dead, so that its own trials do not get out.
-pub(crate) const RELAY_PINGS: u32 = 3;
+/// Maximum number of PINGs while probing. Together with the segments in flight they are enough for
+/// any verdict.
+pub(crate) const MAX_PINGS: u32 = 10;
+/// Maximum number of PINGs of a relay. A relay cannot act on its verdict, and the answers to more
+/// PINGs would fill the window of a client whose own direction is dead, so that the client's probes
+/// do not get out.
+pub(crate) const RELAY_MAX_PINGS: u32 = 3;
 
-/// A program that says nothing although its kernel acknowledges everything is given this long.
-const PROGRAM_PATIENCE: Duration = Duration::from_secs(3);
+/// Time after which a peer is unresponsive whose kernel acknowledges everything but whose program
+/// sends nothing.
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The least time between two segments sent for evidence. Together with the wait for answers this
-/// keeps a verdict on a path of 20 ms below 150 ms, at 200 samples a second for that time.
-const MIN_INTERVAL: Duration = Duration::from_millis(5);
-/// Later, while only the kernel's retransmissions can tell something new.
-const SLOW_INTERVAL: Duration = Duration::from_millis(100);
-/// A suspect path is looked at for a sign of life.
-const SUSPECT_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum time between two PINGs while probing. Together with the wait for answers this keeps the
+/// detection on a path of 20 ms below 150 ms, at 200 samples a second for that time.
+const MIN_PING_INTERVAL: Duration = Duration::from_millis(5);
+/// Time between two checks later on, when only the kernel's retransmissions can show something new.
+const SLOW_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two checks of an unresponsive path for a sign of life.
+const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the transport below a path knows, at one moment: on Linux, of TCP_INFO.
+/// The state of the transport below a path at one moment; on Linux, from TCP_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportSample {
-    /// Segments that the peer's kernel has acknowledged, selectively or not, in all.
+    /// Total segments that the peer's kernel has acknowledged, selectively or not.
     pub delivered: u32,
-    /// Segments believed to be in the network: sent, not acknowledged, not thought lost.
+    /// Segments believed to be in the network: sent, not acknowledged and not considered lost.
     pub in_flight: u32,
     /// Segments sent and not acknowledged.
     pub unacked: u32,
-    /// Segments with data sent in all, repeated ones included.
+    /// Total segments with data sent, including retransmissions.
     pub segs_out: u32,
-    /// Segments repeated in all.
+    /// Total number of segments retransmitted.
     pub retransmitted: u32,
-    /// How long ago the last acknowledgement came, a new one or not.
+    /// Time since the last acknowledgement, whether it acknowledged anything new or not.
     pub last_ack: Duration,
     /// The smoothed round-trip time.
     pub srtt: Duration,
-    /// How much it varies.
+    /// The variation of the round-trip time.
     pub rttvar: Duration,
 }
 
-/// What the session knows of a path when it asks for a verdict.
+/// State of the path that the session passes in to evaluate its health.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Outlook<'a> {
+pub(crate) struct PathContext<'a> {
     pub(crate) limits: &'a Limits,
-    /// Something that was sent, or waits to be, has to be answered.
+    /// Whether something that was sent, or is queued to be sent, has to be answered.
     pub(crate) unanswered: bool,
-    /// HELLO has to be answered.
+    /// Whether HELLO has to be answered.
     pub(crate) connecting: bool,
-    /// Segments may be judged: the path is ready, or carries data early.
+    /// Whether samples count: the path is ready, or carries data before WELCOME.
     pub(crate) judged: bool,
-    /// How many may be sent in one doubt.
-    pub(crate) pings: u32,
-    /// The RTT as measured by PING, for a path without samples.
+    /// Maximum number of PINGs in one period of probing.
+    pub(crate) max_pings: u32,
+    /// The RTT measured by PING, for a path without samples.
     pub(crate) srtt: Option<Duration>,
 }
 
-/// What follows from the passing of time.
+/// Changes that follow from the passing of time.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Verdict {
-    /// The path is doubted from now on.
-    pub(crate) doubted: bool,
-    /// It is suspect from now on; for so long there was no progress.
-    pub(crate) suspect: Option<Duration>,
-    /// A PING is to be sent.
-    pub(crate) ping: bool,
+pub(crate) struct HealthUpdate {
+    /// The path is probing from now on.
+    pub(crate) probing: bool,
+    /// The path is unresponsive from now on; the time without progress.
+    pub(crate) unresponsive: Option<Duration>,
+    /// A PING has to be sent.
+    pub(crate) send_ping: bool,
 }
 
 /// The health of one path.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    latest: Option<(Instant, TransportSample)>,
-    /// Since when something is unanswered and nothing that we sent made progress.
-    stalled: Option<Instant>,
-    /// Since when something is unanswered and not one byte was heard.
-    silent: Option<Instant>,
-    /// Not to be looked at before, while it is not doubted.
+    latest_sample: Option<(Instant, TransportSample)>,
+    /// When the current time without progress began: something is unanswered and no data sent was
+    /// answered.
+    stalled_since: Option<Instant>,
+    /// When the current silence began: something is unanswered and not one byte was received.
+    silent_since: Option<Instant>,
+    /// The earliest time of the next check while the path is not probing.
     next_check: Option<Instant>,
-    doubt: Option<Doubt>,
-    suspicion: Option<Suspicion>,
-    /// Segments sent and repeated lately, up to the last progress.
-    lately: Lately,
+    probe: Option<LivenessProbe>,
+    unresponsive: Option<Unresponsive>,
+    /// Segments sent and retransmitted recently, up to the last progress.
+    recent_loss: RecentLoss,
 }
 
-/// What a suspicion rests on, and so what ends it.
+/// The reason why a path is unresponsive, which determines what ends that state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Suspicion {
-    /// Unanswered segments: any progress ends it.
-    Evidence,
-    /// Not a byte was heard, whatever the kernel says: any byte ends it.
-    Silence,
+enum Unresponsive {
+    /// Segments went unanswered: any progress ends the state.
+    Unacknowledged,
+    /// Not a byte was received, whatever the kernel reports: any byte ends the state.
+    Silent,
 }
 
 impl Health {
-    /// Something is unanswered from now on.
-    pub(crate) fn begin(&mut self, now: Instant) {
-        (self.stalled, self.silent) = (Some(now), Some(now));
+    /// Records that something is unanswered from now on.
+    pub(crate) fn start_waiting(&mut self, now: Instant) {
+        (self.stalled_since, self.silent_since) = (Some(now), Some(now));
     }
 
-    /// Bytes of the peer came. True if that ends a suspicion.
-    pub(crate) fn heard(&mut self, now: Instant) -> bool {
-        self.silent = Some(now);
-        if self.latest.is_none() {
-            self.stalled = Some(now);
+    /// Records that bytes of the peer arrived. Returns whether the path is no longer unresponsive.
+    pub(crate) fn on_bytes_received(&mut self, now: Instant) -> bool {
+        self.silent_since = Some(now);
+        if self.latest_sample.is_none() {
+            self.stalled_since = Some(now);
         }
-        self.suspicion.take_if(|suspicion| *suspicion == Suspicion::Silence).is_some()
+        self.unresponsive.take_if(|reason| *reason == Unresponsive::Silent).is_some()
     }
 
-    /// Something that was sent got its answer. True if that ends a suspicion.
-    pub(crate) fn progress(&mut self, now: Instant) -> bool {
-        (self.stalled, self.silent) = (Some(now), Some(now));
-        self.doubt = None;
+    /// Records that something that was sent got its answer. Returns whether the path is no longer
+    /// unresponsive.
+    pub(crate) fn on_progress(&mut self, now: Instant) -> bool {
+        (self.stalled_since, self.silent_since) = (Some(now), Some(now));
+        self.probe = None;
         self.next_check = None;
-        self.suspicion.take().is_some()
+        self.unresponsive.take().is_some()
     }
 
-    /// The peer says that nothing arrives there. True if the path is doubted from now on, and a
-    /// PING is to be sent.
-    pub(crate) fn nudge(&mut self, now: Instant) -> bool {
-        if self.doubt.is_some() || self.suspicion.is_some() || self.latest.is_none() {
+    /// Starts to probe the path because the peer reports that nothing arrives there. Returns
+    /// whether the path is probing from now on and a PING has to be sent.
+    pub(crate) fn start_probing(&mut self, now: Instant) -> bool {
+        if self.probe.is_some() || self.unresponsive.is_some() || self.latest_sample.is_none() {
             return false;
         }
-        self.stalled = Some(now);
-        self.doubt = Some(Doubt::new(now, PINGS - 1, now + self.interval()));
+        self.stalled_since = Some(now);
+        self.probe = Some(LivenessProbe::new(now, MAX_PINGS - 1, now + self.probe_interval()));
         true
     }
 
-    /// Takes what the transport knows. True if that ends a suspicion.
-    pub(crate) fn sample(&mut self, now: Instant, sample: TransportSample) -> bool {
-        let before = self.latest.as_ref().map(|(_, before)| before.delivered);
+    /// Takes a sample of the transport. Returns whether the path is no longer unresponsive.
+    pub(crate) fn on_sample(&mut self, now: Instant, sample: TransportSample) -> bool {
+        let before = self.latest_sample.as_ref().map(|(_, before)| before.delivered);
         let last_ack = now.checked_sub(sample.last_ack).unwrap_or(now);
-        let stalled = self.stalled.unwrap_or(now);
+        let stalled_since = self.stalled_since.unwrap_or(now);
         let mut progress = None;
-        let interval = self.interval();
-        match &mut self.doubt {
-            Some(doubt) => match doubt.base {
+        let probe_interval = self.probe_interval();
+        match &mut self.probe {
+            Some(probe) => match probe.base {
                 Some(base) if base != sample.delivered || sample.unacked == 0 => progress = Some(now),
-                Some(_) => doubt.mark(now, sample.segs_out),
-                // Nudged: what was sent for it shows here, or was answered already.
-                None if sample.unacked > 0 => doubt.begin(now, &sample, &self.lately),
-                None if now >= doubt.since + interval => progress = Some(now),
+                Some(_) => probe.on_sample(now, sample.segs_out),
+                // Probing was started by the peer's report: the PING sent for it shows here or was
+                // already answered.
+                None if sample.unacked > 0 => probe.start(now, &sample, &self.recent_loss),
+                None if now >= probe.since + probe_interval => progress = Some(now),
                 None => {}
             },
             None if sample.unacked == 0 => progress = Some(now),
-            // What arrived since the last sample may have done so before the time in question.
-            None if before.is_some_and(|before| before != sample.delivered) && last_ack > stalled + TICK => {
+            // Segments that arrived since the last sample may have done so before the time in
+            // question.
+            None if before.is_some_and(|before| before != sample.delivered)
+                && last_ack > stalled_since + LAST_ACK_ERROR =>
+            {
                 progress = Some(last_ack);
             }
             None => {}
         }
-        // Not what is repeated because the path is dead.
-        if progress.is_some() || (self.doubt.is_none() && now < stalled + self.round_trip()) {
-            self.lately.add(&sample);
+        // Retransmissions that happen because the path is dead do not count.
+        if progress.is_some() || (self.probe.is_none() && now < stalled_since + self.max_round_trip()) {
+            self.recent_loss.update(&sample);
         }
-        self.latest = Some((now, sample));
+        self.latest_sample = Some((now, sample));
         let Some(at) = progress else { return false };
-        self.stalled = Some(at);
-        self.doubt = None;
-        self.suspicion.take_if(|suspicion| *suspicion == Suspicion::Evidence).is_some()
+        self.stalled_since = Some(at);
+        self.probe = None;
+        self.unresponsive.take_if(|reason| *reason == Unresponsive::Unacknowledged).is_some()
     }
 
-    /// Whether a sample would help now.
-    pub(crate) fn wants_sample(&self, now: Instant, outlook: Outlook<'_>) -> bool {
-        self.latest.is_some() && self.look_at(outlook).is_some_and(|at| at <= now)
+    /// Returns whether a sample is needed now.
+    pub(crate) fn wants_sample(&self, now: Instant, context: PathContext<'_>) -> bool {
+        self.latest_sample.is_some() && self.evaluate_at(context).is_some_and(|at| at <= now)
     }
 
-    /// When [`Self::tick`] has something to do.
-    pub(crate) fn deadline(&self, outlook: Outlook<'_>) -> Option<Instant> {
-        self.look_at(outlook).into_iter().chain(self.silence_ends(outlook)).min()
+    /// Returns when [`Self::on_timeout`] has something to do.
+    pub(crate) fn deadline(&self, context: PathContext<'_>) -> Option<Instant> {
+        self.evaluate_at(context).into_iter().chain(self.silence_deadline(context)).min()
     }
 
-    /// Time has passed; a sample, if one was wanted, has just been taken.
-    pub(crate) fn tick(&mut self, now: Instant, outlook: Outlook<'_>) -> Verdict {
-        if !outlook.unanswered {
-            self.doubt = None;
-            return Verdict::default();
+    /// Evaluates the path as time has passed. A sample, if one was wanted, has just been taken.
+    pub(crate) fn on_timeout(&mut self, now: Instant, context: PathContext<'_>) -> HealthUpdate {
+        if !context.unanswered {
+            self.probe = None;
+            return HealthUpdate::default();
         }
-        let mut verdict = Verdict::default();
-        let look = self.look_at(outlook).is_some_and(|at| at <= now);
-        if look && self.doubt.is_none() {
-            // A transport that was asked just now and tells nothing any more: from here on only silence counts.
-            self.latest.take_if(|(at, _)| *at < now);
+        let mut update = HealthUpdate::default();
+        let evaluate = self.evaluate_at(context).is_some_and(|at| at <= now);
+        if evaluate && self.probe.is_none() {
+            // The transport was asked just now and provided no sample: from here on only silence
+            // counts.
+            self.latest_sample.take_if(|(at, _)| *at < now);
         }
-        if self.silence_ends(outlook).is_some_and(|at| at <= now) {
-            self.suspicion = Some(Suspicion::Silence);
-            verdict.suspect = Some(since(self.silent, now));
+        if self.silence_deadline(context).is_some_and(|at| at <= now) {
+            self.unresponsive = Some(Unresponsive::Silent);
+            update.unresponsive = Some(elapsed_since(self.silent_since, now));
         }
-        if look {
-            self.look(now, outlook, &mut verdict);
+        if evaluate {
+            self.evaluate(now, context, &mut update);
         }
-        verdict
+        update
     }
 
-    /// Whether the path is suspect.
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.suspicion.is_some()
+    /// Returns whether the path is unresponsive.
+    pub(crate) fn is_unresponsive(&self) -> bool {
+        self.unresponsive.is_some()
     }
 
-    /// Since when something is unanswered and nothing that we sent made progress.
-    pub(crate) fn stalled(&self) -> Option<Instant> {
-        self.stalled
+    /// Returns when the current time without progress began.
+    pub(crate) fn stalled_since(&self) -> Option<Instant> {
+        self.stalled_since
     }
 
-    /// The newest sample.
-    pub(crate) fn latest(&self) -> Option<&TransportSample> {
-        self.latest.as_ref().map(|(_, sample)| sample)
+    /// Returns the newest sample.
+    pub(crate) fn latest_sample(&self) -> Option<&TransportSample> {
+        self.latest_sample.as_ref().map(|(_, sample)| sample)
     }
 
-    fn look(&mut self, now: Instant, outlook: Outlook<'_>, verdict: &mut Verdict) {
-        let limits = outlook.limits;
-        let Some((at, latest)) = &self.latest else { return };
+    fn evaluate(&mut self, now: Instant, context: PathContext<'_>, update: &mut HealthUpdate) {
+        let limits = context.limits;
+        let Some((at, latest)) = &self.latest_sample else { return };
         let fresh = *at >= now;
-        let (interval, wait) = (self.interval(), self.wait());
-        let pause = self.pause(limits);
-        if self.doubt.is_none() && fresh && latest.unacked > 0 && self.suspicion.is_none() {
-            verdict.doubted = true;
-            let mut doubt = Doubt::new(now, outlook.pings, now);
-            doubt.begin(now, latest, &self.lately);
-            self.doubt = Some(doubt);
+        let (probe_interval, trial_timeout) = (self.probe_interval(), self.trial_timeout());
+        let check_interval = self.check_interval(limits);
+        if self.probe.is_none() && fresh && latest.unacked > 0 && self.unresponsive.is_none() {
+            update.probing = true;
+            let mut probe = LivenessProbe::new(now, context.max_pings, now);
+            probe.start(now, latest, &self.recent_loss);
+            self.probe = Some(probe);
         }
-        let stalled = since(self.stalled, now);
-        let Some(doubt) = &mut self.doubt else {
-            self.next_check = Some(now + pause);
+        let stalled_for = elapsed_since(self.stalled_since, now);
+        let Some(probe) = &mut self.probe else {
+            self.next_check = Some(now + check_interval);
             return;
         };
-        if self.suspicion.is_none() {
-            let patience = srtt_of(&self.latest).saturating_mul(limits.suspect_rtts);
-            let case = Case { fresh, stalled, patience, lately: &self.lately };
-            if doubt.convicts(now, wait, &case) {
-                self.suspicion = Some(Suspicion::Evidence);
-                verdict.suspect = Some(stalled);
-            } else if doubt.pings_left > 0 {
-                doubt.pings_left -= 1;
-                verdict.ping = true;
+        if self.unresponsive.is_none() {
+            let patience = srtt_of(&self.latest_sample).saturating_mul(limits.silence_rtts);
+            let context = ProbeContext { fresh, stalled_for, patience, recent_loss: &self.recent_loss };
+            if probe.is_conclusive(now, trial_timeout, &context) {
+                self.unresponsive = Some(Unresponsive::Unacknowledged);
+                update.unresponsive = Some(stalled_for);
+            } else if probe.pings_left > 0 {
+                probe.pings_left -= 1;
+                update.send_ping = true;
             }
         }
-        let hurry = interval.saturating_mul(PINGS + 2).saturating_add(wait);
-        doubt.next = now
-            + match self.suspicion {
-                Some(_) => SUSPECT_INTERVAL,
-                None if since(Some(doubt.since), now) <= hurry => interval,
-                None => SLOW_INTERVAL.max(interval),
+        let hurry = probe_interval.saturating_mul(MAX_PINGS + 2).saturating_add(trial_timeout);
+        probe.next = now
+            + match self.unresponsive {
+                Some(_) => UNRESPONSIVE_CHECK_INTERVAL,
+                None if elapsed_since(Some(probe.since), now) <= hurry => probe_interval,
+                None => SLOW_CHECK_INTERVAL.max(probe_interval),
             };
     }
 
-    /// When the kernel is to be asked what became of our segments.
-    fn look_at(&self, outlook: Outlook<'_>) -> Option<Instant> {
-        if !outlook.unanswered || !outlook.judged || self.latest.is_none() {
+    /// Returns when the kernel has to be asked for the fate of the segments sent.
+    fn evaluate_at(&self, context: PathContext<'_>) -> Option<Instant> {
+        if !context.unanswered || !context.judged || self.latest_sample.is_none() {
             return None;
         }
-        match &self.doubt {
-            Some(doubt) => Some(doubt.next),
-            None => self.next_check.max(self.stalled?.checked_add(self.pause(outlook.limits))),
+        match &self.probe {
+            Some(probe) => Some(probe.next),
+            None => self.next_check.max(self.stalled_since?.checked_add(self.check_interval(context.limits))),
         }
     }
 
-    /// When silence alone is enough.
-    fn silence_ends(&self, outlook: Outlook<'_>) -> Option<Instant> {
-        if self.suspicion.is_some() || !outlook.unanswered {
+    /// Returns when silence alone is enough to call the path unresponsive.
+    fn silence_deadline(&self, context: PathContext<'_>) -> Option<Instant> {
+        if self.unresponsive.is_some() || !context.unanswered {
             return None;
         }
-        let floor = match self.latest() {
-            Some(_) if outlook.connecting => outlook.limits.suspect_floor,
-            // The peer's kernel has everything, so the program behind it must say something.
-            Some(latest) if latest.unacked == 0 => PROGRAM_PATIENCE,
+        let floor = match self.latest_sample() {
+            Some(_) if context.connecting => context.limits.silence_floor,
+            // The peer's kernel has everything, so the program behind it must send something.
+            Some(latest) if latest.unacked == 0 => PROGRAM_TIMEOUT,
             Some(_) => return None,
-            None => outlook.limits.suspect_floor,
+            None => context.limits.silence_floor,
         };
-        let measured = self.latest().map(|latest| latest.srtt).or(outlook.srtt);
+        let measured = self.latest_sample().map(|sample| sample.srtt).or(context.srtt);
         let srtt = measured.unwrap_or(INITIAL_RTT);
-        self.silent?.checked_add(srtt.saturating_mul(outlook.limits.suspect_rtts).max(floor))
+        self.silent_since?.checked_add(srtt.saturating_mul(context.limits.silence_rtts).max(floor))
     }
 
-    /// How long to go without a look at a path that is not doubted.
-    fn pause(&self, limits: &Limits) -> Duration {
-        if self.suspicion.is_some() { SUSPECT_INTERVAL } else { self.overdue(limits) }
+    /// Returns the time between two checks of a path that is not probing.
+    fn check_interval(&self, limits: &Limits) -> Duration {
+        if self.unresponsive.is_some() { UNRESPONSIVE_CHECK_INTERVAL } else { self.answer_timeout(limits) }
     }
 
-    /// How long the answer to something just sent may take, at most, if all is well: the peer may
-    /// keep an acknowledgement back for a while.
-    fn overdue(&self, limits: &Limits) -> Duration {
-        let srtt = srtt_of(&self.latest);
-        // Before the kernel's timeout, after which it lets nothing new out.
-        let longest = srtt.saturating_add(srtt.max(DEVIATION));
-        self.round_trip().min(longest).saturating_add(limits.ack_delay).saturating_add(MARGIN)
+    /// Returns the maximum time for the answer to something just sent on a path that is well. The
+    /// peer may delay an acknowledgement.
+    fn answer_timeout(&self, limits: &Limits) -> Duration {
+        let srtt = srtt_of(&self.latest_sample);
+        // This is before the kernel's timeout, after which it sends nothing new.
+        let longest = srtt.saturating_add(srtt.max(INITIAL_DEVIATION));
+        self.max_round_trip().min(longest).saturating_add(limits.ack_delay).saturating_add(SCHEDULING_MARGIN)
     }
 
-    /// How long a segment must be out to count as unanswered: in doubt as well as ever the peer
-    /// may keep an acknowledgement back.
-    fn wait(&self) -> Duration {
-        self.round_trip().saturating_add(MARGIN * 4)
+    /// Returns how long ago a segment must have been sent to count as unanswered. The peer may
+    /// delay an acknowledgement while the path is probing, too.
+    fn trial_timeout(&self) -> Duration {
+        self.max_round_trip().saturating_add(SCHEDULING_MARGIN * 4)
     }
 
-    /// The longest that a round trip takes, as RFC 6298 estimates it.
-    fn round_trip(&self) -> Duration {
-        let rttvar = self.latest().map_or(Duration::ZERO, |latest| latest.rttvar);
-        srtt_of(&self.latest).saturating_add(rttvar.saturating_mul(4))
+    /// Returns the maximum round-trip time as RFC 6298 estimates it.
+    fn max_round_trip(&self) -> Duration {
+        let rttvar = self.latest_sample().map_or(Duration::ZERO, |sample| sample.rttvar);
+        srtt_of(&self.latest_sample).saturating_add(rttvar.saturating_mul(4))
     }
 
-    fn interval(&self) -> Duration {
-        (srtt_of(&self.latest) / 4).max(MIN_INTERVAL)
+    fn probe_interval(&self) -> Duration {
+        (srtt_of(&self.latest_sample) / 4).max(MIN_PING_INTERVAL)
     }
 }
 
 fn srtt_of(latest: &Option<(Instant, TransportSample)>) -> Duration {
-    latest.as_ref().map_or(INITIAL_RTT, |(_, latest)| latest.srtt)
+    latest.as_ref().map_or(INITIAL_RTT, |(_, sample)| sample.srtt)
 }
 
-fn since(start: Option<Instant>, now: Instant) -> Duration {
+fn elapsed_since(start: Option<Instant>, now: Instant) -> Duration {
     start.map_or(Duration::ZERO, |start| now.saturating_duration_since(start))
 }

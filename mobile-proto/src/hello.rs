@@ -1,26 +1,26 @@
-//! HELLO: the first frame of a path, by which the client says what the path belongs to.
+//! HELLO, the first frame of a path, with which the client names the session of the path.
 
 use crate::compression::ZSTD;
-use crate::frame::{self, Decoded, Reader};
+use crate::frame::{self, Decoded, PayloadReader};
 use crate::{PathId, ProtocolError, SessionId, config, varint};
 
-/// The first thing a client says on a path.
+/// The first message of a client on a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The session that the path belongs to.
     pub session: SessionId,
-    /// The relay's epoch that the client knows, 0 if none.
+    /// The relay's epoch as known to the client; 0 if unknown.
     pub epoch: u64,
-    /// The path's name.
+    /// The id of the path.
     pub path: PathId,
-    /// The client's switch counter when it opened the path: an ACTIVATE sent before that cannot
-    /// know the path, and so does not free it.
+    /// The client's switch counter when it opened the path. An ACTIVATE sent earlier cannot know
+    /// the path and so does not free it.
     pub switch: u64,
-    /// The client can read compressed packets, and would send them.
+    /// Whether the client can read compressed packets, and wants to send them.
     pub compression: bool,
 }
 
-/// An item of HELLO: a byte for each kind of compression the client can read.
+/// Tag of the item with one byte for each kind of compression that the client can read.
 const TAG_COMPRESSION: u64 = 1;
 
 impl Hello {
@@ -38,7 +38,7 @@ impl Hello {
     }
 
     fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new("HELLO", payload);
+        let mut reader = PayloadReader::new("HELLO", payload);
         let mut hello = Self {
             session: SessionId(reader.array()?),
             epoch: u64::from_be_bytes(reader.array()?),
@@ -46,7 +46,7 @@ impl Hello {
             switch: reader.counter()?,
             compression: false,
         };
-        // Items of a later version are skipped; each must be whole.
+        // Items of a later version are skipped; each must be complete.
         while !reader.is_empty() {
             if let (TAG_COMPRESSION, kinds) = config::item(&mut reader)? {
                 hello.compression = kinds.contains(&ZSTD);
@@ -56,29 +56,31 @@ impl Hello {
     }
 }
 
-/// Relay side, before the session is known: collects bytes until the HELLO is whole. It never
-/// holds more than one HELLO and the bytes of one `feed`.
+/// Collects the bytes of a path until its HELLO is complete.
+///
+/// The relay uses it before the session is known. It holds no more than one HELLO and the bytes of
+/// one call to [`feed`](Self::feed).
 #[derive(Debug, Default)]
 pub struct HelloReader {
     buffer: Vec<u8>,
 }
 
 impl HelloReader {
-    /// A reader for a fresh path.
+    /// Creates a reader for a new path.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes decrypted bytes. When the HELLO is whole, returns it with the bytes after it, which
+    /// Takes decrypted bytes. When the HELLO is complete, returns it with the bytes after it, which
     /// belong to [`Session::handle_input`](crate::Session::handle_input).
+    ///
+    /// # Errors
+    /// If the path does not start with a valid HELLO.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<(Hello, Vec<u8>)>, ProtocolError> {
         self.buffer.extend_from_slice(bytes);
         if self.buffer.first().is_some_and(|&kind| kind != frame::HELLO) {
-            return Err(ProtocolError::Unexpected {
-                frame: "another",
-                place: "instead of the HELLO of a path",
-            });
+            return Err(ProtocolError::Unexpected { frame: "first", place: "other than HELLO" });
         }
         match frame::decode(&self.buffer)? {
             Decoded::Incomplete { .. } => Ok(None),
@@ -105,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_whole_whatever_the_pieces() {
+    fn hello_is_read_from_any_pieces() {
         let mut wire = Vec::new();
         hello().put(&mut wire);
         let whole = wire.len();
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_at_once() {
+    fn other_first_frames_are_refused_at_once() {
         assert!(HelloReader::new().feed(b"GET / HTTP/1.1").is_err());
         let mut long = vec![frame::HELLO];
         varint::put(&mut long, 5000);

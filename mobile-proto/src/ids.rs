@@ -1,9 +1,11 @@
-//! Names of sessions and paths.
+//! Identifiers of sessions and paths.
 
 use std::fmt;
 
-/// Names a session. The client chooses it at random when its agent starts, so a relay can tell an
-/// agent that lost its path from one that lost its memory.
+/// Identifies a session.
+///
+/// The client chooses it at random when its agent starts. So a relay can distinguish an agent that
+/// lost its path from one that was restarted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub [u8; 16]);
 
@@ -19,8 +21,8 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// Names a path within its session. The client chooses it, sends it in HELLO and never uses it
-/// again for another connection of that session.
+/// Identifies a path within its session. The client chooses it, sends it in HELLO and never reuses
+/// it for another connection of that session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PathId(pub u32);
 

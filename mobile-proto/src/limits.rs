@@ -1,91 +1,105 @@
-//! What bounds a session's memory and patience.
+//! Limits of a session's memory and timeouts.
 
 use std::time::Duration;
 
-/// Bounds of one session: every one of them has a default that suits a laptop and a small relay.
+/// Limits of one session. The defaults suit a laptop and a small relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory for records sent and not yet acknowledged. When it is full, transmission waits.
+    /// Memory for records sent and not yet acknowledged, in bytes. When it is full, transmission
+    /// waits. Default: 16 MiB.
     pub replay_bytes: usize,
-    /// Memory for packets not yet sent. Beyond it the newest is dropped; in an outage the oldest that is no segment of a
-    /// known TCP flow.
+    /// Memory for packets not yet sent, in bytes. When it is full, the newest packet of the flow
+    /// that has the most queued is dropped; in an outage, the oldest packet that is no segment of a
+    /// tracked TCP flow. Default: 4 MiB.
     pub queue_bytes: usize,
-    /// Memory for packets not yet sent beyond which [`Session::has_room`](crate::Session::has_room)
-    /// asks the shell to stop reading while a path is active.
+    /// Memory for packets not yet sent, in bytes, beyond which
+    /// [`Session::has_room`](crate::Session::has_room) asks the driver to stop reading while a path
+    /// is active. Default: 256 KiB.
     pub active_queue_bytes: usize,
-    /// Flows take turns, and little is to stand below the queue. Otherwise packets go in the order they came, and none is
-    /// dropped for its delay.
+    /// Whether flows take turns, which works only if little is queued below this queue. Otherwise
+    /// packets are sent in the order they arrived, and none is dropped for its delay. Default:
+    /// true.
     pub fair: bool,
-    /// A flow whose packets wait for longer than this, for 100 ms on end, sends faster than the path takes it: one is dropped
-    /// now and then to say so. [`Duration::MAX`]: never.
+    /// The delay that a flow's packets may have. A flow that exceeds it for 100 ms sends faster
+    /// than the path carries it, and packets are dropped at intervals to slow its sender down.
+    /// [`Duration::MAX`] disables the drops. Default: 5 ms.
     pub target_delay: Duration,
-    /// Without an active path, packets older than this are given up, but for segments of known TCP flows.
+    /// Age at which packets are given up while no path is active, except for segments of tracked
+    /// TCP flows. Default: 60 s.
     pub max_age: Duration,
-    /// A relay that had no active path for this long keeps, of each TCP flow, only the oldest data that is older than this.
+    /// Time without an active path after which a relay keeps, of each TCP flow, only the oldest
+    /// data among what is older than this. Default: 5 minutes.
     pub thin_after: Duration,
-    /// Inner TCP is not frozen before nothing has got through for this long.
+    /// Time without progress before inner TCP is frozen. Default: 250 ms.
     pub freeze_grace: Duration,
-    /// A client's path on which nothing was heard for this long is pinged.
+    /// Time without received data after which a client pings a path. Default: 45 s.
     pub keepalive: Duration,
-    /// A relay frees a path on which nothing was heard for this many `keepalive`s.
+    /// Number of keepalive intervals without received data after which a relay frees a path.
+    /// Default: 5.
     pub idle_keepalives: u32,
-    /// Where silence is all there is to judge by, a path is not suspected before this much of it,
-    /// however short its RTT is.
-    pub suspect_floor: Duration,
-    /// Nor, there, before this many smoothed RTTs of it.
-    pub suspect_rtts: u32,
-    /// Delivered bytes after which an acknowledgement is sent at once.
+    /// Minimum silence before a path without transport samples, or without WELCOME, is
+    /// unresponsive, however short its RTT is. Default: 1 s.
+    pub silence_floor: Duration,
+    /// Minimum number of smoothed RTTs of silence before a path is unresponsive for its silence.
+    /// Where transport samples alone show too little, the time without progress has to reach it,
+    /// too. Default: 4.
+    pub silence_rtts: u32,
+    /// Delivered bytes after which an acknowledgement is sent at once. Default: 64 KiB.
     pub ack_bytes: usize,
-    /// An acknowledgement waits at most this long for something to ride on.
+    /// Maximum time that an acknowledgement waits for other data to be sent with. Default: 20 ms.
     pub ack_delay: Duration,
-    /// Paths that one session may have at a time.
+    /// Maximum number of paths of a session. Default: 16.
     pub max_paths: usize,
-    /// Inner packets may be compressed, in both directions, if the peer wants it too. How long records are then tells of what
-    /// is in them: see docs/security.md.
+    /// Whether inner packets may be compressed, in both directions, if the peer wants it too. The
+    /// length of records then reveals something about their content: see docs/security.md. Default:
+    /// false.
     pub compression: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // The bandwidth-delay product of 1 Gbit/s at 128 ms: more would only grow what a
+            // The bandwidth-delay product of 1 Gbit/s at 128 ms. More would only increase what a
             // handover has to send again.
             replay_bytes: 16 << 20,
             // An outage stops each inner TCP after a window; this holds dozens of first windows.
             queue_bytes: 4 << 20,
-            // Four of the kernel's largest packets: enough to fill a write, short enough that
+            // Four of the kernel's largest packets: enough to fill a write, and short enough that
             // the inner senders notice congestion in the TUN's own queue.
             active_queue_bytes: 256 << 10,
             fair: true,
-            // RFC 8289, 4.4: 5 to 10 % of an ordinary round trip cost a bulk transfer nothing.
+            // RFC 8289, 4.4: 5 to 10 % of an ordinary round trip costs a bulk transfer nothing.
             target_delay: Duration::from_millis(5),
-            // An inner TCP whose oldest segment comes back after a minute still resumes at once;
-            // after that its user has usually gone.
+            // An inner TCP whose oldest segment arrives after a minute still resumes at once.
+            // Longer outages usually outlast the user's patience.
             max_age: Duration::from_secs(60),
-            // A train's tunnel, a lift, a walk between two networks are shorter. After more, the client may as well be
-            // asleep until tomorrow, as most of a relay's clients are at night, and 20 MiB for each would be too much.
+            // Tunnels, lifts and walks between two networks take less. A client that stays away
+            // longer may be asleep until tomorrow, as most of a relay's clients are at night, and
+            // 20 MiB for each is too much.
             thin_after: Duration::from_secs(300),
-            // Above an ordinary handover (100 ms), which is better not noticed at all, and so short that a sender's second
-            // repetition (after 600 ms at the least) is answered.
+            // Above an ordinary handover (100 ms), which inner TCP should not notice at all, and
+            // short enough that a sender's second retransmission (after at least 600 ms) is
+            // answered.
             freeze_grace: Duration::from_millis(250),
             // An exchange is three packets, so an idle path costs four a minute, and a phone's
-            // radio may sleep between them. Below the minute or two after which the meanest NATs
-            // forget a TCP connection; most wait for many minutes.
+            // radio may sleep between them. The strictest NATs forget a TCP connection after a
+            // minute or two; most wait for many minutes.
             keepalive: Duration::from_secs(45),
-            // A client pings every keepalive: after 3 min 45 s without a word it is gone.
+            // A client pings every keepalive interval: after 3 min 45 s without data it is gone.
             idle_keepalives: 5,
             // Beyond one outer retransmission timeout (200 ms) and its first back-offs.
-            suspect_floor: Duration::from_secs(1),
+            silence_floor: Duration::from_secs(1),
             // The outer TCP needs one or two RTTs to repair a loss; four leave room for jitter.
-            suspect_rtts: 4,
-            // One of the kernel's largest packets: an ack costs the sender less than 0.1 % of it.
+            silence_rtts: 4,
+            // One of the kernel's largest packets: an acknowledgement costs the sender less than
+            // 0.1 % of it.
             ack_bytes: 64 << 10,
-            // Below the 40 ms of TCP's own delayed ack, so inner acks and echoes usually carry it,
-            // and little is sent again if the path dies meanwhile.
+            // Below the 40 ms of TCP's own delayed acknowledgement, so inner acknowledgements and
+            // echoes usually carry it, and little is sent again if the path dies meanwhile.
             ack_delay: Duration::from_millis(20),
-            // A machine has a few uplinks, each with at most a dying and a fresh path.
+            // A machine has a few uplinks, each with at most a dying and a new path.
             max_paths: 16,
-            // It tells a listener something of what is sent, and costs time.
+            // Compression reveals something about the content to an observer, and costs time.
             compression: false,
         }
     }

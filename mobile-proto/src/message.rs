@@ -1,36 +1,36 @@
-//! The other control frames: WELCOME, ACTIVATE, CONFIG, CLOSE, PING and PONG.
+//! The control frames besides HELLO: WELCOME, ACTIVATE, CONFIG, CLOSE, PING and PONG.
 
 use crate::compression::ZSTD;
-use crate::frame::{self, Reader};
+use crate::frame::{self, PayloadReader};
 use crate::{CloseCode, PathId, ProtocolError, PushConfig, config, varint};
 
 /// The relay's answer to HELLO.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Welcome {
-    /// Names this life of the session on the relay; never 0.
+    /// Identifies this lifetime of the session at the relay; never 0.
     pub(crate) epoch: u64,
     /// The number of the record that the relay expects next.
     pub(crate) rx_next: u64,
     pub(crate) config: VersionedConfig,
-    /// What the client asked for in HELLO is granted.
+    /// Whether the compression that the client requested in HELLO is granted.
     pub(crate) compression: bool,
 }
 
-/// The configuration, numbered by the relay within its epoch, so that an older one which comes
-/// later on another path is known as such.
+/// The configuration with the relay's version number within the epoch. The number reveals an older
+/// configuration that arrives later on another path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct VersionedConfig {
     pub(crate) version: u64,
     pub(crate) config: PushConfig,
 }
 
-/// The client makes the path active.
+/// The client's request to make the path active.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Activate {
-    /// The epoch that this and what follows on the path belong to: it may be written before the
-    /// relay has said which one is its own.
+    /// The epoch of this frame and what follows on the path. It may be written before the relay has
+    /// sent its own epoch.
     pub(crate) epoch: u64,
-    /// Counts the client's switches, so that an ACTIVATE which comes late is known as such.
+    /// Counts the client's switches, which reveals an ACTIVATE that arrives late.
     pub(crate) switch: u64,
     /// The number of the record that the client expects next.
     pub(crate) rx_next: u64,
@@ -59,10 +59,10 @@ impl Welcome {
     }
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new("WELCOME", payload);
+        let mut reader = PayloadReader::new("WELCOME", payload);
         let epoch = u64::from_be_bytes(reader.array()?);
         if epoch == 0 {
-            return Err(reader.malformed("its epoch is 0"));
+            return Err(reader.malformed("the epoch is 0"));
         }
         let rx_next = reader.counter()?;
         let version = reader.counter()?;
@@ -81,16 +81,16 @@ impl VersionedConfig {
     }
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        Self::read(&mut Reader::new("CONFIG", payload))
+        Self::read(&mut PayloadReader::new("CONFIG", payload))
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, ProtocolError> {
+    fn read(reader: &mut PayloadReader<'_>) -> Result<Self, ProtocolError> {
         Ok(Self { version: reader.counter()?, config: PushConfig::decode(reader)? })
     }
 }
 
 impl Activate {
-    /// More paths than anyone can have; 200 of them fit a control frame.
+    /// Maximum number of paths to keep, more than any client has; as many fit a control frame.
     pub(crate) const MAX_KEEP: usize = 200;
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
@@ -105,7 +105,7 @@ impl Activate {
     }
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new("ACTIVATE", payload);
+        let mut reader = PayloadReader::new("ACTIVATE", payload);
         let epoch = u64::from_be_bytes(reader.array()?);
         let (switch, rx_next) = (reader.counter()?, reader.counter()?);
         let mut keep = Vec::new();
@@ -116,14 +116,14 @@ impl Activate {
     }
 }
 
-/// Appends CLOSE.
+/// Appends a CLOSE frame.
 pub(crate) fn put_close(out: &mut Vec<u8>, code: CloseCode) {
     frame::put(out, frame::CLOSE, &[code.to_wire()]);
 }
 
-/// Reads CLOSE. Bytes after the code are a later version's.
+/// Parses CLOSE. Bytes after the code belong to a later version.
 pub(crate) fn decode_close(payload: &[u8]) -> Result<CloseCode, ProtocolError> {
-    Reader::new("CLOSE", payload).array().map(|[code]| CloseCode::from_wire(code))
+    PayloadReader::new("CLOSE", payload).array().map(|[code]| CloseCode::from_wire(code))
 }
 
 /// Appends PING or PONG.
@@ -131,22 +131,22 @@ pub(crate) fn put_nonce(out: &mut Vec<u8>, kind: u8, nonce: u64) {
     frame::put(out, kind, &nonce.to_be_bytes());
 }
 
-/// Reads PING or PONG.
+/// Parses PING or PONG.
 pub(crate) fn decode_nonce(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
-    let mut reader = Reader::new(frame, payload);
+    let mut reader = PayloadReader::new(frame, payload);
     let nonce = u64::from_be_bytes(reader.array()?);
     reader.end()?;
     Ok(nonce)
 }
 
-/// Reads DOUBT, which says all by being there.
+/// Parses DOUBT, which has no payload.
 pub(crate) fn decode_empty(frame: &'static str, payload: &[u8]) -> Result<(), ProtocolError> {
-    Reader::new(frame, payload).end()
+    PayloadReader::new(frame, payload).end()
 }
 
-/// Reads SEQ or ACK.
+/// Parses SEQ or ACK.
 pub(crate) fn decode_number(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
-    let mut reader = Reader::new(frame, payload);
+    let mut reader = PayloadReader::new(frame, payload);
     let number = reader.counter()?;
     reader.end()?;
     Ok(number)
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn round_trips() {
+    fn control_frames_survive_a_round_trip() {
         let config = PushConfig { ipv4: Some([10, 0, 0, 2].into()), ipv6: None, mtu: 1280, dns: Vec::new() };
         let mut wire = Vec::new();
         for compression in [false, true] {

@@ -1,25 +1,28 @@
-//! Segmentation and checksum offload: what the kernel left undone on a packet it gave us.
+//! Segmentation and checksum offload: the work that the kernel left undone on a packet from the
+//! TUN.
 //!
-//! A TUN opened with `IFF_VNET_HDR` puts a `virtio_net_hdr` (virtio 1.2, 5.1.6) before each packet. Its
-//! offsets say where a checksum is still to be written and how a packet of up to 64 KiB is to be cut. We
-//! carry such a packet whole: a byte stream has no path MTU. Only two facts cross the tunnel, "the checksum
-//! is partial" and the segment size; everything else is read from the packet's own headers at the far end,
-//! so a lying peer has nothing to lie about but a segment size, which is checked.
+//! A TUN opened with `IFF_VNET_HDR` puts a `virtio_net_hdr` (virtio 1.2, 5.1.6) before each packet.
+//! Its offsets say where a checksum is still to be written and how a packet of up to 64 KiB has to
+//! be segmented. The tunnel carries such a packet whole, because a byte stream has no path MTU.
+//! Only two facts cross the tunnel: whether the checksum is partial, and the segment size.
+//! Everything else is read from the packet's own headers at the far end. So the only false claim
+//! that a peer can make is the segment size, which is checked.
 
 use crate::packet::{IpHeader, PacketError};
 
-/// Length of the legacy `virtio_net_hdr` the TUN driver uses by default, in bytes.
+/// Length of the legacy `virtio_net_hdr`, which the TUN driver uses by default, in bytes.
 pub const VNET_HEADER_LEN: usize = 10;
 
-/// Smallest segment size accepted: the kernel's own bound, `TCP_MIN_GSO_SIZE` (the smallest MSS, 48, less 40
-/// bytes of TCP options).
+/// Smallest accepted segment size in bytes: the kernel's own bound, `TCP_MIN_GSO_SIZE` (the
+/// smallest MSS, 48, less 40 bytes of TCP options).
 const MIN_SEGMENT: u16 = 8;
 
-/// The most segments of one TCP packet. The smallest MSS that Linux uses is 48 (`tcp_min_snd_mss`),
-/// less 12 bytes of timestamps; so the largest packet of an ordinary sender has 1,820.
+/// Maximum number of segments of one TCP packet. The smallest MSS that Linux uses is 48
+/// (`tcp_min_snd_mss`), less 12 bytes of timestamps. So the largest packet of an ordinary sender
+/// has 1,820 segments.
 const MAX_TCP_SEGMENTS: usize = 2048;
 
-/// The most datagrams of one UDP packet: as many as the kernel itself lets a program send at once
+/// Maximum number of datagrams of one UDP packet: as many as the kernel lets a program send at once
 /// (`UDP_MAX_SEGMENTS` since Linux 6.9).
 const MAX_UDP_SEGMENTS: usize = 128;
 
@@ -33,52 +36,58 @@ const GSO_ECN: u8 = 0x80;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// What is still to be done to a packet before it can leave a real device.
+/// The work left to be done on a packet before it can leave a real device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Offload {
-    /// Nothing: an ordinary packet.
+    /// An ordinary packet: nothing is left to be done.
     #[default]
     None,
-    /// The TCP or UDP checksum holds only the pseudo-header's sum.
+    /// The TCP or UDP checksum is partial: it holds only the sum of the pseudo-header.
     Checksum,
-    /// The packet is to be cut into segments of this many payload bytes, each with its checksum.
+    /// The packet has to be cut into segments of this many payload bytes, each with its own
+    /// checksum.
     Segment(u16),
 }
 
-/// Why a packet's offload request is refused.
+/// The reason why a packet's offload is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OffloadError {
-    /// The packet has no readable IP header.
+    /// The packet has no valid IP header.
     #[error(transparent)]
     Packet(#[from] PacketError),
     /// The header before the packet is shorter than `virtio_net_hdr`.
-    #[error("a virtio_net_hdr of {0} bytes, shorter than {VNET_HEADER_LEN}")]
+    #[error("the virtio_net_hdr has {0} bytes, expected {VNET_HEADER_LEN}")]
     ShortHeader(usize),
     /// The packet is neither TCP nor UDP, or is a fragment, or its transport header is cut off.
-    #[error("offload asked for a packet without a whole TCP or UDP header")]
+    #[error("offload requested for a packet without a complete TCP or UDP header")]
     NoTransport,
-    /// The kernel asked for a kind of segmentation we never announced.
-    #[error("unknown segmentation type {0:#04x}")]
+    /// The kernel requested a kind of segmentation that was never announced to it.
+    #[error("unknown segmentation type {0:#04x}, expected TCPv4, TCPv6 or UDP_L4")]
     UnknownKind(u8),
     /// The checksum offsets are not those of the packet's transport header.
-    #[error("checksum offsets {start}+{offset} do not fit the packet's headers")]
+    #[error("checksum offsets {start}+{offset} do not match the packet's transport header")]
     BadOffsets {
-        /// Where the checksummed part begins.
+        /// Where the checksummed part starts.
         start: u16,
-        /// Where in it the checksum stands.
+        /// Where in that part the checksum is.
         offset: u16,
     },
     /// The segment size is out of range.
-    #[error("segment size {0} is outside {MIN_SEGMENT}..=65535 or larger than the packet's payload allows")]
+    #[error(
+        "segment size {0} is below {MIN_SEGMENT}, too large for the packet's headers, or the packet has no payload"
+    )]
     BadSegment(u16),
     /// The packet would be cut into too many segments.
-    #[error("a packet of {0} segments is more than one may have")]
+    #[error("the packet would be cut into {0} segments, more than allowed")]
     TooManySegments(usize),
 }
 
 impl Offload {
-    /// Reads the `virtio_net_hdr` the kernel put before `packet`, holding it against the packet's own
-    /// headers.
+    /// Reads the `virtio_net_hdr` that the kernel put before `packet`, and checks it against the
+    /// packet's own headers.
+    ///
+    /// # Errors
+    /// If the header does not match the packet.
     pub fn from_vnet(header: &[u8], packet: &[u8]) -> Result<Self, OffloadError> {
         let header: &[u8; VNET_HEADER_LEN] =
             header.first_chunk().ok_or(OffloadError::ShortHeader(header.len()))?;
@@ -100,8 +109,11 @@ impl Offload {
         Ok(offload)
     }
 
-    /// Writes the `virtio_net_hdr` for `packet`, all of it but the segment size read from the packet.
-    /// Call it for whatever a peer claims: what does not fit the packet is refused.
+    /// Writes the `virtio_net_hdr` for `packet`. Everything but the segment size is read from the
+    /// packet, so this is safe for whatever a peer claims.
+    ///
+    /// # Errors
+    /// If the offload does not match the packet.
     pub fn to_vnet(self, packet: &[u8]) -> Result<[u8; VNET_HEADER_LEN], OffloadError> {
         let mut header = [0; VNET_HEADER_LEN];
         if self == Self::None {
@@ -109,7 +121,7 @@ impl Offload {
         }
         let transport = self.check(packet)?;
         let mut put = |at: usize, value: usize| {
-            // Both fit: a packet is at most 65,535 bytes, checked by the parser.
+            // Both values fit: a packet has at most 65,535 bytes, which the parser has checked.
             let value = u16::try_from(value).unwrap_or(u16::MAX);
             header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
         };
@@ -124,7 +136,7 @@ impl Offload {
         Ok(header)
     }
 
-    /// Is this request one that the packet's own headers allow?
+    /// Checks that the packet's own headers allow this offload.
     fn check(self, packet: &[u8]) -> Result<Transport, OffloadError> {
         let transport = Transport::locate(packet)?;
         if let Self::Segment(size) = self {
@@ -145,15 +157,15 @@ impl Offload {
     }
 }
 
-/// Where the transport header of a packet stands.
+/// The position of a packet's transport header.
 pub(crate) struct Transport {
     pub(crate) version: u8,
     pub(crate) protocol: u8,
-    /// Length of the IP header with its extensions.
+    /// Length of the IP header with its extensions, in bytes.
     pub(crate) start: usize,
-    /// Where the transport header ends.
+    /// Offset of the end of the transport header.
     pub(crate) payload: usize,
-    /// TCP's congestion-window-reduced flag: only the first segment may carry it.
+    /// TCP's congestion-window-reduced flag, which only the first segment may carry.
     cwr: bool,
 }
 
@@ -191,14 +203,14 @@ impl Transport {
     }
 }
 
-/// Protocol and header length of an unfragmented IPv4 packet.
+/// Returns the protocol and header length of an unfragmented IPv4 packet.
 fn locate_v4(packet: &[u8]) -> Option<(u8, usize)> {
-    // More-fragments or an offset: the transport header or payload is not whole.
+    // With more-fragments or an offset, the transport header or payload is incomplete.
     let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff != 0;
     (!fragment).then_some((*packet.get(9)?, usize::from(packet.first()? & 0x0f) * 4))
 }
 
-/// Protocol and header length of an unfragmented IPv6 packet.
+/// Returns the protocol and header length of an unfragmented IPv6 packet.
 fn locate_v6(packet: &[u8]) -> Option<(u8, usize)> {
     let (mut next, mut at) = (*packet.get(6)?, 40);
     // Hop-by-hop, routing and destination options (RFC 8200, 4.1), each at most once or twice.
@@ -237,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_says_comes_back_to_the_kernel() {
+    fn the_header_survives_a_round_trip() {
         for (packet, kind, start, offset, headers) in
             [(tcp4(5000), GSO_TCPV4, 20, 16, 40), (udp6(5000), GSO_UDP_L4, 48, 6, 56)]
         {
@@ -265,7 +277,8 @@ mod tests {
         assert_eq!(Offload::from_vnet(&header, &packet), Ok(Offload::Segment(8)));
     }
 
-    /// Tests the bound: one frame of 60 KB was 7,500 packets at the receiving kernel.
+    /// Tests the bound: without it, one frame of 60 KB becomes 7,500 packets at the receiving
+    /// kernel.
     #[test]
     fn one_packet_does_not_become_thousands() {
         assert_eq!(Offload::Segment(8).to_vnet(&tcp4(60_000)), Err(OffloadError::TooManySegments(7500)));
@@ -274,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lie_about_the_packet_is_refused() {
+    fn a_false_claim_about_the_packet_is_refused() {
         let packet = tcp4(5000);
         assert_eq!(Offload::Segment(7).to_vnet(&packet), Err(OffloadError::BadSegment(7)));
         assert_eq!(Offload::Segment(u16::MAX).to_vnet(&packet), Err(OffloadError::BadSegment(u16::MAX)));

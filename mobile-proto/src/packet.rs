@@ -1,25 +1,25 @@
-//! Inner packets, and a view of their IP header for checks and for choosing a session by address.
+//! Inner packets, and a parser of their IP header for checks and for finding a session by address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
 use crate::Offload;
 
-/// An inner packet, with what the kernel left undone on it.
+/// A borrowed inner packet with its pending offload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// The packet, from its IP header on.
+    /// The packet from its IP header on.
     pub bytes: &'a [u8],
-    /// What is still to be done to it.
+    /// The work left to be done on the packet.
     pub offload: Offload,
 }
 
-/// An inner packet of its own.
+/// An owned inner packet with its pending offload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketBuf {
-    /// The packet, from its IP header on.
+    /// The packet from its IP header on.
     pub bytes: Box<[u8]>,
-    /// What is still to be done to it.
+    /// The work left to be done on the packet.
     pub offload: Offload,
 }
 
@@ -31,21 +31,21 @@ impl Deref for Packet<'_> {
     }
 }
 
-/// An ordinary packet: nothing is left to be done.
+/// Converts the bytes of an ordinary packet, which needs no offload.
 impl<'a> From<&'a [u8]> for Packet<'a> {
     fn from(bytes: &'a [u8]) -> Self {
         Self { bytes, offload: Offload::None }
     }
 }
 
-/// An ordinary packet, likewise.
+/// Converts the bytes of an ordinary packet, which needs no offload.
 impl<'a> From<&'a Vec<u8>> for Packet<'a> {
     fn from(bytes: &'a Vec<u8>) -> Self {
         bytes.as_slice().into()
     }
 }
 
-/// An ordinary packet, likewise.
+/// Converts the bytes of an ordinary packet, which needs no offload.
 impl<'a, const N: usize> From<&'a [u8; N]> for Packet<'a> {
     fn from(bytes: &'a [u8; N]) -> Self {
         bytes.as_slice().into()
@@ -64,48 +64,51 @@ impl From<Packet<'_>> for PacketBuf {
     }
 }
 
-/// What both programs need to know of an inner packet.
+/// The fields of an inner packet's IP header that both programs use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpHeader {
-    /// 4 or 6.
+    /// The IP version, 4 or 6.
     pub version: u8,
-    /// The source address.
+    /// The source address of the packet.
     pub src: IpAddr,
-    /// The destination address.
+    /// The destination address of the packet.
     pub dst: IpAddr,
-    /// The length of the whole packet, which is the length of the buffer it was read from.
+    /// The length of the whole packet in bytes, which equals the length of the parsed buffer.
     pub total_len: usize,
 }
 
-/// Why bytes are not an IP packet.
+/// The reason why bytes are not an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
-    /// Too short for the header of its version.
+    /// The buffer is too short for the header of its version.
     #[error("an IP packet of {0} bytes is too short for its header")]
     TooShort(usize),
-    /// Neither version 4 nor 6.
+    /// The version is neither 4 nor 6.
     #[error("IP version {0} is neither 4 nor 6")]
     Version(u8),
-    /// IPv4: a header length below 20 bytes or beyond the packet.
-    #[error("IPv4 header length {0} is impossible")]
+    /// An IPv4 header length below 20 bytes or beyond the packet.
+    #[error("IPv4 header length {0} is below 20 bytes or beyond the packet")]
     HeaderLength(usize),
-    /// The length in the header is not that of the buffer.
+    /// The length in the header differs from the length of the buffer.
     #[error("the IP header says {claimed} bytes, the packet has {actual}")]
     Length {
-        /// What the header says.
+        /// The length in the header.
         claimed: usize,
-        /// What there is.
+        /// The length of the buffer.
         actual: usize,
     },
 }
 
-/// IPv4 without options.
+/// Length of an IPv4 header without options, in bytes.
 const IPV4_HEADER: usize = 20;
-/// IPv6 without extension headers.
+/// Length of an IPv6 header without extension headers, in bytes.
 const IPV6_HEADER: usize = 40;
 
 impl IpHeader {
-    /// Reads the header of the packet that fills `packet`.
+    /// Parses the IP header of the packet that fills the buffer.
+    ///
+    /// # Errors
+    /// If the buffer does not hold exactly one IP packet.
     pub fn parse(packet: &[u8]) -> Result<Self, PacketError> {
         let short = PacketError::TooShort(packet.len());
         let first = *packet.first().ok_or(short)?;

@@ -1,16 +1,21 @@
-//! Packets that wait to be sent for the first time: fair between flows and without standing delay (FQ-CoDel, RFC 8290),
-//! so that a keystroke passes a bulk transfer, and the latter learns how fast the path is.
+//! The queue of packets that wait to be sent for the first time.
 //!
-//! Flows take turns by bytes (deficit round robin); one that has nothing waiting goes before those that have, for one
-//! turn. A packet is dropped for its delay alone only while a path carries what is sent; the queue of an outage keeps what
-//! it has. Segments of known TCP flows are told apart from all else, because an outage treats them differently: the former
-//! are what lets a flow resume, the latter grow stale. The order within a flow never changes.
+//! The queue is FQ-CoDel (RFC 8290): fair between flows and without a standing delay, so that a
+//! keystroke overtakes a bulk transfer, and the bulk transfer's sender learns the rate of the path.
+//! Flows take turns by bytes (deficit round robin). A flow that had nothing queued goes before
+//! those that had, for one turn. The order within a flow never changes.
 //!
-//! All of it is one set of records, each in two lists: its flow's, and its kind's in order of arrival.
+//! A packet is dropped for its delay only while a path carries what is sent; an outage drops
+//! nothing for its delay. Segments of tracked TCP flows are kept apart from all other packets,
+//! because an outage treats them differently: the segments let a flow resume, the other packets
+//! grow stale.
+//!
+//! All records are in one slab and linked into two lists each: the list of their flow, and the list
+//! of their lane in order of arrival.
 
 mod codel;
-mod flow;
-mod shelf;
+mod flow_queue;
+mod slab;
 #[cfg(test)]
 mod tests;
 mod thinning;
@@ -19,52 +24,61 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::{Offload, Packet, PacketBuf};
-use flow::Flow;
-use shelf::{Chain, List, Shelf};
+use flow_queue::FlowQueue;
+use slab::{List, ListKind, Slab};
 
-/// What a flow may send at a turn: a full-sized packet of most uplinks (RFC 8290, 5.2.1). One of the kernel's large packets
-/// takes many turns in advance: were a turn that large, everybody would wait 50 ms for each bulk transfer on 10 Mbit/s.
+/// Bytes that a flow may send in one turn: a full-sized packet of most uplinks (RFC 8290, 5.2.1).
+///
+/// One of the kernel's large packets uses many turns in advance. Were a turn that large, every flow
+/// would wait 50 ms for each bulk transfer on a path of 10 Mbit/s.
 const QUANTUM: i64 = 1514;
 
-/// Less than this behind a packet is no queue (MAXPACKET in RFC 8289, 4.4).
-const LEAST_QUEUE: usize = 1514;
+/// Bytes queued behind a packet below which a flow has no standing queue (MAXPACKET in RFC 8289,
+/// 4.4).
+const MIN_QUEUE_BYTES: usize = 1514;
 
-/// Where the data of a segment of a known TCP flow stands.
+/// The sequence range of a segment of a tracked TCP flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The flow's name.
+pub(crate) struct SegmentRange {
+    /// The flow's id in the flow table.
     pub(crate) flow: u32,
     pub(crate) seq: u32,
-    /// How far it reaches; nothing for an acknowledgement.
+    /// The length in sequence numbers; 0 for a bare acknowledgement.
     pub(crate) length: u32,
 }
 
-impl Place {
-    /// Whether all of `other` is in it.
+impl SegmentRange {
+    /// Returns whether this range contains all of `other`.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         let offset = other.seq.wrapping_sub(self.seq);
         self.flow == other.flow && offset <= self.length && other.length <= self.length - offset
     }
 }
 
-/// One inner packet on its way.
+/// An inner packet that waits to be sent or to be acknowledged.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// Never empty, but of a record that was given up.
+    /// The packet, which is empty only in a record that was given up.
     pub(crate) packet: Vec<u8>,
     pub(crate) offload: Offload,
-    /// When it came from the TUN.
-    pub(crate) since: Instant,
-    /// A segment of a known TCP flow: it has no age.
-    pub(crate) place: Option<Place>,
-    /// When it came to the queue, as a number, and its flow's place there; given by the queue.
-    turn: i64,
-    flow: u16,
+    /// When the packet was read from the TUN.
+    pub(crate) received_at: Instant,
+    /// The sequence range of a segment of a tracked TCP flow; such a record never expires.
+    pub(crate) range: Option<SegmentRange>,
+    /// The position in the order of arrival, assigned by the queue.
+    arrival: i64,
+    /// The index of the packet's flow queue, assigned by the queue.
+    bucket: u16,
 }
 
 impl Record {
-    pub(crate) fn new(packet: Vec<u8>, offload: Offload, since: Instant, place: Option<Place>) -> Self {
-        Self { packet, offload, since, place, turn: 0, flow: 0 }
+    pub(crate) fn new(
+        packet: Vec<u8>,
+        offload: Offload,
+        received_at: Instant,
+        range: Option<SegmentRange>,
+    ) -> Self {
+        Self { packet, offload, received_at, range, arrival: 0, bucket: 0 }
     }
 
     pub(crate) fn packet(&self) -> Packet<'_> {
@@ -75,52 +89,56 @@ impl Record {
         PacketBuf { bytes: self.packet.into_boxed_slice(), offload: self.offload }
     }
 
-    /// The place of its flow, once it has been in the queue.
-    pub(crate) fn flow(&self) -> u16 {
-        self.flow
+    /// Returns the index of the packet's flow queue; 0 before the record was queued.
+    pub(crate) fn bucket(&self) -> u16 {
+        self.bucket
     }
 
-    /// Whether it can grow too old: everything but segments of known TCP flows, and what was given up already.
-    pub(crate) fn ages(&self) -> bool {
-        self.place.is_none() && !self.packet.is_empty()
+    /// Returns whether the record can expire. Segments of tracked TCP flows never do, and a record
+    /// that was given up has nothing left to expire.
+    pub(crate) fn can_expire(&self) -> bool {
+        self.range.is_none() && !self.packet.is_empty()
     }
 
-    /// The memory it holds, which is what bounds are about.
+    /// Returns the memory that the record holds, which is what the limits count.
     pub(crate) fn cost(&self) -> usize {
         self.packet.capacity() + size_of::<Self>()
     }
 }
 
-/// The queue before the tunnel.
+/// The packets that wait to be sent for the first time.
 #[derive(Debug, Default)]
-pub(crate) struct Queue {
-    /// None: flows are not told apart.
+pub(crate) struct SendQueue {
+    /// The secret of the hash that assigns packets to flow queues; `None` for a FIFO.
     seed: Option<[u8; 16]>,
-    /// A longer delay is too long.
-    target: Duration,
-    shelf: Shelf,
-    /// Segments of known TCP flows.
-    lasting: Lane,
-    /// All else.
-    ageing: Lane,
-    /// By place; none until the first packet.
-    flows: Vec<Flow>,
-    /// Flows that had nothing waiting when their packet came, and then those that have had a turn. The first of the
-    /// former, else of the latter, is next: it has a packet and credits.
-    new: VecDeque<u16>,
-    old: VecDeque<u16>,
-    /// The turns of the first packet and behind the last one.
-    first: i64,
-    end: i64,
-    /// What came until then is not dropped for its delay.
-    spared: Option<Instant>,
-    /// Nothing is dropped for its delay now.
-    growing: bool,
-    slow: bool,
-    /// The flow of what was sent last, if it had nothing waiting before.
-    sparse: Option<u16>,
+    /// The delay above which a flow's queue counts as standing.
+    target_delay: Duration,
+    slab: Slab,
+    /// Segments of tracked TCP flows.
+    tracked: Lane,
+    /// All packets but those segments.
+    untracked: Lane,
+    /// The flow queues; empty until the first packet arrives.
+    flows: Vec<FlowQueue>,
+    /// Flows that had nothing queued when their packet arrived. They go before `old_flows`. The
+    /// front of the list that is served next always has a packet and credits.
+    new_flows: VecDeque<u16>,
+    /// Flows that have had a turn.
+    old_flows: VecDeque<u16>,
+    /// The arrival number of the first packet.
+    first_arrival: i64,
+    /// The arrival number that the next packet gets.
+    next_arrival: i64,
+    /// Packets received up to this time are not dropped for their delay.
+    exempt_until: Option<Instant>,
+    /// Whether the path's rate is growing; while it is, no packet is dropped for its delay.
+    path_growing: bool,
+    last_was_delayed: bool,
+    /// The flow of the packet sent last, if that flow had nothing queued before.
+    last_sparse: Option<u16>,
 }
 
+/// A list of records in order of arrival, with their totals.
 #[derive(Debug, Default)]
 struct Lane {
     list: List,
@@ -128,48 +146,50 @@ struct Lane {
     bytes: usize,
 }
 
-impl Queue {
-    /// An empty queue. Who does not know `seed` cannot aim at the place of somebody else's flow.
-    pub(crate) fn fair(seed: [u8; 16], target: Duration) -> Self {
-        Self { seed: Some(seed), target, ..Self::default() }
+impl SendQueue {
+    /// Creates an empty queue that is fair between flows. The hash is keyed with `seed`, so that
+    /// nobody who does not know it can aim packets at the queue of another flow.
+    pub(crate) fn fair(seed: [u8; 16], target_delay: Duration) -> Self {
+        Self { seed: Some(seed), target_delay, ..Self::default() }
     }
 
-    /// An empty queue in which all packets are of one flow, and none waits for too long.
+    /// Creates an empty queue that treats all packets as one flow and drops none for its delay.
     pub(crate) fn fifo() -> Self {
-        Self { target: Duration::MAX, ..Self::default() }
+        Self { target_delay: Duration::MAX, ..Self::default() }
     }
 
-    /// Takes a packet as the newest.
+    /// Appends a packet as the newest.
     pub(crate) fn push(&mut self, mut record: Record) {
-        record.turn = self.end;
-        self.end += 1;
-        self.put(record, Shelf::push_back);
+        record.arrival = self.next_arrival;
+        self.next_arrival += 1;
+        self.insert(record, Slab::push_back);
     }
 
-    /// Takes a bare acknowledgement's packet in the place of the last packet of its flow, if that is one which it makes
-    /// needless, and returns that packet.
+    /// Replaces the last packet of the flow with a newer bare acknowledgement, if that packet is an
+    /// acknowledgement which the new one makes redundant. Returns the replaced packet.
     pub(crate) fn supersede(&mut self, record: &mut Record) -> Option<Vec<u8>> {
         let at = self.superseded(record)?;
         self.replace(at, std::mem::take(&mut record.packet), record.offload)
     }
 
     fn superseded(&self, record: &Record) -> Option<usize> {
-        let place = record.place.filter(|place| place.length == 0)?;
-        let at = self.flows.get(usize::from(self.flow_of(&record.packet)))?.list.last()?;
-        let last = self.shelf.get(at)?;
-        let alike = last.place.is_some_and(|last| last.flow == place.flow);
-        (alike && thinning::supersedes(&record.packet, &last.packet)).then_some(at)
+        let range = record.range.filter(|range| range.length == 0)?;
+        let at = self.flows.get(usize::from(self.bucket_of(&record.packet)))?.list.last()?;
+        let last = self.slab.get(at)?;
+        let same_flow = last.range.is_some_and(|last| last.flow == range.flow);
+        (same_flow && thinning::supersedes(&record.packet, &last.packet)).then_some(at)
     }
 
-    /// Takes a packet before all others, of its flow and in age.
+    /// Puts a packet before all others, in its flow and in age.
     pub(crate) fn push_front(&mut self, mut record: Record) {
-        self.first -= 1;
-        record.turn = self.first;
-        self.put(record, Shelf::push_front);
+        self.first_arrival -= 1;
+        record.arrival = self.first_arrival;
+        self.insert(record, Slab::push_front);
     }
 
-    /// The packet to send next, if it costs at most `room`, of which [`Self::next_cost`] speaks. What is dropped on the way
-    /// to it, because its flow's queue stands, goes to `dropped`.
+    /// Takes the packet to send next, if its [cost](Self::next_cost) is at most `room`. Packets
+    /// that are dropped on the way, because their flow has a standing queue, are passed to
+    /// `dropped`.
     pub(crate) fn pop(
         &mut self,
         now: Instant,
@@ -178,244 +198,263 @@ impl Queue {
     ) -> Option<Record> {
         loop {
             let next = self.next()?;
-            let record = self.shelf.get(next)?;
+            let record = self.slab.get(next)?;
             if record.cost() > room {
                 return None;
             }
-            let (flow, delay) = (usize::from(record.flow), now.saturating_duration_since(record.since));
-            if self.is_unwanted(now, next, delay, room) {
+            let bucket = usize::from(record.bucket);
+            let delay = now.saturating_duration_since(record.received_at);
+            if self.should_drop(now, next, delay, room) {
                 self.take(next).into_iter().for_each(&mut dropped);
                 continue;
             }
-            self.sparse = self.new.front().copied();
+            self.last_sparse = self.new_flows.front().copied();
             let record = self.take(next)?;
             // A packet's length is below 2^17.
-            self.flows[flow].credits -= record.packet.len() as i64;
-            self.slow = delay > self.target;
-            self.settle();
+            self.flows[bucket].credits -= record.packet.len() as i64;
+            self.last_was_delayed = delay > self.target_delay;
+            self.schedule();
             return Some(record);
         }
     }
 
-    /// What came until now waited for a path, which says nothing of the rate to come.
-    pub(crate) fn spare(&mut self, now: Instant) {
-        self.spared = Some(now);
+    /// Exempts the packets received up to `now` from drops for their delay: they waited for a path,
+    /// which says nothing about the rate of the next one.
+    pub(crate) fn exempt_waiting(&mut self, now: Instant) {
+        self.exempt_until = Some(now);
     }
 
-    /// The path will be faster soon, and what waits says nothing of the rate to come.
+    /// Sets whether the path's rate is growing. While it is, the delay says nothing about the rate
+    /// to come, and no packet is dropped for it.
     pub(crate) fn set_growing(&mut self, growing: bool) {
-        self.growing = growing;
+        self.path_growing = growing;
     }
 
-    /// Whether what was sent last had waited for longer than is good. Then it is this queue in which packets have to wait:
-    /// anywhere before it the newest would be the last.
-    pub(crate) fn is_slow(&self) -> bool {
-        self.slow
+    /// Returns whether the packet sent last had waited for longer than the target delay. If so,
+    /// packets should wait in this queue: in a queue before it, the newest packet would go last.
+    pub(crate) fn is_delayed(&self) -> bool {
+        self.last_was_delayed
     }
 
-    /// Whether what was sent last is of a flow that had nothing waiting before, and next is another flow, that had.
+    /// Returns whether the packet sent last belongs to a flow that had nothing queued before, and
+    /// the next packet belongs to another flow, which had.
     pub(crate) fn is_turn_over(&self) -> bool {
-        self.new.is_empty()
-            && self.old.front().is_some_and(|&next| self.sparse.is_some_and(|flow| flow != next))
+        self.new_flows.is_empty()
+            && self.old_flows.front().is_some_and(|&next| self.last_sparse.is_some_and(|flow| flow != next))
     }
 
-    /// Gives up the newest packet.
+    /// Removes the newest packet.
     pub(crate) fn pop_newest(&mut self) -> Option<Record> {
-        let turn = |lane: &Lane| Some(self.shelf.get(lane.list.last()?)?.turn);
-        let lane = if turn(&self.lasting) > turn(&self.ageing) { &self.lasting } else { &self.ageing };
+        let arrival = |lane: &Lane| Some(self.slab.get(lane.list.last()?)?.arrival);
+        let tracked_is_newer = arrival(&self.tracked) > arrival(&self.untracked);
+        let lane = if tracked_is_newer { &self.tracked } else { &self.untracked };
         self.remove(lane.list.last()?)
     }
 
-    /// Gives up the newest packet of the flow that has the most waiting, unless `packet` is of that flow, or none has
-    /// more than its length.
-    pub(crate) fn pop_fattest(&mut self, packet: &[u8]) -> Option<Record> {
-        let own = usize::from(self.flow_of(packet));
-        let (fattest, flow) = self.flows.iter().enumerate().max_by_key(|(_, flow)| flow.bytes)?;
-        if fattest == own || flow.bytes <= packet.len() {
+    /// Removes the newest packet of the flow that has the most bytes queued. Returns `None` if
+    /// `packet` belongs to that flow, or if no flow has more than the length of `packet` queued.
+    pub(crate) fn pop_from_longest_flow(&mut self, packet: &[u8]) -> Option<Record> {
+        let own = usize::from(self.bucket_of(packet));
+        let (longest, flow) = self.flows.iter().enumerate().max_by_key(|(_, flow)| flow.bytes)?;
+        if longest == own || flow.bytes <= packet.len() {
             return None;
         }
         self.remove(flow.list.last()?)
     }
 
-    /// The oldest packet that grows stale.
-    pub(crate) fn pop_ageing(&mut self) -> Option<Record> {
-        self.remove(self.ageing.list.first()?)
+    /// Removes the oldest packet that is no segment of a tracked TCP flow.
+    pub(crate) fn pop_oldest_untracked(&mut self) -> Option<Record> {
+        self.remove(self.untracked.list.first()?)
     }
 
-    /// What the packet to send next costs.
+    /// Returns the cost of the packet to send next.
     pub(crate) fn next_cost(&self) -> Option<usize> {
-        self.shelf.get(self.next()?).map(Record::cost)
+        self.slab.get(self.next()?).map(Record::cost)
     }
 
-    /// When the oldest packet came that grows stale.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
-        self.shelf.get(self.ageing.list.first()?).map(|record| record.since)
+    /// Returns when the oldest packet was received that is no segment of a tracked TCP flow.
+    pub(crate) fn oldest_untracked(&self) -> Option<Instant> {
+        self.slab.get(self.untracked.list.first()?).map(|record| record.received_at)
     }
 
-    /// Gives up the segments that are `doomed`, the oldest first.
+    /// Removes the segments of tracked TCP flows for which `doomed` returns true, the oldest first,
+    /// and passes them to `done`.
     pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
-        let mut next = self.lasting.list.first();
+        let mut next = self.tracked.list.first();
         while let Some(at) = next {
-            next = self.shelf.after(Chain::Lane, at);
-            if self.shelf.get(at).is_some_and(&mut doomed) {
+            next = self.slab.next(ListKind::Lane, at);
+            if self.slab.get(at).is_some_and(&mut doomed) {
                 self.remove(at).into_iter().for_each(&mut done);
             }
         }
     }
 
-    /// The oldest held segment for which `wanted` is true. It is there until a packet is taken out.
-    pub(crate) fn find(&self, wanted: impl Fn(&Place) -> bool) -> Option<usize> {
-        let behind = |at: &usize| self.shelf.after(Chain::Lane, *at);
-        std::iter::successors(self.lasting.list.first(), behind)
-            .find(|&at| self.place(at).is_some_and(|place| wanted(&place)))
+    /// Returns the index of the oldest queued segment for which `wanted` returns true. The index is
+    /// valid until a packet is removed.
+    pub(crate) fn find(&self, wanted: impl Fn(&SegmentRange) -> bool) -> Option<usize> {
+        let next = |at: &usize| self.slab.next(ListKind::Lane, *at);
+        std::iter::successors(self.tracked.list.first(), next)
+            .find(|&at| self.range(at).is_some_and(|range| wanted(&range)))
     }
 
-    /// The place of a held segment.
-    pub(crate) fn place(&self, at: usize) -> Option<Place> {
-        self.shelf.get(at)?.place
+    /// Returns the sequence range of a queued segment.
+    pub(crate) fn range(&self, at: usize) -> Option<SegmentRange> {
+        self.slab.get(at)?.range
     }
 
-    /// Puts another packet into the place of a held segment, and returns the old one.
+    /// Replaces the packet of a queued segment in its position and returns the old packet.
     pub(crate) fn replace(&mut self, at: usize, packet: Vec<u8>, offload: Offload) -> Option<Vec<u8>> {
-        let record = self.shelf.get_mut(at)?;
+        let record = self.slab.get_mut(at)?;
         let old_cost = record.cost();
         let old = std::mem::replace(&mut record.packet, packet);
         record.offload = offload;
-        self.lasting.cost = self.lasting.cost - old_cost + record.cost();
-        self.lasting.bytes = self.lasting.bytes - old.len() + record.packet.len();
-        let flow = &mut self.flows[usize::from(record.flow)];
+        self.tracked.cost = self.tracked.cost - old_cost + record.cost();
+        self.tracked.bytes = self.tracked.bytes - old.len() + record.packet.len();
+        let flow = &mut self.flows[usize::from(record.bucket)];
         flow.bytes = flow.bytes - old.len() + record.packet.len();
         Some(old)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.lasting.list.first().is_none() && self.ageing.list.first().is_none()
+        self.tracked.list.first().is_none() && self.untracked.list.first().is_none()
     }
 
-    /// Memory held.
+    /// Returns the memory that the queue holds.
     pub(crate) fn cost(&self) -> usize {
-        self.lasting.cost + self.ageing.cost
+        self.tracked.cost + self.untracked.cost
     }
 
-    /// Memory held by segments of known TCP flows.
-    pub(crate) fn lasting_cost(&self) -> usize {
-        self.lasting.cost
+    /// Returns the memory that segments of tracked TCP flows hold.
+    pub(crate) fn tracked_cost(&self) -> usize {
+        self.tracked.cost
     }
 
-    /// Bytes of the packets alone.
+    /// Returns the bytes of the packets alone.
     pub(crate) fn bytes(&self) -> usize {
-        self.lasting.bytes + self.ageing.bytes
+        self.tracked.bytes + self.untracked.bytes
     }
 
-    /// All packets, in the order they came.
+    /// Returns all records in order of arrival.
     pub(crate) fn into_records(mut self) -> impl Iterator<Item = Record> {
         std::iter::from_fn(move || {
-            let turn = |lane: &Lane| lane.list.first().and_then(|at| self.shelf.get(at)).map(|it| it.turn);
-            let (lasting, ageing) = (turn(&self.lasting), turn(&self.ageing));
-            let first = if ageing.is_none() || lasting.is_some_and(|lasting| Some(lasting) < ageing) {
-                &self.lasting
+            let arrival =
+                |lane: &Lane| lane.list.first().and_then(|at| self.slab.get(at)).map(|it| it.arrival);
+            let (tracked, untracked) = (arrival(&self.tracked), arrival(&self.untracked));
+            let first = if untracked.is_none() || tracked.is_some_and(|tracked| Some(tracked) < untracked) {
+                &self.tracked
             } else {
-                &self.ageing
+                &self.untracked
             };
             self.remove(first.list.first()?)
         })
     }
 
-    /// Gives back memory that a burst left behind, if all of it is gone.
+    /// Releases the memory of a burst if the queue is empty.
     pub(crate) fn trim(&mut self) {
         if self.is_empty() {
-            let Self { seed, target, first, end, spared, growing, .. } = *self;
-            *self = Self { seed, target, first, end, spared, growing, ..Self::default() };
+            let Self { seed, target_delay, first_arrival, next_arrival, exempt_until, path_growing, .. } =
+                *self;
+            *self = Self {
+                seed,
+                target_delay,
+                first_arrival,
+                next_arrival,
+                exempt_until,
+                path_growing,
+                ..Self::default()
+            };
         }
     }
 
-    /// The packet to send next.
+    /// Returns the index of the packet to send next.
     fn next(&self) -> Option<usize> {
-        let flow = self.new.front().or_else(|| self.old.front())?;
-        self.flows[usize::from(*flow)].list.first()
+        let bucket = self.new_flows.front().or_else(|| self.old_flows.front())?;
+        self.flows[usize::from(*bucket)].list.first()
     }
 
-    /// Whether a packet is to be dropped because its flow's queue stands. Its successor must be one that can be sent now.
-    fn is_unwanted(&mut self, now: Instant, at: usize, delay: Duration, room: usize) -> bool {
-        let Some(record) = self.shelf.get(at) else { return false };
-        let behind = self.shelf.after(Chain::Flow, at).and_then(|behind| self.shelf.get(behind));
-        if behind.is_some_and(|behind| behind.cost() > room) {
+    /// Returns whether a packet has to be dropped because its flow has a standing queue. A packet
+    /// whose successor does not fit into `room` is never dropped.
+    fn should_drop(&mut self, now: Instant, at: usize, delay: Duration, room: usize) -> bool {
+        let Some(record) = self.slab.get(at) else { return false };
+        let successor = self.slab.next(ListKind::Flow, at).and_then(|next| self.slab.get(next));
+        if successor.is_some_and(|successor| successor.cost() > room) {
             return false;
         }
-        let flow = &mut self.flows[usize::from(record.flow)];
+        let flow = &mut self.flows[usize::from(record.bucket)];
         let length = record.packet.len();
-        let queued = flow.bytes - length >= LEAST_QUEUE.max(length);
-        let spared = self.growing || self.spared.is_some_and(|until| record.since <= until);
-        flow.codel.drops(now, delay > self.target && queued && !spared)
+        let queued = flow.bytes - length >= MIN_QUEUE_BYTES.max(length);
+        let exempt = self.path_growing || self.exempt_until.is_some_and(|until| record.received_at <= until);
+        flow.codel.should_drop(now, delay > self.target_delay && queued && !exempt)
     }
 
-    fn flow_of(&self, packet: &[u8]) -> u16 {
-        self.seed.as_ref().map_or(0, |seed| flow::place(seed, packet))
+    fn bucket_of(&self, packet: &[u8]) -> u16 {
+        self.seed.as_ref().map_or(0, |seed| flow_queue::bucket_of(seed, packet))
     }
 
-    fn put(&mut self, mut record: Record, push: fn(&mut Shelf, Chain, &mut List, usize)) {
+    fn insert(&mut self, mut record: Record, push: fn(&mut Slab, ListKind, &mut List, usize)) {
         if self.flows.is_empty() {
-            self.flows.resize_with(flow::FLOWS, Flow::default);
+            self.flows.resize_with(flow_queue::BUCKETS, FlowQueue::default);
         }
-        record.flow = self.flow_of(&record.packet);
-        let (place, length) = (record.flow, record.packet.len());
-        let lane = if record.place.is_some() { &mut self.lasting } else { &mut self.ageing };
+        record.bucket = self.bucket_of(&record.packet);
+        let (bucket, length) = (record.bucket, record.packet.len());
+        let lane = if record.range.is_some() { &mut self.tracked } else { &mut self.untracked };
         lane.cost += record.cost();
         lane.bytes += length;
-        let at = self.shelf.put(record);
-        push(&mut self.shelf, Chain::Lane, &mut lane.list, at);
-        let flow = &mut self.flows[usize::from(place)];
-        push(&mut self.shelf, Chain::Flow, &mut flow.list, at);
+        let at = self.slab.insert(record);
+        push(&mut self.slab, ListKind::Lane, &mut lane.list, at);
+        let flow = &mut self.flows[usize::from(bucket)];
+        push(&mut self.slab, ListKind::Flow, &mut flow.list, at);
         flow.bytes += length;
-        if !std::mem::replace(&mut flow.waiting, true) {
+        if !std::mem::replace(&mut flow.scheduled, true) {
             flow.credits = QUANTUM;
-            self.new.push_back(place);
+            self.new_flows.push_back(bucket);
         }
-        self.settle();
+        self.schedule();
     }
 
-    /// Takes out a packet, whoever's turn it is.
+    /// Removes a packet at any position and restores the order of turns.
     fn remove(&mut self, at: usize) -> Option<Record> {
         let record = self.take(at);
-        self.settle();
+        self.schedule();
         record
     }
 
     fn take(&mut self, at: usize) -> Option<Record> {
-        let (lasts, place) = self.shelf.get(at).map(|record| (record.place.is_some(), record.flow))?;
-        let lane = if lasts { &mut self.lasting } else { &mut self.ageing };
-        self.shelf.unlink(Chain::Lane, &mut lane.list, at);
-        let flow = &mut self.flows[usize::from(place)];
-        self.shelf.unlink(Chain::Flow, &mut flow.list, at);
-        let record = self.shelf.take(at)?;
+        let (is_tracked, bucket) = self.slab.get(at).map(|record| (record.range.is_some(), record.bucket))?;
+        let lane = if is_tracked { &mut self.tracked } else { &mut self.untracked };
+        self.slab.unlink(ListKind::Lane, &mut lane.list, at);
+        let flow = &mut self.flows[usize::from(bucket)];
+        self.slab.unlink(ListKind::Flow, &mut flow.list, at);
+        let record = self.slab.remove(at)?;
         lane.cost -= record.cost();
         lane.bytes -= record.packet.len();
         flow.bytes -= record.packet.len();
         Some(record)
     }
 
-    /// Finds out whose turn it is: afterwards the flow in front has a packet and credits.
-    fn settle(&mut self) {
+    /// Advances the round robin until the flow in front has a packet and credits.
+    fn schedule(&mut self) {
         loop {
-            let is_new = !self.new.is_empty();
-            let Some(&place) = self.new.front().or_else(|| self.old.front()) else { return };
-            let flow = &mut self.flows[usize::from(place)];
+            let is_new = !self.new_flows.is_empty();
+            let Some(&bucket) = self.new_flows.front().or_else(|| self.old_flows.front()) else { return };
+            let flow = &mut self.flows[usize::from(bucket)];
             let is_empty = flow.list.first().is_none();
             if !is_empty && flow.credits > 0 {
                 return;
             }
-            let alone = self.new.len() + self.old.len() == 1;
-            let line = if is_new { &mut self.new } else { &mut self.old };
-            line.pop_front();
+            let alone = self.new_flows.len() + self.old_flows.len() == 1;
+            let flows = if is_new { &mut self.new_flows } else { &mut self.old_flows };
+            flows.pop_front();
             if is_empty && (alone || !is_new) {
-                flow.waiting = false;
+                flow.scheduled = false;
                 continue;
             }
-            // A new flow that has sent all it had is not new again before the others have had their turn.
+            // A new flow whose packets are all sent moves to the old flows: it counts as new again
+            // only after the others have had their turn.
             if flow.credits <= 0 {
                 flow.credits = if alone { QUANTUM } else { flow.credits + QUANTUM };
             }
-            self.old.push_back(place);
+            self.old_flows.push_back(bucket);
         }
     }
 }

@@ -1,51 +1,52 @@
-//! Records that were sent and are not acknowledged: they are kept until they are, and sent again
-//! when transmission moves to another path.
+//! The replay buffer: records that were sent and are not acknowledged yet. They are sent again when
+//! transmission moves to another path.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::queue::{Place, Record};
+use crate::queue::{Record, SegmentRange};
 use crate::{Offload, ProtocolError};
 
 /// The unacknowledged records, numbered from `base` without gaps.
 #[derive(Debug, Default)]
-pub(crate) struct Replay {
+pub(crate) struct ReplayBuffer {
     records: VecDeque<Record>,
     /// The number of the first record.
     base: u64,
-    /// How many of `records` went out on the active path.
+    /// The number of `records` that were sent on the active path.
     cursor: usize,
-    /// One more than the highest number that ever went out in this epoch.
+    /// One more than the highest number that was sent in this epoch.
     sent_end: u64,
-    /// The highest number that the peer said it expects next.
+    /// The highest number that the peer claimed to expect next.
     acked: u64,
     cost: usize,
     bytes: usize,
-    /// How many records grow too old in an outage.
-    ageing: usize,
+    /// The number of records that can expire in an outage.
+    expirable: usize,
 }
 
-impl Replay {
-    /// Keeps a record that goes out now, as the last of all; returns it with its number.
+impl ReplayBuffer {
+    /// Appends a record that is sent now, and returns it with its number.
     pub(crate) fn push_sent(&mut self, record: Record) -> (u64, &Record) {
         debug_assert!(!self.has_next(), "older records go first");
         let number = self.base + self.records.len() as u64;
         self.sent_end = number + 1;
         self.cursor = self.records.len() + 1;
-        (number, self.keep(record))
+        (number, self.append(record))
     }
 
-    /// Keeps a record that another session has sent, and this one has not yet, as the last of all.
+    /// Appends a record that another session has sent and this one has not.
     pub(crate) fn push_unsent(&mut self, record: Record) {
-        self.keep(record);
+        self.append(record);
     }
 
-    /// Whether a record has to be sent again.
+    /// Returns whether a record has to be sent again.
     pub(crate) fn has_next(&self) -> bool {
         self.cursor < self.records.len()
     }
 
-    /// The record to send again now, with its number. One that was given up leaves a jump.
+    /// Returns the record to send again next, with its number. A record that was given up leaves a
+    /// jump in the numbers.
     pub(crate) fn next(&mut self) -> Option<(u64, &Record)> {
         while self.records.get(self.cursor)?.packet.is_empty() {
             self.cursor += 1;
@@ -57,18 +58,23 @@ impl Replay {
         Some((number, record))
     }
 
-    /// Another path: everything goes again. Returns how many records that is; those given up do not.
+    /// Starts over on another path: everything has to be sent again. Returns the number of records,
+    /// without those given up.
     pub(crate) fn rewind(&mut self) -> u64 {
         self.cursor = 0;
         self.records.iter().filter(|record| !record.packet.is_empty()).count() as u64
     }
 
-    /// Another epoch: the records are numbered anew, from what the peer expects.
+    /// Starts over in another epoch: the records are numbered anew, from the number that the peer
+    /// expects.
     pub(crate) fn renumber(&mut self, base: u64) {
         (self.base, self.sent_end, self.acked, self.cursor) = (base, base, base, 0);
     }
 
-    /// The peer has all records below `upto`: gives each of them to `done`.
+    /// Removes all records below `upto`, which the peer has received, and passes each to `done`.
+    ///
+    /// # Errors
+    /// If `upto` was never sent.
     pub(crate) fn acknowledge(
         &mut self,
         upto: u64,
@@ -91,51 +97,51 @@ impl Replay {
         Ok(())
     }
 
-    /// Gives up the records that came before `limit`, but those of known TCP flows. In the midst of others the
-    /// number stays taken.
+    /// Gives up the records received before `limit`, except for segments of tracked TCP flows.
+    /// Between others, the number of a record stays in use.
     pub(crate) fn give_up_older(&mut self, limit: Instant, mut done: impl FnMut(Vec<u8>)) {
-        let Self { records, cost, bytes, ageing, .. } = self;
-        for record in records.iter_mut().filter(|record| record.ages()) {
-            if *ageing == 0 || record.since > limit {
+        let Self { records, cost, bytes, expirable, .. } = self;
+        for record in records.iter_mut().filter(|record| record.can_expire()) {
+            if *expirable == 0 || record.received_at > limit {
                 break;
             }
             let former = record.cost();
             let packet = std::mem::take(&mut record.packet);
             *cost = *cost - former + record.cost();
             *bytes -= packet.len();
-            *ageing -= 1;
+            *expirable -= 1;
             done(packet);
         }
         self.skip_given_up();
     }
 
-    /// Gives up the records that are `doomed`. Their numbers stay taken.
+    /// Gives up the records for which `doomed` returns true. Their numbers stay in use.
     pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
         for record in self.records.iter_mut().filter(|record| !record.packet.is_empty()) {
             if doomed(record) {
-                let none = Record::new(Vec::new(), Offload::None, record.since, None);
+                let none = Record::new(Vec::new(), Offload::None, record.received_at, None);
                 let record = std::mem::replace(record, none);
                 self.cost -= record.packet.capacity();
                 self.bytes -= record.packet.len();
-                self.ageing -= usize::from(record.ages());
+                self.expirable -= usize::from(record.can_expire());
                 done(record);
             }
         }
         self.skip_given_up();
     }
 
-    /// A kept segment for which `wanted` is true.
-    pub(crate) fn find(&self, wanted: impl Fn(&Place) -> bool) -> Option<usize> {
-        self.records.iter().position(|record| record.place.as_ref().is_some_and(&wanted))
+    /// Returns the index of a segment for which `wanted` returns true.
+    pub(crate) fn find(&self, wanted: impl Fn(&SegmentRange) -> bool) -> Option<usize> {
+        self.records.iter().position(|record| record.range.as_ref().is_some_and(&wanted))
     }
 
-    /// The place of a kept segment.
-    pub(crate) fn place(&self, at: usize) -> Option<Place> {
-        self.records.get(at)?.place
+    /// Returns the sequence range of a segment.
+    pub(crate) fn range(&self, at: usize) -> Option<SegmentRange> {
+        self.records.get(at)?.range
     }
 
-    /// Puts a fresher copy of a kept segment into its place, and returns the old one. Whichever copy the peer gets, it is
-    /// the record of that number.
+    /// Replaces a segment with a fresher copy and returns the old packet. Whichever copy the peer
+    /// receives first, the number is the same.
     pub(crate) fn replace(&mut self, at: usize, packet: Vec<u8>, offload: Offload) -> Option<Vec<u8>> {
         let record = self.records.get_mut(at)?;
         let former = record.cost();
@@ -146,21 +152,21 @@ impl Replay {
         Some(old)
     }
 
-    /// Records were given up, the peer does not know it, and none follows to show it by its number:
-    /// returns the number that the next one will have.
+    /// Returns the number of the next record, if records were given up, the peer does not know, and
+    /// no record follows whose number would show it.
     pub(crate) fn gap(&self) -> Option<u64> {
         (self.records.is_empty() && self.base > self.acked).then_some(self.base)
     }
 
-    /// When the oldest record came from the TUN that can grow too old.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
-        if self.ageing == 0 {
+    /// Returns when the oldest record that can expire was read from the TUN.
+    pub(crate) fn oldest_expirable(&self) -> Option<Instant> {
+        if self.expirable == 0 {
             return None;
         }
-        self.records.iter().find(|record| record.ages()).map(|record| record.since)
+        self.records.iter().find(|record| record.can_expire()).map(|record| record.received_at)
     }
 
-    /// Whether something is out on the active path that the peer has not acknowledged.
+    /// Returns whether an unacknowledged record was sent on the active path.
     pub(crate) fn in_flight(&self) -> bool {
         self.cursor > 0
     }
@@ -169,35 +175,35 @@ impl Replay {
         self.records.is_empty()
     }
 
-    /// How many numbers are taken.
+    /// Returns how many numbers are in use.
     pub(crate) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Memory held.
+    /// Returns the memory held.
     pub(crate) fn cost(&self) -> usize {
         self.cost
     }
 
-    /// Bytes of the packets alone.
+    /// Returns the bytes of the packets alone.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// All records that were not given up, in order.
+    /// Returns all records that were not given up, in order.
     pub(crate) fn into_records(self) -> impl Iterator<Item = Record> {
         self.records.into_iter().filter(|record| !record.packet.is_empty())
     }
 
-    /// Gives back memory that a burst left behind.
+    /// Releases memory left over from a burst.
     pub(crate) fn trim(&mut self) {
         self.records.shrink_to_fit();
     }
 
-    fn keep(&mut self, record: Record) -> &mut Record {
+    fn append(&mut self, record: Record) -> &mut Record {
         self.cost += record.cost();
         self.bytes += record.packet.len();
-        self.ageing += usize::from(record.place.is_none());
+        self.expirable += usize::from(record.range.is_none());
         self.records.push_back_mut(record)
     }
 
@@ -207,11 +213,11 @@ impl Replay {
         self.cursor = self.cursor.saturating_sub(1);
         self.cost -= record.cost();
         self.bytes -= record.packet.len();
-        self.ageing -= usize::from(record.ages());
+        self.expirable -= usize::from(record.can_expire());
         Some(record)
     }
 
-    /// The numbers of records given up are free once nothing older is kept.
+    /// Frees the numbers of records given up, once nothing older is held.
     fn skip_given_up(&mut self) {
         while self.records.front().is_some_and(|record| record.packet.is_empty()) {
             self.pop();
@@ -230,8 +236,8 @@ mod tests {
         byte.into()
     }
 
-    fn filled(count: u8) -> Replay {
-        let mut replay = Replay::default();
+    fn filled(count: u8) -> ReplayBuffer {
+        let mut replay = ReplayBuffer::default();
         for byte in 0..count {
             let sent = replay.push_sent(Record::new(vec![byte], Offload::None, Instant::now(), None));
             assert_eq!((sent.0, sent.1.packet()), (u64::from(byte), packet(&[byte])));
@@ -239,7 +245,7 @@ mod tests {
         replay
     }
 
-    fn next(replay: &mut Replay) -> Option<(u64, Packet<'_>)> {
+    fn next(replay: &mut ReplayBuffer) -> Option<(u64, Packet<'_>)> {
         replay.next().map(|(number, record)| (number, record.packet()))
     }
 
@@ -260,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn old_acknowledgements_do_nothing_and_impossible_ones_are_errors() {
+    fn old_acknowledgements_are_ignored_and_impossible_ones_refused() {
         let mut replay = filled(3);
         replay.acknowledge(2, drop).unwrap();
         replay.acknowledge(1, |_| panic!("twice")).unwrap();
@@ -269,14 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn numbered_anew_what_was_not_sent_again_cannot_be_acknowledged() {
+    fn renumbered_records_cannot_be_acknowledged_before_they_are_sent_again() {
         let mut replay = filled(3);
         replay.renumber(10);
         assert!(replay.acknowledge(11, drop).is_err());
         assert_eq!(next(&mut replay), Some((10, packet(&[0]))));
         replay.acknowledge(11, drop).unwrap();
         assert_eq!(replay.gap(), None);
-        replay.records[1].since += Duration::from_secs(60);
+        replay.records[1].received_at += Duration::from_secs(60);
         let mut given_up = Vec::new();
         replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
         assert_eq!(given_up, [vec![1]]);
@@ -288,14 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_amid_segments_that_stay_leaves_a_jump() {
+    fn a_record_given_up_between_segments_leaves_a_jump() {
         let mut replay = filled(5);
-        let place = Some(Place { flow: 1, seq: 0, length: 1 });
-        (replay.records[0].place, replay.records[3].place, replay.ageing) = (place, place, 3);
+        let range = Some(SegmentRange { flow: 1, seq: 0, length: 1 });
+        (replay.records[0].range, replay.records[3].range, replay.expirable) = (range, range, 3);
         let mut given_up = Vec::new();
         replay.give_up_older(Instant::now(), |packet| given_up.push(packet));
         assert_eq!(given_up, [vec![1], vec![2], vec![4]]);
-        assert_eq!((replay.oldest(), replay.bytes()), (None, 2));
+        assert_eq!((replay.oldest_expirable(), replay.bytes()), (None, 2));
         assert_eq!(replay.rewind(), 2, "what was given up is not sent again");
         assert_eq!(next(&mut replay), Some((0, packet(&[0]))));
         assert_eq!(next(&mut replay), Some((3, packet(&[3]))));

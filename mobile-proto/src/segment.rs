@@ -1,4 +1,5 @@
-//! Inner TCP segments: what the freeze has to know of one, and how a bare acknowledgement is made.
+//! Inner TCP segments: a parser for the fields that the freeze needs, and a builder for bare
+//! acknowledgements.
 
 use crate::offload::Transport;
 
@@ -11,16 +12,17 @@ const TCP: u8 = 6;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const TCP_HEADER: usize = 20;
-/// The timestamps option as Linux pads it: two NOPs, kind 8, length 10 and two numbers (RFC 7323, appendix A).
+/// Length in bytes of the timestamps option as Linux pads it: two NOPs, kind 8, length 10 and two
+/// numbers (RFC 7323, appendix A).
 const TIMESTAMPS: usize = 12;
-/// As most systems start with.
+/// The initial time to live of most systems.
 const TTL: u8 = 64;
 
 /// The two ends of a flow, seen from the host on this side of the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FlowKey {
     version: u8,
-    /// An IPv4 address fills the first four bytes.
+    /// The local address; an IPv4 address fills the first four bytes.
     local: [u8; 16],
     remote: [u8; 16],
     local_port: u16,
@@ -28,31 +30,31 @@ pub(crate) struct FlowKey {
 }
 
 impl FlowKey {
-    /// The same flow for a segment that was read the other way round.
+    /// Returns the key of the same flow, seen from the other side.
     pub(crate) fn reversed(self) -> Self {
         let Self { version, local, remote, local_port, remote_port } = self;
         Self { version, local: remote, remote: local, local_port: remote_port, remote_port: local_port }
     }
 }
 
-/// The header of one TCP segment, also of a large one that is still to be cut.
+/// The header of a TCP segment, which may be a large one that is still to be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// Its sender is the local end.
+    /// The flow, with the sender of the segment as the local end.
     pub(crate) key: FlowKey,
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) flags: u8,
-    /// As on the wire, not scaled.
+    /// The unscaled window, as on the wire.
     pub(crate) window: u16,
-    /// Bytes of data.
+    /// The length of the data in bytes.
     pub(crate) data: u32,
     /// The shift of the windows that follow a SYN (RFC 7323, 2.2); 0 in other segments.
     pub(crate) shift: u8,
 }
 
 impl Segment {
-    /// Reads a packet's headers. `None` for whatever is not a whole TCP segment.
+    /// Parses the headers of a packet. Returns `None` unless the packet is a complete TCP segment.
     pub(crate) fn parse(packet: &[u8]) -> Option<Self> {
         let (transport, header) = locate(packet)?;
         let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
@@ -71,7 +73,7 @@ impl Segment {
             ack: long(8),
             flags: header[13],
             window: word(14),
-            // A packet is at most 65,575 bytes.
+            // A packet has at most 65,575 bytes.
             data: u32::try_from(packet.len() - transport.payload).ok()?,
             shift: if header[13] & SYN == 0 { 0 } else { window_shift(packet, &transport) },
         })
@@ -81,23 +83,23 @@ impl Segment {
         self.flags & flag != 0
     }
 
-    /// How far it moves the sequence numbers on: SYN and FIN count as one each.
+    /// Returns the length in sequence numbers: SYN and FIN count as one each.
     pub(crate) fn length(&self) -> u32 {
         self.data + u32::from(self.has(SYN)) + u32::from(self.has(FIN))
     }
 
-    /// The sequence number behind it.
+    /// Returns the sequence number after the segment.
     pub(crate) fn end(&self) -> u32 {
         self.seq.wrapping_add(self.length())
     }
 }
 
-/// Is `a` before `b`, as sequence numbers go (RFC 9293, 3.4)?
+/// Returns whether sequence number `a` is before `b` (RFC 9293, 3.4).
 pub(crate) fn before(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) > u32::MAX / 2
 }
 
-/// The timestamps option of a segment that [`Segment::parse`] has read: its own, and the one it echoes.
+/// Returns the timestamps option of a parsed segment: its own timestamp, and the one it echoes.
 pub(crate) fn timestamps(packet: &[u8]) -> Option<(u32, u32)> {
     let (transport, _) = locate(packet)?;
     match option(packet, &transport, 8)? {
@@ -118,9 +120,10 @@ fn option<'a>(packet: &'a [u8], transport: &Transport, wanted: u8) -> Option<&'a
     let mut options = packet.get(transport.start + TCP_HEADER..transport.payload)?;
     loop {
         match *options {
-            // NOP.
+            // The NOP option has no length.
             [1, ref rest @ ..] => options = rest,
-            // Any option but the end; one with an impossible length ends the search as well.
+            // Any other option but the end of the list. An impossible length ends the search as
+            // well.
             [kind, length, ..] if kind != 0 && length >= 2 => {
                 let (whole, rest) = options.split_at_checked(usize::from(length))?;
                 if kind == wanted {
@@ -133,19 +136,19 @@ fn option<'a>(packet: &'a [u8], transport: &Transport, wanted: u8) -> Option<&'a
     }
 }
 
-/// What a bare acknowledgement says.
+/// The contents of a bare acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BareAck {
-    /// The flow, seen from the host that is to receive it.
+    /// The flow, seen from the host that receives the acknowledgement.
     pub(crate) to: FlowKey,
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) window: u16,
-    /// Its own, and the one it echoes; for a flow that uses them.
+    /// The acknowledgement's own timestamp, and the one it echoes, for a flow that uses them.
     pub(crate) timestamps: Option<(u32, u32)>,
 }
 
-/// A bare acknowledgement as a whole packet, its checksums complete.
+/// A bare acknowledgement as a complete packet with valid checksums.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AckPacket {
     bytes: [u8; IPV6_HEADER + TCP_HEADER + TIMESTAMPS],
@@ -159,7 +162,7 @@ impl AckPacket {
 }
 
 impl BareAck {
-    /// Writes the packet.
+    /// Builds the packet with its checksums.
     pub(crate) fn packet(&self) -> AckPacket {
         let mut bytes = [0; IPV6_HEADER + TCP_HEADER + TIMESTAMPS];
         let tcp_length = if self.timestamps.is_some() { TCP_HEADER + TIMESTAMPS } else { TCP_HEADER };
@@ -170,7 +173,7 @@ impl BareAck {
         if self.to.version == 4 {
             bytes[0] = 0x45;
             bytes[3] = short;
-            // Don't fragment; so the identification may be zero (RFC 6864).
+            // The don't-fragment flag is set, so the identification may be zero (RFC 6864).
             bytes[6] = 0x40;
             (bytes[8], bytes[9]) = (TTL, TCP);
             bytes[12..16].copy_from_slice(&self.to.remote[..4]);
@@ -189,7 +192,7 @@ impl BareAck {
         tcp[2..4].copy_from_slice(&self.to.local_port.to_be_bytes());
         tcp[4..8].copy_from_slice(&self.seq.to_be_bytes());
         tcp[8..12].copy_from_slice(&self.ack.to_be_bytes());
-        // The length in words of four bytes, in the upper half.
+        // The header length in words of four bytes, in the upper half.
         tcp[12] = tcp_short << 2;
         tcp[13] = ACK;
         tcp[14..16].copy_from_slice(&self.window.to_be_bytes());
@@ -206,14 +209,14 @@ impl BareAck {
     }
 }
 
-/// The transport header of a TCP segment, at least 20 bytes.
+/// Returns the transport header of a TCP segment, at least 20 bytes.
 fn locate(packet: &[u8]) -> Option<(Transport, &[u8; TCP_HEADER])> {
     let transport = Transport::locate(packet).ok().filter(|transport| transport.protocol == TCP)?;
     let header = packet.get(transport.start..)?.first_chunk()?;
     Some((transport, header))
 }
 
-/// The source address (0) or the destination (1).
+/// Returns the source address (0) or the destination address (1).
 fn address(packet: &[u8], version: u8, which: usize) -> Option<[u8; 16]> {
     let mut address = [0; 16];
     if version == 4 {
@@ -224,28 +227,28 @@ fn address(packet: &[u8], version: u8, which: usize) -> Option<[u8; 16]> {
     Some(address)
 }
 
-/// Adds up words of two bytes; all that is summed here has an even length and is shorter than 100 bytes.
+/// Adds words of two bytes. All inputs have an even length and fewer than 100 bytes.
 fn sum_words(start: u32, bytes: &[u8]) -> u32 {
     bytes.as_chunks().0.iter().fold(start, |sum, &word| sum + u32::from(u16::from_be_bytes(word)))
 }
 
-/// The Internet checksum (RFC 1071).
+/// Returns the Internet checksum (RFC 1071).
 fn checksum(start: u32, bytes: &[u8]) -> u16 {
     let mut sum = sum_words(start, bytes);
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    // At most 0xffff by now.
+    // The sum is at most 0xffff here.
     !u16::try_from(sum).unwrap_or(u16::MAX)
 }
 
-/// Segments to test with.
+/// Segments for tests, and tests of this module.
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A segment from 10.9.0.2:4000 to 192.0.2.1:80 (or the like of IPv6), without valid checksums.
+    /// A segment from 10.9.0.2:4000 to 192.0.2.1:80 (or similar for IPv6), without valid checksums.
     #[derive(Clone, Copy, Debug)]
     pub(crate) struct Sample {
         pub(crate) six: bool,
@@ -335,7 +338,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_segment_is_none() {
+    fn incomplete_segments_are_not_parsed() {
         let whole = Sample { data: 10, ..Sample::default() }.packet();
         let mut fragment = whole.clone();
         fragment[6] = 0x20;
@@ -350,9 +353,10 @@ pub(crate) mod tests {
         }
     }
 
-    /// The example of RFC 1071, and a packet whose sums are known to be zero when they are summed with themselves.
+    /// Tests the example of RFC 1071, and packets whose sums must be zero when their checksums are
+    /// included.
     #[test]
-    fn checksums_are_right() {
+    fn checksums_are_valid() {
         assert_eq!(checksum(0, &[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
         for six in [false, true] {
             let packet = Sample { six, timestamps: Some((u32::MAX, 1)), ..Sample::default() }.packet();
@@ -360,7 +364,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A complete checksum makes the sum of what it covers zero.
+    /// Returns whether the sum of what each checksum covers is zero, as for valid checksums.
     pub(crate) fn sums_are_zero(packet: &[u8]) -> bool {
         let (start, addresses) = if packet[0] >> 4 == 4 { (20, 12) } else { (40, 8) };
         let tcp = &packet[start..];
@@ -369,20 +373,20 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn sequence_numbers_go_round() {
+    fn sequence_numbers_wrap() {
         assert!(before(1, 2) && !before(2, 1) && !before(5, 5));
         assert!(before(u32::MAX, 0) && !before(0, u32::MAX));
     }
 
     proptest! {
         #[test]
-        fn garbage_is_read_without_a_panic(
+        fn garbage_is_parsed_without_a_panic(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
             shape in 0..3_u8,
         ) {
             let length = bytes.len();
             if shape > 0 && length >= 40 {
-                // So that not everything ends at the IP header.
+                // This way not everything ends at the IP header.
                 let six = shape == 2;
                 bytes[0] = if six { 0x60 } else { 0x40 | (bytes[0] & 0x0f) };
                 let (at, claimed) = if six { (4, length - 40) } else { (2, length) };
@@ -396,7 +400,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read_back(
+        fn a_segment_survives_a_round_trip(
             six in any::<bool>(), inbound in any::<bool>(), port in any::<u16>(),
             seq in any::<u32>(), ack in any::<u32>(), window in any::<u16>(),
             stamps in any::<Option<(u32, u32)>>(),

@@ -1,47 +1,47 @@
-//! Rate limit for the small segments into which packets from a peer are cut.
+//! Rate limit for the small segments into which a peer's packets are cut.
 //!
-//! A packet that is to be cut costs its sender one frame, and the receiving kernel one packet for
-//! each segment. Segments of an ordinary size are no more work than the bytes that came; with small
-//! ones a little data makes many packets. Senders of small segments exist (an MSS of 256, or of 88,
-//! the least that `TCP_MAXSEG` takes), so small segments pass at a limited rate: as many a second
-//! as the smallest ordinary packets on a link of some 6 Mbit/s. That is no amplification.
+//! A packet that has to be segmented costs its sender one frame, and the receiving kernel one
+//! packet for each segment. Segments of an ordinary size are no more work than the received bytes,
+//! but small ones turn little data into many packets. Senders of small segments exist (an MSS of
+//! 256, or of 88, the minimum of `TCP_MAXSEG`), so small segments pass at a limited rate: as many a
+//! second as the smallest ordinary packets on a link of some 6 Mbit/s. That is no amplification.
 
 use std::time::{Duration, Instant};
 
 use crate::{Offload, Packet};
 
-/// Segments of at least this many bytes are ordinary: every host takes 536 bytes (RFC 9293, 3.7.1),
-/// of which TCP's options may be 40.
-const ORDINARY: u16 = 536 - 40;
+/// Minimum size of an ordinary segment in bytes: every host accepts 536 bytes (RFC 9293, 3.7.1), of
+/// which TCP's options may be 40.
+const ORDINARY_SIZE: u16 = 536 - 40;
 
 /// The cost of a small segment: 32,768 of them pass in a second. That is 64 Mbit/s with an MSS of
 /// 256, 20 Mbit/s with one of 88.
-const PRICE: Duration = Duration::from_nanos(1_000_000_000 / 32_768);
+const SEGMENT_COST: Duration = Duration::from_nanos(1_000_000_000 / 32_768);
 
 /// The credit: 8,192 segments pass at once, which are four of the largest packets.
-const CREDIT: Duration = Duration::from_millis(250);
+const BURST_CREDIT: Duration = Duration::from_millis(250);
 
-/// The budget of one peer's small segments.
+/// The budget for the small segments of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct SegmentBudget {
-    /// The time until which all segments so far are accounted for.
-    paid: Option<Instant>,
+    /// The time until which all segments so far are paid for.
+    paid_until: Option<Instant>,
 }
 
 impl SegmentBudget {
-    /// Returns whether the packet may be passed on to be cut.
+    /// Returns whether the packet may be passed on to be segmented.
     pub(crate) fn admit(&mut self, now: Instant, packet: Packet<'_>) -> bool {
         let Offload::Segment(size) = packet.offload else { return true };
-        if size >= ORDINARY {
+        if size >= ORDINARY_SIZE {
             return true;
         }
-        // Headers count as data, so that the bound needs no look at them.
+        // Headers count as data, so that the limit does not depend on parsing them.
         let segments = packet.len().div_ceil(usize::from(size.max(1)));
-        let price = PRICE.saturating_mul(u32::try_from(segments).unwrap_or(u32::MAX));
-        let paid = self.paid.map_or(now, |paid| paid.max(now)) + price;
-        let admitted = paid <= now + CREDIT;
+        let cost = SEGMENT_COST.saturating_mul(u32::try_from(segments).unwrap_or(u32::MAX));
+        let paid_until = self.paid_until.map_or(now, |paid_until| paid_until.max(now)) + cost;
+        let admitted = paid_until <= now + BURST_CREDIT;
         if admitted {
-            self.paid = Some(paid);
+            self.paid_until = Some(paid_until);
         }
         admitted
     }
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn small_segments_have_a_rate_and_ordinary_ones_have_none() {
+    fn only_small_segments_are_limited() {
         for size in [1448, 1208, 536 - 12, 536 - 40] {
             assert_eq!(admitted(size, 65_000).0, 65_000 * 100_000, "{size}");
         }
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_size_of_nothing_is_a_price_too() {
+    fn a_segment_size_of_zero_has_a_cost() {
         let bytes = [0; 60_000];
         let packet = Packet { bytes: &bytes, offload: Offload::Segment(0) };
         assert!(!SegmentBudget::default().admit(Instant::now(), packet));

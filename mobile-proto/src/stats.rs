@@ -1,42 +1,44 @@
-//! What a session and its paths count.
+//! Counters of a session and its paths.
 
 use std::time::{Duration, Instant};
 
-/// Counters of one session, since it was made. Lost and dropped packets are counted once, where
-/// it was decided: the receiver's `lost` is exact, the sender's `given_up` an upper bound of it
-/// (the peer may have received what it could not acknowledge any more).
+/// Counters of one session since it was created.
+///
+/// Lost and dropped packets are counted once, where it was decided. The receiver's `lost` is exact.
+/// The sender's `given_up` is an upper bound of it, because the peer may have received records that
+/// it could not acknowledge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Packets accepted from the TUN.
     pub enqueued_packets: u64,
-    /// Their bytes.
+    /// Bytes of the packets accepted from the TUN.
     pub enqueued_bytes: u64,
     /// Records sent for the first time.
     pub tx_packets: u64,
-    /// Their bytes, without headers.
+    /// Bytes of the records sent for the first time, without headers.
     pub tx_bytes: u64,
     /// Records sent again after a path switch.
     pub replayed_packets: u64,
-    /// Their bytes, without headers.
+    /// Bytes of the records sent again, without headers.
     pub replayed_bytes: u64,
-    /// Bytes of packets that were compressed to be sent, replayed ones included.
+    /// Bytes of sent packets before compression, replayed ones included.
     pub tx_compressible_bytes: u64,
-    /// What they became.
+    /// Bytes of sent packets after compression.
     pub tx_compressed_bytes: u64,
-    /// Bytes of packets that came compressed.
+    /// Bytes of received packets after decompression.
     pub rx_compressible_bytes: u64,
-    /// What they came as.
+    /// Bytes of received packets before decompression.
     pub rx_compressed_bytes: u64,
     /// Records acknowledged by the peer.
     pub acked_packets: u64,
     /// Packets delivered, in order, once each.
     pub rx_packets: u64,
-    /// Their bytes.
+    /// Bytes of the packets delivered.
     pub rx_bytes: u64,
     /// Records received again and dropped by their number.
     pub duplicates: u64,
-    /// Packets that arrived and were dropped because they would be cut into more segments, or more
-    /// small ones, than a peer may cause.
+    /// Packets received and dropped because they would be cut into more segments, or more small
+    /// ones, than a peer may cause.
     pub dropped_segments: u64,
     /// Records that the peer gave up before they arrived here.
     pub lost: u64,
@@ -44,48 +46,49 @@ pub struct Stats {
     pub given_up: u64,
     /// Packets dropped because the queue was full.
     pub dropped_queue_full: u64,
-    /// Packets dropped in an outage because a newer one needed the room: none of a known TCP flow.
+    /// Packets dropped in an outage to make room for newer ones; no segments of tracked TCP flows.
     pub dropped_displaced: u64,
-    /// Packets dropped in an outage because their data was held already.
+    /// Packets dropped in an outage because their data was already held.
     pub dropped_duplicate: u64,
-    /// Packets dropped because their flow sends faster than the path takes it: no loss but a sign to their sender, which
-    /// any slow link gives.
+    /// Packets dropped because their flow sends faster than the path carries it. This is no failure
+    /// but a signal to the sender, as on any slow link.
     pub dropped_delayed: u64,
-    /// Bare acknowledgements of inner TCP that were not sent because a later one of their flow came while they waited, which
-    /// says all that they said: no loss.
+    /// Bare acknowledgements of inner TCP that were not sent, because a later one of their flow
+    /// made them redundant while they waited. Nothing is lost by this.
     pub thinned: u64,
     /// Packets dropped because they waited too long for an active path.
     pub dropped_aged: u64,
-    /// Packets refused because they are longer than any packet may be, or empty.
+    /// Packets refused because they were empty or longer than the maximum.
     pub dropped_bad_length: u64,
-    /// Acknowledgements made here for inner TCP senders in the name of the other end.
+    /// Acknowledgements sent here to local TCP senders in the name of the other end.
     pub local_answers: u64,
-    /// ACK frames sent.
+    /// ACK frames sent to the peer.
     pub acks_sent: u64,
-    /// ACK frames received.
+    /// ACK frames received from the peer.
     pub acks_received: u64,
-    /// Times that transmission moved to another path.
+    /// Number of times that transmission moved to another path.
     pub switches: u64,
-    /// ACTIVATE frames ignored because a later one was already known.
+    /// ACTIVATE frames ignored because a later one had already arrived.
     pub stale_activates: u64,
-    /// Frames ignored because they were written, in haste, for a former epoch of the relay.
+    /// Frames ignored because they were written early, for a former epoch of the relay.
     pub stale_frames: u64,
-    /// Times that the relay did not know the session any more and records were numbered anew.
+    /// Number of times that the relay no longer knew the session and the records were renumbered.
     pub renumbered: u64,
-    /// Paths closed because of what the peer sent.
+    /// Paths closed because of a protocol violation by the peer.
     pub protocol_errors: u64,
-    /// Bytes that came for a path that was no longer open, ignored.
+    /// Bytes ignored because they arrived for a path that was no longer open.
     pub stray_bytes: u64,
     /// Frames of a later version, skipped.
     pub skipped_frames: u64,
-    /// Times that an answer was overdue on a path and it was tried.
-    pub doubts: u64,
-    /// Times that a path was suspected to be dead.
-    pub suspects: u64,
+    /// Number of times that an answer was overdue on a path and probing started.
+    pub liveness_probes: u64,
+    /// Number of times that a path became unresponsive.
+    pub unresponsive: u64,
 }
 
 impl Stats {
-    /// Packets lost on this side, but for those that told their sender to slow down, and those whose data was held already.
+    /// Returns the packets lost on this side, without those dropped to slow their sender down and
+    /// those whose data was already held.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         let full = self.dropped_queue_full + self.dropped_displaced;
@@ -96,13 +99,13 @@ impl Stats {
 /// Counters and state of one path.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PathStats {
-    /// Whether WELCOME has passed.
+    /// Whether WELCOME was received or sent.
     pub ready: bool,
-    /// Whether it carries the inner packets.
+    /// Whether the path carries the inner packets.
     pub active: bool,
-    /// Whether it is suspected to be dead.
-    pub suspect: bool,
-    /// Whether both ends compress what is worth it.
+    /// Whether the path is unresponsive.
+    pub unresponsive: bool,
+    /// Whether both ends agreed to compression.
     pub compression: bool,
     /// Plaintext bytes sent, headers included.
     pub tx_bytes: u64,
@@ -110,20 +113,20 @@ pub struct PathStats {
     pub tx_packets: u64,
     /// Plaintext bytes received, headers included.
     pub rx_bytes: u64,
-    /// Records delivered that came this way.
+    /// Records received on this path and delivered.
     pub rx_packets: u64,
-    /// Records sent on it for the second time or more.
+    /// Records sent on this path that had been sent before.
     pub replayed_packets: u64,
-    /// Records that came this way and were known already.
+    /// Records received on this path that had already arrived.
     pub duplicates: u64,
-    /// The smoothed round-trip time, once it was measured: the transport's own where it is known.
+    /// The smoothed round-trip time once measured; the transport's own value where available.
     pub srtt: Option<Duration>,
-    /// How much it varies, by the transport's own measure.
+    /// The variation of the round-trip time, by the transport's own measure.
     pub rttvar: Option<Duration>,
-    /// The share of the segments sent that were repeats, over the path's life.
+    /// Share of the segments sent that were retransmissions, over the path's life.
     pub loss: Option<f64>,
     /// When the path was opened.
     pub opened: Instant,
-    /// When anything was last received on it.
+    /// When data was last received on the path.
     pub last_heard: Option<Instant>,
 }

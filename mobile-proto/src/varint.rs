@@ -1,10 +1,10 @@
 //! Variable-length integers as in QUIC (RFC 9000, section 16): the two top bits of the first byte
-//! say how many bytes there are.
+//! encode the number of bytes.
 
-/// The largest integer that can be written.
+/// The largest integer that can be encoded.
 pub(crate) const MAX: u64 = (1 << 62) - 1;
 
-/// How many bytes `value` takes.
+/// Returns the number of bytes that `value` takes.
 pub(crate) fn len(value: u64) -> usize {
     match value {
         0..=0x3f => 1,
@@ -29,16 +29,16 @@ pub(crate) fn put(out: &mut Vec<u8>, value: u64) {
     }
 }
 
-/// What stands at the start of some bytes.
+/// The result of decoding the start of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Varint {
-    /// An integer and how many bytes it took.
+    /// An integer and the number of bytes it took.
     Whole(u64, usize),
-    /// The start of one that takes this many bytes.
+    /// The start of an integer that takes this many bytes.
     Incomplete(usize),
 }
 
-/// Reads an integer. Longer forms than needed are accepted, as in QUIC.
+/// Decodes an integer. Longer forms than needed are accepted, as in QUIC.
 pub(crate) fn get(bytes: &[u8]) -> Varint {
     let Some(&first) = bytes.first() else { return Varint::Incomplete(1) };
     let len = 1 << (first >> 6);
@@ -53,7 +53,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_examples_of_rfc_9000() {
+    fn the_examples_of_rfc_9000_are_decoded() {
         let cases: [(&[u8], u64); 5] = [
             (&[0xc2, 0x19, 0x7c, 0x5e, 0xff, 0x14, 0xe8, 0x8c], 151_288_809_941_952_652),
             (&[0x9d, 0x7f, 0x3e, 0x7d], 494_878_333),

@@ -1,4 +1,5 @@
-//! A steady flow allocates nothing: packet buffers, queues and partial frames are used again.
+//! Tests that a steady flow allocates nothing: packet buffers, queues and partial frames are
+//! reused.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -9,7 +10,7 @@ use mobile_proto::{Enqueue, HelloReader, Limits, Packet, PathId, PushConfig, Ses
 struct Counting;
 
 thread_local! {
-    /// Allocations of this thread: the test harness allocates in its own, at moments of its own.
+    /// Allocations of this thread; the test harness allocates in its own thread.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -32,7 +33,7 @@ static ALLOCATOR: Counting = Counting;
 
 const PATH: PathId = PathId(1);
 
-/// Moves everything that one end has to say to the other, in pieces that cut frames.
+/// Moves everything that one end has to send to the other, in pieces that cut frames.
 fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) -> u64 {
     let mut delivered = 0;
     while from.wants_transmit(PATH) {
@@ -46,7 +47,7 @@ fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) 
     delivered
 }
 
-/// A TCP segment over IPv4, the flow's ends being the same in both directions.
+/// Returns a TCP segment over IPv4, with the same ports and addresses in both directions.
 fn segment(size: usize) -> Vec<u8> {
     let mut packet = vec![1; size];
     packet[0] = 0x45;
@@ -71,13 +72,13 @@ fn steady_flow(limits: &Limits) {
     let mut wire = Vec::new();
     client.open_path(now, PATH);
     client.poll_transmit(now, PATH, &mut wire, 1000);
-    let (hello, _) = HelloReader::new().feed(&wire).expect("a HELLO").expect("a whole one");
+    let (hello, _) = HelloReader::new().feed(&wire).expect("valid").expect("complete");
     server.accept_path(now, &hello).expect("its own session");
     pass(now, &mut server, &mut client, &mut wire);
     client.activate(now, PATH, &[]);
     while client.poll_event().is_some() {}
 
-    // Segments of flows that get known, and something else.
+    // Segments of flows that become tracked, and a packet that is none.
     let mut packets: Vec<Vec<u8>> = [40, 1500, 65_535, 9000].map(segment).to_vec();
     packets.push(vec![1; 700]);
     let total: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
@@ -95,12 +96,12 @@ fn steady_flow(limits: &Limits) {
         assert_eq!((up, down), (total, total));
         client.handle_timeout(now);
         server.handle_timeout(now);
-        client.poll_local(now, &mut |_| panic!("nothing is to be said for anybody"));
-        server.poll_local(now, &mut |_| panic!("nothing is to be said for anybody"));
+        client.poll_local(now, &mut |_| panic!("there is no outage"));
+        server.poll_local(now, &mut |_| panic!("there is no outage"));
         while server.poll_event().is_some() {}
     };
-    // A while until every buffer has its size: what is compressed comes many packets at a time.
-    // Ten milliseconds a round: the PING of each second, which gives memory back, falls in between.
+    // Warm up until every buffer has its size: compressed packets arrive many at a time. A round
+    // takes ten milliseconds, so the PING of each second, which releases memory, falls in between.
     for _ in 0..30 {
         now += Duration::from_millis(10);
         round(now);

@@ -1,10 +1,10 @@
-//! Compression: agreed by both ends or not done, path by path, and never seen in what is delivered.
+//! Tests of compression: agreed by both ends for each path, and invisible in the delivered packets.
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, packet};
+use common::{Direction, Pair, packet};
 use mobile_proto::{CloseCode, Enqueue, Hello, HelloReader, Limits, PathId, Session};
 
 const ONE: PathId = PathId(1);
@@ -14,7 +14,7 @@ fn wanted() -> Limits {
     Limits { compression: true, ..Limits::default() }
 }
 
-/// A packet of text, or something like it; its first bytes are `n`.
+/// Returns a packet of text-like data whose first bytes are `n`.
 fn text(n: u32) -> Vec<u8> {
     let mut packet = packet(n, 1400);
     let words = b"the quick brown fox jumps over the lazy dog, and once more ".iter().cycle();
@@ -22,7 +22,7 @@ fn text(n: u32) -> Vec<u8> {
     packet
 }
 
-/// A packet that nothing makes smaller.
+/// Returns an incompressible packet.
 fn noise(n: u32) -> Vec<u8> {
     let mut packet = packet(n, 1400);
     let mut state = n.wrapping_mul(2_654_435_761) | 1;
@@ -35,7 +35,7 @@ fn noise(n: u32) -> Vec<u8> {
     packet
 }
 
-/// Sends packets up, and returns how many bytes that took.
+/// Sends packets up, and returns how many bytes that took on the wire.
 fn send(pair: &mut Pair, packets: impl IntoIterator<Item = Vec<u8>>) -> usize {
     for packet in packets {
         assert_eq!(pair.send_up(&packet), Enqueue::Queued);
@@ -48,7 +48,7 @@ fn send(pair: &mut Pair, packets: impl IntoIterator<Item = Vec<u8>>) -> usize {
 }
 
 #[test]
-fn both_must_want_it() {
+fn compression_needs_the_consent_of_both_ends() {
     for (client, server) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut pair = Pair::new(Limits { compression: client, ..Limits::default() });
         pair.limits.compression = server;
@@ -71,26 +71,26 @@ fn both_must_want_it() {
 }
 
 #[test]
-fn a_peer_that_was_not_asked_may_not_compress() {
+fn a_peer_may_not_compress_without_agreement() {
     let mut pair = Pair::connected(Limits::default());
     let error = pair.client.handle_input(pair.now, ONE, &[8, 3, 1, 1, 0], &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("not agreed"), "{error}");
 }
 
 #[test]
-fn what_is_sent_again_is_compressed_for_its_own_path() {
+fn a_replayed_record_is_compressed_for_its_new_path() {
     let mut pair = Pair::connected(wanted());
     send(&mut pair, (0..20).map(text));
     for n in 20..40 {
         assert_eq!(pair.send_up(&text(n)), Enqueue::Queued);
     }
     pair.transmit(usize::MAX);
-    // Half of it arrives, in the midst of a frame; then the path dies.
+    // Half of the bytes arrive, and end within a frame; then the path dies.
     let half = pair.wire(ONE).up.len() / 2;
-    pair.deliver(ONE, Way::Up, half);
+    pair.deliver(ONE, Direction::Up, half);
     pair.cut(ONE);
     pair.open(TWO);
-    // Before WELCOME nothing is known of what this path may carry.
+    // Before WELCOME it is unknown what this path may carry.
     pair.activate(TWO, &[]);
     pair.settle();
     send(&mut pair, (40..60).map(text));
@@ -99,19 +99,20 @@ fn what_is_sent_again_is_compressed_for_its_own_path() {
     assert!(pair.client.path_stats(TWO).unwrap().compression);
 }
 
-/// It looked for the WELCOME's consent, which it does not read on a path that it closes.
+/// Tests that the client does not check the consent of WELCOME, which it does not parse on a
+/// closing path.
 #[test]
-fn a_client_reads_what_still_comes_to_a_path_that_it_closes() {
+fn a_client_reads_compressed_packets_on_a_closing_path() {
     let mut pair = Pair::connected(wanted());
     pair.cut(ONE);
     assert_eq!(pair.send_down(&text(1)), Enqueue::Queued);
     pair.open(TWO);
     pair.activate(TWO, &[]);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     let now = pair.now;
     pair.client.close_path(now, TWO, CloseCode::Normal);
-    // The relay's WELCOME and its packet, before it hears of the end.
+    // The relay's WELCOME and its packet, sent before CLOSE arrives.
     let mut out = Vec::new();
     pair.server().poll_transmit(now, TWO, &mut out, usize::MAX);
     let mut came = Vec::new();
@@ -120,7 +121,7 @@ fn a_client_reads_what_still_comes_to_a_path_that_it_closes() {
 }
 
 #[test]
-fn noise_is_soon_left_alone() {
+fn incompressible_packets_are_soon_sent_as_they_are() {
     let mut pair = Pair::connected(wanted());
     let bytes = send(&mut pair, (0..200).map(noise));
     assert!(bytes < 200 * 1410, "{bytes} bytes");
@@ -130,10 +131,10 @@ fn noise_is_soon_left_alone() {
 }
 
 #[test]
-fn a_session_that_takes_over_reads_and_writes_its_own_streams() {
+fn a_session_that_takes_over_has_its_own_streams() {
     let mut pair = Pair::connected(wanted());
     send(&mut pair, (0..20).map(text));
-    // What is acknowledged is not sent again.
+    // Acknowledged records are not sent again.
     pair.advance(Duration::from_secs(1));
     pair.restart_server();
     pair.cut(ONE);
@@ -145,9 +146,10 @@ fn a_session_that_takes_over_reads_and_writes_its_own_streams() {
     assert_eq!(pair.at_server.len(), 40);
 }
 
-/// What an old client sends is a HELLO without the item, and what it gets is a WELCOME it knows.
+/// Tests compatibility: an old client sends HELLO without the item, and gets a WELCOME that it
+/// knows.
 #[test]
-fn a_hello_says_it_only_where_it_is_wanted() {
+fn hello_offers_compression_only_if_it_is_wanted() {
     for compression in [false, true] {
         let pair = Pair::new(Limits { compression, ..Limits::default() });
         let mut client: Session = pair.client;

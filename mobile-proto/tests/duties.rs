@@ -1,10 +1,10 @@
-//! Bounds, timers, acknowledgements, configuration and closing, case by case.
+//! Tests of limits, timers, acknowledgements, configuration and closing.
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, all, closed, config, down, numbers, packet, up, with_offload};
+use common::{Direction, Pair, all, closed, config, down, numbers, packet, up, with_offload};
 use mobile_proto::{
     CloseCode, Enqueue, Event, Limits, Packet, PacketBuf, PathId, PushConfig, Session, SessionId,
     Unacknowledged,
@@ -29,7 +29,7 @@ fn a_full_replay_buffer_waits_and_a_full_queue_drops_the_newest() {
     let (unacked, queued) = (pair.client.unacked_bytes(), pair.client.queued_bytes());
     assert!(unacked <= 10_000 && unacked > 5_000, "{unacked}");
     assert!(queued <= 20_000 && queued > 10_000, "{queued}");
-    assert!(!pair.client.wants_transmit(ONE), "it waits for an acknowledgement");
+    assert!(!pair.client.wants_transmit(ONE), "new records wait for an acknowledgement");
     assert_eq!(pair.client.stats().dropped_queue_full, 1);
     assert_eq!(pair.client.stats().enqueued_packets, u64::from(accepted));
     pair.wire(ONE).stalled_down = false;
@@ -64,7 +64,7 @@ fn without_a_path_packets_wait_until_they_are_too_old() {
 }
 
 #[test]
-fn nothing_ages_while_a_path_is_active() {
+fn nothing_expires_while_a_path_is_active() {
     let mut pair = Pair::connected(Limits { max_age: SECOND, replay_bytes: 1000, ..Limits::default() });
     pair.wire(ONE).stalled_up = true;
     up(&mut pair, 0..10);
@@ -75,60 +75,60 @@ fn nothing_ages_while_a_path_is_active() {
 }
 
 #[test]
-fn a_silent_path_is_suspected_once_and_a_slow_one_never() {
+fn a_silent_path_is_reported_once_and_a_slow_one_never() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..1);
     pair.wire(ONE).stalled_down = true;
     pair.advance(5 * SECOND);
-    let suspects: Vec<_> =
-        pair.client_events.iter().filter(|event| matches!(event, Event::PathSuspect { .. })).collect();
+    let reports: Vec<_> =
+        pair.client_events.iter().filter(|event| matches!(event, Event::PathUnresponsive { .. })).collect();
     assert!(
-        matches!(suspects[..], [Event::PathSuspect { path: ONE, silent_for }] if *silent_for >= SECOND),
-        "{suspects:?}"
+        matches!(reports[..], [Event::PathUnresponsive { path: ONE, silent_for }] if *silent_for >= SECOND),
+        "{reports:?}"
     );
-    assert!(pair.client.path_stats(ONE).unwrap().suspect);
+    assert!(pair.client.path_stats(ONE).unwrap().unresponsive);
     pair.wire(ONE).stalled_down = false;
     pair.advance(SECOND);
-    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
+    assert!(!pair.client.path_stats(ONE).unwrap().unresponsive);
 
-    // One long record at 100 bytes a step: the relay says that bytes arrive.
+    // One long record at 100 bytes a step: the relay acknowledges that bytes arrive.
     let mut pair = Pair::connected(Limits::default());
     assert_eq!(pair.send_up(&packet(0, 6000)), Enqueue::Queued);
     pair.wire(ONE).stalled_up = true;
     for _ in 0..61 {
         pair.advance(Duration::from_millis(500));
-        pair.deliver(ONE, Way::Up, 100);
+        pair.deliver(ONE, Direction::Up, 100);
     }
     pair.advance(SECOND);
     assert_eq!(pair.at_server.len(), 1);
-    assert_eq!(pair.client.stats().suspects, 0);
+    assert_eq!(pair.client.stats().unresponsive, 0);
 }
 
 #[test]
-fn a_busy_sender_still_sees_that_nothing_comes_back() {
+fn a_busy_sender_detects_a_dead_return_direction() {
     let mut pair = Pair::connected(Limits::default());
     pair.wire(ONE).stalled_down = true;
     for n in 0..20 {
         up(&mut pair, n..n + 1);
         pair.advance(SECOND / 10);
     }
-    assert_eq!(pair.client.stats().suspects, 1);
+    assert_eq!(pair.client.stats().unresponsive, 1);
 }
 
 #[test]
-fn an_idle_path_is_pinged_and_its_silence_noticed() {
+fn an_idle_path_is_pinged_and_its_silence_detected() {
     let limits = Limits::default();
     let mut pair = Pair::connected(limits.clone());
     pair.open(TWO);
     pair.advance(10 * limits.keepalive);
-    assert_eq!(pair.client.stats().suspects, 0);
+    assert_eq!(pair.client.stats().unresponsive, 0);
     let bytes = pair.client.path_stats(TWO).unwrap().tx_bytes;
     assert!((40..300).contains(&bytes), "ten pings and no more: {bytes}");
     assert_eq!(pair.client.path_stats(TWO).unwrap().srtt, Some(Duration::ZERO));
     assert_eq!(pair.server().paths().count(), 2, "an idle standby path lives");
     pair.wire(TWO).stalled_up = true;
     pair.advance(limits.keepalive + 5 * SECOND);
-    assert!(matches!(pair.client_events.back(), Some(Event::PathSuspect { path: TWO, .. })));
+    assert!(matches!(pair.client_events.back(), Some(Event::PathUnresponsive { path: TWO, .. })));
     assert_eq!(closed(&pair.server_events, TWO), None, "the relay is more patient");
     pair.advance(4 * limits.keepalive);
     assert_eq!(closed(&pair.server_events, TWO), Some(CloseCode::Timeout));
@@ -136,34 +136,34 @@ fn an_idle_path_is_pinged_and_its_silence_noticed() {
 }
 
 #[test]
-fn a_path_without_welcome_is_suspected() {
+fn a_path_without_welcome_becomes_unresponsive() {
     let mut pair = Pair::new(Limits::default());
     pair.open(ONE);
     pair.wire(ONE).stalled_up = true;
     pair.advance(3 * SECOND);
-    assert_eq!(pair.client.stats().suspects, 0);
+    assert_eq!(pair.client.stats().unresponsive, 0);
     pair.advance(3 * SECOND);
-    assert_eq!(pair.client.stats().suspects, 1);
+    assert_eq!(pair.client.stats().unresponsive, 1);
 }
 
 #[test]
-fn acknowledgements_ride_along_and_go_alone_only_when_they_must() {
+fn acknowledgements_are_sent_alone_only_when_needed() {
     let limits = Limits::default();
     let mut pair = Pair::connected(limits.clone());
     let before = pair.server().stats().acks_sent;
     up(&mut pair, 0..1);
     pair.settle();
-    assert_eq!(pair.server().stats().acks_sent, before, "it waits for company");
+    assert_eq!(pair.server().stats().acks_sent, before, "the acknowledgement waits for other data");
     down(&mut pair, 0..1);
     pair.settle();
-    assert_eq!(pair.server().stats().acks_sent, before + 1, "and has found it");
+    assert_eq!(pair.server().stats().acks_sent, before + 1, "the acknowledgement is sent with other data");
     assert_eq!(pair.client.unacked_bytes(), 0);
     up(&mut pair, 1..2);
     pair.advance(limits.ack_delay);
-    assert_eq!(pair.client.unacked_bytes(), 0, "or goes alone after the delay");
+    assert_eq!(pair.client.unacked_bytes(), 0, "the acknowledgement is sent alone after the delay");
     assert_eq!(pair.send_up(&packet(2, limits.ack_bytes)), Enqueue::Queued);
     pair.settle();
-    assert_eq!(pair.client.unacked_bytes(), 0, "or after many bytes");
+    assert_eq!(pair.client.unacked_bytes(), 0, "the acknowledgement is sent after many bytes");
     let acks = pair.client.stats().acks_sent + pair.server().stats().acks_sent;
     pair.advance(10 * SECOND);
     let later = pair.client.stats().acks_sent + pair.server().stats().acks_sent;
@@ -191,7 +191,7 @@ fn a_changed_configuration_reaches_the_client_once_and_an_old_one_never() {
 }
 
 #[test]
-fn close_is_said_and_heard() {
+fn close_is_sent_and_received() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..2);
     pair.transmit(usize::MAX);
@@ -201,7 +201,7 @@ fn close_is_said_and_heard() {
     assert!(pair.client.wants_transmit(ONE));
     pair.settle();
     assert_eq!(closed(&pair.server_events, ONE), Some(CloseCode::Shutdown));
-    assert_eq!(numbers(&pair.at_server), all(0..2), "what was sent before is delivered");
+    assert_eq!(numbers(&pair.at_server), all(0..2), "data sent before CLOSE is delivered");
     assert_eq!((pair.client.paths().count(), pair.server().paths().count()), (0, 0));
 }
 
@@ -218,7 +218,7 @@ fn a_closed_path_that_takes_no_more_bytes_is_forgotten() {
 }
 
 #[test]
-fn a_path_name_used_again_closes_the_old_path() {
+fn a_reused_path_id_closes_the_old_path() {
     let mut pair = Pair::connected(Limits::default());
     let (now, hello) = (
         pair.now,
@@ -282,7 +282,7 @@ fn records_are_numbered_from_what_the_relay_expects() {
     client.open_path(now, ONE);
     let mut out = Vec::new();
     client.poll_transmit(now, ONE, &mut out, 1000);
-    // WELCOME with epoch 1, expecting 5, and no more than an MTU.
+    // WELCOME with epoch 1, expecting record 5, and only an MTU.
     let welcome = [0x11, 14, 0, 0, 0, 0, 0, 0, 0, 1, 5, 0, 3, 2, 5, 0xdc];
     client.handle_input(now, ONE, &welcome, &mut |_| {}).unwrap();
     client.activate(now, ONE, &[]);
@@ -294,7 +294,7 @@ fn records_are_numbered_from_what_the_relay_expects() {
     assert_eq!(client.unacked_bytes(), 0);
 }
 
-/// A datagram of a flow.
+/// Returns a datagram of a flow.
 fn udp(flow: u8, length: usize) -> Vec<u8> {
     let mut packet = vec![0; length];
     (packet[0], packet[9]) = (0x45, 17);
@@ -303,15 +303,16 @@ fn udp(flow: u8, length: usize) -> Vec<u8> {
     packet
 }
 
-/// Both in one TLS record, the peer could read the keystroke when the last byte of the bulk had come: 4 ms later on 10 Mbit/s.
+/// Tests that the keystroke gets its own TLS record: together with bulk data, the peer could
+/// decrypt it only 4 ms later on 10 Mbit/s.
 #[test]
-fn on_a_slow_path_a_keystroke_is_not_written_together_with_the_bulk_behind_it() {
+fn on_a_slow_path_a_keystroke_is_not_written_together_with_bulk_data() {
     for (limit, together) in [(5_000, false), (64 * 1024, true)] {
         let mut pair = Pair::connected(Limits::default());
         for _ in 0..4 {
             assert_eq!(pair.send_up(&udp(1, 1500)), Enqueue::Queued);
         }
-        // The bulk has had its first turn, which is a little more than one of its packets.
+        // The bulk flow has had its first turn, which is a little more than one of its packets.
         pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), 2000);
         assert_eq!(pair.send_up(&udp(2, 100)), Enqueue::Queued);
         let mut out = Vec::new();
@@ -323,7 +324,8 @@ fn on_a_slow_path_a_keystroke_is_not_written_together_with_the_bulk_behind_it() 
     }
 }
 
-/// The end of a turn before the loss of the path cut a write after each record that went again.
+/// Tests that the end of a turn before the loss of the path does not end a write after each
+/// replayed record.
 #[test]
 fn a_replay_on_a_slow_path_is_not_written_one_by_one() {
     let mut pair = Pair::connected(Limits::default());

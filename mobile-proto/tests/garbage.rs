@@ -1,11 +1,11 @@
-//! A peer that sends anything at all: never a panic, never a stuck timer, and nothing that was
-//! accepted is lost when the next path is a good one.
+//! Tests of a peer that sends anything at all: no panic, no stuck timer, and no accepted packet is
+//! lost when the next path is a good one.
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, numbers, packet};
+use common::{Direction, Pair, numbers, packet};
 use mobile_proto::{
     CloseCode, Enqueue, Event, HelloReader, Limits, MAX_PACKET, Packet, PathId, Session, SessionId,
 };
@@ -13,14 +13,14 @@ use proptest::prelude::*;
 
 const ONE: PathId = PathId(1);
 
-/// A whole frame with a payload short enough for one byte of length.
+/// Returns a complete frame with a payload short enough for one byte of length.
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![kind, u8::try_from(payload.len()).expect("short")];
     frame.extend_from_slice(payload);
     frame
 }
 
-/// Frames that are well formed outside and anything inside.
+/// Returns frames that are well formed outside and arbitrary inside.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let kind = prop_oneof![6 => 1..9_u8, 5 => 0x10..0x16_u8, 1 => 0x80..=0xff_u8];
     let payload = prop_oneof![
@@ -35,18 +35,19 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), frames()]
 }
 
-/// Feeds `bytes` in pieces of `step`, and lets the session do whatever follows from it.
+/// Feeds `bytes` in pieces of `step`, and lets the session do what follows. Returns whether all
+/// input was valid.
 fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usize) -> bool {
     let mut fine = true;
     for piece in bytes.chunks(step.max(1)) {
         let mut deliver = |packet: Packet<'_>| assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
         let result = session.handle_input(now, ONE, piece, &mut deliver);
-        assert!(result.is_ok() || fine, "a path that failed takes no more input");
+        assert!(result.is_ok() || fine, "a failed path takes no more input");
         fine &= result.is_ok();
         let mut out = Vec::new();
         if session.wants_transmit(ONE) && fine {
             session.poll_transmit(now, ONE, &mut out, usize::MAX);
-            assert!(!out.is_empty(), "it wanted to transmit");
+            assert!(!out.is_empty(), "nothing was written although the session wanted to transmit");
             assert!(!session.wants_transmit(ONE));
         }
     }
@@ -56,7 +57,7 @@ fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usiz
     fine
 }
 
-/// Both ends with records in flight and in the queue.
+/// Returns a pair with records in flight and queued at both ends.
 fn busy() -> Pair {
     let mut pair = Pair::connected(Limits { compression: true, ..Limits::default() });
     for n in 0..6 {
@@ -66,8 +67,8 @@ fn busy() -> Pair {
     pair
 }
 
-/// Tests that a configuration which changes without end is one event: 1 MiB caused 80,000 events,
-/// each of which cost the program above a copy of its whole state.
+/// Tests that a configuration which changes without end is one event. Otherwise 1 MiB causes 80,000
+/// events, each of which costs the agent a copy of its whole state.
 #[test]
 fn a_configuration_that_changes_without_end_is_one_event() {
     let mut pair = busy();
@@ -80,7 +81,7 @@ fn a_configuration_that_changes_without_end_is_one_event() {
 }
 
 #[test]
-fn after_an_error_the_peer_is_told_and_the_next_path_carries_on() {
+fn after_an_error_close_is_sent_and_the_next_path_continues() {
     let mut pair = busy();
     let now = pair.now;
     let error = pair.client.handle_input(now, ONE, &[0x7f, 1, 2], &mut |_| {}).unwrap_err();
@@ -97,15 +98,15 @@ fn after_an_error_the_peer_is_told_and_the_next_path_carries_on() {
 }
 
 #[test]
-fn frames_out_of_place_are_named() {
+fn misplaced_frames_are_named_in_the_error() {
     let cases: [(Vec<u8>, &str); 8] = [
-        (frame(0x10, &[0; 29]), "HELLO frame where it has no meaning"),
-        (frame(0x11, &[1; 29]), "WELCOME frame where it has no meaning"),
-        (frame(0x12, &[1, 0]), "ACTIVATE frame where it has no meaning"),
+        (frame(0x10, &[0; 29]), "HELLO frame from this peer in this state"),
+        (frame(0x11, &[1; 29]), "WELCOME frame from this peer in this state"),
+        (frame(0x12, &[1, 0]), "ACTIVATE frame from this peer in this state"),
         (frame(0x03, &[60]), "acknowledges records up to 60, but only 0 were sent"),
         (frame(0x01, &[1]), "DATA frame before the first SEQ"),
-        ([frame(0x02, &[0]), frame(0x01, &[])].concat(), "it has no packet"),
-        (frame(0x04, &[1]), "malformed PING frame: it is too short"),
+        ([frame(0x02, &[0]), frame(0x01, &[])].concat(), "the packet is empty"),
+        (frame(0x04, &[1]), "malformed PING frame: the payload is too short"),
         (frame(0x13, &[1, 3, 2, 0, 1]), "the MTU is below 576"),
     ];
     for (bytes, expected) in cases {
@@ -116,7 +117,7 @@ fn frames_out_of_place_are_named() {
     let mut pair = Pair::connected(Limits::default());
     let now = pair.now;
     let error = pair.server().handle_input(now, ONE, &frame(0x13, &[1]), &mut |_| {}).unwrap_err();
-    assert!(error.to_string().contains("CONFIG frame where it has no meaning"), "{error}");
+    assert!(error.to_string().contains("CONFIG frame from this peer in this state"), "{error}");
     let mut fresh = Session::client(SessionId([3; 16]), Limits::default());
     fresh.open_path(now, ONE);
     let error = fresh.handle_input(now, ONE, &frame(0x04, &[0; 8]), &mut |_| {}).unwrap_err();
@@ -173,7 +174,7 @@ proptest! {
         if open_second {
             pair.open(PathId(2));
             pair.transmit(usize::MAX);
-            pair.deliver(PathId(2), Way::Up, usize::MAX);
+            pair.deliver(PathId(2), Direction::Up, usize::MAX);
         }
         pair.activate(ONE, &[PathId(2)]);
         let now = pair.now;
@@ -202,8 +203,8 @@ proptest! {
     }
 
     #[test]
-    fn garbage_on_one_path_harms_nothing_that_was_accepted(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        // Types that no version has: whatever follows, the path ends there.
+    fn garbage_on_one_path_loses_no_accepted_packet(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        // The frame type is unknown to any version: whatever follows, the path ends there.
         let mut pair = busy();
         pair.transmit(usize::MAX);
         let now = pair.now;

@@ -1,10 +1,10 @@
-//! Handovers, outages and restarts, case by case.
+//! Tests of handovers, outages and restarts.
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Way, all, closed, config, down, number, numbers, packet, up, with_offload};
+use common::{Direction, Pair, all, closed, config, down, number, numbers, packet, up, with_offload};
 use mobile_proto::{CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, Offload, PathId};
 
 const ONE: PathId = PathId(1);
@@ -23,10 +23,10 @@ fn the_first_path_brings_the_configuration_and_carries_packets() {
     assert!(pair.at_server.is_empty(), "nothing flows before the path is active");
     pair.activate(ONE, &[]);
     pair.settle();
-    let activated = Event::Activated { path: ONE, previous: None, replayed: 0, dropped: 0 };
+    let activated = Event::PathActivated { path: ONE, previous: None, replayed: 0, dropped: 0 };
     assert_eq!(pair.client_events.pop_front(), Some(activated.clone()));
     assert_eq!(pair.server_events.pop_front(), Some(activated));
-    assert_eq!(pair.client_events.pop_front(), Some(Event::Confirmed { path: ONE }));
+    assert_eq!(pair.client_events.pop_front(), Some(Event::PathConfirmed { path: ONE }));
     down(&mut pair, 0..2);
     pair.settle();
     assert_eq!((numbers(&pair.at_server), numbers(&pair.at_client)), (all(0..3), all(0..2)));
@@ -43,8 +43,8 @@ fn packets_of_every_length_pass_whole() {
     assert_eq!(pair.send_up(&[]), Enqueue::Dropped(DropReason::BadLength));
     assert_eq!(pair.send_up(&vec![0; MAX_PACKET + 1]), Enqueue::Dropped(DropReason::BadLength));
     pair.transmit(usize::MAX);
-    // In pieces that never meet the frames' ends.
-    while pair.deliver(ONE, Way::Up, 997) > 0 {}
+    // In pieces that never end with a frame.
+    while pair.deliver(ONE, Direction::Up, 997) > 0 {}
     let lengths: Vec<_> = pair.at_server.iter().map(Vec::len).collect();
     assert_eq!(lengths, [4, 63, 64, 1500, 16_383, 16_384, 65_535, MAX_PACKET]);
     pair.at_server.iter().for_each(|packet| assert_eq!(number(packet) as usize, packet.len()));
@@ -52,7 +52,7 @@ fn packets_of_every_length_pass_whole() {
 }
 
 #[test]
-fn packets_that_were_not_copied_are_the_same_when_they_are_sent_again() {
+fn adopted_packets_are_unchanged_when_they_are_replayed() {
     let mut pair = Pair::connected(Limits::default());
     let mut buffer = vec![0; MAX_PACKET];
     let lengths = [60_000, 4, MAX_PACKET, 1500, 40_000, 65_535];
@@ -62,7 +62,7 @@ fn packets_that_were_not_copied_are_the_same_when_they_are_sent_again() {
         let offload = with_offload(&sent).offload;
         let taken = pair.client.enqueue_in_place(pair.now, &mut buffer, length, offload);
         assert_eq!((taken, buffer.len()), (Enqueue::Queued, MAX_PACKET));
-        // Whoever reads the next packet writes over whatever is there.
+        // The next packet overwrites whatever is in the buffer.
         buffer.fill(0xee);
     }
     for length in [0, MAX_PACKET + 1] {
@@ -80,24 +80,24 @@ fn packets_that_were_not_copied_are_the_same_when_they_are_sent_again() {
 }
 
 #[test]
-fn what_a_dead_path_swallowed_is_sent_again_both_ways() {
+fn records_lost_on_a_dead_path_are_replayed_in_both_directions() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..10);
     down(&mut pair, 0..10);
     pair.transmit(usize::MAX);
-    pair.deliver(ONE, Way::Up, 450);
+    pair.deliver(ONE, Direction::Up, 450);
     pair.cut(ONE);
     up(&mut pair, 10..12);
     down(&mut pair, 10..12);
     pair.open(TWO);
     pair.settle();
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
-    // WELCOME said what had arrived: only the rest is sent again.
+    // WELCOME acknowledged what had arrived: only the rest is sent again.
     pair.activate(TWO, &[]);
-    assert!(!pair.client_events.contains(&Event::Confirmed { path: TWO }));
+    assert!(!pair.client_events.contains(&Event::PathConfirmed { path: TWO }));
     assert_eq!(
         pair.client_events.pop_front(),
-        Some(Event::Activated { path: TWO, previous: None, replayed: 6, dropped: 0 })
+        Some(Event::PathActivated { path: TWO, previous: None, replayed: 6, dropped: 0 })
     );
     pair.settle();
     assert_eq!(numbers(&pair.at_server), all(0..12));
@@ -109,7 +109,7 @@ fn what_a_dead_path_swallowed_is_sent_again_both_ways() {
 }
 
 #[test]
-fn make_before_break_with_the_old_paths_bytes_arriving_last() {
+fn a_planned_handover_survives_late_bytes_of_the_old_path() {
     let mut pair = Pair::connected(Limits::default());
     pair.open(TWO);
     pair.settle();
@@ -125,7 +125,7 @@ fn make_before_break_with_the_old_paths_bytes_arriving_last() {
     pair.settle();
     assert_eq!(numbers(&pair.at_server), all(0..25));
     assert_eq!(numbers(&pair.at_client), all(0..25));
-    // Now the old path wakes up: all of it is known by number.
+    // The old path delivers again: all of its records are known by number.
     pair.wire(ONE).stalled_up = false;
     pair.wire(ONE).stalled_down = false;
     pair.settle();
@@ -147,7 +147,7 @@ fn the_relay_frees_the_paths_that_are_not_kept() {
     let mut open: Vec<_> = pair.server().paths().collect();
     open.sort_unstable();
     assert_eq!(open, [TWO, THREE]);
-    assert!(!pair.wires.contains_key(&ONE), "the client has learnt it too");
+    assert!(!pair.wires.contains_key(&ONE), "the client has learnt of it, too");
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn an_activate_acknowledges_and_is_answered_at_once() {
 }
 
 #[test]
-fn a_restarted_relay_gets_the_unacknowledged_again_first_and_in_order() {
+fn a_restarted_relay_gets_unacknowledged_records_first_and_in_order() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..5);
     pair.settle();
@@ -240,14 +240,14 @@ fn a_restarted_relay_gets_the_unacknowledged_again_first_and_in_order() {
 }
 
 #[test]
-fn paths_of_a_former_epoch_are_closed_and_answers_out_of_order_do_no_harm() {
+fn paths_of_a_former_epoch_are_closed_and_late_answers_are_ignored() {
     let mut pair = Pair::connected(Limits::default());
     up(&mut pair, 0..5);
     pair.advance(SECOND);
-    // Path 2's WELCOME of the old relay waits on the wire while path 3 meets the new relay.
+    // Path 2's WELCOME of the old relay is in flight while path 3 reaches the new relay.
     pair.open(TWO);
     pair.transmit(usize::MAX);
-    pair.deliver(TWO, Way::Up, usize::MAX);
+    pair.deliver(TWO, Direction::Up, usize::MAX);
     pair.transmit(usize::MAX);
     pair.wire(TWO).stalled_down = true;
     pair.wire(ONE).stalled_down = true;
@@ -272,7 +272,7 @@ fn a_restarted_client_gets_what_the_relay_still_held() {
     let mut pair = Pair::connected(Limits::default());
     down(&mut pair, 0..6);
     pair.transmit(usize::MAX);
-    pair.deliver(ONE, Way::Down, 330);
+    pair.deliver(ONE, Direction::Down, 330);
     pair.restart_client();
     down(&mut pair, 6..8);
     pair.open(TWO);
@@ -281,7 +281,8 @@ fn a_restarted_client_gets_what_the_relay_still_held() {
     pair.settle();
     up(&mut pair, 0..2);
     pair.settle();
-    // The new agent cannot know what the old one delivered: from the first unacknowledged on.
+    // The new agent cannot know what the old one delivered: the relay starts with the first
+    // unacknowledged record.
     assert_eq!(numbers(&pair.at_client), [all(0..3), all(0..8)].concat());
     assert_eq!(numbers(&pair.at_server), all(0..2));
 }

@@ -1,4 +1,4 @@
-//! Doubt, suspicion, recovery and the relay's nudge, as the shells see them.
+//! Tests of probing, unresponsiveness, recovery and the relay's DOUBT, as the events show them.
 
 mod common;
 
@@ -12,7 +12,7 @@ const ONE: PathId = PathId(1);
 const TWO: PathId = PathId(2);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Path 1 is active, path 2 stands by, and the shells give samples.
+/// Returns a pair in which path 1 is active, path 2 stands by, and the ends take samples.
 fn pair() -> Pair {
     let mut pair = Pair::connected(Limits::default());
     pair.samples = true;
@@ -25,46 +25,46 @@ fn pair() -> Pair {
     pair
 }
 
-fn told(pair: &Pair) -> Vec<&Event> {
+fn client_events(pair: &Pair) -> Vec<&Event> {
     pair.client_events.iter().collect()
 }
 
-fn is_suspect(event: &Event, of: PathId) -> bool {
-    matches!(event, Event::PathSuspect { path, .. } if *path == of)
+fn is_unresponsive(event: &Event, of: PathId) -> bool {
+    matches!(event, Event::PathUnresponsive { path, .. } if *path == of)
 }
 
 #[test]
-fn a_dead_path_is_doubted_then_suspect_and_recovers() {
+fn a_dead_path_is_probed_then_unresponsive_and_recovers() {
     let mut pair = pair();
     pair.wire(ONE).stalled_up = true;
     up(&mut pair, 1..2);
     let cut = pair.now;
     pair.advance(RTT + Duration::from_millis(30));
-    assert_eq!(told(&pair), [&Event::PathDoubted { path: ONE }]);
-    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
+    assert_eq!(client_events(&pair), [&Event::PathProbing { path: ONE }]);
+    assert!(!pair.client.path_stats(ONE).unwrap().unresponsive);
     pair.advance(Duration::from_millis(100));
-    let events = told(&pair);
-    let [_, Event::PathSuspect { path: ONE, silent_for }] = events[..] else { panic!("{events:?}") };
+    let events = client_events(&pair);
+    let [_, Event::PathUnresponsive { path: ONE, silent_for }] = events[..] else { panic!("{events:?}") };
     assert!(*silent_for < Duration::from_millis(150) && *silent_for <= pair.now - cut);
-    assert!(pair.client.path_stats(ONE).unwrap().suspect);
+    assert!(pair.client.path_stats(ONE).unwrap().unresponsive);
     pair.advance(10 * SECOND);
-    assert_eq!(pair.client_events.len(), 2, "each is said once");
+    assert_eq!(pair.client_events.len(), 2, "each change is reported once");
     pair.wire(ONE).stalled_up = false;
     pair.advance(2 * SECOND);
     assert_eq!(pair.client_events.back(), Some(&Event::PathRecovered { path: ONE }));
     assert_eq!(pair.client_events.len(), 3);
-    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
-    // The same again: it is another time.
+    assert!(!pair.client.path_stats(ONE).unwrap().unresponsive);
+    // The same again is reported another time.
     pair.wire(ONE).stalled_down = true;
     up(&mut pair, 2..3);
     pair.advance(SECOND);
-    assert!(is_suspect(pair.client_events.back().unwrap(), ONE));
+    assert!(is_unresponsive(pair.client_events.back().unwrap(), ONE));
     let stats = pair.client.stats();
-    assert_eq!((stats.doubts, stats.suspects), (2, 2));
+    assert_eq!((stats.liveness_probes, stats.unresponsive), (2, 2));
 }
 
 #[test]
-fn a_doubt_asks_the_other_paths_whether_they_live() {
+fn probing_a_path_pings_the_other_paths() {
     let mut pair = pair();
     pair.open(PathId(3));
     pair.advance(2 * SECOND);
@@ -74,14 +74,15 @@ fn a_doubt_asks_the_other_paths_whether_they_live() {
     up(&mut pair, 1..2);
     pair.advance(SECOND / 2);
     for (path, dead) in [(ONE, true), (TWO, true), (PathId(3), false)] {
-        assert_eq!(pair.client_events.iter().any(|event| is_suspect(event, path)), dead, "{path}");
+        assert_eq!(pair.client_events.iter().any(|event| is_unresponsive(event, path)), dead, "{path}");
     }
 }
 
-/// Left in the midst of an upload, with full buffers, it has died since: nothing of the session's gets into it.
+/// Tests a path that was left during an upload, with full buffers, and has died since: the session
+/// can write nothing to it.
 #[test]
-fn a_path_that_cannot_be_written_to_is_judged_by_what_waits_to_be_written() {
-    // Where little is in its network, only the kernel's patience can tell.
+fn a_path_that_cannot_be_written_to_is_judged_by_its_queued_data() {
+    // With little in flight, only the kernel's retransmissions over a longer time show it.
     for (writes, millis) in [(60, 300), (30, 3500)] {
         let mut pair = pair();
         pair.activate(TWO, &[ONE]);
@@ -100,13 +101,17 @@ fn a_path_that_cannot_be_written_to_is_judged_by_what_waits_to_be_written() {
         pair.cut(ONE);
         pair.activate(TWO, &[]);
         pair.advance(Duration::from_millis(millis));
-        assert!(pair.client_events.iter().any(|event| is_suspect(event, TWO)), "{:?}", pair.client_events);
+        assert!(
+            pair.client_events.iter().any(|event| is_unresponsive(event, TWO)),
+            "{:?}",
+            pair.client_events
+        );
     }
 }
 
-/// It stands by, and a keepalive is the first thing that shows it.
+/// Tests that a keepalive is the first data that reveals a dead standby path.
 #[test]
-fn a_standby_path_that_cannot_be_written_to_is_found_by_its_keepalive() {
+fn a_dead_standby_path_that_cannot_be_written_to_is_detected_by_its_keepalive() {
     let mut pair = pair();
     pair.wire(TWO).full = true;
     pair.wire(TWO).stalled_up = true;
@@ -114,32 +119,37 @@ fn a_standby_path_that_cannot_be_written_to_is_found_by_its_keepalive() {
     pair.advance(40 * SECOND);
     pair.client_events.clear();
     pair.advance(10 * SECOND);
-    assert_eq!(told(&pair).iter().filter(|event| is_suspect(event, TWO)).count(), 1);
+    assert_eq!(client_events(&pair).iter().filter(|event| is_unresponsive(event, TWO)).count(), 1);
 }
 
 #[test]
-fn a_relay_that_gets_nothing_through_nudges_the_client_over_another_path() {
+fn a_relay_that_gets_nothing_through_sends_doubt_on_another_path() {
     let mut pair = pair();
-    // The client sends nothing, so that nothing of its own is unanswered.
+    // The client sends nothing, so that none of its data is unanswered.
     pair.wire(ONE).stalled_up = true;
     pair.wire(ONE).stalled_down = true;
     down(&mut pair, 0..1);
     pair.advance(Duration::from_millis(60));
-    assert_eq!(pair.server_events.pop_front(), Some(Event::PathDoubted { path: ONE }));
-    assert_eq!(told(&pair), [&Event::PathDoubted { path: ONE }], "it tries the path itself");
+    assert_eq!(pair.server_events.pop_front(), Some(Event::PathProbing { path: ONE }));
+    assert_eq!(
+        client_events(&pair),
+        [&Event::PathProbing { path: ONE }],
+        "the client probes the path itself"
+    );
     pair.advance(Duration::from_millis(150));
-    assert!(is_suspect(pair.client_events.back().unwrap(), ONE));
-    // The relay takes its time: its verdict moves nothing.
+    assert!(is_unresponsive(pair.client_events.back().unwrap(), ONE));
+    // The relay needs longer, and its verdict changes nothing.
     pair.advance(4 * SECOND);
-    assert!(is_suspect(pair.server_events.back().unwrap(), ONE));
+    assert!(is_unresponsive(pair.server_events.back().unwrap(), ONE));
     pair.activate(TWO, &[]);
     pair.settle();
     assert_eq!(common::numbers(&pair.at_client), [0]);
 }
 
-/// The path that the DOUBT comes on is alive in one direction at least; of the others nothing is known.
+/// Tests the other paths: the path that carries DOUBT is alive in at least one direction, of the
+/// others nothing is known.
 #[test]
-fn a_nudge_asks_the_other_paths_whether_they_live() {
+fn a_received_doubt_pings_the_other_paths() {
     let mut pair = pair();
     pair.open(PathId(3));
     pair.advance(2 * SECOND);
@@ -151,12 +161,12 @@ fn a_nudge_asks_the_other_paths_whether_they_live() {
     down(&mut pair, 0..1);
     pair.advance(SECOND);
     for path in [ONE, TWO, PathId(3)] {
-        assert!(pair.client_events.iter().any(|event| is_suspect(event, path)), "{path}");
+        assert!(pair.client_events.iter().any(|event| is_unresponsive(event, path)), "{path}");
     }
 }
 
 #[test]
-fn a_relay_that_lies_causes_a_few_pings_and_nothing_else() {
+fn false_doubts_of_a_relay_cause_a_few_pings_and_nothing_else() {
     let mut pair = pair();
     let before = pair.client.path_stats(ONE).unwrap().tx_bytes;
     let start = pair.now;
@@ -167,16 +177,19 @@ fn a_relay_that_lies_causes_a_few_pings_and_nothing_else() {
     }
     let bytes = pair.client.path_stats(ONE).unwrap().tx_bytes - before;
     assert!(bytes <= 5 * 10 * 10, "ten pings of ten bytes, four times a second and once: {bytes}");
-    let doubts = pair.client_events.iter().filter(|event| matches!(event, Event::PathDoubted { .. })).count();
-    assert!((1..=5).contains(&doubts), "{doubts}");
-    assert_eq!((pair.client.stats().suspects, pair.client.active_path()), (0, Some(ONE)));
+    let probes = pair.client_events.iter().filter(|event| matches!(event, Event::PathProbing { .. })).count();
+    assert!((1..=5).contains(&probes), "{probes}");
+    assert_eq!((pair.client.stats().unresponsive, pair.client.active_path()), (0, Some(ONE)));
     let now = pair.now;
-    assert!(pair.client.handle_input(now, TWO, &[0x15, 1, 0], &mut |_| {}).is_err(), "it has no payload");
-    assert!(pair.server().handle_input(now, TWO, &[0x15, 0], &mut |_| {}).is_err(), "only a relay doubts");
+    assert!(pair.client.handle_input(now, TWO, &[0x15, 1, 0], &mut |_| {}).is_err(), "DOUBT has no payload");
+    assert!(
+        pair.server().handle_input(now, TWO, &[0x15, 0], &mut |_| {}).is_err(),
+        "only a relay sends DOUBT"
+    );
 }
 
 #[test]
-fn without_samples_a_nudge_makes_the_silence_heard() {
+fn without_samples_a_doubt_reveals_the_silence() {
     let mut pair = Pair::connected(Limits::default());
     pair.open(TWO);
     up(&mut pair, 0..1);
@@ -185,9 +198,9 @@ fn without_samples_a_nudge_makes_the_silence_heard() {
     pair.wire(ONE).stalled_down = true;
     down(&mut pair, 0..1);
     pair.advance(3 * SECOND);
-    assert!(pair.server_events.iter().any(|event| is_suspect(event, ONE)));
-    assert!(pair.client_events.iter().any(|event| is_suspect(event, ONE)));
-    // And then there is silence: two ends that keep each other's hopes up would never end.
+    assert!(pair.server_events.iter().any(|event| is_unresponsive(event, ONE)));
+    assert!(pair.client_events.iter().any(|event| is_unresponsive(event, ONE)));
+    // After that both ends are silent: an exchange that keeps both ends waiting would never end.
     let sent = |pair: &Pair, path| pair.client.path_stats(path).unwrap().tx_bytes;
     let before = sent(&pair, ONE);
     pair.wire(ONE).stalled_up = false;
@@ -207,21 +220,21 @@ fn an_early_path_is_judged_by_its_data_and_its_hello() {
             pair.advance(Duration::from_millis(5));
         }
         pair.advance(Duration::from_millis(millis));
-        assert!(pair.client_events.iter().any(|event| is_suspect(event, PathId(3))), "{writes} writes");
+        assert!(pair.client_events.iter().any(|event| is_unresponsive(event, PathId(3))), "{writes} writes");
         pair.wire(PathId(3)).stalled_up = false;
         pair.advance(SECOND);
-        assert!(!pair.client.path_stats(PathId(3)).unwrap().suspect);
+        assert!(!pair.client.path_stats(PathId(3)).unwrap().unresponsive);
         assert!(pair.client_events.contains(&Event::PathRecovered { path: PathId(3) }));
     }
 }
 
 #[test]
-fn the_shell_reads_what_its_kernel_knows() {
+fn path_stats_show_the_latest_sample() {
     let mut pair = pair();
     let stats = pair.client.path_stats(ONE).unwrap();
     assert_eq!((stats.srtt, stats.rttvar, stats.loss), (Some(RTT), Some(RTT / 20), Some(0.0)));
     let now = pair.now;
-    assert!(!pair.client.wants_sample(now, ONE), "an idle path is not looked at");
+    assert!(!pair.client.wants_sample(now, ONE), "no sample is wanted of an idle path");
     assert!(!pair.client.wants_sample(now, PathId(9)));
     let lossy = mobile_proto::TransportSample {
         delivered: 90,
@@ -255,5 +268,5 @@ fn an_idle_pair_with_two_standby_paths_wakes_rarely_and_sends_little() {
     // Thirteen keepalives of ten bytes for each path in ten minutes.
     assert!(sent(&pair) - before <= 3 * 14 * 10, "{}", sent(&pair) - before);
     assert!(wakes <= 3 * 2 * 14, "{wakes} in ten minutes");
-    assert_eq!(pair.client.stats().doubts, 0);
+    assert_eq!(pair.client.stats().liveness_probes, 0);
 }

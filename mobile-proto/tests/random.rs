@@ -1,24 +1,26 @@
-//! Random lives of a session: packets both ways, bytes in pieces, stalls, lost paths, switches
-//! early and late, blackholes, restarts. Within the bounds nothing is lost, doubled or reordered;
-//! beyond them, and only then, something is missing, and the counters say exactly how much. Dead
-//! paths are suspected, and no others.
+//! Model tests with random operations on a session: packets in both directions, bytes in pieces,
+//! stalls, lost paths, early and late switches, blackholes and restarts.
+//!
+//! Within the limits nothing is lost, duplicated or reordered. Beyond them, and only then, packets
+//! are missing, and the counters state exactly how many. Dead paths become unresponsive, and no
+//! others.
 
 mod common;
 
 use std::time::Duration;
 
-use common::Way;
+use common::Direction;
 use common::world::{Op, World, op, op_with_restarts, timely_op};
 use mobile_proto::{Limits, PathId, Session};
 use proptest::prelude::*;
 
-/// So many lives each time, if nothing else is said: they take seconds.
+/// Returns the number of cases; the default takes seconds.
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig::with_cases(cases.unwrap_or(10_000))
 }
 
-/// Memory is bounded at any moment.
+/// Checks that memory is within the limits.
 fn check_bounds(world: &World) {
     let (limits, slack) = (&world.pair.limits, 64 << 10);
     for session in [Some(&world.pair.client), world.pair.server.as_ref()].into_iter().flatten() {
@@ -35,33 +37,35 @@ fn run(world: &mut World, ops: &[Op]) {
     }
 }
 
-/// Whoever is dead has something to answer within a keepalive, and is suspect soon after.
-fn suspects_every_dead_path(world: &mut World) {
-    // An answer that a blackhole held up for long was taken for a long RTT by a shell without samples.
+/// Checks that every dead path becomes unresponsive: it has something to answer within a keepalive
+/// interval, and is unresponsive soon after.
+fn detects_every_dead_path(world: &mut World) {
+    // An end without samples takes an answer that a blackhole held up for a long RTT.
     world.pair.settle();
-    let stats = |world: &World, path| world.pair.client.path_stats(path).expect("it is open");
+    let stats = |world: &World, path| world.pair.client.path_stats(path).expect("the path is open");
     let longest = world.dead_paths().into_iter().filter_map(|path| stats(world, path).srtt).max();
     let patience = Duration::from_secs(10) + 4 * longest.unwrap_or_default();
-    // And there the relay's word, on a path that is dead upwards only, puts it off once in a keepalive.
+    // Without samples, DOUBT of the relay on a path that is dead upwards only delays this once in a
+    // keepalive interval.
     let keepalives = if world.pair.samples { 1 } else { 2 };
     world.pair.advance(keepalives * Limits::default().keepalive + patience);
-    let unsuspected =
-        |world: &World| world.dead_paths().into_iter().find(|&path| !stats(world, path).suspect);
-    if !world.pair.samples && unsuspected(world).is_some() {
-        // It may have come just now.
+    let undetected =
+        |world: &World| world.dead_paths().into_iter().find(|&path| !stats(world, path).unresponsive);
+    if !world.pair.samples && undetected(world).is_some() {
+        // DOUBT may have arrived just now.
         world.pair.advance(patience);
     }
-    if let Some(path) = unsuspected(world) {
-        panic!("{path} is dead and was not suspected: {:?}", stats(world, path));
+    if let Some(path) = undetected(world) {
+        panic!("{path} is dead and was not detected: {:?}", stats(world, path));
     }
 }
 
-/// A test that asked in the very second in which the relay's doubt, once in a keepalive, is a sign of life.
+/// Tests the second in which DOUBT of the relay, once in a keepalive interval, is a sign of life.
 #[test]
-fn a_path_dead_upwards_is_suspect_again_after_the_relays_word() {
+fn a_path_dead_upwards_is_unresponsive_again_after_a_doubt_of_the_relay() {
     let mut world = World::new(Limits::default(), false);
     for op in [
-        Op::Send { way: Way::Down, count: 1, size: 4 },
+        Op::Send { direction: Direction::Down, count: 1, size: 4 },
         Op::Blackhole { path: 0, up: true, down: false },
         Op::Open { early: false },
         Op::Open { early: true },
@@ -70,14 +74,14 @@ fn a_path_dead_upwards_is_suspect_again_after_the_relays_word() {
     ] {
         world.run(&op);
     }
-    suspects_every_dead_path(&mut world);
+    detects_every_dead_path(&mut world);
 }
 
 proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn within_the_bounds_nothing_is_lost_doubled_or_reordered(
+    fn within_the_limits_nothing_is_lost_duplicated_or_reordered(
         ops in proptest::collection::vec(op(), 0..120),
         replay_bytes in 300..20_000_usize,
         samples in any::<bool>(),
@@ -86,7 +90,7 @@ proptest! {
         let limits = Limits {
             replay_bytes,
             max_age: Duration::from_secs(3600),
-            // Nor is anything said to senders that are too fast for the path.
+            // No packet is dropped to slow down a sender.
             target_delay: Duration::MAX,
             compression,
             ..Limits::default()
@@ -94,13 +98,13 @@ proptest! {
         let mut world = World::new(limits, samples);
         run(&mut world, &ops);
         world.heal();
-        for way in [Way::Up, Way::Down] {
-            prop_assert_eq!(&world.arrived(way), &world.accepted[way as usize]);
-            let (sender, receiver) = world.stats(way);
+        for direction in [Direction::Up, Direction::Down] {
+            prop_assert_eq!(&world.arrived(direction), &world.accepted[direction as usize]);
+            let (sender, receiver) = world.stats(direction);
             prop_assert_eq!(receiver.rx_packets, sender.enqueued_packets);
             prop_assert_eq!(sender.tx_packets, sender.enqueued_packets);
             prop_assert_eq!(sender.acked_packets, sender.enqueued_packets);
-            prop_assert_eq!((receiver.lost, sender.given_up, world.refused[way as usize]), (0, 0, 0));
+            prop_assert_eq!((receiver.lost, sender.given_up, world.refused[direction as usize]), (0, 0, 0));
             prop_assert!(receiver.duplicates <= sender.replayed_packets);
         }
         prop_assert_eq!(world.pair.client.unacked_bytes() + world.pair.client.queued_bytes(), 0);
@@ -108,7 +112,7 @@ proptest! {
     }
 
     #[test]
-    fn beyond_the_bounds_the_counters_say_what_is_missing(
+    fn beyond_the_limits_the_counters_state_what_is_missing(
         ops in proptest::collection::vec(op(), 0..120),
         queue_bytes in 2_000..10_000_usize,
         samples in any::<bool>(),
@@ -122,14 +126,14 @@ proptest! {
         let mut world = World::new(limits, samples);
         run(&mut world, &ops);
         world.heal();
-        for way in [Way::Up, Way::Down] {
-            let arrived = world.arrived(way);
-            prop_assert!(arrived.is_sorted_by(|a, b| a < b), "doubled or reordered: {:?}", arrived);
-            let (sender, receiver) = world.stats(way);
-            let missing = world.accepted[way as usize].len() - arrived.len();
+        for direction in [Direction::Up, Direction::Down] {
+            let arrived = world.arrived(direction);
+            prop_assert!(arrived.is_sorted_by(|a, b| a < b), "duplicated or reordered: {:?}", arrived);
+            let (sender, receiver) = world.stats(direction);
+            let missing = world.accepted[direction as usize].len() - arrived.len();
             prop_assert_eq!(missing as u64, sender.dropped_aged + sender.dropped_displaced + sender.dropped_delayed + sender.thinned + receiver.lost);
             prop_assert!(receiver.lost <= sender.given_up);
-            prop_assert_eq!(sender.dropped_queue_full, world.refused[way as usize]);
+            prop_assert_eq!(sender.dropped_queue_full, world.refused[direction as usize]);
             prop_assert_eq!(sender.acked_packets + sender.given_up, sender.tx_packets);
         }
     }
@@ -147,24 +151,24 @@ proptest! {
         world.heal();
         let clients_died = ops.iter().any(|op| matches!(op, Op::RestartClient));
         let servers_died = ops.iter().any(|op| matches!(op, Op::RestartServer));
-        let lives = [(Way::Up, clients_died), (Way::Down, servers_died)];
-        for ((way, sender_died), lives) in lives.into_iter().zip([
+        let lives = [(Direction::Up, clients_died), (Direction::Down, servers_died)];
+        for ((direction, sender_died), lives) in lives.into_iter().zip([
             &world.pair.server_lives,
             &world.pair.client_lives,
         ]) {
-            let (arrived, accepted) = (world.arrived(way), &world.accepted[way as usize]);
-            // Within each life of the receiver: no doubles, no disorder.
+            let (arrived, accepted) = (world.arrived(direction), &world.accepted[direction as usize]);
+            // Within each lifetime of the receiver there are no duplicates and no disorder.
             let mut start = 0;
             for &end in lives.iter().chain([&arrived.len()]) {
                 let life = &arrived[start..end];
-                prop_assert!(life.is_sorted_by(|a, b| a < b), "doubled or reordered: {:?}", life);
+                prop_assert!(life.is_sorted_by(|a, b| a < b), "duplicated or reordered: {:?}", life);
                 start = end;
             }
             if !sender_died {
                 let mut known = arrived.clone();
                 known.sort_unstable();
                 known.dedup();
-                prop_assert_eq!(&known, accepted, "lost although its sender lived on");
+                prop_assert_eq!(&known, accepted, "lost although the sender was not restarted");
             }
         }
         let (client, server) = (world.pair.client.stats(), world.pair.client.unacked_bytes());
@@ -172,26 +176,27 @@ proptest! {
     }
 
     #[test]
-    fn the_dead_are_suspected_and_the_living_are_not(
+    fn dead_paths_are_detected_and_live_ones_are_not(
         ops in proptest::collection::vec(timely_op(), 0..60),
         samples in any::<bool>(),
     ) {
         let mut world = World::new(Limits::default(), samples);
-        world.suspected();
+        world.unresponsive_paths();
         for op in &ops {
             let (dead, active) = (world.dead_wires(), world.pair.client.active_path());
             world.run(op);
             check_bounds(&world);
-            let [client, server] = world.suspected();
+            let [client, server] = world.unresponsive_paths();
             prop_assert!(client.iter().all(|path| dead.contains(path)), "{:?} not in {:?}: {:?}", client, dead, op);
-            // A client acknowledges on its own active path only, wherever the relay's records come.
+            // A client acknowledges on its own active path only, on whichever path the relay's
+            // records arrive.
             let agreed = |path: &PathId| dead.is_empty() && active == Some(*path);
-            prop_assert!(!server.iter().any(agreed), "{:?} suspected by the relay: {:?}", server, op);
+            prop_assert!(!server.iter().any(agreed), "{:?} reported by the relay: {:?}", server, op);
         }
-        suspects_every_dead_path(&mut world);
+        detects_every_dead_path(&mut world);
         world.heal();
-        let suspect = |path: &PathId| world.pair.client.path_stats(*path).is_some_and(|stats| stats.suspect);
-        prop_assert_eq!(world.pair.client.paths().find(suspect), None, "all deliver again");
+        let unresponsive = |path: &PathId| world.pair.client.path_stats(*path).is_some_and(|stats| stats.unresponsive);
+        prop_assert_eq!(world.pair.client.paths().find(unresponsive), None, "all deliver again");
         prop_assert_eq!(world.pair.client.active_path(), world.pair.server.as_ref().and_then(Session::active_path));
     }
 }

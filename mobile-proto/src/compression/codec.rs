@@ -1,4 +1,4 @@
-//! The two ends of a zstd stream.
+//! The encoder and decoder of a zstd stream.
 
 use std::fmt;
 
@@ -7,68 +7,76 @@ use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, compres
 
 use crate::{MAX_PACKET, ProtocolError};
 
-/// The fastest of zstd's ordinary levels: on text in packets of 1 KiB it makes 36 % of it, the next two levels 34 and 32 % for up
-/// to twice the memory and time.
+/// The zstd level. Level 1 reduces text in packets of 1 KiB to 36 %; levels 2 and 3 reduce it to 34
+/// and 32 % for up to twice the memory and time.
 const LEVEL: i32 = 1;
 
-/// How far back it looks: 64 KiB, the kernel's largest packet. It bounds the memory at both ends: a
-/// decoder refuses a stream that asks for more.
+/// The log2 of the window: 64 KiB, the size of the kernel's largest packet. It bounds the memory at
+/// both ends; a decoder refuses a stream that asks for more.
 const WINDOW_LOG: u32 = 16;
 
-/// Compresses packet after packet.
+/// The sending end of a compressed stream.
 pub(crate) struct Encoder {
     context: CCtx<'static>,
-    made: Vec<u8>,
+    output: Vec<u8>,
 }
 
-/// Undoes it.
+/// The receiving end of a compressed stream.
 pub(crate) struct Decoder {
     context: DCtx<'static>,
-    /// Room for the longest packet, and one byte that shows a packet to be longer than it says.
+    /// Room for the longest packet and one more byte, which reveals a packet that is longer than
+    /// announced.
     packet: Box<[u8]>,
 }
 
 impl Encoder {
-    /// None without memory.
+    /// Creates an encoder; returns `None` without memory.
     pub(crate) fn new() -> Option<Self> {
         let mut context = CCtx::try_create()?;
         context.set_parameter(CParameter::CompressionLevel(LEVEL)).ok()?;
         context.set_parameter(CParameter::WindowLog(WINDOW_LOG)).ok()?;
-        Some(Self { context, made: Vec::with_capacity(compress_bound(MAX_PACKET)) })
+        Some(Self { context, output: Vec::with_capacity(compress_bound(MAX_PACKET)) })
     }
 
-    /// Compresses a packet, which is at most [`MAX_PACKET`] long; the result is [`made`](Self::made). False: the stream is broken,
-    /// and nothing of this packet may be sent.
+    /// Compresses a packet of at most [`MAX_PACKET`] bytes into [`output`](Self::output). Returns
+    /// false if the stream is broken; nothing of this packet may be sent then.
     pub(crate) fn encode(&mut self, packet: &[u8]) -> bool {
-        self.made.clear();
-        let mut output = OutBuffer::around(&mut self.made);
+        self.output.clear();
+        let mut output = OutBuffer::around(&mut self.output);
         let mut input = InBuffer::around(packet);
         let flush = ZSTD_EndDirective::ZSTD_e_flush;
-        // The room is zstd's own bound, so one call does it; one that leaves something is a failure.
+        // The output buffer has zstd's own bound, so one call is enough; remaining data means a
+        // failure.
         let left = self.context.compress_stream2(&mut output, &mut input, flush);
         left == Ok(0) && input.pos() == packet.len()
     }
 
-    /// What the last packet has become.
-    pub(crate) fn made(&self) -> &[u8] {
-        &self.made
+    /// Returns the last packet in its compressed form.
+    pub(crate) fn output(&self) -> &[u8] {
+        &self.output
     }
 }
 
 impl Decoder {
-    /// Fails without memory.
+    /// Creates a decoder.
+    ///
+    /// # Errors
+    /// Without memory.
     pub(crate) fn new() -> Result<Self, ProtocolError> {
-        let mut context = DCtx::try_create().ok_or(malformed("there is no memory to read it"))?;
+        let mut context = DCtx::try_create().ok_or(malformed("cannot allocate the decoder"))?;
         let limited = context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG));
-        limited.map_err(|_| malformed("its size cannot be limited"))?;
+        limited.map_err(|_| malformed("cannot limit the decoder's window"))?;
         Ok(Self { context, packet: vec![0; MAX_PACKET + 1].into_boxed_slice() })
     }
 
-    /// The packet that `bytes` stand for, which says that it is `length` long. Neither memory nor time goes beyond what that
-    /// allows. After an error the stream is broken.
+    /// Decompresses `bytes` to a packet of `length` bytes, the length that the peer announced.
+    /// Memory and time are bounded by that length.
+    ///
+    /// # Errors
+    /// If the stream is invalid or the length differs. The stream is broken from then on.
     pub(crate) fn decode(&mut self, length: usize, bytes: &[u8]) -> Result<&[u8], ProtocolError> {
         if length == 0 || length > MAX_PACKET {
-            return Err(malformed("its packet has an impossible length"));
+            return Err(malformed("the packet length is 0 or above the maximum"));
         }
         let room = &mut self.packet[..=length];
         let mut output = OutBuffer::around(room);
@@ -77,13 +85,13 @@ impl Decoder {
             let before = (input.pos(), output.pos());
             self.context
                 .decompress_stream(&mut output, &mut input)
-                .map_err(|_| malformed("what it carries is no zstd stream, or one with too long a memory"))?;
+                .map_err(|_| malformed("the payload is not a zstd stream with a window of at most 64 KiB"))?;
             if (input.pos(), output.pos()) == before || output.pos() > length {
                 break;
             }
         }
         if input.pos() != bytes.len() || output.pos() != length {
-            return Err(malformed("its packet has not the length it says"));
+            return Err(malformed("the packet does not have the announced length"));
         }
         Ok(&self.packet[..length])
     }
@@ -113,32 +121,32 @@ mod tests {
 
     use super::*;
 
-    /// A stream as another implementation may make it.
+    /// Compresses `data` as another implementation may do it.
     fn stream(window_log: u32, level: CompressionLevel, data: &[u8]) -> Vec<u8> {
         let mut context = CCtx::create();
         context.set_parameter(CParameter::CompressionLevel(level)).unwrap();
         context.set_parameter(CParameter::WindowLog(window_log)).unwrap();
-        let mut made = Vec::with_capacity(compress_bound(data.len()));
+        let mut compressed = Vec::with_capacity(compress_bound(data.len()));
         let mut input = InBuffer::around(data);
-        let mut output = OutBuffer::around(&mut made);
+        let mut output = OutBuffer::around(&mut compressed);
         let flush = ZSTD_EndDirective::ZSTD_e_flush;
         assert_eq!(context.compress_stream2(&mut output, &mut input, flush), Ok(0));
-        made
+        compressed
     }
 
     #[test]
-    fn what_was_sent_before_makes_the_next_packet_smaller() {
+    fn earlier_packets_make_the_next_one_smaller() {
         let packet: Vec<u8> =
             (0..1000_u32).flat_map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let mut encoder = Encoder::new().unwrap();
         assert!(encoder.encode(&packet));
-        let first = encoder.made().len();
+        let first = encoder.output().len();
         assert!(encoder.encode(&packet));
-        assert!(first > 3900 && encoder.made().len() < 50, "{first}, then {}", encoder.made().len());
+        assert!(first > 3900 && encoder.output().len() < 50, "{first}, then {}", encoder.output().len());
     }
 
     #[test]
-    fn the_longest_packet_of_noise_passes() {
+    fn the_longest_incompressible_packet_passes() {
         let mut noise = 1_u32;
         let packet: Vec<u8> = std::iter::repeat_with(|| {
             noise ^= noise << 13;
@@ -151,12 +159,12 @@ mod tests {
         let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new().unwrap());
         for _ in 0..3 {
             assert!(encoder.encode(&packet));
-            assert_eq!(decoder.decode(MAX_PACKET, encoder.made()).unwrap(), packet);
+            assert_eq!(decoder.decode(MAX_PACKET, encoder.output()).unwrap(), packet);
         }
     }
 
     #[test]
-    fn a_bomb_is_refused_and_so_is_a_lie() {
+    fn a_decompression_bomb_and_a_wrong_length_are_refused() {
         let bomb = stream(WINDOW_LOG, 1, &vec![0; 4 << 20]);
         assert!(bomb.len() < 1000, "{} bytes", bomb.len());
         for length in [1, 1500, MAX_PACKET] {
@@ -170,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_wants_more_memory_is_refused() {
+    fn a_stream_with_a_larger_window_is_refused() {
         let data = vec![1; 1000];
         assert!(Decoder::new().unwrap().decode(1000, &stream(WINDOW_LOG + 1, 3, &data)).is_err());
         assert!(Decoder::new().unwrap().decode(1000, &stream(WINDOW_LOG, 19, &data)).is_ok());
@@ -182,7 +190,7 @@ mod tests {
         for round in 0..100_u8 {
             let packet: Vec<u8> = (0..60_000_u32).map(|at| (at % 251) as u8 ^ round).collect();
             assert!(encoder.encode(&packet));
-            decoder.decode(packet.len(), encoder.made()).unwrap();
+            decoder.decode(packet.len(), encoder.output()).unwrap();
         }
         let (there, back) = (encoder.context.sizeof(), decoder.context.sizeof());
         assert!(there < 640 << 10 && back < 384 << 10, "{there} and {back} bytes");
@@ -190,11 +198,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_come_out_as_they_went_in(packets in vec(vec(0..4_u8, 1..3000), 1..20)) {
+        fn packets_survive_a_round_trip(packets in vec(vec(0..4_u8, 1..3000), 1..20)) {
             let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new().unwrap());
             for packet in packets {
                 prop_assert!(encoder.encode(&packet));
-                prop_assert_eq!(decoder.decode(packet.len(), encoder.made()).unwrap(), &packet[..]);
+                prop_assert_eq!(decoder.decode(packet.len(), encoder.output()).unwrap(), &packet[..]);
             }
         }
 
@@ -213,7 +221,7 @@ mod tests {
         ) {
             let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new().unwrap());
             encoder.encode(&packet);
-            let mut damaged = encoder.made().to_vec();
+            let mut damaged = encoder.output().to_vec();
             let at = at.index(damaged.len());
             damaged[at] ^= 1 << bit;
             if let Ok(got) = decoder.decode(packet.len(), &damaged) {

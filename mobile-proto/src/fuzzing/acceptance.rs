@@ -1,18 +1,19 @@
-//! Compares what the freeze learns of a flow with a model of the TCP at its local end: sequence
-//! numbers that do not wrap, and the rules of RFC 9293, 3.10.7.4, written a second time.
+//! Compares the tracked state of a flow with a model of the TCP at its local end. The model has
+//! sequence numbers that do not wrap, and its own implementation of the rules of RFC 9293,
+//! 3.10.7.4.
 
 use super::packets;
-use crate::flow::Flows;
+use crate::inner_flow::FlowTable;
 use crate::segment::{ACK, FIN, RST, SYN, Segment};
 
-/// The value of `LATEST` in `flow`, which the model must know: TCP itself has no such bound, and
-/// takes no window of more than 1 GiB.
+/// The value of `MAX_DISTANCE` in `inner_flow`, which the model has to know: TCP itself has no such
+/// bound, and accepts windows of up to 1 GiB.
 const FAR: i64 = 8 << 20;
 
-/// The largest distance by which one step of an input moves a number.
+/// Maximum number of steps of one input.
 const STEPS: usize = 100;
 
-/// The state of the local end. All numbers are counted from where they began.
+/// The state of the local end. All numbers are counted from where they started.
 #[derive(Debug, Default)]
 struct Tcp {
     una: i64,
@@ -20,7 +21,7 @@ struct Tcp {
     /// The last acknowledgement sent, and the end of the window.
     received: i64,
     edge: i64,
-    /// The window of the other end, and the segment that brought it.
+    /// The window of the other end, and the segment that carried it.
     window: u16,
     window_by: i64,
     fin: bool,
@@ -36,7 +37,7 @@ impl Tcp {
         self.fin |= fin;
     }
 
-    /// Returns whether the local end takes the segment.
+    /// Returns whether the local end accepts the segment.
     fn takes(&self, seq: i64, end: i64) -> bool {
         end >= self.received && seq <= self.edge
     }
@@ -83,8 +84,8 @@ fn wire(begin: u32, number: i64) -> u32 {
     begin.wrapping_add(number as u32)
 }
 
-/// Runs a connection between a well-behaved local end and an arbitrary peer. Whatever is believed
-/// of the other end, the local end believes too.
+/// Runs a connection between a well-behaved local end and an arbitrary peer. The flow table must
+/// trust nothing of the other end that the local end does not accept.
 pub fn acceptance(bytes: &[u8]) {
     let mut input = Input(bytes);
     let (flags, shift) = (input.byte(), input.byte() % 16);
@@ -92,20 +93,20 @@ pub fn acceptance(bytes: &[u8]) {
     let template = Segment::parse(&packets::ip(flags & 1 != 0, &[], 6, &packets::transport(6, 0)));
     let local = Segment { shift: 0, ..template.expect("a segment") };
     let remote = Segment { key: local.key.reversed(), ..local };
-    let mut flows = Flows::default();
+    let mut flows = FlowTable::default();
     let mut tcp = Tcp { shift: 14, ..Tcp::default() };
     if flags & 2 != 0 {
         let syn = Segment { flags: SYN, seq: ours.wrapping_sub(1), shift, ..local };
-        assert_eq!(flows.sending(&syn), None);
+        assert_eq!(flows.on_sending(&syn), None);
         tcp.shift = shift.min(14);
     }
     (tcp.window, tcp.next) = (input.word(), i64::from(input.byte()));
     let began = Segment { seq: theirs, ack: ours, flags: ACK, window: tcp.window, data: 0, ..remote };
-    flows.delivered(&began);
+    flows.on_delivered(&began);
     let window = input.word();
     let first = Segment { seq: ours, ack: theirs, flags: ACK, window, data: tcp.next as u32, ..local };
-    let mut at = flows.sending(&first).expect("both ends agree");
-    flows.sent(at, &first);
+    let mut at = flows.on_sending(&first).expect("both ends agree");
+    flows.on_sent(at, &first);
     tcp.sends(0, tcp.next, 0, window, false);
     for _ in 0..STEPS {
         if input.0.is_empty() {
@@ -113,11 +114,11 @@ pub fn acceptance(bytes: &[u8]) {
         }
         let kind = input.byte();
         if kind % 4 == 0 {
-            // New data, a repetition, or a probe.
+            // New data, a retransmission, or a probe.
             let span = tcp.next - tcp.una + 1;
             let seq = if kind & 4 == 0 { tcp.next } else { tcp.next - i64::from(input.word()) % (span + 1) };
             let (data, fin) = (i64::from(input.byte()), kind & 8 != 0);
-            // Nothing follows its FIN.
+            // Nothing follows the FIN.
             let data = if tcp.fin { data.min(tcp.next - seq) } else { data };
             let fin = fin && !tcp.fin && seq + data == tcp.next.max(seq + data);
             let (ack, window) = (tcp.received + i64::from(input.byte()), input.word());
@@ -129,17 +130,18 @@ pub fn acceptance(bytes: &[u8]) {
                 data: data as u32,
                 ..local
             };
-            at = flows.sending(&segment).expect("it lives");
-            if let Some((again, Some(window))) = flows.get(at).missed(&segment) {
+            at = flows.on_sending(&segment).expect("the flow is tracked");
+            if let Some((again, Some(window))) = flows.get(at).missed_ack(&segment) {
                 let ack = i64::from(again.wrapping_sub(wire(ours, tcp.una)) as i32) + tcp.una;
-                assert!((tcp.una..=tcp.next).contains(&ack), "it is told what it never sent");
+                assert!((tcp.una..=tcp.next).contains(&ack), "the local end never sent what is acknowledged");
                 if ack > tcp.una {
-                    // The local end hears of it now, in a segment with the number that it expects.
+                    // The local end now receives the acknowledgement, in a segment with the number
+                    // that it expects.
                     (tcp.una, tcp.window) = (ack, window);
                 }
-                flows.get_mut(at).told_again(again, window);
+                flows.get_mut(at).ack_repeated(again, window);
             }
-            flows.sent(at, &segment);
+            flows.on_sent(at, &segment);
             tcp.sends(seq, data + i64::from(fin), ack, window, fin);
         } else {
             let (seq, ack) = (tcp.received + input.distance(), tcp.una + input.distance());
@@ -162,7 +164,7 @@ pub fn acceptance(bytes: &[u8]) {
                 ..remote
             };
             let end = seq + i64::from(segment.length());
-            flows.delivered(&segment);
+            flows.on_delivered(&segment);
             if flags & RST != 0 {
                 if flows.is_empty() {
                     assert!(tcp.takes(seq, end), "a reset that TCP refuses ended the flow");
@@ -174,19 +176,19 @@ pub fn acceptance(bytes: &[u8]) {
                 tcp.hears(seq, end, ack, window, flags & FIN != 0);
             }
             if flags & ACK != 0 && tcp.is_over() && flags & SYN == 0 && tcp.takes(seq, end) {
-                assert!(flows.is_empty(), "both ends are done");
+                assert!(flows.is_empty(), "the flow is over");
                 return;
             }
-            assert!(!flows.is_empty(), "it lives");
+            assert!(!flows.is_empty(), "the flow is tracked");
         }
         let flow = flows.get(at);
-        assert_eq!(flow.acked, wire(ours, tcp.una), "what is acknowledged: {tcp:?}");
+        assert_eq!(flow.acked, wire(ours, tcp.una), "the acknowledged number: {tcp:?}");
         assert_eq!(flow.window, Some(tcp.window), "the window: {tcp:?}");
     }
 }
 
-/// Returns the seeds: an exchange without faults, the forgery that was once believed, and an
-/// acknowledgement that was refused and told again, each with its end.
+/// Returns the seeds: an exchange without faults, a forgery far outside the window, and a refused
+/// acknowledgement that is repeated, each with its end.
 #[must_use]
 pub fn acceptance_seeds() -> Vec<Vec<u8>> {
     let start = |flags: u8| vec![flags, 7, 0xff, 0xff, 0, 0, 1, 0, 100, 2, 0];
@@ -199,7 +201,7 @@ pub fn acceptance_seeds() -> Vec<Vec<u8>> {
         for (seq, ack) in [([0, 0, 0], [0, 0, 50]), ([0, 0, 9], [0, 0, 20]), ([15, 0xff, 0xff], [0, 0, 30])] {
             seed.extend(delivered(4 + 11, seq, ack));
         }
-        // Refused as old, and then shown to be unheard.
+        // Refused as old, and then shown to be missed.
         seed.extend(delivered(15, [0x80, 0, 40], [0, 0, 60]));
         seed.extend_from_slice(&[4, 0, 150, 10, 40, 1, 0]);
         for kind in [1, 3, 5, 6, 7] {
@@ -221,13 +223,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_seeds_pass() {
+    fn the_seeds_hold_the_invariants() {
         acceptance_seeds().iter().for_each(|seed| acceptance(seed));
     }
 
     proptest! {
         #[test]
-        fn whatever_is_delivered_the_flow_is_as_tcp_has_it(
+        fn the_tracked_flow_agrees_with_tcp_for_any_segments(
             bytes in proptest::collection::vec(any::<u8>(), 0..400),
         ) {
             acceptance(&bytes);

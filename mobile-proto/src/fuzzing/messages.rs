@@ -1,17 +1,18 @@
-//! Frames and what is in them. Whatever can be read can be written, and is the same when it is read again.
+//! Invariants of frames and messages: whatever can be parsed can be encoded, and is the same when
+//! it is parsed again.
 
 use crate::config;
-use crate::enroll::{self, Answer, Refusal, TOKEN_LEN, Token};
+use crate::enroll::{self, EnrolmentRefusal, EnrolmentReply, TOKEN_LEN, Token};
 use crate::frame::{self, Decoded};
 use crate::message::{self, Activate, VersionedConfig, Welcome};
 use crate::{
     CloseCode, Hello, HelloReader, MAX_PACKET, Offload, Packet, PathId, ProtocolError, PushConfig, SessionId,
 };
 
-/// Beyond a frame's payload: its type and the longest varint.
+/// Maximum length of a frame's header in bytes: its type and the longest varint.
 const HEADER: usize = 9;
 
-/// Reads frame after frame, as a session does.
+/// Decodes frame after frame, as a session does.
 pub fn frames(mut bytes: &[u8]) {
     loop {
         match frame::decode(bytes) {
@@ -21,13 +22,13 @@ pub fn frames(mut bytes: &[u8]) {
                     let part = frame::decode(&bytes[..cut]).expect("a frame's beginning");
                     assert!(matches!(part, Decoded::Incomplete { need } if need > cut && need <= consumed));
                 }
-                // Wrong inside is fine; wrong and taken is not.
+                // An invalid payload may be refused; an accepted one must survive a round trip.
                 let _ = payload_of(kind, payload);
                 bytes = &bytes[consumed..];
             }
             Ok(Decoded::Incomplete { need }) => {
-                assert!(need > bytes.len(), "it would be waited for, for ever");
-                assert!(need <= MAX_PACKET + 1024 + HEADER, "{need} bytes would be kept");
+                assert!(need > bytes.len(), "the frame would never be complete");
+                assert!(need <= MAX_PACKET + 1024 + HEADER, "{need} bytes would be buffered");
                 return;
             }
             Err(_) => return,
@@ -35,7 +36,7 @@ pub fn frames(mut bytes: &[u8]) {
     }
 }
 
-/// The first byte says which message the rest is the payload of; for HELLO, how it comes in pieces too.
+/// Parses a message whose kind is given by the first byte; HELLO is fed in pieces, too.
 pub fn hello(bytes: &[u8]) {
     let Some((&choice, payload)) = bytes.split_first() else { return };
     let kinds = [frame::WELCOME, frame::CONFIG, frame::ACTIVATE, frame::HELLO];
@@ -56,30 +57,30 @@ pub fn hello(bytes: &[u8]) {
                     return;
                 }
                 (Err(error), Err(same)) => return assert_eq!(&error, same),
-                (other, _) => panic!("{other:?} by pieces of {step}, {expected:?} as a whole"),
+                (other, _) => panic!("{other:?} in pieces of {step}, {expected:?} as a whole"),
             }
         }
         assert_eq!(expected, Ok(None));
     }
 }
 
-/// Reads the payload of a frame; what can be read is written and read again.
+/// Parses the payload of a frame; what can be parsed is encoded and parsed again.
 fn payload_of(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     let mut wire = Vec::new();
     match kind {
         _ if frame::is_data(kind) => {
-            let packet = frame::packet(kind, payload)?;
+            let packet = frame::read_packet(kind, payload)?;
             frame::put_packet(&mut wire, packet);
-            assert_eq!(frame::packet(kind, reread(kind, &wire)), Ok(packet));
+            assert_eq!(frame::read_packet(kind, reread(kind, &wire)), Ok(packet));
         }
         frame::COMPRESSED => {
-            let read = frame::compressed(payload)?;
+            let read = frame::read_compressed(payload)?;
             assert!(read.length <= MAX_PACKET);
             if read.length > 0 {
                 let zeros = vec![0; read.length];
                 let packet = Packet { bytes: &zeros, offload: read.offload };
                 frame::put_compressed(&mut wire, packet, read.bytes);
-                let again = frame::compressed(reread(kind, &wire))?;
+                let again = frame::read_compressed(reread(kind, &wire))?;
                 assert_eq!((again.offload, again.length), (read.offload, read.length));
                 assert_eq!(again.bytes, read.bytes);
             }
@@ -129,38 +130,38 @@ fn payload_of(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     Ok(())
 }
 
-/// The payload of the frame that fills `wire`.
+/// Returns the payload of the frame that fills `wire`.
 fn reread(kind: u8, wire: &[u8]) -> &[u8] {
     match frame::decode(wire) {
         Ok(Decoded::Frame { kind: same, payload, consumed }) if same == kind && consumed == wire.len() => {
             payload
         }
-        other => panic!("what was written is not read: {other:?}"),
+        other => panic!("an encoded frame is not decoded: {other:?}"),
     }
 }
 
 fn read_hello(payload: &[u8]) -> Result<(Hello, Vec<u8>), ProtocolError> {
     let mut wire = Vec::new();
     frame::put(&mut wire, frame::HELLO, payload);
-    HelloReader::new().feed(&wire).map(|hello| hello.expect("the frame is whole"))
+    HelloReader::new().feed(&wire).map(|hello| hello.expect("the frame is complete"))
 }
 
-/// Enrolment: both messages, by their beginnings too.
+/// Parses both enrolment messages, and all their prefixes.
 pub fn enrolment(bytes: &[u8]) {
     by_prefix(bytes, enroll::read_request);
-    by_prefix(bytes, enroll::read_answer);
+    by_prefix(bytes, enroll::read_reply);
     if let Ok(Some(token)) = enroll::read_request(bytes) {
-        assert_eq!(enroll::read_request(&enroll::request(&token)), Ok(Some(token)));
+        assert_eq!(enroll::read_request(&enroll::encode_request(&token)), Ok(Some(token)));
     }
-    if let Ok(Some(answer)) = enroll::read_answer(bytes) {
-        if let Answer::Enrolled(name) = &answer {
-            assert!(!name.chars().any(char::is_control), "it would be printed");
+    if let Ok(Some(answer)) = enroll::read_reply(bytes) {
+        if let EnrolmentReply::Enrolled(name) = &answer {
+            assert!(!name.chars().any(char::is_control), "a control character would be printed");
         }
-        assert_eq!(enroll::read_answer(&enroll::answer(&answer)), Ok(Some(answer)));
+        assert_eq!(enroll::read_reply(&enroll::encode_reply(&answer)), Ok(Some(answer)));
     }
 }
 
-/// However it comes in pieces, it is the same in the end: nothing that is read or refused becomes anything else.
+/// Checks that a prefix that is parsed or refused gives the same result as the whole input.
 fn by_prefix<T: PartialEq + std::fmt::Debug>(
     bytes: &[u8],
     read: impl Fn(&[u8]) -> Result<Option<T>, ProtocolError>,
@@ -169,12 +170,12 @@ fn by_prefix<T: PartialEq + std::fmt::Debug>(
     for cut in 0..bytes.len().min(300) {
         match read(&bytes[..cut]) {
             Ok(None) => {}
-            settled => return assert_eq!(settled, whole, "settled by {cut} bytes"),
+            settled => return assert_eq!(settled, whole, "decided by {cut} bytes"),
         }
     }
 }
 
-/// One of each frame, as the encoders write it.
+/// Returns one of each frame, as the encoders write it.
 #[must_use]
 pub fn frame_seeds() -> Vec<Vec<u8>> {
     let mut seeds = control_frames();
@@ -201,7 +202,7 @@ pub fn frame_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// The messages behind the byte that says which it is.
+/// Returns the messages after the byte that gives their kind.
 #[must_use]
 pub fn hello_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
@@ -213,7 +214,7 @@ pub fn hello_seeds() -> Vec<Vec<u8>> {
             frame::ACTIVATE => seeds.push([&[2], payload].concat()),
             _ => {
                 seeds.push([&[3], payload].concat());
-                // The frame, in pieces of 1 and of 6, with what follows it.
+                // The whole frame, in pieces of 1 and of 6 bytes, with bytes after it.
                 seeds.push([&[3], &wire[..], b"rest"].concat());
                 seeds.push([&[23], &wire[..], b"rest"].concat());
             }
@@ -222,16 +223,18 @@ pub fn hello_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Both messages, and every refusal.
+/// Returns both enrolment messages, with every refusal.
 #[must_use]
 pub fn enrolment_seeds() -> Vec<Vec<u8>> {
-    let mut seeds = vec![enroll::request(&Token::from_bytes([0xab; TOKEN_LEN])).to_vec()];
-    seeds.push(enroll::answer(&Answer::Enrolled("laptop".into())));
-    seeds.extend((0..9).map(|code| enroll::answer(&Answer::Refused(Refusal::from_wire(code)))));
+    let mut seeds = vec![enroll::encode_request(&Token::from_bytes([0xab; TOKEN_LEN])).to_vec()];
+    seeds.push(enroll::encode_reply(&EnrolmentReply::Enrolled("laptop".into())));
+    seeds.extend(
+        (0..9).map(|code| enroll::encode_reply(&EnrolmentReply::Refused(EnrolmentRefusal::from_wire(code)))),
+    );
     seeds
 }
 
-/// HELLO, WELCOME, ACTIVATE and CONFIG, with all they can have and with the least.
+/// Returns HELLO, WELCOME, ACTIVATE and CONFIG, with all optional parts and with none.
 fn control_frames() -> Vec<Vec<u8>> {
     let least = PushConfig { ipv4: None, ipv6: None, mtu: 1280, dns: Vec::new() };
     let full = PushConfig {
@@ -250,7 +253,7 @@ fn control_frames() -> Vec<Vec<u8>> {
             frames.push(one(|out| VersionedConfig::put(out, 2, config)));
         }
     }
-    // A relay of a later version has more to say.
+    // A relay of a later version sends an item that this version does not know.
     frames.push(one(|out| {
         let mut payload = vec![0; 8];
         payload[7] = 7;

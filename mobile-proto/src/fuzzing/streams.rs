@@ -1,11 +1,11 @@
-//! Compressed streams: of a peer that says anything, and of one that means it.
+//! Invariants of compressed streams, of a hostile peer and of an honest one.
 
 use super::packets;
 use crate::MAX_PACKET;
 use crate::compression::{Decoder, Encoder};
 
-/// What the input stands for: an even first byte is a peer's stream, in pieces of `length claimed (16 bits) | bytes (8
-/// bits) | …`; an odd one is packets of up to 1 KiB, which must come out as they went in.
+/// Checks a peer's stream if the first byte is even, in pieces of `claimed length (16 bits) | bytes
+/// (8 bits) | …`; if it is odd, packets of up to 1 KiB that must survive a round trip.
 pub fn compression(bytes: &[u8]) {
     let Some((&choice, rest)) = bytes.split_first() else { return };
     if choice % 2 == 0 { hostile(rest) } else { honest(rest) }
@@ -14,7 +14,7 @@ pub fn compression(bytes: &[u8]) {
 fn hostile(mut bytes: &[u8]) {
     let mut decoder = Decoder::new().expect("memory");
     while let Some((&[high, low, count], rest)) = bytes.split_first_chunk() {
-        // 0xffff stands for the longest and 0xfffe for more than that.
+        // 0xffff stands for the maximum length, and 0xfffe for more than that.
         let claimed = match u16::from_be_bytes([high, low]) {
             0xffff => MAX_PACKET,
             0xfffe => MAX_PACKET + 1,
@@ -35,14 +35,14 @@ fn honest(mut bytes: &[u8]) {
         let length = usize::from(u16::from_be_bytes([high, low]) % 1024).min(rest.len());
         let (packet, rest) = rest.split_at(length);
         if !packet.is_empty() {
-            assert!(encoder.encode(packet), "a stream of ours is broken");
-            assert_eq!(decoder.decode(packet.len(), encoder.made()).expect("our own stream"), packet);
+            assert!(encoder.encode(packet), "the encoder failed");
+            assert_eq!(decoder.decode(packet.len(), encoder.output()).expect("an encoded packet"), packet);
         }
         bytes = rest;
     }
 }
 
-/// Streams of packets that resemble each other, as they are sent, and the packets.
+/// Returns streams of similar packets in compressed form, and the packets.
 #[must_use]
 pub fn compression_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
@@ -53,10 +53,10 @@ pub fn compression_seeds() -> Vec<Vec<u8>> {
             let packet = packets::ip(protocol == 17, &[], protocol, &packets::transport(protocol, size));
             assert!(encoder.encode(&packet));
             let length = u16::try_from(packet.len()).expect("short");
-            let count = u8::try_from(encoder.made().len()).expect("short");
+            let count = u8::try_from(encoder.output().len()).expect("short");
             stream.extend_from_slice(&length.to_be_bytes());
             stream.push(count);
-            stream.extend_from_slice(encoder.made());
+            stream.extend_from_slice(encoder.output());
             plain.extend_from_slice(&length.to_be_bytes());
             plain.extend_from_slice(&packet);
         }

@@ -1,26 +1,26 @@
-//! A small model of TCP over a bad link, as far as health can see it: selective acknowledgement,
-//! loss by later arrivals (RACK), tail probe, retransmission timeout with back-off, a congestion
-//! window. In steps of a millisecond, from a seed.
+//! A small model of TCP over a bad link, as far as the health of a path can see it: selective
+//! acknowledgement, loss detection by later arrivals (RACK), tail probe, retransmission timeout
+//! with back-off, and a congestion window. It runs in steps of a millisecond, from a seed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::{Health, Outlook, TransportSample};
+use super::{Health, PathContext, TransportSample};
 use crate::Limits;
 
 /// One direction of the link.
 #[derive(Clone, Debug)]
-pub(super) struct Way {
+pub(super) struct LinkDirection {
     pub(super) delay_ms: u64,
-    /// Of a hundred packets.
+    /// Lost packets in percent.
     pub(super) loss: u64,
     pub(super) bytes_per_ms: u64,
     pub(super) dead: bool,
-    /// Byte-milliseconds until the queue is empty.
+    /// The time in milliseconds at which the queue is empty.
     busy_until: f64,
 }
 
-impl Way {
+impl LinkDirection {
     pub(super) fn new(delay_ms: u64, loss: u64, bytes_per_ms: u64) -> Self {
         Self { delay_ms, loss, bytes_per_ms, dead: false, busy_until: 0.0 }
     }
@@ -33,85 +33,86 @@ struct Segment {
     sent_ms: u64,
     sacked: bool,
     lost: bool,
-    /// Sent again, and that is in the network.
-    repeated: bool,
-    ever_repeated: bool,
+    /// The segment was retransmitted, and the retransmission is in the network.
+    retransmitted: bool,
+    ever_retransmitted: bool,
 }
 
-/// What health said, and when.
+/// A change of the path's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    Doubted,
-    Suspect,
+pub(super) enum Outcome {
+    Probing,
+    Unresponsive,
     Recovered,
 }
 
-/// A sender, its health, a link and a receiver.
+/// A sender, the health of its path, a link and a receiver.
 pub(super) struct Model {
-    pub(super) up: Way,
-    pub(super) down: Way,
+    pub(super) up: LinkDirection,
+    pub(super) down: LinkDirection,
     pub(super) health: Health,
-    pub(super) said: Vec<(u64, Said)>,
+    pub(super) outcomes: Vec<(u64, Outcome)>,
     pub(super) ms: u64,
     pub(super) samples: u64,
     pub(super) pings: u64,
     /// When an acknowledgement of something new last arrived.
     pub(super) last_answer: u64,
-    /// Whether the peer's program is seen to answer, or its kernel only.
-    pub(super) answers: bool,
-    /// Segments of our own repeating that the peer sends without end: nothing reaches it.
-    pub(super) peer_repeats: bool,
+    /// Whether the answers of the peer's program are seen, or only those of its kernel.
+    pub(super) program_answers: bool,
+    /// Whether the peer retransmits segments without end, because nothing reaches it.
+    pub(super) peer_retransmits: bool,
     limits: Limits,
     start: Instant,
     seed: u64,
-    waiting: VecDeque<u64>,
+    backlog: VecDeque<u64>,
     segments: VecDeque<Segment>,
     next: u64,
     window: f64,
     threshold: f64,
     delivered: u32,
     segs_out: u32,
-    repeats: u32,
+    retransmissions: u32,
     srtt: f64,
     rttvar: f64,
     backoff: u32,
     timer: Option<u64>,
     probed: bool,
     last_ack: u64,
-    /// (arrival, sequence) and (arrival, all below, these as well).
+    /// Segments in flight (arrival, sequence), and acknowledgements in flight (arrival, cumulative,
+    /// selective).
     to_peer: Vec<(u64, u64)>,
     to_us: Vec<(u64, u64, Vec<u64>)>,
-    got_below: u64,
-    got: Vec<u64>,
-    held_back: Option<u64>,
+    received_below: u64,
+    received: Vec<u64>,
+    delayed_ack_at: Option<u64>,
     unanswered: bool,
 }
 
 impl Model {
-    pub(super) fn new(up: Way, down: Way, seed: u64) -> Self {
+    pub(super) fn new(up: LinkDirection, down: LinkDirection, seed: u64) -> Self {
         let rtt = (up.delay_ms + down.delay_ms) as f64;
         let mut model = Self {
             up,
             down,
             health: Health::default(),
-            said: Vec::new(),
+            outcomes: Vec::new(),
             ms: 0,
             samples: 0,
             pings: 0,
             last_answer: 0,
-            answers: true,
-            peer_repeats: false,
+            program_answers: true,
+            peer_retransmits: false,
             limits: Limits::default(),
             start: Instant::now(),
             seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
-            waiting: VecDeque::new(),
+            backlog: VecDeque::new(),
             segments: VecDeque::new(),
             next: 0,
             window: 10.0,
             threshold: f64::MAX,
             delivered: 1,
             segs_out: 0,
-            repeats: 0,
+            retransmissions: 0,
             // As after a handshake.
             srtt: rtt,
             rttvar: rtt / 2.0,
@@ -121,54 +122,55 @@ impl Model {
             last_ack: 0,
             to_peer: Vec::new(),
             to_us: Vec::new(),
-            got_below: 0,
-            got: Vec::new(),
-            held_back: None,
+            received_below: 0,
+            received: Vec::new(),
+            delayed_ack_at: None,
             unanswered: false,
         };
         let (now, sample) = (model.now(), model.sample());
-        let _ = model.health.sample(now, sample);
+        let _ = model.health.on_sample(now, sample);
         model
     }
 
-    /// Both ways live or are dead from now on.
+    /// Sets whether each direction is dead from now on.
     pub(super) fn cut(&mut self, up: bool, down: bool) {
         (self.up.dead, self.down.dead) = (up, down);
     }
 
-    /// Milliseconds pass. Every `write_every` of them `bytes` are written, if not 0.
+    /// Runs for a number of milliseconds, writing `bytes` every `write_every` of them (0 for
+    /// never).
     pub(super) fn run(&mut self, milliseconds: u64, write_every: u64, bytes: u64) {
         for _ in 0..milliseconds {
             self.ms += 1;
-            if write_every > 0 && self.ms.is_multiple_of(write_every) && self.waiting.len() < 200 {
+            if write_every > 0 && self.ms.is_multiple_of(write_every) && self.backlog.len() < 200 {
                 let mut left = bytes;
                 while left > 0 {
                     let size = left.min(1448);
-                    self.waiting.push_back(size);
+                    self.backlog.push_back(size);
                     left -= size;
                 }
             }
             self.arrive_at_peer();
             self.arrive_here();
-            self.fire();
+            self.on_timer();
             self.transmit();
-            self.judge();
+            self.check_health();
             self.transmit();
         }
     }
 
-    pub(super) fn count(&self, said: Said) -> usize {
-        self.said.iter().filter(|(_, it)| *it == said).count()
+    pub(super) fn count(&self, outcomes: Outcome) -> usize {
+        self.outcomes.iter().filter(|(_, it)| *it == outcomes).count()
     }
 
-    pub(super) fn first(&self, said: Said, after: u64) -> Option<u64> {
-        self.said.iter().find(|(at, it)| *it == said && *at > after).map(|(at, _)| *at)
+    pub(super) fn first(&self, outcomes: Outcome, after: u64) -> Option<u64> {
+        self.outcomes.iter().find(|(at, it)| *it == outcomes && *at > after).map(|(at, _)| *at)
     }
 
-    /// A PING, as for a keepalive.
+    /// Sends a PING, as for a keepalive.
     pub(super) fn ping(&mut self) {
         self.pings += 1;
-        self.waiting.push_front(40);
+        self.backlog.push_front(40);
         self.transmit();
     }
 
@@ -183,21 +185,22 @@ impl Model {
         self.seed >> 11
     }
 
-    /// When a packet arrives, if it does.
+    /// Returns when a packet arrives, if it does.
     fn pass(&mut self, up: bool, size: u64) -> Option<u64> {
         let lost = self.random() % 100;
-        let (ms, way) = (self.ms as f64, if up { &mut self.up } else { &mut self.down });
-        let queued = way.busy_until.max(ms) - ms;
-        // A router holds 300 ms and then drops.
-        if way.dead || lost < way.loss || queued > 300.0 {
+        let (ms, direction) = (self.ms as f64, if up { &mut self.up } else { &mut self.down });
+        let queued = direction.busy_until.max(ms) - ms;
+        // A router queues 300 ms and then drops.
+        if direction.dead || lost < direction.loss || queued > 300.0 {
             return None;
         }
-        way.busy_until = way.busy_until.max(ms) + (size + 52) as f64 / way.bytes_per_ms as f64;
-        Some(way.busy_until.ceil() as u64 + way.delay_ms)
+        direction.busy_until =
+            direction.busy_until.max(ms) + (size + 52) as f64 / direction.bytes_per_ms as f64;
+        Some(direction.busy_until.ceil() as u64 + direction.delay_ms)
     }
 
     fn in_flight(&self) -> usize {
-        let there = |segment: &&Segment| !segment.sacked && (!segment.lost || segment.repeated);
+        let there = |segment: &&Segment| !segment.sacked && (!segment.lost || segment.retransmitted);
         self.segments.iter().filter(there).count()
     }
 
@@ -206,7 +209,7 @@ impl Model {
         if let Some(at) = self.pass(true, size) {
             self.to_peer.push((at, sequence));
         }
-        // A probe waits for a pause, a retransmission does not.
+        // A tail probe waits for a pause, a retransmission does not.
         if self.timer.is_none() || (!self.probed && self.backoff == 0) {
             self.arm();
         }
@@ -226,13 +229,13 @@ impl Model {
     fn transmit(&mut self) {
         while (self.in_flight() as f64) < self.window {
             let ms = self.ms;
-            let lost = self.segments.iter_mut().find(|it| it.lost && !it.repeated && !it.sacked);
+            let lost = self.segments.iter_mut().find(|it| it.lost && !it.retransmitted && !it.sacked);
             if let Some(segment) = lost {
-                (segment.repeated, segment.ever_repeated, segment.sent_ms) = (true, true, ms);
+                (segment.retransmitted, segment.ever_retransmitted, segment.sent_ms) = (true, true, ms);
                 let (sequence, size) = (segment.sequence, segment.size);
-                self.repeats += 1;
+                self.retransmissions += 1;
                 self.send(sequence, size);
-            } else if let Some(size) = self.waiting.pop_front() {
+            } else if let Some(size) = self.backlog.pop_front() {
                 let sequence = self.next;
                 self.next += 1;
                 let new = Segment {
@@ -241,8 +244,8 @@ impl Model {
                     sent_ms: ms,
                     sacked: false,
                     lost: false,
-                    repeated: false,
-                    ever_repeated: false,
+                    retransmitted: false,
+                    ever_retransmitted: false,
                 };
                 self.segments.push_back(new);
                 self.send(sequence, size);
@@ -252,17 +255,17 @@ impl Model {
         }
     }
 
-    /// The retransmission timer, or the tail probe before it.
-    fn fire(&mut self) {
+    /// Fires the retransmission timer, or the tail probe before it.
+    fn on_timer(&mut self) {
         if self.timer.is_none_or(|at| at > self.ms) || self.segments.is_empty() {
             return;
         }
         if !self.probed && self.backoff == 0 {
             self.probed = true;
             if let Some(last) = self.segments.back_mut() {
-                last.ever_repeated = true;
+                last.ever_retransmitted = true;
                 let (sequence, size) = (last.sequence, last.size);
-                self.repeats += 1;
+                self.retransmissions += 1;
                 self.timer = None;
                 self.send(sequence, size);
             }
@@ -271,7 +274,7 @@ impl Model {
         self.backoff = (self.backoff + 1).min(8);
         self.threshold = (self.window / 2.0).max(2.0);
         self.window = 1.0;
-        self.segments.iter_mut().for_each(|it| (it.lost, it.repeated) = (!it.sacked, false));
+        self.segments.iter_mut().for_each(|it| (it.lost, it.retransmitted) = (!it.sacked, false));
         self.arm();
     }
 
@@ -279,39 +282,39 @@ impl Model {
         let due: Vec<_> = self.to_peer.extract_if(.., |(at, _)| *at <= self.ms).collect();
         let mut at_once = false;
         for (_, sequence) in due {
-            let in_order = sequence == self.got_below && self.got.is_empty();
-            if sequence >= self.got_below && !self.got.contains(&sequence) {
-                self.got.push(sequence);
+            let in_order = sequence == self.received_below && self.received.is_empty();
+            if sequence >= self.received_below && !self.received.contains(&sequence) {
+                self.received.push(sequence);
             }
-            while let Some(index) = self.got.iter().position(|it| *it == self.got_below) {
-                self.got.swap_remove(index);
-                self.got_below += 1;
+            while let Some(index) = self.received.iter().position(|it| *it == self.received_below) {
+                self.received.swap_remove(index);
+                self.received_below += 1;
             }
             // Every second segment is acknowledged at once, and every one out of order.
-            at_once |= !in_order || self.held_back.is_some();
-            self.held_back.get_or_insert(self.ms + 20);
+            at_once |= !in_order || self.delayed_ack_at.is_some();
+            self.delayed_ack_at.get_or_insert(self.ms + 20);
         }
-        at_once |= self.held_back.is_some_and(|at| at <= self.ms);
-        if self.peer_repeats && self.ms.is_multiple_of(50) {
+        at_once |= self.delayed_ack_at.is_some_and(|at| at <= self.ms);
+        if self.peer_retransmits && self.ms.is_multiple_of(50) {
             at_once = true;
         }
         if at_once {
-            self.held_back = None;
+            self.delayed_ack_at = None;
             if let Some(at) = self.pass(false, 40) {
-                self.to_us.push((at, self.got_below, self.got.clone()));
+                self.to_us.push((at, self.received_below, self.received.clone()));
             }
         }
     }
 
     fn arrive_here(&mut self) {
         let due: Vec<_> = self.to_us.extract_if(.., |(at, _, _)| *at <= self.ms).collect();
-        for (_, below, also) in due {
+        for (_, cumulative, selective) in due {
             self.last_ack = self.ms;
             let now = self.now();
-            if self.answers {
-                let _ = self.health.heard(now);
+            if self.program_answers {
+                let _ = self.health.on_bytes_received(now);
             }
-            let known = |it: &Segment| it.sequence < below || also.contains(&it.sequence);
+            let known = |it: &Segment| it.sequence < cumulative || selective.contains(&it.sequence);
             let mut newest = None;
             let mut fresh = 0_u32;
             for segment in self.segments.iter_mut().filter(|it| !it.sacked) {
@@ -319,14 +322,14 @@ impl Model {
                     segment.sacked = true;
                     fresh += 1;
                     newest = newest.max(Some(segment.sent_ms));
-                    if !segment.ever_repeated {
+                    if !segment.ever_retransmitted {
                         let error = (self.ms - segment.sent_ms) as f64 - self.srtt;
                         self.srtt += error / 8.0;
                         self.rttvar += (error.abs() - self.rttvar) / 4.0;
                     }
                 }
             }
-            self.segments.retain(|it| it.sequence >= below);
+            self.segments.retain(|it| it.sequence >= cumulative);
             if fresh == 0 {
                 continue;
             }
@@ -336,7 +339,7 @@ impl Model {
             let before = self.segments.iter().any(|it| it.lost);
             let overtaken = newest.unwrap_or(0).saturating_sub((self.srtt / 4.0) as u64);
             for segment in self.segments.iter_mut().filter(|it| !it.sacked && it.sent_ms < overtaken) {
-                (segment.lost, segment.repeated) = (true, false);
+                (segment.lost, segment.retransmitted) = (true, false);
             }
             if !before && self.segments.iter().any(|it| it.lost) {
                 self.threshold = (self.window / 2.0).max(2.0);
@@ -346,13 +349,13 @@ impl Model {
             } else {
                 self.window += f64::from(fresh) / self.window;
             }
-            // What the receiver's buffer holds.
+            // The receiver's buffer bounds the window.
             self.window = self.window.min(64.0);
             if !self.segments.is_empty() {
                 self.arm();
             }
-            if self.answers && self.health.progress(now) {
-                self.said.push((self.ms, Said::Recovered));
+            if self.program_answers && self.health.on_progress(now) {
+                self.outcomes.push((self.ms, Outcome::Recovered));
             }
         }
     }
@@ -364,51 +367,51 @@ impl Model {
             in_flight: self.in_flight() as u32,
             unacked: self.segments.len() as u32,
             segs_out: self.segs_out,
-            retransmitted: self.repeats,
+            retransmitted: self.retransmissions,
             last_ack: Duration::from_millis(self.ms - self.last_ack),
             srtt: ms(self.srtt),
             rttvar: ms(self.rttvar),
         }
     }
 
-    /// What a session and its shell do.
-    fn judge(&mut self) {
+    /// Does what a session and its driver do.
+    fn check_health(&mut self) {
         let now = self.now();
-        let unanswered = !self.segments.is_empty() || !self.waiting.is_empty();
+        let unanswered = !self.segments.is_empty() || !self.backlog.is_empty();
         if unanswered && !self.unanswered {
-            self.health.begin(now);
+            self.health.start_waiting(now);
         }
         self.unanswered = unanswered;
         let limits = self.limits.clone();
-        let outlook = Outlook {
+        let context = PathContext {
             limits: &limits,
             unanswered,
             connecting: false,
             judged: true,
-            pings: super::PINGS,
+            max_pings: super::MAX_PINGS,
             srtt: None,
         };
         // A PONG each second brings a sample with it.
-        let pong = self.answers && self.ms.is_multiple_of(1000) && self.ms < self.last_answer + 100;
-        if pong || self.health.wants_sample(now, outlook) {
+        let pong = self.program_answers && self.ms.is_multiple_of(1000) && self.ms < self.last_answer + 100;
+        if pong || self.health.wants_sample(now, context) {
             self.samples += 1;
             let sample = self.sample();
-            if self.health.sample(now, sample) {
-                self.said.push((self.ms, Said::Recovered));
+            if self.health.on_sample(now, sample) {
+                self.outcomes.push((self.ms, Outcome::Recovered));
             }
         }
-        if self.health.deadline(outlook).is_none_or(|at| at > now) {
+        if self.health.deadline(context).is_none_or(|at| at > now) {
             return;
         }
-        let verdict = self.health.tick(now, outlook);
-        assert!(self.health.deadline(outlook).is_none_or(|at| at > now), "the timer would spin");
-        if verdict.doubted {
-            self.said.push((self.ms, Said::Doubted));
+        let update = self.health.on_timeout(now, context);
+        assert!(self.health.deadline(context).is_none_or(|at| at > now), "the timer would spin");
+        if update.probing {
+            self.outcomes.push((self.ms, Outcome::Probing));
         }
-        if verdict.suspect.is_some() {
-            self.said.push((self.ms, Said::Suspect));
+        if update.unresponsive.is_some() {
+            self.outcomes.push((self.ms, Outcome::Unresponsive));
         }
-        if verdict.ping {
+        if update.send_ping {
             self.ping();
         }
     }

@@ -1,50 +1,53 @@
-//! Controlled delay (RFC 8289): a queue that only absorbs bursts is good, one that stands is not. What is dropped of
-//! the latter, ever more often until it is gone, tells its sender to slow down.
+//! Controlled delay (RFC 8289) for one flow. A queue that absorbs bursts is useful, a standing
+//! queue is not. Packets of a standing queue are dropped at shrinking intervals until the queue is
+//! gone, which slows its sender down.
 
 use std::time::{Duration, Instant};
 
-/// A delay that is above the target for this long does not come from a burst: about the longest usual round trip
-/// (RFC 8289, 4.3).
+/// Time for which a delay has to exceed the target before it counts as standing rather than as a
+/// burst: about the longest usual round trip (RFC 8289, 4.3).
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A flow that stands again so soon after it was brought down goes on nearly where it was (RFC 8289, 4.2 and appendix).
-const MEMORY: u32 = 16;
+/// Number of intervals within which a queue that stands again resumes nearly the former drop rate
+/// (RFC 8289, 4.2 and appendix).
+const RESTART_INTERVALS: u32 = 16;
 
-/// What is known of the delay of one flow.
+/// The state of the delay of one flow.
 #[derive(Debug, Default)]
 pub(super) struct CoDel {
     /// When the delay will have been above the target for an interval.
     standing_at: Option<Instant>,
     dropping: bool,
-    /// The next drop; or, while nothing is dropped, the one that did not come.
+    /// The time of the next drop; while nothing is dropped, the time of the drop that was not
+    /// needed.
     next_drop: Option<Instant>,
-    /// Drops since dropping began.
+    /// Drops since dropping started.
     count: u32,
-    /// What `count` began with.
+    /// The value of `count` when dropping started.
     first_count: u32,
 }
 
 impl CoDel {
-    /// Whether a packet is to be dropped instead of sent. `late`: it has waited for longer than the target, and there is a
-    /// queue behind it.
-    pub(super) fn drops(&mut self, now: Instant, late: bool) -> bool {
-        let stands = self.stands(now, late);
+    /// Returns whether a packet has to be dropped instead of sent. `late` means that it has waited
+    /// for longer than the target and that a queue is behind it.
+    pub(super) fn should_drop(&mut self, now: Instant, late: bool) -> bool {
+        let standing = self.is_standing(now, late);
         if !self.dropping {
-            if stands {
-                self.begin(now);
+            if standing {
+                self.start_dropping(now);
             }
-            return stands;
+            return standing;
         }
-        self.dropping = stands;
-        let due = stands && self.next_drop.is_some_and(|next| next <= now);
+        self.dropping = standing;
+        let due = standing && self.next_drop.is_some_and(|next| next <= now);
         if due {
             self.count = self.count.saturating_add(1);
-            self.next_drop = self.next_drop.and_then(|next| next.checked_add(self.pause()));
+            self.next_drop = self.next_drop.and_then(|next| next.checked_add(self.drop_interval()));
         }
         due
     }
 
-    fn stands(&mut self, now: Instant, late: bool) -> bool {
+    fn is_standing(&mut self, now: Instant, late: bool) -> bool {
         if !late {
             self.standing_at = None;
         } else if self.standing_at.is_none() {
@@ -55,19 +58,21 @@ impl CoDel {
         false
     }
 
-    /// The first drop of several.
-    fn begin(&mut self, now: Instant) {
+    /// Starts dropping with the first of several drops.
+    fn start_dropping(&mut self, now: Instant) {
         self.dropping = true;
-        let lately =
-            self.next_drop.is_some_and(|next| now.saturating_duration_since(next) < INTERVAL * MEMORY);
+        let recent = self
+            .next_drop
+            .is_some_and(|next| now.saturating_duration_since(next) < INTERVAL * RESTART_INTERVALS);
         let gained = self.count.saturating_sub(self.first_count);
-        self.count = if lately && gained > 1 { gained } else { 1 };
+        self.count = if recent && gained > 1 { gained } else { 1 };
         self.first_count = self.count;
-        self.next_drop = now.checked_add(self.pause());
+        self.next_drop = now.checked_add(self.drop_interval());
     }
 
-    /// Shorter with each drop, so that a sender whose rate goes with the root of its losses slows down steadily.
-    fn pause(&self) -> Duration {
+    /// Returns the time to the next drop. It shrinks with each drop, so that a sender whose rate
+    /// depends on the square root of its losses slows down steadily.
+    fn drop_interval(&self) -> Duration {
         INTERVAL.div_f64(f64::from(self.count.max(1)).sqrt())
     }
 }
@@ -78,32 +83,32 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// The milliseconds at which a packet is dropped, of one each millisecond.
+    /// Returns the milliseconds at which a packet is dropped, with one packet each millisecond.
     fn drops(codel: &mut CoDel, start: Instant, range: std::ops::Range<u32>, late: bool) -> Vec<u32> {
-        range.filter(|&ms| codel.drops(start + MS * ms, late)).collect()
+        range.filter(|&ms| codel.should_drop(start + MS * ms, late)).collect()
     }
 
     #[test]
-    fn a_burst_is_no_reason_to_drop() {
+    fn a_burst_causes_no_drop() {
         let (mut codel, start) = (CoDel::default(), Instant::now());
         for round in 0..10 {
             let at = round * 100;
             assert_eq!(drops(&mut codel, start, at..at + 99, true), []);
-            assert!(!codel.drops(start + MS * (at + 99), false));
+            assert!(!codel.should_drop(start + MS * (at + 99), false));
         }
     }
 
     #[test]
-    fn a_standing_queue_loses_ever_more_until_it_is_gone() {
+    fn a_standing_queue_is_dropped_at_shrinking_intervals() {
         let (mut codel, start) = (CoDel::default(), Instant::now());
         let times = drops(&mut codel, start, 0..600, true);
         assert_eq!(times[..5], [100, 200, 271, 329, 379], "interval / √count apart");
         assert_eq!(drops(&mut codel, start, 600..700, false), []);
-        // It stands again: after an interval, and then as often as it was left.
+        // The queue stands again: drops resume after an interval, at the former rate.
         let again = drops(&mut codel, start, 700..1000, true);
         assert_eq!(again[0], 800);
         assert!(again[1] - again[0] < 60, "{again:?}");
-        // Long after, it begins anew.
+        // Long after that, dropping starts anew.
         assert_eq!(drops(&mut codel, start, 5000..5300, false), []);
         assert_eq!(drops(&mut codel, start, 5300..5550, true), [5400, 5500]);
     }

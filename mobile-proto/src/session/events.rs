@@ -1,40 +1,43 @@
-//! The queue of events that the shell has not taken yet.
+//! The queue of events that the caller has not taken yet.
 //!
-//! A peer decides how often most events occur. So of a *state* only the latest value waits; *news*
-//! is kept each time, and is bounded by the paths. However much a peer sends at once, the queue's
-//! length is in proportion to the number of paths.
+//! A peer decides how often most events occur. So of a *state* only the latest value is queued,
+//! while *news* is queued each time and bounded by the number of paths. However much a peer sends
+//! at once, the length of the queue is proportional to the number of paths.
 
 use std::collections::VecDeque;
 
 use super::Event;
 
-/// The events that the shell has not taken yet.
+/// The events that the caller has not taken yet.
 #[derive(Debug, Default)]
 pub(super) struct Events(VecDeque<Event>);
 
 impl Events {
-    /// Adds an event. An event that tells a state replaces the one that told it before.
+    /// Adds an event. An event that reports a state replaces the earlier report of that state.
     pub(super) fn push(&mut self, mut event: Event) {
         match &mut event {
             Event::Config(_) => self.forget(|waiting| matches!(waiting, Event::Config(_))),
-            Event::Activated { previous, dropped, .. } => {
-                // Merge two switches into one, from the path that the shell knows as active.
-                if let Some(Event::Activated { previous: first, dropped: before, .. }) =
-                    self.take(|waiting| matches!(waiting, Event::Activated { .. }))
+            Event::PathActivated { previous, dropped, .. } => {
+                // Merge two switches into one, from the path that the caller knows as active.
+                if let Some(Event::PathActivated { previous: first, dropped: before, .. }) =
+                    self.take(|waiting| matches!(waiting, Event::PathActivated { .. }))
                 {
                     *previous = first;
                     *dropped += before;
                 }
             }
-            Event::Confirmed { .. } | Event::PathDoubted { .. } => self.forget(|waiting| *waiting == event),
-            Event::PathSuspect { path, .. } => {
-                // A suspicion and its end cancel each other if neither was told yet.
+            Event::PathConfirmed { .. } | Event::PathProbing { .. } => {
+                self.forget(|waiting| *waiting == event);
+            }
+            Event::PathUnresponsive { path, .. } => {
+                // Unresponsiveness and recovery cancel each other if neither was taken yet.
                 if self.take(|waiting| *waiting == Event::PathRecovered { path: *path }).is_some() {
                     return;
                 }
             }
             Event::PathRecovered { path: by } => {
-                let same = |waiting: &Event| matches!(waiting, Event::PathSuspect { path, .. } if path == by);
+                let same =
+                    |waiting: &Event| matches!(waiting, Event::PathUnresponsive { path, .. } if path == by);
                 if self.take(same).is_some() {
                     return;
                 }
@@ -49,7 +52,7 @@ impl Events {
         self.0.pop_front()
     }
 
-    /// Returns the number of waiting events.
+    /// Returns the number of queued events.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
@@ -78,41 +81,47 @@ mod tests {
         Event::Config(PushConfig { ipv4: None, ipv6: None, mtu, dns: Vec::new() })
     }
 
-    fn told(pushed: impl IntoIterator<Item = Event>) -> Vec<Event> {
+    fn queued(pushed: impl IntoIterator<Item = Event>) -> Vec<Event> {
         let mut events = Events::default();
         pushed.into_iter().for_each(|event| events.push(event));
         std::iter::from_fn(|| events.pop()).collect()
     }
 
     #[test]
-    fn of_a_state_only_the_last_is_told() {
-        assert_eq!(told((0..1000).map(|number| config(1300 + number % 2))), [config(1301)]);
-        let doubt = || Event::PathDoubted { path: ONE };
+    fn only_the_latest_report_of_a_state_is_queued() {
+        assert_eq!(queued((0..1000).map(|number| config(1300 + number % 2))), [config(1301)]);
+        let probing = || Event::PathProbing { path: ONE };
         assert_eq!(
-            told([doubt(), Event::Confirmed { path: ONE }, doubt(), Event::Confirmed { path: TWO }]).len(),
+            queued([
+                probing(),
+                Event::PathConfirmed { path: ONE },
+                probing(),
+                Event::PathConfirmed { path: TWO }
+            ])
+            .len(),
             3
         );
-        let moved = |path, previous, dropped| Event::Activated { path, previous, replayed: 3, dropped };
+        let moved = |path, previous, dropped| Event::PathActivated { path, previous, replayed: 3, dropped };
         assert_eq!(
-            told([moved(ONE, None, 1), moved(TWO, Some(ONE), 2), moved(ONE, Some(TWO), 4)]),
+            queued([moved(ONE, None, 1), moved(TWO, Some(ONE), 2), moved(ONE, Some(TWO), 4)]),
             [moved(ONE, None, 7)],
-            "what was dropped is told once, and all of it"
+            "all drops are reported, once"
         );
     }
 
     #[test]
-    fn a_suspicion_and_its_end_are_nothing() {
-        let silent = |path| Event::PathSuspect { path, silent_for: Duration::from_secs(1) };
-        let again = |path| Event::PathRecovered { path };
-        assert_eq!(told([silent(ONE), silent(TWO), again(ONE)]), [silent(TWO)]);
-        assert_eq!(told([again(ONE), silent(ONE), again(ONE)]), [again(ONE)]);
+    fn unresponsiveness_and_recovery_cancel_each_other() {
+        let unresponsive = |path| Event::PathUnresponsive { path, silent_for: Duration::from_secs(1) };
+        let recovered = |path| Event::PathRecovered { path };
+        assert_eq!(queued([unresponsive(ONE), unresponsive(TWO), recovered(ONE)]), [unresponsive(TWO)]);
+        assert_eq!(queued([recovered(ONE), unresponsive(ONE), recovered(ONE)]), [recovered(ONE)]);
     }
 
     #[test]
-    fn news_is_told_each_time() {
+    fn news_is_queued_each_time() {
         let closed = |path| Event::PathClosed { path, code: CloseCode::Normal };
         let ready = |path| Event::PathReady { path, resumed: true };
         let news = [ready(ONE), closed(ONE), ready(ONE), closed(ONE)];
-        assert_eq!(told(news.clone()), news);
+        assert_eq!(queued(news.clone()), news);
     }
 }

@@ -1,99 +1,112 @@
-//! An outage, as inner TCP is made to see it: a receiver that has no room just now (after Freeze-TCP and M-TCP, where
-//! the far end is not ours).
+//! The freeze of inner TCP during an outage: each TCP sender sees a receiver that has no room for
+//! the moment (after Freeze-TCP and M-TCP, with a far end that needs no changes).
 //!
-//! A TCP sender that gets no answer repeats with growing pauses, and gives up: `tcp_write_timeout()` in Linux, after
-//! `tcp_retries2`. One whose window was closed waits instead, for ever: with data in flight `tcp_retransmit_timer()` takes
-//! its "receiver dastardly shrinks window" branch, in which `tcp_rtx_probe0_timed_out()` asks only when anything was last
-//! heard (two `TCP_RTO_MAX` ago); with nothing in flight `tcp_probe_timer()` counts probes without an answer, and
-//! `tcp_ack()` sets that count back. So each end of the tunnel answers the senders on its side: the last acknowledgement
-//! that was delivered to them, window zero. `tcp_may_update_window()` believes a zero window at the same place since
-//! Linux 6.6; an older sender believes it if the last segment it got carried data.
+//! A TCP sender that gets no answer retransmits at growing intervals, and gives up:
+//! `tcp_write_timeout()` in Linux, after `tcp_retries2`. A sender whose window was closed waits for
+//! ever instead. With data in flight, `tcp_retransmit_timer()` takes its "receiver dastardly
+//! shrinks window" branch, in which `tcp_rtx_probe0_timed_out()` checks only when anything was last
+//! received (two `TCP_RTO_MAX` ago). With nothing in flight, `tcp_probe_timer()` counts probes
+//! without an answer, and `tcp_ack()` resets that count. So each end of the tunnel answers the
+//! senders on its side with the last acknowledgement that was delivered to them and a zero window.
+//! `tcp_may_update_window()` accepts a zero window at the same sequence number since Linux 6.6; an
+//! older sender accepts it if the last segment it received carried data.
 //!
-//! Only what asks is answered, after a grace: a zero window costs its sender a retransmission timeout's worth of ramp-up,
-//! so an ordinary handover shows none, and a flow that is silent in the outage needs none. An answer out of the blue would
-//! not speed up the end either: what was in flight is held, and the other end's acknowledgement of it opens the window.
+//! Only segments that need an answer are answered, and only after a grace period. A zero window
+//! costs its sender the ramp-up of a retransmission timeout, so an ordinary handover shows none,
+//! and a flow that is silent during the outage needs none. An unsolicited answer would not speed up
+//! the end either: the data in flight is held, and the other end's acknowledgement of it opens the
+//! window.
 //!
-//! At the end, held segments go out first. A window update is given only to a frozen flow that has nothing
-//! unacknowledged: with data in flight, the open window would lead `tcp_retransmit_timer()` back to `tcp_write_timeout()`, which
-//! counts from the first repetition, that is, the whole outage.
+//! At the end of the outage, held segments are sent first. A window update is sent only to a frozen
+//! flow that has nothing unacknowledged. With data in flight, the open window would lead
+//! `tcp_retransmit_timer()` back to `tcp_write_timeout()`, which counts from the first
+//! retransmission, and so the whole outage.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::flow::{Flows, Frozen};
-use crate::queue::Place;
+use crate::inner_flow::{FlowTable, FrozenAck};
+use crate::queue::SegmentRange;
 use crate::segment::{self, AckPacket, BareAck, Segment};
 use crate::{DropReason, Packet};
 
-/// Answers that wait for [`Session::poll_local`]; the shell asks after every few packets. A sender that gets none asks again.
+/// Maximum number of acknowledgements that wait for [`Session::poll_local`]. The caller polls after
+/// every few packets, and a sender that gets no answer sends again.
 const MAX_ANSWERS: usize = 128;
 
-/// Honest senders repeat a few times a second; others must not make us read all that is held for each packet. So each record
-/// that is looked at, which takes a tenth of this time at most, is paid for with time in which nothing is searched...
+/// The time without searches that pays for each record that was searched. Searching one takes at
+/// most a tenth of it.
+///
+/// Honest senders retransmit a few times a second; others must not make the session read all held
+/// records for each packet.
 const RECORD_PRICE: Duration = Duration::from_nanos(50);
-/// ...and a flow pays this many times as much of its own, so that no flow takes the search from all others.
+/// Factor by which a flow pays more of its own time, so that no flow takes the search from all
+/// others.
 const FLOW_SHARE: u32 = 16;
-/// Senders repeat at the same time, and several segments each: so much may be owed.
+/// The maximum debt of search time. Senders retransmit at the same time, and several segments each.
 const SEARCH_CREDIT: Duration = Duration::from_millis(5);
 
-/// What the session knows of inner flows, and of the present outage.
+/// The state of the inner flows and of the current outage.
 #[derive(Debug, Default)]
 pub(super) struct Freeze {
-    pub(super) flows: Flows,
-    /// Since when nothing gets through.
-    since: Option<Instant>,
-    /// Counts the outages.
-    outage: u32,
-    answers: Vec<AckPacket>,
-    /// An outage has ended, and flows may be waiting for the news.
-    thaw: bool,
-    /// When a relay is to keep less for its client.
+    pub(super) flows: FlowTable,
+    /// When the current outage began.
+    outage_since: Option<Instant>,
+    /// The number of outages so far.
+    outage_number: u32,
+    acks: Vec<AckPacket>,
+    /// An outage has ended, and frozen flows may wait for a window update.
+    window_updates_due: bool,
+    /// When a relay has to keep less for its client.
     pub(super) thin_at: Option<Instant>,
-    /// Until when all searches are paid for.
-    searched: Option<Instant>,
+    /// The time until which all searches are paid for.
+    search_paid_until: Option<Instant>,
 }
 
-/// Where a segment is held.
-enum Found {
+/// The position of a held segment in the replay buffer or in the queue.
+enum HeldSegment {
     Sent(usize),
     Queued(usize),
 }
 
 impl Freeze {
-    /// Goes on with what a former session knows, unless something is known here already. True if it does.
+    /// Adopts the state of a former session, unless this session already tracks flows. Returns
+    /// whether it did.
     pub(super) fn take_over(&mut self, former: Self) -> bool {
         let take = self.flows.is_empty();
         if take {
-            // The flows that were answered are told of the end when it comes, also if the former session was about to.
-            *self = Self { answers: Vec::new(), thaw: false, ..former };
+            // Frozen flows get their window update at the end of the outage, even if the former
+            // session was about to do so.
+            *self = Self { acks: Vec::new(), window_updates_due: false, ..former };
         }
         take
     }
 }
 
-/// What is to become of a packet from the TUN.
+/// The decision on a packet from the TUN.
 pub(super) enum Admission {
-    /// It is queued, as a segment of a known flow or as anything else.
-    Queue(Option<Place>),
-    /// It is dropped, and was counted.
+    /// The packet is queued, with its range if it is a segment of a tracked flow.
+    Queue(Option<SegmentRange>),
+    /// The packet is dropped and was counted.
     Drop(DropReason),
 }
 
 impl Session {
-    /// Gives out packets for the TUN that the session made itself: answers to inner TCP senders in the name of the
-    /// other end while nothing gets through, window updates when it does again. To be called after packets were
-    /// [taken](Self::enqueue) and after [transmission](Self::poll_transmit).
+    /// Passes packets for the TUN that the session generated itself to `deliver`. These are
+    /// acknowledgements for inner TCP senders in the name of the other end during an outage, and
+    /// window updates after it. To be called after packets were [enqueued](Self::enqueue) and after
+    /// [transmission](Self::poll_transmit).
     pub fn poll_local(&mut self, now: Instant, deliver: &mut dyn FnMut(Packet<'_>)) {
-        self.watch_outage(now);
-        for answer in self.freeze.answers.drain(..) {
+        self.update_outage(now);
+        for answer in self.freeze.acks.drain(..) {
             deliver(answer.bytes().into());
         }
-        if !std::mem::take(&mut self.freeze.thaw) {
+        if !std::mem::take(&mut self.freeze.window_updates_due) {
             return;
         }
         for flow in self.freeze.flows.iter_mut() {
-            let Some(Frozen { seq, timestamps }) = flow.frozen.take() else { continue };
+            let Some(FrozenAck { seq, timestamps }) = flow.frozen.take() else { continue };
             if let Some(window) = flow.window.filter(|&window| window > 0 && flow.is_acknowledged()) {
                 self.stats.local_answers += 1;
                 let update = BareAck { to: flow.key, seq, ack: flow.acked, window, timestamps };
@@ -102,117 +115,122 @@ impl Session {
         }
     }
 
-    /// Whether nothing gets through: there is no active path, or the active one is suspected to be dead. (A relay keeps a
-    /// silent path for long: the client is the one to hurry.)
+    /// Returns whether nothing gets through: no path is active, or the active one is unresponsive.
+    /// (A relay keeps a silent path for long, because the client is the one to act first.)
     pub(super) fn is_cut_off(&self) -> bool {
         match self.active.and_then(|path| self.find(path)) {
-            Some(index) => self.paths[index].health.is_suspect(),
+            Some(index) => self.paths[index].health.is_unresponsive(),
             None => true,
         }
     }
 
-    /// Learns from a packet that is delivered.
+    /// Updates the flows with a packet that is delivered.
     pub(super) fn note_delivered(&mut self, packet: &[u8]) {
         if let Some(segment) = Segment::parse(packet) {
-            self.freeze.flows.delivered(&segment);
+            self.freeze.flows.on_delivered(&segment);
         }
     }
 
-    /// Learns from a packet from the TUN, answers it in an outage, and decides whether it is queued. A packet that takes the
-    /// place of an older copy is dropped, as far as counters go.
+    /// Updates the flows with a packet from the TUN, answers it during an outage, and decides
+    /// whether it is queued. A packet that replaces an older copy counts as dropped.
     pub(super) fn admit(&mut self, now: Instant, packet: Packet<'_>, cost: usize) -> Admission {
-        self.watch_outage(now);
-        let Some(since) = self.freeze.since else {
-            let place = self.learn_and_tell(packet.bytes);
-            return if self.make_fair_room(packet.bytes, cost) {
-                Admission::Queue(place)
+        self.update_outage(now);
+        let Some(since) = self.freeze.outage_since else {
+            let range = self.track_and_repair(packet.bytes);
+            return if self.make_room_fairly(packet.bytes, cost) {
+                Admission::Queue(range)
             } else {
-                self.refuse()
+                self.reject()
             };
         };
         let frozen = now.saturating_duration_since(since) >= self.limits.freeze_grace;
-        let Some(segment) = Segment::parse(packet.bytes) else { return self.admit_ageing(cost) };
-        let Some(at) = self.freeze.flows.sending(&segment) else { return self.admit_ageing(cost) };
+        let Some(segment) = Segment::parse(packet.bytes) else { return self.admit_untracked(cost) };
+        let Some(at) = self.freeze.flows.on_sending(&segment) else { return self.admit_untracked(cost) };
         let flow = self.freeze.flows.get(at);
-        let place = Place { flow: flow.id, seq: segment.seq, length: segment.length() };
-        let (repeats, probes) = (flow.is_repetition(&segment), flow.is_probe(&segment));
-        if frozen && flow.wants_answer(&segment) {
-            self.answer(at, &segment, packet.bytes);
+        let range = SegmentRange { flow: flow.id, seq: segment.seq, length: segment.length() };
+        let (repeats, probes) = (flow.is_retransmission(&segment), flow.is_probe(&segment));
+        if frozen && flow.elicits_ack(&segment) {
+            self.send_zero_window(at, &segment, packet.bytes);
         }
-        self.freeze.flows.sent(at, &segment);
-        if (repeats && self.is_held(now, at, place, packet))
-            || (probes && self.is_probe_held(now, at, place, packet))
+        self.freeze.flows.on_sent(at, &segment);
+        if (repeats && self.is_held(now, at, range, packet))
+            || (probes && self.is_probe_held(now, at, range, packet))
         {
             self.stats.dropped_duplicate += 1;
             return Admission::Drop(DropReason::Duplicate);
         }
-        self.admit_lasting(at, place, cost, probes)
+        self.admit_tracked(at, range, cost, probes)
     }
 
-    /// The place of a segment of a known flow, which is learnt from.
-    pub(super) fn learn(&mut self, packet: &[u8]) -> Option<Place> {
+    /// Updates the flow of a packet. Returns the range of a segment of a tracked flow.
+    pub(super) fn track_packet(&mut self, packet: &[u8]) -> Option<SegmentRange> {
         let segment = Segment::parse(packet)?;
-        let at = self.freeze.flows.sending(&segment)?;
-        Some(self.learn_of(at, &segment))
+        let at = self.freeze.flows.on_sending(&segment)?;
+        Some(self.track(at, &segment))
     }
 
-    /// The same of a segment that the local end has sent just now, which may show what it has missed.
-    fn learn_and_tell(&mut self, packet: &[u8]) -> Option<Place> {
+    /// Does the same for a segment that the local end has sent just now, and repeats an
+    /// acknowledgement that the segment shows to be missed.
+    fn track_and_repair(&mut self, packet: &[u8]) -> Option<SegmentRange> {
         let segment = Segment::parse(packet)?;
-        let at = self.freeze.flows.sending(&segment)?;
-        if let Some((ack, Some(window))) = self.freeze.flows.get(at).missed(&segment) {
-            self.acknowledge_again(at, &segment, packet, (ack, window));
+        let at = self.freeze.flows.on_sending(&segment)?;
+        if let Some((ack, Some(window))) = self.freeze.flows.get(at).missed_ack(&segment) {
+            self.repeat_ack(at, &segment, packet, (ack, window));
         }
-        Some(self.learn_of(at, &segment))
+        Some(self.track(at, &segment))
     }
 
-    fn learn_of(&mut self, at: usize, segment: &Segment) -> Place {
+    fn track(&mut self, at: usize, segment: &Segment) -> SegmentRange {
         let flows = &mut self.freeze.flows;
-        flows.sent(at, segment);
-        Place { flow: flows.get(at).id, seq: segment.seq, length: segment.length() }
+        flows.on_sent(at, segment);
+        SegmentRange { flow: flows.get(at).id, seq: segment.seq, length: segment.length() }
     }
 
-    /// Says again what the other end has acknowledged, for the local one refused it: with the number that it expects.
-    fn acknowledge_again(&mut self, at: usize, segment: &Segment, packet: &[u8], (ack, window): (u32, u16)) {
-        if self.freeze.answers.len() >= MAX_ANSWERS {
+    /// Repeats the other end's acknowledgement, which the local end refused, with the sequence
+    /// number that the local end expects.
+    fn repeat_ack(&mut self, at: usize, segment: &Segment, packet: &[u8], (ack, window): (u32, u16)) {
+        if self.freeze.acks.len() >= MAX_ANSWERS {
             return;
         }
-        // As in `answer`: not older than anything that the sender has.
+        // As in `send_zero_window`: not older than any timestamp that the sender has.
         let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
         let flow = self.freeze.flows.get_mut(at);
-        flow.told_again(ack, window);
+        flow.ack_repeated(ack, window);
         let again = BareAck { to: flow.key, seq: segment.ack, ack, window, timestamps };
-        self.freeze.answers.push(again.packet());
+        self.freeze.acks.push(again.packet());
         self.stats.local_answers += 1;
     }
 
-    /// Says in the name of the other end: nothing new has come, and there is no room.
-    fn answer(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
-        if self.freeze.answers.len() >= MAX_ANSWERS {
+    /// Sends an acknowledgement in the name of the other end: nothing new has arrived, and there is
+    /// no room.
+    fn send_zero_window(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
+        if self.freeze.acks.len() >= MAX_ANSWERS {
             return;
         }
-        // What the sender echoes is what it had last: not older than anything it has, so it is not refused as old
-        // (PAWS, RFC 7323, 5).
+        // The timestamp that the sender echoes is the last one it received. It is not older than
+        // any it has, so it is not refused as old (PAWS, RFC 7323, 5).
         let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
         let flow = self.freeze.flows.get_mut(at);
-        flow.frozen = Some(Frozen { seq: segment.ack, timestamps });
+        flow.frozen = Some(FrozenAck { seq: segment.ack, timestamps });
         let answer = BareAck { to: flow.key, seq: segment.ack, ack: flow.acked, window: 0, timestamps };
-        self.freeze.answers.push(answer.packet());
+        self.freeze.acks.push(answer.packet());
         self.stats.local_answers += 1;
     }
 
-    /// Whether the data of a repeated segment is held already. If the flow has sent nothing behind it, the fresh copy takes the
-    /// old one's place: its timestamp lets the sender measure a round trip instead of the outage. (It would make what is behind
-    /// it look old to the receiver, which would refuse that.)
-    fn is_held(&mut self, now: Instant, at: usize, place: Place, packet: Packet<'_>) -> bool {
-        let last = self.freeze.flows.get(at).ends_at(place.seq.wrapping_add(place.length));
-        let covers = |held: &Place| held.length > 0 && held.covers(&place);
+    /// Returns whether the data of a retransmitted segment is already held.
+    ///
+    /// If the flow has sent nothing after it, the fresh copy replaces the old one: its timestamp
+    /// lets the sender measure a round trip instead of the outage. (Otherwise the newer timestamp
+    /// would make the segments after it look old to the receiver, which would refuse them.)
+    fn is_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
+        let last = self.freeze.flows.get(at).ends_at(range.seq.wrapping_add(range.length));
+        let covers = |held: &SegmentRange| held.length > 0 && held.covers(&range);
         match self.search(now, at, covers).flatten() {
-            Some(Found::Sent(at)) if last && self.replay.place(at) == Some(place) => {
-                let old = self.replay.replace(at, self.pool.copy(packet.bytes), packet.offload);
-                old.into_iter().for_each(|old| self.pool.give(old));
+            Some(HeldSegment::Sent(at)) if last && self.replay.range(at) == Some(range) => {
+                let old = self.replay.replace(at, self.buffers.copy(packet.bytes), packet.offload);
+                old.into_iter().for_each(|old| self.buffers.recycle(old));
             }
-            Some(Found::Queued(at)) if last && self.queue.place(at) == Some(place) => {
+            Some(HeldSegment::Queued(at)) if last && self.queue.range(at) == Some(range) => {
                 self.replace_queued(at, packet);
             }
             Some(_) => {}
@@ -221,129 +239,137 @@ impl Session {
         true
     }
 
-    /// Whether the flow has data held, whose answer says what a probe asks for, or an older probe, which this one replaces.
-    fn is_probe_held(&mut self, now: Instant, at: usize, place: Place, packet: Packet<'_>) -> bool {
-        let outage = self.freeze.outage;
-        let mut held = *self.freeze.flows.get_mut(at).held(outage);
+    /// Returns whether the flow has data held, whose answer serves the probe, too, or an older
+    /// probe, which this one replaces.
+    fn is_probe_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
+        let outage_number = self.freeze.outage_number;
+        let mut held = *self.freeze.flows.get_mut(at).held(outage_number);
         if held.data.is_none() {
-            // Once an outage: what is handed in later is known.
-            let has_data = |held: &Place| held.flow == place.flow && held.length > 0;
+            // The lookup happens once an outage; what is queued later is known.
+            let has_data = |held: &SegmentRange| held.flow == range.flow && held.length > 0;
             held.data = self.search(now, at, has_data).map(|found| found.is_some());
-            self.freeze.flows.get_mut(at).held(outage).data = held.data;
+            self.freeze.flows.get_mut(at).held(outage_number).data = held.data;
         }
         if held.data == Some(true) {
             return true;
         }
-        if held.probe != Some(place.seq) {
+        if held.probe != Some(range.seq) {
             return false;
         }
-        if let Some(Some(Found::Queued(at))) = self.search(now, at, |held| *held == place) {
+        if let Some(Some(HeldSegment::Queued(at))) = self.search(now, at, |held| *held == range) {
             self.replace_queued(at, packet);
         }
         true
     }
 
-    /// Searches in what is held, for a flow. `None` if that would take too much of the time.
-    fn search(&mut self, now: Instant, at: usize, wanted: impl Fn(&Place) -> bool) -> Option<Option<Found>> {
+    /// Searches the held records for a segment of a flow. Returns `None` if that would take too
+    /// much time.
+    fn search(
+        &mut self,
+        now: Instant,
+        at: usize,
+        wanted: impl Fn(&SegmentRange) -> bool,
+    ) -> Option<Option<HeldSegment>> {
         let flow = self.freeze.flows.get_mut(at);
         let limit = now + SEARCH_CREDIT;
-        if [flow.searched, self.freeze.searched].iter().flatten().any(|paid| *paid > limit) {
+        if [flow.search_paid_until, self.freeze.search_paid_until].iter().flatten().any(|paid| *paid > limit)
+        {
             return None;
         }
-        let looked_at = Cell::new(0);
-        let looks = |place: &Place| {
-            looked_at.update(|count| count + 1);
-            wanted(place)
+        let searched = Cell::new(0);
+        let count_and_match = |range: &SegmentRange| {
+            searched.update(|count| count + 1);
+            wanted(range)
         };
-        let mut found = self.replay.find(&wanted).map(Found::Sent);
-        looked_at.set(match found {
-            Some(Found::Sent(at)) => at + 1,
+        let mut found = self.replay.find(&wanted).map(HeldSegment::Sent);
+        searched.set(match found {
+            Some(HeldSegment::Sent(at)) => at + 1,
             _ => self.replay.len(),
         });
         if found.is_none() {
-            found = self.queue.find(looks).map(Found::Queued);
+            found = self.queue.find(count_and_match).map(HeldSegment::Queued);
         }
-        let price = RECORD_PRICE.saturating_mul(u32::try_from(looked_at.get()).unwrap_or(u32::MAX));
+        let price = RECORD_PRICE.saturating_mul(u32::try_from(searched.get()).unwrap_or(u32::MAX));
         let pay = |paid: &mut Option<Instant>, price| *paid = paid.unwrap_or(now).max(now).checked_add(price);
-        pay(&mut flow.searched, price.saturating_mul(FLOW_SHARE));
-        pay(&mut self.freeze.searched, price);
+        pay(&mut flow.search_paid_until, price.saturating_mul(FLOW_SHARE));
+        pay(&mut self.freeze.search_paid_until, price);
         Some(found)
     }
 
     fn replace_queued(&mut self, at: usize, packet: Packet<'_>) {
-        let old = self.queue.replace(at, self.pool.copy(packet.bytes), packet.offload);
-        old.into_iter().for_each(|old| self.pool.give(old));
+        let old = self.queue.replace(at, self.buffers.copy(packet.bytes), packet.offload);
+        old.into_iter().for_each(|old| self.buffers.recycle(old));
     }
 
-    /// Room for a segment of a known flow, in an outage. Of a flow's segments the oldest are what it needs to go on, so the
-    /// newest is refused: when the flow has handed in a quarter of the queue, or all flows hold three quarters. Other
-    /// packets give way.
-    fn admit_lasting(&mut self, at: usize, place: Place, cost: usize, probe: bool) -> Admission {
-        let (outage, queue_bytes) = (self.freeze.outage, self.limits.queue_bytes);
-        let held = self.freeze.flows.get_mut(at).held(outage);
-        if held.cost + cost > queue_bytes / 4 || self.queue.lasting_cost() + cost > queue_bytes / 4 * 3 {
-            return self.refuse();
+    /// Makes room for a segment of a tracked flow during an outage. A flow needs its oldest
+    /// segments to go on, so the newest is refused: when the flow has queued a quarter of the
+    /// queue, or all flows hold three quarters. Other packets give way.
+    fn admit_tracked(&mut self, at: usize, range: SegmentRange, cost: usize, probe: bool) -> Admission {
+        let (outage_number, queue_bytes) = (self.freeze.outage_number, self.limits.queue_bytes);
+        let held = self.freeze.flows.get_mut(at).held(outage_number);
+        if held.cost + cost > queue_bytes / 4 || self.queue.tracked_cost() + cost > queue_bytes / 4 * 3 {
+            return self.reject();
         }
         held.cost += cost;
-        if place.length > 0 {
+        if range.length > 0 {
             held.data = Some(true);
         }
         if probe {
-            held.probe = Some(place.seq);
+            held.probe = Some(range.seq);
         }
-        if self.make_room(cost) { Admission::Queue(Some(place)) } else { self.refuse() }
+        if self.make_room(cost) { Admission::Queue(Some(range)) } else { self.reject() }
     }
 
-    /// Room for any other packet, in an outage: the newest matter, so the oldest goes. A quarter of the queue is always
-    /// theirs.
-    fn admit_ageing(&mut self, cost: usize) -> Admission {
-        if self.make_room(cost) { Admission::Queue(None) } else { self.refuse() }
+    /// Makes room for any other packet during an outage. The newest matter, so the oldest is
+    /// dropped. A quarter of the queue is always theirs.
+    fn admit_untracked(&mut self, cost: usize) -> Admission {
+        if self.make_room(cost) { Admission::Queue(None) } else { self.reject() }
     }
 
-    /// Room in ordinary times: whoever has the most waiting gives way. Of a flow the newest goes: what unblocks an inner TCP
-    /// flow is its oldest segment.
-    fn make_fair_room(&mut self, packet: &[u8], cost: usize) -> bool {
+    /// Makes room while no outage lasts: the flow with the most bytes queued gives way. Its newest
+    /// packet is dropped, because its oldest segment unblocks an inner TCP flow.
+    fn make_room_fairly(&mut self, packet: &[u8], cost: usize) -> bool {
         while self.queue.cost() + cost > self.limits.queue_bytes {
-            let Some(record) = self.queue.pop_fattest(packet) else { return false };
+            let Some(record) = self.queue.pop_from_longest_flow(packet) else { return false };
             self.stats.dropped_queue_full += 1;
-            self.pool.give(record.packet);
+            self.buffers.recycle(record.packet);
         }
         true
     }
 
     fn make_room(&mut self, cost: usize) -> bool {
         while self.queue.cost() + cost > self.limits.queue_bytes {
-            let Some(record) = self.queue.pop_ageing() else { return false };
+            let Some(record) = self.queue.pop_oldest_untracked() else { return false };
             self.stats.dropped_displaced += 1;
-            self.pool.give(record.packet);
+            self.buffers.recycle(record.packet);
         }
         true
     }
 
-    fn refuse(&mut self) -> Admission {
+    fn reject(&mut self) -> Admission {
         self.stats.dropped_queue_full += 1;
         Admission::Drop(DropReason::QueueFull)
     }
 
-    pub(super) fn watch_outage(&mut self, now: Instant) {
+    pub(super) fn update_outage(&mut self, now: Instant) {
         let cut_off = self.is_cut_off();
-        if cut_off || self.freeze.since.is_some() {
-            self.queue.spare(now);
+        if cut_off || self.freeze.outage_since.is_some() {
+            self.queue.exempt_waiting(now);
         }
-        match (cut_off, self.freeze.since) {
+        match (cut_off, self.freeze.outage_since) {
             (true, None) => {
-                // A path is suspected long after it fell silent.
+                // A path becomes unresponsive long after it fell silent.
                 let active = self.active.and_then(|path| self.find(path));
-                let silent = active.and_then(|at| self.paths[at].health.stalled());
-                self.freeze.since = Some(silent.unwrap_or(now));
+                let silent = active.and_then(|at| self.paths[at].health.stalled_since());
+                self.freeze.outage_since = Some(silent.unwrap_or(now));
                 self.freeze.thin_at = now.checked_add(self.limits.thin_after);
-                self.freeze.outage = self.freeze.outage.wrapping_add(1);
+                self.freeze.outage_number = self.freeze.outage_number.wrapping_add(1);
             }
             (false, Some(_)) => {
-                (self.freeze.since, self.freeze.thin_at) = (None, None);
-                self.freeze.thaw = true;
-                // What asked last is answered by the other end now.
-                self.freeze.answers.clear();
+                (self.freeze.outage_since, self.freeze.thin_at) = (None, None);
+                self.freeze.window_updates_due = true;
+                // The other end itself answers what was sent last.
+                self.freeze.acks.clear();
             }
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! What comes in: bytes to frames, frames to deliveries and state.
+//! Received data: from bytes to frames, and from frames to deliveries and state changes.
 
 use std::time::Instant;
 
@@ -6,20 +6,23 @@ use super::{Event, Role, Session};
 use crate::compression::Decoder;
 use crate::frame::{self, Decoded};
 use crate::message::{self, Activate, VersionedConfig, Welcome};
-use crate::path::{Path, State};
+use crate::path::{Path, PathState};
 use crate::{CloseCode, Packet, PathId, ProtocolError};
 
-/// What a frame did to its path.
+/// The effect of a frame on its path.
 #[derive(PartialEq, Eq)]
-enum Fate {
+enum FrameOutcome {
     Open,
     Closed(CloseCode),
 }
 
 impl Session {
-    /// Takes decrypted bytes of a path, in any pieces. Each new inner packet is given to `deliver`
-    /// once, in order. Only the rest of an unfinished frame is copied. After an error the path takes
-    /// no more input, and CLOSE waits to be sent; the session goes on.
+    /// Takes decrypted bytes of a path, in any pieces. Each new inner packet is passed to `deliver`
+    /// once, in order. Only the remainder of an incomplete frame is copied.
+    ///
+    /// # Errors
+    /// If the peer violates the protocol. The path takes no more input then, and CLOSE is queued;
+    /// the session continues.
     pub fn handle_input(
         &mut self,
         now: Instant,
@@ -27,38 +30,39 @@ impl Session {
         bytes: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
-        // The path is out of the list while its frames are read, so that they can change the rest.
+        // The path is taken out of the list while its frames are parsed, so that they can change
+        // the others.
         let Some(mut path) = self.take(path) else {
             self.stats.stray_bytes += bytes.len() as u64;
             return Ok(());
         };
-        if path.state == State::Failed {
+        if path.state == PathState::Failed {
             self.stats.stray_bytes += bytes.len() as u64;
             self.paths.push(path);
             return Ok(());
         }
-        if path.heard(now, bytes.len()) {
+        if path.on_bytes_received(now, bytes.len()) {
             self.events.push(Event::PathRecovered { path: path.id });
         }
         match self.read_frames(now, &mut path, bytes, deliver) {
-            Ok(Fate::Open) => {
-                if path.pong.is_some() {
-                    // An idle peer's PING: this end is probably idle too.
+            Ok(FrameOutcome::Open) => {
+                if path.pong_due.is_some() {
+                    // An idle peer's PING: this end is probably idle, too.
                     path.trim();
                     self.trim_if_idle();
                 }
                 self.paths.push(path);
                 Ok(())
             }
-            Ok(Fate::Closed(code)) => {
-                self.closed(path.id, code);
+            Ok(FrameOutcome::Closed(code)) => {
+                self.close_and_report(path.id, code);
                 Ok(())
             }
             Err(error) => {
                 self.stats.protocol_errors += 1;
                 self.deactivate(path.id);
-                path.close(now, CloseCode::ProtocolError, State::Failed);
-                path.partial = Vec::new();
+                path.close(now, CloseCode::ProtocolError, PathState::Failed);
+                path.partial_frame = Vec::new();
                 self.paths.push(path);
                 Err(error)
             }
@@ -71,51 +75,51 @@ impl Session {
         path: &mut Path,
         mut bytes: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
-    ) -> Result<Fate, ProtocolError> {
-        let mut partial = std::mem::take(&mut path.partial);
-        while !partial.is_empty() && !bytes.is_empty() {
-            match frame::decode(&partial)? {
+    ) -> Result<FrameOutcome, ProtocolError> {
+        let mut partial_frame = std::mem::take(&mut path.partial_frame);
+        while !partial_frame.is_empty() && !bytes.is_empty() {
+            match frame::decode(&partial_frame)? {
                 Decoded::Incomplete { need } => {
-                    let (more, rest) = bytes.split_at(bytes.len().min(need - partial.len()));
-                    // Room for the whole frame at once, now that its length is known and checked.
-                    partial.reserve(need - partial.len());
-                    partial.extend_from_slice(more);
+                    let (more, rest) = bytes.split_at(bytes.len().min(need - partial_frame.len()));
+                    // Room for the whole frame at once, as its length is known and checked.
+                    partial_frame.reserve(need - partial_frame.len());
+                    partial_frame.extend_from_slice(more);
                     bytes = rest;
                 }
                 Decoded::Frame { .. } => break,
             }
         }
-        if let Decoded::Frame { kind, payload, .. } = frame::decode(&partial)? {
-            let fate = self.handle_frame(now, path, kind, payload, deliver)?;
-            if fate != Fate::Open {
-                return Ok(fate);
+        if let Decoded::Frame { kind, payload, .. } = frame::decode(&partial_frame)? {
+            let outcome = self.handle_frame(now, path, kind, payload, deliver)?;
+            if outcome != FrameOutcome::Open {
+                return Ok(outcome);
             }
-            partial.clear();
+            partial_frame.clear();
         }
-        // Either the partial frame is done or no bytes are left.
+        // Either the partial frame is complete or no bytes are left.
         while !bytes.is_empty() {
             match frame::decode(bytes)? {
                 Decoded::Incomplete { need } => {
-                    partial.reserve(need);
-                    partial.extend_from_slice(bytes);
+                    partial_frame.reserve(need);
+                    partial_frame.extend_from_slice(bytes);
                     break;
                 }
                 Decoded::Frame { kind, payload, consumed } => {
                     bytes = &bytes[consumed..];
-                    let fate = self.handle_frame(now, path, kind, payload, deliver)?;
-                    if fate != Fate::Open {
-                        return Ok(fate);
+                    let outcome = self.handle_frame(now, path, kind, payload, deliver)?;
+                    if outcome != FrameOutcome::Open {
+                        return Ok(outcome);
                     }
                 }
             }
         }
         let carries = |kind: u8| frame::is_data(kind) || kind == frame::COMPRESSED;
-        if !path.foreign && partial.first().is_some_and(|&kind| carries(kind)) {
+        if !path.stale_epoch && partial_frame.first().is_some_and(|&kind| carries(kind)) {
             // A long record on a slow path: tell the sender that its bytes arrive.
-            self.ack.soon(now, &self.limits);
+            self.ack.schedule(now, &self.limits);
         }
-        path.partial = partial;
-        Ok(Fate::Open)
+        path.partial_frame = partial_frame;
+        Ok(FrameOutcome::Open)
     }
 
     fn handle_frame(
@@ -125,44 +129,44 @@ impl Session {
         kind: u8,
         payload: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
-    ) -> Result<Fate, ProtocolError> {
-        let connecting = path.state == State::Connecting;
+    ) -> Result<FrameOutcome, ProtocolError> {
+        let connecting = path.state == PathState::Connecting;
         match (kind, self.role) {
-            (frame::CLOSE, _) => return Ok(Fate::Closed(message::decode_close(payload)?)),
+            (frame::CLOSE, _) => return Ok(FrameOutcome::Closed(message::decode_close(payload)?)),
             (frame::WELCOME, Role::Client) if connecting => return self.handle_welcome(now, path, payload),
-            (frame::WELCOME, Role::Client) if path.state == State::Closing => {}
+            (frame::WELCOME, Role::Client) if path.state == PathState::Closing => {}
             (frame::FIRST_IGNORABLE.., _) => self.stats.skipped_frames += 1,
             _ if connecting => return Err(unexpected(kind, "before WELCOME")),
             (frame::COMPRESSED, _) => self.handle_compressed(now, path, payload, deliver)?,
-            (frame::SEQ | frame::ACK, Role::Server) if path.foreign => self.stats.stale_frames += 1,
-            (kind, Role::Server) if path.foreign && frame::is_data(kind) => self.stats.stale_frames += 1,
+            (frame::SEQ | frame::ACK, Role::Server) if path.stale_epoch => self.stats.stale_frames += 1,
+            (kind, Role::Server) if path.stale_epoch && frame::is_data(kind) => self.stats.stale_frames += 1,
             (kind, _) if frame::is_data(kind) => {
-                self.handle_data(now, path, frame::packet(kind, payload)?, deliver)?;
+                self.handle_data(now, path, frame::read_packet(kind, payload)?, deliver)?;
             }
             (frame::SEQ, _) => self.handle_seq(now, path, message::decode_number("SEQ", payload)?),
             (frame::ACK, _) => {
                 self.stats.acks_received += 1;
-                self.acknowledged(message::decode_number("ACK", payload)?)?;
-                // Even an unchanged one: it says that more of a record has come.
-                self.progress(now, path);
+                self.handle_ack(message::decode_number("ACK", payload)?)?;
+                // An unchanged ACK is progress, too: it shows that more of a record has arrived.
+                self.on_progress(now, path);
             }
-            (frame::PING, _) => path.pong = Some(message::decode_nonce("PING", payload)?),
+            (frame::PING, _) => path.pong_due = Some(message::decode_nonce("PING", payload)?),
             (frame::PONG, _) => {
                 let nonce = message::decode_nonce("PONG", payload)?;
                 if path.handle_pong(now, nonce) {
-                    self.progress(now, path);
+                    self.on_progress(now, path);
                 }
-                self.confirm_if(path, |path| path.confirmed_by.is_some_and(|by| nonce >= by));
+                self.confirm_if(path, |path| path.confirming_nonce.is_some_and(|by| nonce >= by));
             }
             (frame::ACTIVATE, Role::Server) => self.handle_activate(now, path, payload)?,
             (frame::DOUBT, Role::Client) => {
                 message::decode_empty("DOUBT", payload)?;
-                self.nudged(now, path);
+                self.handle_doubt(now, path);
             }
-            (frame::CONFIG, Role::Client) => self.take_config(VersionedConfig::decode(payload)?, false),
-            _ => return Err(unexpected(kind, "where it has no meaning")),
+            (frame::CONFIG, Role::Client) => self.apply_config(VersionedConfig::decode(payload)?, false),
+            _ => return Err(unexpected(kind, "from this peer in this state")),
         }
-        Ok(Fate::Open)
+        Ok(FrameOutcome::Open)
     }
 
     fn handle_data(
@@ -175,10 +179,11 @@ impl Session {
         let number = path.rx_number.ok_or(unexpected(frame::DATA, "before the first SEQ"))?;
         path.rx_number = Some(number + 1);
         self.ack.received(now, packet.len(), &self.limits);
-        // A path's numbers run on from a SEQ, which `rx_next` has reached: never beyond it.
+        // The numbers of a path continue from a SEQ, and `rx_next` is never behind that: so
+        // `number` is never beyond it.
         if number == self.rx_next {
             self.rx_next += 1;
-            if !self.segments.admit(now, packet) {
+            if !self.segment_budget.admit(now, packet) {
                 self.stats.dropped_segments += 1;
                 return Ok(());
             }
@@ -201,25 +206,26 @@ impl Session {
         payload: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
-        // A client has said in HELLO that it reads them; a WELCOME that comes to a closing path is not looked at.
+        // A client has announced in HELLO that it reads compressed packets; a WELCOME on a closing
+        // path is ignored.
         let agreed = match self.role {
             Role::Client => self.limits.compression,
             Role::Server => path.stats.compression,
         };
         if !agreed {
-            return Err(unexpected(frame::COMPRESSED, "where compression was not agreed"));
+            return Err(unexpected(frame::COMPRESSED, "on a path where compression was not agreed"));
         }
-        // Out of the path while its packet is looked at.
+        // The decoder is taken out of the path while its packet is processed.
         let mut decoder = match path.decoder.take() {
             Some(decoder) => decoder,
             None => Box::new(Decoder::new()?),
         };
-        let frame::Compressed { offload, length, bytes } = frame::compressed(payload)?;
+        let frame::Compressed { offload, length, bytes } = frame::read_compressed(payload)?;
         let packet = Packet { bytes: decoder.decode(length, bytes)?, offload };
         self.stats.rx_compressible_bytes += packet.len() as u64;
         self.stats.rx_compressed_bytes += bytes.len() as u64;
-        if path.foreign {
-            // Read all the same: what follows refers to it.
+        if path.stale_epoch {
+            // The frame is decoded anyway, because later frames refer to it.
             self.stats.stale_frames += 1;
         } else {
             self.handle_data(now, path, packet, deliver)?;
@@ -228,21 +234,22 @@ impl Session {
         Ok(())
     }
 
-    /// A number beyond the expected one: the sender has given up all between.
+    /// Handles SEQ. A number beyond the expected one means that the sender has given up all records
+    /// between.
     fn handle_seq(&mut self, now: Instant, path: &mut Path, first: u64) {
         path.rx_number = Some(first);
         if first > self.rx_next {
             self.stats.lost = self.stats.lost.saturating_add(first - self.rx_next);
             self.rx_next = first;
-            self.ack.soon(now, &self.limits);
+            self.ack.schedule(now, &self.limits);
         }
     }
 
-    fn acknowledged(&mut self, upto: u64) -> Result<(), ProtocolError> {
-        let (pool, stats) = (&mut self.pool, &mut self.stats);
+    fn handle_ack(&mut self, upto: u64) -> Result<(), ProtocolError> {
+        let (buffers, stats) = (&mut self.buffers, &mut self.stats);
         self.replay.acknowledge(upto, |record| {
             stats.acked_packets += 1;
-            pool.give(record.packet);
+            buffers.recycle(record.packet);
         })
     }
 
@@ -251,70 +258,70 @@ impl Session {
         now: Instant,
         path: &mut Path,
         payload: &[u8],
-    ) -> Result<Fate, ProtocolError> {
+    ) -> Result<FrameOutcome, ProtocolError> {
         let welcome = Welcome::decode(payload)?;
         let resumed = welcome.epoch == self.epoch;
         if resumed {
-            self.acknowledged(welcome.rx_next)?;
+            self.handle_ack(welcome.rx_next)?;
         } else if path.epoch != self.epoch {
-            // The relay answered a HELLO that named an older epoch than the one another path has
-            // told since. Which of the two answers is the newer one? The next HELLO will find out.
-            return Ok(Fate::Closed(CloseCode::SessionGone));
+            // The relay answered a HELLO that named an older epoch than another path has learnt
+            // since. Which of the two answers is newer is unknown; the next HELLO will show.
+            return Ok(FrameOutcome::Closed(CloseCode::SessionGone));
         } else {
             self.adopt_epoch(now, welcome.epoch, welcome.rx_next);
             path.tx_number = None;
         }
         path.epoch = self.epoch;
-        path.agree(welcome.compression && self.limits.compression);
-        path.state = State::Ready;
+        path.set_compression(welcome.compression && self.limits.compression);
+        path.state = PathState::Ready;
         path.sample_due = true;
-        if let Some(sent) = path.hello_sent {
-            path.measured(now.saturating_duration_since(sent));
+        if let Some(sent) = path.hello_sent_at {
+            path.on_rtt_measured(now.saturating_duration_since(sent));
         }
-        self.take_config(welcome.config, !resumed);
+        self.apply_config(welcome.config, !resumed);
         self.events.push(Event::PathReady { path: path.id, resumed });
-        self.progress(now, path);
-        // An ACTIVATE that was written later may have crossed this; a PONG will answer it.
-        self.confirm_if(path, |path| resumed && path.early && path.confirmed_by.is_some());
-        if let Some(keep) = path.wish.take()
+        self.on_progress(now, path);
+        // An ACTIVATE that was written later may have crossed this WELCOME; a PONG will answer it.
+        self.confirm_if(path, |path| resumed && path.activated_early && path.confirming_nonce.is_some());
+        if let Some(keep) = path.pending_activation.take()
             && (!resumed || self.active != Some(path.id))
         {
-            self.carry_out(now, path, &keep);
+            self.send_activate(now, path, &keep);
         }
-        Ok(Fate::Open)
+        Ok(FrameOutcome::Open)
     }
 
-    /// The relay has answered on the path: told once, and only if it is still the one in use.
+    /// Reports once that the relay has answered on the path, if it is still the active one.
     fn confirm_if(&mut self, path: &mut Path, answered: impl Fn(&Path) -> bool) {
         if self.active == Some(path.id) && answered(path) {
-            path.confirmed_by = None;
-            self.events.push(Event::Confirmed { path: path.id });
+            path.confirming_nonce = None;
+            self.events.push(Event::PathConfirmed { path: path.id });
         }
     }
 
-    /// The relay has lost this session's state (or never had it): both directions start anew, with
-    /// what is unacknowledged first.
+    /// Adopts the epoch of a relay that has lost this session's state, or never had it. Both
+    /// directions start anew, with the unacknowledged records first.
     fn adopt_epoch(&mut self, now: Instant, epoch: u64, rx_next: u64) {
-        let former = |path: &Path| path.state != State::Connecting;
+        let former = |path: &Path| path.state != PathState::Connecting;
         let gone: Vec<_> = self.paths.iter().filter(|path| former(path)).map(|path| path.id).collect();
-        gone.into_iter().for_each(|path| self.closed(path, CloseCode::SessionGone));
+        gone.into_iter().for_each(|path| self.close_and_report(path, CloseCode::SessionGone));
         self.stats.renumbered += u64::from(self.epoch != 0);
         self.epoch = epoch;
         self.replay.renumber(rx_next);
         self.rx_next = 0;
-        self.ack.done();
-        // What was written in haste, for the former epoch, the relay ignores.
+        self.ack.reset();
+        // The relay ignores what was written early for the former epoch.
         self.paths.iter_mut().for_each(|path| path.tx_number = None);
-        // A path that waits for its own WELCOME can carry data for the epoch that is known now.
-        if let Some(at) = self.paths.iter().position(|path| path.wish.is_some()) {
-            let mut wanted = self.paths.swap_remove(at);
-            let keep = wanted.wish.clone().unwrap_or_default();
-            self.carry_out(now, &mut wanted, &keep);
-            self.paths.push(wanted);
+        // A path that waits for its own WELCOME can carry data for the new epoch.
+        if let Some(at) = self.paths.iter().position(|path| path.pending_activation.is_some()) {
+            let mut waiting = self.paths.swap_remove(at);
+            let keep = waiting.pending_activation.clone().unwrap_or_default();
+            self.send_activate(now, &mut waiting, &keep);
+            self.paths.push(waiting);
         }
     }
 
-    fn take_config(&mut self, new: VersionedConfig, new_epoch: bool) {
+    fn apply_config(&mut self, new: VersionedConfig, new_epoch: bool) {
         if !new_epoch && self.config.is_some() && new.version < self.config_version {
             return;
         }
@@ -332,16 +339,16 @@ impl Session {
         payload: &[u8],
     ) -> Result<(), ProtocolError> {
         let activate = Activate::decode(payload)?;
-        // Written before the client knew that this session is not the one it had: it will repeat
-        // it. Until then what comes here has numbers of the former epoch.
-        path.foreign = activate.epoch != self.epoch;
-        if path.foreign {
+        // Written before the client knew that the relay has lost the session: the client will
+        // repeat it. Until then the data received here has numbers of the former epoch.
+        path.stale_epoch = activate.epoch != self.epoch;
+        if path.stale_epoch {
             self.stats.stale_frames += 1;
             return Ok(());
         }
-        self.acknowledged(activate.rx_next)?;
+        self.handle_ack(activate.rx_next)?;
         if activate.switch <= self.switch || path.is_closing() {
-            // The client has switched again since, and that came first.
+            // The client has switched again since, and that ACTIVATE arrived first.
             self.stats.stale_activates += 1;
             return Ok(());
         }
@@ -349,11 +356,12 @@ impl Session {
         // A path opened after this ACTIVATE was written cannot be in its list.
         let freed = |other: &Path| !activate.keep.contains(&other.id) && other.switch < activate.switch;
         let freed: Vec<_> = self.paths.iter().filter(|other| freed(other)).map(|other| other.id).collect();
-        self.move_to(path.id);
-        freed.into_iter().for_each(|other| self.closed(other, CloseCode::Replaced));
-        // The client replays from its oldest unacknowledged record: the sooner it knows, the less.
-        self.ack.at_once();
-        path.ask(now, self.is_unanswered(path));
+        self.switch_to(path.id);
+        freed.into_iter().for_each(|other| self.close_and_report(other, CloseCode::Replaced));
+        // The client replays from its oldest unacknowledged record: the sooner it gets the
+        // acknowledgement, the less it sends again.
+        self.ack.send_now();
+        path.request_ping(now, self.is_unanswered(path));
         Ok(())
     }
 }

@@ -1,58 +1,59 @@
-//! What follows from a path's health: what is told to the shell, asked of it, and sent.
+//! Actions that follow from the health of the paths: events, requests for samples, and PINGs.
 
 use std::time::{Duration, Instant};
 
 use super::{Event, Role, Session};
-use crate::health::RELAY_PINGS;
+use crate::health::RELAY_MAX_PINGS;
 use crate::path::Path;
 use crate::{PathId, PathStats, TransportSample};
 
-/// A client listens to the relay's doubt at most this often: each makes it send
-/// [ten PINGs](crate::health::PINGS) at most.
-const NUDGE_INTERVAL: Duration = Duration::from_millis(250);
+/// Minimum time between two DOUBT frames that a client acts on: each makes it send at most [ten
+/// PINGs](crate::health::MAX_PINGS).
+const MIN_DOUBT_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Session {
-    /// Whether a [`TransportSample`] of a path would help now. Asked after each call and when
-    /// [`Self::poll_timeout`] is due, before [`Self::handle_timeout`].
+    /// Returns whether a [`TransportSample`] of a path is needed now. To be called after each call
+    /// and when [`Self::poll_timeout`] is due, before [`Self::handle_timeout`].
     #[must_use]
     pub fn wants_sample(&self, now: Instant, path: PathId) -> bool {
         self.find(path).is_some_and(|index| {
             let path = &self.paths[index];
-            path.sample_due || (self.is_judged(path) && path.health.wants_sample(now, self.outlook(path)))
+            path.sample_due
+                || (self.is_monitored(path) && path.health.wants_sample(now, self.health_context(path)))
         })
     }
 
-    /// Takes what the transport of a path knows. A shell that has nothing to give never calls this:
-    /// then only silence counts.
+    /// Takes a sample of a path's transport. A caller without samples never calls this; then only
+    /// silence counts.
     pub fn transport_sample(&mut self, now: Instant, path: PathId, sample: TransportSample) {
         let Some(index) = self.find(path) else { return };
         let path = &mut self.paths[index];
         path.sample_due = false;
-        if path.health.sample(now, sample) {
+        if path.health.on_sample(now, sample) {
             self.events.push(Event::PathRecovered { path: path.id });
         }
     }
 
-    /// Client: something has happened of which no path can tell (the host was suspended): every path
-    /// is asked for a sign of life, and judged by it.
+    /// Client: pings every path and judges it by the answer, after an event that no path can detect
+    /// (the host was suspended).
     pub fn probe(&mut self, now: Instant) {
         if self.role == Role::Client {
-            self.ask_each(now, Path::is_ready);
+            self.ping_each(now, Path::is_ready);
         }
     }
 
-    /// The counters and the state of a path.
+    /// Returns the counters and the state of a path.
     #[must_use]
     pub fn path_stats(&self, path: PathId) -> Option<PathStats> {
         let path = &self.paths[self.find(path)?];
-        let transport = path.health.latest();
+        let transport = path.health.latest_sample();
         let share = |sample: &TransportSample| {
             (sample.segs_out > 0).then(|| f64::from(sample.retransmitted) / f64::from(sample.segs_out))
         };
         Some(PathStats {
             ready: path.is_ready(),
             active: self.active == Some(path.id),
-            suspect: path.health.is_suspect(),
+            unresponsive: path.health.is_unresponsive(),
             srtt: transport.map(|sample| sample.srtt).or(path.stats.srtt),
             rttvar: transport.map(|sample| sample.rttvar),
             loss: transport.and_then(share),
@@ -60,54 +61,54 @@ impl Session {
         })
     }
 
-    /// Something of ours was answered on a path.
-    pub(super) fn progress(&mut self, now: Instant, path: &mut Path) {
-        if path.health.progress(now) {
+    /// Records that something sent on a path was answered.
+    pub(super) fn on_progress(&mut self, now: Instant, path: &mut Path) {
+        if path.health.on_progress(now) {
             self.events.push(Event::PathRecovered { path: path.id });
         }
     }
 
-    /// When the health of a path has to be looked at.
+    /// Returns when the health of a path has to be checked.
     pub(super) fn health_deadline(&self, path: &Path) -> Option<Instant> {
-        if self.is_judged(path) { path.health.deadline(self.outlook(path)) } else { None }
+        if self.is_monitored(path) { path.health.deadline(self.health_context(path)) } else { None }
     }
 
-    /// Looks at the health of a path.
+    /// Checks the health of a path.
     pub(super) fn check_health(&mut self, now: Instant, index: usize) {
         let path = &self.paths[index];
-        if !self.is_judged(path) {
+        if !self.is_monitored(path) {
             return;
         }
         let (unanswered, active) = (self.is_unanswered(path), self.active == Some(path.id));
         let path = &mut self.paths[index];
-        let mut outlook = path.outlook(&self.limits, unanswered, active);
+        let mut context = path.health_context(&self.limits, unanswered, active);
         if self.role == Role::Server {
-            outlook.pings = RELAY_PINGS;
+            context.max_pings = RELAY_MAX_PINGS;
         }
-        let verdict = path.health.tick(now, outlook);
-        if verdict.ping && path.is_ready() {
-            path.ask(now, unanswered);
+        let update = path.health.on_timeout(now, context);
+        if update.send_ping && path.is_ready() {
+            path.request_ping(now, unanswered);
         }
         let id = path.id;
-        if verdict.doubted {
-            self.stats.doubts += 1;
-            self.events.push(Event::PathDoubted { path: id });
-            self.try_others(now, id);
+        if update.probing {
+            self.stats.liveness_probes += 1;
+            self.events.push(Event::PathProbing { path: id });
+            self.ping_others(now, id);
         }
-        if let Some(silent_for) = verdict.suspect {
-            self.stats.suspects += 1;
-            self.events.push(Event::PathSuspect { path: id, silent_for });
+        if let Some(silent_for) = update.unresponsive {
+            self.stats.unresponsive += 1;
+            self.events.push(Event::PathUnresponsive { path: id, silent_for });
         }
-        if self.role == Role::Server && (verdict.doubted || verdict.suspect.is_some()) {
-            self.nudge_client();
+        if self.role == Role::Server && (update.probing || update.unresponsive.is_some()) {
+            self.send_doubt();
         }
     }
 
-    /// Client: the relay doubts the active path. It cannot know better than this end, so all it
-    /// brings about is that the path is tried.
-    pub(super) fn nudged(&mut self, now: Instant, from: &mut Path) {
-        let recent = |at: Instant| now.saturating_duration_since(at) < NUDGE_INTERVAL;
-        if self.nudged.is_some_and(recent) {
+    /// Client: handles DOUBT, which means that the relay gets no answers on the active path. The
+    /// relay cannot know better than this end, so the only effect is that the path is probed.
+    pub(super) fn handle_doubt(&mut self, now: Instant, from: &mut Path) {
+        let recent = |at: Instant| now.saturating_duration_since(at) < MIN_DOUBT_INTERVAL;
+        if self.last_doubt.is_some_and(recent) {
             return;
         }
         let index = self.active.and_then(|active| self.find(active));
@@ -116,53 +117,56 @@ impl Session {
             Some(index) => Some(&mut self.paths[index]),
             None => Some(&mut *from).filter(|from| self.active == Some(from.id)),
         };
-        // Of a path that is suspect there is nothing new to learn.
-        let worth = |active: &&mut Path| active.is_ready() && !active.health.is_suspect();
-        let Some(active) = active.filter(worth) else { return };
-        self.nudged = Some(now);
-        active.ask(now, unanswered);
-        let (id, doubted) = (active.id, active.health.nudge(now));
-        if doubted {
-            self.stats.doubts += 1;
-            self.events.push(Event::PathDoubted { path: id });
-            self.try_others(now, id);
-            // It is out of the list while its input is read.
-            if from.id != id && from.is_ready() && from.wants_rtt(now) {
+        // Probing shows nothing new about an unresponsive path.
+        let can_probe = |active: &&mut Path| active.is_ready() && !active.health.is_unresponsive();
+        let Some(active) = active.filter(can_probe) else { return };
+        self.last_doubt = Some(now);
+        active.request_ping(now, unanswered);
+        let (id, started) = (active.id, active.health.start_probing(now));
+        if started {
+            self.stats.liveness_probes += 1;
+            self.events.push(Event::PathProbing { path: id });
+            self.ping_others(now, id);
+            // This path is not in the list while its input is parsed.
+            if from.id != id && from.is_ready() && from.needs_rtt(now) {
                 let unanswered = self.is_unanswered(from);
-                from.ask(now, unanswered);
+                from.request_ping(now, unanswered);
             }
         }
     }
 
-    /// A client judges all its paths; a relay the one that it uses, the others are the client's care.
-    fn is_judged(&self, path: &Path) -> bool {
+    /// Returns whether the health of the path is judged. A client judges all its paths. A relay
+    /// judges only the active one; the others are up to the client.
+    fn is_monitored(&self, path: &Path) -> bool {
         self.role == Role::Client || self.active == Some(path.id)
     }
 
-    fn outlook(&self, path: &Path) -> crate::health::Outlook<'_> {
-        path.outlook(&self.limits, self.is_unanswered(path), self.active == Some(path.id))
+    fn health_context(&self, path: &Path) -> crate::health::PathContext<'_> {
+        path.health_context(&self.limits, self.is_unanswered(path), self.active == Some(path.id))
     }
 
-    /// Client: a path may be lost. Which of the others would do?
-    fn try_others(&mut self, now: Instant, doubted: PathId) {
+    /// Client: pings the other paths to find out which of them can replace the one that may be
+    /// lost.
+    fn ping_others(&mut self, now: Instant, probing: PathId) {
         if self.role == Role::Client {
-            self.ask_each(now, |path| path.id != doubted && path.is_ready() && path.wants_rtt(now));
+            self.ping_each(now, |path| path.id != probing && path.is_ready() && path.needs_rtt(now));
         }
     }
 
-    /// Sends a PING on each path that is `chosen`.
-    fn ask_each(&mut self, now: Instant, chosen: impl Fn(&Path) -> bool) {
+    /// Sends a PING on each path for which `chosen` returns true.
+    fn ping_each(&mut self, now: Instant, chosen: impl Fn(&Path) -> bool) {
         for index in 0..self.paths.len() {
             let unanswered = self.is_unanswered(&self.paths[index]);
             let path = &mut self.paths[index];
             if chosen(path) {
-                path.ask(now, unanswered);
+                path.request_ping(now, unanswered);
             }
         }
     }
 
-    /// Relay: only the client may switch, and it may have sent nothing that could go unanswered.
-    fn nudge_client(&mut self) {
+    /// Relay: sends DOUBT on the other paths. Only the client may switch, and it may have sent
+    /// nothing that could go unanswered.
+    fn send_doubt(&mut self) {
         let others = self.paths.iter_mut().filter(|path| self.active != Some(path.id));
         others.for_each(|path| path.doubt_due = path.is_ready());
     }

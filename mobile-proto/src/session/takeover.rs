@@ -1,5 +1,5 @@
-//! What a session leaves to the one that replaces it: an agent that was restarted comes with a new session, and nothing
-//! of what waited for it at the relay may be lost.
+//! The state that a session passes on to the session that replaces it. A restarted agent starts a
+//! new session, and no packet that waits for it at the relay may be lost.
 
 use std::time::Instant;
 
@@ -8,8 +8,9 @@ use super::freeze::Freeze;
 use crate::queue::Record;
 use crate::{MAX_PACKET, PacketBuf};
 
-/// What the peer of a session has not acknowledged, then what was not sent yet, in order, and what is known of the inner
-/// flows: they live on, and so do their places in what is held.
+/// The packets that the peer has not acknowledged, then those not sent yet, in order.
+///
+/// It also holds the state of the inner flows, which live on, and the positions of their segments.
 #[derive(Debug, Default)]
 pub struct Unacknowledged {
     records: Vec<Record>,
@@ -17,43 +18,45 @@ pub struct Unacknowledged {
 }
 
 impl Unacknowledged {
-    /// Packets of which nothing is known.
+    /// Creates it from packets of unknown flows.
     #[must_use]
     pub fn new(now: Instant, packets: Vec<PacketBuf>) -> Self {
         let record = |packet: PacketBuf| Record::new(packet.bytes.into_vec(), packet.offload, now, None);
         Self { records: packets.into_iter().map(record).collect(), freeze: Freeze::default() }
     }
 
-    /// How many packets it holds.
+    /// Returns the number of packets.
     #[must_use]
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether it holds none.
+    /// Returns whether there are no packets.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// The packets, in order.
+    /// Returns the packets, in order.
     pub fn into_packets(self) -> impl Iterator<Item = PacketBuf> {
         self.records.into_iter().map(Record::into_packet)
     }
 }
 
 impl Session {
-    /// What the peer has not acknowledged, then what was not sent yet, in order: for a session
-    /// that replaces this one.
+    /// Returns the packets that the peer has not acknowledged, then those not sent yet, in order,
+    /// for a session that replaces this one.
     #[must_use]
     pub fn into_unacknowledged(self) -> Unacknowledged {
         let records = self.replay.into_records().chain(self.queue.into_records()).collect();
         Unacknowledged { records, freeze: self.freeze }
     }
 
-    /// Takes over what another session has left, before all packets that were not sent yet. As much as the memory for
-    /// unacknowledged records holds is treated as such: it is never displaced, and sent before anything else. The rest is
-    /// queued; what the queue cannot hold either is dropped, the newest first, and counted.
+    /// Takes over the packets of another session, before all packets that were not sent yet.
+    ///
+    /// As many as the replay buffer has room for are treated as sent: they are never displaced, and
+    /// are sent before anything else. The rest is queued. What the queue cannot hold either is
+    /// dropped, the newest first, and counted.
     pub fn requeue(&mut self, left: Unacknowledged) {
         let Unacknowledged { records, freeze } = left;
         let known = self.freeze.take_over(freeze);
@@ -65,7 +68,7 @@ impl Session {
             }
             self.count_enqueued(record.packet.len());
             if !known {
-                record.place = self.learn(&record.packet);
+                record.range = self.track_packet(&record.packet);
             }
             if rest.is_empty() && self.replay.cost() + record.cost() <= self.limits.replay_bytes {
                 self.replay.push_unsent(record);

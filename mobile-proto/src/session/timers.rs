@@ -1,26 +1,27 @@
-//! What happens because time passes.
+//! Actions that are due at a certain time.
 
 use std::collections::HashSet;
 use std::time::Instant;
 
 use super::{Role, Session};
-use crate::flow::Flow;
+use crate::inner_flow::FlowState;
 use crate::path::Path;
-use crate::queue::{Place, Record};
+use crate::queue::{Record, SegmentRange};
 use crate::{CloseCode, PathId};
 
 impl Session {
-    /// When [`Self::handle_timeout`] is to be called, if nothing else happens before.
+    /// Returns when [`Self::handle_timeout`] has to be called, unless something else happens
+    /// before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let paths = (0..self.paths.len()).filter_map(|index| self.path_deadline(index));
         paths.chain(self.ack_deadline()).chain(self.age_deadline()).chain(self.thin_deadline()).min()
     }
 
-    /// Does what is due. Calling it early or late is harmless.
+    /// Does what is due. Calling this early or late is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         if is_due(self.ack_deadline(), now) {
-            self.ack.at_once();
+            self.ack.send_now();
         }
         for index in 0..self.paths.len() {
             self.check_path(now, index);
@@ -29,11 +30,11 @@ impl Session {
         let idle = |path: &Path| is_due(path.idle_at(&self.limits), now);
         if self.role == Role::Server {
             let idle: Vec<PathId> = self.paths.iter().filter(|path| idle(path)).map(|path| path.id).collect();
-            idle.into_iter().for_each(|path| self.closed(path, CloseCode::Timeout));
+            idle.into_iter().for_each(|path| self.close_and_report(path, CloseCode::Timeout));
         }
-        // Last, because the active path may just have gone.
+        // This comes last, because the active path may just have been removed.
         self.give_up_aged(now);
-        self.watch_outage(now);
+        self.update_outage(now);
         if is_due(self.thin_deadline(), now) {
             self.thin(now);
         }
@@ -54,23 +55,24 @@ impl Session {
         let unanswered = self.is_unanswered(&self.paths[index]);
         let path = &mut self.paths[index];
         if self.role == Role::Client && is_due(path.ping_at(&self.limits), now) {
-            path.ask(now, unanswered);
+            path.request_ping(now, unanswered);
             path.trim();
             self.trim_if_idle();
         }
     }
 
-    /// An acknowledgement needs an active path to go out on.
+    /// Returns when an acknowledgement has to be sent, which needs an active path.
     fn ack_deadline(&self) -> Option<Instant> {
         self.active.and(self.ack.deadline())
     }
 
-    /// Packets grow too old only while there is no active path to carry them.
+    /// Returns when the oldest packet expires. Packets expire only while no active path can carry
+    /// them.
     fn age_deadline(&self) -> Option<Instant> {
         if self.active.is_some() {
             return None;
         }
-        let oldest = self.replay.oldest().into_iter().chain(self.queue.oldest()).min()?;
+        let oldest = self.replay.oldest_expirable().into_iter().chain(self.queue.oldest_untracked()).min()?;
         oldest.checked_add(self.limits.max_age)
     }
 
@@ -78,50 +80,50 @@ impl Session {
         let Some(limit) = now.checked_sub(self.limits.max_age).filter(|_| self.active.is_none()) else {
             return;
         };
-        let (pool, stats) = (&mut self.pool, &mut self.stats);
+        let (buffers, stats) = (&mut self.buffers, &mut self.stats);
         self.replay.give_up_older(limit, |packet| {
             stats.given_up += 1;
-            pool.give(packet);
+            buffers.recycle(packet);
         });
-        while self.queue.oldest().is_some_and(|since| since <= limit) {
-            let Some(record) = self.queue.pop_ageing() else { break };
+        while self.queue.oldest_untracked().is_some_and(|since| since <= limit) {
+            let Some(record) = self.queue.pop_oldest_untracked() else { break };
             self.stats.dropped_aged += 1;
-            self.pool.give(record.packet);
+            self.buffers.recycle(record.packet);
         }
-        // Where no segment of a known flow is held, nothing remains of the last burst.
+        // Unless segments of tracked flows are held, nothing remains of the last burst.
         self.trim_if_idle();
     }
 
-    /// Relay: when to keep less for a client that stays away.
+    /// Relay: returns when to keep less for a client that stays away.
     fn thin_deadline(&self) -> Option<Instant> {
         let holds = !self.replay.is_empty() || !self.queue.is_empty();
         self.freeze.thin_at.filter(|_| self.role == Role::Server && self.active.is_none() && holds)
     }
 
-    /// Of each flow the oldest data is enough to resume at once, and the first segment without data to ask; their
-    /// senders have the rest, and send it again.
+    /// Keeps only the oldest data of each flow, which is enough to resume at once, and its first
+    /// segment without data, which gets an answer. The senders have the rest and send it again.
     fn thin(&mut self, now: Instant) {
         self.freeze.thin_at = now.checked_add(self.limits.thin_after);
-        self.freeze.flows.iter_mut().for_each(Flow::forget_probe);
+        self.freeze.flows.iter_mut().for_each(FlowState::forget_probe);
         let Some(limit) = now.checked_sub(self.limits.thin_after) else { return };
         let mut kept = HashSet::new();
         let mut doomed = |record: &Record| {
-            let key = record.place.map(|Place { flow, length, .. }| (flow, length > 0));
-            key.is_some_and(|key| !kept.insert(key)) && record.since <= limit
+            let key = record.range.map(|SegmentRange { flow, length, .. }| (flow, length > 0));
+            key.is_some_and(|key| !kept.insert(key)) && record.received_at <= limit
         };
-        // The memory is not to be kept for later packets either.
+        // The buffers are freed instead of being kept for later packets.
         let stats = &mut self.stats;
         self.replay.give_up(&mut doomed, |_| stats.given_up += 1);
         self.queue.give_up(&mut doomed, |_| stats.dropped_aged += 1);
-        self.pool.clear();
+        self.buffers.clear();
         self.replay.trim();
         self.queue.trim();
     }
 
-    /// Gives back the memory of a burst once nothing is held: a relay has many idle sessions.
+    /// Releases the memory of a burst once nothing is held: a relay has many idle sessions.
     pub(super) fn trim_if_idle(&mut self) {
         if self.replay.is_empty() && self.queue.is_empty() {
-            self.pool.clear();
+            self.buffers.clear();
             self.replay.trim();
             self.queue.trim();
         }

@@ -1,58 +1,58 @@
-//! What goes out, and in which order: control, answers, acknowledgement, then records.
+//! Transmission, in this order: control frames, answers, an acknowledgement, then records.
 
 use std::time::Instant;
 
 use super::{Role, Session};
-use crate::compression::{self, Worth};
+use crate::compression::{self, Heuristic};
 use crate::message::{self, VersionedConfig, Welcome};
-use crate::path::{Path, State};
+use crate::path::{Path, PathState};
 use crate::queue::Record;
 use crate::{Limits, PathId, Stats, frame};
 
-/// Below this limit a path is slow: what is written at a time becomes one TLS record, and would fill one on a fast path
-/// (RFC 8446, 5.1).
-const WHOLE: usize = 1 << 14;
+/// The size of a full TLS record in bytes (RFC 8446, 5.1). A path with a limit below this is slow:
+/// what is written at a time becomes one TLS record, which would be full on a fast path.
+const FULL_TLS_RECORD: usize = 1 << 14;
 
-/// When to acknowledge. An acknowledgement rides on anything that is sent anyway; alone it goes
-/// only after `ack_bytes` (so that the sender's replay buffer drains while a bulk transfer runs)
-/// or `ack_delay` (so that the last records of a burst do not linger there).
+/// State of the acknowledgement to send. It is sent along with anything else that is sent. Alone it
+/// is sent only after `ack_bytes` (so that the sender's replay buffer drains during a bulk
+/// transfer) or after `ack_delay` (so that the last records of a burst do not linger there).
 #[derive(Debug, Default)]
 pub(super) struct AckState {
-    /// Something was received since the last one.
+    /// Whether anything was received since the last acknowledgement.
     pending: bool,
-    /// It does not wait any longer.
+    /// Whether the acknowledgement has to be sent at once.
     now: bool,
     bytes: usize,
     due: Option<Instant>,
 }
 
 impl AckState {
-    /// A record of `bytes` came.
+    /// Records that a record of `bytes` was received.
     pub(super) fn received(&mut self, now: Instant, bytes: usize, limits: &Limits) {
         self.bytes = self.bytes.saturating_add(bytes);
         self.now |= self.bytes >= limits.ack_bytes;
-        self.soon(now, limits);
+        self.schedule(now, limits);
     }
 
-    /// Something is to be acknowledged, or a sign of life to be given, within the delay.
-    pub(super) fn soon(&mut self, now: Instant, limits: &Limits) {
+    /// Schedules an acknowledgement, or a sign of life, within the delay.
+    pub(super) fn schedule(&mut self, now: Instant, limits: &Limits) {
         self.pending = true;
         if self.due.is_none() {
             self.due = now.checked_add(limits.ack_delay);
         }
     }
 
-    /// The peer waits for it.
-    pub(super) fn at_once(&mut self) {
+    /// Requests that the acknowledgement is sent at once, because the peer waits for it.
+    pub(super) fn send_now(&mut self) {
         (self.pending, self.now) = (true, true);
     }
 
-    /// The peer was told.
-    pub(super) fn done(&mut self) {
+    /// Records that the acknowledgement was sent.
+    pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// When it must go, if it does not have to go now.
+    /// Returns when the acknowledgement has to be sent, unless it has to be sent at once.
     pub(super) fn deadline(&self) -> Option<Instant> {
         if self.now { None } else { self.due }
     }
@@ -63,16 +63,19 @@ impl AckState {
 }
 
 impl Session {
-    /// Appends frames for a path until about `limit` bytes are in `out`: a frame that starts
-    /// below the limit is written whole. With a limit of 0 only what does not wait for records is written; with one of less than
-    /// a TLS record, what is written together does not make an interactive flow wait for a bulk transfer.
+    /// Appends frames for a path until about `limit` bytes are in `out`. A frame that starts below
+    /// the limit is written completely.
+    ///
+    /// With a limit of 0 only frames are written that do not wait for records. With a limit below a
+    /// full TLS record, an interactive flow is not written together with a bulk transfer, which
+    /// would delay it.
     pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, limit: usize) {
         let Some(index) = self.find(path) else { return };
         let unanswered = self.is_unanswered(&self.paths[index]);
         let start = out.len();
         self.transmit_control(now, index, out);
         if self.paths[index].is_closing() {
-            self.forget(path);
+            self.remove_path(path);
             return;
         }
         if self.active == Some(path) {
@@ -80,45 +83,45 @@ impl Session {
             if self.ack.pending && (self.ack.now || records || out.len() > start) {
                 frame::put_number(out, frame::ACK, self.rx_next);
                 self.stats.acks_sent += 1;
-                self.ack.done();
+                self.ack.reset();
             }
-            // Before WELCOME, that is what measures.
-            if records && self.paths[index].is_ready() && self.paths[index].wants_rtt(now) {
+            // Before WELCOME, the answer to HELLO measures the RTT.
+            if records && self.paths[index].is_ready() && self.paths[index].needs_rtt(now) {
                 self.paths[index].put_ping(now, out);
             }
-            self.watch_outage(now);
+            self.update_outage(now);
             while out.len() < limit && self.transmit_record(now, index, out) {
-                // The peer can read none of it before it has all of it: a keystroke goes without the bulk behind it. What is sent
-                // again has no turns.
-                if limit < WHOLE && !self.replay.has_next() && self.queue.is_turn_over() {
+                // The peer can decrypt none of a TLS record before it has all of it, so a keystroke
+                // is sent without the bulk data after it. Retransmitted records have no turns.
+                if limit < FULL_TLS_RECORD && !self.replay.has_next() && self.queue.is_turn_over() {
                     break;
                 }
             }
-            if let Some(number) = self.owed_seq(index) {
+            if let Some(number) = self.pending_seq(index) {
                 self.paths[index].put_seq(number, out);
             }
         }
         let written = out.len() - start;
         self.paths[index].stats.tx_bytes += written as u64;
-        // Patience starts with the first thing that is unanswered, not with the next ones.
+        // The timeout starts with the first frame that is unanswered, not with later ones.
         if written > 0 && !unanswered && self.is_unanswered(&self.paths[index]) {
-            self.paths[index].health.begin(now);
+            self.paths[index].health.start_waiting(now);
         }
     }
 
-    /// Whether there is something to send on a path.
+    /// Returns whether there is something to send on a path.
     #[must_use]
     pub fn wants_transmit(&self, path: PathId) -> bool {
         let Some(index) = self.find(path) else { return false };
         let path = &self.paths[index];
         !path.control.is_empty()
             || (path.is_ready()
-                && (path.pong.is_some() || path.ping_due || path.config_due || path.doubt_due))
+                && (path.pong_due.is_some() || path.ping_due || path.config_due || path.doubt_due))
             || (self.active == Some(path.id)
-                && (self.ack.is_due() || self.can_send_record() || self.owed_seq(index).is_some()))
+                && (self.ack.is_due() || self.can_send_record() || self.pending_seq(index).is_some()))
     }
 
-    /// Whether something sent on a path still has to be answered.
+    /// Returns whether something sent on a path still has to be answered.
     pub(super) fn is_unanswered(&self, path: &Path) -> bool {
         path.is_unanswered() || (self.active == Some(path.id) && self.replay.in_flight())
     }
@@ -134,9 +137,9 @@ impl Session {
         if !path.control.is_empty() {
             out.extend_from_slice(&path.control);
             path.control.clear();
-            if path.state == State::Connecting && path.hello_sent.is_none() {
-                path.health.begin(now);
-                path.hello_sent = Some(now);
+            if path.state == PathState::Connecting && path.hello_sent_at.is_none() {
+                path.health.start_waiting(now);
+                path.hello_sent_at = Some(now);
             }
         }
         if !path.is_ready() {
@@ -149,7 +152,7 @@ impl Session {
             VersionedConfig::put(out, self.config_version, config);
         }
         path.config_due = false;
-        if let Some(nonce) = path.pong.take() {
+        if let Some(nonce) = path.pong_due.take() {
             message::put_nonce(out, frame::PONG, nonce);
         }
         if std::mem::take(&mut path.doubt_due) {
@@ -164,7 +167,8 @@ impl Session {
         self.replay.has_next() || self.can_send_new()
     }
 
-    /// New records wait while the replay buffer is full; one always fits an empty one.
+    /// Returns whether a new record can be sent. New records wait while the replay buffer is full;
+    /// one always fits an empty buffer.
     fn can_send_new(&self) -> bool {
         self.queue.next_cost().is_some_and(|cost| cost <= self.replay_room())
     }
@@ -177,9 +181,9 @@ impl Session {
         }
     }
 
-    /// The number to tell the peer although no record goes with it, so that it counts what was
-    /// given up even if nothing follows for long.
-    fn owed_seq(&self, index: usize) -> Option<u64> {
+    /// Returns the number to send to the peer although no record goes with it. This way the peer
+    /// counts what was given up even if nothing follows for long.
+    fn pending_seq(&self, index: usize) -> Option<u64> {
         self.replay.gap().filter(|&number| self.paths[index].tx_number < Some(number))
     }
 
@@ -190,37 +194,39 @@ impl Session {
             path.stats.replayed_packets += 1;
             self.stats.replayed_packets += 1;
             self.stats.replayed_bytes += record.packet.len() as u64;
-            put_record(path, &mut self.worth, &mut self.stats, (number, record), out);
+            put_record(path, &mut self.compression_heuristic, &mut self.stats, (number, record), out);
             return true;
         }
         let room = self.replay_room();
-        let (pool, stats) = (&mut self.pool, &mut self.stats);
+        let (buffers, stats) = (&mut self.buffers, &mut self.stats);
         let popped = self.queue.pop(now, room, |record| {
             stats.dropped_delayed += 1;
-            pool.give(record.packet);
+            buffers.recycle(record.packet);
         });
         let Some(record) = popped else { return false };
         self.stats.tx_packets += 1;
         self.stats.tx_bytes += record.packet.len() as u64;
         let sent = self.replay.push_sent(record);
-        put_record(&mut self.paths[index], &mut self.worth, &mut self.stats, sent, out);
+        put_record(&mut self.paths[index], &mut self.compression_heuristic, &mut self.stats, sent, out);
         true
     }
 }
 
-/// Writes a record to a path, compressed if that is agreed and worth it.
+/// Writes a record to a path, compressed if that is agreed and pays.
 fn put_record(
     path: &mut Path,
-    worth: &mut Worth,
+    heuristic: &mut Heuristic,
     stats: &mut Stats,
     (number, record): (u64, &Record),
     out: &mut Vec<u8>,
 ) {
-    let (flow, length) = (record.flow(), record.packet.len());
-    let compress = path.outgoing.is_on() && length >= compression::LEAST && worth.is_worth(flow, length);
-    if let Some(made) = path.put_record(number, record.packet(), compress, out) {
-        worth.learn(flow, length, made);
+    let (bucket, length) = (record.bucket(), record.packet.len());
+    let compress = path.tx_compression.is_on()
+        && length >= compression::MIN_LENGTH
+        && heuristic.should_compress(bucket, length);
+    if let Some(compressed) = path.put_record(number, record.packet(), compress, out) {
+        heuristic.observe(bucket, length, compressed);
         stats.tx_compressible_bytes += length as u64;
-        stats.tx_compressed_bytes += made as u64;
+        stats.tx_compressed_bytes += compressed as u64;
     }
 }

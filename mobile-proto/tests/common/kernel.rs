@@ -1,17 +1,17 @@
-//! What a kernel would tell of a connection: each write is a segment, acknowledged when its last
-//! byte has arrived and something can come back.
+//! A model of a kernel's state of a connection: each write is a segment, which is acknowledged when
+//! its last byte has arrived and an answer can come back.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use mobile_proto::TransportSample;
 
-/// The round-trip time that every path claims to have.
+/// The round-trip time of every path.
 pub(crate) const RTT: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
-pub(crate) struct Kernel {
-    /// Where each segment that is not acknowledged ends, in bytes of the stream.
+pub(crate) struct KernelModel {
+    /// The end of each unacknowledged segment, in bytes of the stream.
     segments: VecDeque<usize>,
     sent: usize,
     arrived: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Kernel {
     last_ack: Option<Instant>,
 }
 
-impl Kernel {
+impl KernelModel {
     pub(crate) fn sent(&mut self, bytes: usize) {
         if bytes > 0 {
             self.sent += bytes;

@@ -1,5 +1,6 @@
-//! Two ends driven by hand: a client, a relay and the wires between them, with a virtual clock.
-#![allow(dead_code, reason = "each test binary uses its own part of the helper")]
+//! Two ends driven by the tests: a client, a relay and the wires between them, with a virtual
+//! clock.
+#![allow(dead_code, reason = "each test binary uses a part of this module")]
 
 pub(crate) mod kernel;
 pub(crate) mod world;
@@ -13,35 +14,35 @@ use mobile_proto::{
     Unacknowledged,
 };
 
-use kernel::Kernel;
+use kernel::KernelModel;
 
 /// The two directions of a wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     Up,
     Down,
 }
 
-/// One connection. An end that was closed neither reads nor writes; what it wrote still arrives.
+/// One connection. A closed end neither reads nor writes; what it wrote before still arrives.
 #[derive(Default)]
 pub(crate) struct Wire {
     pub(crate) up: VecDeque<u8>,
     pub(crate) down: VecDeque<u8>,
-    /// Nothing moves in a stalled direction.
+    /// Whether nothing moves in a direction.
     pub(crate) stalled_up: bool,
     pub(crate) stalled_down: bool,
-    /// The client's transport takes nothing more, so its session is not asked for anything.
+    /// Whether the client's transport takes no more bytes, so that its session is not polled.
     pub(crate) full: bool,
     client_open: bool,
     server_open: bool,
     hello: Option<HelloReader>,
-    /// What the kernels at its ends know of the bytes that they send.
-    at_client: Kernel,
-    at_server: Kernel,
+    /// The kernels' state of the bytes that each end sends.
+    at_client: KernelModel,
+    at_server: KernelModel,
 }
 
 impl Wire {
-    /// Nothing gets through, at least not in both directions.
+    /// Returns whether nothing gets through in at least one direction.
     pub(crate) fn is_dead(&self) -> bool {
         self.stalled_up || self.stalled_down
     }
@@ -55,16 +56,16 @@ pub(crate) struct Pair {
     pub(crate) limits: Limits,
     pub(crate) config: PushConfig,
     pub(crate) wires: BTreeMap<PathId, Wire>,
-    /// Packets that came out at the relay, and at the client.
+    /// Packets that were delivered at the relay, and at the client.
     pub(crate) at_server: Vec<Vec<u8>>,
     pub(crate) at_client: Vec<Vec<u8>>,
     pub(crate) client_events: VecDeque<Event>,
     pub(crate) server_events: VecDeque<Event>,
-    /// How many packets had come out when an end began to count anew: a new session at the relay,
-    /// a new agent or another epoch at the client.
+    /// The number of packets delivered when an end started to count anew: a new session at the
+    /// relay, or a new agent or another epoch at the client.
     pub(crate) server_lives: Vec<usize>,
     pub(crate) client_lives: Vec<usize>,
-    /// Whether the shells have something like TCP_INFO to give.
+    /// Whether the ends take samples of their transports.
     pub(crate) samples: bool,
     epochs: u64,
     clients: u8,
@@ -100,7 +101,7 @@ impl Pair {
         }
     }
 
-    /// A pair with path 1 active and everything settled.
+    /// Creates a pair with path 1 active and everything settled.
     pub(crate) fn connected(limits: Limits) -> Self {
         let mut pair = Self::new(limits);
         pair.open(PathId(1));
@@ -125,7 +126,7 @@ impl Pair {
     }
 
     pub(crate) fn server(&mut self) -> &mut Session {
-        self.server.as_mut().expect("a HELLO has come")
+        self.server.as_mut().expect("a HELLO has arrived")
     }
 
     pub(crate) fn wire(&mut self, path: PathId) -> &mut Wire {
@@ -141,7 +142,7 @@ impl Pair {
         self.server().enqueue(now, with_offload(packet))
     }
 
-    /// The wire is cut: both ends notice, what was in flight is gone.
+    /// Cuts a wire: both ends notice, and data in flight is lost.
     pub(crate) fn cut(&mut self, path: PathId) {
         self.client.path_lost(self.now, path);
         if let Some(server) = &mut self.server {
@@ -150,7 +151,7 @@ impl Pair {
         self.wires.remove(&path);
     }
 
-    /// Only the client notices; what is in flight upwards still arrives.
+    /// Loses a path at the client only; data in flight upwards still arrives.
     pub(crate) fn lose_at_client(&mut self, path: PathId) {
         self.client.path_lost(self.now, path);
         if let Some(wire) = self.wires.get_mut(&path) {
@@ -158,13 +159,13 @@ impl Pair {
         }
     }
 
-    /// The relay is killed and started again.
+    /// Kills and restarts the relay.
     pub(crate) fn restart_server(&mut self) {
         self.server = None;
         self.wires.values_mut().for_each(|wire| wire.server_open = false);
     }
 
-    /// The agent is killed and started again.
+    /// Kills and restarts the agent.
     pub(crate) fn restart_client(&mut self) {
         self.clients += 1;
         self.client_lives.push(self.at_client.len());
@@ -172,7 +173,7 @@ impl Pair {
         self.wires.values_mut().for_each(|wire| wire.client_open = false);
     }
 
-    /// Both ends write what they have, up to `limit` bytes on each path.
+    /// Lets both ends write up to `limit` bytes on each path.
     pub(crate) fn transmit(&mut self, limit: usize) {
         for (&path, wire) in &mut self.wires {
             let mut out = Vec::new();
@@ -194,23 +195,23 @@ impl Pair {
         self.poll_events();
     }
 
-    /// Up to `count` bytes of a wire arrive. Returns how many did.
-    pub(crate) fn deliver(&mut self, path: PathId, way: Way, count: usize) -> usize {
+    /// Delivers up to `count` bytes of a wire. Returns how many there were.
+    pub(crate) fn deliver(&mut self, path: PathId, direction: Direction, count: usize) -> usize {
         let Some(wire) = self.wires.get_mut(&path) else { return 0 };
-        let queue = if way == Way::Up { &mut wire.up } else { &mut wire.down };
+        let queue = if direction == Direction::Up { &mut wire.up } else { &mut wire.down };
         let count = count.min(queue.len());
         let bytes: Vec<u8> = queue.drain(..count).collect();
-        let sender = if way == Way::Up { &mut wire.at_client } else { &mut wire.at_server };
+        let sender = if direction == Direction::Up { &mut wire.at_client } else { &mut wire.at_server };
         sender.arrived(count);
         if count > 0 {
-            match way {
-                Way::Up => self.arrive_at_server(path, &bytes),
-                Way::Down if wire.client_open => {
+            match direction {
+                Direction::Up => self.arrive_at_server(path, &bytes),
+                Direction::Down if wire.client_open => {
                     let at_client = &mut self.at_client;
                     let mut deliver = |packet: Packet<'_>| at_client.push(checked(packet));
                     self.client.handle_input(self.now, path, &bytes, &mut deliver).expect("valid input");
                 }
-                Way::Down => {}
+                Direction::Down => {}
             }
         }
         self.poll_events();
@@ -218,21 +219,21 @@ impl Pair {
         count
     }
 
-    /// Writes and delivers until nothing moves any more.
+    /// Writes and delivers until nothing moves.
     pub(crate) fn settle(&mut self) {
         loop {
             self.transmit(usize::MAX);
             let paths: Vec<_> = self.wires.keys().copied().collect();
             let mut moved = 0;
             for path in paths {
-                for way in [Way::Up, Way::Down] {
+                for direction in [Direction::Up, Direction::Down] {
                     let wire = self.wires.get(&path);
-                    let stalled = wire.is_none_or(|wire| match way {
-                        Way::Up => wire.stalled_up,
-                        Way::Down => wire.stalled_down,
+                    let stalled = wire.is_none_or(|wire| match direction {
+                        Direction::Up => wire.stalled_up,
+                        Direction::Down => wire.stalled_down,
                     });
                     if !stalled {
-                        moved += self.deliver(path, way, usize::MAX);
+                        moved += self.deliver(path, direction, usize::MAX);
                     }
                 }
             }
@@ -242,7 +243,7 @@ impl Pair {
         }
     }
 
-    /// Time passes; timers fire when they are due.
+    /// Advances the clock; timers fire when they are due.
     pub(crate) fn advance(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -262,24 +263,24 @@ impl Pair {
         self.settle();
     }
 
-    /// Both ends do what is due now, once; afterwards nothing may be due any more.
+    /// Lets both ends do what is due now, once, and checks that nothing is due after that.
     pub(crate) fn fire(&mut self) {
         self.take_samples();
         self.client.handle_timeout(self.now);
         let left = self.client.poll_timeout();
-        assert!(left.is_none_or(|at| at > self.now), "the client's timer would spin");
+        assert!(left.is_none_or(|at| at > self.now), "the client's timer spins");
         if let Some(server) = &mut self.server {
             server.handle_timeout(self.now);
             let left = server.poll_timeout();
-            assert!(left.is_none_or(|at| at > self.now), "the relay's timer would spin");
+            assert!(left.is_none_or(|at| at > self.now), "the relay's timer spins");
         }
         self.poll_events();
     }
 
-    /// The shells ask their kernels where the sessions want it.
+    /// Takes the samples that the sessions want.
     fn take_samples(&mut self) {
         for (&path, wire) in self.wires.iter_mut().filter(|_| self.samples) {
-            // An acknowledgement comes back at once, if anything does.
+            // An acknowledgement comes back at once unless the direction is stalled.
             if !wire.stalled_down {
                 wire.at_client.acknowledge(self.now);
             }
@@ -319,7 +320,7 @@ impl Pair {
         }
     }
 
-    /// What a relay does with decrypted bytes, in small.
+    /// Handles decrypted bytes as a relay does, in a minimal form.
     fn arrive_at_server(&mut self, path: PathId, bytes: &[u8]) {
         let Some(wire) = self.wires.get_mut(&path).filter(|wire| wire.server_open) else { return };
         let mut rest = bytes.to_vec();
@@ -350,7 +351,7 @@ impl Pair {
         }
     }
 
-    /// An end that has read all from an end that is closed learns of it.
+    /// Reports the end of the stream to an end that has read everything from a closed one.
     fn end_of_stream(&mut self, path: PathId) {
         let Some(wire) = self.wires.get_mut(&path) else { return };
         if wire.server_open && !wire.client_open && wire.up.is_empty() && !wire.stalled_up {
@@ -369,14 +370,14 @@ impl Pair {
     }
 }
 
-/// A packet that carries its number, padded to `size` with bytes that follow from it.
+/// Returns a packet that carries its number, padded to `size` with bytes that depend on it.
 pub(crate) fn packet(number: u32, size: usize) -> Vec<u8> {
     let mut packet = number.to_be_bytes().to_vec();
     packet.extend((4..size).map(|at| (at as u32).wrapping_mul(31).wrapping_add(number) as u8));
     packet
 }
 
-/// What a packet of ours leaves undone follows from its length, so that every kind is on its way.
+/// Returns the packet with an offload that depends on its length, so that every kind is sent.
 pub(crate) fn with_offload(bytes: &[u8]) -> Packet<'_> {
     let offload = match bytes.len() % 3 {
         0 => Offload::None,
@@ -387,14 +388,14 @@ pub(crate) fn with_offload(bytes: &[u8]) -> Packet<'_> {
 }
 
 fn checked(packet: Packet<'_>) -> Vec<u8> {
-    assert_eq!(packet, with_offload(packet.bytes), "what was left undone was changed on the way");
+    assert_eq!(packet, with_offload(packet.bytes), "the offload was changed on the way");
     packet.bytes.to_vec()
 }
 
-/// The number of a packet, after a check that every byte of it is right.
+/// Returns the number of a packet, after a check that all its bytes are correct.
 pub(crate) fn number(bytes: &[u8]) -> u32 {
     let number = u32::from_be_bytes(*bytes.first_chunk().expect("four bytes"));
-    assert!(bytes == packet(number, bytes.len()), "packet {number} was changed on its way");
+    assert!(bytes == packet(number, bytes.len()), "packet {number} was changed on the way");
     number
 }
 
@@ -406,17 +407,17 @@ pub(crate) fn all(range: Range<u32>) -> Vec<u32> {
     range.collect()
 }
 
-/// The client sends packets of 100 bytes.
+/// Sends packets of 100 bytes from the client.
 pub(crate) fn up(pair: &mut Pair, range: Range<u32>) {
     range.for_each(|n| assert_eq!(pair.send_up(&packet(n, 100)), Enqueue::Queued));
 }
 
-/// The relay sends packets of 100 bytes.
+/// Sends packets of 100 bytes from the relay.
 pub(crate) fn down(pair: &mut Pair, range: Range<u32>) {
     range.for_each(|n| assert_eq!(pair.send_down(&packet(n, 100)), Enqueue::Queued));
 }
 
-/// The code with which the shell was told that a path is closed.
+/// Returns the code with which a path was reported as closed.
 pub(crate) fn closed(events: &VecDeque<Event>, path: PathId) -> Option<CloseCode> {
     events.iter().find_map(|event| match event {
         Event::PathClosed { path: closed, code } if *closed == path => Some(*code),

@@ -1,21 +1,21 @@
-//! A pair that lives through a script, and what was handed to it.
+//! A pair that runs a script of operations, and the packets that it accepted.
 
 use std::time::Duration;
 
 use mobile_proto::{CloseCode, Enqueue, Event, Limits, PathId, Stats};
 use proptest::prelude::*;
 
-use super::{Pair, Way, kernel, numbers, packet};
+use super::{Direction, Pair, kernel, numbers, packet};
 
-/// One step. A path is chosen among those that there are.
+/// One operation. A path is chosen among the existing ones.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Send {
-        way: Way,
+        direction: Direction,
         count: u32,
         size: usize,
     },
-    /// With ACTIVATE right behind HELLO, or not.
+    /// Opens a path, with ACTIVATE directly after HELLO or not.
     Open {
         early: bool,
     },
@@ -37,17 +37,17 @@ pub(crate) enum Op {
     },
     Deliver {
         path: usize,
-        way: Way,
+        direction: Direction,
         count: usize,
     },
     Tick {
         millis: u64,
     },
-    /// Time passes while everything that can move does.
+    /// Advances the clock while everything that can move does.
     Pass {
         millis: u64,
     },
-    /// Nothing gets through any more; what is on the way stays there.
+    /// Stalls a path; data in flight stays there.
     Blackhole {
         path: usize,
         up: bool,
@@ -56,7 +56,7 @@ pub(crate) enum Op {
     Restore {
         path: usize,
     },
-    /// A pause shorter than the round-trip time.
+    /// Stalls a path for less than the round-trip time.
     Hiccup {
         path: usize,
         millis: u64,
@@ -65,20 +65,20 @@ pub(crate) enum Op {
     RestartClient,
 }
 
-fn way() -> impl Strategy<Value = Way> {
-    prop_oneof![Just(Way::Up), Just(Way::Down)]
+fn direction() -> impl Strategy<Value = Direction> {
+    prop_oneof![Just(Direction::Up), Just(Direction::Down)]
 }
 
 fn path() -> impl Strategy<Value = usize> {
     0..4_usize
 }
 
-/// What happens to paths, and what the client does with them.
+/// Returns operations that change paths, and what the client does with them.
 fn change() -> impl Strategy<Value = Op> {
     let blackhole =
         (path(), 0..3_u8).prop_map(|(path, which)| Op::Blackhole { path, up: which != 1, down: which != 0 });
     prop_oneof![
-        6 => (way(), 1..12_u32, 4..400_usize).prop_map(|(way, count, size)| Op::Send { way, count, size }),
+        6 => (direction(), 1..12_u32, 4..400_usize).prop_map(|(direction, count, size)| Op::Send { direction, count, size }),
         3 => any::<bool>().prop_map(|early| Op::Open { early }),
         4 => (path(), any::<bool>()).prop_map(|(path, keep_all)| Op::Activate { path, keep_all }),
         1 => path().prop_map(|path| Op::Close { path }),
@@ -89,12 +89,12 @@ fn change() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Anything but restarts, with bytes that move in pieces and in any order of paths.
+/// Returns all operations but restarts, with bytes that move in pieces and in any order of paths.
 pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         20 => change(),
         8 => (1..3000_usize).prop_map(|limit| Op::Transmit { limit }),
-        12 => (path(), way(), 1..2000_usize).prop_map(|(path, way, count)| Op::Deliver { path, way, count }),
+        12 => (path(), direction(), 1..2000_usize).prop_map(|(path, direction, count)| Op::Deliver { path, direction, count }),
         3 => (1..3000_u64).prop_map(|millis| Op::Tick { millis }),
         1 => (1..500_u64).prop_map(|millis| Op::Pass { millis }),
     ]
@@ -104,7 +104,7 @@ pub(crate) fn op_with_restarts() -> impl Strategy<Value = Op> {
     prop_oneof![30 => op(), 1 => Just(Op::RestartServer), 1 => Just(Op::RestartClient)]
 }
 
-/// Whatever is not in a blackhole arrives within the RTT.
+/// Returns operations under which all data outside a blackhole arrives within the RTT.
 pub(crate) fn timely_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         30 => change(),
@@ -116,12 +116,12 @@ pub(crate) fn timely_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A pair, and what was handed to it.
+/// A pair, and the packets that it accepted.
 pub(crate) struct World {
     pub(crate) pair: Pair,
     next_path: u32,
     next_number: [u32; 2],
-    /// The numbers that `enqueue` accepted, per way.
+    /// The numbers of the packets that `enqueue` accepted, by direction.
     pub(crate) accepted: [Vec<u32>; 2],
     pub(crate) refused: [u64; 2],
 }
@@ -136,7 +136,7 @@ impl World {
     pub(crate) fn run(&mut self, op: &Op) {
         let pair = &mut self.pair;
         match *op {
-            Op::Send { way, count, size } => (0..count).for_each(|_| self.send(way, size)),
+            Op::Send { direction, count, size } => (0..count).for_each(|_| self.send(direction, size)),
             Op::Open { early } => {
                 // An agent has a few uplinks.
                 if pair.wires.len() < 4 {
@@ -172,9 +172,9 @@ impl World {
                 }
             }
             Op::Transmit { limit } => pair.transmit(limit),
-            Op::Deliver { path, way, count } => {
+            Op::Deliver { path, direction, count } => {
                 if let Some(path) = self.path(path) {
-                    self.pair.deliver(path, way, count);
+                    self.pair.deliver(path, direction, count);
                 }
             }
             Op::Tick { millis } => {
@@ -193,7 +193,7 @@ impl World {
                         (wire.stalled_up, wire.stalled_down) = (stalled, stalled);
                     }
                 };
-                // What was held up before has arrived by now.
+                // Data that was held up before has arrived by now.
                 self.pair.settle();
                 both(&mut self.pair, true);
                 self.pair.advance(Duration::from_millis(millis).min(kernel::RTT));
@@ -218,15 +218,15 @@ impl World {
         if paths.is_empty() { None } else { Some(paths[index % paths.len()]) }
     }
 
-    fn send(&mut self, way: Way, size: usize) {
-        let side = way as usize;
+    fn send(&mut self, direction: Direction, size: usize) {
+        let side = direction as usize;
         let number = self.next_number[side];
         let bytes = packet(number, size);
-        let sent = match way {
-            Way::Up => self.pair.send_up(&bytes),
-            Way::Down if self.pair.server.is_some() => self.pair.send_down(&bytes),
-            // A relay without the session has nowhere to put it.
-            Way::Down => return,
+        let sent = match direction {
+            Direction::Up => self.pair.send_up(&bytes),
+            Direction::Down if self.pair.server.is_some() => self.pair.send_down(&bytes),
+            // A relay without the session cannot accept it.
+            Direction::Down => return,
         };
         self.next_number[side] += 1;
         match sent {
@@ -235,7 +235,7 @@ impl World {
         }
     }
 
-    /// A path that works, at last; old paths' bytes come in after it.
+    /// Opens a working path; the bytes of the old paths arrive after it.
     pub(crate) fn heal(&mut self) {
         let path = PathId(self.next_path);
         let old: Vec<_> = self.pair.wires.keys().copied().collect();
@@ -252,34 +252,35 @@ impl World {
         self.pair.advance(Duration::from_secs(1));
     }
 
-    /// The paths that nothing gets through, as far as the client still has them.
+    /// Returns the paths that nothing gets through and that the client still has.
     pub(crate) fn dead_paths(&self) -> Vec<PathId> {
         let open = |path: &PathId| self.pair.client.path_stats(*path).is_some();
         self.dead_wires().into_iter().filter(open).collect()
     }
 
-    /// The wires that nothing gets through.
+    /// Returns the wires that nothing gets through.
     pub(crate) fn dead_wires(&self) -> Vec<PathId> {
         self.pair.wires.iter().filter(|(_, wire)| wire.is_dead()).map(|(path, _)| *path).collect()
     }
 
-    /// The paths suspected since this was last asked, by the client and by the relay.
-    pub(crate) fn suspected(&mut self) -> [Vec<PathId>; 2] {
-        let suspect = |event| match event {
-            Event::PathSuspect { path, .. } => Some(path),
+    /// Returns the paths reported as unresponsive since the last call, by the client and by the
+    /// relay.
+    pub(crate) fn unresponsive_paths(&mut self) -> [Vec<PathId>; 2] {
+        let unresponsive = |event| match event {
+            Event::PathUnresponsive { path, .. } => Some(path),
             _ => None,
         };
         let Pair { client_events, server_events, .. } = &mut self.pair;
-        [client_events, server_events].map(|events| events.drain(..).filter_map(suspect).collect())
+        [client_events, server_events].map(|events| events.drain(..).filter_map(unresponsive).collect())
     }
 
-    /// The counters of the sender and of the receiver of one way.
-    pub(crate) fn stats(&mut self, way: Way) -> (Stats, Stats) {
+    /// Returns the counters of the sender and of the receiver of one direction.
+    pub(crate) fn stats(&mut self, direction: Direction) -> (Stats, Stats) {
         let (client, server) = (self.pair.client.stats().clone(), self.pair.server().stats().clone());
-        if way == Way::Up { (client, server) } else { (server, client) }
+        if direction == Direction::Up { (client, server) } else { (server, client) }
     }
 
-    pub(crate) fn arrived(&self, way: Way) -> Vec<u32> {
-        numbers(if way == Way::Up { &self.pair.at_server } else { &self.pair.at_client })
+    pub(crate) fn arrived(&self, direction: Direction) -> Vec<u32> {
+        numbers(if direction == Direction::Up { &self.pair.at_server } else { &self.pair.at_client })
     }
 }

@@ -10,10 +10,11 @@ use crate::segment::{ACK, FIN};
 use crate::{Enqueue, Event, HelloReader, Limits, PathId, PushConfig, SessionId};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Beyond the grace.
+/// A time beyond the grace period.
 const LATER: Duration = Duration::from_millis(300);
 
-/// An agent whose applications are the local ends, its relay, and a path between them that can be cut.
+/// An agent whose applications are the local ends, its relay, and a path between them that can be
+/// cut.
 struct Ends {
     now: Instant,
     client: Session,
@@ -63,24 +64,25 @@ impl Ends {
         assert_eq!(self.local(), Vec::<Vec<u8>>::new());
     }
 
-    /// A packet of the local end.
+    /// Sends a packet of the local end.
     fn send(&mut self, sample: Sample) -> Enqueue {
         self.client.enqueue(self.now, &sample.packet())
     }
 
-    /// A packet of the other end, which comes through.
+    /// Sends a packet of the other end, which gets through.
     fn receive(&mut self, sample: Sample) {
         let packet = Sample { inbound: true, ..sample }.packet();
         let _ = self.server.enqueue(self.now, &packet);
         self.settle();
     }
 
-    /// What the client's session gives to its own TUN.
+    /// Returns the packets that the client's session passes to its own TUN.
     fn local(&mut self) -> Vec<Vec<u8>> {
         local(&mut self.client, self.now)
     }
 
-    /// What an application sees of the answers.
+    /// Returns the answers as an application sees them: sequence number, acknowledgement and
+    /// window.
     fn answers(&mut self) -> Vec<(u32, u32, u16)> {
         self.local()
             .iter()
@@ -113,12 +115,13 @@ fn udp(number: u8, size: usize) -> Vec<u8> {
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&u16::try_from(size).unwrap().to_be_bytes());
     (packet[6], packet[7], packet[9]) = (0, 0, 17);
-    // All of one flow.
+    // All datagrams belong to one flow.
     packet[12..24].fill(9);
     packet
 }
 
-/// A flow that is established: 1000 is the next number of the local end, 5000 of the other one.
+/// Returns ends with an established flow: 1000 is the next number of the local end, 5000 of the
+/// other one.
 fn established(limits: &Limits) -> Ends {
     let mut ends = Ends::new(limits);
     ends.receive(Sample { seq: 5000, ack: 1000, window: 700, ..Sample::default() });
@@ -126,7 +129,7 @@ fn established(limits: &Limits) -> Ends {
 }
 
 #[test]
-fn what_asks_in_an_outage_is_told_that_there_is_no_room() {
+fn segments_sent_in_an_outage_are_answered_with_a_zero_window() {
     for six in [false, true] {
         let mut ends = Ends::new(&Limits::default());
         ends.receive(Sample { six, seq: 5000, ack: 1000, window: 700, ..Sample::default() });
@@ -154,7 +157,7 @@ fn what_asks_in_an_outage_is_told_that_there_is_no_room() {
                 assert_eq!(
                     segment::timestamps(&packet),
                     Some((80, 90)),
-                    "what the sender echoes, and its own"
+                    "the timestamp that the sender echoes, and its own"
                 );
                 assert!(sums_are_zero(&packet));
             }
@@ -165,11 +168,11 @@ fn what_asks_in_an_outage_is_told_that_there_is_no_room() {
     }
 }
 
-/// A relay keeps a silent path: it is the client who sees that its link is gone.
+/// Tests the relay's side: a relay keeps a silent path, because the client is the one to act.
 #[test]
-fn a_silent_active_path_is_an_outage() {
+fn an_unresponsive_active_path_is_an_outage() {
     let mut ends = Ends::new(&Limits::default());
-    // The mobile host has acknowledged up to 5000, of the sender beyond the relay.
+    // The mobile host has acknowledged up to 5000 of the sender beyond the relay.
     let _ = ends.send(Sample { ack: 5000, window: 300, ..Sample::default() });
     ends.settle();
     let from_far =
@@ -185,7 +188,7 @@ fn a_silent_active_path_is_an_outage() {
 }
 
 #[test]
-fn at_the_end_only_a_flow_with_nothing_unacknowledged_is_told_of_the_window() {
+fn after_an_outage_only_a_flow_with_nothing_unacknowledged_gets_a_window_update() {
     let mut ends = established(&Limits::default());
     ends.receive(Sample { port: 4001, seq: 5000, ack: 1000, window: 800, ..Sample::default() });
     ends.receive(Sample { port: 4002, seq: 5000, ack: 1000, window: 900, ..Sample::default() });
@@ -198,24 +201,25 @@ fn at_the_end_only_a_flow_with_nothing_unacknowledged_is_told_of_the_window() {
     ends.now += 20 * SECOND;
     ends.connect();
     let local = ends.local();
-    assert_eq!(local.len(), 1, "nor a flow that was never frozen");
+    assert_eq!(local.len(), 1, "only the frozen flow without unacknowledged data");
     let update = Segment::parse(&local[0]).unwrap();
     assert_eq!((update.seq, update.ack, update.window), (5000, 1000, 800));
     assert_eq!(segment::timestamps(&local[0]), Some((6, 7)));
     assert_eq!(ends.answers(), [], "once");
 }
 
-/// As two real ends do that were both shown a closed window, and whose acknowledgements went down with both programs: the bug
-/// was that neither ever heard of the other again, until the kernel gave up.
+/// Tests a bug: two ends that were both shown a closed window, and whose acknowledgements were lost
+/// with both programs, never learnt of each other's progress until the kernel gave up.
 #[test]
-fn ends_that_refuse_each_others_acknowledgements_hear_of_them() {
+fn acknowledgements_that_both_ends_refused_are_repeated() {
     for known in [false, true] {
         let mut ends = Ends::new(&Limits::default());
         if known {
             ends.receive(Sample { seq: 5000, ack: 1000, window: 700, ..Sample::default() });
             let _ = ends.send(data(1000, 400));
         }
-        // The other end has got 400 bytes, and says so with the oldest of the 800 that this one has got.
+        // The other end has got 400 bytes, and acknowledges them with the oldest number of the
+        // 800 that this end has got.
         ends.receive(Sample {
             seq: 5000,
             ack: 1400,
@@ -223,7 +227,7 @@ fn ends_that_refuse_each_others_acknowledgements_hear_of_them() {
             timestamps: Some((3, 2)),
             ..Sample::default()
         });
-        assert_eq!(ends.answers(), [], "it may be heard");
+        assert_eq!(ends.answers(), [], "the local end may accept it");
         let refusal = Sample { seq: 1000, ack: 5800, timestamps: Some((9, 8)), ..Sample::default() };
         assert_eq!(ends.send(refusal), Enqueue::Queued);
         let local = ends.local();
@@ -231,17 +235,17 @@ fn ends_that_refuse_each_others_acknowledgements_hear_of_them() {
         let again = Segment::parse(&local[0]).unwrap();
         assert_eq!((again.seq, again.ack, again.window), (5800, 1400, 600));
         assert_eq!(segment::timestamps(&local[0]), Some((8, 9)));
-        // Now it knows.
+        // The local end has the acknowledgement.
         let _ = ends.send(Sample { ack: 5800, ..data(1400, 10) });
         let _ = ends.send(Sample { seq: 1399, ack: 5800, ..Sample::default() });
-        assert_eq!(ends.answers(), [], "nor is a probe taken for ignorance");
+        assert_eq!(ends.answers(), [], "a probe does not show a missed acknowledgement");
     }
 }
 
 #[test]
 fn held_data_is_not_held_twice() {
     let mut ends = established(&Limits::default());
-    // Unacknowledged on the path that dies.
+    // These bytes are unacknowledged on the path that dies.
     let _ = ends.send(data(1000, 100));
     ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
     ends.cut();
@@ -249,12 +253,12 @@ fn held_data_is_not_held_twice() {
     let _ = ends.send(data(1200, 50));
     for (seq, length) in [(1000, 100), (1100, 100), (1120, 20), (1200, 50), (1000, 30)] {
         ends.now += LATER;
-        // Its newer timestamp would make the segments behind it look old.
+        // Its newer timestamp would make the segments after it look old.
         let copy = Sample { timestamps: Some((9, 9)), ..data(seq, length) };
         assert_eq!(ends.send(copy), Enqueue::Dropped(DropReason::Duplicate), "{seq}+{length}");
     }
     ends.now += LATER;
-    assert_eq!(ends.send(data(1100, 150)), Enqueue::Queued, "it was never held as one");
+    assert_eq!(ends.send(data(1100, 150)), Enqueue::Queued, "the range was never held as one segment");
     assert_eq!(ends.send(data(1250, 1)), Enqueue::Queued, "new data");
     assert_eq!(ends.client.stats().dropped_duplicate, 5);
     ends.connect();
@@ -262,7 +266,7 @@ fn held_data_is_not_held_twice() {
     assert_eq!(
         fresh,
         [false, false, true, false, false],
-        "nothing was behind the third when it was sent again"
+        "only the third had no data after it when it was retransmitted"
     );
     let arrived: Vec<_> =
         ends.at_server.iter().map(|it| Segment::parse(it).unwrap()).map(|it| (it.seq, it.data)).collect();
@@ -270,7 +274,7 @@ fn held_data_is_not_held_twice() {
 }
 
 #[test]
-fn of_the_last_segment_in_flight_the_freshest_copy_goes_out() {
+fn the_freshest_copy_of_the_last_segment_is_sent() {
     for sent_before in [false, true] {
         let mut ends = established(&Limits::default());
         let copy = |stamp| Sample { timestamps: Some((stamp, 1)), ..data(1000, 10) };
@@ -295,7 +299,7 @@ fn of_the_last_segment_in_flight_the_freshest_copy_goes_out() {
 }
 
 #[test]
-fn one_probe_of_a_flow_is_enough_and_none_beside_data() {
+fn a_flow_holds_one_probe_and_none_beside_data() {
     let mut ends = established(&Limits::default());
     ends.cut();
     let probe = |stamp| Sample { timestamps: Some((stamp, 1)), ..data(999, 0) };
@@ -312,7 +316,7 @@ fn one_probe_of_a_flow_is_enough_and_none_beside_data() {
 }
 
 #[test]
-fn known_flows_wait_for_hours_and_the_rest_for_a_minute() {
+fn tracked_flows_wait_for_hours_and_other_packets_for_a_minute() {
     let mut ends = established(&Limits::default());
     let send_all = |ends: &mut Ends, from: u32| {
         let _ = ends.client.enqueue(ends.now, &udp(1, 60));
@@ -337,7 +341,7 @@ fn known_flows_wait_for_hours_and_the_rest_for_a_minute() {
 }
 
 #[test]
-fn in_an_outage_the_newest_datagrams_stay_and_no_flow_pushes_out_all_others() {
+fn in_an_outage_the_newest_datagrams_stay_and_no_flow_displaces_all_others() {
     let limits = Limits { queue_bytes: 40_000, ..Limits::default() };
     let mut ends = established(&limits);
     for port in 4001..4010 {
@@ -353,10 +357,10 @@ fn in_an_outage_the_newest_datagrams_stay_and_no_flow_pushes_out_all_others() {
             .count()
     };
     let one = bulk(&mut ends, 4000);
-    assert!((6..=9).contains(&one), "a quarter: {one}");
+    assert!((6..=9).contains(&one), "a flow has a quarter of the queue: {one}");
     assert_eq!(bulk(&mut ends, 4001), one, "the next flow has its own quarter");
     let others: usize = (4002..4010).map(|port| bulk(&mut ends, port)).sum();
-    assert!(others <= one, "all flows have three: {others}");
+    assert!(others <= one, "all flows have three quarters: {others}");
     assert_eq!(ends.client.enqueue(ends.now, &udp(100, 1000)), Enqueue::Queued);
     assert!(ends.client.queue.cost() <= limits.queue_bytes);
     ends.connect();
@@ -395,22 +399,24 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens, what is said in the name of the other end is what it has said itself, or less.
+    /// Tests that an answer in the name of the other end never says more than that end has
+    /// acknowledged.
     #[test]
-    fn an_answer_acknowledges_what_the_peer_did_and_never_widens_a_window(
+    fn an_answer_acknowledges_no_more_than_the_peer_and_never_widens_a_window(
         steps in proptest::collection::vec(step(), 0..120),
         six in any::<bool>(),
     ) {
         let mut ends = Ends::new(&Limits::default());
         let mut connected = true;
-        // What the other ends have acknowledged, with which window, by flow; what the local ones expect.
-        let mut said = HashSet::new();
+        // The acknowledgements and windows of the other ends by flow, and the numbers that the
+        // local ends expect.
+        let mut acknowledged = HashSet::new();
         let mut expected = HashSet::new();
         for step in steps {
             match step {
                 Step::Receive { port, seq, ack, window, flags } if connected => {
                     ends.receive(Sample { six, port, seq, ack, window, flags, ..Sample::default() });
-                    said.insert((port, ack, window));
+                    acknowledged.insert((port, ack, window));
                 }
                 Step::Receive { .. } => {}
                 Step::Send { port, seq, ack, flags, data, stamps } => {
@@ -443,10 +449,10 @@ proptest! {
                 prop_assert_eq!((answer.flags, answer.data), (ACK, 0));
                 prop_assert!(expected.contains(&(port, answer.seq)), "{:?}", answer);
                 if connected {
-                    prop_assert!(said.contains(&(port, answer.ack, answer.window)), "{:?}", answer);
+                    prop_assert!(acknowledged.contains(&(port, answer.ack, answer.window)), "{:?}", answer);
                 } else {
                     prop_assert_eq!(answer.window, 0);
-                    prop_assert!(said.iter().any(|&(of, ack, _)| (of, ack) == (port, answer.ack)), "{:?}", answer);
+                    prop_assert!(acknowledged.iter().any(|&(of, ack, _)| (of, ack) == (port, answer.ack)), "{:?}", answer);
                 }
             }
         }

@@ -1,8 +1,9 @@
-//! What is held in an outage: how much, for how long, and what it may cost to look at.
+//! Tests of the limits of an outage: how much is held, for how long, and what a search may cost.
 
 use super::*;
 
-/// An agent that was restarted while a download ran: the relay's new session holds far more than its queue may.
+/// Tests an agent that is restarted during a download: the relay's new session takes over far more
+/// than its queue may hold.
 #[test]
 fn a_session_that_takes_over_displaces_nothing_of_what_was_in_flight() {
     let limits = Limits { queue_bytes: 40_000, replay_bytes: 160_000, ..Limits::default() };
@@ -29,23 +30,23 @@ fn a_session_that_takes_over_displaces_nothing_of_what_was_in_flight() {
     assert_eq!(left.len(), sent.len());
     ends.server.requeue(left);
 
-    // Until the agent activates a path, packets come from the TUN as ever.
+    // Until the agent activates a path, packets arrive from the TUN as usual.
     for number in 60..120 {
         let _ = ends.server.enqueue(ends.now, &udp(number, 900));
     }
     ends.now += LATER;
     let _ = ends.server.enqueue(ends.now, &from_far(0));
     let answer = Segment::parse(&local(&mut ends.server, ends.now)[0]).unwrap();
-    assert_eq!((answer.seq, answer.ack, answer.window), (1000, 5000, 0), "the flow is known still");
-    assert_eq!(ends.server.stats().dropped_duplicate, 1, "and so is the place of what is held");
+    assert_eq!((answer.seq, answer.ack, answer.window), (1000, 5000, 0), "the flow is still tracked");
+    assert_eq!(ends.server.stats().dropped_duplicate, 1, "the range of the held data is known");
     assert!(ends.server.queue.cost() <= limits.queue_bytes);
     ends.connect();
     assert!(ends.at_client.starts_with(&sent), "{} of {}", ends.at_client.len(), sent.len());
-    assert!(ends.at_client.len() > sent.len() + 30, "and of the others the newest");
+    assert!(ends.at_client.len() > sent.len() + 30, "the newest of the other packets are queued");
 }
 
 #[test]
-fn what_newer_packets_displaced_is_told_as_dropped() {
+fn displaced_packets_are_reported_as_dropped() {
     let mut ends = established(&Limits { queue_bytes: 40_000, ..Limits::default() });
     ends.cut();
     for number in 0..100 {
@@ -56,17 +57,17 @@ fn what_newer_packets_displaced_is_told_as_dropped() {
     assert_eq!(ends.client.stats().dropped(), displaced);
     while ends.client.poll_event().is_some() {}
     ends.connect();
-    let told = std::iter::from_fn(|| ends.client.poll_event()).find_map(|event| match event {
-        Event::Activated { dropped, .. } => Some(dropped),
+    let reported = std::iter::from_fn(|| ends.client.poll_event()).find_map(|event| match event {
+        Event::PathActivated { dropped, .. } => Some(dropped),
         _ => None,
     });
-    assert_eq!(told, Some(displaced));
+    assert_eq!(reported, Some(displaced));
 }
 
-/// Thousands of records are held, and one flow repeats every millisecond what is not among them: each time, all are
-/// looked at.
+/// Tests a flow that retransmits data every millisecond that is not among thousands of held
+/// records, so that each search reads all of them.
 #[test]
-fn one_flow_that_repeats_all_the_time_leaves_the_search_to_the_others() {
+fn a_flow_that_retransmits_all_the_time_does_not_block_the_search_for_others() {
     let mut ends = established(&Limits { queue_bytes: 64 << 20, ..Limits::default() });
     ends.receive(Sample { port: 4001, seq: 5000, ack: 1000, ..Sample::default() });
     ends.cut();
@@ -77,13 +78,13 @@ fn one_flow_that_repeats_all_the_time_leaves_the_search_to_the_others() {
     assert_eq!(ends.send(honest), Enqueue::Queued);
     for ms in 0..2000 {
         ends.now += Duration::from_millis(1);
-        // Across two that are held, and so never found.
+        // The range spans two held segments, so it is never found.
         let _ = ends.send(data(1005, 10));
         if ms % 200 == 0 {
             assert_eq!(ends.send(honest), Enqueue::Dropped(DropReason::Duplicate), "after {ms} ms");
         }
     }
-    // Of two seconds, it has not had more than its share.
+    // In two seconds, the flow has not had more than its share.
     let dropped = ends.client.stats().dropped_duplicate;
     assert!(dropped >= 10, "{dropped}");
 }
@@ -93,16 +94,16 @@ fn a_probe_beside_data_needs_no_search() {
     let mut ends = established(&Limits::default());
     ends.cut();
     let _ = ends.send(data(1000, 10));
-    let paid = ends.client.freeze.searched;
+    let paid = ends.client.freeze.search_paid_until;
     for _ in 0..1000 {
         assert_eq!(ends.send(data(999, 0)), Enqueue::Dropped(DropReason::Duplicate));
     }
-    assert_eq!(ends.client.freeze.searched, paid);
+    assert_eq!(ends.client.freeze.search_paid_until, paid);
 }
 
-/// Every probe of a storm finds the older one, or is dropped unfound.
+/// Tests that every probe of a storm finds the older one, or is dropped without a search.
 #[test]
-fn probes_do_not_pile_up_however_fast_they_come() {
+fn probes_do_not_pile_up_at_any_rate() {
     let mut ends = established(&Limits::default());
     ends.cut();
     for _ in 0..100_000 {
@@ -112,7 +113,7 @@ fn probes_do_not_pile_up_however_fast_they_come() {
 }
 
 #[test]
-fn a_fin_alone_that_is_repeated_is_held_once() {
+fn a_retransmitted_bare_fin_is_held_once() {
     let mut ends = established(&Limits::default());
     ends.cut();
     let fin = |stamp| Sample { flags: FIN | ACK, timestamps: Some((stamp, 1)), ..data(1000, 0) };
@@ -122,11 +123,11 @@ fn a_fin_alone_that_is_repeated_is_held_once() {
         assert_eq!(ends.send(fin(stamp)), Enqueue::Dropped(DropReason::Duplicate));
     }
     ends.connect();
-    assert_eq!(ends.at_server, [fin(5).packet()], "the freshest");
+    assert_eq!(ends.at_server, [fin(5).packet()], "the freshest copy");
 }
 
 #[test]
-fn for_a_client_that_stays_away_a_relay_keeps_the_oldest_data_of_each_flow() {
+fn a_relay_keeps_the_oldest_data_of_each_flow_for_a_client_that_stays_away() {
     let limits = Limits::default();
     let mut ends = Ends::new(&limits);
     let from_far = |port, number: u32| {
@@ -152,9 +153,9 @@ fn for_a_client_that_stays_away_a_relay_keeps_the_oldest_data_of_each_flow() {
     let before = held(&ends);
     ends.now += limits.thin_after - SECOND;
     ends.server.handle_timeout(ends.now);
-    assert_eq!(held(&ends), before, "not yet");
+    assert_eq!(held(&ends), before, "too early to thin");
     ends.now += SECOND;
-    // One that has just come is as young as ever.
+    // A segment that has just arrived is too young to be dropped.
     let _ = ends.server.enqueue(ends.now, &from_far(4001, 2));
     assert_eq!(ends.server.poll_timeout(), Some(ends.now));
     ends.server.handle_timeout(ends.now);
@@ -166,10 +167,10 @@ fn for_a_client_that_stays_away_a_relay_keeps_the_oldest_data_of_each_flow() {
     assert_eq!(ends.at_client, [from_far(4000, 0), from_far(4001, 0), from_far(4001, 2)]);
     assert_eq!(ends.client.stats().lost, 49);
     ends.receive(Sample { seq: 9000, ..data(0, 10) });
-    assert_eq!(ends.at_client.len(), 4, "and all goes on");
+    assert_eq!(ends.at_client.len(), 4, "the flow continues");
 }
 
-/// An agent has one session, and its own memory.
+/// Tests that a client drops nothing: an agent has one session, and its own memory.
 #[test]
 fn a_client_keeps_all_that_it_holds() {
     let mut ends = established(&Limits::default());

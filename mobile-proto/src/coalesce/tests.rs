@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A datagram with a right checksum, from port `from` of either family.
+/// Returns a datagram with a valid checksum, from port `from`, of either family.
 fn datagram(six: bool, from: u16, payload: &[u8]) -> Vec<u8> {
     let ip = if six { IPV6_HEADER } else { IPV4_HEADER };
     let mut bytes = vec![0; ip + UDP_HEADER];
@@ -26,7 +26,7 @@ fn datagram(six: bool, from: u16, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What the kernel makes of it, as its `__udp_gso_segment` does.
+/// Segments a packet as the kernel's `__udp_gso_segment` does.
 fn cut(packet: Packet<'_>) -> Vec<Vec<u8>> {
     let Offload::Segment(size) = packet.offload else { return vec![packet.bytes.to_vec()] };
     let six = packet.bytes[0] >> 4 == 6;
@@ -34,10 +34,10 @@ fn cut(packet: Packet<'_>) -> Vec<Vec<u8>> {
     assert!(packet.offload.to_vnet(packet.bytes).is_ok());
     if !six {
         assert_eq!(fold(add(0, &packet.bytes[..ip])), 0xffff, "the header's checksum");
-        assert_eq!(word(packet.bytes, 2), packet.len());
+        assert_eq!(read_u16(packet.bytes, 2), packet.len());
     }
-    assert_eq!(word(packet.bytes, ip + 6), usize::from(sum(packet.bytes, ip, &[])), "a partial checksum");
-    let from = word(packet.bytes, ip) as u16;
+    assert_eq!(read_u16(packet.bytes, ip + 6), usize::from(sum(packet.bytes, ip, &[])), "a partial checksum");
+    let from = read_u16(packet.bytes, ip) as u16;
     let payloads = packet.bytes[ip + UDP_HEADER..].chunks(usize::from(size));
     payloads.map(|payload| datagram(six, from, payload)).collect()
 }
@@ -46,33 +46,34 @@ fn of(bytes: &[u8]) -> Packet<'_> {
     Packet { bytes, offload: Offload::None }
 }
 
-/// Hands packets on as a device's writer does.
+/// Passes packets through a coalescer as the writer of a device does. Returns the packets after
+/// segmentation and the number of writes.
 fn pass<'a>(packets: impl Iterator<Item = Packet<'a>>) -> (Vec<Vec<u8>>, usize) {
-    let (mut joiner, mut out, mut writes) = (Joiner::default(), Vec::new(), 0);
-    let mut flush = |joiner: &mut Joiner, out: &mut Vec<Vec<u8>>| {
-        if let Some((packet, made)) = joiner.take() {
+    let (mut coalescer, mut out, mut writes) = (SegmentCoalescer::default(), Vec::new(), 0);
+    let mut flush = |coalescer: &mut SegmentCoalescer, out: &mut Vec<Vec<u8>>| {
+        if let Some((packet, summary)) = coalescer.take() {
             let again = cut(packet);
             let bytes = again.iter().map(Vec::len).sum::<usize>() as u64;
-            assert_eq!(made, Made { packets: again.len() as u64, bytes });
+            assert_eq!(summary, CoalescedSegment { packets: again.len() as u64, bytes });
             out.extend(again);
             writes += 1;
         }
     };
     for packet in packets {
-        if joiner.join(packet) {
+        if coalescer.push(packet) {
             continue;
         }
-        flush(&mut joiner, &mut out);
-        if !joiner.join(packet) {
+        flush(&mut coalescer, &mut out);
+        if !coalescer.push(packet) {
             out.push(packet.bytes.to_vec());
         }
     }
-    flush(&mut joiner, &mut out);
+    flush(&mut coalescer, &mut out);
     (out, writes)
 }
 
 #[test]
-fn equal_datagrams_become_one_packet_and_the_same_ones_again() {
+fn equal_datagrams_become_one_packet_that_segments_back() {
     for six in [false, true] {
         let sent: Vec<_> = (0..10u8).map(|number| datagram(six, 7, &[number; 200])).collect();
         let (received, writes) = pass(sent.iter().map(|bytes| of(bytes)));
@@ -81,50 +82,54 @@ fn equal_datagrams_become_one_packet_and_the_same_ones_again() {
 }
 
 #[test]
-fn one_that_stays_alone_is_handed_on_as_it_came() {
+fn a_single_datagram_is_passed_on_unchanged() {
     let bytes = datagram(false, 7, b"a question");
     let packet = Packet { bytes: &bytes, offload: Offload::Checksum };
-    let mut joiner = Joiner::default();
-    assert!(joiner.join(packet));
-    let (taken, made) = joiner.take().unwrap();
-    assert_eq!((taken.bytes, taken.offload, made), (packet.bytes, Offload::Checksum, Made::whole(packet)));
-    assert!(joiner.take().is_none());
+    let mut coalescer = SegmentCoalescer::default();
+    assert!(coalescer.push(packet));
+    let (taken, summary) = coalescer.take().unwrap();
+    assert_eq!(
+        (taken.bytes, taken.offload, summary),
+        (packet.bytes, Offload::Checksum, CoalescedSegment::single(packet))
+    );
+    assert!(coalescer.take().is_none());
 }
 
 #[test]
-fn what_the_kernel_would_not_make_alike_is_not_joined() {
+fn datagrams_that_the_kernel_would_not_recreate_are_not_coalesced() {
     let first = datagram(false, 7, &[1; 100]);
-    let mut joiner = Joiner::default();
+    let mut coalescer = SegmentCoalescer::default();
     let change = |at: usize, value: u8| {
         let mut other = first.clone();
         other[at] = value;
         other
     };
-    // Another flow, type of service or time to live, behind the first.
+    // Another flow, type of service or time to live than the first datagram's.
     let others = [(1, 8), (8, 63), (15, 9), (20, 9)].map(|(at, value)| change(at, value));
     for other in &others {
-        assert!(joiner.join(of(&first)));
+        assert!(coalescer.push(of(&first)));
         let packet = Packet { bytes: other, offload: Offload::Checksum };
-        assert!(!joiner.join(packet), "{other:?}");
-        joiner.take();
+        assert!(!coalescer.push(packet), "{other:?}");
+        coalescer.take();
     }
-    // Longer, and one behind a shorter one.
-    assert!(joiner.join(of(&first)));
-    assert!(!joiner.join(of(&datagram(false, 7, &[1; 101]))));
-    assert!(joiner.join(of(&first)));
-    assert!(joiner.join(of(&datagram(false, 7, &[1; 99]))));
-    assert!(!joiner.join(of(&datagram(false, 7, &[1; 99]))));
-    joiner.take();
-    // A fragment, one that may be fragmented, with options, no UDP, a wrong length, a wrong checksum, none, too short.
+    // A longer datagram, and one after a shorter one.
+    assert!(coalescer.push(of(&first)));
+    assert!(!coalescer.push(of(&datagram(false, 7, &[1; 101]))));
+    assert!(coalescer.push(of(&first)));
+    assert!(coalescer.push(of(&datagram(false, 7, &[1; 99]))));
+    assert!(!coalescer.push(of(&datagram(false, 7, &[1; 99]))));
+    coalescer.take();
+    // A fragment, a packet that may be fragmented, options, no UDP, wrong lengths, a wrong
+    // checksum.
     for (at, value) in [(6, 0x60), (6, 0), (7, 1), (0, 0x46), (9, 6), (3, 99), (25, 9), (40, 9)] {
-        assert!(!joiner.join(of(&change(at, value))), "{at}");
+        assert!(!coalescer.push(of(&change(at, value))), "{at}");
     }
     let mut without = first.clone();
     without[26..28].fill(0);
-    assert!(!joiner.join(of(&without)));
-    assert!(!joiner.join(of(&datagram(false, 7, &[1; 7]))));
+    assert!(!coalescer.push(of(&without)));
+    assert!(!coalescer.push(of(&datagram(false, 7, &[1; 7]))));
     let large = Packet { bytes: &first, offload: Offload::Segment(10) };
-    assert!(!joiner.join(large));
+    assert!(!coalescer.push(large));
 }
 
 #[test]
@@ -135,17 +140,26 @@ fn a_datagram_shorter_than_its_header_is_not_read_beyond_its_end() {
             (0..whole.len()).flat_map(|it| [(it, Offload::None), (it, Offload::Checksum)])
         {
             let mut short = whole[..length].to_vec();
-            assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} as claimed");
-            // The IP header tells the truth, the UDP header does not, or has no room.
+            assert!(
+                !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
+                "{length} bytes, cut off"
+            );
+            // The IP header states the truth; the UDP header does not, or is cut off.
             if let Some(payload) = length.checked_sub(ip) {
-                let (at, told) = if six { (4, payload) } else { (2, length) };
-                short[at..at + 2].copy_from_slice(&(told as u16).to_be_bytes());
-                assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} of IP");
+                let (at, claimed) = if six { (4, payload) } else { (2, length) };
+                short[at..at + 2].copy_from_slice(&(claimed as u16).to_be_bytes());
+                assert!(
+                    !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
+                    "{length} bytes of IP"
+                );
             }
-            // Both do; less than the least payload is left.
+            // Both headers state the truth, but less than the minimum payload is left.
             if (ip + UDP_HEADER..ip + UDP_HEADER + MIN_PAYLOAD).contains(&length) {
                 short[ip + 4..ip + 6].copy_from_slice(&((length - ip) as u16).to_be_bytes());
-                assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} of UDP");
+                assert!(
+                    !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
+                    "{length} bytes of UDP"
+                );
             }
         }
     }
@@ -162,7 +176,7 @@ fn a_probe_of_the_path_mtu_does_not_take_the_datagram_behind_it_along() {
 }
 
 #[test]
-fn neither_too_many_nor_too_long() {
+fn number_and_length_of_coalesced_datagrams_are_bounded() {
     let small: Vec<_> = (0..200u16).map(|_| datagram(true, 7, &[1; 20])).collect();
     assert_eq!(pass(small.iter().map(|bytes| of(bytes))), (small.clone(), 4));
     let long: Vec<_> = (0..50u16).map(|_| datagram(false, 7, &[2; 1400])).collect();
@@ -172,7 +186,7 @@ fn neither_too_many_nor_too_long() {
 
 proptest! {
     #[test]
-    fn whatever_comes_all_of_it_goes_on_in_order(
+    fn all_packets_are_passed_on_in_order(
         packets in proptest::collection::vec(
             (any::<bool>(), 1..3u16, prop_oneof![Just(100usize), 0..150usize], any::<u8>(), any::<bool>()),
             0..80,
@@ -193,11 +207,11 @@ proptest! {
     }
 
     #[test]
-    fn garbage_is_not_joined_and_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), partial in any::<bool>()) {
+    fn garbage_is_not_coalesced_and_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), partial in any::<bool>()) {
         let offload = if partial { Offload::Checksum } else { Offload::None };
-        let mut joiner = Joiner::default();
-        joiner.join(Packet { bytes: &bytes, offload });
-        joiner.join(Packet { bytes: &bytes, offload });
-        joiner.take();
+        let mut coalescer = SegmentCoalescer::default();
+        coalescer.push(Packet { bytes: &bytes, offload });
+        coalescer.push(Packet { bytes: &bytes, offload });
+        coalescer.take();
     }
 }

@@ -1,0 +1,190 @@
+//! The evidence collected while a path is probing, and how much of it makes the path unresponsive.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::{MIN_PING_INTERVAL, TransportSample};
+
+/// Number of trials that have to go unanswered. Where a fifth of all round trips fail, eight of
+/// eight fail in three of a million cases.
+const REQUIRED_TRIALS: u32 = 8;
+/// The number on a path known to lose almost nothing, where the kernel's window may hold back
+/// further trials.
+const REQUIRED_TRIALS_CLEAN: u32 = 5;
+/// Share of retransmitted segments below which a path loses almost nothing. A path gets below it
+/// after sixteen segments without a retransmission: at 20 % loss that happens once in forty times,
+/// and five of five trials fail in 0.6 % of them.
+const LOW_LOSS: f64 = 0.01;
+/// The number on a path known to lose more than a tenth. With 20 % lost in each direction 36 % of
+/// all round trips fail, and eleven of eleven in one of a hundred thousand cases.
+const REQUIRED_TRIALS_LOSSY: u32 = 11;
+const HIGH_LOSS: f64 = 0.1;
+
+/// Retransmissions that say nothing about the path: the tail probe and the first timeout may belong
+/// to the very stall that is judged.
+const OWN_RETRANSMISSIONS: f64 = 2.0;
+
+/// Segments of one burst, answered by one acknowledgement, that count as one more trial. The kernel
+/// takes up to 45 at once, but a window of them was sent in several bursts.
+const SEGMENTS_PER_TRIAL: u32 = 8;
+
+/// Number of trials that are enough after a long time. With the kernel in back-off nothing new is
+/// sent, so a few retransmissions must do.
+///
+/// How long that time is depends on the share of segments retransmitted recently. Three of three
+/// lost is no accident where few are. Where many are, the kernel needs the time to try often enough
+/// (200 ms, doubled each time: four tries in 3 s, six in 10 s, eight in 30 s).
+const MIN_TRIALS_IN_BACKOFF: u32 = 3;
+const PATIENCES: [(f64, Duration); 2] =
+    [(0.03, Duration::from_secs(3)), (HIGH_LOSS, Duration::from_secs(10))];
+const MAX_PATIENCE: Duration = Duration::from_secs(30);
+/// Number of patiences after which a path is unresponsive without any evidence, because the
+/// transport provides no samples.
+const BLIND_PATIENCES: u32 = 4;
+
+/// Maximum number of samples kept: more than the longest wait for an answer has probe intervals.
+const MAX_MARKS: usize = 64;
+
+/// One period of probing.
+#[derive(Debug)]
+pub(super) struct LivenessProbe {
+    pub(super) since: Instant,
+    /// The segments delivered at its first sample.
+    pub(super) base: Option<u32>,
+    /// The number of trials made at each time, in order.
+    marks: VecDeque<(Instant, u32)>,
+    /// The trials and the segments sent at the last mark.
+    trials: u32,
+    segs_out: u32,
+    pub(super) pings_left: u32,
+    /// The time of the next check.
+    pub(super) next: Instant,
+    /// Recent loss including what the kernel has retransmitted before probing. Unlike the value at
+    /// the last progress it is up to date, but a retransmission or two may be due to the dead path.
+    recent_loss: RecentLoss,
+}
+
+/// Further input of a decision.
+pub(super) struct ProbeContext<'a> {
+    /// Whether a sample was taken just now.
+    pub(super) fresh: bool,
+    /// The time without progress.
+    pub(super) stalled_for: Duration,
+    /// The minimum time without progress by the RTT, where only time can tell.
+    pub(super) patience: Duration,
+    /// The loss up to the last progress.
+    pub(super) recent_loss: &'a RecentLoss,
+}
+
+/// Segments sent and retransmitted recently, with older ones fading.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RecentLoss {
+    sent: f64,
+    retransmitted: f64,
+    /// The values of the kernel's counters that are included already.
+    counted: (u32, u32),
+}
+
+impl LivenessProbe {
+    pub(super) fn new(now: Instant, pings_left: u32, next: Instant) -> Self {
+        let (marks, base) = (VecDeque::new(), None);
+        Self {
+            since: now,
+            base,
+            marks,
+            trials: 0,
+            segs_out: 0,
+            pings_left,
+            next,
+            recent_loss: RecentLoss::default(),
+        }
+    }
+
+    /// Takes the first sample. Segments in the network were sent before it, over some time.
+    /// Segments that the kernel considers lost are no evidence: they may have been lost long before
+    /// the path died.
+    pub(super) fn start(&mut self, now: Instant, sample: &TransportSample, recent_loss: &RecentLoss) {
+        self.recent_loss = recent_loss.clone();
+        self.recent_loss.update(sample);
+        self.base = Some(sample.delivered);
+        self.segs_out = sample.segs_out;
+        self.trials = sample.in_flight.min(2 + sample.in_flight / SEGMENTS_PER_TRIAL);
+        self.marks.push_back((now, self.trials));
+    }
+
+    /// Takes a later sample: segments sent since then count. Segments sent together are answered
+    /// together, so they are hardly more than one trial.
+    pub(super) fn on_sample(&mut self, now: Instant, segs_out: u32) {
+        let sent = segs_out.wrapping_sub(self.segs_out);
+        let early = self.marks.back().is_some_and(|(at, _)| now < *at + MIN_PING_INTERVAL / 2);
+        if sent > 0 && !early && self.marks.len() < MAX_MARKS {
+            self.segs_out = segs_out;
+            self.trials = self.trials.saturating_add(sent.min(1 + sent / SEGMENTS_PER_TRIAL));
+            self.marks.push_back((now, self.trials));
+        }
+    }
+
+    /// Returns whether the evidence shows that the path is dead. A trial counts once it was made
+    /// `trial_timeout` ago.
+    pub(super) fn is_conclusive(
+        &mut self,
+        now: Instant,
+        trial_timeout: Duration,
+        context: &ProbeContext<'_>,
+    ) -> bool {
+        // The trials of an old sample may have been answered since.
+        let unanswered = if context.fresh { self.unanswered(now, trial_timeout) } else { 0 };
+        let needed = if context.recent_loss.is_clean() {
+            REQUIRED_TRIALS_CLEAN
+        } else {
+            self.recent_loss.required_trials()
+        };
+        let patience = self.recent_loss.patience().max(context.patience);
+        unanswered >= needed
+            || (context.stalled_for >= patience && unanswered >= MIN_TRIALS_IN_BACKOFF)
+            // Counted from the start of probing: this process may have been suspended before.
+            || now.saturating_duration_since(self.since) >= patience.saturating_mul(BLIND_PATIENCES)
+    }
+
+    /// Returns how many trials went unanswered for longer than `trial_timeout`.
+    fn unanswered(&mut self, now: Instant, trial_timeout: Duration) -> u32 {
+        let old = |mark: &(Instant, u32)| now.saturating_duration_since(mark.0) >= trial_timeout;
+        // Of the marks that are old enough the newest counts, and the older ones never will again.
+        while self.marks.get(1).is_some_and(old) {
+            self.marks.pop_front();
+        }
+        self.marks.front().filter(|mark| old(mark)).map_or(0, |mark| mark.1)
+    }
+}
+
+impl RecentLoss {
+    /// Adds the progress of the counters; older values fade.
+    pub(super) fn update(&mut self, sample: &TransportSample) {
+        let (sent, retransmitted) = self.counted;
+        self.sent += f64::from(sample.segs_out.wrapping_sub(sent));
+        self.retransmitted += f64::from(sample.retransmitted.wrapping_sub(retransmitted));
+        self.counted = (sample.segs_out, sample.retransmitted);
+        if self.sent > 200.0 {
+            let fade = 100.0 / self.sent;
+            (self.sent, self.retransmitted) = (100.0, self.retransmitted * fade);
+        }
+    }
+
+    fn is_clean(&self) -> bool {
+        self.retransmitted + 0.15 < self.sent * LOW_LOSS
+    }
+
+    fn required_trials(&self) -> u32 {
+        if self.retransmitted <= self.sent * HIGH_LOSS + OWN_RETRANSMISSIONS {
+            REQUIRED_TRIALS
+        } else {
+            REQUIRED_TRIALS_LOSSY
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let enough =
+            |(share, _): &&(f64, Duration)| self.retransmitted <= self.sent * share + OWN_RETRANSMISSIONS;
+        PATIENCES.iter().find(enough).map_or(MAX_PATIENCE, |(_, patience)| *patience)
+    }
+}
