@@ -1,4 +1,4 @@
-//! Metrics over HTTP: `/metrics` for Prometheus, `/healthz` for whoever watches.
+//! Serves metrics over HTTP: `/metrics` for Prometheus and `/healthz` for health checks.
 
 mod declared;
 mod host;
@@ -26,31 +26,34 @@ pub use declared::{Metric, MetricKind};
 use host::Hosts;
 pub use host::is_host_name;
 
-/// The time for each of two steps: for the request, which a scraper sends in one piece, and for the
-/// answer to be gathered and read. A connection carries one request, so it lasts at most twice as
-/// long, whatever the other side does, and is never idle.
+/// The time allowed for each of two steps: receiving the request, and gathering and sending the
+/// reply.
+///
+/// A scraper sends its request in one piece. A connection carries one request, so it lasts at most
+/// twice this time, whatever the peer does.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A scraper or two, a health check and a person: more than this is a mistake or an attack, and waits.
+/// The maximum number of connections: several scrapers, a health check and a person. Further
+/// connections wait.
 const MAX_CONNECTIONS: usize = 32;
 
-/// A scrape's request is a few hundred bytes.
+/// The maximum size of a request in bytes; a scrape sends a few hundred.
 const MAX_REQUEST: usize = 16 * 1024;
 
-/// The queue of connections not yet accepted.
+/// The number of connections that the kernel queues for acceptance.
 const BACKLOG: i32 = 32;
 
-/// How long to wait when the process is out of descriptors, before asking for a connection again.
+/// The delay before accepting again after a failure, such as a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// A running metrics server; stops when dropped.
+/// A running metrics server, which stops when dropped.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     task: JoinHandle<()>,
 }
 
-/// Why metrics cannot be served.
+/// The reason why the metrics server cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve metrics on {address}: {source}; change [metrics] listen")]
 pub struct MetricsError {
@@ -58,11 +61,13 @@ pub struct MetricsError {
     source: io::Error,
 }
 
-/// Serves `gather`'s text at `/metrics` and `healthy`'s verdict at `/healthz`, to clients that ask
-/// for an IP address, for `localhost` or for one of `hosts`. Must be called in a runtime.
+/// Serves the text of `gather` at `/metrics` and the result of `healthy` at `/healthz`.
+///
+/// Only requests for an IP address, for `localhost` or for one of `hosts` are answered. Must be
+/// called in a tokio runtime.
 ///
 /// # Errors
-/// When the address is busy or not ours.
+/// When the address is in use or does not belong to this host.
 pub fn serve(
     listen: SocketAddr,
     hosts: &[String],
@@ -73,12 +78,12 @@ pub fn serve(
     start(listen, pages, STEP_TIMEOUT).map_err(|source| MetricsError { address: listen, source })
 }
 
-/// The text format 0.0.4 of everything in the registry.
+/// Encodes all metrics of `registry` in the Prometheus text format 0.0.4.
 #[must_use]
 pub fn encode(registry: &prometheus::Registry) -> String {
     let mut text = String::new();
     for family in registry.gather() {
-        // One that has no value or no name is no reason to keep the others back.
+        // A metric without a value or name must not prevent the others from being served.
         if let Err(error) = TextEncoder::new().encode_utf8(&[family], &mut text) {
             tracing::error!(%error, "a metric cannot be encoded");
         }
@@ -87,7 +92,7 @@ pub fn encode(registry: &prometheus::Registry) -> String {
 }
 
 impl Server {
-    /// Where it listens (the port is known even if 0 was asked for).
+    /// Returns the address the server listens on, with the actual port if 0 was requested.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
@@ -115,14 +120,14 @@ fn start(listen: SocketAddr, pages: Pages, step_timeout: Duration) -> io::Result
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    // A restart finds the port free at once, whatever connections of the last run are in TIME_WAIT.
+    // A restarted program can bind the port although earlier connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-/// Ends when it is aborted, and its connections with it.
+/// Accepts connections until the task is aborted, which also ends the open connections.
 async fn accept(listener: TcpListener, pages: Arc<Pages>, step_timeout: Duration) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -150,8 +155,8 @@ async fn converse(stream: TcpStream, pages: Arc<Pages>, step_timeout: Duration) 
         let answer = pages.answer(&request);
         async move { Ok::<_, Infallible>(answer) }
     });
-    // One request for each connection: connecting anew each time costs a scraper nothing, and a
-    // kept connection could not be told from one that holds its place without use.
+    // Each connection carries one request. Reconnecting costs a scraper nothing, and a connection
+    // kept alive could not be distinguished from one that only occupies a slot.
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(step_timeout)
@@ -166,7 +171,7 @@ async fn converse(stream: TcpStream, pages: Arc<Pages>, step_timeout: Duration) 
 }
 
 impl Pages {
-    /// Answers one request. Hyper omits the body of an answer to HEAD.
+    /// Answers one request; hyper omits the body of the reply to HEAD.
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method(), request.uri().path());
         if let Err(status) = self.hosts.check(request.version(), request.uri(), request.headers()) {
@@ -228,12 +233,12 @@ mod tests {
         (serve(anywhere(), &hosts, move || encode(&registry), healthy).unwrap(), well)
     }
 
-    /// The status line and headers (in lower case), and the body.
+    /// Returns the status line and headers, in lower case, and the body.
     async fn ask(server: &Server, request: &str) -> (String, String) {
         ask_for(server, "localhost", request).await
     }
 
-    /// Sends a request, with `host` as its Host.
+    /// Sends a request with `host` as its Host header.
     async fn ask_for(server: &Server, host: &str, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
         stream.write_all(format!("{request} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
@@ -316,7 +321,7 @@ mod tests {
         assert!(error.ends_with("; change [metrics] listen"), "{error}");
     }
 
-    /// The number of lines in an answer that exceeds all socket buffers: 40 MB.
+    /// The number of lines of a reply that exceeds all socket buffers: 40 MB.
     const ANSWER: usize = 8 << 20;
 
     #[tokio::test]
@@ -328,7 +333,7 @@ mod tests {
         let mut silent = Vec::new();
         for number in 0..MAX_CONNECTIONS {
             let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
-            // Some connections never complete their request; others do, and do not read the answer.
+            // Some connections never complete their request; others do, but do not read the reply.
             let asked = if number % 2 == 0 {
                 "GET /metr"
             } else {
@@ -337,7 +342,7 @@ mod tests {
             stream.write_all(asked.as_bytes()).await.unwrap();
             silent.push(stream);
         }
-        // All slots are taken until the silent ones are sent away.
+        // All slots are taken until the silent connections time out.
         assert!(tokio::time::timeout(step_timeout / 5, ask(&server, "GET /metrics")).await.is_err());
         for _ in 0..MAX_CONNECTIONS {
             let answer = tokio::time::timeout(step_timeout * 10, ask(&server, "GET /metrics")).await;
@@ -345,7 +350,7 @@ mod tests {
         }
         for mut stream in silent {
             let end = tokio::time::timeout(step_timeout * 10, stream.read_to_end(&mut Vec::new())).await;
-            // Closed in the middle of the answer, or without any.
+            // The server closes the connection in the middle of the reply or without one.
             let _ = end.expect("it was sent away");
         }
     }
@@ -355,12 +360,12 @@ mod tests {
         let (server, _) = serving();
         let address = server.local_addr();
         let mut open = TcpStream::connect(address).await.unwrap();
-        // The connection stays open as long as there is no whole request.
+        // The connection stays open as long as the request is incomplete.
         open.write_all(b"GET /healthz HTTP/1.1\r\nHost: local").await.unwrap();
         assert!(ask(&server, "GET /healthz").await.0.starts_with("http/1.1 200 "));
         drop(server);
         let mut rest = Vec::new();
-        // Either a reset or the end of the stream.
+        // The connection ends with a reset or with the end of the stream.
         let _ = open.read_to_end(&mut rest).await;
         serve(address, &[], String::new, || Ok(())).unwrap();
     }

@@ -1,15 +1,18 @@
-//! What systemd is told. Without systemd (no `NOTIFY_SOCKET`) every call does nothing.
+//! Notifies systemd of the state of the service (sd_notify(3)).
+//!
+//! Without systemd, that is without `NOTIFY_SOCKET`, every function does nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// The service is up.
+/// Reports that the service is ready.
 pub fn ready() {
     notify(NotifyState::Ready);
 }
 
-/// The service reads its configuration anew, until it is [`ready`] again (`Type=notify-reload`).
+/// Reports that the service reloads its configuration, until it calls [`ready`] again
+/// (`Type=notify-reload`).
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify_all(&[NotifyState::Reloading, now]),
@@ -17,24 +20,25 @@ pub fn reloading() {
     }
 }
 
-/// The service is going down.
+/// Reports that the service is stopping.
 pub fn stopping() {
     notify(NotifyState::Stopping);
 }
 
-/// One line for `systemctl status`.
+/// Sets the status line in `systemctl status`.
 pub fn status(text: &str) {
-    // A second line would be taken for another word to systemd.
+    // systemd would parse a second line as another assignment.
     notify(NotifyState::Status(text.lines().next().unwrap_or_default()));
 }
 
-/// How often systemd wants to hear [`alive`], if it watches: half of its limit.
+/// Returns how often to call [`keep_alive`]: half of systemd's watchdog time-out; `None` without a
+/// watchdog.
 #[must_use]
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
 }
 
-/// Feeds systemd's watchdog.
+/// Resets systemd's watchdog timer.
 pub fn keep_alive() {
     notify(NotifyState::Watchdog);
 }
@@ -45,7 +49,7 @@ fn notify(state: NotifyState<'_>) {
 
 fn notify_all(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        // The service itself is well: systemd will complain if it misses anything.
+        // The service continues; systemd reports what it misses.
         tracing::debug!(%error, "systemd was not notified");
     }
 }
@@ -72,7 +76,8 @@ mod tests {
             stopping();
             return;
         }
-        // A process of its own: the variables are the whole process's.
+        // Run the test in a child process, because environment variables apply to the whole
+        // process.
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let systemd = UnixDatagram::bind(&path).unwrap();

@@ -1,19 +1,20 @@
-//! Finds out whether systemd is about to end everything that runs.
+//! Finds out whether systemd is about to stop all services.
 
 use std::io;
 use std::process::Command;
 
-/// The targets whose start ends running services. Every way to power off, reboot, halt, kexec,
-/// soft-reboot or exit goes through the first.
+/// The targets whose start stops running services.
+///
+/// Power-off, reboot, halt, kexec, soft-reboot and exit all go through the first.
 const TARGETS: [&str; 3] = ["shutdown.target", "rescue.target", "emergency.target"];
 
 /// Returns whether systemd shuts the machine down or enters rescue or emergency mode.
 ///
-/// `systemctl is-system-running` is no answer: until the boot has finished it says "starting",
-/// whatever is queued.
+/// `systemctl is-system-running` does not answer that: until the boot has finished it says
+/// "starting", whatever is queued.
 ///
 /// # Errors
-/// When systemd cannot be asked.
+/// When systemd cannot be queried.
 pub fn is_under_way() -> io::Result<bool> {
     let mut ask = Command::new("systemctl");
     let answer = ask.args(["show", "--property=Id,ActiveState,Job"]).args(TARGETS).output()?;
@@ -24,8 +25,8 @@ pub fn is_under_way() -> io::Result<bool> {
     read(&String::from_utf8_lossy(&answer.stdout))
 }
 
-/// Parses the output of `systemctl show` for several units: `KEY=VALUE` lines, an empty line
-/// between units.
+/// Parses the output of `systemctl show` for several units: lines of the form `KEY=VALUE`, with an
+/// empty line between units.
 fn read(text: &str) -> io::Result<bool> {
     let mut known = 0;
     let mut under_way = false;
@@ -35,7 +36,7 @@ fn read(text: &str) -> io::Result<bool> {
                 known += 1;
                 under_way |= !matches!(state, "inactive" | "failed" | "deactivating");
             }
-            // A target that is not active has a job only when it is about to start.
+            // An inactive target has a job only if it is about to start.
             Some(("Job", job)) => under_way |= !matches!(job, "" | "0"),
             _ => {}
         }

@@ -1,5 +1,5 @@
-//! The record of a daemon's kernel objects, from which `cleanup` works when the configuration
-//! cannot be read or has changed since.
+//! The state file: a daemon's list of its kernel objects, by which `cleanup` finds them when the
+//! configuration cannot be read or has changed.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,27 +11,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns;
 
-/// How often a record is written again when its directory is removed meanwhile.
+/// The number of attempts to write the file when its directory is removed at the same time.
 const ATTEMPTS: u32 = 5;
 
-/// The record of the daemon of one configuration file in one network namespace.
+/// The state file of the daemon with one configuration file in one network namespace.
 #[derive(Debug, Clone)]
 pub struct StateFile {
     path: PathBuf,
     config: PathBuf,
 }
 
-/// The content of the file. Keys that a later version adds are ignored.
+/// The content of the file. Unknown keys, which later versions may add, are ignored.
 #[derive(Serialize, Deserialize)]
 struct Content<T> {
-    /// The path of the configuration file, for people who read the state.
+    /// The path of the configuration file, for people who read the state file.
     config: PathBuf,
-    /// Every set of objects that was objects_in_use and not removed since.
+    /// The sets of objects that were created and not removed since.
     objects: Vec<T>,
 }
 
 impl StateFile {
-    /// Returns the record in `dir` of the daemon that `config` configures.
+    /// Returns the state file in `dir` of the daemon that `config` configures, without opening it.
     ///
     /// # Errors
     /// When the network namespace or the working directory cannot be determined.
@@ -42,10 +42,10 @@ impl StateFile {
         Ok(Self { path: dir.join(format!("objects-{}-{hash}.json", netns::id()?)), config })
     }
 
-    /// Returns every set of objects on record; none without a state.
+    /// Returns the recorded sets of objects; none if the file does not exist.
     ///
     /// # Errors
-    /// When there is a record that cannot be read.
+    /// When the file exists but cannot be read.
     pub fn read<T: DeserializeOwned>(&self) -> io::Result<Vec<T>> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
@@ -57,13 +57,13 @@ impl StateFile {
         Ok(content.objects)
     }
 
-    /// Adds a set of objects that is about to be objects_in_use, unless it is on state. Returns whether it
-    /// was added.
+    /// Records a set of objects that is about to be created; returns false if it is recorded
+    /// already.
     ///
     /// # Errors
-    /// When the record cannot be written.
+    /// When the file cannot be written.
     pub fn add<T: Serialize + DeserializeOwned + PartialEq>(&self, objects_in_use: T) -> io::Result<bool> {
-        // `cleanup` could not use an unreadable record either, so replace it.
+        // Replace an unreadable file, which `cleanup` could not use either.
         let mut objects: Vec<T> = self.read().unwrap_or_default();
         if objects.contains(&objects_in_use) {
             return Ok(false);
@@ -71,11 +71,12 @@ impl StateFile {
         objects.push(objects_in_use);
         let text = serde_json::to_vec_pretty(&Content { config: self.config.clone(), objects })?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        // Renamed into place, so that the record is complete whenever the daemon is killed.
+        // Write a new file and rename it, so that the state file is complete even if the daemon is
+        // killed.
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let write = || {
             fs::create_dir_all(dir)?;
-            // Left by a daemon that was killed, or objects_in_use by the directory's owner.
+            // A killed daemon, or the owner of the directory, may have left this file behind.
             let _ = fs::remove_file(&new);
             let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
             file.write_all(&text)?;
@@ -84,8 +85,8 @@ impl StateFile {
         let mut written = write();
         for _ in 1..ATTEMPTS {
             match &written {
-                // Another daemon, whose record was the last one there, has just removed the
-                // directory.
+                // Another daemon has just removed the directory together with the last state file
+                // in it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => written = write(),
                 _ => break,
             }
@@ -93,15 +94,15 @@ impl StateFile {
         written.map(|()| true).map_err(|error| self.failed("write", &error))
     }
 
-    /// Removes the record, and its directory if that is then empty.
+    /// Removes the state file, and its directory if that is empty.
     ///
     /// # Errors
-    /// When there is a record that cannot be removed.
+    /// When the file exists but cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", &error)),
             _ => {
-                // The directory may hold records and sockets of others.
+                // Fails if the directory holds state files or sockets of other daemons.
                 let _ = self.path.parent().map(fs::remove_dir);
                 Ok(())
             }
@@ -128,7 +129,7 @@ mod tests {
         assert!(!state.add("mobile0".to_owned()).unwrap());
         assert!(state.add("mobile1".to_owned()).unwrap());
         assert_eq!(state.read::<String>().unwrap(), ["mobile0", "mobile1"]);
-        // Another configuration file has a record of its own.
+        // Another configuration file has its own state file.
         let other = StateFile::new(&run, &dir.path().join("other.toml")).unwrap();
         assert!(other.read::<String>().unwrap().is_empty());
         state.remove().unwrap();

@@ -1,4 +1,5 @@
-//! TCP for a path: bound to its uplink, tuned so that the queue stays ours and a dead peer is noticed.
+//! TCP connections for paths: bound to their uplink, with little data in the kernel and quick
+//! detection of dead peers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,61 +12,71 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::sysctl;
 
-/// Bytes the kernel may hold unsent before the socket stops being writable. What is in the kernel can neither be
-/// reordered nor moved to another path, so it is little; but the socket must not run dry before we are woken: half
-/// of this (when the kernel wakes us) lasts 130 µs at 1 Gbit/s.
+/// The maximum number of unsent bytes in the kernel before the socket stops being writable.
+///
+/// Data in the kernel can neither be reordered nor moved to another path, so the limit is low.
+/// However, the socket must not run dry before this process is woken: half of the limit (at which
+/// the kernel wakes it) lasts 130 µs at 1 Gbit/s.
 pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
 
-/// What is asked for when a path is to have room for more. The kernel takes it for twice as much memory, of which nine tenths are
-/// bytes on their way at the most: somewhat more than a session may have unacknowledged.
+/// The send buffer to request for a path that needs a larger one.
+///
+/// The kernel doubles the value and uses at most nine tenths for data in flight, which is somewhat
+/// more than a session may have unacknowledged.
 const SEND_BUFFER: usize = 10 << 20;
 
-/// The congestion control that goes by rate and round trip, not by loss.
+/// The congestion control that follows the delivery rate and the round trip instead of losses.
 const BBR: &str = "bbr";
 
-/// Those that go by loss and do not pace, the better one first; every kernel has the second.
+/// Loss-based congestion controls that do not pace, the preferred one first; every kernel has the
+/// second.
 const LOSS_BASED: [&str; 2] = ["cubic", "reno"];
 
-/// How long sent data may stay unacknowledged before the kernel drops the connection. The session notices a dead
-/// path within seconds by itself: this only frees the sockets nobody asks for any more.
+/// The time for which sent data may stay unacknowledged before the kernel drops the connection.
+///
+/// The session itself detects a dead path within seconds. This time-out only frees sockets that no
+/// session uses.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An idle path is probed after this long, and every so often after. The session's own PING comes first (45 s) and
-/// keeps the kernel quiet, on both sides; below the 2 minutes after which the meanest NATs forget a connection.
+/// The keepalive time and interval of an idle connection.
+///
+/// The session's own PING comes first (45 s), so that the kernel of neither side sends keepalives.
+/// Both are shorter than the two minutes after which the least patient NATs drop a mapping.
 const KEEPALIVE: Duration = Duration::from_secs(75);
 
-/// Connections the kernel holds until they are accepted: a relay's restart makes all its clients return at once.
+/// The number of connections that the kernel queues for acceptance; all clients return at once when
+/// a relay restarts.
 const BACKLOG: i32 = 1024;
 
-/// Why a path's TCP connection could not be made.
+/// The reason why the TCP connection of a path could not be established.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The relay could not be reached.
     #[error("cannot reach {endpoint}{via}: {source}")]
     Connect {
-        /// The relay's address.
+        /// The address of the relay.
         endpoint: SocketAddr,
-        /// ` over IFNAME`, or nothing.
+        /// ` over IFNAME`, or empty.
         via: String,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The port cannot be listened on.
+    /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
-        /// What to do about it.
+        /// The next step for the user, or empty.
         hint: &'static str,
     },
 }
 
-/// Connects to the relay, over the uplink `ifname` if one is given, whatever the default route says.
+/// Connects to the relay; over the uplink `ifname`, if given, whatever the default route is.
 ///
 /// # Errors
-/// When the relay does not answer within `timeout`, or the uplink cannot be used.
+/// When the relay does not answer within `timeout`, or when the uplink cannot be used.
 pub async fn connect(
     endpoint: SocketAddr,
     ifname: Option<&str>,
@@ -91,12 +102,12 @@ pub async fn connect(
     })
 }
 
-/// Listens for paths.
+/// Creates the listening socket for paths.
 ///
-/// An IPv6 wildcard listens for IPv4 as well.
+/// An IPv6 wildcard address also accepts IPv4.
 ///
 /// # Errors
-/// When the address is busy or not ours.
+/// When the address is in use or does not belong to this host.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, TransportError> {
     bind(address).map_err(|source| {
         let hint = match source.kind() {
@@ -113,7 +124,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, TransportError> {
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
-    // A restarted relay takes its port back although connections of its predecessor linger in TIME_WAIT.
+    // A restarted relay can bind its port although connections of its predecessor are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -124,10 +135,12 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Sets what every path's socket needs; `connect` has done it, an accepted socket needs it.
+/// Sets the socket options of a path.
+///
+/// [`connect`] calls this itself; accepted sockets need a call.
 ///
 /// # Errors
-/// When the socket refuses an option every supported kernel has.
+/// When the socket rejects an option that every supported kernel has.
 pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
@@ -137,16 +150,20 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes a connection nobody has read from, with a reset: the cheapest end, after which the kernel keeps nothing of it.
+/// Closes an unread connection with a reset, after which the kernel keeps no state for it.
 pub fn reset(tcp: TcpStream) {
-    // Closed in any case; without the option it lingers a minute as one of thousands in TIME_WAIT.
+    // Dropping closes the socket in any case. Without the option it would stay in TIME_WAIT for a
+    // minute, as one of thousands.
     let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
     drop(tcp);
 }
 
-/// Where the system's congestion control goes by rate, lets a path, or all that a socket will accept, begin with one that does not
-/// pace: to go by rate is for those that show bounds ([`switch_to_bbr`]), and the kernel never stops to pace a connection. For a socket
-/// that is not connected yet. A route that says what it is (`ip route … congctl`) counts for more.
+/// Selects a loss-based congestion control, if the system's default is bbr, for a socket that is
+/// not yet connected.
+///
+/// Sockets that a listener accepts inherit the setting. bbr is for paths that turn out to be
+/// bandwidth-limited ([`switch_to_bbr`]), because the kernel never stops pacing a connection once
+/// it has been paced. The setting of a route (`ip route … congctl`) takes precedence.
 fn avoid_bbr_at_start(socket: &SockRef<'_>) {
     static LOGGED: Once = Once::new();
     if !socket.tcp_congestion().is_ok_and(|name| is_bbr(&name)) {
@@ -162,11 +179,13 @@ fn avoid_bbr_at_start(socket: &SockRef<'_>) {
     }
 }
 
-/// A congestion control's name, as the kernel has it.
+/// The name of a congestion control, as the kernel returns it.
 pub(crate) type CongestionControl = Vec<u8>;
 
-/// Gives a path the congestion control that goes by rate; tells which one it had, if that was another. A kernel that has none, or does
-/// not let us, keeps its own: slower keystrokes beside an upload, no failure.
+/// Switches a path to bbr and returns its earlier congestion control, if that was another.
+///
+/// If the kernel has no bbr or refuses it, the path keeps its congestion control: keystrokes are
+/// slower beside an upload, but nothing fails.
 pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
     static LOGGED: Once = Once::new();
     let socket = SockRef::from(tcp);
@@ -180,21 +199,25 @@ pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
     before.filter(|name| !is_bbr(name))
 }
 
-/// Gives a path back the congestion control that it had. False: it keeps the one it has.
+/// Restores the congestion control `before`; returns false if the path keeps its current one.
 pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> bool {
     SockRef::from(tcp).set_tcp_congestion(before).is_ok()
 }
 
-/// The kernel ends a name with zeros.
+/// The kernel pads names with zero bytes.
 fn is_bbr(name: &CongestionControl) -> bool {
     name.split(|&byte| byte == 0).next() == Some(BBR.as_bytes())
 }
 
-/// Gives a path room for more on its way than the kernel's bound for one connection (`tcp_wmem`, 4 MiB): all inner connections
-/// share it. Where that is larger already it stays, and where CAP_NET_ADMIN does not count (in a user namespace).
+/// Raises the send buffer of a path above the kernel's limit for one connection (`tcp_wmem`, 4
+/// MiB), because all inner connections share it.
+///
+/// Has no effect where `tcp_wmem` is larger already, or where `CAP_NET_ADMIN` does not count (in a
+/// user namespace).
 pub(crate) fn raise_send_buffer(tcp: &TcpStream) {
     static LOGGED: Once = Once::new();
-    // Least, first and greatest. One that cannot be read is taken for the kernel's own.
+    // The three values are minimum, default and maximum. If they cannot be read, assume the
+    // kernel's defaults.
     let bound = sysctl::read("net/ipv4/tcp_wmem").ok();
     let bound: Option<usize> = bound.and_then(|three| three.split_whitespace().last()?.parse().ok());
     if bound.is_some_and(|bound| bound >= 2 * SEND_BUFFER) {

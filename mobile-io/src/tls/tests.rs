@@ -56,7 +56,7 @@ async fn an_unauthorised_client_is_told_so() {
     let (client, server) =
         meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
     assert!(server.is_err());
-    // In TLS 1.3 the client's handshake completes before the server judges its key.
+    // In TLS 1.3 the client's handshake completes before the server checks its key.
     let refusal = match client {
         Err(cause) => cause,
         Ok(mut stream) => classify(&stream.read(&mut [0; 1]).await.unwrap_err()),
@@ -65,8 +65,8 @@ async fn an_unauthorised_client_is_told_so() {
     assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
 }
 
-/// Returns the configuration of a prober that offers another's public key and can only sign with
-/// its own.
+/// Returns the configuration of a client that offers another client's public key but can only sign
+/// with its own.
 fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     let mut config = (*client_config(held, relay)).clone();
     let signer = Arc::clone(&identity(held).key);
@@ -106,7 +106,7 @@ async fn a_key_nobody_knows_may_enrol_and_do_nothing_else() {
     let (accepted, who) = accepted.unwrap();
     assert_eq!(who, key(2).public(), "it proves its key all the same");
     assert!(is_enrolment(&accepted) && is_enrolment(&client.unwrap()));
-    // A client that offers both protocol names is no path.
+    // A client that offers both protocols is taken for an enrolment.
     let mut both = (*client_config(&key(2), key(1).public())).clone();
     both.alpn_protocols.push(ENROLL_ALPN.to_vec());
     let (_, accepted) = meet(Arc::new(both), server.clone()).await;
@@ -150,7 +150,7 @@ async fn a_client_without_a_key_or_without_our_protocol_is_no_client() {
     assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
 }
 
-/// Tests that a stranger's ClientHello of 64 KiB, which rustls would buffer, is cut off.
+/// Tests that a ClientHello of 64 KiB, which rustls would buffer, is cut off.
 #[tokio::test]
 async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
     let server = server_config(&key(1), Arc::new(|_| true));
@@ -164,7 +164,7 @@ async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
         flight.extend_from_slice(part);
     }
     let stranger = tokio::spawn(async move {
-        // The other end may hang up meanwhile.
+        // The relay may disconnect during the write.
         let _ = near.write_all(&flight).await;
         let _ = near.read(&mut [0; 1]).await;
     });
@@ -173,7 +173,7 @@ async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
     stranger.await.unwrap();
 }
 
-/// Tests data that a client sends right behind its handshake, in one flight with it.
+/// Tests data that a client sends in one flight with the end of its handshake.
 #[tokio::test]
 async fn what_follows_a_handshake_at_once_is_not_limited() {
     const LENGTH: usize = 1_000_000;
