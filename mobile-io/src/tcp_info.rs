@@ -135,8 +135,8 @@ pub(crate) fn liveness_sample(tcp: &TcpStream) -> Option<TransportSample> {
 pub(crate) fn send_state(tcp: &TcpStream) -> Option<SendState> {
     let info = read(tcp).ok()?;
     let (outstanding, unsent) = (outstanding(tcp)?, u64::from(info.notsent_bytes));
-    // SACK counts segments. Assume that they are as long as the average segment in flight;
-    // `segs_out` would include bare acknowledgements, which are short.
+    // SACK counts segments. Assume the average length of the segments in flight, not the MSS,
+    // because segments that only carry inner acknowledgements are short.
     let sent = outstanding.saturating_sub(unsent);
     let sacked =
         (sent * u64::from(info.sacked)).checked_div(info.unacked.into()).unwrap_or_default().min(sent);

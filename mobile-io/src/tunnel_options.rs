@@ -1,51 +1,55 @@
-//! What `[tunnel]` of either program can turn on and off.
+//! The values of the keys in `[tunnel]` that both programs have.
 
 use serde::{Deserialize, Serialize};
 
-/// `compression`: whether inner packets are compressed, where both programs say so.
+/// The value of `compression`: whether inner packets are compressed, provided that both programs
+/// enable it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// They are not: the length of what is sent says nothing of what is in it.
+    /// Packets are not compressed, so that their length reveals nothing about their content.
     #[default]
     Off,
-    /// They are, of flows that get smaller by it.
+    /// Packets are compressed with zstd, in flows whose packets become smaller.
     Zstd,
 }
 
 impl Compression {
-    /// Whether it is wanted at all.
+    /// Returns whether compression is enabled.
     #[must_use]
     pub fn is_on(self) -> bool {
         self != Self::Off
     }
 }
 
-/// `offload`: in what size the kernel hands packets over at this program's device. What the other program sends is its own
-/// choice, and is taken either way.
+/// The value of `offload`: in what size the kernel passes packets to this program at its device.
+///
+/// The peer chooses the size of its packets independently, and they are accepted in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Offloading {
-    /// Up to 64 KiB at once, without checksums, as far as this kernel can.
+    /// Packets of up to 64 KiB without checksums, as far as the kernel supports that.
     #[default]
     Auto,
-    /// As on a wire: no larger than the MTU, with checksums.
+    /// Packets as on a wire: at most as large as the MTU, with checksums.
     Off,
 }
 
-/// `queue`: which packet this program sends next.
+/// The value of `queue`: in which order this program sends packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Queueing {
-    /// Flows take turns, none keeps a standing queue, and little stands below it (FQ-CoDel).
+    /// Flows take turns, none keeps a standing queue, and little data waits below the queue
+    /// (FQ-CoDel).
     #[default]
     Fair,
-    /// The one that came first. A transfer fills what there is, and everything else waits behind it.
+    /// Packets are sent in the order of their arrival. A bulk transfer fills every buffer, and all
+    /// other packets wait behind it.
     Fifo,
 }
 
 impl Queueing {
-    /// Whether flows take turns.
+    /// Returns whether flows take turns.
     #[must_use]
     pub fn is_fair(self) -> bool {
         self == Self::Fair

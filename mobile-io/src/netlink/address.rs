@@ -1,4 +1,4 @@
-//! Addresses of devices.
+//! Reads, adds and removes the addresses of devices.
 
 use std::net::IpAddr;
 
@@ -15,19 +15,20 @@ use super::{Family, Netlink, NetlinkError};
 /// An address of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
-    /// The device.
+    /// The index of the device.
     pub index: u32,
-    /// The address, with the length of its network.
+    /// The address with the length of its prefix.
     pub net: IpNet,
-    /// It is good beyond its link: neither link-local (fe80::/10, 169.254.0.0/16) nor of the host only.
+    /// Whether the address is valid beyond its link: neither link-local (fe80::/10, 169.254.0.0/16)
+    /// nor confined to this host.
     pub global: bool,
-    /// New connections may have it: it is not still being checked for a duplicate (tentative), not found to be
-    /// one, and (IPv6) not deprecated.
+    /// Whether new connections may use the address: it is neither tentative (being checked for
+    /// duplicates) nor a duplicate nor, for IPv6, deprecated.
     pub usable: bool,
 }
 
 impl Netlink {
-    /// The addresses of every device, of both families.
+    /// Returns the addresses of all devices, of both families.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -35,7 +36,7 @@ impl Netlink {
         self.0.lock().await.addresses(None).await
     }
 
-    /// The addresses of one device.
+    /// Returns the addresses of the device `index`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -43,8 +44,10 @@ impl Netlink {
         self.0.lock().await.addresses(Some(index)).await
     }
 
-    /// Adds an address; an error if the device has it. An IPv6 address is good at once: it is ours alone, so
-    /// nobody is asked for duplicates.
+    /// Adds an address; fails if the device has it already.
+    ///
+    /// An IPv6 address is usable at once: no other host can have it, so duplicate address detection
+    /// is skipped.
     ///
     /// # Errors
     /// When the kernel refuses; `FamilyUnavailable` for IPv6 where it is disabled.
@@ -52,11 +55,12 @@ impl Netlink {
         self.0.lock().await.add_address(index, net).await
     }
 
-    /// Adds an address unless the device has it; true if it was added. The same address with another length of
-    /// network, or one that cannot be used, is replaced.
+    /// Adds an address unless the device has it; returns whether it was added.
+    ///
+    /// Replaces the same address if it has another prefix length or is not usable.
     ///
     /// # Errors
-    /// As `add_address`.
+    /// As [`add_address`](Self::add_address).
     pub async fn ensure_address(&self, index: u32, net: IpNet) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
         let mut there = false;
@@ -73,7 +77,7 @@ impl Netlink {
         Ok(!there)
     }
 
-    /// Removes an address; false if the device has none such.
+    /// Removes an address; returns false if the device does not have it.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -87,7 +91,7 @@ impl Channel {
         let mut message = AddressMessage::default();
         message.header.index = index.unwrap_or(0);
         match self.dump(RouteNetlinkMessage::GetAddress(message)).await {
-            // The device is gone, and its addresses with it.
+            // The device was removed together with its addresses.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(Vec::new()),
             answer => {
                 let messages = answer.explain(None, || "list the addresses".to_owned())?;
@@ -111,7 +115,7 @@ impl Channel {
             Err(failure) => {
                 let what = format!("take address {net} from device {index}");
                 match failure.into_error(Some(net.into()), what) {
-                    // Where the family is missing, so is the address.
+                    // Without the family there is no such address.
                     NetlinkError::FamilyUnavailable { .. } => Ok(false),
                     error => Err(error),
                 }
@@ -134,7 +138,7 @@ impl Address {
                 _ => {}
             }
         }
-        // On a point-to-point device IFA_ADDRESS is the other end's.
+        // On a point-to-point device IFA_ADDRESS is the address of the peer.
         let address = local.or(remote)?;
         Some(Self {
             index: message.header.index,
@@ -159,7 +163,10 @@ fn is_absent(failure: &Failure) -> bool {
     failure.is(Errno::EADDRNOTAVAIL) || failure.is(Errno::ENODEV) || failure.is(Errno::ENXIO)
 }
 
-/// Who sets an address by hand need not give its scope: of link-local IPv4 ones the kernel knows nothing.
+/// Returns whether an address is valid beyond its link.
+///
+/// The scope alone is not sufficient: an administrator may omit it, and the kernel does not derive
+/// it for IPv4 link-local addresses.
 fn is_global(scope: AddressScope, address: IpAddr) -> bool {
     let beyond_the_link = !matches!(scope, AddressScope::Link | AddressScope::Host | AddressScope::Nowhere);
     let link_local = match address {
@@ -170,9 +177,9 @@ fn is_global(scope: AddressScope, address: IpAddr) -> bool {
 }
 
 fn is_usable(flags: AddressFlags, family: Family) -> bool {
-    // An optimistic address may be used while it is checked (RFC 4429).
+    // An optimistic address may be used while it is being checked (RFC 4429).
     let checked = !flags.contains(AddressFlags::Tentative) || flags.contains(AddressFlags::Optimistic);
-    // IPv4 does not know deprecation: it takes such an address for new connections as any other.
+    // IPv4 ignores deprecation: the kernel uses such an address for new connections too.
     let current = family == Family::V4 || !flags.contains(AddressFlags::Deprecated);
     checked && current && !flags.contains(AddressFlags::Dadfailed)
 }
@@ -197,7 +204,7 @@ mod tests {
                 let error = netlink.add_address(index, address).await.unwrap_err().to_string();
                 assert!(error.contains("File exists"), "{error}");
                 let there = netlink.addresses(index).await.unwrap();
-                // It can be used at once, without a second of asking around.
+                // The address is usable at once, without duplicate address detection.
                 assert!(
                     there.contains(&Address { index, net: address, global: true, usable: true }),
                     "{there:?}"
@@ -255,7 +262,7 @@ mod tests {
             };
             assert!(!find("127.0.0.1/8").global && !find("::1/128").global);
             assert!(!find("169.254.7.7/16").global);
-            // Ours, not the other end's.
+            // The reported address is the local one, not the peer's.
             assert_eq!(
                 find("10.7.0.2/32"),
                 Address { index, net: net("10.7.0.2/32"), global: true, usable: true }

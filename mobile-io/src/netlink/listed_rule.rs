@@ -1,4 +1,5 @@
-//! The rules of everybody, as far as it matches to know which of them come between a mark and its table.
+//! Reads the policy routing rules of all programs, to find those that come between a mark and its
+//! table.
 
 use std::fmt;
 
@@ -9,29 +10,29 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessa
 use super::channel::{Channel, Explain};
 use super::{Family, Netlink, NetlinkError, TABLE_MAIN};
 
-/// A rule that somebody made.
+/// A policy routing rule of any program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListedRule {
-    /// The lower, the sooner it is asked.
+    /// The priority; rules with lower numbers are evaluated first.
     pub priority: u32,
-    /// The family it is for.
+    /// The family of the packets that the rule applies to.
     pub family: Family,
-    /// The table it sends packets to; `None`: it does something else with them.
+    /// The table that the rule looks up; `None` if it has another action.
     pub table: Option<u32>,
-    /// It asks for this mark under this mask.
+    /// The mark and mask that the rule matches, if any.
     pub fwmark: Option<(u32, u32)>,
-    /// It asks for these source addresses.
+    /// The source addresses that the rule matches, if any.
     pub from: Option<IpNet>,
-    /// It is for the packets that do *not* fit.
+    /// Whether the rule applies to the packets that do *not* match.
     pub inverted: bool,
-    /// It asks for more than is told here: a device, a user, a port…
+    /// Whether the rule has selectors that this type lacks, such as a device, a user or a port.
     pub has_other_selectors: bool,
-    /// It matches no default route from its table.
+    /// Whether the rule ignores default routes in its table.
     pub suppresses_default_route: bool,
 }
 
 impl Netlink {
-    /// Every rule of both families, in their order.
+    /// Returns all rules of both families, in the order of evaluation.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -55,7 +56,7 @@ impl Channel {
             Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
             answer => {
                 let rules = answer?.into_iter().filter_map(ListedRule::from_message);
-                // A kernel without IPv6 answers with the rules it does have.
+                // A kernel without IPv6 returns the rules of IPv4.
                 Ok(rules.filter(|rule| rule.family == family).collect())
             }
         }
@@ -63,7 +64,8 @@ impl Channel {
 }
 
 impl ListedRule {
-    /// Whether it matches every packet that has `mark` in the bits of `mask`, whatever its other bits are.
+    /// Returns whether the rule matches every packet with `mark` in the bits of `mask`, whatever
+    /// its other bits.
     #[must_use]
     pub fn matches_mark(&self, mark: u32, mask: u32) -> bool {
         if self.has_other_selectors || self.from.is_some() {
@@ -72,12 +74,13 @@ impl ListedRule {
         match (self.fwmark, self.inverted) {
             (None, inverted) => !inverted,
             (Some((value, theirs)), false) => theirs & !mask == 0 && mark & theirs == value,
-            // One bit that is surely another is enough not to fit.
+            // If one of the known bits differs, the inverted rule matches.
             (Some((value, theirs)), true) => (mark ^ value) & theirs & mask != 0,
         }
     }
 
-    /// Whether one packet may carry both this rule's mark and `mark` in the bits of `mask`, which shares bits with it.
+    /// Returns whether a packet may carry both this rule's mark and `mark` in the bits of `mask`,
+    /// if the masks overlap.
     #[must_use]
     pub fn conflicts_with_mark(&self, mark: u32, mask: u32) -> bool {
         self.fwmark.is_some_and(|(value, theirs)| {
@@ -95,7 +98,7 @@ impl ListedRule {
             fwmark: None,
             from: None,
             inverted: header.flags.contains(RuleFlags::Invert),
-            // A rule that only jumps to another decides nothing itself.
+            // A rule that only jumps to another one does not decide anything itself.
             has_other_selectors: header.dst_len != 0
                 || header.tos != 0
                 || matches!(header.action, RuleAction::Goto | RuleAction::Nop),
@@ -109,7 +112,7 @@ impl ListedRule {
                 RuleAttribute::FwMark(value) => mark = Some(*value),
                 RuleAttribute::FwMask(value) => mask = Some(*value),
                 RuleAttribute::Source(address) => rule.from = IpNet::new(*address, header.src_len).ok(),
-                // "Suppress nothing": told of every rule.
+                // The kernel reports "suppress nothing" for every rule.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Protocol(_) => {}
                 RuleAttribute::SuppressPrefixLen(_) => rule.suppresses_default_route = true,
                 _ => rule.has_other_selectors = true,
@@ -125,7 +128,7 @@ impl ListedRule {
     }
 }
 
-/// As `ip rule` would say it.
+/// Formats the rule as `ip rule` does.
 impl fmt::Display for ListedRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.priority)?;
@@ -181,14 +184,14 @@ mod tests {
         for (fwmark, inverted, matches) in [
             (None, false, true),
             (None, true, false),
-            // wg-quick.
+            // The rule of wg-quick.
             (Some((0xca6c, u32::MAX)), true, true),
             (Some((0xca6c, u32::MAX)), false, false),
-            // Ours, and half of ours.
+            // The agent's mark, and half of its bits.
             (Some((MARK, MASK)), false, true),
             (Some((MARK, MASK)), true, false),
             (Some((0x4000_0000, 0xf000_0000)), false, true),
-            // It depends on bits that are not ours.
+            // The result depends on bits outside of the agent's mask.
             (Some((MARK, u32::MAX)), false, false),
             (Some((0x1, 0xff)), true, false),
         ] {

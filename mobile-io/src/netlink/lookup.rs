@@ -1,4 +1,4 @@
-//! The kernel's own answer to "which lookup?" for a destination and a mark.
+//! Looks up the route that the kernel chooses for a destination and a mark.
 
 use std::net::IpAddr;
 
@@ -11,35 +11,37 @@ use nix::errno::Errno;
 use super::channel::{Channel, Explain};
 use super::{Family, Netlink, NetlinkError, Route, RouteKind};
 
-/// The lookup the kernel chooses.
+/// The route that the kernel chooses for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteLookup {
-    /// The table it comes from.
+    /// The table that the route is in.
     pub table: u32,
-    /// It ends on this host.
+    /// Whether the destination is this host.
     pub local: bool,
-    /// The device it leaves by.
+    /// The device of the route, if any.
     pub oif: Option<u32>,
-    /// The router on it, if any.
+    /// The router on the device, if any.
     pub gateway: Option<IpAddr>,
-    /// The source address of sockets that have none yet.
+    /// The source address for sockets that are not bound to one.
     pub source: Option<IpAddr>,
 }
 
-/// A route by which a socket that is bound to a device reaches a destination.
+/// The route that a socket bound to a device has to a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BoundRoute {
-    /// The table that holds the route.
+    /// The table that the route is in.
     pub table: u32,
     /// The router on the device, if any.
     pub gateway: Option<IpAddr>,
-    /// The metric: the route with the lowest is preferred.
+    /// The metric; the route with the lowest is preferred.
     pub metric: u32,
 }
 
 impl Netlink {
-    /// Looks up the route that a socket bound to device `oif` has to a destination; returns `None`
-    /// if there is none. Sends nothing, and the cost does not depend on the number of routes.
+    /// Looks up the route that a socket bound to device `oif` has to `destination`; returns `None`
+    /// if there is none.
+    ///
+    /// No packet is sent, and the cost does not depend on the number of routes.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -51,7 +53,10 @@ impl Netlink {
         self.0.lock().await.lookup_bound(destination, oif).await
     }
 
-    /// Which lookup a packet with this mark goes; `None`: nowhere, it is unreachable. Nothing is sent.
+    /// Looks up the route of a packet with the given mark; returns `None` if the destination is
+    /// unreachable.
+    ///
+    /// No packet is sent.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -68,13 +73,13 @@ impl Channel {
     ) -> Result<Option<BoundRoute>, NetlinkError> {
         let family = Family::from(destination);
         let mut message = route_request(destination);
-        // Without the flag, IPv4 answers for a device without routes that the destination is on its
-        // link.
+        // Without the flag, IPv4 reports that the destination is on-link if the device has no
+        // routes.
         message.header.flags |= RouteFlags::FibMatch;
         message.attributes.push(RouteAttribute::Oif(oif));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
             Err(failure) if UNREACHABLE_ERRORS.iter().any(|&errno| failure.is(errno)) => Ok(None),
-            // The device was removed meanwhile.
+            // The device has been removed.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
             answer => {
                 let what = || format!("look up the route to {destination} over device {oif}");
@@ -108,20 +113,20 @@ fn route_request(destination: IpAddr) -> RouteMessage {
     message.header.address_family = family.raw();
     message.header.destination_prefix_length = family.any().max_prefix_len();
     if family == Family::V4 {
-        // Without the flag, IPv4 always names the main table in its answer. IPv6 names the right
-        // table, and refuses the flag.
+        // Without the flag, IPv4 always reports the main table. IPv6 reports the right table, and
+        // rejects the flag.
         message.header.flags = RouteFlags::LookupTable;
     }
     message.attributes.push(RouteAttribute::Destination(destination.into()));
     message
 }
 
-/// What an unreachable, a prohibiting and a blackhole route say, and a table without any.
+/// The errors of unreachable, prohibit and blackhole routes, and of a table without a route.
 const UNREACHABLE_ERRORS: [Errno; 4] =
     [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
 
 impl BoundRoute {
-    /// Reads the answer: the route as it was set, with every nexthop.
+    /// Parses the reply, which is the route as it was configured, with all its nexthops.
     fn from_message(message: RouteNetlinkMessage, device: u32) -> Option<Self> {
         Route::from_message(message).into_iter().find_map(|route| match route.kind {
             RouteKind::Unicast { oif, gateway, .. } if oif == device => {
@@ -221,7 +226,7 @@ mod tests {
             }
             ip("route add default via 10.1.0.1 dev left metric 100");
             ip("-6 route add default via fd01::1 dev left metric 100");
-            // The routes that a VPN client sets.
+            // Routes such as a VPN client adds.
             ip("route add 128.0.0.0/1 dev right");
             ip("-6 route add default dev right metric 50");
             for (to, router, metric) in [("192.0.2.9", "10.1.0.1", 0), ("2001:db8::9", "fd01::1", 50)] {
@@ -232,7 +237,7 @@ mod tests {
                 assert_eq!(found, BoundRoute { table: 254, gateway: None, metric });
                 assert_eq!(netlink.lookup(to, 0).await.unwrap().unwrap().oif, Some(right));
             }
-            // The answer names another table.
+            // The reply names another table.
             ip("route del default via 10.1.0.1 dev left metric 100");
             ip("rule add lookup 7701 pref 33000");
             ip("route add 192.0.2.9 via 10.1.0.1 dev left metric 7 table 7701");

@@ -1,5 +1,6 @@
-//! Deletes connection tracking entries and reads named nftables counters, over `NETLINK_NETFILTER`.
-//! Every call blocks: a connection table may hold hundreds of thousands of entries.
+//! Deletes connection tracking entries and reads named nftables counters over `NETLINK_NETFILTER`.
+//!
+//! All functions block, and a connection table may hold hundreds of thousands of entries.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,39 +20,44 @@ use nix::errno::Errno;
 
 use super::NetlinkError;
 
-/// The most passes of a deletion. A dump may miss entries that move while it runs (when the table
-/// is resized), so it is repeated until it finds nothing more to delete.
+/// The maximum number of passes of a deletion.
+///
+/// A dump may miss entries that move meanwhile (when the kernel resizes the table), so passes are
+/// repeated until one finds nothing.
 const PASSES: usize = 4;
 
-/// `CTA_ID`: distinguishes an entry from a later one with the same addresses and ports.
+/// The attribute `CTA_ID`, which distinguishes an entry from a later one with the same addresses
+/// and ports.
 const CTA_ID: u16 = 12;
-/// `CTA_ZONE`: the zone of the entry, absent for the default one.
+/// The attribute `CTA_ZONE`, the zone of the entry, which is absent for the default zone.
 const CTA_ZONE: u16 = 18;
 
-/// `NFTA_OBJ_TABLE`: the table of a named object of nftables.
+/// The attribute `NFTA_OBJ_TABLE`, the table of a named nftables object.
 const OBJ_TABLE: u16 = 1;
-/// `NFTA_OBJ_NAME`: the object's name.
+/// The attribute `NFTA_OBJ_NAME`, the name of the object.
 const OBJ_NAME: u16 = 2;
-/// `NFTA_OBJ_TYPE`: the object's type.
+/// The attribute `NFTA_OBJ_TYPE`, the type of the object.
 const OBJ_TYPE: u16 = 3;
-/// `NFTA_OBJ_DATA`: the object's content.
+/// The attribute `NFTA_OBJ_DATA`, the content of the object.
 const OBJ_DATA: u16 = 4;
 
-/// The type of a named counter.
+/// The type of a named counter (`NFT_OBJECT_COUNTER`).
 const COUNTER: u32 = 1;
-/// `NFTA_COUNTER_PACKETS`, within [`OBJ_DATA`].
+/// The attribute `NFTA_COUNTER_PACKETS` within [`OBJ_DATA`].
 const COUNTER_PACKETS: u16 = 2;
 
-/// The size of the receive buffer: larger than any datagram of a dump.
+/// The size of the receive buffer in bytes: larger than any datagram of a dump.
 const BUFFER: usize = 32 * 1024;
 
 /// The addresses of a tracked connection, in the direction of its first packet and in that of the
-/// replies. With NAT, the one is not just the reverse of the other.
+/// replies.
+///
+/// With NAT the two are not simply swapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConntrackEntry {
-    /// Source and destination of the first packet, as received.
+    /// The source and destination of the first packet, as received.
     pub original: (IpAddr, IpAddr),
-    /// Source and destination of the replies, as received.
+    /// The source and destination of the replies, as received.
     pub reply: (IpAddr, IpAddr),
 }
 
@@ -63,11 +69,13 @@ impl ConntrackEntry {
     }
 }
 
-/// Deletes the tracked connections that `is_over` picks, in this thread's network namespace.
-/// Returns how many were deleted: none where the kernel does not track connections.
+/// Deletes the tracked connections in this thread's network namespace for which `is_over` returns
+/// true.
+///
+/// Returns the number of deleted entries, which is zero if the kernel does not track connections.
 ///
 /// # Errors
-/// When the kernel gives no socket, or refuses.
+/// When the kernel provides no socket or refuses.
 pub fn delete_connections(is_over: impl Fn(&ConntrackEntry) -> bool) -> Result<u64, NetlinkError> {
     let mut deleted = 0;
     for _ in 0..PASSES {
@@ -83,7 +91,7 @@ pub fn delete_connections(is_over: impl Fn(&ConntrackEntry) -> bool) -> Result<u
             }
         });
         match listed {
-            // There is no module for the subsystem, or it cannot be loaded.
+            // The kernel has no connection tracking, or cannot load its module.
             Err(RequestError::Kernel(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT)) => {
                 return Ok(0);
             }
@@ -110,7 +118,7 @@ fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Resu
             NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Delete(attributes));
         match socket.request(request, NLM_F_ACK, |_| {}) {
             Ok(()) => deleted += 1,
-            // The entry expired meanwhile.
+            // The entry expired between the two requests.
             Err(RequestError::Kernel(Errno::ENOENT)) => {}
             Err(error) => return Err(error.explain(what)),
         }
@@ -139,10 +147,10 @@ fn parse_connection(attributes: &[ConntrackAttribute]) -> Option<ConntrackEntry>
     Some(ConntrackEntry { original: original?, reply: reply? })
 }
 
-/// Reads how many packets each named counter of the table `inet TABLE` has counted.
+/// Reads the number of packets of each named counter in the table `inet TABLE`.
 ///
 /// # Errors
-/// When the kernel gives no socket, or refuses: it has no nftables, or no such table.
+/// When the kernel provides no socket or refuses: it has no nftables, or no such table.
 pub fn counters(table: &str) -> Result<Vec<(String, u64)>, NetlinkError> {
     let what = "read the counters of nftables";
     let table = [table.as_bytes(), &[0]].concat();
@@ -177,7 +185,7 @@ fn counter(attributes: &[DefaultNla]) -> Option<(String, u64)> {
     Some((name.trim_end_matches('\0').to_owned(), packets))
 }
 
-/// Returns the bytes of an attribute.
+/// Returns the value of the first attribute of this kind.
 fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     let attribute = attributes.iter().find(|attribute| attribute.kind() == kind)?;
     let mut bytes = vec![0; attribute.value_len()];
@@ -188,11 +196,11 @@ fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
 /// A netlink socket that carries one request after the other.
 struct NetfilterSocket(Socket);
 
-/// The cause of a failed request, without its purpose.
+/// The reason why a request failed, without the action that it was for.
 enum RequestError {
-    /// The kernel refused.
+    /// The kernel refused the request.
     Kernel(Errno),
-    /// The socket failed, or the answer could not be parsed.
+    /// The socket failed, or the reply could not be parsed.
     Socket(String),
 }
 
@@ -219,7 +227,7 @@ impl NetfilterSocket {
         open().map(Self).map_err(failed)
     }
 
-    /// Sends one request, and passes each message of the answer to `on_message`.
+    /// Sends one request and passes each message of the reply to `on_message`.
     fn request(
         &mut self,
         request: NetfilterMessage,
@@ -302,7 +310,7 @@ mod tests {
                 .unwrap();
                 counted.get()
             };
-            // An ICMP error belongs to the entry of the connection that it is about.
+            // An ICMP error belongs to the entry of the connection that it refers to.
             assert_eq!(all(), 503);
             let gone: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd01::1".parse().unwrap()];
             let is_gone = |entry: &ConntrackEntry| entry.involves(|address| gone.contains(&address));

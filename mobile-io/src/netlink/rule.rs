@@ -1,4 +1,4 @@
-//! Rules: which table is asked, for which packets.
+//! Reads, adds and removes the policy routing rules of this project.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,24 +12,28 @@ use nix::errno::Errno;
 use super::channel::{CREATE, Channel, Explain};
 use super::{Family, Netlink, NetlinkError};
 
-/// A rule. Its protocol is always `kernel`.
+/// A policy routing rule that looks up a table.
+///
+/// Its protocol is always `kernel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// The lower, the sooner it is asked.
+    /// The priority; rules with lower numbers are evaluated first.
     pub priority: u32,
-    /// The family it is for.
+    /// The family of the packets that the rule applies to.
     pub family: Family,
-    /// Only packets with this mark under this mask.
+    /// The mark and mask that packets must match, if any.
     pub fwmark: Option<(u32, u32)>,
-    /// Only packets from these addresses.
+    /// The source addresses that packets must match, if any.
     pub from: Option<IpNet>,
-    /// The table it sends them to.
+    /// The table that the rule looks up.
     pub table: u32,
 }
 
 impl Netlink {
-    /// Every rule of both families that leads to a table, in their order. Of others' rules only what a [`Rule`]
-    /// can say is told: they may ask for more (a device, a user…).
+    /// Returns all rules of both families that look up a table, in the order of evaluation.
+    ///
+    /// Rules of other programs may have selectors that a [`Rule`] lacks (a device, a user…); these
+    /// are omitted.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -43,7 +47,7 @@ impl Netlink {
         Ok(rules)
     }
 
-    /// Adds a rule; an error if it is there.
+    /// Adds a rule; fails if it exists already.
     ///
     /// # Errors
     /// When the kernel refuses; `FamilyUnavailable` for IPv6 where it is disabled.
@@ -51,11 +55,12 @@ impl Netlink {
         self.0.lock().await.add_rule(rule).await
     }
 
-    /// Adds a rule unless it is there; true if it was added. The same rule with another protocol than `kernel` is
-    /// replaced.
+    /// Adds a rule unless it exists; returns whether it was added.
+    ///
+    /// Replaces the same rule if its protocol is not `kernel`.
     ///
     /// # Errors
-    /// As `add_rule`.
+    /// As [`add_rule`](Self::add_rule).
     pub async fn ensure_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
         let mut there = false;
@@ -63,7 +68,8 @@ impl Netlink {
             if known.protocol == RouteProtocol::Kernel && !there {
                 there = true;
             } else {
-                // The kernel calls them the same, whatever their protocol: it must go before ours can come.
+                // The kernel ignores the protocol when it compares rules, so remove the existing
+                // one first.
                 channel.del_rule(&known).await?;
             }
         }
@@ -73,7 +79,7 @@ impl Netlink {
         Ok(!there)
     }
 
-    /// Removes a rule; false if there is none such.
+    /// Removes a rule; returns false if it does not exist.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -87,11 +93,11 @@ impl Netlink {
     }
 }
 
-/// A rule as the kernel tells it.
+/// A rule as the kernel reports it.
 struct KernelRule {
     rule: Rule,
     protocol: RouteProtocol,
-    /// A [`Rule`] says all of it.
+    /// Whether [`Rule`] represents all selectors of the rule.
     exact: bool,
     message: RuleMessage,
 }
@@ -105,7 +111,7 @@ impl Channel {
             Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
             answer => {
                 let rules = answer?.into_iter().filter_map(KernelRule::from_message);
-                // A kernel without IPv6 answers with the rules it does have.
+                // A kernel without IPv6 returns the rules of IPv4.
                 Ok(rules.filter(|known| known.rule.family == family).collect())
             }
         }
@@ -116,7 +122,10 @@ impl Channel {
         outcome.explain(Some(rule.family), || format!("add {rule}"))
     }
 
-    /// Asks for exactly what the kernel told: it takes the request for a pattern, and less of it would find others'.
+    /// Removes exactly the reported rule.
+    ///
+    /// The kernel treats the request as a pattern, so a request with fewer attributes could match a
+    /// rule of another program.
     async fn del_rule(&mut self, known: &KernelRule) -> Result<bool, NetlinkError> {
         match self.change(RouteNetlinkMessage::DelRule(known.message.clone()), 0).await {
             Err(failure) if failure.is(Errno::ENOENT) => Ok(false),
@@ -137,7 +146,8 @@ impl Rule {
         // The header's field has eight bits; the attribute holds any table.
         attributes.push(RuleAttribute::Table(self.table));
         attributes.push(RuleAttribute::Priority(self.priority));
-        // networkd and its like remove rules they did not make, unless the kernel made them.
+        // systemd-networkd and similar programs remove rules that they did not make, except those
+        // of the kernel.
         attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
         if let Some((mark, mask)) = self.fwmark {
             attributes.push(RuleAttribute::FwMark(mark));
@@ -181,7 +191,7 @@ impl KernelRule {
                 RuleAttribute::FwMark(value) => mark = Some(*value),
                 RuleAttribute::FwMask(value) => mask = Some(*value),
                 RuleAttribute::Source(address) => rule.from = network(*address, header.src_len),
-                // "Suppress nothing": told of every rule.
+                // The kernel reports "suppress nothing" for every rule.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => exact = false,
             }

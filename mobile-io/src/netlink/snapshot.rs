@@ -1,19 +1,20 @@
-//! Reads devices and addresses at one moment.
+//! Reads devices and addresses together.
 
 use super::{Address, Link, Netlink, NetlinkError};
 
-/// Devices and addresses.
+/// The devices and addresses at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InterfaceSnapshot {
-    /// Every device.
+    /// All network devices.
     pub links: Vec<Link>,
-    /// Every address.
+    /// All addresses of these devices.
     pub addresses: Vec<Address>,
 }
 
 impl Netlink {
-    /// Reads devices and addresses. Addresses that cannot be used, or do not lead beyond their
-    /// link, are included and say so.
+    /// Returns all devices and addresses.
+    ///
+    /// Addresses that are not usable or not global are included.
     ///
     /// # Errors
     /// When the kernel refuses.
