@@ -65,7 +65,7 @@ pub fn retain_freed_memory() {
         // SAFETY: `mallopt` takes two integers, and this parameter may be set at any time.
         let done = unsafe { nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD) };
         if done != 1 {
-            tracing::debug!("the allocator keeps its own threshold");
+            tracing::debug!("cannot set the allocator's trim threshold: freed memory is returned sooner");
         }
     }
 }

@@ -96,7 +96,7 @@ fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(String::new()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ConfigError::new(format!(
-            "no configuration at {}: `mobile enroll` writes that of a laptop, `home-relay init` that of a relay; or name another with --config FILE",
+            "no configuration file {}: create it with `mobile enroll` (agent) or `home-relay init` (relay), or name another with --config FILE",
             path.display()
         ))),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

@@ -49,16 +49,16 @@ pub struct FileAccess {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
     /// The capabilities could not be dropped.
-    #[error("cannot give up capabilities: {0}")]
+    #[error("cannot drop capabilities: {0}")]
     Capabilities(#[source] io::Error),
     /// The system call filter could not be compiled.
-    #[error("cannot give up system calls: {0}")]
+    #[error("cannot compile the system call filter: {0}")]
     Calls(#[from] seccompiler::BackendError),
     /// The kernel rejected the system call filter.
-    #[error("cannot give up system calls: {0}")]
+    #[error("cannot install the system call filter: {0}")]
     Filter(#[from] seccompiler::Error),
     /// Landlock failed on a kernel that supports it.
-    #[error("cannot give up access to files: {0}")]
+    #[error("cannot restrict access to files: {0}")]
     Files(#[from] landlock::RulesetError),
 }
 

@@ -40,10 +40,10 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Another process answers on the socket.
-    #[error("already running: somebody answers on {0}")]
+    #[error("already running: another process answers on {0}")]
     AlreadyRunning(PathBuf),
     /// No process listens on the socket.
-    #[error("nobody answers on {path} ({source}): is the service running?")]
+    #[error("cannot connect to {path} ({source}): is the service running?")]
     NotRunning {
         /// The path of the socket.
         path: PathBuf,
@@ -57,13 +57,13 @@ pub enum ControlError {
     #[error("no group named `{0}`: create it, or change the group of the control socket")]
     NoSuchGroup(String),
     /// A message is longer than [`MAX_REQUEST`] or [`MAX_REPLY`].
-    #[error("a request of more than {MAX_REQUEST} bytes, or an answer of more than {MAX_REPLY}")]
+    #[error("message too long: at most {MAX_REQUEST} bytes for a request, {MAX_REPLY} for a reply")]
     TooLong,
     /// A line is not a valid message of the expected type.
-    #[error("not understood: {0}")]
+    #[error("invalid message: {0}")]
     BadMessage(String),
     /// The service closed the connection before it sent a whole reply.
-    #[error("the service on {0} hung up before it answered: its log says why")]
+    #[error("the service on {0} closed the connection before it replied: see its log")]
     HungUp(PathBuf),
     /// A system call failed for another reason.
     #[error("control socket {path}: {source}")]
@@ -222,7 +222,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     if !metadata.file_type().is_socket() {
         return Err(io_error(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            "a file that is no socket is in its place; move it away",
+            "the path exists and is not a socket; move that file away",
         )));
     }
     match std::os::unix::net::UnixStream::connect(path) {

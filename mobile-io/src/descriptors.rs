@@ -11,7 +11,7 @@ pub fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {
-        tracing::warn!("cannot raise the number of open files ({error}): it stays what `ulimit -n` says");
+        tracing::warn!("cannot raise the limit on open files ({error}): the limit of `ulimit -n` applies");
     }
 }
 

@@ -47,10 +47,10 @@ pub struct TokenHash([u8; 32]);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseInvitationError {
     /// The text does not begin with the prefix of an invitation.
-    #[error("this is no invitation: it begins with {PREFIX}, as `home-relay invite` printed it")]
+    #[error("not an invitation: copy the line that `home-relay invite` printed, which begins with {PREFIX}")]
     Foreign,
     /// The text is incomplete or was altered.
-    #[error("the invitation is damaged: copy the whole line that `home-relay invite` printed")]
+    #[error("the invitation is incomplete or altered: copy the whole line that `home-relay invite` printed")]
     Damaged,
 }
 

@@ -44,7 +44,7 @@ pub fn try_tun() -> Result<(), String> {
         let _entered = runtime.enter();
         Tun::open(TRIAL_DEVICE, false, Offloading::Auto).map(drop).map_err(|error| error.to_string())
     })
-    .map_err(|error| format!("cannot make namespaces to try in: {error}"))?
+    .map_err(|error| format!("cannot create namespaces for the check: {error}"))?
 }
 
 #[cfg(test)]

@@ -48,10 +48,10 @@ pub enum KeyError {
         hint: &'static str,
     },
     /// The key file exists and would be overwritten.
-    #[error("{0} exists already: a key is never overwritten; remove it first if nobody relies on it")]
+    #[error("{0} exists already and is never overwritten: remove it first if its key is no longer used")]
     Exists(PathBuf),
     /// Users other than the owner may read the key file.
-    #[error("{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")]
+    #[error("{path} can be read by other users (mode {mode:04o}): run `chmod 600 {path}`")]
     Exposed {
         /// The path of the key file.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum KeyError {
         mode: u32,
     },
     /// The key file cannot be read or written.
-    #[error("cannot use key file {path}: run as root, and see that its directory is there")]
+    #[error("cannot read or write key file {path}: run as root, and check that its directory exists")]
     Io {
         /// The path of the key file.
         path: PathBuf,
@@ -67,7 +67,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// The file does not contain a valid key.
-    #[error("{path} holds no private key")]
+    #[error("{path} does not contain a private key")]
     NotAKey {
         /// The path of the key file.
         path: PathBuf,
@@ -75,7 +75,7 @@ pub enum KeyError {
         source: ParseKeyError,
     },
     /// The system provided no random bytes.
-    #[error("the system gave no random bytes for a new key")]
+    #[error("the system provided no random bytes for a new key")]
     NoRandomness,
 }
 
@@ -83,10 +83,10 @@ pub enum KeyError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseKeyError {
     /// The text is not base64.
-    #[error("a key is 44 characters of base64, and this is not base64")]
+    #[error("invalid base64: a key is 44 characters of base64")]
     NotBase64,
     /// The text is base64 of another length.
-    #[error("a key is 32 bytes in base64 (44 characters), and this holds {0} bytes")]
+    #[error("invalid length of {0} bytes: a key is 32 bytes (44 characters of base64)")]
     WrongLength(usize),
 }
 
@@ -298,7 +298,7 @@ mod tests {
         let error = PrivateKey::load(&path).unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(
-            error.to_string().contains("no private key") && cause.contains("holds 5 bytes"),
+            error.to_string().contains("not contain a private key") && cause.contains("of 5 bytes"),
             "{error}: {cause}"
         );
     }

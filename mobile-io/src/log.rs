@@ -20,7 +20,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub enum LogError {
     /// The log level is invalid.
     #[error(
-        "`{level}` from {origin} is no log level: error, warn, info, debug, trace, or directives such as `info,mobile_io=debug`"
+        "invalid log level `{level}` from {origin}: use error, warn, info, debug, trace, or directives such as `info,mobile_io=debug`"
     )]
     BadLevel {
         /// The invalid text.
@@ -29,7 +29,7 @@ pub enum LogError {
         origin: String,
     },
     /// A logger has already been installed.
-    #[error("logging was started twice")]
+    #[error("logging has already been started")]
     Twice,
 }
 
@@ -188,9 +188,9 @@ mod tests {
     #[test]
     fn a_bad_level_names_where_it_came_from() {
         for (flag, variable, expected) in [
-            (Some("debgu"), None, "`debgu` from --log is no log level: "),
-            (None, Some("info,mobile_io=loud"), "`info,mobile_io=loud` from MOBILE_LOG is no log level: "),
-            (Some(""), None, "`` from --log is no log level: "),
+            (Some("debgu"), None, "invalid log level `debgu` from --log: "),
+            (None, Some("info,mobile_io=loud"), "invalid log level `info,mobile_io=loud` from MOBILE_LOG: "),
+            (Some(""), None, "invalid log level `` from --log: "),
         ] {
             let error = filter(flag, "MOBILE_LOG", variable).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");

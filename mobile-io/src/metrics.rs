@@ -85,7 +85,7 @@ pub fn encode(registry: &prometheus::Registry) -> String {
     for family in registry.gather() {
         // A metric without a value or name must not prevent the others from being served.
         if let Err(error) = TextEncoder::new().encode_utf8(&[family], &mut text) {
-            tracing::error!(%error, "a metric cannot be encoded");
+            tracing::error!(%error, "cannot encode a metric: skipped it");
         }
     }
     text
@@ -143,7 +143,7 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, step_timeout: Duration
                 });
             }
             Err(error) => {
-                tracing::debug!(%error, "no connection to the metrics server");
+                tracing::debug!(%error, "cannot accept a connection to the metrics server: retrying");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -166,7 +166,9 @@ async fn converse(stream: TcpStream, pages: Arc<Pages>, step_timeout: Duration) 
     match tokio::time::timeout(2 * step_timeout, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection to the metrics server ended early"),
-        Err(_) => tracing::debug!("closed a connection to the metrics server: its answer is not read"),
+        Err(_) => tracing::debug!(
+            "closed a connection to the metrics server: the client did not read the reply in time"
+        ),
     }
 }
 
@@ -175,16 +177,20 @@ impl Pages {
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method(), request.uri().path());
         if let Err(status) = self.hosts.check(request.version(), request.uri(), request.headers()) {
-            let help = "not served under this name: ask for the address or localhost, or add the name to \
+            let help = "host name not allowed: use the IP address or localhost, or add the name to \
                         [metrics] hosts\n";
             return text(status, help.to_owned());
         }
         let known = ["/metrics", "/healthz"].contains(&path);
         if !known {
-            return text(StatusCode::NOT_FOUND, "there are /metrics and /healthz\n".to_owned());
+            return text(
+                StatusCode::NOT_FOUND,
+                "not found: this server has /metrics and /healthz\n".to_owned(),
+            );
         }
         if method != Method::GET && method != Method::HEAD {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
+            let mut answer =
+                text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n".to_owned());
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }

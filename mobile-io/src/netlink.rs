@@ -66,7 +66,7 @@ pub enum Family {
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The kernel or the device lacks the family. A host on which IPv6 is disabled is not faulty.
-    #[error("{family} is disabled on this host or device, so cannot {what}")]
+    #[error("cannot {what}: {family} is disabled on this host or device")]
     FamilyUnavailable {
         /// The missing family.
         family: Family,
@@ -77,7 +77,7 @@ pub enum NetlinkError {
     #[error("not allowed to {0}: run as root, or with CAP_NET_ADMIN")]
     NotAllowed(String),
     /// No device has the name.
-    #[error("there is no network device `{0}`")]
+    #[error("network device `{0}` does not exist")]
     NoSuchLink(String),
     /// The kernel refused the request.
     #[error("cannot {what}: {source}")]

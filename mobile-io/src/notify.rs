@@ -16,7 +16,7 @@ pub fn ready() {
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify_all(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!(%error, "systemd was not told of a reload"),
+        Err(error) => tracing::debug!(%error, "cannot notify systemd of the reload"),
     }
 }
 
@@ -50,7 +50,7 @@ fn notify(state: NotifyState<'_>) {
 fn notify_all(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         // The service continues; systemd reports what it misses.
-        tracing::debug!(%error, "systemd was not notified");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }
 

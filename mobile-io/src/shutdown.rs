@@ -42,7 +42,9 @@ fn read(text: &str) -> io::Result<bool> {
         }
     }
     if known < TARGETS.len() {
-        return Err(io::Error::other(format!("systemctl told the state of {known} targets only: {text:?}")));
+        return Err(io::Error::other(format!(
+            "systemctl reported the state of {known} targets only: {text:?}"
+        )));
     }
     Ok(under_way)
 }

@@ -32,7 +32,7 @@ pub struct ReadAheadSocket {
 
 /// The error of a read beyond the limit: the peer sent more than a handshake needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("more bytes came than a handshake takes")]
+#[error("received more bytes than a handshake needs")]
 pub(crate) struct AllowanceExceeded;
 
 /// Bytes that were read from the connection but not yet passed on.

@@ -110,7 +110,7 @@ impl StateFile {
     }
 
     fn failed(&self, action: &str, error: &io::Error) -> io::Error {
-        io::Error::new(error.kind(), format!("cannot {action} the record {}: {error}", self.path.display()))
+        io::Error::new(error.kind(), format!("cannot {action} state file {}: {error}", self.path.display()))
     }
 }
 

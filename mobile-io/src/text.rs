@@ -1,7 +1,7 @@
 //! Escapes untrusted text before it is shown: command lines of other users, names of devices,
 //! messages of a relay.
 //!
-//! Such text may contain escape sequences, which a terminal executes; line ends, which forge
+//! Untrusted text may contain escape sequences, which a terminal executes; line ends, which forge
 //! further lines; and direction marks, which change how a line reads. All of these are shown as
 //! escapes.
 
@@ -61,7 +61,7 @@ fn escape(text: &str, hidden: impl Fn(char) -> bool, mut put: impl FnMut(&mut St
 
 /// Returns whether a terminal executes or hides a character instead of showing it.
 ///
-/// These are controls (C0, DEL, C1), direction marks (Unicode annex 9), line and paragraph
+/// Hidden characters are controls (C0, DEL, C1), direction marks (Unicode annex 9), line and paragraph
 /// separators, and characters without width.
 fn is_hidden(c: char) -> bool {
     c.is_control()

@@ -93,8 +93,10 @@ impl fmt::Display for HandshakeFailure {
                 "wrong relay key: expected {expected}, the relay offered {offered}; if the relay's key was \
                  changed on purpose, correct public_key in [relay]"
             ),
-            Self::Oversized => write!(f, "the other side does not speak our protocol: {AllowanceExceeded}"),
-            Self::Protocol(what) => write!(f, "the other side does not speak our protocol: {what}"),
+            Self::Oversized => {
+                write!(f, "the peer does not speak the expected protocol: {AllowanceExceeded}")
+            }
+            Self::Protocol(what) => write!(f, "the peer does not speak the expected protocol: {what}"),
             Self::Network(what) => f.write_str(what),
         }
     }
@@ -241,8 +243,8 @@ pub async fn accept(
     stream.get_mut().0.lift_limit();
     let connection = stream.get_ref().1;
     require_alpn(connection)?;
-    let key =
-        peer_key(connection).ok_or_else(|| HandshakeFailure::Protocol("it proved no Ed25519 key".into()))?;
+    let key = peer_key(connection)
+        .ok_or_else(|| HandshakeFailure::Protocol("the client proved no Ed25519 key".into()))?;
     Ok((stream.into(), key))
 }
 
@@ -255,7 +257,7 @@ pub fn classify(error: &io::Error) -> HandshakeFailure {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
         None => HandshakeFailure::Network(match error.kind() {
-            io::ErrorKind::UnexpectedEof => "the other side closed the connection".into(),
+            io::ErrorKind::UnexpectedEof => "the peer closed the connection".into(),
             _ => error.to_string(),
         }),
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
@@ -295,7 +297,7 @@ fn require_alpn(connection: &CommonState) -> Result<(), HandshakeFailure> {
     if connection.alpn_protocol().is_some_and(|name| name == mobile_proto::ALPN || name == ENROLL_ALPN) {
         return Ok(());
     }
-    Err(HandshakeFailure::Protocol("it did not agree on our protocol (ALPN)".into()))
+    Err(HandshakeFailure::Protocol("no common protocol was negotiated (ALPN)".into()))
 }
 
 /// Returns ring's provider with the cipher suites in order of preference.

@@ -112,7 +112,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, TransportError> {
     bind(address).map_err(|source| {
         let hint = match source.kind() {
             io::ErrorKind::AddrInUse => {
-                ": another program has the port; stop it, or choose another in [listen]"
+                ": another program uses the port; stop it, or choose another port in [listen]"
             }
             io::ErrorKind::PermissionDenied => ": run as root, or with CAP_NET_BIND_SERVICE",
             io::ErrorKind::AddrNotAvailable => ": this host has no such address",
@@ -172,7 +172,7 @@ fn avoid_bbr_at_start(socket: &SockRef<'_>) {
     if !LOSS_BASED.iter().any(|name| socket.set_tcp_congestion(name.as_bytes()).is_ok()) {
         LOGGED.call_once(|| {
             tracing::info!(
-                "{} not allowed: paths begin with {BBR}, as the system has it",
+                "cannot select {}: paths start with {BBR}, the default of the system",
                 LOSS_BASED.join(", ")
             );
         });
@@ -192,7 +192,7 @@ pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
     let before = socket.tcp_congestion().ok();
     if let Err(error) = socket.set_tcp_congestion(BBR.as_bytes()) {
         LOGGED.call_once(|| {
-            tracing::info!(%error, "no {BBR}: paths keep the congestion control they began with");
+            tracing::info!(%error, "cannot use {BBR}: paths keep their initial congestion control");
         });
         return None;
     }
@@ -225,7 +225,7 @@ pub(crate) fn raise_send_buffer(tcp: &TcpStream) {
     }
     if let Err(error) = setsockopt(tcp, sockopt::SndBufForce, &SEND_BUFFER) {
         LOGGED.call_once(|| {
-            tracing::info!(%error, "no more may be on the way over a path than tcp_wmem allows");
+            tracing::info!(%error, "cannot raise the send buffer of a path: tcp_wmem limits its bytes in flight");
         });
     }
 }

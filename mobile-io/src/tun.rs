@@ -42,10 +42,10 @@ pub enum TunError {
     #[error("device {0} is in use by another process: is an agent or relay already running?")]
     Busy(String),
     /// A device of another kind has the name.
-    #[error("device {0} exists and is no TUN: choose another name in [tunnel] device")]
+    #[error("device {0} exists and is not a TUN device: choose another name in [tunnel] device")]
     NotATun(String),
     /// The name is not valid for a device.
-    #[error("`{0}` cannot name a device: 1 to 15 characters, no `/`, `:` or `%` and no space")]
+    #[error("invalid device name `{0}`: use 1 to 15 characters without `/`, `:`, `%` and spaces")]
     BadName(String),
     /// The device file /dev/net/tun is missing.
     #[error("there is no TUN driver (/dev/net/tun): load it with `modprobe tun`")]
@@ -79,7 +79,7 @@ impl Tun {
             device.persist().map_err(|error| io_error(into_io(error)))?;
         }
         if let Err(error) = raise_queue_length(name) {
-            tracing::warn!(%error, "the queue of {name} stays as it is: more of a burst of datagrams may be lost");
+            tracing::warn!(device = name, %error, "cannot raise the queue length: more packets of a burst may be lost");
         }
         // SAFETY: the descriptor is open, and `into_raw_fd` gives up its ownership.
         let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
@@ -154,7 +154,7 @@ impl Tun {
         match Offload::from_vnet(&header, &buf[..length]) {
             Ok(offload) => Ok(Some((length, offload))),
             Err(error) => {
-                tracing::debug!(device = self.name, %error, "packet skipped");
+                tracing::debug!(device = self.name, %error, "dropped a packet with an invalid offload header");
                 Ok(None)
             }
         }
@@ -217,7 +217,7 @@ fn enable_offloads(fd: &OwnedFd, name: &str) -> bool {
         match set_offloads(fd, offloads) {
             Ok(()) => return cuts_datagrams,
             Err(error) => {
-                tracing::warn!(device = name, %error, "no {without} offload: the tunnel will be slower");
+                tracing::warn!(device = name, %error, "cannot enable {without} offload: the tunnel will be slower");
             }
         }
     }

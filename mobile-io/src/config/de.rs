@@ -47,7 +47,7 @@ impl de::Error for ConfigError {
             Some(name) => format!("did you mean `{name}`?"),
             None => {
                 let names: Vec<_> = expected.iter().map(|name| format!("`{name}`")).collect();
-                format!("it can be {}", names.join(", "))
+                format!("known values are {}", names.join(", "))
             }
         };
         Self::custom(format!("unknown value `{variant}`; {advice}"))
@@ -190,7 +190,7 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
     ) -> Result<V::Value, ConfigError> {
         let outcome = match &self.node.value {
             Value::Text(text) | Value::Untyped(text) => visitor.visit_enum(text.as_str().into_deserializer()),
-            _ => Err(de::Error::custom("one word was expected")),
+            _ => Err(de::Error::custom("expected a single word")),
         };
         outcome.map_err(|error| self.with_origin(error))
     }
@@ -199,7 +199,7 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
         let Value::Untyped(text) = &self.node.value else { return self.deserialize_any(visitor) };
         match text.parse() {
             Ok(value) => visitor.visit_bool(value),
-            Err(_) => Err(self.with_origin(de::Error::custom("`true` or `false` was expected"))),
+            Err(_) => Err(self.with_origin(de::Error::custom("expected `true` or `false`"))),
         }
     }
 
@@ -220,7 +220,7 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
         let Value::Untyped(text) = &self.node.value else { return self.deserialize_any(visitor) };
         match text.parse() {
             Ok(value) => visitor.visit_f64(value),
-            Err(_) => Err(self.with_origin(de::Error::custom("a number was expected"))),
+            Err(_) => Err(self.with_origin(de::Error::custom("expected a number"))),
         }
     }
 
@@ -300,7 +300,7 @@ impl<'de> de::Deserializer<'de> for FieldNameProbe<'_> {
         _visitor: V,
     ) -> Result<V::Value, Self::Error> {
         *self.0 = fields;
-        Err(de::Error::custom("only a probe"))
+        Err(de::Error::custom("the probe has recorded the field names"))
     }
 
     forward_to_deserialize_any! {

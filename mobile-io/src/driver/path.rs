@@ -171,12 +171,12 @@ impl Transport {
             && until.is_none_or(|until| until <= now)
             && congestion::is_bandwidth_limited(&state)
         {
-            tracing::debug!(path = %self.id, ?state, "the path has bounds: its congestion control goes by rate");
+            tracing::debug!(path = %self.id, ?state, "path is bandwidth-limited: switching congestion control to bbr");
             self.congestion = CongestionState::Bbr { previous: transport::switch_to_bbr(tcp) };
         }
         if !self.send_buffer_raised && congestion::needs_larger_send_buffer(&state) {
             self.send_buffer_raised = true;
-            tracing::debug!(path = %self.id, ?state, "the path takes much: it may have more on its way");
+            tracing::debug!(path = %self.id, ?state, "path has much data in flight without a queue: raising its send buffer");
             transport::raise_send_buffer(tcp);
         }
         let Some(limit) = &mut self.limit else { return };
@@ -186,7 +186,7 @@ impl Transport {
             && let Some(release) =
                 self.cross_traffic.observe(now, &state, wait.and_then(|_| limit.in_flight_limit(&state)))
         {
-            tracing::debug!(path = %self.id, ?state, "cross traffic: the congestion control goes as it began");
+            tracing::debug!(path = %self.id, ?state, "competing traffic detected: restoring the initial congestion control");
             self.congestion = if transport::restore_congestion_control(tcp, previous) {
                 CongestionState::Initial(now.checked_add(release))
             } else {

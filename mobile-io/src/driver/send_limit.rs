@@ -34,8 +34,8 @@ const SAMPLE_TIME: Duration = Duration::from_millis(50);
 
 /// The number of rate samples that are remembered, of which the highest counts: one second.
 ///
-/// That covers bbr's search for the minimum round trip (0.2 s) and the time for which this process
-/// may lose the processor.
+/// A second covers bbr's search for the minimum round trip (0.2 s) and the time for which this
+/// process may lose the processor.
 const SAMPLES: usize = 20;
 
 /// The number of samples without growth after which a saturated path counts as full, whatever the
@@ -221,7 +221,7 @@ impl SendLimit {
     /// Returns whether to send more than the measured rate, to find out whether the path carries
     /// more.
     ///
-    /// What it does not carry waits in the bottleneck's FIFO.
+    /// The excess waits in the bottleneck's FIFO.
     fn is_probing(&self) -> bool {
         self.flat_samples < FLAT_SAMPLES || self.flat_samples.is_multiple_of(PROBE_SAMPLES)
     }

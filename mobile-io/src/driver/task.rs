@@ -310,7 +310,7 @@ impl<I: PacketIo> Driver<I> {
                 Poll::Ready(bytes) => bytes.map_err(|error| classify(&error))?,
             };
             if bytes.is_empty() {
-                return Err(HandshakeFailure::Network("the other side closed the connection".into()));
+                return Err(HandshakeFailure::Network("the peer closed the connection".into()));
             }
             let length = bytes.len();
             // The session has closed this path, and another path may have the same ID by now.
@@ -364,7 +364,7 @@ impl<I: PacketIo> Driver<I> {
                 Poll::Ready(Err(error)) => {
                     self.source_retry_at = Some(now + SOURCE_RETRY);
                     if !std::mem::replace(&mut self.source_failing, true) {
-                        tracing::warn!(%error, "no packets from the device; trying again every second");
+                        tracing::warn!(%error, "cannot read packets from the device; retrying every second");
                     }
                     return SourceState::Pending;
                 }
@@ -461,7 +461,11 @@ impl<I: PacketIo> Driver<I> {
     fn drop_expired(&mut self, now: Instant) {
         for index in (0..self.paths.len()).rev() {
             if self.paths[index].deadline().is_some_and(|deadline| deadline <= now) {
-                self.drop_path(now, index, HandshakeFailure::Network("it did not hang up".into()));
+                self.drop_path(
+                    now,
+                    index,
+                    HandshakeFailure::Network("the peer did not close the connection in time".into()),
+                );
             }
         }
     }

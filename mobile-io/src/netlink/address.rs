@@ -105,7 +105,7 @@ impl Channel {
         let mut message = message(index, net);
         message.header.flags = AddressHeaderFlags::Nodad;
         let outcome = self.change(RouteNetlinkMessage::NewAddress(message), CREATE).await;
-        outcome.explain(Some(net.into()), || format!("give address {net} to device {index}"))
+        outcome.explain(Some(net.into()), || format!("add address {net} to device {index}"))
     }
 
     async fn del_address(&mut self, index: u32, net: IpNet) -> Result<bool, NetlinkError> {
@@ -113,7 +113,7 @@ impl Channel {
             Ok(()) => Ok(true),
             Err(failure) if is_absent(&failure) => Ok(false),
             Err(failure) => {
-                let what = format!("take address {net} from device {index}");
+                let what = format!("remove address {net} from device {index}");
                 match failure.into_error(Some(net.into()), what) {
                     // Without the family there is no such address.
                     NetlinkError::FamilyUnavailable { .. } => Ok(false),
@@ -238,7 +238,7 @@ mod tests {
             let index = netlink.link_index("left").await.unwrap();
             let error = netlink.ensure_address(index, net("fd77::2/128")).await.unwrap_err();
             assert!(error.is_family_unavailable(), "{error}");
-            assert!(error.to_string().starts_with("IPv6 is disabled on this host or device"), "{error}");
+            assert!(error.to_string().ends_with("IPv6 is disabled on this host or device"), "{error}");
             assert!(!netlink.del_address(index, net("fd77::2/128")).await.unwrap());
             assert!(netlink.ensure_address(index, net("10.77.0.2/32")).await.unwrap());
         });

@@ -127,7 +127,7 @@ impl Channel {
                 _ => {}
             }
         }
-        Err(Failure::Socket("the kernel's answer did not come to an end".to_owned()))
+        Err(Failure::Socket("the kernel's reply is incomplete".to_owned()))
     }
 }
 

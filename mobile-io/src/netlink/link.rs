@@ -178,7 +178,7 @@ impl Channel {
         match self.get(RouteNetlinkMessage::GetLink(message)).await {
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
             answer => {
-                let message = answer.explain(None, || format!("look for device {name}"))?;
+                let message = answer.explain(None, || format!("look up device {name}"))?;
                 Ok(message.and_then(Link::from_message))
             }
         }

@@ -32,7 +32,7 @@ const TABLE_NAME: u16 = 1;
 /// When the kernel does not reply or denies the request (it requires `CAP_NET_ADMIN`).
 pub fn table_exists(name: &str) -> Result<bool, NetlinkError> {
     let refused =
-        |source| NetlinkError::Refused { what: format!("look for table inet {name} of nftables"), source };
+        |source| NetlinkError::Refused { what: format!("look up the nftables table inet {name}"), source };
     match ask_for_table(name) {
         Ok(()) => Ok(true),
         // There is no such table, no nf_tables in this kernel, or no netfilter at all.

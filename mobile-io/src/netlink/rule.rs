@@ -32,8 +32,8 @@ pub struct Rule {
 impl Netlink {
     /// Returns all rules of both families that look up a table, in the order of evaluation.
     ///
-    /// Rules of other programs may have selectors that a [`Rule`] lacks (a device, a user…); these
-    /// are omitted.
+    /// Rules of other programs may have selectors that a [`Rule`] lacks (a device, a user…);
+    /// such selectors are not reported.
     ///
     /// # Errors
     /// When the kernel refuses.

@@ -16,7 +16,7 @@ use crate::keys::PublicKey;
 
 /// The error of a relay whose key is not the configured one.
 #[derive(Debug, thiserror::Error)]
-#[error("the relay's key is {offered}, not {expected}")]
+#[error("the relay offered the key {offered} instead of {expected}")]
 pub(super) struct WrongRelayKey {
     pub(super) expected: PublicKey,
     pub(super) offered: PublicKey,
