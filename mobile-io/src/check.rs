@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_of_json_is_the_documented_one() {
+    fn the_json_has_the_documented_form() {
         let report = CheckReport::new(vec![Finding::ok("a", "b"), Finding::fail("c", "d", "e")]);
         assert_eq!(
             serde_json::to_value(&report).unwrap(),

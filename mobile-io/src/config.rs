@@ -188,7 +188,7 @@ mod tests {
     const VALID: &str = "[relay]\nendpoint = \"192.0.2.1:443\"\n";
 
     #[test]
-    fn a_file_fills_what_it_names_and_defaults_the_rest() {
+    fn missing_keys_have_their_defaults() {
         let case = TestFile::new(
             "[relay]\nendpoint = \"192.0.2.1:443\"\n[routing]\nmark = 0x4d00\nbypass = [\"10.0.0.0/8\"]\nmode = \"manual\"\n",
         );
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfit_value_is_refused_with_its_place() {
+    fn an_invalid_value_is_refused_with_its_place() {
         assert!(
             TestFile::new("[relay]\nendpoint = 5\n").error().starts_with("agent.toml:2: [relay] endpoint: ")
         );
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_sections_keys_and_files_are_named() {
         assert_eq!(TestFile::new("[relay]\n").error(), "agent.toml:1: [relay] needs the key `endpoint`");
         assert_eq!(TestFile::new("").error(), "agent.toml: the section [relay] is missing");
         let nowhere = Path::new("/nonexistent/agent.toml");
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_toml_is_refused_with_its_line() {
+    fn invalid_toml_is_refused_with_its_line() {
         let error = TestFile::new("[relay]\nendpoint = \n").error();
         assert!(error.starts_with("agent.toml:2: "), "{error}");
         let error = TestFile::new("[relay]\nendpoint = \"a\"\nendpoint = \"b\"\n").error();

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_are_given_up_here_and_in_what_is_executed() {
+    fn capabilities_are_dropped_in_the_thread_and_in_executed_programs() {
         let kept = Capabilities::NET_ADMIN & thread::capabilities(None).unwrap().permitted;
         let line = |status: &str, name: &str| {
             let line = status.lines().find(|line| line.starts_with(name)).unwrap();

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_asks_and_watches() {
+    async fn a_command_reads_one_reply_and_then_a_series() {
         let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o660, None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_is_silent_dribbles_or_does_not_read_is_left() {
+    async fn a_silent_slow_or_unreading_peer_times_out() {
         let (_dir, path) = socket_path();
         let mut listener = Listener::bind(&path, 0o600, None).unwrap();
         listener.step_timeout = Duration::from_millis(300);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_may_be_longer_than_a_request() {
+    async fn a_reply_may_be_longer_than_a_request() {
         let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o600, None).unwrap();
         let command = tokio::task::spawn_blocking({
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bad_line_can_be_answered_and_a_long_one_ends_it() {
+    async fn after_an_invalid_line_the_connection_continues_but_not_after_a_long_one() {
         let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o600, None).unwrap();
         let mut raw = UnixStream::connect(&path).await.unwrap();
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_live_socket_is_respected_and_a_stale_one_replaced() {
+    async fn a_socket_in_use_is_kept_and_a_stale_one_is_replaced() {
         let (_dir, path) = socket_path();
         let first = Listener::bind(&path, 0o600, None).unwrap();
         let second = Listener::bind(&path, 0o600, None).unwrap_err();
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_stands_in_the_way_is_named() {
+    async fn errors_name_the_socket_or_the_group() {
         let (_dir, path) = socket_path();
         let error = Client::connect(&path).unwrap_err().to_string();
         assert!(error.contains("agent.sock") && error.contains("is the service running?"), "{error}");

@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_allows_is_used() {
+    fn the_soft_limit_is_raised_to_the_hard_limit() {
         raise_limit();
         let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         assert_eq!(now, most);

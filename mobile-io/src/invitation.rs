@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_holds_all_and_nothing_a_shell_would_touch() {
+    fn an_invitation_is_one_line_without_shell_metacharacters() {
         for endpoint in ["relay.example.org:443", "192.0.2.1:8443", "[2001:db8::1]:443"] {
             let text = invitation(endpoint).to_string();
             assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'), "{text}");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_one_is_known_as_such_whatever_happened_to_it() {
+    fn a_damaged_invitation_is_detected() {
         let text = invitation("relay.example.org:443").to_string();
         for end in PREFIX.len()..text.len() {
             assert_eq!(text[..end].parse::<Invitation>(), Err(ParseInvitationError::Damaged), "{end}");
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_in_no_debug_output_and_no_two_are_the_same() {
+    fn debug_output_hides_the_token_and_tokens_differ() {
         let token = new_token().unwrap();
         assert_ne!(token.as_bytes(), new_token().unwrap().as_bytes());
         let shown = format!("{:?}", Invitation { token: token.clone(), ..invitation("relay:1") });

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trial_device_is_opened_and_nobody_sees_it() {
+    fn a_trial_device_is_invisible_to_the_host() {
         try_tun().unwrap();
         assert!(nix::net::if_::if_nametoindex(TRIAL_DEVICE).is_err());
         let namespace = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();

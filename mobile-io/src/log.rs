@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_level_names_where_it_came_from() {
+    fn an_invalid_level_is_reported_with_its_source() {
         for (flag, variable, expected) in [
             (Some("debgu"), None, "invalid log level `debgu` from --log: "),
             (None, Some("info,mobile_io=loud"), "invalid log level `info,mobile_io=loud` from MOBILE_LOG: "),
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_gets_priorities_and_nothing_it_has_itself() {
+    fn the_journal_gets_priorities_without_level_and_time() {
         let all = filter(Some("trace"), "", None).unwrap();
         assert_eq!(lines(all, Style::Journal), "<6>handover uplink=\"wlan0\"\n<7>detail\n");
         assert_eq!(prioritised(Level::WARN, "one\ntwo\n"), "<4>one\n<4>two\n");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_is_known_by_its_stream_and_not_by_the_variable_alone() {
+    fn the_journal_is_recognised_by_its_stream() {
         let (ours, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let stat = fstat(&ours).unwrap();
         let told = format!("{}:{}", stat.st_dev, stat.st_ino);

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn head_tells_the_length_and_no_more() {
+    async fn a_head_request_returns_the_length_only() {
         let (server, _) = serving();
         let (_, body) = ask(&server, "GET /metrics").await;
         let (head, nothing) = ask(&server, "HEAD /metrics?x=y").await;
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn health_changes_with_the_service_and_says_why() {
+    async fn health_follows_the_service_and_gives_the_reason() {
         let (server, well) = serving();
         let (head, body) = ask(&server, "GET /healthz").await;
         assert!(head.starts_with("http/1.1 200 "), "{head}");
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_and_what_is_not_done_are_refused() {
+    async fn unknown_paths_and_methods_are_refused() {
         let (server, _) = serving();
         assert!(ask(&server, "GET /").await.0.starts_with("http/1.1 404 "));
         assert!(ask(&server, "POST /none").await.0.starts_with("http/1.1 404 "));
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_others_control_gets_nothing() {
+    async fn requests_for_other_host_names_are_refused() {
         let (server, _) = serving();
         let own = server.local_addr().to_string();
         for path in ["/metrics", "/healthz"] {
@@ -331,7 +331,7 @@ mod tests {
     const ANSWER: usize = 8 << 20;
 
     #[tokio::test]
-    async fn silent_connections_do_not_keep_a_scrape_out_for_good() {
+    async fn silent_connections_do_not_block_scrapes_for_ever() {
         let step_timeout = Duration::from_millis(1500);
         let gather = || "text\n".repeat(ANSWER);
         let pages = Pages { gather: Box::new(gather), healthy: Box::new(|| Ok(())), hosts: Hosts::default() };

@@ -126,7 +126,7 @@ mod tests {
     use crate::netlink::tests::in_new_namespace;
 
     #[test]
-    fn a_table_is_made_listed_and_deleted() {
+    fn a_table_is_created_listed_and_deleted() {
         in_new_namespace(async {
             let (inet, arp) = (("inet", "ours"), ("arp", "ours"));
             assert!(!exists(inet).unwrap());
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_is_taken_as_a_whole_or_not_at_all() {
+    fn a_script_is_applied_as_a_whole_or_not_at_all() {
         in_new_namespace(async {
             check("table inet ours {}\n").unwrap();
             assert!(!exists(("inet", "ours")).unwrap());

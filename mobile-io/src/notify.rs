@@ -65,7 +65,7 @@ mod tests {
     const CHILD: &str = "MOBILE_IO_NOTIFY_CHILD";
 
     #[test]
-    fn systemd_hears_each_word() {
+    fn systemd_receives_each_notification() {
         if env::var_os(CHILD).is_some() {
             ready();
             status("one line\nREADY=0");
@@ -83,7 +83,7 @@ mod tests {
         let systemd = UnixDatagram::bind(&path).unwrap();
         systemd.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "notify::tests::systemd_hears_each_word"])
+            .args(["--exact", "notify::tests::systemd_receives_each_notification"])
             .env(CHILD, "1")
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "4000000")

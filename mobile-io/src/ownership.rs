@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_made_by_root_belongs_to_whom_the_folder_belongs() {
+    fn a_file_created_by_root_gets_the_owner_of_its_directory() {
         if !nix::unistd::geteuid().is_root() {
             // A file created by an ordinary user belongs to that user.
             return;

@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_active_or_about_to_start_means_the_end() {
+    fn an_active_or_queued_target_counts_as_shutdown() {
         const QUIET: [&str; 3] = ["inactive"; 3];
         assert!(!show(QUIET, "").unwrap());
         assert!(!show(QUIET, "Job=0\n").unwrap());
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_lacks_a_target_is_no_answer() {
+    fn a_reply_without_all_targets_is_an_error() {
         assert!(read("").is_err());
         assert!(read("Id=shutdown.target\nActiveState=inactive\n").is_err());
     }

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_holds_each_set_once_until_it_is_removed() {
+    fn a_state_file_holds_each_set_once_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         let state = StateFile::new(&run, &dir.path().join("agent.toml")).unwrap();
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_record_is_an_error_to_read_and_none_to_replace() {
+    fn a_damaged_state_file_cannot_be_read_but_can_be_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateFile::new(dir.path(), &dir.path().join("agent.toml")).unwrap();
         fs::write(&state.path, "{").unwrap();

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_is_right_already_is_left_alone() {
+    fn a_setting_with_the_wanted_value_is_left_alone() {
         let now = read("kernel/ostype").unwrap();
         assert_eq!(ensure("kernel/ostype", &now).unwrap(), None);
     }

@@ -255,7 +255,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     #[tokio::test]
-    async fn the_kernel_tells_what_was_delivered() {
+    async fn the_kernel_counts_delivered_segments() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
         let (mut near, mut far) = (near.unwrap(), far.unwrap().0);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_thinks_lost_is_not_in_flight() {
+    fn segments_deemed_lost_are_not_in_flight() {
         let info = TcpInfo { unacked: 10, sacked: 2, lost: 5, retrans: 1, ..TcpInfo::default() };
         assert_eq!(info.sample().in_flight, 4);
         let nonsense = TcpInfo { unacked: 1, sacked: u32::MAX, lost: 9, ..TcpInfo::default() };

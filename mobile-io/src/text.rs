@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_shows_as_itself_is_left_alone() {
+    fn printable_characters_are_left_alone() {
         for text in ["", "ssh host", "grüße 日本語 🙂 \\n \"quoted\"", "a…b", "\u{fffd}"] {
             assert!(matches!(printable(text), Cow::Borrowed(same) if same == text), "{text}");
         }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn escape_sequences_line_ends_and_marks_of_direction_are_escaped() {
+    fn escape_sequences_line_ends_and_direction_marks_are_escaped() {
         for (text, expected) in [
             ("\x1b[2J\x1b]0;t\x07", "\\u{1b}[2J\\u{1b}]0;t\\u{7}"),
             ("a\n1 root\tx\r", "a\\n1 root\\tx\\r"),

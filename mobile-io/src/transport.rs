@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_would_begin_by_rate_begins_by_loss_and_others_as_the_system_has_it() {
+    fn a_path_starts_with_the_systems_congestion_control_unless_it_is_bbr() {
         for (system_s, begins) in [(BBR, "cubic"), ("reno", "reno")] {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             let chosen = socket.set_tcp_congestion(system_s.as_bytes());
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_uplink_that_is_gone_is_named() {
+    async fn a_missing_uplink_is_named() {
         let error = connect(any(), Some("no-such-if"), Duration::from_secs(5)).await.unwrap_err().to_string();
         assert!(error.contains("over no-such-if"), "{error}");
     }

@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packet_goes_out_and_another_comes_in() {
+    fn packets_pass_in_both_directions() {
         in_new_namespace(async {
             let tun = Tun::open("mobile0", false, Offloading::Auto).unwrap();
             run("ip link set mobile0 up");
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_written_joined_are_received_one_by_one() {
+    fn coalesced_datagrams_are_received_one_by_one() {
         in_new_namespace(async {
             let tun = Tun::open("mobile0", false, Offloading::Auto).unwrap();
             assert!(tun.coalesces_datagrams(), "this kernel is older than 6.2, or its TUN cannot");
@@ -398,14 +398,14 @@ mod tests {
     }
 
     #[test]
-    fn without_offloads_datagrams_are_not_joined() {
+    fn without_offloads_datagrams_are_not_coalesced() {
         in_new_namespace(async {
             assert!(!Tun::open("mobile0", false, Offloading::Off).unwrap().coalesces_datagrams());
         });
     }
 
     #[test]
-    fn a_persistent_device_stays_and_is_opened_again_and_removed() {
+    fn a_persistent_device_can_be_opened_again_and_removed() {
         in_new_namespace(async {
             assert!(!remove("mobile0").unwrap());
             drop(Tun::open("mobile0", true, Offloading::Auto).unwrap());
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_taken_or_cannot_be_one_is_refused() {
+    fn a_name_that_is_taken_or_invalid_is_refused() {
         in_new_namespace(async {
             assert!(matches!(Tun::open("lo", false, Offloading::Auto), Err(TunError::NotATun(_))));
             for name in ["", "a b", "a/b", "tun%d", "sixteen-letters-"] {

@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_outside_the_list_fail_unless_this_daemon_makes_them() {
+    fn calls_outside_the_list_fail_unless_they_are_allowed_in_addition() {
         for denied in [
             libc::SYS_unshare,
             libc::SYS_ptrace,
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_are_not_made_by_clone() {
+    fn clone_cannot_create_namespaces() {
         let flags = [libc::CLONE_NEWUSER, libc::CLONE_NEWNET, libc::CLONE_NEWUSER | libc::CLONE_NEWNS];
         for flags in flags.map(libc::c_long::from) {
             let found =
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn calls_by_the_numbers_of_another_abi_are_refused() {
+    fn calls_of_another_abi_are_refused() {
         // `__X32_SYSCALL_BIT`: the x32 ABI's `getpid()`, which a denylist would allow.
         const X32: libc::c_long = 0x4000_0000;
         let found = run_confined(&only_capabilities(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn other_processes_get_no_signal() {
+    fn other_processes_cannot_be_signalled() {
         let own = libc::c_long::from(std::process::id());
         let signal_zero =
             |pid| run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_tgkill, pid));
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn bpf_loads_nothing_even_where_it_may_be_called() {
+    fn bpf_cannot_load_programs_even_when_it_is_allowed() {
         let confinement =
             Confinement { syscalls: &[libc::SYS_bpf], ..only_capabilities(Capabilities::all()) };
         // BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_BTF_LOAD.
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_process_is_reached_by_signals_limits_or_local_services() {
+    fn no_other_process_is_reached_by_descriptors_limits_or_unix_sockets() {
         let reached = run_confined(&only_capabilities(Capabilities::all()), || {
             let stream = std::os::unix::net::UnixStream::connect("/nowhere").map(drop);
             let datagram = std::os::unix::net::UnixDatagram::unbound().is_ok();
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_and_programs_start_as_ever() {
+    fn threads_and_programs_still_start() {
         let output = run_confined(&only_capabilities(Capabilities::all()), || {
             std::thread::spawn(|| std::process::Command::new("sh").args(["-c", "echo $((6*7))"]).output())
                 .join()

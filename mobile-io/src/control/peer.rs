@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ways_to_a_pidfd_lead_to_the_same_process() {
+    fn both_ways_to_a_pidfd_yield_the_same_process() {
         let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
         let pid = i32::try_from(std::process::id()).unwrap();
         for fd in [peer_pidfd(&near).ok(), pidfd_open(pid).ok()].into_iter().flatten() {

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_user_cannot_take_the_places_of_others() {
+    fn one_user_cannot_use_up_the_connections_of_others() {
         let slots = UserConnectionLimit::new(32);
         let mut taken: Vec<_> = (0..32).map(|_| slots.take(1000).unwrap()).collect();
         assert!(slots.take(1000).is_none());

@@ -81,13 +81,13 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_takes_all_it_is_given_has_no_bounds() {
+    fn a_path_without_loss_or_queue_is_not_bandwidth_limited() {
         assert!(!is_bandwidth_limited(&far()));
         assert!(!is_bandwidth_limited(&SendState::default()), "before the first round trip");
     }
 
     #[test]
-    fn loss_a_growing_round_trip_and_the_end_of_slow_start_are_bounds() {
+    fn loss_a_queue_and_the_end_of_slow_start_indicate_a_limit() {
         for path in [
             SendState { retransmitted: true, ..far() },
             SendState { left_slow_start: true, ..far() },
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn in_one_house_only_a_loss_with_a_queue_is_a_bound() {
+    fn on_a_local_path_only_loss_with_a_queue_indicates_a_limit() {
         let near = || SendState { rtt: 4 * MS, min_rtt: Some(MS / 10), ..far() };
         for path in [
             SendState { retransmitted: true, ..near() },
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_takes_much_outgrows_the_kernel_s_bound_unless_it_queues() {
+    fn a_path_with_much_in_flight_needs_a_larger_buffer_unless_it_queues() {
         assert!(needs_larger_send_buffer(&far()));
         for path in [
             SendState { outstanding: HALF_TCP_WMEM, ..far() },
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delayed_acknowledgement_and_a_round_trip_that_varies_are_no_queue() {
+    fn delayed_acknowledgements_and_jitter_are_not_a_queue() {
         assert!(!is_bandwidth_limited(&SendState { rtt: 60 * MS, outstanding: 100, ..far() }));
         assert!(!is_bandwidth_limited(&SendState { rtt: 40 * MS, rttvar: 10 * MS, ..far() }));
     }

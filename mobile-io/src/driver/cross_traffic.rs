@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_stays_while_we_hold_back_is_cross_traffic_s_each_time_for_longer() {
+    fn a_persistent_queue_is_cross_traffic_and_the_release_doubles() {
         let mut cross = CrossTraffic::new();
         for expected in [(2000, 10), (1000, 20), (1000, 40), (1000, 40)] {
             assert_eq!(detect_limited(&mut cross, 5000, |_| 250), Some(expected));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_goes_when_we_hold_back_is_ours() {
+    fn a_queue_that_drains_under_the_limit_is_not_cross_traffic() {
         for begun in [60, 250, 1000] {
             let drained = |at: u64| 24 + begun - begun.min(at);
             assert_eq!(detect_limited(&mut CrossTraffic::new(), 20_000, drained), None, "{begun}");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_slow_path_has_on_its_way_while_it_is_held_is_no_cross_traffic() {
+    fn the_allowed_data_in_flight_on_a_slow_path_is_not_cross_traffic() {
         // 1 Mbit/s: 80 to 110 ms while it is limited, after 240 ms when it became slow.
         let slow = InFlightLimit { queue_delay: 45 * MS, ..LIMIT };
         let held = |at: u64| if at < 1500 { 240 } else { 80 + at % 31 };
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_became_longer_is_no_queue_once_ours_has_gone() {
+    fn a_longer_path_is_not_a_queue_once_its_own_queue_has_drained() {
         let mut cross = CrossTraffic::new();
         let longer = |at: u64| if at < 500 { 300 } else { 60 };
         assert_eq!(detect_limited(&mut cross, 20_000, longer), None);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_held_back_or_hears_nothing_shows_nothing_by_a_queue_nor_does_what_varies_by_little() {
+    fn without_a_limit_acknowledgements_or_much_delay_nothing_is_detected() {
         let nothing = |rtt: u64, held: fn(u64) -> bool, acked_bytes: fn(u64) -> u64| {
             let limit = |at| held(at).then_some(LIMIT);
             assert_eq!(detect(&mut CrossTraffic::new(), 20_000, |_| rtt, limit, acked_bytes), None);

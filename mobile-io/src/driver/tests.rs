@@ -298,7 +298,7 @@ async fn every_packet_comes_once_and_in_order_over_path_swaps() {
 }
 
 #[tokio::test]
-async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
+async fn a_failed_path_is_reported_and_the_next_one_continues() {
     const COUNT: u64 = 20_000;
     // The queue holds all packets, because between two paths nothing limits the source.
     let mut pair = Pair::with(Limits { queue_bytes: 64 << 20, ..limits() });
@@ -321,7 +321,7 @@ async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
-async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it() {
+async fn a_stalled_path_stops_reading_from_the_device_until_it_recovers() {
     const COUNT: u64 = 60_000;
     let mut pair = Pair::new();
     let (sockets, valve) = valved();
@@ -335,7 +335,7 @@ async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it(
 }
 
 #[tokio::test]
-async fn room_made_by_sending_alone_is_used_at_once() {
+async fn room_freed_by_sending_is_used_without_an_acknowledgement() {
     // Fewer bytes than may be unacknowledged, because no acknowledgement arrives.
     const COUNT: u64 = 12_000;
     // Every packet fills the queue, and every write empties it.
@@ -352,7 +352,7 @@ async fn room_made_by_sending_alone_is_used_at_once() {
 }
 
 #[tokio::test]
-async fn a_closed_path_that_takes_no_more_is_forgotten_soon() {
+async fn a_closed_path_that_cannot_be_written_is_dropped_soon() {
     const COUNT: u64 = 60_000;
     let mut pair = Pair::new();
     let (sockets, valve) = valved();
@@ -364,7 +364,7 @@ async fn a_closed_path_that_takes_no_more_is_forgotten_soon() {
 }
 
 #[tokio::test]
-async fn an_idle_driver_sleeps_and_still_obeys() {
+async fn an_idle_driver_sleeps_and_still_handles_commands() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -377,7 +377,7 @@ async fn an_idle_driver_sleeps_and_still_obeys() {
 }
 
 #[tokio::test]
-async fn a_shutdown_is_heard_by_the_peer() {
+async fn the_peer_receives_a_close_at_shutdown() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
     let begun = Instant::now();
@@ -398,7 +398,7 @@ async fn a_shutdown_is_heard_by_the_peer() {
 }
 
 #[tokio::test]
-async fn closing_one_path_tells_the_peer_and_leaves_the_other() {
+async fn closing_one_path_notifies_the_peer_and_keeps_the_other() {
     let mut pair = Pair::new();
     pair.open(PathId(1)).await;
     pair.open(PathId(2)).await;
@@ -411,7 +411,7 @@ async fn closing_one_path_tells_the_peer_and_leaves_the_other() {
 }
 
 #[tokio::test]
-async fn a_path_of_the_same_name_replaces_the_old_one() {
+async fn a_path_with_the_same_id_replaces_the_old_one() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
     let again = Side::new(Session::client(SESSION, limits()));
@@ -431,7 +431,7 @@ async fn a_path_of_the_same_name_replaces_the_old_one() {
 }
 
 #[tokio::test]
-async fn what_was_not_acknowledged_can_be_taken_over() {
+async fn unacknowledged_packets_can_be_taken_over() {
     let pair = Pair::new();
     pair.client.memory.fill(0, 10);
     while pair.client.memory.left() > 0 {
@@ -445,7 +445,7 @@ async fn what_was_not_acknowledged_can_be_taken_over() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_told_as_such() {
+async fn a_refused_key_is_reported_as_refused() {
     for _ in 0..20 {
         let mut client = Side::new(Session::client(SESSION, limits()));
         let (near, far) = sockets().await;
@@ -463,7 +463,7 @@ async fn a_refused_key_is_told_as_such() {
 }
 
 #[tokio::test]
-async fn a_peer_that_talks_nonsense_loses_its_path_only() {
+async fn a_protocol_violation_closes_only_that_path() {
     let mut client = Side::new(Session::client(SESSION, limits()));
     let (near, far) = handshake(sockets().await).await;
     client.handle.open_path(PathId(1), near.unwrap());
@@ -481,7 +481,7 @@ async fn a_peer_that_talks_nonsense_loses_its_path_only() {
 }
 
 #[tokio::test]
-async fn a_device_that_fails_is_asked_again() {
+async fn a_failed_device_is_polled_again() {
     let mut pair = Pair::new();
     pair.client.memory.failing.store(1, SeqCst);
     pair.client.memory.fill(0, 10);

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_localhost_and_configured_names_are_ours() {
+    fn addresses_localhost_and_configured_names_are_accepted() {
         for name in [
             "127.0.0.1",
             "127.0.0.1:9478",
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rebound_name_is_nobodys() {
+    fn other_names_are_refused() {
         for name in [
             "evil.example",
             "evil.example:9478",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_one_host() {
+    fn a_request_must_name_exactly_one_host() {
         assert_eq!(judge(Version::HTTP_11, "/metrics", &[]), Err(400));
         assert_eq!(judge(Version::HTTP_10, "/metrics", &[]), Ok(()));
         assert_eq!(judge(Version::HTTP_11, "/metrics", &["localhost", "evil.example"]), Err(400));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_plain_dns_names() {
+    fn configured_names_must_be_plain_dns_names() {
         for good in ["laptop", "relay.example.org", "relay.example.org.", "a_b-c.d", "192.0.2.7"] {
             assert!(is_host_name(good), "{good}");
         }

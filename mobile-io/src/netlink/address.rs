@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_comes_once_and_goes_once() {
+    fn an_address_is_added_once_and_removed_once() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let index = netlink.link_index("left").await.unwrap();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_length_is_replaced() {
+    fn an_address_with_another_prefix_length_is_replaced() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let index = netlink.link_index("left").await.unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_ipv6_is_told_apart() {
+    fn a_device_without_ipv6_is_distinguished_from_other_errors() {
         with_a_pair(async {
             crate::sysctl::write("net/ipv6/conf/left/disable_ipv6", "1").unwrap();
             let netlink = Netlink::new().unwrap();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_no_use_say_so() {
+    fn unusable_and_local_addresses_are_marked() {
         with_a_pair(async {
             ip("addr add 169.254.7.7/16 dev left");
             ip("addr add 10.7.0.2 peer 10.7.0.1 dev left");

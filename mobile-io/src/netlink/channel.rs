@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_words_are_found_behind_other_attributes() {
+    fn the_kernels_message_is_found_behind_other_attributes() {
         let mut bytes = vec![0; HEADER_LEN];
         bytes.extend([8, 0, 2, 0, 1, 2, 3, 4]);
         bytes.extend([7, 0, 1, 0, b'n', b'o', 0, 0]);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_lie_about_their_length_are_no_words() {
+    fn attributes_with_wrong_lengths_are_ignored() {
         for tail in [&[200, 0, 1, 0, b'n'][..], &[0, 0, 1, 0], &[3, 0, 2, 0, 1], &[8, 0, 2]] {
             let mut bytes = vec![0; HEADER_LEN];
             bytes.extend(tail);

@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_told_as_they_are() {
+    fn devices_are_listed_with_their_state() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let links = netlink.links().await.unwrap();
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn tunnels_are_told_from_links() {
+    fn tunnels_are_distinguished_from_other_devices() {
         with_a_pair(async {
             for (name, command) in [
                 ("tunnel-a", "tuntap add tunnel-a mode tun"),
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_name_is_no_device() {
+    fn an_invalid_name_is_no_device() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             for name in ["", "a-name-of-sixteen", "none"] {

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_takes_what_it_surely_matches() {
+    fn a_rule_matches_a_mark_whatever_the_other_bits_are() {
         for (fwmark, inverted, matches) in [
             (None, false, true),
             (None, true, false),
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_collide_when_one_packet_can_have_both() {
+    fn marks_conflict_when_one_packet_can_have_both() {
         for (fwmark, conflicts) in [
             ((MARK, u32::MAX), true),
             ((0x0d00_0001, 0x0f00_00ff), true),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn others_rules_are_told_as_they_are() {
+    fn rules_of_other_programs_are_listed_completely() {
         with_a_pair(async {
             ip("rule add not fwmark 0xca6c lookup 51820 pref 4000");
             ip("rule add lookup main suppress_prefixlength 0 pref 3999");

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_chooses_the_way() {
+    fn the_mark_selects_the_route() {
         with_a_pair(async {
             ip("addr add 10.1.0.2/24 dev left");
             ip("addr add fd01::2/64 dev left nodad");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_socket_has_the_routes_over_its_device_and_no_others() {
+    fn a_bound_socket_only_has_the_routes_over_its_device() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let [left, right] = ["left", "right"].map(|name| netlink.link_index(name));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_over_several_devices_is_one_for_each() {
+    fn a_route_over_several_devices_is_found_for_each() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             ip("addr add 10.1.0.2/24 dev left");

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_deleted_by_either_end_and_others_stay() {
+    fn connections_are_deleted_by_either_address_and_others_stay() {
         in_new_namespace(async {
             ip("link set lo up");
             ip("address add 10.1.0.1/32 dev lo");

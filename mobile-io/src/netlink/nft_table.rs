@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_change_of_the_table_is_told_and_none_of_anothers() {
+    fn every_change_of_the_table_is_reported_and_none_of_another() {
         in_new_namespace(async {
             let mut watch = TableWatch::new("ours").unwrap();
             for (command, expected) in [

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_cannot_be_read_matters() {
+    fn a_route_that_cannot_be_parsed_matters() {
         let whole = route(254, "10.0.0.0/8");
         for end in [0, 1, 11, 14, whole.len() - 1] {
             assert!(told(&interest(), &message(RTM_NEWROUTE, &whole[..end])).routes, "{end}");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_lie_about_their_length_come_to_an_end() {
+    fn messages_with_wrong_lengths_do_not_loop() {
         let mut changes = Changes::default();
         for bytes in [&[0, 0, 0, 0, 16, 0][..], &[255, 255, 255, 255, 16, 0], &[0; 64], &[16, 0, 0], &[]] {
             collect_changes(bytes, &interest(), &mut changes);

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_come_once_and_go_once() {
+    fn routes_are_added_once_and_removed_once() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let index = with_addresses(&netlink).await;
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_different_route_in_its_place_is_replaced() {
+    fn a_different_route_with_the_same_key_is_replaced() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let index = with_addresses(&netlink).await;
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_over_several_devices_is_given_for_each() {
+    fn a_route_over_several_devices_is_listed_for_each() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let left = netlink.link_index("left").await.unwrap();
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_over_a_router_of_the_other_family_is_read_and_made() {
+    fn a_route_through_a_router_of_the_other_family_is_read_and_added() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let oif = with_addresses(&netlink).await;
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_with_the_kernels_words() {
+    fn a_refusal_includes_the_kernels_message() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let oif = with_addresses(&netlink).await;

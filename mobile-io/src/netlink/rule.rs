@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_comes_once_as_the_kernels_and_goes_once() {
+    fn a_rule_is_added_once_with_protocol_kernel_and_removed_once() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let before = netlink.rules().await.unwrap();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_of_another_maker_becomes_the_kernels() {
+    fn a_rule_with_another_protocol_is_replaced() {
         with_a_pair(async {
             ip("rule add priority 4900 fwmark 0x4d000000/0xff000000 lookup 7700 protocol static");
             let netlink = Netlink::new().unwrap();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_asks_for_more_is_not_ours() {
+    fn a_rule_with_further_selectors_is_left_alone() {
         with_a_pair(async {
             ip("rule add priority 4900 fwmark 0x4d000000/0xff000000 iif left lookup 7700");
             ip("rule add priority 4900 not fwmark 0x4d000000/0xff000000 lookup 7700");

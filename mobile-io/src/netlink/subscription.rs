@@ -96,7 +96,7 @@ mod tests {
     /// Tests with a UDP socket whose datagram is refused, because an overrun of the kernel cannot
     /// be provoked reliably.
     #[test]
-    fn an_overrun_that_leaves_an_empty_queue_is_heard() {
+    fn an_error_on_an_empty_queue_is_reported() {
         in_new_namespace(async {
             ip("link set lo up");
             let refused = UdpSocket::bind("127.0.0.1:0").unwrap();

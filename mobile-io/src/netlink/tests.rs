@@ -65,7 +65,7 @@ pub(crate) fn ip(arguments: &str) -> String {
 }
 
 #[test]
-fn a_host_with_ipv6_disabled_everywhere_is_ordinary() {
+fn a_host_with_ipv6_disabled_causes_no_other_errors() {
     with_a_pair(async {
         crate::sysctl::write("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         crate::sysctl::write("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
@@ -97,7 +97,7 @@ fn a_host_with_ipv6_disabled_everywhere_is_ordinary() {
 }
 
 #[test]
-fn the_handle_is_shared_and_its_changes_follow_one_another() {
+fn clones_of_the_handle_execute_one_change_at_a_time() {
     with_a_pair(async {
         let netlink = Netlink::new().unwrap();
         let route = Route::throw(Family::V4.any(), 7700);
@@ -109,7 +109,7 @@ fn the_handle_is_shared_and_its_changes_follow_one_another() {
 }
 
 #[test]
-fn outside_a_runtime_there_is_an_error_and_no_panic() {
+fn outside_a_runtime_opening_fails_without_a_panic() {
     let error = Netlink::new().unwrap_err().to_string();
     assert!(error.starts_with("the netlink socket failed while trying to open it: "), "{error}");
     assert!(Watch::new().is_err());

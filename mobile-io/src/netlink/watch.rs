@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_change_by_others_is_told_as_what_it_is() {
+    fn each_kind_of_change_is_reported_as_such() {
         with_a_quiet_pair(async {
             let mut watch = Watch::new().unwrap();
             settle(&mut watch).await;
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_is_told_once_and_an_overrun_as_everything() {
+    fn many_changes_are_reported_once_and_an_overrun_as_everything() {
         with_a_quiet_pair(async {
             let netlink = Netlink::new().unwrap();
             let mut watch = Watch::new().unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_of_no_interest_are_passed_over() {
+    fn routes_of_no_interest_are_skipped() {
         with_a_quiet_pair(async {
             let covering = vec!["198.51.100.2".parse().unwrap()];
             let mut watch =

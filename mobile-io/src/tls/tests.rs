@@ -42,7 +42,7 @@ async fn both_sides_prove_their_keys() {
 }
 
 #[tokio::test]
-async fn the_cipher_is_the_one_this_processor_is_fast_at() {
+async fn the_fastest_cipher_of_this_processor_is_negotiated() {
     let (client, server) =
         meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| true))).await;
     let (client, server) = (client.unwrap(), server.unwrap().0);
@@ -52,7 +52,7 @@ async fn the_cipher_is_the_one_this_processor_is_fast_at() {
 }
 
 #[tokio::test]
-async fn an_unauthorised_client_is_told_so() {
+async fn an_unauthorised_client_learns_that_it_is_refused() {
     let (client, server) =
         meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
     assert!(server.is_err());
@@ -76,7 +76,7 @@ fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> A
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_proved_is_not_looked_up_and_nothing_is_told_of_it() {
+async fn an_unproved_key_is_not_looked_up_and_nothing_is_revealed_about_it() {
     let (known, unknown) = (key(2).public(), key(3).public());
     let mut told = Vec::new();
     for offered in [known, unknown] {
@@ -100,7 +100,7 @@ async fn a_key_that_is_not_proved_is_not_looked_up_and_nothing_is_told_of_it() {
 }
 
 #[tokio::test]
-async fn a_key_nobody_knows_may_enrol_and_do_nothing_else() {
+async fn an_unknown_key_may_only_enrol() {
     let server = server_config(&key(1), Arc::new(|_| false));
     let (client, accepted) = meet(enrolment_config(&key(2), key(1).public()), server.clone()).await;
     let (accepted, who) = accepted.unwrap();
@@ -116,7 +116,7 @@ async fn a_key_nobody_knows_may_enrol_and_do_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_wrong_relay_key_is_named_with_the_right_one() {
+async fn a_wrong_relay_key_is_reported_with_the_expected_one() {
     let (client, server) =
         meet(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
     let cause = client.unwrap_err();
@@ -130,7 +130,7 @@ async fn a_wrong_relay_key_is_named_with_the_right_one() {
 }
 
 #[tokio::test]
-async fn a_client_without_a_key_or_without_our_protocol_is_no_client() {
+async fn a_client_without_a_key_or_the_protocol_is_refused() {
     let server = server_config(&key(1), Arc::new(|_| true));
     let mut other = (*client_config(&key(2), key(1).public())).clone();
     other.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -152,7 +152,7 @@ async fn a_client_without_a_key_or_without_our_protocol_is_no_client() {
 
 /// Tests that a ClientHello of 64 KiB, which rustls would buffer, is cut off.
 #[tokio::test]
-async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
+async fn a_handshake_that_is_too_long_is_cut_off() {
     let server = server_config(&key(1), Arc::new(|_| true));
     let (mut near, far) = sockets().await;
     let length: u32 = 65_000;
@@ -175,7 +175,7 @@ async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
 
 /// Tests data that a client sends in one flight with the end of its handshake.
 #[tokio::test]
-async fn what_follows_a_handshake_at_once_is_not_limited() {
+async fn data_right_after_the_handshake_is_not_limited() {
     const LENGTH: usize = 1_000_000;
     let (mut near, far) = sockets().await;
     let config = client_config(&key(2), key(1).public());
@@ -211,7 +211,7 @@ async fn what_follows_a_handshake_at_once_is_not_limited() {
 }
 
 #[tokio::test]
-async fn a_network_error_is_told_from_a_refusal() {
+async fn a_network_error_is_distinguished_from_a_refusal() {
     let (near, far) = sockets().await;
     drop(far);
     let config = client_config(&key(2), key(1).public());

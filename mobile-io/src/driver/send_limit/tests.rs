@@ -131,7 +131,7 @@ fn a_slow_path_is_kept_busy_and_its_fifo_is_not() {
 }
 
 #[test]
-fn a_path_that_gets_faster_is_used_and_one_that_gets_slower_is_not_drowned() {
+fn the_limit_follows_a_path_that_becomes_faster_or_slower() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.run(Duration::from_secs(3));
     link.rate *= 3;
@@ -145,7 +145,7 @@ fn a_path_that_gets_faster_is_used_and_one_that_gets_slower_is_not_drowned() {
 }
 
 #[test]
-fn a_longer_round_trip_does_not_starve_a_path_for_good() {
+fn a_longer_round_trip_starves_a_path_only_for_a_while() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.run(Duration::from_secs(3));
     link.rtt *= 10;
@@ -159,7 +159,7 @@ fn a_longer_round_trip_does_not_starve_a_path_for_good() {
 }
 
 #[test]
-fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
+fn little_data_waits_unsent_in_the_kernel_and_a_fast_path_is_not_limited() {
     let now = Instant::now();
     let mut slow = SendLimit::new(MAX_BACKLOG);
     let path = |unsent, pacing_rate| SendState { unsent, pacing_rate, ..SendState::default() };
@@ -182,7 +182,7 @@ fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
 /// that, bbr found no more capacity: the first transfer over a path of 100 Mbit/s had 28 Mbit/s for
 /// three seconds.
 #[test]
-fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
+fn a_new_path_is_not_limited_to_the_rate_of_its_first_round_trips() {
     let update = |starting| {
         let (mut limit, now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 700_000, starting });
@@ -199,7 +199,7 @@ fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
 /// Below senders that pace themselves bbr stays in start-up for ever, with three times the round
 /// trip in the FIFO.
 #[test]
-fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
+fn a_path_in_endless_start_up_is_limited_once_it_is_full() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.starting = true;
     link.run(Duration::from_secs(3));
@@ -210,7 +210,7 @@ fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
 /// Tests that saturation is also detected on a fast path, which is never paused; otherwise its
 /// earlier rate would be believed for ever.
 #[test]
-fn a_fast_path_that_gets_slow_is_found_out() {
+fn a_fast_path_that_becomes_slow_is_detected() {
     let mut link = Link::new(12_500_000, 20 * MS);
     link.run(Duration::from_secs(2));
     assert_eq!(link.limit.backlog(), None);
@@ -225,7 +225,7 @@ fn a_fast_path_that_gets_slow_is_found_out() {
 /// At 1 % loss a transfer often found bbr at a twentieth of the path's rate. When the packets that
 /// waited were then dropped, their sender had a third of the path for seconds.
 #[test]
-fn a_path_grows_until_its_rate_is_known_and_when_the_kernel_starts_again_far_below() {
+fn a_path_is_growing_until_its_rate_is_known_and_when_bbr_starts_again() {
     let mut link = Link::new(1_250_000, 20 * MS);
     assert!(link.limit.is_growing());
     link.run(Duration::from_secs(2));
@@ -253,7 +253,7 @@ fn a_path_grows_until_its_rate_is_known_and_when_the_kernel_starts_again_far_bel
 /// Tests a path of 20 ms whose send buffer is smaller than the bandwidth-delay product. It never
 /// has unsent data, and must still not count as growing for ever.
 #[test]
-fn a_path_bound_by_the_kernels_buffer_does_not_grow_for_ever() {
+fn a_path_limited_by_its_send_buffer_is_not_growing_for_ever() {
     let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
     for slot in 0..10 {
         now += SAMPLE_TIME;
@@ -268,7 +268,7 @@ fn a_path_bound_by_the_kernels_buffer_does_not_grow_for_ever() {
 /// In the 0.2 s in which bbr reduces its window to four segments, a keystroke would otherwise wait
 /// a round trip behind bulk data.
 #[test]
-fn bulk_does_not_fill_the_kernels_window() {
+fn bulk_data_does_not_fill_the_congestion_window() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.run(Duration::from_secs(2));
     link.in_flight.clear();
@@ -288,7 +288,7 @@ fn bulk_does_not_fill_the_kernels_window() {
 
 /// Tests saturation on a path where the kernel has nothing unsent.
 #[test]
-fn a_path_that_starts_for_ever_is_full_also_when_the_kernel_sends_all_at_once() {
+fn a_path_in_endless_start_up_is_full_even_without_unsent_data() {
     let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
     let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_800_000, starting: true });
     let mut update = |slot: u64| {
@@ -312,7 +312,7 @@ fn a_path_that_starts_for_ever_is_full_also_when_the_kernel_sends_all_at_once() 
 /// bbr never lowers its pacing rate during start-up and keeps what it found: twice the rate of
 /// cubic's slow start, which counts as fast.
 #[test]
-fn a_path_whose_fifo_a_paced_sender_fills_is_held_whatever_the_kernel_would_send() {
+fn a_path_whose_fifo_a_paced_sender_fills_is_limited() {
     let (rate, mut now) = (1_250_000, Instant::now());
     let mut limit = SendLimit::new(MAX_BACKLOG);
     let mut path = SendState {
