@@ -171,8 +171,8 @@ impl Connection {
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
         // If an earlier call was cancelled, the bytes that it read are still in `line`.
-        let room = (MAX_REQUEST + 1).saturating_sub(self.line.len()) as u64;
-        let mut bounded = (&mut self.reader).take(room);
+        let remaining = (MAX_REQUEST + 1).saturating_sub(self.line.len()) as u64;
+        let mut bounded = (&mut self.reader).take(remaining);
         let read = bounded.read_until(b'\n', &mut self.line);
         match tokio::time::timeout(self.step_timeout, read).await {
             Ok(read) => read.map_err(io_error)?,
@@ -281,9 +281,9 @@ mod tests {
             let path = path.clone();
             move || {
                 let mut client = Client::connect(&path).unwrap();
-                let answer: Message = client.call(&message(1)).unwrap();
+                let reply: Message = client.call(&message(1)).unwrap();
                 let rest: Vec<Option<Message>> = (0..3).map(|_| client.next_line().unwrap()).collect();
-                (answer, rest)
+                (reply, rest)
             }
         });
         let mut connection = listener.accept().await.unwrap();
@@ -295,8 +295,8 @@ mod tests {
             connection.send(&message(number)).await.unwrap();
         }
         drop(connection);
-        let (answer, rest) = command.await.unwrap();
-        assert_eq!(answer, message(2));
+        let (reply, rest) = command.await.unwrap();
+        assert_eq!(reply, message(2));
         assert_eq!(rest, [Some(message(3)), Some(message(4)), None]);
         drop(listener);
         assert!(!path.exists());
@@ -328,8 +328,8 @@ mod tests {
 
         let _deaf = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
-        let answer = "x".repeat(MAX_REPLY / 2);
-        let left = tokio::time::timeout(late, connection.send(&answer)).await;
+        let reply = "x".repeat(MAX_REPLY / 2);
+        let left = tokio::time::timeout(late, connection.send(&reply)).await;
         let error = left.expect("a peer that does not read is left").unwrap_err();
         assert!(
             matches!(&error, ControlError::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut)
@@ -346,9 +346,9 @@ mod tests {
         });
         let mut connection = listener.accept().await.unwrap();
         assert_eq!(connection.recv().await.unwrap(), Some(message(1)));
-        let answer: Vec<u64> = (0..MAX_REQUEST as u64).collect();
-        connection.send(&answer).await.unwrap();
-        assert_eq!(command.await.unwrap(), answer);
+        let reply: Vec<u64> = (0..MAX_REQUEST as u64).collect();
+        connection.send(&reply).await.unwrap();
+        assert_eq!(command.await.unwrap(), reply);
         let endless = "x".repeat(MAX_REPLY);
         assert!(matches!(connection.send(&endless).await, Err(ControlError::TooLong)));
     }

@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// `select`.
 pub fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!("cannot raise the limit on open files ({error}): the limit of `ulimit -n` applies");
     }
@@ -22,7 +22,7 @@ mod tests {
     #[test]
     fn the_soft_limit_is_raised_to_the_hard_limit() {
         raise_limit();
-        let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        assert_eq!(now, most);
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(soft, hard);
     }
 }

@@ -218,8 +218,8 @@ mod tests {
     fn the_journal_is_recognised_by_its_stream() {
         let (ours, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let stat = fstat(&ours).unwrap();
-        let told = format!("{}:{}", stat.st_dev, stat.st_ino);
-        assert!(is_stream(&ours, &told));
-        assert!(!is_stream(&other, &told) && !is_stream(&ours, "") && !is_stream(&ours, "8:"));
+        let stream_id = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(is_stream(&ours, &stream_id));
+        assert!(!is_stream(&other, &stream_id) && !is_stream(&ours, "") && !is_stream(&ours, "8:"));
     }
 }

@@ -138,7 +138,7 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, step_timeout: Duration
             Ok((stream, _)) => {
                 let pages = Arc::clone(&pages);
                 connections.spawn(async move {
-                    converse(stream, pages, step_timeout).await;
+                    serve_connection(stream, pages, step_timeout).await;
                     drop(slot);
                 });
             }
@@ -150,10 +150,10 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, step_timeout: Duration
     }
 }
 
-async fn converse(stream: TcpStream, pages: Arc<Pages>, step_timeout: Duration) {
+async fn serve_connection(stream: TcpStream, pages: Arc<Pages>, step_timeout: Duration) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = pages.answer(&request);
-        async move { Ok::<_, Infallible>(answer) }
+        let response = pages.respond(&request);
+        async move { Ok::<_, Infallible>(response) }
     });
     // Each connection carries one request. Reconnecting costs a scraper nothing, and a connection
     // kept alive could not be distinguished from one that only occupies a slot.
@@ -174,7 +174,7 @@ async fn converse(stream: TcpStream, pages: Arc<Pages>, step_timeout: Duration) 
 
 impl Pages {
     /// Answers one request; hyper omits the body of the reply to HEAD.
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method(), request.uri().path());
         if let Err(status) = self.hosts.check(request.version(), request.uri(), request.headers()) {
             let help = "host name not allowed: use the IP address or localhost, or add the name to \
@@ -189,15 +189,15 @@ impl Pages {
             );
         }
         if method != Method::GET && method != Method::HEAD {
-            let mut answer =
+            let mut response =
                 text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n".to_owned());
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return answer;
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
         }
         if path == "/metrics" {
-            let mut answer = text(StatusCode::OK, (self.gather)());
-            answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
-            return answer;
+            let mut response = text(StatusCode::OK, (self.gather)());
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+            return response;
         }
         match (self.healthy)() {
             Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
@@ -207,10 +207,10 @@ impl Pages {
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::from(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    answer
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
 #[cfg(test)]
@@ -221,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    fn anywhere() -> SocketAddr {
+    fn any_port() -> SocketAddr {
         ([127, 0, 0, 1], 0).into()
     }
 
@@ -230,34 +230,34 @@ mod tests {
         let counter = prometheus::IntCounter::new("mobile_handovers_total", "Handovers.").unwrap();
         registry.register(Box::new(counter.clone())).unwrap();
         counter.inc_by(3);
-        let well = Arc::new(AtomicBool::new(true));
-        let verdict = Arc::clone(&well);
+        let is_healthy = Arc::new(AtomicBool::new(true));
+        let health = Arc::clone(&is_healthy);
         let healthy = move || {
-            if verdict.load(Ordering::Relaxed) { Ok(()) } else { Err("no active path".to_owned()) }
+            if health.load(Ordering::Relaxed) { Ok(()) } else { Err("no active path".to_owned()) }
         };
         let hosts = ["metrics.example.org".to_owned()];
-        (serve(anywhere(), &hosts, move || encode(&registry), healthy).unwrap(), well)
+        (serve(any_port(), &hosts, move || encode(&registry), healthy).unwrap(), is_healthy)
     }
 
     /// Returns the status line and headers, in lower case, and the body.
-    async fn ask(server: &Server, request: &str) -> (String, String) {
-        ask_for(server, "localhost", request).await
+    async fn request(server: &Server, request: &str) -> (String, String) {
+        request_from_host(server, "localhost", request).await
     }
 
     /// Sends a request with `host` as its Host header.
-    async fn ask_for(server: &Server, host: &str, request: &str) -> (String, String) {
+    async fn request_from_host(server: &Server, host: &str, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
         stream.write_all(format!("{request} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
         (head.to_lowercase(), body.to_owned())
     }
 
     #[tokio::test]
     async fn a_scrape_gets_the_text_format() {
         let (server, _) = serving();
-        let (head, body) = ask(&server, "GET /metrics").await;
+        let (head, body) = request(&server, "GET /metrics").await;
         assert!(head.starts_with("http/1.1 200 "), "{head}");
         assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
         assert_eq!(
@@ -269,8 +269,8 @@ mod tests {
     #[tokio::test]
     async fn a_head_request_returns_the_length_only() {
         let (server, _) = serving();
-        let (_, body) = ask(&server, "GET /metrics").await;
-        let (head, nothing) = ask(&server, "HEAD /metrics?x=y").await;
+        let (_, body) = request(&server, "GET /metrics").await;
+        let (head, nothing) = request(&server, "HEAD /metrics?x=y").await;
         assert!(head.starts_with("http/1.1 200 "), "{head}");
         assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
         assert_eq!(nothing, "");
@@ -278,12 +278,12 @@ mod tests {
 
     #[tokio::test]
     async fn health_follows_the_service_and_gives_the_reason() {
-        let (server, well) = serving();
-        let (head, body) = ask(&server, "GET /healthz").await;
+        let (server, is_healthy) = serving();
+        let (head, body) = request(&server, "GET /healthz").await;
         assert!(head.starts_with("http/1.1 200 "), "{head}");
         assert_eq!(body, "ok\n");
-        well.store(false, Ordering::Relaxed);
-        let (head, body) = ask(&server, "GET /healthz").await;
+        is_healthy.store(false, Ordering::Relaxed);
+        let (head, body) = request(&server, "GET /healthz").await;
         assert!(head.starts_with("http/1.1 503 "), "{head}");
         assert_eq!(body, "no active path\n");
     }
@@ -291,11 +291,11 @@ mod tests {
     #[tokio::test]
     async fn unknown_paths_and_methods_are_refused() {
         let (server, _) = serving();
-        assert!(ask(&server, "GET /").await.0.starts_with("http/1.1 404 "));
-        assert!(ask(&server, "POST /none").await.0.starts_with("http/1.1 404 "));
-        let (head, _) = ask(&server, "POST /metrics").await;
+        assert!(request(&server, "GET /").await.0.starts_with("http/1.1 404 "));
+        assert!(request(&server, "POST /none").await.0.starts_with("http/1.1 404 "));
+        let (head, _) = request(&server, "POST /metrics").await;
         assert!(head.starts_with("http/1.1 405 ") && head.contains("\r\nallow: get, head"), "{head}");
-        assert!(ask(&server, "nonsense").await.0.starts_with("http/1.1 400 "));
+        assert!(request(&server, "nonsense").await.0.starts_with("http/1.1 400 "));
     }
 
     #[tokio::test]
@@ -304,12 +304,12 @@ mod tests {
         let own = server.local_addr().to_string();
         for path in ["/metrics", "/healthz"] {
             for host in ["evil.example", "evil.example:9478", "metrics.example.org.evil.example"] {
-                let (head, body) = ask_for(&server, host, &format!("GET {path}")).await;
+                let (head, body) = request_from_host(&server, host, &format!("GET {path}")).await;
                 assert!(head.starts_with("http/1.1 421 "), "{host}: {head}");
                 assert!(body.contains("[metrics] hosts") && !body.contains("mobile_"), "{body}");
             }
             for host in ["localhost:9478", own.as_str(), "metrics.example.org"] {
-                let (head, _) = ask_for(&server, host, &format!("GET {path}")).await;
+                let (head, _) = request_from_host(&server, host, &format!("GET {path}")).await;
                 assert!(head.starts_with("http/1.1 200 "), "{host}: {head}");
             }
         }
@@ -328,31 +328,31 @@ mod tests {
     }
 
     /// The number of lines of a reply that exceeds all socket buffers: 40 MB.
-    const ANSWER: usize = 8 << 20;
+    const REPLY_LINES: usize = 8 << 20;
 
     #[tokio::test]
     async fn silent_connections_do_not_block_scrapes_for_ever() {
         let step_timeout = Duration::from_millis(1500);
-        let gather = || "text\n".repeat(ANSWER);
+        let gather = || "text\n".repeat(REPLY_LINES);
         let pages = Pages { gather: Box::new(gather), healthy: Box::new(|| Ok(())), hosts: Hosts::default() };
-        let server = start(anywhere(), pages, step_timeout).unwrap();
+        let server = start(any_port(), pages, step_timeout).unwrap();
         let mut silent = Vec::new();
         for number in 0..MAX_CONNECTIONS {
             let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
             // Some connections never complete their request; others do, but do not read the reply.
-            let asked = if number % 2 == 0 {
+            let partial = if number % 2 == 0 {
                 "GET /metr"
             } else {
                 "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
             };
-            stream.write_all(asked.as_bytes()).await.unwrap();
+            stream.write_all(partial.as_bytes()).await.unwrap();
             silent.push(stream);
         }
         // All slots are taken until the silent connections time out.
-        assert!(tokio::time::timeout(step_timeout / 5, ask(&server, "GET /metrics")).await.is_err());
+        assert!(tokio::time::timeout(step_timeout / 5, request(&server, "GET /metrics")).await.is_err());
         for _ in 0..MAX_CONNECTIONS {
-            let answer = tokio::time::timeout(step_timeout * 10, ask(&server, "GET /metrics")).await;
-            assert!(answer.expect("a slot is free").0.starts_with("http/1.1 200 "));
+            let response = tokio::time::timeout(step_timeout * 10, request(&server, "GET /metrics")).await;
+            assert!(response.expect("a slot is free").0.starts_with("http/1.1 200 "));
         }
         for mut stream in silent {
             let end = tokio::time::timeout(step_timeout * 10, stream.read_to_end(&mut Vec::new())).await;
@@ -368,7 +368,7 @@ mod tests {
         let mut open = TcpStream::connect(address).await.unwrap();
         // The connection stays open as long as the request is incomplete.
         open.write_all(b"GET /healthz HTTP/1.1\r\nHost: local").await.unwrap();
-        assert!(ask(&server, "GET /healthz").await.0.starts_with("http/1.1 200 "));
+        assert!(request(&server, "GET /healthz").await.0.starts_with("http/1.1 200 "));
         drop(server);
         let mut rest = Vec::new();
         // The connection ends with a reset or with the end of the stream.

@@ -91,15 +91,15 @@ mod tests {
             .output()
             .unwrap();
         assert!(child.status.success(), "{child:?}");
-        let heard = || {
+        let received = || {
             let mut bytes = [0; 256];
             let length = systemd.recv(&mut bytes).unwrap();
             String::from_utf8_lossy(&bytes[..length]).into_owned()
         };
-        assert_eq!([heard(), heard(), heard()], ["READY=1\n", "STATUS=one line\n", "WATCHDOG=1\n"]);
-        let reloading = heard();
+        assert_eq!([received(), received(), received()], ["READY=1\n", "STATUS=one line\n", "WATCHDOG=1\n"]);
+        let reloading = received();
         let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
         assert!(since.trim_end().parse::<u64>().unwrap() > 0);
-        assert_eq!(heard(), "STOPPING=1\n");
+        assert_eq!(received(), "STOPPING=1\n");
     }
 }

@@ -16,13 +16,13 @@ const TARGETS: [&str; 3] = ["shutdown.target", "rescue.target", "emergency.targe
 /// # Errors
 /// When systemd cannot be queried.
 pub fn is_under_way() -> io::Result<bool> {
-    let mut ask = Command::new("systemctl");
-    let answer = ask.args(["show", "--property=Id,ActiveState,Job"]).args(TARGETS).output()?;
-    if !answer.status.success() {
-        let said = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
-        return Err(io::Error::other(format!("systemctl failed ({}): {said}", answer.status)));
+    let mut command = Command::new("systemctl");
+    let output = command.args(["show", "--property=Id,ActiveState,Job"]).args(TARGETS).output()?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(io::Error::other(format!("systemctl failed ({}): {stderr}", output.status)));
     }
-    read(&String::from_utf8_lossy(&answer.stdout))
+    read(&String::from_utf8_lossy(&output.stdout))
 }
 
 /// Parses the output of `systemctl show` for several units: lines of the form `KEY=VALUE`, with an

@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_setting_with_the_wanted_value_is_left_alone() {
-        let now = read("kernel/ostype").unwrap();
-        assert_eq!(ensure("kernel/ostype", &now).unwrap(), None);
+        let current = read("kernel/ostype").unwrap();
+        assert_eq!(ensure("kernel/ostype", &current).unwrap(), None);
     }
 }

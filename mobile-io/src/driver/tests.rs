@@ -49,7 +49,7 @@ impl MemoryDevice {
         }
     }
 
-    fn left(&self) -> usize {
+    fn remaining(&self) -> usize {
         self.waiting.lock().unwrap().0.len()
     }
 
@@ -98,13 +98,13 @@ impl PacketIo for Arc<MemoryDevice> {
     }
 }
 
-struct Side {
+struct Endpoint {
     handle: Handle,
     memory: Arc<MemoryDevice>,
     events: mpsc::Receiver<DriverEvent>,
 }
 
-impl Side {
+impl Endpoint {
     fn new(session: Session) -> Self {
         let memory = Arc::new(MemoryDevice::default());
         let (handle, events) = spawn(session, memory.clone());
@@ -140,8 +140,8 @@ impl Side {
 
 /// A client's and a relay's driver of one session.
 struct Pair {
-    client: Side,
-    relay: Side,
+    client: Endpoint,
+    relay: Endpoint,
 }
 
 const SESSION: SessionId = SessionId([7; 16]);
@@ -154,8 +154,8 @@ impl Pair {
     fn with(limits: Limits) -> Self {
         let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
         Self {
-            client: Side::new(Session::client(SESSION, limits.clone())),
-            relay: Side::new(Session::server(SESSION, 1, limits, config)),
+            client: Endpoint::new(Session::client(SESSION, limits.clone())),
+            relay: Endpoint::new(Session::server(SESSION, 1, limits, config)),
         }
     }
 
@@ -198,7 +198,7 @@ impl Pair {
         let mut before = usize::MAX;
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let left = self.client.memory.left();
+            let left = self.client.memory.remaining();
             if left == before {
                 return left;
             }
@@ -414,8 +414,8 @@ async fn closing_one_path_notifies_the_peer_and_keeps_the_other() {
 async fn a_path_with_the_same_id_replaces_the_old_one() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
-    let again = Side::new(Session::client(SESSION, limits()));
-    let mut first = std::mem::replace(&mut pair.client, again);
+    let second = Endpoint::new(Session::client(SESSION, limits()));
+    let mut first = std::mem::replace(&mut pair.client, second);
     pair.switch(PathId(1)).await;
     assert_eq!(pair.relay.closed().await, (PathId(1), CloseCode::Replaced));
     assert_eq!(first.path_error().await.0, PathId(1));
@@ -434,7 +434,7 @@ async fn a_path_with_the_same_id_replaces_the_old_one() {
 async fn unacknowledged_packets_can_be_taken_over() {
     let pair = Pair::new();
     pair.client.memory.fill(0, 10);
-    while pair.client.memory.left() > 0 {
+    while pair.client.memory.remaining() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let packets: Vec<_> = pair.client.handle.take_over().await.into_packets().collect();
@@ -447,7 +447,7 @@ async fn unacknowledged_packets_can_be_taken_over() {
 #[tokio::test]
 async fn a_refused_key_is_reported_as_refused() {
     for _ in 0..20 {
-        let mut client = Side::new(Session::client(SESSION, limits()));
+        let mut client = Endpoint::new(Session::client(SESSION, limits()));
         let (near, far) = sockets().await;
         let (client_config, relay_config) = configs(false);
         let relay = tokio::spawn(async move { tls::accept(&relay_config, far, SOON).await });
@@ -464,7 +464,7 @@ async fn a_refused_key_is_reported_as_refused() {
 
 #[tokio::test]
 async fn a_protocol_violation_closes_only_that_path() {
-    let mut client = Side::new(Session::client(SESSION, limits()));
+    let mut client = Endpoint::new(Session::client(SESSION, limits()));
     let (near, far) = handshake(sockets().await).await;
     client.handle.open_path(PathId(1), near.unwrap());
     let mut far = far.unwrap();

@@ -35,11 +35,11 @@ impl Hosts {
             // RFC 9112, section 3.2: respond with 400 unless there is exactly one Host header.
             _ => return Err(StatusCode::BAD_REQUEST),
         };
-        let all_ours = header.iter().chain(uri.authority()).all(|authority| self.is_ours(authority));
-        if all_ours { Ok(()) } else { Err(StatusCode::MISDIRECTED_REQUEST) }
+        let all_allowed = header.iter().chain(uri.authority()).all(|authority| self.is_allowed(authority));
+        if all_allowed { Ok(()) } else { Err(StatusCode::MISDIRECTED_REQUEST) }
     }
 
-    fn is_ours(&self, authority: &Authority) -> bool {
+    fn is_allowed(&self, authority: &Authority) -> bool {
         let host = authority.host();
         // Only a port may follow the host, and nothing may precede it: splitting at `]` alone would
         // accept `[::1].example` as `[::1]`.

@@ -63,18 +63,18 @@ impl Netlink {
     /// As [`add_address`](Self::add_address).
     pub async fn ensure_address(&self, index: u32, net: IpNet) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
-        let mut there = false;
+        let mut present = false;
         for old in channel.addresses(Some(index)).await? {
             if old.net == net && old.usable {
-                there = true;
+                present = true;
             } else if old.net.addr() == net.addr() {
                 channel.del_address(index, old.net).await?;
             }
         }
-        if !there {
+        if !present {
             channel.add_address(index, net).await?;
         }
-        Ok(!there)
+        Ok(!present)
     }
 
     /// Removes an address; returns false if the device does not have it.
@@ -93,8 +93,8 @@ impl Channel {
         match self.dump(RouteNetlinkMessage::GetAddress(message)).await {
             // The device was removed together with its addresses.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(Vec::new()),
-            answer => {
-                let messages = answer.explain(None, || "list the addresses".to_owned())?;
+            reply => {
+                let messages = reply.explain(None, || "list the addresses".to_owned())?;
                 let addresses = messages.into_iter().filter_map(Address::from_message);
                 Ok(addresses.filter(|address| index.is_none_or(|index| address.index == index)).collect())
             }
@@ -203,11 +203,11 @@ mod tests {
                 assert!(!netlink.ensure_address(index, address).await.unwrap());
                 let error = netlink.add_address(index, address).await.unwrap_err().to_string();
                 assert!(error.contains("File exists"), "{error}");
-                let there = netlink.addresses(index).await.unwrap();
+                let present = netlink.addresses(index).await.unwrap();
                 // The address is usable at once, without duplicate address detection.
                 assert!(
-                    there.contains(&Address { index, net: address, global: true, usable: true }),
-                    "{there:?}"
+                    present.contains(&Address { index, net: address, global: true, usable: true }),
+                    "{present:?}"
                 );
                 assert!(netlink.del_address(index, address).await.unwrap());
                 assert!(!netlink.del_address(index, address).await.unwrap());
@@ -223,9 +223,9 @@ mod tests {
             for (old, new) in [("10.77.0.2/24", "10.77.0.2/32"), ("fd77::2/64", "fd77::2/128")] {
                 netlink.add_address(index, net(old)).await.unwrap();
                 assert!(netlink.ensure_address(index, net(new)).await.unwrap());
-                let mut there = netlink.addresses(index).await.unwrap();
-                there.retain(|address| address.net.addr() == net(new).addr());
-                assert_eq!(there.iter().map(|address| address.net).collect::<Vec<_>>(), [net(new)]);
+                let mut present = netlink.addresses(index).await.unwrap();
+                present.retain(|address| address.net.addr() == net(new).addr());
+                assert_eq!(present.iter().map(|address| address.net).collect::<Vec<_>>(), [net(new)]);
             }
         });
     }

@@ -164,8 +164,8 @@ impl Netlink {
 
 impl Channel {
     pub(super) async fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let answer = self.dump(RouteNetlinkMessage::GetLink(link_request())).await;
-        let messages = answer.explain(None, || "list the network devices".to_owned())?;
+        let reply = self.dump(RouteNetlinkMessage::GetLink(link_request())).await;
+        let messages = reply.explain(None, || "list the network devices".to_owned())?;
         Ok(messages.into_iter().filter_map(Link::from_message).collect())
     }
 
@@ -177,8 +177,8 @@ impl Channel {
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         match self.get(RouteNetlinkMessage::GetLink(message)).await {
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
-            answer => {
-                let message = answer.explain(None, || format!("look up device {name}"))?;
+            reply => {
+                let message = reply.explain(None, || format!("look up device {name}"))?;
                 Ok(message.and_then(Link::from_message))
             }
         }

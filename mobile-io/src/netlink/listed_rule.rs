@@ -51,11 +51,11 @@ impl Channel {
     async fn all_rules(&mut self, family: Family) -> Result<Vec<ListedRule>, NetlinkError> {
         let mut message = RuleMessage::default();
         message.header.family = family.raw();
-        let answer = self.dump(RouteNetlinkMessage::GetRule(message)).await;
-        match answer.explain(Some(family), || format!("list the {family} rules")) {
+        let reply = self.dump(RouteNetlinkMessage::GetRule(message)).await;
+        match reply.explain(Some(family), || format!("list the {family} rules")) {
             Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
-            answer => {
-                let rules = answer?.into_iter().filter_map(ListedRule::from_message);
+            reply => {
+                let rules = reply?.into_iter().filter_map(ListedRule::from_message);
                 // A kernel without IPv6 returns the rules of IPv4.
                 Ok(rules.filter(|rule| rule.family == family).collect())
             }
@@ -73,9 +73,9 @@ impl ListedRule {
         }
         match (self.fwmark, self.inverted) {
             (None, inverted) => !inverted,
-            (Some((value, theirs)), false) => theirs & !mask == 0 && mark & theirs == value,
+            (Some((value, own_mask)), false) => own_mask & !mask == 0 && mark & own_mask == value,
             // If one of the known bits differs, the inverted rule matches.
-            (Some((value, theirs)), true) => (mark ^ value) & theirs & mask != 0,
+            (Some((value, own_mask)), true) => (mark ^ value) & own_mask & mask != 0,
         }
     }
 
@@ -83,8 +83,8 @@ impl ListedRule {
     /// if the masks overlap.
     #[must_use]
     pub fn conflicts_with_mark(&self, mark: u32, mask: u32) -> bool {
-        self.fwmark.is_some_and(|(value, theirs)| {
-            !self.inverted && theirs & mask != 0 && (mark ^ value) & theirs & mask == 0
+        self.fwmark.is_some_and(|(value, own_mask)| {
+            !self.inverted && own_mask & mask != 0 && (mark ^ value) & own_mask & mask == 0
         })
     }
 
@@ -220,11 +220,11 @@ mod tests {
             ip("rule add lookup main suppress_prefixlength 0 pref 3999");
             ip("rule add fwmark 0x10/0xf0 from 10.0.0.0/8 iif left blackhole pref 3998");
             ip("-6 rule add not fwmark 0xca6c lookup 51820 pref 4000");
-            let told = Netlink::new().unwrap().all_rules().await.unwrap();
-            let words: Vec<String> =
-                told.iter().filter(|rule| rule.priority < 5000).map(ToString::to_string).collect();
+            let listed = Netlink::new().unwrap().all_rules().await.unwrap();
+            let lines: Vec<String> =
+                listed.iter().filter(|rule| rule.priority < 5000).map(ToString::to_string).collect();
             assert_eq!(
-                words,
+                lines,
                 [
                     "0: from all lookup local",
                     "0: from all lookup local",

@@ -81,11 +81,11 @@ impl Channel {
             Err(failure) if UNREACHABLE_ERRORS.iter().any(|&errno| failure.is(errno)) => Ok(None),
             // The device has been removed.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
-            answer => {
+            reply => {
                 let what = || format!("look up the route to {destination} over device {oif}");
-                match answer.explain(Some(family), what) {
+                match reply.explain(Some(family), what) {
                     Err(error) if error.is_family_unavailable() => Ok(None),
-                    answer => Ok(answer?.and_then(|answer| BoundRoute::from_message(answer, oif))),
+                    reply => Ok(reply?.and_then(|reply| BoundRoute::from_message(reply, oif))),
                 }
             }
         }
@@ -97,10 +97,9 @@ impl Channel {
         message.attributes.push(RouteAttribute::Mark(mark));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
             Err(failure) if UNREACHABLE_ERRORS.iter().any(|&errno| failure.is(errno)) => Ok(None),
-            answer => {
-                let answer =
-                    answer.explain(Some(family), || format!("look up the route to {destination}"))?;
-                Ok(answer.and_then(RouteLookup::from_message))
+            reply => {
+                let reply = reply.explain(Some(family), || format!("look up the route to {destination}"))?;
+                Ok(reply.and_then(RouteLookup::from_message))
             }
         }
     }

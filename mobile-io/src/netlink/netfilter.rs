@@ -47,7 +47,7 @@ const COUNTER: u32 = 1;
 const COUNTER_PACKETS: u16 = 2;
 
 /// The size of the receive buffer in bytes: larger than any datagram of a dump.
-const BUFFER: usize = 32 * 1024;
+const BUFFER_LEN: usize = 32 * 1024;
 
 /// The addresses of a tracked connection, in the direction of its first packet and in that of the
 /// replies.
@@ -242,7 +242,7 @@ impl NetfilterSocket {
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         self.0.send(&bytes, 0).map_err(failed)?;
-        let mut buffer = Vec::with_capacity(BUFFER);
+        let mut buffer = Vec::with_capacity(BUFFER_LEN);
         loop {
             buffer.clear();
             match self.0.recv(&mut buffer, 0) {

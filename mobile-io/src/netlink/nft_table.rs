@@ -48,10 +48,10 @@ fn ask_for_table(name: &str) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.send_to(&table_request(name), &SocketAddr::new(0, 0), 0)?;
-    let mut answer = Vec::with_capacity(8192);
+    let mut reply = Vec::with_capacity(8192);
     loop {
-        answer.clear();
-        let (_, from) = socket.recv_from(&mut answer, 0)?;
+        reply.clear();
+        let (_, from) = socket.recv_from(&mut reply, 0)?;
         // Any process may send to a netlink socket; port 0 is the kernel.
         if from.port_number() == 0 {
             break;
@@ -59,8 +59,8 @@ fn ask_for_table(name: &str) -> io::Result<()> {
     }
     // struct nlmsghdr begins with length and type. It has 16 bytes, behind which struct nlmsgerr
     // begins with the error.
-    let kind = answer.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
-    let error = answer.get(16..20).map(|bytes| i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    let kind = reply.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
+    let error = reply.get(16..20).map(|bytes| i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
     match (kind, error) {
         (Some(kind), Some(error)) if i32::from(kind) == NLMSG_ERROR && error != 0 => {
             Err(io::Error::from_raw_os_error(-error))
@@ -125,11 +125,11 @@ impl TableWatch {
         loop {
             // Yield regularly: other tables may change faster than this loop reads.
             consume_budget().await;
-            let heard = self.subscription.next().await.map_err(|error| NetlinkError::Socket {
+            let notification = self.subscription.next().await.map_err(|error| NetlinkError::Socket {
                 what: "wait for a change of nftables".to_owned(),
                 message: error.to_string(),
             })?;
-            let ours = match heard {
+            let ours = match notification {
                 // Every message but the last of a transaction names its table. Searching all bytes
                 // for the name is sufficient: a chance match only costs a check by the caller.
                 Notification::Messages(bytes) => {
@@ -168,14 +168,14 @@ mod tests {
     fn a_table_is_found_without_the_nft_program() {
         in_new_namespace(async {
             assert!(!table_exists("ours").unwrap());
-            for (command, there) in [
+            for (command, exists) in [
                 ("add table inet ours", true),
                 ("add table inet ours_2", true),
                 ("delete table inet ours", false),
                 ("add table ip ours", false),
             ] {
                 nft(command);
-                assert_eq!(table_exists("ours").unwrap(), there, "nft {command}");
+                assert_eq!(table_exists("ours").unwrap(), exists, "nft {command}");
             }
             for length in 1..=16 {
                 let name = "x".repeat(length);
@@ -205,11 +205,11 @@ mod tests {
                 ("add table inet theirs", false),
             ] {
                 nft(command);
-                let mut told = false;
+                let mut reported = false;
                 while timeout(Duration::from_millis(100), watch.changed()).await.is_ok() {
-                    told = true;
+                    reported = true;
                 }
-                assert_eq!(told, expected, "nft {command}");
+                assert_eq!(reported, expected, "nft {command}");
             }
         });
     }

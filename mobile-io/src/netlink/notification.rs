@@ -141,7 +141,7 @@ mod tests {
         body
     }
 
-    fn told(interest: &RouteInterest, bytes: &[u8]) -> Changes {
+    fn changes_in(interest: &RouteInterest, bytes: &[u8]) -> Changes {
         let mut changes = Changes::default();
         collect_changes(bytes, interest, &mut changes);
         changes
@@ -168,10 +168,10 @@ mod tests {
             (254, "2001:db9::/32", false),
         ] {
             for kind in [RTM_NEWROUTE, RTM_DELROUTE] {
-                let changes = told(&interest(), &message(kind, &route(table, net)));
+                let changes = changes_in(&interest(), &message(kind, &route(table, net)));
                 assert_eq!(changes.routes, expected, "{net} in table {table}");
             }
-            assert!(told(&RouteInterest::All, &message(RTM_NEWROUTE, &route(table, net))).routes);
+            assert!(changes_in(&RouteInterest::All, &message(RTM_NEWROUTE, &route(table, net))).routes);
         }
     }
 
@@ -179,12 +179,12 @@ mod tests {
     fn a_route_that_cannot_be_parsed_matters() {
         let whole = route(254, "10.0.0.0/8");
         for end in [0, 1, 11, 14, whole.len() - 1] {
-            assert!(told(&interest(), &message(RTM_NEWROUTE, &whole[..end])).routes, "{end}");
+            assert!(changes_in(&interest(), &message(RTM_NEWROUTE, &whole[..end])).routes, "{end}");
         }
         // 128 is RTNL_FAMILY_IPMR, the family of multicast routes.
         let mut multicast = whole;
         multicast[0] = 128;
-        assert!(!told(&interest(), &message(RTM_NEWROUTE, &multicast)).routes);
+        assert!(!changes_in(&interest(), &message(RTM_NEWROUTE, &multicast)).routes);
     }
 
     #[test]
@@ -195,8 +195,8 @@ mod tests {
             message(RTM_NEWRULE, &[]),
         ];
         let expected = Changes { routes: true, rules: true, ..Changes::default() };
-        assert_eq!(told(&interest(), &bytes.concat()), expected);
-        assert_eq!(told(&interest(), &bytes[0]), Changes::default());
+        assert_eq!(changes_in(&interest(), &bytes.concat()), expected);
+        assert_eq!(changes_in(&interest(), &bytes[0]), Changes::default());
     }
 
     #[test]

@@ -141,14 +141,14 @@ impl Netlink {
     pub async fn ensure_route(&self, route: &Route) -> Result<bool, NetlinkError> {
         let route = route.normalised();
         let mut channel = self.0.lock().await;
-        let mut there = channel.routes(route.table, route.family()).await?;
-        there.retain(|other| other.same_key(&route));
-        if there == [route] {
+        let mut existing = channel.routes(route.table, route.family()).await?;
+        existing.retain(|other| other.same_key(&route));
+        if existing == [route] {
             return Ok(false);
         }
         // The first route is replaced. Remove the others (over further devices, or appended by
         // hand) before.
-        for extra in there.iter().skip(1) {
+        for extra in existing.iter().skip(1) {
             channel.del_route(extra).await?;
         }
         channel.put_route(&route, REPLACE).await?;
@@ -164,8 +164,8 @@ impl Netlink {
         let mut channel = self.0.lock().await;
         // The kernel treats the request as a pattern, which may match a route of another kind or
         // metric.
-        let there = channel.routes(route.table, route.family()).await?;
-        if !there.iter().any(|other| other.same_key(&route) && other.kind == route.kind) {
+        let existing = channel.routes(route.table, route.family()).await?;
+        if !existing.iter().any(|other| other.same_key(&route) && other.kind == route.kind) {
             return Ok(false);
         }
         channel.del_route(&route).await
@@ -190,11 +190,11 @@ impl Channel {
         match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
             // The table has never held a route, or the device was removed.
             Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::ENODEV) => Ok(Vec::new()),
-            answer => {
-                match answer.explain(Some(family), || format!("list the {family} routes of table {table}")) {
+            reply => {
+                match reply.explain(Some(family), || format!("list the {family} routes of table {table}")) {
                     Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
-                    answer => {
-                        let routes = answer?.into_iter().flat_map(Route::from_message);
+                    reply => {
+                        let routes = reply?.into_iter().flat_map(Route::from_message);
                         // A kernel without IPv6 returns the routes of IPv4.
                         Ok(routes.filter(|route| route.table == table && route.family() == family).collect())
                     }

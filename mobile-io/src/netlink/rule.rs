@@ -41,7 +41,7 @@ impl Netlink {
         let mut channel = self.0.lock().await;
         let mut rules = Vec::new();
         for family in Family::ALL {
-            rules.extend(channel.rules(family).await?.into_iter().map(|known| known.rule));
+            rules.extend(channel.rules(family).await?.into_iter().map(|existing| existing.rule));
         }
         rules.sort_by_key(|rule| rule.priority);
         Ok(rules)
@@ -63,20 +63,22 @@ impl Netlink {
     /// As [`add_rule`](Self::add_rule).
     pub async fn ensure_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
-        let mut there = false;
-        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.matches(rule)) {
-            if known.protocol == RouteProtocol::Kernel && !there {
-                there = true;
+        let mut present = false;
+        for existing in
+            channel.rules(rule.family).await?.into_iter().filter(|existing| existing.matches(rule))
+        {
+            if existing.protocol == RouteProtocol::Kernel && !present {
+                present = true;
             } else {
                 // The kernel ignores the protocol when it compares rules, so remove the existing
                 // one first.
-                channel.del_rule(&known).await?;
+                channel.del_rule(&existing).await?;
             }
         }
-        if !there {
+        if !present {
             channel.add_rule(rule).await?;
         }
-        Ok(!there)
+        Ok(!present)
     }
 
     /// Removes a rule; returns false if it does not exist.
@@ -86,8 +88,10 @@ impl Netlink {
     pub async fn del_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
         let mut found = false;
-        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.matches(rule)) {
-            found |= channel.del_rule(&known).await?;
+        for existing in
+            channel.rules(rule.family).await?.into_iter().filter(|existing| existing.matches(rule))
+        {
+            found |= channel.del_rule(&existing).await?;
         }
         Ok(found)
     }
@@ -106,13 +110,13 @@ impl Channel {
     async fn rules(&mut self, family: Family) -> Result<Vec<KernelRule>, NetlinkError> {
         let mut message = RuleMessage::default();
         message.header.family = family.raw();
-        let answer = self.dump(RouteNetlinkMessage::GetRule(message)).await;
-        match answer.explain(Some(family), || format!("list the {family} rules")) {
+        let reply = self.dump(RouteNetlinkMessage::GetRule(message)).await;
+        match reply.explain(Some(family), || format!("list the {family} rules")) {
             Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
-            answer => {
-                let rules = answer?.into_iter().filter_map(KernelRule::from_message);
+            reply => {
+                let rules = reply?.into_iter().filter_map(KernelRule::from_message);
                 // A kernel without IPv6 returns the rules of IPv4.
-                Ok(rules.filter(|known| known.rule.family == family).collect())
+                Ok(rules.filter(|existing| existing.rule.family == family).collect())
             }
         }
     }
@@ -126,11 +130,11 @@ impl Channel {
     ///
     /// The kernel treats the request as a pattern, so a request with fewer attributes could match a
     /// rule of another program.
-    async fn del_rule(&mut self, known: &KernelRule) -> Result<bool, NetlinkError> {
-        match self.change(RouteNetlinkMessage::DelRule(known.message.clone()), 0).await {
+    async fn del_rule(&mut self, existing: &KernelRule) -> Result<bool, NetlinkError> {
+        match self.change(RouteNetlinkMessage::DelRule(existing.message.clone()), 0).await {
             Err(failure) if failure.is(Errno::ENOENT) => Ok(false),
             outcome => {
-                let rule = &known.rule;
+                let rule = &existing.rule;
                 outcome.map(|()| true).explain(Some(rule.family), || format!("remove {rule}"))
             }
         }

@@ -107,8 +107,8 @@ mod tests {
             let mut subscription = Subscription::of(socket).unwrap();
             assert!(timeout(Duration::from_millis(50), subscription.next()).await.is_err());
             sender.send(b"is anybody there").unwrap();
-            let heard = timeout(Duration::from_secs(5), subscription.next()).await;
-            let error = heard.expect("an error is something to hear").err().expect("nobody listens there");
+            let received = timeout(Duration::from_secs(5), subscription.next()).await;
+            let error = received.expect("an error is something to hear").err().expect("nobody listens there");
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         });
     }

@@ -17,7 +17,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (client.unwrap(), server.unwrap().0)
 }
 
-async fn meet(
+async fn handshake(
     client: Arc<ClientConfig>,
     server: RelayConfig,
 ) -> (Result<TlsStream, HandshakeFailure>, Result<(TlsStream, PublicKey), HandshakeFailure>) {
@@ -28,11 +28,13 @@ async fn meet(
 #[tokio::test]
 async fn both_sides_prove_their_keys() {
     let known = key(2).public();
-    let (client, server) =
-        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(move |k| *k == known)))
-            .await;
-    let (mut client, (mut server, who)) = (client.unwrap(), server.unwrap());
-    assert_eq!(who, key(2).public());
+    let (client, server) = handshake(
+        client_config(&key(2), key(1).public()),
+        server_config(&key(1), Arc::new(move |k| *k == known)),
+    )
+    .await;
+    let (mut client, (mut server, client_key)) = (client.unwrap(), server.unwrap());
+    assert_eq!(client_key, key(2).public());
     assert_eq!(peer_key(client.get_ref().1), Some(key(1).public()));
     client.write_all(b"hello").await.unwrap();
     client.flush().await.unwrap();
@@ -44,7 +46,7 @@ async fn both_sides_prove_their_keys() {
 #[tokio::test]
 async fn the_fastest_cipher_of_this_processor_is_negotiated() {
     let (client, server) =
-        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| true))).await;
+        handshake(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| true))).await;
     let (client, server) = (client.unwrap(), server.unwrap().0);
     let agreed = client.get_ref().1.negotiated_cipher_suite();
     assert_eq!(agreed, Some(cipher_suites(has_aes())[0]));
@@ -54,7 +56,7 @@ async fn the_fastest_cipher_of_this_processor_is_negotiated() {
 #[tokio::test]
 async fn an_unauthorised_client_learns_that_it_is_refused() {
     let (client, server) =
-        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
+        handshake(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
     assert!(server.is_err());
     // In TLS 1.3 the client's handshake completes before the server checks its key.
     let refusal = match client {
@@ -78,47 +80,47 @@ fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> A
 #[tokio::test]
 async fn an_unproved_key_is_not_looked_up_and_nothing_is_revealed_about_it() {
     let (known, unknown) = (key(2).public(), key(3).public());
-    let mut told = Vec::new();
+    let mut reasons = Vec::new();
     for offered in [known, unknown] {
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&lookups);
         let authorise = move |key: &PublicKey| {
             count.fetch_add(1, Ordering::Relaxed);
             *key == known
         };
         let server = server_config(&key(1), Arc::new(authorise));
-        let (client, accepted) = meet(unproved_config(offered, &key(4), key(1).public()), server).await;
+        let (client, accepted) = handshake(unproved_config(offered, &key(4), key(1).public()), server).await;
         assert!(matches!(accepted, Err(HandshakeFailure::Protocol(_))), "{accepted:?}");
-        told.push(match client {
+        reasons.push(match client {
             Err(cause) => cause,
             Ok(mut stream) => classify(&stream.read(&mut [0; 1]).await.unwrap_err()),
         });
-        assert_eq!(asked.load(Ordering::Relaxed), 0, "the list of clients was asked");
+        assert_eq!(lookups.load(Ordering::Relaxed), 0, "the list of clients was asked");
     }
-    assert_ne!(told[0], HandshakeFailure::Refused);
-    assert_eq!(told[0], told[1], "a client's key is told from a stranger's");
+    assert_ne!(reasons[0], HandshakeFailure::Refused);
+    assert_eq!(reasons[0], reasons[1], "a client's key is told from a stranger's");
 }
 
 #[tokio::test]
 async fn an_unknown_key_may_only_enrol() {
     let server = server_config(&key(1), Arc::new(|_| false));
-    let (client, accepted) = meet(enrolment_config(&key(2), key(1).public()), server.clone()).await;
-    let (accepted, who) = accepted.unwrap();
-    assert_eq!(who, key(2).public(), "it proves its key all the same");
+    let (client, accepted) = handshake(enrolment_config(&key(2), key(1).public()), server.clone()).await;
+    let (accepted, client_key) = accepted.unwrap();
+    assert_eq!(client_key, key(2).public(), "it proves its key all the same");
     assert!(is_enrolment(&accepted) && is_enrolment(&client.unwrap()));
     // A client that offers both protocols is taken for an enrolment.
     let mut both = (*client_config(&key(2), key(1).public())).clone();
     both.alpn_protocols.push(ENROLL_ALPN.to_vec());
-    let (_, accepted) = meet(Arc::new(both), server.clone()).await;
+    let (_, accepted) = handshake(Arc::new(both), server.clone()).await;
     assert!(is_enrolment(&accepted.unwrap().0));
-    let (client, accepted) = meet(enrolment_config(&key(2), key(9).public()), server).await;
+    let (client, accepted) = handshake(enrolment_config(&key(2), key(9).public()), server).await;
     assert!(matches!(client, Err(HandshakeFailure::WrongRelayKey { .. })) && accepted.is_err());
 }
 
 #[tokio::test]
 async fn a_wrong_relay_key_is_reported_with_the_expected_one() {
     let (client, server) =
-        meet(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
+        handshake(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
     let cause = client.unwrap_err();
     assert_eq!(
         cause,
@@ -134,10 +136,10 @@ async fn a_client_without_a_key_or_the_protocol_is_refused() {
     let server = server_config(&key(1), Arc::new(|_| true));
     let mut other = (*client_config(&key(2), key(1).public())).clone();
     other.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let (_, refused) = meet(Arc::new(other.clone()), server.clone()).await;
+    let (_, refused) = handshake(Arc::new(other.clone()), server.clone()).await;
     assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
     other.alpn_protocols.clear();
-    let (_, refused) = meet(Arc::new(other), server.clone()).await;
+    let (_, refused) = handshake(Arc::new(other), server.clone()).await;
     assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
     let provider = provider();
     let anonymous = ClientConfig::builder_with_provider(provider.clone())
@@ -146,7 +148,7 @@ async fn a_client_without_a_key_or_the_protocol_is_refused() {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(key(1).public(), &provider)))
         .with_no_client_auth();
-    let (_, refused) = meet(Arc::new(anonymous), server).await;
+    let (_, refused) = handshake(Arc::new(anonymous), server).await;
     assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
 }
 

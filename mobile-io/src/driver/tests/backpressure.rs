@@ -2,7 +2,7 @@
 
 use super::*;
 
-impl Side {
+impl Endpoint {
     /// Waits for data to move to `path`; returns whether it did within `patience`.
     async fn moves_to(&self, path: PathId, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
@@ -37,13 +37,13 @@ async fn no_path_is_read_while_events_wait() {
     pair.client.memory.fill(0, 10);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(pair.relay.memory.received.load(SeqCst), 0);
-    let mut told = 0;
+    let mut reported = 0;
     while let Ok(Some(event)) =
         tokio::time::timeout(Duration::from_millis(300), pair.relay.events.recv()).await
     {
-        told += u32::from(matches!(event, DriverEvent::Session(Event::Activated { .. })));
+        reported += u32::from(matches!(event, DriverEvent::Session(Event::Activated { .. })));
     }
-    assert!(told >= switches, "{told} of {switches}");
+    assert!(reported >= switches, "{reported} of {switches}");
     assert!(pair.relay.moves_to(stopped_at, SOON).await);
     pair.relay.memory.has_received(10).await;
     pair.relay.memory.check(10);

@@ -66,7 +66,7 @@ async fn data_behind_hello_is_delivered_when_the_path_is_accepted() {
     };
     pair.client.event(activated).await;
     pair.client.memory.fill(10, 10);
-    while pair.client.memory.left() > 0 {
+    while pair.client.memory.remaining() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     // The relay has not sent anything on this path yet.
