@@ -1,7 +1,7 @@
 //! Confines a started daemon: it gives up the capabilities, system calls (seccomp) and files
 //! (Landlock) that it does not need.
 //!
-//! An attacker who takes over the process gets no more than what is left.
+//! An attacker who takes over the process gets only the remaining rights.
 //!
 //! All three restrictions apply to the calling thread and to threads that it starts later.
 //! Therefore each thread of the runtime confines itself when it starts, and the main thread

@@ -324,7 +324,7 @@ mod tests {
         let left = tokio::time::timeout(late, connection.recv::<Message>()).await;
         assert_eq!(left.expect("a slow peer is left").unwrap(), None);
         drop(connection);
-        tokio::time::timeout(late, dribbling).await.expect("it was sent away").unwrap();
+        tokio::time::timeout(late, dribbling).await.expect("the connection was not closed").unwrap();
 
         let _deaf = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();

@@ -357,7 +357,7 @@ mod tests {
         for mut stream in silent {
             let end = tokio::time::timeout(step_timeout * 10, stream.read_to_end(&mut Vec::new())).await;
             // The server closes the connection in the middle of the reply or without one.
-            let _ = end.expect("it was sent away");
+            let _ = end.expect("the connection was not closed");
         }
     }
 

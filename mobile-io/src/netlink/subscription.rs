@@ -108,7 +108,8 @@ mod tests {
             assert!(timeout(Duration::from_millis(50), subscription.next()).await.is_err());
             sender.send(b"is anybody there").unwrap();
             let received = timeout(Duration::from_secs(5), subscription.next()).await;
-            let error = received.expect("an error is something to hear").err().expect("nobody listens there");
+            let error =
+                received.expect("the error was not reported").err().expect("the datagram was refused");
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         });
     }

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     async fn next(watch: &mut Watch) -> Changes {
-        timeout(Duration::from_secs(5), watch.changed()).await.expect("a change is told").unwrap()
+        timeout(Duration::from_secs(5), watch.changed()).await.expect("no change was reported").unwrap()
     }
 
     /// Combines all reports until there has been none for 300 ms.

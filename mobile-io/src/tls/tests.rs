@@ -98,7 +98,7 @@ async fn an_unproved_key_is_not_looked_up_and_nothing_is_revealed_about_it() {
         assert_eq!(lookups.load(Ordering::Relaxed), 0, "the list of clients was asked");
     }
     assert_ne!(reasons[0], HandshakeFailure::Refused);
-    assert_eq!(reasons[0], reasons[1], "a client's key is told from a stranger's");
+    assert_eq!(reasons[0], reasons[1], "the reply distinguishes an authorised key");
 }
 
 #[tokio::test]

@@ -247,7 +247,7 @@ fn a_path_is_growing_until_its_rate_is_known_and_when_bbr_starts_again() {
     assert!((0..100).all(|_| sample(500_000, false)));
     // The first call only begins a sample.
     let grown = std::iter::repeat_with(|| sample(500_000, true)).take_while(|growing| *growing).count();
-    assert_eq!(grown, RAMP_UP_SAMPLES + 1, "then it is no start any more");
+    assert_eq!(grown, RAMP_UP_SAMPLES + 1, "a low rate is then not taken for the start-up");
 }
 
 /// Tests a path of 20 ms whose send buffer is smaller than the bandwidth-delay product. It never
