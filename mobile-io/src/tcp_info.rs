@@ -276,7 +276,7 @@ mod tests {
         // Bytes from the peer are not segments of ours.
         far.write_all(&[9]).await.unwrap();
         near.read_exact(&mut [0]).await.unwrap();
-        assert_eq!(sample(&near).unwrap().segs_out, after.segs_out);
+        assert_eq!(liveness_sample(&near).unwrap().segs_out, after.segs_out);
     }
 
     #[tokio::test]
