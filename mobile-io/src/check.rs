@@ -1,4 +1,5 @@
-//! What `mobile check` and `home-relay check` say: findings, one line each, and what to do about those that are not well.
+//! The findings of `mobile check` and `home-relay check`: one line each, with the next step for
+//! every finding that is not `ok`.
 
 use std::fmt::Write as _;
 
@@ -6,67 +7,67 @@ use serde::Serialize;
 
 use crate::text::printable;
 
-/// How well something is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// As it should be.
+    /// The host or the configuration is as it should be.
     Ok,
-    /// It works, but not as well as it could, or not everywhere.
+    /// The program works, but with a restriction that the finding describes.
     Warn,
-    /// It cannot work like this.
+    /// The program cannot work until the finding is fixed.
     Fail,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How well it is.
+    /// The severity of the finding.
     pub level: Level,
-    /// What was looked at: `kernel`, `config`, `relay over eth0`…
+    /// The part that was checked: `kernel`, `config`, `relay over eth0`…
     pub topic: String,
-    /// What was seen.
+    /// The observed state.
     pub seen: String,
-    /// What to do; only where the level is not `ok`.
+    /// The step that fixes the problem; `None` if and only if the level is `ok`.
     pub next_step: Option<String>,
 }
 
-/// Everything that was looked at: what `check --json` prints, stable.
+/// The findings of all checks, in the stable form that `check --json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// Nothing fails; the exit status is 0.
+pub struct CheckReport {
+    /// Whether no finding has the level `fail`, in which case the exit status is 0.
     pub ok: bool,
-    /// In the order in which they should be mended.
+    /// All findings, in the order in which the user should fix them.
     pub findings: Vec<Finding>,
 }
 
 impl Finding {
-    /// As it should be.
+    /// Creates a finding of level `ok`.
     pub fn ok(topic: impl Into<String>, seen: impl Into<String>) -> Self {
         Self { level: Level::Ok, topic: topic.into(), seen: seen.into(), next_step: None }
     }
 
-    /// It works, but.
+    /// Creates a finding of level `warn`, which restricts the program but does not stop it.
     pub fn warn(topic: impl Into<String>, seen: impl Into<String>, next_step: impl Into<String>) -> Self {
         let (topic, seen) = (topic.into(), seen.into());
         Self { level: Level::Warn, topic, seen, next_step: Some(next_step.into()) }
     }
 
-    /// It cannot work.
+    /// Creates a finding of level `fail`, with which the program cannot work.
     pub fn fail(topic: impl Into<String>, seen: impl Into<String>, next_step: impl Into<String>) -> Self {
         Self { level: Level::Fail, ..Self::warn(topic, seen, next_step) }
     }
 }
 
-impl Report {
-    /// Of these findings.
+impl CheckReport {
+    /// Creates a report from `findings` and derives [`ok`](Self::ok) from their levels.
     #[must_use]
     pub fn new(findings: Vec<Finding>) -> Self {
         let ok = findings.iter().all(|finding| finding.level != Level::Fail);
         Self { ok, findings }
     }
 
-    /// For a person: a line for each finding.
+    /// Renders the report as text, one line for each finding.
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::new();
@@ -76,10 +77,10 @@ impl Report {
                 Level::Warn => "warn",
                 Level::Fail => "FAIL",
             };
-            // What others say (the kernel, a resolver) may hold line ends, and scripts count lines.
+            // Messages of the kernel or a resolver may contain line ends, and scripts count lines.
             let line =
                 |text: &str| printable(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned();
-            // Writing to a String cannot fail.
+            // Writing to a `String` cannot fail.
             let _ = write!(text, "{word:<5} {topic}: {}", line(seen));
             if let Some(next) = next_step {
                 let _ = write!(text, "; what to do: {}", line(next));
@@ -97,18 +98,18 @@ mod tests {
     #[test]
     fn every_finding_is_one_line_and_only_a_failure_fails() {
         let mut findings = vec![Finding::ok("kernel", "6.18"), Finding::warn("tun", "a\n b", "load it")];
-        let report = Report::new(findings.clone());
+        let report = CheckReport::new(findings.clone());
         assert!(report.ok);
         assert_eq!(report.render(), "ok    kernel: 6.18\nwarn  tun: a b; what to do: load it\n");
         findings.push(Finding::fail("key", "none", "make one"));
-        let report = Report::new(findings);
+        let report = CheckReport::new(findings);
         assert!(!report.ok);
         assert!(report.render().ends_with("\nFAIL  key: none; what to do: make one\n"));
     }
 
     #[test]
-    fn the_shape_of_json_is_the_documented_one() {
-        let report = Report::new(vec![Finding::ok("a", "b"), Finding::fail("c", "d", "e")]);
+    fn the_json_has_the_documented_form() {
+        let report = CheckReport::new(vec![Finding::ok("a", "b"), Finding::fail("c", "d", "e")]);
         assert_eq!(
             serde_json::to_value(&report).unwrap(),
             serde_json::json!({"ok": false, "findings": [

@@ -1,7 +1,9 @@
-//! Configuration: defaults, then the file, then the environment, then flags; whatever is unknown is refused.
+//! Loads a configuration from defaults, a TOML file, environment variables and command-line flags,
+//! in ascending order of precedence.
 //!
-//! The type to be loaded is a struct of sections, each a struct of keys, as in the TOML file; the known names are
-//! those of its fields. An error says where: file and line, variable, or flag.
+//! The type to load is a struct of sections, each a struct of keys, as in the TOML file. The names
+//! of the structs' fields are the known names; any other name is an error. Every error names the
+//! place: file and line, variable, or flag.
 
 mod de;
 mod node;
@@ -16,34 +18,37 @@ use serde::de::DeserializeOwned;
 pub use de::ConfigError;
 use node::{Node, Origin};
 
-/// Loads a configuration.
+/// Loads the configuration from the file at `path`, the environment and `overrides`.
 ///
-/// `required`: a missing file is an error (else it is as an empty one). `env_prefix` is `MOBILE` or `HOME_RELAY`:
-/// `MOBILE_RELAY_ENDPOINT` sets `endpoint` in `[relay]`, a list is separated by commas, and a variable that names
-/// no section is none of ours. `overrides` are flags: `("relay.endpoint", "…")`.
+/// - `required`: whether a missing file is an error. Otherwise a missing file counts as an empty
+///   one.
+/// - `env_prefix`: `MOBILE` or `HOME_RELAY`. The variable `MOBILE_RELAY_ENDPOINT` sets `endpoint`
+///   in `[relay]`; commas separate the items of a list. Variables that name no section are ignored.
+/// - `overrides`: the values of flags, such as `("relay.endpoint", "…")`.
 ///
 /// # Errors
-/// When the file cannot be read, is not TOML, or any source has an unknown key or an unfit value.
+/// When the file cannot be read or is not TOML, or when any source has an unknown key or an invalid
+/// value.
 pub fn load<T: DeserializeOwned>(
     path: &Path,
     required: bool,
     env_prefix: &str,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
-    load_from(path, required, env_prefix, variables(), overrides)
+    load_from(path, required, env_prefix, environment(), overrides)
 }
 
-/// What the defaults and the environment say, for those who may not read the file.
+/// Loads the defaults and the environment only, for a user who may not read the file.
 ///
 /// # Errors
-/// When the environment has an unknown key or an unfit value.
-pub fn without_file<T: DeserializeOwned>(env_prefix: &str) -> Result<T, ConfigError> {
-    parse(Path::new(""), "", env_prefix, variables(), &[])
+/// When the environment has an unknown key or an invalid value.
+pub fn load_without_file<T: DeserializeOwned>(env_prefix: &str) -> Result<T, ConfigError> {
+    parse(Path::new(""), "", env_prefix, environment(), &[])
 }
 
-fn variables() -> impl Iterator<Item = (String, String)> {
+fn environment() -> impl Iterator<Item = (String, String)> {
     env::vars_os().filter_map(|(name, value)| {
-        // A name or value that is not text is not ours.
+        // Every setting is text, so a variable that is not valid UTF-8 cannot be one.
         Some((name.into_string().ok()?, value.into_string().ok()?))
     })
 }
@@ -52,28 +57,30 @@ fn load_from<T: DeserializeOwned>(
     path: &Path,
     required: bool,
     env_prefix: &str,
-    variables: impl Iterator<Item = (String, String)>,
+    environment: impl Iterator<Item = (String, String)>,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
     let text = read_file(path, required)?;
-    parse(path, &text, env_prefix, variables, overrides)
+    parse(path, &text, env_prefix, environment, overrides)
 }
 
-/// The same of a file that was read already; `path` is what errors call it.
+/// Parses the text of a configuration file and merges the environment and `overrides` into it.
+///
+/// Errors refer to the file as `path`, which is not opened.
 ///
 /// # Errors
-/// As [`load`], without those of the file system.
+/// As [`load`], except for errors of the file system.
 pub fn parse<T: DeserializeOwned>(
     path: &Path,
     text: &str,
     env_prefix: &str,
-    variables: impl Iterator<Item = (String, String)>,
+    environment: impl Iterator<Item = (String, String)>,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
     let mut root = Node::parse(&path.display().to_string(), text)?;
     let sections = de::field_names::<T>();
-    for (name, value) in variables {
-        if let Some((section, key)) = section_and_key(&name, env_prefix, sections) {
+    for (name, value) in environment {
+        if let Some((section, key)) = split_variable(&name, env_prefix, sections) {
             root.set(&[section, &key], value, &Origin::new(format!("environment variable {name}")));
         }
     }
@@ -89,7 +96,7 @@ fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(String::new()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ConfigError::new(format!(
-            "no configuration at {}: `mobile enroll` writes that of a laptop, `home-relay init` that of a relay; or name another with --config FILE",
+            "no configuration file {}: create it with `mobile enroll` (agent) or `home-relay init` (relay), or name another with --config FILE",
             path.display()
         ))),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -99,14 +106,14 @@ fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
     }
 }
 
-/// `MOBILE_RELAY_PUBLIC_KEY` is `relay`, `public_key`.
-fn section_and_key(name: &str, prefix: &str, sections: &[&'static str]) -> Option<(&'static str, String)> {
+/// Splits a variable's name: `MOBILE_RELAY_PUBLIC_KEY` becomes `("relay", "public_key")`.
+fn split_variable(name: &str, prefix: &str, sections: &[&'static str]) -> Option<(&'static str, String)> {
     let rest = name.strip_prefix(prefix)?.strip_prefix('_')?.to_ascii_lowercase();
     let key_in = |section: &&'static str| {
         let key = rest.strip_prefix(section)?.strip_prefix('_').filter(|key| !key.is_empty())?;
         Some((*section, key.to_owned()))
     };
-    // Should one section's name begin another's, the longer one is meant.
+    // If one section's name is the beginning of another's, the longer name wins.
     sections.iter().filter_map(key_in).max_by_key(|(section, _)| section.len())
 }
 
@@ -155,11 +162,11 @@ mod tests {
         }
     }
 
-    struct Case {
+    struct TestFile {
         dir: tempfile::TempDir,
     }
 
-    impl Case {
+    impl TestFile {
         fn new(text: &str) -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("agent.toml"), text).unwrap();
@@ -167,9 +174,9 @@ mod tests {
         }
 
         fn load(&self, env: &[(&str, &str)], flags: &[(&str, String)]) -> Result<Settings, String> {
-            let variables = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let environment = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             let file = self.dir.path().join("agent.toml");
-            load_from(&file, true, "MOBILE", variables, flags)
+            load_from(&file, true, "MOBILE", environment, flags)
                 .map_err(|error| error.to_string().replace(&format!("{}/", self.dir.path().display()), ""))
         }
 
@@ -178,11 +185,11 @@ mod tests {
         }
     }
 
-    const GOOD: &str = "[relay]\nendpoint = \"192.0.2.1:443\"\n";
+    const VALID: &str = "[relay]\nendpoint = \"192.0.2.1:443\"\n";
 
     #[test]
-    fn a_file_fills_what_it_names_and_defaults_the_rest() {
-        let case = Case::new(
+    fn missing_keys_have_their_defaults() {
+        let case = TestFile::new(
             "[relay]\nendpoint = \"192.0.2.1:443\"\n[routing]\nmark = 0x4d00\nbypass = [\"10.0.0.0/8\"]\nmode = \"manual\"\n",
         );
         let settings = case.load(&[], &[]).unwrap();
@@ -193,7 +200,7 @@ mod tests {
 
     #[test]
     fn environment_beats_file_and_flags_beat_both() {
-        let case = Case::new(GOOD);
+        let case = TestFile::new(VALID);
         let env = [
             ("MOBILE_RELAY_ENDPOINT", "192.0.2.2:443"),
             ("MOBILE_RELAY_KEY_FILE", "/key"),
@@ -214,43 +221,45 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one() {
-        let case = Case::new("# a comment\n[relay]\nendpoint = \"192.0.2.1:443\"\nkeyfile = \"/x\"\n");
+        let case = TestFile::new("# a comment\n[relay]\nendpoint = \"192.0.2.1:443\"\nkeyfile = \"/x\"\n");
         assert_eq!(case.error(), "agent.toml:4: unknown key `keyfile` in [relay]; did you mean `key_file`?");
-        let case = Case::new("[rellay]\nendpoint = 1\n");
+        let case = TestFile::new("[rellay]\nendpoint = 1\n");
         assert_eq!(case.error(), "agent.toml:1: unknown section [rellay]; did you mean [relay]?");
-        let case = Case::new("[relay]\nendpoint = \"192.0.2.1:443\"\nzzz = 1\n");
+        let case = TestFile::new("[relay]\nendpoint = \"192.0.2.1:443\"\nzzz = 1\n");
         assert_eq!(
             case.error(),
             "agent.toml:3: unknown key `zzz` in [relay]; known keys are `endpoint`, `key_file`"
         );
-        let error = Case::new(GOOD).load(&[("MOBILE_RELAY_ENDPOIN", "x")], &[]).unwrap_err();
+        let error = TestFile::new(VALID).load(&[("MOBILE_RELAY_ENDPOIN", "x")], &[]).unwrap_err();
         assert_eq!(
             error,
             "environment variable MOBILE_RELAY_ENDPOIN: unknown key `endpoin` in [relay]; did you mean `endpoint`?"
         );
-        let error = Case::new(GOOD).load(&[], &[("relay.x", "1".into())]).unwrap_err();
+        let error = TestFile::new(VALID).load(&[], &[("relay.x", "1".into())]).unwrap_err();
         assert!(error.starts_with("command line: unknown key `x` in [relay]"), "{error}");
     }
 
     #[test]
-    fn an_unfit_value_is_refused_with_its_place() {
-        assert!(Case::new("[relay]\nendpoint = 5\n").error().starts_with("agent.toml:2: [relay] endpoint: "));
-        let error = Case::new("[relay]\nendpoint = \"here\"\n").error();
+    fn an_invalid_value_is_refused_with_its_place() {
+        assert!(
+            TestFile::new("[relay]\nendpoint = 5\n").error().starts_with("agent.toml:2: [relay] endpoint: ")
+        );
+        let error = TestFile::new("[relay]\nendpoint = \"here\"\n").error();
         assert!(error.starts_with("agent.toml:2: [relay] endpoint: ") && error.contains("socket"), "{error}");
-        let case = Case::new(&format!("{GOOD}[routing]\nbypass = [\n  \"10.0.0.0/8\",\n  \"x\",\n]\n"));
+        let case = TestFile::new(&format!("{VALID}[routing]\nbypass = [\n  \"10.0.0.0/8\",\n  \"x\",\n]\n"));
         assert!(case.error().starts_with("agent.toml:6: [routing] bypass: "), "{}", case.error());
-        let error = Case::new(&format!("{GOOD}[routing]\nmark = -1\n")).error();
+        let error = TestFile::new(&format!("{VALID}[routing]\nmark = -1\n")).error();
         assert!(error.starts_with("agent.toml:4: [routing] mark: "), "{error}");
-        let error = Case::new(&format!("{GOOD}[routing]\nmode = \"odd\"\n")).error();
+        let error = TestFile::new(&format!("{VALID}[routing]\nmode = \"odd\"\n")).error();
         assert!(error.contains("odd") && error.contains("`auto`"), "{error}");
-        let error = Case::new(GOOD).load(&[("MOBILE_ROUTING_MARK", "many")], &[]).unwrap_err();
+        let error = TestFile::new(VALID).load(&[("MOBILE_ROUTING_MARK", "many")], &[]).unwrap_err();
         assert!(error.starts_with("environment variable MOBILE_ROUTING_MARK: [routing] mark: "), "{error}");
     }
 
     #[test]
-    fn what_is_missing_is_named() {
-        assert_eq!(Case::new("[relay]\n").error(), "agent.toml:1: [relay] needs the key `endpoint`");
-        assert_eq!(Case::new("").error(), "agent.toml: the section [relay] is missing");
+    fn missing_sections_keys_and_files_are_named() {
+        assert_eq!(TestFile::new("[relay]\n").error(), "agent.toml:1: [relay] needs the key `endpoint`");
+        assert_eq!(TestFile::new("").error(), "agent.toml: the section [relay] is missing");
         let nowhere = Path::new("/nonexistent/agent.toml");
         let error = load_from::<Settings>(nowhere, true, "MOBILE", std::iter::empty(), &[]).unwrap_err();
         assert!(
@@ -261,10 +270,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_toml_is_refused_with_its_line() {
-        let error = Case::new("[relay]\nendpoint = \n").error();
+    fn invalid_toml_is_refused_with_its_line() {
+        let error = TestFile::new("[relay]\nendpoint = \n").error();
         assert!(error.starts_with("agent.toml:2: "), "{error}");
-        let error = Case::new("[relay]\nendpoint = \"a\"\nendpoint = \"b\"\n").error();
+        let error = TestFile::new("[relay]\nendpoint = \"a\"\nendpoint = \"b\"\n").error();
         assert!(error.starts_with("agent.toml:3: "), "{error}");
         assert!(!error.contains('\n'), "one line is enough: {error}");
     }

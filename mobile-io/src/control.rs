@@ -1,8 +1,11 @@
-//! The control socket: JSON lines over a unix socket, with the peer known by the kernel's word.
+//! The control socket: JSON lines over a Unix socket, whose peer the kernel identifies.
+//!
+//! A daemon binds a [`Listener`] and answers the requests of each [`Connection`]. A command uses
+//! the blocking [`Client`].
 
 mod client;
 mod peer;
-mod slots;
+mod user_limit;
 
 use std::fs;
 use std::io;
@@ -19,86 +22,91 @@ use tokio::net::{UnixListener, UnixStream};
 
 pub use client::Client;
 pub use peer::Peer;
-pub use slots::{UserSlot, UserSlots};
+pub use user_limit::{ConnectionPermit, UserConnectionLimit};
 
-/// The longest request: any fits in one hundredth of it.
-pub const MAX_LINE: usize = 64 * 1024;
+/// The maximum length of a request in bytes; real requests are less than a hundredth of it.
+pub const MAX_REQUEST: usize = 64 * 1024;
 
-/// The longest answer: the sessions of some 50,000 clients.
-pub const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// The maximum length of a reply in bytes: enough for the sessions of some 50,000 clients.
+pub const MAX_REPLY: usize = 16 * 1024 * 1024;
 
-/// The time that a peer has for each step: to send a whole request, counted from the moment we wait
-/// for it, and to read a whole answer. Commands take milliseconds; one that was suspended, or a
-/// malicious one, must not hold a connection for ever.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time allowed for each step: for the peer to send a whole request, counted from the start of
+/// the wait, and to read a whole reply.
+///
+/// Commands take milliseconds. A suspended or malicious one must not occupy a connection for ever.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a control socket failed.
+/// The reason why an operation on a control socket failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// A live one holds the socket.
-    #[error("already running: somebody answers on {0}")]
+    /// Another process answers on the socket.
+    #[error("already running: another process answers on {0}")]
     AlreadyRunning(PathBuf),
-    /// Nobody is there.
-    #[error("nobody answers on {path} ({source}): is the service running?")]
+    /// No process listens on the socket.
+    #[error("cannot connect to {path} ({source}): is the service running?")]
     NotRunning {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// This user may not talk to it.
+    /// The user has no permission to use the socket.
     #[error("not allowed to use {0}: ask for membership of the socket's group, or run as root")]
     NotAllowed(PathBuf),
-    /// The group is not known.
+    /// The configured group does not exist.
     #[error("no group named `{0}`: create it, or change the group of the control socket")]
     NoSuchGroup(String),
-    /// A line is longer than any request or answer can be.
-    #[error("a request of more than {MAX_LINE} bytes, or an answer of more than {MAX_ANSWER}")]
+    /// A message is longer than [`MAX_REQUEST`] or [`MAX_REPLY`].
+    #[error("message too long: at most {MAX_REQUEST} bytes for a request, {MAX_REPLY} for a reply")]
     TooLong,
-    /// A line is not what was expected.
-    #[error("not understood: {0}")]
+    /// A line is not a valid message of the expected type.
+    #[error("invalid message: {0}")]
     BadMessage(String),
-    /// The service hung up in the middle.
-    #[error("the service on {0} hung up before it answered: its log says why")]
+    /// The service closed the connection before it sent a whole reply.
+    #[error("the service on {0} closed the connection before it replied: see its log")]
     HungUp(PathBuf),
-    /// Anything else.
+    /// A system call failed for another reason.
     #[error("control socket {path}: {source}")]
     Io {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
-/// The listening end; its socket file is removed when dropped.
+/// The listening socket of a service; its file is removed on drop.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
-    patience: Duration,
-    /// Device and inode: what is removed at the end must be ours still.
+    step_timeout: Duration,
+    /// The device and inode of the socket file, so that a successor's file is not removed.
     identity: (u64, u64),
 }
 
-/// One accepted connection.
+/// A connection that a [`Listener`] accepted.
 #[derive(Debug)]
 pub struct Connection {
-    /// Who is at the other end.
+    /// The identity of the process that connected.
     pub peer: Peer,
     path: PathBuf,
-    patience: Duration,
+    step_timeout: Duration,
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     line: Vec<u8>,
 }
 
 impl Listener {
-    /// Binds the socket with this mode, and this group if one is named, making its directory if need be. A socket
-    /// left by a service that is gone is replaced.
+    /// Binds the socket at `path` with the permissions `mode`, and with `group` as its group if
+    /// given.
+    ///
+    /// Creates the directory if it is missing, and replaces a socket that a terminated service left
+    /// behind.
     ///
     /// # Errors
-    /// When a live service holds it, or it cannot be made; then nothing is left of it.
+    /// When a running service holds the socket, or when it cannot be created; then the socket is
+    /// removed again.
     pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, ControlError> {
         let io_error = |source| ControlError::Io { path: path.to_owned(), source };
         let group = group.map(find_group).transpose()?;
@@ -107,15 +115,15 @@ impl Listener {
         }
         remove_stale(path)?;
         let listener = UnixListener::bind(path).map_err(|source| match source.kind() {
-            // Somebody was faster.
+            // Another process bound the path after the check above.
             io::ErrorKind::AddrInUse => ControlError::AlreadyRunning(path.to_owned()),
             io::ErrorKind::PermissionDenied => ControlError::NotAllowed(path.to_owned()),
             _ => io_error(source),
         })?;
         let metadata = fs::symlink_metadata(path).map_err(io_error)?;
-        // From here on a failure removes the socket.
+        // From this point on, dropping `bound` on a failure removes the socket.
         let identity = (metadata.dev(), metadata.ino());
-        let bound = Self { listener, path: path.to_owned(), patience: PATIENCE, identity };
+        let bound = Self { listener, path: path.to_owned(), step_timeout: STEP_TIMEOUT, identity };
         if let Some(group) = group {
             chown(path, None, Some(group.gid)).map_err(|errno| io_error(errno.into()))?;
         }
@@ -126,11 +134,12 @@ impl Listener {
     /// Waits for the next connection.
     ///
     /// # Errors
-    /// When the socket fails, or the peer was gone before it was known. The next one may be fine.
+    /// When the socket fails, or when the peer disconnected before the kernel could identify it.
+    /// Callers may continue with the next connection.
     pub async fn accept(&self) -> Result<Connection, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
         let (stream, _) = self.listener.accept().await.map_err(io_error)?;
-        Connection::new(stream, &self.path, self.patience).map_err(io_error)
+        Connection::new(stream, &self.path, self.step_timeout).map_err(io_error)
     }
 }
 
@@ -138,41 +147,42 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
         if ours {
-            // Nothing can be done about a failure, and a stale socket is replaced by the next start.
+            // Ignore a failure: the next start replaces a stale socket.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
 impl Connection {
-    fn new(stream: UnixStream, path: &Path, patience: Duration) -> io::Result<Self> {
+    fn new(stream: UnixStream, path: &Path, step_timeout: Duration) -> io::Result<Self> {
         let peer = Peer::of(&stream)?;
         let (reader, writer) = stream.into_split();
         let (path, reader) = (path.to_owned(), BufReader::new(reader));
-        Ok(Self { peer, path, patience, reader, writer, line: Vec::new() })
+        Ok(Self { peer, path, step_timeout, reader, writer, line: Vec::new() })
     }
 
-    /// Waits for the next request, for 10 s; `None` when the peer has gone or has asked nothing
-    /// whole in that time.
+    /// Waits up to 10 s for the next request.
+    ///
+    /// Returns `None` when the peer has disconnected or has not sent a whole line in that time.
     ///
     /// # Errors
-    /// `BadMessage` for a line that is no such request: answer so, and go on with the next one. Any other error
-    /// ends the connection.
+    /// `BadMessage` for a line that is not a valid request: the caller may report that to the peer
+    /// and continue. Any other error ends the connection.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
-        // What a cancelled call has read is still in `line`.
-        let room = (MAX_LINE + 1).saturating_sub(self.line.len()) as u64;
-        let mut bounded = (&mut self.reader).take(room);
+        // If an earlier call was cancelled, the bytes that it read are still in `line`.
+        let remaining = (MAX_REQUEST + 1).saturating_sub(self.line.len()) as u64;
+        let mut bounded = (&mut self.reader).take(remaining);
         let read = bounded.read_until(b'\n', &mut self.line);
-        match tokio::time::timeout(self.patience, read).await {
+        match tokio::time::timeout(self.step_timeout, read).await {
             Ok(read) => read.map_err(io_error)?,
             Err(_idle) => return Ok(None),
         };
-        if self.line.len() > MAX_LINE {
+        if self.line.len() > MAX_REQUEST {
             return Err(ControlError::TooLong);
         }
         if !self.line.ends_with(b"\n") {
-            // The peer went away, if in the middle of a line, then that was no request.
+            // The peer disconnected; an incomplete line is not a request.
             return Ok(None);
         }
         let parsed = parse(&self.line);
@@ -180,27 +190,27 @@ impl Connection {
         parsed.map(Some)
     }
 
-    /// Sends one answer.
+    /// Sends one reply.
     ///
     /// # Errors
-    /// When the peer has gone or does not read it within 10 s, or the answer is longer than a line
-    /// may be.
+    /// When the peer has disconnected or does not read the reply within 10 s, or when the reply is
+    /// longer than [`MAX_REPLY`].
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ControlError> {
-        let line = to_line(message, MAX_ANSWER)?;
-        let written = tokio::time::timeout(self.patience, self.writer.write_all(&line)).await;
+        let line = to_line(message, MAX_REPLY)?;
+        let written = tokio::time::timeout(self.step_timeout, self.writer.write_all(&line)).await;
         written
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|source| ControlError::Io { path: self.path.clone(), source })
     }
 
-    /// Waits until the peer hangs up: for an answer that goes on until nobody reads it.
+    /// Waits until the peer disconnects, for a reply that continues until then.
     pub async fn closed(&mut self) {
         let mut rest = [0; 256];
         while matches!(self.reader.read(&mut rest).await, Ok(1..)) {}
     }
 }
 
-/// Removes a socket nobody listens on.
+/// Removes the socket file at `path` if no process listens on it.
 fn remove_stale(path: &Path) -> Result<(), ControlError> {
     use std::os::unix::fs::FileTypeExt;
 
@@ -212,7 +222,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     if !metadata.file_type().is_socket() {
         return Err(io_error(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            "a file that is no socket is in its place; move it away",
+            "the path exists and is not a socket; move that file away",
         )));
     }
     match std::os::unix::net::UnixStream::connect(path) {
@@ -229,10 +239,10 @@ fn find_group(name: &str) -> Result<Group, ControlError> {
     Group::from_name(name).ok().flatten().ok_or_else(|| ControlError::NoSuchGroup(name.to_owned()))
 }
 
-/// Reads one line, a request or an answer.
+/// Parses one line, a request or a reply.
 ///
 /// # Errors
-/// `BadMessage` when it is no such thing.
+/// `BadMessage` when the line is not valid JSON for `T`.
 pub fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, ControlError> {
     serde_json::from_slice(line).map_err(|error| ControlError::BadMessage(error.to_string()))
 }
@@ -256,24 +266,24 @@ mod tests {
         Message::from([("number".to_owned(), number)])
     }
 
-    fn place() -> (tempfile::TempDir, PathBuf) {
+    fn socket_path() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/agent.sock");
         (dir, path)
     }
 
     #[tokio::test]
-    async fn a_command_asks_and_watches() {
-        let (_dir, path) = place();
+    async fn a_command_reads_one_reply_and_then_a_series() {
+        let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o660, None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         let command = tokio::task::spawn_blocking({
             let path = path.clone();
             move || {
                 let mut client = Client::connect(&path).unwrap();
-                let answer: Message = client.call(&message(1)).unwrap();
-                let rest: Vec<Option<Message>> = (0..3).map(|_| client.recv().unwrap()).collect();
-                (answer, rest)
+                let reply: Message = client.call(&message(1)).unwrap();
+                let rest: Vec<Option<Message>> = (0..3).map(|_| client.next_line().unwrap()).collect();
+                (reply, rest)
             }
         });
         let mut connection = listener.accept().await.unwrap();
@@ -285,25 +295,25 @@ mod tests {
             connection.send(&message(number)).await.unwrap();
         }
         drop(connection);
-        let (answer, rest) = command.await.unwrap();
-        assert_eq!(answer, message(2));
+        let (reply, rest) = command.await.unwrap();
+        assert_eq!(reply, message(2));
         assert_eq!(rest, [Some(message(3)), Some(message(4)), None]);
         drop(listener);
         assert!(!path.exists());
     }
 
     #[tokio::test]
-    async fn a_peer_that_is_silent_dribbles_or_does_not_read_is_left() {
-        let (_dir, path) = place();
+    async fn a_silent_slow_or_unreading_peer_times_out() {
+        let (_dir, path) = socket_path();
         let mut listener = Listener::bind(&path, 0o600, None).unwrap();
-        listener.patience = Duration::from_millis(300);
+        listener.step_timeout = Duration::from_millis(300);
         let late = Duration::from_secs(20);
         let _silent = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
         let left = tokio::time::timeout(late, connection.recv::<Message>()).await;
         assert_eq!(left.expect("a silent peer is left").unwrap(), None);
 
-        // Sending a byte now and then does not extend the deadline.
+        // A byte sent now and then does not extend the deadline.
         let mut slow = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
         let dribbling = tokio::spawn(async move {
@@ -314,12 +324,12 @@ mod tests {
         let left = tokio::time::timeout(late, connection.recv::<Message>()).await;
         assert_eq!(left.expect("a slow peer is left").unwrap(), None);
         drop(connection);
-        tokio::time::timeout(late, dribbling).await.expect("it was sent away").unwrap();
+        tokio::time::timeout(late, dribbling).await.expect("the connection was not closed").unwrap();
 
         let _deaf = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
-        let answer = "x".repeat(MAX_ANSWER / 2);
-        let left = tokio::time::timeout(late, connection.send(&answer)).await;
+        let reply = "x".repeat(MAX_REPLY / 2);
+        let left = tokio::time::timeout(late, connection.send(&reply)).await;
         let error = left.expect("a peer that does not read is left").unwrap_err();
         assert!(
             matches!(&error, ControlError::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut)
@@ -327,8 +337,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_may_be_longer_than_a_request() {
-        let (_dir, path) = place();
+    async fn a_reply_may_be_longer_than_a_request() {
+        let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o600, None).unwrap();
         let command = tokio::task::spawn_blocking({
             let path = path.clone();
@@ -336,23 +346,23 @@ mod tests {
         });
         let mut connection = listener.accept().await.unwrap();
         assert_eq!(connection.recv().await.unwrap(), Some(message(1)));
-        let answer: Vec<u64> = (0..MAX_LINE as u64).collect();
-        connection.send(&answer).await.unwrap();
-        assert_eq!(command.await.unwrap(), answer);
-        let endless = "x".repeat(MAX_ANSWER);
+        let reply: Vec<u64> = (0..MAX_REQUEST as u64).collect();
+        connection.send(&reply).await.unwrap();
+        assert_eq!(command.await.unwrap(), reply);
+        let endless = "x".repeat(MAX_REPLY);
         assert!(matches!(connection.send(&endless).await, Err(ControlError::TooLong)));
     }
 
     #[tokio::test]
-    async fn a_bad_line_can_be_answered_and_a_long_one_ends_it() {
-        let (_dir, path) = place();
+    async fn after_an_invalid_line_the_connection_continues_but_not_after_a_long_one() {
+        let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o600, None).unwrap();
         let mut raw = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
         raw.write_all(b"nonsense\n{\"number\":7}\n").await.unwrap();
         assert!(matches!(connection.recv::<Message>().await, Err(ControlError::BadMessage(_))));
         assert_eq!(connection.recv().await.unwrap(), Some(message(7)));
-        raw.write_all(&vec![b'x'; MAX_LINE + 1]).await.unwrap();
+        raw.write_all(&vec![b'x'; MAX_REQUEST + 1]).await.unwrap();
         assert!(matches!(connection.recv::<Message>().await, Err(ControlError::TooLong)));
         let mut raw = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
@@ -362,17 +372,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_live_socket_is_respected_and_a_stale_one_replaced() {
-        let (_dir, path) = place();
+    async fn a_socket_in_use_is_kept_and_a_stale_one_is_replaced() {
+        let (_dir, path) = socket_path();
         let first = Listener::bind(&path, 0o600, None).unwrap();
         let second = Listener::bind(&path, 0o600, None).unwrap_err();
         assert!(matches!(&second, ControlError::AlreadyRunning(p) if *p == path), "{second}");
         drop(first);
-        // A socket whose owner was killed: the file stays.
+        // A killed service leaves its socket file behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let third = Listener::bind(&path, 0o600, None).unwrap();
-        // A successor has taken the place: it is not ours to remove.
+        // The file belongs to a successor, so dropping `third` must not remove it.
         fs::remove_file(&path).unwrap();
         let fourth = Listener::bind(&path, 0o600, None).unwrap();
         drop(third);
@@ -384,8 +394,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_stands_in_the_way_is_named() {
-        let (_dir, path) = place();
+    async fn errors_name_the_socket_or_the_group() {
+        let (_dir, path) = socket_path();
         let error = Client::connect(&path).unwrap_err().to_string();
         assert!(error.contains("agent.sock") && error.contains("is the service running?"), "{error}");
         let error = Listener::bind(&path, 0o660, Some("no-such-group")).unwrap_err().to_string();

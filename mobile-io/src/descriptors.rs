@@ -1,14 +1,17 @@
-//! How many files and sockets this process may have open.
+//! Raises the limit on open files and sockets of this process.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Allows as many as the system lets us: a relay has a socket for each client, and a login shell's 1024 are for programs
-/// that use `select`. Once, at the start of a daemon.
-pub fn allow_many() {
+/// Raises the soft limit on open descriptors to the hard limit; a daemon calls this once when it
+/// starts.
+///
+/// A relay needs a socket for each client. The usual soft limit of 1024 is for programs that use
+/// `select`.
+pub fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
-        tracing::warn!("cannot raise the number of open files ({error}): it stays what `ulimit -n` says");
+        tracing::warn!("cannot raise the limit on open files ({error}): the limit of `ulimit -n` applies");
     }
 }
 
@@ -17,9 +20,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_allows_is_used() {
-        allow_many();
-        let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        assert_eq!(now, most);
+    fn the_soft_limit_is_raised_to_the_hard_limit() {
+        raise_limit();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(soft, hard);
     }
 }

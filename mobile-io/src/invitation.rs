@@ -1,6 +1,7 @@
-//! Invitations: one line of text by which a laptop finds the relay, knows it, and is let in once.
+//! Invitations: one line of text with which a laptop finds the relay, authenticates it and is
+//! enrolled once.
 //!
-//! The relay keeps only the hash of the token, and a token is a secret: neither `Debug` nor any error shows it.
+//! A token is a secret: the relay stores only its hash, and neither `Debug` nor any error shows it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,53 +16,55 @@ use zeroize::Zeroizing;
 
 use crate::keys::{KEY_LEN, KeyError, PublicKey};
 
-/// What an invitation begins with; another format gets another number.
+/// The prefix of every invitation; another format would have another number.
 const PREFIX: &str = "mobile-invite-1-";
-/// Bytes of SHA-256 over the rest: enough to tell a paste that lost its end from a whole one.
+/// The length of the checksum, the first bytes of the SHA-256 of the rest, which detects an
+/// incomplete paste.
 const CHECK_LEN: usize = 4;
-/// A DNS name has 253 characters at most (RFC 1035), a port five.
+/// The maximum length of an endpoint: a DNS name has at most 253 characters (RFC 1035), a port
+/// five.
 const MAX_ENDPOINT: usize = 253 + 1 + 5;
 
-/// All a laptop needs to join.
+/// The data that a laptop needs to enrol.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Invitation {
-    /// `host:port` of the relay.
+    /// The relay's address as `host:port`.
     pub endpoint: String,
-    /// The relay's key.
+    /// The relay's public key.
     pub relay: PublicKey,
-    /// What lets in, once.
+    /// The secret that permits one enrolment.
     pub token: Token,
 }
 
-/// The SHA-256 of a token, which is all that the relay keeps of it.
+/// The SHA-256 hash of a token, which is all that the relay stores of it.
 ///
-/// A token has 128 random bits, so neither salt nor a slow hash is needed, and to look it up by its hash tells nobody
-/// anything by the time it takes.
+/// A token has 128 random bits, so neither a salt nor a slow hash is needed. Looking a token up by
+/// its hash reveals nothing through the time it takes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenHash([u8; 32]);
 
-/// Why a text is no invitation.
+/// The reason why a text is not a valid invitation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseInvitationError {
-    /// It does not begin as one.
-    #[error("this is no invitation: it begins with {PREFIX}, as `home-relay invite` printed it")]
+    /// The text does not begin with the prefix of an invitation.
+    #[error("not an invitation: copy the line that `home-relay invite` printed, which begins with {PREFIX}")]
     Foreign,
-    /// It is cut off, or was changed on the way.
-    #[error("the invitation is damaged: copy the whole line that `home-relay invite` printed")]
+    /// The text is incomplete or was altered.
+    #[error("the invitation is incomplete or altered: copy the whole line that `home-relay invite` printed")]
     Damaged,
 }
 
-/// A new token from the system's randomness.
+/// Creates a new token from the system's random number generator.
 ///
 /// # Errors
-/// When the system gives no random bytes.
+/// When the system provides no random bytes.
 pub fn new_token() -> Result<Token, KeyError> {
     let mut bytes = Zeroizing::new([0; TOKEN_LEN]);
     SystemRandom::new().fill(&mut *bytes).map_err(|_| KeyError::NoRandomness)?;
     Ok(Token::from_bytes(*bytes))
 }
 
-/// Is this `host:port`, with an IPv6 address in brackets and a port that is not 0?
+/// Returns whether `text` is `host:port`, with an IPv6 address in brackets and a non-zero port.
 #[must_use]
 pub fn is_endpoint(text: &str) -> bool {
     let port = text.rsplit_once(':').and_then(|(host, port)| {
@@ -73,7 +76,7 @@ pub fn is_endpoint(text: &str) -> bool {
 }
 
 impl TokenHash {
-    /// The hash of a token.
+    /// Returns the hash of `token`.
     #[must_use]
     pub fn of(token: &Token) -> Self {
         let mut hash = [0; 32];
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_holds_all_and_nothing_a_shell_would_touch() {
+    fn an_invitation_is_one_line_without_shell_metacharacters() {
         for endpoint in ["relay.example.org:443", "192.0.2.1:8443", "[2001:db8::1]:443"] {
             let text = invitation(endpoint).to_string();
             assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'), "{text}");
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_one_is_known_as_such_whatever_happened_to_it() {
+    fn a_damaged_invitation_is_detected() {
         let text = invitation("relay.example.org:443").to_string();
         for end in PREFIX.len()..text.len() {
             assert_eq!(text[..end].parse::<Invitation>(), Err(ParseInvitationError::Damaged), "{end}");
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_in_no_debug_output_and_no_two_are_the_same() {
+    fn debug_output_hides_the_token_and_tokens_differ() {
         let token = new_token().unwrap();
         assert_ne!(token.as_bytes(), new_token().unwrap().as_bytes());
         let shown = format!("{:?}", Invitation { token: token.clone(), ..invitation("relay:1") });

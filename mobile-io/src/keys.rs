@@ -1,7 +1,7 @@
-//! Identities: Ed25519 keys, base64 text, one format for both programs.
+//! Ed25519 keys in base64, which identify the relay and its clients.
 //!
-//! An identity is a key, as in ssh and WireGuard. Public keys travel in configurations and on command lines;
-//! private ones stay in a file that nobody but its owner may read.
+//! An identity is a key, as in SSH and WireGuard. Public keys appear in configurations and on
+//! command lines. A private key stays in a file that only its owner can read.
 
 use std::fmt;
 use std::fs;
@@ -17,91 +17,91 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
-use crate::owner;
+use crate::ownership;
 
-/// Bytes of an Ed25519 seed, and of a public key.
+/// The length of an Ed25519 seed, and of a public key, in bytes.
 pub const KEY_LEN: usize = 32;
 
 /// A private key: the 32-byte Ed25519 seed.
 ///
-/// `Debug` shows only the public key, so that the private one cannot leak into a log. When the key
-/// is dropped, its memory is overwritten, as is every text and buffer that is made of it here.
+/// `Debug` shows only the public key, so that the private key cannot leak into a log. The memory of
+/// the key, and of every text and buffer made from it here, is overwritten when dropped.
 #[derive(Clone)]
 pub struct PrivateKey {
     seed: Zeroizing<[u8; KEY_LEN]>,
     public: PublicKey,
 }
 
-/// A public key: who a peer is.
+/// A public key, which identifies a peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey([u8; KEY_LEN]);
 
-/// Why a key cannot be used.
+/// The reason why a key cannot be loaded or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The file is not there.
+    /// The key file does not exist.
     #[error("no key at {path}: make one with `{hint}`")]
     Missing {
-        /// Where it was looked for.
+        /// The expected path of the key file.
         path: PathBuf,
-        /// The command that makes one.
+        /// The command that creates a key.
         hint: &'static str,
     },
-    /// The file is there, and would be overwritten.
-    #[error("{0} exists already: a key is never overwritten; remove it first if nobody relies on it")]
+    /// The key file exists and would be overwritten.
+    #[error("{0} exists already and is never overwritten: remove it first if its key is no longer used")]
     Exists(PathBuf),
-    /// Somebody else than the owner may read the file.
-    #[error("{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")]
+    /// Users other than the owner may read the key file.
+    #[error("{path} can be read by other users (mode {mode:04o}): run `chmod 600 {path}`")]
     Exposed {
-        /// The key file.
+        /// The path of the key file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
     },
-    /// The file cannot be read or written.
-    #[error("cannot use key file {path}: run as root, and see that its directory is there")]
+    /// The key file cannot be read or written.
+    #[error("cannot read or write key file {path}: run as root, and check that its directory exists")]
     Io {
-        /// The key file.
+        /// The path of the key file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The file does not hold a key.
-    #[error("{path} holds no private key")]
+    /// The file does not contain a valid key.
+    #[error("{path} does not contain a private key")]
     NotAKey {
-        /// The key file.
+        /// The path of the key file.
         path: PathBuf,
-        /// What is wrong with the text.
+        /// The reason why the text is not a key.
         source: ParseKeyError,
     },
-    /// The system gave no randomness.
-    #[error("the system gave no random bytes for a new key")]
+    /// The system provided no random bytes.
+    #[error("the system provided no random bytes for a new key")]
     NoRandomness,
 }
 
-/// Why a text is not a key.
+/// The reason why a text is not a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseKeyError {
-    /// It is not base64.
-    #[error("a key is 44 characters of base64, and this is not base64")]
+    /// The text is not base64.
+    #[error("invalid base64: a key is 44 characters of base64")]
     NotBase64,
-    /// It is base64 of something else.
-    #[error("a key is 32 bytes in base64 (44 characters), and this holds {0} bytes")]
+    /// The text is base64 of another length.
+    #[error("invalid length of {0} bytes: a key is 32 bytes (44 characters of base64)")]
     WrongLength(usize),
 }
 
 impl PrivateKey {
-    /// Makes a new key from the system's randomness.
+    /// Generates a new key from the system's random number generator.
     ///
     /// # Errors
-    /// When the system gives no random bytes.
+    /// When the system provides no random bytes.
     pub fn generate() -> Result<Self, KeyError> {
         let mut seed = Zeroizing::new([0; KEY_LEN]);
         SystemRandom::new().fill(&mut *seed).map_err(|_| KeyError::NoRandomness)?;
         Ok(Self::of(seed))
     }
 
-    /// The key of this seed: every 32 bytes are one.
+    /// Creates the key with the given seed; any 32 bytes are valid.
     #[must_use]
     pub fn from_seed(seed: [u8; KEY_LEN]) -> Self {
         Self::of(Zeroizing::new(seed))
@@ -114,10 +114,10 @@ impl PrivateKey {
         Self { seed, public: PublicKey(public) }
     }
 
-    /// Reads a key file, and refuses one that others can read.
+    /// Loads a key file, unless other users can read it.
     ///
     /// # Errors
-    /// When the file is missing, exposed, unreadable, or holds no key.
+    /// When the file is missing, readable by others, unreadable, or not a key.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let io_error = |source| KeyError::Io { path: path.to_owned(), source };
         let file = fs::File::open(path).map_err(|source| match source.kind() {
@@ -130,16 +130,17 @@ impl PrivateKey {
         if mode & 0o077 != 0 {
             return Err(KeyError::Exposed { path: path.to_owned(), mode });
         }
-        // A key is 44 characters: whatever is much longer is another file, and is not read whole.
+        // A key has 44 characters, so do not read all of a much longer file.
         let mut text = Zeroizing::new(String::with_capacity(1024));
         io::Read::read_to_string(&mut io::Read::take(file, 1024), &mut text).map_err(io_error)?;
         text.trim().parse().map_err(|source| KeyError::NotAKey { path: path.to_owned(), source })
     }
 
-    /// Writes the key to a new file of mode 0600, owned like its folder; never overwrites.
+    /// Saves the key to a new file with mode 0600 and the owner of its directory; never overwrites
+    /// a file.
     ///
     /// # Errors
-    /// When the file exists, or cannot be written (then nothing is left of it).
+    /// When the file exists, or cannot be written, in which case it is removed.
     pub fn save_new(&self, path: &Path) -> Result<(), KeyError> {
         let mut file =
             fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|source| {
@@ -149,30 +150,31 @@ impl PrivateKey {
                 }
             })?;
         let written = writeln!(file, "{}", *self.to_base64())
-            .and_then(|()| owner::as_folder(&file, path))
+            .and_then(|()| ownership::inherit_from_directory(&file, path))
             .and_then(|()| file.sync_all());
         written.map_err(|source| {
-            // Half a key is worse than none; the first error is the one to report.
+            // Remove the incomplete key, and report the first error.
             let _ = fs::remove_file(path);
             KeyError::Io { path: path.to_owned(), source }
         })
     }
 
-    /// The public key that belongs to it.
+    /// Returns the public key that belongs to this key.
     #[must_use]
     pub fn public(&self) -> PublicKey {
         self.public
     }
 
-    /// The text of the key, as in its file. It is a secret.
+    /// Returns the secret text of the key, as stored in its file.
     #[must_use]
     pub fn to_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(STANDARD.encode(*self.seed))
     }
 
-    /// The key in PKCS#8, as TLS wants it.
+    /// Returns the key in PKCS#8, as rustls expects it.
     pub(crate) fn to_pkcs8(&self) -> Vec<u8> {
-        // RFC 8410, section 7: SEQUENCE { INTEGER 0, SEQUENCE { OID 1.3.101.112 }, OCTET STRING { OCTET STRING seed } }.
+        // RFC 8410, section 7: SEQUENCE { INTEGER 0, SEQUENCE { OID 1.3.101.112 }, OCTET STRING {
+        // OCTET STRING seed } }.
         const PREFIX: [u8; 16] =
             [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
         [&PREFIX[..], &self.seed[..]].concat()
@@ -193,28 +195,28 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// RFC 8410, section 4: what precedes the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo.
+/// The bytes before the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 impl PublicKey {
-    /// A key from its bytes.
+    /// Creates a key from its bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// Returns the bytes of the key.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
-    /// The SubjectPublicKeyInfo, which is what TLS carries (RFC 7250).
+    /// Returns the SubjectPublicKeyInfo that TLS sends (RFC 7250).
     pub(crate) fn to_spki(self) -> Vec<u8> {
         [&SPKI_PREFIX[..], &self.0].concat()
     }
 
-    /// The key of a SubjectPublicKeyInfo, if it is an Ed25519 one.
+    /// Parses a SubjectPublicKeyInfo; returns `None` unless it holds an Ed25519 key.
     pub(crate) fn from_spki(spki: &[u8]) -> Option<Self> {
         spki.strip_prefix(&SPKI_PREFIX)?.try_into().ok().map(Self)
     }
@@ -296,7 +298,7 @@ mod tests {
         let error = PrivateKey::load(&path).unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(
-            error.to_string().contains("no private key") && cause.contains("holds 5 bytes"),
+            error.to_string().contains("not contain a private key") && cause.contains("of 5 bytes"),
             "{error}: {cause}"
         );
     }

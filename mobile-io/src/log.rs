@@ -1,4 +1,4 @@
-//! Logging: `tracing` to stderr.
+//! Sends `tracing` events to stderr, for a terminal, a file or the journal.
 
 use std::env;
 use std::fmt;
@@ -15,32 +15,34 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Why logging cannot start.
+/// The reason why logging cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The level is not one.
+    /// The log level is invalid.
     #[error(
-        "`{level}` from {origin} is no log level: error, warn, info, debug, trace, or directives such as `info,mobile_io=debug`"
+        "invalid log level `{level}` from {origin}: use error, warn, info, debug, trace, or directives such as `info,mobile_io=debug`"
     )]
     BadLevel {
-        /// The text given.
+        /// The invalid text.
         level: String,
-        /// `--log` or the variable.
+        /// The source of the text: `--log` or the environment variable.
         origin: String,
     },
-    /// Somebody has set up logging already.
-    #[error("logging was started twice")]
+    /// A logger has already been installed.
+    #[error("logging has already been started")]
     Twice,
 }
 
-/// Starts logging to stderr. `flag` is what `--log` gave; else the variable `env` (`MOBILE_LOG`, `HOME_RELAY_LOG`)
-/// decides; else `info`.
+/// Starts logging to stderr.
 ///
-/// Colours only on a terminal. To journald a line says its priority, as sd-daemon(3) has it, and neither level nor time
-/// of day, which the journal has of its own.
+/// The level is `flag` (of `--log`), else the environment variable `env` (`MOBILE_LOG` or
+/// `HOME_RELAY_LOG`), else `info`.
+///
+/// Colours are used on a terminal only. If stderr leads to the journal, each line begins with its
+/// priority as in sd-daemon(3), without level and time, which the journal stores itself.
 ///
 /// # Errors
-/// When the level is not one, or logging was started before.
+/// When the level is invalid, or when logging was started before.
 pub fn init(flag: Option<&str>, env: &str) -> Result<(), LogError> {
     let variable = env::var_os(env).map(|value| value.to_string_lossy().into_owned());
     let filter = filter(flag, env, variable.as_deref())?;
@@ -51,29 +53,31 @@ pub fn init(flag: Option<&str>, env: &str) -> Result<(), LogError> {
     subscriber(filter, style, io::stderr).try_init().map_err(|_| LogError::Twice)
 }
 
-/// The last words of a program that fails, on stderr: an error where it is the journal that reads them.
-pub fn complain(words: &str) {
-    let text = if is_journal() { prioritised(Level::ERROR, words) } else { format!("{words}\n") };
-    // A closed stderr leaves nobody to tell.
+/// Prints the error that ends a program to stderr, with error priority if the journal reads it.
+pub fn print_fatal(message: &str) {
+    let text = if is_journal() { prioritised(Level::ERROR, message) } else { format!("{message}\n") };
+    // If stderr is closed, the message cannot be shown anywhere.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Clone, Copy)]
 enum Style {
-    /// With time and level.
+    /// Lines with time and level.
     Lines { colours: bool },
-    /// Behind a priority.
+    /// Lines with a priority for the journal.
     Journal,
 }
 
-/// Whether stderr leads to journald.
+/// Returns whether stderr leads to the journal.
 fn is_journal() -> bool {
     env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(io::stderr(), &stream))
 }
 
-/// Whether this is the stream systemd names by device and inode. Its variable alone says nothing: everything a
-/// service starts inherits it, with its output wherever it likes.
+/// Returns whether `fd` is the stream that systemd identifies by device and inode.
+///
+/// The variable alone is not sufficient: every child of a service inherits it, even if its output
+/// is redirected.
 fn is_stream(fd: impl AsFd, stream: &str) -> bool {
     fstat(fd).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
@@ -81,12 +85,13 @@ fn is_stream(fd: impl AsFd, stream: &str) -> bool {
 fn filter(flag: Option<&str>, env: &str, variable: Option<&str>) -> Result<Targets, LogError> {
     let (text, origin) = match (flag, variable) {
         (Some(flag), _) => (flag, "--log"),
-        // Set to nothing is a way to say "not set".
+        // An empty variable counts as unset.
         (None, Some(value)) if !value.trim().is_empty() => (value, env),
         _ => ("info", "the default"),
     };
     let bad = || LogError::BadLevel { level: text.to_owned(), origin: origin.to_owned() };
-    // A lone word would be taken for a module's name, and `--log debgu` would silence everything.
+    // `Targets` would parse a single word as a module name, so `--log debgu` would disable all
+    // logging.
     let is_word = text.chars().all(|char| char.is_ascii_alphanumeric() || char == '_');
     if text.is_empty() || (is_word && text.parse::<LevelFilter>().is_err()) {
         return Err(bad());
@@ -108,7 +113,7 @@ where
     }
 }
 
-/// Lines of the format inside, behind their priority.
+/// Formats events with `F` and prefixes each line with its priority.
 struct Prioritised<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
@@ -129,7 +134,7 @@ where
     }
 }
 
-/// Each line is an entry of its own to journald, and so has a priority of its own.
+/// Prefixes each line with its priority, because each line is a separate entry in the journal.
 fn prioritised(level: Level, text: &str) -> String {
     let priority = match level {
         Level::ERROR => 3,
@@ -181,11 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_level_names_where_it_came_from() {
+    fn an_invalid_level_is_reported_with_its_source() {
         for (flag, variable, expected) in [
-            (Some("debgu"), None, "`debgu` from --log is no log level: "),
-            (None, Some("info,mobile_io=loud"), "`info,mobile_io=loud` from MOBILE_LOG is no log level: "),
-            (Some(""), None, "`` from --log is no log level: "),
+            (Some("debgu"), None, "invalid log level `debgu` from --log: "),
+            (None, Some("info,mobile_io=loud"), "invalid log level `info,mobile_io=loud` from MOBILE_LOG: "),
+            (Some(""), None, "invalid log level `` from --log: "),
         ] {
             let error = filter(flag, "MOBILE_LOG", variable).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
@@ -202,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_gets_priorities_and_nothing_it_has_itself() {
+    fn the_journal_gets_priorities_without_level_and_time() {
         let all = filter(Some("trace"), "", None).unwrap();
         assert_eq!(lines(all, Style::Journal), "<6>handover uplink=\"wlan0\"\n<7>detail\n");
         assert_eq!(prioritised(Level::WARN, "one\ntwo\n"), "<4>one\n<4>two\n");
@@ -210,11 +215,11 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_is_known_by_its_stream_and_not_by_the_variable_alone() {
+    fn the_journal_is_recognised_by_its_stream() {
         let (ours, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let stat = fstat(&ours).unwrap();
-        let told = format!("{}:{}", stat.st_dev, stat.st_ino);
-        assert!(is_stream(&ours, &told));
-        assert!(!is_stream(&other, &told) && !is_stream(&ours, "") && !is_stream(&ours, "8:"));
+        let stream_id = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(is_stream(&ours, &stream_id));
+        assert!(!is_stream(&other, &stream_id) && !is_stream(&ours, "") && !is_stream(&ours, "8:"));
     }
 }

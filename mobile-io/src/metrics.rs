@@ -1,4 +1,4 @@
-//! Metrics over HTTP: `/metrics` for Prometheus, `/healthz` for whoever watches.
+//! Serves metrics over HTTP: `/metrics` for Prometheus and `/healthz` for health checks.
 
 mod declared;
 mod host;
@@ -22,35 +22,38 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use declared::{Kind, Metric};
+pub use declared::{Metric, MetricKind};
 use host::Hosts;
 pub use host::is_host_name;
 
-/// The time for each of two steps: for the request, which a scraper sends in one piece, and for the
-/// answer to be gathered and read. A connection carries one request, so it lasts at most twice as
-/// long, whatever the other side does, and is never idle.
+/// The time allowed for each of two steps: receiving the request, and gathering and sending the
+/// reply.
+///
+/// A scraper sends its request in one piece. A connection carries one request, so it lasts at most
+/// twice this time, whatever the peer does.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A scraper or two, a health check and a person: more than this is a mistake or an attack, and waits.
+/// The maximum number of connections: several scrapers, a health check and a person. Further
+/// connections wait.
 const MAX_CONNECTIONS: usize = 32;
 
-/// A scrape's request is a few hundred bytes.
+/// The maximum size of a request in bytes; a scrape sends a few hundred.
 const MAX_REQUEST: usize = 16 * 1024;
 
-/// The queue of connections not yet accepted.
+/// The number of connections that the kernel queues for acceptance.
 const BACKLOG: i32 = 32;
 
-/// How long to wait when the process is out of descriptors, before asking for a connection again.
+/// The delay before accepting again after a failure, such as a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// A running metrics server; stops when dropped.
+/// A running metrics server, which stops when dropped.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     task: JoinHandle<()>,
 }
 
-/// Why metrics cannot be served.
+/// The reason why the metrics server cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve metrics on {address}: {source}; change [metrics] listen")]
 pub struct MetricsError {
@@ -58,11 +61,13 @@ pub struct MetricsError {
     source: io::Error,
 }
 
-/// Serves `gather`'s text at `/metrics` and `healthy`'s verdict at `/healthz`, to clients that ask
-/// for an IP address, for `localhost` or for one of `hosts`. Must be called in a runtime.
+/// Serves the text of `gather` at `/metrics` and the result of `healthy` at `/healthz`.
+///
+/// Only requests for an IP address, for `localhost` or for one of `hosts` are answered. Must be
+/// called in a tokio runtime.
 ///
 /// # Errors
-/// When the address is busy or not ours.
+/// When the address is in use or does not belong to this host.
 pub fn serve(
     listen: SocketAddr,
     hosts: &[String],
@@ -73,21 +78,21 @@ pub fn serve(
     start(listen, pages, STEP_TIMEOUT).map_err(|source| MetricsError { address: listen, source })
 }
 
-/// The text format 0.0.4 of everything in the registry.
+/// Encodes all metrics of `registry` in the Prometheus text format 0.0.4.
 #[must_use]
 pub fn encode(registry: &prometheus::Registry) -> String {
     let mut text = String::new();
     for family in registry.gather() {
-        // One that has no value or no name is no reason to keep the others back.
+        // A metric without a value or name must not prevent the others from being served.
         if let Err(error) = TextEncoder::new().encode_utf8(&[family], &mut text) {
-            tracing::error!(%error, "a metric cannot be encoded");
+            tracing::error!(%error, "cannot encode a metric: skipped it");
         }
     }
     text
 }
 
 impl Server {
-    /// Where it listens (the port is known even if 0 was asked for).
+    /// Returns the address the server listens on, with the actual port if 0 was requested.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
@@ -106,24 +111,24 @@ struct Pages {
     hosts: Hosts,
 }
 
-fn start(listen: SocketAddr, pages: Pages, patience: Duration) -> io::Result<Server> {
+fn start(listen: SocketAddr, pages: Pages, step_timeout: Duration) -> io::Result<Server> {
     let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
     let listener = bind(listen)?;
     let address = listener.local_addr()?;
-    Ok(Server { address, task: runtime.spawn(accept(listener, Arc::new(pages), patience)) })
+    Ok(Server { address, task: runtime.spawn(accept(listener, Arc::new(pages), step_timeout)) })
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    // A restart finds the port free at once, whatever connections of the last run are in TIME_WAIT.
+    // A restarted program can bind the port although earlier connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-/// Ends when it is aborted, and its connections with it.
-async fn accept(listener: TcpListener, pages: Arc<Pages>, patience: Duration) {
+/// Accepts connections until the task is aborted, which also ends the open connections.
+async fn accept(listener: TcpListener, pages: Arc<Pages>, step_timeout: Duration) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -133,60 +138,66 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, patience: Duration) {
             Ok((stream, _)) => {
                 let pages = Arc::clone(&pages);
                 connections.spawn(async move {
-                    converse(stream, pages, patience).await;
+                    serve_connection(stream, pages, step_timeout).await;
                     drop(slot);
                 });
             }
             Err(error) => {
-                tracing::debug!(%error, "no connection to the metrics server");
+                tracing::debug!(%error, "cannot accept a connection to the metrics server: retrying");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn converse(stream: TcpStream, pages: Arc<Pages>, patience: Duration) {
+async fn serve_connection(stream: TcpStream, pages: Arc<Pages>, step_timeout: Duration) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = pages.answer(&request);
-        async move { Ok::<_, Infallible>(answer) }
+        let response = pages.respond(&request);
+        async move { Ok::<_, Infallible>(response) }
     });
-    // One request for each connection: connecting anew each time costs a scraper nothing, and a
-    // kept connection could not be told from one that holds its place without use.
+    // Each connection carries one request. Reconnecting costs a scraper nothing, and a connection
+    // kept alive could not be distinguished from one that only occupies a slot.
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience)
+        .header_read_timeout(step_timeout)
         .keep_alive(false)
         .max_buf_size(MAX_REQUEST)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(2 * patience, connection).await {
+    match tokio::time::timeout(2 * step_timeout, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection to the metrics server ended early"),
-        Err(_) => tracing::debug!("closed a connection to the metrics server: its answer is not read"),
+        Err(_) => tracing::debug!(
+            "closed a connection to the metrics server: the client did not read the reply in time"
+        ),
     }
 }
 
 impl Pages {
-    /// Answers one request. Hyper omits the body of an answer to HEAD.
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    /// Answers one request; hyper omits the body of the reply to HEAD.
+    fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method(), request.uri().path());
         if let Err(status) = self.hosts.check(request.version(), request.uri(), request.headers()) {
-            let help = "not served under this name: ask for the address or localhost, or add the name to \
+            let help = "host name not allowed: use the IP address or localhost, or add the name to \
                         [metrics] hosts\n";
             return text(status, help.to_owned());
         }
         let known = ["/metrics", "/healthz"].contains(&path);
         if !known {
-            return text(StatusCode::NOT_FOUND, "there are /metrics and /healthz\n".to_owned());
+            return text(
+                StatusCode::NOT_FOUND,
+                "not found: this server has /metrics and /healthz\n".to_owned(),
+            );
         }
         if method != Method::GET && method != Method::HEAD {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return answer;
+            let mut response =
+                text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n".to_owned());
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
         }
         if path == "/metrics" {
-            let mut answer = text(StatusCode::OK, (self.gather)());
-            answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
-            return answer;
+            let mut response = text(StatusCode::OK, (self.gather)());
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+            return response;
         }
         match (self.healthy)() {
             Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
@@ -196,10 +207,10 @@ impl Pages {
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::from(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    answer
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
 #[cfg(test)]
@@ -210,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    fn anywhere() -> SocketAddr {
+    fn any_port() -> SocketAddr {
         ([127, 0, 0, 1], 0).into()
     }
 
@@ -219,34 +230,34 @@ mod tests {
         let counter = prometheus::IntCounter::new("mobile_handovers_total", "Handovers.").unwrap();
         registry.register(Box::new(counter.clone())).unwrap();
         counter.inc_by(3);
-        let well = Arc::new(AtomicBool::new(true));
-        let verdict = Arc::clone(&well);
+        let is_healthy = Arc::new(AtomicBool::new(true));
+        let health = Arc::clone(&is_healthy);
         let healthy = move || {
-            if verdict.load(Ordering::Relaxed) { Ok(()) } else { Err("no active path".to_owned()) }
+            if health.load(Ordering::Relaxed) { Ok(()) } else { Err("no active path".to_owned()) }
         };
         let hosts = ["metrics.example.org".to_owned()];
-        (serve(anywhere(), &hosts, move || encode(&registry), healthy).unwrap(), well)
+        (serve(any_port(), &hosts, move || encode(&registry), healthy).unwrap(), is_healthy)
     }
 
-    /// The status line and headers (in lower case), and the body.
-    async fn ask(server: &Server, request: &str) -> (String, String) {
-        ask_for(server, "localhost", request).await
+    /// Returns the status line and headers, in lower case, and the body.
+    async fn request(server: &Server, request: &str) -> (String, String) {
+        request_from_host(server, "localhost", request).await
     }
 
-    /// Sends a request, with `host` as its Host.
-    async fn ask_for(server: &Server, host: &str, request: &str) -> (String, String) {
+    /// Sends a request with `host` as its Host header.
+    async fn request_from_host(server: &Server, host: &str, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
         stream.write_all(format!("{request} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
         (head.to_lowercase(), body.to_owned())
     }
 
     #[tokio::test]
     async fn a_scrape_gets_the_text_format() {
         let (server, _) = serving();
-        let (head, body) = ask(&server, "GET /metrics").await;
+        let (head, body) = request(&server, "GET /metrics").await;
         assert!(head.starts_with("http/1.1 200 "), "{head}");
         assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
         assert_eq!(
@@ -256,49 +267,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn head_tells_the_length_and_no_more() {
+    async fn a_head_request_returns_the_length_only() {
         let (server, _) = serving();
-        let (_, body) = ask(&server, "GET /metrics").await;
-        let (head, nothing) = ask(&server, "HEAD /metrics?x=y").await;
+        let (_, body) = request(&server, "GET /metrics").await;
+        let (head, nothing) = request(&server, "HEAD /metrics?x=y").await;
         assert!(head.starts_with("http/1.1 200 "), "{head}");
         assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
         assert_eq!(nothing, "");
     }
 
     #[tokio::test]
-    async fn health_changes_with_the_service_and_says_why() {
-        let (server, well) = serving();
-        let (head, body) = ask(&server, "GET /healthz").await;
+    async fn health_follows_the_service_and_gives_the_reason() {
+        let (server, is_healthy) = serving();
+        let (head, body) = request(&server, "GET /healthz").await;
         assert!(head.starts_with("http/1.1 200 "), "{head}");
         assert_eq!(body, "ok\n");
-        well.store(false, Ordering::Relaxed);
-        let (head, body) = ask(&server, "GET /healthz").await;
+        is_healthy.store(false, Ordering::Relaxed);
+        let (head, body) = request(&server, "GET /healthz").await;
         assert!(head.starts_with("http/1.1 503 "), "{head}");
         assert_eq!(body, "no active path\n");
     }
 
     #[tokio::test]
-    async fn what_is_not_there_and_what_is_not_done_are_refused() {
+    async fn unknown_paths_and_methods_are_refused() {
         let (server, _) = serving();
-        assert!(ask(&server, "GET /").await.0.starts_with("http/1.1 404 "));
-        assert!(ask(&server, "POST /none").await.0.starts_with("http/1.1 404 "));
-        let (head, _) = ask(&server, "POST /metrics").await;
+        assert!(request(&server, "GET /").await.0.starts_with("http/1.1 404 "));
+        assert!(request(&server, "POST /none").await.0.starts_with("http/1.1 404 "));
+        let (head, _) = request(&server, "POST /metrics").await;
         assert!(head.starts_with("http/1.1 405 ") && head.contains("\r\nallow: get, head"), "{head}");
-        assert!(ask(&server, "nonsense").await.0.starts_with("http/1.1 400 "));
+        assert!(request(&server, "nonsense").await.0.starts_with("http/1.1 400 "));
     }
 
     #[tokio::test]
-    async fn a_name_that_others_control_gets_nothing() {
+    async fn requests_for_other_host_names_are_refused() {
         let (server, _) = serving();
         let own = server.local_addr().to_string();
         for path in ["/metrics", "/healthz"] {
             for host in ["evil.example", "evil.example:9478", "metrics.example.org.evil.example"] {
-                let (head, body) = ask_for(&server, host, &format!("GET {path}")).await;
+                let (head, body) = request_from_host(&server, host, &format!("GET {path}")).await;
                 assert!(head.starts_with("http/1.1 421 "), "{host}: {head}");
                 assert!(body.contains("[metrics] hosts") && !body.contains("mobile_"), "{body}");
             }
             for host in ["localhost:9478", own.as_str(), "metrics.example.org"] {
-                let (head, _) = ask_for(&server, host, &format!("GET {path}")).await;
+                let (head, _) = request_from_host(&server, host, &format!("GET {path}")).await;
                 assert!(head.starts_with("http/1.1 200 "), "{host}: {head}");
             }
         }
@@ -316,37 +327,37 @@ mod tests {
         assert!(error.ends_with("; change [metrics] listen"), "{error}");
     }
 
-    /// The number of lines in an answer that exceeds all socket buffers: 40 MB.
-    const ANSWER: usize = 8 << 20;
+    /// The number of lines of a reply that exceeds all socket buffers: 40 MB.
+    const REPLY_LINES: usize = 8 << 20;
 
     #[tokio::test]
-    async fn silent_connections_do_not_keep_a_scrape_out_for_good() {
-        let patience = Duration::from_millis(1500);
-        let gather = || "text\n".repeat(ANSWER);
+    async fn silent_connections_do_not_block_scrapes_for_ever() {
+        let step_timeout = Duration::from_millis(1500);
+        let gather = || "text\n".repeat(REPLY_LINES);
         let pages = Pages { gather: Box::new(gather), healthy: Box::new(|| Ok(())), hosts: Hosts::default() };
-        let server = start(anywhere(), pages, patience).unwrap();
+        let server = start(any_port(), pages, step_timeout).unwrap();
         let mut silent = Vec::new();
         for number in 0..MAX_CONNECTIONS {
             let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
-            // Some connections never complete their request; others do, and do not read the answer.
-            let asked = if number % 2 == 0 {
+            // Some connections never complete their request; others do, but do not read the reply.
+            let partial = if number % 2 == 0 {
                 "GET /metr"
             } else {
                 "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
             };
-            stream.write_all(asked.as_bytes()).await.unwrap();
+            stream.write_all(partial.as_bytes()).await.unwrap();
             silent.push(stream);
         }
-        // All slots are taken until the silent ones are sent away.
-        assert!(tokio::time::timeout(patience / 5, ask(&server, "GET /metrics")).await.is_err());
+        // All slots are taken until the silent connections time out.
+        assert!(tokio::time::timeout(step_timeout / 5, request(&server, "GET /metrics")).await.is_err());
         for _ in 0..MAX_CONNECTIONS {
-            let answer = tokio::time::timeout(patience * 10, ask(&server, "GET /metrics")).await;
-            assert!(answer.expect("a slot is free").0.starts_with("http/1.1 200 "));
+            let response = tokio::time::timeout(step_timeout * 10, request(&server, "GET /metrics")).await;
+            assert!(response.expect("a slot is free").0.starts_with("http/1.1 200 "));
         }
         for mut stream in silent {
-            let end = tokio::time::timeout(patience * 10, stream.read_to_end(&mut Vec::new())).await;
-            // Closed in the middle of the answer, or without any.
-            let _ = end.expect("it was sent away");
+            let end = tokio::time::timeout(step_timeout * 10, stream.read_to_end(&mut Vec::new())).await;
+            // The server closes the connection in the middle of the reply or without one.
+            let _ = end.expect("the connection was not closed");
         }
     }
 
@@ -355,12 +366,12 @@ mod tests {
         let (server, _) = serving();
         let address = server.local_addr();
         let mut open = TcpStream::connect(address).await.unwrap();
-        // The connection stays open as long as there is no whole request.
+        // The connection stays open as long as the request is incomplete.
         open.write_all(b"GET /healthz HTTP/1.1\r\nHost: local").await.unwrap();
-        assert!(ask(&server, "GET /healthz").await.0.starts_with("http/1.1 200 "));
+        assert!(request(&server, "GET /healthz").await.0.starts_with("http/1.1 200 "));
         drop(server);
         let mut rest = Vec::new();
-        // Either a reset or the end of the stream.
+        // The connection ends with a reset or with the end of the stream.
         let _ = open.read_to_end(&mut rest).await;
         serve(address, &[], String::new, || Ok(())).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Identifies a network namespace, for names and records in file systems that several namespaces
+//! Identifies a network namespace, for the names of files in file systems that several namespaces
 //! share.
 
 use std::fs;
@@ -9,21 +9,21 @@ use std::os::unix::fs::MetadataExt as _;
 
 use nix::libc;
 
-/// The number of SO_NETNS_COOKIE, which the C library's headers lack on some platforms
-/// (asm-generic/socket.h, Linux 5.14).
+/// The socket option that returns the cookie of a network namespace (asm-generic/socket.h, Linux
+/// 5.14), which the headers of some C libraries lack.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// The inode number of the machine's own network namespace since Linux 6.18 (`NET_NS_INIT_INO`,
+/// The inode number of the initial network namespace since Linux 6.18 (`NET_NS_INIT_INO`,
 /// linux/nsfs.h).
 const INITIAL_INODE: u64 = 0xefff_fff9;
 
-/// The cookie of that namespace on older kernels, from Linux 5.14 on: the first that the kernel
-/// assigns.
+/// The cookie of the initial network namespace on older kernels, from Linux 5.14 on: the first that
+/// the kernel assigns.
 const INITIAL_COOKIE: u64 = 1;
 
-/// Returns the inode number of the calling thread's network namespace, as `lsns -t net` shows it.
+/// Returns the inode number of the calling thread's network namespace, as shown by `lsns -t net`.
 ///
-/// Namespaces that exist at the same time have different numbers; a number may be reused later.
+/// The numbers of namespaces that exist at the same time differ, but a number may be reused later.
 ///
 /// # Errors
 /// When /proc is not mounted.
@@ -31,9 +31,9 @@ pub fn id() -> io::Result<u64> {
     Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
-/// Returns `name` for the machine's own network namespace, and `name-ID` for every other one.
+/// Returns `name` in the initial network namespace, and `name-ID` in every other one.
 ///
-/// All network namespaces share the file systems of cgroups and pins.
+/// All network namespaces share the file systems of cgroups and of pinned BPF objects.
 #[must_use]
 pub fn name(name: &str) -> String {
     match id() {
@@ -48,15 +48,15 @@ pub fn name(name: &str) -> String {
 /// (`bpf_get_netns_cookie`).
 ///
 /// # Errors
-/// When the kernel has none (before Linux 5.14).
+/// When the kernel does not support cookies (before Linux 5.14).
 pub fn cookie() -> io::Result<u64> {
     cookie_of(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.as_fd())
 }
 
-/// Returns the cookie of the network namespace that a socket is in.
+/// Returns the cookie of the network namespace that `socket` belongs to.
 ///
 /// # Errors
-/// When the kernel has none (before Linux 5.14).
+/// When the kernel does not support cookies (before Linux 5.14).
 pub fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;

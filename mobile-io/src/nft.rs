@@ -1,50 +1,50 @@
-//! Runs the `nft` program: applies scripts, each as one transaction, and lists tables.
+//! Runs the `nft` program to apply scripts, each in one transaction, and to list tables.
 //!
-//! Every function blocks until the program has ended, so async code calls them in `spawn_blocking`.
+//! Every function blocks until the program has exited, so async code must use `spawn_blocking`.
 
 use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};
 
-/// A table: its family (`inet`, `arp`) and its name.
+/// A table, given by its family (`inet`, `arp`) and its name.
 pub type Table<'a> = (&'a str, &'a str);
 
 /// The reason why nftables cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
-    /// The program is not installed.
+    /// The `nft` program is not installed.
     #[error("nft is not installed: install the nftables package")]
     NotInstalled,
-    /// The program cannot be run.
+    /// The `nft` program cannot be run.
     #[error("cannot run nft: {0}")]
     CannotRun(#[source] io::Error),
-    /// The program or the kernel refused the command.
+    /// The `nft` program or the kernel rejected the command.
     #[error("{what}: {message}")]
     Refused {
-        /// The command.
+        /// The rejected command.
         what: String,
-        /// The program's error message.
+        /// The error message of the program.
         message: String,
     },
 }
 
-/// Applies `script` as one transaction.
+/// Applies `script` in one transaction.
 ///
 /// # Errors
-/// When nft is missing, or it or the kernel refuses; then nothing has changed.
+/// When nft is missing, or when nft or the kernel rejects the script; then nothing is changed.
 pub fn apply(script: &str) -> Result<(), NftError> {
     feed(&["-f", "-"], script).map(drop)
 }
 
-/// Checks whether the kernel would take `script`, without changing anything.
+/// Checks whether the kernel would accept `script`, without changing anything.
 ///
 /// # Errors
-/// When the kernel would not take it, or nft is missing.
+/// When nft is missing, or when nft or the kernel would reject the script.
 pub fn check(script: &str) -> Result<(), NftError> {
     feed(&["-c", "-f", "-"], script).map(drop)
 }
 
-/// Lists `tables` as nft writes them, without the values of counters. Returns `None` when one of
-/// them is missing.
+/// Lists `tables` in the format of nft, without the values of counters. Returns `None` when one of
+/// the tables does not exist.
 ///
 /// # Errors
 /// When nft is missing or fails.
@@ -54,7 +54,7 @@ pub fn list(tables: &[Table<'_>]) -> Result<Option<String>, NftError> {
         let (family, name) = table;
         match query(&["-s", "list", "table", family, name]) {
             Ok(listed) => listing.push_str(&listed),
-            // A missing table has no exit status of its own.
+            // nft has no separate exit status for a missing table.
             Err(NftError::Refused { .. }) if !exists(*table)? => return Ok(None),
             Err(error) => return Err(error),
         }
@@ -62,7 +62,7 @@ pub fn list(tables: &[Table<'_>]) -> Result<Option<String>, NftError> {
     Ok(Some(listing))
 }
 
-/// Returns whether `table` is in the kernel; false without nft.
+/// Returns whether `table` exists in the kernel; false if nft is missing.
 ///
 /// # Errors
 /// When nft fails.
@@ -75,7 +75,7 @@ pub fn exists((family, name): Table<'_>) -> Result<bool, NftError> {
     }
 }
 
-/// Deletes `table`, and returns whether it existed; false without nft.
+/// Deletes `table` and returns whether it existed; false if nft is missing.
 ///
 /// # Errors
 /// When nft fails.
@@ -88,7 +88,7 @@ pub fn delete(table: Table<'_>) -> Result<bool, NftError> {
     Ok(true)
 }
 
-/// Runs nft with `arguments` and returns what it prints.
+/// Runs nft with `arguments` and returns its output.
 ///
 /// # Errors
 /// When nft is missing or fails.
@@ -108,7 +108,7 @@ fn feed(arguments: &[&str], input: &str) -> Result<String, NftError> {
             _ => NftError::CannotRun(error),
         })?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A child that died early explains itself on stderr, which is more helpful than EPIPE.
+        // If the child exits early, its message on stderr is more helpful than EPIPE.
         let _ = stdin.write_all(input.as_bytes());
     }
     let Output { status, stdout, stderr } = child.wait_with_output().map_err(NftError::CannotRun)?;
@@ -126,7 +126,7 @@ mod tests {
     use crate::netlink::tests::in_new_namespace;
 
     #[test]
-    fn a_table_is_made_listed_and_deleted() {
+    fn a_table_is_created_listed_and_deleted() {
         in_new_namespace(async {
             let (inet, arp) = (("inet", "ours"), ("arp", "ours"));
             assert!(!exists(inet).unwrap());
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_is_taken_as_a_whole_or_not_at_all() {
+    fn a_script_is_applied_as_a_whole_or_not_at_all() {
         in_new_namespace(async {
             check("table inet ours {}\n").unwrap();
             assert!(!exists(("inet", "ours")).unwrap());

@@ -1,52 +1,56 @@
-//! What systemd is told. Without systemd (no `NOTIFY_SOCKET`) every call does nothing.
+//! Notifies systemd of the state of the service (sd_notify(3)).
+//!
+//! Without systemd, that is without `NOTIFY_SOCKET`, every function does nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// The service is up.
+/// Reports that the service is ready.
 pub fn ready() {
-    tell(NotifyState::Ready);
+    notify(NotifyState::Ready);
 }
 
-/// The service reads its configuration anew, until it is [`ready`] again (`Type=notify-reload`).
+/// Reports that the service reloads its configuration, until it calls [`ready`] again
+/// (`Type=notify-reload`).
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell_all(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!(%error, "systemd was not told of a reload"),
+        Ok(now) => notify_all(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "cannot notify systemd of the reload"),
     }
 }
 
-/// The service is going down.
+/// Reports that the service is stopping.
 pub fn stopping() {
-    tell(NotifyState::Stopping);
+    notify(NotifyState::Stopping);
 }
 
-/// One line for `systemctl status`.
+/// Sets the status line in `systemctl status`.
 pub fn status(text: &str) {
-    // A second line would be taken for another word to systemd.
-    tell(NotifyState::Status(text.lines().next().unwrap_or_default()));
+    // systemd would parse a second line as another assignment.
+    notify(NotifyState::Status(text.lines().next().unwrap_or_default()));
 }
 
-/// How often systemd wants to hear [`alive`], if it watches: half of its limit.
+/// Returns how often to call [`keep_alive`]: half of systemd's watchdog time-out; `None` without a
+/// watchdog.
 #[must_use]
-pub fn watchdog() -> Option<Duration> {
+pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
 }
 
-/// Feeds systemd's watchdog.
-pub fn alive() {
-    tell(NotifyState::Watchdog);
+/// Resets systemd's watchdog timer.
+pub fn keep_alive() {
+    notify(NotifyState::Watchdog);
 }
 
-fn tell(state: NotifyState<'_>) {
-    tell_all(&[state]);
+fn notify(state: NotifyState<'_>) {
+    notify_all(&[state]);
 }
 
-fn tell_all(states: &[NotifyState<'_>]) {
+fn notify_all(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        // The service itself is well: systemd will complain if it misses anything.
-        tracing::debug!(%error, "systemd was not notified");
+        // The service continues; systemd reports what it misses.
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }
 
@@ -61,24 +65,25 @@ mod tests {
     const CHILD: &str = "MOBILE_IO_NOTIFY_CHILD";
 
     #[test]
-    fn systemd_hears_each_word() {
+    fn systemd_receives_each_notification() {
         if env::var_os(CHILD).is_some() {
             ready();
             status("one line\nREADY=0");
-            if watchdog() == Some(Duration::from_secs(2)) {
-                alive();
+            if watchdog_interval() == Some(Duration::from_secs(2)) {
+                keep_alive();
             }
             reloading();
             stopping();
             return;
         }
-        // A process of its own: the variables are the whole process's.
+        // Run the test in a child process, because environment variables apply to the whole
+        // process.
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let systemd = UnixDatagram::bind(&path).unwrap();
         systemd.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "notify::tests::systemd_hears_each_word"])
+            .args(["--exact", "notify::tests::systemd_receives_each_notification"])
             .env(CHILD, "1")
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "4000000")
@@ -86,15 +91,15 @@ mod tests {
             .output()
             .unwrap();
         assert!(child.status.success(), "{child:?}");
-        let heard = || {
+        let received = || {
             let mut bytes = [0; 256];
             let length = systemd.recv(&mut bytes).unwrap();
             String::from_utf8_lossy(&bytes[..length]).into_owned()
         };
-        assert_eq!([heard(), heard(), heard()], ["READY=1\n", "STATUS=one line\n", "WATCHDOG=1\n"]);
-        let reloading = heard();
+        assert_eq!([received(), received(), received()], ["READY=1\n", "STATUS=one line\n", "WATCHDOG=1\n"]);
+        let reloading = received();
         let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
         assert!(since.trim_end().parse::<u64>().unwrap() > 0);
-        assert_eq!(heard(), "STOPPING=1\n");
+        assert_eq!(received(), "STOPPING=1\n");
     }
 }

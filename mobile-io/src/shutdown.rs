@@ -1,31 +1,32 @@
-//! Finds out whether systemd is about to end everything that runs.
+//! Finds out whether systemd is about to stop all services.
 
 use std::io;
 use std::process::Command;
 
-/// The targets whose start ends running services. Every way to power off, reboot, halt, kexec,
-/// soft-reboot or exit goes through the first.
+/// The targets whose start stops running services.
+///
+/// Power-off, reboot, halt, kexec, soft-reboot and exit all go through the first.
 const TARGETS: [&str; 3] = ["shutdown.target", "rescue.target", "emergency.target"];
 
 /// Returns whether systemd shuts the machine down or enters rescue or emergency mode.
 ///
-/// `systemctl is-system-running` is no answer: until the boot has finished it says "starting",
-/// whatever is queued.
+/// `systemctl is-system-running` does not answer that: until the boot has finished it says
+/// "starting", whatever is queued.
 ///
 /// # Errors
-/// When systemd cannot be asked.
+/// When systemd cannot be queried.
 pub fn is_under_way() -> io::Result<bool> {
-    let mut ask = Command::new("systemctl");
-    let answer = ask.args(["show", "--property=Id,ActiveState,Job"]).args(TARGETS).output()?;
-    if !answer.status.success() {
-        let said = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
-        return Err(io::Error::other(format!("systemctl failed ({}): {said}", answer.status)));
+    let mut command = Command::new("systemctl");
+    let output = command.args(["show", "--property=Id,ActiveState,Job"]).args(TARGETS).output()?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(io::Error::other(format!("systemctl failed ({}): {stderr}", output.status)));
     }
-    read(&String::from_utf8_lossy(&answer.stdout))
+    read(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Parses the output of `systemctl show` for several units: `KEY=VALUE` lines, an empty line
-/// between units.
+/// Parses the output of `systemctl show` for several units: lines of the form `KEY=VALUE`, with an
+/// empty line between units.
 fn read(text: &str) -> io::Result<bool> {
     let mut known = 0;
     let mut under_way = false;
@@ -35,13 +36,15 @@ fn read(text: &str) -> io::Result<bool> {
                 known += 1;
                 under_way |= !matches!(state, "inactive" | "failed" | "deactivating");
             }
-            // A target that is not active has a job only when it is about to start.
+            // An inactive target has a job only if it is about to start.
             Some(("Job", job)) => under_way |= !matches!(job, "" | "0"),
             _ => {}
         }
     }
     if known < TARGETS.len() {
-        return Err(io::Error::other(format!("systemctl told the state of {known} targets only: {text:?}")));
+        return Err(io::Error::other(format!(
+            "systemctl reported the state of {known} targets only: {text:?}"
+        )));
     }
     Ok(under_way)
 }
@@ -59,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_active_or_about_to_start_means_the_end() {
+    fn an_active_or_queued_target_counts_as_shutdown() {
         const QUIET: [&str; 3] = ["inactive"; 3];
         assert!(!show(QUIET, "").unwrap());
         assert!(!show(QUIET, "Job=0\n").unwrap());
@@ -71,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_lacks_a_target_is_no_answer() {
+    fn a_reply_without_all_targets_is_an_error() {
         assert!(read("").is_err());
         assert!(read("Id=shutdown.target\nActiveState=inactive\n").is_err());
     }

@@ -1,5 +1,6 @@
-//! The socket under a path's TLS: reads ahead, because rustls asks for 4 KiB at a time and a system call costs more
-//! than to copy that much.
+//! The socket below a path's TLS, which reads ahead.
+//!
+//! rustls asks for 4 KiB at a time, and a system call costs more than copying that much.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -9,61 +10,64 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Read at a time: eight TLS records. Much more would not stay in a core's cache until it is decrypted.
+/// The bytes to read at a time: eight TLS records. Much more would leave the core's cache before it
+/// is decrypted.
 const READ_AHEAD: usize = 128 * 1024;
 
 thread_local! {
-    /// The buffer of whichever socket is being read. A socket keeps it only while it holds unread bytes, so that
-    /// thousands of idle ones hold nothing.
+    /// The spare buffer of this thread.
+    ///
+    /// A socket holds a buffer only while it has unread bytes, so thousands of idle ones hold none.
     static SPARE: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
 }
 
 /// A TCP connection that reads ahead.
 #[derive(Debug)]
-pub struct Socket {
+pub struct ReadAheadSocket {
     tcp: TcpStream,
-    ahead: Option<Ahead>,
+    ahead: Option<ReadAhead>,
     /// The number of bytes that may still be read; `None` without a limit.
     allowance: Option<usize>,
 }
 
-/// The peer sent more than it may before its handshake is complete.
+/// The error of a read beyond the limit: the peer sent more than a handshake needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("more bytes came than a handshake takes")]
+#[error("received more bytes than a handshake needs")]
 pub(crate) struct AllowanceExceeded;
 
-/// Bytes read and not yet asked for.
+/// Bytes that were read from the connection but not yet passed on.
 #[derive(Debug)]
-struct Ahead {
+struct ReadAhead {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
-impl Socket {
-    /// Reads and writes `tcp` from now on.
+impl ReadAheadSocket {
+    /// Wraps a connection; reads and writes should go through the wrapper only.
     #[must_use]
     pub fn new(tcp: TcpStream) -> Self {
         Self { tcp, ahead: None, allowance: None }
     }
 
-    /// Stops reading ahead, and limits reads to `bytes` in all; a read beyond that fails.
+    /// Disables reading ahead and limits further reads to `bytes` in total; a read beyond that
+    /// fails.
     pub fn limit(&mut self, bytes: usize) {
         self.allowance = Some(bytes);
     }
 
-    /// Lifts the limit on reads.
+    /// Removes the limit on reads.
     pub fn lift_limit(&mut self) {
         self.allowance = None;
     }
 
-    /// The connection itself.
+    /// Returns the underlying connection.
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
 
-    /// Reads at most what the limit allows and what was asked for.
+    /// Reads at most as many bytes as the limit allows and `out` has room for.
     fn poll_read_limited(
         &mut self,
         cx: &mut Context<'_>,
@@ -82,21 +86,21 @@ impl Socket {
         Poll::Ready(Ok(()))
     }
 
-    /// Moves what was read ahead to `out`.
+    /// Copies bytes that were read ahead to `out`.
     fn take_ahead(&mut self, out: &mut ReadBuf<'_>) {
         let Some(ahead) = &mut self.ahead else { return };
         let length = out.remaining().min(ahead.end - ahead.start);
         out.put_slice(&ahead.buffer[ahead.start..ahead.start + length]);
         ahead.start += length;
         if ahead.start == ahead.end
-            && let Some(Ahead { buffer, .. }) = self.ahead.take()
+            && let Some(ReadAhead { buffer, .. }) = self.ahead.take()
         {
             SPARE.set(Some(buffer));
         }
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for ReadAheadSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -110,20 +114,20 @@ impl AsyncRead for Socket {
             let mut read = ReadBuf::new(&mut buffer);
             let outcome = Pin::new(&mut self.tcp).poll_read(cx, &mut read);
             let end = read.filled().len();
-            // Pending, failed, or the other side hung up: nothing to keep.
+            // The read is pending or failed, or the peer disconnected: there is nothing to keep.
             if end == 0 {
                 SPARE.set(Some(buffer));
                 return outcome;
             }
             ready!(outcome)?;
-            self.ahead = Some(Ahead { buffer, start: 0, end });
+            self.ahead = Some(ReadAhead { buffer, start: 0, end });
         }
         self.take_ahead(out);
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for ReadAheadSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tcp).poll_write(cx, bytes)
     }
@@ -156,10 +160,10 @@ mod tests {
 
     use super::*;
 
-    async fn pair() -> (TcpStream, Socket) {
+    async fn pair() -> (TcpStream, ReadAheadSocket) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (near.unwrap(), Socket::new(far.unwrap().0))
+        (near.unwrap(), ReadAheadSocket::new(far.unwrap().0))
     }
 
     #[tokio::test]

@@ -1,31 +1,34 @@
-//! Kernel settings under /proc/sys. Nothing is remembered: who changes a setting keeps what it was.
+//! Reads and writes kernel settings below /proc/sys.
+//!
+//! The module stores no earlier values; callers that want to restore a setting keep its value
+//! themselves.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a setting cannot be read or written.
+/// The reason why a setting cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {path}: {source}")]
 pub struct SysctlError {
     action: &'static str,
     path: PathBuf,
-    /// What the system says.
+    /// The error of the system call.
     pub source: io::Error,
 }
 
 impl SysctlError {
-    /// The kernel has no such setting (a feature is missing, a device is gone).
+    /// Returns whether the kernel lacks the setting, because of a missing feature or device.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
 }
 
-/// Reads a setting, named as below /proc/sys: `net/ipv4/ip_forward`.
+/// Reads a setting by its path below /proc/sys, such as `net/ipv4/ip_forward`.
 ///
 /// # Errors
-/// When there is no such setting or it cannot be read.
+/// When the setting does not exist or cannot be read.
 pub fn read(name: &str) -> Result<String, SysctlError> {
     let path = path(name);
     match fs::read_to_string(&path) {
@@ -34,19 +37,19 @@ pub fn read(name: &str) -> Result<String, SysctlError> {
     }
 }
 
-/// Writes a setting.
+/// Writes a setting unconditionally.
 ///
 /// # Errors
-/// When there is no such setting or it cannot be written.
+/// When the setting does not exist or cannot be written.
 pub fn write(name: &str, value: &str) -> Result<(), SysctlError> {
     let path = path(name);
     fs::write(&path, value).map_err(|source| SysctlError { action: "write", path, source })
 }
 
-/// Writes a setting unless it has the value already; gives what it was before if it was changed.
+/// Writes a setting unless it has the value already; returns the earlier value if it was changed.
 ///
 /// # Errors
-/// When there is no such setting or it cannot be read or written.
+/// When the setting does not exist, or cannot be read or written.
 pub fn ensure(name: &str, value: &str) -> Result<Option<String>, SysctlError> {
     let before = read(name)?;
     if before == value {
@@ -57,7 +60,7 @@ pub fn ensure(name: &str, value: &str) -> Result<Option<String>, SysctlError> {
 }
 
 fn path(name: &str) -> PathBuf {
-    // Slashes, never dots: an interface name may hold dots.
+    // Names use slashes, because the name of a device may contain dots.
     PathBuf::from("/proc/sys").join(name.trim_start_matches('/'))
 }
 
@@ -76,8 +79,8 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_is_right_already_is_left_alone() {
-        let now = read("kernel/ostype").unwrap();
-        assert_eq!(ensure("kernel/ostype", &now).unwrap(), None);
+    fn a_setting_with_the_wanted_value_is_left_alone() {
+        let current = read("kernel/ostype").unwrap();
+        assert_eq!(ensure("kernel/ostype", &current).unwrap(), None);
     }
 }

@@ -1,4 +1,5 @@
-//! What the kernel knows of a TCP connection, for the judgement whether its path is alive.
+//! Reads the kernel's statistics of a TCP connection, for the liveness check and for the send limit
+//! of its path.
 
 use std::io;
 use std::mem::offset_of;
@@ -10,8 +11,9 @@ use nix::errno::Errno;
 use nix::libc;
 use tokio::net::TcpStream;
 
-/// The kernel's `struct tcp_info` (uapi/linux/tcp.h) up to what is needed: libc's ends before that.
-/// Fields are only ever added behind.
+/// The kernel's `struct tcp_info` (uapi/linux/tcp.h), up to the last field needed here.
+///
+/// The struct of the libc crate ends before that field. The kernel only appends fields.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
 struct TcpInfo {
@@ -65,92 +67,99 @@ struct TcpInfo {
     delivered_ce: u32,
 }
 
-/// A kernel that fills in less (before 4.18) does not count what was delivered.
-const NEEDED: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
+/// The minimum length that the kernel must fill in; kernels before 4.18 lack `delivered`.
+const MIN_LENGTH: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
 
-/// What the kernel says of a connection's sending.
+/// The kernel's statistics of the sending direction of a connection.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Outgoing {
-    /// Bytes not acknowledged, not even selectively; sent or not.
+pub(crate) struct SendState {
+    /// The bytes written but not acknowledged, not even selectively; sent or unsent.
     pub(crate) outstanding: u64,
-    /// Those that are not sent.
+    /// The outstanding bytes that have not been sent.
     pub(crate) unsent: u64,
-    /// Bytes acknowledged in all, selectively or not.
-    pub(crate) acked: u64,
-    /// The congestion window, in segments, and how long those are at the most.
-    pub(crate) window: u64,
-    pub(crate) segment: u64,
-    /// The rate at which it sends, in bytes a second.
+    /// The total bytes acknowledged, including selectively.
+    pub(crate) acked_bytes: u64,
+    /// The congestion window, in segments of at most `mss` bytes.
+    pub(crate) cwnd: u64,
+    pub(crate) mss: u64,
+    /// The pacing rate in bytes per second.
     pub(crate) pacing_rate: u64,
     pub(crate) rtt: Duration,
     pub(crate) rttvar: Duration,
-    /// The shortest round trip of the last minutes (`tcp_min_rtt_wlen`); none before the first.
+    /// The minimum round trip of the last five minutes (`tcp_min_rtt_wlen`); `None` before the
+    /// first sample.
     pub(crate) min_rtt: Option<Duration>,
-    /// Something was lost, or it looks like it, and what was sent since is not acknowledged yet.
+    /// Whether the connection is in loss recovery: data sent since a loss has not been
+    /// acknowledged.
     pub(crate) recovering: bool,
-    /// Something was sent again, ever.
+    /// Whether any segment was ever retransmitted.
     pub(crate) retransmitted: bool,
-    /// Slow start ended (RFC 5681): something was lost, or the round trip grew, or (HyStart, of cubic) half of one went by without a gap
-    /// between acknowledgements.
-    pub(crate) full: bool,
-    /// What bbr knows, if that is what chooses the rate.
+    /// Whether slow start has ended (RFC 5681): after a loss, after the round trip grew, or after
+    /// half a round trip of acknowledgements without a gap (HyStart, of cubic).
+    pub(crate) left_slow_start: bool,
+    /// The state of bbr, if it is the congestion control.
     pub(crate) bbr: Option<Bbr>,
 }
 
-impl Outgoing {
-    /// The kernel is finding out how much the path carries, by sending more each round trip than came through yet.
-    pub(crate) fn starting(&self) -> bool {
-        self.bbr.map_or(!self.full, |bbr| bbr.starting)
+impl SendState {
+    /// Returns whether the kernel is searching for the path's capacity, sending more in each round
+    /// trip than was delivered in the one before.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.bbr.map_or(!self.left_slow_start, |bbr| bbr.starting)
     }
 
-    /// The shortest round trip: bbr's, which forgets it after ten seconds, else the kernel's, which does after five minutes.
-    pub(crate) fn shortest(&self) -> Option<Duration> {
+    /// Returns the minimum round trip: bbr's, which covers ten seconds, else the kernel's, which
+    /// covers five minutes.
+    pub(crate) fn base_rtt(&self) -> Option<Duration> {
         self.bbr.map_or(self.min_rtt, |bbr| bbr.min_rtt)
     }
 }
 
-/// What bbr knows of a path.
+/// The state of bbr for one connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bbr {
-    /// The shortest round trip, looked for every ten seconds; none before the first.
+    /// The minimum round trip, measured again every ten seconds; `None` before the first sample.
     pub(crate) min_rtt: Option<Duration>,
-    /// The rate at which data came through lately, by which it sends, in bytes a second.
+    /// The estimated delivery rate in bytes per second, on which the pacing rate is based.
     pub(crate) rate: u64,
-    /// It paces at well above that rate.
+    /// Whether bbr is in its start-up phase, in which it paces well above the estimated rate.
     pub(crate) starting: bool,
 }
 
-/// Asks the kernel. `None` if it does not know enough.
-pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
+/// Returns the statistics for the liveness check; `None` if the kernel does not provide them.
+pub(crate) fn liveness_sample(tcp: &TcpStream) -> Option<TransportSample> {
     read(tcp).ok().map(|info| info.sample())
 }
 
-/// What is on its way out.
-pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
+/// Returns the statistics for the send limit; `None` if the kernel does not provide them.
+pub(crate) fn send_state(tcp: &TcpStream) -> Option<SendState> {
     let info = read(tcp).ok()?;
     let (outstanding, unsent) = (outstanding(tcp)?, u64::from(info.notsent_bytes));
-    // Segments are counted. They are as long as the others on the way are on average: those of acknowledgements alone are short.
+    // SACK counts segments. Assume the average length of the segments in flight, not the MSS,
+    // because segments that only carry inner acknowledgements are short.
     let sent = outstanding.saturating_sub(unsent);
     let sacked =
         (sent * u64::from(info.sacked)).checked_div(info.unacked.into()).unwrap_or_default().min(sent);
-    Some(Outgoing {
+    Some(SendState {
         outstanding: outstanding - sacked,
         unsent,
-        acked: info.bytes_acked.saturating_add(sacked),
-        window: info.snd_cwnd.into(),
-        segment: info.snd_mss.into(),
+        acked_bytes: info.bytes_acked.saturating_add(sacked),
+        cwnd: info.snd_cwnd.into(),
+        mss: info.snd_mss.into(),
         pacing_rate: info.pacing_rate,
-        rtt: micros(info.rtt),
-        rttvar: micros(info.rttvar),
-        min_rtt: known(info.min_rtt),
+        rtt: from_micros(info.rtt),
+        rttvar: from_micros(info.rttvar),
+        min_rtt: known_rtt(info.min_rtt),
         recovering: info.ca_state >= CA_RECOVERY,
         retransmitted: info.total_retrans > 0,
-        full: info.snd_ssthresh < INFINITE_SSTHRESH,
+        left_slow_start: info.snd_ssthresh < INFINITE_SSTHRESH,
         bbr: bbr(tcp),
     })
 }
 
-/// Bytes written and not acknowledged. TCP_INFO counts segments, of which many are short.
+/// Returns the bytes written but not acknowledged.
+///
+/// `TCP_INFO` only counts segments, of which many are short.
 fn outstanding(tcp: &TcpStream) -> Option<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: TIOCOUTQ (SIOCOUTQ of a socket) writes one int.
@@ -159,27 +168,29 @@ fn outstanding(tcp: &TcpStream) -> Option<u64> {
     u64::try_from(bytes).ok()
 }
 
-/// Fast retransmit has begun (`TCP_CA_Recovery`, uapi/linux/tcp.h); behind it comes the retransmission timeout.
+/// The congestion state of fast retransmit (`TCP_CA_Recovery`, uapi/linux/tcp.h); only that of a
+/// retransmission time-out is higher.
 const CA_RECOVERY: u8 = 3;
 
-/// A slow start without end (`TCP_INFINITE_SSTHRESH`, include/net/tcp.h).
+/// The threshold of a slow start that has not ended (`TCP_INFINITE_SSTHRESH`, include/net/tcp.h).
 const INFINITE_SSTHRESH: u32 = 0x7fff_ffff;
 
 /// The kernel's `struct tcp_bbr_info` (uapi/linux/inet_diag.h).
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
 struct BbrInfo {
-    /// Bytes a second, the lower half first.
+    /// The estimated rate in bytes per second, lower half first.
     bandwidth: [u32; 2],
     min_rtt: u32,
     pacing_gain: u32,
     cwnd_gain: u32,
 }
 
-/// A gain of one (`BBR_UNIT`, net/ipv4/tcp_bbr.c). It paces at 2.89 times the rate while it starts, and later at 1.25 at the most.
+/// A gain of one (`BBR_UNIT`, net/ipv4/tcp_bbr.c). bbr paces at 2.89 times the estimated rate
+/// during start-up, and at 1.25 times at most later.
 const BBR_UNIT: u32 = 1 << 8;
 
-/// Another congestion control says less, or nothing.
+/// Returns the state of bbr; `None` if the connection uses another congestion control.
 fn bbr(tcp: &TcpStream) -> Option<Bbr> {
     let mut info = BbrInfo::default();
     let mut length = size_of::<BbrInfo>() as libc::socklen_t;
@@ -192,19 +203,19 @@ fn bbr(tcp: &TcpStream) -> Option<Bbr> {
     Errno::result(outcome).ok()?;
     let [low, high] = info.bandwidth.map(u64::from);
     ((length as usize) == size_of::<BbrInfo>()).then(|| Bbr {
-        min_rtt: known(info.min_rtt),
+        min_rtt: known_rtt(info.min_rtt),
         rate: (high << 32) | low,
         starting: info.pacing_gain > 2 * BBR_UNIT,
     })
 }
 
-fn micros(micros: u32) -> Duration {
+fn from_micros(micros: u32) -> Duration {
     Duration::from_micros(micros.into())
 }
 
-/// A round trip the kernel may not have seen yet.
-fn known(rtt: u32) -> Option<Duration> {
-    (rtt != u32::MAX).then(|| micros(rtt))
+/// Converts a round trip in microseconds; `None` if the kernel has no sample yet.
+fn known_rtt(rtt: u32) -> Option<Duration> {
+    (rtt != u32::MAX).then(|| from_micros(rtt))
 }
 
 fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
@@ -217,7 +228,7 @@ fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
         libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info, &raw mut length)
     };
     Errno::result(outcome)?;
-    if (length as usize) < NEEDED { Err(io::ErrorKind::Unsupported.into()) } else { Ok(info) }
+    if (length as usize) < MIN_LENGTH { Err(io::ErrorKind::Unsupported.into()) } else { Ok(info) }
 }
 
 impl TcpInfo {
@@ -227,12 +238,12 @@ impl TcpInfo {
             delivered: self.delivered,
             in_flight: self.unacked.saturating_sub(gone).saturating_add(self.retrans),
             unacked: self.unacked,
-            // Not `segs_out`: bare acknowledgements are not answered.
+            // `segs_out` would include bare acknowledgements, which are never acknowledged.
             segs_out: self.data_segs_out,
             retransmitted: self.total_retrans,
             last_ack: Duration::from_millis(u64::from(self.last_ack_recv)),
-            srtt: micros(self.rtt),
-            rttvar: micros(self.rttvar),
+            srtt: from_micros(self.rtt),
+            rttvar: from_micros(self.rttvar),
         }
     }
 }
@@ -244,12 +255,12 @@ mod tests {
     use tokio::net::TcpListener;
 
     #[tokio::test]
-    async fn the_kernel_tells_what_was_delivered() {
+    async fn the_kernel_counts_delivered_segments() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
         let (mut near, mut far) = (near.unwrap(), far.unwrap().0);
         near.set_nodelay(true).unwrap();
-        let before = sample(&near).unwrap();
+        let before = liveness_sample(&near).unwrap();
         assert!(before.srtt > Duration::ZERO && before.srtt < Duration::from_secs(1), "{before:?}");
         for _ in 0..10 {
             near.write_all(&[7; 100]).await.unwrap();
@@ -257,15 +268,15 @@ mod tests {
             far.write_all(&[8]).await.unwrap();
             near.read_exact(&mut [0]).await.unwrap();
         }
-        let after = sample(&near).unwrap();
+        let after = liveness_sample(&near).unwrap();
         assert_eq!(after.delivered.wrapping_sub(before.delivered), 10);
         assert_eq!(after.segs_out - before.segs_out, 10 + after.retransmitted);
         assert_eq!((after.unacked, after.in_flight), (0, 0));
         assert!(after.last_ack < Duration::from_secs(1));
-        // Bytes that the peer sends are no segments of ours.
+        // Bytes from the peer are not segments of ours.
         far.write_all(&[9]).await.unwrap();
         near.read_exact(&mut [0]).await.unwrap();
-        assert_eq!(sample(&near).unwrap().segs_out, after.segs_out);
+        assert_eq!(liveness_sample(&near).unwrap().segs_out, after.segs_out);
     }
 
     #[tokio::test]
@@ -276,21 +287,24 @@ mod tests {
         socket2::SockRef::from(&near).set_tcp_congestion(b"bbr").expect("root, and a kernel with bbr");
         near.write_all(&[7; 100]).await.unwrap();
         far.read_exact(&mut [0; 100]).await.unwrap();
-        let path = outgoing(&near).unwrap();
+        let path = send_state(&near).unwrap();
         let bbr = path.bbr.unwrap();
         assert!(bbr.starting && bbr.min_rtt.is_some_and(|rtt| rtt < Duration::from_secs(1)), "{path:?}");
         assert!(bbr.rate > 0 && bbr.rate < 1 << 40, "{path:?}");
         socket2::SockRef::from(&near).set_tcp_congestion(b"cubic").unwrap();
-        let path = outgoing(&near).unwrap();
-        assert!(path.bbr.is_none() && path.starting() && !path.full && !path.retransmitted, "{path:?}");
+        let path = send_state(&near).unwrap();
+        assert!(
+            path.bbr.is_none() && path.is_starting() && !path.left_slow_start && !path.retransmitted,
+            "{path:?}"
+        );
     }
 
     #[test]
-    fn what_the_kernel_thinks_lost_is_not_in_flight() {
+    fn segments_deemed_lost_are_not_in_flight() {
         let info = TcpInfo { unacked: 10, sacked: 2, lost: 5, retrans: 1, ..TcpInfo::default() };
         assert_eq!(info.sample().in_flight, 4);
         let nonsense = TcpInfo { unacked: 1, sacked: u32::MAX, lost: 9, ..TcpInfo::default() };
         assert_eq!(nonsense.sample().in_flight, 0);
-        assert_eq!(NEEDED, 196);
+        assert_eq!(MIN_LENGTH, 196);
     }
 }

@@ -1,24 +1,24 @@
-//! Escapes text that others chose, so that it is safe to show: command lines of other users, names
-//! of devices, messages of a relay.
+//! Escapes untrusted text before it is shown: command lines of other users, names of devices,
+//! messages of a relay.
 //!
-//! Such text may hold escape sequences, which a terminal executes; line ends, which forge further
-//! lines; and direction marks, which make a line read as another one. All of these are shown as
+//! Untrusted text may contain escape sequences, which a terminal executes; line ends, which forge
+//! further lines; and direction marks, which change how a line reads. All of these are shown as
 //! escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Returns `text` with every character escaped that does not show as itself, including line ends
+/// Escapes every character of `text` that a terminal does not show as itself, including line ends
 /// and tabs.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, is_hidden, |out, c| {
-        // Writing to a String cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(out, "{}", c.escape_default());
     })
 }
 
-/// Escapes text of several lines and columns: line ends and tabs stay.
+/// Escapes text of several lines and columns, keeping line ends and tabs.
 #[must_use]
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escape(
@@ -30,11 +30,11 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// Returns a JSON document of the same value, in which such characters are JSON escapes.
+/// Escapes such characters in a JSON document, as JSON escapes that keep its value.
 ///
-/// `serde_json` escapes what JSON demands (below U+0020) and leaves the rest, of which U+009B
-/// begins an escape sequence on some terminals. Outside of strings, JSON contains no such
-/// characters.
+/// `serde_json` only escapes what JSON requires (below U+0020). It keeps U+009B, for instance,
+/// which begins an escape sequence on some terminals. JSON contains no such characters outside of
+/// strings.
 #[must_use]
 pub fn printable_json(document: &str) -> Cow<'_, str> {
     escape(
@@ -59,9 +59,10 @@ fn escape(text: &str, hidden: impl Fn(char) -> bool, mut put: impl FnMut(&mut St
     Cow::Owned(out)
 }
 
-/// Returns whether a terminal executes or hides a character instead of showing it: controls (C0,
-/// DEL, C1), direction marks (Unicode annex 9), line and paragraph separators, and characters
-/// without width.
+/// Returns whether a terminal executes or hides a character instead of showing it.
+///
+/// Hidden characters are controls (C0, DEL, C1), direction marks (Unicode annex 9), line and paragraph
+/// separators, and characters without width.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_shows_as_itself_is_left_alone() {
+    fn printable_characters_are_left_alone() {
         for text in ["", "ssh host", "grüße 日本語 🙂 \\n \"quoted\"", "a…b", "\u{fffd}"] {
             assert!(matches!(printable(text), Cow::Borrowed(same) if same == text), "{text}");
         }
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn escape_sequences_line_ends_and_marks_of_direction_are_escaped() {
+    fn escape_sequences_line_ends_and_direction_marks_are_escaped() {
         for (text, expected) in [
             ("\x1b[2J\x1b]0;t\x07", "\\u{1b}[2J\\u{1b}]0;t\\u{7}"),
             ("a\n1 root\tx\r", "a\\n1 root\\tx\\r"),

@@ -1,6 +1,8 @@
-//! TLS 1.3 with raw public keys (RFC 7250) in both directions: an identity is a key, not a certificate.
+//! TLS 1.3 with raw public keys (RFC 7250) in both directions: a peer is identified by a key
+//! instead of a certificate.
 //!
-//! No session tickets and no early data: a handover must prove the key again, and early data can be replayed.
+//! There are no session tickets, because a handover must prove the key again, and no early data,
+//! because it can be replayed.
 
 mod verify;
 
@@ -30,51 +32,57 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use zeroize::Zeroize as _;
 
 use crate::keys::{PrivateKey, PublicKey};
-use crate::socket::{AllowanceExceeded, Socket};
-use verify::{OneRelay, OurClients, WrongRelayKey};
+use crate::socket::{AllowanceExceeded, ReadAheadSocket};
+use verify::{ClientKeyVerifier, PinnedRelayVerifier, WrongRelayKey};
 
-/// A path's transport: TLS over TCP, as client or as server.
-pub type TlsStream = tokio_rustls::TlsStream<Socket>;
+/// The transport of a path: TLS over TCP, as client or server.
+pub type TlsStream = tokio_rustls::TlsStream<ReadAheadSocket>;
 
-/// How long, and for how many bytes, a refused client is listened to: a round trip and its first flight.
-const HANG_UP_TIME: Duration = Duration::from_secs(1);
-const HANG_UP_BYTES: u64 = 64 * 1024;
+/// The time, and the number of bytes, for which the relay still reads from a refused client: a
+/// round trip and the client's first flight.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const CLOSE_READ_LIMIT: u64 = 64 * 1024;
 
-/// The most bytes that a stranger may send before its ClientHello is complete. Ours has some 250
-/// bytes; with a post-quantum key share (ML-KEM, 1,184 bytes) it would have 1,500. rustls itself
-/// would buffer up to 64 KiB.
+/// The maximum number of bytes that an unauthenticated peer may send before its ClientHello is
+/// complete.
+///
+/// The agent's ClientHello has some 250 bytes; with a post-quantum key share (ML-KEM, 1,184 bytes)
+/// it would have 1,500. rustls itself would buffer up to 64 KiB.
 const CLIENT_HELLO_BYTES: usize = 4 * 1024;
 
-/// The most bytes that a client may send from there until its handshake is complete: certificate,
-/// signature and Finished (some 300 bytes), and what rustls reads behind them, which is at most a
-/// first record of 16 KiB and one read of 4 KiB.
-const FINISH_BYTES: usize = 24 * 1024;
+/// The maximum number of bytes that a client may send after its ClientHello until the handshake is
+/// complete.
+///
+/// The certificate, its signature and Finished take some 300 bytes. rustls may read further bytes
+/// with them: at most a first record of 16 KiB and one read of 4 KiB.
+const CLIENT_FLIGHT_BYTES: usize = 24 * 1024;
 
-/// Decides whether a client's key may use this relay. Asked at most once per handshake, and only
-/// after the client has proved that it holds the key.
+/// Decides whether a client's key may use this relay.
+///
+/// Called at most once per handshake, after the client has proved that it holds the key.
 pub type Authorise = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 
-/// Why a TLS connection failed, as far as it tells what to do next.
+/// The reason why a TLS connection failed, in categories that differ in the next step for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// The relay does not know our key.
+pub enum HandshakeFailure {
+    /// The relay does not authorise this client's key.
     Refused,
     /// The relay's key is not the configured one.
     WrongRelayKey {
         /// The key in the configuration.
         expected: PublicKey,
-        /// The key the relay offered.
+        /// The key that the relay offered.
         offered: PublicKey,
     },
-    /// The peer sent more than a handshake takes.
+    /// The peer sent more bytes than a handshake needs.
     Oversized,
-    /// The other side speaks something else; the text says what it did.
+    /// The peer does not speak the expected protocol; the text describes the violation.
     Protocol(String),
-    /// The network failed: another uplink, or another moment, may succeed.
+    /// The network failed; another uplink or a later attempt may succeed.
     Network(String),
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for HandshakeFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused => {
@@ -85,23 +93,26 @@ impl fmt::Display for Cause {
                 "wrong relay key: expected {expected}, the relay offered {offered}; if the relay's key was \
                  changed on purpose, correct public_key in [relay]"
             ),
-            Self::Oversized => write!(f, "the other side does not speak our protocol: {AllowanceExceeded}"),
-            Self::Protocol(what) => write!(f, "the other side does not speak our protocol: {what}"),
+            Self::Oversized => {
+                write!(f, "the peer does not speak the expected protocol: {AllowanceExceeded}")
+            }
+            Self::Protocol(what) => write!(f, "the peer does not speak the expected protocol: {what}"),
             Self::Network(what) => f.write_str(what),
         }
     }
 }
 
-impl std::error::Error for Cause {}
+impl std::error::Error for HandshakeFailure {}
 
-/// The relay's configurations. Which one a connection gets is decided by the protocol it asks for.
+/// The relay's TLS configurations, for paths and for enrolments. The protocol that a client
+/// requests (ALPN) selects one.
 #[derive(Debug, Clone)]
 pub struct RelayConfig {
     paths: Arc<ServerConfig>,
     enrolments: Arc<ServerConfig>,
 }
 
-/// The client's configuration: proves our key, accepts the relay's and no other.
+/// Creates the client's TLS configuration, which proves `key` and accepts only the relay's key.
 #[must_use]
 pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     let provider = provider();
@@ -110,16 +121,16 @@ pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
         .with_protocol_versions(&[&version::TLS13])
         .expect("ring has cipher suites for TLS 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(OneRelay::new(relay, &provider)))
+        .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(relay, &provider)))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity)));
     config.alpn_protocols = vec![mobile_proto::ALPN.to_vec()];
     config.resumption = Resumption::disabled();
-    // The name of the relay is its key: whoever watches the network learns no name.
+    // The relay is identified by its key, so an observer of the network need not learn a name.
     config.enable_sni = false;
     Arc::new(config)
 }
 
-/// The same for a key that is to be enrolled.
+/// Creates the TLS configuration of a client that wants to enrol `key`.
 #[must_use]
 pub fn enrolment_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     let mut config = Arc::unwrap_or_clone(client_config(key, relay));
@@ -127,78 +138,84 @@ pub fn enrolment_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig>
     Arc::new(config)
 }
 
-/// The relay's configuration: proves our key, accepts the clients `authorise` says yes to; and for an enrolment, which
-/// is no path, whoever proves a key.
+/// Creates the relay's TLS configurations, which prove `key`.
+///
+/// A path requires a key that `authorise` accepts. An enrolment accepts any key that the client
+/// proves.
 #[must_use]
 pub fn server_config(key: &PrivateKey, authorise: Authorise) -> RelayConfig {
     RelayConfig {
-        paths: one_server_config(key, authorise, mobile_proto::ALPN),
-        enrolments: one_server_config(key, Arc::new(|_| true), ENROLL_ALPN),
+        paths: server_config_for(key, authorise, mobile_proto::ALPN),
+        enrolments: server_config_for(key, Arc::new(|_| true), ENROLL_ALPN),
     }
 }
 
-fn one_server_config(key: &PrivateKey, authorise: Authorise, alpn: &[u8]) -> Arc<ServerConfig> {
+fn server_config_for(key: &PrivateKey, authorise: Authorise, alpn: &[u8]) -> Arc<ServerConfig> {
     let provider = provider();
     let identity = identity(key);
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])
         .expect("ring has cipher suites for TLS 1.3")
-        .with_client_cert_verifier(Arc::new(OurClients::new(authorise, &provider)))
+        .with_client_cert_verifier(Arc::new(ClientKeyVerifier::new(authorise, &provider)))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity)));
     config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    // The client chooses by its processor; a relay that would suffer from the choice chooses itself.
+    // The client's order suits its processor. A relay without AES instructions uses its own order
+    // instead.
     config.ignore_client_order = !has_aes();
     config.max_early_data_size = 0;
     Arc::new(config)
 }
 
-/// Is this connection an enrolment, and so not a path? Its key may be anyone's.
+/// Returns whether the connection is for an enrolment, in which case the client's key need not be
+/// authorised.
 #[must_use]
 pub fn is_enrolment(stream: &TlsStream) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(ENROLL_ALPN)
 }
 
-/// The key the peer proved in the handshake.
+/// Returns the key that the peer proved in the handshake.
 #[must_use]
 pub fn peer_key(connection: &CommonState) -> Option<PublicKey> {
     PublicKey::from_spki(connection.peer_certificates()?.first()?)
 }
 
-/// Client handshake over a connected socket.
+/// Performs the client's side of the handshake over a connected socket.
 ///
-/// The relay's refusal of our key comes only after it: as an error of a later read, which [`explain`] understands.
+/// In TLS 1.3 the relay's refusal of the client's key arrives after the handshake, as an error of a
+/// later read. Pass that error to [`classify`].
 ///
 /// # Errors
-/// When it fails or takes longer than `timeout`.
+/// When the handshake fails or takes longer than `timeout`.
 pub async fn connect(
     config: &Arc<ClientConfig>,
     tcp: TcpStream,
     timeout: Duration,
-) -> Result<TlsStream, Cause> {
-    // rustls wants a name; ours is in the verifier, and SNI is off.
+) -> Result<TlsStream, HandshakeFailure> {
+    // rustls requires a name, but the verifier checks the key only, and SNI is disabled.
     let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-    let handshake = TlsConnector::from(config.clone()).connect(name, Socket::new(tcp));
+    let handshake = TlsConnector::from(config.clone()).connect(name, ReadAheadSocket::new(tcp));
     let stream = match tokio::time::timeout(timeout, handshake).await {
-        Ok(done) => done.map_err(|error| explain(&error))?,
-        Err(_) => return Err(too_late(timeout)),
+        Ok(done) => done.map_err(|error| classify(&error))?,
+        Err(_) => return Err(timed_out(timeout)),
     };
     require_alpn(stream.get_ref().1)?;
     Ok(stream.into())
 }
 
-/// Server handshake over an accepted socket; the key is the client's.
+/// Performs the relay's side of the handshake over an accepted socket; returns the client's key as
+/// well.
 ///
 /// # Errors
-/// When it fails or takes longer than `timeout`.
+/// When the handshake fails or takes longer than `timeout`.
 pub async fn accept(
     config: &RelayConfig,
     tcp: TcpStream,
     timeout: Duration,
-) -> Result<(TlsStream, PublicKey), Cause> {
+) -> Result<(TlsStream, PublicKey), HandshakeFailure> {
     let handshake = async {
-        let mut socket = Socket::new(tcp);
+        let mut socket = ReadAheadSocket::new(tcp);
         socket.limit(CLIENT_HELLO_BYTES);
         let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket);
         let mut start = match (&mut hello).await {
@@ -208,78 +225,85 @@ pub async fn accept(
         let enrols =
             start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ENROLL_ALPN));
         let chosen = if enrols { &config.enrolments } else { &config.paths };
-        start.io.limit(FINISH_BYTES);
+        start.io.limit(CLIENT_FLIGHT_BYTES);
         start.into_stream(chosen.clone()).into_fallible().await.map_err(|(error, tcp)| (error, Some(tcp)))
     };
     let mut stream = match tokio::time::timeout(timeout, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, tcp))) => {
-            let cause = explain(&error);
-            // Read no more from a peer that sends too much.
-            if let Some(tcp) = tcp.filter(|_| cause != Cause::Oversized) {
-                hang_up(tcp).await;
+            let cause = classify(&error);
+            // Do not read any more from a peer that sends too much.
+            if let Some(tcp) = tcp.filter(|_| cause != HandshakeFailure::Oversized) {
+                close_gracefully(tcp).await;
             }
             return Err(cause);
         }
-        Err(_) => return Err(too_late(timeout)),
+        Err(_) => return Err(timed_out(timeout)),
     };
     stream.get_mut().0.lift_limit();
     let connection = stream.get_ref().1;
     require_alpn(connection)?;
-    let key = peer_key(connection).ok_or_else(|| Cause::Protocol("it proved no Ed25519 key".into()))?;
+    let key = peer_key(connection)
+        .ok_or_else(|| HandshakeFailure::Protocol("the client proved no Ed25519 key".into()))?;
     Ok((stream.into(), key))
 }
 
-/// What an error of a handshake, or of any later read or write, means.
+/// Classifies an error of a handshake, or of any later read or write.
 #[must_use]
-pub fn explain(error: &io::Error) -> Cause {
+pub fn classify(error: &io::Error) -> HandshakeFailure {
     if error.get_ref().and_then(|inner| inner.downcast_ref::<AllowanceExceeded>()).is_some() {
-        return Cause::Oversized;
+        return HandshakeFailure::Oversized;
     }
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
-        None => Cause::Network(match error.kind() {
-            io::ErrorKind::UnexpectedEof => "the other side closed the connection".into(),
+        None => HandshakeFailure::Network(match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the peer closed the connection".into(),
             _ => error.to_string(),
         }),
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
             match other.0.downcast_ref::<WrongRelayKey>() {
-                Some(wrong) => Cause::WrongRelayKey { expected: wrong.expected, offered: wrong.offered },
-                None => Cause::Protocol(other.to_string()),
+                Some(wrong) => {
+                    HandshakeFailure::WrongRelayKey { expected: wrong.expected, offered: wrong.offered }
+                }
+                None => HandshakeFailure::Protocol(other.to_string()),
             }
         }
-        // What our relay sends when `authorise` says no.
-        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => Cause::Refused,
-        Some(other) => Cause::Protocol(other.to_string()),
+        // The relay sends this alert when `authorise` rejects the key.
+        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => HandshakeFailure::Refused,
+        Some(other) => HandshakeFailure::Protocol(other.to_string()),
     }
 }
 
-/// Lets the other side read why it was refused: to drop a socket on which bytes wait unread sends a reset, which
-/// may overtake the alert.
-async fn hang_up(mut tcp: Socket) {
+/// Closes a connection so that the peer can read the alert.
+///
+/// Dropping a socket with unread bytes would send a reset, upon which the peer may discard the
+/// alert.
+async fn close_gracefully(mut tcp: ReadAheadSocket) {
     tcp.lift_limit();
     let read_to_end = async {
         tcp.shutdown().await?;
-        tokio::io::copy(&mut tcp.take(HANG_UP_BYTES), &mut tokio::io::sink()).await
+        tokio::io::copy(&mut tcp.take(CLOSE_READ_LIMIT), &mut tokio::io::sink()).await
     };
-    // It is gone in any case.
-    let _ = tokio::time::timeout(HANG_UP_TIME, read_to_end).await;
+    // The connection is dropped in any case.
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, read_to_end).await;
 }
 
-fn too_late(timeout: Duration) -> Cause {
-    Cause::Network(format!("no TLS handshake within {timeout:?}"))
+fn timed_out(timeout: Duration) -> HandshakeFailure {
+    HandshakeFailure::Network(format!("no TLS handshake within {timeout:?}"))
 }
 
-/// rustls lets a handshake pass in which one side offers no ALPN at all.
-fn require_alpn(connection: &CommonState) -> Result<(), Cause> {
+/// Requires an agreed protocol, because rustls accepts handshakes in which one side offers no ALPN.
+fn require_alpn(connection: &CommonState) -> Result<(), HandshakeFailure> {
     if connection.alpn_protocol().is_some_and(|name| name == mobile_proto::ALPN || name == ENROLL_ALPN) {
         return Ok(());
     }
-    Err(Cause::Protocol("it did not agree on our protocol (ALPN)".into()))
+    Err(HandshakeFailure::Protocol("no common protocol was negotiated (ALPN)".into()))
 }
 
-/// ring, with its ciphers in our order: where the processor knows AES nothing is faster than AES-GCM, and 128 bits
-/// of key cost a third less than 256; in software ChaCha20 is faster, and safe from a look at the cache.
+/// Returns ring's provider with the cipher suites in order of preference.
+///
+/// With AES instructions nothing is faster than AES-GCM, and 128-bit keys cost a third less than
+/// 256-bit keys. In software ChaCha20 is faster, and safe from cache-timing attacks.
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites = cipher_suites(has_aes()).to_vec();
@@ -292,7 +316,7 @@ fn cipher_suites(aes: bool) -> [SupportedCipherSuite; 3] {
     if aes { [aes_128, aes_256, chacha] } else { [chacha, aes_128, aes_256] }
 }
 
-/// Whether this processor has instructions for AES-GCM.
+/// Returns whether this processor has instructions for AES-GCM.
 fn has_aes() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
@@ -303,7 +327,8 @@ fn has_aes() -> bool {
     return false;
 }
 
-/// Our key in the form TLS carries it: a bare SubjectPublicKeyInfo in the certificate's place.
+/// Returns the key in the form that TLS sends: a bare SubjectPublicKeyInfo in place of the
+/// certificate.
 fn identity(key: &PrivateKey) -> Arc<CertifiedKey> {
     let mut private = PrivatePkcs8KeyDer::from(key.to_pkcs8());
     let signer = any_eddsa_type(&private).expect("an Ed25519 seed in PKCS#8 is a key ring takes");

@@ -1,4 +1,5 @@
-//! TCP for a path: bound to its uplink, tuned so that the queue stays ours and a dead peer is noticed.
+//! TCP connections for paths: bound to their uplink, with little data in the kernel and quick
+//! detection of dead peers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,61 +12,71 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::sysctl;
 
-/// Bytes the kernel may hold unsent before the socket stops being writable. What is in the kernel can neither be
-/// reordered nor moved to another path, so it is little; but the socket must not run dry before we are woken: half
-/// of this (when the kernel wakes us) lasts 130 µs at 1 Gbit/s.
+/// The maximum number of unsent bytes in the kernel before the socket stops being writable.
+///
+/// Data in the kernel can neither be reordered nor moved to another path, so the limit is low.
+/// However, the socket must not run dry before this process is woken: half of the limit (at which
+/// the kernel wakes it) lasts 130 µs at 1 Gbit/s.
 pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
 
-/// What is asked for when a path is to have room for more. The kernel takes it for twice as much memory, of which nine tenths are
-/// bytes on their way at the most: somewhat more than a session may have unacknowledged.
+/// The send buffer to request for a path that needs a larger one.
+///
+/// The kernel doubles the value and uses at most nine tenths for data in flight, which is somewhat
+/// more than a session may have unacknowledged.
 const SEND_BUFFER: usize = 10 << 20;
 
-/// The congestion control that goes by rate and round trip, not by loss.
-const BY_RATE: &str = "bbr";
+/// The congestion control that follows the delivery rate and the round trip instead of losses.
+const BBR: &str = "bbr";
 
-/// Those that go by loss and do not pace, the better one first; every kernel has the second.
-const BY_LOSS: [&str; 2] = ["cubic", "reno"];
+/// Loss-based congestion controls that do not pace, the preferred one first; every kernel has the
+/// second.
+const LOSS_BASED: [&str; 2] = ["cubic", "reno"];
 
-/// How long sent data may stay unacknowledged before the kernel drops the connection. The session notices a dead
-/// path within seconds by itself: this only frees the sockets nobody asks for any more.
+/// The time for which sent data may stay unacknowledged before the kernel drops the connection.
+///
+/// The session itself detects a dead path within seconds. This time-out only frees sockets that no
+/// session uses.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An idle path is probed after this long, and every so often after. The session's own PING comes first (45 s) and
-/// keeps the kernel quiet, on both sides; below the 2 minutes after which the meanest NATs forget a connection.
+/// The keepalive time and interval of an idle connection.
+///
+/// The session's own PING comes first (45 s), so that the kernel of neither side sends keepalives.
+/// Both are shorter than the two minutes after which the least patient NATs drop a mapping.
 const KEEPALIVE: Duration = Duration::from_secs(75);
 
-/// Connections the kernel holds until they are accepted: a relay's restart makes all its clients return at once.
+/// The number of connections that the kernel queues for acceptance; all clients return at once when
+/// a relay restarts.
 const BACKLOG: i32 = 1024;
 
-/// Why a path's TCP connection could not be made.
+/// The reason why the TCP connection of a path could not be established.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The relay could not be reached.
     #[error("cannot reach {endpoint}{via}: {source}")]
     Connect {
-        /// The relay's address.
+        /// The address of the relay.
         endpoint: SocketAddr,
-        /// ` over IFNAME`, or nothing.
+        /// ` over IFNAME`, or empty.
         via: String,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The port cannot be listened on.
+    /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
-        /// What to do about it.
+        /// The next step for the user, or empty.
         hint: &'static str,
     },
 }
 
-/// Connects to the relay, over the uplink `ifname` if one is given, whatever the default route says.
+/// Connects to the relay; over the uplink `ifname`, if given, whatever the default route is.
 ///
 /// # Errors
-/// When the relay does not answer within `timeout`, or the uplink cannot be used.
+/// When the relay does not answer within `timeout`, or when the uplink cannot be used.
 pub async fn connect(
     endpoint: SocketAddr,
     ifname: Option<&str>,
@@ -76,7 +87,7 @@ pub async fn connect(
         if let Some(name) = ifname {
             socket.bind_device(Some(name.as_bytes()))?;
         }
-        begin_by_loss(&SockRef::from(&socket));
+        avoid_bbr_at_start(&SockRef::from(&socket));
         let stream = socket.connect(endpoint).await?;
         tune(&stream)?;
         Ok(stream)
@@ -91,17 +102,17 @@ pub async fn connect(
     })
 }
 
-/// Listens for paths.
+/// Creates the listening socket for paths.
 ///
-/// An IPv6 wildcard listens for IPv4 as well.
+/// An IPv6 wildcard address also accepts IPv4.
 ///
 /// # Errors
-/// When the address is busy or not ours.
+/// When the address is in use or does not belong to this host.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, TransportError> {
     bind(address).map_err(|source| {
         let hint = match source.kind() {
             io::ErrorKind::AddrInUse => {
-                ": another program has the port; stop it, or choose another in [listen]"
+                ": another program uses the port; stop it, or choose another port in [listen]"
             }
             io::ErrorKind::PermissionDenied => ": run as root, or with CAP_NET_BIND_SERVICE",
             io::ErrorKind::AddrNotAvailable => ": this host has no such address",
@@ -113,21 +124,23 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, TransportError> {
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
-    // A restarted relay takes its port back although connections of its predecessor linger in TIME_WAIT.
+    // A restarted relay can bind its port although connections of its predecessor are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    begin_by_loss(&SockRef::from(&socket));
+    avoid_bbr_at_start(&SockRef::from(&socket));
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-/// Sets what every path's socket needs; `connect` has done it, an accepted socket needs it.
+/// Sets the socket options of a path.
+///
+/// [`connect`] calls this itself; accepted sockets need a call.
 ///
 /// # Errors
-/// When the socket refuses an option every supported kernel has.
+/// When the socket rejects an option that every supported kernel has.
 pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
@@ -137,72 +150,82 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes a connection nobody has read from, with a reset: the cheapest end, after which the kernel keeps nothing of it.
-pub fn refuse(tcp: TcpStream) {
-    // Closed in any case; without the option it lingers a minute as one of thousands in TIME_WAIT.
+/// Closes an unread connection with a reset, after which the kernel keeps no state for it.
+pub fn reset(tcp: TcpStream) {
+    // Dropping closes the socket in any case. Without the option it would stay in TIME_WAIT for a
+    // minute, as one of thousands.
     let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
     drop(tcp);
 }
 
-/// Where the system's congestion control goes by rate, lets a path, or all that a socket will accept, begin with one that does not
-/// pace: to go by rate is for those that show bounds ([`go_by_rate`]), and the kernel never stops to pace a connection. For a socket
-/// that is not connected yet. A route that says what it is (`ip route … congctl`) counts for more.
-fn begin_by_loss(socket: &SockRef<'_>) {
-    static TOLD: Once = Once::new();
-    if !socket.tcp_congestion().is_ok_and(|name| is_by_rate(&name)) {
+/// Selects a loss-based congestion control, if the system's default is bbr, for a socket that is
+/// not yet connected.
+///
+/// Sockets that a listener accepts inherit the setting. bbr is for paths that turn out to be
+/// bandwidth-limited ([`switch_to_bbr`]), because the kernel never stops pacing a connection once
+/// it has been paced. The setting of a route (`ip route … congctl`) takes precedence.
+fn avoid_bbr_at_start(socket: &SockRef<'_>) {
+    static LOGGED: Once = Once::new();
+    if !socket.tcp_congestion().is_ok_and(|name| is_bbr(&name)) {
         return;
     }
-    if !BY_LOSS.iter().any(|name| socket.set_tcp_congestion(name.as_bytes()).is_ok()) {
-        TOLD.call_once(|| {
+    if !LOSS_BASED.iter().any(|name| socket.set_tcp_congestion(name.as_bytes()).is_ok()) {
+        LOGGED.call_once(|| {
             tracing::info!(
-                "{} not allowed: paths begin with {BY_RATE}, as the system has it",
-                BY_LOSS.join(", ")
+                "cannot select {}: paths start with {BBR}, the default of the system",
+                LOSS_BASED.join(", ")
             );
         });
     }
 }
 
-/// A congestion control's name, as the kernel has it.
+/// The name of a congestion control, as the kernel returns it.
 pub(crate) type CongestionControl = Vec<u8>;
 
-/// Gives a path the congestion control that goes by rate; tells which one it had, if that was another. A kernel that has none, or does
-/// not let us, keeps its own: slower keystrokes beside an upload, no failure.
-pub(crate) fn go_by_rate(tcp: &TcpStream) -> Option<CongestionControl> {
-    static TOLD: Once = Once::new();
+/// Switches a path to bbr and returns its earlier congestion control, if that was another.
+///
+/// If the kernel has no bbr or refuses it, the path keeps its congestion control: keystrokes are
+/// slower beside an upload, but nothing fails.
+pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
+    static LOGGED: Once = Once::new();
     let socket = SockRef::from(tcp);
     let before = socket.tcp_congestion().ok();
-    if let Err(error) = socket.set_tcp_congestion(BY_RATE.as_bytes()) {
-        TOLD.call_once(|| {
-            tracing::info!(%error, "no {BY_RATE}: paths keep the congestion control they began with");
+    if let Err(error) = socket.set_tcp_congestion(BBR.as_bytes()) {
+        LOGGED.call_once(|| {
+            tracing::info!(%error, "cannot use {BBR}: paths keep their initial congestion control");
         });
         return None;
     }
-    before.filter(|name| !is_by_rate(name))
+    before.filter(|name| !is_bbr(name))
 }
 
-/// Gives a path back the congestion control that it had. False: it keeps the one it has.
-pub(crate) fn go_as_before(tcp: &TcpStream, before: &CongestionControl) -> bool {
+/// Restores the congestion control `before`; returns false if the path keeps its current one.
+pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> bool {
     SockRef::from(tcp).set_tcp_congestion(before).is_ok()
 }
 
-/// The kernel ends a name with zeros.
-fn is_by_rate(name: &CongestionControl) -> bool {
-    name.split(|&byte| byte == 0).next() == Some(BY_RATE.as_bytes())
+/// The kernel pads names with zero bytes.
+fn is_bbr(name: &CongestionControl) -> bool {
+    name.split(|&byte| byte == 0).next() == Some(BBR.as_bytes())
 }
 
-/// Gives a path room for more on its way than the kernel's bound for one connection (`tcp_wmem`, 4 MiB): all inner connections
-/// share it. Where that is larger already it stays, and where CAP_NET_ADMIN does not count (in a user namespace).
-pub(crate) fn give_room(tcp: &TcpStream) {
-    static TOLD: Once = Once::new();
-    // Least, first and greatest. One that cannot be read is taken for the kernel's own.
+/// Raises the send buffer of a path above the kernel's limit for one connection (`tcp_wmem`, 4
+/// MiB), because all inner connections share it.
+///
+/// Has no effect where `tcp_wmem` is larger already, or where `CAP_NET_ADMIN` does not count (in a
+/// user namespace).
+pub(crate) fn raise_send_buffer(tcp: &TcpStream) {
+    static LOGGED: Once = Once::new();
+    // The three values are minimum, default and maximum. If they cannot be read, assume the
+    // kernel's defaults.
     let bound = sysctl::read("net/ipv4/tcp_wmem").ok();
     let bound: Option<usize> = bound.and_then(|three| three.split_whitespace().last()?.parse().ok());
     if bound.is_some_and(|bound| bound >= 2 * SEND_BUFFER) {
         return;
     }
     if let Err(error) = setsockopt(tcp, sockopt::SndBufForce, &SEND_BUFFER) {
-        TOLD.call_once(|| {
-            tracing::info!(%error, "no more may be on the way over a path than tcp_wmem allows");
+        LOGGED.call_once(|| {
+            tracing::info!(%error, "cannot raise the send buffer of a path: tcp_wmem limits its bytes in flight");
         });
     }
 }
@@ -234,12 +257,12 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_would_begin_by_rate_begins_by_loss_and_others_as_the_system_has_it() {
-        for (system_s, begins) in [(BY_RATE, "cubic"), ("reno", "reno")] {
+    fn a_path_starts_with_the_systems_congestion_control_unless_it_is_bbr() {
+        for (system_s, begins) in [(BBR, "cubic"), ("reno", "reno")] {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             let chosen = socket.set_tcp_congestion(system_s.as_bytes());
             chosen.unwrap_or_else(|error| panic!("these tests run as root, with {system_s}: {error}"));
-            begin_by_loss(&SockRef::from(&socket));
+            avoid_bbr_at_start(&SockRef::from(&socket));
             let name = String::from_utf8(socket.tcp_congestion().unwrap()).unwrap();
             assert_eq!(name.trim_end_matches('\0'), begins);
         }
@@ -254,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_uplink_that_is_gone_is_named() {
+    async fn a_missing_uplink_is_named() {
         let error = connect(any(), Some("no-such-if"), Duration::from_secs(5)).await.unwrap_err().to_string();
         assert!(error.contains("over no-such-if"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! The virtual device: a TUN, read and written without blocking.
+//! The TUN device, read and written without blocking.
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -15,102 +15,113 @@ use rustix::io::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::modes::Offloading;
+use crate::tunnel_options::Offloading;
 
-/// `IFNAMSIZ` less its closing zero.
+/// The maximum length of a device's name: `IFNAMSIZ` without the terminating zero byte.
 const MAX_NAME: usize = 15;
 
-/// Packets that the kernel keeps until they are read, as many as for an Ethernet device; of its own accord it keeps 500 for a
-/// TUN. The next is dropped: at 400,000 a second, when the reader has not had a processor for a millisecond. Where a path is
-/// slow, packets do not wait here but in the session's queue.
-const QUEUE: i32 = 1000;
+/// The number of packets that the kernel queues until they are read: as many as for an Ethernet
+/// device, whereas a TUN has 500 by default.
+///
+/// The kernel drops further packets. At 400,000 packets a second that happens when the reader has
+/// not had a processor for a millisecond. On a slow path, packets do not wait here but in the
+/// session's queue.
+const TX_QUEUE_PACKETS: i32 = 1000;
 
 /// An open TUN device.
 pub struct Tun {
     name: String,
     fd: AsyncFd<OwnedFd>,
-    joins: bool,
+    coalesces_datagrams: bool,
 }
 
-/// Why a TUN cannot be used.
+/// The reason why a TUN device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
-    /// Another process holds it.
+    /// Another process has opened the device.
     #[error("device {0} is in use by another process: is an agent or relay already running?")]
     Busy(String),
-    /// The name is another kind of device's.
-    #[error("device {0} exists and is no TUN: choose another name in [tunnel] device")]
+    /// A device of another kind has the name.
+    #[error("device {0} exists and is not a TUN device: choose another name in [tunnel] device")]
     NotATun(String),
-    /// The name is not one a device can have.
-    #[error("`{0}` cannot name a device: 1 to 15 characters, no `/`, `:` or `%` and no space")]
+    /// The name is not valid for a device.
+    #[error("invalid device name `{0}`: use 1 to 15 characters without `/`, `:`, `%` and spaces")]
     BadName(String),
-    /// /dev/net/tun is missing.
+    /// The device file /dev/net/tun is missing.
     #[error("there is no TUN driver (/dev/net/tun): load it with `modprobe tun`")]
     NoDriver,
-    /// Not allowed.
+    /// The process lacks the permission to open the device.
     #[error("not allowed to open device {0}: run as root, or with CAP_NET_ADMIN")]
     NotAllowed(String),
-    /// Anything else.
+    /// A system call failed for another reason.
     #[error("device {name}: {source}")]
     Io {
-        /// The device.
+        /// The name of the device.
         name: String,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
 impl Tun {
-    /// Opens the device `name`, making it if it is not there. A persistent one outlives this process; to open it
-    /// again is normal. It gets no address and is not brought up: that is netlink's part.
+    /// Opens the device `name` in this thread's network namespace, creating it if necessary.
     ///
-    /// Wants a runtime, and this thread's network namespace is the device's.
+    /// A persistent device continues to exist after this process has exited and can be opened
+    /// again. The device has no address and is down; use [`Netlink`](crate::netlink::Netlink) to
+    /// configure it. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// When it is busy, not allowed, or there is no TUN driver.
+    /// When the device is in use or may not be opened, or when there is no TUN driver.
     pub fn open(name: &str, persist: bool, offloading: Offloading) -> Result<Self, TunError> {
         let mut device = open(name)?;
         let io_error = |source| TunError::Io { name: name.to_owned(), source };
         if persist {
             device.persist().map_err(|error| io_error(into_io(error)))?;
         }
-        if let Err(error) = lengthen_queue(name) {
-            tracing::warn!(%error, "the queue of {name} stays as it is: more of a burst of datagrams may be lost");
+        if let Err(error) = raise_queue_length(name) {
+            tracing::warn!(device = name, %error, "cannot raise the queue length: more packets of a burst may be lost");
         }
-        // SAFETY: the descriptor is open, and `into_raw_fd` gives up its owner.
+        // SAFETY: the descriptor is open, and `into_raw_fd` gives up its ownership.
         let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
-        // The crate opens it without O_CLOEXEC: no command we start may hold the device.
+        // The `tun` crate opens the device without O_CLOEXEC, but child processes must not hold it.
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| io_error(errno.into()))?;
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| io_error(errno.into()))?;
-        let joins = match offloading {
-            Offloading::Auto => take_offloads(&fd, name),
+        let coalesces_datagrams = match offloading {
+            Offloading::Auto => enable_offloads(&fd, name),
             Offloading::Off => {
                 set_offloads(&fd, 0).map_err(|errno| io_error(errno.into()))?;
                 false
             }
         };
-        // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is dropped.
+        // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is
+        // dropped.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self { name: name.to_owned(), fd: fd.map_err(|error| io_error(error.into()))?, joins })
+        Ok(Self {
+            name: name.to_owned(),
+            fd: fd.map_err(|error| io_error(error.into()))?,
+            coalesces_datagrams,
+        })
     }
 
-    /// Whether datagrams may be written joined, to be cut by this kernel ([`Joining`](crate::joining::Joining)).
+    /// Returns whether the kernel segments coalesced datagrams, so that they may be written with
+    /// [`CoalescingWriter`](crate::coalescing::CoalescingWriter).
     #[must_use]
-    pub fn joins(&self) -> bool {
-        self.joins
+    pub fn coalesces_datagrams(&self) -> bool {
+        self.coalesces_datagrams
     }
 
-    /// The device's name.
+    /// Returns the name of the device.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Reads one packet, of up to 64 KiB where the kernel leaves its segmentation to us. To read a batch, call
-    /// it until it is pending.
+    /// Reads one packet, of up to 64 KiB if the kernel leaves segmentation to this program.
+    ///
+    /// To read a batch, call this until it returns `Pending`.
     ///
     /// # Errors
-    /// What the device says (it is down, or removed).
+    /// When the device is down or removed.
     pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
@@ -121,11 +132,12 @@ impl Tun {
         }
     }
 
-    /// Reads one packet that waits already, or fails with `WouldBlock`; who waits in [`Self::poll_recv`] finds out by
-    /// itself.
+    /// Reads one packet without waiting; fails with `WouldBlock` if there is none.
+    ///
+    /// Does not affect tasks that wait in [`poll_recv`](Self::poll_recv).
     ///
     /// # Errors
-    /// What the device says (it is down, or removed).
+    /// When the device is down or removed.
     pub fn try_recv(&self, buf: &mut [u8]) -> io::Result<(usize, Offload)> {
         loop {
             if let Some(packet) = self.read(self.fd.get_ref(), buf)? {
@@ -134,7 +146,7 @@ impl Tun {
         }
     }
 
-    /// None: a packet that cannot be carried, for the kernel asked for what it was not offered.
+    /// Reads one packet; returns `None` for a packet with an offload that was not enabled.
     fn read(&self, fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
         let mut header = [0; VNET_HEADER_LEN];
         let length = readv(fd, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(buf)])?;
@@ -142,17 +154,20 @@ impl Tun {
         match Offload::from_vnet(&header, &buf[..length]) {
             Ok(offload) => Ok(Some((length, offload))),
             Err(error) => {
-                tracing::debug!(device = self.name, %error, "packet skipped");
+                tracing::debug!(device = self.name, %error, "dropped a packet with an invalid offload header");
                 Ok(None)
             }
         }
     }
 
-    /// Writes one packet, or fails with `WouldBlock`. A TUN's writes go straight into the stack: it does not fill
-    /// up, so there is nothing to wait for.
+    /// Writes one packet.
+    ///
+    /// The kernel passes the packets of a TUN device directly to its network stack, so there is no
+    /// buffer to wait for.
     ///
     /// # Errors
-    /// `InvalidInput` when the packet does not allow what it asks for; what the device says (it is down).
+    /// `InvalidInput` when the packet is not valid for its offload; the kernel's error when the
+    /// device is down.
     pub fn try_send(&self, packet: Packet<'_>) -> io::Result<()> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
         let header = packet.offload.to_vnet(packet.bytes).map_err(invalid)?;
@@ -167,30 +182,33 @@ impl std::fmt::Debug for Tun {
     }
 }
 
-/// Removes a persistent device; nothing to do if it is not there. True if it was.
+/// Removes a persistent device; returns whether it existed.
 ///
 /// # Errors
-/// When it is busy, not allowed, or no TUN.
+/// When the device is in use, is not a TUN device, or may not be removed.
 pub fn remove(name: &str) -> Result<bool, TunError> {
     check_name(name)?;
-    // Opening would make it; if_nametoindex asks this thread's namespace, where /sys may show another's.
+    // Opening would create the device. `if_nametoindex` looks in this thread's network namespace,
+    // whereas /sys may show another one.
     if nix::net::if_::if_nametoindex(name).is_err() {
         return Ok(false);
     }
     let device = open(name)?;
-    // The `tun` crate can only set the flag. Cleared, the device goes with its last descriptor.
-    // SAFETY: TUNSETPERSIST takes its argument by value, and `device` keeps the descriptor open meanwhile.
+    // The `tun` crate can only set the flag. Without the flag, the kernel removes the device when
+    // the last descriptor is closed.
+    // SAFETY: TUNSETPERSIST takes its argument by value, and `device` keeps the descriptor open.
     let cleared = unsafe { request::tunsetpersist(device.as_raw_fd(), 0) };
     cleared.map_err(|errno| TunError::Io { name: name.to_owned(), source: errno.into() })?;
     Ok(true)
 }
 
-/// The kernel may leave to us: checksums, and the segmentation of TCP over IPv4 and IPv6, also of segments
-/// with explicit congestion notification. They are the device's until it is opened again.
+/// Enables the offloads by which the kernel leaves work to this program: checksums, and the
+/// segmentation of TCP over IPv4 and IPv6, including ECN.
 ///
-/// Returns whether the kernel cuts datagrams (Linux 6.2). It is not asked to leave that to us: the far end's kernel may be an
-/// older one.
-fn take_offloads(fd: &OwnedFd, name: &str) -> bool {
+/// The settings apply until the device is opened again. Returns whether the kernel segments
+/// datagrams (Linux 6.2). Segmentation of datagrams is not left to this program, because the peer's
+/// kernel may be older.
+fn enable_offloads(fd: &OwnedFd, name: &str) -> bool {
     const CHECKSUM: ioctl_param_type = 0x01;
     const TSO: ioctl_param_type = 0x02 | 0x04 | 0x08;
     const USO: ioctl_param_type = 0x20 | 0x40;
@@ -199,36 +217,37 @@ fn take_offloads(fd: &OwnedFd, name: &str) -> bool {
         match set_offloads(fd, offloads) {
             Ok(()) => return cuts_datagrams,
             Err(error) => {
-                tracing::warn!(device = name, %error, "no {without} offload: the tunnel will be slower");
+                tracing::warn!(device = name, %error, "cannot enable {without} offload: the tunnel will be slower");
             }
         }
     }
     false
 }
 
-/// None of them: packets are as on a wire.
+/// Sets the enabled offloads; with none, packets are as on a wire.
 fn set_offloads(fd: &OwnedFd, offloads: ioctl_param_type) -> nix::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value, and the descriptor is open.
     unsafe { request::tunsetoffload(fd.as_raw_fd(), offloads) }.map(drop)
 }
 
-/// Lets more packets wait in a device of this thread's network namespace, if they are few.
-fn lengthen_queue(name: &str) -> io::Result<()> {
-    // SAFETY: a C structure of numbers, for which zeros are a value.
+/// Raises the queue length of a device in this thread's network namespace to [`TX_QUEUE_PACKETS`],
+/// unless it is longer already.
+fn raise_queue_length(name: &str) -> io::Result<()> {
+    // SAFETY: the C structure consists of numbers, for which zeros are valid.
     let mut request: ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as c_char;
     }
-    // A socket of any family will do.
+    // The requests work on a socket of any family.
     let socket = UnixDatagram::unbound()?;
     // SAFETY: SIOCGIFTXQLEN reads the name and writes the length, and the descriptor is open.
     unsafe { request::queue_length(socket.as_raw_fd(), &raw mut request) }?;
-    // SAFETY: the kernel's `ifr_qlen`, for which the crate has no name of its own, is one integer, as this is; all of the union
-    // was set to zeros, and then that by the kernel.
-    if unsafe { request.ifr_ifru.ifru_metric } >= QUEUE {
+    // SAFETY: the kernel's `ifr_qlen`, which the libc crate does not name, is one integer like this
+    // field. The whole union was set to zeros, and the kernel then wrote the integer.
+    if unsafe { request.ifr_ifru.ifru_metric } >= TX_QUEUE_PACKETS {
         return Ok(());
     }
-    request.ifr_ifru.ifru_metric = QUEUE;
+    request.ifr_ifru.ifru_metric = TX_QUEUE_PACKETS;
     // SAFETY: SIOCSIFTXQLEN reads the structure, and the descriptor is open.
     unsafe { request::set_queue_length(socket.as_raw_fd(), &raw const request) }?;
     Ok(())
@@ -246,8 +265,8 @@ fn open(name: &str) -> Result<tun::Device, TunError> {
     let mut config = tun::Configuration::default();
     config.tun_name(name);
     config.platform_config(|linux| {
-        // "Root privileges" is the crate's word for setting addresses and flags itself. (No packet information,
-        // IFF_NO_PI, is its default.)
+        // With "root privileges" the crate would set addresses and flags itself. It sets IFF_NO_PI
+        // (no packet information) by default.
         linux.ensure_root_privileges(false);
         linux.vnet_hdr(true);
     });
@@ -264,8 +283,10 @@ fn open(name: &str) -> Result<tun::Device, TunError> {
     })
 }
 
-/// The kernel's own rule (`dev_valid_name`), and no `%`, which asks it to number the device.
 /// Returns whether a device may have this name.
+///
+/// The rule is that of the kernel (`dev_valid_name`), without `%`, which would make the kernel
+/// number the device.
 #[must_use]
 pub fn is_device_name(name: &str) -> bool {
     check_name(name).is_ok()
@@ -293,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packet_goes_out_and_another_comes_in() {
+    fn packets_pass_in_both_directions() {
         in_new_namespace(async {
             let tun = Tun::open("mobile0", false, Offloading::Auto).unwrap();
             run("ip link set mobile0 up");
@@ -303,13 +324,14 @@ mod tests {
             let mut buf = [0; 2048];
             let (packet, offload) = loop {
                 let (length, offload) = poll_fn(|cx| tun.poll_recv(cx, &mut buf)).await.unwrap();
-                // The kernel greets a new link with IPv6 of its own.
+                // The kernel sends IPv6 packets of its own on a new link.
                 if buf[0] >> 4 == 4 {
                     break (&mut buf[..length], offload);
                 }
             };
             assert!(packet.ends_with(b"out"));
-            // Sent back with addresses and ports swapped it is an answer; both checksums stay true.
+            // With addresses and ports swapped the packet is a reply, for which both checksums are
+            // still valid.
             for (a, b, length) in [(12, 16, 4), (20, 22, 2)] {
                 for i in 0..length {
                     packet.swap(a + i, b + i);
@@ -320,7 +342,7 @@ mod tests {
             let mut answer = [0; 16];
             let (length, from) = socket.recv_from(&mut answer).await.unwrap();
             assert_eq!((&answer[..length], from), (&b"out"[..], "192.0.2.9:9".parse().unwrap()));
-            // One more, read without waiting; then there is none.
+            // Read another packet without waiting, after which there is none.
             socket.send_to(b"again", "192.0.2.9:9").await.unwrap();
             let mut ends = Vec::new();
             let error = loop {
@@ -334,7 +356,7 @@ mod tests {
         });
     }
 
-    /// A datagram from 192.0.2.9 to 192.0.2.1, port 7; its checksum is partial.
+    /// Returns a datagram from 192.0.2.9 to 192.0.2.1, port 7, with a partial checksum.
     fn datagram(payload: &[u8]) -> Vec<u8> {
         let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 9, 192, 0, 2, 1];
         packet.extend([0, 9, 0, 7, 0, 0, 0, 0]);
@@ -346,26 +368,26 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_written_joined_are_received_one_by_one() {
+    fn coalesced_datagrams_are_received_one_by_one() {
         in_new_namespace(async {
             let tun = Tun::open("mobile0", false, Offloading::Auto).unwrap();
-            assert!(tun.joins(), "this kernel is older than 6.2, or its TUN cannot");
+            assert!(tun.coalesces_datagrams(), "this kernel is older than 6.2, or its TUN cannot");
             run("ip link set mobile0 up");
             run("ip addr add 192.0.2.1/24 dev mobile0");
             let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
-            let (mut joining, mut writes) = (crate::joining::Joining::new(true), 0);
+            let (mut writer, mut writes) = (crate::coalescing::CoalescingWriter::new(true), 0);
             let mut write = |packet: Packet<'_>, _| {
                 tun.try_send(packet).unwrap();
                 writes += 1;
             };
-            // The last one is shorter.
+            // The last datagram is shorter than the others.
             let sent: Vec<Vec<u8>> =
                 (0..20).map(|number| vec![number; if number < 19 { 200 } else { 9 }]).collect();
             for payload in &sent {
                 let bytes = datagram(payload);
-                joining.send(Packet { bytes: &bytes, offload: Offload::Checksum }, &mut write);
+                writer.send(Packet { bytes: &bytes, offload: Offload::Checksum }, &mut write);
             }
-            joining.flush(&mut write);
+            writer.flush(&mut write);
             assert_eq!(writes, 1);
             let mut buffer = [0; 300];
             for payload in sent {
@@ -376,14 +398,14 @@ mod tests {
     }
 
     #[test]
-    fn without_offloads_datagrams_are_not_joined() {
+    fn without_offloads_datagrams_are_not_coalesced() {
         in_new_namespace(async {
-            assert!(!Tun::open("mobile0", false, Offloading::Off).unwrap().joins());
+            assert!(!Tun::open("mobile0", false, Offloading::Off).unwrap().coalesces_datagrams());
         });
     }
 
     #[test]
-    fn a_persistent_device_stays_and_is_opened_again_and_removed() {
+    fn a_persistent_device_can_be_opened_again_and_removed() {
         in_new_namespace(async {
             assert!(!remove("mobile0").unwrap());
             drop(Tun::open("mobile0", true, Offloading::Auto).unwrap());
@@ -400,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_taken_or_cannot_be_one_is_refused() {
+    fn a_name_that_is_taken_or_invalid_is_refused() {
         in_new_namespace(async {
             assert!(matches!(Tun::open("lo", false, Offloading::Auto), Err(TunError::NotATun(_))));
             for name in ["", "a b", "a/b", "tun%d", "sixteen-letters-"] {
@@ -417,7 +439,7 @@ mod tests {
         assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{command}");
     }
 
-    /// Runs `test` in a network namespace of its own, which goes with its thread. Wants root.
+    /// Runs `test` in a new network namespace, which ends with its thread. Requires root.
     fn in_new_namespace(test: impl Future<Output = ()> + Send + 'static) {
         let thread = std::thread::spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests run as root");

@@ -1,5 +1,7 @@
-//! From the merged tree to the wanted type. serde tells which fields a struct has: so unknown keys are found, and
-//! the nearest known ones named, without a list of names beside the type.
+//! Deserializes the merged tree into the wanted type.
+//!
+//! serde passes the names of a struct's fields to the deserializer, so unknown keys are detected,
+//! and the nearest known key suggested, without a separate list of names.
 
 use std::collections::btree_map;
 use std::fmt;
@@ -9,21 +11,21 @@ use serde::forward_to_deserialize_any;
 
 use super::node::{Node, Value};
 
-/// Why a configuration cannot be used. Says where: file and line, variable or flag.
+/// The reason why a configuration cannot be used, with its place: file and line, variable or flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     message: String,
-    /// A key that is missing, until it is known where.
+    /// The name of a missing key, until the error has passed the table that lacks it.
     missing: Option<&'static str>,
-    /// The message names its place already.
-    placed: bool,
+    /// Whether the message already names its place.
+    has_origin: bool,
 }
 
 impl ConfigError {
-    /// For what a program finds wrong itself, beyond names and types.
+    /// Creates an error for a check that goes beyond names and types; `message` is shown unchanged.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), missing: None, placed: true }
+        Self { message: message.into(), missing: None, has_origin: true }
     }
 }
 
@@ -37,7 +39,7 @@ impl std::error::Error for ConfigError {}
 
 impl de::Error for ConfigError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self { message: message.to_string(), missing: None, placed: false }
+        Self { message: message.to_string(), missing: None, has_origin: false }
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
@@ -45,30 +47,30 @@ impl de::Error for ConfigError {
             Some(name) => format!("did you mean `{name}`?"),
             None => {
                 let names: Vec<_> = expected.iter().map(|name| format!("`{name}`")).collect();
-                format!("it can be {}", names.join(", "))
+                format!("known values are {}", names.join(", "))
             }
         };
         Self::custom(format!("unknown value `{variant}`; {advice}"))
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { message: String::new(), missing: Some(field), placed: false }
+        Self { message: String::new(), missing: Some(field), has_origin: false }
     }
 }
 
 pub(super) fn deserialize<T: DeserializeOwned>(root: &Node) -> Result<T, ConfigError> {
-    T::deserialize(Place { node: root, path: "" })
+    T::deserialize(NodeAt { node: root, path: "" })
 }
 
-/// A node, and the path of keys that led to it (empty at the root).
+/// A node together with the path of keys that leads to it, which is empty at the root.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct NodeAt<'a> {
     node: &'a Node,
     path: &'a str,
 }
 
-impl Place<'_> {
-    /// `[relay] endpoint: `
+impl NodeAt<'_> {
+    /// Returns the node's name for an error message, such as `[relay] endpoint: `.
     fn label(&self) -> String {
         match self.path.split_once('.') {
             _ if self.path.is_empty() => String::new(),
@@ -77,11 +79,11 @@ impl Place<'_> {
         }
     }
 
-    /// Says where an error arose, unless a deeper place has.
-    fn place(&self, error: ConfigError) -> ConfigError {
+    /// Adds the node's origin to an error, unless a deeper node already has.
+    fn with_origin(&self, error: ConfigError) -> ConfigError {
         let origin = self.node.origin.as_str();
         match error.missing {
-            _ if error.placed => error,
+            _ if error.has_origin => error,
             Some(field) if self.path.is_empty() => {
                 ConfigError::new(format!("{origin}: the section [{field}] is missing"))
             }
@@ -111,12 +113,14 @@ impl Place<'_> {
     }
 }
 
-/// The known name somebody may have meant. 0.8 takes in a dropped, doubled or swapped letter and a missing
-/// underscore, and leaves out names that merely begin alike.
+/// Returns the known name that is most similar to `key`, if it may be a misspelling.
+///
+/// A Jaro similarity of 0.8 accepts a dropped, doubled or swapped letter and a missing underscore,
+/// and rejects names that only begin alike.
 fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
-    let likeness = |name: &str| strsim::jaro(key, name);
-    let best = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(best) >= 0.8).then_some(best)
+    let similarity = |name: &str| strsim::jaro(key, name);
+    let best = known.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
+    (similarity(best) >= 0.8).then_some(best)
 }
 
 macro_rules! integers {
@@ -129,7 +133,7 @@ macro_rules! integers {
                         None => text.parse::<$type>(),
                     };
                     let number = parsed.map_err(|_| {
-                        self.place(de::Error::invalid_value(de::Unexpected::Str(text), &visitor))
+                        self.with_origin(de::Error::invalid_value(de::Unexpected::Str(text), &visitor))
                     });
                     visitor.$visit(number?)
                 }
@@ -139,21 +143,21 @@ macro_rules! integers {
     )*};
 }
 
-impl<'de> de::Deserializer<'de> for Place<'_> {
+impl<'de> de::Deserializer<'de> for NodeAt<'_> {
     type Error = ConfigError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let outcome = match &self.node.value {
             Value::Table(table) => {
-                visitor.visit_map(Entries { table: table.iter(), next: None, path: self.path })
+                visitor.visit_map(TableAccess { table: table.iter(), next: None, path: self.path })
             }
-            Value::List(list) => visitor.visit_seq(Items { list: list.iter(), path: self.path }),
+            Value::List(list) => visitor.visit_seq(ListAccess { list: list.iter(), path: self.path }),
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Integer(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(text) | Value::Untyped(text) => visitor.visit_str(text),
         };
-        outcome.map_err(|error| self.place(error))
+        outcome.map_err(|error| self.with_origin(error))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -186,16 +190,16 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
     ) -> Result<V::Value, ConfigError> {
         let outcome = match &self.node.value {
             Value::Text(text) | Value::Untyped(text) => visitor.visit_enum(text.as_str().into_deserializer()),
-            _ => Err(de::Error::custom("one word was expected")),
+            _ => Err(de::Error::custom("expected a single word")),
         };
-        outcome.map_err(|error| self.place(error))
+        outcome.map_err(|error| self.with_origin(error))
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let Value::Untyped(text) = &self.node.value else { return self.deserialize_any(visitor) };
         match text.parse() {
             Ok(value) => visitor.visit_bool(value),
-            Err(_) => Err(self.place(de::Error::custom("`true` or `false` was expected"))),
+            Err(_) => Err(self.with_origin(de::Error::custom("expected `true` or `false`"))),
         }
     }
 
@@ -207,14 +211,16 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
             .filter(|item| !item.is_empty())
             .map(|item| Node { value: Value::Untyped(item.to_owned()), origin: self.node.origin.clone() })
             .collect();
-        visitor.visit_seq(Items { list: items.iter(), path: self.path }).map_err(|error| self.place(error))
+        visitor
+            .visit_seq(ListAccess { list: items.iter(), path: self.path })
+            .map_err(|error| self.with_origin(error))
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let Value::Untyped(text) = &self.node.value else { return self.deserialize_any(visitor) };
         match text.parse() {
             Ok(value) => visitor.visit_f64(value),
-            Err(_) => Err(self.place(de::Error::custom("a number was expected"))),
+            Err(_) => Err(self.with_origin(de::Error::custom("expected a number"))),
         }
     }
 
@@ -229,14 +235,14 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
     }
 }
 
-/// The entries of a table.
-struct Entries<'a> {
+/// Iterates over the entries of a table for serde.
+struct TableAccess<'a> {
     table: btree_map::Iter<'a, String, Node>,
     next: Option<(&'a str, &'a Node)>,
     path: &'a str,
 }
 
-impl<'de> de::MapAccess<'de> for Entries<'_> {
+impl<'de> de::MapAccess<'de> for TableAccess<'_> {
     type Error = ConfigError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ConfigError> {
@@ -248,17 +254,17 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
         let (key, node) =
             self.next.take().ok_or_else(|| ConfigError::new("a value was read before its key"))?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-        seed.deserialize(Place { node, path: &path })
+        seed.deserialize(NodeAt { node, path: &path })
     }
 }
 
-/// The items of a list.
-struct Items<'a> {
+/// Iterates over the items of a list for serde.
+struct ListAccess<'a> {
     list: std::slice::Iter<'a, Node>,
     path: &'a str,
 }
 
-impl<'de> de::SeqAccess<'de> for Items<'_> {
+impl<'de> de::SeqAccess<'de> for ListAccess<'_> {
     type Error = ConfigError;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(
@@ -266,21 +272,21 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
         seed: T,
     ) -> Result<Option<T::Value>, ConfigError> {
         let path = self.path;
-        self.list.next().map(|node| seed.deserialize(Place { node, path })).transpose()
+        self.list.next().map(|node| seed.deserialize(NodeAt { node, path })).transpose()
     }
 }
 
-/// The names of a struct's fields; none if it is no struct.
+/// Returns the names of a struct's fields; returns none if `T` is not a struct.
 pub(super) fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     let mut names: &'static [&'static str] = &[];
-    // The probe always fails: it is asked for the names only.
-    let _ = T::deserialize(Probe(&mut names));
+    // The probe records the names and then always fails.
+    let _ = T::deserialize(FieldNameProbe(&mut names));
     names
 }
 
-struct Probe<'a>(&'a mut &'static [&'static str]);
+struct FieldNameProbe<'a>(&'a mut &'static [&'static str]);
 
-impl<'de> de::Deserializer<'de> for Probe<'_> {
+impl<'de> de::Deserializer<'de> for FieldNameProbe<'_> {
     type Error = de::value::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
@@ -294,7 +300,7 @@ impl<'de> de::Deserializer<'de> for Probe<'_> {
         _visitor: V,
     ) -> Result<V::Value, Self::Error> {
         *self.0 = fields;
-        Err(de::Error::custom("only a probe"))
+        Err(de::Error::custom("the probe has recorded the field names"))
     }
 
     forward_to_deserialize_any! {

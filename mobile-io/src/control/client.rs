@@ -1,4 +1,4 @@
-//! The asking end, blocking: a command does nothing else meanwhile.
+//! The client end of a control socket. All calls block, because a command has nothing else to do.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{ControlError, MAX_ANSWER, MAX_LINE, parse, to_line};
+use super::{ControlError, MAX_REPLY, MAX_REQUEST, parse, to_line};
 
 /// A command's connection to a service.
 #[derive(Debug)]
@@ -17,10 +17,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a service.
+    /// Connects to the service that listens at `path`.
     ///
     /// # Errors
-    /// When nobody answers or this user may not.
+    /// When no service listens there, or when this user has no permission.
     pub fn connect(path: &Path) -> Result<Self, ControlError> {
         let path = path.to_owned();
         match UnixStream::connect(&path) {
@@ -35,45 +35,48 @@ impl Client {
         }
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a request and waits for its reply.
     ///
     /// # Errors
-    /// When the service goes away or its answer is not understood.
+    /// When the service disconnects, or when its reply cannot be parsed.
     pub fn call<Q: Serialize, A: DeserializeOwned>(&mut self, request: &Q) -> Result<A, ControlError> {
-        self.ask(request)?;
-        self.hear()
+        self.send_request(request)?;
+        self.read_reply()
     }
 
-    /// Asks. Whoever has something else to do meanwhile listens later, with [`hear`](Self::hear).
+    /// Sends a request without waiting.
+    ///
+    /// The caller may do other work before it reads the reply with
+    /// [`read_reply`](Self::read_reply).
     ///
     /// # Errors
-    /// When the service has gone away.
-    pub fn ask<Q: Serialize>(&mut self, request: &Q) -> Result<(), ControlError> {
-        let line = to_line(request, MAX_LINE)?;
+    /// When the service has disconnected.
+    pub fn send_request<Q: Serialize>(&mut self, request: &Q) -> Result<(), ControlError> {
+        let line = to_line(request, MAX_REQUEST)?;
         self.reader.get_mut().write_all(&line).map_err(|source| self.io_error(source))
     }
 
-    /// Waits for the answer to what was asked.
+    /// Waits for the reply to an earlier request.
     ///
     /// # Errors
-    /// When the service goes away or its answer is not understood.
-    pub fn hear<A: DeserializeOwned>(&mut self) -> Result<A, ControlError> {
-        self.recv()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
+    /// When the service disconnects, or when its reply cannot be parsed.
+    pub fn read_reply<A: DeserializeOwned>(&mut self) -> Result<A, ControlError> {
+        self.next_line()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
     }
 
-    /// The next line of an answer that goes on (`--watch`); `None` at its end.
+    /// Reads the next line of a reply that has several; returns `None` at its end.
     ///
     /// # Errors
-    /// When the service's line is not understood.
-    pub fn recv<A: DeserializeOwned>(&mut self) -> Result<Option<A>, ControlError> {
+    /// When the line is incomplete, too long or cannot be parsed.
+    pub fn next_line<A: DeserializeOwned>(&mut self) -> Result<Option<A>, ControlError> {
         let mut line = Vec::new();
-        let mut bounded = (&mut self.reader).take(MAX_ANSWER as u64 + 1);
+        let mut bounded = (&mut self.reader).take(MAX_REPLY as u64 + 1);
         bounded.read_until(b'\n', &mut line).map_err(|source| self.io_error(source))?;
         if line.is_empty() {
             return Ok(None);
         }
         if !line.ends_with(b"\n") {
-            let cut_off = line.len() <= MAX_ANSWER;
+            let cut_off = line.len() <= MAX_REPLY;
             return Err(if cut_off {
                 ControlError::HungUp(self.path.clone())
             } else {

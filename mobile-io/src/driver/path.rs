@@ -1,4 +1,4 @@
-//! One path's transport: what is being written, and its orderly end.
+//! The transport of one path: its pending output, its send limit and its orderly shutdown.
 
 use std::cell::Cell;
 use std::io;
@@ -12,68 +12,78 @@ use tokio::io::{AsyncBufRead, AsyncWrite};
 use super::TlsStream;
 use super::congestion;
 use super::cross_traffic::CrossTraffic;
-use super::window::Window;
+use super::send_limit::SendLimit;
 use crate::tcp_info;
 use crate::transport::{self, CongestionControl};
 
-/// How long a closed path may take to hand over its CLOSE. To drop the socket at once could destroy it: with
-/// unread bytes waiting the kernel sends a reset, which overtakes data. A few round trips of a slow link.
+/// The time that a closed path has to deliver its CLOSE: a few round trips of a slow link.
+///
+/// Dropping the socket at once could destroy the CLOSE. With unread bytes in the socket the kernel
+/// sends a reset, upon which the peer discards data it has not read.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Plaintext taken from the session at a time: on a path that is full, one TLS record; on one that takes all it is
-/// given, four, which are one system call. What is taken can no longer be overtaken by a better choice.
+/// The plaintext taken from the session at a time: one TLS record on a path that is full, four (one
+/// system call) on a path that accepts all it is given.
+///
+/// Data taken from the session can no longer be overtaken by more urgent packets.
 const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 4 * MIN_BATCH;
 
-/// A path whose unsent share (see [`Window`]) would be above this has no limits of ours: that is at 64 Mbit/s.
-const MAX_DEPTH: usize = transport::NOTSENT_LOWAT as usize;
+/// The backlog above which [`SendLimit`] does not limit a path: at 64 Mbit/s.
+const MAX_BACKLOG: usize = transport::NOTSENT_LOWAT as usize;
 
-/// A fast path is asked only so often whether it still is one; a slow one each time that it takes something.
-const FAST_INTERVAL: Duration = Duration::from_millis(20);
+/// The interval at which the kernel's statistics of a fast path are read; those of a slow path are
+/// read before every write.
+const FAST_SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
 thread_local! {
-    /// A buffer for `out` of whichever transport has something to write: thousands of idle ones hold none.
+    /// The spare output buffer of this thread.
+    ///
+    /// A transport holds a buffer only while it has output, so thousands of idle ones hold none.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// A path's transport.
+/// The transport of one path.
 #[derive(Debug)]
 pub(super) struct Transport {
     pub(super) id: PathId,
     stream: TlsStream,
-    /// Plaintext taken from the session; bytes before `written` are in rustls.
+    /// The plaintext taken from the session; rustls has the first `written` bytes.
     out: Vec<u8>,
     written: usize,
     unflushed: bool,
     batch: usize,
-    /// The kernel did not take all that there was, since it was last asked.
-    refused: bool,
-    /// None: as much stands below as the kernel takes.
-    window: Option<Window>,
-    control: Control,
-    cross: CrossTraffic,
-    /// It has shown that it takes much, and the kernel was told to give it room.
-    roomy: bool,
-    /// When the kernel was asked for it.
-    asked: Option<Instant>,
-    /// Until then no records are taken.
-    held: Option<Instant>,
+    /// Whether the socket refused some of the output since the last sample.
+    write_blocked: bool,
+    /// The limit on the data below the session's queue; `None` if only the kernel limits it.
+    limit: Option<SendLimit>,
+    congestion: CongestionState,
+    cross_traffic: CrossTraffic,
+    /// Whether the kernel was asked for a larger send buffer.
+    send_buffer_raised: bool,
+    /// The time of the last sample of the kernel's statistics.
+    sampled_at: Option<Instant>,
+    /// The time until which only control frames are taken from the session.
+    paused_until: Option<Instant>,
     closing: Option<Closing>,
 }
 
-/// What the kernel was told to go by.
+/// The congestion control that the kernel was told to use.
 #[derive(Debug)]
-enum Control {
-    /// What it begins with, until the path shows bounds; not before this, if it was found to be shared.
-    AsBegun(Option<Instant>),
-    /// The rate: the path has shown that it has bounds.
-    ByRate {
-        /// What it went by before, if it could be changed.
-        before: Option<CongestionControl>,
+enum CongestionState {
+    /// The initial congestion control, until the path turns out to be bandwidth-limited.
+    ///
+    /// After cross traffic was detected, the path keeps it at least until the given time.
+    Initial(Option<Instant>),
+    /// The congestion control bbr, because the path is bandwidth-limited.
+    Bbr {
+        /// The congestion control to restore; `None` if bbr must stay.
+        previous: Option<CongestionControl>,
     },
 }
 
-/// The session is done with the path: write what is left, say so, wait for the other side to hang up.
+/// The orderly shutdown of a path that the session has closed: write the rest, end our direction,
+/// and wait for the peer to disconnect.
 #[derive(Debug)]
 struct Closing {
     deadline: Instant,
@@ -89,18 +99,19 @@ impl Transport {
             written: 0,
             unflushed: false,
             batch: MIN_BATCH,
-            refused: false,
-            window: fair.then(|| Window::new(MAX_DEPTH)),
-            control: Control::AsBegun(None),
-            cross: CrossTraffic::new(),
-            roomy: false,
-            asked: None,
-            held: None,
+            write_blocked: false,
+            limit: fair.then(|| SendLimit::new(MAX_BACKLOG)),
+            congestion: CongestionState::Initial(None),
+            cross_traffic: CrossTraffic::new(),
+            send_buffer_raised: false,
+            sampled_at: None,
+            paused_until: None,
             closing: None,
         }
     }
 
-    /// Decrypted bytes that have arrived; [`consume`](Self::consume) them. Empty: the other side hung up.
+    /// Returns received plaintext, to be released with [`consume`](Self::consume); empty at the end
+    /// of the stream.
     pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         Pin::new(&mut self.stream).poll_fill_buf(cx)
     }
@@ -109,7 +120,7 @@ impl Transport {
         Pin::new(&mut self.stream).consume(bytes);
     }
 
-    /// Where to put what is to be written next.
+    /// Returns the buffer to which the next output is appended.
     pub(super) fn out(&mut self) -> &mut Vec<u8> {
         if self.out.capacity() == 0 {
             self.out = SPARE.take();
@@ -117,7 +128,7 @@ impl Transport {
         &mut self.out
     }
 
-    /// Is nothing left to write? Then its buffer is another's to use.
+    /// Returns whether all output is written; if so, gives the buffer back to the thread.
     pub(super) fn is_drained(&mut self) -> bool {
         if self.out.is_empty() && self.out.capacity() > 0 {
             SPARE.set(std::mem::take(&mut self.out));
@@ -125,73 +136,79 @@ impl Transport {
         self.out.is_empty()
     }
 
-    /// How much to put into `out` next.
+    /// Returns how many bytes of packets to append to `out` next.
     pub(super) fn batch(&self) -> usize {
-        if self.held.is_some() {
+        if self.paused_until.is_some() {
             return 0;
         }
-        let slow = self.window.as_ref().and_then(Window::batch);
-        slow.map_or(self.batch, |batch| self.batch.min(batch))
+        let limited_batch = self.limit.as_ref().and_then(SendLimit::batch);
+        limited_batch.map_or(self.batch, |batch| self.batch.min(batch))
     }
 
-    /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
-    pub(super) fn hold(&mut self, now: Instant) {
-        if self.window.is_none() && matches!(self.control, Control::ByRate { .. }) {
+    /// Updates the congestion control, the send buffer and the send limit from the kernel's
+    /// statistics.
+    ///
+    /// If the path has enough in flight, sets `paused_until`; until then only control frames may be
+    /// taken from the session.
+    pub(super) fn update_send_limit(&mut self, now: Instant) {
+        if self.limit.is_none() && matches!(self.congestion, CongestionState::Bbr { .. }) {
             return;
         }
-        let recently = |at: Instant| now.saturating_duration_since(at) < FAST_INTERVAL;
-        let fast = self.window.as_ref().is_none_or(|window| window.batch().is_none());
-        if self.held.is_some_and(|until| now < until) || (fast && self.asked.is_some_and(recently)) {
+        let recently = |at: Instant| now.saturating_duration_since(at) < FAST_SAMPLE_INTERVAL;
+        let is_fast = self.limit.as_ref().is_none_or(|limit| limit.batch().is_none());
+        if self.paused_until.is_some_and(|until| now < until)
+            || (is_fast && self.sampled_at.is_some_and(recently))
+        {
             return;
         }
-        self.asked = Some(now);
-        let refused = std::mem::take(&mut self.refused);
+        self.sampled_at = Some(now);
+        let write_blocked = std::mem::take(&mut self.write_blocked);
         let tcp = self.stream.get_ref().0.tcp();
-        // A kernel that does not tell is not waited for.
-        self.held = None;
-        let Some(outgoing) = tcp_info::outgoing(tcp) else { return };
-        if let Control::AsBegun(until) = self.control
+        // Without statistics the path is not limited.
+        self.paused_until = None;
+        let Some(state) = tcp_info::send_state(tcp) else { return };
+        if let CongestionState::Initial(until) = self.congestion
             && until.is_none_or(|until| until <= now)
-            && congestion::has_bounds(&outgoing)
+            && congestion::is_bandwidth_limited(&state)
         {
-            tracing::debug!(path = %self.id, ?outgoing, "the path has bounds: its congestion control goes by rate");
-            self.control = Control::ByRate { before: transport::go_by_rate(tcp) };
+            tracing::debug!(path = %self.id, ?state, "path is bandwidth-limited: switching congestion control to bbr");
+            self.congestion = CongestionState::Bbr { previous: transport::switch_to_bbr(tcp) };
         }
-        if !self.roomy && congestion::outgrows(&outgoing) {
-            self.roomy = true;
-            tracing::debug!(path = %self.id, ?outgoing, "the path takes much: it may have more on its way");
-            transport::give_room(tcp);
+        if !self.send_buffer_raised && congestion::needs_larger_send_buffer(&state) {
+            self.send_buffer_raised = true;
+            tracing::debug!(path = %self.id, ?state, "path has much data in flight without a queue: raising its send buffer");
+            transport::raise_send_buffer(tcp);
         }
-        let Some(window) = &mut self.window else { return };
-        let wait = window.hold(now, outgoing, refused);
-        self.held = wait.and_then(|wait| now.checked_add(wait));
-        if let Control::ByRate { before: Some(before) } = &self.control
-            && let Some(competing) =
-                self.cross.found(now, &outgoing, wait.and_then(|_| window.bounds(&outgoing)))
+        let Some(limit) = &mut self.limit else { return };
+        let wait = limit.update(now, state, write_blocked);
+        self.paused_until = wait.and_then(|wait| now.checked_add(wait));
+        if let CongestionState::Bbr { previous: Some(previous) } = &self.congestion
+            && let Some(release) =
+                self.cross_traffic.observe(now, &state, wait.and_then(|_| limit.in_flight_limit(&state)))
         {
-            tracing::debug!(path = %self.id, ?outgoing, "cross traffic: the congestion control goes as it began");
-            self.control = if transport::go_as_before(tcp, before) {
-                Control::AsBegun(now.checked_add(competing))
+            tracing::debug!(path = %self.id, ?state, "competing traffic detected: restoring the initial congestion control");
+            self.congestion = if transport::restore_congestion_control(tcp, previous) {
+                CongestionState::Initial(now.checked_add(release))
             } else {
-                Control::ByRate { before: None }
+                CongestionState::Bbr { previous: None }
             };
         }
     }
 
-    /// Is the path about to carry more than it does?
-    pub(super) fn grows(&self) -> bool {
-        self.cross.is_suspected() || self.window.as_ref().is_some_and(Window::grows)
+    /// Returns whether the path is expected to carry more soon than it does.
+    pub(super) fn is_growing(&self) -> bool {
+        self.cross_traffic.is_suspected() || self.limit.as_ref().is_some_and(SendLimit::is_growing)
     }
 
-    /// When it is to be asked again whether it may have more.
-    pub(super) fn held(&self) -> Option<Instant> {
-        self.held
+    /// Returns when to check again whether the path may send more.
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
     }
 
-    /// Writes and flushes `out`. When ready, nothing of it is left in this process.
+    /// Writes and flushes `out`. Once ready, rustls holds none of it either.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let drained = self.poll_write_out(cx);
-        self.refused |= drained.is_pending();
+        self.write_blocked |= drained.is_pending();
         self.batch = if drained.is_pending() { MIN_BATCH } else { MAX_BATCH.min(self.batch * 2) };
         drained
     }
@@ -214,12 +231,12 @@ impl Transport {
         Poll::Ready(Ok(()))
     }
 
-    /// What the kernel knows of the connection.
-    pub(super) fn sample(&self) -> Option<TransportSample> {
-        tcp_info::sample(self.stream.get_ref().0.tcp())
+    /// Returns the kernel's statistics for the session's liveness check.
+    pub(super) fn liveness_sample(&self) -> Option<TransportSample> {
+        tcp_info::liveness_sample(self.stream.get_ref().0.tcp())
     }
 
-    /// Begins the orderly end.
+    /// Starts the orderly shutdown.
     pub(super) fn close(&mut self, now: Instant) {
         self.closing.get_or_insert(Closing { deadline: now + LINGER, shut: false });
     }
@@ -228,13 +245,13 @@ impl Transport {
         self.closing.is_some()
     }
 
-    /// When the orderly end is given up.
+    /// Returns when the orderly shutdown is abandoned.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.closing.as_ref().map(|closing| closing.deadline)
     }
 
-    /// Once everything is drained: ends our direction of a closing path.
-    pub(super) fn poll_shut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ends our direction of a closing path, once all output is written.
+    pub(super) fn poll_shutdown_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(closing) = self.closing.as_mut().filter(|closing| !closing.shut) {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             closing.shut = true;

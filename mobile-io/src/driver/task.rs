@@ -1,10 +1,12 @@
-//! The driver's task: what is done in one poll, and when the next one comes.
+//! The driver's task: the work of one poll, and the condition for the next.
 //!
-//! A wake-up is never lost, because a poll ends only when every source was asked and said "pending"
-//! (so it will wake us), or when more may be done, and then the task wakes itself. The one source
-//! that is not asked is the packets while the session has no room; room comes from a transmission
-//! or an acknowledgement, that is, inside a poll, and after each transmission the question is asked
-//! again. Nor is a path asked while events wait for the owner: room in their channel wakes us.
+//! No wake-up is lost. A poll ends only when every source has returned `Pending`, and so will wake
+//! the task, or when there may be more work, in which case the task wakes itself.
+//!
+//! There are two exceptions. Packets are not polled while the session has no room. Room results
+//! from a transmission or an acknowledgement, that is, within a poll, and is checked again after
+//! each transmission. Paths are not polled while events wait for the owner; room in the owner's
+//! channel wakes the task.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -16,72 +18,77 @@ use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, ProtocolError, S
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
-use super::outlet::Outlet;
+use super::event_queue::EventQueue;
 use super::path::Transport;
-use super::{Command, DriverEvent, PacketIo, Snapshot, TlsStream};
-use crate::tls::{Cause, explain};
+use super::{Command, DriverEvent, PacketIo, SessionSnapshot, TlsStream};
+use crate::tls::{HandshakeFailure, classify};
 
-/// Work of one round, per source: enough to pay for the round, short enough that no source waits for another. Reads, of a TLS
-/// record each, are many: a peer of inner TCP acknowledges what a round delivers, and the fewer rounds, the fewer of its
-/// acknowledgements go on their way ([`Session::enqueue`] thins them). What answers each datagram would fill the device's
-/// queue (1,000 packets) meanwhile, so deliveries are bounded too.
-const READS: usize = 64;
-const DELIVERIES: usize = 256;
-const PACKETS: usize = 64;
-const WRITES: usize = 4;
+/// The maximum work per source in one round: enough to amortise the round, little enough that no
+/// source waits long for another.
+///
+/// Many reads, of one TLS record each, are allowed. The receiver of inner TCP acknowledges what a
+/// round delivers, and the fewer rounds there are, the fewer acknowledgements travel
+/// ([`Session::enqueue`] thins them out). Deliveries are limited too, because a program that
+/// answers every datagram would overflow the device's queue (1,000 packets) during a round.
+const READS_PER_ROUND: usize = 64;
+const DELIVERIES_PER_ROUND: usize = 256;
+const PACKETS_PER_ROUND: usize = 64;
+const WRITES_PER_ROUND: usize = 4;
 
-/// Rounds of one poll; then other tasks have their turn: after 2 MiB, or some milliseconds.
-const ROUNDS: usize = 2;
+/// The rounds of one poll, before other tasks get their turn: 2 MiB, or some milliseconds.
+const ROUNDS_PER_POLL: usize = 2;
 
-/// A packet source that failed (a TUN that is down) is asked again after this long.
-const IO_RETRY: Duration = Duration::from_secs(1);
+/// The delay before polling a failed packet source, such as a TUN device that is down, again.
+const SOURCE_RETRY: Duration = Duration::from_secs(1);
 
-/// A driver that is told to stop stops within this time, whether or not the peer has heard.
-const SHUTDOWN: Duration = Duration::from_millis(500);
+/// The time within which a driver stops, whether or not its peer has received the CLOSE.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 thread_local! {
-    /// The packet that is being handed over, of whichever driver is at it: thousands of idle ones hold none.
-    static PACKET: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// The spare packet buffer of this thread.
+    ///
+    /// A driver holds the buffer only during a read, so thousands of idle ones hold none.
+    static PACKET_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Runs a driver to its end.
+/// Runs a driver until it stops.
 pub(super) async fn run(
     session: Session,
     io: impl PacketIo,
     commands: mpsc::UnboundedReceiver<Command>,
-    events: mpsc::Sender<DriverEvent>,
+    event_sender: mpsc::Sender<DriverEvent>,
 ) {
     let mut driver = Driver {
         session,
         io,
         commands,
-        outlet: Outlet::new(events),
-        unread: false,
+        events: EventQueue::new(event_sender),
+        reads_paused: false,
         paths: Vec::new(),
-        io_retry: None,
-        io_failing: false,
+        source_retry_at: None,
+        source_failing: false,
         stopping: None,
         sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
     let end = poll_fn(|cx| driver.poll(cx)).await;
     driver.collect_events(now());
-    let Driver { session, outlet, paths, commands, .. } = driver;
+    let Driver { session, events, paths, commands, .. } = driver;
     drop((paths, commands));
     match end {
-        End::TakenOver(reply) => {
-            // Who asked may have gone; the packets go with it.
+        Outcome::TakenOver(reply) => {
+            // If the caller has gone, the packets are discarded.
             let _ = reply.send(session.into_unacknowledged());
         }
-        End::Stopped(replies) => {
+        Outcome::Stopped(replies) => {
             for reply in replies {
                 let _ = reply.send(());
             }
         }
     }
-    outlet.finish(DriverEvent::Stopped).await;
+    events.finish(DriverEvent::Stopped).await;
 }
 
-enum End {
+enum Outcome {
     TakenOver(oneshot::Sender<Unacknowledged>),
     Stopped(Vec<oneshot::Sender<()>>),
 }
@@ -90,12 +97,12 @@ struct Driver<I> {
     session: Session,
     io: I,
     commands: mpsc::UnboundedReceiver<Command>,
-    outlet: Outlet,
-    /// Whether paths were left unread because events waited.
-    unread: bool,
+    events: EventQueue,
+    /// Whether paths were not read because events waited.
+    reads_paused: bool,
     paths: Vec<Transport>,
-    io_retry: Option<Instant>,
-    io_failing: bool,
+    source_retry_at: Option<Instant>,
+    source_failing: bool,
     stopping: Option<Stopping>,
     sleep: Pin<Box<Sleep>>,
 }
@@ -105,47 +112,48 @@ struct Stopping {
     replies: Vec<oneshot::Sender<()>>,
 }
 
-/// Why the reading of packets stopped.
+/// The reason why the driver stopped reading packets.
 #[derive(PartialEq)]
-enum Stop {
-    /// The source will wake us.
+enum SourceState {
+    /// The source has no packet and will wake the task.
     Pending,
     /// The session has no room.
-    Full,
-    /// Enough for one round.
-    Bound,
+    NoRoom,
+    /// The maximum for one round has been read.
+    BatchDone,
 }
 
 impl<I: PacketIo> Driver<I> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        for _ in 0..ROUNDS {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        for _ in 0..ROUNDS_PER_POLL {
             let now = now();
-            if let Some(end) = self.obey(cx, now) {
+            if let Some(end) = self.handle_commands(cx, now) {
                 return Poll::Ready(end);
             }
-            self.end_lingering(now);
-            // What has come is read before anything is judged overdue.
+            self.drop_expired(now);
+            // Read before checking time-outs: received data may prove that a path is alive.
             let mut more = false;
-            if self.tell_events(cx, now) {
-                self.unread = false;
+            if self.forward_events(cx, now) {
+                self.reads_paused = false;
                 more = self.read_paths(cx, now);
             }
             self.io.flush();
-            self.take_samples(now, false);
+            self.sample_transports(now, false);
             if self.session.poll_timeout().is_some_and(|due| due <= now) {
                 self.session.handle_timeout(now);
             }
-            let stop = self.take_packets(cx, now);
+            let source = self.read_packets(cx, now);
             more |= self.transmit_paths(cx, now);
             let Self { session, io, .. } = self;
             session.poll_local(now, &mut |packet| io.send(packet));
             io.flush();
-            more |= stop == Stop::Bound || (stop == Stop::Full && self.wants_packets());
-            more |= self.tell_events(cx, now) && std::mem::take(&mut self.unread);
-            if let Some(end) = self.stopped(now) {
+            more |=
+                source == SourceState::BatchDone || (source == SourceState::NoRoom && self.wants_packets());
+            more |= self.forward_events(cx, now) && std::mem::take(&mut self.reads_paused);
+            if let Some(end) = self.take_end(now) {
                 return Poll::Ready(end);
             }
-            more |= self.sleep_is_over(cx, now);
+            more |= self.poll_timer(cx, now);
             if !more {
                 return Poll::Pending;
             }
@@ -154,13 +162,13 @@ impl<I: PacketIo> Driver<I> {
         Poll::Pending
     }
 
-    /// Does what the owner commands.
-    fn obey(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<End> {
+    /// Executes the owner's commands.
+    fn handle_commands(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Outcome> {
         while let Poll::Ready(command) = self.commands.poll_recv(cx) {
             match command {
                 Some(Command::Open(path, stream)) => {
                     self.session.open_path(now, path);
-                    self.adopt(now, path, *stream);
+                    self.add_transport(now, path, *stream);
                 }
                 Some(Command::Accept(hello, leftover, stream)) => {
                     self.accept(now, &hello, &leftover, *stream);
@@ -170,14 +178,14 @@ impl<I: PacketIo> Driver<I> {
                 Some(Command::Close(path, code)) => self.close(now, path, code),
                 Some(Command::SetConfig(config)) => self.session.set_config(config),
                 Some(Command::Snapshot(reply)) => {
-                    // Who asked may have lost patience.
+                    // The caller may have stopped waiting.
                     let _ = reply.send(self.snapshot(now));
                 }
-                Some(Command::TakeOver(reply)) => return Some(End::TakenOver(reply)),
+                Some(Command::TakeOver(reply)) => return Some(Outcome::TakenOver(reply)),
                 Some(Command::Shutdown(code, reply)) => self.stop(now, code, Some(reply)),
                 None => {
-                    // Nobody is left to command: the last handle is gone. The closed channel is always ready, so
-                    // it is asked once a poll.
+                    // The last handle is gone, so no command will follow. A closed channel is
+                    // always ready; leave the loop to check it once per poll.
                     self.stop(now, CloseCode::Shutdown, None);
                     break;
                 }
@@ -188,25 +196,27 @@ impl<I: PacketIo> Driver<I> {
 
     fn accept(&mut self, now: Instant, hello: &Hello, leftover: &[u8], stream: TlsStream) {
         if let Err(error) = self.session.accept_path(now, hello) {
-            self.tell_error(now, hello.path, Cause::Protocol(error.to_string()));
+            self.report_path_error(now, hello.path, HandshakeFailure::Protocol(error.to_string()));
             return;
         }
-        self.adopt(now, hello.path, stream);
+        self.add_transport(now, hello.path, stream);
         if !leftover.is_empty() {
             let Self { session, io, .. } = self;
             if let Err(error) = session.handle_input(now, hello.path, leftover, &mut |packet| io.send(packet))
             {
-                self.misbehaved(now, hello.path, &error);
+                self.close_for_violation(now, hello.path, &error);
             }
         }
     }
 
-    /// Takes a new transport. What the session has said until now concerns an older one of the same name, which is
-    /// dropped: no two have one name.
-    fn adopt(&mut self, now: Instant, path: PathId, stream: TlsStream) {
+    /// Adds a transport, replacing an older one with the same path ID.
+    ///
+    /// Events that the session has queued concern the older transport, so they are collected first.
+    fn add_transport(&mut self, now: Instant, path: PathId, stream: TlsStream) {
         self.collect_events(now);
         self.paths.retain(|transport| transport.id != path);
-        // Not for four at once, as a list would: nearly every session has one or two, and a relay thousands of sessions.
+        // Reserve one element, not four: nearly every session has one or two paths, and a relay has
+        // thousands of sessions.
         self.paths.reserve_exact(1);
         self.paths.push(Transport::new(path, stream, self.session.is_fair()));
     }
@@ -224,8 +234,9 @@ impl<I: PacketIo> Driver<I> {
 
     fn stop(&mut self, now: Instant, code: CloseCode, reply: Option<oneshot::Sender<()>>) {
         let first = self.stopping.is_none();
-        let stopping =
-            self.stopping.get_or_insert_with(|| Stopping { deadline: now + SHUTDOWN, replies: Vec::new() });
+        let stopping = self
+            .stopping
+            .get_or_insert_with(|| Stopping { deadline: now + SHUTDOWN_TIMEOUT, replies: Vec::new() });
         stopping.replies.extend(reply);
         if first {
             let open: Vec<_> = self.paths.iter().map(|transport| transport.id).collect();
@@ -235,27 +246,27 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// The end, if it has come.
-    fn stopped(&mut self, now: Instant) -> Option<End> {
+    /// Returns the outcome if the driver has finished shutting down.
+    fn take_end(&mut self, now: Instant) -> Option<Outcome> {
         let stopping = self.stopping.take_if(|it| self.paths.is_empty() || it.deadline <= now)?;
-        Some(End::Stopped(stopping.replies))
+        Some(Outcome::Stopped(stopping.replies))
     }
 
-    /// Asks the kernel about the paths whose judgement waits for it, or about all.
-    fn take_samples(&mut self, now: Instant, all: bool) {
+    /// Passes the kernel's statistics to the session, for the paths that need them or for all.
+    fn sample_transports(&mut self, now: Instant, all: bool) {
         for transport in self.paths.iter().filter(|transport| !transport.is_closing()) {
             if (all || self.session.wants_sample(now, transport.id))
-                && let Some(sample) = transport.sample()
+                && let Some(sample) = transport.liveness_sample()
             {
                 self.session.transport_sample(now, transport.id, sample);
             }
         }
     }
 
-    fn snapshot(&mut self, now: Instant) -> Snapshot {
-        self.take_samples(now, true);
+    fn snapshot(&mut self, now: Instant) -> SessionSnapshot {
+        self.sample_transports(now, true);
         let stats_of = |path| Some((path, self.session.path_stats(path)?));
-        Snapshot {
+        SessionSnapshot {
             stats: self.session.stats().clone(),
             paths: self.session.paths().filter_map(stats_of).collect(),
             active: self.session.active_path(),
@@ -266,38 +277,43 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// Reads every path; true if there may be more to read at once.
+    /// Reads every path; returns whether there may be more to read.
     fn read_paths(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut more = false;
-        // Backwards, because a path that ends is taken out.
+        // Iterate backwards, because a failed path is removed.
         for index in (0..self.paths.len()).rev() {
-            if self.unread {
+            if self.reads_paused {
                 break;
             }
             match self.read_path(cx, now, index) {
                 Ok(bound) => more |= bound,
-                Err(cause) => self.bury(now, index, cause),
+                Err(cause) => self.drop_path(now, index, cause),
             }
         }
         more
     }
 
-    /// Reads one path; true if there may be more to read at once.
-    fn read_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> Result<bool, Cause> {
+    /// Reads one path; returns whether there may be more to read.
+    fn read_path(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        index: usize,
+    ) -> Result<bool, HandshakeFailure> {
         let mut delivered = 0;
-        for _ in 0..READS {
+        for _ in 0..READS_PER_ROUND {
             let Self { session, io, paths, .. } = self;
             let transport = &mut paths[index];
             let (path, closing) = (transport.id, transport.is_closing());
             let bytes = match transport.poll_bytes(cx) {
                 Poll::Pending => return Ok(false),
-                Poll::Ready(bytes) => bytes.map_err(|error| explain(&error))?,
+                Poll::Ready(bytes) => bytes.map_err(|error| classify(&error))?,
             };
             if bytes.is_empty() {
-                return Err(Cause::Network("the other side closed the connection".into()));
+                return Err(HandshakeFailure::Network("the peer closed the connection".into()));
             }
             let length = bytes.len();
-            // The session is done with a closing path, and its name may have passed to another.
+            // The session has closed this path, and another path may have the same ID by now.
             let outcome = if closing {
                 Ok(())
             } else {
@@ -308,180 +324,197 @@ impl<I: PacketIo> Driver<I> {
             };
             transport.consume(length);
             match outcome {
-                Err(error) => self.misbehaved(now, path, &error),
-                // A CLOSE among these bytes must be known before the hang-up that follows it is read.
-                Ok(()) if self.tell_events(cx, now) => {}
+                Err(error) => self.close_for_violation(now, path, &error),
+                // Report a CLOSE among these bytes before reading the end of the stream behind it.
+                Ok(()) if self.forward_events(cx, now) => {}
                 Ok(()) => return Ok(false),
             }
-            if delivered >= DELIVERIES {
+            if delivered >= DELIVERIES_PER_ROUND {
                 break;
             }
         }
         Ok(true)
     }
 
-    /// Feeds the session with packets.
-    fn take_packets(&mut self, cx: &mut Context<'_>, now: Instant) -> Stop {
-        if self.stopping.is_some() || self.io_retry.is_some_and(|retry| now < retry) {
-            return Stop::Pending;
+    /// Reads packets from the source into the session.
+    fn read_packets(&mut self, cx: &mut Context<'_>, now: Instant) -> SourceState {
+        if self.stopping.is_some() || self.source_retry_at.is_some_and(|retry| now < retry) {
+            return SourceState::Pending;
         }
-        self.io_retry = None;
-        let mut buffer = PACKET.take();
+        self.source_retry_at = None;
+        let mut buffer = PACKET_BUFFER.take();
         buffer.resize(MAX_PACKET, 0);
-        let stop = self.take_packets_into(cx, now, &mut buffer);
-        PACKET.set(buffer);
-        stop
+        let source = self.read_packets_into(cx, now, &mut buffer);
+        PACKET_BUFFER.set(buffer);
+        source
     }
 
-    fn take_packets_into(&mut self, cx: &mut Context<'_>, now: Instant, buffer: &mut Vec<u8>) -> Stop {
-        for _ in 0..PACKETS {
+    fn read_packets_into(&mut self, cx: &mut Context<'_>, now: Instant, buffer: &mut Vec<u8>) -> SourceState {
+        for _ in 0..PACKETS_PER_ROUND {
             if !self.wants_packets() {
-                return Stop::Full;
+                return SourceState::NoRoom;
             }
             match self.io.poll_recv(cx, buffer) {
-                Poll::Pending => return Stop::Pending,
+                Poll::Pending => return SourceState::Pending,
                 Poll::Ready(Ok((length, offload))) => {
-                    self.io_failing = false;
-                    // What is dropped is counted by the session.
+                    self.source_failing = false;
+                    // The session counts the packets that it drops.
                     let _ = self.session.enqueue_in_place(now, buffer, length, offload);
                 }
                 Poll::Ready(Err(error)) => {
-                    self.io_retry = Some(now + IO_RETRY);
-                    if !std::mem::replace(&mut self.io_failing, true) {
-                        tracing::warn!(%error, "no packets from the device; trying again every second");
+                    self.source_retry_at = Some(now + SOURCE_RETRY);
+                    if !std::mem::replace(&mut self.source_failing, true) {
+                        tracing::warn!(%error, "cannot read packets from the device; retrying every second");
                     }
-                    return Stop::Pending;
+                    return SourceState::Pending;
                 }
             }
         }
-        Stop::Bound
+        SourceState::BatchDone
     }
 
-    /// Without an active path the session takes packets all the same, and drops by its own policy.
+    /// Returns whether the session takes packets. Without an active path it does, and drops by its
+    /// own policy.
     fn wants_packets(&self) -> bool {
         self.session.has_room() || self.session.active_path().is_none()
     }
 
-    /// Writes to every path; true if there may be more to write at once.
+    /// Writes to every path; returns whether there may be more to write.
     fn transmit_paths(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut more = false;
         for index in (0..self.paths.len()).rev() {
             match self.transmit_path(cx, now, index) {
                 Ok(bound) => more |= bound,
                 Err(error) => {
-                    let cause = self.last_words(cx, now, index).unwrap_or_else(|| explain(&error));
-                    self.bury(now, index, cause);
+                    let cause = self.read_close_reason(cx, now, index).unwrap_or_else(|| classify(&error));
+                    self.drop_path(now, index, cause);
                 }
             }
         }
         more
     }
 
-    /// Writes to one path; true if there may be more to write at once.
+    /// Writes to one path; returns whether there may be more to write.
     fn transmit_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> std::io::Result<bool> {
         let Self { session, paths, .. } = self;
         let transport = &mut paths[index];
-        for _ in 0..WRITES {
-            // Nothing is taken from the session while the last batch is on its way: the queue stays there.
+        for _ in 0..WRITES_PER_ROUND {
+            // While the last batch is being written, leave the queue in the session, where packets
+            // can be reordered.
             if transport.poll_drain(cx)?.is_pending() {
                 return Ok(false);
             }
             if session.wants_transmit(transport.id) {
                 if session.active_path() == Some(transport.id) {
-                    transport.hold(now);
-                    session.set_growing(transport.grows());
+                    transport.update_send_limit(now);
+                    session.set_growing(transport.is_growing());
                 }
                 let batch = transport.batch();
                 session.poll_transmit(now, transport.id, transport.out(), batch);
             }
             if transport.is_drained() {
-                // Pending or done, there is nothing more to write.
-                let _ = transport.poll_shut(cx)?;
+                // Whether the shutdown is pending or complete, there is nothing more to write.
+                let _ = transport.poll_shutdown_write(cx)?;
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// A path that cannot be written to may have been told why: a refusal waits to be read behind the reset.
-    fn last_words(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> Option<Cause> {
+    /// Reads the peer's reason for closing a path that can no longer be written to.
+    ///
+    /// The alert of a refusal may still be readable after the connection was reset.
+    fn read_close_reason(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        index: usize,
+    ) -> Option<HandshakeFailure> {
         loop {
             match self.read_path(cx, now, index) {
                 Ok(true) => {}
-                Ok(false) | Err(Cause::Network(_)) => return None,
+                Ok(false) | Err(HandshakeFailure::Network(_)) => return None,
                 Err(cause) => return Some(cause),
             }
         }
     }
 
-    /// Drops a dead transport. The end of a closing one is no news.
-    fn bury(&mut self, now: Instant, index: usize, cause: Cause) {
-        // The session may have closed the path already, without the event taken yet.
+    /// Drops a dead transport, and reports the failure unless the transport was already closing.
+    fn drop_path(&mut self, now: Instant, index: usize, cause: HandshakeFailure) {
+        // The session may have closed the path already, with the event still queued.
         self.collect_events(now);
         let transport = self.paths.swap_remove(index);
         self.session.path_lost(now, transport.id);
         if !transport.is_closing() {
-            self.tell_error(now, transport.id, cause);
+            self.report_path_error(now, transport.id, cause);
         }
     }
 
-    /// The peer broke the protocol: the session has a CLOSE for it, and goes on with its other paths.
-    fn misbehaved(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
+    /// Closes a path whose peer violated the protocol. The session sends a CLOSE for it, and
+    /// continues on its other paths.
+    fn close_for_violation(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
         self.close_transport(now, path);
-        self.tell_error(now, path, Cause::Protocol(error.to_string()));
+        self.report_path_error(now, path, HandshakeFailure::Protocol(error.to_string()));
     }
 
-    /// Drops closing transports whose other side takes too long.
-    fn end_lingering(&mut self, now: Instant) {
+    /// Drops closing transports whose peer has not disconnected in time.
+    fn drop_expired(&mut self, now: Instant) {
         for index in (0..self.paths.len()).rev() {
             if self.paths[index].deadline().is_some_and(|deadline| deadline <= now) {
-                self.bury(now, index, Cause::Network("it did not hang up".into()));
+                self.drop_path(
+                    now,
+                    index,
+                    HandshakeFailure::Network("the peer did not close the connection in time".into()),
+                );
             }
         }
     }
 
-    fn tell_error(&mut self, now: Instant, path: PathId, cause: Cause) {
+    fn report_path_error(&mut self, now: Instant, path: PathId, cause: HandshakeFailure) {
         self.collect_events(now);
-        self.outlet.push(DriverEvent::PathError { path, cause });
+        self.events.push(DriverEvent::PathError { path, cause });
     }
 
-    /// Passes on the session's events. Returns false if events still wait: then no path may be
-    /// read. Events stay in the session as long as possible, where later ones supersede them.
-    fn tell_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        while self.outlet.poll_flush(cx).is_ready() {
+    /// Forwards the session's events to the owner. Returns false if events still wait, in which
+    /// case no path may be read.
+    ///
+    /// Events stay in the session as long as possible, where later ones may supersede them.
+    fn forward_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        while self.events.poll_flush(cx).is_ready() {
             let Some(event) = self.session.poll_event() else { return true };
-            self.pass_on(now, event);
+            self.forward_event(now, event);
         }
-        self.unread = true;
+        self.reads_paused = true;
         false
     }
 
-    /// Takes the session's events, so that the next event is told after them.
+    /// Moves all of the session's events to the queue, so that the next event is reported after
+    /// them.
     fn collect_events(&mut self, now: Instant) {
         while let Some(event) = self.session.poll_event() {
-            self.pass_on(now, event);
+            self.forward_event(now, event);
         }
     }
 
-    fn pass_on(&mut self, now: Instant, event: Event) {
+    fn forward_event(&mut self, now: Instant, event: Event) {
         if let Event::PathClosed { path, .. } = event {
             self.close_transport(now, path);
         }
-        self.outlet.push(DriverEvent::Session(event));
+        self.events.push(DriverEvent::Session(event));
     }
 
-    /// Arms the timer; true if something is due already.
-    fn sleep_is_over(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    /// Arms the timer; returns whether a deadline has already passed.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let wake = [
             self.session.poll_timeout(),
-            self.io_retry.filter(|_| self.stopping.is_none()),
+            self.source_retry_at.filter(|_| self.stopping.is_none()),
             self.stopping.as_ref().map(|stopping| stopping.deadline),
         ];
         let lingering = self.paths.iter().filter_map(Transport::deadline).min();
-        let held = self.paths.iter().filter_map(Transport::held).filter(|&until| until > now).min();
-        let Some(wake) = wake.into_iter().chain([lingering, held]).flatten().min() else { return false };
+        let paused = self.paths.iter().filter_map(Transport::paused_until).filter(|&until| until > now).min();
+        let Some(wake) = wake.into_iter().chain([lingering, paused]).flatten().min() else { return false };
         let wake = tokio::time::Instant::from_std(wake);
-        // A timer that is early costs one idle poll; to set it anew in every poll costs more.
+        // Firing early costs one idle poll, which is less than resetting the timer in every poll.
         if self.sleep.is_elapsed() || wake < self.sleep.deadline() {
             self.sleep.as_mut().reset(wake);
         }
@@ -489,7 +522,7 @@ impl<I: PacketIo> Driver<I> {
     }
 }
 
-/// tokio's clock, so that tests can hold it.
+/// Returns tokio's time, so that tests can control it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -1,4 +1,4 @@
-//! Two drivers with real TLS over loopback, and packets in memory.
+//! Tests two drivers over real TLS on loopback, with packets in memory.
 
 mod backpressure;
 mod liveness;
@@ -18,16 +18,16 @@ use super::*;
 use crate::keys::PrivateKey;
 use crate::tls;
 
-/// Nobody here slows down because of a loss.
+/// Limits with which no queue drops packets for waiting too long.
 fn limits() -> Limits {
     Limits { target_delay: Duration::MAX, ..Limits::default() }
 }
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// The memory on one side: packets to be sent, and a check of what arrives.
+/// A device in memory: packets to be sent, and a check of the packets that arrive.
 #[derive(Default)]
-struct Memory {
+struct MemoryDevice {
     waiting: Mutex<(VecDeque<Vec<u8>>, Option<Waker>)>,
     received: AtomicU64,
     out_of_order: AtomicU64,
@@ -35,8 +35,8 @@ struct Memory {
     failing: AtomicU64,
 }
 
-impl Memory {
-    /// Packets of many sizes, numbered from `first`.
+impl MemoryDevice {
+    /// Queues packets of many sizes, numbered from `first`.
     fn fill(&self, first: u64, count: u64) {
         let mut waiting = self.waiting.lock().unwrap();
         for number in first..first + count {
@@ -49,7 +49,7 @@ impl Memory {
         }
     }
 
-    fn left(&self) -> usize {
+    fn remaining(&self) -> usize {
         self.waiting.lock().unwrap().0.len()
     }
 
@@ -61,14 +61,14 @@ impl Memory {
         }
     }
 
-    /// Everything came once and in order.
+    /// Checks that every packet arrived once and in order.
     fn check(&self, count: u64) {
         assert_eq!(self.received.load(SeqCst), count);
         assert_eq!(self.out_of_order.load(SeqCst), 0);
     }
 }
 
-impl PacketIo for Arc<Memory> {
+impl PacketIo for Arc<MemoryDevice> {
     fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         self.polls.fetch_add(1, SeqCst);
         if self.failing.load(SeqCst) > 0 {
@@ -98,20 +98,20 @@ impl PacketIo for Arc<Memory> {
     }
 }
 
-struct Side {
+struct Endpoint {
     handle: Handle,
-    memory: Arc<Memory>,
+    memory: Arc<MemoryDevice>,
     events: mpsc::Receiver<DriverEvent>,
 }
 
-impl Side {
+impl Endpoint {
     fn new(session: Session) -> Self {
-        let memory = Arc::new(Memory::default());
+        let memory = Arc::new(MemoryDevice::default());
         let (handle, events) = spawn(session, memory.clone());
         Self { handle, memory, events }
     }
 
-    /// The first event that `choose` takes.
+    /// Returns what `choose` returns for the first event that it accepts.
     async fn event<T>(&mut self, choose: impl Fn(&DriverEvent) -> Option<T>) -> T {
         loop {
             let event = tokio::time::timeout(SOON, self.events.recv()).await.expect("no event came").unwrap();
@@ -129,7 +129,7 @@ impl Side {
         .await
     }
 
-    async fn path_error(&mut self) -> (PathId, Cause) {
+    async fn path_error(&mut self) -> (PathId, HandshakeFailure) {
         self.event(|event| match event {
             DriverEvent::PathError { path, cause, .. } => Some((*path, cause.clone())),
             _ => None,
@@ -140,8 +140,8 @@ impl Side {
 
 /// A client's and a relay's driver of one session.
 struct Pair {
-    client: Side,
-    relay: Side,
+    client: Endpoint,
+    relay: Endpoint,
 }
 
 const SESSION: SessionId = SessionId([7; 16]);
@@ -154,8 +154,8 @@ impl Pair {
     fn with(limits: Limits) -> Self {
         let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
         Self {
-            client: Side::new(Session::client(SESSION, limits.clone())),
-            relay: Side::new(Session::server(SESSION, 1, limits, config)),
+            client: Endpoint::new(Session::client(SESSION, limits.clone())),
+            relay: Endpoint::new(Session::server(SESSION, 1, limits, config)),
         }
     }
 
@@ -187,7 +187,8 @@ impl Pair {
             .await;
     }
 
-    /// Sends over path 1, shuts the valve, and waits until no more packets are taken; gives how many are left.
+    /// Sends over path 1, closes the valve, and waits until no more packets are read; returns how
+    /// many are left.
     async fn stall(&mut self, valve: &watch::Sender<Valve>, count: u64) -> usize {
         self.client.handle.activate(PathId(1), vec![PathId(1)]);
         self.client.memory.fill(0, 1);
@@ -197,7 +198,7 @@ impl Pair {
         let mut before = usize::MAX;
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let left = self.client.memory.left();
+            let left = self.client.memory.remaining();
             if left == before {
                 return left;
             }
@@ -217,7 +218,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
-/// Which way bytes pass.
+/// The directions in which bytes pass.
 #[derive(Clone, Copy)]
 struct Valve {
     forth: bool,
@@ -226,7 +227,7 @@ struct Valve {
 
 const OPEN: Valve = Valve { forth: true, back: true };
 
-/// A wire with a valve in its middle, open at first.
+/// Creates a connection with a valve in its middle, which is open at first.
 fn valved() -> (impl Future<Output = (TcpStream, TcpStream)>, watch::Sender<Valve>) {
     let (sender, mut valve) = watch::channel(OPEN);
     let wire = async move {
@@ -257,7 +258,7 @@ fn configs(welcome: bool) -> (Arc<rustls::ClientConfig>, tls::RelayConfig) {
 
 async fn handshake(
     (near, far): (TcpStream, TcpStream),
-) -> (Result<TlsStream, Cause>, Result<TlsStream, Cause>) {
+) -> (Result<TlsStream, HandshakeFailure>, Result<TlsStream, HandshakeFailure>) {
     let (client, relay) = configs(true);
     let (near, far) = tokio::join!(tls::connect(&client, near, SOON), tls::accept(&relay, far, SOON));
     (near, far.map(|(stream, _)| stream))
@@ -268,7 +269,8 @@ async fn every_packet_comes_once_and_in_order_over_path_swaps() {
     const COUNT: u64 = 100_000;
     let mut pair = Pair::new();
     pair.switch(PathId(0)).await;
-    // Without an active path a session drops what its queue cannot hold: so not before both have one.
+    // Without an active path a session drops what its queue cannot hold, so start only when both
+    // have one.
     for side in [&mut pair.client, &mut pair.relay] {
         side.event(|event| matches!(event, DriverEvent::Session(Event::PathActivated { .. })).then_some(()))
             .await;
@@ -296,12 +298,12 @@ async fn every_packet_comes_once_and_in_order_over_path_swaps() {
 }
 
 #[tokio::test]
-async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
+async fn a_failed_path_is_reported_and_the_next_one_continues() {
     const COUNT: u64 = 20_000;
-    // Room for all of it, because between two paths nothing holds the source back.
+    // The queue holds all packets, because between two paths nothing limits the source.
     let mut pair = Pair::with(Limits { queue_bytes: 64 << 20, ..limits() });
     let (near, far) = sockets().await;
-    // A twin of the client's socket, to cut the wire behind its back.
+    // A duplicate of the client's socket, to cut the connection without the driver's involvement.
     let cut = near.into_std().unwrap();
     let near = TcpStream::from_std(cut.try_clone().unwrap()).unwrap();
     pair.open_over(PathId(1), (near, far)).await;
@@ -311,7 +313,7 @@ async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
     cut.shutdown(std::net::Shutdown::Both).unwrap();
     let (path, cause) = pair.client.path_error().await;
     assert_eq!(path, PathId(1));
-    assert!(matches!(cause, Cause::Network(_)), "{cause:?}");
+    assert!(matches!(cause, HandshakeFailure::Network(_)), "{cause:?}");
     pair.switch(PathId(2)).await;
     pair.relay.memory.has_received(COUNT).await;
     pair.relay.memory.check(COUNT);
@@ -319,7 +321,7 @@ async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
-async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it() {
+async fn a_stalled_path_stops_reading_from_the_device_until_it_recovers() {
     const COUNT: u64 = 60_000;
     let mut pair = Pair::new();
     let (sockets, valve) = valved();
@@ -333,8 +335,8 @@ async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it(
 }
 
 #[tokio::test]
-async fn room_made_by_sending_alone_is_used_at_once() {
-    // Below the bound of what may be unacknowledged, because no acknowledgement comes.
+async fn room_freed_by_sending_is_used_without_an_acknowledgement() {
+    // Fewer bytes than may be unacknowledged, because no acknowledgement arrives.
     const COUNT: u64 = 12_000;
     // Every packet fills the queue, and every write empties it.
     let mut pair = Pair::with(Limits { active_queue_bytes: 1, ..limits() });
@@ -350,7 +352,7 @@ async fn room_made_by_sending_alone_is_used_at_once() {
 }
 
 #[tokio::test]
-async fn a_closed_path_that_takes_no_more_is_forgotten_soon() {
+async fn a_closed_path_that_cannot_be_written_is_dropped_soon() {
     const COUNT: u64 = 60_000;
     let mut pair = Pair::new();
     let (sockets, valve) = valved();
@@ -362,7 +364,7 @@ async fn a_closed_path_that_takes_no_more_is_forgotten_soon() {
 }
 
 #[tokio::test]
-async fn an_idle_driver_sleeps_and_still_obeys() {
+async fn an_idle_driver_sleeps_and_still_handles_commands() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -375,7 +377,7 @@ async fn an_idle_driver_sleeps_and_still_obeys() {
 }
 
 #[tokio::test]
-async fn a_shutdown_is_heard_by_the_peer() {
+async fn the_peer_receives_a_close_at_shutdown() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
     let begun = Instant::now();
@@ -385,7 +387,7 @@ async fn a_shutdown_is_heard_by_the_peer() {
     pair.client.event(|event| matches!(event, DriverEvent::Stopped).then_some(())).await;
     assert!(pair.client.handle.is_stopped());
     assert!(pair.client.handle.snapshot().await.is_none());
-    // The relay's session goes on without a path, and ends when nobody holds it.
+    // The relay's session continues without a path, and ends when its last handle is dropped.
     assert!(pair.relay.handle.snapshot().await.unwrap().paths.is_empty());
     drop(pair.relay.handle);
     tokio::time::timeout(SOON, async {
@@ -396,7 +398,7 @@ async fn a_shutdown_is_heard_by_the_peer() {
 }
 
 #[tokio::test]
-async fn closing_one_path_tells_the_peer_and_leaves_the_other() {
+async fn closing_one_path_notifies_the_peer_and_keeps_the_other() {
     let mut pair = Pair::new();
     pair.open(PathId(1)).await;
     pair.open(PathId(2)).await;
@@ -409,15 +411,16 @@ async fn closing_one_path_tells_the_peer_and_leaves_the_other() {
 }
 
 #[tokio::test]
-async fn a_path_of_the_same_name_replaces_the_old_one() {
+async fn a_path_with_the_same_id_replaces_the_old_one() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
-    let again = Side::new(Session::client(SESSION, limits()));
-    let mut first = std::mem::replace(&mut pair.client, again);
+    let second = Endpoint::new(Session::client(SESSION, limits()));
+    let mut first = std::mem::replace(&mut pair.client, second);
     pair.switch(PathId(1)).await;
     assert_eq!(pair.relay.closed().await, (PathId(1), CloseCode::Replaced));
     assert_eq!(first.path_error().await.0, PathId(1));
-    // The first client has switched once already: the second one's first switch would be stale.
+    // The first client has switched once already, so the second one's first ACTIVATE would be
+    // stale.
     pair.client.handle.activate(PathId(1), vec![PathId(1)]);
     pair.client.memory.fill(0, 100);
     pair.relay.memory.fill(0, 100);
@@ -428,10 +431,10 @@ async fn a_path_of_the_same_name_replaces_the_old_one() {
 }
 
 #[tokio::test]
-async fn what_was_not_acknowledged_can_be_taken_over() {
+async fn unacknowledged_packets_can_be_taken_over() {
     let pair = Pair::new();
     pair.client.memory.fill(0, 10);
-    while pair.client.memory.left() > 0 {
+    while pair.client.memory.remaining() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let packets: Vec<_> = pair.client.handle.take_over().await.into_packets().collect();
@@ -442,26 +445,26 @@ async fn what_was_not_acknowledged_can_be_taken_over() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_told_as_such() {
+async fn a_refused_key_is_reported_as_refused() {
     for _ in 0..20 {
-        let mut client = Side::new(Session::client(SESSION, limits()));
+        let mut client = Endpoint::new(Session::client(SESSION, limits()));
         let (near, far) = sockets().await;
         let (client_config, relay_config) = configs(false);
         let relay = tokio::spawn(async move { tls::accept(&relay_config, far, SOON).await });
         match tls::connect(&client_config, near, SOON).await {
             Ok(near) => {
                 client.handle.open_path(PathId(1), near);
-                assert_eq!(client.path_error().await, (PathId(1), Cause::Refused));
+                assert_eq!(client.path_error().await, (PathId(1), HandshakeFailure::Refused));
             }
-            Err(cause) => assert_eq!(cause, Cause::Refused),
+            Err(cause) => assert_eq!(cause, HandshakeFailure::Refused),
         }
         assert!(relay.await.unwrap().is_err());
     }
 }
 
 #[tokio::test]
-async fn a_peer_that_talks_nonsense_loses_its_path_only() {
-    let mut client = Side::new(Session::client(SESSION, limits()));
+async fn a_protocol_violation_closes_only_that_path() {
+    let mut client = Endpoint::new(Session::client(SESSION, limits()));
     let (near, far) = handshake(sockets().await).await;
     client.handle.open_path(PathId(1), near.unwrap());
     let mut far = far.unwrap();
@@ -469,16 +472,16 @@ async fn a_peer_that_talks_nonsense_loses_its_path_only() {
     far.flush().await.unwrap();
     let (path, cause) = client.path_error().await;
     assert_eq!(path, PathId(1));
-    assert!(matches!(cause, Cause::Protocol(_)), "{cause:?}");
+    assert!(matches!(cause, HandshakeFailure::Protocol(_)), "{cause:?}");
     assert!(client.handle.snapshot().await.is_some());
-    // It hears why, then the end.
+    // The peer receives a CLOSE, then the end of the stream.
     let mut rest = Vec::new();
     tokio::time::timeout(SOON, far.read_to_end(&mut rest)).await.unwrap().unwrap();
     assert!(!rest.is_empty());
 }
 
 #[tokio::test]
-async fn a_device_that_fails_is_asked_again() {
+async fn a_failed_device_is_polled_again() {
     let mut pair = Pair::new();
     pair.client.memory.failing.store(1, SeqCst);
     pair.client.memory.fill(0, 10);

@@ -1,35 +1,35 @@
-//! A metric as it is declared: once, for whoever counts it, scrapes it and documents it.
+//! Declares metrics once, for the code that counts them, for scrapes and for the documentation.
 
 use prometheus::{GaugeVec, HistogramOpts, IntCounterVec, IntGaugeVec, Opts};
 
-/// What a metric is called and what it means. [`declare!`](crate::declare_metrics) makes them.
+/// The declaration of a metric, created by [`declare_metrics!`](crate::declare_metrics).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metric {
-    /// Its whole name.
+    /// The full name of the metric.
     pub name: &'static str,
-    /// What its values do.
-    pub kind: Kind,
-    /// The names of its labels.
+    /// The type of the metric.
+    pub kind: MetricKind,
+    /// The names of the labels.
     pub labels: &'static [&'static str],
-    /// What a scrape, and the documentation, say of it.
+    /// The description in scrapes and in the documentation.
     pub help: &'static str,
 }
 
-/// What the values of a metric do.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// They only grow.
+pub enum MetricKind {
+    /// A value that only increases.
     Counter,
-    /// They go up and down.
+    /// A value that increases and decreases.
     Gauge,
-    /// They are counted by size.
+    /// A distribution of values over buckets.
     Histogram,
 }
 
-impl Kind {
-    /// Its word in the text format.
+impl MetricKind {
+    /// Returns the name of the type in the Prometheus text format.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
@@ -39,37 +39,37 @@ impl Kind {
 }
 
 impl Metric {
-    /// Its counters.
+    /// Creates the counters of this metric.
     ///
     /// # Errors
-    /// When the declaration has no name, or one that Prometheus does not allow.
+    /// When Prometheus does not allow the declared name.
     pub fn counters(&self) -> prometheus::Result<IntCounterVec> {
-        debug_assert_eq!(self.kind, Kind::Counter, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Counter, "{}", self.name);
         IntCounterVec::new(self.options(), self.labels)
     }
 
-    /// Its gauges.
+    /// Creates the gauges of this metric.
     ///
     /// # Errors
     /// As [`counters`](Self::counters).
     pub fn gauges(&self) -> prometheus::Result<GaugeVec> {
-        debug_assert_eq!(self.kind, Kind::Gauge, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Gauge, "{}", self.name);
         GaugeVec::new(self.options(), self.labels)
     }
 
-    /// Its gauges of whole numbers.
+    /// Creates the integer gauges of this metric.
     ///
     /// # Errors
     /// As [`counters`](Self::counters).
     pub fn int_gauges(&self) -> prometheus::Result<IntGaugeVec> {
-        debug_assert_eq!(self.kind, Kind::Gauge, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Gauge, "{}", self.name);
         IntGaugeVec::new(self.options(), self.labels)
     }
 
-    /// What its histogram is made of, with these upper bounds.
+    /// Returns the options of a histogram with the given upper bounds.
     #[must_use]
     pub fn histogram(&self, bounds: &[f64]) -> HistogramOpts {
-        debug_assert_eq!(self.kind, Kind::Histogram, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Histogram, "{}", self.name);
         HistogramOpts::from(self.options()).buckets(bounds.to_vec())
     }
 
@@ -96,12 +96,12 @@ macro_rules! declare_metrics {
             #[doc = $help]
             pub(crate) const $constant: $crate::metrics::Metric = $crate::metrics::Metric {
                 name: $name,
-                kind: $crate::metrics::Kind::$kind,
+                kind: $crate::metrics::MetricKind::$kind,
                 labels: &[$($label),*],
                 help: $help,
             };
         )*
-        /// All of them, in the order in which they are documented.
+        /// All metrics, in the order in which they are documented.
         #[allow(dead_code, reason = "read where the documentation is made")]
         pub(crate) const ALL: &[$crate::metrics::Metric] = &[$($constant),*];
     };

@@ -1,10 +1,10 @@
-//! The names under which metrics may be asked for.
+//! Checks the host name of requests, to protect the metrics from DNS rebinding.
 //!
-//! A web page in a browser on this host, or near it, may come from a name that its owner then
-//! points at this host (DNS rebinding). To the browser this host is then the page's own server, so
-//! the page may read every answer. The browser sends the name it asked for in `Host` (RFC 9110,
-//! 7.2). So only names that nobody else controls are answered: IP addresses, `localhost`, and the
-//! names in the configuration.
+//! The owner of a web page that is open in a browser near this host may point the page's name at
+//! this host. The browser then takes this host for the page's own server and lets the page read
+//! every reply. The browser sends the name in the `Host` header (RFC 9110, section 7.2). So
+//! requests are only answered for names that no one else controls: IP addresses, `localhost`, and
+//! the configured names.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ use hyper::header::{HOST, HeaderMap};
 use hyper::http::uri::Authority;
 use hyper::{StatusCode, Uri, Version};
 
-/// The configured names, `[metrics] hosts`.
+/// The configured names (`[metrics] hosts`).
 #[derive(Debug, Clone, Default)]
 pub(super) struct Hosts(Vec<String>);
 
@@ -21,7 +21,8 @@ impl Hosts {
         Self(names.iter().map(|name| name.trim_end_matches('.').to_owned()).collect())
     }
 
-    /// Checks the host that a request names; the error is the status of the refusal.
+    /// Checks the host that a request names; the error is the status with which to refuse the
+    /// request.
     pub(super) fn check(&self, version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), StatusCode> {
         let mut named = headers.get_all(HOST).iter();
         let header = match (named.next(), named.next()) {
@@ -29,19 +30,19 @@ impl Hosts {
                 let text = one.to_str().map_err(|_| StatusCode::BAD_REQUEST)?;
                 Some(text.parse::<Authority>().map_err(|_| StatusCode::BAD_REQUEST)?)
             }
-            // HTTP/1.0 has no Host; some health checks use it, and no browser does.
+            // HTTP/1.0 has no Host header. Some health checks use HTTP/1.0; no browser does.
             (None, None) if version <= Version::HTTP_10 => None,
-            // RFC 9112, 3.2.
+            // RFC 9112, section 3.2: respond with 400 unless there is exactly one Host header.
             _ => return Err(StatusCode::BAD_REQUEST),
         };
-        let all_ours = header.iter().chain(uri.authority()).all(|authority| self.is_ours(authority));
-        if all_ours { Ok(()) } else { Err(StatusCode::MISDIRECTED_REQUEST) }
+        let all_allowed = header.iter().chain(uri.authority()).all(|authority| self.is_allowed(authority));
+        if all_allowed { Ok(()) } else { Err(StatusCode::MISDIRECTED_REQUEST) }
     }
 
-    fn is_ours(&self, authority: &Authority) -> bool {
+    fn is_allowed(&self, authority: &Authority) -> bool {
         let host = authority.host();
-        // Only a port may follow, and nothing may come before: a split at `]` alone would take
-        // `[::1].example` for the host `[::1]`.
+        // Only a port may follow the host, and nothing may precede it: splitting at `]` alone would
+        // accept `[::1].example` as `[::1]`.
         let is_port = |rest: &str| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_number);
         let is_whole = authority.as_str().strip_prefix(host).is_some_and(is_port);
         let name = host.strip_suffix('.').unwrap_or(host);
@@ -58,11 +59,10 @@ fn is_number(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Returns whether `name` can stand in `[metrics] hosts`: a DNS name without port, path or
-/// wildcard.
+/// Returns whether `name` is valid in `[metrics] hosts`: a DNS name without port, path or wildcard.
 #[must_use]
 pub fn is_host_name(name: &str) -> bool {
-    // RFC 1035, 2.3.4; underscores occur in practice.
+    // RFC 1035, section 2.3.4; underscores occur in practice.
     let label = |label: &str| {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         (1..=63).contains(&label.len()) && label.bytes().all(good)
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_localhost_and_configured_names_are_ours() {
+    fn addresses_localhost_and_configured_names_are_accepted() {
         for name in [
             "127.0.0.1",
             "127.0.0.1:9478",
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rebound_name_is_nobodys() {
+    fn other_names_are_refused() {
         for name in [
             "evil.example",
             "evil.example:9478",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_one_host() {
+    fn a_request_must_name_exactly_one_host() {
         assert_eq!(judge(Version::HTTP_11, "/metrics", &[]), Err(400));
         assert_eq!(judge(Version::HTTP_10, "/metrics", &[]), Ok(()));
         assert_eq!(judge(Version::HTTP_11, "/metrics", &["localhost", "evil.example"]), Err(400));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_plain_dns_names() {
+    fn configured_names_must_be_plain_dns_names() {
         for good in ["laptop", "relay.example.org", "relay.example.org.", "a_b-c.d", "192.0.2.7"] {
             assert!(is_host_name(good), "{good}");
         }

@@ -1,4 +1,4 @@
-//! Addresses of devices.
+//! Reads, adds and removes the addresses of devices.
 
 use std::net::IpAddr;
 
@@ -15,19 +15,20 @@ use super::{Family, Netlink, NetlinkError};
 /// An address of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
-    /// The device.
+    /// The index of the device.
     pub index: u32,
-    /// The address, with the length of its network.
+    /// The address with the length of its prefix.
     pub net: IpNet,
-    /// It is good beyond its link: neither link-local (fe80::/10, 169.254.0.0/16) nor of the host only.
+    /// Whether the address is valid beyond its link: neither link-local (fe80::/10, 169.254.0.0/16)
+    /// nor confined to this host.
     pub global: bool,
-    /// New connections may have it: it is not still being checked for a duplicate (tentative), not found to be
-    /// one, and (IPv6) not deprecated.
+    /// Whether new connections may use the address: it is neither tentative (being checked for
+    /// duplicates) nor a duplicate nor, for IPv6, deprecated.
     pub usable: bool,
 }
 
 impl Netlink {
-    /// The addresses of every device, of both families.
+    /// Returns the addresses of all devices, of both families.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -35,7 +36,7 @@ impl Netlink {
         self.0.lock().await.addresses(None).await
     }
 
-    /// The addresses of one device.
+    /// Returns the addresses of the device `index`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -43,8 +44,10 @@ impl Netlink {
         self.0.lock().await.addresses(Some(index)).await
     }
 
-    /// Adds an address; an error if the device has it. An IPv6 address is good at once: it is ours alone, so
-    /// nobody is asked for duplicates.
+    /// Adds an address; fails if the device has it already.
+    ///
+    /// An IPv6 address is usable at once: no other host can have it, so duplicate address detection
+    /// is skipped.
     ///
     /// # Errors
     /// When the kernel refuses; `FamilyUnavailable` for IPv6 where it is disabled.
@@ -52,28 +55,29 @@ impl Netlink {
         self.0.lock().await.add_address(index, net).await
     }
 
-    /// Adds an address unless the device has it; true if it was added. The same address with another length of
-    /// network, or one that cannot be used, is replaced.
+    /// Adds an address unless the device has it; returns whether it was added.
+    ///
+    /// Replaces the same address if it has another prefix length or is not usable.
     ///
     /// # Errors
-    /// As `add_address`.
+    /// As [`add_address`](Self::add_address).
     pub async fn ensure_address(&self, index: u32, net: IpNet) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
-        let mut there = false;
+        let mut present = false;
         for old in channel.addresses(Some(index)).await? {
             if old.net == net && old.usable {
-                there = true;
+                present = true;
             } else if old.net.addr() == net.addr() {
                 channel.del_address(index, old.net).await?;
             }
         }
-        if !there {
+        if !present {
             channel.add_address(index, net).await?;
         }
-        Ok(!there)
+        Ok(!present)
     }
 
-    /// Removes an address; false if the device has none such.
+    /// Removes an address; returns false if the device does not have it.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -87,10 +91,10 @@ impl Channel {
         let mut message = AddressMessage::default();
         message.header.index = index.unwrap_or(0);
         match self.dump(RouteNetlinkMessage::GetAddress(message)).await {
-            // The device is gone, and its addresses with it.
+            // The device was removed together with its addresses.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(Vec::new()),
-            answer => {
-                let messages = answer.explain(None, || "list the addresses".to_owned())?;
+            reply => {
+                let messages = reply.explain(None, || "list the addresses".to_owned())?;
                 let addresses = messages.into_iter().filter_map(Address::from_message);
                 Ok(addresses.filter(|address| index.is_none_or(|index| address.index == index)).collect())
             }
@@ -101,7 +105,7 @@ impl Channel {
         let mut message = message(index, net);
         message.header.flags = AddressHeaderFlags::Nodad;
         let outcome = self.change(RouteNetlinkMessage::NewAddress(message), CREATE).await;
-        outcome.explain(Some(net.into()), || format!("give address {net} to device {index}"))
+        outcome.explain(Some(net.into()), || format!("add address {net} to device {index}"))
     }
 
     async fn del_address(&mut self, index: u32, net: IpNet) -> Result<bool, NetlinkError> {
@@ -109,9 +113,9 @@ impl Channel {
             Ok(()) => Ok(true),
             Err(failure) if is_absent(&failure) => Ok(false),
             Err(failure) => {
-                let what = format!("take address {net} from device {index}");
+                let what = format!("remove address {net} from device {index}");
                 match failure.into_error(Some(net.into()), what) {
-                    // Where the family is missing, so is the address.
+                    // Without the family there is no such address.
                     NetlinkError::FamilyUnavailable { .. } => Ok(false),
                     error => Err(error),
                 }
@@ -134,7 +138,7 @@ impl Address {
                 _ => {}
             }
         }
-        // On a point-to-point device IFA_ADDRESS is the other end's.
+        // On a point-to-point device IFA_ADDRESS is the address of the peer.
         let address = local.or(remote)?;
         Some(Self {
             index: message.header.index,
@@ -159,7 +163,10 @@ fn is_absent(failure: &Failure) -> bool {
     failure.is(Errno::EADDRNOTAVAIL) || failure.is(Errno::ENODEV) || failure.is(Errno::ENXIO)
 }
 
-/// Who sets an address by hand need not give its scope: of link-local IPv4 ones the kernel knows nothing.
+/// Returns whether an address is valid beyond its link.
+///
+/// The scope alone is not sufficient: an administrator may omit it, and the kernel does not derive
+/// it for IPv4 link-local addresses.
 fn is_global(scope: AddressScope, address: IpAddr) -> bool {
     let beyond_the_link = !matches!(scope, AddressScope::Link | AddressScope::Host | AddressScope::Nowhere);
     let link_local = match address {
@@ -170,9 +177,9 @@ fn is_global(scope: AddressScope, address: IpAddr) -> bool {
 }
 
 fn is_usable(flags: AddressFlags, family: Family) -> bool {
-    // An optimistic address may be used while it is checked (RFC 4429).
+    // An optimistic address may be used while it is being checked (RFC 4429).
     let checked = !flags.contains(AddressFlags::Tentative) || flags.contains(AddressFlags::Optimistic);
-    // IPv4 does not know deprecation: it takes such an address for new connections as any other.
+    // IPv4 ignores deprecation: the kernel uses such an address for new connections too.
     let current = family == Family::V4 || !flags.contains(AddressFlags::Deprecated);
     checked && current && !flags.contains(AddressFlags::Dadfailed)
 }
@@ -187,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_comes_once_and_goes_once() {
+    fn an_address_is_added_once_and_removed_once() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let index = netlink.link_index("left").await.unwrap();
@@ -196,11 +203,11 @@ mod tests {
                 assert!(!netlink.ensure_address(index, address).await.unwrap());
                 let error = netlink.add_address(index, address).await.unwrap_err().to_string();
                 assert!(error.contains("File exists"), "{error}");
-                let there = netlink.addresses(index).await.unwrap();
-                // It can be used at once, without a second of asking around.
+                let present = netlink.addresses(index).await.unwrap();
+                // The address is usable at once, without duplicate address detection.
                 assert!(
-                    there.contains(&Address { index, net: address, global: true, usable: true }),
-                    "{there:?}"
+                    present.contains(&Address { index, net: address, global: true, usable: true }),
+                    "{present:?}"
                 );
                 assert!(netlink.del_address(index, address).await.unwrap());
                 assert!(!netlink.del_address(index, address).await.unwrap());
@@ -209,36 +216,36 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_length_is_replaced() {
+    fn an_address_with_another_prefix_length_is_replaced() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let index = netlink.link_index("left").await.unwrap();
             for (old, new) in [("10.77.0.2/24", "10.77.0.2/32"), ("fd77::2/64", "fd77::2/128")] {
                 netlink.add_address(index, net(old)).await.unwrap();
                 assert!(netlink.ensure_address(index, net(new)).await.unwrap());
-                let mut there = netlink.addresses(index).await.unwrap();
-                there.retain(|address| address.net.addr() == net(new).addr());
-                assert_eq!(there.iter().map(|address| address.net).collect::<Vec<_>>(), [net(new)]);
+                let mut present = netlink.addresses(index).await.unwrap();
+                present.retain(|address| address.net.addr() == net(new).addr());
+                assert_eq!(present.iter().map(|address| address.net).collect::<Vec<_>>(), [net(new)]);
             }
         });
     }
 
     #[test]
-    fn a_host_without_ipv6_is_told_apart() {
+    fn a_device_without_ipv6_is_distinguished_from_other_errors() {
         with_a_pair(async {
             crate::sysctl::write("net/ipv6/conf/left/disable_ipv6", "1").unwrap();
             let netlink = Netlink::new().unwrap();
             let index = netlink.link_index("left").await.unwrap();
             let error = netlink.ensure_address(index, net("fd77::2/128")).await.unwrap_err();
             assert!(error.is_family_unavailable(), "{error}");
-            assert!(error.to_string().starts_with("IPv6 is disabled on this host or device"), "{error}");
+            assert!(error.to_string().ends_with("IPv6 is disabled on this host or device"), "{error}");
             assert!(!netlink.del_address(index, net("fd77::2/128")).await.unwrap());
             assert!(netlink.ensure_address(index, net("10.77.0.2/32")).await.unwrap());
         });
     }
 
     #[test]
-    fn addresses_of_no_use_say_so() {
+    fn unusable_and_local_addresses_are_marked() {
         with_a_pair(async {
             ip("addr add 169.254.7.7/16 dev left");
             ip("addr add 10.7.0.2 peer 10.7.0.1 dev left");
@@ -255,7 +262,7 @@ mod tests {
             };
             assert!(!find("127.0.0.1/8").global && !find("::1/128").global);
             assert!(!find("169.254.7.7/16").global);
-            // Ours, not the other end's.
+            // The reported address is the local one, not the peer's.
             assert_eq!(
                 find("10.7.0.2/32"),
                 Address { index, net: net("10.7.0.2/32"), global: true, usable: true }

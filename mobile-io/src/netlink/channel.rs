@@ -1,4 +1,4 @@
-//! One request after the other over the netlink socket, and what the kernel's refusals mean.
+//! Sends requests over the netlink socket, one after the other, and interprets the kernel's errors.
 
 use std::io;
 
@@ -14,34 +14,36 @@ use tokio::runtime;
 
 use super::{Family, NetlinkError};
 
-/// Make it; it must not be there.
+/// The flags to create an object that must not exist.
 pub(super) const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
-/// Make it, or put it in the place of what is there.
+/// The flags to create an object or replace an existing one.
 pub(super) const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
-/// How often a dump is begun again because something changed under it. A table that changes faster than this is
-/// read inconsistently, and the next notification has it read again.
+/// The number of attempts at a dump that was interrupted by a change.
+///
+/// If a table changes even faster, the result may be inconsistent; the next notification causes
+/// another dump.
 const DUMP_ATTEMPTS: usize = 5;
 
-/// The kernel's own words about a refusal (`NLMSGERR_ATTR_MSG`).
+/// The attribute with the kernel's error message (`NLMSGERR_ATTR_MSG`).
 const ATTR_MESSAGE: u16 = 1;
 
-/// The length of `nlmsghdr`, which a refusal quotes from the request.
+/// The length of `nlmsghdr`, which an error quotes from the request.
 const HEADER_LEN: usize = 16;
 
-/// The socket, behind the lock that serialises its users.
+/// The netlink socket, which a lock protects against concurrent use.
 #[derive(Debug)]
 pub(super) struct Channel(rtnetlink::Handle);
 
-/// Why a request failed, before it is known what for.
+/// The reason why a request failed, without the action that it was for.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The kernel refused.
+    /// The kernel refused the request.
     Kernel {
-        /// Why.
+        /// The kernel's error number.
         errno: Errno,
-        /// Its own words, if it had any.
+        /// The kernel's error message, if there was one.
         detail: Option<String>,
     },
     /// The socket failed.
@@ -49,13 +51,14 @@ pub(super) enum Failure {
 }
 
 impl Channel {
-    /// Opens the socket in this thread's network namespace; a task of the current runtime serves it.
+    /// Opens the socket in this thread's network namespace and spawns a task that serves it.
     pub(super) fn open() -> Result<Self, Failure> {
         let socket = |error: io::Error| Failure::Socket(error.to_string());
         let runtime = runtime::Handle::try_current().map_err(|error| Failure::Socket(error.to_string()))?;
-        // Strict checking makes the kernel filter dumps: a host may hold a million routes in other tables.
+        // With strict checking the kernel filters dumps: a host may have a million routes in other
+        // tables.
         let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(socket)?;
-        // The end of the answer must be seen: a socket that dies in between is no success.
+        // Wait for the end of each reply, to notice if the socket fails before it.
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         let raw = connection.socket_mut().socket_mut();
@@ -65,7 +68,7 @@ impl Channel {
         Ok(Self(handle))
     }
 
-    /// Asks for everything that matches.
+    /// Requests all objects that match.
     pub(super) async fn dump(
         &mut self,
         message: RouteNetlinkMessage,
@@ -80,7 +83,7 @@ impl Channel {
         }
     }
 
-    /// Asks for one thing.
+    /// Requests one object.
     pub(super) async fn get(
         &mut self,
         message: RouteNetlinkMessage,
@@ -88,12 +91,12 @@ impl Channel {
         Ok(self.exchange(message, 0).await?.0.pop())
     }
 
-    /// Changes something.
+    /// Requests a change.
     pub(super) async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Failure> {
         self.exchange(message, NLM_F_ACK | flags).await.map(drop)
     }
 
-    /// The messages of the answer, and whether they may contradict each other.
+    /// Returns the messages of the reply, and whether a change interrupted the dump.
     async fn exchange(
         &mut self,
         message: RouteNetlinkMessage,
@@ -124,7 +127,7 @@ impl Channel {
                 _ => {}
             }
         }
-        Err(Failure::Socket("the kernel's answer did not come to an end".to_owned()))
+        Err(Failure::Socket("the kernel's reply is incomplete".to_owned()))
     }
 }
 
@@ -133,12 +136,12 @@ impl Failure {
         Self::Kernel { errno: Errno::from_raw(code.saturating_abs()), detail }
     }
 
-    /// The kernel refused for this reason.
+    /// Returns whether the kernel refused with this error.
     pub(super) fn is(&self, reason: Errno) -> bool {
         matches!(self, Self::Kernel { errno, .. } if *errno == reason)
     }
 
-    /// The error for the caller, who was about to do `what` in a family.
+    /// Converts the failure into the caller's error, for the action `what` in a family.
     pub(super) fn into_error(self, family: Option<Family>, what: String) -> NetlinkError {
         match self {
             Self::Socket(message) => NetlinkError::Socket { what, message },
@@ -153,9 +156,9 @@ impl Failure {
     }
 }
 
-/// Makes the caller's error of a failure.
+/// Converts the failure of a request into the caller's error.
 pub(super) trait Explain<T> {
-    /// `what` was tried, in a family if there is one.
+    /// Describes a failure by the attempted action `what` and its family, if any.
     fn explain(self, family: Option<Family>, what: impl FnOnce() -> String) -> Result<T, NetlinkError>;
 }
 
@@ -165,7 +168,10 @@ impl<T> Explain<T> for Result<T, Failure> {
     }
 }
 
-/// A kernel without IPv6 knows no such messages; one where a device has it disabled says EACCES, never EPERM.
+/// Returns whether the error means that the family is missing.
+///
+/// A kernel without IPv6 does not know such messages. A kernel where a device has IPv6 disabled
+/// returns EACCES, never EPERM.
 fn is_missing_family(errno: Errno, family: Family) -> bool {
     family == Family::V6 && matches!(errno, Errno::EACCES | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)
 }
@@ -178,7 +184,7 @@ fn describe(errno: Errno, detail: Option<String>) -> io::Error {
     }
 }
 
-/// What the kernel says in words, in the attributes behind the header it quotes.
+/// Returns the kernel's message, which is in the attributes behind the quoted header.
 fn detail(error: &ErrorMessage) -> Option<String> {
     let mut rest = error.header.get(HEADER_LEN..)?;
     loop {
@@ -204,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_words_are_found_behind_other_attributes() {
+    fn the_kernels_message_is_found_behind_other_attributes() {
         let mut bytes = vec![0; HEADER_LEN];
         bytes.extend([8, 0, 2, 0, 1, 2, 3, 4]);
         bytes.extend([7, 0, 1, 0, b'n', b'o', 0, 0]);
@@ -212,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_lie_about_their_length_are_no_words() {
+    fn attributes_with_wrong_lengths_are_ignored() {
         for tail in [&[200, 0, 1, 0, b'n'][..], &[0, 0, 1, 0], &[3, 0, 2, 0, 1], &[8, 0, 2]] {
             let mut bytes = vec![0; HEADER_LEN];
             bytes.extend(tail);

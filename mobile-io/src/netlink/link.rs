@@ -1,4 +1,4 @@
-//! Network devices.
+//! Reads, changes and removes network devices.
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
@@ -9,38 +9,40 @@ use nix::errno::Errno;
 use super::channel::{Channel, Explain, Failure};
 use super::{Netlink, NetlinkError};
 
-/// `IFNAMSIZ` less its closing zero.
+/// The maximum length of a device's name: `IFNAMSIZ` without the terminating zero byte.
 const MAX_NAME: usize = 15;
 
-/// A network device.
+/// A network device and its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its index.
+    /// The index of the device.
     pub index: u32,
-    /// Its name.
+    /// The name of the device.
     pub name: String,
-    /// Its kind, for one made by software: `tun`, `veth`, `bridge`, `wireguard`…
+    /// The kind of a virtual device: `tun`, `veth`, `bridge`, `wireguard`…
     pub kind: Option<String>,
-    /// Set up by the administrator.
+    /// Whether the device is administratively up.
     pub up: bool,
-    /// Something is at the other end, and the device is ready to send to it (a wireless one: is associated and
-    /// authenticated).
+    /// Whether the device has a carrier and is operational. A wireless device is then associated
+    /// and authenticated.
     pub carrier: bool,
-    /// It is a loopback device.
+    /// Whether the device is a loopback device.
     pub loopback: bool,
     /// Whether the device encapsulates: its packets leave this host inside packets of another
-    /// device, mostly a VPN's.
+    /// device, as those of a VPN do.
     pub tunnel: bool,
-    /// Its MTU.
+    /// The MTU in bytes.
     pub mtu: u32,
-    /// The device group; 0 unless somebody has set one.
+    /// The device group; 0 by default.
     pub group: u32,
     /// Whether the device can carry multicast (`IFF_MULTICAST`).
     pub multicast: bool,
 }
 
-/// The kinds (`IFLA_INFO_KIND`) of devices that encapsulate. `tun` is not listed, because a TAP has
-/// that kind too; nor is `ppp`, which DSL and cellular modems use as well as VPNs.
+/// The kinds (`IFLA_INFO_KIND`) of devices that encapsulate.
+///
+/// `tun` is missing, because a TAP device has that kind too. `ppp` is missing, because DSL and
+/// cellular modems use it as well as VPNs.
 const TUNNEL_KINDS: [&str; 22] = [
     "amneziawg",
     "bareudp",
@@ -67,7 +69,7 @@ const TUNNEL_KINDS: [&str; 22] = [
 ];
 
 impl Netlink {
-    /// Every device.
+    /// Returns all network devices.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -75,10 +77,10 @@ impl Netlink {
         self.0.lock().await.links().await
     }
 
-    /// One device by its name.
+    /// Returns the device with the given name.
     ///
     /// # Errors
-    /// `NoSuchLink` when it is not there.
+    /// `NoSuchLink` when there is none.
     pub async fn link(&self, name: &str) -> Result<Link, NetlinkError> {
         match self.0.lock().await.link(name).await? {
             Some(link) => Ok(link),
@@ -86,10 +88,10 @@ impl Netlink {
         }
     }
 
-    /// A device's index.
+    /// Returns the index of the device with the given name.
     ///
     /// # Errors
-    /// `NoSuchLink` when it is not there.
+    /// `NoSuchLink` when there is none.
     pub async fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
         Ok(self.link(name).await?.index)
     }
@@ -106,7 +108,7 @@ impl Netlink {
         self.set(message).await.explain(None, || format!("bring device {index} up"))
     }
 
-    /// Clears `IFF_MULTICAST`, so that programs which send multicast on every device skip this one.
+    /// Clears `IFF_MULTICAST`, so that programs that send multicast on every device skip this one.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -117,7 +119,7 @@ impl Netlink {
         self.set(message).await.explain(None, || format!("clear the multicast flag of device {index}"))
     }
 
-    /// Sets a device's MTU.
+    /// Sets the MTU of a device.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -128,7 +130,7 @@ impl Netlink {
         self.set(message).await.explain(None, || format!("set the MTU of device {index} to {mtu}"))
     }
 
-    /// Sets a device's group, by which firewall rules can name several devices at once.
+    /// Sets the group of a device, by which firewall rules can match several devices at once.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -139,7 +141,7 @@ impl Netlink {
         self.set(message).await.explain(None, || format!("put device {index} into group {group}"))
     }
 
-    /// Removes a device; false if there is none.
+    /// Removes a device; returns false if there is none.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -149,7 +151,7 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         match channel.change(RouteNetlinkMessage::DelLink(message), 0).await {
-            // It went between the two requests.
+            // The device was removed between the two requests.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(false),
             outcome => outcome.map(|()| true).explain(None, || format!("remove device {name}")),
         }
@@ -162,8 +164,8 @@ impl Netlink {
 
 impl Channel {
     pub(super) async fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let answer = self.dump(RouteNetlinkMessage::GetLink(query())).await;
-        let messages = answer.explain(None, || "list the network devices".to_owned())?;
+        let reply = self.dump(RouteNetlinkMessage::GetLink(link_request())).await;
+        let messages = reply.explain(None, || "list the network devices".to_owned())?;
         Ok(messages.into_iter().filter_map(Link::from_message).collect())
     }
 
@@ -171,12 +173,12 @@ impl Channel {
         if name.is_empty() || name.len() > MAX_NAME {
             return Ok(None);
         }
-        let mut message = query();
+        let mut message = link_request();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         match self.get(RouteNetlinkMessage::GetLink(message)).await {
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
-            answer => {
-                let message = answer.explain(None, || format!("look for device {name}"))?;
+            reply => {
+                let message = reply.explain(None, || format!("look up device {name}"))?;
                 Ok(message.and_then(Link::from_message))
             }
         }
@@ -205,7 +207,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Group(group) => link.group = group,
-                // Many drivers say no more than "unknown": then the carrier alone decides.
+                // Many drivers report "unknown" only; then the carrier decides alone.
                 LinkAttribute::OperState(state) => {
                     link.carrier &= matches!(state, State::Up | State::Unknown);
                 }
@@ -226,7 +228,8 @@ impl Link {
 /// Returns whether a device of this kind and link layer encapsulates.
 fn is_tunnel(kind: Option<&str>, layer: LinkLayerType) -> bool {
     match kind {
-        // A TAP has an Ethernet header; ports of virtual machines and members of bridges are TAPs.
+        // A TAP device has Ethernet headers: ports of virtual machines and of bridges are TAP
+        // devices.
         Some("tun") => layer != LinkLayerType::Ether,
         Some(kind) => TUNNEL_KINDS.contains(&kind),
         // The fallback devices (tunl0, sit0, gre0…) of old kernels have no kind.
@@ -241,8 +244,9 @@ fn is_tunnel(kind: Option<&str>, layer: LinkLayerType) -> bool {
     }
 }
 
-/// A request for devices without their statistics, the largest part of an answer and of no use here.
-fn query() -> LinkMessage {
+/// Returns a request for devices without their statistics, which would be the largest part of the
+/// reply.
+fn link_request() -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     message
@@ -254,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_told_as_they_are() {
+    fn devices_are_listed_with_their_state() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let links = netlink.links().await.unwrap();
@@ -307,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn tunnels_are_told_from_links() {
+    fn tunnels_are_distinguished_from_other_devices() {
         with_a_pair(async {
             for (name, command) in [
                 ("tunnel-a", "tuntap add tunnel-a mode tun"),
@@ -315,7 +319,7 @@ mod tests {
                 ("tunnel-c", "link add tunnel-c type gre local 10.1.0.1 remote 10.1.0.2"),
                 ("tunnel-d", "link add tunnel-d type sit local 10.1.0.1 remote 10.1.0.2"),
             ] {
-                // Not every kernel has every module.
+                // Some kernels lack some of these modules.
                 let made = std::process::Command::new("ip").args(command.split(' ')).status().unwrap();
                 if made.success() {
                     assert!(Netlink::new().unwrap().link(name).await.unwrap().tunnel, "{command}");
@@ -331,12 +335,12 @@ mod tests {
         for kind in TUNNEL_KINDS {
             assert!(is_tunnel(Some(kind), LinkLayerType::None), "{kind}");
         }
-        // Cellular modems in raw IP mode, PPPoE.
+        // Cellular modems in raw IP mode, and PPPoE.
         assert!(!is_tunnel(None, LinkLayerType::None) && !is_tunnel(Some("ppp"), LinkLayerType::Ppp));
     }
 
     #[test]
-    fn what_cannot_be_a_name_is_no_device() {
+    fn an_invalid_name_is_no_device() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             for name in ["", "a-name-of-sixteen", "none"] {

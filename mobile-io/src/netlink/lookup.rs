@@ -1,4 +1,4 @@
-//! The kernel's own answer to "which way?" for a destination and a mark.
+//! Looks up the route that the kernel chooses for a destination and a mark.
 
 use std::net::IpAddr;
 
@@ -11,108 +11,121 @@ use nix::errno::Errno;
 use super::channel::{Channel, Explain};
 use super::{Family, Netlink, NetlinkError, Route, RouteKind};
 
-/// The way the kernel chooses.
+/// The route that the kernel chooses for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Way {
-    /// The table it comes from.
+pub struct RouteLookup {
+    /// The table that the route is in.
     pub table: u32,
-    /// It ends on this host.
+    /// Whether the destination is this host.
     pub local: bool,
-    /// The device it leaves by.
+    /// The device of the route, if any.
     pub oif: Option<u32>,
-    /// The router on it, if any.
+    /// The router on the device, if any.
     pub gateway: Option<IpAddr>,
-    /// The source address of sockets that have none yet.
+    /// The source address for sockets that are not bound to one.
     pub source: Option<IpAddr>,
 }
 
-/// A route by which a socket that is bound to a device reaches a destination.
+/// The route that a socket bound to a device has to a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reach {
-    /// The table that holds the route.
+pub struct BoundRoute {
+    /// The table that the route is in.
     pub table: u32,
     /// The router on the device, if any.
     pub gateway: Option<IpAddr>,
-    /// The metric: the route with the lowest is preferred.
+    /// The metric; the route with the lowest is preferred.
     pub metric: u32,
 }
 
 impl Netlink {
-    /// Looks up the route that a socket bound to device `oif` has to a destination; returns `None`
-    /// if there is none. Sends nothing, and the cost does not depend on the number of routes.
+    /// Looks up the route that a socket bound to device `oif` has to `destination`; returns `None`
+    /// if there is none.
+    ///
+    /// No packet is sent, and the cost does not depend on the number of routes.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn reach(&self, destination: IpAddr, oif: u32) -> Result<Option<Reach>, NetlinkError> {
-        self.0.lock().await.reach(destination, oif).await
+    pub async fn lookup_bound(
+        &self,
+        destination: IpAddr,
+        oif: u32,
+    ) -> Result<Option<BoundRoute>, NetlinkError> {
+        self.0.lock().await.lookup_bound(destination, oif).await
     }
 
-    /// Which way a packet with this mark goes; `None`: nowhere, it is unreachable. Nothing is sent.
+    /// Looks up the route of a packet with the given mark; returns `None` if the destination is
+    /// unreachable.
+    ///
+    /// No packet is sent.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn lookup(&self, destination: IpAddr, mark: u32) -> Result<Option<Way>, NetlinkError> {
+    pub async fn lookup(&self, destination: IpAddr, mark: u32) -> Result<Option<RouteLookup>, NetlinkError> {
         self.0.lock().await.lookup(destination, mark).await
     }
 }
 
 impl Channel {
-    async fn reach(&mut self, destination: IpAddr, oif: u32) -> Result<Option<Reach>, NetlinkError> {
+    async fn lookup_bound(
+        &mut self,
+        destination: IpAddr,
+        oif: u32,
+    ) -> Result<Option<BoundRoute>, NetlinkError> {
         let family = Family::from(destination);
-        let mut message = query(destination);
-        // Without the flag, IPv4 answers for a device without routes that the destination is on its
-        // link.
+        let mut message = route_request(destination);
+        // Without the flag, IPv4 reports that the destination is on-link if the device has no
+        // routes.
         message.header.flags |= RouteFlags::FibMatch;
         message.attributes.push(RouteAttribute::Oif(oif));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
-            Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
-            // The device was removed meanwhile.
+            Err(failure) if UNREACHABLE_ERRORS.iter().any(|&errno| failure.is(errno)) => Ok(None),
+            // The device has been removed.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
-            answer => {
+            reply => {
                 let what = || format!("look up the route to {destination} over device {oif}");
-                match answer.explain(Some(family), what) {
+                match reply.explain(Some(family), what) {
                     Err(error) if error.is_family_unavailable() => Ok(None),
-                    answer => Ok(answer?.and_then(|answer| Reach::from_message(answer, oif))),
+                    reply => Ok(reply?.and_then(|reply| BoundRoute::from_message(reply, oif))),
                 }
             }
         }
     }
 
-    async fn lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<Way>, NetlinkError> {
+    async fn lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<RouteLookup>, NetlinkError> {
         let family = Family::from(destination);
-        let mut message = query(destination);
+        let mut message = route_request(destination);
         message.attributes.push(RouteAttribute::Mark(mark));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
-            Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
-            answer => {
-                let answer =
-                    answer.explain(Some(family), || format!("look up the route to {destination}"))?;
-                Ok(answer.and_then(Way::from_message))
+            Err(failure) if UNREACHABLE_ERRORS.iter().any(|&errno| failure.is(errno)) => Ok(None),
+            reply => {
+                let reply = reply.explain(Some(family), || format!("look up the route to {destination}"))?;
+                Ok(reply.and_then(RouteLookup::from_message))
             }
         }
     }
 }
 
 /// Returns a request for the route to one destination.
-fn query(destination: IpAddr) -> RouteMessage {
+fn route_request(destination: IpAddr) -> RouteMessage {
     let family = Family::from(destination);
     let mut message = RouteMessage::default();
     message.header.address_family = family.raw();
     message.header.destination_prefix_length = family.any().max_prefix_len();
     if family == Family::V4 {
-        // Without the flag, IPv4 always names the main table in its answer. IPv6 names the right
-        // table, and refuses the flag.
+        // Without the flag, IPv4 always reports the main table. IPv6 reports the right table, and
+        // rejects the flag.
         message.header.flags = RouteFlags::LookupTable;
     }
     message.attributes.push(RouteAttribute::Destination(destination.into()));
     message
 }
 
-/// What an unreachable, a prohibiting and a blackhole route say, and a table without any.
-const NOWHERE: [Errno; 4] = [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
+/// The errors of unreachable, prohibit and blackhole routes, and of a table without a route.
+const UNREACHABLE_ERRORS: [Errno; 4] =
+    [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
 
-impl Reach {
-    /// Reads the answer: the route as it was set, with every nexthop.
+impl BoundRoute {
+    /// Parses the reply, which is the route as it was configured, with all its nexthops.
     fn from_message(message: RouteNetlinkMessage, device: u32) -> Option<Self> {
         Route::from_message(message).into_iter().find_map(|route| match route.kind {
             RouteKind::Unicast { oif, gateway, .. } if oif == device => {
@@ -123,7 +136,7 @@ impl Reach {
     }
 }
 
-impl Way {
+impl RouteLookup {
     fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return None };
         let local = match message.header.kind {
@@ -132,19 +145,19 @@ impl Way {
             _ => return None,
         };
         let table = message.header.table.into();
-        let mut way = Self { table, local, oif: None, gateway: None, source: None };
+        let mut lookup = Self { table, local, oif: None, gateway: None, source: None };
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Table(table) => way.table = *table,
-                RouteAttribute::Oif(oif) => way.oif = Some(*oif),
-                RouteAttribute::Gateway(address) => way.gateway = ip(address),
-                RouteAttribute::Via(RouteVia::Inet(address)) => way.gateway = Some((*address).into()),
-                RouteAttribute::Via(RouteVia::Inet6(address)) => way.gateway = Some((*address).into()),
-                RouteAttribute::PrefSource(address) => way.source = ip(address),
+                RouteAttribute::Table(table) => lookup.table = *table,
+                RouteAttribute::Oif(oif) => lookup.oif = Some(*oif),
+                RouteAttribute::Gateway(address) => lookup.gateway = ip(address),
+                RouteAttribute::Via(RouteVia::Inet(address)) => lookup.gateway = Some((*address).into()),
+                RouteAttribute::Via(RouteVia::Inet6(address)) => lookup.gateway = Some((*address).into()),
+                RouteAttribute::PrefSource(address) => lookup.source = ip(address),
                 _ => {}
             }
         }
-        Some(way)
+        Some(lookup)
     }
 }
 
@@ -162,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_chooses_the_way() {
+    fn the_mark_selects_the_route() {
         with_a_pair(async {
             ip("addr add 10.1.0.2/24 dev left");
             ip("addr add fd01::2/64 dev left nodad");
@@ -188,7 +201,7 @@ mod tests {
                 assert_eq!((marked.table, marked.oif, marked.gateway), (7700, Some(right), None));
                 assert_eq!(netlink.lookup(to, 0x20).await.unwrap(), None);
             }
-            let source = |way: Option<Way>| way.unwrap().source.unwrap().to_string();
+            let source = |lookup: Option<RouteLookup>| lookup.unwrap().source.unwrap().to_string();
             let lookup = async |to: &str, mark| netlink.lookup(to.parse().unwrap(), mark).await.unwrap();
             assert_eq!(source(lookup("192.0.2.9", 0x10).await), "10.77.0.2");
             assert_eq!(source(lookup("2001:db8::9", 0x10).await), "fd77::2");
@@ -197,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_socket_has_the_routes_over_its_device_and_no_others() {
+    fn a_bound_socket_only_has_the_routes_over_its_device() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let [left, right] = ["left", "right"].map(|name| netlink.link_index(name));
@@ -207,35 +220,35 @@ mod tests {
             for to in ["192.0.2.9", "2001:db8::9"] {
                 let to: IpAddr = to.parse().unwrap();
                 for oif in [left, right, 4711] {
-                    assert_eq!(netlink.reach(to, oif).await.unwrap(), None, "{to}");
+                    assert_eq!(netlink.lookup_bound(to, oif).await.unwrap(), None, "{to}");
                 }
             }
             ip("route add default via 10.1.0.1 dev left metric 100");
             ip("-6 route add default via fd01::1 dev left metric 100");
-            // The routes that a VPN client sets.
+            // Routes such as a VPN client adds.
             ip("route add 128.0.0.0/1 dev right");
             ip("-6 route add default dev right metric 50");
             for (to, router, metric) in [("192.0.2.9", "10.1.0.1", 0), ("2001:db8::9", "fd01::1", 50)] {
                 let to: IpAddr = to.parse().unwrap();
-                let found = netlink.reach(to, left).await.unwrap().unwrap();
-                assert_eq!(found, Reach { table: 254, gateway: router.parse().ok(), metric: 100 });
-                let found = netlink.reach(to, right).await.unwrap().unwrap();
-                assert_eq!(found, Reach { table: 254, gateway: None, metric });
+                let found = netlink.lookup_bound(to, left).await.unwrap().unwrap();
+                assert_eq!(found, BoundRoute { table: 254, gateway: router.parse().ok(), metric: 100 });
+                let found = netlink.lookup_bound(to, right).await.unwrap().unwrap();
+                assert_eq!(found, BoundRoute { table: 254, gateway: None, metric });
                 assert_eq!(netlink.lookup(to, 0).await.unwrap().unwrap().oif, Some(right));
             }
-            // The answer names another table.
+            // The reply names another table.
             ip("route del default via 10.1.0.1 dev left metric 100");
             ip("rule add lookup 7701 pref 33000");
             ip("route add 192.0.2.9 via 10.1.0.1 dev left metric 7 table 7701");
-            let found = netlink.reach("192.0.2.9".parse().unwrap(), left).await.unwrap().unwrap();
-            assert_eq!(found, Reach { table: 7701, gateway: "10.1.0.1".parse().ok(), metric: 7 });
+            let found = netlink.lookup_bound("192.0.2.9".parse().unwrap(), left).await.unwrap().unwrap();
+            assert_eq!(found, BoundRoute { table: 7701, gateway: "10.1.0.1".parse().ok(), metric: 7 });
             ip("route add unreachable 192.0.2.0/24");
-            assert_eq!(netlink.reach("192.0.2.9".parse().unwrap(), left).await.unwrap(), None);
+            assert_eq!(netlink.lookup_bound("192.0.2.9".parse().unwrap(), left).await.unwrap(), None);
         });
     }
 
     #[test]
-    fn a_route_over_several_devices_is_one_for_each() {
+    fn a_route_over_several_devices_is_found_for_each() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             ip("addr add 10.1.0.2/24 dev left");
@@ -243,7 +256,7 @@ mod tests {
             ip("route add default nexthop via 10.1.0.1 dev left nexthop via 10.2.0.1 dev right");
             for (name, gateway) in [("left", "10.1.0.1"), ("right", "10.2.0.1")] {
                 let oif = netlink.link_index(name).await.unwrap();
-                let found = netlink.reach("192.0.2.9".parse().unwrap(), oif).await.unwrap().unwrap();
+                let found = netlink.lookup_bound("192.0.2.9".parse().unwrap(), oif).await.unwrap().unwrap();
                 assert_eq!(found.gateway, gateway.parse().ok(), "{name}");
             }
         });

@@ -1,5 +1,6 @@
-//! Deletes connection tracking entries and reads named nftables counters, over `NETLINK_NETFILTER`.
-//! Every call blocks: a connection table may hold hundreds of thousands of entries.
+//! Deletes connection tracking entries and reads named nftables counters over `NETLINK_NETFILTER`.
+//!
+//! All functions block, and a connection table may hold hundreds of thousands of entries.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,43 +20,48 @@ use nix::errno::Errno;
 
 use super::NetlinkError;
 
-/// The most passes of a deletion. A dump may miss entries that move while it runs (when the table
-/// is resized), so it is repeated until it finds nothing more to delete.
+/// The maximum number of passes of a deletion.
+///
+/// A dump may miss entries that move meanwhile (when the kernel resizes the table), so passes are
+/// repeated until one finds nothing.
 const PASSES: usize = 4;
 
-/// `CTA_ID`: distinguishes an entry from a later one with the same addresses and ports.
+/// The attribute `CTA_ID`, which distinguishes an entry from a later one with the same addresses
+/// and ports.
 const CTA_ID: u16 = 12;
-/// `CTA_ZONE`: the zone of the entry, absent for the default one.
+/// The attribute `CTA_ZONE`, the zone of the entry, which is absent for the default zone.
 const CTA_ZONE: u16 = 18;
 
-/// `NFTA_OBJ_TABLE`: the table of a named object of nftables.
+/// The attribute `NFTA_OBJ_TABLE`, the table of a named nftables object.
 const OBJ_TABLE: u16 = 1;
-/// `NFTA_OBJ_NAME`: the object's name.
+/// The attribute `NFTA_OBJ_NAME`, the name of the object.
 const OBJ_NAME: u16 = 2;
-/// `NFTA_OBJ_TYPE`: the object's type.
+/// The attribute `NFTA_OBJ_TYPE`, the type of the object.
 const OBJ_TYPE: u16 = 3;
-/// `NFTA_OBJ_DATA`: the object's content.
+/// The attribute `NFTA_OBJ_DATA`, the content of the object.
 const OBJ_DATA: u16 = 4;
 
-/// The type of a named counter.
+/// The type of a named counter (`NFT_OBJECT_COUNTER`).
 const COUNTER: u32 = 1;
-/// `NFTA_COUNTER_PACKETS`, within [`OBJ_DATA`].
+/// The attribute `NFTA_COUNTER_PACKETS` within [`OBJ_DATA`].
 const COUNTER_PACKETS: u16 = 2;
 
-/// The size of the receive buffer: larger than any datagram of a dump.
-const BUFFER: usize = 32 * 1024;
+/// The size of the receive buffer in bytes: larger than any datagram of a dump.
+const BUFFER_LEN: usize = 32 * 1024;
 
 /// The addresses of a tracked connection, in the direction of its first packet and in that of the
-/// replies. With NAT, the one is not just the reverse of the other.
+/// replies.
+///
+/// With NAT the two are not simply swapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tracked {
-    /// Source and destination of the first packet, as received.
+pub struct ConntrackEntry {
+    /// The source and destination of the first packet, as received.
     pub original: (IpAddr, IpAddr),
-    /// Source and destination of the replies, as received.
+    /// The source and destination of the replies, as received.
     pub reply: (IpAddr, IpAddr),
 }
 
-impl Tracked {
+impl ConntrackEntry {
     /// Returns whether an address of the connection matches, before or after translation.
     #[must_use]
     pub fn involves(&self, is_one: impl Fn(IpAddr) -> bool) -> bool {
@@ -63,29 +69,33 @@ impl Tracked {
     }
 }
 
-/// Deletes the tracked connections that `is_over` picks, in this thread's network namespace.
-/// Returns how many were deleted: none where the kernel does not track connections.
+/// Deletes the tracked connections in this thread's network namespace for which `is_over` returns
+/// true.
+///
+/// Returns the number of deleted entries, which is zero if the kernel does not track connections.
 ///
 /// # Errors
-/// When the kernel gives no socket, or refuses.
-pub fn delete_connections(is_over: impl Fn(&Tracked) -> bool) -> Result<u64, NetlinkError> {
+/// When the kernel provides no socket or refuses.
+pub fn delete_connections(is_over: impl Fn(&ConntrackEntry) -> bool) -> Result<u64, NetlinkError> {
     let mut deleted = 0;
     for _ in 0..PASSES {
         let mut found = Vec::new();
         let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
         let request = NetfilterMessage::new(header, ConntrackMessage::Get(Vec::new()));
         let what = "list the tracked connections";
-        let listed = Exchange::new(what)?.ask(request, NLM_F_DUMP, |message| {
+        let listed = NetfilterSocket::new(what)?.request(request, NLM_F_DUMP, |message| {
             if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner
-                && tracked(&attributes).is_some_and(|entry| is_over(&entry))
+                && parse_connection(&attributes).is_some_and(|entry| is_over(&entry))
             {
                 found.push((message.header.family, attributes));
             }
         });
         match listed {
-            // There is no module for the subsystem, or it cannot be loaded.
-            Err(Refusal::Kernel(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT)) => return Ok(0),
-            other => other.map_err(|refusal| refusal.explain(what))?,
+            // The kernel has no connection tracking, or cannot load its module.
+            Err(RequestError::Kernel(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT)) => {
+                return Ok(0);
+            }
+            other => other.map_err(|error| error.explain(what))?,
         }
         if found.is_empty() {
             break;
@@ -97,7 +107,7 @@ pub fn delete_connections(is_over: impl Fn(&Tracked) -> bool) -> Result<u64, Net
 
 fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Result<u64, NetlinkError> {
     let what = "delete a tracked connection";
-    let mut exchange = Exchange::new(what)?;
+    let mut socket = NetfilterSocket::new(what)?;
     let mut deleted = 0;
     for (family, mut attributes) in entries {
         attributes.retain(|attribute| {
@@ -106,18 +116,18 @@ fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Resu
         });
         let request =
             NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Delete(attributes));
-        match exchange.ask(request, NLM_F_ACK, |_| {}) {
+        match socket.request(request, NLM_F_ACK, |_| {}) {
             Ok(()) => deleted += 1,
-            // The entry expired meanwhile.
-            Err(Refusal::Kernel(Errno::ENOENT)) => {}
-            Err(refusal) => return Err(refusal.explain(what)),
+            // The entry expired between the two requests.
+            Err(RequestError::Kernel(Errno::ENOENT)) => {}
+            Err(error) => return Err(error.explain(what)),
         }
     }
     Ok(deleted)
 }
 
 /// Returns the addresses of an entry, if it has all of them.
-fn tracked(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
+fn parse_connection(attributes: &[ConntrackAttribute]) -> Option<ConntrackEntry> {
     let ends = |tuple: &[Tuple]| {
         let ip = tuple.iter().find_map(|part| if let Tuple::Ip(ip) = part { Some(ip) } else { None })?;
         let source =
@@ -134,13 +144,13 @@ fn tracked(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
         ConntrackAttribute::CtaTupleReply(tuple) => ends(tuple),
         _ => None,
     });
-    Some(Tracked { original: original?, reply: reply? })
+    Some(ConntrackEntry { original: original?, reply: reply? })
 }
 
-/// Reads how many packets each named counter of the table `inet TABLE` has counted.
+/// Reads the number of packets of each named counter in the table `inet TABLE`.
 ///
 /// # Errors
-/// When the kernel gives no socket, or refuses: it has no nftables, or no such table.
+/// When the kernel provides no socket or refuses: it has no nftables, or no such table.
 pub fn counters(table: &str) -> Result<Vec<(String, u64)>, NetlinkError> {
     let what = "read the counters of nftables";
     let table = [table.as_bytes(), &[0]].concat();
@@ -152,7 +162,7 @@ pub fn counters(table: &str) -> Result<Vec<(String, u64)>, NetlinkError> {
         ]),
     );
     let mut counters = Vec::new();
-    let listed = Exchange::new(what)?.ask(request, NLM_F_DUMP, |message| {
+    let listed = NetfilterSocket::new(what)?.request(request, NLM_F_DUMP, |message| {
         if let NetfilterMessageInner::NfTables(NfTablesMessage::NewObject(attributes)) = message.inner
             // A kernel that ignores the filter returns the counters of every table.
             && value(&attributes, OBJ_TABLE).is_some_and(|name| name == table)
@@ -160,7 +170,7 @@ pub fn counters(table: &str) -> Result<Vec<(String, u64)>, NetlinkError> {
             counters.extend(counter(&attributes));
         }
     });
-    listed.map_err(|refusal| refusal.explain(what))?;
+    listed.map_err(|error| error.explain(what))?;
     Ok(counters)
 }
 
@@ -175,7 +185,7 @@ fn counter(attributes: &[DefaultNla]) -> Option<(String, u64)> {
     Some((name.trim_end_matches('\0').to_owned(), packets))
 }
 
-/// Returns the bytes of an attribute.
+/// Returns the value of the first attribute of this kind.
 fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     let attribute = attributes.iter().find(|attribute| attribute.kind() == kind)?;
     let mut bytes = vec![0; attribute.value_len()];
@@ -184,17 +194,17 @@ fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
 }
 
 /// A netlink socket that carries one request after the other.
-struct Exchange(Socket);
+struct NetfilterSocket(Socket);
 
-/// The cause of a failed request, without its purpose.
-enum Refusal {
-    /// The kernel refused.
+/// The reason why a request failed, without the action that it was for.
+enum RequestError {
+    /// The kernel refused the request.
     Kernel(Errno),
-    /// The socket failed, or the answer could not be parsed.
+    /// The socket failed, or the reply could not be parsed.
     Socket(String),
 }
 
-impl Refusal {
+impl RequestError {
     fn explain(self, what: &str) -> NetlinkError {
         let what = what.to_owned();
         match self {
@@ -205,7 +215,7 @@ impl Refusal {
     }
 }
 
-impl Exchange {
+impl NetfilterSocket {
     fn new(what: &str) -> Result<Self, NetlinkError> {
         let open = || -> io::Result<Socket> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
@@ -213,18 +223,18 @@ impl Exchange {
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
         };
-        let failed = |error: io::Error| Refusal::Socket(error.to_string()).explain(what);
+        let failed = |error: io::Error| RequestError::Socket(error.to_string()).explain(what);
         open().map(Self).map_err(failed)
     }
 
-    /// Sends one request, and passes each message of the answer to `take`.
-    fn ask(
+    /// Sends one request and passes each message of the reply to `on_message`.
+    fn request(
         &mut self,
         request: NetfilterMessage,
         flags: u16,
-        mut take: impl FnMut(NetfilterMessage),
-    ) -> Result<(), Refusal> {
-        let failed = |error: io::Error| Refusal::Socket(error.to_string());
+        mut on_message: impl FnMut(NetfilterMessage),
+    ) -> Result<(), RequestError> {
+        let failed = |error: io::Error| RequestError::Socket(error.to_string());
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         let mut request = NetlinkMessage::new(header, NetlinkPayload::from(request));
@@ -232,7 +242,7 @@ impl Exchange {
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         self.0.send(&bytes, 0).map_err(failed)?;
-        let mut buffer = Vec::with_capacity(BUFFER);
+        let mut buffer = Vec::with_capacity(BUFFER_LEN);
         loop {
             buffer.clear();
             match self.0.recv(&mut buffer, 0) {
@@ -242,18 +252,18 @@ impl Exchange {
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
                 let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
-                    .map_err(|error| Refusal::Socket(error.to_string()))?;
+                    .map_err(|error| RequestError::Socket(error.to_string()))?;
                 let length = message.buffer_len().next_multiple_of(4).max(16);
                 rest = rest.get(length..).unwrap_or_default();
                 match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => take(inner),
+                    NetlinkPayload::InnerMessage(inner) => on_message(inner),
                     NetlinkPayload::Done(done) if done.code < 0 => {
-                        return Err(Refusal::Kernel(Errno::from_raw(done.code.saturating_abs())));
+                        return Err(RequestError::Kernel(Errno::from_raw(done.code.saturating_abs())));
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                     NetlinkPayload::Error(error) => {
-                        return Err(Refusal::Kernel(Errno::from_raw(error.raw_code().saturating_abs())));
+                        return Err(RequestError::Kernel(Errno::from_raw(error.raw_code().saturating_abs())));
                     }
                     _ => {}
                 }
@@ -275,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_deleted_by_either_end_and_others_stay() {
+    fn connections_are_deleted_by_either_address_and_others_stay() {
         in_new_namespace(async {
             ip("link set lo up");
             ip("address add 10.1.0.1/32 dev lo");
@@ -300,10 +310,10 @@ mod tests {
                 .unwrap();
                 counted.get()
             };
-            // An ICMP error belongs to the entry of the connection that it is about.
+            // An ICMP error belongs to the entry of the connection that it refers to.
             assert_eq!(all(), 503);
             let gone: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd01::1".parse().unwrap()];
-            let is_gone = |entry: &Tracked| entry.involves(|address| gone.contains(&address));
+            let is_gone = |entry: &ConntrackEntry| entry.involves(|address| gone.contains(&address));
             assert_eq!(delete_connections(is_gone).unwrap(), 502);
             assert_eq!(all(), 1);
             assert_eq!(delete_connections(is_gone).unwrap(), 0);

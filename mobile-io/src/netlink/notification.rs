@@ -1,4 +1,4 @@
-//! Parses the kernel's notifications, without allocation, to tell which of them matter to a
+//! Parses the kernel's notifications without allocation and selects those that matter to a
 //! subscriber.
 
 use std::net::IpAddr;
@@ -11,34 +11,37 @@ use nix::libc::{
 
 use super::watch::Changes;
 
-/// `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`, which the libc crate does not have.
+/// The types `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`, which the libc crate lacks.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 
-/// The length of `nlmsghdr`.
+/// The length of `nlmsghdr` in bytes.
 const HEADER_LEN: usize = 16;
 
-/// The length of `rtattr`.
+/// The length of `rtattr` in bytes.
 const ATTRIBUTE_LEN: usize = 4;
 
-/// Which routes matter to a subscriber; devices, addresses and rules always do.
+/// The routes whose changes matter to a subscriber.
+///
+/// Changes of devices, addresses and rules always matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RouteInterest {
-    /// Every route.
+    /// All routes, in every table.
     #[default]
     All,
-    /// The routes of some tables, and those by which some destinations may be reached.
+    /// The routes of some tables, and the routes to some destinations.
     Only {
-        /// Every route of these tables.
+        /// The tables of which every route matters.
         tables: Vec<u32>,
-        /// In every table, the routes whose destination covers one of these addresses.
+        /// The addresses to which every route matters, in whatever table.
         covering: Vec<IpAddr>,
     },
 }
 
-/// Adds the changes in the messages of one datagram to `changes`. A message that is cut short or of
-/// an unknown layout counts as a change of its kind.
-pub(super) fn read(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Changes) {
+/// Adds the changes in the messages of one datagram to `changes`.
+///
+/// A truncated message, or one with an unknown layout, counts as a change of its kind.
+pub(super) fn collect_changes(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Changes) {
     while let [l0, l1, l2, l3, k0, k1, ..] = *bytes {
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
         let body = bytes.get(HEADER_LEN..length).unwrap_or_default();
@@ -46,13 +49,13 @@ pub(super) fn read(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Cha
             RTM_NEWLINK | RTM_DELLINK => changes.links = true,
             RTM_NEWADDR | RTM_DELADDR => changes.addresses = true,
             RTM_NEWROUTE | RTM_DELROUTE if interest.concerns(body) => changes.routes = true,
-            // When a nexthop object goes, the kernel flushes its IPv4 routes without a
+            // When a nexthop object is removed, the kernel flushes its IPv4 routes without a
             // notification.
             RTM_NEWNEXTHOP | RTM_DELNEXTHOP => changes.routes = true,
             RTM_NEWRULE | RTM_DELRULE => changes.rules = true,
             _ => {}
         }
-        // Each length covers at least its header, so the loop ends.
+        // Each step skips at least a header, so the loop terminates.
         match bytes.get(length.max(HEADER_LEN).next_multiple_of(4)..) {
             Some(rest) => bytes = rest,
             None => break,
@@ -68,8 +71,8 @@ impl RouteInterest {
             Some((table, net)) => {
                 tables.contains(&table) || covering.iter().any(|address| net.contains(address))
             }
-            // Multicast routes and MPLS labels have other families; a message cut short may be
-            // about anything.
+            // Multicast routes and MPLS labels have other families. A truncated message may be
+            // about any route.
             None => {
                 let known = |family| body.first().is_some_and(|first| i32::from(*first) == family);
                 body.is_empty() || known(AF_INET) || known(AF_INET6)
@@ -78,7 +81,7 @@ impl RouteInterest {
     }
 }
 
-/// Reads the table and the destination of a route from `rtmsg` and its attributes.
+/// Parses the table and the destination of a route from `rtmsg` and its attributes.
 fn destination(body: &[u8]) -> Option<(u32, IpNet)> {
     let [family, length, _, _, table, _, _, _, _, _, _, _, ..] = *body else { return None };
     let mut table = u32::from(table);
@@ -107,7 +110,7 @@ fn destination(body: &[u8]) -> Option<(u32, IpNet)> {
 mod tests {
     use super::*;
 
-    /// Builds a message of `kind` with `body`.
+    /// Builds a message of type `kind` with the given body.
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(HEADER_LEN + body.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
@@ -117,7 +120,7 @@ mod tests {
         bytes
     }
 
-    /// Builds a message about a route of the table to `net`.
+    /// Builds the body of a message about a route to `net` in `table`.
     fn route(table: u32, net: &str) -> Vec<u8> {
         let net: IpNet = net.parse().unwrap();
         let family = if net.addr().is_ipv4() { AF_INET } else { AF_INET6 };
@@ -138,9 +141,9 @@ mod tests {
         body
     }
 
-    fn told(interest: &RouteInterest, bytes: &[u8]) -> Changes {
+    fn changes_in(interest: &RouteInterest, bytes: &[u8]) -> Changes {
         let mut changes = Changes::default();
-        read(bytes, interest, &mut changes);
+        collect_changes(bytes, interest, &mut changes);
         changes
     }
 
@@ -165,23 +168,23 @@ mod tests {
             (254, "2001:db9::/32", false),
         ] {
             for kind in [RTM_NEWROUTE, RTM_DELROUTE] {
-                let changes = told(&interest(), &message(kind, &route(table, net)));
+                let changes = changes_in(&interest(), &message(kind, &route(table, net)));
                 assert_eq!(changes.routes, expected, "{net} in table {table}");
             }
-            assert!(told(&RouteInterest::All, &message(RTM_NEWROUTE, &route(table, net))).routes);
+            assert!(changes_in(&RouteInterest::All, &message(RTM_NEWROUTE, &route(table, net))).routes);
         }
     }
 
     #[test]
-    fn a_route_that_cannot_be_read_matters() {
+    fn a_route_that_cannot_be_parsed_matters() {
         let whole = route(254, "10.0.0.0/8");
         for end in [0, 1, 11, 14, whole.len() - 1] {
-            assert!(told(&interest(), &message(RTM_NEWROUTE, &whole[..end])).routes, "{end}");
+            assert!(changes_in(&interest(), &message(RTM_NEWROUTE, &whole[..end])).routes, "{end}");
         }
-        // 128 is RTNL_FAMILY_IPMR: multicast routes.
+        // 128 is RTNL_FAMILY_IPMR, the family of multicast routes.
         let mut multicast = whole;
         multicast[0] = 128;
-        assert!(!told(&interest(), &message(RTM_NEWROUTE, &multicast)).routes);
+        assert!(!changes_in(&interest(), &message(RTM_NEWROUTE, &multicast)).routes);
     }
 
     #[test]
@@ -192,15 +195,15 @@ mod tests {
             message(RTM_NEWRULE, &[]),
         ];
         let expected = Changes { routes: true, rules: true, ..Changes::default() };
-        assert_eq!(told(&interest(), &bytes.concat()), expected);
-        assert_eq!(told(&interest(), &bytes[0]), Changes::default());
+        assert_eq!(changes_in(&interest(), &bytes.concat()), expected);
+        assert_eq!(changes_in(&interest(), &bytes[0]), Changes::default());
     }
 
     #[test]
-    fn messages_that_lie_about_their_length_come_to_an_end() {
+    fn messages_with_wrong_lengths_do_not_loop() {
         let mut changes = Changes::default();
         for bytes in [&[0, 0, 0, 0, 16, 0][..], &[255, 255, 255, 255, 16, 0], &[0; 64], &[16, 0, 0], &[]] {
-            read(bytes, &interest(), &mut changes);
+            collect_changes(bytes, &interest(), &mut changes);
         }
         assert_eq!(changes, Changes { links: true, ..Changes::default() });
     }

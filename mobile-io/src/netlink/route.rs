@@ -1,4 +1,4 @@
-//! Routes.
+//! Reads, adds and removes routes.
 
 mod message;
 
@@ -13,64 +13,67 @@ use nix::errno::Errno;
 use super::channel::{CREATE, Channel, Explain, Failure, REPLACE};
 use super::{Family, Netlink, NetlinkError};
 
-/// The metric the kernel gives an IPv6 route that has none (`IP6_RT_PRIO_USER`).
+/// The metric that the kernel gives IPv6 routes without one (`IP6_RT_PRIO_USER`).
 const DEFAULT_METRIC_V6: u32 = 1024;
 
-/// A route.
+/// A route in one of the kernel's routing tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// What it leads to.
+    /// The destination network.
     pub dst: IpNet,
-    /// The table it is in.
+    /// The table that holds the route.
     pub table: u32,
-    /// What it does.
+    /// The action of the route.
     pub kind: RouteKind,
-    /// The lower, the sooner it is taken. 0: the kernel's default (for IPv6 that is 1024).
+    /// The metric; the route with the lowest is preferred. 0 selects the kernel's default, which is
+    /// 1024 for IPv6.
     pub metric: u32,
-    /// Who made it (`RTPROT_…`).
+    /// The origin of the route (`RTPROT_…`).
     pub protocol: u8,
 }
 
-/// What a route does.
+/// The action of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteKind {
-    /// Through a device.
+    /// Sends packets through a device.
     Unicast {
-        /// The device.
+        /// The index of the device.
         oif: u32,
-        /// The router on it, if any.
+        /// The router on the device, if any.
         gateway: Option<IpAddr>,
-        /// The source address sockets get that have none.
+        /// The source address for sockets that are not bound to one.
         prefsrc: Option<IpAddr>,
     },
-    /// Goes on with the next rule.
+    /// Continues with the next policy routing rule.
     Throw,
-    /// Fails with "no route to host".
+    /// Rejects packets with "no route to host".
     Unreachable,
 }
 
 impl Route {
-    /// A route through a device, without a router.
+    /// Creates a route through a device, without a router.
     #[must_use]
     pub fn device(dst: IpNet, table: u32, oif: u32, prefsrc: Option<IpAddr>) -> Self {
         let kind = RouteKind::Unicast { oif, gateway: None, prefsrc };
         Self { dst, table, kind, metric: 0, protocol: super::PROTOCOL_STATIC }
     }
 
-    /// A route that goes on with the next rule.
+    /// Creates a route that continues with the next policy routing rule.
     #[must_use]
     pub fn throw(dst: IpNet, table: u32) -> Self {
         Self { dst, table, kind: RouteKind::Throw, metric: 0, protocol: super::PROTOCOL_STATIC }
     }
 
-    /// A default route of the worst metric that fails: nothing falls through to the next rule.
+    /// Creates a default route with the highest metric that rejects packets, so that no packet
+    /// reaches the next rule.
     #[must_use]
     pub fn unreachable(family: Family, table: u32) -> Self {
         let kind = RouteKind::Unreachable;
         Self { dst: family.any(), table, kind, metric: u32::MAX, protocol: super::PROTOCOL_STATIC }
     }
 
-    /// The route as the kernel shows it: no host bits in the destination, and the metric it will have.
+    /// Returns the route as the kernel reports it: without host bits in the destination, and with
+    /// the effective metric.
     #[must_use]
     pub fn normalised(self) -> Self {
         let metric = match self.dst {
@@ -84,15 +87,18 @@ impl Route {
         self.dst.into()
     }
 
-    /// The kernel has room for one of them in a table.
-    fn same_place(&self, other: &Self) -> bool {
+    /// Returns whether the routes exclude each other: a table holds one route for a destination and
+    /// metric.
+    fn same_key(&self, other: &Self) -> bool {
         (self.table, self.dst, self.metric) == (other.table, other.dst, other.metric)
     }
 }
 
 impl Netlink {
-    /// The routes of one table and family; none where the family is disabled. A route over several devices is
-    /// given once for each; kinds other than [`RouteKind`]'s (local, broadcast…) are left out.
+    /// Returns the routes of one table and family; none if the family is disabled.
+    ///
+    /// A route over several devices is returned once for each. Routes of other kinds than those of
+    /// [`RouteKind`] (local, broadcast…) are omitted.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -100,7 +106,9 @@ impl Netlink {
         self.0.lock().await.routes(table, family).await
     }
 
-    /// Reads the routes of one table and family that lead over one device. The kernel filters them.
+    /// Returns the routes of one table and family that lead through one device.
+    ///
+    /// The kernel filters the routes.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -110,12 +118,12 @@ impl Netlink {
         family: Family,
         oif: u32,
     ) -> Result<Vec<Route>, NetlinkError> {
-        let mut routes = self.0.lock().await.some_routes(table, family, Some(oif)).await?;
+        let mut routes = self.0.lock().await.dump_routes(table, family, Some(oif)).await?;
         routes.retain(|route| matches!(route.kind, RouteKind::Unicast { oif: over, .. } if over == oif));
         Ok(routes)
     }
 
-    /// Adds a route; an error if it is there.
+    /// Adds a route; fails if it exists already.
     ///
     /// # Errors
     /// When the kernel refuses; `FamilyUnavailable` for IPv6 where it is disabled.
@@ -123,37 +131,41 @@ impl Netlink {
         self.0.lock().await.put_route(route, CREATE).await
     }
 
-    /// Makes this the one route of its table, destination and metric; true if anything had to change. Another one
-    /// there is replaced in one step: no packet sees neither.
+    /// Makes `route` the only route with its table, destination and metric; returns whether
+    /// anything was changed.
+    ///
+    /// Another route is replaced atomically, so that there is a route for every packet.
     ///
     /// # Errors
-    /// As `add_route`.
+    /// As [`add_route`](Self::add_route).
     pub async fn ensure_route(&self, route: &Route) -> Result<bool, NetlinkError> {
         let route = route.normalised();
         let mut channel = self.0.lock().await;
-        let mut there = channel.routes(route.table, route.family()).await?;
-        there.retain(|other| other.same_place(&route));
-        if there == [route] {
+        let mut existing = channel.routes(route.table, route.family()).await?;
+        existing.retain(|other| other.same_key(&route));
+        if existing == [route] {
             return Ok(false);
         }
-        // One is replaced; any more (several devices, or appended by hand) go first.
-        for extra in there.iter().skip(1) {
+        // The first route is replaced. Remove the others (over further devices, or appended by
+        // hand) before.
+        for extra in existing.iter().skip(1) {
             channel.del_route(extra).await?;
         }
         channel.put_route(&route, REPLACE).await?;
         Ok(true)
     }
 
-    /// Removes a route, whoever made it; false if there is none such.
+    /// Removes a route of any origin; returns false if it does not exist.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn del_route(&self, route: &Route) -> Result<bool, NetlinkError> {
         let route = route.normalised();
         let mut channel = self.0.lock().await;
-        // The kernel takes a request to delete for a pattern, and would find a route of another kind or metric.
-        let there = channel.routes(route.table, route.family()).await?;
-        if !there.iter().any(|other| other.same_place(&route) && other.kind == route.kind) {
+        // The kernel treats the request as a pattern, which may match a route of another kind or
+        // metric.
+        let existing = channel.routes(route.table, route.family()).await?;
+        if !existing.iter().any(|other| other.same_key(&route) && other.kind == route.kind) {
             return Ok(false);
         }
         channel.del_route(&route).await
@@ -162,10 +174,10 @@ impl Netlink {
 
 impl Channel {
     pub(super) async fn routes(&mut self, table: u32, family: Family) -> Result<Vec<Route>, NetlinkError> {
-        self.some_routes(table, family, None).await
+        self.dump_routes(table, family, None).await
     }
 
-    async fn some_routes(
+    async fn dump_routes(
         &mut self,
         table: u32,
         family: Family,
@@ -176,14 +188,14 @@ impl Channel {
         message.attributes.push(RouteAttribute::Table(table));
         message.attributes.extend(oif.map(RouteAttribute::Oif));
         match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
-            // Nobody has put a route into this table yet, or the device is gone.
+            // The table has never held a route, or the device was removed.
             Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::ENODEV) => Ok(Vec::new()),
-            answer => {
-                match answer.explain(Some(family), || format!("list the {family} routes of table {table}")) {
+            reply => {
+                match reply.explain(Some(family), || format!("list the {family} routes of table {table}")) {
                     Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
-                    answer => {
-                        let routes = answer?.into_iter().flat_map(Route::from_message);
-                        // A kernel without IPv6 answers with the routes it does have.
+                    reply => {
+                        let routes = reply?.into_iter().flat_map(Route::from_message);
+                        // A kernel without IPv6 returns the routes of IPv4.
                         Ok(routes.filter(|route| route.table == table && route.family() == family).collect())
                     }
                 }
@@ -198,7 +210,7 @@ impl Channel {
 
     async fn del_route(&mut self, route: &Route) -> Result<bool, NetlinkError> {
         let mut message = route.message();
-        // Any scope and any maker.
+        // Match any scope and any origin.
         message.header.scope = RouteScope::NoWhere;
         message.header.protocol = RouteProtocol::Unspec;
         match self.change(RouteNetlinkMessage::DelRoute(message), 0).await {
@@ -230,7 +242,7 @@ mod tests {
     use super::super::{PROTOCOL_STATIC, TABLE_MAIN};
     use super::*;
 
-    /// More than the eight bits of the header.
+    /// A table number that does not fit the eight bits of the header.
     const TABLE: u32 = 7700;
 
     fn net(text: &str) -> IpNet {
@@ -257,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_come_once_and_go_once() {
+    fn routes_are_added_once_and_removed_once() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let index = with_addresses(&netlink).await;
@@ -289,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_different_route_in_its_place_is_replaced() {
+    fn a_different_route_with_the_same_key_is_replaced() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let index = with_addresses(&netlink).await;
@@ -302,7 +314,7 @@ mod tests {
                 assert_eq!(netlink.routes(TABLE, family).await.unwrap().len(), 2);
                 assert!(netlink.ensure_route(&route).await.unwrap());
                 assert_eq!(netlink.routes(TABLE, family).await.unwrap(), [route]);
-                // And back to a route of another kind.
+                // Replace it with a route of another kind.
                 let route = Route { kind: RouteKind::Throw, ..route };
                 assert!(netlink.ensure_route(&route).await.unwrap());
                 assert_eq!(netlink.routes(TABLE, family).await.unwrap(), [route]);
@@ -329,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_over_several_devices_is_given_for_each() {
+    fn a_route_over_several_devices_is_listed_for_each() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let left = netlink.link_index("left").await.unwrap();
@@ -351,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_over_a_router_of_the_other_family_is_read_and_made() {
+    fn a_route_through_a_router_of_the_other_family_is_read_and_added() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let oif = with_addresses(&netlink).await;
@@ -364,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_with_the_kernels_words() {
+    fn a_refusal_includes_the_kernels_message() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let oif = with_addresses(&netlink).await;

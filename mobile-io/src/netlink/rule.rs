@@ -1,4 +1,4 @@
-//! Rules: which table is asked, for which packets.
+//! Reads, adds and removes the policy routing rules of this project.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,24 +12,28 @@ use nix::errno::Errno;
 use super::channel::{CREATE, Channel, Explain};
 use super::{Family, Netlink, NetlinkError};
 
-/// A rule. Its protocol is always `kernel`.
+/// A policy routing rule that looks up a table.
+///
+/// Its protocol is always `kernel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// The lower, the sooner it is asked.
+    /// The priority; rules with lower numbers are evaluated first.
     pub priority: u32,
-    /// The family it is for.
+    /// The family of the packets that the rule applies to.
     pub family: Family,
-    /// Only packets with this mark under this mask.
+    /// The mark and mask that packets must match, if any.
     pub fwmark: Option<(u32, u32)>,
-    /// Only packets from these addresses.
+    /// The source addresses that packets must match, if any.
     pub from: Option<IpNet>,
-    /// The table it sends them to.
+    /// The table that the rule looks up.
     pub table: u32,
 }
 
 impl Netlink {
-    /// Every rule of both families that leads to a table, in their order. Of others' rules only what a [`Rule`]
-    /// can say is told: they may ask for more (a device, a user…).
+    /// Returns all rules of both families that look up a table, in the order of evaluation.
+    ///
+    /// Rules of other programs may have selectors that a [`Rule`] lacks (a device, a user…);
+    /// such selectors are not reported.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -37,13 +41,13 @@ impl Netlink {
         let mut channel = self.0.lock().await;
         let mut rules = Vec::new();
         for family in Family::ALL {
-            rules.extend(channel.rules(family).await?.into_iter().map(|known| known.rule));
+            rules.extend(channel.rules(family).await?.into_iter().map(|existing| existing.rule));
         }
         rules.sort_by_key(|rule| rule.priority);
         Ok(rules)
     }
 
-    /// Adds a rule; an error if it is there.
+    /// Adds a rule; fails if it exists already.
     ///
     /// # Errors
     /// When the kernel refuses; `FamilyUnavailable` for IPv6 where it is disabled.
@@ -51,62 +55,68 @@ impl Netlink {
         self.0.lock().await.add_rule(rule).await
     }
 
-    /// Adds a rule unless it is there; true if it was added. The same rule with another protocol than `kernel` is
-    /// replaced.
+    /// Adds a rule unless it exists; returns whether it was added.
+    ///
+    /// Replaces the same rule if its protocol is not `kernel`.
     ///
     /// # Errors
-    /// As `add_rule`.
+    /// As [`add_rule`](Self::add_rule).
     pub async fn ensure_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
-        let mut there = false;
-        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.is(rule)) {
-            if known.protocol == RouteProtocol::Kernel && !there {
-                there = true;
+        let mut present = false;
+        for existing in
+            channel.rules(rule.family).await?.into_iter().filter(|existing| existing.matches(rule))
+        {
+            if existing.protocol == RouteProtocol::Kernel && !present {
+                present = true;
             } else {
-                // The kernel calls them the same, whatever their protocol: it must go before ours can come.
-                channel.del_rule(&known).await?;
+                // The kernel ignores the protocol when it compares rules, so remove the existing
+                // one first.
+                channel.del_rule(&existing).await?;
             }
         }
-        if !there {
+        if !present {
             channel.add_rule(rule).await?;
         }
-        Ok(!there)
+        Ok(!present)
     }
 
-    /// Removes a rule; false if there is none such.
+    /// Removes a rule; returns false if it does not exist.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn del_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
         let mut found = false;
-        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.is(rule)) {
-            found |= channel.del_rule(&known).await?;
+        for existing in
+            channel.rules(rule.family).await?.into_iter().filter(|existing| existing.matches(rule))
+        {
+            found |= channel.del_rule(&existing).await?;
         }
         Ok(found)
     }
 }
 
-/// A rule as the kernel tells it.
-struct Known {
+/// A rule as the kernel reports it.
+struct KernelRule {
     rule: Rule,
     protocol: RouteProtocol,
-    /// A [`Rule`] says all of it.
+    /// Whether [`Rule`] represents all selectors of the rule.
     exact: bool,
     message: RuleMessage,
 }
 
 impl Channel {
-    async fn rules(&mut self, family: Family) -> Result<Vec<Known>, NetlinkError> {
+    async fn rules(&mut self, family: Family) -> Result<Vec<KernelRule>, NetlinkError> {
         let mut message = RuleMessage::default();
         message.header.family = family.raw();
-        let answer = self.dump(RouteNetlinkMessage::GetRule(message)).await;
-        match answer.explain(Some(family), || format!("list the {family} rules")) {
+        let reply = self.dump(RouteNetlinkMessage::GetRule(message)).await;
+        match reply.explain(Some(family), || format!("list the {family} rules")) {
             Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
-            answer => {
-                let rules = answer?.into_iter().filter_map(Known::from_message);
-                // A kernel without IPv6 answers with the rules it does have.
-                Ok(rules.filter(|known| known.rule.family == family).collect())
+            reply => {
+                let rules = reply?.into_iter().filter_map(KernelRule::from_message);
+                // A kernel without IPv6 returns the rules of IPv4.
+                Ok(rules.filter(|existing| existing.rule.family == family).collect())
             }
         }
     }
@@ -116,12 +126,15 @@ impl Channel {
         outcome.explain(Some(rule.family), || format!("add {rule}"))
     }
 
-    /// Asks for exactly what the kernel told: it takes the request for a pattern, and less of it would find others'.
-    async fn del_rule(&mut self, known: &Known) -> Result<bool, NetlinkError> {
-        match self.change(RouteNetlinkMessage::DelRule(known.message.clone()), 0).await {
+    /// Removes exactly the reported rule.
+    ///
+    /// The kernel treats the request as a pattern, so a request with fewer attributes could match a
+    /// rule of another program.
+    async fn del_rule(&mut self, existing: &KernelRule) -> Result<bool, NetlinkError> {
+        match self.change(RouteNetlinkMessage::DelRule(existing.message.clone()), 0).await {
             Err(failure) if failure.is(Errno::ENOENT) => Ok(false),
             outcome => {
-                let rule = &known.rule;
+                let rule = &existing.rule;
                 outcome.map(|()| true).explain(Some(rule.family), || format!("remove {rule}"))
             }
         }
@@ -137,7 +150,8 @@ impl Rule {
         // The header's field has eight bits; the attribute holds any table.
         attributes.push(RuleAttribute::Table(self.table));
         attributes.push(RuleAttribute::Priority(self.priority));
-        // networkd and its like remove rules they did not make, unless the kernel made them.
+        // systemd-networkd and similar programs remove rules that they did not make, except those
+        // of the kernel.
         attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
         if let Some((mark, mask)) = self.fwmark {
             attributes.push(RuleAttribute::FwMark(mark));
@@ -151,8 +165,8 @@ impl Rule {
     }
 }
 
-impl Known {
-    fn is(&self, rule: &Rule) -> bool {
+impl KernelRule {
+    fn matches(&self, rule: &Rule) -> bool {
         let from = rule.from.filter(|from| from.prefix_len() > 0).map(|from| from.trunc());
         self.exact && self.rule == Rule { from, ..*rule }
     }
@@ -181,7 +195,7 @@ impl Known {
                 RuleAttribute::FwMark(value) => mark = Some(*value),
                 RuleAttribute::FwMask(value) => mask = Some(*value),
                 RuleAttribute::Source(address) => rule.from = network(*address, header.src_len),
-                // "Suppress nothing": told of every rule.
+                // The kernel reports "suppress nothing" for every rule.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => exact = false,
             }
@@ -234,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_comes_once_as_the_kernels_and_goes_once() {
+    fn a_rule_is_added_once_with_protocol_kernel_and_removed_once() {
         with_a_pair(async {
             let netlink = Netlink::new().unwrap();
             let before = netlink.rules().await.unwrap();
@@ -266,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_of_another_maker_becomes_the_kernels() {
+    fn a_rule_with_another_protocol_is_replaced() {
         with_a_pair(async {
             ip("rule add priority 4900 fwmark 0x4d000000/0xff000000 lookup 7700 protocol static");
             let netlink = Netlink::new().unwrap();
@@ -278,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_asks_for_more_is_not_ours() {
+    fn a_rule_with_further_selectors_is_left_alone() {
         with_a_pair(async {
             ip("rule add priority 4900 fwmark 0x4d000000/0xff000000 iif left lookup 7700");
             ip("rule add priority 4900 not fwmark 0x4d000000/0xff000000 lookup 7700");

@@ -1,24 +1,25 @@
-//! Reads devices and addresses at one moment.
+//! Reads devices and addresses together.
 
 use super::{Address, Link, Netlink, NetlinkError};
 
-/// Devices and addresses.
+/// The devices and addresses at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Every device.
+pub struct InterfaceSnapshot {
+    /// All network devices.
     pub links: Vec<Link>,
-    /// Every address.
+    /// All addresses of these devices.
     pub addresses: Vec<Address>,
 }
 
 impl Netlink {
-    /// Reads devices and addresses. Addresses that cannot be used, or do not lead beyond their
-    /// link, are included and say so.
+    /// Returns all devices and addresses.
+    ///
+    /// Addresses that are not usable or not global are included.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn snapshot(&self) -> Result<Snapshot, NetlinkError> {
+    pub async fn snapshot(&self) -> Result<InterfaceSnapshot, NetlinkError> {
         let mut channel = self.0.lock().await;
-        Ok(Snapshot { links: channel.links().await?, addresses: channel.addresses(None).await? })
+        Ok(InterfaceSnapshot { links: channel.links().await?, addresses: channel.addresses(None).await? })
     }
 }

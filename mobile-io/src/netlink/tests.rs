@@ -1,4 +1,4 @@
-//! The real kernel, in a network namespace for each test: it goes with its thread, and leaves nothing behind.
+//! Tests with the real kernel, each in a network namespace that ends with the test's thread.
 
 use std::process::Command;
 use std::thread;
@@ -9,10 +9,11 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::{Family, Netlink, NetlinkError, Route, Rule, Watch};
 
-/// No test takes a second; a machine under load may be ten times slower.
+/// The maximum time of a test. Tests take less than a second; a machine under load may be ten times
+/// slower.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Runs `test` in a fresh network namespace, in a thread and runtime of its own. Wants root.
+/// Runs `test` in a new network namespace, on its own thread and runtime. Requires root.
 pub(crate) fn in_new_namespace(test: impl Future<Output = ()> + Send + 'static) {
     let thread = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests run as root");
@@ -26,7 +27,7 @@ pub(crate) fn in_new_namespace(test: impl Future<Output = ()> + Send + 'static) 
     }
 }
 
-/// The same, with `lo` and a pair of virtual Ethernet devices, `left` and `right`, up.
+/// Runs `test` in a new network namespace with `lo` and a veth pair, `left` and `right`, all up.
 pub(super) fn with_a_pair(test: impl Future<Output = ()> + Send + 'static) {
     in_new_namespace(async {
         make_a_pair();
@@ -34,7 +35,8 @@ pub(super) fn with_a_pair(test: impl Future<Output = ()> + Send + 'static) {
     });
 }
 
-/// The same, and the kernel does nothing of its own a second later: no address is checked for duplicates.
+/// Runs `test` like [`with_a_pair`], without the notifications that duplicate address detection
+/// causes a second later.
 pub(super) fn with_a_quiet_pair(test: impl Future<Output = ()> + Send + 'static) {
     in_new_namespace(async {
         crate::sysctl::write("net/ipv6/conf/default/accept_dad", "0").unwrap();
@@ -48,13 +50,13 @@ fn make_a_pair() {
     ip("link add left type veth peer name right");
     ip("link set left up");
     ip("link set right up");
-    // The kernel notices a carrier in its own time.
+    // The kernel reports the carrier with a delay.
     while !["left", "right"].iter().all(|name| ip(&format!("link show {name}")).contains("state UP")) {
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// What somebody else does: the `ip` command, in this thread's namespace.
+/// Runs the `ip` command in this thread's network namespace, as another program would.
 pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed");
     let problem = String::from_utf8_lossy(&output.stderr);
@@ -63,7 +65,7 @@ pub(crate) fn ip(arguments: &str) -> String {
 }
 
 #[test]
-fn a_host_with_ipv6_disabled_everywhere_is_ordinary() {
+fn a_host_with_ipv6_disabled_causes_no_other_errors() {
     with_a_pair(async {
         crate::sysctl::write("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         crate::sysctl::write("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
@@ -95,19 +97,19 @@ fn a_host_with_ipv6_disabled_everywhere_is_ordinary() {
 }
 
 #[test]
-fn the_handle_is_shared_and_its_changes_follow_one_another() {
+fn clones_of_the_handle_execute_one_change_at_a_time() {
     with_a_pair(async {
         let netlink = Netlink::new().unwrap();
         let route = Route::throw(Family::V4.any(), 7700);
         let ensure = |netlink: Netlink| async move { netlink.ensure_route(&route).await.unwrap() };
         let made = futures_util::future::join_all((0..8).map(|_| ensure(netlink.clone()))).await;
-        // Only one finds it missing: reading and writing are one step.
+        // Reading and writing are one step, so only one call adds the route.
         assert_eq!(made.iter().filter(|made| **made).count(), 1);
     });
 }
 
 #[test]
-fn outside_a_runtime_there_is_an_error_and_no_panic() {
+fn outside_a_runtime_opening_fails_without_a_panic() {
     let error = Netlink::new().unwrap_err().to_string();
     assert!(error.starts_with("the netlink socket failed while trying to open it: "), "{error}");
     assert!(Watch::new().is_err());

@@ -1,46 +1,50 @@
-//! Being told that something changed.
+//! Waits for changes of devices, addresses, routes and rules.
 
 use futures_util::FutureExt;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use tokio::task::coop::consume_budget;
 
 use super::NetlinkError;
-use super::notification::{RouteInterest, read};
-use super::subscription::{Heard, Subscription};
+use super::notification::{RouteInterest, collect_changes};
+use super::subscription::{Notification, Subscription};
 
-/// The groups, as bits (`RTMGRP_…`): links, addresses and routes of both families, rules of IPv4.
+/// The multicast groups that have a bit (`RTMGRP_…`): links, addresses and routes of both families,
+/// and rules of IPv4.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400;
 
-/// The groups that have no bit: `RTNLGRP_IPV6_RULE` and `RTNLGRP_NEXTHOP`.
+/// The multicast groups without a bit: `RTNLGRP_IPV6_RULE` and `RTNLGRP_NEXTHOP`.
 const MORE_GROUPS: [u32; 2] = [19, 32];
 
-/// How many datagrams are gathered before what they say is told: a storm without an end must not hold it back.
+/// The maximum number of datagrams to combine into one report, so that an endless series of changes
+/// does not delay it.
 const MAX_GATHERED: usize = 100;
 
-/// The kinds of things that changed since the last time.
+/// The kinds of objects that have changed since the last report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Devices.
+    /// Whether devices have changed.
     pub links: bool,
-    /// Addresses.
+    /// Whether addresses have changed.
     pub addresses: bool,
-    /// Routes.
+    /// Whether routes of interest have changed.
     pub routes: bool,
-    /// Rules.
+    /// Whether policy routing rules have changed.
     pub rules: bool,
 }
 
-/// A subscription to the kernel's notifications.
+/// A subscription to changes of the network configuration.
 pub struct Watch {
     subscription: Subscription,
     interest: RouteInterest,
 }
 
 impl Watch {
-    /// Subscribes to every change, in this thread's network namespace. Must be called in a runtime.
+    /// Subscribes to all changes in this thread's network namespace.
+    ///
+    /// Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// When the kernel gives no socket.
+    /// When the kernel provides no socket.
     pub fn new() -> Result<Self, NetlinkError> {
         let subscription = Subscription::new(NETLINK_ROUTE, GROUPS, &MORE_GROUPS);
         let subscription = subscription.map_err(|error| NetlinkError::Socket {
@@ -50,30 +54,32 @@ impl Watch {
         Ok(Self { subscription, interest: RouteInterest::All })
     }
 
-    /// Subscribes to every change of devices, addresses and rules, and to changes of some routes.
-    /// Notifications of other routes are skipped, at the cost of reading them.
+    /// Subscribes to all changes of devices, addresses and rules, and to changes of the routes of
+    /// `interest`.
+    ///
+    /// Notifications of other routes are read and skipped.
     ///
     /// # Errors
-    /// When the kernel gives no socket.
-    pub fn of_routes(interest: RouteInterest) -> Result<Self, NetlinkError> {
+    /// When the kernel provides no socket.
+    pub fn with_interest(interest: RouteInterest) -> Result<Self, NetlinkError> {
         Ok(Self { interest, ..Self::new()? })
     }
 
-    /// Replaces the routes of interest, from the next notification on.
+    /// Replaces the routes of interest, beginning with the next notification.
     pub fn set_interest(&mut self, interest: RouteInterest) {
         self.interest = interest;
     }
 
-    /// Waits for a change; gathers what is waiting already. After an overrun everything may have changed.
+    /// Waits for a change and returns it, combined with all changes that are already queued.
     ///
-    /// A future dropped before it is ready has taken nothing that matters.
+    /// After an overrun all kinds are reported as changed. This method is cancel safe.
     ///
     /// # Errors
     /// When the socket fails.
     pub async fn changed(&mut self) -> Result<Changes, NetlinkError> {
         let mut changes = Changes::default();
         while !changes.any() {
-            // Of what does not matter, there may be more than we can read.
+            // Yield regularly: irrelevant changes may arrive faster than this loop reads.
             consume_budget().await;
             self.next(&mut changes).await?;
         }
@@ -86,12 +92,12 @@ impl Watch {
         Ok(changes)
     }
 
-    /// One datagram more.
+    /// Receives one more datagram.
     async fn next(&mut self, changes: &mut Changes) -> Result<(), NetlinkError> {
         let Self { subscription, interest } = self;
         match subscription.next().await {
-            Ok(Heard::Messages(bytes)) => read(bytes, interest, changes),
-            Ok(Heard::Overrun) => *changes = Changes::ALL,
+            Ok(Notification::Messages(bytes)) => collect_changes(bytes, interest, changes),
+            Ok(Notification::Overrun) => *changes = Changes::ALL,
             Err(error) => {
                 let what = "wait for a change".to_owned();
                 return Err(NetlinkError::Socket { what, message: error.to_string() });
@@ -108,10 +114,10 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Changes {
-    /// Everything.
+    /// All kinds of objects.
     pub const ALL: Self = Self { links: true, addresses: true, routes: true, rules: true };
 
-    /// Anything at all.
+    /// Returns whether any kind of object has changed.
     #[must_use]
     pub fn any(self) -> bool {
         self != Self::default()
@@ -129,10 +135,10 @@ mod tests {
     use super::*;
 
     async fn next(watch: &mut Watch) -> Changes {
-        timeout(Duration::from_secs(5), watch.changed()).await.expect("a change is told").unwrap()
+        timeout(Duration::from_secs(5), watch.changed()).await.expect("no change was reported").unwrap()
     }
 
-    /// Everything that is told until it has been quiet for a while.
+    /// Combines all reports until there has been none for 300 ms.
     async fn settle(watch: &mut Watch) -> Changes {
         let mut all = Changes::default();
         while let Ok(more) = timeout(Duration::from_millis(300), watch.changed()).await {
@@ -146,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_change_by_others_is_told_as_what_it_is() {
+    fn each_kind_of_change_is_reported_as_such() {
         with_a_quiet_pair(async {
             let mut watch = Watch::new().unwrap();
             settle(&mut watch).await;
@@ -182,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_is_told_once_and_an_overrun_as_everything() {
+    fn many_changes_are_reported_once_and_an_overrun_as_everything() {
         with_a_quiet_pair(async {
             let netlink = Netlink::new().unwrap();
             let mut watch = Watch::new().unwrap();
@@ -201,7 +207,7 @@ mod tests {
             watch.subscription.socket().set_rx_buf_sz(2048u32).unwrap();
             flip(50).await;
             assert_eq!(next(&mut watch).await, Changes::ALL);
-            // And it goes on afterwards.
+            // The subscription continues after an overrun.
             settle(&mut watch).await;
             flip(1).await;
             assert_eq!(next(&mut watch).await, Changes { routes: true, ..Changes::default() });
@@ -209,11 +215,11 @@ mod tests {
     }
 
     #[test]
-    fn routes_of_no_interest_are_passed_over() {
+    fn routes_of_no_interest_are_skipped() {
         with_a_quiet_pair(async {
             let covering = vec!["198.51.100.2".parse().unwrap()];
             let mut watch =
-                Watch::of_routes(RouteInterest::Only { tables: vec![7700], covering: covering.clone() })
+                Watch::with_interest(RouteInterest::Only { tables: vec![7700], covering: covering.clone() })
                     .unwrap();
             settle(&mut watch).await;
             let none = Changes::default();

@@ -17,10 +17,10 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (client.unwrap(), server.unwrap().0)
 }
 
-async fn meet(
+async fn handshake(
     client: Arc<ClientConfig>,
     server: RelayConfig,
-) -> (Result<TlsStream, Cause>, Result<(TlsStream, PublicKey), Cause>) {
+) -> (Result<TlsStream, HandshakeFailure>, Result<(TlsStream, PublicKey), HandshakeFailure>) {
     let (near, far) = sockets().await;
     tokio::join!(connect(&client, near, SOON), accept(&server, far, SOON))
 }
@@ -28,11 +28,13 @@ async fn meet(
 #[tokio::test]
 async fn both_sides_prove_their_keys() {
     let known = key(2).public();
-    let (client, server) =
-        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(move |k| *k == known)))
-            .await;
-    let (mut client, (mut server, who)) = (client.unwrap(), server.unwrap());
-    assert_eq!(who, key(2).public());
+    let (client, server) = handshake(
+        client_config(&key(2), key(1).public()),
+        server_config(&key(1), Arc::new(move |k| *k == known)),
+    )
+    .await;
+    let (mut client, (mut server, client_key)) = (client.unwrap(), server.unwrap());
+    assert_eq!(client_key, key(2).public());
     assert_eq!(peer_key(client.get_ref().1), Some(key(1).public()));
     client.write_all(b"hello").await.unwrap();
     client.flush().await.unwrap();
@@ -42,9 +44,9 @@ async fn both_sides_prove_their_keys() {
 }
 
 #[tokio::test]
-async fn the_cipher_is_the_one_this_processor_is_fast_at() {
+async fn the_fastest_cipher_of_this_processor_is_negotiated() {
     let (client, server) =
-        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| true))).await;
+        handshake(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| true))).await;
     let (client, server) = (client.unwrap(), server.unwrap().0);
     let agreed = client.get_ref().1.negotiated_cipher_suite();
     assert_eq!(agreed, Some(cipher_suites(has_aes())[0]));
@@ -52,21 +54,21 @@ async fn the_cipher_is_the_one_this_processor_is_fast_at() {
 }
 
 #[tokio::test]
-async fn an_unauthorised_client_is_told_so() {
+async fn an_unauthorised_client_learns_that_it_is_refused() {
     let (client, server) =
-        meet(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
+        handshake(client_config(&key(2), key(1).public()), server_config(&key(1), Arc::new(|_| false))).await;
     assert!(server.is_err());
-    // In TLS 1.3 the client's handshake completes before the server judges its key.
+    // In TLS 1.3 the client's handshake completes before the server checks its key.
     let refusal = match client {
         Err(cause) => cause,
-        Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
+        Ok(mut stream) => classify(&stream.read(&mut [0; 1]).await.unwrap_err()),
     };
-    assert_eq!(refusal, Cause::Refused);
+    assert_eq!(refusal, HandshakeFailure::Refused);
     assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
 }
 
-/// Returns the configuration of a prober that offers another's public key and can only sign with
-/// its own.
+/// Returns the configuration of a client that offers another client's public key but can only sign
+/// with its own.
 fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     let mut config = (*client_config(held, relay)).clone();
     let signer = Arc::clone(&identity(held).key);
@@ -76,80 +78,83 @@ fn unproved_config(offered: PublicKey, held: &PrivateKey, relay: PublicKey) -> A
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_proved_is_not_looked_up_and_nothing_is_told_of_it() {
+async fn an_unproved_key_is_not_looked_up_and_nothing_is_revealed_about_it() {
     let (known, unknown) = (key(2).public(), key(3).public());
-    let mut told = Vec::new();
+    let mut reasons = Vec::new();
     for offered in [known, unknown] {
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&lookups);
         let authorise = move |key: &PublicKey| {
             count.fetch_add(1, Ordering::Relaxed);
             *key == known
         };
         let server = server_config(&key(1), Arc::new(authorise));
-        let (client, accepted) = meet(unproved_config(offered, &key(4), key(1).public()), server).await;
-        assert!(matches!(accepted, Err(Cause::Protocol(_))), "{accepted:?}");
-        told.push(match client {
+        let (client, accepted) = handshake(unproved_config(offered, &key(4), key(1).public()), server).await;
+        assert!(matches!(accepted, Err(HandshakeFailure::Protocol(_))), "{accepted:?}");
+        reasons.push(match client {
             Err(cause) => cause,
-            Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
+            Ok(mut stream) => classify(&stream.read(&mut [0; 1]).await.unwrap_err()),
         });
-        assert_eq!(asked.load(Ordering::Relaxed), 0, "the list of clients was asked");
+        assert_eq!(lookups.load(Ordering::Relaxed), 0, "the list of clients was asked");
     }
-    assert_ne!(told[0], Cause::Refused);
-    assert_eq!(told[0], told[1], "a client's key is told from a stranger's");
+    assert_ne!(reasons[0], HandshakeFailure::Refused);
+    assert_eq!(reasons[0], reasons[1], "the reply distinguishes an authorised key");
 }
 
 #[tokio::test]
-async fn a_key_nobody_knows_may_enrol_and_do_nothing_else() {
+async fn an_unknown_key_may_only_enrol() {
     let server = server_config(&key(1), Arc::new(|_| false));
-    let (client, accepted) = meet(enrolment_config(&key(2), key(1).public()), server.clone()).await;
-    let (accepted, who) = accepted.unwrap();
-    assert_eq!(who, key(2).public(), "it proves its key all the same");
+    let (client, accepted) = handshake(enrolment_config(&key(2), key(1).public()), server.clone()).await;
+    let (accepted, client_key) = accepted.unwrap();
+    assert_eq!(client_key, key(2).public(), "it proves its key all the same");
     assert!(is_enrolment(&accepted) && is_enrolment(&client.unwrap()));
-    // A client that offers both protocol names is no path.
+    // A client that offers both protocols is taken for an enrolment.
     let mut both = (*client_config(&key(2), key(1).public())).clone();
     both.alpn_protocols.push(ENROLL_ALPN.to_vec());
-    let (_, accepted) = meet(Arc::new(both), server.clone()).await;
+    let (_, accepted) = handshake(Arc::new(both), server.clone()).await;
     assert!(is_enrolment(&accepted.unwrap().0));
-    let (client, accepted) = meet(enrolment_config(&key(2), key(9).public()), server).await;
-    assert!(matches!(client, Err(Cause::WrongRelayKey { .. })) && accepted.is_err());
+    let (client, accepted) = handshake(enrolment_config(&key(2), key(9).public()), server).await;
+    assert!(matches!(client, Err(HandshakeFailure::WrongRelayKey { .. })) && accepted.is_err());
 }
 
 #[tokio::test]
-async fn a_wrong_relay_key_is_named_with_the_right_one() {
+async fn a_wrong_relay_key_is_reported_with_the_expected_one() {
     let (client, server) =
-        meet(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
+        handshake(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
     let cause = client.unwrap_err();
-    assert_eq!(cause, Cause::WrongRelayKey { expected: key(9).public(), offered: key(1).public() });
+    assert_eq!(
+        cause,
+        HandshakeFailure::WrongRelayKey { expected: key(9).public(), offered: key(1).public() }
+    );
     let text = cause.to_string();
     assert!(text.contains(&key(9).public().to_string()) && text.contains(&key(1).public().to_string()));
-    assert!(matches!(server, Err(Cause::Protocol(_))), "{server:?}");
+    assert!(matches!(server, Err(HandshakeFailure::Protocol(_))), "{server:?}");
 }
 
 #[tokio::test]
-async fn a_client_without_a_key_or_without_our_protocol_is_no_client() {
+async fn a_client_without_a_key_or_the_protocol_is_refused() {
     let server = server_config(&key(1), Arc::new(|_| true));
     let mut other = (*client_config(&key(2), key(1).public())).clone();
     other.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let (_, refused) = meet(Arc::new(other.clone()), server.clone()).await;
-    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    let (_, refused) = handshake(Arc::new(other.clone()), server.clone()).await;
+    assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
     other.alpn_protocols.clear();
-    let (_, refused) = meet(Arc::new(other), server.clone()).await;
-    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    let (_, refused) = handshake(Arc::new(other), server.clone()).await;
+    assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
     let provider = provider();
     let anonymous = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(OneRelay::new(key(1).public(), &provider)))
+        .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(key(1).public(), &provider)))
         .with_no_client_auth();
-    let (_, refused) = meet(Arc::new(anonymous), server).await;
-    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    let (_, refused) = handshake(Arc::new(anonymous), server).await;
+    assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
 }
 
-/// Tests that a stranger's ClientHello of 64 KiB, which rustls would buffer, is cut off.
+/// Tests that a ClientHello of 64 KiB, which rustls would buffer, is cut off.
 #[tokio::test]
-async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
+async fn a_handshake_that_is_too_long_is_cut_off() {
     let server = server_config(&key(1), Arc::new(|_| true));
     let (mut near, far) = sockets().await;
     let length: u32 = 65_000;
@@ -161,18 +166,18 @@ async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
         flight.extend_from_slice(part);
     }
     let stranger = tokio::spawn(async move {
-        // The other end may hang up meanwhile.
+        // The relay may disconnect during the write.
         let _ = near.write_all(&flight).await;
         let _ = near.read(&mut [0; 1]).await;
     });
     let refused = accept(&server, far, SOON).await.map(|(_, key)| key);
-    assert_eq!(refused, Err(Cause::Oversized));
+    assert_eq!(refused, Err(HandshakeFailure::Oversized));
     stranger.await.unwrap();
 }
 
-/// Tests data that a client sends right behind its handshake, in one flight with it.
+/// Tests data that a client sends in one flight with the end of its handshake.
 #[tokio::test]
-async fn what_follows_a_handshake_at_once_is_not_limited() {
+async fn data_right_after_the_handshake_is_not_limited() {
     const LENGTH: usize = 1_000_000;
     let (mut near, far) = sockets().await;
     let config = client_config(&key(2), key(1).public());
@@ -208,13 +213,13 @@ async fn what_follows_a_handshake_at_once_is_not_limited() {
 }
 
 #[tokio::test]
-async fn a_network_error_is_told_from_a_refusal() {
+async fn a_network_error_is_distinguished_from_a_refusal() {
     let (near, far) = sockets().await;
     drop(far);
     let config = client_config(&key(2), key(1).public());
     let cause = connect(&config, near, SOON).await.unwrap_err();
-    assert!(matches!(cause, Cause::Network(_)), "{cause:?}");
+    assert!(matches!(cause, HandshakeFailure::Network(_)), "{cause:?}");
     let (near, _silent) = sockets().await;
     let cause = connect(&config, near, Duration::from_millis(20)).await.unwrap_err();
-    assert!(matches!(&cause, Cause::Network(text) if text.contains("20ms")), "{cause:?}");
+    assert!(matches!(&cause, HandshakeFailure::Network(text) if text.contains("20ms")), "{cause:?}");
 }

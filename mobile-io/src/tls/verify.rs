@@ -1,4 +1,4 @@
-//! Whose key is accepted: the one relay on a client, the known clients on a relay.
+//! Verifies the peer's key: a client accepts one relay, a relay accepts the authorised clients.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,28 +14,28 @@ use rustls::{
 use super::Authorise;
 use crate::keys::PublicKey;
 
-/// The relay's key is not the configured one.
+/// The error of a relay whose key is not the configured one.
 #[derive(Debug, thiserror::Error)]
-#[error("the relay's key is {offered}, not {expected}")]
+#[error("the relay offered the key {offered} instead of {expected}")]
 pub(super) struct WrongRelayKey {
     pub(super) expected: PublicKey,
     pub(super) offered: PublicKey,
 }
 
-/// Accepts one relay.
+/// Accepts the relay with the expected key, and no other.
 #[derive(Debug)]
-pub(super) struct OneRelay {
+pub(super) struct PinnedRelayVerifier {
     expected: PublicKey,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl OneRelay {
+impl PinnedRelayVerifier {
     pub(super) fn new(expected: PublicKey, provider: &CryptoProvider) -> Self {
         Self { expected, algorithms: provider.signature_verification_algorithms }
     }
 }
 
-impl ServerCertVerifier for OneRelay {
+impl ServerCertVerifier for PinnedRelayVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -80,30 +80,31 @@ impl ServerCertVerifier for OneRelay {
     }
 }
 
-/// Accepts the clients that the relay knows, and looks each up only once it has proved its key.
+/// Accepts authorised clients, and looks up a key only after the client has proved that it holds
+/// it.
 ///
-/// A public key is no secret: whoever names another's must not learn from the alert, the time it
-/// takes or the relay's log whether that key is a client's. So every well-formed key passes
-/// `verify_client_cert`, and the list of clients is read only after the signature over this very
-/// handshake (RFC 8446, 4.4.3) was verified.
-pub(super) struct OurClients {
+/// Public keys are no secret. A prober that offers another client's key must not learn from the
+/// alert, the timing or the relay's log whether that key is authorised. So `verify_client_cert`
+/// accepts every well-formed key, and the list of clients is read only after the signature over
+/// this handshake (RFC 8446, section 4.4.3) was verified.
+pub(super) struct ClientKeyVerifier {
     authorise: Authorise,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl OurClients {
+impl ClientKeyVerifier {
     pub(super) fn new(authorise: Authorise, provider: &CryptoProvider) -> Self {
         Self { authorise, algorithms: provider.signature_verification_algorithms }
     }
 }
 
-impl fmt::Debug for OurClients {
+impl fmt::Debug for ClientKeyVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OurClients")
+        f.write_str("ClientKeyVerifier")
     }
 }
 
-impl ClientCertVerifier for OurClients {
+impl ClientCertVerifier for ClientKeyVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -114,7 +115,7 @@ impl ClientCertVerifier for OurClients {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        // No look-up yet: the client has only named this key, not proved it.
+        // Do not look the key up yet: the client has only named it, not proved it.
         PublicKey::from_spki(end_entity).ok_or(CertificateError::BadEncoding)?;
         Ok(ClientCertVerified::assertion())
     }
@@ -140,7 +141,8 @@ impl ClientCertVerifier for OurClients {
         if (self.authorise)(&key) {
             return Ok(valid);
         }
-        // Only this failure becomes the alert access_denied, which the client understands.
+        // rustls sends the alert access_denied, by which the client recognises a refusal, for this
+        // error only.
         Err(CertificateError::ApplicationVerificationFailure.into())
     }
 

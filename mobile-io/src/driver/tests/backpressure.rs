@@ -2,8 +2,8 @@
 
 use super::*;
 
-impl Side {
-    /// Waits for data to move to this path; returns whether the session says so in time.
+impl Endpoint {
+    /// Waits for data to move to `path`; returns whether it did within `patience`.
     async fn moves_to(&self, path: PathId, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while self.handle.snapshot().await.unwrap().active != Some(path) {
@@ -16,7 +16,7 @@ impl Side {
     }
 }
 
-/// Tests that a peer which switches without end causes no more events than its owner takes.
+/// Tests that a peer that switches paths endlessly causes no more events than the owner takes.
 #[tokio::test]
 async fn no_path_is_read_while_events_wait() {
     let mut pair = Pair::new();
@@ -33,17 +33,17 @@ async fn no_path_is_read_while_events_wait() {
         switches += 1;
         assert!(switches <= 1000, "the relay's driver goes on reading");
     };
-    assert_eq!(pair.relay.events.len(), outlet::CAPACITY);
+    assert_eq!(pair.relay.events.len(), event_queue::CAPACITY);
     pair.client.memory.fill(0, 10);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(pair.relay.memory.received.load(SeqCst), 0);
-    let mut told = 0;
+    let mut reported = 0;
     while let Ok(Some(event)) =
         tokio::time::timeout(Duration::from_millis(300), pair.relay.events.recv()).await
     {
-        told += u32::from(matches!(event, DriverEvent::Session(Event::PathActivated { .. })));
+        reported += u32::from(matches!(event, DriverEvent::Session(Event::PathActivated { .. })));
     }
-    assert!(told >= switches, "{told} of {switches}");
+    assert!(reported >= switches, "{reported} of {switches}");
     assert!(pair.relay.moves_to(stopped_at, SOON).await);
     pair.relay.memory.has_received(10).await;
     pair.relay.memory.check(10);

@@ -1,4 +1,4 @@
-//! What the driver does for the judgement of paths, and for activation before WELCOME.
+//! Tests what the driver does for the liveness check of paths, and ACTIVATE before WELCOME.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn suspect(event: &DriverEvent) -> Option<(PathId, Duration)> {
 }
 
 #[tokio::test]
-async fn the_kernels_measures_of_a_path_reach_both_ends() {
+async fn both_ends_have_the_kernels_statistics_of_a_path() {
     let mut pair = Pair::new();
     pair.switch(PathId(1)).await;
     pair.client.memory.fill(0, 100);
@@ -29,7 +29,7 @@ async fn the_kernels_measures_of_a_path_reach_both_ends() {
 }
 
 #[tokio::test]
-async fn a_path_whose_kernel_answers_and_whose_program_does_not_is_suspect_and_recovers() {
+async fn a_path_is_unresponsive_when_only_the_peers_kernel_responds_and_recovers() {
     let mut pair = Pair::new();
     let (sockets, valve) = valved();
     pair.open_over(PathId(1), sockets.await).await;
@@ -66,10 +66,10 @@ async fn data_behind_hello_is_delivered_when_the_path_is_accepted() {
     };
     pair.client.event(activated).await;
     pair.client.memory.fill(10, 10);
-    while pair.client.memory.left() > 0 {
+    while pair.client.memory.remaining() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // The relay has not said a word on this path yet.
+    // The relay has not sent anything on this path yet.
     let mut far = far.unwrap();
     let mut reader = HelloReader::new();
     let mut buf = [0; 4096];

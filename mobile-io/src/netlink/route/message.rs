@@ -1,4 +1,4 @@
-//! Routes in the kernel's words.
+//! Converts routes to and from netlink messages.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use super::{Route, RouteKind};
 use crate::netlink::Family;
 
 impl Route {
-    /// The request to make it.
+    /// Returns the message that requests this route.
     pub(super) fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         let header = &mut message.header;
@@ -45,7 +45,7 @@ impl Route {
         message
     }
 
-    /// An IPv4 route may lead over an IPv6 router.
+    /// Returns the attribute for the router. An IPv4 route may lead through an IPv6 router.
     fn gateway_attribute(&self, gateway: IpAddr) -> RouteAttribute {
         if Family::from(gateway) == self.family() {
             RouteAttribute::Gateway(gateway.into())
@@ -54,7 +54,7 @@ impl Route {
         }
     }
 
-    /// One for each device the route leads over.
+    /// Parses a route; returns one for each device that it leads through.
     pub(in crate::netlink) fn from_message(message: RouteNetlinkMessage) -> Vec<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return Vec::new() };
         Self::parse(&message).unwrap_or_default()
@@ -63,8 +63,8 @@ impl Route {
     fn parse(message: &RouteMessage) -> Option<Vec<Self>> {
         let header = &message.header;
         let family = Family::of(header.address_family)?;
-        // Not a route that was set: one the kernel remembers for one destination (a path MTU, a redirect), one for
-        // a type of service, or one that depends on the source.
+        // Skip routes that nobody configured: one that the kernel caches for a destination (a path
+        // MTU, a redirect). Also skip routes for a type of service or for a source prefix.
         let special = header.tos != 0 || header.source_prefix_length != 0;
         if special || header.flags.contains(RouteFlags::Cloned) {
             return None;

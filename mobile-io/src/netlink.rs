@@ -1,19 +1,22 @@
-//! The kernel's network configuration: one serialised handle over rtnetlink.
+//! Reads and changes the kernel's network configuration over netlink: devices, addresses, routes
+//! and rules.
 //!
-//! Every `ensure_*` may be called again and again: it makes true what it says and reports whether it had to.
+//! All clones of a [`Netlink`] handle share one socket, which carries one request at a time. The
+//! `ensure_*` functions are idempotent: they establish a state and return whether they had to
+//! change anything. [`Watch`] and [`TableWatch`] wait for changes by other programs.
 
 mod address;
 mod channel;
 mod link;
-mod listing;
+mod listed_rule;
 mod lookup;
 pub mod netfilter;
+mod nft_table;
 mod notification;
 mod route;
 mod rule;
 mod snapshot;
 mod subscription;
-mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 mod watch;
@@ -29,79 +32,83 @@ use tokio::sync::Mutex;
 
 pub use address::Address;
 pub use link::Link;
-pub use listing::ListedRule;
-pub use lookup::{Reach, Way};
+pub use listed_rule::ListedRule;
+pub use lookup::{BoundRoute, RouteLookup};
+pub use nft_table::{TableWatch, table_exists};
 pub use notification::RouteInterest;
 pub use route::{Route, RouteKind};
 pub use rule::Rule;
-pub use snapshot::Snapshot;
-pub use table::{TableWatch, table_exists};
+pub use snapshot::InterfaceSnapshot;
 pub use watch::{Changes, Watch};
 
 use self::channel::{Channel, Explain};
 
-/// The table ordinary routes are in.
+/// The main routing table, which holds ordinary routes.
 pub const TABLE_MAIN: u32 = 254;
 
-/// `RTPROT_KERNEL`: networkd and its like leave such rules and routes alone.
+/// The protocol of rules and routes made by the kernel (`RTPROT_KERNEL`), which network managers
+/// such as systemd-networkd do not remove.
 pub const PROTOCOL_KERNEL: u8 = 2;
 
-/// `RTPROT_STATIC`: a route an administrator would set.
+/// The protocol of routes made by an administrator (`RTPROT_STATIC`).
 pub const PROTOCOL_STATIC: u8 = 4;
 
-/// An address family.
+/// An IP address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
-    /// IPv4.
+    /// The family of IPv4.
     V4,
-    /// IPv6.
+    /// The family of IPv6.
     V6,
 }
 
-/// Why the kernel's configuration could not be read or changed.
+/// The reason why the kernel's configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// The kernel or this device has no such family (IPv6 is disabled): an ordinary host.
-    #[error("{family} is disabled on this host or device, so cannot {what}")]
+    /// The kernel or the device lacks the family. A host on which IPv6 is disabled is not faulty.
+    #[error("cannot {what}: {family} is disabled on this host or device")]
     FamilyUnavailable {
-        /// The family.
+        /// The missing family.
         family: Family,
-        /// What was tried.
+        /// The attempted action, as an infinitive.
         what: String,
     },
-    /// Not allowed.
+    /// The process lacks the permission for the action.
     #[error("not allowed to {0}: run as root, or with CAP_NET_ADMIN")]
     NotAllowed(String),
-    /// There is no such device.
-    #[error("there is no network device `{0}`")]
+    /// No device has the name.
+    #[error("network device `{0}` does not exist")]
     NoSuchLink(String),
-    /// The kernel refused.
+    /// The kernel refused the request.
     #[error("cannot {what}: {source}")]
     Refused {
-        /// What was tried.
+        /// The attempted action, as an infinitive.
         what: String,
-        /// What the kernel says.
+        /// The kernel's error, with its message if there was one.
         source: io::Error,
     },
     /// The netlink socket failed.
     #[error("the netlink socket failed while trying to {what}: {message}")]
     Socket {
-        /// What was tried.
+        /// The attempted action, as an infinitive.
         what: String,
-        /// How it failed.
+        /// The description of the failure.
         message: String,
     },
 }
 
-/// The handle. Clones share one socket, and their changes are made one after the other.
+/// A handle to the kernel's network configuration.
+///
+/// Clones share one socket, and their requests are executed one after the other.
 #[derive(Debug, Clone)]
 pub struct Netlink(Arc<Mutex<Channel>>);
 
 impl Netlink {
-    /// Opens a netlink socket in this thread's network namespace, served by the current runtime.
+    /// Opens a netlink socket in this thread's network namespace, which a task of the current
+    /// runtime serves.
     ///
     /// # Errors
-    /// When the kernel gives no socket.
+    /// When the kernel provides no socket, or outside of a tokio runtime.
     pub fn new() -> Result<Self, NetlinkError> {
         let channel = Channel::open().explain(None, || "open it".to_owned())?;
         Ok(Self(Arc::new(Mutex::new(channel))))
@@ -109,7 +116,9 @@ impl Netlink {
 }
 
 impl NetlinkError {
-    /// The family is not there: to be reported once, and lived without.
+    /// Returns whether the error only means that the family is missing.
+    ///
+    /// Callers report that once and work without the family.
     #[must_use]
     pub fn is_family_unavailable(&self) -> bool {
         matches!(self, Self::FamilyUnavailable { .. })
@@ -117,10 +126,10 @@ impl NetlinkError {
 }
 
 impl Family {
-    /// Both.
+    /// Both families, IPv4 first.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The network of all addresses: what a default route leads to.
+    /// Returns the network of all addresses, which is the destination of a default route.
     #[must_use]
     pub fn any(self) -> IpNet {
         match self {

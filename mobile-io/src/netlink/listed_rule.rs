@@ -1,4 +1,5 @@
-//! The rules of everybody, as far as it takes to know which of them come between a mark and its table.
+//! Reads the policy routing rules of all programs, to find those that come between a mark and its
+//! table.
 
 use std::fmt;
 
@@ -9,29 +10,29 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessa
 use super::channel::{Channel, Explain};
 use super::{Family, Netlink, NetlinkError, TABLE_MAIN};
 
-/// A rule that somebody made.
+/// A policy routing rule of any program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListedRule {
-    /// The lower, the sooner it is asked.
+    /// The priority; rules with lower numbers are evaluated first.
     pub priority: u32,
-    /// The family it is for.
+    /// The family of the packets that the rule applies to.
     pub family: Family,
-    /// The table it sends packets to; `None`: it does something else with them.
+    /// The table that the rule looks up; `None` if it has another action.
     pub table: Option<u32>,
-    /// It asks for this mark under this mask.
+    /// The mark and mask that the rule matches, if any.
     pub fwmark: Option<(u32, u32)>,
-    /// It asks for these source addresses.
+    /// The source addresses that the rule matches, if any.
     pub from: Option<IpNet>,
-    /// It is for the packets that do *not* fit.
+    /// Whether the rule applies to the packets that do *not* match.
     pub inverted: bool,
-    /// It asks for more than is told here: a device, a user, a port…
-    pub narrowed: bool,
-    /// It takes no default route from its table.
-    pub suppressed: bool,
+    /// Whether the rule has selectors that this type lacks, such as a device, a user or a port.
+    pub has_other_selectors: bool,
+    /// Whether the rule ignores default routes in its table.
+    pub suppresses_default_route: bool,
 }
 
 impl Netlink {
-    /// Every rule of both families, in their order.
+    /// Returns all rules of both families, in the order of evaluation.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -50,12 +51,12 @@ impl Channel {
     async fn all_rules(&mut self, family: Family) -> Result<Vec<ListedRule>, NetlinkError> {
         let mut message = RuleMessage::default();
         message.header.family = family.raw();
-        let answer = self.dump(RouteNetlinkMessage::GetRule(message)).await;
-        match answer.explain(Some(family), || format!("list the {family} rules")) {
+        let reply = self.dump(RouteNetlinkMessage::GetRule(message)).await;
+        match reply.explain(Some(family), || format!("list the {family} rules")) {
             Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
-            answer => {
-                let rules = answer?.into_iter().filter_map(ListedRule::from_message);
-                // A kernel without IPv6 answers with the rules it does have.
+            reply => {
+                let rules = reply?.into_iter().filter_map(ListedRule::from_message);
+                // A kernel without IPv6 returns the rules of IPv4.
                 Ok(rules.filter(|rule| rule.family == family).collect())
             }
         }
@@ -63,25 +64,27 @@ impl Channel {
 }
 
 impl ListedRule {
-    /// Whether it takes every packet that has `mark` in the bits of `mask`, whatever its other bits are.
+    /// Returns whether the rule matches every packet with `mark` in the bits of `mask`, whatever
+    /// its other bits.
     #[must_use]
-    pub fn takes(&self, mark: u32, mask: u32) -> bool {
-        if self.narrowed || self.from.is_some() {
+    pub fn matches_mark(&self, mark: u32, mask: u32) -> bool {
+        if self.has_other_selectors || self.from.is_some() {
             return false;
         }
         match (self.fwmark, self.inverted) {
             (None, inverted) => !inverted,
-            (Some((value, theirs)), false) => theirs & !mask == 0 && mark & theirs == value,
-            // One bit that is surely another is enough not to fit.
-            (Some((value, theirs)), true) => (mark ^ value) & theirs & mask != 0,
+            (Some((value, own_mask)), false) => own_mask & !mask == 0 && mark & own_mask == value,
+            // If one of the known bits differs, the inverted rule matches.
+            (Some((value, own_mask)), true) => (mark ^ value) & own_mask & mask != 0,
         }
     }
 
-    /// Whether one packet may carry both this rule's mark and `mark` in the bits of `mask`, which shares bits with it.
+    /// Returns whether a packet may carry both this rule's mark and `mark` in the bits of `mask`,
+    /// if the masks overlap.
     #[must_use]
-    pub fn collides(&self, mark: u32, mask: u32) -> bool {
-        self.fwmark.is_some_and(|(value, theirs)| {
-            !self.inverted && theirs & mask != 0 && (mark ^ value) & theirs & mask == 0
+    pub fn conflicts_with_mark(&self, mark: u32, mask: u32) -> bool {
+        self.fwmark.is_some_and(|(value, own_mask)| {
+            !self.inverted && own_mask & mask != 0 && (mark ^ value) & own_mask & mask == 0
         })
     }
 
@@ -95,11 +98,11 @@ impl ListedRule {
             fwmark: None,
             from: None,
             inverted: header.flags.contains(RuleFlags::Invert),
-            // A rule that only jumps to another decides nothing itself.
-            narrowed: header.dst_len != 0
+            // A rule that only jumps to another one does not decide anything itself.
+            has_other_selectors: header.dst_len != 0
                 || header.tos != 0
                 || matches!(header.action, RuleAction::Goto | RuleAction::Nop),
-            suppressed: false,
+            suppresses_default_route: false,
         };
         let (mut mark, mut mask) = (None, None);
         for attribute in &message.attributes {
@@ -109,10 +112,10 @@ impl ListedRule {
                 RuleAttribute::FwMark(value) => mark = Some(*value),
                 RuleAttribute::FwMask(value) => mask = Some(*value),
                 RuleAttribute::Source(address) => rule.from = IpNet::new(*address, header.src_len).ok(),
-                // "Suppress nothing": told of every rule.
+                // The kernel reports "suppress nothing" for every rule.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Protocol(_) => {}
-                RuleAttribute::SuppressPrefixLen(_) => rule.suppressed = true,
-                _ => rule.narrowed = true,
+                RuleAttribute::SuppressPrefixLen(_) => rule.suppresses_default_route = true,
+                _ => rule.has_other_selectors = true,
             }
         }
         if mark.is_some() || mask.is_some() {
@@ -125,7 +128,7 @@ impl ListedRule {
     }
 }
 
-/// As `ip rule` would say it.
+/// Formats the rule as `ip rule` does.
 impl fmt::Display for ListedRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.priority)?;
@@ -141,7 +144,7 @@ impl fmt::Display for ListedRule {
             Some((mark, mask)) => write!(f, " fwmark {mark:#x}/{mask:#x}")?,
             None => {}
         }
-        if self.narrowed {
+        if self.has_other_selectors {
             f.write_str(" and more")?;
         }
         match self.table {
@@ -151,7 +154,7 @@ impl fmt::Display for ListedRule {
             Some(table) => write!(f, " lookup {table}")?,
             None => f.write_str(" to no table")?,
         }
-        if self.suppressed { f.write_str(" except default routes") } else { Ok(()) }
+        if self.suppresses_default_route { f.write_str(" except default routes") } else { Ok(()) }
     }
 }
 
@@ -171,57 +174,57 @@ mod tests {
             fwmark,
             from: None,
             inverted,
-            narrowed: false,
-            suppressed: false,
+            has_other_selectors: false,
+            suppresses_default_route: false,
         }
     }
 
     #[test]
-    fn a_rule_takes_what_it_surely_matches() {
-        for (fwmark, inverted, takes) in [
+    fn a_rule_matches_a_mark_whatever_the_other_bits_are() {
+        for (fwmark, inverted, matches) in [
             (None, false, true),
             (None, true, false),
-            // wg-quick.
+            // The rule of wg-quick.
             (Some((0xca6c, u32::MAX)), true, true),
             (Some((0xca6c, u32::MAX)), false, false),
-            // Ours, and half of ours.
+            // The agent's mark, and half of its bits.
             (Some((MARK, MASK)), false, true),
             (Some((MARK, MASK)), true, false),
             (Some((0x4000_0000, 0xf000_0000)), false, true),
-            // It depends on bits that are not ours.
+            // The result depends on bits outside of the agent's mask.
             (Some((MARK, u32::MAX)), false, false),
             (Some((0x1, 0xff)), true, false),
         ] {
-            assert_eq!(rule(fwmark, inverted).takes(MARK, MASK), takes, "{fwmark:x?} {inverted}");
+            assert_eq!(rule(fwmark, inverted).matches_mark(MARK, MASK), matches, "{fwmark:x?} {inverted}");
         }
-        assert!(!ListedRule { narrowed: true, ..rule(None, false) }.takes(MARK, MASK));
+        assert!(!ListedRule { has_other_selectors: true, ..rule(None, false) }.matches_mark(MARK, MASK));
     }
 
     #[test]
-    fn marks_collide_when_one_packet_can_have_both() {
-        for (fwmark, collides) in [
+    fn marks_conflict_when_one_packet_can_have_both() {
+        for (fwmark, conflicts) in [
             ((MARK, u32::MAX), true),
             ((0x0d00_0001, 0x0f00_00ff), true),
             ((0xca6c, u32::MAX), false),
             ((0x1, 0xff), false),
         ] {
-            assert_eq!(rule(Some(fwmark), false).collides(MARK, MASK), collides, "{fwmark:x?}");
-            assert!(!rule(Some(fwmark), true).collides(MARK, MASK));
+            assert_eq!(rule(Some(fwmark), false).conflicts_with_mark(MARK, MASK), conflicts, "{fwmark:x?}");
+            assert!(!rule(Some(fwmark), true).conflicts_with_mark(MARK, MASK));
         }
     }
 
     #[test]
-    fn others_rules_are_told_as_they_are() {
+    fn rules_of_other_programs_are_listed_completely() {
         with_a_pair(async {
             ip("rule add not fwmark 0xca6c lookup 51820 pref 4000");
             ip("rule add lookup main suppress_prefixlength 0 pref 3999");
             ip("rule add fwmark 0x10/0xf0 from 10.0.0.0/8 iif left blackhole pref 3998");
             ip("-6 rule add not fwmark 0xca6c lookup 51820 pref 4000");
-            let told = Netlink::new().unwrap().all_rules().await.unwrap();
-            let words: Vec<String> =
-                told.iter().filter(|rule| rule.priority < 5000).map(ToString::to_string).collect();
+            let listed = Netlink::new().unwrap().all_rules().await.unwrap();
+            let lines: Vec<String> =
+                listed.iter().filter(|rule| rule.priority < 5000).map(ToString::to_string).collect();
             assert_eq!(
-                words,
+                lines,
                 [
                     "0: from all lookup local",
                     "0: from all lookup local",

@@ -1,17 +1,20 @@
-//! Whose a new file is. What root makes in a folder that a package gave to a service's user must be that user's too, or
-//! the service cannot read its own key.
+//! Gives files created by root to the owner of their directory.
+//!
+//! A package may give a directory to a service's user. The service could not read its own key if
+//! root kept the ownership of a file that it creates there.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::Path;
 
-/// Gives a file, just made at `path` and open as `file`, to the owner of the folder it lies in. Changes nothing for
-/// anybody but root, who alone may.
+/// Gives the file at `path`, open as `file`, to the owner of its directory.
+///
+/// Does nothing unless this process runs as root, since only root may give files away.
 ///
 /// # Errors
-/// When the folder cannot be looked at or the file not be given away.
-pub fn as_folder(file: &File, path: &Path) -> io::Result<()> {
+/// When the directory cannot be examined or the owner cannot be changed.
+pub fn inherit_from_directory(file: &File, path: &Path) -> io::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(());
     }
@@ -20,7 +23,7 @@ pub fn as_folder(file: &File, path: &Path) -> io::Result<()> {
         _ => Path::new("."),
     };
     let folder = fs::metadata(folder)?;
-    // By the open file, not its name: whoever owns the folder may put something else in its place meanwhile.
+    // Use the descriptor, not the path: the directory's owner may have replaced the file.
     fchown(file, Some(folder.uid()), Some(folder.gid()))
 }
 
@@ -29,16 +32,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_made_by_root_belongs_to_whom_the_folder_belongs() {
+    fn a_file_created_by_root_gets_the_owner_of_its_directory() {
         if !nix::unistd::geteuid().is_root() {
-            // What an ordinary user makes is theirs.
+            // A file created by an ordinary user belongs to that user.
             return;
         }
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(dir.path(), Some(4321), Some(1234)).unwrap();
         let path = dir.path().join("key");
         let file = File::create_new(&path).unwrap();
-        as_folder(&file, &path).unwrap();
+        inherit_from_directory(&file, &path).unwrap();
         let made = fs::metadata(&path).unwrap();
         assert_eq!((made.uid(), made.gid()), (4321, 1234));
     }

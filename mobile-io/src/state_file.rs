@@ -1,5 +1,5 @@
-//! The record of a daemon's kernel objects, from which `cleanup` works when the configuration
-//! cannot be read or has changed since.
+//! The state file: a daemon's list of its kernel objects, by which `cleanup` finds them when the
+//! configuration cannot be read or has changed.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,27 +11,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns;
 
-/// How often a record is written again when its directory is removed meanwhile.
+/// The number of attempts to write the file when its directory is removed at the same time.
 const ATTEMPTS: u32 = 5;
 
-/// The record of the daemon of one configuration file in one network namespace.
+/// The state file of the daemon with one configuration file in one network namespace.
 #[derive(Debug, Clone)]
-pub struct Record {
+pub struct StateFile {
     path: PathBuf,
     config: PathBuf,
 }
 
-/// The content of the file. Keys that a later version adds are ignored.
+/// The content of the file. Unknown keys, which later versions may add, are ignored.
 #[derive(Serialize, Deserialize)]
 struct Content<T> {
-    /// The path of the configuration file, for people who read the record.
+    /// The path of the configuration file, for people who read the state file.
     config: PathBuf,
-    /// Every set of objects that was made and not removed since.
+    /// The sets of objects that were created and not removed since.
     objects: Vec<T>,
 }
 
-impl Record {
-    /// Returns the record in `dir` of the daemon that `config` configures.
+impl StateFile {
+    /// Returns the state file in `dir` of the daemon that `config` configures, without opening it.
     ///
     /// # Errors
     /// When the network namespace or the working directory cannot be determined.
@@ -42,10 +42,10 @@ impl Record {
         Ok(Self { path: dir.join(format!("objects-{}-{hash}.json", netns::id()?)), config })
     }
 
-    /// Returns every set of objects on record; none without a record.
+    /// Returns the recorded sets of objects; none if the file does not exist.
     ///
     /// # Errors
-    /// When there is a record that cannot be read.
+    /// When the file exists but cannot be read.
     pub fn read<T: DeserializeOwned>(&self) -> io::Result<Vec<T>> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
@@ -57,25 +57,26 @@ impl Record {
         Ok(content.objects)
     }
 
-    /// Adds a set of objects that is about to be made, unless it is on record. Returns whether it
-    /// was added.
+    /// Records a set of objects that is about to be created; returns false if it is recorded
+    /// already.
     ///
     /// # Errors
-    /// When the record cannot be written.
-    pub fn add<T: Serialize + DeserializeOwned + PartialEq>(&self, made: T) -> io::Result<bool> {
-        // `cleanup` could not use an unreadable record either, so replace it.
+    /// When the file cannot be written.
+    pub fn add<T: Serialize + DeserializeOwned + PartialEq>(&self, objects_in_use: T) -> io::Result<bool> {
+        // Replace an unreadable file, which `cleanup` could not use either.
         let mut objects: Vec<T> = self.read().unwrap_or_default();
-        if objects.contains(&made) {
+        if objects.contains(&objects_in_use) {
             return Ok(false);
         }
-        objects.push(made);
+        objects.push(objects_in_use);
         let text = serde_json::to_vec_pretty(&Content { config: self.config.clone(), objects })?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        // Renamed into place, so that the record is complete whenever the daemon is killed.
+        // Write a new file and rename it, so that the state file is complete even if the daemon is
+        // killed.
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let write = || {
             fs::create_dir_all(dir)?;
-            // Left by a daemon that was killed, or made by the directory's owner.
+            // A killed daemon, or the owner of the directory, may have left this file behind.
             let _ = fs::remove_file(&new);
             let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
             file.write_all(&text)?;
@@ -84,8 +85,8 @@ impl Record {
         let mut written = write();
         for _ in 1..ATTEMPTS {
             match &written {
-                // Another daemon, whose record was the last one there, has just removed the
-                // directory.
+                // Another daemon has just removed the directory together with the last state file
+                // in it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => written = write(),
                 _ => break,
             }
@@ -93,15 +94,15 @@ impl Record {
         written.map(|()| true).map_err(|error| self.failed("write", &error))
     }
 
-    /// Removes the record, and its directory if that is then empty.
+    /// Removes the state file, and its directory if that is empty.
     ///
     /// # Errors
-    /// When there is a record that cannot be removed.
+    /// When the file exists but cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", &error)),
             _ => {
-                // The directory may hold records and sockets of others.
+                // Fails if the directory holds state files or sockets of other daemons.
                 let _ = self.path.parent().map(fs::remove_dir);
                 Ok(())
             }
@@ -109,7 +110,7 @@ impl Record {
     }
 
     fn failed(&self, action: &str, error: &io::Error) -> io::Error {
-        io::Error::new(error.kind(), format!("cannot {action} the record {}: {error}", self.path.display()))
+        io::Error::new(error.kind(), format!("cannot {action} state file {}: {error}", self.path.display()))
     }
 }
 
@@ -118,31 +119,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_holds_each_set_once_until_it_is_removed() {
+    fn a_state_file_holds_each_set_once_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let record = Record::new(&run, &dir.path().join("agent.toml")).unwrap();
-        assert!(record.read::<String>().unwrap().is_empty());
-        record.remove().unwrap();
-        assert!(record.add("mobile0".to_owned()).unwrap());
-        assert!(!record.add("mobile0".to_owned()).unwrap());
-        assert!(record.add("mobile1".to_owned()).unwrap());
-        assert_eq!(record.read::<String>().unwrap(), ["mobile0", "mobile1"]);
-        // Another configuration file has a record of its own.
-        let other = Record::new(&run, &dir.path().join("other.toml")).unwrap();
+        let state = StateFile::new(&run, &dir.path().join("agent.toml")).unwrap();
+        assert!(state.read::<String>().unwrap().is_empty());
+        state.remove().unwrap();
+        assert!(state.add("mobile0".to_owned()).unwrap());
+        assert!(!state.add("mobile0".to_owned()).unwrap());
+        assert!(state.add("mobile1".to_owned()).unwrap());
+        assert_eq!(state.read::<String>().unwrap(), ["mobile0", "mobile1"]);
+        // Another configuration file has its own state file.
+        let other = StateFile::new(&run, &dir.path().join("other.toml")).unwrap();
         assert!(other.read::<String>().unwrap().is_empty());
-        record.remove().unwrap();
+        state.remove().unwrap();
         assert!(!run.exists());
     }
 
     #[test]
-    fn a_damaged_record_is_an_error_to_read_and_none_to_replace() {
+    fn a_damaged_state_file_cannot_be_read_but_can_be_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let record = Record::new(dir.path(), &dir.path().join("agent.toml")).unwrap();
-        fs::write(&record.path, "{").unwrap();
-        let error = record.read::<String>().unwrap_err().to_string();
+        let state = StateFile::new(dir.path(), &dir.path().join("agent.toml")).unwrap();
+        fs::write(&state.path, "{").unwrap();
+        let error = state.read::<String>().unwrap_err().to_string();
         assert!(error.contains("objects-"), "{error}");
-        record.add("mobile0".to_owned()).unwrap();
-        assert_eq!(record.read::<String>().unwrap(), ["mobile0"]);
+        state.add("mobile0".to_owned()).unwrap();
+        assert_eq!(state.read::<String>().unwrap(), ["mobile0"]);
     }
 }

@@ -1,6 +1,8 @@
-//! The system calls of a confined daemon, as an allowlist: a denylist misses the call that an
-//! intruder finds. Calls outside the list fail with `EPERM`; those of other ABIs (x32, i386) fail
-//! too, or end the process.
+//! The system calls that a confined daemon may make.
+//!
+//! The filter is an allowlist, because a denylist misses the calls that nobody thought of. Calls
+//! outside the list fail with `EPERM`. Calls of other ABIs (x32, i386) fail as well, or end the
+//! process.
 
 use nix::libc;
 use seccompiler::{
@@ -9,10 +11,12 @@ use seccompiler::{
 
 use super::ConfineError;
 
-/// The calls of a network daemon on tokio, and of `nft`, which both daemons run: files, sockets,
-/// memory, threads, time, signals to itself. Not listed, apart from what the kernel itself
-/// protects: `ptrace`, `process_vm_*`, `pidfd_getfd`, mounts, modules, namespaces, keys, the clock,
-/// io_uring, `userfaultfd`, `bpf`, and signals to others.
+/// The system calls of a network daemon on tokio, and of the `nft` program that both daemons run:
+/// files, sockets, memory, threads, time, and signals to the process itself.
+///
+/// Not listed, besides what the kernel protects by capabilities: `ptrace`, `process_vm_*`,
+/// `pidfd_getfd`, mounts, modules, namespaces, keys, setting the clock, io_uring, `userfaultfd`,
+/// `bpf`, and signals to other processes.
 const ALLOWED: &[libc::c_long] = &[
     // Files.
     libc::SYS_chdir,
@@ -108,7 +112,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_mremap,
     libc::SYS_msync,
     libc::SYS_munmap,
-    // Threads, and the programs that are run; `clone` has conditions, see below.
+    // Threads, and programs that the daemon runs. `clone` has conditions: see `restrict`.
     libc::SYS_clone3,
     libc::SYS_execve,
     libc::SYS_exit,
@@ -164,7 +168,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
     libc::SYS_signalfd4,
-    // Dropping more rights: each thread of the runtime confines itself.
+    // Giving up more rights: each thread of the runtime confines itself.
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_landlock_add_rule,
@@ -174,9 +178,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_seccomp,
 ];
 
-/// Older calls of the same effect, which this architecture has in addition.
+/// Older equivalents of these calls, which only some architectures have.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_HERE: &[libc::c_long] = &[
+const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[
     libc::SYS_access,
     libc::SYS_arch_prctl,
     libc::SYS_chmod,
@@ -206,13 +210,14 @@ const ALLOWED_HERE: &[libc::c_long] = &[
     libc::SYS_vfork,
 ];
 #[cfg(target_arch = "aarch64")]
-const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_renameat];
+const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[libc::SYS_renameat];
 #[cfg(target_arch = "riscv64")]
-const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_riscv_flush_icache];
+const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[libc::SYS_riscv_flush_icache];
 
-/// The flags of `clone` that make a namespace (`CLONE_NEWTIME` shares its bit with the exit
-/// signal).
-const NEW_NAMESPACE: u64 = (libc::CLONE_NEWCGROUP
+/// The flags of `clone` that create a namespace.
+///
+/// `CLONE_NEWTIME` is missing, because it shares its bit with the exit signal.
+const NAMESPACE_FLAGS: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWNS
@@ -220,9 +225,11 @@ const NEW_NAMESPACE: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS) as u64;
 
-/// The commands of bpf() that work on descriptors and pins (`enum bpf_cmd` of linux/bpf.h), for a
-/// daemon that may call bpf() at all: it reads and changes maps, and attaches and pins loaded
-/// programs. It loads nothing.
+/// The commands of `bpf()` that use existing objects (`enum bpf_cmd`, linux/bpf.h), for a daemon
+/// that may call `bpf()` at all.
+///
+/// With these a daemon reads and changes maps, and attaches and pins loaded programs. It cannot
+/// load new programs.
 const BPF_COMMANDS: [u64; 11] = [
     1,  // BPF_MAP_LOOKUP_ELEM
     2,  // BPF_MAP_UPDATE_ELEM
@@ -237,39 +244,39 @@ const BPF_COMMANDS: [u64; 11] = [
     34, // BPF_LINK_DETACH
 ];
 
-/// Refuses every call but those of the list and `extra`, for the calling thread and threads that it
-/// starts.
+/// Restricts the calling thread, and threads that it starts, to the calls in the list and `extra`.
 ///
-/// Without `local_streams`, no Unix stream socket can be made, which could be connected to systemd,
-/// D-Bus or another service that trusts root. Accepted, inherited and paired sockets still work, as
-/// do datagrams (`sd_notify`).
+/// Without `unix_streams`, the thread cannot create Unix stream sockets, with which it could
+/// connect to systemd, D-Bus or another service that trusts root. Accepted, inherited and paired
+/// sockets still work, as do datagrams (`sd_notify`).
 ///
-/// Sets no_new_privs as well: no program executed from here regains the rights.
-pub(super) fn restrict(extra: &[libc::c_long], local_streams: bool) -> Result<(), ConfineError> {
-    // The C libraries fall back to `clone`, whose flags a filter can see; those of `clone3` are in
-    // memory. The filter below allows `clone3`, and this one answers it with ENOSYS.
-    apply([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
-    let plain = ALLOWED.iter().chain(ALLOWED_HERE).chain(extra);
+/// Also sets `no_new_privs`, so that no executed program regains rights.
+pub(super) fn restrict(extra: &[libc::c_long], unix_streams: bool) -> Result<(), ConfineError> {
+    // A filter can check the flags of `clone` but not those of `clone3`, which are in memory. This
+    // filter answers `clone3` with ENOSYS, upon which the C libraries fall back to `clone`. The
+    // kernel applies the strictest result, so the main filter can allow `clone3`.
+    install_filter([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
+    let plain = ALLOWED.iter().chain(ALLOWED_ON_THIS_ARCH).chain(extra);
     let mut rules: Vec<_> = plain.map(|&call| (call, Vec::new())).collect();
     rules.retain(|(call, _)| *call != libc::SYS_bpf);
-    rules.push((libc::SYS_clone, vec![no_namespace()?]));
-    // The kernel signals the owner of a descriptor that is ready, and these commands set the owner.
-    rules.push((libc::SYS_fcntl, vec![argument_is_none_of(1, &SIGNAL_COMMANDS)?]));
-    rules.push((libc::SYS_ioctl, vec![argument_is_none_of(1, &OWNER_REQUESTS)?]));
-    // Only this process's own limits.
-    rules.push((libc::SYS_prlimit64, vec![first_is(0)?]));
-    rules.push((libc::SYS_socket, sockets(local_streams)?));
-    // A thread ends itself by tgkill() (abort); other processes are out of reach.
+    rules.push((libc::SYS_clone, vec![clone_without_namespaces()?]));
+    // These commands set the process that the kernel signals when a descriptor becomes ready.
+    rules.push((libc::SYS_fcntl, vec![argument_not_in(1, &SIGNAL_COMMANDS)?]));
+    rules.push((libc::SYS_ioctl, vec![argument_not_in(1, &OWNER_REQUESTS)?]));
+    // Pid 0: a process may only change its own limits.
+    rules.push((libc::SYS_prlimit64, vec![first_argument_is(0)?]));
+    rules.push((libc::SYS_socket, socket_rules(unix_streams)?));
+    // `abort()` signals its own thread with `tgkill()`; other processes must be out of reach.
     let own = u64::from(std::process::id());
-    rules.push((libc::SYS_tgkill, vec![first_is(own)?]));
+    rules.push((libc::SYS_tgkill, vec![first_argument_is(own)?]));
     if extra.contains(&libc::SYS_bpf) {
-        let commands: Result<_, _> = BPF_COMMANDS.iter().map(|&command| first_is(command)).collect();
+        let commands: Result<_, _> = BPF_COMMANDS.iter().map(|&command| first_argument_is(command)).collect();
         rules.push((libc::SYS_bpf, commands?));
     }
-    apply(rules, errno(libc::EPERM), SeccompAction::Allow)
+    install_filter(rules, errno(libc::EPERM), SeccompAction::Allow)
 }
 
-fn apply(
+fn install_filter(
     rules: impl IntoIterator<Item = (libc::c_long, Vec<SeccompRule>)>,
     otherwise: SeccompAction,
     matched: SeccompAction,
@@ -284,21 +291,23 @@ fn errno(errno: libc::c_int) -> SeccompAction {
     SeccompAction::Errno(errno.unsigned_abs())
 }
 
-fn first_is(value: u64) -> Result<SeccompRule, ConfineError> {
+fn first_argument_is(value: u64) -> Result<SeccompRule, ConfineError> {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
     Ok(SeccompRule::new(vec![condition])?)
 }
 
-/// Commands of `fcntl` that make the kernel send signals (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
+/// The commands of `fcntl` that make the kernel send signals (`F_SETOWN`, `F_SETSIG`,
+/// `F_SETOWN_EX`).
 const SIGNAL_COMMANDS: [u64; 3] = [8, 10, 15];
 
-/// Requests of `ioctl` that make the kernel send signals for sockets (`FIOSETOWN`, `SIOCSPGRP`).
+/// The requests of `ioctl` that make the kernel send signals for sockets (`FIOSETOWN`,
+/// `SIOCSPGRP`).
 const OWNER_REQUESTS: [u64; 2] = [0x8901, 0x8902];
 
-/// The lower bits of a socket's type, without its flags (`SOCK_TYPE_MASK`, linux/net.h).
+/// The bits of a socket's type that are not flags (`SOCK_TYPE_MASK`, linux/net.h).
 const TYPE_MASK: u64 = 0xf;
 
-fn argument_is_none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, ConfineError> {
+fn argument_not_in(argument: u8, values: &[u64]) -> Result<SeccompRule, ConfineError> {
     let conditions: Result<_, _> = values
         .iter()
         .map(|&value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value))
@@ -306,9 +315,9 @@ fn argument_is_none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, Conf
     Ok(SeccompRule::new(conditions?)?)
 }
 
-/// Returns the rules for socket(): all sockets, or all but Unix sockets that connect.
-fn sockets(local_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
-    if local_streams {
+/// Returns the rules for `socket()`: all sockets, or all except Unix sockets other than datagrams.
+fn socket_rules(unix_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
+    if unix_streams {
         return Ok(Vec::new());
     }
     let dword = SeccompCmpArgLen::Dword;
@@ -320,8 +329,8 @@ fn sockets(local_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
     ])
 }
 
-fn no_namespace() -> Result<SeccompRule, ConfineError> {
-    let masked = SeccompCmpOp::MaskedEq(NEW_NAMESPACE);
+fn clone_without_namespaces() -> Result<SeccompRule, ConfineError> {
+    let masked = SeccompCmpOp::MaskedEq(NAMESPACE_FLAGS);
     Ok(SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, masked, 0)?])?)
 }
 
@@ -329,11 +338,11 @@ fn no_namespace() -> Result<SeccompRule, ConfineError> {
 mod tests {
     use std::io;
 
-    use super::super::tests::{confined, no_more_than};
+    use super::super::tests::{only_capabilities, run_confined};
     use super::super::{Capabilities, Confinement};
     use super::*;
 
-    /// Makes calls by number and returns the error number.
+    /// Makes a system call by its number and returns the error number, if it fails.
     fn call(number: libc::c_long, first: libc::c_long) -> Option<i32> {
         // SAFETY: with these arguments the tested calls have no effect or are refused.
         let result = unsafe { libc::syscall(number, first, 0_u64, 0_u64, 0_u64, 0_u64) };
@@ -341,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_outside_the_list_fail_unless_this_daemon_makes_them() {
+    fn calls_outside_the_list_fail_unless_they_are_allowed_in_addition() {
         for denied in [
             libc::SYS_unshare,
             libc::SYS_ptrace,
@@ -356,79 +365,84 @@ mod tests {
             libc::SYS_setuid,
             libc::SYS_bpf,
         ] {
-            let found = confined(&no_more_than(Capabilities::all()), || call(denied, 0));
+            let found = run_confined(&only_capabilities(Capabilities::all()), || call(denied, 0));
             assert_eq!(found, Some(libc::EPERM), "call {denied}");
         }
-        let allowed = Confinement { calls: &[libc::SYS_unshare], ..no_more_than(Capabilities::all()) };
-        assert_eq!(confined(&allowed, || call(libc::SYS_unshare, 0)), None);
+        let allowed =
+            Confinement { syscalls: &[libc::SYS_unshare], ..only_capabilities(Capabilities::all()) };
+        assert_eq!(run_confined(&allowed, || call(libc::SYS_unshare, 0)), None);
     }
 
     #[test]
-    fn namespaces_are_not_made_by_clone() {
+    fn clone_cannot_create_namespaces() {
         let flags = [libc::CLONE_NEWUSER, libc::CLONE_NEWNET, libc::CLONE_NEWUSER | libc::CLONE_NEWNS];
         for flags in flags.map(libc::c_long::from) {
-            let found = confined(&no_more_than(Capabilities::all()), || call(libc::SYS_clone, flags));
+            let found =
+                run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_clone, flags));
             assert_eq!(found, Some(libc::EPERM), "flags {flags:x}");
         }
-        let found = confined(&no_more_than(Capabilities::all()), || call(libc::SYS_clone3, 0));
+        let found = run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_clone3, 0));
         assert_eq!(found, Some(libc::ENOSYS));
     }
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn calls_by_the_numbers_of_another_abi_are_refused() {
-        // __X32_SYSCALL_BIT: the x32 getpid(), which a denylist would allow.
+    fn calls_of_another_abi_are_refused() {
+        // `__X32_SYSCALL_BIT`: the x32 ABI's `getpid()`, which a denylist would allow.
         const X32: libc::c_long = 0x4000_0000;
-        let found = confined(&no_more_than(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
+        let found = run_confined(&only_capabilities(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
         // A kernel without x32 checks the number before it runs the filter, and returns ENOSYS.
         assert!([Some(libc::EPERM), Some(libc::ENOSYS)].contains(&found), "{found:?}");
     }
 
     #[test]
-    fn other_processes_get_no_signal() {
+    fn other_processes_cannot_be_signalled() {
         let own = libc::c_long::from(std::process::id());
-        let signal_zero = |pid| confined(&no_more_than(Capabilities::all()), || call(libc::SYS_tgkill, pid));
+        let signal_zero =
+            |pid| run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_tgkill, pid));
         assert_eq!(signal_zero(own + 1), Some(libc::EPERM));
-        // Thread id 0 is invalid: the kernel itself refuses the call.
+        // The kernel itself refuses thread id 0, so EINVAL shows that the filter passed the call.
         assert_eq!(signal_zero(own), Some(libc::EINVAL));
     }
 
     #[test]
-    fn bpf_loads_nothing_even_where_it_may_be_called() {
-        let confinement = Confinement { calls: &[libc::SYS_bpf], ..no_more_than(Capabilities::all()) };
+    fn bpf_cannot_load_programs_even_when_it_is_allowed() {
+        let confinement =
+            Confinement { syscalls: &[libc::SYS_bpf], ..only_capabilities(Capabilities::all()) };
         // BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_BTF_LOAD.
         for command in [0, 5, 18] {
-            let found = confined(&confinement, || call(libc::SYS_bpf, command));
+            let found = run_confined(&confinement, || call(libc::SYS_bpf, command));
             assert_eq!(found, Some(libc::EPERM), "command {command}");
         }
-        assert_ne!(confined(&confinement, || call(libc::SYS_bpf, 1)), Some(libc::EPERM));
+        assert_ne!(run_confined(&confinement, || call(libc::SYS_bpf, 1)), Some(libc::EPERM));
     }
 
     #[test]
-    fn no_other_process_is_reached_by_signals_limits_or_local_services() {
-        let reached = confined(&no_more_than(Capabilities::all()), || {
+    fn no_other_process_is_reached_by_descriptors_limits_or_unix_sockets() {
+        let reached = run_confined(&only_capabilities(Capabilities::all()), || {
             let stream = std::os::unix::net::UnixStream::connect("/nowhere").map(drop);
             let datagram = std::os::unix::net::UnixDatagram::unbound().is_ok();
             let pair = std::os::unix::net::UnixStream::pair().is_ok();
             let network = std::net::UdpSocket::bind("127.0.0.1:0").is_ok();
-            // SAFETY: F_SETOWN of an invalid descriptor has no effect; nor have limits that are not
-            // given.
+            // SAFETY: F_SETOWN of an invalid descriptor has no effect; neither have limits that are
+            // not given.
             let owner = unsafe { libc::fcntl(-1, libc::F_SETOWN, 1) };
             let refused = owner < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
             (stream.map_err(|error| error.raw_os_error()), datagram, pair, network, refused)
         });
         assert_eq!(reached, (Err(Some(libc::EPERM)), true, true, true, true));
-        let limits = |pid| confined(&no_more_than(Capabilities::all()), || call(libc::SYS_prlimit64, pid));
+        let limits =
+            |pid| run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_prlimit64, pid));
         assert_eq!(limits(1), Some(libc::EPERM));
         assert_eq!(limits(0), None);
-        let open = Confinement { local_streams: true, ..no_more_than(Capabilities::all()) };
-        let found = confined(&open, || std::os::unix::net::UnixStream::connect("/nowhere").map(drop));
+        let open = Confinement { unix_streams: true, ..only_capabilities(Capabilities::all()) };
+        let found = run_confined(&open, || std::os::unix::net::UnixStream::connect("/nowhere").map(drop));
         assert_eq!(found.map_err(|error| error.raw_os_error()), Err(Some(libc::ENOENT)));
     }
 
     #[test]
-    fn threads_and_programs_start_as_ever() {
-        let output = confined(&no_more_than(Capabilities::all()), || {
+    fn threads_and_programs_still_start() {
+        let output = run_confined(&only_capabilities(Capabilities::all()), || {
             std::thread::spawn(|| std::process::Command::new("sh").args(["-c", "echo $((6*7))"]).output())
                 .join()
                 .unwrap()

@@ -1,0 +1,261 @@
+//! Limits how much data may wait below the session's queue, where nothing can overtake it.
+//!
+//! The kernel's congestion control keeps more in flight than a path needs: bbr two bandwidth-delay
+//! products, loss-based algorithms whatever the FIFO holds. On a slow path a keystroke would wait
+//! behind all of it. So a slow path gets just enough data to keep it busy.
+
+use std::time::{Duration, Instant};
+
+use super::congestion;
+use crate::tcp_info::SendState;
+
+/// The time that each backlog may take to send: the unsent bytes in the kernel, and one write.
+///
+/// Together with the target of the session's queue (5 ms), a keystroke waits a third of an ordinary
+/// round trip.
+const BACKLOG_TIME: Duration = Duration::from_millis(4);
+
+/// The minimum of each backlog in bytes: two full-sized packets, whatever the rate.
+const MIN_BACKLOG: usize = 3 * 1024;
+
+/// The minimum number of bytes allowed in flight beyond the bandwidth-delay product: three packets,
+/// so that a delayed ACK, which covers two, does not idle the path.
+const MIN_SLACK: u64 = 4500;
+
+/// The segments of bbr's window that bulk data leaves free.
+///
+/// Interactive packets then find the window open, even in the 0.2 s of every ten in which bbr
+/// reduces it to four segments (PROBE_RTT).
+const RESERVED_SEGMENTS: u64 = 2;
+
+/// The minimum time of one rate sample, which sees some packets even on a slow path; the round trip
+/// if that is longer.
+const SAMPLE_TIME: Duration = Duration::from_millis(50);
+
+/// The number of rate samples that are remembered, of which the highest counts: one second.
+///
+/// A second covers bbr's search for the minimum round trip (0.2 s) and the time for which this
+/// process may lose the processor.
+const SAMPLES: usize = 20;
+
+/// The number of samples without growth after which a saturated path counts as full, whatever the
+/// kernel's state.
+///
+/// bbr stays in its start-up phase for ever below senders that pace themselves.
+const FLAT_SAMPLES: usize = 3;
+
+/// A full path is probed for more capacity in one of this many samples, several times in the second
+/// for which a rate is remembered.
+const PROBE_SAMPLES: usize = 8;
+
+/// The number of saturated samples after which a low rate of bbr is no longer taken for its
+/// start-up.
+///
+/// bbr finds the rate of a path again within two seconds of sending. A longer deficit has another
+/// cause, such as too few acknowledgements in a sample on a very slow path.
+const RAMP_UP_SAMPLES: usize = 40;
+
+/// The minimum number of writable bytes: an acknowledgement and the beginning of a packet, which is
+/// then written whole.
+const MIN_WRITE: usize = 64;
+
+/// The minimum pause of a path that has enough in flight: the resolution of tokio's timer.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+/// The maximum pause; acknowledgements may arrive earlier than the rate suggests.
+const MAX_PAUSE: Duration = Duration::from_millis(10);
+
+/// Measures the rate of one path and derives how much it may send.
+#[derive(Debug)]
+pub(super) struct SendLimit {
+    /// The backlog at which the path counts as fast and is not limited.
+    max_backlog: usize,
+    backlog: usize,
+    /// The number of bytes that may be written before the path has enough in flight.
+    writable: usize,
+    /// The start of the current sample: its time and the acknowledged bytes so far.
+    sample_start: Option<(Instant, u64)>,
+    /// Whether, in this sample, the path had as much to send as it or the kernel accepts.
+    saturated: bool,
+    rates: [u64; SAMPLES],
+    /// The kernel's `rttvar` at the end of each remembered sample.
+    variations: [Duration; SAMPLES],
+    next_sample: usize,
+    /// The number of samples since the rate last grew by an eighth. Until the path is full, only
+    /// saturated samples count.
+    flat_samples: usize,
+    /// The number of saturated samples in which bbr has sent at less than half of the remembered
+    /// rate; `None` if its rate is higher.
+    ramping_up: Option<usize>,
+    /// The limit of the last update on the bytes in flight; `None` if only the kernel limits them.
+    in_flight_cap: Option<u64>,
+}
+
+/// The limit that a path is currently held to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InFlightLimit {
+    /// The time to send the allowed bytes in flight beyond the bandwidth-delay product.
+    pub(super) queue_delay: Duration,
+    /// How long a rate is remembered after the path has become slower.
+    pub(super) rate_memory: Duration,
+}
+
+impl SendLimit {
+    pub(super) fn new(max_backlog: usize) -> Self {
+        Self {
+            max_backlog,
+            backlog: max_backlog,
+            writable: max_backlog,
+            sample_start: None,
+            saturated: false,
+            rates: [0; SAMPLES],
+            variations: [Duration::MAX; SAMPLES],
+            next_sample: 0,
+            flat_samples: 0,
+            ramping_up: None,
+            in_flight_cap: None,
+        }
+    }
+
+    /// Returns how many bytes to write at a time, rounded up to whole packets; `None` on a fast
+    /// path.
+    pub(super) fn batch(&self) -> Option<usize> {
+        self.backlog().map(|backlog| backlog.min(self.writable))
+    }
+
+    /// Returns how many bytes may wait at each place; `None` on a fast path.
+    fn backlog(&self) -> Option<usize> {
+        (self.backlog < self.max_backlog).then_some(self.backlog)
+    }
+
+    /// Returns whether the path is expected to carry more soon than it does.
+    ///
+    /// Either its rate is not known yet, or bbr starts again from a far lower rate, as it does when
+    /// a loss follows ten round trips with little to send. In both cases the senders are not to
+    /// blame for a standing queue.
+    pub(super) fn is_growing(&self) -> bool {
+        self.flat_samples < FLAT_SAMPLES || self.ramping_up.is_some_and(|slots| slots <= RAMP_UP_SAMPLES)
+    }
+
+    /// Returns the current limit; `None` if only the kernel limits the bytes in flight.
+    pub(super) fn in_flight_limit(&self, path: &SendState) -> Option<InFlightLimit> {
+        let drain_time = Duration::from_secs_f64(self.in_flight_cap? as f64 / self.rate().max(1) as f64);
+        let queue = drain_time.saturating_sub(path.base_rtt().unwrap_or_default());
+        Some(InFlightLimit { queue_delay: queue, rate_memory: sample_time(path) * SAMPLES as u32 })
+    }
+
+    /// Measures the rate and returns how long to pause, if the path has enough data below the
+    /// queue.
+    ///
+    /// `write_blocked` tells whether the socket refused some of the data since the last update.
+    pub(super) fn update(&mut self, now: Instant, path: SendState, write_blocked: bool) -> Option<Duration> {
+        self.measure(now, &path);
+        self.in_flight_cap = None;
+        let rate = self.rate();
+        // Before the first measurement the kernel's pacing rate is the only estimate. The kernel
+        // also notices first that a path is fast.
+        let starting = path.is_starting() && self.flat_samples < FLAT_SAMPLES;
+        let sending_rate = if rate == 0 || starting { path.pacing_rate.max(rate) } else { rate };
+        self.backlog = bytes_in(sending_rate, BACKLOG_TIME).clamp(MIN_BACKLOG, self.max_backlog);
+        // A fast path is not paused, but still counts as saturated if data waits below, so that it
+        // can turn out to be slow. The data may wait in the kernel or in the bottleneck's FIFO,
+        // which paced senders fill without ever blocking a write.
+        self.saturated |=
+            write_blocked || path.unsent >= MIN_BACKLOG as u64 || congestion::fills_bottleneck_queue(&path);
+        let backlog = self.backlog()? as u64;
+        // Pause until half of the backlog is left, so that there is room for a write.
+        let unsent = if path.unsent < backlog { 0 } else { path.unsent - backlog / 2 };
+        // Write at least half a batch at a time, because each write is a TLS record.
+        let cap = if rate == 0 { u64::MAX } else { self.max_outstanding(&path, rate, backlog) };
+        let beyond = (path.outstanding + backlog / 2).saturating_sub(cap);
+        let window = if starting { u64::MAX } else { usable_cwnd(&path) };
+        let over = path.outstanding.saturating_sub(window).max(unsent);
+        self.saturated |= over.max(beyond) > 0;
+        // Do not limit the path while the kernel searches for its capacity. If the rate of the last
+        // round trip held data back, the kernel would take that rate for the capacity and keep it
+        // for seconds.
+        let (cap, beyond) = if starting { (u64::MAX, 0) } else { (cap, beyond) };
+        self.in_flight_cap = (cap < u64::MAX).then_some(cap);
+        let writable = cap.min(window).saturating_sub(path.outstanding);
+        self.writable = usize::try_from(writable).unwrap_or(usize::MAX).max(MIN_WRITE);
+        let wait = over.max(beyond) as f64 / sending_rate.max(1) as f64;
+        (wait > 0.0)
+            .then(|| Duration::try_from_secs_f64(wait).unwrap_or(MAX_PAUSE).clamp(MIN_PAUSE, MAX_PAUSE))
+    }
+
+    /// Returns the maximum number of outstanding bytes, sent or unsent, at the measured rate.
+    fn max_outstanding(&self, path: &SendState, rate: u64, backlog: u64) -> u64 {
+        let Some(rtt) = path.bbr.and_then(|bbr| bbr.min_rtt) else { return u64::MAX };
+        // The bandwidth-delay product, and enough to keep the path busy until the timer fires.
+        // Typical variation of the round trip is not our own queue, though it may be for a moment.
+        // Lost segments count as in flight until they are repaired.
+        let variation = self.variation().unwrap_or(path.rttvar);
+        let margin = if self.is_probing() || path.recovering { rtt / 4 } else { Duration::ZERO };
+        bytes_in(rate, rtt + variation * 2 + margin) as u64 + backlog.max(MIN_SLACK)
+    }
+
+    fn measure(&mut self, now: Instant, path: &SendState) {
+        let (sample_start, acked_bytes) = *self.sample_start.get_or_insert((now, path.acked_bytes));
+        let lasted = now.saturating_duration_since(sample_start);
+        if lasted < sample_time(path) {
+            return;
+        }
+        let bytes = path.acked_bytes.saturating_sub(acked_bytes) as f64;
+        let rate = (bytes / lasted.as_secs_f64()) as u64;
+        if rate > self.rate() * 9 / 8 {
+            self.flat_samples = 0;
+        } else if self.saturated || self.flat_samples >= FLAT_SAMPLES {
+            self.flat_samples += 1;
+        }
+        // A sample that was not saturated only gives a lower bound of the capacity.
+        if self.saturated || rate > self.rate() {
+            self.rates[self.next_sample] = rate;
+            self.variations[self.next_sample] = path.rttvar;
+            self.next_sample = (self.next_sample + 1) % SAMPLES;
+        }
+        let ramping_up = path.bbr.is_some_and(|bbr| bbr.rate < self.rate() / 2);
+        self.ramping_up = ramping_up.then(|| self.ramping_up.unwrap_or(0) + usize::from(self.saturated));
+        self.sample_start = Some((now, path.acked_bytes));
+        self.saturated = false;
+    }
+
+    /// Returns whether to send more than the measured rate, to find out whether the path carries
+    /// more.
+    ///
+    /// The excess waits in the bottleneck's FIFO.
+    fn is_probing(&self) -> bool {
+        self.flat_samples < FLAT_SAMPLES || self.flat_samples.is_multiple_of(PROBE_SAMPLES)
+    }
+
+    /// Returns the median of the remembered variations.
+    fn variation(&self) -> Option<Duration> {
+        let mut sorted = self.variations;
+        sorted.sort_unstable();
+        let known = sorted.iter().filter(|variation| **variation < Duration::MAX).count();
+        sorted[..known].get(known / 2).copied()
+    }
+
+    fn rate(&self) -> u64 {
+        self.rates.iter().copied().max().unwrap_or(0)
+    }
+}
+
+fn sample_time(path: &SendState) -> Duration {
+    SAMPLE_TIME.max(path.base_rtt().unwrap_or_default())
+}
+
+/// Returns how many bytes of bbr's congestion window bulk data may use.
+///
+/// Loss-based congestion control grows only while its window is full, and after a loss bbr reduces
+/// its window to the bytes in flight; neither is limited here.
+fn usable_cwnd(path: &SendState) -> u64 {
+    let limited = path.bbr.is_some() && !path.recovering;
+    if limited { path.cwnd.saturating_sub(RESERVED_SEGMENTS) * path.mss } else { u64::MAX }
+}
+
+fn bytes_in(bytes_per_second: u64, time: Duration) -> usize {
+    let bytes = u128::from(bytes_per_second) * time.as_micros() / 1_000_000;
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests;
