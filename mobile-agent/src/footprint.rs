@@ -79,7 +79,7 @@ pub(crate) fn known(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<
             return Err(error.context("cannot clean up: no agent left a record of what it made"));
         }
         Err(error) => {
-            let error = crate::cli::story(&error);
+            let error = crate::cli::error_chain(&error);
             tracing::warn!(error, "broken configuration: cleaning up what the agent recorded");
             if recorded.is_empty() {
                 names.push(Footprint::of(&Config::without_file()));

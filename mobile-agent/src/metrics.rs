@@ -22,27 +22,27 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The HTTP server, on a thread of its own: a scrape never delays a packet.
 pub(crate) struct Server {
-    slot: Slot,
+    target: ScrapeTarget,
     /// Ends the thread when dropped.
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
 /// What a scrape asks, once the agent is there.
 #[derive(Clone, Default)]
-struct Slot(Arc<OnceLock<(Arc<Agent>, tokio::runtime::Handle)>>);
+struct ScrapeTarget(Arc<OnceLock<(Arc<Agent>, tokio::runtime::Handle)>>);
 
 impl Server {
-    /// Listens, and has nothing to tell until [`Server::show`].
+    /// Listens, and has nothing to tell until [`Server::set_agent`].
     pub(crate) fn start(listen: SocketAddr, hosts: &[String]) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("cannot start the metrics server")?;
-        let slot = Slot::default();
+        let target = ScrapeTarget::default();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let served = {
             let _inside = runtime.enter();
-            let (scraped, healthy) = (slot.clone(), slot.clone());
+            let (scraped, healthy) = (target.clone(), target.clone());
             mobile_io::metrics::serve(
                 listen,
                 hosts,
@@ -66,17 +66,17 @@ impl Server {
                 let _ = runtime.block_on(stopped);
             })
             .context("cannot start the metrics server")?;
-        Ok(Self { slot, _stop: stop })
+        Ok(Self { target, _stop: stop })
     }
 
     /// From now on scrapes are about this agent, which runs on the current runtime.
-    pub(crate) fn show(&self, agent: &Arc<Agent>) {
+    pub(crate) fn set_agent(&self, agent: &Arc<Agent>) {
         // Shown once, by the one start of this process.
-        let _ = self.slot.0.set((Arc::clone(agent), tokio::runtime::Handle::current()));
+        let _ = self.target.0.set((Arc::clone(agent), tokio::runtime::Handle::current()));
     }
 }
 
-impl Slot {
+impl ScrapeTarget {
     fn health(&self) -> Result<(), String> {
         let (agent, _) = self.0.get().ok_or("the agent is starting")?;
         let state = agent.tunnel.state.borrow();

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 use mobile_io::text::printable;
 
-use crate::control::protocol::{Answer, Change, Request};
+use crate::control::protocol::{Change, Reply, Request};
 
 /// Sets the attribute.
 pub(super) fn attach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()> {
@@ -20,7 +20,7 @@ pub(super) fn detach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()
 fn change(config: Option<&Path>, request: &Request, done: &str, keep: &str) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     let changes = match super::ask(&mut agent, request)? {
-        Answer::Changed(changes) => changes,
+        Reply::Changed(changes) => changes,
         other => return Err(super::unexpected(&other)),
     };
     super::print(&report(&changes, done, keep))?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::args::Bypass;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 
 /// Does it.
 pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()> {
@@ -13,12 +13,12 @@ pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()>
         Bypass::List { .. } => Request::Bypasses,
     };
     match (super::ask(&mut super::agent(config)?, &request)?, what) {
-        (Answer::Bypasses(nets), Bypass::List { json: true }) => super::print_json(&nets),
-        (Answer::Bypasses(nets), Bypass::List { json: false }) => {
+        (Reply::Bypasses(nets), Bypass::List { json: true }) => super::print_json(&nets),
+        (Reply::Bypasses(nets), Bypass::List { json: false }) => {
             super::print(&nets.iter().map(|net| format!("{net}\n")).collect::<String>())
         }
-        (Answer::Done, Bypass::Add { .. } | Bypass::Del { .. }) => Ok(()),
-        (Answer::Noted(note), Bypass::Add { .. } | Bypass::Del { .. }) => {
+        (Reply::Done, Bypass::Add { .. } | Bypass::Del { .. }) => Ok(()),
+        (Reply::Noted(note), Bypass::Add { .. } | Bypass::Del { .. }) => {
             eprintln!("mobile: {}", mobile_io::text::printable(&note));
             Ok(())
         }

@@ -11,13 +11,13 @@ use mobile_io::record::Record;
 use mobile_io::shutdown;
 
 use crate::config::Config;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::footprint;
 use crate::processes::{Job, ProcessHelper};
 use crate::routing;
 use crate::selection::bpf;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
-use crate::selection::owner;
+use crate::selection::cgroup_lock;
 
 /// Has a running agent remove everything and end; without an agent, this process removes
 /// everything.
@@ -40,7 +40,7 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
             Ok(mut agent) => {
                 return match super::ask(&mut agent, &Request::Cleanup)? {
                     // The agent may lack the right to remove its record's directory.
-                    Answer::Done => record.remove().map_err(Into::into),
+                    Reply::Done => record.remove().map_err(Into::into),
                     other => Err(super::unexpected(&other)),
                 };
             }
@@ -68,7 +68,7 @@ pub(crate) async fn remove_everything(
         return record.remove().map_err(Into::into);
     }
     for error in &errors {
-        tracing::error!(error = super::story(error), "not removed");
+        tracing::error!(error = super::error_chain(error), "not removed");
     }
     bail!("{} things could not be removed (see above): try again", errors.len())
 }
@@ -90,7 +90,7 @@ async fn remove(config: &Config, helper: Option<&ProcessHelper>) -> Vec<anyhow::
 
 fn remove_cgroup(config: &Config, helper: Option<&ProcessHelper>) -> anyhow::Result<()> {
     match MobileCgroup::existing(config.cgroup.path.as_deref()) {
-        Ok(Some(cgroup)) if owner::may_remove(&cgroup)? => match helper {
+        Ok(Some(cgroup)) if cgroup_lock::may_remove(&cgroup)? => match helper {
             Some(helper) => Ok(helper.run(&Job::RemoveCgroup { path: config.cgroup.path.clone() }, None)?),
             None => Ok(cgroup.remove()?),
         },

@@ -19,7 +19,7 @@ use rustls::ClientConfig;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::trial;
+use super::fetch_assignment;
 use crate::check::resolve;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::routing::claim::{HostNetworks, judge};
@@ -50,7 +50,7 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
         let dial = tls::client_config(&key, invitation.relay);
         let assigned = async {
             let stream = connect(&invitation.endpoint, &dial).await?;
-            trial::assigned(stream).await
+            fetch_assignment::fetch_assignment(stream).await
         };
         let assigned = assigned.await.context(
             "this host is enrolled, but a session with the relay did not come about: `mobile check` looks for the cause",

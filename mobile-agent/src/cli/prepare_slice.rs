@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 
 /// Succeeds once every process in the slice is mobile; otherwise systemd starts nothing in the
 /// slice.
@@ -15,7 +15,7 @@ pub(super) fn prepare_slice(config: Option<&Path>) -> anyhow::Result<()> {
         "services in mobile.slice are not started, because they would not be mobile: set this host up with \
          `mobile enroll`, or see what `systemctl status mobile` says",
     )? {
-        Answer::Done => Ok(()),
+        Reply::Done => Ok(()),
         other => Err(super::unexpected(&other)),
     }
 }

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use crate::control::protocol::{Answer, Process, Request, Traffic};
+use crate::control::protocol::{Process, Reply, Request, Traffic};
 
 /// Root, and members of the control group, see all; others their own.
 pub(super) fn ps(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     let processes = match super::ask(&mut agent, &Request::Processes)? {
-        Answer::Processes(processes) => processes,
+        Reply::Processes(processes) => processes,
         other => return Err(super::unexpected(&other)),
     };
     if json { super::print_json(&processes) } else { super::print(&render(&processes)) }

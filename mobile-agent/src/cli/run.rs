@@ -15,7 +15,7 @@ use anyhow::Context;
 use mobile_io::text::printable;
 
 use crate::config::Config;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::instance::{self, Instance};
 
@@ -55,7 +55,7 @@ fn become_mobile(config: Option<&Path>, program: &OsStr) -> anyhow::Result<Optio
     agent.ask(&Request::Run).context(UNSET)?;
     let instance = instance_of(&config, program);
     match super::accepted(agent.hear()).context(UNSET)? {
-        Answer::Done => Ok(instance),
+        Reply::Done => Ok(instance),
         other => Err(super::unexpected(&other)),
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use mobile_io::text::printable;
 
 use crate::config::OnFailure;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::status::{FilterKind, Handover, SessionState, Status, Uplinks};
 
 /// Handovers shown to a person; `--json` has all that are remembered.
@@ -15,8 +15,8 @@ pub(super) const SHOWN: usize = 5;
 pub(super) fn status(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     match super::ask(&mut agent, &Request::Status)? {
-        Answer::Status(status) if json => super::print_json(&status),
-        Answer::Status(status) => super::print(&render(&status)),
+        Reply::Status(status) if json => super::print_json(&status),
+        Reply::Status(status) => super::print(&render(&status)),
         other => Err(super::unexpected(&other)),
     }
 }
@@ -25,8 +25,8 @@ pub(super) fn status(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
 pub(super) fn uplinks(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     match super::ask(&mut agent, &Request::Uplinks)? {
-        Answer::Uplinks(uplinks) if json => super::print_json(&uplinks),
-        Answer::Uplinks(uplinks) => super::print(&render_uplinks(&uplinks)),
+        Reply::Uplinks(uplinks) if json => super::print_json(&uplinks),
+        Reply::Uplinks(uplinks) => super::print(&render_uplinks(&uplinks)),
         other => Err(super::unexpected(&other)),
     }
 }
@@ -36,8 +36,8 @@ pub(super) fn force(config: Option<&Path>, uplink: &str) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     let uplink = (uplink != "auto").then(|| uplink.to_owned());
     match super::ask(&mut agent, &Request::Use { uplink })? {
-        Answer::Done => Ok(()),
-        Answer::Noted(note) => {
+        Reply::Done => Ok(()),
+        Reply::Noted(note) => {
             eprintln!("mobile: {}", printable(&note));
             Ok(())
         }

@@ -12,7 +12,7 @@ use mobile_io::text::printable;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::status::{SHOWN, addresses, or_dash, relay, session, story};
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::status::{SessionState, Status, Traffic, Uplinks};
 
 /// How often it looks: as often as a person does.
@@ -53,7 +53,9 @@ pub(super) fn watch(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
                 (Ok(now), Some(screen)) => screen.frame(&picture(now, before.as_ref(), screen.paint)),
                 (Ok(now), None) => format!("{}\n", picture(now, before.as_ref(), Paint(false))),
                 // It may be back soon, and a person sees that better than a prompt.
-                (Err(error), Some(screen)) => screen.frame(&format!("{}\n", printable(&super::story(error)))),
+                (Err(error), Some(screen)) => {
+                    screen.frame(&format!("{}\n", printable(&super::error_chain(error))))
+                }
                 (Err(_), None) => return looked.map(drop),
             };
             before = looked.ok();
@@ -78,11 +80,11 @@ fn look(agent: &mut Option<Client>, config: Option<&Path>) -> anyhow::Result<Loo
         None => super::agent(config)?,
     };
     let status = match super::ask(&mut client, &Request::Status)? {
-        Answer::Status(status) => *status,
+        Reply::Status(status) => *status,
         other => return Err(super::unexpected(&other)),
     };
     let uplinks = match super::ask(&mut client, &Request::Uplinks)? {
-        Answer::Uplinks(uplinks) => uplinks,
+        Reply::Uplinks(uplinks) => uplinks,
         other => return Err(super::unexpected(&other)),
     };
     *agent = Some(client);

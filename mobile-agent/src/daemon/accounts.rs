@@ -7,11 +7,11 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
 use crate::processes::Job;
-use crate::selection::account::SWEEP;
+use crate::selection::account::SWEEP_INTERVAL;
 
 /// For ever.
 pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
-    let mut sweeps = interval(SWEEP);
+    let mut sweeps = interval(SWEEP_INTERVAL);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut missing = unaccounted(&agent);
     loop {

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::extent::Joining;
 use super::failure::Opening;
 use crate::config::{Config, RelayIdentity};
-use crate::control::protocol::Answer;
+use crate::control::protocol::Reply;
 use crate::processes::{Job, ProcessHelper};
 use crate::routing::claim::Refusal;
 use crate::routing::lease::Assigned;
@@ -72,7 +72,7 @@ impl Agent {
     }
 
     /// `mobile use`.
-    pub(crate) fn force(&self, uplink: Option<String>) -> Result<Answer, String> {
+    pub(crate) fn force(&self, uplink: Option<String>) -> Result<Reply, String> {
         let note = {
             let state = self.tunnel.state.borrow();
             match &uplink {
@@ -81,15 +81,15 @@ impl Agent {
             }
         };
         self.tunnel.force(uplink);
-        Ok(note.map_or(Answer::Done, Answer::Noted))
+        Ok(note.map_or(Reply::Done, Reply::Noted))
     }
 
     /// `mobile bypass add` and `del`: in force when it is answered, and until the agent ends.
-    pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Answer, String> {
+    pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Reply, String> {
         let net = net.trunc();
         let mut nets = self.bypass.lock().await;
         match (add, nets.contains(&net)) {
-            (true, true) => return Ok(Answer::Noted(format!("{net} is bypassed already"))),
+            (true, true) => return Ok(Reply::Noted(format!("{net} is bypassed already"))),
             (false, false) => {
                 return Err(format!("{net} is not bypassed; `mobile bypass list` says what is"));
             }
@@ -116,7 +116,7 @@ impl Agent {
         routed?;
         *nets = wanted;
         tracing::info!(%net, add, "bypass changed");
-        Ok(Answer::Done)
+        Ok(Reply::Done)
     }
 
     /// `inet_setmroute` of the C library: whole and in force when it is answered, if it leads to that gateway.
@@ -158,11 +158,11 @@ impl Agent {
     }
 
     /// `mobile cleanup`: answered when everything is removed.
-    pub(crate) async fn clean_up(&self) -> Result<Answer, String> {
+    pub(crate) async fn clean_up(&self) -> Result<Reply, String> {
         let (reply, done) = oneshot::channel();
         self.clean_up.send(reply).await.map_err(|_| "the agent is stopping already".to_owned())?;
         match done.await {
-            Ok(result) => result.map(|()| Answer::Done),
+            Ok(result) => result.map(|()| Reply::Done),
             Err(_) => Err("the agent ended before everything was removed: try again".to_owned()),
         }
     }

@@ -12,7 +12,7 @@ impl Agent {
     /// Before processes become mobile that may have sockets of the cgroup they come from; held until they are.
     pub(crate) fn watch_everybody(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
         let held = self.joining.0.read().unwrap_or_else(PoisonError::into_inner);
-        self.selector().widen().map_err(|error| {
+        self.selector().attach_to_root().map_err(|error| {
             tracing::warn!(%error, "sockets made before `mobile attach` cannot be watched");
             error.to_string()
         })?;
@@ -26,7 +26,7 @@ impl Agent {
         if self.cgroup.slice().id() != 0 || !self.cgroup.pids().is_ok_and(|pids| pids.is_empty()) {
             return;
         }
-        if let Err(error) = self.selector().narrow() {
+        if let Err(error) = self.selector().detach_from_root() {
             tracing::warn!(%error, "the sockets of ordinary processes go on being watched");
         }
     }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Agent;
 use crate::config::OnFailure;
-use crate::selection::deadline::{GRACE, RENEWAL};
+use crate::selection::deadline::{GRACE_PERIOD, RENEWAL_INTERVAL};
 
 /// What others may know of it.
 #[derive(Debug, Default)]
@@ -36,13 +36,13 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
     }
     let mut state = agent.tunnel.state.clone();
     // The programs are new: they count from now too.
-    let mut deadline = Instant::now() + GRACE;
+    let mut deadline = Instant::now() + GRACE_PERIOD;
     let mut was_connected = false;
     loop {
         let connected = state.borrow_and_update().active.is_some();
         // At its loss too: then the grace is whole.
         if connected || was_connected {
-            deadline = Instant::now() + GRACE;
+            deadline = Instant::now() + GRACE_PERIOD;
             put_off(&agent);
         }
         was_connected = connected;
@@ -50,7 +50,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
             tracing::info!("there is a session again: new connections of mobile processes take the tunnel");
         }
         let wake = match (connected, agent.opening.now()) {
-            (true, _) => Some(deadline - GRACE + RENEWAL),
+            (true, _) => Some(deadline - GRACE_PERIOD + RENEWAL_INTERVAL),
             (false, false) => Some(deadline),
             (false, true) => None,
         };
@@ -70,7 +70,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
                 tracing::warn!(
                     "no session for {} s: new connections of mobile processes go directly until there is one, as \
                      [routing] on_failure says",
-                    GRACE.as_secs()
+                    GRACE_PERIOD.as_secs()
                 );
             },
         }
@@ -79,7 +79,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
 
 fn put_off(agent: &Agent) {
     let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Err(error) = selector.put_off_deadline(OnFailure::Open) {
+    if let Err(error) = selector.extend_deadline(OnFailure::Open) {
         tracing::warn!(%error, "new connections of mobile processes will go directly although there is a session");
     }
 }

@@ -112,9 +112,9 @@ async fn clean_up(
     let result = crate::cli::remove_everything(&names, record, Some(&agent.processes)).await;
     let told = match &result {
         Ok(()) => Ok(()),
-        Err(error) => Err(crate::cli::story(error)),
+        Err(error) => Err(crate::cli::error_chain(error)),
     };
-    // The asker may have gone; the result is in the log too.
+    // The requester may have gone; the result is in the log too.
     let _ = reply.send(told);
     tokio::time::sleep(LAST_ANSWER).await;
     if result.is_ok() {

@@ -34,7 +34,7 @@ use crate::routing::{self, Keeper, Report};
 use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
-use crate::selection::owner::{self, Claim};
+use crate::selection::cgroup_lock::{self, CgroupLock};
 use crate::selection::slice::SliceWatch;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
@@ -59,7 +59,7 @@ pub(super) struct Running {
     /// The runtime of the tasks that read and change the kernel's network configuration.
     pub(super) network: NetworkThread,
     /// The lock that keeps other agents out of the mobile cgroup.
-    pub(super) claim: Claim,
+    pub(super) claim: CgroupLock,
     _metrics: Option<MetricsServer>,
 }
 
@@ -75,7 +75,7 @@ struct Made {
 /// The kernel's objects, ready.
 struct Kernel {
     cgroup: MobileCgroup,
-    claim: Claim,
+    claim: CgroupLock,
     tun: Tun,
     keeper: Keeper,
     report: Report,
@@ -167,7 +167,7 @@ pub(super) async fn start(
         route_bypass,
     });
     if let Some(metrics) = &metrics {
-        metrics.show(&agent);
+        metrics.set_agent(&agent);
     }
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_helper(helper));
@@ -278,7 +278,7 @@ async fn kernel(
     let path = config.cgroup.path.as_deref();
     made.cgroup = MobileCgroup::existing(path)?.is_none();
     let cgroup = MobileCgroup::ensure(path)?.with_slice(config.cgroup.slice.as_deref());
-    let claim = owner::claim(&cgroup)?;
+    let claim = cgroup_lock::acquire(&cgroup)?;
     leave_cgroup(&cgroup)?;
 
     let device = &config.tunnel.device;
@@ -369,6 +369,6 @@ async fn undo(config: &Config, netlink: &Netlink, made: Made, record: &Record) {
         errors.push(error.into());
     }
     for error in errors {
-        tracing::warn!(error = crate::cli::story(&error), "left behind by the failed start");
+        tracing::warn!(error = crate::cli::error_chain(&error), "left behind by the failed start");
     }
 }

@@ -163,7 +163,7 @@ impl Keeper {
                     Err(_) => std::future::pending().await,
                 },
                 Some((nets, reply)) = bypass.recv() => {
-                    // The asker may have gone.
+                    // The requester may have gone.
                     let _ = reply.send(self.bypass(nets).await);
                     Ok(())
                 }
@@ -213,7 +213,7 @@ impl Keeper {
             // Saved as the relay pushed it: each start judges the claims anew.
             if let Err(error) = self.lease.store(&new) {
                 tracing::warn!(
-                    error = crate::cli::story(&error),
+                    error = crate::cli::error_chain(&error),
                     "after a restart without the relay the addresses will be unknown"
                 );
             }
@@ -241,9 +241,9 @@ impl Keeper {
             Err(error) => {
                 self.config.routing.bypass = before;
                 if let Err(error) = self.tolerant_pass().await {
-                    tracing::warn!(error = crate::cli::story(&error), "the MOBILE route is not whole");
+                    tracing::warn!(error = crate::cli::error_chain(&error), "the MOBILE route is not whole");
                 }
-                Err(crate::cli::story(&error))
+                Err(crate::cli::error_chain(&error))
             }
         }
     }
@@ -268,7 +268,7 @@ impl Keeper {
                     .link_index(&self.config.tunnel.device)
                     .await
                     .context("the host virtual device is gone")?;
-                tracing::warn!(error = crate::cli::story(&error), "the MOBILE route is not whole");
+                tracing::warn!(error = crate::cli::error_chain(&error), "the MOBILE route is not whole");
                 Ok(0)
             }
         }

@@ -81,7 +81,7 @@ async fn follow(
             }
             // A change during the dump can interrupt it; the event of that change follows.
             Err(error) => tracing::warn!(
-                error = crate::cli::story(&error),
+                error = crate::cli::error_chain(&error),
                 "cannot read the networks of this host: claims of the relay are judged by what was known before"
             ),
         }

@@ -209,7 +209,7 @@ impl IngressFilter {
 
     /// Puts the classifier in force for `addresses` on every device there is now.
     async fn classify(&mut self, addresses: &BTreeSet<IpAddr>) {
-        let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::story(&error));
+        let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::error_chain(&error));
         let mut state = self.report.state();
         if let Some(error) = failure.as_ref().filter(|_| state.failure != failure) {
             tracing::warn!(
@@ -244,7 +244,7 @@ impl IngressFilter {
             self.report.0.dropped.fetch_add(classifier::sum(&counter), Ordering::Relaxed);
         }
         if let Err(error) = classifier::remove(&self.pin_dir) {
-            tracing::warn!(error = crate::cli::story(&error), "cannot remove the ingress classifier");
+            tracing::warn!(error = crate::cli::error_chain(&error), "cannot remove the ingress classifier");
         }
     }
 }

@@ -7,13 +7,13 @@ mod check;
 mod cleanup;
 mod enroll;
 mod explain;
+mod fetch_assignment;
 mod keygen;
 mod prepare_slice;
 mod ps;
 mod run;
 mod status;
 mod table;
-mod trial;
 mod watch;
 
 use std::io::{ErrorKind, Write};
@@ -28,7 +28,7 @@ use mobile_io::text::{printable, printable_json, printable_lines};
 
 use self::args::{Cli, Verb};
 use crate::config::Config;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::{daemon, processes};
 
 pub(crate) use cleanup::remove_everything;
@@ -70,11 +70,11 @@ pub(crate) fn main() -> ExitCode {
 
 /// Says on stderr what went wrong, with its causes.
 fn complain(error: &anyhow::Error) {
-    mobile_io::log::complain(&format!("mobile: {}", printable_lines(&story(error))));
+    mobile_io::log::complain(&format!("mobile: {}", printable_lines(&error_chain(error))));
 }
 
 /// The error and its causes in one line. Some libraries repeat the cause in the error itself: once is enough.
-pub(crate) fn story(error: &anyhow::Error) -> String {
+pub(crate) fn error_chain(error: &anyhow::Error) -> String {
     let mut told = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if told.is_empty() {
@@ -131,20 +131,20 @@ fn agent_of(config: &Config) -> anyhow::Result<Client> {
 }
 
 /// One question, one answer; a refusal is an error.
-fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Answer> {
+fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Reply> {
     accepted(client.call(request))
 }
 
 /// What the agent answered; a refusal is an error.
-fn accepted(answer: Result<Answer, ControlError>) -> anyhow::Result<Answer> {
+fn accepted(answer: Result<Reply, ControlError>) -> anyhow::Result<Reply> {
     match answer? {
-        Answer::Refused(reason) => bail!("{}", printable(&reason)),
+        Reply::Refused(reason) => bail!("{}", printable(&reason)),
         answer => Ok(answer),
     }
 }
 
 /// What an agent of another version may answer.
-fn unexpected(answer: &Answer) -> anyhow::Error {
+fn unexpected(answer: &Reply) -> anyhow::Error {
     anyhow::anyhow!(
         "the agent's answer does not fit the question ({answer:?}): restart the agent, it is of another version"
     )
@@ -195,7 +195,7 @@ mod tests {
         let cause = std::io::Error::other("connection refused");
         let error =
             anyhow::Error::new(cause).context("nobody answers (connection refused)").context("no agent");
-        assert_eq!(story(&error), "no agent: nobody answers (connection refused)");
+        assert_eq!(error_chain(&error), "no agent: nobody answers (connection refused)");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::routing::lease::Assigned;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the relay pushes to this client.
-pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assigned> {
+pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assigned> {
     let session = Session::client(SessionId(rand::random()), Limits::default());
     let (handle, mut events) = driver::spawn(session, NoPackets);
     handle.open_path(PathId(1), stream);
