@@ -1,11 +1,11 @@
-//! `mobile bypass add NET`, `del NET` and `list`.
+//! The verb `mobile bypass`, with its subcommands `add NET`, `del NET` and `list`.
 
 use std::path::Path;
 
 use super::args::Bypass;
 use crate::control::protocol::{Reply, Request};
 
-/// Does it.
+/// Asks the agent to change or list the bypassed networks.
 pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()> {
     let request = match what {
         Bypass::Add { net } => Request::Bypass { net: *net, add: true },
