@@ -90,9 +90,9 @@ pub(crate) fn error_chain(error: &anyhow::Error) -> String {
             chain.push_str(": ");
             chain.push_str(&cause);
         }
-        }
-        chain
     }
+    chain
+}
 
 /// Writes text to stdout and escapes its control characters. A reader that closes early (`| head`)
 /// is no error.
@@ -136,7 +136,8 @@ fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
 
 /// Connects to the agent at the control socket of a loaded configuration.
 fn agent_of(config: &Config) -> anyhow::Result<Client> {
-    Client::connect(&config.control.socket).context("no agent is running on this host: start it with `mobile agent`")
+    Client::connect(&config.control.socket)
+        .context("no agent is running on this host: start it with `mobile agent`")
 }
 
 /// Sends a request to the agent and returns the reply. A refusal is an error.
@@ -148,7 +149,7 @@ fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Reply> {
 fn accepted(reply: Result<Reply, ControlError>) -> anyhow::Result<Reply> {
     match reply? {
         Reply::Refused(reason) => bail!("{}", printable(&reason)),
-Ok(answer), =>         reply => Ok(reply), => Ok(answer),
+        reply => Ok(reply),
     }
 }
 

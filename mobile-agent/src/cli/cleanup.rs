@@ -33,7 +33,8 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         tracing::info!("the machine is shutting down: nothing removed, mobile processes wait until they end");
         return Ok(());
     }
-    let record = footprint::record(config).context("cannot locate the record of the agent's kernel objects")?;
+    let record =
+        footprint::record(config).context("cannot locate the record of the agent's kernel objects")?;
     let names = footprint::known(config, &record)?;
     for config in &names {
         match Client::connect(&config.control.socket) {

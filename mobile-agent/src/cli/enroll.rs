@@ -41,7 +41,7 @@ const MAX_INVITATION_BYTES: u64 = 4096;
 /// persistent addresses, one a line.
 pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<()> {
     let invitation: Invitation = match invitation {
-        read_line()?.parse()?, => "-" => read_stdin()?.parse()?, => read_line()?.parse()?,
+        "-" => read_stdin()?.parse()?,
         text => text.parse()?,
     };
     let path = config.unwrap_or(Path::new(DEFAULT_PATH));
@@ -81,7 +81,10 @@ async fn warn_of_refusals(config: &Config, assigned: &Assigned) {
     };
     for refusal in judge(assigned, &config.tunnel.addresses, &host).refusals {
         let refusal = refusal.told();
-        note(&format!("the agent would refuse a part of the assignment: {}; {}", refusal.cause, refusal.next_step));
+        note(&format!(
+            "the agent would refuse a part of the assignment: {}; {}",
+            refusal.cause, refusal.next_step
+        ));
     }
 }
 
@@ -134,7 +137,11 @@ impl StagedFiles {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let key_path = config.with_file_name("agent.key");
-        ensure!(key_path != config, "--config {} is the name of the key file: choose another name", config.display());
+        ensure!(
+            key_path != config,
+            "--config {} is the name of the key file: choose another name",
+            config.display()
+        );
         let (key, key_file) = if key_path.symlink_metadata().is_ok() {
             // The key is from `mobile keygen`, or from an enrolment that was interrupted.
             (PrivateKey::load(&key_path)?, None)
@@ -221,8 +228,7 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
     ))
 }
 
-const NOT_REACHED: &str =
-    "cannot reach the relay; nothing was written, and the invitation can still be used";
+const NOT_REACHED: &str = "cannot reach the relay; nothing was written, and the invitation can still be used";
 
 fn next_step(why: Refusal) -> &'static str {
     match why {

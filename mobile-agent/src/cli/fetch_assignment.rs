@@ -24,10 +24,14 @@ pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assign
         loop {
             match events.recv().await {
                 Some(DriverEvent::Session(Event::Config(config))) => return Ok(config),
-                Some(DriverEvent::Session(Event::PathClosed { code, .. })) => bail!("the relay closed the session: {code}"),
+                Some(DriverEvent::Session(Event::PathClosed { code, .. })) => {
+                    bail!("the relay closed the session: {code}")
+                }
                 Some(DriverEvent::PathError { cause, .. }) => bail!(cause),
                 Some(DriverEvent::Session(_)) => {}
-                Some(DriverEvent::Stopped) | None => bail!("the session ended before the relay sent an assignment"),
+                Some(DriverEvent::Stopped) | None => {
+                    bail!("the session ended before the relay sent an assignment")
+                }
             }
         }
     };

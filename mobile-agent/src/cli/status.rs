@@ -66,7 +66,9 @@ fn render(status: &Status) -> String {
         lines.push(("round trip", format!("{:.1} ms", rtt * 1000.0)));
     }
     lines.push(("handovers", status.handovers.to_string()));
-    lines.extend(status.recent_handovers.iter().take(SHOWN_HANDOVERS).map(|handover| ("", handover_line(handover))));
+    lines.extend(
+        status.recent_handovers.iter().take(SHOWN_HANDOVERS).map(|handover| ("", handover_line(handover))),
+    );
     let traffic = &status.traffic;
     lines.push((
         "traffic",
@@ -102,7 +104,9 @@ fn render(status: &Status) -> String {
         let rules = status.rival_rules;
         lines.push((
             "rules",
-            format!("{rules} rules of other programs take the packets of mobile processes: see `mobile check`"),
+            format!(
+                "{rules} rules of other programs take the packets of mobile processes: see `mobile check`"
+            ),
         ));
     }
     lines.extend(ingress(status).map(|ingress| ("ingress", ingress)));
@@ -127,9 +131,9 @@ fn ingress(status: &Status) -> Option<String> {
             Some(format!("no filter ({problem}): see `mobile check`"))
         }
         (FilterKind::Nftables | FilterKind::Ebpf, 0) => None,
-        (FilterKind::Nftables | FilterKind::Ebpf, dropped) => {
-            Some(format!("dropped {dropped} packets that came to a persistent address from outside the tunnel"))
-        }
+        (FilterKind::Nftables | FilterKind::Ebpf, dropped) => Some(format!(
+            "dropped {dropped} packets that came to a persistent address from outside the tunnel"
+        )),
     }
 }
 
@@ -285,8 +289,7 @@ pub(super) mod tests {
         let text = render(&sample());
         assert!(text.contains("session    connected for 7.0 s\n"), "{text}");
         assert!(text.contains("relay.example:443 (192.0.2.1:443)"), "{text}");
-        let line =
-            "7.0 s ago: wlan0 -> eth0, carrier lost, blackout 25 ms, 4 records retransmitted, 0 packets dropped";
+        let line = "7.0 s ago: wlan0 -> eth0, carrier lost, blackout 25 ms, 4 records retransmitted, 0 packets dropped";
         assert!(text.contains(line), "{text}");
         assert_eq!(text.matches("wlan0 -> eth0").count(), SHOWN_HANDOVERS, "{text}");
         assert!(text.contains("drops      2 queue_full\n"), "{text}");
