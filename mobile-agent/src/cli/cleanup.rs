@@ -32,8 +32,8 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         tracing::info!("the machine shuts down: nothing removed, mobile processes wait until they end");
         return Ok(());
     }
-    let record = footprint::record(config).context("cannot find what the agent recorded")?;
-    let names = footprint::known(config, &record)?;
+    let record = footprint::state_file(config).context("cannot find what the agent recorded")?;
+    let names = footprint::for_cleanup(config, &record)?;
     for config in &names {
         match Client::connect(&config.control.socket) {
             // The agent reads the records too.

@@ -22,8 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::trial;
 use crate::check::resolve;
 use crate::config::{Config, DEFAULT_PATH};
+use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
-use crate::routing::lease::{Assigned, Lease};
 use crate::routing::networks;
 
 /// For each step of a connection: a satellite's round trip, three times repeated; and a person waits.
@@ -58,7 +58,7 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
         // So that from the agent's first start on mobile processes have an address to send from, and wait if they must.
         let config = Config::load(Some(path))?;
         warn_of_refusals(&config, &assigned).await;
-        if let Err(error) = Lease::new(&config.state.dir, &invitation.relay).store(&assigned) {
+        if let Err(error) = AssignmentCache::new(&config.state.dir, &invitation.relay).store(&assigned) {
             tell(&format!("the agent will learn the addresses when it first reaches the relay: {error:#}"));
         }
         let addresses = assigned.addresses();
@@ -68,13 +68,13 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
 
 /// Warns of what the agent would refuse of the assignment now. The agent judges by itself at each
 /// start.
-async fn warn_of_refusals(config: &Config, assigned: &Assigned) {
+async fn warn_of_refusals(config: &Config, assigned: &Assignment) {
     let host = match Netlink::new() {
         Ok(netlink) => networks::read(&netlink, &config.tunnel.device, Vec::new()).await.unwrap_or_default(),
         Err(_) => HostNetworks::default(),
     };
     for refusal in judge(assigned, &config.tunnel.addresses, &host).refusals {
-        let refusal = refusal.told();
+        let refusal = refusal.to_status();
         tell(&format!("the agent will refuse this: {}; {}", refusal.cause, refusal.next_step));
     }
 }

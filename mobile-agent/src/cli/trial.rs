@@ -9,13 +9,13 @@ use mobile_io::driver::{self, DriverEvent, PacketIo};
 use mobile_io::tls::TlsStream;
 use mobile_proto::{CloseCode, Event, Limits, Offload, Packet, PathId, Session, SessionId};
 
-use crate::routing::lease::Assigned;
+use crate::routing::assignment::Assignment;
 
 /// From HELLO to WELCOME.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the relay pushes to this client.
-pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assigned> {
+pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assignment> {
     let session = Session::client(SessionId(rand::random()), Limits::default());
     let (handle, mut events) = driver::spawn(session, NoPackets);
     handle.open_path(PathId(1), stream);
@@ -33,7 +33,7 @@ pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assigned> {
     let pushed = tokio::time::timeout(PATIENCE, pushed).await;
     handle.shutdown(CloseCode::Normal).await;
     let Ok(pushed) = pushed else { bail!("the relay did not answer within {PATIENCE:?}") };
-    let assigned = Assigned::from(pushed?);
+    let assigned = Assignment::from(pushed?);
     match assigned.objection() {
         None => Ok(assigned),
         Some(objection) => bail!("what the relay assigns cannot be used, it {objection}"),

@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use mobile_io::netlink::{Family, Netlink};
 
 use crate::config::Config;
-use crate::routing::plan::ANYWHERE;
+use crate::routing::plan::REMOTE_ADDRESSES;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, instance, process};
 use words::{Case, Known};
@@ -104,7 +104,7 @@ impl<'a> Looker<'a> {
         if process.connections.len() > MAX_TOLD {
             story.push_str(&format!("and {} more sockets\n", process.connections.len() - MAX_TOLD));
         }
-        for anywhere in ANYWHERE {
+        for anywhere in REMOTE_ADDRESSES {
             let way = self.netlink.lookup(anywhere, self.mark(self.known.is_marked(mobile))).await?;
             let heading = format!("its next connection by {}", Family::from(anywhere));
             story.push_str(&format!(
