@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use mobile_io::netlink::{Family, Netlink};
 
 use crate::config::Config;
-use crate::routing::plan::ANYWHERE;
+use crate::routing::plan::REMOTE_ADDRESSES;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, instance, process};
 use render::{HostState, NewConnection};
@@ -104,7 +104,7 @@ impl<'a> Explainer<'a> {
         if process.connections.len() > MAX_LISTED {
             text.push_str(&format!("and {} more sockets\n", process.connections.len() - MAX_LISTED));
         }
-        for anywhere in ANYWHERE {
+        for anywhere in REMOTE_ADDRESSES {
             let way = self.netlink.lookup(anywhere, self.mark(self.host.is_marked(mobile))).await?;
             let heading = format!("its next connection by {}", Family::from(anywhere));
             text.push_str(&format!(

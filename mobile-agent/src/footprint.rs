@@ -62,7 +62,7 @@ impl Footprint {
 }
 
 /// Returns the record of the agent that this configuration file configures, or the default one.
-pub(crate) fn record(config: Option<&Path>) -> std::io::Result<Record> {
+pub(crate) fn state_file(config: Option<&Path>) -> std::io::Result<Record> {
     Record::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
 }
 
@@ -70,8 +70,8 @@ pub(crate) fn record(config: Option<&Path>) -> std::io::Result<Record> {
 ///
 /// A broken configuration is a warning: what the agent recorded is enough, and the default names
 /// are for the default file.
-pub(crate) fn known(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<Config>> {
-    let recorded = read(record);
+pub(crate) fn for_cleanup(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<Config>> {
+    let recorded = read_recorded(record);
     let mut names = Vec::new();
     match Config::load(path) {
         Ok(config) => names.push(Footprint::of(&config)),
@@ -86,16 +86,16 @@ pub(crate) fn known(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<
             }
         }
     }
-    Ok(with(names, recorded))
+    Ok(with_recorded(names, recorded))
 }
 
 /// Returns the names that the agent running with `config` may have in the kernel: its own, then
 /// others on record.
-pub(crate) fn of_running(config: &Config, record: &Record) -> Vec<Config> {
-    with(vec![Footprint::of(config)], read(record))
+pub(crate) fn for_running(config: &Config, record: &Record) -> Vec<Config> {
+    with_recorded(vec![Footprint::of(config)], read_recorded(record))
 }
 
-fn read(record: &Record) -> Vec<Footprint> {
+fn read_recorded(record: &Record) -> Vec<Footprint> {
     let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
         tracing::warn!(%error, "cleaning up without what the agent recorded");
         Vec::new()
@@ -103,17 +103,17 @@ fn read(record: &Record) -> Vec<Footprint> {
     // The confined agent can write to the directory, and `cleanup` acts on its content as root.
     recorded.retain(|footprint| {
         let tables = [footprint.table, footprint.relay_table];
-        let is_ours = tables.iter().all(|table| !RESERVED_TABLES.contains(table))
+        let is_plausible = tables.iter().all(|table| !RESERVED_TABLES.contains(table))
             && mobile_io::tun::is_device_name(&footprint.device);
-        if !is_ours {
+        if !is_plausible {
             tracing::warn!(?footprint, "ignoring a record that no agent writes");
         }
-        is_ours
+        is_plausible
     });
     recorded
 }
 
-fn with(mut names: Vec<Footprint>, recorded: Vec<Footprint>) -> Vec<Config> {
+fn with_recorded(mut names: Vec<Footprint>, recorded: Vec<Footprint>) -> Vec<Config> {
     for footprint in recorded {
         if !names.contains(&footprint) {
             names.push(footprint);
@@ -145,13 +145,13 @@ mod tests {
         assert_eq!(Footprint::of(&footprint.clone().into_config()), footprint);
 
         std::fs::write(&file, "[rooting]\n").unwrap();
-        let error = known(Some(&file), &record).unwrap_err();
+        let error = for_cleanup(Some(&file), &record).unwrap_err();
         assert!(format!("{error:#}").contains("rooting"), "{error:#}");
         record.add(footprint).unwrap();
-        assert_eq!(devices(&known(Some(&file), &record).unwrap()), ["m1"]);
+        assert_eq!(devices(&for_cleanup(Some(&file), &record).unwrap()), ["m1"]);
         std::fs::write(&file, "[tunnel]\ndevice = \"m2\"\n").unwrap();
-        assert_eq!(devices(&known(Some(&file), &record).unwrap()), ["m2", "m1"]);
+        assert_eq!(devices(&for_cleanup(Some(&file), &record).unwrap()), ["m2", "m1"]);
         std::fs::write(&file, CHANGED).unwrap();
-        assert_eq!(devices(&known(Some(&file), &record).unwrap()), ["m1"]);
+        assert_eq!(devices(&for_cleanup(Some(&file), &record).unwrap()), ["m1"]);
     }
 }

@@ -147,7 +147,7 @@ impl Metrics {
 fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Result<Registry> {
     let metrics = Metrics(Registry::new());
     let state = agent.tunnel.state.borrow().clone();
-    let ledger = &state.ledger;
+    let history = &state.history;
 
     let info = declared::BUILD_INFO.gauges()?;
     info.with_label_values(&[&status.version]).set(1.0);
@@ -160,12 +160,12 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     }
     paths(&metrics, uplinks)?;
 
-    metrics.add(ledger.blackouts.clone())?;
-    metrics.counters(declared::HANDOVERS, ledger.handovers.iter().map(|(cause, count)| (*cause, *count)))?;
-    metrics.counter(declared::CONNECT_ATTEMPTS, ledger.attempts)?;
+    metrics.add(history.blackouts.clone())?;
+    metrics.counters(declared::HANDOVERS, history.handovers.iter().map(|(cause, count)| (*cause, *count)))?;
+    metrics.counter(declared::CONNECT_ATTEMPTS, history.attempts)?;
     metrics.counter(declared::ASSIGNMENTS_DEFERRED, state.assignments_deferred)?;
     metrics
-        .counters(declared::CONNECT_FAILURES, ledger.failures.iter().map(|(kind, count)| (*kind, *count)))?;
+        .counters(declared::CONNECT_FAILURES, history.failures.iter().map(|(kind, count)| (*kind, *count)))?;
 
     let traffic = &status.traffic;
     for (metric, sent, received) in [
@@ -187,9 +187,9 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     let refused = agent.route.refused.counts();
     let refused = Objection::WORDS.iter().map(|word| (*word, refused.get(word).copied().unwrap_or(0)));
     metrics.counters(declared::CLAIMS_REFUSED, refused)?;
-    let looks = [("uplinks", &agent.looks), ("route", &agent.route.passes)];
-    let looks = looks.map(|(what, count)| (what, count.load(Ordering::Relaxed)));
-    metrics.counters(declared::KERNEL_LOOKS, looks)?;
+    let reads = [("uplinks", &agent.uplink_reads), ("route", &agent.route.passes)];
+    let reads = reads.map(|(what, count)| (what, count.load(Ordering::Relaxed)));
+    metrics.counters(declared::KERNEL_LOOKS, reads)?;
     metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
     metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
     let filter = declared::INGRESS_FILTER.gauges()?;

@@ -16,15 +16,15 @@ use super::load_programs;
 use super::reach::{self, Outcome};
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, globs};
 use crate::control::protocol::{Reply, Request};
+use crate::routing::assignment::AssignmentCache;
 use crate::routing::claim::{self, Refusal};
 use crate::routing::ingress;
-use crate::routing::lease::Lease;
 use crate::routing::networks;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
 use crate::selection::deadline;
 use crate::status::{self, Status};
-use crate::uplinks::look::{self, Targets};
-use crate::uplinks::policy::{self, Decision, Families, Uplink, Wishes};
+use crate::uplinks::links::{self as uplink_links, RouteTargets};
+use crate::uplinks::policy::{self, Decision, Families, Uplink, UplinkPreferences};
 
 /// Everything that is looked at.
 #[derive(Debug)]
@@ -127,8 +127,8 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         _ => (Vec::new(), Vec::new()),
     };
     let relay_addresses = match &resolved {
-        Some(Ok(found)) => Targets::new(found),
-        _ => Targets::new(&[]),
+        Some(Ok(found)) => RouteTargets::new(found),
+        _ => RouteTargets::new(&[]),
     };
     let links = links(&config, families, persistent, &relay_addresses).await;
     let key = key(&config.identity.private_key_file, root);
@@ -151,7 +151,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         bpffs: bpffs(&config.bpf.pin_dir),
         programs: root.then(|| load_programs::try_load(&config)),
         tun: root.then(apart::try_tun),
-        nftables: root.then(|| ingress::try_out().map_err(|error| error.to_string())),
+        nftables: root.then(|| ingress::check_nftables().map_err(|error| error.to_string())),
         agent,
         resolved,
         links,
@@ -167,7 +167,7 @@ impl Links {
     /// The usable uplinks, the best first.
     pub(super) fn usable(&self) -> impl Iterator<Item = &Uplink> {
         let named = |name: &String| self.uplinks.iter().find(|uplink| uplink.name == *name);
-        self.decision.candidates.iter().filter_map(named)
+        self.decision.usable.iter().filter_map(named)
     }
 }
 
@@ -177,7 +177,7 @@ async fn remembered(
     relay: &RelayIdentity,
     resolved: Option<&Result<Vec<SocketAddr>, String>>,
 ) -> (Vec<IpAddr>, Vec<status::Refusal>) {
-    let Some(pushed) = Lease::new(&config.state.dir, &relay.public_key).load() else {
+    let Some(pushed) = AssignmentCache::new(&config.state.dir, &relay.public_key).load() else {
         return (Vec::new(), Vec::new());
     };
     let found = resolved.and_then(|resolved| resolved.as_ref().ok());
@@ -188,7 +188,7 @@ async fn remembered(
         Err(_) => claim::HostNetworks::default(),
     };
     let verdict = claim::judge(&pushed, &config.tunnel.addresses, &host);
-    (verdict.in_force.addresses(), verdict.refusals.iter().map(Refusal::told).collect())
+    (verdict.in_force.addresses(), verdict.refusals.iter().map(Refusal::to_status).collect())
 }
 
 fn families(resolved: Option<&Result<Vec<SocketAddr>, String>>) -> Families {
@@ -256,11 +256,11 @@ async fn links(
     config: &Config,
     families: Families,
     persistent: Vec<IpAddr>,
-    relay: &Targets,
+    relay: &RouteTargets,
 ) -> Result<Links, String> {
     let netlink = Netlink::new().map_err(|error| error.to_string())?;
     let read = async {
-        let (found, snapshot) = look::look(&netlink, &config.tunnel.device, relay).await?;
+        let (found, snapshot) = uplink_links::read_links(&netlink, &config.tunnel.device, relay).await?;
         let rules = netlink.all_rules().await?;
         let mut routes = Vec::new();
         for family in Family::ALL {
@@ -274,7 +274,7 @@ async fn links(
     let glob = |key: &str, patterns: &[String]| globs(key, patterns).map_err(|error| error.to_string());
     let decision = policy::decide(
         &uplinks,
-        &Wishes {
+        &UplinkPreferences {
             forced: None,
             prefer: &glob("[uplink] prefer", &config.uplink.prefer)?,
             exclude: &glob("[uplink] exclude", &config.uplink.exclude)?,

@@ -8,7 +8,9 @@ use mobile_io::netlink::ListedRule;
 use super::facts::{Bpffs, Facts, Links};
 use super::reach::Outcome;
 use crate::config::{OnFailure, Routing};
-use crate::routing::rivals::{self, is_listed_as_ours};
+use crate::routing::conflicting_rules::{
+    conflicting_rules, is_listed_as_ours, rule_priority as free_priority,
+};
 use crate::selection::deadline::GRACE_PERIOD;
 use crate::selection::oldest_kernel::{OLDEST, OLDEST_LONGTERM};
 use crate::status::{FilterKind, Ingress, Refusal, SessionState};
@@ -175,11 +177,11 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
     let rule_priority = there
         .map(|rule| rule.priority)
         .min()
-        .or_else(|| rivals::place(&links.rules, routing))
+        .or_else(|| free_priority(&links.rules, routing))
         .unwrap_or(routing.rule_priority);
     let before =
-        |rule: &ListedRule| rivals::before(&links.rules, routing, rule_priority).any(|it| it == rule);
-    let mut findings: Vec<Finding> = rivals::before(&links.rules, routing, rule_priority)
+        |rule: &ListedRule| conflicting_rules(&links.rules, routing, rule_priority).any(|it| it == rule);
+    let mut findings: Vec<Finding> = conflicting_rules(&links.rules, routing, rule_priority)
         .map(|rule| {
             let next = format!(
                 "restart the agent, which puts its rules first; if they do not stay there, set [routing] \
@@ -291,11 +293,11 @@ fn rp_filter(links: &Links) -> Option<Finding> {
 }
 
 fn uplinks(links: &Links) -> Option<Finding> {
-    if !links.decision.candidates.is_empty() {
+    if !links.decision.usable.is_empty() {
         return None;
     }
     let told = links.decision.verdicts.iter().take(MAX_LINKS).filter_map(|verdict| {
-        verdict.obstacle.map(|obstacle| format!("{}: {}", verdict.name, obstacle.words()))
+        verdict.obstacle.map(|obstacle| format!("{}: {}", verdict.name, obstacle.description()))
     });
     let told: Vec<String> = told.collect();
     let seen = if told.is_empty() { "this host has no link".to_owned() } else { told.join(", ") };

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::config::RelayIdentity;
 use crate::tunnel::cause::Failure;
 use crate::tunnel::connect::Dialer;
-use crate::uplinks::policy::{Families, Uplink, serves};
+use crate::uplinks::policy::{Families, Uplink, reachable_families};
 
 /// How long each step may take: a satellite's round trip, three times repeated; and a person waits.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -58,7 +58,8 @@ pub(super) async fn over_each(
 
 async fn over(dialer: Arc<Dialer>, uplink: &Uplink, families: Families) -> Outcome {
     let begun = Instant::now();
-    let connecting = Arc::clone(&dialer).connect(uplink.name.clone(), serves(uplink, families), PATIENCE);
+    let connecting =
+        Arc::clone(&dialer).connect(uplink.name.clone(), reachable_families(uplink, families), PATIENCE);
     let connected = connecting.await?;
     is_accepted(connected.stream, &dialer).await?;
     Ok(Reached { address: connected.remote, took: begun.elapsed() })

@@ -34,8 +34,8 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         return Ok(());
     }
     let record =
-        footprint::record(config).context("cannot locate the record of the agent's kernel objects")?;
-    let names = footprint::known(config, &record)?;
+        footprint::state_file(config).context("cannot locate the record of the agent's kernel objects")?;
+    let names = footprint::for_cleanup(config, &record)?;
     for config in &names {
         match Client::connect(&config.control.socket) {
             // The agent reads the record too.

@@ -24,8 +24,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::fetch_assignment;
 use crate::check::resolve;
 use crate::config::{Config, DEFAULT_PATH};
+use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
-use crate::routing::lease::{Assigned, Lease};
 use crate::routing::networks;
 
 /// Timeout for each step of a connection: enough to repeat a satellite's round trip three times,
@@ -64,7 +64,7 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
         // start on, and their connections wait while the relay is unreachable.
         let config = Config::load(Some(path))?;
         warn_of_refusals(&config, &assigned).await;
-        if let Err(error) = Lease::new(&config.state.dir, &invitation.relay).store(&assigned) {
+        if let Err(error) = AssignmentCache::new(&config.state.dir, &invitation.relay).store(&assigned) {
             note(&format!("cannot cache the addresses ({error:#}): the agent gets them when it first reaches the relay"));
         }
         let addresses = assigned.addresses();
@@ -74,13 +74,13 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
 
 /// Warns about those parts of the assignment that the agent would refuse, judged by this host's
 /// networks at this moment. The agent judges again at each start.
-async fn warn_of_refusals(config: &Config, assigned: &Assigned) {
+async fn warn_of_refusals(config: &Config, assigned: &Assignment) {
     let host = match Netlink::new() {
         Ok(netlink) => networks::read(&netlink, &config.tunnel.device, Vec::new()).await.unwrap_or_default(),
         Err(_) => HostNetworks::default(),
     };
     for refusal in judge(assigned, &config.tunnel.addresses, &host).refusals {
-        let refusal = refusal.told();
+        let refusal = refusal.to_status();
         note(&format!(
             "the agent would refuse a part of the assignment: {}; {}",
             refusal.cause, refusal.next_step

@@ -9,14 +9,14 @@ use mobile_io::driver::{self, DriverEvent, PacketIo};
 use mobile_io::tls::TlsStream;
 use mobile_proto::{CloseCode, Event, Limits, Offload, Packet, PathId, Session, SessionId};
 
-use crate::routing::lease::Assigned;
+use crate::routing::assignment::Assignment;
 
 /// Timeout of the whole session, from HELLO to WELCOME.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens a session on `stream`, returns the assignment that the relay pushes, and closes the
 /// session.
-pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assigned> {
+pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assignment> {
     let session = Session::client(SessionId(rand::random()), Limits::default());
     let (handle, mut events) = driver::spawn(session, NoPackets);
     handle.open_path(PathId(1), stream);
@@ -38,7 +38,7 @@ pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assign
     let pushed = tokio::time::timeout(TIMEOUT, pushed).await;
     handle.shutdown(CloseCode::Normal).await;
     let Ok(pushed) = pushed else { bail!("the relay did not answer within {TIMEOUT:?}") };
-    let assigned = Assigned::from(pushed?);
+    let assigned = Assignment::from(pushed?);
     match assigned.objection() {
         None => Ok(assigned),
         Some(objection) => bail!("the relay's assignment cannot be used: it {objection}"),

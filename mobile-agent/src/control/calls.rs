@@ -39,7 +39,7 @@ fn set_mobile(
     pid: i32,
     mobile: bool,
 ) -> Result<Result<(), JobError>, String> {
-    let _watched = mobile.then(|| agent.watch_everybody()).transpose()?;
+    let _scope = mobile.then(|| agent.attach_to_root()).transpose()?;
     let pid = (pid != 0).then_some(pid);
     let job = Job::SetMobile { pid, caller: *caller, requester, mobile, with_sockets: true };
     Ok(agent.processes.run(&job, pidfd.as_ref().map(|pidfd| pidfd.as_fd())))

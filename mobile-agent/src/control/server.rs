@@ -90,7 +90,7 @@ async fn answer(
         Request::Call(call) => calls::answer(agent, requester, (pid, pidfd), call).await.map(Reply::Called),
         Request::Attach { pids } => {
             blocking(move || {
-                let _watched = agent_for_job.watch_everybody()?;
+                let _scope = agent_for_job.attach_to_root()?;
                 let job = Job::Change { pids, requester, persistent, mobile: true };
                 ask_helper(&agent_for_job, &job).map(Reply::Changed)
             })
@@ -132,7 +132,7 @@ fn run(
     let helper = |job: &Job| agent.processes.run(job, pidfd).map_err(|error| error.to_string());
     let holds: Result<bool, _> = agent.processes.run(&Job::HoldsSockets { caller }, pidfd);
     let with_sockets = holds.map_err(|error| error.to_string())?;
-    let _watched = with_sockets.then(|| agent.watch_everybody()).transpose()?;
+    let _scope = with_sockets.then(|| agent.attach_to_root()).transpose()?;
     helper(&Job::SetMobile { pid: None, caller, requester, mobile: true, with_sockets }).map(|()| Reply::Done)
 }
 

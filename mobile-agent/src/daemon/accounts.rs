@@ -10,7 +10,7 @@ use crate::processes::Job;
 use crate::selection::account::SWEEP_INTERVAL;
 
 /// For ever.
-pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
+pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
     let mut sweeps = interval(SWEEP_INTERVAL);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut missing = unaccounted(&agent);
@@ -18,7 +18,7 @@ pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
         sweeps.tick().await;
         let sweeping = Arc::clone(&agent);
         let swept = tokio::task::spawn_blocking(move || {
-            sweeping.watch_fewer();
+            sweeping.attach_to_mobile_only();
             sweeping.processes.run::<()>(&Job::SweepAccounts, None)
         });
         match swept.await {

@@ -13,20 +13,20 @@ use mobile_proto::{PathId, PathStats};
 use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};
 
-use super::extent::Joining;
-use super::failure::Opening;
+use super::attach_scope::AttachLock;
+use super::on_failure::DirectFallback;
 use crate::config::{Config, RelayIdentity};
 use crate::control::protocol::Reply;
 use crate::processes::{Job, ProcessHelper};
+use crate::routing::assignment::Assignment;
 use crate::routing::claim::Refusal;
-use crate::routing::lease::Assigned;
-use crate::routing::{BypassChange, Report};
+use crate::routing::{BypassChange, RouteStatus};
 use crate::selection::bpf::Selector;
 use crate::selection::cgroup::MobileCgroup;
 use crate::status::{
     Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic, UplinkStatus, Uplinks,
 };
-use crate::tunnel::io::DeviceSide;
+use crate::tunnel::io::DeliveryFilter;
 use crate::tunnel::{State, Tunnel, machine};
 
 /// Everything a question can be about.
@@ -42,21 +42,21 @@ pub(crate) struct Agent {
     /// The session.
     pub(crate) tunnel: Tunnel,
     /// The MOBILE route.
-    pub(crate) route: Report,
+    pub(crate) route: RouteStatus,
     /// The number of times that the kernel was asked for the uplinks.
-    pub(crate) looks: Arc<AtomicU64>,
+    pub(crate) uplink_reads: Arc<AtomicU64>,
     /// What the device did not take.
-    pub(crate) side: Arc<DeviceSide>,
+    pub(crate) delivery: Arc<DeliveryFilter>,
     /// The programs.
     pub(crate) selector: Mutex<Selector>,
     /// Who is becoming mobile.
-    pub(crate) joining: Joining,
-    /// The process that looks into and changes other processes.
+    pub(crate) attach_lock: AttachLock,
+    /// The process that uplink_reads into and changes other processes.
     pub(crate) processes: ProcessHelper,
     /// When the agent started.
     pub(crate) started: Instant,
     /// What new connections do without a session.
-    pub(crate) opening: Opening,
+    pub(crate) direct_fallback: DirectFallback,
     /// Asks the daemon to remove everything and end.
     pub(crate) clean_up: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
     /// What mobile processes reach directly. Held while it changes.
@@ -68,7 +68,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// The persistent addresses.
     pub(crate) fn persistent(&self) -> Vec<IpAddr> {
-        self.route.assigned.borrow().as_ref().map(Assigned::addresses).unwrap_or_default()
+        self.route.assignment.borrow().as_ref().map(Assignment::addresses).unwrap_or_default()
     }
 
     /// `mobile use`.
@@ -121,10 +121,10 @@ impl Agent {
 
     /// `inet_setmroute` of the C library: whole and in force when it is answered, if it leads to that gateway.
     pub(crate) async fn set_route(&self, gateway: Option<Ipv4Addr>) -> Result<(), Errno> {
-        let assigned = self.route.assigned.borrow().clone();
-        let assigned = assigned.filter(|it| !it.addresses().is_empty()).ok_or(Errno::ENETDOWN)?;
+        let assignment = self.route.assignment.borrow().clone();
+        let assignment = assignment.filter(|it| !it.addresses().is_empty()).ok_or(Errno::ENETDOWN)?;
         let relay = self.tunnel.state.borrow().active.as_ref().map(|(_, address)| address.ip());
-        let leads = |to: Ipv4Addr| assigned.ipv4 == Some(to) || relay == Some(to.into());
+        let leads = |to: Ipv4Addr| assignment.ipv4 == Some(to) || relay == Some(to.into());
         if !gateway.is_none_or(leads) {
             return Err(Errno::EADDRNOTAVAIL);
         }
@@ -174,8 +174,8 @@ impl Agent {
         let pids = tokio::task::spawn_blocking(move || cgroup.pids()).await;
         let ingress = self.route.ingress.read().await;
         let state = self.tunnel.state.borrow().clone();
-        let assigned = self.route.assigned.borrow().clone();
-        let ledger = &state.ledger;
+        let assignment = self.route.assignment.borrow().clone();
+        let history = &state.history;
         let now = Instant::now();
         let path = state.active.as_ref().map(|(active, _)| active.path);
         let active_stats = snapshot
@@ -183,15 +183,15 @@ impl Agent {
             .and_then(|snapshot| snapshot.paths.iter().find(|(id, _)| Some(*id) == path))
             .map(|(_, path)| path);
         let stats = snapshot.as_ref().map(|snapshot| snapshot.stats.clone()).unwrap_or_default();
-        let addresses = assigned.as_ref().map(Assigned::addresses).unwrap_or_default();
-        let refused: Vec<_> = self.route.refused.now().iter().map(Refusal::told).collect();
-        let (session, problem) = judge(&state, !addresses.is_empty() || !refused.is_empty());
+        let addresses = assignment.as_ref().map(Assignment::addresses).unwrap_or_default();
+        let refused: Vec<_> = self.route.refused.now().iter().map(Refusal::to_status).collect();
+        let (session, problem) = session_state(&state, !addresses.is_empty() || !refused.is_empty());
         let problem = problem.or_else(|| self.route.refused.problem(&addresses));
-        let recent: Vec<Handover> = ledger
+        let recent: Vec<Handover> = history
             .recent
             .iter()
             .rev()
-            .map(|(handover, when)| told(handover, now.saturating_duration_since(*when)))
+            .map(|(handover, when)| handover_status(handover, now.saturating_duration_since(*when)))
             .collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -207,8 +207,8 @@ impl Agent {
             public_key: self.own_key.to_string(),
             device: self.config.tunnel.device.clone(),
             addresses,
-            mtu: self.config.tunnel.mtu.or(assigned.as_ref().map(|assigned| assigned.mtu)),
-            dns: assigned.map(|assigned| assigned.dns).unwrap_or_default(),
+            mtu: self.config.tunnel.mtu.or(assignment.as_ref().map(|assignment| assignment.mtu)),
+            dns: assignment.map(|assignment| assignment.dns).unwrap_or_default(),
             refused,
             active_uplink: state.active.as_ref().map(|(active, _)| active.uplink.clone()),
             forced_uplink: state.forced.clone(),
@@ -219,7 +219,7 @@ impl Agent {
                 .map(|(active, _)| active.since)
                 .or(state.outage_since)
                 .map(|since| now.saturating_duration_since(since).as_secs_f64()),
-            handovers: ledger.handover_count(),
+            handovers: history.handover_count(),
             last_handover: recent.first().cloned(),
             recent_handovers: recent,
             traffic: Traffic {
@@ -240,16 +240,16 @@ impl Agent {
             }),
             mobile_processes: pids.ok().and_then(Result::ok).map_or(0, |pids| count(pids.len())),
             on_failure: self.config.routing.on_failure,
-            open: self.opening.now(),
-            opened: self.opening.times(),
+            open: self.direct_fallback.now(),
+            opened: self.direct_fallback.times(),
             routing_restored: self.route.restored.load(Ordering::Relaxed),
-            rival_rules: self.route.rivals.before.load(Ordering::Relaxed),
-            rules_moved: self.route.rivals.moves.load(Ordering::Relaxed),
+            rival_rules: self.route.conflicts.before.load(Ordering::Relaxed),
+            rules_moved: self.route.conflicts.moves.load(Ordering::Relaxed),
             ingress,
         }
     }
 
-    /// Packets lost on our side, by reason.
+    /// Packets lost on our delivery, by reason.
     fn drops(&self, stats: &mobile_proto::Stats) -> BTreeMap<String, u64> {
         [
             ("queue_full", stats.dropped_queue_full),
@@ -261,8 +261,8 @@ impl Agent {
             ("given_up", stats.given_up),
             ("lost_by_peer", stats.lost),
             ("segments", stats.dropped_segments),
-            ("device_refused", self.side.refused.load(Ordering::Relaxed)),
-            ("misaddressed", self.side.misaddressed.load(Ordering::Relaxed)),
+            ("device_refused", self.delivery.refused.load(Ordering::Relaxed)),
+            ("misaddressed", self.delivery.misaddressed.load(Ordering::Relaxed)),
         ]
         .map(|(reason, count)| (reason.to_owned(), count))
         .into()
@@ -276,7 +276,7 @@ impl Agent {
     }
 }
 
-fn told(handover: &machine::Handover, age: Duration) -> Handover {
+fn handover_status(handover: &machine::Handover, age: Duration) -> Handover {
     Handover {
         cause: handover.cause.word().to_owned(),
         from: handover.from.clone(),
@@ -301,14 +301,14 @@ fn compression(wish: Compression, active: Option<&PathStats>) -> &'static str {
     }
 }
 
-/// Returns the state of the session and what stands in its way. `is_assigned`: the relay's
+/// Returns the state of the session and what stands in its way. `is_assignment_known`: the relay's
 /// assignment is in force or refused.
-fn judge(state: &State, is_assigned: bool) -> (SessionState, Option<Problem>) {
+fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Option<Problem>) {
     if state.active.is_some() {
-        let session = if is_assigned { SessionState::Connected } else { SessionState::Connecting };
+        let session = if is_assignment_known { SessionState::Connected } else { SessionState::Connecting };
         return (session, None);
     }
-    let Some(best) = state.decision.candidates.first() else {
+    let Some(best) = state.decision.usable.first() else {
         let problem = Problem {
             cause: "no uplink can carry the tunnel".to_owned(),
             next_step: "`mobile uplinks` says what each of them lacks".to_owned(),
@@ -317,10 +317,10 @@ fn judge(state: &State, is_assigned: bool) -> (SessionState, Option<Problem>) {
     };
     // A refused key says more than an uplink that fails otherwise.
     let problems: Vec<_> =
-        state.decision.candidates.iter().filter_map(|name| state.ledger.problem(name)).collect();
+        state.decision.usable.iter().filter_map(|name| state.history.problem(name)).collect();
     match problems.iter().find(|(_, refused)| *refused) {
         Some((problem, _)) => (SessionState::Refused, Some((*problem).clone())),
-        None => (SessionState::Connecting, state.ledger.problem(best).map(|(problem, _)| problem.clone())),
+        None => (SessionState::Connecting, state.history.problem(best).map(|(problem, _)| problem.clone())),
     }
 }
 
@@ -331,20 +331,20 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
         let stats = ready.filter_map(|(id, _)| paths.iter().find(|(path, _)| path == id));
         stats.map(|(_, stats)| stats).min_by_key(|stats| stats.suspect)
     };
-    let place = |name: &str| state.decision.candidates.iter().position(|candidate| candidate == name);
+    let place = |name: &str| state.decision.usable.iter().position(|candidate| candidate == name);
     let mut list: Vec<(usize, UplinkStatus)> = state
         .uplinks
         .iter()
         .zip(&state.decision.verdicts)
         .map(|(uplink, verdict)| {
             let active = state.active.as_ref().is_some_and(|(active, _)| active.uplink == uplink.name);
-            let failed = state.ledger.problem(&uplink.name).map(|(problem, _)| problem);
+            let failed = state.history.problem(&uplink.name).map(|(problem, _)| problem);
             let path = path_on(&uplink.name);
             let (word, reason, next_step) = match (active, verdict.obstacle, failed) {
                 (true, ..) => ("active", None, None),
                 (_, Some(obstacle), _) => {
                     let next_step = obstacle.next_step().map(str::to_owned);
-                    ("unusable", Some(obstacle.words().to_owned()), next_step)
+                    ("unusable", Some(obstacle.description().to_owned()), next_step)
                 }
                 _ if path.is_some_and(|path| !path.suspect) => ("standby", None, None),
                 _ if path.is_some() => ("silent", Some("its path does not answer any more".to_owned()), None),
@@ -380,7 +380,7 @@ fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
     Ok(verdict.obstacle.map(|obstacle| {
         format!(
             "{name} cannot carry the tunnel now ({}{}): it will as soon as it can, until then the others do",
-            obstacle.words(),
+            obstacle.description(),
             obstacle.next_step().map(|step| format!("; {step}")).unwrap_or_default()
         )
     }))

@@ -1,5 +1,5 @@
 //! The rights that the agent keeps once it runs; docs/security.md, "Privileges", says what for. The
-//! process helper (`processes`) does whatever looks into other processes.
+//! process helper (`processes`) does whatever uplink_reads into other processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -21,16 +21,16 @@ use tokio::task::JoinSet;
 
 use super::Agent;
 use super::accounts;
-use super::extent::Joining;
-use super::failure::{self, Opening};
+use super::attach_scope::AttachLock;
 use super::network::NetworkThread;
+use super::on_failure::{self, DirectFallback};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::footprint::Footprint;
 use crate::metrics::Server as MetricsServer;
 use crate::processes::{ProcessHelper, Setup};
+use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::HostNetworks;
-use crate::routing::lease::{Assigned, Lease};
-use crate::routing::{self, Keeper, Report};
+use crate::routing::{self, RouteReconciler, RouteStatus};
 use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
@@ -38,18 +38,18 @@ use crate::selection::cgroup_lock::{self, CgroupLock};
 use crate::selection::slice::SliceWatch;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
-use crate::tunnel::io::{DeviceSide, TunIo};
-use crate::tunnel::machine::Wishes;
+use crate::tunnel::io::{DeliveryFilter, TunIo};
+use crate::tunnel::machine::Preferences;
 use crate::{control, uplinks};
 
 /// Anybody may ask; who may do what is decided by who asks.
 const SOCKET_MODE: u32 = 0o666;
 
 /// What the programs could not be told is told again after this.
-const AGAIN: Duration = Duration::from_secs(10);
+const RETRY_DELAY: Duration = Duration::from_secs(10);
 
 /// An agent that works.
-pub(super) struct Running {
+pub(super) struct RunningAgent {
     /// What the control socket and metrics use.
     pub(super) agent: Arc<Agent>,
     /// Each ends only with a reason why the agent cannot go on.
@@ -63,9 +63,9 @@ pub(super) struct Running {
     _metrics: Option<MetricsServer>,
 }
 
-/// What this start has made, as opposed to found.
+/// What this start has undo_log, as opposed to found.
 #[derive(Default)]
-struct Made {
+struct UndoLog {
     record: bool,
     cgroup: bool,
     device: bool,
@@ -73,14 +73,14 @@ struct Made {
 }
 
 /// The kernel's objects, ready.
-struct Kernel {
+struct KernelObjects {
     cgroup: MobileCgroup,
     claim: CgroupLock,
     tun: Tun,
-    keeper: Keeper,
-    report: Report,
+    reconciler: RouteReconciler,
+    route_status: RouteStatus,
     selector: Selector,
-    side: Arc<DeviceSide>,
+    delivery: Arc<DeliveryFilter>,
     processes: ProcessHelper,
     helper: Child,
 }
@@ -90,7 +90,7 @@ pub(super) async fn start(
     config: Config,
     record: &Record,
     confinement: &Confinement,
-) -> anyhow::Result<Running> {
+) -> anyhow::Result<RunningAgent> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the agent makes a device, routes and eBPF programs, so it must run as root: try it with sudo"
@@ -98,7 +98,7 @@ pub(super) async fn start(
     let relay = config.relay_identity()?;
     let key = PrivateKey::load(&config.identity.private_key_file)
         .context("the agent has no identity: make one with `mobile keygen`")?;
-    let wishes = Wishes {
+    let preferences = Preferences {
         prefer: globs("[uplink] prefer", &config.uplink.prefer)?,
         exclude: globs("[uplink] exclude", &config.uplink.exclude)?,
         standby: globs("[uplink] standby", &config.uplink.standby)?,
@@ -112,23 +112,33 @@ pub(super) async fn start(
     let settings = uplinks::Settings {
         own_device: config.tunnel.device.clone(),
         relay_table: config.routing.relay_table,
-        prefer: wishes.prefer.clone(),
+        prefer: preferences.prefer.clone(),
     };
     let (links, watch_links) = network.run(uplinks::watch(settings, dialer.addresses())).await?;
-    let looks = Arc::clone(&links.looks);
+    let uplink_reads = Arc::clone(&links.reads);
 
     let networks = routing::networks::watch(config.tunnel.device.clone(), dialer.addresses());
     let (networks, watch_networks) = network.run(networks).await?;
 
-    let mut made = Made { record: write_record(record, &config), ..Made::default() };
-    let kernel = match kernel(&config, &relay, &netlink, networks, &mut made).await {
+    let mut undo_log = UndoLog { record: write_record(record, &config), ..UndoLog::default() };
+    let kernel = match make_kernel_objects(&config, &relay, &netlink, networks, &mut undo_log).await {
         Ok(kernel) => kernel,
         Err(error) => {
-            undo(&config, &netlink, made, record).await;
+            undo(&config, &netlink, undo_log, record).await;
             return Err(error);
         }
     };
-    let Kernel { cgroup, claim, tun, keeper, report, mut selector, side, processes, helper } = kernel;
+    let KernelObjects {
+        cgroup,
+        claim,
+        tun,
+        reconciler,
+        route_status,
+        mut selector,
+        delivery,
+        processes,
+        helper,
+    } = kernel;
     links.set_helper(processes.clone());
     // Messages of the programs help to understand, nothing depends on them.
     let logs = selector.spawn_logs();
@@ -142,9 +152,9 @@ pub(super) async fn start(
         fair: config.tunnel.queue.is_fair(),
         ..Limits::default()
     };
-    let device = TunIo::new(tun, Arc::clone(&side));
-    let (tunnel, manage) = Tunnel::start(dialer, wishes, limits, device, links);
-    let assigned = tunnel.assigned.clone();
+    let device = TunIo::new(tun, Arc::clone(&delivery));
+    let (tunnel, manage) = Tunnel::start(dialer, preferences, limits, device, links);
+    let pushed_config = tunnel.pushed_config.clone();
     let (clean_up, clean_ups) = mpsc::channel(1);
     let (route_bypass, bypasses) = mpsc::channel(1);
     let bypass = tokio::sync::Mutex::new(config.routing.bypass.iter().map(IpNet::trunc).collect());
@@ -154,14 +164,14 @@ pub(super) async fn start(
         own_key,
         cgroup,
         tunnel,
-        route: report,
-        looks,
-        side,
+        route: route_status,
+        uplink_reads,
+        delivery,
         processes,
         selector: Mutex::new(selector),
-        joining: Joining::default(),
+        attach_lock: AttachLock::default(),
         started: Instant::now(),
-        opening: Opening::default(),
+        direct_fallback: DirectFallback::default(),
         clean_up,
         bypass,
         route_bypass,
@@ -174,30 +184,30 @@ pub(super) async fn start(
     tasks.spawn_on(watch_links, network.handle());
     tasks.spawn_on(watch_networks, network.handle());
     tasks.spawn(manage);
-    tasks.spawn_on(keeper.run(assigned, bypasses), network.handle());
-    tasks.spawn(follow_assigned(Arc::clone(&agent)));
+    tasks.spawn_on(reconciler.run(pushed_config, bypasses), network.handle());
+    tasks.spawn(follow_assignment(Arc::clone(&agent)));
     tasks.spawn(follow_slice(Arc::clone(&agent)));
-    tasks.spawn(failure::keep_deadline(Arc::clone(&agent)));
-    tasks.spawn(accounts::keep(Arc::clone(&agent)));
+    tasks.spawn(on_failure::keep_deadline(Arc::clone(&agent)));
+    tasks.spawn(accounts::sweep(Arc::clone(&agent)));
     let for_server = Arc::clone(&agent);
     tasks.spawn(async move {
         control::server::serve(listener, for_server).await;
         anyhow::anyhow!("the control socket is gone")
     });
-    Ok(Running { agent, tasks, clean_ups, network, claim, _metrics: metrics })
+    Ok(RunningAgent { agent, tasks, clean_ups, network, claim, _metrics: metrics })
 }
 
 /// The resolvers and persistent addresses that the programs go by.
-fn programs_view(assigned: Option<&Assigned>) -> (Addresses, Addresses) {
-    assigned.map(|it| (Addresses::resolvers(it), Addresses::persistent(it))).unwrap_or_default()
+fn program_addresses(assignment: Option<&Assignment>) -> (Addresses, Addresses) {
+    assignment.map(|it| (Addresses::resolvers(it), Addresses::persistent(it))).unwrap_or_default()
 }
 
 /// Queries go where the relay says now, and from the addresses it assigns now.
-async fn follow_assigned(agent: Arc<Agent>) -> anyhow::Error {
-    let mut assigned = agent.route.assigned.clone();
+async fn follow_assignment(agent: Arc<Agent>) -> anyhow::Error {
+    let mut assignment = agent.route.assignment.clone();
     let mut in_force = None;
     loop {
-        let view = programs_view(assigned.borrow_and_update().as_ref());
+        let view = program_addresses(assignment.borrow_and_update().as_ref());
         if in_force != Some(view) {
             let (resolvers, persistent) = view;
             tracing::debug!(?resolvers, ?persistent, "addresses of mobile processes");
@@ -212,9 +222,9 @@ async fn follow_assigned(agent: Arc<Agent>) -> anyhow::Error {
             in_force = (asked.is_ok() && sent.is_ok()).then_some(view);
         }
         let changed = if in_force == Some(view) {
-            assigned.changed().await
+            assignment.changed().await
         } else {
-            tokio::time::timeout(AGAIN, assigned.changed()).await.unwrap_or(Ok(()))
+            tokio::time::timeout(RETRY_DELAY, assignment.changed()).await.unwrap_or(Ok(()))
         };
         if changed.is_err() {
             // The keeper's own task ends with the reason, perhaps a moment later on another thread.
@@ -249,7 +259,7 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
         let changed = if in_force == Some(id) {
             watch.changed().await
         } else {
-            tokio::time::timeout(AGAIN, watch.changed()).await.unwrap_or(Ok(()))
+            tokio::time::timeout(RETRY_DELAY, watch.changed()).await.unwrap_or(Ok(()))
         };
         if let Err(error) = changed {
             return anyhow::Error::new(error)
@@ -268,30 +278,31 @@ fn listen(config: &Config) -> anyhow::Result<Listener> {
         .context("cannot open the control socket")
 }
 
-async fn kernel(
+async fn make_kernel_objects(
     config: &Config,
     relay: &RelayIdentity,
     netlink: &Netlink,
     networks: watch::Receiver<HostNetworks>,
-    made: &mut Made,
-) -> anyhow::Result<Kernel> {
+    undo_log: &mut UndoLog,
+) -> anyhow::Result<KernelObjects> {
     let path = config.cgroup.path.as_deref();
-    made.cgroup = MobileCgroup::existing(path)?.is_none();
+    undo_log.cgroup = MobileCgroup::existing(path)?.is_none();
     let cgroup = MobileCgroup::ensure(path)?.with_slice(config.cgroup.slice.as_deref());
     let claim = cgroup_lock::acquire(&cgroup)?;
     leave_cgroup(&cgroup)?;
 
     let device = &config.tunnel.device;
-    let found = netlink.link_index(device).await.is_ok();
+    let device_exists = netlink.link_index(device).await.is_ok();
     let tun = Tun::open(device, true, config.tunnel.offload)?;
-    made.device = !found;
+    undo_log.device = !device_exists;
 
-    made.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);
-    let side = Arc::new(DeviceSide::default());
-    let lease = Lease::new(&config.state.dir, &relay.public_key);
-    let (keeper, report) = Keeper::start(config, netlink.clone(), lease, Arc::clone(&side), networks).await?;
+    undo_log.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);
+    let delivery = Arc::new(DeliveryFilter::default());
+    let cache = AssignmentCache::new(&config.state.dir, &relay.public_key);
+    let (reconciler, route_status) =
+        RouteReconciler::start(config, netlink.clone(), cache, Arc::clone(&delivery), networks).await?;
 
-    let (resolvers, persistent) = programs_view(report.assigned.borrow().as_ref());
+    let (resolvers, persistent) = program_addresses(route_status.assignment.borrow().as_ref());
     let marking = Marking {
         mark: config.routing.mark,
         mask: config.routing.mark_mask,
@@ -315,7 +326,7 @@ async fn kernel(
     };
     // Started last, with the rights that this process is about to give up.
     let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;
-    Ok(Kernel { cgroup, claim, tun, keeper, report, selector, side, processes, helper })
+    Ok(KernelObjects { cgroup, claim, tun, reconciler, route_status, selector, delivery, processes, helper })
 }
 
 /// Waits for the process helper to end, without which no process can be made mobile.
@@ -335,7 +346,7 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Records what is about to be made, for `mobile cleanup`. Returns whether this start added the
+/// Records what is about to be undo_log, for `mobile cleanup`. Returns whether this start added the
 /// record.
 fn write_record(record: &Record, config: &Config) -> bool {
     let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
@@ -346,23 +357,23 @@ fn write_record(record: &Record, config: &Config) -> bool {
     first && added
 }
 
-async fn undo(config: &Config, netlink: &Netlink, made: Made, record: &Record) {
+async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, record: &Record) {
     let mut errors = Vec::new();
-    if made.route {
+    if undo_log.route {
         errors.extend(routing::remove(config, netlink, false).await);
     }
-    if made.device
+    if undo_log.device
         && let Err(error) = tun::remove(&config.tunnel.device)
     {
         errors.push(error.into());
     }
-    if made.cgroup
+    if undo_log.cgroup
         && let Ok(Some(cgroup)) = MobileCgroup::existing(config.cgroup.path.as_deref())
         && let Err(error) = cgroup.remove()
     {
         errors.push(error.into());
     }
-    if made.record
+    if undo_log.record
         && errors.is_empty()
         && let Err(error) = record.remove()
     {

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::lease::Assigned;
+use super::assignment::Assignment;
 use crate::status;
 
 /// The networks that a relay may assign from without a setting: RFC 1918, RFC 6598 (shared address
@@ -87,15 +87,15 @@ pub(crate) struct Refusal {
 
 /// The verdict on an assignment: the part in force, and the refusals.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub(crate) struct ClaimVerdict {
     /// The claims without an objection.
-    pub(crate) in_force: Assigned,
+    pub(crate) in_force: Assignment,
     /// The claims with one, and the objections.
     pub(crate) refusals: Vec<Refusal>,
 }
 
 /// Judges `pushed`; `allowed` are the networks of `[tunnel] addresses`.
-pub(crate) fn judge(pushed: &Assigned, allowed: &[IpNet], host: &HostNetworks) -> Verdict {
+pub(crate) fn judge(pushed: &Assignment, allowed: &[IpNet], host: &HostNetworks) -> ClaimVerdict {
     let mut refusals = Vec::new();
     let mut keep = |claim: Claim, objection: Option<Objection>| match objection {
         Some(objection) => {
@@ -119,7 +119,7 @@ pub(crate) fn judge(pushed: &Assigned, allowed: &[IpNet], host: &HostNetworks) -
     };
     let dns = pushed.dns.iter().copied();
     let dns = dns.filter(|&server| keep(Claim::Resolver(server), against(server))).collect();
-    Verdict { in_force: Assigned { ipv4, ipv6, mtu: pushed.mtu, dns }, refusals }
+    ClaimVerdict { in_force: Assignment { ipv4, ipv6, mtu: pushed.mtu, dns }, refusals }
 }
 
 fn against_address(address: IpAddr, allowed: &[IpNet], host: &HostNetworks) -> Option<Objection> {
@@ -261,7 +261,7 @@ impl Refusal {
     }
 
     /// Returns the refusal as `mobile status --json` prints it.
-    pub(crate) fn told(&self) -> status::Refusal {
+    pub(crate) fn to_status(&self) -> status::Refusal {
         let (kind, subject) = match self.claim {
             Claim::Address(_) => ("address", "the pushed address "),
             Claim::Resolver(_) => ("resolver", "the pushed resolver "),

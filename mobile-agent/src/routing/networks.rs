@@ -14,18 +14,18 @@ use super::claim::HostNetworks;
 
 /// The least time between two reads, so that a storm of events costs a bounded share of a
 /// processor.
-const SPACING: Duration = Duration::from_millis(5);
+const MIN_READ_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The factor by which the pause after a read is longer than the read: a host may have a million
 /// routes, and each change of one is announced.
-const PAUSE: u32 = 20;
+const PAUSE_FACTOR: u32 = 20;
 
 /// The time between two reads of the resolver files, whose changes are not announced.
-const FILES: Duration = Duration::from_secs(30);
+const RESOLVER_FILE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The files that name the resolvers of this host: the C library's, and those of the resolvers
 /// behind the local stubs of systemd-resolved and NetworkManager.
-const RESOLVERS: [&str; 3] =
+const RESOLVER_FILES: [&str; 3] =
     ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"];
 
 /// The origins of routes that place a network on a device (`RTPROT_KERNEL`, `RTPROT_RA`,
@@ -41,7 +41,7 @@ pub(crate) async fn watch(
 ) -> anyhow::Result<(watch::Receiver<HostNetworks>, impl Future<Output = anyhow::Error>)> {
     // Subscribed before the first read, so no change is missed in between.
     let watch = Watch::new().context("cannot watch the networks of this host")?;
-    let first = read_aside(&own_device, &relay).await?;
+    let first = read_on_thread(&own_device, &relay).await?;
     let (publish, known) = watch::channel(first);
     Ok((known, follow(watch, own_device, relay, publish)))
 }
@@ -53,7 +53,7 @@ async fn follow(
     publish: watch::Sender<HostNetworks>,
 ) -> anyhow::Error {
     let mut next = Instant::now();
-    let mut files = tokio::time::interval(FILES);
+    let mut files = tokio::time::interval(RESOLVER_FILE_INTERVAL);
     files.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -71,7 +71,7 @@ async fn follow(
         }
         sleep_until(next).await;
         let began = Instant::now();
-        match read_aside(&own_device, &relay).await {
+        match read_on_thread(&own_device, &relay).await {
             Ok(now) => {
                 publish.send_if_modified(|known| {
                     let new = *known != now;
@@ -85,12 +85,12 @@ async fn follow(
                 "cannot read the networks of this host: claims of the relay are judged by what was known before"
             ),
         }
-        next = Instant::now() + SPACING.max(began.elapsed().saturating_mul(PAUSE));
+        next = Instant::now() + MIN_READ_INTERVAL.max(began.elapsed().saturating_mul(PAUSE_FACTOR));
     }
 }
 
 /// Reads on a thread of its own: the caller's thread carries packets.
-async fn read_aside(
+async fn read_on_thread(
     own_device: &str,
     relay: &watch::Receiver<Vec<SocketAddr>>,
 ) -> anyhow::Result<HostNetworks> {
@@ -144,7 +144,7 @@ pub(crate) async fn read(
         }
     }
     let resolvers =
-        RESOLVERS.iter().flat_map(|file| resolvers(&std::fs::read_to_string(file).unwrap_or_default()));
+        RESOLVER_FILES.iter().flat_map(|file| resolvers(&std::fs::read_to_string(file).unwrap_or_default()));
     let resolvers: BTreeSet<IpAddr> = resolvers.collect();
     Ok(HostNetworks {
         addresses,

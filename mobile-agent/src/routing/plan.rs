@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net};
 use mobile_io::netlink::{Family, Route, Rule};
 
-use super::lease::Assigned;
+use super::assignment::Assignment;
 use crate::config;
 
 /// The metric the kernel gives an IPv6 route that names none. Named, so that what is read back equals what was put.
@@ -19,12 +19,12 @@ const STAYS_LOCAL: [Ipv4Net; 2] = [
 ];
 
 /// Where "anywhere" is: addresses for benchmarks (RFC 2544, RFC 5180), to which nobody has a route of its own.
-pub(crate) const ANYWHERE: [IpAddr; 2] =
+pub(crate) const REMOTE_ADDRESSES: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1))];
 
 /// What of the host's own routes matters for ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Surroundings {
+pub(crate) struct HostIpSupport {
     /// Whether an ordinary process has a way to the world by IPv6.
     ///
     /// Without it the kernel takes the only global address there is for the source, the persistent one, and asks for the
@@ -51,11 +51,11 @@ pub(crate) fn plan(
     priority: u32,
     mtu: Option<u16>,
     device: u32,
-    assigned: Option<&Assigned>,
-    around: Surroundings,
+    assignment: Option<&Assignment>,
+    host_ip: HostIpSupport,
 ) -> Plan {
     let table = routing.table;
-    let persistent: Vec<IpAddr> = assigned.map(Assigned::addresses).unwrap_or_default();
+    let persistent: Vec<IpAddr> = assignment.map(Assignment::addresses).unwrap_or_default();
     let unreachable = Family::ALL.map(|family| Route::unreachable(family, table));
     let local = STAYS_LOCAL.map(IpNet::V4);
     let asked = routing.bypass.iter().map(IpNet::trunc).filter(|net| !local.contains(net));
@@ -71,7 +71,7 @@ pub(crate) fn plan(
         from: None,
         table,
     });
-    let replies = persistent.iter().filter(|address| address.is_ipv4() || around.ipv6);
+    let replies = persistent.iter().filter(|address| address.is_ipv4() || host_ip.ipv6);
     let from = replies.map(|&address| Rule {
         priority: priority + 1,
         family: address.into(),
@@ -84,8 +84,8 @@ pub(crate) fn plan(
     let taken: Vec<IpNet> = routes.iter().skip(unreachable.len()).map(|route| route.dst).collect();
     routes.extend(default.filter(|route| !taken.contains(&route.dst)));
     Plan {
-        addresses: assigned.map(|_| persistent.iter().copied().map(IpNet::from).collect()),
-        mtu: mtu.or(assigned.map(|assigned| assigned.mtu)),
+        addresses: assignment.map(|_| persistent.iter().copied().map(IpNet::from).collect()),
+        mtu: mtu.or(assignment.map(|assignment| assignment.mtu)),
         routes,
         rules: marked.into_iter().chain(from).collect(),
     }
@@ -109,10 +109,10 @@ mod tests {
     use super::*;
     use mobile_io::netlink::RouteKind;
 
-    const EVERYWHERE: Surroundings = Surroundings { ipv6: true };
+    const EVERYWHERE: HostIpSupport = HostIpSupport { ipv6: true };
 
-    fn assigned() -> Assigned {
-        Assigned {
+    fn assigned() -> Assignment {
+        Assignment {
             ipv4: Some("10.77.0.2".parse().unwrap()),
             ipv6: Some("fd77::2".parse().unwrap()),
             mtu: 1400,
@@ -173,7 +173,7 @@ mod tests {
     fn where_ordinary_processes_have_no_ipv6_they_get_none_of_ours() {
         let routing = config::Routing::default();
         let with = plan(&routing, 4900, None, 7, Some(&assigned()), EVERYWHERE);
-        let without = plan(&routing, 4900, None, 7, Some(&assigned()), Surroundings { ipv6: false });
+        let without = plan(&routing, 4900, None, 7, Some(&assigned()), HostIpSupport { ipv6: false });
         let gone = surplus(&with.rules, &without.rules, |_| true);
         let gone: Vec<_> = gone.iter().map(|rule| rule.from.unwrap()).collect();
         assert_eq!(gone, ["fd77::2/128".parse().unwrap()]);
@@ -194,7 +194,7 @@ mod tests {
             4900,
             None,
             7,
-            Some(&Assigned { ipv6: None, ..assigned() }),
+            Some(&Assignment { ipv6: None, ..assigned() }),
             EVERYWHERE,
         );
         let ipv6: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V6).collect();

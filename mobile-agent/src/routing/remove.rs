@@ -3,8 +3,8 @@
 use mobile_io::netlink::{Family, Netlink, NetlinkError};
 use mobile_io::tun;
 
+use super::conflicting_rules::is_ours;
 use super::ingress;
-use super::rivals::is_ours;
 use crate::config::Config;
 use crate::uplinks::detour;
 

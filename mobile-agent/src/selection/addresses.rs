@@ -9,7 +9,7 @@ use aya::{
 use mobile_ebpf_common::{Address, map};
 
 use super::bpf_error::{BpfError, Result};
-use crate::routing::lease::Assigned;
+use crate::routing::assignment::Assignment;
 
 /// At most one address of each family: the programs have one to put in place of another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,13 +22,13 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     /// The persistent ones.
-    pub(crate) fn persistent(assigned: &Assigned) -> Self {
+    pub(crate) fn persistent(assigned: &Assignment) -> Self {
         Self { ipv4: assigned.ipv4, ipv6: assigned.ipv6 }
     }
 
     /// The first usable resolver of each family that the relay pushed. A family without a persistent address cannot reach its
     /// resolver.
-    pub(crate) fn resolvers(assigned: &Assigned) -> Self {
+    pub(crate) fn resolvers(assigned: &Assignment) -> Self {
         let usable = assigned.dns.iter().filter(|address| {
             let address = packed(**address);
             !address.is_local() && !address.is_link_local()
@@ -99,8 +99,8 @@ pub(super) fn packed(address: IpAddr) -> Address {
 mod tests {
     use super::*;
 
-    fn assigned(dns: &[&str]) -> Assigned {
-        Assigned {
+    fn assigned(dns: &[&str]) -> Assignment {
+        Assignment {
             ipv4: Some("10.77.0.2".parse().unwrap()),
             ipv6: Some("fd77::2".parse().unwrap()),
             mtu: 1500,
@@ -120,9 +120,9 @@ mod tests {
 
     #[test]
     fn a_family_without_a_persistent_address_has_no_resolver() {
-        let only4 = Assigned { ipv6: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
+        let only4 = Assignment { ipv6: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
         assert_eq!(Addresses::resolvers(&only4).ipv6, None);
-        let only6 = Assigned { ipv4: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
+        let only6 = Assignment { ipv4: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
         assert_eq!(Addresses::resolvers(&only6).ipv4, None);
     }
 }

@@ -8,7 +8,7 @@ use crate::status::Problem;
 
 /// Why a handover happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Cause {
+pub(crate) enum HandoverCause {
     /// The link lost its carrier.
     CarrierLost,
     /// The link was set down.
@@ -31,7 +31,7 @@ pub(crate) enum Cause {
     Forced,
 }
 
-impl Cause {
+impl HandoverCause {
     /// All, for metrics.
     pub(crate) const ALL: [Self; 10] = [
         Self::CarrierLost,

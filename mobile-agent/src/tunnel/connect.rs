@@ -28,14 +28,14 @@ const MAX_ADDRESSES: usize = 6;
 pub(crate) struct Dialer {
     endpoint: String,
     /// The addresses last found; a name is looked up again beside every attempt, but an attempt does not wait for it.
-    known: watch::Sender<Vec<SocketAddr>>,
+    addresses: watch::Sender<Vec<SocketAddr>>,
     literal: bool,
     tls: Arc<rustls::ClientConfig>,
     own_key: PublicKey,
 }
 
 /// TCP and TLS are up.
-pub(crate) struct Connected {
+pub(crate) struct RelayConnection {
     /// The transport.
     pub(crate) stream: TlsStream,
     /// Our end.
@@ -50,7 +50,7 @@ impl Dialer {
         let literal = relay.endpoint.parse::<SocketAddr>().ok();
         Self {
             endpoint: relay.endpoint.clone(),
-            known: watch::Sender::new(literal.into_iter().collect()),
+            addresses: watch::Sender::new(literal.into_iter().collect()),
             literal: literal.is_some(),
             tls: tls::client_config(key, relay.public_key),
             own_key: key.public(),
@@ -59,7 +59,7 @@ impl Dialer {
 
     /// Returns the addresses that the endpoint is known to have, updated as they are resolved.
     pub(crate) fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
-        self.known.subscribe()
+        self.addresses.subscribe()
     }
 
     /// This host's key.
@@ -69,7 +69,7 @@ impl Dialer {
 
     /// The families in which the relay has an address; both while that is not known.
     pub(crate) fn families(&self) -> Families {
-        let known = self.known();
+        let known = self.known_addresses();
         let any = known.is_empty();
         Families {
             ipv4: any || known.iter().any(SocketAddr::is_ipv4),
@@ -77,18 +77,18 @@ impl Dialer {
         }
     }
 
-    /// Connects over `uplink` in the families it serves: to the addresses last found, and beside them to those that
+    /// Connects over `uplink` in the families it families: to the addresses last found, and beside them to those that
     /// the name has by now. The first to prove that it is the relay is taken.
     pub(crate) async fn connect(
         self: Arc<Self>,
         uplink: String,
-        serves: Families,
-        patience: Duration,
-    ) -> Result<Connected, Failure> {
-        let known = self.known();
-        let lookup = (!self.literal).then(|| tokio::spawn(Arc::clone(&self).look_up(patience)));
-        let mut race = Race { dialer: &self, uplink: &uplink, serves, patience, begun: Vec::new() };
-        let mut runners: FuturesUnordered<_> = known.into_iter().filter_map(|it| race.enter(it)).collect();
+        families: Families,
+        timeout: Duration,
+    ) -> Result<RelayConnection, Failure> {
+        let known = self.known_addresses();
+        let lookup = (!self.literal).then(|| tokio::spawn(Arc::clone(&self).look_up(timeout)));
+        let mut race = AddressRace { dialer: &self, uplink: &uplink, families, timeout, tried: Vec::new() };
+        let mut runners: FuturesUnordered<_> = known.into_iter().filter_map(|it| race.start(it)).collect();
         let mut lookup = pin!(
             async {
                 match lookup {
@@ -102,15 +102,15 @@ impl Dialer {
             Failure::resolve(&self.endpoint, &format!("it has no address in a family that {uplink} serves"));
         loop {
             // A resolver that is slow to answer must not hold up the next attempt, which profits from what it says.
-            if runners.is_empty() && !race.begun.is_empty() {
+            if runners.is_empty() && !race.tried.is_empty() {
                 return Err(failure);
             }
             let finished = tokio::select! {
                 found = &mut lookup, if !lookup.is_terminated() => {
                     match found {
-                        Ok(found) => runners.extend(found.into_iter().filter_map(|it| race.enter(it))),
+                        Ok(found) => runners.extend(found.into_iter().filter_map(|it| race.start(it))),
                         // The addresses known from before may do all the same.
-                        Err(error) if race.begun.is_empty() => {
+                        Err(error) if race.tried.is_empty() => {
                             return Err(Failure::resolve(&self.endpoint, &error));
                         }
                         Err(error) => tracing::debug!(error, "the relay's name cannot be resolved now"),
@@ -130,27 +130,27 @@ impl Dialer {
     }
 
     /// TCP and TLS with one address.
-    async fn greet(
+    async fn connect_to(
         &self,
         address: SocketAddr,
         uplink: &str,
-        patience: Duration,
-    ) -> Result<Connected, Failure> {
-        let tcp = transport::connect(address, Some(uplink), patience).await.map_err(|error| {
+        timeout: Duration,
+    ) -> Result<RelayConnection, Failure> {
+        let tcp = transport::connect(address, Some(uplink), timeout).await.map_err(|error| {
             let refused = matches!(&error, TransportError::Connect { source, .. }
                 if source.kind() == ErrorKind::ConnectionRefused);
             Failure::unreachable(&error.to_string(), refused)
         })?;
         // Known from the connected socket: the family and address the uplink gave it.
         let local = tcp.local_addr().map_err(|error| Failure::unreachable(&error.to_string(), false))?;
-        let stream = tls::connect(&self.tls, tcp, patience)
+        let stream = tls::connect(&self.tls, tcp, timeout)
             .await
             .map_err(|cause| Failure::tls(&cause, &self.own_key))?;
-        Ok(Connected { stream, local, remote: address })
+        Ok(RelayConnection { stream, local, remote: address })
     }
 
-    async fn look_up(self: Arc<Self>, patience: Duration) -> Result<Vec<SocketAddr>, String> {
-        let found: Vec<SocketAddr> = tokio::time::timeout(patience, tokio::net::lookup_host(&self.endpoint))
+    async fn look_up(self: Arc<Self>, timeout: Duration) -> Result<Vec<SocketAddr>, String> {
+        let found: Vec<SocketAddr> = tokio::time::timeout(timeout, tokio::net::lookup_host(&self.endpoint))
             .await
             .map_err(|_| "the resolver does not answer".to_owned())?
             .map_err(|error| error.to_string())?
@@ -158,7 +158,7 @@ impl Dialer {
         if found.is_empty() {
             return Err("it has no address".to_owned());
         }
-        self.known.send_if_modified(|known| {
+        self.addresses.send_if_modified(|known| {
             let new = *known != found;
             known.clone_from(&found);
             new
@@ -166,37 +166,37 @@ impl Dialer {
         Ok(found)
     }
 
-    fn known(&self) -> Vec<SocketAddr> {
-        self.known.borrow().clone()
+    fn known_addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.borrow().clone()
     }
 }
 
 /// The addresses of one attempt, each with a start of its own.
-struct Race<'a> {
+struct AddressRace<'a> {
     dialer: &'a Dialer,
     uplink: &'a str,
-    serves: Families,
-    patience: Duration,
-    begun: Vec<SocketAddr>,
+    families: Families,
+    timeout: Duration,
+    tried: Vec<SocketAddr>,
 }
 
-impl<'a> Race<'a> {
+impl<'a> AddressRace<'a> {
     /// Starts with another address, after those before it; `None` if it is there already or cannot be reached.
-    fn enter(
+    fn start(
         &mut self,
         address: SocketAddr,
-    ) -> Option<impl Future<Output = Result<Connected, Failure>> + use<'a>> {
-        let Families { ipv4, ipv6 } = self.serves;
-        let serves = if address.is_ipv4() { ipv4 } else { ipv6 };
-        if !serves || self.begun.contains(&address) || self.begun.len() == MAX_ADDRESSES {
+    ) -> Option<impl Future<Output = Result<RelayConnection, Failure>> + use<'a>> {
+        let Families { ipv4, ipv6 } = self.families;
+        let served = if address.is_ipv4() { ipv4 } else { ipv6 };
+        if !served || self.tried.contains(&address) || self.tried.len() == MAX_ADDRESSES {
             return None;
         }
-        let turn = u32::try_from(self.begun.len()).unwrap_or(u32::MAX);
-        self.begun.push(address);
-        let (dialer, uplink, patience) = (self.dialer, self.uplink, self.patience);
+        let turn = u32::try_from(self.tried.len()).unwrap_or(u32::MAX);
+        self.tried.push(address);
+        let (dialer, uplink, timeout) = (self.dialer, self.uplink, self.timeout);
         Some(async move {
             tokio::time::sleep(ADDRESS_STAGGER.saturating_mul(turn)).await;
-            dialer.greet(address, uplink, patience).await
+            dialer.connect_to(address, uplink, timeout).await
         })
     }
 }

@@ -14,7 +14,7 @@ use mobile_proto::{Made, Offload, Packet};
 
 /// Counters of what the device did not take, and what may be delivered to it.
 #[derive(Debug, Default)]
-pub(crate) struct DeviceSide {
+pub(crate) struct DeliveryFilter {
     addresses: RwLock<Vec<IpAddr>>,
     /// Packets the device refused: its queue was full, or it is down.
     pub(crate) refused: AtomicU64,
@@ -22,7 +22,7 @@ pub(crate) struct DeviceSide {
     pub(crate) misaddressed: AtomicU64,
 }
 
-impl DeviceSide {
+impl DeliveryFilter {
     /// Only packets for these addresses are delivered.
     pub(crate) fn set_addresses(&self, addresses: Vec<IpAddr>) {
         *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
@@ -39,15 +39,15 @@ impl DeviceSide {
 /// The device, read and written by the driver.
 pub(crate) struct TunIo {
     tun: Tun,
-    side: Arc<DeviceSide>,
+    filter: Arc<DeliveryFilter>,
     joining: Joining,
 }
 
 impl TunIo {
     /// Takes the open device.
-    pub(crate) fn new(tun: Tun, side: Arc<DeviceSide>) -> Self {
+    pub(crate) fn new(tun: Tun, filter: Arc<DeliveryFilter>) -> Self {
         let joining = Joining::new(tun.joins());
-        Self { tun, side, joining }
+        Self { tun, filter, joining }
     }
 }
 
@@ -57,23 +57,23 @@ impl PacketIo for TunIo {
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        if self.side.admits(packet.bytes) {
-            let Self { tun, side, joining } = self;
-            joining.send(packet, &mut |packet, made| write(tun, side, packet, made));
+        if self.filter.admits(packet.bytes) {
+            let Self { tun, filter, joining } = self;
+            joining.send(packet, &mut |packet, made| write(tun, filter, packet, made));
         } else {
-            self.side.misaddressed.fetch_add(1, Ordering::Relaxed);
+            self.filter.misaddressed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn flush(&mut self) {
-        let Self { tun, side, joining } = self;
-        joining.flush(&mut |packet, made| write(tun, side, packet, made));
+        let Self { tun, filter, joining } = self;
+        joining.flush(&mut |packet, made| write(tun, filter, packet, made));
     }
 }
 
-fn write(tun: &Tun, side: &DeviceSide, packet: Packet<'_>, made: Made) {
+fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, made: Made) {
     if tun.try_send(packet).is_err() {
-        side.refused.fetch_add(made.packets, Ordering::Relaxed);
+        filter.refused.fetch_add(made.packets, Ordering::Relaxed);
     }
 }
 
@@ -92,12 +92,12 @@ mod tests {
 
     #[test]
     fn only_packets_for_the_persistent_address_are_admitted() {
-        let side = DeviceSide::default();
-        assert!(!side.admits(&ipv4_to(2)));
-        side.set_addresses(vec!["10.77.0.2".parse().unwrap()]);
-        assert!(side.admits(&ipv4_to(2)));
-        assert!(!side.admits(&ipv4_to(3)));
-        assert!(!side.admits(&ipv4_to(2)[..10]));
-        assert!(!side.admits(&[]));
+        let filter = DeliveryFilter::default();
+        assert!(!filter.admits(&ipv4_to(2)));
+        filter.set_addresses(vec!["10.77.0.2".parse().unwrap()]);
+        assert!(filter.admits(&ipv4_to(2)));
+        assert!(!filter.admits(&ipv4_to(3)));
+        assert!(!filter.admits(&ipv4_to(2)[..10]));
+        assert!(!filter.admits(&[]));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Here is what may happen; what follows from it is decided in one place, `reconcile`, whatever it was that happened.
 
+mod candidate;
 mod damping;
-mod line;
 mod reconcile;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use globset::GlobMatcher;
 use mobile_proto::PathId;
 
-use super::cause::{Cause, Fault};
+use super::cause::{Fault, HandoverCause};
 use crate::uplinks::policy::{Decision, Families, Uplink};
+use candidate::{CandidatePath, Stage};
 use damping::Damping;
-use line::{Line, Stage};
 
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
     /// Connect to the relay over this uplink, and report with [`Machine::transport_ready`] or [`Machine::path_lost`].
-    Connect { path: PathId, uplink: String, families: Families, patience: Duration },
+    Connect { path: PathId, uplink: String, families: Families, timeout: Duration },
     /// Stop connecting.
     Abort { path: PathId },
     /// Close an open path.
@@ -34,14 +34,14 @@ pub(crate) enum Action {
     /// An attempt took too long. It is aborted or closed already.
     TimedOut { uplink: String, opened: bool },
     /// A handover is complete.
-    Report(Handover),
+    RecordHandover(Handover),
 }
 
 /// A completed handover.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Handover {
     /// Why.
-    pub(crate) cause: Cause,
+    pub(crate) cause: HandoverCause,
     /// The uplink it left.
     pub(crate) from: String,
     /// The uplink it went to.
@@ -56,7 +56,7 @@ pub(crate) struct Handover {
 
 /// The path in use.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Active {
+pub(crate) struct ActivePath {
     /// Its name.
     pub(crate) path: PathId,
     /// The uplink it is bound to.
@@ -67,16 +67,16 @@ pub(crate) struct Active {
 
 /// A path that was open or being made and is no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lost {
+pub(crate) struct LostPath {
     /// The uplink it was on.
     pub(crate) uplink: String,
-    /// What it was.
-    pub(crate) was: Was,
+    /// What it role.
+    pub(crate) role: PathRole,
 }
 
-/// What a lost path was.
+/// What a lost path role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Was {
+pub(crate) enum PathRole {
     /// Not welcomed by the relay yet.
     Attempt,
     /// Welcomed, and waiting for its turn.
@@ -87,7 +87,7 @@ pub(crate) enum Was {
 
 /// What the agent's configuration says about paths.
 #[derive(Debug)]
-pub(crate) struct Wishes {
+pub(crate) struct Preferences {
     /// `[uplink] prefer`, the most wanted first.
     pub(crate) prefer: Vec<GlobMatcher>,
     /// `[uplink] exclude`: uplinks that never carry the tunnel.
@@ -98,7 +98,7 @@ pub(crate) struct Wishes {
 
 /// The path that carries the session.
 #[derive(Debug)]
-struct Current {
+struct CurrentPath {
     path: PathId,
     since: Instant,
     /// The relay has answered on it since.
@@ -109,7 +109,7 @@ struct Current {
 /// No path works.
 #[derive(Debug, Clone)]
 struct Outage {
-    cause: Cause,
+    cause: HandoverCause,
     from: String,
     since: Instant,
 }
@@ -117,7 +117,7 @@ struct Outage {
 /// The decisions. Call [`Machine::poll_action`] until it is empty after every event.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    wishes: Wishes,
+    preferences: Preferences,
     families: Families,
     /// A random number in 0..1: retries of many agents must not come in step.
     jitter: fn() -> f64,
@@ -125,12 +125,12 @@ pub(crate) struct Machine {
     forced: Option<String>,
     decision: Decision,
     /// At most one trusted path an uplink, and the ones under suspicion.
-    lines: Vec<Line>,
-    current: Option<Current>,
+    paths: Vec<CandidatePath>,
+    current: Option<CurrentPath>,
     /// Until the relay has answered on another path.
     outage: Option<Outage>,
     /// A handover away from a path that works: its cause, and the uplink it leaves.
-    leaving: Option<(Cause, String)>,
+    planned_handover: Option<(HandoverCause, String)>,
     /// What went wrong on the network that each uplink is on.
     damping: BTreeMap<String, Damping>,
     /// Uplinks whose link comes and goes: whatever network it comes back to.
@@ -144,18 +144,18 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Knows no uplinks yet.
-    pub(crate) fn new(wishes: Wishes, families: Families, jitter: fn() -> f64) -> Self {
+    pub(crate) fn new(preferences: Preferences, families: Families, jitter: fn() -> f64) -> Self {
         Self {
-            wishes,
+            preferences,
             families,
             jitter,
             uplinks: Vec::new(),
             forced: None,
             decision: Decision::default(),
-            lines: Vec::new(),
+            paths: Vec::new(),
             current: None,
             outage: None,
-            leaving: None,
+            planned_handover: None,
             damping: BTreeMap::new(),
             flapping: BTreeMap::new(),
             dropped: 0,
@@ -170,7 +170,7 @@ impl Machine {
         let before = |name: &str| self.uplinks.iter().find(|uplink| uplink.name == name);
         let mut changed: BTreeSet<String> = uplinks
             .iter()
-            .filter(|now| before(&now.name).is_none_or(|before| now.is_elsewhere(before)))
+            .filter(|now| before(&now.name).is_none_or(|before| now.is_different_network(before)))
             .map(|uplink| uplink.name.clone())
             .collect();
         let gone = self.uplinks.iter().filter(|old| uplinks.iter().all(|new| new.name != old.name));
@@ -178,11 +178,13 @@ impl Machine {
         self.uplinks = uplinks;
         // What failed on another network says nothing about this one.
         self.damping.retain(|name, _| !changed.contains(name));
-        self.flapping.retain(|_, damping| !damping.is_history(now));
-        self.give_up(|line| line.stage == Stage::Dialing && changed.contains(&line.uplink));
+        self.flapping.retain(|_, damping| !damping.is_expired(now));
+        self.close_where(|candidate| {
+            candidate.stage == Stage::Dialing && changed.contains(&candidate.uplink)
+        });
         self.reconcile(now);
         // The address may be the same, and the network behind it, or its NAT, another.
-        if self.lines.iter().any(|line| line.is_ready() && changed.contains(&line.uplink)) {
+        if self.paths.iter().any(|candidate| candidate.is_ready() && changed.contains(&candidate.uplink)) {
             self.actions.push_back(Action::Probe);
         }
     }
@@ -208,18 +210,20 @@ impl Machine {
     /// TCP and TLS are up. False: the attempt was given up meanwhile, drop the connection; otherwise open the path, then
     /// see to the actions.
     pub(crate) fn transport_ready(&mut self, now: Instant, path: PathId, local: IpAddr) -> bool {
-        let Some(line) = self.lines.iter_mut().find(|line| line.path == path) else { return false };
-        line.stage = Stage::Greeting(local);
+        let Some(candidate) = self.paths.iter_mut().find(|candidate| candidate.path == path) else {
+            return false;
+        };
+        candidate.stage = Stage::Greeting(local);
         self.reconcile(now);
         true
     }
 
     /// The relay has welcomed us on this path.
     pub(crate) fn path_ready(&mut self, now: Instant, path: PathId) {
-        let Some(line) = self.lines.iter_mut().find(|line| line.path == path) else { return };
-        let Some(local) = line.local() else { return };
-        line.stage = Stage::Ready(local);
-        (line.suspect, line.good_since) = (None, Some(now));
+        let Some(candidate) = self.paths.iter_mut().find(|candidate| candidate.path == path) else { return };
+        let Some(local) = candidate.local() else { return };
+        candidate.stage = Stage::Ready(local);
+        (candidate.unresponsive_since, candidate.healthy_since) = (None, Some(now));
         self.reconcile(now);
     }
 
@@ -239,7 +243,7 @@ impl Machine {
         };
         current.confirmed = true;
         let (replayed, dropped) = (current.replayed, std::mem::take(&mut self.dropped));
-        let left = match (self.outage.take(), self.leaving.take()) {
+        let left = match (self.outage.take(), self.planned_handover.take()) {
             (Some(outage), _) => {
                 Some((outage.cause, outage.from, now.saturating_duration_since(outage.since)))
             }
@@ -248,26 +252,34 @@ impl Machine {
             (None, None) => None,
         };
         if let Some((cause, from, blackout)) = left
-            && let Some(to) = self.line(path).map(|line| line.uplink.clone())
+            && let Some(to) = self.candidate(path).map(|candidate| candidate.uplink.clone())
         {
             let handover = Handover { cause, from, to, blackout, replayed, dropped };
-            self.actions.push_back(Action::Report(handover));
+            self.actions.push_back(Action::RecordHandover(handover));
         }
         self.reconcile(now);
     }
 
     /// Nothing that should be answered on this path is, since `began`: it may be dead. It stays open, and is used again
     /// if it comes back to life.
-    pub(crate) fn suspect(&mut self, now: Instant, path: PathId, began: Instant) -> Option<Lost> {
-        let index = self.lines.iter().position(|line| line.path == path && line.suspect.is_none())?;
-        self.lines[index].suspect = Some(now);
+    pub(crate) fn mark_unresponsive(
+        &mut self,
+        now: Instant,
+        path: PathId,
+        began: Instant,
+    ) -> Option<LostPath> {
+        let index = self
+            .paths
+            .iter()
+            .position(|candidate| candidate.path == path && candidate.unresponsive_since.is_none())?;
+        self.paths[index].unresponsive_since = Some(now);
         let lost = self.lost(index);
-        if lost.was != Was::Attempt {
-            judge_life(&mut self.damping, now, &mut self.lines[index]);
-            self.damping.entry(lost.uplink.clone()).or_default().avoid(now);
+        if lost.role != PathRole::Attempt {
+            reset_damping_if_healthy(&mut self.damping, now, &mut self.paths[index]);
+            self.damping.entry(lost.uplink.clone()).or_default().record_silence(now);
         }
-        if lost.was == Was::Active {
-            self.begin_outage(Cause::Silent, &lost.uplink, began);
+        if lost.role == PathRole::Active {
+            self.begin_outage(HandoverCause::Silent, &lost.uplink, began);
         }
         self.reconcile(now);
         Some(lost)
@@ -275,8 +287,8 @@ impl Machine {
 
     /// Something was heard on a path under suspicion.
     pub(crate) fn recovered(&mut self, now: Instant, path: PathId) {
-        let Some(line) = self.lines.iter_mut().find(|line| line.path == path) else { return };
-        (line.suspect, line.good_since) = (None, Some(now));
+        let Some(candidate) = self.paths.iter_mut().find(|candidate| candidate.path == path) else { return };
+        (candidate.unresponsive_since, candidate.healthy_since) = (None, Some(now));
         if self.current.as_ref().is_some_and(|current| current.path == path && current.confirmed) {
             // It never was one: the path was slow.
             self.outage = None;
@@ -289,23 +301,24 @@ impl Machine {
         &mut self,
         now: Instant,
         path: PathId,
-        cause: Cause,
+        cause: HandoverCause,
         fault: Fault,
         began: Instant,
-    ) -> Option<Lost> {
-        let index = self.lines.iter().position(|line| line.path == path)?;
+    ) -> Option<LostPath> {
+        let index = self.paths.iter().position(|candidate| candidate.path == path)?;
         let lost = self.lost(index);
-        let mut line = self.lines.swap_remove(index);
-        let good = lost.was != Was::Attempt && judge_life(&mut self.damping, now, &mut line);
+        let mut candidate = self.paths.swap_remove(index);
+        let good = lost.role != PathRole::Attempt
+            && reset_damping_if_healthy(&mut self.damping, now, &mut candidate);
         self.current.take_if(|current| current.path == path);
-        if lost.was == Was::Active {
+        if lost.role == PathRole::Active {
             self.begin_outage(cause, &lost.uplink, began);
         }
         // Whatever ended a good path (a relay that restarts, mostly), the first attempt after it is made at once. One that
         // was silent before has been blamed for that.
-        if !good && line.suspect.is_none() {
+        if !good && candidate.unresponsive_since.is_none() {
             let jitter = (self.jitter)();
-            self.damping.entry(lost.uplink.clone()).or_default().blame(now, fault, jitter);
+            self.damping.entry(lost.uplink.clone()).or_default().record_failure(now, fault, jitter);
         }
         self.reconcile(now);
         Some(lost)
@@ -327,11 +340,11 @@ impl Machine {
     }
 
     /// The path in use, unless the relay is still to answer on it, or does not any more.
-    pub(crate) fn active(&self) -> Option<Active> {
-        let Current { path, since, confirmed, .. } = *self.current.as_ref()?;
-        let works = self.outage.is_none() && (confirmed || self.leaving.is_some());
-        let uplink = self.line(path).filter(|_| works)?.uplink.clone();
-        Some(Active { path, uplink, since })
+    pub(crate) fn active(&self) -> Option<ActivePath> {
+        let CurrentPath { path, since, confirmed, .. } = *self.current.as_ref()?;
+        let works = self.outage.is_none() && (confirmed || self.planned_handover.is_some());
+        let uplink = self.candidate(path).filter(|_| works)?.uplink.clone();
+        Some(ActivePath { path, uplink, since })
     }
 
     /// Since when no path works, if one did before.
@@ -341,17 +354,20 @@ impl Machine {
 
     /// The uplinks being tried.
     pub(crate) fn connecting(&self) -> impl Iterator<Item = &str> {
-        self.lines.iter().filter(|line| !line.is_ready()).map(|line| line.uplink.as_str())
+        self.paths.iter().filter(|candidate| !candidate.is_ready()).map(|candidate| candidate.uplink.as_str())
     }
 
     /// Whether this path carries the session, or is to.
-    pub(crate) fn uses(&self, path: PathId) -> bool {
+    pub(crate) fn is_current(&self, path: PathId) -> bool {
         self.current.as_ref().is_some_and(|current| current.path == path)
     }
 
     /// The paths that the relay has welcomed, each with its uplink.
     pub(crate) fn ready(&self) -> impl Iterator<Item = (PathId, &str)> {
-        self.lines.iter().filter(|line| line.is_ready()).map(|line| (line.path, line.uplink.as_str()))
+        self.paths
+            .iter()
+            .filter(|candidate| candidate.is_ready())
+            .map(|candidate| (candidate.path, candidate.uplink.as_str()))
     }
 
     /// What is known of the uplinks.
@@ -369,35 +385,39 @@ impl Machine {
         self.forced.as_deref()
     }
 
-    fn line(&self, path: PathId) -> Option<&Line> {
-        self.lines.iter().find(|line| line.path == path)
+    fn candidate(&self, path: PathId) -> Option<&CandidatePath> {
+        self.paths.iter().find(|candidate| candidate.path == path)
     }
 
-    fn lost(&self, index: usize) -> Lost {
-        let line = &self.lines[index];
-        let active = self.current.as_ref().is_some_and(|current| current.path == line.path);
-        let was = match (active, line.is_ready()) {
-            (_, false) => Was::Attempt,
-            (true, true) => Was::Active,
-            (false, true) => Was::Standby,
+    fn lost(&self, index: usize) -> LostPath {
+        let candidate = &self.paths[index];
+        let active = self.current.as_ref().is_some_and(|current| current.path == candidate.path);
+        let role = match (active, candidate.is_ready()) {
+            (_, false) => PathRole::Attempt,
+            (true, true) => PathRole::Active,
+            (false, true) => PathRole::Standby,
         };
-        Lost { uplink: line.uplink.clone(), was }
+        LostPath { uplink: candidate.uplink.clone(), role }
     }
 
     /// An outage that goes on keeps its first cause.
-    fn begin_outage(&mut self, cause: Cause, from: &str, since: Instant) {
-        self.leaving = None;
+    fn begin_outage(&mut self, cause: HandoverCause, from: &str, since: Instant) {
+        self.planned_handover = None;
         self.outage.get_or_insert_with(|| Outage { cause, from: from.to_owned(), since });
     }
 }
 
 /// True if the path lived well, which makes up for what its uplink did before. A life is judged once.
-fn judge_life(record: &mut BTreeMap<String, Damping>, now: Instant, line: &mut Line) -> bool {
-    let Some(since) = line.good_since.take() else { return false };
+fn reset_damping_if_healthy(
+    record: &mut BTreeMap<String, Damping>,
+    now: Instant,
+    candidate: &mut CandidatePath,
+) -> bool {
+    let Some(since) = candidate.healthy_since.take() else { return false };
     let life = now.saturating_duration_since(since);
-    let good = record.entry(line.uplink.clone()).or_default().is_forgiven_after(life);
+    let good = record.entry(candidate.uplink.clone()).or_default().is_reset_by(life);
     if good {
-        record.remove(&line.uplink);
+        record.remove(&candidate.uplink);
     }
     good
 }

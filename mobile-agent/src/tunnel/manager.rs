@@ -13,16 +13,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::State;
-use super::assignments::Assignments;
-use super::cause::{Cause, Failure, Fault};
-use super::connect::{self, Connected, Dialer};
-use super::ledger::Ledger;
-use super::machine::{Action, Lost, Machine, Was, Wishes};
-use super::suspend::Suspend;
+use super::cause::{Failure, Fault, HandoverCause};
+use super::config_limiter::ConfigLimiter;
+use super::connect::{self, Dialer, RelayConnection};
+use super::history::HandoverHistory;
+use super::machine::{Action, LostPath, Machine, PathRole, Preferences};
+use super::suspend::SuspendWatch;
 use crate::uplinks::Uplinks;
 
 /// So long the tunnel is without a path before the log has a line of it: longer than an ordinary handover.
-const TELL_OUTAGE: Duration = Duration::from_secs(3);
+const OUTAGE_LOG_DELAY: Duration = Duration::from_secs(3);
 
 /// The number of session events that are taken at once; while as many wait, the driver reads no
 /// path.
@@ -34,38 +34,38 @@ pub(super) struct Manager {
     dialer: Arc<Dialer>,
     driver: Handle,
     uplinks: Uplinks,
-    connects: JoinSet<(PathId, Result<Connected, Failure>)>,
+    connects: JoinSet<(PathId, Result<RelayConnection, Failure>)>,
     aborts: HashMap<PathId, AbortHandle>,
     /// The relay's address on each open path.
     transports: HashMap<PathId, SocketAddr>,
-    ledger: Ledger,
-    suspend: Suspend,
-    assignments: Assignments,
+    history: HandoverHistory,
+    suspend: SuspendWatch,
+    config_limiter: ConfigLimiter,
     /// The beginning of the last outage that the log has a line of.
-    told_outage: Option<Instant>,
+    logged_outage: Option<Instant>,
 }
 
 impl Manager {
     /// Has done nothing yet.
     pub(super) fn new(
-        wishes: Wishes,
+        preferences: Preferences,
         dialer: Dialer,
         driver: Handle,
         uplinks: Uplinks,
-        assigned: watch::Sender<Option<PushConfig>>,
+        pushed_config: watch::Sender<Option<PushConfig>>,
     ) -> Self {
         Self {
-            machine: Machine::new(wishes, dialer.families(), || rand::rng().random()),
+            machine: Machine::new(preferences, dialer.families(), || rand::rng().random()),
             dialer: Arc::new(dialer),
             driver,
             uplinks,
             connects: JoinSet::new(),
             aborts: HashMap::new(),
             transports: HashMap::new(),
-            ledger: Ledger::new(),
-            suspend: Suspend::new(),
-            assignments: Assignments::new(assigned),
-            told_outage: None,
+            history: HandoverHistory::new(),
+            suspend: SuspendWatch::new(),
+            config_limiter: ConfigLimiter::new(pushed_config),
+            logged_outage: None,
         }
     }
 
@@ -76,12 +76,12 @@ impl Manager {
         mut forces: mpsc::UnboundedReceiver<Option<String>>,
         publish: watch::Sender<State>,
     ) -> anyhow::Error {
-        self.look_at_uplinks();
+        self.update_uplinks();
         let mut batch = Vec::new();
         loop {
-            self.act();
+            self.run_actions();
             publish.send_replace(self.state());
-            let deadlines = [self.machine.deadline(), self.tell_outage(), self.assignments.due()];
+            let deadlines = [self.machine.deadline(), self.log_outage(), self.config_limiter.due_at()];
             let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
                 changed = self.uplinks.known.changed() => {
@@ -90,7 +90,7 @@ impl Manager {
                         // another thread.
                         return pending().await;
                     }
-                    self.look_at_uplinks();
+                    self.update_uplinks();
                 }
                 // Take all events that have come, and act and copy the state once for all of them.
                 _ = events.recv_many(&mut batch, MAX_BATCH) => {
@@ -106,29 +106,29 @@ impl Manager {
                     }
                 }
                 Some(uplink) = forces.recv() => self.machine.force(Instant::now(), uplink),
-                slept = self.suspend.over() => {
+                slept = self.suspend.resumed() => {
                     tracing::info!(slept_s = slept.as_secs(), "back from suspend: asking every path for a sign of life");
                     self.driver.probe();
                     self.uplinks.refresh();
                 }
-                () = at(deadline) => {
+                () = sleep_until_some(deadline) => {
                     let now = Instant::now();
                     self.machine.tick(now);
-                    self.assignments.tick(now);
+                    self.config_limiter.tick(now);
                 }
             }
         }
     }
 
     /// Says once of each outage that there is one; or when it will be time to.
-    fn tell_outage(&mut self) -> Option<Instant> {
-        let since = self.machine.outage_since().filter(|since| self.told_outage != Some(*since))?;
-        let due = since + TELL_OUTAGE;
+    fn log_outage(&mut self) -> Option<Instant> {
+        let since = self.machine.outage_since().filter(|since| self.logged_outage != Some(*since))?;
+        let due = since + OUTAGE_LOG_DELAY;
         if Instant::now() < due {
             return Some(due);
         }
-        self.told_outage = Some(since);
-        let usable_uplinks = self.machine.decision().candidates.join(" ");
+        self.logged_outage = Some(since);
+        let usable_uplinks = self.machine.decision().usable.join(" ");
         tracing::info!(
             usable_uplinks,
             "no path to the relay, open connections wait for one: `mobile uplinks` says why"
@@ -136,9 +136,9 @@ impl Manager {
         None
     }
 
-    fn look_at_uplinks(&mut self) {
+    fn update_uplinks(&mut self) {
         let known = self.uplinks.known.borrow_and_update().clone();
-        self.ledger.forget_absent(&known);
+        self.history.forget_absent(&known);
         self.machine.set_uplinks(Instant::now(), known);
     }
 
@@ -149,7 +149,7 @@ impl Manager {
                 tracing::debug!(%path, resumed, "path ready");
                 self.machine.path_ready(now, path);
                 if let Some(uplink) = self.uplink_of(path) {
-                    self.ledger.success(&uplink);
+                    self.history.record_success(&uplink);
                 }
             }
             DriverEvent::Session(Event::Activated { path, replayed, dropped, .. }) => {
@@ -161,88 +161,92 @@ impl Manager {
                     tracing::info!(uplink = active.uplink, "path active");
                 }
             }
-            DriverEvent::Session(Event::Config(config)) => self.assignments.offer(now, config),
+            DriverEvent::Session(Event::Config(config)) => self.config_limiter.offer(now, config),
             DriverEvent::Session(Event::PathDoubted { path }) => {
                 tracing::debug!(%path, "path doubted");
-                if self.machine.uses(path) {
+                if self.machine.is_current(path) {
                     // A lost carrier is announced up to a second late, but never denied to who asks.
                     self.uplinks.refresh();
                 }
             }
             DriverEvent::Session(Event::PathSuspect { path, silent_for }) => {
                 let began = now.checked_sub(silent_for).unwrap_or(now);
-                self.suspected(path, began, silent_for);
+                self.path_unresponsive(path, began, silent_for);
             }
             DriverEvent::Session(Event::PathRecovered { path }) => {
                 self.machine.recovered(now, path);
-                if let Some(uplink) = self.uplink_of(path).filter(|_| self.machine.uses(path)) {
+                if let Some(uplink) = self.uplink_of(path).filter(|_| self.machine.is_current(path)) {
                     tracing::info!(uplink, "the path answers again");
                 }
             }
             DriverEvent::Session(Event::PathClosed { path, code }) => {
                 let failure = Failure::closed(code, self.dialer.own_key());
-                self.path_lost(path, Cause::RelayClosed, failure);
+                self.path_lost(path, HandoverCause::RelayClosed, failure);
             }
             DriverEvent::PathError { path, cause } => {
                 tracing::debug!(%path, error = %cause, "path failed");
                 let failure = Failure::tls(&cause, self.dialer.own_key());
-                self.path_lost(path, Cause::TransportFailed, failure);
+                self.path_lost(path, HandoverCause::TransportFailed, failure);
             }
             DriverEvent::Stopped => {}
         }
     }
 
-    fn suspected(&mut self, path: PathId, began: Instant, silent_for: Duration) {
-        let Some(Lost { uplink, was }) = self.machine.suspect(Instant::now(), path, began) else { return };
+    fn path_unresponsive(&mut self, path: PathId, began: Instant, silent_for: Duration) {
+        let Some(LostPath { uplink, role }) = self.machine.mark_unresponsive(Instant::now(), path, began)
+        else {
+            return;
+        };
         let silent_ms = u64::try_from(silent_for.as_millis()).unwrap_or(u64::MAX);
-        if was == Was::Active {
+        if role == PathRole::Active {
             tracing::warn!(uplink, silent_ms, "the path has gone silent");
         } else {
-            tracing::debug!(uplink, silent_ms, ?was, "a path that is not in use has gone silent");
+            tracing::debug!(uplink, silent_ms, ?role, "a path that is not in use has gone silent");
         }
     }
 
     /// A path that was open is not any more: an attempt that failed late, one that was in use or stood by, or one given up already.
-    fn path_lost(&mut self, path: PathId, cause: Cause, failure: Failure) {
+    fn path_lost(&mut self, path: PathId, cause: HandoverCause, failure: Failure) {
         let now = Instant::now();
         self.transports.remove(&path);
-        let Some(Lost { uplink, was }) = self.machine.path_lost(now, path, cause, failure.fault, now) else {
+        let Some(LostPath { uplink, role }) = self.machine.path_lost(now, path, cause, failure.fault, now)
+        else {
             return;
         };
-        if was == Was::Attempt || failure.fault == Fault::Identity {
-            self.ledger.failure(&uplink, failure);
-        } else if was == Was::Active {
+        if role == PathRole::Attempt || failure.fault == Fault::Identity {
+            self.history.record_failure(&uplink, failure);
+        } else if role == PathRole::Active {
             tracing::warn!(uplink, cause = failure.problem.cause, "path lost");
         } else {
             tracing::debug!(uplink, cause = failure.problem.cause, "standby path lost");
         }
     }
 
-    fn connected(&mut self, path: PathId, result: Result<Connected, Failure>) {
+    fn connected(&mut self, path: PathId, result: Result<RelayConnection, Failure>) {
         let now = Instant::now();
         self.aborts.remove(&path);
         self.machine.set_families(now, self.dialer.families());
         match result {
-            Ok(Connected { stream, local, remote }) => {
+            Ok(RelayConnection { stream, local, remote }) => {
                 if self.machine.transport_ready(now, path, connect::local_ip(local)) {
                     self.transports.insert(path, remote);
                     self.driver.open_path(path, stream);
                 }
             }
-            Err(failure) => self.path_lost(path, Cause::TransportFailed, failure),
+            Err(failure) => self.path_lost(path, HandoverCause::TransportFailed, failure),
         }
     }
 
-    fn act(&mut self) {
+    fn run_actions(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             tracing::trace!(?action, "tunnel");
             match action {
-                Action::Connect { path, uplink, families, patience } => {
-                    self.ledger.attempts += 1;
+                Action::Connect { path, uplink, families, timeout } => {
+                    self.history.attempts += 1;
                     let dialer = Arc::clone(&self.dialer);
                     let abort = self
                         .connects
-                        .spawn(async move { (path, dialer.connect(uplink, families, patience).await) });
+                        .spawn(async move { (path, dialer.connect(uplink, families, timeout).await) });
                     self.aborts.insert(path, abort);
                 }
                 Action::Abort { path } => {
@@ -259,9 +263,9 @@ impl Manager {
                 Action::TimedOut { uplink, opened } => {
                     let stage =
                         if opened { "it did not welcome us" } else { "it did not accept the connection" };
-                    self.ledger.failure(&uplink, Failure::timeout(stage));
+                    self.history.record_failure(&uplink, Failure::timeout(stage));
                 }
-                Action::Report(handover) => self.ledger.handover(Instant::now(), handover),
+                Action::RecordHandover(handover) => self.history.record_handover(Instant::now(), handover),
             }
         }
     }
@@ -285,13 +289,13 @@ impl Manager {
             uplinks: self.machine.uplinks().to_vec(),
             decision: self.machine.decision().clone(),
             forced: self.machine.forced().map(str::to_owned),
-            ledger: self.ledger.clone(),
-            assignments_deferred: self.assignments.deferred(),
+            history: self.history.clone(),
+            assignments_deferred: self.config_limiter.deferred(),
         }
     }
 }
 
-async fn at(deadline: Option<Instant>) {
+async fn sleep_until_some(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => pending().await,

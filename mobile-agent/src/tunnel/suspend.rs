@@ -13,29 +13,30 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Shorter ones are not worth a packet: no NAT and no relay has forgotten a path by then.
-const SHORTEST: Duration = Duration::from_secs(1);
+const MIN_SUSPEND: Duration = Duration::from_secs(1);
 
 /// Notices that the machine was suspended.
-pub(super) struct Suspend {
+pub(super) struct SuspendWatch {
     /// The kernel cancels it whenever the wall clock is set, which it does at the end of a suspend (`timerfd_resume`).
     timer: Option<AsyncFd<OwnedFd>>,
     /// How far the clock that counts suspends is ahead of the one that does not.
-    asleep: Duration,
+    suspended: Duration,
 }
 
-impl Suspend {
+impl SuspendWatch {
     /// Without such a timer, suspends go unnoticed; links that come back are news all the same.
     pub(super) fn new() -> Self {
-        let timer =
-            timer().inspect_err(|error| tracing::warn!(%error, "the end of a suspend is not noticed")).ok();
-        Self { timer, asleep: asleep() }
+        let timer = clock_change_timer()
+            .inspect_err(|error| tracing::warn!(%error, "the end of a suspend is not noticed"))
+            .ok();
+        Self { timer, suspended: total_suspended() }
     }
 
-    /// Waits for the end of the next suspend and tells how long it was.
-    pub(super) async fn over(&mut self) -> Duration {
+    /// Waits for the end of the next suspend and tells how long it role.
+    pub(super) async fn resumed(&mut self) -> Duration {
         loop {
             self.clock_set().await;
-            if let Some(slept) = slept(&mut self.asleep, asleep()) {
+            if let Some(slept) = new_suspend(&mut self.suspended, total_suspended()) {
                 return slept;
             }
         }
@@ -57,17 +58,17 @@ impl Suspend {
 }
 
 /// How long the machine slept between two looks, if it is worth mentioning.
-fn slept(known: &mut Duration, now: Duration) -> Option<Duration> {
+fn new_suspend(known: &mut Duration, now: Duration) -> Option<Duration> {
     let slept = now.saturating_sub(std::mem::replace(known, now));
-    (slept >= SHORTEST).then_some(slept)
+    (slept >= MIN_SUSPEND).then_some(slept)
 }
 
-fn asleep() -> Duration {
+fn total_suspended() -> Duration {
     let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
     read(ClockId::CLOCK_BOOTTIME).saturating_sub(read(ClockId::CLOCK_MONOTONIC))
 }
 
-fn timer() -> io::Result<AsyncFd<OwnedFd>> {
+fn clock_change_timer() -> io::Result<AsyncFd<OwnedFd>> {
     /// Some centuries from now, in seconds.
     const NEVER: i64 = 9_000_000_000;
     let timer = TimerFd::new(TimerClock::CLOCK_REALTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
@@ -86,19 +87,19 @@ mod tests {
     #[test]
     fn a_suspend_is_told_once_and_a_clock_that_is_only_set_is_none() {
         let mut known = Duration::from_secs(100);
-        assert_eq!(slept(&mut known, Duration::from_secs(100)), None);
-        assert_eq!(slept(&mut known, Duration::from_secs(3700)), Some(Duration::from_secs(3600)));
-        assert_eq!(slept(&mut known, Duration::from_secs(3700)), None);
+        assert_eq!(new_suspend(&mut known, Duration::from_secs(100)), None);
+        assert_eq!(new_suspend(&mut known, Duration::from_secs(3700)), Some(Duration::from_secs(3600)));
+        assert_eq!(new_suspend(&mut known, Duration::from_secs(3700)), None);
         // Two clocks that are not read at the same instant.
-        assert_eq!(slept(&mut known, Duration::from_millis(3_700_001)), None);
-        assert_eq!(slept(&mut known, Duration::ZERO), None);
+        assert_eq!(new_suspend(&mut known, Duration::from_millis(3_700_001)), None);
+        assert_eq!(new_suspend(&mut known, Duration::ZERO), None);
     }
 
     #[tokio::test]
     async fn the_kernel_gives_the_timer_and_nothing_is_told_without_a_suspend() {
-        let mut suspend = Suspend::new();
+        let mut suspend = SuspendWatch::new();
         assert!(suspend.timer.is_some());
-        let told = tokio::time::timeout(Duration::from_millis(50), suspend.over()).await;
+        let told = tokio::time::timeout(Duration::from_millis(50), suspend.resumed()).await;
         assert!(told.is_err());
     }
 }

@@ -12,7 +12,7 @@ use mobile_io::netlink::{
     Family, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, Snapshot, TABLE_MAIN,
 };
 
-use super::look::{Found, Reached, Targets, has_address, reach};
+use super::links::{ObservedLink, RelayRoute, RouteTargets, has_address, route_to};
 
 /// The priority of the rule: after the main (32766) and the default table (32767).
 pub(crate) const PRIORITY: u32 = 33_000;
@@ -37,29 +37,29 @@ impl Detours {
     }
 
     /// Makes a route for each link whose route to the relay a VPN replaced, removes routes that are
-    /// no longer needed, and adds the new ones to `found`.
+    /// no longer needed, and adds the new ones to `links`.
     pub(crate) async fn apply(
         &mut self,
         netlink: &Netlink,
-        found: &mut [Found],
+        links: &mut [ObservedLink],
         snapshot: &Snapshot,
-        targets: &Targets,
+        targets: &RouteTargets,
     ) -> Result<(), NetlinkError> {
         let mut wanted = Vec::new();
         let mut served = Vec::new();
-        self.routers.retain(|(index, _), _| found.iter().any(|link| link.index == *index));
+        self.routers.retain(|(index, _), _| links.iter().any(|link| link.index == *index));
         for (family, place) in Family::ALL.into_iter().zip(0..) {
             let relay: Vec<IpAddr> =
                 targets.relay.iter().copied().filter(|address| Family::from(*address) == family).collect();
             let mut replaced = None;
-            for (number, link) in found.iter().enumerate() {
+            for (number, link) in links.iter().enumerate() {
                 let key = (link.index, family);
                 if !has_address(&link.uplink, family) || !link.uplink.up || !link.uplink.carrier {
                     self.routers.remove(&key);
                     continue;
                 }
-                match link.reach[place] {
-                    Some(Reached { table, gateway, .. }) if table != self.table => {
+                match link.relay_routes[place] {
+                    Some(RelayRoute { table, gateway, .. }) if table != self.table => {
                         self.routers.insert(key, (gateway, link.uplink.addresses.clone()));
                         continue;
                     }
@@ -67,7 +67,7 @@ impl Detours {
                     _ => {}
                 }
                 if replaced.is_none() {
-                    replaced = Some(is_replaced(netlink, &relay, snapshot, found).await?);
+                    replaced = Some(is_replaced(netlink, &relay, snapshot, links).await?);
                 }
                 if replaced == Some(true)
                     && let Some(gateway) = self.router(netlink, link, family).await?
@@ -89,18 +89,18 @@ impl Detours {
             }
         }
         self.ensure(netlink, wanted).await?;
-        for link in found.iter_mut() {
+        for link in links.iter_mut() {
             // Delete the routes that are no longer wanted.
-            for route in &mut link.reach {
+            for route in &mut link.relay_routes {
                 route.take_if(|route| route.table == self.table);
             }
         }
         for (number, place, relay) in served {
-            let index = found[number].index;
-            let route = reach(netlink, index, &relay).await?;
-            found[number].reach[place] = route.map(|route| Reached { metric: METRIC, ..route });
+            let index = links[number].index;
+            let route = route_to(netlink, index, &relay).await?;
+            links[number].relay_routes[place] = route.map(|route| RelayRoute { metric: METRIC, ..route });
         }
-        for link in found {
+        for link in links {
             link.apply_routes();
         }
         Ok(())
@@ -111,7 +111,7 @@ impl Detours {
     async fn router(
         &mut self,
         netlink: &Netlink,
-        link: &Found,
+        link: &ObservedLink,
         family: Family,
     ) -> Result<Option<Option<IpAddr>>, NetlinkError> {
         let key = (link.index, family);
@@ -181,11 +181,11 @@ async fn is_replaced(
     netlink: &Netlink,
     relay: &[IpAddr],
     snapshot: &Snapshot,
-    found: &[Found],
+    links: &[ObservedLink],
 ) -> Result<bool, NetlinkError> {
     for to in relay {
         let Some(oif) = netlink.lookup(*to, 0).await?.and_then(|way| way.oif) else { continue };
-        let is_link = found.iter().any(|link| link.index == oif && !link.uplink.tunnel);
+        let is_link = links.iter().any(|link| link.index == oif && !link.uplink.tunnel);
         let loopback = snapshot.links.iter().any(|link| link.index == oif && link.loopback);
         if !is_link && !loopback {
             return Ok(true);

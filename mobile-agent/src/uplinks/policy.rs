@@ -17,7 +17,7 @@ pub(crate) struct Uplink {
     /// Its addresses, without link-local ones.
     pub(crate) addresses: Vec<IpAddr>,
     /// Addresses that connections keep and new ones should not take (deprecated, RFC 4862, 5.5.4).
-    pub(crate) fading: Vec<IpAddr>,
+    pub(crate) deprecated: Vec<IpAddr>,
     /// The metric of the IPv4 route by which a socket bound to the link reaches the relay.
     pub(crate) ipv4_route: Option<u32>,
     /// The metric of the IPv6 route by which a socket bound to the link reaches the relay.
@@ -34,7 +34,7 @@ pub(crate) struct Uplink {
 impl Uplink {
     /// Whether this is no longer the network it was: what was learnt there says nothing here. Another metric, or one
     /// address more, is no other network.
-    pub(crate) fn is_elsewhere(&self, before: &Self) -> bool {
+    pub(crate) fn is_different_network(&self, before: &Self) -> bool {
         let works = |uplink: &Self| uplink.up && uplink.carrier;
         let served = |uplink: &Self| (uplink.ipv4_route.is_some(), uplink.ipv6_route.is_some());
         let kept = before.addresses.is_empty() == self.addresses.is_empty()
@@ -48,7 +48,7 @@ impl Uplink {
 
 /// What the choice depends on beside the links themselves.
 #[derive(Debug)]
-pub(crate) struct Wishes<'a> {
+pub(crate) struct UplinkPreferences<'a> {
     /// The uplink that `mobile use` names. It comes first; while it is unusable, the others serve.
     pub(crate) forced: Option<&'a str>,
     /// `[uplink] prefer`, the most wanted first.
@@ -76,14 +76,14 @@ pub(crate) struct Families {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Decision {
     /// Names of the usable uplinks, the best first.
-    pub(crate) candidates: Vec<String>,
+    pub(crate) usable: Vec<String>,
     /// One verdict for every link known, in the order they were given.
-    pub(crate) verdicts: Vec<Verdict>,
+    pub(crate) verdicts: Vec<UplinkVerdict>,
 }
 
 /// Whether one uplink can carry the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub(crate) struct UplinkVerdict {
     /// The interface's name.
     pub(crate) name: String,
     /// Why it cannot; `None` when it can.
@@ -111,7 +111,7 @@ pub(crate) enum Obstacle {
 
 impl Obstacle {
     /// In words, for `mobile uplinks`.
-    pub(crate) fn words(self) -> &'static str {
+    pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Excluded => "excluded by [uplink] exclude",
             Self::Tunnel => "a tunnel (a VPN): its packets leave by another link",
@@ -135,10 +135,10 @@ impl Obstacle {
 
 /// Chooses: the forced uplink, then those that did not just fail, then by preference, then by metric,
 /// then the one in use, then by name.
-pub(crate) fn decide(uplinks: &[Uplink], wishes: &Wishes<'_>) -> Decision {
-    let verdicts: Vec<Verdict> = uplinks
+pub(crate) fn decide(uplinks: &[Uplink], preferences: &UplinkPreferences<'_>) -> Decision {
+    let verdicts: Vec<UplinkVerdict> = uplinks
         .iter()
-        .map(|uplink| Verdict { name: uplink.name.clone(), obstacle: obstacle(uplink, wishes) })
+        .map(|uplink| UplinkVerdict { name: uplink.name.clone(), obstacle: obstacle(uplink, preferences) })
         .collect();
     let mut usable: Vec<&Uplink> = uplinks
         .iter()
@@ -146,23 +146,23 @@ pub(crate) fn decide(uplinks: &[Uplink], wishes: &Wishes<'_>) -> Decision {
         .filter(|(_, verdict)| verdict.obstacle.is_none())
         .map(|(uplink, _)| uplink)
         .collect();
-    usable.sort_by_cached_key(|uplink| rank(uplink, wishes));
-    Decision { candidates: usable.into_iter().map(|uplink| uplink.name.clone()).collect(), verdicts }
+    usable.sort_by_cached_key(|uplink| rank(uplink, preferences));
+    Decision { usable: usable.into_iter().map(|uplink| uplink.name.clone()).collect(), verdicts }
 }
 
 /// Addresses from which the relay can be reached over this uplink.
-pub(crate) fn serves(uplink: &Uplink, families: Families) -> Families {
+pub(crate) fn reachable_families(uplink: &Uplink, families: Families) -> Families {
     Families {
         ipv4: families.ipv4 && uplink.ipv4_route.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv4),
         ipv6: families.ipv6 && uplink.ipv6_route.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv6),
     }
 }
 
-fn obstacle(uplink: &Uplink, wishes: &Wishes<'_>) -> Option<Obstacle> {
-    let Families { ipv4, ipv6 } = wishes.families;
-    if is_named(uplink, wishes.exclude) {
+fn obstacle(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> Option<Obstacle> {
+    let Families { ipv4, ipv6 } = preferences.families;
+    if is_named(uplink, preferences.exclude) {
         Some(Obstacle::Excluded)
-    } else if uplink.tunnel && !is_named(uplink, wishes.prefer) {
+    } else if uplink.tunnel && !is_named(uplink, preferences.prefer) {
         Some(Obstacle::Tunnel)
     } else if uplink.fed_by.is_some() {
         Some(Obstacle::Loop)
@@ -173,7 +173,7 @@ fn obstacle(uplink: &Uplink, wishes: &Wishes<'_>) -> Option<Obstacle> {
     } else if !uplink.addresses.iter().any(|address| if address.is_ipv4() { ipv4 } else { ipv6 }) {
         Some(Obstacle::NoAddress)
     } else {
-        let serves = serves(uplink, wishes.families);
+        let serves = reachable_families(uplink, preferences.families);
         (!serves.ipv4 && !serves.ipv6).then_some(Obstacle::NoRoute)
     }
 }
@@ -184,21 +184,24 @@ pub(crate) fn is_named(uplink: &Uplink, globs: &[GlobMatcher]) -> bool {
 }
 
 /// Smaller is better.
-fn rank(uplink: &Uplink, wishes: &Wishes<'_>) -> (bool, bool, usize, u32, bool, String) {
-    let preference =
-        wishes.prefer.iter().position(|glob| glob.is_match(&uplink.name)).unwrap_or(wishes.prefer.len());
-    let serves = serves(uplink, wishes.families);
+fn rank(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> (bool, bool, usize, u32, bool, String) {
+    let preference = preferences
+        .prefer
+        .iter()
+        .position(|glob| glob.is_match(&uplink.name))
+        .unwrap_or(preferences.prefer.len());
+    let serves = reachable_families(uplink, preferences.families);
     let metric = [(serves.ipv4, uplink.ipv4_route), (serves.ipv6, uplink.ipv6_route)]
         .into_iter()
         .filter_map(|(serves, metric)| metric.filter(|_| serves))
         .min()
         .unwrap_or(u32::MAX);
     (
-        wishes.failing.contains(&uplink.name),
-        wishes.forced != Some(uplink.name.as_str()),
+        preferences.failing.contains(&uplink.name),
+        preferences.forced != Some(uplink.name.as_str()),
         preference,
         metric,
-        wishes.current != Some(uplink.name.as_str()),
+        preferences.current != Some(uplink.name.as_str()),
         uplink.name.clone(),
     )
 }
@@ -217,7 +220,7 @@ mod tests {
             up: true,
             carrier: true,
             addresses: vec!["192.0.2.7".parse().unwrap()],
-            fading: Vec::new(),
+            deprecated: Vec::new(),
             ipv4_route: Some(metric),
             ipv6_route: None,
             gateways: Vec::new(),
@@ -230,8 +233,8 @@ mod tests {
         patterns.iter().map(|pattern| Glob::new(pattern).unwrap().compile_matcher()).collect()
     }
 
-    fn wishes(failing: &BTreeSet<String>) -> Wishes<'_> {
-        Wishes { forced: None, prefer: &[], exclude: &[], families: BOTH, current: None, failing }
+    fn preferences(failing: &BTreeSet<String>) -> UplinkPreferences<'_> {
+        UplinkPreferences { forced: None, prefer: &[], exclude: &[], families: BOTH, current: None, failing }
     }
 
     #[test]
@@ -249,8 +252,8 @@ mod tests {
             (Uplink { carrier: false, ..before.clone() }, true),
             (Uplink { ipv6_route: Some(1), ..before.clone() }, true),
         ] {
-            assert_eq!(now.is_elsewhere(&before), elsewhere, "{now:?}");
-            assert_eq!(before.is_elsewhere(&now), elsewhere, "{now:?}");
+            assert_eq!(now.is_different_network(&before), elsewhere, "{now:?}");
+            assert_eq!(before.is_different_network(&now), elsewhere, "{now:?}");
         }
     }
 
@@ -258,7 +261,7 @@ mod tests {
     fn the_lower_metric_wins_and_the_name_breaks_a_tie() {
         let none = BTreeSet::new();
         let links = [uplink("wlan0", 600), uplink("eth0", 100), uplink("eth1", 100)];
-        assert_eq!(decide(&links, &wishes(&none)).candidates, ["eth0", "eth1", "wlan0"]);
+        assert_eq!(decide(&links, &preferences(&none)).usable, ["eth0", "eth1", "wlan0"]);
     }
 
     #[test]
@@ -266,29 +269,29 @@ mod tests {
         let none = BTreeSet::new();
         let links = [uplink("eth0", 100), uplink("wlan0", 600), uplink("wwan0", 700)];
         let prefer = globs(&["wl*"]);
-        let mut wishes = wishes(&none);
-        wishes.prefer = &prefer;
-        assert_eq!(decide(&links, &wishes).candidates, ["wlan0", "eth0", "wwan0"]);
-        wishes.forced = Some("wwan0");
-        assert_eq!(decide(&links, &wishes).candidates, ["wwan0", "wlan0", "eth0"]);
+        let mut preferences = preferences(&none);
+        preferences.prefer = &prefer;
+        assert_eq!(decide(&links, &preferences).usable, ["wlan0", "eth0", "wwan0"]);
+        preferences.forced = Some("wwan0");
+        assert_eq!(decide(&links, &preferences).usable, ["wwan0", "wlan0", "eth0"]);
     }
 
     #[test]
     fn what_just_failed_comes_last_and_the_current_one_wins_a_tie() {
         let failing = BTreeSet::from(["eth0".to_owned()]);
         let links = [uplink("eth0", 100), uplink("wlan0", 600), uplink("wlan1", 600)];
-        let mut wishes = wishes(&failing);
-        wishes.current = Some("wlan1");
-        assert_eq!(decide(&links, &wishes).candidates, ["wlan1", "wlan0", "eth0"]);
+        let mut preferences = preferences(&failing);
+        preferences.current = Some("wlan1");
+        assert_eq!(decide(&links, &preferences).usable, ["wlan1", "wlan0", "eth0"]);
     }
 
     #[test]
     fn every_obstacle_is_told() {
         let none = BTreeSet::new();
         let exclude = globs(&["docker*"]);
-        let mut wishes = wishes(&none);
-        wishes.exclude = &exclude;
-        wishes.families = Families { ipv4: true, ipv6: false };
+        let mut preferences = preferences(&none);
+        preferences.exclude = &exclude;
+        preferences.families = Families { ipv4: true, ipv6: false };
         let links = [
             uplink("docker0", 1),
             Uplink { up: false, ..uplink("a", 1) },
@@ -297,7 +300,7 @@ mod tests {
             Uplink { ipv4_route: None, ipv6_route: Some(1), ..uplink("d", 1) },
             uplink("e", 1),
         ];
-        let decision = decide(&links, &wishes);
+        let decision = decide(&links, &preferences);
         let told: Vec<_> = decision.verdicts.iter().map(|verdict| verdict.obstacle).collect();
         assert_eq!(
             told,
@@ -310,7 +313,7 @@ mod tests {
                 None
             ]
         );
-        assert_eq!(decision.candidates, ["e"]);
+        assert_eq!(decision.usable, ["e"]);
     }
 
     #[test]
@@ -318,31 +321,31 @@ mod tests {
         let none = BTreeSet::new();
         let vpn = Uplink { tunnel: true, ..uplink("tun0", 50) };
         let links = [uplink("eth0", 100), vpn];
-        let mut wishes = wishes(&none);
-        wishes.forced = Some("tun0");
-        let decision = decide(&links, &wishes);
-        assert_eq!(decision.candidates, ["eth0"]);
+        let mut preferences = preferences(&none);
+        preferences.forced = Some("tun0");
+        let decision = decide(&links, &preferences);
+        assert_eq!(decision.usable, ["eth0"]);
         assert_eq!(decision.verdicts[1].obstacle, Some(Obstacle::Tunnel));
         let prefer = globs(&["tun*"]);
-        wishes.prefer = &prefer;
-        assert_eq!(decide(&links, &wishes).candidates, ["tun0", "eth0"]);
+        preferences.prefer = &prefer;
+        assert_eq!(decide(&links, &preferences).usable, ["tun0", "eth0"]);
         for looping in [
             Uplink { fed_by: Some("openvpn (7)".into()), ..links[1].clone() },
             Uplink { fed_by: Some("openvpn (7)".into()), ..uplink("tap0", 50) },
         ] {
-            let decision = decide(&[looping], &wishes);
+            let decision = decide(&[looping], &preferences);
             assert_eq!(decision.verdicts[0].obstacle, Some(Obstacle::Loop));
-            assert!(decision.candidates.is_empty());
+            assert!(decision.usable.is_empty());
         }
     }
 
     #[test]
     fn a_metric_counts_only_in_a_family_that_reaches_the_relay() {
         let none = BTreeSet::new();
-        let mut wishes = wishes(&none);
-        wishes.families = Families { ipv4: true, ipv6: false };
+        let mut preferences = preferences(&none);
+        preferences.families = Families { ipv4: true, ipv6: false };
         let links = [Uplink { ipv6_route: Some(1), ..uplink("eth0", 500) }, uplink("wlan0", 400)];
-        assert_eq!(decide(&links, &wishes).candidates, ["wlan0", "eth0"]);
+        assert_eq!(decide(&links, &preferences).usable, ["wlan0", "eth0"]);
     }
 
     fn any_uplink() -> impl Strategy<Value = Uplink> {
@@ -358,7 +361,7 @@ mod tests {
                 up,
                 carrier,
                 addresses,
-                fading: Vec::new(),
+                deprecated: Vec::new(),
                 ipv4_route,
                 ipv6_route,
                 gateways: Vec::new(),
@@ -377,24 +380,24 @@ mod tests {
         ) {
             let links: Vec<Uplink> = links.into_iter().map(|(name, link)| Uplink { name, ..link }).collect();
             let exclude = globs(&["e*"]);
-            let mut wishes = wishes(&failing);
-            wishes.exclude = &exclude;
-            wishes.forced = forced.as_deref();
-            wishes.families = Families { ipv4: families.0, ipv6: families.1 };
-            let decision = decide(&links, &wishes);
+            let mut preferences = preferences(&failing);
+            preferences.exclude = &exclude;
+            preferences.forced = forced.as_deref();
+            preferences.families = Families { ipv4: families.0, ipv6: families.1 };
+            let decision = decide(&links, &preferences);
             prop_assert_eq!(decision.verdicts.len(), links.len());
             for (link, verdict) in links.iter().zip(&decision.verdicts) {
-                let serves = serves(link, wishes.families);
+                let serves = reachable_families(link, preferences.families);
                 let usable = link.up && link.carrier && !link.name.starts_with('e') && (serves.ipv4 || serves.ipv6);
                 prop_assert_eq!(verdict.obstacle.is_none(), usable);
-                prop_assert_eq!(decision.candidates.contains(&link.name), usable);
+                prop_assert_eq!(decision.usable.contains(&link.name), usable);
             }
-            if let Some(first) = decision.candidates.first() {
-                if let Some(forced) = &forced && decision.candidates.contains(forced) && !failing.contains(forced) {
+            if let Some(first) = decision.usable.first() {
+                if let Some(forced) = &forced && decision.usable.contains(forced) && !failing.contains(forced) {
                     prop_assert_eq!(first, forced);
                 }
                 if failing.contains(first) {
-                    prop_assert!(decision.candidates.iter().all(|name| failing.contains(name)));
+                    prop_assert!(decision.usable.iter().all(|name| failing.contains(name)));
                 }
             }
         }
@@ -405,9 +408,9 @@ mod tests {
         ) {
             let none = BTreeSet::new();
             let mut links: Vec<Uplink> = links.into_iter().map(|(name, link)| Uplink { name, ..link }).collect();
-            let forward = decide(&links, &wishes(&none)).candidates;
+            let forward = decide(&links, &preferences(&none)).usable;
             links.reverse();
-            prop_assert_eq!(forward, decide(&links, &wishes(&none)).candidates);
+            prop_assert_eq!(forward, decide(&links, &preferences(&none)).usable);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::super::reach::Reached;
 use super::*;
 use crate::config::RelayIdentity;
 use crate::tunnel::cause::Failure;
-use crate::uplinks::policy::{Decision, Obstacle, Uplink, Verdict};
+use crate::uplinks::policy::{Decision, Obstacle, Uplink, UplinkVerdict};
 
 const WORKS: Reached = Reached {
     address: std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 443),
@@ -26,7 +26,7 @@ fn uplink(name: &str) -> Uplink {
         up: true,
         carrier: true,
         addresses: vec!["10.22.0.2".parse().unwrap()],
-        fading: Vec::new(),
+        deprecated: Vec::new(),
         ipv4_route: Some(100),
         ipv6_route: None,
         gateways: Vec::new(),
@@ -38,7 +38,7 @@ fn uplink(name: &str) -> Uplink {
 fn links() -> Links {
     Links {
         uplinks: vec![uplink("eth0"), uplink("wlan0")],
-        decision: Decision { candidates: vec!["eth0".into(), "wlan0".into()], verdicts: Vec::new() },
+        decision: Decision { usable: vec!["eth0".into(), "wlan0".into()], verdicts: Vec::new() },
         rp_filter: vec![("eth0".into(), 2), ("wlan0".into(), 0)],
         rules: vec![rule(0, Some(255)), ours(), rule(32766, Some(254)), rule(32767, Some(253))],
         foreign_routes: Vec::new(),
@@ -253,8 +253,8 @@ fn strict_reverse_path_filters_matter_with_several_uplinks_only() {
 #[test]
 fn without_a_usable_uplink_each_says_why() {
     let mut facts = with_links(|links| {
-        links.decision.candidates.clear();
-        let verdict = Verdict { name: "eth0".into(), obstacle: Some(Obstacle::NoCarrier) };
+        links.decision.usable.clear();
+        let verdict = UplinkVerdict { name: "eth0".into(), obstacle: Some(Obstacle::NoCarrier) };
         links.decision.verdicts.push(verdict);
     });
     facts.reached = Some(Vec::new());

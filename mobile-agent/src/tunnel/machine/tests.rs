@@ -3,8 +3,8 @@
 mod random;
 mod standby;
 
-use super::damping::{MAX_RETRY, MAX_RETRY_IDENTITY, RETRY};
-use super::reconcile::{PATIENCE, STAGGER};
+use super::damping::{MAX_RETRY_DELAY, MAX_RETRY_DELAY_IDENTITY, RETRY_DELAY};
+use super::reconcile::{ATTEMPT_TIMEOUT, UPLINK_STAGGER};
 use super::*;
 use globset::Glob;
 
@@ -16,7 +16,7 @@ fn link(name: &str, metric: u32, last: u8) -> Uplink {
         up: true,
         carrier: true,
         addresses: vec![address(last)],
-        fading: Vec::new(),
+        deprecated: Vec::new(),
         ipv4_route: Some(metric),
         ipv6_route: None,
         gateways: Vec::new(),
@@ -47,8 +47,8 @@ impl Rig {
 
     fn with_standby(uplinks: Vec<Uplink>, standby: &[&str]) -> Self {
         let standby = standby.iter().map(|glob| Glob::new(glob).unwrap().compile_matcher()).collect();
-        let wishes = Wishes { prefer: Vec::new(), exclude: Vec::new(), standby };
-        let machine = Machine::new(wishes, V4, || 0.5);
+        let preferences = Preferences { prefer: Vec::new(), exclude: Vec::new(), standby };
+        let machine = Machine::new(preferences, V4, || 0.5);
         let mut rig = Self { machine, now: Instant::now() };
         rig.machine.set_uplinks(rig.now, uplinks);
         rig
@@ -99,15 +99,15 @@ impl Rig {
     }
 
     /// A path is lost for good.
-    fn lose(&mut self, path: PathId, fault: Fault) -> Option<Was> {
-        let lost = self.machine.path_lost(self.now, path, Cause::TransportFailed, fault, self.now);
-        lost.map(|lost| lost.was)
+    fn lose(&mut self, path: PathId, fault: Fault) -> Option<PathRole> {
+        let lost = self.machine.path_lost(self.now, path, HandoverCause::TransportFailed, fault, self.now);
+        lost.map(|lost| lost.role)
     }
 
     fn report(&mut self) -> Handover {
         let actions = self.actions();
         let report = actions.iter().find_map(|action| match action {
-            Action::Report(handover) => Some(handover.clone()),
+            Action::RecordHandover(handover) => Some(handover.clone()),
             _ => None,
         });
         report.unwrap_or_else(|| panic!("no report in {actions:?}"))
@@ -135,8 +135,8 @@ fn both() -> Vec<Uplink> {
 fn the_best_uplink_is_tried_at_once_and_the_next_a_moment_later() {
     let mut rig = Rig::new(both());
     rig.expect_connect("eth0");
-    assert_eq!(rig.machine.deadline(), Some(rig.now + STAGGER));
-    rig.wait(STAGGER);
+    assert_eq!(rig.machine.deadline(), Some(rig.now + UPLINK_STAGGER));
+    rig.wait(UPLINK_STAGGER);
     rig.expect_connect("wlan0");
 }
 
@@ -144,7 +144,7 @@ fn the_best_uplink_is_tried_at_once_and_the_next_a_moment_later() {
 fn the_first_that_is_ready_wins_and_the_better_one_takes_over_without_a_blackout() {
     let mut rig = Rig::new(both());
     let eth = rig.expect_connect("eth0");
-    rig.wait(STAGGER);
+    rig.wait(UPLINK_STAGGER);
     let wlan = rig.expect_connect("wlan0");
     rig.succeed(wlan, 2);
     assert_eq!(rig.active().as_deref(), Some("wlan0"));
@@ -152,13 +152,13 @@ fn the_first_that_is_ready_wins_and_the_better_one_takes_over_without_a_blackout
     assert_eq!(rig.actions(), []);
     rig.succeed_beside(eth, 1);
     let actions = rig.actions();
-    let [Action::Report(handover), Action::Close { path: closed }] = &actions[..] else {
+    let [Action::RecordHandover(handover), Action::Close { path: closed }] = &actions[..] else {
         panic!("{actions:?}")
     };
     assert_eq!(*closed, wlan, "once the new one has answered");
     assert_eq!(
         (handover.cause, handover.blackout, handover.replayed),
-        (Cause::BetterUplink, Duration::ZERO, 7)
+        (HandoverCause::BetterUplink, Duration::ZERO, 7)
     );
     assert_eq!((handover.from.as_str(), handover.to.as_str()), ("wlan0", "eth0"));
 }
@@ -186,19 +186,19 @@ fn carrier_lost_breaks_at_once_and_connects_over_the_next() {
     rig.now += ms(40);
     rig.succeed(path, 2);
     let handover = rig.report();
-    assert_eq!((handover.cause, handover.blackout), (Cause::CarrierLost, ms(40)));
+    assert_eq!((handover.cause, handover.blackout), (HandoverCause::CarrierLost, ms(40)));
     assert_eq!((handover.replayed, handover.dropped), (3, 2));
 }
 
 #[test]
 fn every_loss_of_the_active_uplink_is_named() {
     for (cause, change) in [
-        (Cause::LinkDown, (|uplink: &mut Uplink| uplink.up = false) as fn(&mut Uplink)),
-        (Cause::CarrierLost, |uplink| uplink.carrier = false),
-        (Cause::AddressLost, |uplink| uplink.addresses.clear()),
-        (Cause::AddressLost, |uplink| uplink.addresses = vec![address(77)]),
-        (Cause::RouteLost, |uplink| uplink.ipv4_route = None),
-        (Cause::LinkGone, |uplink| uplink.name = "other".into()),
+        (HandoverCause::LinkDown, (|uplink: &mut Uplink| uplink.up = false) as fn(&mut Uplink)),
+        (HandoverCause::CarrierLost, |uplink| uplink.carrier = false),
+        (HandoverCause::AddressLost, |uplink| uplink.addresses.clear()),
+        (HandoverCause::AddressLost, |uplink| uplink.addresses = vec![address(77)]),
+        (HandoverCause::RouteLost, |uplink| uplink.ipv4_route = None),
+        (HandoverCause::LinkGone, |uplink| uplink.name = "other".into()),
     ] {
         let mut rig = Rig::connected();
         let mut links = both();
@@ -229,7 +229,7 @@ fn mobile_use_makes_before_it_breaks_and_is_called_forced() {
     let path = rig.expect_connect("wlan0");
     assert_eq!(rig.active().as_deref(), Some("eth0"));
     rig.succeed_beside(path, 2);
-    assert_eq!(rig.report().cause, Cause::Forced);
+    assert_eq!(rig.report().cause, HandoverCause::Forced);
     rig.machine.force(rig.now, None);
     rig.expect_connect("eth0");
 }
@@ -250,15 +250,15 @@ fn a_relay_that_restarts_is_sought_on_the_same_uplink_without_delay() {
     let mut rig = Rig::connected();
     rig.now += Duration::from_secs(100);
     let eth = rig.active_path();
-    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(PathRole::Active));
     let path = rig.expect_connect("eth0");
     // Refused: not the uplink's fault, so the other is only the second choice, and the first comes again soon.
-    assert_eq!(rig.lose(path, Fault::Relay), Some(Was::Attempt));
+    assert_eq!(rig.lose(path, Fault::Relay), Some(PathRole::Attempt));
     let wlan = rig.expect_connect("wlan0");
     rig.lose(wlan, Fault::Relay);
     assert_eq!(rig.actions(), []);
-    assert_eq!(rig.machine.deadline(), Some(rig.now + RETRY));
-    rig.wait(RETRY);
+    assert_eq!(rig.machine.deadline(), Some(rig.now + RETRY_DELAY));
+    rig.wait(RETRY_DELAY);
     rig.expect_connect("eth0");
 }
 
@@ -273,7 +273,10 @@ fn pauses_grow_to_a_bound_and_a_change_of_the_uplink_ends_them() {
         pauses.push(pause);
         rig.wait(pause);
     }
-    assert_eq!(pauses, [ms(50), ms(100), ms(200), ms(400), ms(800), MAX_RETRY, MAX_RETRY, MAX_RETRY]);
+    assert_eq!(
+        pauses,
+        [ms(50), ms(100), ms(200), ms(400), ms(800), MAX_RETRY_DELAY, MAX_RETRY_DELAY, MAX_RETRY_DELAY]
+    );
     let path = rig.expect_connect("eth0");
     rig.lose(path, Fault::Relay);
     let mut changed = link("eth0", 100, 1);
@@ -292,7 +295,7 @@ fn a_refused_key_is_not_hammered() {
         last = rig.machine.deadline().unwrap() - rig.now;
         rig.wait(last);
     }
-    assert_eq!(last, MAX_RETRY_IDENTITY);
+    assert_eq!(last, MAX_RETRY_DELAY_IDENTITY);
 }
 
 #[test]
@@ -301,13 +304,13 @@ fn an_attempt_that_hangs_is_given_up_and_repeated_with_more_patience() {
     let path = rig.expect_connect("eth0");
     assert!(rig.machine.transport_ready(rig.now, path, address(1)));
     assert!(matches!(rig.actions()[..], [Action::Activate { .. }]));
-    rig.wait(PATIENCE);
+    rig.wait(ATTEMPT_TIMEOUT);
     let actions = rig.actions();
     assert_eq!(actions, [Action::Close { path }, Action::TimedOut { uplink: "eth0".into(), opened: true }]);
     assert_eq!(rig.active(), None);
-    rig.wait(RETRY);
+    rig.wait(RETRY_DELAY);
     match &rig.actions()[..] {
-        [Action::Connect { patience, .. }] => assert_eq!(*patience, PATIENCE * 2),
+        [Action::Connect { timeout, .. }] => assert_eq!(*timeout, ATTEMPT_TIMEOUT * 2),
         other => panic!("{other:?}"),
     }
 }
@@ -358,5 +361,5 @@ fn what_was_given_up_is_ignored_when_it_comes_late() {
     rig.machine.path_ready(rig.now, path);
     assert_eq!(rig.active(), None);
     assert_eq!(rig.lose(path, Fault::Uplink), None);
-    assert_eq!(rig.machine.suspect(rig.now, path, rig.now), None);
+    assert_eq!(rig.machine.mark_unresponsive(rig.now, path, rig.now), None);
 }

@@ -1,9 +1,9 @@
 //! Standby paths and paths under suspicion.
 
-use super::super::reconcile::PROBATION;
+use super::super::reconcile::UNRESPONSIVE_TIMEOUT;
 use super::*;
 
-/// Connected over eth0, with a path standing by on wlan0.
+/// RelayConnection over eth0, with a path standing by on wlan0.
 fn warm() -> (Rig, PathId, PathId) {
     let mut rig = Rig::with_standby(both(), &["*"]);
     let eth = rig.expect_connect("eth0");
@@ -20,9 +20,9 @@ fn stand_by(rig: &mut Rig, path: PathId, last: u8) {
     assert_eq!(rig.actions(), []);
 }
 
-fn silence(rig: &mut Rig, path: PathId) -> Was {
+fn silence(rig: &mut Rig, path: PathId) -> PathRole {
     let began = rig.now - ms(120);
-    rig.machine.suspect(rig.now, path, began).expect("the path is there").was
+    rig.machine.mark_unresponsive(rig.now, path, began).expect("the path is there").role
 }
 
 #[test]
@@ -40,7 +40,10 @@ fn with_the_carrier_gone_the_standby_path_takes_over_at_once() {
     rig.now += ms(21);
     rig.machine.confirmed(rig.now, wlan);
     let handover = rig.report();
-    assert_eq!((handover.cause, handover.blackout, handover.replayed), (Cause::CarrierLost, ms(21), 5));
+    assert_eq!(
+        (handover.cause, handover.blackout, handover.replayed),
+        (HandoverCause::CarrierLost, ms(21), 5)
+    );
     assert_eq!(rig.active().as_deref(), Some("wlan0"));
 }
 
@@ -72,7 +75,7 @@ fn a_better_uplink_takes_over_and_the_old_path_stands_by() {
     rig.machine.confirmed(rig.now, eth);
     let actions = rig.actions();
     assert!(
-        matches!(&actions[..], [Action::Report(told)] if told.cause == Cause::BetterUplink),
+        matches!(&actions[..], [Action::RecordHandover(told)] if told.cause == HandoverCause::BetterUplink),
         "{actions:?}"
     );
     rig.machine.force(rig.now, Some("wlan0".into()));
@@ -102,7 +105,7 @@ fn a_standby_path_that_cannot_be_made_is_tried_ever_less_often() {
 fn a_silent_path_is_left_at_once_for_the_standby_path_and_closed_when_it_stays_silent() {
     let (mut rig, eth, wlan) = warm();
     rig.wait(Duration::from_secs(100));
-    assert_eq!(silence(&mut rig, eth), Was::Active);
+    assert_eq!(silence(&mut rig, eth), PathRole::Active);
     let actions = rig.actions();
     assert_eq!(
         actions,
@@ -112,8 +115,8 @@ fn a_silent_path_is_left_at_once_for_the_standby_path_and_closed_when_it_stays_s
     rig.now += ms(20);
     rig.machine.confirmed(rig.now, wlan);
     let handover = rig.report();
-    assert_eq!((handover.cause, handover.blackout), (Cause::Silent, ms(140)));
-    rig.wait(PROBATION);
+    assert_eq!((handover.cause, handover.blackout), (HandoverCause::Silent, ms(140)));
+    rig.wait(UNRESPONSIVE_TIMEOUT);
     let actions = rig.actions();
     assert!(actions.contains(&Action::Close { path: eth }), "{actions:?}");
 }
@@ -155,10 +158,10 @@ fn the_only_uplink_gets_a_second_path_beside_the_silent_one_and_the_first_to_ans
             let actions = rig.actions();
             assert!(actions.contains(&Action::Close { path: eth }), "{actions:?}");
             let told = actions.iter().find_map(|action| match action {
-                Action::Report(told) => Some((told.from.as_str(), told.to.as_str(), told.cause)),
+                Action::RecordHandover(told) => Some((told.from.as_str(), told.to.as_str(), told.cause)),
                 _ => None,
             });
-            assert_eq!(told, Some(("eth0", "eth0", Cause::Silent)));
+            assert_eq!(told, Some(("eth0", "eth0", HandoverCause::Silent)));
         }
     }
 }
@@ -172,12 +175,12 @@ fn when_the_standby_path_fails_too_the_outage_keeps_its_cause_and_its_beginning(
     rig.machine.set_uplinks(rig.now, links);
     rig.actions();
     rig.now += ms(10);
-    assert_eq!(rig.lose(wlan, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.lose(wlan, Fault::Relay), Some(PathRole::Active));
     let fresh = rig.expect_connect("wlan0");
     rig.now += ms(40);
     rig.succeed(fresh, 2);
     let handover = rig.report();
-    assert_eq!((handover.cause, handover.blackout), (Cause::LinkDown, ms(50)));
+    assert_eq!((handover.cause, handover.blackout), (HandoverCause::LinkDown, ms(50)));
     assert_eq!((handover.from.as_str(), handover.to.as_str()), ("eth0", "wlan0"));
     assert_ne!(eth, fresh);
 }
@@ -213,16 +216,16 @@ fn an_uplink_whose_link_comes_and_goes_has_to_stay_for_a_while_before_it_is_used
 fn after_a_killed_relay_every_path_is_dead_and_the_best_uplink_is_dialled_at_once() {
     let (mut rig, eth, wlan) = warm();
     rig.wait(Duration::from_secs(100));
-    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(PathRole::Active));
     let actions = rig.actions();
     let [Action::Activate { path, .. }, Action::Connect { uplink, .. }] = &actions[..] else {
         panic!("{actions:?}")
     };
     assert_eq!((*path, uplink.as_str()), (wlan, "eth0"));
-    assert_eq!(rig.lose(wlan, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.lose(wlan, Fault::Relay), Some(PathRole::Active));
     assert_eq!(rig.active(), None);
     assert_eq!(rig.machine.outage_since(), Some(rig.now));
-    rig.wait(STAGGER);
+    rig.wait(UPLINK_STAGGER);
     rig.expect_connect("wlan0");
 }
 
@@ -233,13 +236,13 @@ fn a_path_that_stalls_and_recovers_again_and_again_is_left_for_ever_longer() {
     rig.wait(Duration::from_secs(3600));
     let mut stays = Vec::new();
     for _ in 0..5 {
-        assert_eq!(silence(&mut rig, eth), Was::Active);
+        assert_eq!(silence(&mut rig, eth), PathRole::Active);
         rig.machine.confirmed(rig.now, wlan);
         rig.now += ms(300);
         rig.machine.recovered(rig.now, eth);
         rig.actions();
         let start = rig.now;
-        while !rig.machine.uses(eth) {
+        while !rig.machine.is_current(eth) {
             let deadline = rig.machine.deadline().expect("it will be gone back to");
             rig.wait(deadline - rig.now);
         }
@@ -258,8 +261,8 @@ fn a_silent_path_that_breaks_stays_blamed() {
     silence(&mut rig, eth);
     rig.machine.confirmed(rig.now, wlan);
     rig.actions();
-    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Standby));
-    assert_eq!(rig.machine.decision().candidates, ["wlan0", "eth0"]);
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(PathRole::Standby));
+    assert_eq!(rig.machine.decision().usable, ["wlan0", "eth0"]);
     assert_eq!(rig.actions(), [], "and is not dialled at once");
 }
 
@@ -270,7 +273,7 @@ fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
     silence(&mut rig, wlan);
     silence(&mut rig, eth);
     rig.actions();
-    rig.wait(STAGGER);
+    rig.wait(UPLINK_STAGGER);
     rig.actions();
     rig.machine.recovered(rig.now, eth);
     rig.machine.recovered(rig.now, wlan);
@@ -284,7 +287,7 @@ fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
 fn an_attempt_that_is_late_ends_with_whatever_happens_next() {
     let mut rig = Rig::new(both());
     let path = rig.expect_connect("eth0");
-    rig.now += PATIENCE;
+    rig.now += ATTEMPT_TIMEOUT;
     rig.machine.force(rig.now, None);
     assert!(rig.actions().contains(&Action::Abort { path }));
 }
@@ -310,7 +313,7 @@ fn an_address_that_fades_keeps_its_path() {
     links[0].addresses.push(address(77));
     rig.machine.set_uplinks(rig.now, links.clone());
     let faded = links[0].addresses.remove(0);
-    links[0].fading.push(faded);
+    links[0].deprecated.push(faded);
     rig.machine.set_uplinks(rig.now, links);
     assert_eq!(rig.actions(), []);
     assert_eq!(rig.active_path(), eth);
@@ -324,8 +327,9 @@ fn what_is_dropped_on_the_way_to_a_path_that_fails_is_told_with_the_handover() {
     rig.machine.activated(wlan, 1, 40);
     rig.lose(wlan, Fault::Relay);
     rig.actions();
-    rig.wait(STAGGER);
-    let path = rig.machine.lines.iter().find(|line| line.uplink == "eth0").expect("it is dialled").path;
+    rig.wait(UPLINK_STAGGER);
+    let path =
+        rig.machine.paths.iter().find(|candidate| candidate.uplink == "eth0").expect("it is dialled").path;
     rig.actions();
     assert!(rig.machine.transport_ready(rig.now, path, address(1)));
     rig.machine.activated(path, 2, 2);

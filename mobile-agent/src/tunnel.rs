@@ -1,10 +1,10 @@
-//! The tunnel: keeps the session on the best uplink. `machine` decides, `manager` does, `ledger` remembers.
+//! The tunnel: keeps the session on the best uplink. `machine` decides, `manager` does, `history` remembers.
 
-mod assignments;
 pub(crate) mod cause;
+mod config_limiter;
 pub(crate) mod connect;
+pub(crate) mod history;
 pub(crate) mod io;
-pub(crate) mod ledger;
 pub(crate) mod machine;
 mod manager;
 mod suspend;
@@ -19,9 +19,9 @@ use tokio::sync::{mpsc, watch};
 use crate::uplinks::Uplinks;
 use crate::uplinks::policy::{Decision, Uplink};
 use connect::Dialer;
+use history::HandoverHistory;
 use io::TunIo;
-use ledger::Ledger;
-use machine::{Active, Wishes};
+use machine::{ActivePath, Preferences};
 use manager::Manager;
 
 /// What the rest of the agent asks of the tunnel.
@@ -31,8 +31,8 @@ pub(crate) struct Tunnel {
     pub(crate) driver: Handle,
     /// What the manager knows.
     pub(crate) state: watch::Receiver<State>,
-    /// What the relay assigned, whenever it says so.
-    pub(crate) assigned: watch::Receiver<Option<PushConfig>>,
+    /// What the relay pushed_config, whenever it says so.
+    pub(crate) pushed_config: watch::Receiver<Option<PushConfig>>,
     force: mpsc::UnboundedSender<Option<String>>,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Tunnel {
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     /// The path in use, and the relay's address on it.
-    pub(crate) active: Option<(Active, SocketAddr)>,
+    pub(crate) active: Option<(ActivePath, SocketAddr)>,
     /// Since when there is none, if there was one.
     pub(crate) outage_since: Option<Instant>,
     /// The paths the relay has welcomed, each with its uplink.
@@ -54,7 +54,7 @@ pub(crate) struct State {
     /// The uplink `mobile use` named.
     pub(crate) forced: Option<String>,
     /// What happened.
-    pub(crate) ledger: Ledger,
+    pub(crate) history: HandoverHistory,
     /// The number of the relay's configurations that were deferred.
     pub(crate) assignments_deferred: u64,
 }
@@ -63,7 +63,7 @@ impl Tunnel {
     /// Starts the session and its manager. The returned future ends only when the session does, with the reason.
     pub(crate) fn start(
         dialer: Dialer,
-        wishes: Wishes,
+        preferences: Preferences,
         limits: Limits,
         device: TunIo,
         uplinks: Uplinks,
@@ -71,10 +71,10 @@ impl Tunnel {
         let session = Session::client(SessionId(rand::random()), limits);
         let (driver, events) = driver::spawn(session, device);
         let (force, forces) = mpsc::unbounded_channel();
-        let (assigned_in, assigned) = watch::channel(None);
-        let manager = Manager::new(wishes, dialer, driver.clone(), uplinks, assigned_in);
+        let (publish_config, pushed_config) = watch::channel(None);
+        let manager = Manager::new(preferences, dialer, driver.clone(), uplinks, publish_config);
         let (publish, state) = watch::channel(manager.state());
-        (Self { driver, state, assigned, force }, manager.run(events, forces, publish))
+        (Self { driver, state, pushed_config, force }, manager.run(events, forces, publish))
     }
 
     /// `mobile use`.

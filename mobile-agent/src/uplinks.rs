@@ -1,7 +1,7 @@
 //! The uplinks: what the kernel knows of them, watched. `policy` chooses among them.
 
 pub(crate) mod detour;
-pub(crate) mod look;
+pub(crate) mod links;
 pub(crate) mod policy;
 
 use std::net::SocketAddr;
@@ -17,25 +17,25 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::processes::{Job, ProcessHelper};
 use detour::Detours;
-use look::{Found, Targets};
+use links::{ObservedLink, RouteTargets};
 use policy::Uplink;
 
-/// The least time between two looks: a storm of events costs at most this rate, a single event
+/// The least time between two reads: a storm of events costs at most this rate, a single event
 /// waits for nothing.
-const SPACING: Duration = Duration::from_millis(5);
+const MIN_READ_INTERVAL: Duration = Duration::from_millis(5);
 /// A look that takes long, on a host with many links, is followed by a pause this many times
 /// longer.
-const REST: u32 = 4;
-/// The least time between two looks because somebody doubts a path: a relay could make us do it without end.
-const LOOK_SPACING: Duration = Duration::from_millis(250);
+const PAUSE_FACTOR: u32 = 4;
+/// The least time between two reads because somebody doubts a path: a relay could make us do it without end.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The uplinks, kept up to date.
 pub(crate) struct Uplinks {
     /// What is known of them.
     pub(crate) known: watch::Receiver<Vec<Uplink>>,
     /// The number of times that the kernel was asked for the uplinks.
-    pub(crate) looks: Arc<AtomicU64>,
-    look: Arc<Notify>,
+    pub(crate) reads: Arc<AtomicU64>,
+    refresh: Arc<Notify>,
     helper: Arc<OnceLock<ProcessHelper>>,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Settings {
 impl Uplinks {
     /// Asks the kernel now. It announces a lost carrier up to a second late (`linkwatch_do_dev`), but knows of it at once.
     pub(crate) fn refresh(&self) {
-        self.look.notify_one();
+        self.refresh.notify_one();
     }
 
     /// Sets the process helper, which finds the process that reads a TUN. Before that no loop is
@@ -71,12 +71,12 @@ pub(crate) async fn watch(
     settings: Settings,
     relay: watch::Receiver<Vec<SocketAddr>>,
 ) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error> + Send + 'static)> {
-    let targets = Targets::new(&relay.borrow());
+    let targets = RouteTargets::new(&relay.borrow());
     // Subscribed before the first look, so no change is missed in between.
     let watch = Watch::of_routes(interest(&settings, &targets)).context("cannot watch the uplinks")?;
     // A socket of its own, so that the keeper's changes do not delay the news of a lost uplink.
     let netlink = Netlink::new().context("cannot read the uplinks")?;
-    let looks = Arc::new(AtomicU64::new(0));
+    let reads = Arc::new(AtomicU64::new(0));
     let detours = Detours::new(settings.relay_table);
     let helper = Arc::new(OnceLock::new());
     let mut watcher = Watcher {
@@ -84,63 +84,63 @@ pub(crate) async fn watch(
         settings,
         targets,
         detours,
-        looks: Arc::clone(&looks),
+        reads: Arc::clone(&reads),
         helper: Arc::clone(&helper),
-        told: None,
+        logged_loops: None,
     };
-    let first = watcher.look().await.context("cannot read the uplinks")?;
+    let first = watcher.read_links().await.context("cannot read the uplinks")?;
     let (publish, known) = watch::channel(first);
-    let look = Arc::new(Notify::new());
-    let uplinks = Uplinks { known, looks, look: Arc::clone(&look), helper };
-    Ok((uplinks, watcher.follow(watch, look, relay, publish)))
+    let refresh = Arc::new(Notify::new());
+    let uplinks = Uplinks { known, reads, refresh: Arc::clone(&refresh), helper };
+    Ok((uplinks, watcher.follow(watch, refresh, relay, publish)))
 }
 
 /// Returns the routes of interest: in any table those that cover the relay, and all of our own
 /// table.
-fn interest(settings: &Settings, targets: &Targets) -> RouteInterest {
+fn interest(settings: &Settings, targets: &RouteTargets) -> RouteInterest {
     RouteInterest::Only { tables: vec![settings.relay_table], covering: targets.all() }
 }
 
 struct Watcher {
     netlink: Netlink,
     settings: Settings,
-    targets: Targets,
+    targets: RouteTargets,
     detours: Detours,
-    looks: Arc<AtomicU64>,
+    reads: Arc<AtomicU64>,
     helper: Arc<OnceLock<ProcessHelper>>,
     /// The loops that were logged.
-    told: Option<Vec<(String, String)>>,
+    logged_loops: Option<Vec<(String, String)>>,
 }
 
 impl Watcher {
     async fn follow(
         mut self,
         mut watch: Watch,
-        look: Arc<Notify>,
+        refresh: Arc<Notify>,
         mut relay: watch::Receiver<Vec<SocketAddr>>,
         publish: watch::Sender<Vec<Uplink>>,
     ) -> anyhow::Error {
-        let (mut next, mut next_look) = (Instant::now(), Instant::now());
+        let (mut next, mut next_refresh) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 changes = watch.changed() => match changes {
                     Ok(_) => {}
                     Err(error) => return anyhow::Error::new(error).context("cannot watch the uplinks any more"),
                 },
-                () = look.notified() => {
-                    if Instant::now() < next_look {
+                () = refresh.notified() => {
+                    if Instant::now() < next_refresh {
                         continue;
                     }
-                    next_look = Instant::now() + LOOK_SPACING;
+                    next_refresh = Instant::now() + MIN_REFRESH_INTERVAL;
                 }
                 Ok(()) = relay.changed() => {
-                    self.targets = Targets::new(&relay.borrow_and_update());
+                    self.targets = RouteTargets::new(&relay.borrow_and_update());
                     watch.set_interest(interest(&self.settings, &self.targets));
                 }
             }
             sleep_until(next).await;
             let begun = Instant::now();
-            match self.look().await {
+            match self.read_links().await {
                 Ok(now) => {
                     publish.send_if_modified(|known| {
                         let new = *known != now;
@@ -151,32 +151,32 @@ impl Watcher {
                 // A change during the dump can interrupt it; the event of that change follows.
                 Err(error) => tracing::warn!(%error, "cannot read the uplinks"),
             }
-            next = Instant::now() + SPACING.max(begun.elapsed() * REST);
+            next = Instant::now() + MIN_READ_INTERVAL.max(begun.elapsed() * PAUSE_FACTOR);
         }
     }
 
-    async fn look(&mut self) -> Result<Vec<Uplink>, NetlinkError> {
-        self.looks.fetch_add(1, Ordering::Relaxed);
+    async fn read_links(&mut self) -> Result<Vec<Uplink>, NetlinkError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let Self { netlink, settings, targets, detours, helper, .. } = self;
-        let (mut found, snapshot) = look::look(netlink, &settings.own_device, targets).await?;
-        detours.apply(netlink, &mut found, &snapshot, targets).await?;
-        for link in found.iter_mut().filter(|link| link.by_process && link.uplink.up) {
+        let (mut links, snapshot) = links::read_links(netlink, &settings.own_device, targets).await?;
+        detours.apply(netlink, &mut links, &snapshot, targets).await?;
+        for link in links.iter_mut().filter(|link| link.is_tun && link.uplink.up) {
             if !link.uplink.tunnel || policy::is_named(&link.uplink, &settings.prefer) {
                 link.uplink.fed_by = feeder(helper.get(), &link.uplink.name).await;
             }
         }
-        self.tell_loops(&found);
-        Ok(found.into_iter().map(|link| link.uplink).collect())
+        self.log_loops(&links);
+        Ok(links.into_iter().map(|link| link.uplink).collect())
     }
 
     /// Logs once for each link whose packets come back through our device that it is no uplink.
-    fn tell_loops(&mut self, found: &[Found]) {
-        let loops: Vec<(String, String)> = found
+    fn log_loops(&mut self, links: &[ObservedLink]) {
+        let loops: Vec<(String, String)> = links
             .iter()
             .filter_map(|link| Some((link.uplink.name.clone(), link.uplink.fed_by.clone()?)))
             .collect();
-        let told = self.told.replace(loops.clone()).unwrap_or_default();
-        for (uplink, process) in loops.iter().filter(|one| !told.contains(one)) {
+        let logged = self.logged_loops.replace(loops.clone()).unwrap_or_default();
+        for (uplink, process) in loops.iter().filter(|one| !logged.contains(one)) {
             tracing::warn!(
                 uplink,
                 process,

@@ -6,12 +6,12 @@ use super::Agent;
 
 /// Held by those who make processes mobile that may have sockets already, so that nobody narrows meanwhile.
 #[derive(Default)]
-pub(crate) struct Joining(RwLock<()>);
+pub(crate) struct AttachLock(RwLock<()>);
 
 impl Agent {
     /// Before processes become mobile that may have sockets of the cgroup they come from; held until they are.
-    pub(crate) fn watch_everybody(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
-        let held = self.joining.0.read().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn attach_to_root(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
+        let held = self.attach_lock.0.read().unwrap_or_else(PoisonError::into_inner);
         self.selector().attach_to_root().map_err(|error| {
             tracing::warn!(%error, "sockets made before `mobile attach` cannot be watched");
             error.to_string()
@@ -20,9 +20,9 @@ impl Agent {
     }
 
     /// Once nobody is mobile, ordinary processes pay for no watching.
-    pub(super) fn watch_fewer(&self) {
+    pub(super) fn attach_to_mobile_only(&self) {
         // Somebody is becoming mobile: the next time, then.
-        let Ok(_nobody_joins) = self.joining.0.try_write() else { return };
+        let Ok(_nobody_joins) = self.attach_lock.0.try_write() else { return };
         if self.cgroup.slice().id() != 0 || !self.cgroup.pids().is_ok_and(|pids| pids.is_empty()) {
             return;
         }

@@ -6,10 +6,10 @@
 
 mod accounts;
 mod agent;
+mod attach_scope;
 mod confine;
-mod extent;
-mod failure;
 mod network;
+mod on_failure;
 mod start;
 
 use std::path::Path;
@@ -23,7 +23,7 @@ use mobile_proto::CloseCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use agent::Agent;
-use start::Running;
+use start::RunningAgent;
 
 use crate::config::Config;
 use crate::footprint;
@@ -38,7 +38,7 @@ const LAST_ANSWER: Duration = Duration::from_millis(100);
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
     let record =
-        footprint::record(config).context("cannot determine the path of the record of kernel objects")?;
+        footprint::state_file(config).context("cannot determine the path of the record of kernel objects")?;
     let config = Config::load(config)?;
     mobile_io::memory::keep_some();
     let confinement = confine::confinement(&config);
@@ -90,7 +90,7 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
     result
 }
 
-async fn stop(running: &Running) {
+async fn stop(running: &RunningAgent) {
     notify::stopping();
     let goodbye = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
     if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
@@ -99,16 +99,16 @@ async fn stop(running: &Running) {
 }
 
 async fn clean_up(
-    running: Running,
+    running: RunningAgent,
     record: &Record,
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
-    let Running { agent, mut tasks, network, claim, .. } = running;
+    let RunningAgent { agent, mut tasks, network, claim, .. } = running;
     // The device can be removed only when nobody holds it, the route only when nobody puts it back,
     // the cgroup only when no agent has it.
     tasks.shutdown().await;
     drop((network, claim));
-    let names = footprint::of_running(&agent.config, record);
+    let names = footprint::for_running(&agent.config, record);
     let result = crate::cli::remove_everything(&names, record, Some(&agent.processes)).await;
     let told = match &result {
         Ok(()) => Ok(()),
@@ -134,7 +134,7 @@ fn fatal_error(ended: Option<Result<anyhow::Error, tokio::task::JoinError>>) -> 
 fn summary(state: &crate::tunnel::State) -> String {
     match &state.active {
         Some((active, relay)) => format!("connected to {relay} over {}", active.uplink),
-        None if state.decision.candidates.is_empty() => "no usable uplink".to_owned(),
-        None => format!("connecting over {}", state.decision.candidates.join(", ")),
+        None if state.decision.usable.is_empty() => "no usable uplink".to_owned(),
+        None => format!("connecting over {}", state.decision.usable.join(", ")),
     }
 }

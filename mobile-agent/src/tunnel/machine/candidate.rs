@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use mobile_proto::PathId;
 
-use super::super::cause::Cause;
+use super::super::cause::HandoverCause;
 use crate::uplinks::policy::{Decision, Obstacle, Uplink};
 
 /// How far a path has come.
@@ -21,7 +21,7 @@ pub(super) enum Stage {
 
 /// A path.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct CandidatePath {
     pub(super) path: PathId,
     pub(super) uplink: String,
     pub(super) stage: Stage,
@@ -29,19 +29,19 @@ pub(super) struct Line {
     /// When it is given up, unless it is ready by then.
     pub(super) deadline: Instant,
     /// Since when it is suspected to be dead.
-    pub(super) suspect: Option<Instant>,
+    pub(super) unresponsive_since: Option<Instant>,
     /// Since when nothing was wrong with it, if it is ready.
-    pub(super) good_since: Option<Instant>,
+    pub(super) healthy_since: Option<Instant>,
 }
 
-impl Line {
+impl CandidatePath {
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.stage, Stage::Ready(_))
     }
 
     /// Whether it may carry the session, or become able to.
-    pub(super) fn is_trusted(&self) -> bool {
-        self.suspect.is_none()
+    pub(super) fn is_responsive(&self) -> bool {
+        self.unresponsive_since.is_none()
     }
 
     /// The address it is bound to, once it is.
@@ -53,21 +53,21 @@ impl Line {
     }
 
     /// Why it cannot go on, judged by its uplink.
-    pub(super) fn obstacle(&self, uplinks: &[Uplink], decision: &Decision) -> Option<Cause> {
+    pub(super) fn obstacle(&self, uplinks: &[Uplink], decision: &Decision) -> Option<HandoverCause> {
         let local = self.local()?;
         let Some(uplink) = uplinks.iter().find(|uplink| uplink.name == self.uplink) else {
-            return Some(Cause::LinkGone);
+            return Some(HandoverCause::LinkGone);
         };
         let verdict = decision.verdicts.iter().find(|verdict| verdict.name == self.uplink);
         let route = if local.is_ipv4() { uplink.ipv4_route } else { uplink.ipv6_route };
         match verdict.and_then(|verdict| verdict.obstacle) {
-            Some(Obstacle::Excluded | Obstacle::Tunnel | Obstacle::Loop) => Some(Cause::LinkGone),
-            Some(Obstacle::Down) => Some(Cause::LinkDown),
-            Some(Obstacle::NoCarrier) => Some(Cause::CarrierLost),
-            _ if ![&uplink.addresses, &uplink.fading].iter().any(|list| list.contains(&local)) => {
-                Some(Cause::AddressLost)
+            Some(Obstacle::Excluded | Obstacle::Tunnel | Obstacle::Loop) => Some(HandoverCause::LinkGone),
+            Some(Obstacle::Down) => Some(HandoverCause::LinkDown),
+            Some(Obstacle::NoCarrier) => Some(HandoverCause::CarrierLost),
+            _ if ![&uplink.addresses, &uplink.deprecated].iter().any(|list| list.contains(&local)) => {
+                Some(HandoverCause::AddressLost)
             }
-            _ if route.is_none() => Some(Cause::RouteLost),
+            _ if route.is_none() => Some(HandoverCause::RouteLost),
             _ => None,
         }
     }

@@ -6,31 +6,31 @@ use std::net::{IpAddr, SocketAddr};
 use mobile_io::netlink::{Address, Family, Link, Netlink, NetlinkError, Snapshot};
 
 use super::policy::Uplink;
-use crate::routing::plan::ANYWHERE;
+use crate::routing::plan::REMOTE_ADDRESSES;
 
 /// The addresses whose route decides whether a link serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Targets {
+pub(crate) struct RouteTargets {
     /// The relay's addresses, as far as they are known.
     pub(crate) relay: Vec<IpAddr>,
 }
 
 /// A link, with its routes to the relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct ObservedLink {
     /// The facts that the policy decides by.
     pub(crate) uplink: Uplink,
     /// The index of the device.
     pub(crate) index: u32,
     /// Whether the link is a TUN or TAP, whose packets a process reads.
-    pub(crate) by_process: bool,
+    pub(crate) is_tun: bool,
     /// The IPv4 and the IPv6 route to the relay.
-    pub(crate) reach: [Option<Reached>; 2],
+    pub(crate) relay_routes: [Option<RelayRoute>; 2],
 }
 
 /// The route of a link to the relay, or to anywhere in a family where the relay has no address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reached {
+pub(crate) struct RelayRoute {
     /// The table that holds the route.
     pub(crate) table: u32,
     /// The router.
@@ -39,7 +39,7 @@ pub(crate) struct Reached {
     pub(crate) metric: u32,
 }
 
-impl Targets {
+impl RouteTargets {
     /// Creates the targets for a relay with these addresses.
     pub(crate) fn new(relay: &[SocketAddr]) -> Self {
         let mut relay: Vec<IpAddr> = relay.iter().map(|address| address.ip().to_canonical()).collect();
@@ -53,7 +53,7 @@ impl Targets {
     pub(crate) fn of(&self, family: Family) -> Vec<IpAddr> {
         let of_family = |address: &IpAddr| Family::from(*address) == family;
         let relay: Vec<IpAddr> = self.relay.iter().copied().filter(of_family).collect();
-        if relay.is_empty() { ANYWHERE.into_iter().filter(of_family).collect() } else { relay }
+        if relay.is_empty() { REMOTE_ADDRESSES.into_iter().filter(of_family).collect() } else { relay }
     }
 
     /// Returns the addresses of both families.
@@ -64,37 +64,37 @@ impl Targets {
 
 /// Reads every link but loopback and our own device. Looks up the routes of links that are up and
 /// have an address.
-pub(crate) async fn look(
+pub(crate) async fn read_links(
     netlink: &Netlink,
     own_device: &str,
-    targets: &Targets,
-) -> Result<(Vec<Found>, Snapshot), NetlinkError> {
+    targets: &RouteTargets,
+) -> Result<(Vec<ObservedLink>, Snapshot), NetlinkError> {
     let snapshot = netlink.snapshot().await?;
-    let mut all = Vec::new();
+    let mut links = Vec::new();
     for link in snapshot.links.iter().filter(|link| !link.loopback && link.name != own_device) {
-        let mut found = from_link(link, &snapshot.addresses);
+        let mut observed = from_link(link, &snapshot.addresses);
         for (family, place) in Family::ALL.into_iter().zip(0..) {
-            if !link.up || !link.carrier || !has_address(&found.uplink, family) {
+            if !link.up || !link.carrier || !has_address(&observed.uplink, family) {
                 continue;
             }
-            found.reach[place] = reach(netlink, link.index, &targets.of(family)).await?;
+            observed.relay_routes[place] = route_to(netlink, link.index, &targets.of(family)).await?;
         }
-        found.apply_routes();
-        all.push(found);
+        observed.apply_routes();
+        links.push(observed);
     }
-    Ok((all, snapshot))
+    Ok((links, snapshot))
 }
 
 /// Returns the best route of a socket bound to the device to one of the addresses.
-pub(crate) async fn reach(
+pub(crate) async fn route_to(
     netlink: &Netlink,
     index: u32,
     targets: &[IpAddr],
-) -> Result<Option<Reached>, NetlinkError> {
+) -> Result<Option<RelayRoute>, NetlinkError> {
     for target in targets {
         if let Some(route) = netlink.reach(*target, index).await? {
             let mobile_io::netlink::Reach { table, gateway, metric } = route;
-            return Ok(Some(Reached { table, gateway, metric }));
+            return Ok(Some(RelayRoute { table, gateway, metric }));
         }
     }
     Ok(None)
@@ -102,33 +102,36 @@ pub(crate) async fn reach(
 
 /// Returns whether a link has an address of the family, deprecated ones included.
 pub(crate) fn has_address(uplink: &Uplink, family: Family) -> bool {
-    [&uplink.addresses, &uplink.fading].into_iter().flatten().any(|address| Family::from(*address) == family)
+    [&uplink.addresses, &uplink.deprecated]
+        .into_iter()
+        .flatten()
+        .any(|address| Family::from(*address) == family)
 }
 
-impl Found {
+impl ObservedLink {
     /// Copies the routes into the facts that the policy decides by.
     pub(crate) fn apply_routes(&mut self) {
-        let [four, six] = self.reach;
+        let [four, six] = self.relay_routes;
         self.uplink.ipv4_route = four.map(|route| route.metric);
         self.uplink.ipv6_route = six.map(|route| route.metric);
         self.uplink.gateways = [four, six].into_iter().filter_map(|route| route?.gateway).collect();
     }
 }
 
-fn from_link(link: &Link, addresses: &[Address]) -> Found {
+fn from_link(link: &Link, addresses: &[Address]) -> ObservedLink {
     let of_link = |usable| {
         let fits = move |address: &&Address| {
             address.index == link.index && address.global && address.usable == usable
         };
         addresses.iter().filter(fits).map(|address| address.net.addr()).collect()
     };
-    Found {
+    ObservedLink {
         uplink: Uplink {
             name: link.name.clone(),
             up: link.up,
             carrier: link.carrier,
             addresses: of_link(true),
-            fading: of_link(false),
+            deprecated: of_link(false),
             ipv4_route: None,
             ipv6_route: None,
             gateways: Vec::new(),
@@ -136,8 +139,8 @@ fn from_link(link: &Link, addresses: &[Address]) -> Found {
             fed_by: None,
         },
         index: link.index,
-        by_process: link.kind.as_deref() == Some("tun"),
-        reach: [None; 2],
+        is_tun: link.kind.as_deref() == Some("tun"),
+        relay_routes: [None; 2],
     }
 }
 
@@ -161,7 +164,7 @@ mod tests {
         };
         let address =
             |index, net: &str, global, usable| Address { index, net: net.parse().unwrap(), global, usable };
-        let found = from_link(
+        let observed = from_link(
             &link,
             &[
                 address(2, "192.0.2.7/24", true, true),
@@ -170,17 +173,17 @@ mod tests {
                 address(3, "192.0.2.8/24", true, true),
             ],
         );
-        assert_eq!(found.uplink.addresses, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
-        assert_eq!(found.uplink.fading, ["2001:db8::7".parse::<IpAddr>().unwrap()]);
-        assert!(Family::ALL.iter().all(|family| has_address(&found.uplink, *family)));
+        assert_eq!(observed.uplink.addresses, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(observed.uplink.deprecated, ["2001:db8::7".parse::<IpAddr>().unwrap()]);
+        assert!(Family::ALL.iter().all(|family| has_address(&observed.uplink, *family)));
     }
 
     #[test]
     fn a_family_without_an_address_of_the_relay_is_judged_by_any_other() {
-        let targets = Targets::new(&["[::ffff:198.51.100.2]:443".parse().unwrap()]);
+        let targets = RouteTargets::new(&["[::ffff:198.51.100.2]:443".parse().unwrap()]);
         assert_eq!(targets.of(Family::V4), ["198.51.100.2".parse::<IpAddr>().unwrap()]);
-        assert_eq!(targets.of(Family::V6), ANYWHERE[1..]);
+        assert_eq!(targets.of(Family::V6), REMOTE_ADDRESSES[1..]);
         assert_eq!(targets.all().len(), 2);
-        assert_eq!(Targets::new(&[]).all(), ANYWHERE);
+        assert_eq!(RouteTargets::new(&[]).all(), REMOTE_ADDRESSES);
     }
 }

@@ -1,11 +1,11 @@
-//! The ledger: what became of the tunnel, counted and logged once.
+//! The history: what became of the tunnel, counted and logged once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use prometheus::Histogram;
 
-use super::cause::{Cause, FAILURE_KINDS, Failure, Fault};
+use super::cause::{FAILURE_KINDS, Failure, Fault, HandoverCause};
 use super::machine::Handover;
 use crate::metrics::declared;
 use crate::status::Problem;
@@ -15,11 +15,11 @@ use crate::uplinks::policy::Uplink;
 const BLACKOUT_BUCKETS: [f64; 10] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0, 600.0];
 
 /// Handovers that are remembered: a bad day on trains, in a few kilobytes.
-const REMEMBERED: usize = 32;
+const MAX_RECENT_HANDOVERS: usize = 32;
 
 /// Counters and the last handovers.
 #[derive(Debug, Clone)]
-pub(crate) struct Ledger {
+pub(crate) struct HandoverHistory {
     /// The last handovers, and when; the newest is last.
     pub(crate) recent: VecDeque<(Handover, Instant)>,
     /// Handovers by cause.
@@ -34,13 +34,13 @@ pub(crate) struct Ledger {
     problems: BTreeMap<String, Failure>,
 }
 
-impl Ledger {
+impl HandoverHistory {
     /// Every counter is there from the start, as Prometheus likes it.
     pub(crate) fn new() -> Self {
         let options = declared::HANDOVER_BLACKOUT.histogram(&BLACKOUT_BUCKETS);
         Self {
             recent: VecDeque::new(),
-            handovers: Cause::ALL.iter().map(|cause| (cause.word(), 0)).collect(),
+            handovers: HandoverCause::ALL.iter().map(|cause| (cause.word(), 0)).collect(),
             blackouts: Histogram::with_opts(options).expect("the name is well formed and the bounds ascend"),
             attempts: 0,
             failures: FAILURE_KINDS.iter().map(|kind| (*kind, 0)).collect(),
@@ -49,7 +49,7 @@ impl Ledger {
     }
 
     /// A handover is complete.
-    pub(crate) fn handover(&mut self, now: Instant, handover: Handover) {
+    pub(crate) fn record_handover(&mut self, now: Instant, handover: Handover) {
         *self.handovers.entry(handover.cause.word()).or_default() += 1;
         self.blackouts.observe(handover.blackout.as_secs_f64());
         tracing::info!(
@@ -61,7 +61,7 @@ impl Ledger {
             dropped_packets = handover.dropped,
             "handover"
         );
-        if self.recent.len() == REMEMBERED {
+        if self.recent.len() == MAX_RECENT_HANDOVERS {
             self.recent.pop_front();
         }
         self.recent.push_back((handover, now));
@@ -73,9 +73,9 @@ impl Ledger {
     }
 
     /// An attempt failed: logged when it is not the same as the last time on this uplink.
-    pub(crate) fn failure(&mut self, uplink: &str, failure: Failure) {
+    pub(crate) fn record_failure(&mut self, uplink: &str, failure: Failure) {
         *self.failures.entry(failure.kind).or_default() += 1;
-        if let Some(known) = self.told(uplink, &failure).cloned() {
+        if let Some(known) = self.known_failure(uplink, &failure).cloned() {
             tracing::debug!(uplink, cause = failure.problem.cause, "still cannot use the relay");
             self.problems.insert(uplink.to_owned(), known);
             return;
@@ -90,7 +90,7 @@ impl Ledger {
     }
 
     /// The same failure, told before: on this uplink, or on any if it is about a key.
-    fn told(&self, uplink: &str, failure: &Failure) -> Option<&Failure> {
+    fn known_failure(&self, uplink: &str, failure: &Failure) -> Option<&Failure> {
         // A revoked key is refused ever after, as an unknown one: the first word was the exact one.
         let same = |known: &Failure| {
             known.kind == failure.kind || (known.kind == "revoked" && failure.kind == "unauthorised")
@@ -101,7 +101,7 @@ impl Ledger {
     }
 
     /// The uplink reached the relay, so what was the relay's fault on any other is over too.
-    pub(crate) fn success(&mut self, uplink: &str) {
+    pub(crate) fn record_success(&mut self, uplink: &str) {
         self.problems.retain(|name, failure| name != uplink && failure.fault == Fault::Uplink);
     }
 
@@ -124,7 +124,7 @@ mod tests {
 
     fn handover(blackout: u64) -> Handover {
         Handover {
-            cause: Cause::CarrierLost,
+            cause: HandoverCause::CarrierLost,
             from: "eth0".into(),
             to: "wlan0".into(),
             blackout: Duration::from_millis(blackout),
@@ -135,24 +135,24 @@ mod tests {
 
     #[test]
     fn handovers_are_counted_by_cause_and_blackout() {
-        let mut ledger = Ledger::new();
-        ledger.handover(Instant::now(), handover(20));
-        ledger.handover(Instant::now(), handover(5000));
-        assert_eq!(ledger.handover_count(), 2);
-        assert_eq!(ledger.handovers["carrier_lost"], 2);
-        assert_eq!(ledger.blackouts.get_sample_count(), 2);
-        assert!((ledger.blackouts.get_sample_sum() - 5.02).abs() < 1e-9);
-        assert_eq!(ledger.recent.back().unwrap().0.blackout, Duration::from_secs(5));
+        let mut history = HandoverHistory::new();
+        history.record_handover(Instant::now(), handover(20));
+        history.record_handover(Instant::now(), handover(5000));
+        assert_eq!(history.handover_count(), 2);
+        assert_eq!(history.handovers["carrier_lost"], 2);
+        assert_eq!(history.blackouts.get_sample_count(), 2);
+        assert!((history.blackouts.get_sample_sum() - 5.02).abs() < 1e-9);
+        assert_eq!(history.recent.back().unwrap().0.blackout, Duration::from_secs(5));
     }
 
     #[test]
     fn all_are_counted_and_the_newest_remembered() {
-        let mut ledger = Ledger::new();
+        let mut history = HandoverHistory::new();
         for blackout in 0..100 {
-            ledger.handover(Instant::now(), handover(blackout));
+            history.record_handover(Instant::now(), handover(blackout));
         }
-        assert_eq!(ledger.handover_count(), 100);
-        let remembered: Vec<_> = ledger.recent.iter().map(|(it, _)| it.blackout.as_millis()).collect();
+        assert_eq!(history.handover_count(), 100);
+        let remembered: Vec<_> = history.recent.iter().map(|(it, _)| it.blackout.as_millis()).collect();
         assert_eq!(remembered, (68..100).collect::<Vec<_>>());
     }
 
@@ -163,17 +163,17 @@ mod tests {
             kind,
             problem: Problem { cause: kind.into(), next_step: String::new() },
         };
-        let mut ledger = Ledger::new();
-        ledger.failure("eth0", failure("revoked"));
-        ledger.failure("eth0", failure("unauthorised"));
-        assert_eq!(ledger.problem("eth0").unwrap().0.cause, "revoked");
-        assert!(ledger.problem("eth0").unwrap().1);
-        ledger.failure("wlan0", failure("unauthorised"));
-        assert_eq!(ledger.problem("wlan0").unwrap().0.cause, "revoked");
-        assert_eq!(ledger.failures["unauthorised"], 2);
-        ledger.success("wlan0");
-        assert!(ledger.problem("eth0").is_none());
-        ledger.failure("eth0", failure("unauthorised"));
-        assert_eq!(ledger.problem("eth0").unwrap().0.cause, "unauthorised");
+        let mut history = HandoverHistory::new();
+        history.record_failure("eth0", failure("revoked"));
+        history.record_failure("eth0", failure("unauthorised"));
+        assert_eq!(history.problem("eth0").unwrap().0.cause, "revoked");
+        assert!(history.problem("eth0").unwrap().1);
+        history.record_failure("wlan0", failure("unauthorised"));
+        assert_eq!(history.problem("wlan0").unwrap().0.cause, "revoked");
+        assert_eq!(history.failures["unauthorised"], 2);
+        history.record_success("wlan0");
+        assert!(history.problem("eth0").is_none());
+        history.record_failure("eth0", failure("unauthorised"));
+        assert_eq!(history.problem("eth0").unwrap().0.cause, "unauthorised");
     }
 }

@@ -8,12 +8,12 @@ use mobile_io::netlink::{ListedRule, Rule};
 
 use crate::config::Routing;
 
-/// How often our rules may move, until they have stayed for [`PEACE`]: every tunnel a person starts is one, and two programs
+/// How often our rules may move, until they have stayed for [`QUIET_PERIOD`]: every tunnel a person starts is one, and two programs
 /// that both want to be first stop after a moment.
-const MOVES: u32 = 8;
+const MAX_MOVES: u32 = 8;
 
 /// After this long without a move the next is not part of the same fight.
-const PEACE: Duration = Duration::from_secs(600);
+const QUIET_PERIOD: Duration = Duration::from_secs(600);
 
 /// Whether a rule is of the kind that we make, wherever it is.
 pub(crate) fn is_ours(rule: &Rule, routing: &Routing) -> bool {
@@ -32,7 +32,7 @@ pub(crate) fn is_listed_as_ours(rule: &ListedRule, routing: &Routing) -> bool {
 }
 
 /// Others' rules that take packets of mobile processes before one of ours at `priority` does.
-pub(crate) fn before<'a>(
+pub(crate) fn conflicting_rules<'a>(
     rules: &'a [ListedRule],
     routing: &'a Routing,
     priority: u32,
@@ -45,30 +45,30 @@ pub(crate) fn before<'a>(
 }
 
 /// Where our rules are before everybody's: as configured if nothing is in the way. `None`: there is no room.
-pub(crate) fn place(rules: &[ListedRule], routing: &Routing) -> Option<u32> {
-    match before(rules, routing, routing.rule_priority).map(|rule| rule.priority).min() {
+pub(crate) fn rule_priority(rules: &[ListedRule], routing: &Routing) -> Option<u32> {
+    match conflicting_rules(rules, routing, routing.rule_priority).map(|rule| rule.priority).min() {
         None => Some(routing.rule_priority),
         // Two, at least at 1 and 2.
-        Some(first) => first.checked_sub(2).filter(|place| *place > 0),
+        Some(first) => first.checked_sub(2).filter(|priority| *priority > 0),
     }
 }
 
 /// How often we still move.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct MoveLimiter {
     left: u32,
     moved: Option<Instant>,
 }
 
-impl Patience {
+impl MoveLimiter {
     pub(crate) fn new() -> Self {
-        Self { left: MOVES, moved: None }
+        Self { left: MAX_MOVES, moved: None }
     }
 
     /// Whether to move now.
-    pub(crate) fn take(&mut self, now: Instant) -> bool {
-        if self.moved.is_some_and(|moved| now.saturating_duration_since(moved) >= PEACE) {
-            self.left = MOVES;
+    pub(crate) fn try_move(&mut self, now: Instant) -> bool {
+        if self.moved.is_some_and(|moved| now.saturating_duration_since(moved) >= QUIET_PERIOD) {
+            self.left = MAX_MOVES;
         }
         let Some(left) = self.left.checked_sub(1) else { return false };
         self.left = left;
@@ -104,7 +104,7 @@ mod tests {
         let routing = Routing::default();
         let ours = |priority| rule(priority, Some((routing.mark, routing.mark_mask)), false, 7700);
         let ends = [rule(0, None, false, 255), rule(32766, None, false, 254)];
-        let at = |middle: &[ListedRule]| place(&[&ends, middle].concat(), &routing);
+        let at = |middle: &[ListedRule]| rule_priority(&[&ends, middle].concat(), &routing);
         assert_eq!(at(&[ours(4900)]), Some(4900));
         assert_eq!(at(&[full_tunnel(4899), ours(4900)]), Some(4897));
         assert_eq!(at(&[ours(4897), full_tunnel(4899)]), Some(4897));
@@ -119,9 +119,9 @@ mod tests {
 
     #[test]
     fn a_fight_ends_and_peace_restores_patience() {
-        let (mut patience, start) = (Patience::new(), Instant::now());
-        assert_eq!((0..100).filter(|_| patience.take(start)).count(), 8);
-        assert!(!patience.take(start + PEACE / 2));
-        assert_eq!((0..100).filter(|_| patience.take(start + PEACE)).count(), 8);
+        let (mut limiter, start) = (MoveLimiter::new(), Instant::now());
+        assert_eq!((0..100).filter(|_| limiter.try_move(start)).count(), 8);
+        assert!(!limiter.try_move(start + QUIET_PERIOD / 2));
+        assert_eq!((0..100).filter(|_| limiter.try_move(start + QUIET_PERIOD)).count(), 8);
     }
 }

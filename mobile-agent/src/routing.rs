@@ -3,17 +3,17 @@
 //! Fail closed: rules and the `unreachable` routes are there before the relay is ever reached, and nothing of it goes
 //! when the agent ends. `mobile cleanup` removes it.
 
+pub(crate) mod assignment;
 pub(crate) mod claim;
-pub(crate) mod claims;
+pub(crate) mod claim_tracker;
+pub(crate) mod conflicting_rules;
 pub(crate) mod ingress;
-mod keeper;
-pub(crate) mod lease;
 pub(crate) mod networks;
 pub(crate) mod plan;
+mod reconciler;
 mod remove;
-pub(crate) mod rivals;
 
-pub(crate) use keeper::{BypassChange, Keeper, Report};
+pub(crate) use reconciler::{BypassChange, RouteReconciler, RouteStatus};
 pub(crate) use remove::remove;
 
 /// A device is named by its configuration everywhere in /proc/sys too.

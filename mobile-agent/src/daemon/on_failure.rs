@@ -12,12 +12,12 @@ use crate::selection::deadline::{GRACE_PERIOD, RENEWAL_INTERVAL};
 
 /// What others may know of it.
 #[derive(Debug, Default)]
-pub(crate) struct Opening {
+pub(crate) struct DirectFallback {
     now: AtomicBool,
     times: AtomicU64,
 }
 
-impl Opening {
+impl DirectFallback {
     /// Whether new connections of mobile processes go directly now.
     pub(crate) fn now(&self) -> bool {
         self.now.load(Ordering::Relaxed)
@@ -46,10 +46,10 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
             put_off(&agent);
         }
         was_connected = connected;
-        if connected && agent.opening.now.swap(false, Ordering::Relaxed) {
+        if connected && agent.direct_fallback.now.swap(false, Ordering::Relaxed) {
             tracing::info!("there is a session again: new connections of mobile processes take the tunnel");
         }
-        let wake = match (connected, agent.opening.now()) {
+        let wake = match (connected, agent.direct_fallback.now()) {
             (true, _) => Some(deadline - GRACE_PERIOD + RENEWAL_INTERVAL),
             (false, false) => Some(deadline),
             (false, true) => None,
@@ -65,8 +65,8 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
                     None => std::future::pending().await,
                 }
             } => if !connected {
-                agent.opening.now.store(true, Ordering::Relaxed);
-                agent.opening.times.fetch_add(1, Ordering::Relaxed);
+                agent.direct_fallback.now.store(true, Ordering::Relaxed);
+                agent.direct_fallback.times.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
                     "no session for {} s: new connections of mobile processes go directly until there is one, as \
                      [routing] on_failure says",

@@ -27,14 +27,14 @@ use crate::selection::ingress::{self as classifier, Classifier, Counter};
 use crate::status::{FilterKind, Ingress};
 
 /// Time between attempts while nftables does not work.
-const RETRY: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Time for which a reading of the counter is used again, so that polling the status does not run
 /// nft each time.
-const FRESH: Duration = Duration::from_millis(500);
+const COUNTER_MAX_AGE: Duration = Duration::from_millis(500);
 
 /// Longest time to wait for a reading of the counter.
-const PATIENCE: Duration = Duration::from_secs(1);
+const COUNTER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The filter, kept in force.
 pub(super) struct IngressFilter {
@@ -42,18 +42,18 @@ pub(super) struct IngressFilter {
     netlink: Netlink,
     /// `[bpf] pin_dir`.
     pin_dir: PathBuf,
-    in_force: Option<InForce>,
+    installed: Option<InstalledRuleset>,
     /// The eBPF classifier, used where nftables does not work.
     classifier: Option<Classifier>,
     /// Whether the tables may have changed.
     stale: bool,
     /// The earliest time to retry a failed installation.
     retry: Option<Instant>,
-    report: IngressReport,
+    monitor: IngressMonitor,
 }
 
 /// The ruleset in the kernel.
-struct InForce {
+struct InstalledRuleset {
     ruleset: Ruleset,
     /// The tables as nft lists them; `None` until they are listed for the first time.
     listing: Option<String>,
@@ -61,15 +61,15 @@ struct InForce {
 
 /// The state of the filter, for status and metrics.
 #[derive(Clone)]
-pub(crate) struct IngressReport(Arc<Shared>);
+pub(crate) struct IngressMonitor(Arc<MonitorInner>);
 
-struct Shared {
+struct MonitorInner {
     table: String,
     dropped: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<FilterState>,
 }
 
-struct State {
+struct FilterState {
     filter: FilterKind,
     /// Why nftables does not filter.
     problem: Option<String>,
@@ -85,33 +85,39 @@ impl IngressFilter {
     /// Creates a filter for the tunnel's device, which is not in the kernel yet.
     pub(super) fn new(config: &Config, netlink: Netlink) -> Self {
         let device = config.tunnel.device.clone();
-        let state =
-            State { filter: FilterKind::None, problem: None, failure: None, counter: None, counted: None };
-        let shared = Shared { table: table(&device), dropped: AtomicU64::new(0), state: Mutex::new(state) };
+        let state = FilterState {
+            filter: FilterKind::None,
+            problem: None,
+            failure: None,
+            counter: None,
+            counted: None,
+        };
+        let shared =
+            MonitorInner { table: table(&device), dropped: AtomicU64::new(0), state: Mutex::new(state) };
         Self {
             device,
             netlink,
             pin_dir: config.bpf.pin_dir.clone(),
-            in_force: None,
+            installed: None,
             classifier: None,
             stale: false,
             retry: None,
-            report: IngressReport(Arc::new(shared)),
+            monitor: IngressMonitor(Arc::new(shared)),
         }
     }
 
     /// Returns a handle to the state, for status and metrics.
-    pub(super) fn report(&self) -> IngressReport {
-        self.report.clone()
+    pub(super) fn monitor(&self) -> IngressMonitor {
+        self.monitor.clone()
     }
 
     /// Subscribes to changes of the tables. Returns `None` on a kernel without nftables.
     pub(super) fn watch(&self) -> Option<TableWatch> {
-        TableWatch::new(&self.report.0.table).ok()
+        TableWatch::new(&self.monitor.0.table).ok()
     }
 
     /// Marks the tables as possibly changed, so that the next [`Self::ensure`] examines them.
-    pub(super) fn suspect(&mut self) {
+    pub(super) fn mark_stale(&mut self) {
         self.stale = true;
     }
 
@@ -121,9 +127,9 @@ impl IngressFilter {
     /// A failure does not stop the agent: it is logged once, and shown by `mobile status`.
     pub(super) async fn ensure(&mut self, addresses: BTreeSet<IpAddr>) -> u64 {
         let wanted = Ruleset { device: self.device.clone(), addresses };
-        let known = self.in_force.take_if(|it| it.ruleset == wanted);
+        let known = self.installed.take_if(|it| it.ruleset == wanted);
         if let Some(known) = known {
-            return self.examine(known).await;
+            return self.verify(known).await;
         }
         if self.retry.is_some_and(|retry| Instant::now() < retry) {
             if self.classifier.is_some() {
@@ -135,23 +141,23 @@ impl IngressFilter {
         self.stale = true;
         // A filter without addresses has counted nothing, so the first assignment need not wait for
         // the reading.
-        let counts = self.in_force.take().is_none_or(|it| !it.ruleset.addresses.is_empty());
+        let counts = self.installed.take().is_none_or(|it| !it.ruleset.addresses.is_empty());
         self.install(wanted, counts).await;
         0
     }
 
     /// Verifies that the tables are still as installed, if they may have changed.
-    async fn examine(&mut self, known: InForce) -> u64 {
+    async fn verify(&mut self, known: InstalledRuleset) -> u64 {
         if !std::mem::take(&mut self.stale) {
-            self.in_force = Some(known);
+            self.installed = Some(known);
             return 0;
         }
-        let name = self.report.0.table.clone();
+        let name = self.monitor.0.table.clone();
         let list = move || nft::list(&[("inet", &name), ("arp", &name)]);
-        let InForce { ruleset, listing } = known;
+        let InstalledRuleset { ruleset, listing } = known;
         match spawn_blocking(list).await {
             Ok(Ok(Some(now))) if listing.as_ref().is_none_or(|before| *before == now) => {
-                self.in_force = Some(InForce { ruleset, listing: Some(now) });
+                self.installed = Some(InstalledRuleset { ruleset, listing: Some(now) });
                 0
             }
             Ok(Ok(_)) => {
@@ -167,19 +173,19 @@ impl IngressFilter {
     /// Installs `ruleset` in place of the present tables. The counter continues from its value,
     /// which is read first if the filter `counts`.
     async fn install(&mut self, ruleset: Ruleset, counts: bool) {
-        let (script, report) = (ruleset.clone(), self.report.clone());
+        let (script, monitor) = (ruleset.clone(), self.monitor.clone());
         let apply = move || {
             // A table that was removed has no counter to read.
-            let counted = counts.then(|| report.count().ok()).flatten();
-            let dropped = counted.unwrap_or_else(|| report.0.dropped.load(Ordering::Relaxed));
+            let counted = counts.then(|| monitor.count().ok()).flatten();
+            let dropped = counted.unwrap_or_else(|| monitor.0.dropped.load(Ordering::Relaxed));
             nft::apply(&script.script(dropped))
         };
         match spawn_blocking(apply).await {
             Ok(Ok(())) => {
                 tracing::debug!(addresses = ?ruleset.addresses, "ingress filter installed");
-                self.in_force = Some(InForce { ruleset, listing: None });
+                self.installed = Some(InstalledRuleset { ruleset, listing: None });
                 self.retry = None;
-                self.report.set(FilterKind::Nftables, None);
+                self.monitor.set(FilterKind::Nftables, None);
                 self.drop_classifier();
             }
             Ok(Err(error)) => {
@@ -193,15 +199,15 @@ impl IngressFilter {
 
     /// Uses the classifier because nftables does not work. Returns 0: nothing was restored.
     async fn fall_back(&mut self, problem: &str, addresses: &BTreeSet<IpAddr>) -> u64 {
-        self.in_force = None;
-        self.retry = Some(Instant::now() + RETRY);
-        if self.report.state().problem.as_deref() != Some(problem) {
+        self.installed = None;
+        self.retry = Some(Instant::now() + RETRY_INTERVAL);
+        if self.monitor.state().problem.as_deref() != Some(problem) {
             tracing::warn!(
                 problem,
                 "ingress filter cannot use nftables: using an eBPF classifier, which misses devices that appear while no \
                  agent runs; see `mobile check`"
             );
-            self.report.set(FilterKind::None, Some(problem.to_owned()));
+            self.monitor.set(FilterKind::None, Some(problem.to_owned()));
         }
         self.classify(addresses).await;
         0
@@ -210,7 +216,7 @@ impl IngressFilter {
     /// Puts the classifier in force for `addresses` on every device there is now.
     async fn classify(&mut self, addresses: &BTreeSet<IpAddr>) {
         let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::error_chain(&error));
-        let mut state = self.report.state();
+        let mut state = self.monitor.state();
         if let Some(error) = failure.as_ref().filter(|_| state.failure != failure) {
             tracing::warn!(
                 error,
@@ -229,7 +235,7 @@ impl IngressFilter {
             Some(classifier) => classifier,
             none => {
                 let (loaded, counter) = Classifier::load(&self.pin_dir)?;
-                self.report.state().counter = Some(counter);
+                self.monitor.state().counter = Some(counter);
                 none.insert(loaded)
             }
         };
@@ -239,9 +245,9 @@ impl IngressFilter {
     /// Removes the classifier, this agent's or an earlier one's, because nftables filters.
     fn drop_classifier(&mut self) {
         self.classifier = None;
-        let counter = self.report.state().counter.take();
+        let counter = self.monitor.state().counter.take();
         if let Some(counter) = counter {
-            self.report.0.dropped.fetch_add(classifier::sum(&counter), Ordering::Relaxed);
+            self.monitor.0.dropped.fetch_add(classifier::sum(&counter), Ordering::Relaxed);
         }
         if let Err(error) = classifier::remove(&self.pin_dir) {
             tracing::warn!(error = crate::cli::error_chain(&error), "cannot remove the ingress classifier");
@@ -249,19 +255,19 @@ impl IngressFilter {
     }
 }
 
-impl IngressReport {
+impl IngressMonitor {
     /// Returns the state; reads the counter again unless the last reading is recent.
     pub(crate) async fn read(&self) -> Ingress {
         let (filter, counted) = {
             let state = self.state();
             (state.filter, state.counted)
         };
-        if filter == FilterKind::Nftables && counted.is_none_or(|at| at.elapsed() >= FRESH) {
+        if filter == FilterKind::Nftables && counted.is_none_or(|at| at.elapsed() >= COUNTER_MAX_AGE) {
             self.state().counted = Some(Instant::now());
-            let report = self.clone();
-            let counted = spawn_blocking(move || report.count());
+            let monitor = self.clone();
+            let counted = spawn_blocking(move || monitor.count());
             // The last reading is the next best answer.
-            if let Ok(Ok(Err(error))) = timeout(PATIENCE, counted).await {
+            if let Ok(Ok(Err(error))) = timeout(COUNTER_TIMEOUT, counted).await {
                 tracing::debug!(%error, "cannot read the counter of the ingress filter");
             }
         }
@@ -282,7 +288,7 @@ impl IngressReport {
         Ok(self.0.dropped.fetch_max(counted, Ordering::Relaxed).max(counted))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FilterState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -292,9 +298,9 @@ impl IngressReport {
     }
 }
 
-impl std::fmt::Debug for IngressReport {
+impl std::fmt::Debug for IngressMonitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("IngressReport").field("table", &self.0.table).finish_non_exhaustive()
+        f.debug_struct("IngressMonitor").field("table", &self.0.table).finish_non_exhaustive()
     }
 }
 
@@ -319,7 +325,7 @@ pub(super) fn remove(config: &Config) -> Vec<anyhow::Error> {
 }
 
 /// Checks, without installing it, that nftables takes a filter on this host.
-pub(crate) fn try_out() -> Result<(), NftError> {
+pub(crate) fn check_nftables() -> Result<(), NftError> {
     let addresses = ["192.0.2.1", "2001:db8::1"].iter().filter_map(|address| address.parse().ok()).collect();
     nft::check(&Ruleset { device: "mobile-check".to_owned(), addresses }.script(0))
 }

@@ -6,78 +6,78 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 
+use super::assignment::Assignment;
 use super::claim::{Claim, HostNetworks, Objection, Refusal, judge};
-use super::lease::Assigned;
 use crate::status::Problem;
 
 /// The refusals, shared with the rest of the agent.
 #[derive(Debug, Default)]
-pub(crate) struct Refused(Mutex<Told>);
+pub(crate) struct Refusals(Mutex<RefusalState>);
 
 #[derive(Debug, Default)]
-struct Told {
+struct RefusalState {
     now: Vec<Refusal>,
     counts: BTreeMap<&'static str, u64>,
 }
 
 /// The claims, judged.
 #[derive(Debug)]
-pub(super) struct Claims {
-    pushed: Option<Assigned>,
+pub(super) struct ClaimTracker {
+    pushed: Option<Assignment>,
     /// The objection to an assignment that was refused as a whole; the previous one stays in force.
-    not_taken: Option<Objection>,
+    rejection: Option<Objection>,
     allowed: Vec<IpNet>,
-    refused: Arc<Refused>,
+    refused: Arc<Refusals>,
 }
 
-impl Claims {
+impl ClaimTracker {
     /// Starts with the claims remembered from an earlier run.
-    pub(super) fn new(remembered: Option<Assigned>, allowed: &[IpNet], refused: Arc<Refused>) -> Self {
-        Self { pushed: remembered, not_taken: None, allowed: allowed.to_vec(), refused }
+    pub(super) fn new(remembered: Option<Assignment>, allowed: &[IpNet], refused: Arc<Refusals>) -> Self {
+        Self { pushed: remembered, rejection: None, allowed: allowed.to_vec(), refused }
     }
 
     /// Returns what the relay pushed last.
-    pub(super) fn pushed(&self) -> Option<&Assigned> {
+    pub(super) fn pushed(&self) -> Option<&Assignment> {
         self.pushed.as_ref()
     }
 
     /// Returns whether the latest assignment was taken.
-    pub(super) fn is_taken(&self) -> bool {
-        self.not_taken.is_none()
+    pub(super) fn is_accepted(&self) -> bool {
+        self.rejection.is_none()
     }
 
     /// Takes another assignment, to be judged with the next look. Returns whether it was taken.
-    pub(super) fn take(&mut self, new: Assigned) -> bool {
-        self.not_taken = new.objection();
-        let taken = self.not_taken.is_none();
-        if taken {
+    pub(super) fn accept(&mut self, new: Assignment) -> bool {
+        self.rejection = new.objection();
+        let accepted = self.rejection.is_none();
+        if accepted {
             self.pushed = Some(new);
         }
-        taken
+        accepted
     }
 
     /// Judges the claims by the host's networks as they are now. Returns `None` before the relay
     /// ever assigned anything.
-    pub(super) fn judge(&self, host: &HostNetworks) -> Option<Assigned> {
+    pub(super) fn judge(&self, host: &HostNetworks) -> Option<Assignment> {
         let verdict = self.pushed.as_ref().map(|pushed| judge(pushed, &self.allowed, host));
         let (in_force, mut refusals) =
             verdict.map_or((None, Vec::new()), |verdict| (Some(verdict.in_force), verdict.refusals));
         let assignment = |objection| Refusal { claim: Claim::Assignment, objection };
-        refusals.extend(self.not_taken.clone().map(assignment));
+        refusals.extend(self.rejection.clone().map(assignment));
         self.refused.replace(refusals, in_force.as_ref());
         in_force
     }
 }
 
-impl Refused {
+impl Refusals {
     /// Returns what is refused now.
     pub(crate) fn now(&self) -> Vec<Refusal> {
-        self.told().now.clone()
+        self.state().now.clone()
     }
 
     /// Returns how many claims were refused since the start, by reason.
     pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
-        self.told().counts.clone()
+        self.state().counts.clone()
     }
 
     /// Returns the problem to show, if anything is refused; `addresses` are those in force.
@@ -86,16 +86,16 @@ impl Refused {
     }
 
     /// Logs and counts new refusals, and logs those that ended.
-    fn replace(&self, refusals: Vec<Refusal>, in_force: Option<&Assigned>) {
-        let mut told = self.told();
-        if told.now == refusals {
+    fn replace(&self, refusals: Vec<Refusal>, in_force: Option<&Assignment>) {
+        let mut state = self.state();
+        if state.now == refusals {
             return;
         }
-        for refusal in refusals.iter().filter(|refusal| !told.now.contains(refusal)) {
-            report(refusal);
+        for refusal in refusals.iter().filter(|refusal| !state.now.contains(refusal)) {
+            log_refusal(refusal);
         }
-        let in_force = in_force.map(Assigned::addresses).unwrap_or_default();
-        for refusal in &told.now {
+        let in_force = in_force.map(Assignment::addresses).unwrap_or_default();
+        for refusal in &state.now {
             if let Claim::Address(address) = refusal.claim
                 && in_force.contains(&address)
             {
@@ -104,16 +104,16 @@ impl Refused {
         }
         let new: Vec<&'static str> = refusals
             .iter()
-            .filter(|refusal| !told.now.contains(refusal))
+            .filter(|refusal| !state.now.contains(refusal))
             .map(|refusal| refusal.objection.word())
             .collect();
         for word in new {
-            *told.counts.entry(word).or_default() += 1;
+            *state.counts.entry(word).or_default() += 1;
         }
-        told.now = refusals;
+        state.now = refusals;
     }
 
-    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+    fn state(&self) -> std::sync::MutexGuard<'_, RefusalState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -125,13 +125,13 @@ fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
         Claim::Assignment => 1,
         Claim::Resolver(_) => 2,
     })?;
-    let told = worst.told();
+    let status = worst.to_status();
     let all: Vec<String> = refusals
         .iter()
         .filter(|refusal| matches!(refusal.claim, Claim::Address(_)))
-        .map(|refusal| refusal.told().cause)
+        .map(|refusal| refusal.to_status().cause)
         .collect();
-    let cause = if all.is_empty() { told.cause } else { all.join("; ") };
+    let cause = if all.is_empty() { status.cause } else { all.join("; ") };
     let follows = match worst.claim {
         Claim::Address(_) if addresses.is_empty() => {
             "; no persistent address is in force, connections of mobile processes wait"
@@ -141,10 +141,10 @@ fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
         Claim::Resolver(_) => "; queries of mobile processes do not go there",
         Claim::Assignment => "; the one before it stays in force",
     };
-    Some(Problem { cause: format!("{cause}{follows}"), next_step: told.next_step })
+    Some(Problem { cause: format!("{cause}{follows}"), next_step: status.next_step })
 }
 
-fn report(refusal: &Refusal) {
+fn log_refusal(refusal: &Refusal) {
     let (claim, reason, next_step) = (refusal.claim, refusal.objection.to_string(), refusal.next_step());
     match claim {
         Claim::Address(address) => tracing::error!(
@@ -165,8 +165,8 @@ fn report(refusal: &Refusal) {
 mod tests {
     use super::*;
 
-    fn assigned(address: &str) -> Assigned {
-        Assigned { ipv4: Some(address.parse().unwrap()), ipv6: None, mtu: 1500, dns: Vec::new() }
+    fn assigned(address: &str) -> Assignment {
+        Assignment { ipv4: Some(address.parse().unwrap()), ipv6: None, mtu: 1500, dns: Vec::new() }
     }
 
     fn visited(net: &str) -> HostNetworks {
@@ -175,15 +175,15 @@ mod tests {
 
     #[test]
     fn an_address_is_withdrawn_while_a_network_has_it_and_counted_each_time() {
-        let refused = Arc::new(Refused::default());
-        let claims = Claims::new(Some(assigned("10.77.0.2")), &[], Arc::clone(&refused));
+        let refused = Arc::new(Refusals::default());
+        let claims = ClaimTracker::new(Some(assigned("10.77.0.2")), &[], Arc::clone(&refused));
         let (home, cafe) = (visited("192.168.1.7/24"), visited("10.77.0.9/24"));
         for round in 1..=2 {
             assert_eq!(claims.judge(&home), Some(assigned("10.77.0.2")));
             assert_eq!((refused.now(), refused.problem(&[])), (Vec::new(), None));
             for _ in 0..3 {
                 let in_force = claims.judge(&cafe).unwrap();
-                assert_eq!(in_force, Assigned { ipv4: None, ..assigned("10.77.0.2") });
+                assert_eq!(in_force, Assignment { ipv4: None, ..assigned("10.77.0.2") });
             }
             assert_eq!(refused.counts(), [("connected", round)].into());
             let problem = refused.problem(&[]).unwrap();
@@ -193,16 +193,16 @@ mod tests {
 
     #[test]
     fn an_assignment_out_of_bounds_leaves_the_one_before() {
-        let refused = Arc::new(Refused::default());
-        let mut claims = Claims::new(None, &[], Arc::clone(&refused));
+        let refused = Arc::new(Refusals::default());
+        let mut claims = ClaimTracker::new(None, &[], Arc::clone(&refused));
         let host = HostNetworks::default();
         assert_eq!(claims.judge(&host), None);
-        assert!(claims.take(assigned("10.77.0.2")));
+        assert!(claims.accept(assigned("10.77.0.2")));
         assert_eq!(claims.judge(&host), Some(assigned("10.77.0.2")));
-        assert!(!claims.take(Assigned { mtu: 40, ..assigned("10.77.0.3") }));
+        assert!(!claims.accept(Assignment { mtu: 40, ..assigned("10.77.0.3") }));
         assert_eq!(claims.judge(&host), Some(assigned("10.77.0.2")));
         assert_eq!(refused.counts(), [("mtu", 1)].into());
-        assert!(claims.take(assigned("10.77.0.3")));
+        assert!(claims.accept(assigned("10.77.0.3")));
         assert_eq!(claims.judge(&host), Some(assigned("10.77.0.3")));
         assert_eq!(refused.now(), []);
     }

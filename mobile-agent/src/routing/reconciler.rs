@@ -14,45 +14,45 @@ use mobile_proto::PushConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
+use super::assignment::{Assignment, AssignmentCache};
 use super::claim::HostNetworks;
-use super::claims::{Claims, Refused};
-use super::ingress::{self, IngressFilter, IngressReport};
-use super::lease::{Assigned, Lease};
-use super::plan::{ANYWHERE, Plan, Surroundings, plan, surplus};
-use super::rivals::{self, Patience, is_ours};
+use super::claim_tracker::{ClaimTracker, Refusals};
+use super::conflicting_rules::{MoveLimiter, conflicting_rules, is_ours, rule_priority};
+use super::ingress::{self, IngressFilter, IngressMonitor};
+use super::plan::{HostIpSupport, Plan, REMOTE_ADDRESSES, plan, surplus};
 use crate::config::Config;
 use crate::tunnel::io::DeviceSide;
 
 /// The least time between two passes: whoever removes our rules in a loop costs at most this rate, and a single
 /// removal is repaired at once.
-const SPACING: Duration = Duration::from_millis(5);
+const MIN_PASS_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How often the settings of the device are looked at: the kernel does not tell who changes them.
-const SETTINGS: Duration = Duration::from_secs(30);
+const SETTINGS_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What mobile processes are to reach directly from now on, and who wants to know what became of it.
 pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>);
 
 /// What others may know of the route.
 #[derive(Debug, Clone)]
-pub(crate) struct Report {
+pub(crate) struct RouteStatus {
     /// The part of the relay's assignment that is in force.
-    pub(crate) assigned: watch::Receiver<Option<Assigned>>,
+    pub(crate) assignment: watch::Receiver<Option<Assignment>>,
     /// How many objects were put back.
     pub(crate) restored: Arc<AtomicU64>,
     /// How others' rules stand to ours.
-    pub(crate) rivals: Arc<Rivals>,
+    pub(crate) conflicts: Arc<ConflictingRules>,
     /// The part of the relay's assignment that is refused.
-    pub(crate) refused: Arc<Refused>,
+    pub(crate) refused: Arc<Refusals>,
     /// The number of times that the kernel was compared with the plan.
     pub(crate) passes: Arc<AtomicU64>,
     /// The ingress filter.
-    pub(crate) ingress: IngressReport,
+    pub(crate) ingress: IngressMonitor,
 }
 
 /// Rules of others that take what is ours.
 #[derive(Debug, Default)]
-pub(crate) struct Rivals {
+pub(crate) struct ConflictingRules {
     /// How many come before ours now.
     pub(crate) before: AtomicU64,
     /// How often ours moved before others', or back.
@@ -60,73 +60,73 @@ pub(crate) struct Rivals {
 }
 
 /// The one owner of device, addresses, routes and rules.
-pub(crate) struct Keeper {
+pub(crate) struct RouteReconciler {
     config: Config,
     netlink: Netlink,
-    lease: Lease,
+    cache: AssignmentCache,
     device: Arc<DeviceSide>,
-    claims: Claims,
+    claims: ClaimTracker,
     host: watch::Receiver<HostNetworks>,
     /// The part of the relay's assignment that nothing contradicts.
-    accepted: Option<Assigned>,
+    accepted: Option<Assignment>,
     /// `accepted` once the route for it is set up.
-    assigned: watch::Sender<Option<Assigned>>,
+    assignment: watch::Sender<Option<Assignment>>,
     restored: Arc<AtomicU64>,
-    without_ipv6: bool,
+    ipv6_missing_logged: bool,
     /// Where the mark's rule is.
     priority: u32,
-    around: Surroundings,
-    patience: Patience,
-    rivals: Arc<Rivals>,
+    host_ip: HostIpSupport,
+    move_limiter: MoveLimiter,
+    conflicts: Arc<ConflictingRules>,
     passes: Arc<AtomicU64>,
     ingress: IngressFilter,
 }
 
-impl Keeper {
+impl RouteReconciler {
     /// Sets up the route as far as it is known: with the addresses of the last run, if there was
     /// one and nothing contradicts them now.
     pub(crate) async fn start(
         config: &Config,
         netlink: Netlink,
-        lease: Lease,
+        cache: AssignmentCache,
         device: Arc<DeviceSide>,
         host: watch::Receiver<HostNetworks>,
-    ) -> anyhow::Result<(Self, Report)> {
-        let refused = Arc::new(Refused::default());
-        let claims = Claims::new(lease.load(), &config.tunnel.addresses, Arc::clone(&refused));
-        let (assigned, assigned_out) = watch::channel(None);
+    ) -> anyhow::Result<(Self, RouteStatus)> {
+        let refused = Arc::new(Refusals::default());
+        let claims = ClaimTracker::new(cache.load(), &config.tunnel.addresses, Arc::clone(&refused));
+        let (assignment, assignment_out) = watch::channel(None);
         let restored = Arc::new(AtomicU64::new(0));
-        let rivals = Arc::new(Rivals::default());
+        let conflicts = Arc::new(ConflictingRules::default());
         let passes = Arc::new(AtomicU64::new(0));
         let ingress = IngressFilter::new(config, netlink.clone());
-        let report = Report {
-            assigned: assigned_out,
+        let status = RouteStatus {
+            assignment: assignment_out,
             restored: Arc::clone(&restored),
-            rivals: Arc::clone(&rivals),
+            conflicts: Arc::clone(&conflicts),
             refused,
             passes: Arc::clone(&passes),
-            ingress: ingress.report(),
+            ingress: ingress.monitor(),
         };
-        let mut keeper = Self {
+        let mut reconciler = Self {
             config: config.clone(),
             netlink,
-            lease,
+            cache,
             device,
             claims,
             host,
             accepted: None,
-            assigned,
+            assignment,
             restored,
-            without_ipv6: false,
+            ipv6_missing_logged: false,
             priority: config.routing.rule_priority,
-            around: Surroundings { ipv6: false },
-            patience: Patience::new(),
-            rivals,
+            host_ip: HostIpSupport { ipv6: false },
+            move_limiter: MoveLimiter::new(),
+            conflicts,
             passes,
             ingress,
         };
-        keeper.ensure().await?;
-        Ok((keeper, report))
+        reconciler.ensure().await?;
+        Ok((reconciler, status))
     }
 
     /// Follows what the relay assigns and what the kernel says. Ends only when it cannot go on, with the reason.
@@ -136,18 +136,20 @@ impl Keeper {
         mut bypass: mpsc::Receiver<BypassChange>,
     ) -> anyhow::Error {
         // Only some routes matter: a host may have any number of routes that do not concern ours.
-        let interest =
-            RouteInterest::Only { tables: vec![self.config.routing.table], covering: ANYWHERE.to_vec() };
+        let interest = RouteInterest::Only {
+            tables: vec![self.config.routing.table],
+            covering: REMOTE_ADDRESSES.to_vec(),
+        };
         let mut watch = match Watch::of_routes(interest) {
             Ok(watch) => watch,
             Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
         };
         let mut tables = self.ingress.watch();
         let mut next = Instant::now();
-        let mut settings = tokio::time::interval(SETTINGS);
+        let mut settings = tokio::time::interval(SETTINGS_CHECK_INTERVAL);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes before the subscriptions are not announced.
-        self.ingress.suspect();
+        self.ingress.mark_stale();
         if let Err(error) = self.restore().await {
             return error;
         }
@@ -175,7 +177,7 @@ impl Keeper {
                 changed = ingress::changed(&mut tables) => match changed {
                     Ok(()) => {
                         sleep_until(next).await;
-                        self.ingress.suspect();
+                        self.ingress.mark_stale();
                         self.restore().await
                     }
                     Err(error) => Err(anyhow::Error::new(error).context("cannot watch the ingress filter any more")),
@@ -191,17 +193,17 @@ impl Keeper {
             if let Err(error) = pass {
                 return error;
             }
-            next = Instant::now() + SPACING;
+            next = Instant::now() + MIN_PASS_INTERVAL;
         }
     }
 
     async fn assign(&mut self, config: Option<PushConfig>) -> anyhow::Result<()> {
-        let Some(new) = config.map(Assigned::from) else { return Ok(()) };
+        let Some(new) = config.map(Assignment::from) else { return Ok(()) };
         let old = self.claims.pushed().cloned();
-        if old.as_ref() == Some(&new) && self.claims.is_taken() {
+        if old.as_ref() == Some(&new) && self.claims.is_accepted() {
             return Ok(());
         }
-        if self.claims.take(new.clone()) {
+        if self.claims.accept(new.clone()) {
             match &old {
                 Some(old) if old.addresses() != new.addresses() => tracing::warn!(
                     old = ?old.addresses(),
@@ -211,7 +213,7 @@ impl Keeper {
                 _ => tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigns"),
             }
             // Saved as the relay pushed it: each start judges the claims anew.
-            if let Err(error) = self.lease.store(&new) {
+            if let Err(error) = self.cache.store(&new) {
                 tracing::warn!(
                     error = crate::cli::error_chain(&error),
                     "after a restart without the relay the addresses will be unknown"
@@ -228,7 +230,7 @@ impl Keeper {
         if self.accepted == now {
             return false;
         }
-        self.device.set_addresses(now.as_ref().map(Assigned::addresses).unwrap_or_default());
+        self.device.set_addresses(now.as_ref().map(Assignment::addresses).unwrap_or_default());
         self.accepted = now;
         true
     }
@@ -250,10 +252,10 @@ impl Keeper {
 
     /// A pass after an event: whatever it had to make, somebody had removed.
     async fn restore(&mut self) -> anyhow::Result<()> {
-        let made = self.tolerant_pass().await?;
-        if made > 0 {
-            self.restored.fetch_add(made, Ordering::Relaxed);
-            tracing::warn!(made, "somebody removed or changed parts of the MOBILE route: put back");
+        let created = self.tolerant_pass().await?;
+        if created > 0 {
+            self.restored.fetch_add(created, Ordering::Relaxed);
+            tracing::warn!(created, "somebody removed or changed parts of the MOBILE route: put back");
         }
         Ok(())
     }
@@ -262,7 +264,7 @@ impl Keeper {
     /// device all is in vain.
     async fn tolerant_pass(&mut self) -> anyhow::Result<u64> {
         match self.ensure().await {
-            Ok(made) => Ok(made),
+            Ok(created) => Ok(created),
             Err(error) => {
                 self.netlink
                     .link_index(&self.config.tunnel.device)
@@ -290,19 +292,19 @@ impl Keeper {
 
     /// Finds the place of our rules before those that take what is ours: a full tunnel that is started later comes first.
     /// Says whether they move.
-    async fn find_place(&mut self) -> anyhow::Result<bool> {
+    async fn choose_priority(&mut self) -> anyhow::Result<bool> {
         let rules = self.netlink.all_rules().await?;
         let routing = &self.config.routing;
-        let first = rivals::before(&rules, routing, routing.rule_priority).next();
-        let wanted = rivals::place(&rules, routing);
+        let first = conflicting_rules(&rules, routing, routing.rule_priority).next();
+        let wanted = rule_priority(&rules, routing);
         let mut moved = false;
         if let Some(place) = wanted
             && place != self.priority
-            && self.patience.take(Instant::now().into())
+            && self.move_limiter.try_move(Instant::now().into())
         {
             self.priority = place;
             moved = true;
-            self.rivals.moves.fetch_add(1, Ordering::Relaxed);
+            self.conflicts.moves.fetch_add(1, Ordering::Relaxed);
             match first {
                 Some(rule) => tracing::warn!(
                     "the {} rule `{rule}` takes every packet of mobile processes: our rules go before it, to priority {place}",
@@ -314,9 +316,9 @@ impl Keeper {
                 ),
             }
         }
-        let before = rivals::before(&rules, routing, self.priority).count() as u64;
-        if self.rivals.before.swap(before, Ordering::Relaxed) != before
-            && let Some(rule) = rivals::before(&rules, routing, self.priority).next()
+        let before = conflicting_rules(&rules, routing, self.priority).count() as u64;
+        if self.conflicts.before.swap(before, Ordering::Relaxed) != before
+            && let Some(rule) = conflicting_rules(&rules, routing, self.priority).next()
         {
             tracing::warn!(
                 "the {} rule `{rule}` comes before ours ({}) and takes every packet of mobile processes: {}; see \
@@ -334,50 +336,50 @@ impl Keeper {
     }
 
     /// Asks the kernel as it would be asked for an ordinary socket that has no source address yet.
-    async fn look_around(&self) -> Result<Surroundings, NetlinkError> {
-        let [_, anywhere] = ANYWHERE;
+    async fn read_host_ip(&self) -> Result<HostIpSupport, NetlinkError> {
+        let [_, anywhere] = REMOTE_ADDRESSES;
         match self.netlink.lookup(anywhere, 0).await {
-            Ok(way) => Ok(Surroundings { ipv6: way.is_some() }),
-            Err(error) if error.is_family_unavailable() => Ok(Surroundings { ipv6: false }),
+            Ok(way) => Ok(HostIpSupport { ipv6: way.is_some() }),
+            Err(error) if error.is_family_unavailable() => Ok(HostIpSupport { ipv6: false }),
             Err(error) => Err(error),
         }
     }
 
     /// Makes the plan true and then publishes the assignment, so that a session is not reported as
-    /// connected before its addresses are set. Returns the number of objects that had to be made.
+    /// connected before its addresses are set. Returns the number of objects that had to be created.
     async fn ensure(&mut self) -> anyhow::Result<u64> {
-        let made = self.make_plan_true().await;
-        self.assigned.send_if_modified(|published| {
+        let created = self.apply_plan().await;
+        self.assignment.send_if_modified(|published| {
             let is_new = *published != self.accepted;
             published.clone_from(&self.accepted);
             is_new
         });
-        made
+        created
     }
 
-    async fn make_plan_true(&mut self) -> anyhow::Result<u64> {
+    async fn apply_plan(&mut self) -> anyhow::Result<u64> {
         self.passes.fetch_add(1, Ordering::Relaxed);
         let link = self.netlink.link(&self.config.tunnel.device).await?;
         let judged = self.judge_claims();
-        let moved = self.find_place().await?;
-        let around = self.look_around().await?;
-        let is_elsewhere = std::mem::replace(&mut self.around, around) != around;
+        let moved = self.choose_priority().await?;
+        let host_ip = self.read_host_ip().await?;
+        let host_ip_changed = std::mem::replace(&mut self.host_ip, host_ip) != host_ip;
         let plan = plan(
             &self.config.routing,
             self.priority,
             self.config.tunnel.mtu,
             link.index,
             self.accepted.as_ref(),
-            around,
+            host_ip,
         );
-        let mut made = self.ensure_settings()?;
+        let mut created = self.ensure_settings()?;
         if link.multicast {
             self.netlink.clear_multicast(link.index).await?;
-            made += 1;
+            created += 1;
         }
         if !link.up {
             self.netlink.set_link_up(link.index).await?;
-            made += 1;
+            created += 1;
         }
         if let Some(mtu) = plan.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu) {
             self.netlink.set_mtu(link.index, mtu).await?;
@@ -389,39 +391,39 @@ impl Keeper {
             .routes
             .iter()
             .partition(|route| matches!(route.kind, mobile_io::netlink::RouteKind::Unreachable));
-        made += self.ensure_routes(&closed).await?;
+        created += self.ensure_routes(&closed).await?;
         let rules = self.ensure_rules(&plan).await?;
         // Nobody removed those that are elsewhere now, or wanted again.
-        made += if moved || is_elsewhere { 0 } else { rules };
-        made += self.filter_ingress(link.index, &plan).await?;
-        made += self.ensure_addresses(link.index, &plan).await?;
-        made += self.ensure_routes(&open).await?;
+        created += if moved || host_ip_changed { 0 } else { rules };
+        created += self.ensure_ingress_filter(link.index, &plan).await?;
+        created += self.ensure_addresses(link.index, &plan).await?;
+        created += self.ensure_routes(&open).await?;
         self.remove_surplus(link.index, &plan).await?;
         // A first assignment is no restoration.
-        Ok(if judged { 0 } else { made })
+        Ok(if judged { 0 } else { created })
     }
 
     async fn ensure_rules(&mut self, plan: &Plan) -> anyhow::Result<u64> {
         let present = self.netlink.rules().await?;
-        let mut made = 0;
+        let mut created = 0;
         for rule in plan.rules.iter().filter(|rule| !present.contains(rule)) {
-            made += self.lenient(self.netlink.ensure_rule(rule).await)?;
+            created += self.tolerate_missing_family(self.netlink.ensure_rule(rule).await)?;
         }
-        Ok(made)
+        Ok(created)
     }
 
     async fn ensure_routes(&mut self, planned: &[Route]) -> anyhow::Result<u64> {
         let present = self.routes().await?;
-        let mut made = 0;
+        let mut created = 0;
         for route in planned.iter().filter(|route| !present.contains(route)) {
-            made += self.lenient(self.netlink.ensure_route(route).await)?;
+            created += self.tolerate_missing_family(self.netlink.ensure_route(route).await)?;
         }
-        Ok(made)
+        Ok(created)
     }
 
     /// Puts the ingress filter in force for the addresses the device has and will have: a former
     /// address is in use until it is removed.
-    async fn filter_ingress(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
+    async fn ensure_ingress_filter(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
         let present = self.netlink.addresses(index).await?;
         let planned = plan.addresses.iter().flatten();
         let addresses: BTreeSet<IpAddr> =
@@ -432,11 +434,11 @@ impl Keeper {
     async fn ensure_addresses(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
         let Some(planned) = &plan.addresses else { return Ok(0) };
         let present = self.netlink.addresses(index).await?;
-        let mut made = 0;
+        let mut created = 0;
         for net in planned.iter().filter(|net| !present.iter().any(|address| address.net == **net)) {
-            made += self.lenient(self.netlink.ensure_address(index, *net).await)?;
+            created += self.tolerate_missing_family(self.netlink.ensure_address(index, *net).await)?;
         }
-        Ok(made)
+        Ok(created)
     }
 
     async fn remove_surplus(&self, index: u32, plan: &Plan) -> anyhow::Result<()> {
@@ -466,11 +468,11 @@ impl Keeper {
     }
 
     /// A host with IPv6 disabled is an ordinary host: said once, and lived without.
-    fn lenient(&mut self, made: Result<bool, NetlinkError>) -> anyhow::Result<u64> {
-        match made {
-            Ok(made) => Ok(made.into()),
+    fn tolerate_missing_family(&mut self, created: Result<bool, NetlinkError>) -> anyhow::Result<u64> {
+        match created {
+            Ok(created) => Ok(created.into()),
             Err(error) if error.is_family_unavailable() => {
-                if !std::mem::replace(&mut self.without_ipv6, true) {
+                if !std::mem::replace(&mut self.ipv6_missing_logged, true) {
                     tracing::info!(%error, "mobile processes go without it");
                 }
                 Ok(0)

@@ -22,7 +22,7 @@ const MAX_RESOLVERS: usize = 8;
 
 /// What the relay assigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Assigned {
+pub(crate) struct Assignment {
     /// The persistent IPv4 address.
     pub(crate) ipv4: Option<Ipv4Addr>,
     /// The persistent IPv6 address.
@@ -35,19 +35,19 @@ pub(crate) struct Assigned {
 
 /// The file: addresses are worth nothing at another relay.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredAssignment {
     relay: String,
-    assigned: Assigned,
+    assigned: Assignment,
 }
 
 /// The copy on disk.
 #[derive(Debug, Clone)]
-pub(crate) struct Lease {
+pub(crate) struct AssignmentCache {
     path: PathBuf,
     relay: String,
 }
 
-impl Assigned {
+impl Assignment {
     fn bounded(mut self) -> Self {
         self.dns.truncate(MAX_RESOLVERS);
         self
@@ -72,14 +72,14 @@ impl Assigned {
     }
 }
 
-impl From<PushConfig> for Assigned {
+impl From<PushConfig> for Assignment {
     fn from(config: PushConfig) -> Self {
         let PushConfig { ipv4, ipv6, mtu, dns } = config;
         Self { ipv4, ipv6, mtu, dns }.bounded()
     }
 }
 
-impl Lease {
+impl AssignmentCache {
     /// In `dir`, for this relay.
     pub(crate) fn new(dir: &Path, relay: &PublicKey) -> Self {
         Self { path: dir.join("assigned.json"), relay: relay.to_string() }
@@ -87,7 +87,7 @@ impl Lease {
 
     /// Returns what this relay last assigned, as claims to be judged anew. A damaged file counts as
     /// missing: the relay pushes the assignment again.
-    pub(crate) fn load(&self) -> Option<Assigned> {
+    pub(crate) fn load(&self) -> Option<Assignment> {
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
@@ -96,7 +96,7 @@ impl Lease {
                 return None;
             }
         };
-        match serde_json::from_str::<Stored>(&text) {
+        match serde_json::from_str::<StoredAssignment>(&text) {
             Ok(stored) if stored.assigned.objection().is_none() => {
                 (stored.relay == self.relay).then(|| stored.assigned.bounded())
             }
@@ -108,8 +108,8 @@ impl Lease {
     }
 
     /// Replaces the file as a whole: a crash leaves the old one or the new one.
-    pub(crate) fn store(&self, assigned: &Assigned) -> anyhow::Result<()> {
-        let stored = Stored { relay: self.relay.clone(), assigned: assigned.clone() };
+    pub(crate) fn store(&self, assigned: &Assignment) -> anyhow::Result<()> {
+        let stored = StoredAssignment { relay: self.relay.clone(), assigned: assigned.clone() };
         let text = serde_json::to_vec_pretty(&stored).context("cannot encode the addresses")?;
         let describe = || format!("cannot keep the addresses in {}", self.path.display());
         let new = self.path.with_extension("json.new");
@@ -126,8 +126,8 @@ impl Lease {
 mod tests {
     use super::*;
 
-    fn assigned() -> Assigned {
-        Assigned { ipv4: Some(Ipv4Addr::new(10, 77, 0, 2)), ipv6: None, mtu: 1500, dns: Vec::new() }
+    fn assigned() -> Assignment {
+        Assignment { ipv4: Some(Ipv4Addr::new(10, 77, 0, 2)), ipv6: None, mtu: 1500, dns: Vec::new() }
     }
 
     fn key(byte: u8) -> PublicKey {
@@ -138,40 +138,40 @@ mod tests {
     fn what_was_stored_comes_back_for_the_same_relay_only() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("deep");
-        let lease = Lease::new(&deep, &key(1));
-        assert_eq!(lease.load(), None);
-        lease.store(&assigned()).unwrap();
-        assert_eq!(lease.load(), Some(assigned()));
-        assert_eq!(Lease::new(&deep, &key(2)).load(), None);
+        let cache = AssignmentCache::new(&deep, &key(1));
+        assert_eq!(cache.load(), None);
+        cache.store(&assigned()).unwrap();
+        assert_eq!(cache.load(), Some(assigned()));
+        assert_eq!(AssignmentCache::new(&deep, &key(2)).load(), None);
     }
 
     #[test]
     fn a_damaged_file_is_as_none() {
         let dir = tempfile::tempdir().unwrap();
-        let lease = Lease::new(dir.path(), &key(1));
+        let cache = AssignmentCache::new(dir.path(), &key(1));
         std::fs::write(dir.path().join("assigned.json"), "{\"relay\":").unwrap();
-        assert_eq!(lease.load(), None);
+        assert_eq!(cache.load(), None);
     }
 
     #[test]
     fn what_is_out_of_bounds_is_no_assignment_and_not_loaded() {
         let dir = tempfile::tempdir().unwrap();
-        let lease = Lease::new(dir.path(), &key(1));
+        let cache = AssignmentCache::new(dir.path(), &key(1));
         let six = Some("fd77::2".parse().unwrap());
         for bad in [
-            Assigned { mtu: 0, ..assigned() },
-            Assigned { mtu: 575, ..assigned() },
-            Assigned { mtu: 9001, ..assigned() },
-            Assigned { mtu: 1279, ipv6: six, ..assigned() },
-            Assigned { ipv4: None, ..assigned() },
+            Assignment { mtu: 0, ..assigned() },
+            Assignment { mtu: 575, ..assigned() },
+            Assignment { mtu: 9001, ..assigned() },
+            Assignment { mtu: 1279, ipv6: six, ..assigned() },
+            Assignment { ipv4: None, ..assigned() },
         ] {
             assert!(bad.objection().is_some(), "{bad:?}");
-            lease.store(&bad).unwrap();
-            assert_eq!(lease.load(), None, "{bad:?}");
+            cache.store(&bad).unwrap();
+            assert_eq!(cache.load(), None, "{bad:?}");
         }
-        let many = Assigned { dns: vec!["9.9.9.9".parse().unwrap(); 1000], ipv6: six, ..assigned() };
+        let many = Assignment { dns: vec!["9.9.9.9".parse().unwrap(); 1000], ipv6: six, ..assigned() };
         assert_eq!(many.objection(), None);
-        lease.store(&many).unwrap();
-        assert_eq!(lease.load().unwrap().dns.len(), 8);
+        cache.store(&many).unwrap();
+        assert_eq!(cache.load().unwrap().dns.len(), 8);
     }
 }
