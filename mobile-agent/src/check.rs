@@ -1,7 +1,9 @@
-//! `mobile check`: is this machine able to run it, and what is in the way.
+//! `mobile check`: whether this host can run the agent, and what is in the way.
 //!
-//! `facts` are gathered from the kernel, files and the network, without changing anything; `judge` is pure, and says
-//! what they mean and what to do.
+//! [`facts`] gathers the state of the kernel, the files and the network without changing anything.
+//! [`judge`] is pure: it turns the facts into findings, each with a next step if it is not `ok`.
+//! [`reach`] tries the relay over each uplink, and [`load_programs`] loads the eBPF programs in a
+//! namespace of its own.
 
 mod facts;
 mod judge;
@@ -14,7 +16,7 @@ use mobile_io::check::Report;
 
 pub(crate) use self::reach::resolve;
 
-/// Looks at everything.
+/// Gathers all facts and judges them.
 pub(crate) async fn check(config: Option<&Path>) -> Report {
     Report::new(judge::judge(&facts::gather(config).await))
 }

@@ -1,6 +1,8 @@
-//! `mobile explain`: which hook, mark, rule, route and source address a connection gets, and why.
+//! The data behind `mobile explain`: which hook, mark, rule, route and source address a connection
+//! gets.
 //!
-//! The way is the kernel's own answer for the destination and the mark, not a second opinion; `render` describes it.
+//! The route is the kernel's own answer for the destination and the mark (`RTM_GETROUTE`), not a
+//! second implementation of the routing rules. [`render`] turns it into sentences.
 
 mod render;
 
@@ -17,13 +19,13 @@ use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, instance, process};
 use render::{HostState, NewConnection};
 
-/// How long a resolver may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout for resolving a name.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// More addresses or sockets than these are counted, not told.
+/// The maximum number of addresses or sockets that are explained; the rest is only counted.
 const MAX_LISTED: usize = 32;
 
-/// The whole text.
+/// Explains a process, if `target` is a process ID, or connections to a host.
 pub(crate) async fn explain(config: &Config, target: &str) -> anyhow::Result<String> {
     let explainer = Explainer::new(config).await?;
     match target.parse::<i32>() {
@@ -32,11 +34,13 @@ pub(crate) async fn explain(config: &Config, target: &str) -> anyhow::Result<Str
     }
 }
 
+/// The state that explanations are made from.
 struct Explainer<'a> {
     config: &'a Config,
     netlink: Netlink,
     host: HostState<'a>,
-    /// The addresses of the device: host without an agent and without rights.
+    /// The addresses of the host virtual device. They can be read without an agent and without
+    /// root.
     persistent: Vec<IpAddr>,
 }
 
@@ -73,7 +77,7 @@ impl<'a> Explainer<'a> {
     }
 
     async fn process(&self, pid: i32) -> anyhow::Result<String> {
-        ensure!(pid > 0, "{pid} is no process id");
+        ensure!(pid > 0, "{pid} is not a process ID");
         let process = process::read(pid).with_context(|| format!("there is no process {pid}"))?;
         let cgroup = match MobileCgroup::existing(self.config.cgroup.path.as_deref()) {
             Ok(cgroup) => cgroup,
@@ -92,24 +96,27 @@ impl<'a> Explainer<'a> {
             text.push_str(&render::instance(&process, &instance));
         }
         if std::fs::read_dir(format!("/proc/{pid}/fd")).is_err() {
-            text.push_str("its sockets: another user's, which only root may see\n");
+            text.push_str("its sockets: not visible, because only root may inspect another user's process\n");
         }
         for connection in process.connections.iter().take(MAX_LISTED) {
             let remote = connection.remote.ip();
-            // A socket that has a persistent address got it from the mark: it was made by a mobile process.
+            // A socket with a persistent address got it from the route of the mark.
             let marked = self.persistent.contains(&connection.local.ip());
             let way = self.netlink.lookup(remote, self.mark(marked)).await?;
             text.push_str(&self.host.socket(connection, marked, way.as_ref()));
         }
         if process.connections.len() > MAX_LISTED {
-            text.push_str(&format!("and {} more sockets\n", process.connections.len() - MAX_LISTED));
+            text.push_str(&format!(
+                "{} more sockets are not listed\n",
+                process.connections.len() - MAX_LISTED
+            ));
         }
-        for anywhere in REMOTE_ADDRESSES {
-            let way = self.netlink.lookup(anywhere, self.mark(self.host.is_marked(mobile))).await?;
-            let heading = format!("its next connection by {}", Family::from(anywhere));
+        for destination in REMOTE_ADDRESSES {
+            let way = self.netlink.lookup(destination, self.mark(self.host.is_marked(mobile))).await?;
+            let heading = format!("its next {} connection", Family::from(destination));
             text.push_str(&format!(
                 "{heading}:\n{}",
-                self.host.case(NewConnection { mobile, to: anywhere }, way.as_ref())
+                self.host.new_connection(NewConnection { mobile, to: destination }, way.as_ref())
             ));
         }
         Ok(text)
@@ -119,13 +126,13 @@ impl<'a> Explainer<'a> {
         let addresses = resolve(target).await?;
         let mut text = String::new();
         for &to in addresses.iter().take(MAX_LISTED) {
-            text.push_str(&format!("{to}\n"));
+            text.push_str(&format!("connection to {to}\n"));
             for mobile in [true, false] {
                 let way = self.netlink.lookup(to, self.mark(self.host.is_marked(mobile))).await?;
-                let who = if mobile { "a mobile process" } else { "an ordinary process" };
+                let who = if mobile { "from a mobile process" } else { "from an ordinary process" };
                 text.push_str(&format!(
                     "{who}:\n{}",
-                    self.host.case(NewConnection { mobile, to }, way.as_ref())
+                    self.host.new_connection(NewConnection { mobile, to }, way.as_ref())
                 ));
             }
         }
@@ -133,21 +140,21 @@ impl<'a> Explainer<'a> {
     }
 
     fn mark(&self, mobile: bool) -> u32 {
-        // That of the sockets that have a route does not change.
+        // The mark of connected sockets does not change.
         if mobile { self.config.routing.mark } else { 0 }
     }
 }
 
-/// The addresses of a name, an address, or either with a port.
+/// Resolves a name or an address, either with or without a port.
 async fn resolve(target: &str) -> anyhow::Result<Vec<IpAddr>> {
     let host = host_of(target);
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![address.to_canonical()]);
     }
-    let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, 0)))
+    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0)))
         .await
-        .with_context(|| format!("{host} cannot be resolved: the resolver does not answer"))?
-        .with_context(|| format!("{host} is no process id, and cannot be resolved"))?;
+        .with_context(|| format!("cannot resolve {host}: the resolver does not answer"))?
+        .with_context(|| format!("{host} is not a process ID, and cannot be resolved as a name"))?;
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in found.map(|socket: SocketAddr| socket.ip()) {
         if !addresses.contains(&address) {
@@ -157,7 +164,7 @@ async fn resolve(target: &str) -> anyhow::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// The port decides nothing.
+/// Returns the host of `host:port`; the port has no influence on the route.
 fn host_of(target: &str) -> &str {
     if let Some(rest) = target.strip_prefix('[') {
         return rest.split(']').next().unwrap_or(rest);

@@ -1,4 +1,4 @@
-//! Whether the eBPF programs load and attach is known by doing it, where nobody notices.
+//! Tests whether the eBPF programs load and attach, by doing so where it affects nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{self, Marking, Selector};
 use crate::selection::cgroup::{Cgroup2, CgroupError, MobileCgroup};
 
-/// Loads and attaches the real programs, as the agent does, and takes them away again. They are for a cgroup without
-/// processes and a network namespace without sockets.
+/// Loads and attaches the real programs as the agent does, and removes them again. They apply to a
+/// cgroup without processes and a network namespace without sockets.
 pub(super) fn try_load(config: &Config) -> Result<(), String> {
-    let (pin_dir, cgroup) = beside(config).map_err(|error| error.to_string())?;
+    let (pin_dir, cgroup) = unique_names(config).map_err(|error| error.to_string())?;
     let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
     let configured = config.bpf.pin_dir.clone();
-    let tried = apart(move || -> anyhow::Result<()> {
-        // Nothing is sent there, so it is all the same where it may go.
+    let result = apart(move || -> anyhow::Result<()> {
+        // No packet is sent in that namespace, so the destinations and the addresses do not matter.
         let marking = Marking {
             mark,
             mask,
@@ -27,26 +27,27 @@ pub(super) fn try_load(config: &Config) -> Result<(), String> {
             persistent: Addresses::default(),
             on_failure: OnFailure::Closed,
         };
-        // A directory made beside `pin_dir` may be safe although `pin_dir` itself is not, so check
-        // `pin_dir`.
+        // A directory created beside `pin_dir` may be safe although `pin_dir` itself is not, so
+        // check `pin_dir` too.
         bpf::assert_pins_are_ours(&configured)?;
         let cgroup = MobileCgroup::ensure(Some(&cgroup))?;
         let loaded = Selector::load_or_adopt(&pin_dir, &cgroup, marking).map(drop);
-        // Both go whatever came of it; and what came of it is the answer.
+        // Remove both whatever the result of loading, which is the first error to report.
         let removed = bpf::remove(&pin_dir);
         let left = cgroup.remove();
         loaded?;
         removed?;
         Ok(left?)
     });
-    match tried {
-        Ok(tried) => tried.map_err(|error| crate::cli::error_chain(&error)),
-        Err(error) => Err(format!("cannot make namespaces to try in: {error}")),
+    match result {
+        Ok(result) => result.map_err(|error| crate::cli::error_chain(&error)),
+        Err(error) => Err(format!("cannot create namespaces for the test: {error}")),
     }
 }
 
-/// Names that are this process's alone, where the configured ones are.
-fn beside(config: &Config) -> Result<(PathBuf, PathBuf), CgroupError> {
+/// Returns a pin directory and a cgroup with names unique to this process, beside the configured
+/// ones.
+fn unique_names(config: &Config) -> Result<(PathBuf, PathBuf), CgroupError> {
     let cgroup = match &config.cgroup.path {
         Some(path) => path.clone(),
         None => Cgroup2::find(None)?.mount().join("mobile"),

@@ -1,9 +1,13 @@
-//! Who may ask what. The decisions are pure; what they need is read from the kernel, never from the requester.
+//! Decides which user may send which request.
+//!
+//! The decision is pure; the user's identity comes from the kernel (the socket's peer credentials),
+//! never from the request.
 
 use super::protocol::Request;
 use crate::processes::Requester;
 
-/// Whether the requester may ask this at all. Which processes it may change is decided for each of them.
+/// Returns an error unless the requester may send this request. For requests that name processes,
+/// the process helper decides for each process.
 pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), String> {
     match request {
         Request::Run
@@ -20,14 +24,16 @@ pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), Strin
             Ok(())
         }
         Request::Use { .. } => {
-            Err("only root or the [control] group may choose the uplink: try it with sudo".into())
+            Err("only root and the [control] group may choose the uplink: run the command with sudo".into())
         }
         Request::Bypass { .. } => {
-            Err("only root or the [control] group may change the bypass: try it with sudo".into())
+            Err("only root and the [control] group may change the bypass: run the command with sudo".into())
         }
-        Request::Cleanup => Err("only root or the [control] group may clean up: try it with sudo".into()),
+        Request::Cleanup => {
+            Err("only root and the [control] group may clean up: run the command with sudo".into())
+        }
         Request::PrepareSlice => {
-            Err("only root or the [control] group may prepare the slice: systemd does it".into())
+            Err("only root and the [control] group may prepare the slice: systemd runs this command".into())
         }
     }
 }
@@ -41,7 +47,7 @@ mod tests {
     const USER: Requester = Requester { uid: 1000, privileged: false };
 
     #[test]
-    fn everybody_may_run_and_look_but_not_choose_or_clean() {
+    fn any_user_may_run_commands_and_read_the_state_but_not_choose_uplinks_or_clean_up() {
         for request in [
             Request::Run,
             Request::Attach { pids: vec![1] },

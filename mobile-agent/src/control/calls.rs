@@ -1,4 +1,4 @@
-//! The calls of the C library: what the verbs do as well, answered with an error number.
+//! Handles the calls of the C library, which the verbs offer too, and answers with error numbers.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use mobile_control::Call;
 use crate::daemon::Agent;
 use crate::processes::{Job, JobError, Requester};
 
-/// Does it, and says 0 or why not.
-pub(super) async fn answer(
+/// Carries out a call and returns 0 or the error number.
+pub(super) async fn handle(
     agent: &Arc<Agent>,
     requester: Requester,
     caller: (i32, Option<OwnedFd>),
@@ -22,7 +22,7 @@ pub(super) async fn answer(
             match super::server::blocking(set).await? {
                 Ok(()) => Ok(()),
                 Err(error) => {
-                    tracing::debug!(%error, "inet_setmobile");
+                    tracing::debug!(%error, "inet_setmobile failed");
                     Err(error.errno())
                 }
             }

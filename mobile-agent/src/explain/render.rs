@@ -1,4 +1,4 @@
-//! The way of a connection in words: pure.
+//! Describes the route of a connection in sentences. All functions are pure.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,113 +10,116 @@ use crate::config::Routing;
 use crate::selection::instance::Instance;
 use crate::selection::process::{Connection, Process};
 
-/// What the words are made of.
+/// The state of the host that decides about a connection's route.
 pub(super) struct HostState<'a> {
-    /// `[routing]`.
+    /// The section `[routing]` of the configuration.
     pub(super) routing: &'a Routing,
-    /// The host virtual device.
+    /// The name of the host virtual device.
     pub(super) device: &'a str,
-    /// Names of devices.
+    /// The names of network devices, by index.
     pub(super) links: HashMap<u32, String>,
-    /// Everybody's rules, in their order.
+    /// The routing rules of all programs, in the kernel's order.
     pub(super) rules: Vec<ListedRule>,
-    /// Whether the programs are in force; `None`: this user may not see.
+    /// Whether the eBPF programs are in force; `None` if this user may not see them.
     pub(super) programs: Option<bool>,
-    /// Whether new connections of mobile processes go directly for want of a session, as far as this user may see.
+    /// Whether new connections of mobile processes go direct because there is no session, as far as
+    /// this user may see.
     pub(super) open: bool,
 }
 
-/// A connection.
+/// A connection that a process is about to make.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NewConnection {
-    /// Of a mobile process.
+    /// Whether the process is mobile.
     pub(super) mobile: bool,
-    /// Where to.
+    /// The destination of the connection.
     pub(super) to: IpAddr,
 }
 
-/// Who it is, and whether it is mobile.
+/// Describes a process and whether it is mobile.
 pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String {
     let Process { pid, comm, .. } = process;
-    let verdict = if mobile { "is mobile" } else { "is not mobile" };
+    let state = if mobile { "is mobile" } else { "is not mobile" };
     let place = if mobile { "in the mobile cgroup" } else { "outside the mobile cgroup" };
     let (comm, cgroup) = (printable(comm), printable(cgroup));
-    format!("process {pid} ({comm}) {verdict}: it is {place}, at {cgroup}\n")
+    format!("process {pid} ({comm}) {state}: it is {place}, at {cgroup}\n")
 }
 
-/// Who may do the connecting in its place.
+/// Describes another process that may connect in place of this one.
 pub(super) fn instance(process: &Process, instance: &Instance) -> String {
     let Instance { pid, command, pids } = instance;
     let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
     let (own, command) = (printable(&process.comm), printable(command));
     format!(
-        "{own} also runs outside the tunnel and takes work from others, as process {pid} ({command}): what this one hands \
-         to it goes direct; for its next connections: mobile attach {}\n",
+        "{own} also runs outside the tunnel, as process {pid} ({command}), and may do the work of this process there: \
+         to make its next connections mobile: mobile attach {}\n",
         pids.join(" ")
     )
 }
 
 impl HostState<'_> {
-    /// Whether a new connection of a mobile process, or of another, gets the mark.
+    /// Returns whether a new connection of the process gets the mark.
     pub(super) fn is_marked(&self, mobile: bool) -> bool {
         mobile && !self.open
     }
 
-    /// Hook and mark, rule, route, and what it comes to.
-    pub(super) fn case(&self, case: NewConnection, way: Option<&Way>) -> String {
+    /// Describes the hook and mark, the rule, the route and the outcome of a new connection, one a
+    /// line.
+    pub(super) fn new_connection(&self, new: NewConnection, way: Option<&Way>) -> String {
         let Routing { mark, mark_mask, .. } = *self.routing;
         let mut lines = Vec::new();
-        lines.push(match (case.mobile, self.programs) {
-            (false, _) => "no mark: the hooks leave sockets of ordinary processes alone".to_owned(),
+        lines.push(match (new.mobile, self.programs) {
+            (false, _) => "no mark: the hooks do not change sockets of ordinary processes".to_owned(),
             (true, _) if self.open => {
-                "no mark now: there is no session, and [routing] on_failure is \"open\"".to_owned()
+                "no mark: there is no session, and [routing] on_failure is \"open\"".to_owned()
             }
             (true, Some(false)) => {
-                format!("no mark now: no eBPF programs are in force (start the agent); with them {mark:#x}")
+                format!("no mark: no eBPF programs are in force; start the agent, then the mark is {mark:#x}")
             }
             (true, _) => {
-                let version = if case.to.is_ipv4() { 4 } else { 6 };
+                let version = if new.to.is_ipv4() { 4 } else { 6 };
                 format!(
                     "mark {mark:#x}/{mark_mask:#x}, set by the hooks sock_create, connect{version} and \
                      sendmsg{version}"
                 )
             }
         });
-        lines.push(self.rule(case, way));
+        lines.push(self.rule(new, way));
         lines.push(self.route(way));
-        lines.push(self.outcome(case, way));
+        lines.push(self.outcome(new, way));
         lines.iter().map(|line| format!("  {line}\n")).collect()
     }
 
-    /// One socket that has its route, in one line.
+    /// Describes the route of a connected socket in one line.
     pub(super) fn socket(&self, connection: &Connection, mobile: bool, way: Option<&Way>) -> String {
         let Connection { transport, local, remote } = connection;
         let protocol = transport.word();
-        let kind = if mobile { "on the MOBILE route" } else { "on an ordinary route" };
+        let kind = if mobile { "through the tunnel" } else { "direct" };
         format!("its socket {protocol} {local} -> {remote}: {kind}, {}\n", self.route(way))
     }
 
-    /// The kernel names the table, not the rule that led there: that is the first that fits.
-    fn rule(&self, case: NewConnection, way: Option<&Way>) -> String {
-        let family = Family::from(case.to);
-        let mark = if self.is_marked(case.mobile) { self.routing.mark } else { 0 };
+    /// Describes the rule that leads to the route. The kernel reports the table only, so the rule
+    /// is the first that matches the mark and names this table.
+    fn rule(&self, new: NewConnection, way: Option<&Way>) -> String {
+        let family = Family::from(new.to);
+        let mark = if self.is_marked(new.mobile) { self.routing.mark } else { 0 };
         let fits = |rule: &&ListedRule| rule.family == family && rule.takes(mark, u32::MAX);
         let Some(way) = way else {
             let ours = |rule: &&ListedRule| rule.table == Some(self.routing.table);
             return match self.rules.iter().filter(fits).find(ours) {
                 Some(rule) => format!("rule `{rule}`"),
-                None => "no rule leads to a route".to_owned(),
+                None => "no rule for this connection has a route".to_owned(),
             };
         };
         let table = table_of(way);
         match self.rules.iter().filter(fits).find(|rule| rule.table == Some(table)) {
             Some(rule) => format!("rule `{rule}`"),
-            None => format!("a rule that asks for more than the mark leads to table {table}"),
+            None => format!("a rule with more conditions than the mark leads to table {table}"),
         }
     }
 
     fn route(&self, way: Option<&Way>) -> String {
-        let Some(way) = way else { return "no route: unreachable".to_owned() };
+        let Some(way) = way else { return "no route: the destination is unreachable".to_owned() };
         let mut text = format!("route of table {}", table_of(way));
         if let Some(gateway) = way.gateway {
             text.push_str(&format!(" via {gateway}"));
@@ -130,39 +133,38 @@ impl HostState<'_> {
         text
     }
 
-    fn outcome(&self, case: NewConnection, way: Option<&Way>) -> String {
+    fn outcome(&self, new: NewConnection, way: Option<&Way>) -> String {
         let table = self.routing.table;
-        let bypass = self.routing.bypass.iter().find(|net| net.contains(&case.to));
+        let bypass = self.routing.bypass.iter().find(|net| net.contains(&new.to));
         let tunnel = |way: &Way| way.oif.is_some_and(|oif| self.name(oif) == self.device);
-        match (case.mobile, way) {
-            (true, None) if self.open => "so it fails: this host has no route there".to_owned(),
+        match (new.mobile, way) {
+            (true, None) if self.open => "result: fails, because this host has no route to it".to_owned(),
             (true, None) => format!(
-                "so it waits: table {table} has no route through the tunnel yet, and fails closed rather than go \
-                 direct"
+                "result: waits, because table {table} has no route through the tunnel yet, and a mobile connection \
+                 does not go direct instead"
             ),
-            (false, None) => "so it fails: this host has no route there".to_owned(),
-            (_, Some(way)) if way.local => "so it stays on this host".to_owned(),
+            (false, None) => "result: fails, because this host has no route to it".to_owned(),
+            (_, Some(way)) if way.local => "result: stays on this host".to_owned(),
             (_, Some(way)) if tunnel(way) => {
-                format!(
-                    "so it goes through the tunnel, from {} and over whatever uplink is active",
-                    self.device
-                )
+                format!("result: goes through the tunnel: from {} over the active uplink", self.device)
             }
             (true, Some(_)) if self.open => {
-                "so it goes directly, as will every new one until there is a session again".to_owned()
+                "result: goes direct, as every new connection until there is a session again".to_owned()
             }
             (true, Some(_)) => match bypass {
                 Some(net) => {
                     format!(
-                        "so it goes directly: the bypass has {net} (`mobile bypass list`), which table {table} throws back"
+                        "result: goes direct, because {net} is bypassed (`mobile bypass list`): table {table} has a throw route for it"
                     )
                 }
-                None if is_link_local(case.to) => "so it goes directly: it never leaves the link".to_owned(),
-                None => "so it goes directly, although the process is mobile: no rule of ours leads there \
-                         first; see `mobile check`"
+                None if is_link_local(new.to) => {
+                    "result: goes direct, because the destination is on the link itself".to_owned()
+                }
+                None => "result: goes direct, although the process is mobile: another rule comes before the \
+                         agent's; see `mobile check`"
                     .to_owned(),
             },
-            (false, Some(_)) => "so it goes directly".to_owned(),
+            (false, Some(_)) => "result: goes direct".to_owned(),
         }
     }
 
@@ -171,7 +173,7 @@ impl HostState<'_> {
     }
 }
 
-/// What mobile processes, too, send to the link itself.
+/// Returns whether even mobile processes send packets to this address on the link itself.
 fn is_link_local(to: IpAddr) -> bool {
     match to {
         IpAddr::V4(to) => to.is_link_local() || to.is_multicast() || to.is_broadcast(),
@@ -179,7 +181,8 @@ fn is_link_local(to: IpAddr) -> bool {
     }
 }
 
-/// Until somebody adds a rule, the kernel keeps the local table (255) in the main one, and says so.
+/// Returns the table of a route. Until the first rule is added, the kernel keeps the local table
+/// (255) in the main one and reports that.
 fn table_of(way: &Way) -> u32 {
     if way.local { 255 } else { way.table }
 }
@@ -233,17 +236,18 @@ mod tests {
     }
 
     #[test]
-    fn a_mobile_connection_is_told_with_mark_rule_route_and_source() {
+    fn a_mobile_connection_is_described_with_mark_rule_route_and_source() {
         let routing = Routing::default();
         let source = "10.77.0.2".parse().ok();
-        let text = host(&routing).case(MOBILE, Some(&Way { gateway: None, source, ..way(7700, 7) }));
+        let text =
+            host(&routing).new_connection(MOBILE, Some(&Way { gateway: None, source, ..way(7700, 7) }));
         assert_says(
             &text,
             &[
                 "mark 0x4d000000/0xff000000, set by the hooks sock_create, connect4 and sendmsg4",
                 "rule `4900: from all fwmark 0x4d000000/0xff000000 lookup 7700`",
                 "route of table 7700 dev mobile0, source address 10.77.0.2",
-                "so it goes through the tunnel",
+                "result: goes through the tunnel",
             ],
         );
     }
@@ -251,44 +255,44 @@ mod tests {
     #[test]
     fn an_ordinary_connection_and_a_bypassed_one_go_directly() {
         let mut routing = Routing::default();
-        let text = host(&routing).case(ORDINARY, Some(&way(254, 2)));
+        let text = host(&routing).new_connection(ORDINARY, Some(&way(254, 2)));
         assert_says(
             &text,
-            &["no mark", "`32766: from all lookup main`", "via 10.22.0.1 dev eth0", "so it goes directly\n"],
+            &["no mark", "`32766: from all lookup main`", "via 10.22.0.1 dev eth0", "result: goes direct\n"],
         );
-        let text = host(&routing).case(MOBILE, Some(&way(254, 2)));
+        let text = host(&routing).new_connection(MOBILE, Some(&way(254, 2)));
         assert_says(&text, &["although the process is mobile"]);
         routing.bypass.push("192.0.2.0/24".parse().unwrap());
-        let text = host(&routing).case(MOBILE, Some(&way(254, 2)));
-        assert_says(&text, &["the bypass has 192.0.2.0/24", "lookup main"]);
+        let text = host(&routing).new_connection(MOBILE, Some(&way(254, 2)));
+        assert_says(&text, &["192.0.2.0/24 is bypassed", "lookup main"]);
     }
 
     #[test]
-    fn what_goes_directly_for_want_of_a_session_is_told_so() {
+    fn a_connection_that_goes_direct_without_a_session_is_described_so() {
         let routing = Routing::default();
         let open = HostState { open: true, ..host(&routing) };
         assert!(!open.is_marked(true));
-        let text = open.case(MOBILE, Some(&way(254, 2)));
-        assert_says(&text, &["on_failure is \"open\"", "lookup main", "so it goes directly, as will"]);
-        assert_says(&open.case(MOBILE, None), &["so it fails"]);
+        let text = open.new_connection(MOBILE, Some(&way(254, 2)));
+        assert_says(&text, &["on_failure is \"open\"", "lookup main", "result: goes direct, as every"]);
+        assert_says(&open.new_connection(MOBILE, None), &["result: fails"]);
     }
 
     #[test]
-    fn what_stays_on_this_host_is_of_the_local_table_wherever_the_kernel_keeps_it() {
+    fn a_local_destination_is_attributed_to_the_local_table_wherever_the_kernel_keeps_it() {
         let routing = Routing::default();
         for table in [254, 255] {
-            let text = host(&routing).case(MOBILE, Some(&Way { local: true, ..way(table, 1) }));
+            let text = host(&routing).new_connection(MOBILE, Some(&Way { local: true, ..way(table, 1) }));
             assert_says(&text, &["`0: from all lookup local`", "route of table 255", "stays on this host"]);
         }
     }
 
     #[test]
-    fn what_has_no_way_waits_when_it_is_mobile() {
+    fn a_connection_without_a_route_waits_if_it_is_mobile() {
         let routing = Routing::default();
-        let text = host(&routing).case(MOBILE, None);
-        assert_says(&text, &["lookup 7700", "unreachable", "so it waits"]);
-        assert_says(&host(&routing).case(ORDINARY, None), &["so it fails"]);
+        let text = host(&routing).new_connection(MOBILE, None);
+        assert_says(&text, &["lookup 7700", "unreachable", "result: waits"]);
+        assert_says(&host(&routing).new_connection(ORDINARY, None), &["result: fails"]);
         let host = HostState { programs: Some(false), ..host(&routing) };
-        assert_says(&host.case(MOBILE, None), &["no eBPF programs are in force"]);
+        assert_says(&host.new_connection(MOBILE, None), &["no eBPF programs are in force"]);
     }
 }
