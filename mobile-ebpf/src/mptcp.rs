@@ -51,7 +51,7 @@ static ANY_MPTCP: Array<u64> = Array::with_max_entries(1, 0);
 /// Whether the kernel can recognise MPTCP subflows (non-zero). The agent sets it before loading, so
 /// that the verifier of a kernel without the helper never sees the call.
 #[unsafe(no_mangle)]
-static TELLS_SUBFLOWS: u8 = 0;
+static RECOGNISES_SUBFLOWS: u8 = 0;
 
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
@@ -65,7 +65,7 @@ pub(crate) fn created(ctx: &SockContext) -> bool {
         return true;
     }
     // SAFETY: the helper takes the context in place of the socket, which is new and not shared yet.
-    tells_subflows() && remember(|map| unsafe { create(map, ctx.sock.cast()) })
+    recognises_subflows() && remember(|map| unsafe { create(map, ctx.sock.cast()) })
 }
 
 /// Whether any socket may be a subflow of a mobile process's connection.
@@ -80,7 +80,7 @@ pub(crate) fn may_be_of_mobile() -> bool {
 #[inline(always)]
 pub(crate) fn is_of_mobile(ctx: &SockAddrContext, mobile: bool) -> Option<bool> {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
-    if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP || !tells_subflows() {
+    if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP || !recognises_subflows() {
         return Some(mobile);
     }
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for
@@ -98,10 +98,10 @@ pub(crate) fn is_of_mobile(ctx: &SockAddrContext, mobile: bool) -> Option<bool> 
 }
 
 #[inline(always)]
-fn tells_subflows() -> bool {
+fn recognises_subflows() -> bool {
     // SAFETY: a constant that the loader may have replaced; the read is volatile so that the
     // compiler does not assume its value.
-    unsafe { (&raw const TELLS_SUBFLOWS).read_volatile() != 0 }
+    unsafe { (&raw const RECOGNISES_SUBFLOWS).read_volatile() != 0 }
 }
 
 /// Makes the programs check for subflows, before any connection can have one.

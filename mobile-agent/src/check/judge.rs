@@ -45,7 +45,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.push(match &facts.cgroup2 {
         Ok(mount) => Finding::ok("cgroup2", format!("mounted at {}", mount.display())),
         Err(error) => {
-            Finding::fail("cgroup2", error, "mount cgroup2 as the message says: the agent needs it to start")
+            Finding::fail("cgroup2", error, "correct this as the message says: the agent needs it to start")
         }
     });
     findings.push(bpffs(facts.bpffs));

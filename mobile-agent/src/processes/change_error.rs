@@ -1,4 +1,5 @@
-//! Why the MOBILE attribute of a process stays as it is: in words for the verbs, as a number for the C library.
+//! The reasons why the MOBILE attribute of a process was not changed: as text for the verbs, as
+//! error numbers for the C library.
 
 use std::io;
 
@@ -6,42 +7,45 @@ use nix::errno::Errno;
 
 use crate::selection::cgroup::CgroupError;
 
-/// Why a process was not changed; names it.
+/// The reason why a process was not changed, which names the process.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ChangeError {
-    /// It is not there.
+    /// The process does not exist.
     #[error("there is no process {0}")]
     NoProcess(i32),
-    /// It ended while it was changed.
+    /// The process ended while it was changed.
     #[error("process {0} has ended")]
     Ended(i32),
-    /// A thread that is no process.
-    #[error("{0} is the number of a thread: name the process it belongs to")]
+    /// The ID is that of a thread, not of a process.
+    #[error("{0} is the ID of a thread: name the process it belongs to")]
     Thread(i32),
-    /// Its sockets would not be marked: it would go direct while it is called mobile.
+    /// The process is in another network namespace, where its sockets would not be marked and its
+    /// connections would go direct.
     #[error("process {0} is in another network namespace than the agent: run an agent there")]
     OtherNamespace(i32),
-    /// The requester has no right to it.
-    #[error("process {0} is another user's: only its owner, root or the [control] group may change it")]
+    /// The requester may not change the process.
+    #[error(
+        "process {0} belongs to another user: only its owner, root and the [control] group may change it"
+    )]
     Foreign(i32),
-    /// It cannot be looked at.
-    #[error("cannot look at process {pid}: {source}")]
+    /// The process cannot be inspected.
+    #[error("cannot inspect process {pid}: {source}")]
     Open {
-        /// The process.
+        /// The process ID.
         pid: i32,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// We cannot be looked at.
-    #[error("cannot tell the network namespace: {0}")]
+    /// The helper's own network namespace cannot be read.
+    #[error("cannot read the agent's network namespace: {0}")]
     Namespace(io::Error),
-    /// It could not be moved.
+    /// The process could not be moved to another cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
 }
 
 impl ChangeError {
-    /// What `inet_setmobile` says; mobile.h documents it.
+    /// Returns the error number that `inet_setmobile` reports, as `mobile.h` documents.
     pub(super) fn errno(&self) -> Errno {
         match self {
             Self::NoProcess(_) | Self::Ended(_) | Self::Cgroup(CgroupError::NoProcess(_)) => Errno::ESRCH,

@@ -1,5 +1,5 @@
-//! The messages from the agent to its process helper. Every job travels over a stream of its own,
-//! so that a slow one does not delay the others.
+//! The messages from the agent to its process helper. Every job has a stream of its own, so that a
+//! slow one does not delay others.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,70 +10,70 @@ use serde::{Deserialize, Serialize};
 use super::access::Requester;
 use super::change_error::ChangeError;
 
-/// The settings of the helper, sent once at its start. The maps of the accounts come with the
-/// message as descriptors.
+/// The settings of the helper, sent once at its start. The maps of the traffic accounts come with
+/// the message as file descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
-    /// `[cgroup] path`.
+    /// The setting `[cgroup] path`.
     pub(crate) cgroup: Option<PathBuf>,
-    /// `[cgroup] slice`.
+    /// The setting `[cgroup] slice`.
     pub(crate) slice: Option<PathBuf>,
-    /// `[routing] mark`.
+    /// The setting `[routing] mark`.
     pub(crate) mark: u32,
-    /// `[routing] mark_mask`.
+    /// The setting `[routing] mark_mask`.
     pub(crate) mark_mask: u32,
-    /// The secret by which the eBPF programs let the agent set marks.
+    /// The key that permits the agent to set marks: see [`crate::selection::sockets::Mark`].
     pub(crate) mark_key: u64,
 }
 
-/// A job for the helper. The answer to each is a `Result` of the type that the variant's
+/// A job for the helper. The result of each is a `Result` of the type that the variant's
 /// documentation names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Job {
-    /// Tells whether a user has root's rights here, as a member of the group: `bool`.
+    /// Tells whether a user may ask for all that root may, as a member of the group: `bool`.
     IsPrivileged {
-        /// The user.
+        /// The user ID.
         uid: u32,
-        /// The group that the user's process runs as.
+        /// The group ID of the user's process.
         gid: u32,
-        /// `[control] group`.
+        /// The setting `[control] group`.
         group: String,
     },
-    /// Tells whether the caller holds sockets that could be mobile: `bool`.
+    /// Tells whether the caller holds sockets that could become mobile: `bool`.
     HoldsSockets {
-        /// The caller's process id.
+        /// The process ID of the caller.
         caller: i32,
     },
-    /// Sets or clears the attribute of one process: `()`.
+    /// Makes one process mobile or ordinary: `()`.
     SetMobile {
-        /// The process; `None` means the caller.
+        /// The process ID; `None` means the caller.
         pid: Option<i32>,
-        /// The caller's process id.
+        /// The process ID of the caller.
         caller: i32,
-        /// The user who asks.
+        /// The user who sent the request.
         requester: Requester,
         /// Whether the process is to be mobile.
         mobile: bool,
-        /// Whether the sockets it holds follow.
+        /// Whether the sockets that the process holds change too.
         with_sockets: bool,
     },
-    /// Sets or clears the attribute of several processes: `Vec<Change>`, one for each.
+    /// Makes several processes mobile or ordinary: `Vec<Change>`, one for each.
     Change {
-        /// Process ids.
+        /// The process IDs.
         pids: Vec<i32>,
-        /// The user who asks.
+        /// The user who sent the request.
         requester: Requester,
-        /// The persistent addresses, by which connections on the MOBILE route are known.
+        /// The persistent addresses, which identify connections through the tunnel.
         persistent: Vec<IpAddr>,
         /// Whether the processes are to be mobile.
         mobile: bool,
     },
     /// Lists the mobile processes that the requester may see: `Vec<Process>`.
     List {
-        /// The user who asks.
+        /// The user who sent the request.
         requester: Requester,
-        /// The persistent addresses, by which connections on the MOBILE route are known.
+        /// The persistent addresses, which identify connections through the tunnel.
         persistent: Vec<IpAddr>,
     },
     /// Finds the mobile process that has a TUN or TAP open: `Option<String>`, `command (pid)`.
@@ -81,23 +81,23 @@ pub(crate) enum Job {
         /// The name of the device.
         device: String,
     },
-    /// Closes the accounts of processes that have ended: `()`.
+    /// Removes the traffic accounts of processes that have ended: `()`.
     SweepAccounts,
-    /// Makes the cgroup of the slice unless it is there, for systemd to use: `u64`, its kernel id.
+    /// Creates the cgroup of the slice unless it exists, for systemd to use: `u64`, its kernel ID.
     EnsureSlice,
     /// Moves every process of a mobile cgroup back to its former cgroup, and removes the mobile
-    /// one: `()`.
+    /// cgroup: `()`.
     RemoveCgroup {
-        /// The directory of the cgroup; `None` is the default one.
+        /// The directory of the cgroup; `None` means the default one.
         path: Option<PathBuf>,
     },
 }
 
-/// The failure of a job, in words and as an error number for the C library.
+/// The error of a job, as text and as an error number for the C library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct JobError {
-    /// The reason, which names the process.
+    /// The text, which names the process.
     pub(crate) reason: String,
     /// The error number.
     pub(crate) errno: i32,
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jobs_read_as_they_are_written() {
+    fn jobs_are_decoded_as_they_are_encoded() {
         let requester = Requester { uid: 1000, privileged: false };
         for job in [
             Job::IsPrivileged { uid: 1, gid: 2, group: "mobile".into() },
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_keeps_its_error_number() {
+    fn a_change_error_keeps_its_error_number() {
         let refusal = JobError::from(ChangeError::Thread(7));
         assert_eq!(refusal.errno(), Errno::EINVAL);
         assert!(refusal.to_string().contains("thread"), "{refusal}");

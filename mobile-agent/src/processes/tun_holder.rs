@@ -1,5 +1,5 @@
-//! Finds the mobile process that reads what the host sends into a TUN or TAP: a VPN client whose
-//! packets would come back through our own device.
+//! Finds the mobile process that has a TUN or TAP device open: a VPN client. Its own packets would
+//! be routed into the tunnel, so the tunnel cannot run over its device.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use crate::selection::cgroup::MobileCgroup;
 
 /// Returns the mobile process that has the device `name` open, as `command (pid)`.
 ///
-/// Reads `/proc`: the time is in proportion to the open files of mobile processes. Skips what may
-/// not be read.
-pub(super) fn of(name: &str, cgroup: &MobileCgroup) -> Option<String> {
+/// Reads `/proc` in time proportional to the number of open files of mobile processes. Skips files
+/// that may not be read.
+pub(super) fn find(name: &str, cgroup: &MobileCgroup) -> Option<String> {
     let pid =
         cgroup.pids().ok()?.into_iter().find(|pid| holds(&PathBuf::from(format!("/proc/{pid}")), name))?;
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("{} ({pid})", command.trim()))
 }
 
-/// Returns whether the process has a descriptor of the device, which `fdinfo` names
+/// Returns whether the process has a file descriptor of the device, which `fdinfo` names
 /// (`tun_chr_show_fdinfo`).
 fn holds(process: &Path, name: &str) -> bool {
     let namespace = |process: &Path| fs::read_link(process.join("ns/net")).ok();
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_a_device_open_is_found() {
+    fn the_process_that_has_a_device_open_is_found() {
         let thread = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("these tests run as root");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

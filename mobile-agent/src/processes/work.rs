@@ -1,5 +1,4 @@
-//! The jobs of the process helper: set and clear the MOBILE attribute, and list the processes that
-//! have it.
+//! The jobs of the process helper: make processes mobile or ordinary, and list the mobile ones.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,28 +13,28 @@ use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
 use crate::selection::sockets::{self, Mark};
 
-/// The state that the jobs work with.
+/// The state that the jobs share.
 pub(super) struct Worker {
     /// The mobile cgroup.
     pub(super) cgroup: MobileCgroup,
     /// The mark of mobile sockets.
     pub(super) mark: Mark,
-    /// The accounts of mobile processes.
+    /// The traffic accounts of mobile processes.
     pub(super) accounts: Accounts,
 }
 
-/// The calling process: its id, and its pidfd where the kernel gives one.
+/// The calling process: its ID, and its pidfd where the kernel provides one.
 pub(super) type Caller = (i32, Option<OwnedFd>);
 
 impl Worker {
-    /// Returns whether the caller holds sockets that could be mobile: its standard input perhaps,
-    /// or sockets inherited from its parent.
+    /// Returns whether the caller holds sockets that could become mobile, such as its standard
+    /// input or sockets inherited from its parent.
     pub(super) fn holds_sockets(&self, pid: i32, pidfd: Option<OwnedFd>) -> Result<bool, JobError> {
         let held = ProcessHandle::caller(pid, pidfd)?;
         Ok(sockets::has_any(pid, held.pidfd()))
     }
 
-    /// Sets or clears the attribute of one process: the caller where `pid` is `None`.
+    /// Makes one process mobile or ordinary: the caller if `pid` is `None`.
     pub(super) fn set_mobile(
         &self,
         requester: Requester,
@@ -56,7 +55,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Sets or clears the attribute of each process that the requester may change.
+    /// Makes each process that the requester may change mobile or ordinary.
     pub(super) fn change(
         &self,
         requester: Requester,
@@ -64,13 +63,14 @@ impl Worker {
         persistent: &[IpAddr],
         mobile: bool,
     ) -> Vec<Change> {
-        // One reader, and so one cache, for all processes: there may be a thousand.
+        // One reader, and so one cache of socket tables, for all processes: there may be a
+        // thousand.
         let mut reader = Reader::default();
         pids.iter()
             .map(|&pid| {
                 let held = ProcessHandle::open(pid);
-                // A /proc mounted with hidepid hides others' processes from the requester, but not from
-                // the helper, which must not reveal what the requester cannot see.
+                // With `hidepid`, `/proc` hides other users' processes from the requester but not
+                // from the helper, which must not reveal them.
                 let may_see = held.as_ref().is_ok_and(|held| may_change(requester, held.owners));
                 let known = may_see.then(|| reader.process(pid).ok()).flatten();
                 let changed = held.and_then(|held| self.change_with_sockets(requester, &held, mobile));
@@ -92,8 +92,7 @@ impl Worker {
             .collect()
     }
 
-    /// Sets or clears the attribute of a process that is held, and of its sockets that have no
-    /// peer.
+    /// Makes a process mobile or ordinary, and its sockets that have no peer.
     fn change_with_sockets(
         &self,
         requester: Requester,
@@ -101,12 +100,13 @@ impl Worker {
         mobile: bool,
     ) -> Result<(), ChangeError> {
         self.change_one(requester, held, mobile)?;
-        // After the attribute: sockets made from here on are marked, or not, as they are made.
+        // The process first, then its sockets: a socket that is created in between gets the right
+        // mark at its creation.
         sockets::follow(held.pid, held.pidfd(), self.mark, mobile);
         Ok(())
     }
 
-    /// Sets or clears the attribute of a process that is held.
+    /// Makes a process mobile or ordinary.
     fn change_one(
         &self,
         requester: Requester,
@@ -116,8 +116,9 @@ impl Worker {
         if !may_change(requester, held.owners) {
             return Err(ChangeError::Foreign(held.pid));
         }
-        // Checked only now: not everybody may know which processes exist and where.
-        if held.elsewhere {
+        // Check this after the permission, because other users may not learn which processes exist
+        // and where.
+        if held.in_other_namespace {
             return Err(ChangeError::OtherNamespace(held.pid));
         }
         let cgroup = &self.cgroup;
@@ -125,22 +126,22 @@ impl Worker {
         let before = cgroup.is_mobile(held.pid)?;
         set(mobile)?;
         if !held.is_alive() {
-            // The process ended meanwhile: whichever process has its id now was not meant.
+            // The process ended meanwhile. The change may have met another process that got its ID:
+            // undo it.
             if before != mobile
                 && let Err(error) = set(before)
             {
-                tracing::debug!(pid = held.pid, %error, "cannot undo the change of a process that has ended");
+                tracing::debug!(pid = held.pid, %error, "cannot undo a change that met another process with the same process ID");
             }
             return Err(ChangeError::Ended(held.pid));
         }
         Ok(())
     }
 
-    /// Lists the mobile processes that the requester may see.
+    /// Returns the mobile processes that the requester may see.
     pub(super) fn list(&self, requester: Requester, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
         let pids = self.cgroup.pids().map_err(|error| JobError::of(&error))?;
-        // Looking up a user name may take a query across the network, so each name is looked up
-        // once.
+        // The lookup of a user name may query the network, so look up each name once.
         let mut names: HashMap<u32, String> = HashMap::new();
         let mut processes = Reader::default().processes(&pids);
         processes.retain(|process| may_change(requester, process.owners));
@@ -168,27 +169,27 @@ impl Worker {
             .collect())
     }
 
-    /// Makes the cgroup of the slice unless it is there, and returns its kernel id.
+    /// Creates the cgroup of the slice unless it exists, and returns its kernel ID.
     pub(super) fn ensure_slice(&self) -> Result<u64, JobError> {
         let slice = self.cgroup.slice();
         let dir = slice.dir().display();
-        slice.ensure().map_err(|error| JobError::failed(format!("cannot make the cgroup {dir}: {error}")))
+        slice.ensure().map_err(|error| JobError::failed(format!("cannot create the cgroup {dir}: {error}")))
     }
 
-    /// Closes the accounts of processes that have ended.
+    /// Removes the traffic accounts of processes that have ended.
     pub(super) fn sweep_accounts(&self) -> Result<(), JobError> {
         self.accounts.sweep(&self.cgroup).map_err(|error| JobError::failed(format!("{error:#}")))
     }
 }
 
-/// Returns what each process carried; `None` for each on an error, because the list is useful
-/// without.
+/// Returns the traffic of each process. After an error it is `None` for all of them, because the
+/// list is useful without it.
 fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Traffic>> {
     let identities: Vec<_> = processes.iter().map(process::Process::identity).collect();
     match accounts.of(&identities) {
         Ok(traffic) => traffic.into_iter().map(Some).collect(),
         Err(error) => {
-            tracing::warn!(%error, "cannot read the traffic accounts: `mobile ps` omits them");
+            tracing::warn!(%error, "cannot read the traffic accounts: `mobile ps` shows no traffic");
             vec![None; processes.len()]
         }
     }

@@ -1,9 +1,11 @@
-//! Whose sockets the programs see that run for packets rather than for calls: those that mobile processes made, or everybody's.
+//! The programs that run for packets, and the cgroup that they are attached to.
 //!
-//! The first are enough while mobile processes have no others, and then ordinary processes pay nothing for them: the programs
-//! are attached to the mobile cgroup. A process that becomes mobile later brings sockets of the cgroup it came from, and
-//! systemd's slice is a cgroup of its own: for these they are attached to the root of the hierarchy as well, until nobody is
-//! mobile.
+//! The programs of [`program::CALLS`] run for socket calls of every process. Those here run for
+//! packets, and ordinary processes should not pay for them, so they are attached to the mobile
+//! cgroup as long as that is enough ([`AttachScope::MobileOnly`]). It is not enough for a process
+//! that becomes mobile later, because its sockets belong to the cgroup it came from, nor for
+//! systemd's slice, which is a cgroup of its own. For these the programs are attached to the root
+//! of the hierarchy as well ([`AttachScope::Root`]), until no process is mobile.
 
 use std::{
     fs::{self, File},
@@ -21,20 +23,29 @@ use super::{
     pins::Generation,
 };
 
-/// The kind of the pins at the root.
+/// The kind, in the pins' names, of the links at the root.
 const ROOT_LINK: &str = "root-link";
 
-/// Where the programs are attached.
+/// The cgroups that the packet programs are attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AttachScope {
+    /// The mobile cgroup: the programs see sockets that mobile processes created.
+    MobileOnly,
+    /// The root of the hierarchy as well: the programs see the sockets of all processes.
+    Root,
+}
+
+/// The programs that run for packets.
 pub(super) struct PacketPrograms {
     root: File,
-    /// Those for the root, with the pins that hold them there.
+    /// The programs for the root, each with the pin of its link there.
     programs: Vec<(&'static str, PathBuf)>,
-    wide: bool,
+    scope: AttachScope,
 }
 
 impl PacketPrograms {
-    /// Puts the programs in force at the mobile cgroup.
-    pub(super) fn put_in_force(
+    /// Loads the programs and attaches them to the mobile cgroup.
+    pub(super) fn attach_to_mobile(
         ebpf: &mut Ebpf,
         root: File,
         cgroup: &MobileCgroup,
@@ -46,41 +57,43 @@ impl PacketPrograms {
             attach(ebpf, name, &mobile, generation.path("link", name))?;
         }
         let mut programs = vec![program::ACCOUNT];
-        if features::tells_namespaces_of_packets()? {
+        if features::egress_has_netns_cookie()? {
             load_program(ebpf, program::EGRESS, generation)?;
             programs.push(program::EGRESS);
         } else {
             tracing::info!(
-                "pings and datagrams that name an uplink's device (IP_PKTINFO), of sockets made before `mobile attach`, go on using it on this kernel"
+                "this kernel cannot stop pings and datagrams that name an uplink's device (IP_PKTINFO) on sockets \
+                 created before `mobile attach`: they leave by that device"
             );
         }
         let programs = programs.into_iter().map(|name| (name, generation.path(ROOT_LINK, name))).collect();
-        Ok(Self { root, programs, wide: false })
+        Ok(Self { root, programs, scope: AttachScope::MobileOnly })
     }
 
-    /// From here on they see everybody's sockets.
+    /// Attaches the programs to the root as well, so that they see the sockets of all processes.
     pub(super) fn attach_to_root(&mut self, ebpf: &mut Ebpf) -> Result<()> {
-        if self.wide {
+        if self.scope == AttachScope::Root {
             return Ok(());
         }
         for (name, pin) in &self.programs {
-            // Left by an attempt that failed at a later one.
+            // The pin exists if an earlier attempt failed at a later program.
             if !pin.exists() {
                 attach(ebpf, name, &self.root, pin.clone())?;
             }
         }
-        self.wide = true;
+        self.scope = AttachScope::Root;
         Ok(())
     }
 
-    /// From here on they see those that mobile processes made.
+    /// Detaches the programs from the root, so that they see only sockets that mobile processes
+    /// created.
     pub(super) fn detach_from_root(&mut self) -> Result<()> {
-        if !self.wide {
+        if self.scope == AttachScope::MobileOnly {
             return Ok(());
         }
-        self.wide = false;
+        self.scope = AttachScope::MobileOnly;
         for (_, pin) in self.programs.iter().filter(|(_, pin)| pin.exists()) {
-            // The pin is all that holds it.
+            // Nothing but the pin holds the link, so removing the pin detaches the program.
             fs::remove_file(pin).map_err(|source| BpfError::Io {
                 action: "remove",
                 path: pin.clone(),
@@ -96,16 +109,16 @@ mod tests {
     use super::*;
     use crate::selection::{bpf::OBJECT, pins, sandbox::Sandbox};
 
-    /// The opcode BPF_JMP | BPF_CALL, the helper for a network namespace's cookie, and a helper
+    /// The opcode `BPF_JMP | BPF_CALL`, the helper for a network namespace's cookie, and a helper
     /// that no kernel has.
     const CALL: [u8; 4] = [0x85, 0, 0, 0];
     const NETNS_COOKIE: u32 = 122;
     const NO_HELPER: u32 = 0x7fff_ffff;
 
     #[test]
-    fn a_guard_that_cannot_be_loaded_is_an_error_where_the_kernel_has_what_it_calls() {
+    fn an_egress_program_that_cannot_be_loaded_is_an_error_if_the_kernel_has_its_helper() {
         Sandbox::with(|sandbox| {
-            if !features::tells_namespaces_of_packets().unwrap() {
+            if !features::egress_has_netns_cookie().unwrap() {
                 return;
             }
             let call = |helper: u32| [CALL, helper.to_ne_bytes()].concat();
@@ -119,8 +132,9 @@ mod tests {
             let generation = Generation::after(&sandbox.pin_dir, &[]).unwrap();
             let root = open(sandbox.cgroup.cgroup2().mount()).unwrap();
             let mut ebpf = Ebpf::load(&object).unwrap();
-            let failed =
-                PacketPrograms::put_in_force(&mut ebpf, root, &sandbox.cgroup, &generation).err().unwrap();
+            let failed = PacketPrograms::attach_to_mobile(&mut ebpf, root, &sandbox.cgroup, &generation)
+                .err()
+                .unwrap();
             assert!(matches!(failed, BpfError::Program { name: program::EGRESS, .. }), "{failed}");
         });
     }

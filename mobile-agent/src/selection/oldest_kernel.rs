@@ -1,13 +1,13 @@
-//! The oldest kernel that works, by the kernel's history: the test looks up when each thing that the programs use came.
+//! The oldest kernel that the agent supports.
 //!
-//! docs/operating.md, "Which kernels", has the same with the kernel's commits.
+//! The test looks up when the kernel got each program kind and each helper that the programs use.
+//! docs/use/kernels.md has the same with the kernel's commits.
 
-/// The first with all that is needed. What came last is no helper: SO_NETNS_COOKIE, by which the agent tells the programs
-/// which network namespace is theirs.
+/// The first version with all that is needed. The newest requirement is not a helper but
+/// SO_NETNS_COOKIE, by which the agent tells the programs its network namespace.
 pub(crate) const OLDEST: (u32, u32) = (5, 14);
 
-/// Of the series that are maintained for years, the first that is not older; a kernel that calls itself 5.14 is a
-/// distributor's.
+/// The first long-term series that is not older. A kernel of version 5.14 comes from a distributor.
 pub(crate) const OLDEST_LONGTERM: &str = "5.15";
 
 #[cfg(test)]
@@ -19,18 +19,19 @@ mod tests {
     use super::*;
     use crate::selection::bpf::OBJECT;
 
-    /// BPF_JMP | BPF_CALL, and what its source register says: a helper, or another function of the program.
+    /// The opcode `BPF_JMP | BPF_CALL`, and the value of its source register for a call of a helper
+    /// instead of another function of the program.
     const CALL: u8 = 0x85;
     const HELPER: u64 = 0;
 
-    /// The helpers that are called only where the kernel has them: behind TELLS_SUBFLOWS; in
+    /// The helpers that are called only if the kernel has them: behind RECOGNISES_SUBFLOWS; in
     /// `mobile_egress`, which `mobile_egress_own` replaces otherwise; and, since 5.15, in
     /// `mobile_setsockopt`.
     const OPTIONAL: [(&str, u32, (u32, u32)); 2] =
         [("bpf_skc_to_mptcp_sock", 196, (5, 19)), ("bpf_get_netns_cookie", 122, (6, 15))];
 
     /// When programs of this kind could first be loaded and attached by a link.
-    fn kind_since(kind: &ProgramSection) -> (u32, u32) {
+    fn program_kind_since(kind: &ProgramSection) -> (u32, u32) {
         match kind {
             // Links of cgroups.
             ProgramSection::CgroupSock { .. }
@@ -40,13 +41,13 @@ mod tests {
                 Hook::Connect4 | Hook::Connect6 | Hook::UDPSendMsg4 | Hook::UDPSendMsg6 => (5, 7),
                 Hook::UDPRecvMsg4 | Hook::UDPRecvMsg6 => (5, 7),
                 Hook::GetPeerName4 | Hook::GetPeerName6 => (5, 8),
-                other => panic!("{other:?}: since when?"),
+                other => panic!("{other:?}: add the kernel version that supports this kind"),
             },
-            other => panic!("{other:?}: since when?"),
+            other => panic!("{other:?}: add the kernel version that supports this kind"),
         }
     }
 
-    /// When programs of this kind could first call this helper.
+    /// Returns the kernel version in which programs of this kind may call a helper.
     fn helper_since(kind: &ProgramSection, helper: u32) -> Option<(u32, u32)> {
         use ProgramSection::{CgroupSkb, CgroupSock, CgroupSockAddr};
         Some(match (helper, kind) {
@@ -79,19 +80,22 @@ mod tests {
     }
 
     #[test]
-    fn the_programs_call_nothing_that_is_younger_than_the_oldest_kernel() {
+    fn the_programs_call_no_helper_that_is_newer_than_the_oldest_kernel() {
         let mut object = Object::parse(OBJECT).expect("the object is an eBPF object");
         assert!(object.programs.len() >= 13, "{:?}", object.programs.keys());
-        // Gives each program the functions that it calls.
+        // Append to each program the functions that it calls.
         let sections = object.functions.keys().map(|(section, _)| *section).collect();
         object.relocate_calls(&sections).expect("the functions are there");
         for (name, program) in &object.programs {
-            assert!(kind_since(&program.section) <= OLDEST, "{name}");
+            assert!(program_kind_since(&program.section) <= OLDEST, "{name}");
             for helper in helpers(&object.functions[&program.function_key()]) {
                 let is_optional = OPTIONAL.iter().any(|(_, id, since)| *id == helper && *since > OLDEST);
                 match helper_since(&program.section, helper) {
                     Some(since) => assert!(since <= OLDEST, "{name} calls helper {helper} of {since:?}"),
-                    None => assert!(is_optional, "{name} calls helper {helper}: since when may it?"),
+                    None => assert!(
+                        is_optional,
+                        "{name} calls helper {helper}: add the kernel version that allows this"
+                    ),
                 }
             }
         }
