@@ -102,7 +102,7 @@ impl Worker {
         self.change_one(requester, held, mobile)?;
         // The process first, then its sockets: a socket that is created in between gets the right
         // mark at its creation.
-        sockets::follow(held.pid, held.pidfd(), self.mark, mobile);
+        sockets::set_sockets_mobile(held.pid, held.pidfd(), self.mark, mobile);
         Ok(())
     }
 

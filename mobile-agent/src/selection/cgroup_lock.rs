@@ -1,8 +1,8 @@
-//! Records which agent a mobile cgroup belongs to, so that agents in several network namespaces,
-//! which all see the same cgroups, leave each other's alone.
+//! Locks the mobile cgroup for one agent, so that agents in several network namespaces, which all
+//! see the same cgroups, do not use each other's.
 //!
 //! A running agent locks the cgroup's directory. An extended attribute of the directory names the
-//! network namespace of the agent that made it, also while that agent does not run.
+//! network namespace of the agent that created it, even while that agent does not run.
 
 use std::fs::File;
 use std::io;
@@ -14,18 +14,17 @@ use rustix::fs::{XattrFlags, getxattr, setxattr};
 
 use super::cgroup::{CgroupError, MobileCgroup, Result, io_error};
 
-/// The extended attribute with the inode number of the owner's network namespace (cgroup2 stores
-/// `user.` attributes since Linux 5.7).
-const OWNER: &str = "user.mobile.netns";
+/// The extended attribute with the inode number of the owner's network namespace. cgroup2 stores
+/// `user.` attributes since Linux 5.7.
+const OWNER_ATTRIBUTE: &str = "user.mobile.netns";
 
-/// A mobile cgroup in use by the agent of this process. The kernel releases it when the process
-/// ends.
+/// The lock of the mobile cgroup. The kernel releases it when the process ends.
 #[derive(Debug)]
 pub(crate) struct CgroupLock {
     _lock: Flock<File>,
 }
 
-/// Takes the cgroup for the agent of this process.
+/// Locks the cgroup for the agent of this process.
 ///
 /// Fails if another agent runs with it, or if mobile processes of another network namespace's agent
 /// wait in it.
@@ -39,14 +38,14 @@ pub(crate) fn acquire(cgroup: &MobileCgroup) -> Result<CgroupLock> {
         }
         _ => {}
     }
-    // Without the attribute, the lock still keeps running agents apart.
-    if let Err(error) = setxattr(dir, OWNER, own.to_string().as_bytes(), XattrFlags::empty()) {
-        tracing::debug!(%error, cgroup = %dir.display(), "cannot write down whose the cgroup is");
+    // Without the attribute the lock still keeps running agents apart.
+    if let Err(error) = setxattr(dir, OWNER_ATTRIBUTE, own.to_string().as_bytes(), XattrFlags::empty()) {
+        tracing::debug!(%error, cgroup = %dir.display(), "cannot record the owner of the mobile cgroup");
     }
     Ok(CgroupLock { _lock: lock })
 }
 
-/// Returns whether cleaning up in this network namespace may remove the cgroup.
+/// Returns whether a clean-up in this network namespace may remove the cgroup.
 ///
 /// Fails if an agent of this namespace still runs with it.
 pub(crate) fn may_remove(cgroup: &MobileCgroup) -> Result<bool> {
@@ -58,10 +57,10 @@ pub(crate) fn may_remove(cgroup: &MobileCgroup) -> Result<bool> {
 }
 
 fn own_namespace() -> Result<u64> {
-    mobile_io::netns::id().map_err(io_error("look at", Path::new("/proc/thread-self/ns/net")))
+    mobile_io::netns::id().map_err(io_error("inspect", Path::new("/proc/thread-self/ns/net")))
 }
 
-/// Locks the directory, until the returned value is dropped.
+/// Locks the directory until the returned value is dropped.
 fn lock(dir: &Path) -> Result<Flock<File>> {
     let open = File::open(dir).map_err(io_error("open the cgroup", dir))?;
     Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
@@ -72,9 +71,9 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
 
 /// Returns the network namespace of the agent that the cgroup belongs to, if it is recorded.
 fn owner(dir: &Path) -> Option<u64> {
-    // A 64-bit number has at most this many digits.
+    // A 64-bit number has at most 20 digits.
     let mut value = [0; 20];
-    let length = getxattr(dir, OWNER, &mut value).ok()?;
+    let length = getxattr(dir, OWNER_ATTRIBUTE, &mut value).ok()?;
     std::str::from_utf8(value.get(..length)?).ok()?.parse().ok()
 }
 
@@ -84,7 +83,7 @@ mod tests {
     use crate::selection::sandbox::Sandbox;
 
     #[test]
-    fn a_cgroup_in_use_is_refused_and_one_left_empty_is_taken_over() {
+    fn a_cgroup_in_use_is_refused_and_an_empty_one_is_taken_over() {
         Sandbox::with(|sandbox| {
             let cgroup = &sandbox.cgroup;
             let claimed = acquire(cgroup).unwrap();
@@ -96,7 +95,7 @@ mod tests {
             drop(claimed);
             assert!(may_remove(cgroup).unwrap());
 
-            setxattr(cgroup.dir(), OWNER, b"7", XattrFlags::empty()).unwrap();
+            setxattr(cgroup.dir(), OWNER_ATTRIBUTE, b"7", XattrFlags::empty()).unwrap();
             assert!(!may_remove(cgroup).unwrap());
             let probe = sandbox.mobile();
             assert!(matches!(acquire(cgroup), Err(CgroupError::OtherNamespace { owner: 7, .. })));
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn names_outside_of_the_machines_own_namespace_carry_the_namespace() {
+    fn default_names_in_another_namespace_contain_the_namespace_id() {
         Sandbox::with(|_| {
             assert_eq!(
                 mobile_io::netns::name("mobile"),

@@ -30,7 +30,7 @@ mod tests {
     const OPTIONAL: [(&str, u32, (u32, u32)); 2] =
         [("bpf_skc_to_mptcp_sock", 196, (5, 19)), ("bpf_get_netns_cookie", 122, (6, 15))];
 
-    /// When programs of this kind could first be loaded and attached by a link.
+    /// Returns the kernel version that can load programs of this kind and attach them by a link.
     fn program_kind_since(kind: &ProgramSection) -> (u32, u32) {
         match kind {
             // Links of cgroups.

@@ -1,4 +1,5 @@
-//! For the tests: a place of their own for agent's objects, and processes that do with sockets what they are told.
+//! Support for tests: a sandbox for the agent's kernel objects, and probe processes that create and
+//! use sockets on command.
 
 use std::{
     collections::HashMap,
@@ -22,16 +23,16 @@ use super::{
 };
 use crate::config::OnFailure;
 
-/// Bits of the mark that are not ours: the programs must leave them alone.
+/// Bits of the mark outside the agent's mask, which the programs must not change.
 pub(super) const FOREIGN: u32 = 0x0000_00ff;
 
-/// How long an answer may take that is on its way.
-const HEARING: Duration = Duration::from_secs(5);
+/// Timeout for a datagram that is on its way.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// No device has this index.
+/// An interface index that no device has.
 const DEVICE: u32 = 4096;
 
-/// A pin directory, a mobile cgroup and a network namespace of one test.
+/// A pin directory, a mobile cgroup and a network namespace for one test.
 pub(super) struct Sandbox {
     pub(super) pin_dir: PathBuf,
     pub(super) cgroup: MobileCgroup,
@@ -39,9 +40,10 @@ pub(super) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Runs a test in a place of its own, which is gone afterwards whether it passes or fails.
+    /// Runs a test in a new sandbox, which is removed whether the test passes or fails.
     pub(super) fn with(test: impl FnOnce(&Self) + Send + 'static) {
-        // A thread of its own: the network namespace is not to stay with the thread that runs the next test.
+        // Use a new thread, because its network namespace must not stay with the thread that runs
+        // the next test.
         let result = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace; these tests need root");
             run("ip", &["link", "set", "lo", "up"]);
@@ -68,7 +70,7 @@ impl Sandbox {
         Selector::load_or_adopt(&self.pin_dir, &self.cgroup, self.marking).unwrap()
     }
 
-    /// A process with the MOBILE attribute.
+    /// Starts a mobile probe.
     pub(super) fn mobile(&self) -> Probe {
         let probe = Probe::start();
         self.cgroup.attach(probe.pid()).unwrap();
@@ -109,10 +111,11 @@ pub(super) fn run(program: &str, args: &[&str]) {
     assert!(status.success(), "{program} {args:?}: {status}");
 }
 
-/// A process of its own, told over its standard input what to do with sockets. It dies with its owner.
+/// A process that creates and uses sockets by commands on its standard input. It ends with its
+/// owner.
 pub(super) struct Probe {
     child: Child,
-    orders: ChildStdin,
+    commands: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
@@ -121,25 +124,25 @@ impl Probe {
         Self::start_as(Command::new(std::env::current_exe().unwrap()))
     }
 
-    /// Without the capability that raising RLIMIT_MEMLOCK takes.
+    /// Starts a probe without CAP_SYS_RESOURCE, which raising RLIMIT_MEMLOCK requires.
     pub(super) fn start_without_sys_resource() -> Self {
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set=-sys_resource", "--"]).arg(std::env::current_exe().unwrap());
         Self::start_as(command)
     }
 
-    /// The test binary again, running `obey` as its only test.
+    /// Starts the test binary again with `run_probe` as its only test.
     fn start_as(mut command: Command) -> Self {
         let module = module_path!().split_once("::").unwrap().1;
         let mut child = command
-            .args([&format!("{module}::obey"), "--exact", "--ignored", "--nocapture", "--quiet"])
+            .args([&format!("{module}::run_probe"), "--exact", "--ignored", "--nocapture", "--quiet"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let orders = child.stdin.take().unwrap();
+        let commands = child.stdin.take().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
-        let mut probe = Self { child, orders, answers };
+        let mut probe = Self { child, commands, answers };
         assert_eq!(probe.ask("hello"), "hello");
         probe
     }
@@ -148,33 +151,33 @@ impl Probe {
         self.child.id().try_into().unwrap()
     }
 
-    /// SIGKILL.
+    /// Kills the probe with SIGKILL.
     pub(super) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Makes a socket and says its mark.
+    /// Creates a socket and returns its mark.
     pub(super) fn open(&mut self, kind: &str) -> u32 {
         self.mark(&format!("open {kind}"))
     }
 
-    /// Makes a socket, if possible. Returns `opened`, or the error's name.
+    /// Creates a socket, if possible. Returns `opened`, or the error's name.
     pub(super) fn try_open(&mut self, kind: &str) -> String {
         self.ask(&format!("try {kind}"))
     }
 
-    /// The mark of the last socket of a kind.
-    pub(super) fn look(&mut self, kind: &str) -> u32 {
-        self.mark(&format!("look {kind}"))
+    /// Returns the mark of the last socket of a kind.
+    pub(super) fn socket_mark(&mut self, kind: &str) -> u32 {
+        self.mark(&format!("mark {kind}"))
     }
 
-    /// connect() of the last socket of a kind; its mark afterwards.
+    /// Connects the last socket of a kind and returns its mark afterwards.
     pub(super) fn connect(&mut self, kind: &str, to: &str) -> u32 {
         self.mark(&format!("connect {kind} {to}"))
     }
 
-    /// sendto() of the last socket of a kind; its mark afterwards.
+    /// Sends a datagram from the last socket of a kind and returns its mark afterwards.
     pub(super) fn send(&mut self, kind: &str, to: &str) -> u32 {
         self.mark(&format!("send {kind} {to}"))
     }
@@ -184,73 +187,76 @@ impl Probe {
         assert_eq!(self.ask(&format!("listen {kind}")), "done");
     }
 
-    /// Has a connection do the rest: `write` or `read` so many bytes, `end` its stream, `read-end` of the other's, `close`.
+    /// Runs another command on a connection: `write` or `read` a number of bytes, `end` its own
+    /// stream, `read-end` the end of the peer's stream, `close`.
     pub(super) fn stream(&mut self, what: &str) {
         assert_eq!(self.ask(what), "done");
     }
 
-    /// Whom the last socket of a kind is connected to, as it says.
+    /// Returns the peer of the last socket of a kind, as getpeername() reports it.
     pub(super) fn peer(&mut self, kind: &str) -> SocketAddr {
         self.ask(&format!("peer {kind}")).parse().unwrap()
     }
 
-    /// Whom the next datagram to the last socket of a kind comes from, as it says.
-    pub(super) fn hear(&mut self, kind: &str) -> SocketAddr {
-        self.ask(&format!("hear {kind}")).parse().unwrap()
+    /// Returns the sender of the next datagram to the last socket of a kind, as recvfrom() reports
+    /// it.
+    pub(super) fn receive_from(&mut self, kind: &str) -> SocketAddr {
+        self.ask(&format!("receive {kind}")).parse().unwrap()
     }
 
-    /// SO_MARK set by the application itself.
+    /// Sets SO_MARK as an application would, and returns the mark afterwards.
     pub(super) fn set_mark(&mut self, kind: &str, mark: u32) -> u32 {
         self.mark(&format!("set {kind} {mark}"))
     }
 
-    /// Sets SO_MARK to a value that the kernel or the programs refuse.
+    /// Asserts that the kernel or the programs refuse to set SO_MARK to this value.
     pub(super) fn cannot_set_mark(&mut self, kind: &str, mark: u32) {
         assert_eq!(self.ask(&format!("refused {kind} {mark}")), "EPERM");
     }
 
-    /// Makes `count` sockets of a kind, which stay open, and sends a datagram from each.
+    /// Creates `count` sockets of a kind, which stay open, and sends a datagram from each.
     pub(super) fn send_of_many(&mut self, kind: &str, to: &str, count: u32) {
         assert_eq!(self.ask(&format!("many {kind} {to} {count}")), "done");
     }
 
-    /// A TCP option of the last socket of a kind, `None` where the kernel has no such option.
+    /// Returns a TCP option of the last socket of a kind; `None` if the kernel does not have the
+    /// option.
     pub(super) fn tcp_option(&mut self, kind: &str, option: TcpOption) -> Option<i32> {
         self.ask(&format!("get {kind} {option:?}")).parse().ok()
     }
 
-    /// A TCP option set by the application itself.
+    /// Sets a TCP option as an application would.
     pub(super) fn set_tcp_option(&mut self, kind: &str, option: TcpOption, value: i32) {
         assert_eq!(self.ask(&format!("put {kind} {option:?} {value}")), "done");
     }
 
-    /// The mark of a new socket of a child of this process.
+    /// Returns the mark of a new socket of a child of the probe.
     pub(super) fn child_opens(&mut self, kind: &str) -> u32 {
         self.mark(&format!("child {kind}"))
     }
 
-    /// From here on it is in another network namespace.
+    /// Moves the probe to another network namespace.
     pub(super) fn leave_namespace(&mut self) {
         assert_eq!(self.ask("unshare"), "done");
     }
 
-    /// Does what the agent does at its start, and stays.
+    /// Loads the programs as the agent does at its start, and keeps them.
     pub(super) fn become_agent(&mut self, sandbox: &Sandbox) {
         let Sandbox { pin_dir, cgroup, marking } = sandbox;
-        let order = format!("agent {} {} {}", pin_dir.display(), cgroup.dir().display(), marking.mark);
-        assert_eq!(self.ask(&order), "done");
+        let command = format!("agent {} {} {}", pin_dir.display(), cgroup.dir().display(), marking.mark);
+        assert_eq!(self.ask(&command), "done");
     }
 
-    fn mark(&mut self, order: &str) -> u32 {
-        self.ask(order).parse().unwrap()
+    fn mark(&mut self, command: &str) -> u32 {
+        self.ask(command).parse().unwrap()
     }
 
-    fn ask(&mut self, order: &str) -> String {
-        writeln!(self.orders, "{order}").unwrap();
+    fn ask(&mut self, command: &str) -> String {
+        writeln!(self.commands, "{command}").unwrap();
         loop {
             let mut line = String::new();
             let length = self.answers.read_line(&mut line).unwrap();
-            assert!(length > 0, "the probe ended instead of answering `{order}`");
+            assert!(length > 0, "the probe ended instead of answering `{command}`");
             // The test harness writes lines of its own.
             if let Some((_, answer)) = line.split_once("probe> ") {
                 return answer.trim().to_string();
@@ -261,16 +267,16 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // Errors mean that it is dead already.
+        // An error means that the probe has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The inside of a [`Probe`].
+/// The program of a [`Probe`]: executes the commands from its standard input.
 #[test]
 #[ignore = "a helper process of the other tests, not a test"]
-fn obey() {
+fn run_probe() {
     let (mut sockets, mut many) = (HashMap::new(), Vec::new());
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
@@ -285,14 +291,14 @@ fn obey() {
                 Ok(_) => "opened".to_string(),
                 Err(error) => name_of(&error),
             },
-            ["look", kind] => mark_of(&sockets[kind]),
+            ["mark", kind] => mark_of(&sockets[kind]),
             ["connect", kind, to] => {
-                // Nobody may be listening: the route is chosen before that is known.
+                // Ignore the error if nothing listens: the route is chosen before.
                 let _ = sockets[kind].connect(&address(to));
                 mark_of(&sockets[kind])
             }
             ["send", kind, to] => {
-                // Echo request, checked by ping sockets and raw ones.
+                // An ICMP echo request, whose format ping and raw sockets check.
                 let _ = sockets[kind].send_to(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0], &address(to));
                 mark_of(&sockets[kind])
             }
@@ -321,8 +327,8 @@ fn obey() {
                 "done".to_string()
             }
             ["peer", kind] => sockets[kind].peer_addr().unwrap().as_socket().unwrap().to_string(),
-            ["hear", kind] => {
-                sockets[kind].set_read_timeout(Some(HEARING)).unwrap();
+            ["receive", kind] => {
+                sockets[kind].set_read_timeout(Some(RECEIVE_TIMEOUT)).unwrap();
                 let (_, from) = sockets[kind].recv_from(&mut [MaybeUninit::uninit(); 64]).unwrap();
                 from.as_socket().unwrap().to_string()
             }
@@ -357,17 +363,17 @@ fn obey() {
                 let marking = marking(mark.parse().unwrap());
                 let cgroup = MobileCgroup::ensure(Some(Path::new(cgroup))).unwrap();
                 let selector = Selector::load_or_adopt(Path::new(pin_dir), &cgroup, marking).unwrap();
-                // Held until the process is killed, as the agent does.
+                // Keep the programs until the process is killed, as the agent does.
                 std::mem::forget(selector);
                 "done".to_string()
             }
-            _ => panic!("unknown order {line}"),
+            _ => panic!("unknown command {line}"),
         };
         println!("probe> {answer}");
     }
 }
 
-/// An option of a TCP socket that the programs have to do with.
+/// A TCP option that the programs change.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum TcpOption {
     RtoMax,
@@ -383,7 +389,7 @@ impl TcpOption {
 
     fn number(self) -> i32 {
         match self {
-            // Linux 6.15; libc does not know it yet.
+            // TCP_RTO_MAX_MS of Linux 6.15, which libc does not define.
             Self::RtoMax => 44,
             Self::SynCount => nix::libc::TCP_SYNCNT,
         }

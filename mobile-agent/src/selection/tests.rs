@@ -1,4 +1,5 @@
-//! Route selection on the real kernel: what a process is decides about the marks of its sockets.
+//! Tests of route selection on the running kernel: whether a process is mobile decides about the
+//! marks of its sockets.
 
 use std::{
     io::{Read as _, Seek as _},
@@ -17,13 +18,13 @@ use super::{
 use crate::config::OnFailure;
 
 mod accounts;
-mod fences;
+mod protection;
 mod queries;
 
 const MARK: u32 = 0x4d00_0000;
 const KINDS: [&str; 8] = ["tcp4", "tcp6", "udp4", "udp6", "ping4", "ping6", "raw4", "raw6"];
-/// Kinds with a connect() that passes the programs, and a destination for each; the second of each IPv6 one is
-/// IPv4-mapped. Nothing listens there.
+/// Socket kinds whose connect() runs the programs, with a destination for each; every second IPv6
+/// destination is IPv4-mapped. Nothing listens there.
 const CONNECTS: [(&str, &str); 8] = [
     ("tcp4", "127.0.0.1:9"),
     ("tcp6", "[::1]:9"),
@@ -43,14 +44,14 @@ fn count(selector: &Selector, wanted: Verdict) -> u64 {
 }
 
 #[test]
-fn a_full_bypass_is_an_error_that_is_counted_and_nothing_in_it_is_lost() {
+fn adding_to_a_full_bypass_map_is_a_counted_error_and_keeps_its_entries() {
     Sandbox::with(|sandbox| {
         let mut selector = sandbox.load();
         let net = |number: u32| {
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
             IpNet::new(address.into(), 32).unwrap()
         };
-        // The place itself bypasses some.
+        // The sandbox itself bypasses some networks.
         let room = map::BYPASS_ENTRIES - u32::try_from(sandbox.marking.bypass.len()).unwrap();
         for number in 0..room {
             selector.add_bypass(net(number)).unwrap();
@@ -60,7 +61,7 @@ fn a_full_bypass_is_an_error_that_is_counted_and_nothing_in_it_is_lost() {
         assert!(matches!(error, BpfError::Full { name: map::BYPASS, .. }), "{error}");
         assert!(error.to_string().contains("65536 entries; bypass larger networks"), "{error}");
         assert_eq!(selector.bypass_full(), 1);
-        // What is there stays, and the next place is the next one's.
+        // The entries are kept, and a removed one makes room for the next.
         selector.remove_bypass(net(0)).unwrap();
         selector.add_bypass(net(room)).unwrap();
         selector.remove_bypass(net(room - 1)).unwrap();
@@ -68,7 +69,7 @@ fn a_full_bypass_is_an_error_that_is_counted_and_nothing_in_it_is_lost() {
 }
 
 #[test]
-fn every_socket_a_mobile_process_makes_is_marked_and_no_other() {
+fn every_socket_of_a_mobile_process_is_marked_and_no_other() {
     Sandbox::with(|sandbox| {
         let selector = sandbox.load();
         let (mut mobile, mut ordinary) = (sandbox.mobile(), Probe::start());
@@ -87,7 +88,7 @@ fn every_socket_a_mobile_process_makes_is_marked_and_no_other() {
 }
 
 #[test]
-fn the_attribute_at_connect_decides_for_sockets_made_before() {
+fn the_attribute_at_connect_decides_about_sockets_created_before() {
     Sandbox::with(|sandbox| {
         let selector = sandbox.load();
         for (kind, to) in CONNECTS {
@@ -106,11 +107,11 @@ fn the_attribute_at_connect_decides_for_sockets_made_before() {
 }
 
 #[test]
-fn when_the_deadline_is_over_no_new_connection_is_marked_until_it_is_put_off() {
+fn after_the_deadline_no_new_connection_is_marked_until_it_is_extended() {
     Sandbox::with(|sandbox| {
         let mut selector = sandbox.load();
         assert_eq!(deadline::has_passed(&sandbox.pin_dir), Some(false));
-        let over = |deadline: u64| {
+        let set_deadline = |deadline: u64| {
             let path = sandbox.pin_dir.join("1").join(format!("map-{}", map::DEADLINE));
             let map = aya::maps::Map::Array(aya::maps::MapData::from_pin(path).unwrap());
             aya::maps::Array::try_from(map).unwrap().set(0, &deadline, 0).unwrap();
@@ -119,7 +120,7 @@ fn when_the_deadline_is_over_no_new_connection_is_marked_until_it_is_put_off() {
             let (mut mobile, mut ordinary) = (sandbox.mobile(), Probe::start());
             assert_eq!(mobile.open(kind), MARK);
             assert_eq!(ordinary.open(kind), 0);
-            over(1);
+            set_deadline(1);
             assert_eq!(deadline::has_passed(&sandbox.pin_dir), Some(true));
             assert_eq!(mobile.connect(kind, to), 0, "{kind} {to}");
             assert_eq!(ordinary.connect(kind, to), 0, "{kind} {to}");
@@ -133,7 +134,7 @@ fn when_the_deadline_is_over_no_new_connection_is_marked_until_it_is_put_off() {
 }
 
 #[test]
-fn an_unconnected_datagram_follows_the_attribute_too() {
+fn an_unconnected_datagram_is_marked_by_the_attribute_too() {
     Sandbox::with(|sandbox| {
         let _selector = sandbox.load();
         for (kind, to) in SENDS {
@@ -149,7 +150,7 @@ fn an_unconnected_datagram_follows_the_attribute_too() {
 }
 
 #[test]
-fn bits_of_the_mark_that_are_not_ours_stay() {
+fn bits_outside_the_mask_are_kept() {
     Sandbox::with(|sandbox| {
         let _selector = sandbox.load();
         let foreign = 0x2a & FOREIGN;
@@ -164,40 +165,44 @@ fn bits_of_the_mark_that_are_not_ours_stay() {
 }
 
 #[test]
-fn mobile_connections_repeat_at_short_intervals_and_connect_as_patiently_as_ever() {
+fn mobile_connections_retransmit_at_short_intervals_and_keep_their_connect_timeout() {
     Sandbox::with(|sandbox| {
         let _selector = sandbox.load();
         let (mut mobile, mut ordinary) = (sandbox.mobile(), Probe::start());
         for (kind, to) in CONNECTS.into_iter().filter(|(kind, _)| kind.starts_with("tcp")) {
             ordinary.open(kind);
-            let usual = TcpOption::ALL.map(|option| ordinary.tcp_option(kind, option));
+            let default = TcpOption::ALL.map(|option| ordinary.tcp_option(kind, option));
             ordinary.connect(kind, to);
-            assert_eq!(TcpOption::ALL.map(|option| ordinary.tcp_option(kind, option)), usual, "{kind} {to}");
+            assert_eq!(
+                TcpOption::ALL.map(|option| ordinary.tcp_option(kind, option)),
+                default,
+                "{kind} {to}"
+            );
             mobile.open(kind);
-            // Twice: what was set is not set again, and the patience does not grow.
+            // Connect twice: the second connect() must not raise the number of attempts further.
             for _ in 0..2 {
                 mobile.connect(kind, to);
                 let now = TcpOption::ALL.map(|option| mobile.tcp_option(kind, option));
-                let [Some(_), Some(count)] = usual else {
+                let [Some(_), Some(count)] = default else {
                     // Linux before 6.15.
-                    assert_eq!(now, usual, "{kind} {to}");
+                    assert_eq!(now, default, "{kind} {to}");
                     continue;
                 };
                 assert_eq!(now, [Some(retries::RTO_MAX_MS), Some(retries::syn_count(count))], "{kind} {to}");
             }
-            if usual[0].is_some() {
+            if default[0].is_some() {
                 mobile.open(kind);
                 mobile.set_tcp_option(kind, TcpOption::RtoMax, 2000);
                 mobile.connect(kind, to);
                 let now = TcpOption::ALL.map(|option| mobile.tcp_option(kind, option));
-                assert_eq!(now, [Some(2000), usual[1]], "its own choice: {kind} {to}");
+                assert_eq!(now, [Some(2000), default[1]], "the application's own value: {kind} {to}");
             }
         }
     });
 }
 
 #[test]
-fn children_inherit() {
+fn children_inherit_the_attribute() {
     Sandbox::with(|sandbox| {
         let _selector = sandbox.load();
         let mut probe = Probe::start();
@@ -218,7 +223,7 @@ fn other_network_namespaces_are_left_alone() {
         probe.leave_namespace();
         assert_eq!(probe.open("tcp4"), 0);
         assert_eq!(count(&selector, Verdict::OtherNamespace), 1);
-        // Someone else's mark that looks like ours.
+        // The mark of another program that looks like the agent's.
         sandbox.cgroup.detach(probe.pid()).unwrap();
         assert_eq!(probe.set_mark("tcp4", MARK), MARK);
         assert_eq!(probe.connect("tcp4", "127.0.0.1:9"), MARK);
@@ -243,7 +248,7 @@ fn verdicts_count_every_decision_about_a_mobile_process_once() {
 }
 
 #[test]
-fn a_killed_agent_leaves_everything_in_force_and_the_next_adopts_it() {
+fn the_programs_of_a_killed_agent_stay_in_force_until_the_next_replaces_them() {
     Sandbox::with(|sandbox| {
         let mut agent = Probe::start();
         agent.become_agent(sandbox);
@@ -269,7 +274,7 @@ fn a_killed_agent_leaves_everything_in_force_and_the_next_adopts_it() {
 }
 
 #[test]
-fn no_socket_slips_through_while_agents_take_over() {
+fn every_socket_is_marked_while_one_agent_replaces_another() {
     Sandbox::with(|sandbox| {
         let _first = sandbox.load();
         let mut mobile = sandbox.mobile();
@@ -294,7 +299,7 @@ fn no_socket_slips_through_while_agents_take_over() {
 }
 
 #[test]
-fn a_new_mark_takes_effect_at_adoption() {
+fn a_new_mark_takes_effect_when_the_programs_are_replaced() {
     Sandbox::with(|sandbox| {
         drop(sandbox.load());
         let mut mobile = sandbox.mobile();
@@ -305,41 +310,41 @@ fn a_new_mark_takes_effect_at_adoption() {
     });
 }
 
-/// Whether everybody's sockets are watched.
-fn is_wide(sandbox: &Sandbox) -> bool {
+/// Returns whether the packet programs are attached to the root.
+fn is_attached_to_root(sandbox: &Sandbox) -> bool {
     let generation = pins::generations(&sandbox.pin_dir).unwrap().remove(0);
     pins::pin(&generation, "root-link", program::ACCOUNT).exists()
 }
 
 #[test]
-fn whoever_is_mobile_at_adoption_may_have_brought_sockets_along() {
+fn a_start_with_mobile_processes_attaches_the_packet_programs_to_the_root() {
     Sandbox::with(|sandbox| {
         drop(sandbox.load());
-        assert!(!is_wide(sandbox));
+        assert!(!is_attached_to_root(sandbox));
         let mobile = sandbox.mobile();
         drop(sandbox.load());
-        assert!(is_wide(sandbox));
+        assert!(is_attached_to_root(sandbox));
         sandbox.cgroup.detach(mobile.pid()).unwrap();
         drop(sandbox.load());
-        assert!(!is_wide(sandbox));
+        assert!(!is_attached_to_root(sandbox));
     });
 }
 
 #[test]
-fn everybody_is_watched_while_there_is_a_slice() {
+fn the_packet_programs_stay_attached_to_the_root_while_there_is_a_slice() {
     Sandbox::with(|sandbox| {
         let mut selector = sandbox.load();
         selector.set_slice(1).unwrap();
         selector.detach_from_root().unwrap();
-        assert!(is_wide(sandbox));
+        assert!(is_attached_to_root(sandbox));
         selector.set_slice(0).unwrap();
         selector.detach_from_root().unwrap();
-        assert!(!is_wide(sandbox));
+        assert!(!is_attached_to_root(sandbox));
     });
 }
 
 #[test]
-fn counters_of_another_shape_are_replaced() {
+fn counters_with_another_layout_are_replaced() {
     Sandbox::with(|sandbox| {
         drop(sandbox.load());
         let generation = pins::generations(&sandbox.pin_dir).unwrap().remove(0);
@@ -349,7 +354,8 @@ fn counters_of_another_shape_are_replaced() {
         other.pin(&verdicts).unwrap();
         let next = sandbox.load();
         assert!(next.adopted());
-        // Until the kernel has detached the old programs, they mark before the new ones do, and count elsewhere.
+        // Until the kernel has detached the old programs, they mark before the new ones and count
+        // in their own map.
         let mut mobile = sandbox.mobile();
         let deadline = Instant::now() + Duration::from_secs(5);
         while count(&next, Verdict::Marked) == 0 {
@@ -361,7 +367,7 @@ fn counters_of_another_shape_are_replaced() {
 }
 
 #[test]
-fn a_half_filled_generation_of_a_killed_agent_is_removed() {
+fn an_incomplete_generation_of_a_killed_agent_is_removed() {
     Sandbox::with(|sandbox| {
         drop(sandbox.load());
         std::fs::create_dir(sandbox.pin_dir.join("2")).unwrap();
@@ -373,7 +379,7 @@ fn a_half_filled_generation_of_a_killed_agent_is_removed() {
 }
 
 #[test]
-fn remove_takes_it_all_out_of_force() {
+fn remove_detaches_the_programs() {
     Sandbox::with(|sandbox| {
         drop(sandbox.load());
         let mut mobile = sandbox.mobile();
@@ -391,7 +397,7 @@ fn remove_takes_it_all_out_of_force() {
 }
 
 #[test]
-fn a_pin_directory_elsewhere_is_refused_and_nothing_is_left() {
+fn a_pin_directory_on_another_file_system_is_refused_and_not_created() {
     Sandbox::with(|sandbox| {
         let dir = tempfile::tempdir().unwrap();
         let pin_dir = dir.path().join("pins");
@@ -404,7 +410,7 @@ fn a_pin_directory_elsewhere_is_refused_and_nothing_is_left() {
 }
 
 #[test]
-fn a_service_without_cap_sys_resource_can_load() {
+fn the_programs_load_without_cap_sys_resource() {
     Sandbox::with(|sandbox| {
         let mut agent = Probe::start_without_sys_resource();
         agent.become_agent(sandbox);
@@ -413,7 +419,7 @@ fn a_service_without_cap_sys_resource_can_load() {
 }
 
 #[test]
-fn messages_of_the_programs_reach_tracing_when_asked_for() {
+fn log_messages_of_the_programs_reach_tracing_if_enabled() {
     Sandbox::with(|sandbox| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut output = tempfile::tempfile().unwrap();

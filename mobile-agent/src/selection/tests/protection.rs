@@ -1,5 +1,5 @@
-//! Tests what other users, other programs and other kernels cannot change: marks, pins, and which
-//! programs are in force.
+//! Tests of what other users, other programs and other kernels cannot change: marks, pins, and
+//! which programs are in force.
 
 use std::{
     fs,
@@ -18,11 +18,11 @@ use super::{
     KINDS, MARK, count,
 };
 
-/// The user id of `nobody`.
+/// The user ID of `nobody`.
 const OTHER_USER: u32 = 65_534;
 
 #[test]
-fn our_bits_of_a_mark_are_the_programs_alone_to_set_and_clear() {
+fn only_the_programs_may_change_the_agents_bits_of_a_mark() {
     Sandbox::with(|sandbox| {
         let _selector = sandbox.load();
         let (mut mobile, mut ordinary) = (sandbox.mobile(), Probe::start());
@@ -34,8 +34,8 @@ fn our_bits_of_a_mark_are_the_programs_alone_to_set_and_clear() {
             }
             ordinary.open(kind);
             ordinary.cannot_set_mark(kind, MARK | foreign);
-            assert_eq!(ordinary.look(kind), 0, "{kind}");
-            // Another value in our bits is not our mark, so anybody may set it.
+            assert_eq!(ordinary.socket_mark(kind), 0, "{kind}");
+            // Another value in these bits is not the agent's mark, so any program may set it.
             assert_eq!(ordinary.set_mark(kind, 0x1200_0000 | foreign), 0x1200_0000 | foreign, "{kind}");
             assert_eq!(ordinary.set_mark(kind, 0), 0, "{kind}");
         }
@@ -43,7 +43,7 @@ fn our_bits_of_a_mark_are_the_programs_alone_to_set_and_clear() {
 }
 
 #[test]
-fn an_mptcp_connection_is_mobile_as_others_are() {
+fn an_mptcp_connection_is_mobile_like_any_other() {
     Sandbox::with(|sandbox| {
         let selector = sandbox.load();
         let mut mobile = sandbox.mobile();
@@ -61,7 +61,7 @@ fn an_mptcp_connection_is_mobile_as_others_are() {
 }
 
 #[test]
-fn the_fence_around_our_bits_holds_while_agents_take_over_and_for_sockets_made_before_attach() {
+fn the_mark_is_protected_while_one_agent_replaces_another_and_on_sockets_created_before_attach() {
     Sandbox::with(|sandbox| {
         drop(sandbox.load());
         let mut mobile = sandbox.mobile();
@@ -78,8 +78,8 @@ fn the_fence_around_our_bits_holds_while_agents_take_over_and_for_sockets_made_b
     });
 }
 
-/// Returns the error of loading with the pin directory as it is.
-fn refused(sandbox: &Sandbox, named: &Path) {
+/// Asserts that loading the programs fails with an error that names this path.
+fn assert_refused(sandbox: &Sandbox, named: &Path) {
     let result = Selector::load_or_adopt(&sandbox.pin_dir, &sandbox.cgroup, sandbox.marking);
     let Err(error) = result else { panic!("{} accepted", named.display()) };
     assert!(matches!(error, BpfError::UnsafePin { .. }), "{error}");
@@ -92,11 +92,11 @@ fn pins_that_another_user_owns_or_may_write_are_refused() {
         let dir = &sandbox.pin_dir;
         pins::ensure_dir(dir).unwrap();
         chown(dir, Some(OTHER_USER), None).unwrap();
-        refused(sandbox, dir);
+        assert_refused(sandbox, dir);
         chown(dir, Some(0), None).unwrap();
         for mode in [0o777, 0o1777, 0o775] {
             fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
-            refused(sandbox, dir);
+            assert_refused(sandbox, dir);
         }
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
         drop(sandbox.load());
@@ -104,7 +104,7 @@ fn pins_that_another_user_owns_or_may_write_are_refused() {
         let generation = pins::generations(dir).unwrap().remove(0);
         for pin in [generation.clone(), pins::pin(&generation, "map", "VERDICTS")] {
             chown(&pin, Some(OTHER_USER), None).unwrap();
-            refused(sandbox, &pin);
+            assert_refused(sandbox, &pin);
             chown(&pin, Some(0), None).unwrap();
         }
         drop(sandbox.load());
@@ -123,10 +123,10 @@ fn a_directory_above_the_pins_that_another_user_may_change_is_refused() {
         };
         pins::ensure_dir(above).unwrap();
         chown(above, Some(OTHER_USER), None).unwrap();
-        refused(&deeper, above);
+        assert_refused(&deeper, above);
         chown(above, Some(0), None).unwrap();
         fs::set_permissions(above, fs::Permissions::from_mode(0o777)).unwrap();
-        refused(&deeper, above);
+        assert_refused(&deeper, above);
         // The sticky bit lets others add files but not move root's; distributions mount bpffs like
         // this.
         fs::set_permissions(above, fs::Permissions::from_mode(0o1777)).unwrap();
