@@ -1,4 +1,5 @@
-//! Where the agent is asked: as the program `mobile` finds it, by the environment, the configuration, the default.
+//! Finds the agent's control socket as the program `mobile` does: by the environment, the
+//! configuration or the default.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use serde::Deserialize;
 
-/// The one section of the agent's configuration that matters here.
+/// The agent's configuration, of which only `[control]` matters here.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Config {
@@ -27,8 +28,9 @@ impl Default for Control {
     }
 }
 
-/// The control socket. EACCES when the configuration may not be read, EBADMSG when it is not understood.
-pub(crate) fn socket(variable: Option<OsString>, config: &Path) -> Result<PathBuf, Errno> {
+/// Returns the path of the control socket. Fails with EACCES if the configuration may not be read,
+/// and with EBADMSG if it cannot be parsed.
+pub(crate) fn find(variable: Option<OsString>, config: &Path) -> Result<PathBuf, Errno> {
     if let Some(path) = variable {
         return Ok(path.into());
     }
@@ -46,17 +48,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_comes_before_the_configuration_and_that_before_the_default() {
+    fn the_environment_overrides_the_configuration_which_overrides_the_default() {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("agent.toml");
-        assert_eq!(socket(None, &config), Ok(mobile_control::SOCKET.into()));
+        assert_eq!(find(None, &config), Ok(mobile_control::SOCKET.into()));
         fs::write(&config, "[relay]\nendpoint = \"h:1\"\n").unwrap();
-        assert_eq!(socket(None, &config), Ok(mobile_control::SOCKET.into()));
+        assert_eq!(find(None, &config), Ok(mobile_control::SOCKET.into()));
         fs::write(&config, "[control]\nsocket = \"/tmp/a.sock\"\ngroup = \"staff\"\n").unwrap();
-        assert_eq!(socket(None, &config), Ok("/tmp/a.sock".into()));
-        assert_eq!(socket(Some("/tmp/b.sock".into()), &config), Ok("/tmp/b.sock".into()));
+        assert_eq!(find(None, &config), Ok("/tmp/a.sock".into()));
+        assert_eq!(find(Some("/tmp/b.sock".into()), &config), Ok("/tmp/b.sock".into()));
         fs::write(&config, "[control]\nsocket = \n").unwrap();
-        assert_eq!(socket(None, &config), Err(Errno::EBADMSG));
-        assert_eq!(socket(None, dir.path()), Err(Errno::EISDIR));
+        assert_eq!(find(None, &config), Err(Errno::EBADMSG));
+        assert_eq!(find(None, dir.path()), Err(Errno::EISDIR));
     }
 }
