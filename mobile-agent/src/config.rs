@@ -49,7 +49,7 @@ pub(crate) struct Config {
     pub(crate) state: State,
 }
 
-/// The section `[relay]`.
+/// The settings of the section `[relay]`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Relay {
@@ -59,7 +59,7 @@ pub(crate) struct Relay {
     pub(crate) public_key: Option<PublicKey>,
 }
 
-/// The section `[identity]`.
+/// The settings of the section `[identity]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Identity {
@@ -68,7 +68,7 @@ pub(crate) struct Identity {
     pub(crate) private_key_file: PathBuf,
 }
 
-/// The section `[tunnel]`.
+/// The settings of the section `[tunnel]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Tunnel {
@@ -87,7 +87,7 @@ pub(crate) struct Tunnel {
     pub(crate) queue: Queueing,
 }
 
-/// The section `[uplink]`.
+/// The settings of the section `[uplink]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Uplink {
@@ -108,7 +108,7 @@ impl Default for Uplink {
     }
 }
 
-/// The section `[routing]`.
+/// The settings of the section `[routing]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Routing {
@@ -141,7 +141,7 @@ pub(crate) enum OnFailure {
     Open,
 }
 
-/// The section `[cgroup]`.
+/// The settings of the section `[cgroup]`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Cgroup {
@@ -153,7 +153,7 @@ pub(crate) struct Cgroup {
     pub(crate) slice: Option<PathBuf>,
 }
 
-/// The section `[bpf]`.
+/// The settings of the section `[bpf]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bpf {
@@ -162,7 +162,7 @@ pub(crate) struct Bpf {
     pub(crate) pin_dir: PathBuf,
 }
 
-/// The section `[control]`.
+/// The settings of the section `[control]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Control {
@@ -172,7 +172,7 @@ pub(crate) struct Control {
     pub(crate) group: Option<String>,
 }
 
-/// The section `[metrics]`.
+/// The settings of the section `[metrics]`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Metrics {
@@ -182,7 +182,7 @@ pub(crate) struct Metrics {
     pub(crate) hosts: Vec<String>,
 }
 
-/// The section `[state]`.
+/// The settings of the section `[state]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
@@ -247,7 +247,7 @@ impl Default for State {
 /// The settings that only the agent needs, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct RelayIdentity {
-    /// The relay's `host:port`.
+    /// The relay's address as `host:port`.
     pub(crate) endpoint: String,
     /// The public key that the relay must prove to have.
     pub(crate) public_key: PublicKey,

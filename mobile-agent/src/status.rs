@@ -26,7 +26,7 @@ pub(crate) struct Status {
     pub(crate) problem: Option<Problem>,
     /// The home relay as this host knows it.
     pub(crate) relay: RelayStatus,
-    /// This host's public key, as `home-relay authorize` takes it.
+    /// The public key of this host, as `home-relay authorize` takes it.
     pub(crate) public_key: String,
     /// The name of the host virtual device.
     pub(crate) device: String,
@@ -50,7 +50,7 @@ pub(crate) struct Status {
     /// The number of times the tunnel moved to another path. The first path of a run does not
     /// count.
     pub(crate) handovers: u64,
-    /// The last handover.
+    /// The most recent handover.
     pub(crate) last_handover: Option<Handover>,
     /// The last 32 handovers, newest first.
     pub(crate) recent_handovers: Vec<Handover>,
@@ -98,7 +98,7 @@ pub(crate) struct Ingress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FilterKind {
-    /// Rules of nftables.
+    /// A set of nftables rules.
     Nftables,
     /// An eBPF classifier on each device, where nftables does not work.
     Ebpf,
@@ -182,11 +182,11 @@ pub(crate) struct Handover {
 pub(crate) struct Traffic {
     /// The number of packets sent for mobile processes.
     pub(crate) sent_packets: u64,
-    /// Their bytes.
+    /// The bytes of the sent packets.
     pub(crate) sent_bytes: u64,
     /// The number of packets delivered to mobile processes.
     pub(crate) received_packets: u64,
-    /// Their bytes.
+    /// The bytes of the delivered packets.
     pub(crate) received_bytes: u64,
     /// The size before compression of the packets that were sent compressed, including
     /// retransmissions.

@@ -22,14 +22,14 @@ pub const SOCKET_VARIABLE: &str = "MOBILE_CONTROL_SOCKET";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
-    /// The call `inet_setmobile`.
+    /// The C function `inet_setmobile`.
     SetMobile {
         /// The process ID; 0 means the caller.
         pid: i32,
         /// Whether to set the MOBILE attribute; otherwise it is cleared.
         mobile: bool,
     },
-    /// The call `inet_setmroute`.
+    /// The C function `inet_setmroute`.
     SetRoute {
         /// The expected gateway; `None` accepts the present one.
         gateway: Option<Ipv4Addr>,

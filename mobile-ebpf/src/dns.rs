@@ -35,7 +35,7 @@ static BYPASS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(BYPASS_ENTRIES, 
 #[btf_map]
 static QUERIES: SkStorage<Asked> = SkStorage::new();
 
-/// IPPROTO_TCP and IPPROTO_UDP.
+/// The protocol numbers IPPROTO_TCP and IPPROTO_UDP.
 const PROTOCOLS: [u32; 2] = [6, 17];
 
 /// The hook that a program is attached to, as far as it decides about the context's fields.
@@ -167,7 +167,8 @@ fn resolver(family: u32) -> Option<Address> {
 
 #[inline(always)]
 fn is_dns(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr. The port is 16 bits in network byte order.
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr. The port is 16 bits in
+    // network byte order.
     unsafe { (*ctx.sock_addr).user_port == u32::from(DNS_PORT.to_be()) }
 }
 

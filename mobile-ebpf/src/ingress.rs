@@ -38,7 +38,7 @@ mod program {
 
     /// The verdict TCX_NEXT: continue with other classifiers.
     const NEXT: i32 = -1;
-    /// The verdict TCX_DROP.
+    /// The verdict TCX_DROP: drop the packet.
     const DROP: i32 = 2;
 
     /// The EtherTypes, in network byte order.

@@ -33,7 +33,8 @@ pub(crate) fn bound(ctx: &SockAddrContext) {
 #[inline(always)]
 fn get(ctx: &SockAddrContext, option: i32) -> Option<i32> {
     let mut value = 0_i32;
-    // SAFETY: the kernel accepts the context in place of the socket and writes four bytes of `value`.
+    // SAFETY: the kernel accepts the context in place of the socket and writes four bytes of
+    // `value`.
     let result = unsafe {
         bpf_getsockopt(ctx.as_ptr(), IPPROTO_TCP, option, (&raw mut value).cast(), size_of::<i32>() as i32)
     };
@@ -42,7 +43,8 @@ fn get(ctx: &SockAddrContext, option: i32) -> Option<i32> {
 
 #[inline(always)]
 fn set(ctx: &SockAddrContext, option: i32, mut value: i32) -> bool {
-    // SAFETY: the kernel accepts the context in place of the socket and reads four bytes of `value`.
+    // SAFETY: the kernel accepts the context in place of the socket and reads four bytes of
+    // `value`.
     let result = unsafe {
         bpf_setsockopt(ctx.as_ptr(), IPPROTO_TCP, option, (&raw mut value).cast(), size_of::<i32>() as i32)
     };

@@ -41,7 +41,7 @@ pub(super) struct Facts {
     pub(super) routing: Routing,
     /// The relay's endpoint and key, or the reason why they are unknown.
     pub(super) relay: Result<RelayIdentity, String>,
-    /// This host's public key; `None` if the key file exists and this user may not read it.
+    /// The public key of this host; `None` if the key file exists and this user may not read it.
     pub(super) key: Result<Option<PublicKey>, String>,
     /// The mount point of cgroup2.
     pub(super) cgroup2: Result<PathBuf, String>,
@@ -104,7 +104,7 @@ pub(super) struct Links {
     pub(super) local: Vec<(String, IpNet)>,
 }
 
-/// Gathers all facts.
+/// Gathers all facts about this host.
 pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let root = nix::unistd::geteuid().is_root();
     let loaded = Config::load(path);

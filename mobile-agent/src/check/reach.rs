@@ -31,7 +31,7 @@ pub(super) struct Reached {
     pub(super) took: Duration,
 }
 
-/// Resolves `host:port`.
+/// Resolves `host:port` to addresses.
 pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, String> {
     match tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await {
         Ok(Ok(found)) => Some(found.collect::<Vec<_>>()).filter(|found| !found.is_empty()).ok_or_else(|| {

@@ -34,25 +34,25 @@ pub(crate) enum Verb {
     },
     /// Make running processes mobile: their next connections use the tunnel.
     Attach {
-        /// Process IDs.
+        /// IDs of the processes.
         #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
         pids: Vec<i32>,
     },
     /// Make running processes ordinary again: their next connections go direct.
     Detach {
-        /// Process IDs.
+        /// IDs of the processes.
         #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
         pids: Vec<i32>,
     },
     /// List the mobile processes, their open connections and their TCP traffic through the tunnel.
     Ps {
-        /// Print JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
     },
     /// Show the session, the persistent addresses, the active uplink and the last handovers.
     Status {
-        /// Print JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
         /// Refresh the display once a second until interrupted.
@@ -61,7 +61,7 @@ pub(crate) enum Verb {
     },
     /// List the uplinks: which can carry the tunnel, and why others cannot.
     Uplinks {
-        /// Print JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -80,7 +80,7 @@ pub(crate) enum Verb {
     /// Check whether this host can run the agent: kernel, files, conflicting rules, and the relay
     /// over each uplink. Exits with 1 if something fails.
     Check {
-        /// Print JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -144,7 +144,7 @@ pub(crate) enum Bypass {
     },
     /// List the bypassed networks, one a line.
     List {
-        /// Print JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
     },

@@ -16,12 +16,12 @@ pub(crate) enum Request {
     Call(Call),
     /// Make these processes mobile.
     Attach {
-        /// The process IDs.
+        /// The IDs of the processes.
         pids: Vec<i32>,
     },
     /// Make these processes ordinary.
     Detach {
-        /// The process IDs.
+        /// The IDs of the processes.
         pids: Vec<i32>,
     },
     /// List the mobile processes.
@@ -54,7 +54,7 @@ pub(crate) enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
-    /// The request succeeded.
+    /// The request succeeded, without a result.
     Done,
     /// The result of a `Call`: 0, or the error number.
     Called(i32),
@@ -77,7 +77,7 @@ pub(crate) enum Reply {
 /// The result of `Attach` or `Detach` for one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Change {
-    /// The process ID.
+    /// The ID of the process.
     pub(crate) pid: i32,
     /// The name of the command, if it is known.
     pub(crate) command: Option<String>,
@@ -90,7 +90,7 @@ pub(crate) struct Change {
 /// A mobile process, as `mobile ps --json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
-    /// The process ID.
+    /// The ID of the process.
     pub(crate) pid: i32,
     /// The user ID of the process.
     pub(crate) uid: u32,
@@ -113,18 +113,18 @@ pub(crate) struct Traffic {
     pub(crate) connections: u64,
     /// The bytes sent, acknowledged or not.
     pub(crate) bytes_sent: u64,
-    /// The bytes received.
+    /// The number of bytes received.
     pub(crate) bytes_received: u64,
 }
 
 /// A connected socket, whose route is therefore fixed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
-    /// `tcp` or `udp`.
+    /// The protocol: `tcp` or `udp`.
     pub(crate) protocol: String,
-    /// The local `address:port`.
+    /// The local address as `address:port`.
     pub(crate) local: String,
-    /// The remote `address:port`.
+    /// The remote address as `address:port`.
     pub(crate) remote: String,
 }
 

@@ -16,7 +16,7 @@ use crate::selection::process::{Owners, parse_owners};
 /// The user who sent a request, as the kernel reports the peer of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Requester {
-    /// The user ID.
+    /// The ID of the user.
     pub(crate) uid: u32,
     /// Whether the user is root or a member of `[control] group`.
     pub(crate) privileged: bool,
@@ -50,7 +50,7 @@ fn is_member(uid: u32, gid: u32, group: &str) -> bool {
 /// A process held by its pidfd, so that its ID cannot come to mean another process unnoticed.
 #[derive(Debug)]
 pub(super) struct ProcessHandle {
-    /// The process ID.
+    /// The ID of the process.
     pub(super) pid: i32,
     /// The owners, read while the process was alive.
     pub(super) owners: Owners,

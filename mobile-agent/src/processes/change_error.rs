@@ -31,9 +31,9 @@ pub(super) enum ChangeError {
     /// The process cannot be inspected.
     #[error("cannot inspect process {pid}: {source}")]
     Open {
-        /// The process ID.
+        /// The ID of the process.
         pid: i32,
-        /// The cause.
+        /// The cause of the failure.
         source: io::Error,
     },
     /// The helper's own network namespace cannot be read.

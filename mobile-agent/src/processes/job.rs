@@ -33,7 +33,7 @@ pub(crate) struct Setup {
 pub(crate) enum Job {
     /// Tells whether a user may ask for all that root may, as a member of the group: `bool`.
     IsPrivileged {
-        /// The user ID.
+        /// The ID of the user.
         uid: u32,
         /// The group ID of the user's process.
         gid: u32,
@@ -60,7 +60,7 @@ pub(crate) enum Job {
     },
     /// Makes several processes mobile or ordinary: `Vec<Change>`, one for each.
     Change {
-        /// The process IDs.
+        /// The IDs of the processes.
         pids: Vec<i32>,
         /// The user who sent the request.
         requester: Requester,
@@ -99,7 +99,7 @@ pub(crate) enum Job {
 pub(crate) struct JobError {
     /// The text, which names the process.
     pub(crate) reason: String,
-    /// The error number.
+    /// The error number for C.
     pub(crate) errno: i32,
 }
 

@@ -15,7 +15,7 @@ use crate::selection::sockets::{self, Mark};
 
 /// The state that the jobs share.
 pub(super) struct Worker {
-    /// The mobile cgroup.
+    /// The directory of the mobile cgroup.
     pub(super) cgroup: MobileCgroup,
     /// The mark of mobile sockets.
     pub(super) mark: Mark,

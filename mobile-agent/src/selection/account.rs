@@ -32,7 +32,7 @@ const MAX_LISTINGS: usize = 3;
 /// The identity of a process: its ID and its start time in nanoseconds of CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProcessIdentity {
-    /// The process ID.
+    /// The ID of the process.
     pub(crate) pid: i32,
     /// The start time. An account that is older belongs to a former process with the same ID.
     pub(crate) started: u64,

@@ -15,9 +15,9 @@ use crate::routing::assignment::Assignment;
 /// At most one address of each family, because the programs can use only one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Addresses {
-    /// The IPv4 address.
+    /// The address for IPv4 traffic.
     pub(crate) ipv4: Option<Ipv4Addr>,
-    /// The IPv6 address.
+    /// The address for IPv6 traffic.
     pub(crate) ipv6: Option<Ipv6Addr>,
 }
 

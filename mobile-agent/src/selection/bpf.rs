@@ -82,7 +82,7 @@ pub(crate) struct Marking<'a> {
     pub(crate) bypass: &'a [IpNet],
     /// The relay's resolvers, which get the DNS queries of mobile processes.
     pub(crate) resolvers: Addresses,
-    /// The persistent addresses.
+    /// The persistent addresses in force.
     pub(crate) persistent: Addresses,
     /// Whether new connections wait or go direct while there is no session.
     pub(crate) on_failure: OnFailure,

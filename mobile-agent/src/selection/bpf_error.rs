@@ -35,7 +35,7 @@ pub(crate) enum BpfError {
         action: &'static str,
         /// The path of the file or directory.
         path: PathBuf,
-        /// The cause.
+        /// The cause of the failure.
         source: io::Error,
     },
     /// The kernel cannot identify network namespaces.
@@ -51,7 +51,7 @@ pub(crate) enum BpfError {
     Feature {
         /// The name of the helper in the kernel.
         helper: String,
-        /// The cause.
+        /// The cause of the failure.
         source: ProgramError,
     },
     /// One program could not be loaded or attached.
@@ -59,7 +59,7 @@ pub(crate) enum BpfError {
     Program {
         /// The name of the object.
         name: &'static str,
-        /// The cause.
+        /// The cause of the failure.
         source: ProgramError,
     },
     /// The program has no link that could be pinned (Linux before 5.7).
@@ -67,7 +67,7 @@ pub(crate) enum BpfError {
     Link {
         /// The name of the object.
         name: &'static str,
-        /// The cause.
+        /// The cause of the failure.
         source: LinkError,
     },
     /// A program could not be attached and pinned by bpf(2) itself.
@@ -79,7 +79,7 @@ pub(crate) enum BpfError {
         name: &'static str,
         /// The path of the pin.
         path: PathBuf,
-        /// The cause.
+        /// The cause of the failure.
         source: io::Error,
     },
     /// A program, map or link could not be pinned.
@@ -87,7 +87,7 @@ pub(crate) enum BpfError {
     Pin {
         /// The path of the pin.
         path: PathBuf,
-        /// The cause.
+        /// The cause of the failure.
         source: PinError,
     },
     /// A map could not be used.
@@ -95,7 +95,7 @@ pub(crate) enum BpfError {
     Map {
         /// The name of the object.
         name: &'static str,
-        /// The cause.
+        /// The cause of the failure.
         source: MapError,
     },
     /// A map is full.

@@ -10,7 +10,8 @@ use super::bpf_error::{BpfError, Result};
 pub(super) fn spawn(ebpf: &mut Ebpf) -> Result<JoinHandle<()>> {
     let logger = EbpfLogger::init_with_logger(ebpf, ToTracing);
     let logger = logger.map_err(|error| BpfError::Logs(error.to_string()))?;
-    // SAFETY: the logger owns its descriptor, and neither closes nor changes it before it is dropped.
+    // SAFETY: the logger owns its descriptor, and neither closes nor changes it before it is
+    // dropped.
     let logger = unsafe { AsyncFd::register(logger) };
     let mut logger = logger.map_err(|error| BpfError::Logs(error.to_string()))?;
     Ok(tokio::spawn(async move {

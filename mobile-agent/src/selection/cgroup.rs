@@ -43,7 +43,7 @@ pub(crate) enum CgroupError {
     /// The configured path is not on a cgroup2 mount.
     #[error("{path} is not below a cgroup2 mount, such as the one at {mount}; correct `[cgroup] path`")]
     Outside {
-        /// The configured path.
+        /// The path in the configuration.
         path: PathBuf,
         /// A cgroup2 mount that could be used.
         mount: PathBuf,
@@ -67,7 +67,7 @@ pub(crate) enum CgroupError {
         "process {pid} is mobile because systemd runs it in {slice}: set another `Slice=` in its unit and restart the unit"
     )]
     InSlice {
-        /// The process ID.
+        /// The ID of the process.
         pid: i32,
         /// The cgroup of the slice.
         slice: PathBuf,
@@ -80,11 +80,11 @@ pub(crate) enum CgroupError {
     /// The kernel did not move a process.
     #[error("cannot move process {pid} to the cgroup {dir}: {source}")]
     Move {
-        /// The process ID.
+        /// The ID of the process.
         pid: i32,
-        /// The destination cgroup.
+        /// The cgroup to move to.
         dir: PathBuf,
-        /// The cause.
+        /// The cause of the failure.
         source: io::Error,
     },
     /// Some processes did not leave the mobile cgroup.
@@ -92,7 +92,7 @@ pub(crate) enum CgroupError {
         "{dir} still has processes after several attempts to move them: {pids:?}; end them and try again"
     )]
     Busy {
-        /// The mobile cgroup.
+        /// The directory of the mobile cgroup.
         dir: PathBuf,
         /// The processes that are still there.
         pids: Vec<i32>,
@@ -104,7 +104,7 @@ pub(crate) enum CgroupError {
         of_namespace(*.owner)
     )]
     InUse {
-        /// The mobile cgroup.
+        /// The directory of the mobile cgroup.
         dir: PathBuf,
         /// The network namespace of the other agent, if it is known.
         owner: Option<u64>,
@@ -116,7 +116,7 @@ pub(crate) enum CgroupError {
         of_namespace(Some(*.owner))
     )]
     OtherNamespace {
-        /// The mobile cgroup.
+        /// The directory of the mobile cgroup.
         dir: PathBuf,
         /// The network namespace of the other agent.
         owner: u64,
@@ -128,7 +128,7 @@ pub(crate) enum CgroupError {
         action: &'static str,
         /// The path of the file or directory.
         path: PathBuf,
-        /// The cause.
+        /// The cause of the failure.
         source: io::Error,
     },
 }

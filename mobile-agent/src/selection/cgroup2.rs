@@ -11,7 +11,7 @@ use super::cgroup::{CgroupError, Result, io_error};
 /// A mount of the cgroup2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cgroup2 {
-    /// The mount point.
+    /// The directory of the mount point.
     mount: PathBuf,
     /// The cgroup at the mount point: `/`, unless a part of the hierarchy was bind-mounted.
     root: PathBuf,

@@ -42,12 +42,12 @@ const BUFFER_SIZE: usize = 64 * 1024;
 /// The read timeout; the kernel answers at once.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An open connection.
+/// An open TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OpenConnection {
     /// The owner of the connection.
     pub(super) owner: Owner,
-    /// The TCP state.
+    /// The state of the connection.
     pub(super) state: u32,
     /// The number of sequence numbers that the other end acknowledged.
     pub(super) acked: u64,

@@ -53,7 +53,8 @@ mod tests {
         Some(match (helper, kind) {
             // Maps, and the time.
             (1 | 2 | 3 | 5, _) => (4, 1),
-            // The calling task: bpf_get_current_pid_tgid, bpf_get_current_ancestor_cgroup_id. Its namespace's cookie.
+            // The calling task: bpf_get_current_pid_tgid, bpf_get_current_ancestor_cgroup_id; the
+            // cookie of its namespace: bpf_get_netns_cookie.
             (14 | 123 | 122, CgroupSock { .. } | CgroupSockAddr { .. }) => (5, 7),
             // bpf_skb_load_bytes, bpf_sk_fullsock, bpf_tcp_sock.
             (26, CgroupSkb { .. }) => (4, 10),

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::account::ProcessIdentity;
 
-/// A running process.
+/// A process that is running.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
-    /// The process ID.
+    /// The ID of the process.
     pub(crate) pid: i32,
     /// The user ID that the process runs as.
     pub(crate) uid: u32,
@@ -59,11 +59,11 @@ impl Transport {
 /// A connected socket, whose route is therefore fixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
-    /// The transport protocol.
+    /// The protocol of the connection.
     pub(crate) transport: Transport,
     /// The local address; an IPv4-mapped address is shown as the IPv4 one.
     pub(crate) local: SocketAddr,
-    /// The remote address.
+    /// The address of the peer.
     pub(crate) remote: SocketAddr,
 }
 
@@ -262,8 +262,8 @@ mod tests {
         assert!(this.connections.contains(&tcp), "{:?}", this.connections);
         assert!(this.connections.contains(&udp), "{:?}", this.connections);
         let others = [listener.local_addr().unwrap(), unconnected.local_addr().unwrap()];
-        // The listener's address is also the local address of the connection that nobody has
-        // accepted yet.
+        // The listener's address is also the local address of the connection that is not accepted
+        // yet.
         assert!(!this.connections.iter().any(|c| others.contains(&c.local)), "{:?}", this.connections);
 
         assert!(tcp.is_mobile(&["127.0.0.1".parse().unwrap()]));

@@ -397,7 +397,8 @@ impl TcpOption {
 
     fn get(self, socket: &Socket) -> String {
         let (mut value, mut length) = (0_i32, 4);
-        // SAFETY: both pointers are good for the call, and no more than the four bytes of `value` are written.
+        // SAFETY: both pointers are valid for the call, and the kernel writes at most the four
+        // bytes of `value`.
         let result = unsafe {
             let (level, value) = (nix::libc::IPPROTO_TCP, (&raw mut value).cast());
             nix::libc::getsockopt(socket.as_raw_fd(), level, self.number(), value, &raw mut length)

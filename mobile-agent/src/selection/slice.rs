@@ -71,7 +71,8 @@ impl SliceWatch {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let parent = slice.dir.parent().unwrap_or(Path::new("/"));
         inotify.add_watch(parent, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE)?;
-        // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is dropped.
+        // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is
+        // dropped.
         Ok(Self(unsafe { AsyncFd::register_with_interest(OwnedFd::from(inotify), Interest::READABLE) }?))
     }
 

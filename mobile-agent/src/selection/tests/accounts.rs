@@ -225,7 +225,7 @@ fn the_next_agent_continues_the_accounts_and_removes_those_of_ended_processes() 
     });
 }
 
-/// Such an account would hide the traffic of the new process with the same ID.
+/// Tests that the account of an ended process does not hide the traffic of a new one with its ID.
 #[test]
 fn the_account_of_an_ended_process_is_removed_although_another_has_its_id() {
     Sandbox::with(|sandbox| {

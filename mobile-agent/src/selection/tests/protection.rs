@@ -18,7 +18,7 @@ use super::{
     KINDS, MARK, count,
 };
 
-/// The user ID of `nobody`.
+/// The user ID of the user `nobody`.
 const OTHER_USER: u32 = 65_534;
 
 #[test]
