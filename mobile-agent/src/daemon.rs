@@ -1,8 +1,13 @@
-//! The daemon: starts in order, runs until told, stops fail-closed.
+//! Starts, runs and stops the agent.
 //!
-//! SIGTERM (and SIGINT) ends the session and the process, and leaves everything in the kernel as it is: pins, cgroup,
-//! rules, routes, device. Mobile processes wait; they never go direct, and the next agent adopts it all, as it does
-//! after SIGKILL. `mobile cleanup` is the way to remove it.
+//! `start` makes the kernel objects in an order that never lets marked packets leave directly.
+//! `agent` answers the requests of `control` and `metrics`. `accounts`, `attach_scope` and
+//! `on_failure` are periodic or event-driven tasks of the running agent. `confine` and `network`
+//! limit its rights and keep slow work off the packet thread.
+//!
+//! SIGTERM and SIGINT end the session and the process, and leave every kernel object in place:
+//! pins, cgroup, rules, routes and device. Mobile processes wait and never connect directly. The
+//! next agent adopts the objects, as it does after SIGKILL. `mobile cleanup` removes them.
 
 mod accounts;
 mod agent;
@@ -28,13 +33,14 @@ use start::RunningAgent;
 use crate::config::Config;
 use crate::footprint;
 
-/// How long the relay may take to hear our goodbye; it finds out by itself if not.
+/// How long to wait for the relay to receive the close. Without it, the relay notices the end by
+/// itself.
 const GOODBYE: Duration = Duration::from_millis(500);
 
-/// How long the answer to `mobile cleanup` may take to leave the socket.
+/// How long the reply to `mobile cleanup` may take to leave the socket.
 const LAST_ANSWER: Duration = Duration::from_millis(100);
 
-/// `mobile agent`.
+/// Runs `mobile agent`.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
     let record =
@@ -45,18 +51,19 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
     let of_threads = confinement.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Those that look up names; the first thread has things to make before.
+        // These threads resolve names. The main thread needs more rights until everything is set
+        // up.
         .on_thread_start(move || of_threads.apply().expect("a thread gives up what it does not need"))
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(run(config, &record, &confinement));
-    // A resolver that does not answer is no reason to wait.
+    // Do not wait for a resolver that does not answer.
     runtime.shutdown_background();
     result
 }
 
 async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyhow::Result<()> {
-    // Before anything is made: from here on a signal finds us ready to stop in order.
+    // Handle signals before making anything, so that the agent always stops in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut running = start::start(config, record, confinement).await?;
@@ -104,8 +111,8 @@ async fn clean_up(
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
     let RunningAgent { agent, mut tasks, network, claim, .. } = running;
-    // The device can be removed only when nobody holds it, the route only when nobody puts it back,
-    // the cgroup only when no agent has it.
+    // The device can be removed only when no task holds it, the route only when no task restores
+    // it, and the cgroup only when no agent has locked it.
     tasks.shutdown().await;
     drop((network, claim));
     let names = footprint::for_running(&agent.config, record);
@@ -114,7 +121,7 @@ async fn clean_up(
         Ok(()) => Ok(()),
         Err(error) => Err(crate::cli::story(error)),
     };
-    // The asker may have gone; the result is in the log too.
+    // The requester may be gone. The result is logged too.
     let _ = reply.send(told);
     tokio::time::sleep(LAST_ANSWER).await;
     if result.is_ok() {

@@ -1,5 +1,7 @@
-//! The record of the names of an agent's kernel objects. `mobile cleanup` uses it when the
-//! configuration is broken or has changed since the agent started.
+//! Records the names of an agent's kernel objects on disk.
+//!
+//! `mobile cleanup` uses them when the configuration is broken or has changed since the agent
+//! started.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};
 
-/// The directory of the records: beside the agent's default socket, on a file system that a reboot
+/// The directory of the files: beside the agent's default socket, on a file system that a reboot
 /// empties, as it does the kernel.
 pub(crate) const DIR: &str = "/run/mobile";
 
@@ -46,7 +48,7 @@ impl Footprint {
         }
     }
 
-    /// Returns a configuration that names this set, for cleaning up.
+    /// Returns a configuration with these names, for cleaning up.
     pub(crate) fn into_config(self) -> Config {
         let Self { device, table, relay_table, mark, mark_mask, rule_priority, cgroup, pin_dir, socket } =
             self;
@@ -61,15 +63,16 @@ impl Footprint {
     }
 }
 
-/// Returns the record of the agent that this configuration file configures, or the default one.
+/// Returns the file of the agent that is configured by this file, or by the default file.
 pub(crate) fn state_file(config: Option<&Path>) -> std::io::Result<Record> {
     Record::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
 }
 
-/// Returns what may be in the kernel: first the names that hold now, then others on record.
+/// Returns the names of objects that may be in the kernel: those of the present configuration
+/// first, then others on file.
 ///
-/// A broken configuration is a warning: what the agent recorded is enough, and the default names
-/// are for the default file.
+/// A broken configuration causes a warning only, because the recorded names suffice. Without
+/// recorded names, the default file stands for the default names.
 pub(crate) fn for_cleanup(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<Config>> {
     let recorded = read_recorded(record);
     let mut names = Vec::new();
@@ -89,8 +92,8 @@ pub(crate) fn for_cleanup(path: Option<&Path>, record: &Record) -> anyhow::Resul
     Ok(with_recorded(names, recorded))
 }
 
-/// Returns the names that the agent running with `config` may have in the kernel: its own, then
-/// others on record.
+/// Returns the names of objects that the agent running with `config` may have in the kernel: its
+/// own first, then others on file.
 pub(crate) fn for_running(config: &Config, record: &Record) -> Vec<Config> {
     with_recorded(vec![Footprint::of(config)], read_recorded(record))
 }

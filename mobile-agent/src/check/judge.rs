@@ -8,9 +8,7 @@ use mobile_io::netlink::ListedRule;
 use super::facts::{Bpffs, Facts, Links};
 use super::reach::Outcome;
 use crate::config::{OnFailure, Routing};
-use crate::routing::conflicting_rules::{
-    conflicting_rules, is_listed_as_ours, rule_priority as free_priority,
-};
+use crate::routing::conflicting_rules::{conflicting_rules, is_listed_as_ours, rule_priority};
 use crate::selection::deadline::GRACE;
 use crate::selection::floor::{OLDEST, OLDEST_LONGTERM};
 use crate::status::{FilterKind, Ingress, Refusal, SessionState};
@@ -177,7 +175,7 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
     let rule_priority = there
         .map(|rule| rule.priority)
         .min()
-        .or_else(|| free_priority(&links.rules, routing))
+        .or_else(|| rule_priority(&links.rules, routing))
         .unwrap_or(routing.rule_priority);
     let before =
         |rule: &ListedRule| conflicting_rules(&links.rules, routing, rule_priority).any(|it| it == rule);

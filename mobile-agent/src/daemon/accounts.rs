@@ -1,4 +1,4 @@
-//! Keeps the accounts of mobile processes: closes those of processes that have ended, and says when one is incomplete.
+//! Closes the accounts of ended processes, and warns when an account is incomplete.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::Agent;
 use crate::processes::Job;
 use crate::selection::account::SWEEP;
 
-/// For ever.
+/// Sweeps the accounts periodically. Returns only on a fatal error.
 pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
     let mut sweeps = interval(SWEEP);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -42,7 +42,7 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
-/// How many connections are missing from their account, if the kernel says.
+/// Returns how many connections are missing from their account, if the kernel can tell.
 fn unaccounted(agent: &Agent) -> Option<u64> {
     let events = agent.selector().events().ok()?;
     events.into_iter().find_map(|(event, count)| (event == Event::Unaccounted).then_some(count))

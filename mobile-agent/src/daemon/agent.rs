@@ -1,4 +1,4 @@
-//! The running agent as the control socket and the metrics see it.
+//! The running agent as the control socket and the metrics use it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -29,49 +29,49 @@ use crate::status::{
 use crate::tunnel::io::DeliveryFilter;
 use crate::tunnel::{State, Tunnel, machine};
 
-/// Everything a question can be about.
+/// The shared state of the running agent.
 pub(crate) struct Agent {
     /// The configuration in force.
     pub(crate) config: Config,
-    /// The relay.
+    /// The identity of the relay.
     pub(crate) relay: RelayIdentity,
-    /// Who we are.
+    /// The public key of this host.
     pub(crate) own_key: PublicKey,
     /// The mobile cgroup.
     pub(crate) cgroup: MobileCgroup,
-    /// The session.
+    /// The handle of the tunnel.
     pub(crate) tunnel: Tunnel,
-    /// The MOBILE route.
+    /// The state of the MOBILE route.
     pub(crate) route: RouteStatus,
-    /// The number of times that the kernel was asked for the uplinks.
+    /// The number of times that the uplinks were read from the kernel.
     pub(crate) uplink_reads: Arc<AtomicU64>,
-    /// What the device did not take.
+    /// The counters of packets that were not delivered to the device.
     pub(crate) delivery: Arc<DeliveryFilter>,
-    /// The programs.
+    /// The eBPF programs.
     pub(crate) selector: Mutex<Selector>,
-    /// Who is becoming mobile.
+    /// The lock that processes hold while they become mobile.
     pub(crate) attach_lock: AttachLock,
-    /// The process that uplink_reads into and changes other processes.
+    /// The process that inspects and changes other processes.
     pub(crate) processes: ProcessHelper,
     /// When the agent started.
     pub(crate) started: Instant,
-    /// What new connections do without a session.
+    /// Whether new connections go directly because there is no session.
     pub(crate) direct_fallback: DirectFallback,
-    /// Asks the daemon to remove everything and end.
+    /// Asks the daemon to remove every kernel object and end.
     pub(crate) clean_up: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
-    /// What mobile processes reach directly. Held while it changes.
+    /// The networks that mobile processes reach directly. The lock is held during a change.
     pub(crate) bypass: tokio::sync::Mutex<Vec<IpNet>>,
-    /// Asks the keeper of the MOBILE route to make it so.
+    /// Asks the route reconciler to apply a change of the bypassed networks.
     pub(crate) route_bypass: mpsc::Sender<BypassChange>,
 }
 
 impl Agent {
-    /// The persistent addresses.
+    /// Returns the persistent addresses in force.
     pub(crate) fn persistent(&self) -> Vec<IpAddr> {
         self.route.assignment.borrow().as_ref().map(Assignment::addresses).unwrap_or_default()
     }
 
-    /// `mobile use`.
+    /// Forces the tunnel onto an uplink, or back to automatic choice (`mobile use`).
     pub(crate) fn force(&self, uplink: Option<String>) -> Result<Answer, String> {
         let note = {
             let state = self.tunnel.state.borrow();
@@ -84,7 +84,8 @@ impl Agent {
         Ok(note.map_or(Answer::Done, Answer::Noted))
     }
 
-    /// `mobile bypass add` and `del`: in force when it is answered, and until the agent ends.
+    /// Adds or removes a bypassed network (`mobile bypass add` and `del`). The change is in force
+    /// when this returns, and lasts until the agent ends.
     pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Answer, String> {
         let net = net.trunc();
         let mut nets = self.bypass.lock().await;
@@ -98,7 +99,7 @@ impl Agent {
         let mut wanted = nets.clone();
         if add {
             wanted.push(net);
-            // Before a route leads there, so that nothing on it is refused.
+            // Update the programs before a route leads there, so that they drop nothing on it.
             self.selector().add_bypass(net).map_err(|error| {
                 tracing::warn!(%error, %net, "cannot be bypassed");
                 error.to_string()
@@ -107,7 +108,8 @@ impl Agent {
             wanted.retain(|other| *other != net);
         }
         let routed = self.reroute(wanted.clone()).await;
-        // After no route leads there any more, or because none does.
+        // The programs may block the network again once no route leads there, or because adding the
+        // route failed.
         if routed.is_ok() != add
             && let Err(error) = self.selector().remove_bypass(net)
         {
@@ -119,7 +121,8 @@ impl Agent {
         Ok(Answer::Done)
     }
 
-    /// `inet_setmroute` of the C library: whole and in force when it is answered, if it leads to that gateway.
+    /// Verifies and repairs the MOBILE route (`inet_setmroute` of the C library). Fails with
+    /// `EADDRNOTAVAIL` if `gateway` is neither the persistent address nor the relay's.
     pub(crate) async fn set_route(&self, gateway: Option<Ipv4Addr>) -> Result<(), Errno> {
         let assignment = self.route.assignment.borrow().clone();
         let assignment = assignment.filter(|it| !it.addresses().is_empty()).ok_or(Errno::ENETDOWN)?;
@@ -146,8 +149,8 @@ impl Agent {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers `mobile prepare-slice` once the eBPF programs take processes in the slice for
-    /// mobile.
+    /// Makes the slice known to the eBPF programs, so that its processes are mobile (`mobile
+    /// prepare-slice`).
     pub(crate) fn prepare_slice(&self) -> Result<(), String> {
         let slice = self.cgroup.slice();
         let dir = slice.dir().display();
@@ -157,7 +160,7 @@ impl Agent {
         Ok(())
     }
 
-    /// `mobile cleanup`: answered when everything is removed.
+    /// Asks the daemon to remove every kernel object, and waits for the result (`mobile cleanup`).
     pub(crate) async fn clean_up(&self) -> Result<Answer, String> {
         let (reply, done) = oneshot::channel();
         self.clean_up.send(reply).await.map_err(|_| "the agent is stopping already".to_owned())?;
@@ -167,7 +170,7 @@ impl Agent {
         }
     }
 
-    /// `mobile status`.
+    /// Returns the report of `mobile status`.
     pub(crate) async fn status(&self) -> Status {
         let snapshot = self.tunnel.driver.snapshot().await;
         let cgroup = self.cgroup.clone();
@@ -249,7 +252,7 @@ impl Agent {
         }
     }
 
-    /// Packets lost on our delivery, by reason.
+    /// Returns the packets that this host lost, by reason.
     fn drops(&self, stats: &mobile_proto::Stats) -> BTreeMap<String, u64> {
         [
             ("queue_full", stats.dropped_queue_full),
@@ -268,7 +271,7 @@ impl Agent {
         .into()
     }
 
-    /// `mobile uplinks`.
+    /// Returns the report of `mobile uplinks`.
     pub(crate) async fn uplinks(&self) -> Uplinks {
         let paths = self.tunnel.driver.snapshot().await.map(|snapshot| snapshot.paths).unwrap_or_default();
         let state = self.tunnel.state.borrow();
@@ -292,7 +295,8 @@ fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// What has become of the wish for compression. Before the relay has answered, a wish is a wish.
+/// Returns the state of compression on the active path. Before the relay has answered, this is the
+/// configured mode.
 fn compression(wish: Compression, active: Option<&PathStats>) -> &'static str {
     match (wish, active) {
         (Compression::Off, _) => "off",
@@ -301,8 +305,8 @@ fn compression(wish: Compression, active: Option<&PathStats>) -> &'static str {
     }
 }
 
-/// Returns the state of the session and what stands in its way. `is_assignment_known`: the relay's
-/// assignment is in force or refused.
+/// Returns the state of the session and the problem that prevents it. `is_assignment_known` says
+/// that the relay's assignment is in force or refused.
 fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Option<Problem>) {
     if state.active.is_some() {
         let session = if is_assignment_known { SessionState::Connected } else { SessionState::Connecting };
@@ -315,7 +319,7 @@ fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Opt
         };
         return (SessionState::NoUplink, Some(problem));
     };
-    // A refused key says more than an uplink that fails otherwise.
+    // A refused key is more informative than any other failure of an uplink.
     let problems: Vec<_> =
         state.decision.usable.iter().filter_map(|name| state.history.problem(name)).collect();
     match problems.iter().find(|(_, refused)| *refused) {
@@ -325,7 +329,7 @@ fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Opt
 }
 
 fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatus> {
-    // Two for an uplink: one is about to replace the other.
+    // An uplink has two paths while one replaces the other.
     let path_on = |uplink: &str| {
         let ready = state.ready.iter().filter(|(_, on)| on == uplink);
         let stats = ready.filter_map(|(id, _)| paths.iter().find(|(path, _)| path == id));
@@ -371,7 +375,7 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
     list.into_iter().map(|(_, status)| status).collect()
 }
 
-/// An unknown name is a mistake; an unusable link is a wish for later.
+/// Returns a note for an uplink that is unusable at present, and an error for an unknown name.
 fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
     let Some(verdict) = state.decision.verdicts.iter().find(|verdict| verdict.name == name) else {
         let known: Vec<&str> = state.decision.verdicts.iter().map(|verdict| verdict.name.as_str()).collect();

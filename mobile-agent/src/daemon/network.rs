@@ -1,12 +1,12 @@
-//! The thread that reads and changes the kernel's network configuration, so that many routes or a
-//! storm of changes delay no packet.
+//! The thread that reads and changes the kernel's network configuration, so that many routes or
+//! frequent changes delay no packet.
 
 use anyhow::Context;
 use mobile_io::confine::Confinement;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// A runtime on a thread of its own.
+/// A runtime on a dedicated thread.
 pub(super) struct NetworkThread {
     handle: Handle,
     /// Ends the thread when dropped.
@@ -14,8 +14,8 @@ pub(super) struct NetworkThread {
 }
 
 impl NetworkThread {
-    /// Starts the thread, in the calling thread's network namespace, and confined as the agent will
-    /// be.
+    /// Starts the thread in the calling thread's network namespace, with the confinement of the
+    /// running agent.
     pub(super) fn start(confinement: &Confinement) -> anyhow::Result<Self> {
         let confinement = confinement.clone();
         let runtime = Builder::new_current_thread()
@@ -36,7 +36,7 @@ impl NetworkThread {
         Ok(Self { handle, _stop: stop })
     }
 
-    /// Returns a handle to the runtime, to spawn tasks.
+    /// Returns the handle of the runtime, to spawn tasks.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }

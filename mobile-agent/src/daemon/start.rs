@@ -1,7 +1,8 @@
-//! Starting: each step in its order, and back again when one fails.
+//! Starts the agent step by step, and undoes the steps when one fails.
 //!
-//! First what can fail without a trace (rights, keys, sockets), then the kernel's objects so that nothing marked can
-//! ever go direct (the closed table before the programs that mark), then the tunnel.
+//! Steps that can fail without a trace come first (rights, keys, sockets). The kernel objects
+//! follow, in an order that never lets marked packets leave directly: the closed table before the
+//! programs that mark. The tunnel is last.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -42,19 +43,19 @@ use crate::tunnel::io::{DeliveryFilter, TunIo};
 use crate::tunnel::machine::Preferences;
 use crate::{control, uplinks};
 
-/// Anybody may ask; who may do what is decided by who asks.
+/// Every user may connect to the socket. The credentials of the peer decide what it may do.
 const SOCKET_MODE: u32 = 0o666;
 
-/// What the programs could not be told is told again after this.
+/// The time until a failed update of the programs is retried.
 const RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// An agent that works.
+/// A running agent with its tasks.
 pub(super) struct RunningAgent {
-    /// What the control socket and metrics use.
+    /// The state shared with the control socket and the metrics.
     pub(super) agent: Arc<Agent>,
-    /// Each ends only with a reason why the agent cannot go on.
+    /// The tasks. Each ends only with a reason why the agent cannot continue.
     pub(super) tasks: JoinSet<anyhow::Error>,
-    /// `mobile cleanup`.
+    /// Receives requests of `mobile cleanup`.
     pub(super) clean_ups: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
     /// The runtime of the tasks that read and change the kernel's network configuration.
     pub(super) network: NetworkThread,
@@ -63,7 +64,7 @@ pub(super) struct RunningAgent {
     _metrics: Option<MetricsServer>,
 }
 
-/// What this start has undo_log, as opposed to found.
+/// The objects that this start made, as opposed to those that were there before.
 #[derive(Default)]
 struct UndoLog {
     record: bool,
@@ -72,7 +73,7 @@ struct UndoLog {
     route: bool,
 }
 
-/// The kernel's objects, ready.
+/// The handles of the kernel objects after a successful start.
 struct KernelObjects {
     cgroup: MobileCgroup,
     claim: Claim,
@@ -85,7 +86,7 @@ struct KernelObjects {
     helper: Child,
 }
 
-/// Starts the agent, or leaves nothing behind that was not there before.
+/// Starts the agent. On an error, removes every object that this start made.
 pub(super) async fn start(
     config: Config,
     record: &Record,
@@ -140,7 +141,7 @@ pub(super) async fn start(
         helper,
     } = kernel;
     links.set_helper(processes.clone());
-    // Messages of the programs help to understand, nothing depends on them.
+    // Messages of the programs help with diagnosis, but nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {
         tracing::warn!(%error, "messages of the eBPF programs are not shown");
@@ -197,12 +198,12 @@ pub(super) async fn start(
     Ok(RunningAgent { agent, tasks, clean_ups, network, claim, _metrics: metrics })
 }
 
-/// The resolvers and persistent addresses that the programs go by.
+/// Returns the resolvers and the persistent addresses for the eBPF programs.
 fn program_addresses(assignment: Option<&Assignment>) -> (Addresses, Addresses) {
     assignment.map(|it| (Addresses::resolvers(it), Addresses::persistent(it))).unwrap_or_default()
 }
 
-/// Queries go where the relay says now, and from the addresses it assigns now.
+/// Updates the programs when the relay assigns other resolvers or addresses.
 async fn follow_assignment(agent: Arc<Agent>) -> anyhow::Error {
     let mut assignment = agent.route.assignment.clone();
     let mut in_force = None;
@@ -227,13 +228,14 @@ async fn follow_assignment(agent: Arc<Agent>) -> anyhow::Error {
             tokio::time::timeout(RETRY_DELAY, assignment.changed()).await.unwrap_or(Ok(()))
         };
         if changed.is_err() {
-            // The keeper's own task ends with the reason, perhaps a moment later on another thread.
+            // The reconciler's own task ends with the reason, perhaps a moment later on another
+            // thread.
             return std::future::pending().await;
         }
     }
 }
 
-/// systemd makes and removes the slice as it likes.
+/// Updates the programs when systemd creates or removes the slice.
 async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
     let slice = agent.cgroup.slice();
     let mut watch = match SliceWatch::new(slice) {
@@ -324,12 +326,12 @@ async fn make_kernel_objects(
         mark_mask: config.routing.mark_mask,
         mark_key: selector.key(),
     };
-    // Started last, with the rights that this process is about to give up.
+    // Start the helper last. It keeps rights that this process is about to give up.
     let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;
     Ok(KernelObjects { cgroup, claim, tun, reconciler, route_status, selector, delivery, processes, helper })
 }
 
-/// Waits for the process helper to end, without which no process can be made mobile.
+/// Waits for the process helper to end. Without it, no process can become mobile.
 async fn follow_helper(mut helper: Child) -> anyhow::Error {
     match helper.wait().await {
         Ok(status) => anyhow::anyhow!("the process helper of the agent ended ({status})"),
@@ -337,7 +339,8 @@ async fn follow_helper(mut helper: Child) -> anyhow::Error {
     }
 }
 
-/// An agent started from a mobile shell would send its own tunnel into the tunnel.
+/// Moves the agent out of the mobile cgroup if it was started from a mobile shell. It would
+/// otherwise send its tunnel into the tunnel.
 fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
     let own = i32::try_from(std::process::id()).context("this process has an odd number")?;
     if cgroup.is_mobile(own)? {
@@ -346,8 +349,8 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Records what is about to be undo_log, for `mobile cleanup`. Returns whether this start added the
-/// record.
+/// Records the kernel objects about to be made, for `mobile cleanup`. Returns whether this start
+/// created the file.
 fn write_record(record: &Record, config: &Config) -> bool {
     let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
     let added = record.add(Footprint::of(config)).unwrap_or_else(|error| {

@@ -1,4 +1,4 @@
-//! Keeps the relay's latest claims and what of them is in force, and reports changes.
+//! Tracks the relay's latest claims and the refusals among them, and logs changes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use super::assignment::Assignment;
 use super::claim::{Claim, HostNetworks, Objection, Refusal, judge};
 use crate::status::Problem;
 
-/// The refusals, shared with the rest of the agent.
+/// The current refusals and their counters, shared with status and metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals(Mutex<RefusalState>);
 
@@ -20,33 +20,34 @@ struct RefusalState {
     counts: BTreeMap<&'static str, u64>,
 }
 
-/// The claims, judged.
+/// The relay's latest accepted assignment, to be judged whenever the host's networks change.
 #[derive(Debug)]
 pub(super) struct ClaimTracker {
     pushed: Option<Assignment>,
-    /// The objection to an assignment that was refused as a whole; the previous one stays in force.
+    /// The objection to the latest assignment as a whole; the previous one stays in force.
     rejection: Option<Objection>,
     allowed: Vec<IpNet>,
     refused: Arc<Refusals>,
 }
 
 impl ClaimTracker {
-    /// Starts with the claims remembered from an earlier run.
+    /// Creates a tracker with the claims remembered from an earlier run.
     pub(super) fn new(remembered: Option<Assignment>, allowed: &[IpNet], refused: Arc<Refusals>) -> Self {
         Self { pushed: remembered, rejection: None, allowed: allowed.to_vec(), refused }
     }
 
-    /// Returns what the relay pushed last.
+    /// Returns the latest assignment that was accepted for judgement.
     pub(super) fn pushed(&self) -> Option<&Assignment> {
         self.pushed.as_ref()
     }
 
-    /// Returns whether the latest assignment was taken.
+    /// Returns whether the latest pushed assignment was accepted.
     pub(super) fn is_accepted(&self) -> bool {
         self.rejection.is_none()
     }
 
-    /// Takes another assignment, to be judged with the next look. Returns whether it was taken.
+    /// Accepts another assignment for the next [`Self::judge`], unless there is an objection to it
+    /// as a whole. Returns whether it was accepted.
     pub(super) fn accept(&mut self, new: Assignment) -> bool {
         self.rejection = new.objection();
         let accepted = self.rejection.is_none();
@@ -56,8 +57,8 @@ impl ClaimTracker {
         accepted
     }
 
-    /// Judges the claims by the host's networks as they are now. Returns `None` before the relay
-    /// ever assigned anything.
+    /// Judges the claims by the current networks of the host. Returns the part in force, or `None`
+    /// before the relay's first assignment.
     pub(super) fn judge(&self, host: &HostNetworks) -> Option<Assignment> {
         let verdict = self.pushed.as_ref().map(|pushed| judge(pushed, &self.allowed, host));
         let (in_force, mut refusals) =
@@ -70,7 +71,7 @@ impl ClaimTracker {
 }
 
 impl Refusals {
-    /// Returns what is refused now.
+    /// Returns the claims that are refused at present.
     pub(crate) fn now(&self) -> Vec<Refusal> {
         self.state().now.clone()
     }
@@ -80,12 +81,12 @@ impl Refusals {
         self.state().counts.clone()
     }
 
-    /// Returns the problem to show, if anything is refused; `addresses` are those in force.
+    /// Returns the problem to show if anything is refused; `addresses` are those in force.
     pub(crate) fn problem(&self, addresses: &[IpAddr]) -> Option<Problem> {
         problem(&self.now(), addresses)
     }
 
-    /// Logs and counts new refusals, and logs those that ended.
+    /// Logs and counts new refusals, and logs addresses that are no longer refused.
     fn replace(&self, refusals: Vec<Refusal>, in_force: Option<&Assignment>) {
         let mut state = self.state();
         if state.now == refusals {
@@ -118,7 +119,8 @@ impl Refusals {
     }
 }
 
-/// Returns the refusal that matters most as a problem: an address before a resolver.
+/// Returns the problem for the most important refusal: an address, then an assignment, then a
+/// resolver.
 fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
     let worst = refusals.iter().min_by_key(|refusal| match refusal.claim {
         Claim::Address(_) => 0,

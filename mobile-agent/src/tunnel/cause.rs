@@ -1,4 +1,4 @@
-//! Why a path was left, and why one could not be made.
+//! The causes of handovers, and the failures of connection attempts.
 
 use mobile_io::keys::PublicKey;
 use mobile_io::tls;
@@ -6,33 +6,33 @@ use mobile_proto::CloseCode;
 
 use crate::status::Problem;
 
-/// Why a handover happened.
+/// The reason for a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum HandoverCause {
     /// The link lost its carrier.
     CarrierLost,
     /// The link was set down.
     LinkDown,
-    /// The link is gone, or excluded.
+    /// The link disappeared or was excluded.
     LinkGone,
-    /// The address the path was bound to is gone.
+    /// The local address of the path was removed.
     AddressLost,
-    /// The link has no route to the relay any more.
+    /// The link lost its route to the relay.
     RouteLost,
-    /// Nothing was heard although something is unanswered.
+    /// The relay did not answer in time.
     Silent,
     /// TCP or TLS failed.
     TransportFailed,
     /// The relay closed the path.
     RelayClosed,
-    /// Make before break: the policy prefers another uplink.
+    /// The policy prefers another uplink; the new path was open before the old one closed.
     BetterUplink,
-    /// Make before break: `mobile use`.
+    /// `mobile use` named another uplink; the new path was open before the old one closed.
     Forced,
 }
 
 impl HandoverCause {
-    /// All, for metrics.
+    /// Every cause, for metrics.
     pub(crate) const ALL: [Self; 10] = [
         Self::CarrierLost,
         Self::LinkDown,
@@ -46,7 +46,7 @@ impl HandoverCause {
         Self::Forced,
     ];
 
-    /// The word for JSON, metrics and logs.
+    /// Returns the name of the cause in JSON, metrics and logs.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::CarrierLost => "carrier_lost",
@@ -63,29 +63,29 @@ impl HandoverCause {
     }
 }
 
-/// Whose fault a failed attempt is: it decides what is tried next, and when.
+/// The party at fault for a failed attempt, which decides what is tried next and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The uplink's: others come first for a while.
+    /// The uplink, which ranks behind the others for a while.
     Uplink,
-    /// The relay's: any uplink may do as soon as it is back.
+    /// The relay; any uplink may work once it is back.
     Relay,
-    /// A key is not accepted: only a person can help, so there is no hurry.
+    /// A refused key; a person has to act, so retries are slow.
     Identity,
 }
 
-/// Why an attempt failed.
+/// A failed connection attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// Whose fault.
+    /// The party at fault.
     pub(crate) fault: Fault,
-    /// The word for metrics.
+    /// The label of the failure in metrics.
     pub(crate) kind: &'static str,
-    /// What is the matter, and what to do.
+    /// The cause and the next step, for a person.
     pub(crate) problem: Problem,
 }
 
-/// Every `kind` of a failure.
+/// Every value of [`Failure::kind`].
 pub(crate) const FAILURE_KINDS: [&str; 8] = [
     "resolve",
     "unreachable",
@@ -102,7 +102,7 @@ impl Failure {
         Self { fault, kind, problem: Problem { cause, next_step: next_step.into() } }
     }
 
-    /// The relay's name has no address.
+    /// Returns the failure for a relay name without an address.
     pub(crate) fn resolve(endpoint: &str, error: &str) -> Self {
         Self::new(
             Fault::Uplink,
@@ -112,14 +112,15 @@ impl Failure {
         )
     }
 
-    /// TCP did not connect; `refused`: somebody said so.
+    /// Returns the failure for a TCP connection that was not established; `refused` if the host
+    /// answered with a reset.
     pub(crate) fn unreachable(error: &str, refused: bool) -> Self {
         let fault = if refused { Fault::Relay } else { Fault::Uplink };
         let next = "check that home-relay serves there and that the network lets the port through";
         Self::new(fault, "unreachable", error.to_owned(), next)
     }
 
-    /// The attempt took too long.
+    /// Returns the failure for an attempt that timed out at `stage`.
     pub(crate) fn timeout(stage: &str) -> Self {
         Self::new(
             Fault::Uplink,
@@ -129,7 +130,7 @@ impl Failure {
         )
     }
 
-    /// TLS, or anything after it, failed.
+    /// Returns the failure for an error of TLS or of the protocol inside it.
     pub(crate) fn tls(cause: &tls::Cause, own_key: &PublicKey) -> Self {
         match cause {
             tls::Cause::Refused => Self::new(
@@ -160,7 +161,7 @@ impl Failure {
         }
     }
 
-    /// The relay closed the path with this code.
+    /// Returns the failure for a path that the relay closed.
     pub(crate) fn closed(code: CloseCode, own_key: &PublicKey) -> Self {
         match code {
             CloseCode::Revoked => Self::new(

@@ -1,4 +1,4 @@
-//! The host virtual device as the session sees it.
+//! The host virtual device, as packet I/O for the session driver.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,23 +12,24 @@ use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
 use mobile_proto::{Made, Offload, Packet};
 
-/// Counters of what the device did not take, and what may be delivered to it.
+/// Decides which of the relay's packets may be delivered to the device, and counts the others.
 #[derive(Debug, Default)]
 pub(crate) struct DeliveryFilter {
     addresses: RwLock<Vec<IpAddr>>,
-    /// Packets the device refused: its queue was full, or it is down.
+    /// Packets that the device refused because its queue was full or it was down.
     pub(crate) refused: AtomicU64,
-    /// Packets from the relay for an address that is not ours, or no packets at all.
+    /// Packets from the relay that are malformed or not addressed to a persistent address.
     pub(crate) misaddressed: AtomicU64,
 }
 
 impl DeliveryFilter {
-    /// Only packets for these addresses are delivered.
+    /// Sets the addresses whose packets are delivered.
     pub(crate) fn set_addresses(&self, addresses: Vec<IpAddr>) {
         *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
-    /// The kernel would take a packet for any address of this host, also one of an uplink: a relay gets the persistent ones only.
+    /// Returns whether a packet may be delivered. The kernel would accept a packet for any address
+    /// of this host, including an uplink's, but a relay may reach only persistent addresses.
     fn admits(&self, packet: &[u8]) -> bool {
         IpHeader::parse(packet).is_ok_and(|header| {
             self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&header.dst)
@@ -36,7 +37,7 @@ impl DeliveryFilter {
     }
 }
 
-/// The device, read and written by the driver.
+/// The host virtual device with its delivery filter.
 pub(crate) struct TunIo {
     tun: Tun,
     filter: Arc<DeliveryFilter>,
@@ -44,7 +45,7 @@ pub(crate) struct TunIo {
 }
 
 impl TunIo {
-    /// Takes the open device.
+    /// Creates packet I/O on an open device.
     pub(crate) fn new(tun: Tun, filter: Arc<DeliveryFilter>) -> Self {
         let joining = Joining::new(tun.joins());
         Self { tun, filter, joining }

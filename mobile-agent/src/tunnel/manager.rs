@@ -1,4 +1,4 @@
-//! Carries out what the machine decides, and tells it what happens.
+//! Carries out the machine's actions and feeds events to the machine.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -21,14 +21,14 @@ use super::machine::{Action, LostPath, Machine, PathRole, Preferences};
 use super::suspend::SuspendWatch;
 use crate::uplinks::Uplinks;
 
-/// So long the tunnel is without a path before the log has a line of it: longer than an ordinary handover.
+/// How long an outage lasts before it is logged. An ordinary handover takes less.
 const OUTAGE_LOG_DELAY: Duration = Duration::from_secs(3);
 
-/// The number of session events that are taken at once; while as many wait, the driver reads no
+/// The number of session events to take at once. While as many are queued, the driver reads no
 /// path.
 const MAX_BATCH: usize = 64;
 
-/// The one task that knows the machine.
+/// The task that owns the machine and performs its I/O.
 pub(super) struct Manager {
     machine: Machine,
     dialer: Arc<Dialer>,
@@ -41,12 +41,12 @@ pub(super) struct Manager {
     history: HandoverHistory,
     suspend: SuspendWatch,
     config_limiter: ConfigLimiter,
-    /// The beginning of the last outage that the log has a line of.
+    /// The beginning of the last outage that was logged.
     logged_outage: Option<Instant>,
 }
 
 impl Manager {
-    /// Has done nothing yet.
+    /// Creates a manager that has started nothing.
     pub(super) fn new(
         preferences: Preferences,
         dialer: Dialer,
@@ -69,7 +69,7 @@ impl Manager {
         }
     }
 
-    /// Runs until the session or the watching of the uplinks has ended; says why.
+    /// Runs until the session stops, and returns the reason.
     pub(super) async fn run(
         mut self,
         mut events: mpsc::Receiver<DriverEvent>,
@@ -92,7 +92,7 @@ impl Manager {
                     }
                     self.update_uplinks();
                 }
-                // Take all events that have come, and act and copy the state once for all of them.
+                // Take all queued events, then run the actions and publish the state once.
                 _ = events.recv_many(&mut batch, MAX_BATCH) => {
                     if matches!(batch.last(), Some(DriverEvent::Stopped) | None) {
                         return anyhow::anyhow!("the session has stopped");
@@ -100,7 +100,7 @@ impl Manager {
                     batch.drain(..).for_each(|event| self.driver_event(event));
                 }
                 Some(result) = self.connects.join_next() => {
-                    // An aborted task has nothing to say, and a panic was reported by its hook.
+                    // An aborted task has no result, and the panic hook has reported a panic.
                     if let Ok((path, result)) = result {
                         self.connected(path, result);
                     }
@@ -120,7 +120,7 @@ impl Manager {
         }
     }
 
-    /// Says once of each outage that there is one; or when it will be time to.
+    /// Logs an outage once it has lasted long enough. Returns when to call again.
     fn log_outage(&mut self) -> Option<Instant> {
         let since = self.machine.outage_since().filter(|since| self.logged_outage != Some(*since))?;
         let due = since + OUTAGE_LOG_DELAY;
@@ -165,7 +165,8 @@ impl Manager {
             DriverEvent::Session(Event::PathDoubted { path }) => {
                 tracing::debug!(%path, "path doubted");
                 if self.machine.is_current(path) {
-                    // A lost carrier is announced up to a second late, but never denied to who asks.
+                    // The kernel announces a lost carrier up to a second late, but reports it at
+                    // once when asked.
                     self.uplinks.refresh();
                 }
             }
@@ -205,7 +206,7 @@ impl Manager {
         }
     }
 
-    /// A path that was open is not any more: an attempt that failed late, one that was in use or stood by, or one given up already.
+    /// Handles the loss of a path in any stage, or of one that the machine has closed already.
     fn path_lost(&mut self, path: PathId, cause: HandoverCause, failure: Failure) {
         let now = Instant::now();
         self.transports.remove(&path);
@@ -275,7 +276,7 @@ impl Manager {
         ready.find(|(ready, _)| *ready == path).map(|(_, uplink)| uplink.to_owned())
     }
 
-    /// What the rest of the agent may know.
+    /// Returns a snapshot of the state, for the rest of the agent.
     pub(super) fn state(&self) -> State {
         let active = self.machine.active().and_then(|active| {
             let remote = self.transports.get(&active.path)?;

@@ -31,7 +31,7 @@ fn uplink(name: &str) -> Uplink {
         ipv6_route: None,
         gateways: Vec::new(),
         tunnel: false,
-        fed_by: None,
+        mobile_reader: None,
     }
 }
 

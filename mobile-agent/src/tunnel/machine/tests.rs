@@ -1,4 +1,4 @@
-//! The decisions, each by its story.
+//! Scenarios that check the machine's decisions.
 
 mod random;
 mod standby;
@@ -21,7 +21,7 @@ fn link(name: &str, metric: u32, last: u8) -> Uplink {
         ipv6_route: None,
         gateways: Vec::new(),
         tunnel: false,
-        fed_by: None,
+        mobile_reader: None,
     }
 }
 
@@ -33,14 +33,14 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// A machine, its clock, and what it asked for.
+/// A machine with a clock under the test's control.
 struct Rig {
     machine: Machine,
     now: Instant,
 }
 
 impl Rig {
-    /// Without standby paths.
+    /// Creates a rig without standby paths.
     fn new(uplinks: Vec<Uplink>) -> Self {
         Self::with_standby(uplinks, &[])
     }
@@ -54,7 +54,7 @@ impl Rig {
         rig
     }
 
-    /// eth0 (192.0.2.1) preferred to wlan0 (192.0.2.2), connected over eth0.
+    /// Returns a rig connected over eth0 (192.0.2.1), with wlan0 (192.0.2.2) as the second choice.
     fn connected() -> Self {
         let mut rig = Self::new(both());
         let path = rig.expect_connect("eth0");
@@ -67,7 +67,7 @@ impl Rig {
         std::iter::from_fn(|| self.machine.poll_action()).collect()
     }
 
-    /// The one action waiting is to connect over this uplink.
+    /// Takes the one pending action, which must be an attempt over this uplink.
     fn expect_connect(&mut self, uplink: &str) -> PathId {
         match &self.actions()[..] {
             [Action::Connect { path, uplink: over, .. }] if over == uplink => *path,
@@ -75,7 +75,7 @@ impl Rig {
         }
     }
 
-    /// TCP and TLS succeed, the session moves at once, the relay welcomes us.
+    /// Establishes TCP and TLS; the session moves at once; then the relay welcomes the path.
     fn succeed(&mut self, path: PathId, last: u8) {
         assert!(self.machine.transport_ready(self.now, path, address(last)));
         assert!(
@@ -86,7 +86,8 @@ impl Rig {
         self.machine.confirmed(self.now, path);
     }
 
-    /// TCP and TLS succeed, the relay welcomes us, and then the session moves: another path works meanwhile.
+    /// Establishes TCP and TLS and receives the welcome; only then the session moves, because
+    /// another path works meanwhile.
     fn succeed_beside(&mut self, path: PathId, last: u8) {
         assert!(self.machine.transport_ready(self.now, path, address(last)));
         assert_eq!(self.machine.poll_action(), None, "not before the welcome");
@@ -98,7 +99,7 @@ impl Rig {
         self.machine.confirmed(self.now, path);
     }
 
-    /// A path is lost for good.
+    /// Reports that a path is lost.
     fn lose(&mut self, path: PathId, fault: Fault) -> Option<PathRole> {
         let lost = self.machine.path_lost(self.now, path, HandoverCause::TransportFailed, fault, self.now);
         lost.map(|lost| lost.role)
@@ -148,7 +149,7 @@ fn the_first_that_is_ready_wins_and_the_better_one_takes_over_without_a_blackout
     let wlan = rig.expect_connect("wlan0");
     rig.succeed(wlan, 2);
     assert_eq!(rig.active().as_deref(), Some("wlan0"));
-    // The better one is still being tried.
+    // The attempt over the better uplink continues.
     assert_eq!(rig.actions(), []);
     rig.succeed_beside(eth, 1);
     let actions = rig.actions();
@@ -252,7 +253,8 @@ fn a_relay_that_restarts_is_sought_on_the_same_uplink_without_delay() {
     let eth = rig.active_path();
     assert_eq!(rig.lose(eth, Fault::Relay), Some(PathRole::Active));
     let path = rig.expect_connect("eth0");
-    // Refused: not the uplink's fault, so the other is only the second choice, and the first comes again soon.
+    // The refusal is the relay's fault, not the uplink's. So wlan0 is only the second choice, and
+    // eth0 is tried again soon.
     assert_eq!(rig.lose(path, Fault::Relay), Some(PathRole::Attempt));
     let wlan = rig.expect_connect("wlan0");
     rig.lose(wlan, Fault::Relay);

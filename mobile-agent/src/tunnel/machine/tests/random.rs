@@ -1,11 +1,11 @@
-//! The decisions under random lives: the shell stays in event, and the tunnel recovers.
+//! Random sequences of events: the machine and its caller stay consistent, and the tunnel recovers.
 
 use std::collections::BTreeMap;
 
 use super::*;
 use proptest::prelude::*;
 
-/// What the shell holds of a path.
+/// The state of a path as the simulated manager knows it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum PathState {
     Connecting,
@@ -18,14 +18,14 @@ enum RandomEvent {
     Uplinks(Vec<(bool, bool, u8)>),
     Force(Option<usize>),
     Wait(u64),
-    /// The path of this number moves on: TLS up, then welcomed.
+    /// Advances the path of this number: first TLS is established, then the relay welcomes it.
     Advance(usize),
     Fail(usize, u8),
     Lose(u8),
-    /// The path of this number goes silent, or answers again.
+    /// Marks the path of this number as unresponsive.
     Silence(usize),
     Recover(usize),
-    /// The relay answers on the active path.
+    /// Answers from the relay on the active path.
     Confirm,
 }
 
@@ -58,7 +58,7 @@ fn uplinks(state: &[(bool, bool, u8)]) -> Vec<Uplink> {
         .collect()
 }
 
-/// The shell: does what it is told and checks that it makes sense.
+/// A simulated manager that carries out the actions and checks that they are consistent.
 struct Shell {
     rig: Rig,
     paths: BTreeMap<PathId, (PathState, String)>,
@@ -202,7 +202,7 @@ impl Shell {
         let mut once = responsive.clone();
         once.sort_unstable();
         once.dedup();
-        // Before the path in use is proved, nothing that may work is closed.
+        // Until the relay has answered on the path in use, no other path that may work is closed.
         if machine.current.as_ref().is_none_or(|current| current.confirmed) {
             assert_eq!(responsive.len(), once.len(), "one responsive path an uplink: {:?}", machine.paths);
         }
@@ -233,7 +233,8 @@ proptest! {
         for event in &events {
             shell.apply(event);
         }
-        // Everything works from here on: the best uplink is reached, and all else stands by or is closed.
+        // From here on everything works: the best uplink is used, and every other path stands by or
+        // is closed.
         shell.apply(&RandomEvent::Uplinks(vec![(true, true, 9); 3]));
         shell.apply(&RandomEvent::Force(None));
         for _ in 0..200 {

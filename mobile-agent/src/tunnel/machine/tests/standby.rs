@@ -1,9 +1,9 @@
-//! Standby paths and paths under suspicion.
+//! Standby paths and unresponsive paths.
 
 use super::super::reconcile::UNRESPONSIVE_TIMEOUT;
 use super::*;
 
-/// RelayConnection over eth0, with a path standing by on wlan0.
+/// Returns a rig connected over eth0, with a standby path on wlan0.
 fn warm() -> (Rig, PathId, PathId) {
     let mut rig = Rig::with_standby(both(), &["*"]);
     let eth = rig.expect_connect("eth0");
@@ -13,7 +13,7 @@ fn warm() -> (Rig, PathId, PathId) {
     (rig, eth, wlan)
 }
 
-/// TCP, TLS and greeting succeed; nothing moves.
+/// Establishes TCP and TLS and receives the welcome; the session does not move.
 fn stand_by(rig: &mut Rig, path: PathId, last: u8) {
     assert!(rig.machine.transport_ready(rig.now, path, address(last)));
     rig.machine.path_ready(rig.now, path);
@@ -229,7 +229,8 @@ fn after_a_killed_relay_every_path_is_dead_and_the_best_uplink_is_dialled_at_onc
     rig.expect_connect("wlan0");
 }
 
-/// Bug: the life of a path was counted from its beginning however often it had stalled, so each stall was the first.
+/// Regression: the healthy time of a path was counted from its beginning although it had stalled
+/// since, so that each stall counted as the first.
 #[test]
 fn a_path_that_stalls_and_recovers_again_and_again_is_left_for_ever_longer() {
     let (mut rig, eth, wlan) = warm();
@@ -253,7 +254,7 @@ fn a_path_that_stalls_and_recovers_again_and_again_is_left_for_ever_longer() {
     assert_eq!(stays, [700, 1700, 3700, 7700, 15_700]);
 }
 
-/// Bug: a path that went silent and then broke was forgiven for a long life before.
+/// Regression: a path that went silent and then broke cleared its failures by its long life before.
 #[test]
 fn a_silent_path_that_breaks_stays_blamed() {
     let (mut rig, eth, wlan) = warm();
@@ -266,7 +267,8 @@ fn a_silent_path_that_breaks_stays_blamed() {
     assert_eq!(rig.actions(), [], "and is not dialled at once");
 }
 
-/// Bug: both paths were suspected, both uplinks dialled, and both recovered: two paths an uplink, for ever.
+/// Regression: when both paths went silent, both uplinks were dialled, and both paths recovered,
+/// each uplink kept two paths for ever.
 #[test]
 fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
     let (mut rig, eth, wlan) = warm();
@@ -282,7 +284,7 @@ fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
     assert_eq!(rig.machine.connecting().count(), 0);
 }
 
-/// Bug: only `tick` ended attempts, and a deadline in the past never led to one.
+/// Regression: only `tick` ended attempts, and a deadline in the past never caused a tick.
 #[test]
 fn an_attempt_that_is_late_ends_with_whatever_happens_next() {
     let mut rig = Rig::new(both());
@@ -292,7 +294,7 @@ fn an_attempt_that_is_late_ends_with_whatever_happens_next() {
     assert!(rig.actions().contains(&Action::Abort { path }));
 }
 
-/// Bug: a roam to a network with the same addresses went unnoticed until somebody typed.
+/// Regression: a move to a network with the same addresses went unnoticed until somebody typed.
 #[test]
 fn a_gateway_that_changes_makes_every_path_be_asked() {
     let (mut rig, _, _) = warm();
@@ -305,7 +307,8 @@ fn a_gateway_that_changes_makes_every_path_be_asked() {
     assert_eq!(rig.actions(), [], "another metric is no other network");
 }
 
-/// Bug: an IPv6 address that is deprecated, as a temporary one is every day, cut the path that had it.
+/// Regression: the deprecation of an IPv6 address, which happens daily to a temporary one, closed
+/// the path bound to it.
 #[test]
 fn an_address_that_fades_keeps_its_path() {
     let (mut rig, eth, _) = warm();
@@ -319,7 +322,8 @@ fn an_address_that_fades_keeps_its_path() {
     assert_eq!(rig.active_path(), eth);
 }
 
-/// Bug: what was dropped before a first try at another path that failed was not told.
+/// Regression: a handover did not report the packets dropped before an attempt on another path that
+/// failed.
 #[test]
 fn what_is_dropped_on_the_way_to_a_path_that_fails_is_told_with_the_handover() {
     let (mut rig, eth, wlan) = warm();
