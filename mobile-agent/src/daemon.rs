@@ -43,8 +43,8 @@ const LAST_ANSWER: Duration = Duration::from_millis(100);
 /// Runs `mobile agent`.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
-    let record =
-        footprint::state_file(config).context("cannot determine the path of the record of kernel objects")?;
+    let record = footprint::state_file(config)
+        .context("cannot determine the path of the file that records kernel objects")?;
     let config = Config::load(config)?;
     mobile_io::memory::keep_some();
     let confinement = confine::confinement(&config);
@@ -53,7 +53,7 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
         .enable_all()
         // These threads resolve names. The main thread needs more rights until everything is set
         // up.
-        .on_thread_start(move || of_threads.apply().expect("a thread gives up what it does not need"))
+        .on_thread_start(move || of_threads.apply().expect("a new thread can drop its privileges"))
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(run(config, &record, &confinement));
@@ -101,7 +101,7 @@ async fn stop(running: &RunningAgent) {
     notify::stopping();
     let goodbye = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
     if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
-        tracing::debug!("the relay did not hear the goodbye in time");
+        tracing::debug!("the session was not closed at the relay in time");
     }
 }
 
@@ -132,9 +132,9 @@ async fn clean_up(
 
 fn fatal_error(ended: Option<Result<anyhow::Error, tokio::task::JoinError>>) -> anyhow::Error {
     match ended {
-        Some(Ok(error)) => error.context("the agent cannot go on"),
+        Some(Ok(error)) => error.context("the agent cannot continue"),
         Some(Err(error)) => anyhow::Error::new(error).context("a task of the agent failed"),
-        None => anyhow::anyhow!("the agent has nothing left to do"),
+        None => anyhow::anyhow!("all tasks of the agent have ended"),
     }
 }
 

@@ -79,11 +79,16 @@ pub(crate) fn for_cleanup(path: Option<&Path>, record: &Record) -> anyhow::Resul
     match Config::load(path) {
         Ok(config) => names.push(Footprint::of(&config)),
         Err(error) if recorded.is_empty() && path.is_some() => {
-            return Err(error.context("cannot clean up: no agent left a record of what it made"));
+            return Err(error.context(
+                "cannot clean up: the configuration is broken, and no agent recorded its kernel objects",
+            ));
         }
         Err(error) => {
             let error = crate::cli::story(&error);
-            tracing::warn!(error, "broken configuration: cleaning up what the agent recorded");
+            tracing::warn!(
+                error,
+                "broken configuration: cleaning up the kernel objects that the agent recorded"
+            );
             if recorded.is_empty() {
                 names.push(Footprint::of(&Config::without_file()));
             }
@@ -100,7 +105,7 @@ pub(crate) fn for_running(config: &Config, record: &Record) -> Vec<Config> {
 
 fn read_recorded(record: &Record) -> Vec<Footprint> {
     let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cleaning up without what the agent recorded");
+        tracing::warn!(%error, "cannot read the recorded kernel objects: cleaning up without them");
         Vec::new()
     });
     // The confined agent can write to the directory, and `cleanup` acts on its content as root.
@@ -109,7 +114,7 @@ fn read_recorded(record: &Record) -> Vec<Footprint> {
         let is_plausible = tables.iter().all(|table| !RESERVED_TABLES.contains(table))
             && mobile_io::tun::is_device_name(&footprint.device);
         if !is_plausible {
-            tracing::warn!(?footprint, "ignoring a record that no agent writes");
+            tracing::warn!(?footprint, "ignoring recorded kernel objects that no agent makes");
         }
         is_plausible
     });
@@ -138,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_leaves_what_is_on_record_and_a_changed_one_adds_to_it() {
+    fn recorded_names_replace_a_broken_file_and_supplement_a_changed_one() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");
         let record = Record::new(dir.path(), &file).unwrap();

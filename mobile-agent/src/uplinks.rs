@@ -135,7 +135,7 @@ impl Watcher {
             tokio::select! {
                 changes = watch.changed() => match changes {
                     Ok(_) => {}
-                    Err(error) => return anyhow::Error::new(error).context("cannot watch the uplinks any more"),
+                    Err(error) => return anyhow::Error::new(error).context("no longer watching the uplinks"),
                 },
                 () = refresh.notified() => {
                     if Instant::now() < next_refresh {
@@ -193,7 +193,7 @@ impl Watcher {
                 uplink,
                 process,
                 "refused as an uplink: a mobile process reads its packets, which would come back through the tunnel; \
-                 `mobile detach` it, or take the uplink out of [uplink] prefer"
+                 `mobile detach` it, or remove the uplink from [uplink] prefer"
             );
         }
     }
@@ -207,7 +207,7 @@ async fn mobile_reader(helper: Option<&ProcessHelper>, device: &str) -> Option<S
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             // If the helper is gone, the agent ends and logs the reason.
-            tracing::debug!(%error, device, "cannot tell which process reads the device");
+            tracing::debug!(%error, device, "cannot find the process that reads from the device");
             None
         }
         Err(_) => None,

@@ -25,7 +25,8 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot close the accounts of ended processes"),
             Err(error) => {
-                return anyhow::Error::new(error).context("cannot keep the accounts of mobile processes");
+                return anyhow::Error::new(error)
+                    .context("the sweep of the accounts of mobile processes failed");
             }
         }
         let now = unaccounted(&agent);
@@ -34,7 +35,7 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
         {
             tracing::warn!(
                 connections = now - before,
-                "`mobile ps` does not count all that processes carry: no place in the eBPF map {}, or no memory",
+                "connections are missing from `mobile ps`: the eBPF map {} is full, or the kernel is out of memory",
                 map::ACCOUNTS
             );
         }

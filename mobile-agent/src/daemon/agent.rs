@@ -90,9 +90,11 @@ impl Agent {
         let net = net.trunc();
         let mut nets = self.bypass.lock().await;
         match (add, nets.contains(&net)) {
-            (true, true) => return Ok(Answer::Noted(format!("{net} is bypassed already"))),
+            (true, true) => return Ok(Answer::Noted(format!("{net} is already bypassed"))),
             (false, false) => {
-                return Err(format!("{net} is not bypassed; `mobile bypass list` says what is"));
+                return Err(format!(
+                    "{net} is not bypassed; `mobile bypass list` lists the networks that are"
+                ));
             }
             _ => {}
         }
@@ -101,7 +103,7 @@ impl Agent {
             wanted.push(net);
             // Update the programs before a route leads there, so that they drop nothing on it.
             self.selector().add_bypass(net).map_err(|error| {
-                tracing::warn!(%error, %net, "cannot be bypassed");
+                tracing::warn!(%error, %net, "cannot add the network to the bypass map of the eBPF programs");
                 error.to_string()
             })?;
         } else {
@@ -113,11 +115,11 @@ impl Agent {
         if routed.is_ok() != add
             && let Err(error) = self.selector().remove_bypass(net)
         {
-            tracing::warn!(%error, %net, "no route leads there, but it would be let through");
+            tracing::warn!(%error, %net, "cannot remove the network from the bypass map of the eBPF programs; no route leads to it");
         }
         routed?;
         *nets = wanted;
-        tracing::info!(%net, add, "bypass changed");
+        tracing::info!(%net, add, "bypassed networks changed");
         Ok(Answer::Done)
     }
 
@@ -133,7 +135,7 @@ impl Agent {
         }
         let nets = self.bypass.lock().await;
         self.reroute(nets.clone()).await.map_err(|error| {
-            tracing::warn!(error, "inet_setmroute");
+            tracing::warn!(error, "inet_setmroute failed");
             Errno::EIO
         })
     }
@@ -156,7 +158,7 @@ impl Agent {
         let dir = slice.dir().display();
         let id = self.processes.run(&Job::EnsureSlice, None).map_err(|error| error.to_string())?;
         self.selector().set_slice(id).map_err(|error| error.to_string())?;
-        tracing::debug!(slice = %dir, id, "the slice is ready: what starts in it is mobile");
+        tracing::debug!(slice = %dir, id, "slice ready: processes started in it are mobile");
         Ok(())
     }
 
@@ -315,7 +317,7 @@ fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Opt
     let Some(best) = state.decision.usable.first() else {
         let problem = Problem {
             cause: "no uplink can carry the tunnel".to_owned(),
-            next_step: "`mobile uplinks` says what each of them lacks".to_owned(),
+            next_step: "`mobile uplinks` lists the obstacle of each".to_owned(),
         };
         return (SessionState::NoUplink, Some(problem));
     };
@@ -351,7 +353,7 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
                     ("unusable", Some(obstacle.description().to_owned()), next_step)
                 }
                 _ if path.is_some_and(|path| !path.suspect) => ("standby", None, None),
-                _ if path.is_some() => ("silent", Some("its path does not answer any more".to_owned()), None),
+                _ if path.is_some() => ("silent", Some("its path does not answer".to_owned()), None),
                 (.., Some(problem)) => {
                     ("failing", Some(problem.cause.clone()), Some(problem.next_step.clone()))
                 }
@@ -379,11 +381,11 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
 fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
     let Some(verdict) = state.decision.verdicts.iter().find(|verdict| verdict.name == name) else {
         let known: Vec<&str> = state.decision.verdicts.iter().map(|verdict| verdict.name.as_str()).collect();
-        return Err(format!("there is no uplink {name}; there are: {}", known.join(", ")));
+        return Err(format!("no uplink is named {name}; the known uplinks are: {}", known.join(", ")));
     };
     Ok(verdict.obstacle.map(|obstacle| {
         format!(
-            "{name} cannot carry the tunnel now ({}{}): it will as soon as it can, until then the others do",
+            "{name} cannot carry the tunnel at present ({}{}): it is used as soon as it can, and other uplinks until then",
             obstacle.description(),
             obstacle.next_step().map(|step| format!("; {step}")).unwrap_or_default()
         )

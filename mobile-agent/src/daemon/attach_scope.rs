@@ -16,7 +16,7 @@ impl Agent {
     pub(crate) fn attach_to_root(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
         let held = self.attach_lock.0.read().unwrap_or_else(PoisonError::into_inner);
         self.selector().widen().map_err(|error| {
-            tracing::warn!(%error, "sockets made before `mobile attach` cannot be watched");
+            tracing::warn!(%error, "cannot attach the eBPF programs to the root cgroup: processes with open sockets cannot become mobile");
             error.to_string()
         })?;
         Ok(held)
@@ -31,7 +31,7 @@ impl Agent {
             return;
         }
         if let Err(error) = self.selector().narrow() {
-            tracing::warn!(%error, "the sockets of ordinary processes go on being watched");
+            tracing::warn!(%error, "cannot detach the eBPF programs from the root cgroup: they still run for ordinary processes");
         }
     }
 }

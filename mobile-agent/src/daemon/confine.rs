@@ -36,7 +36,7 @@ const WRITE: &[&str] = &["/dev/net/tun", "/dev/null", "/proc/sys/net"];
 pub(super) fn confinement(config: &Config) -> Confinement {
     // Landlock accepts existing directories only.
     if let Err(error) = fs::create_dir_all(&config.state.dir) {
-        tracing::debug!(%error, dir = %config.state.dir.display(), "cannot make the state directory");
+        tracing::debug!(%error, dir = %config.state.dir.display(), "cannot create the state directory");
     }
     let folder = |file: &Path| file.parent().map(Path::to_owned);
     let mut read: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();

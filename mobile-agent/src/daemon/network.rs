@@ -18,21 +18,19 @@ impl NetworkThread {
     /// running agent.
     pub(super) fn start(confinement: &Confinement) -> anyhow::Result<Self> {
         let confinement = confinement.clone();
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the network's thread")?;
+        let runtime =
+            Builder::new_current_thread().enable_all().build().context("cannot start the network thread")?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         std::thread::Builder::new()
             .name("network".to_owned())
             .spawn(move || {
-                confinement.apply().expect("a thread gives up what it does not need");
+                confinement.apply().expect("a new thread can drop its privileges");
                 // An error means that the sender was dropped, which is the signal to end.
                 let _ = runtime.block_on(stopped);
                 runtime.shutdown_background();
             })
-            .context("cannot start the network's thread")?;
+            .context("cannot start the network thread")?;
         Ok(Self { handle, _stop: stop })
     }
 
@@ -52,6 +50,6 @@ impl NetworkThread {
         &self,
         work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
     ) -> anyhow::Result<T> {
-        self.handle.spawn(work).await.context("the network's thread failed")?
+        self.handle.spawn(work).await.context("a task of the network thread failed")?
     }
 }

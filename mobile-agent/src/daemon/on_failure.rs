@@ -52,7 +52,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
         }
         was_connected = connected;
         if connected && agent.direct_fallback.now.swap(false, Ordering::Relaxed) {
-            tracing::info!("there is a session again: new connections of mobile processes take the tunnel");
+            tracing::info!("session established: new connections of mobile processes use the tunnel again");
         }
         let wake = match (connected, agent.direct_fallback.now()) {
             (true, _) => Some(deadline - GRACE + RENEWAL),
@@ -73,8 +73,8 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
                 agent.direct_fallback.now.store(true, Ordering::Relaxed);
                 agent.direct_fallback.times.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
-                    "no session for {} s: new connections of mobile processes go directly until there is one, as \
-                     [routing] on_failure says",
+                    "no session for {} s: new connections of mobile processes go directly until there is one \
+                     ([routing] on_failure = \"open\")",
                     GRACE.as_secs()
                 );
             },
@@ -85,6 +85,6 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
 fn put_off(agent: &Agent) {
     let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(error) = selector.put_off_deadline(OnFailure::Open) {
-        tracing::warn!(%error, "new connections of mobile processes will go directly although there is a session");
+        tracing::warn!(%error, "cannot postpone the deadline of the eBPF programs: new connections of mobile processes will go directly despite the session");
     }
 }

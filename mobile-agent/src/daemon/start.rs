@@ -94,11 +94,11 @@ pub(super) async fn start(
 ) -> anyhow::Result<RunningAgent> {
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "the agent makes a device, routes and eBPF programs, so it must run as root: try it with sudo"
+        "the agent creates a device, routes and eBPF programs, so it must run as root: try it with sudo"
     );
     let relay = config.relay_identity()?;
     let key = PrivateKey::load(&config.identity.private_key_file)
-        .context("the agent has no identity: make one with `mobile keygen`")?;
+        .context("this host has no key: create one with `mobile keygen`")?;
     let preferences = Preferences {
         prefer: globs("[uplink] prefer", &config.uplink.prefer)?,
         exclude: globs("[uplink] exclude", &config.uplink.exclude)?,
@@ -144,7 +144,7 @@ pub(super) async fn start(
     // Messages of the programs help with diagnosis, but nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {
-        tracing::warn!(%error, "messages of the eBPF programs are not shown");
+        tracing::warn!(%error, "cannot read the log of the eBPF programs: their messages are not shown");
     }
 
     let own_key = key.public();
@@ -193,7 +193,7 @@ pub(super) async fn start(
     let for_server = Arc::clone(&agent);
     tasks.spawn(async move {
         control::server::serve(listener, for_server).await;
-        anyhow::anyhow!("the control socket is gone")
+        anyhow::anyhow!("the control socket has stopped")
     });
     Ok(RunningAgent { agent, tasks, clean_ups, network, claim, _metrics: metrics })
 }
@@ -211,14 +211,14 @@ async fn follow_assignment(agent: Arc<Agent>) -> anyhow::Error {
         let view = program_addresses(assignment.borrow_and_update().as_ref());
         if in_force != Some(view) {
             let (resolvers, persistent) = view;
-            tracing::debug!(?resolvers, ?persistent, "addresses of mobile processes");
+            tracing::debug!(?resolvers, ?persistent, "updating the addresses in the eBPF programs");
             let mut selector = agent.selector();
             let (asked, sent) = (selector.set_resolvers(resolvers), selector.set_persistent(persistent));
             if let Err(error) = &asked {
-                tracing::warn!(%error, "queries of mobile processes go where they went before, for now");
+                tracing::warn!(%error, "cannot update DNS redirection: still using the previous resolvers, retrying");
             }
             if let Err(error) = &sent {
-                tracing::warn!(%error, "datagrams of sockets made before `mobile attach` have their former source, for now");
+                tracing::warn!(%error, "cannot update the persistent addresses in the eBPF programs: datagrams of sockets opened before `mobile attach` keep their previous source, retrying");
             }
             in_force = (asked.is_ok() && sent.is_ok()).then_some(view);
         }
@@ -242,7 +242,7 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
         Ok(watch) => watch,
         Err(error) => {
             let dir = slice.dir().display();
-            tracing::warn!(%error, "cannot watch for {dir}: should it come later, its processes are not mobile");
+            tracing::warn!(%error, "cannot watch for the slice {dir}: if it is created later, its processes are not mobile");
             return std::future::pending().await;
         }
     };
@@ -250,11 +250,11 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
     loop {
         let id = slice.id();
         if in_force != Some(id) {
-            tracing::debug!(slice = %slice.dir().display(), id, "the slice whose processes are mobile");
+            tracing::debug!(slice = %slice.dir().display(), id, "updating the slice of mobile processes");
             match agent.selector().set_slice(id) {
                 Ok(()) => in_force = Some(id),
                 Err(error) => {
-                    tracing::warn!(%error, "processes of {} are not mobile yet", slice.dir().display());
+                    tracing::warn!(%error, "cannot update the slice of mobile processes: processes of {} are not mobile yet, retrying", slice.dir().display());
                 }
             }
         }
@@ -264,8 +264,7 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
             tokio::time::timeout(RETRY_DELAY, watch.changed()).await.unwrap_or(Ok(()))
         };
         if let Err(error) = changed {
-            return anyhow::Error::new(error)
-                .context("cannot watch for the slice of mobile processes any more");
+            return anyhow::Error::new(error).context("no longer watching for the slice of mobile processes");
         }
     }
 }
@@ -273,8 +272,9 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
 fn listen(config: &Config) -> anyhow::Result<Listener> {
     let socket = &config.control.socket;
     if let Some(dir) = socket.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make the directory {} for the control socket", dir.display()))?;
+        std::fs::create_dir_all(dir).with_context(|| {
+            format!("cannot create the directory {} for the control socket", dir.display())
+        })?;
     }
     Listener::bind(socket, SOCKET_MODE, config.control.group.as_deref())
         .context("cannot open the control socket")
@@ -317,7 +317,7 @@ async fn make_kernel_objects(
     };
     let selector = Selector::load_or_adopt(&config.bpf.pin_dir, &cgroup, marking)?;
     if selector.adopted() {
-        tracing::info!("adopted what an earlier agent left: its mobile processes go on");
+        tracing::info!("adopted the kernel objects of an earlier agent: its mobile processes continue");
     }
     let setup = Setup {
         cgroup: config.cgroup.path.clone(),
@@ -342,9 +342,10 @@ async fn follow_helper(mut helper: Child) -> anyhow::Error {
 /// Moves the agent out of the mobile cgroup if it was started from a mobile shell. It would
 /// otherwise send its tunnel into the tunnel.
 fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
-    let own = i32::try_from(std::process::id()).context("this process has an odd number")?;
+    let own = i32::try_from(std::process::id())
+        .context("the process ID of the agent exceeds the range of pid_t")?;
     if cgroup.is_mobile(own)? {
-        cgroup.detach(own).context("the agent itself must not be mobile")?;
+        cgroup.detach(own).context("cannot move the agent out of the mobile cgroup")?;
     }
     Ok(())
 }
@@ -354,7 +355,7 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
 fn write_record(record: &Record, config: &Config) -> bool {
     let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
     let added = record.add(Footprint::of(config)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "`mobile cleanup` will need this configuration as it is now");
+        tracing::warn!(%error, "cannot record the kernel objects: `mobile cleanup` will need this configuration unchanged");
         false
     });
     first && added
@@ -383,6 +384,6 @@ async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, record: &Re
         errors.push(error.into());
     }
     for error in errors {
-        tracing::warn!(error = crate::cli::story(&error), "left behind by the failed start");
+        tracing::warn!(error = crate::cli::story(&error), "the failed start left a kernel object behind");
     }
 }

@@ -104,7 +104,7 @@ impl AssignmentCache {
                 (stored.relay == self.relay).then(|| stored.assigned.bounded())
             }
             _ => {
-                tracing::warn!(path = %self.path.display(), "the last known addresses are damaged and ignored");
+                tracing::warn!(path = %self.path.display(), "ignoring the damaged file of the last known addresses");
                 None
             }
         }
@@ -114,7 +114,7 @@ impl AssignmentCache {
     pub(crate) fn store(&self, assigned: &Assignment) -> anyhow::Result<()> {
         let stored = StoredAssignment { relay: self.relay.clone(), assigned: assigned.clone() };
         let text = serde_json::to_vec_pretty(&stored).context("cannot encode the addresses")?;
-        let describe = || format!("cannot keep the addresses in {}", self.path.display());
+        let describe = || format!("cannot store the addresses in {}", self.path.display());
         let new = self.path.with_extension("json.new");
         if let Some(dir) = self.path.parent() {
             std::fs::create_dir_all(dir).with_context(describe)?;
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_comes_back_for_the_same_relay_only() {
+    fn a_stored_assignment_is_loaded_for_the_same_relay_only() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("deep");
         let cache = AssignmentCache::new(&deep, &key(1));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_as_none() {
+    fn a_damaged_file_counts_as_missing() {
         let dir = tempfile::tempdir().unwrap();
         let cache = AssignmentCache::new(dir.path(), &key(1));
         std::fs::write(dir.path().join("assigned.json"), "{\"relay\":").unwrap();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_bounds_is_no_assignment_and_not_loaded() {
+    fn an_assignment_out_of_bounds_is_refused_and_not_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let cache = AssignmentCache::new(dir.path(), &key(1));
         let six = Some("fd77::2".parse().unwrap());

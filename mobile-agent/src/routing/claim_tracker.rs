@@ -100,7 +100,7 @@ impl Refusals {
             if let Claim::Address(address) = refusal.claim
                 && in_force.contains(&address)
             {
-                tracing::info!(%address, "an address that the relay pushed is not refused any more: it is in force");
+                tracing::info!(%address, "a pushed address is no longer refused: it is in force");
             }
         }
         let new: Vec<&'static str> = refusals
@@ -140,8 +140,8 @@ fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
         }
         Claim::Address(address) if address.is_ipv4() => "; connections of mobile processes by IPv4 wait",
         Claim::Address(_) => "; connections of mobile processes by IPv6 wait",
-        Claim::Resolver(_) => "; queries of mobile processes do not go there",
-        Claim::Assignment => "; the one before it stays in force",
+        Claim::Resolver(_) => "; mobile processes do not use it",
+        Claim::Assignment => "; the previous one stays in force",
     };
     Some(Problem { cause: format!("{cause}{follows}"), next_step: status.next_step })
 }
@@ -155,10 +155,14 @@ fn log_refusal(refusal: &Refusal) {
         ),
         Claim::Resolver(resolver) => tracing::warn!(
             %resolver, reason, next_step,
-            "refused a resolver that the relay pushed: queries of mobile processes do not go there"
+            "refused a resolver that the relay pushed: mobile processes do not use it"
         ),
         Claim::Assignment => {
-            tracing::error!(reason, next_step, "refused an assignment that the relay pushed");
+            tracing::error!(
+                reason,
+                next_step,
+                "refused an assignment that the relay pushed: the previous one stays in force"
+            );
         }
     }
 }
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_assignment_out_of_bounds_leaves_the_one_before() {
+    fn an_assignment_out_of_bounds_leaves_the_previous_one_in_force() {
         let refused = Arc::new(Refusals::default());
         let mut claims = ClaimTracker::new(None, &[], Arc::clone(&refused));
         let host = HostNetworks::default();

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn our_rules_go_before_those_that_take_what_is_ours_and_back() {
+    fn rules_move_before_conflicting_ones_and_back() {
         let routing = Routing::default();
         let ours = |priority| rule(priority, Some((routing.mark, routing.mark_mask)), false, 7700);
         let ends = [rule(0, None, false, 255), rule(32766, None, false, 254)];
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fight_ends_and_peace_restores_patience() {
+    fn moves_are_limited_until_a_quiet_period() {
         let (mut limiter, start) = (MoveLimiter::new(), Instant::now());
         assert_eq!((0..100).filter(|_| limiter.try_move(start)).count(), 8);
         assert!(!limiter.try_move(start + QUIET_PERIOD / 2));

@@ -60,7 +60,7 @@ async fn follow(
                 Ok(changes) if changes.links || changes.addresses || changes.routes => {}
                 Ok(_) => continue,
                 Err(error) => {
-                    return anyhow::Error::new(error).context("cannot watch the networks of this host any more");
+                    return anyhow::Error::new(error).context("no longer watching the networks of this host");
                 }
             },
             changed = relay.changed() => if changed.is_err() {
@@ -82,7 +82,7 @@ async fn follow(
             // read.
             Err(error) => tracing::warn!(
                 error = crate::cli::story(&error),
-                "cannot read the networks of this host: claims of the relay are judged by what was known before"
+                "cannot read the networks of this host: judging the relay's claims by the previous facts"
             ),
         }
         next = Instant::now() + MIN_READ_INTERVAL.max(began.elapsed().saturating_mul(PAUSE_FACTOR));
@@ -106,7 +106,9 @@ async fn read_on_thread(
             read(&netlink, &own_device, relay).await.context("cannot read the networks of this host")
         })
     };
-    tokio::task::spawn_blocking(work).await.context("the reading of the networks of this host failed")?
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("the thread that reads the networks of this host failed")?
 }
 
 /// Reads the facts once, of all devices except `own_device`; `relay` are the addresses of the

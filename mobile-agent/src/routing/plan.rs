@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn where_ordinary_processes_have_no_ipv6_they_get_none_of_ours() {
+    fn without_host_ipv6_there_is_no_rule_for_ipv6_replies() {
         let routing = config::Routing::default();
         let with = plan(&routing, 4900, None, 7, Some(&assigned()), EVERYWHERE);
         let without = plan(&routing, 4900, None, 7, Some(&assigned()), HostIpSupport { ipv6: false });

@@ -174,7 +174,7 @@ impl RouteReconciler {
                 }
                 changed = self.host.changed() => match changed {
                     Ok(()) => self.restore().await,
-                    Err(_) => return anyhow::anyhow!("the networks of this host are not watched any more"),
+                    Err(_) => return anyhow::anyhow!("no longer watching the networks of this host"),
                 },
                 _ = settings.tick() => self.restore().await,
                 changed = ingress::changed(&mut tables) => match changed {
@@ -183,14 +183,14 @@ impl RouteReconciler {
                         self.ingress.mark_stale();
                         self.restore().await
                     }
-                    Err(error) => Err(anyhow::Error::new(error).context("cannot watch the ingress filter any more")),
+                    Err(error) => Err(anyhow::Error::new(error).context("no longer watching the ingress filter")),
                 },
                 changed = watch.changed() => match changed {
                     Ok(_) => {
                         sleep_until(next).await;
                         self.restore().await
                     }
-                    Err(error) => Err(anyhow::Error::new(error).context("cannot watch the MOBILE route any more")),
+                    Err(error) => Err(anyhow::Error::new(error).context("no longer watching the MOBILE route")),
                 },
             };
             if let Err(error) = pass {
@@ -211,16 +211,18 @@ impl RouteReconciler {
                 Some(old) if old.addresses() != new.addresses() => tracing::warn!(
                     old = ?old.addresses(),
                     new = ?new.addresses(),
-                    "the relay assigns other addresses than before: connections of mobile processes that use the old ones end"
+                    "the relay assigned other addresses: connections of mobile processes from the old ones end"
                 ),
-                _ => tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigns"),
+                _ => {
+                    tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigned addresses")
+                }
             }
             // Store the assignment as the relay pushed it, because each start judges the claims
             // anew.
             if let Err(error) = self.cache.store(&new) {
                 tracing::warn!(
                     error = crate::cli::story(&error),
-                    "after a restart without the relay the addresses will be unknown"
+                    "cannot store the assignment: after a restart, the addresses are unknown until the relay is reached"
                 );
             }
         }
@@ -247,7 +249,10 @@ impl RouteReconciler {
             Err(error) => {
                 self.config.routing.bypass = before;
                 if let Err(error) = self.tolerant_pass().await {
-                    tracing::warn!(error = crate::cli::story(&error), "the MOBILE route is not whole");
+                    tracing::warn!(
+                        error = crate::cli::story(&error),
+                        "the MOBILE route is incomplete, retrying after the next change"
+                    );
                 }
                 Err(crate::cli::story(&error))
             }
@@ -260,7 +265,10 @@ impl RouteReconciler {
         let created = self.tolerant_pass().await?;
         if created > 0 {
             self.restored.fetch_add(created, Ordering::Relaxed);
-            tracing::warn!(created, "somebody removed or changed parts of the MOBILE route: put back");
+            tracing::warn!(
+                created,
+                "put back parts of the MOBILE route that another program removed or changed"
+            );
         }
         Ok(())
     }
@@ -275,7 +283,10 @@ impl RouteReconciler {
                     .link_index(&self.config.tunnel.device)
                     .await
                     .context("the host virtual device is gone")?;
-                tracing::warn!(error = crate::cli::story(&error), "the MOBILE route is not whole");
+                tracing::warn!(
+                    error = crate::cli::story(&error),
+                    "the MOBILE route is incomplete, retrying after the next change"
+                );
                 Ok(0)
             }
         }
@@ -288,7 +299,9 @@ impl RouteReconciler {
             match sysctl::ensure(&name, value) {
                 Ok(before) => changed += u64::from(before.is_some()),
                 // Without IPv6, its settings do not exist.
-                Err(error) if error.is_missing() => tracing::debug!(%error, "no such setting"),
+                Err(error) if error.is_missing() => {
+                    tracing::debug!(%error, "skipping a device setting that does not exist")
+                }
                 Err(error) => return Err(error).context("cannot prepare the host virtual device"),
             }
         }
@@ -303,21 +316,21 @@ impl RouteReconciler {
         let first = conflicting_rules(&rules, routing, routing.rule_priority).next();
         let wanted = rule_priority(&rules, routing);
         let mut moved = false;
-        if let Some(place) = wanted
-            && place != self.priority
+        if let Some(priority) = wanted
+            && priority != self.priority
             && self.move_limiter.try_move(Instant::now().into())
         {
-            self.priority = place;
+            self.priority = priority;
             moved = true;
             self.conflicts.moves.fetch_add(1, Ordering::Relaxed);
             match first {
                 Some(rule) => tracing::warn!(
-                    "the {} rule `{rule}` takes every packet of mobile processes: our rules go before it, to priority {place}",
+                    "the {} rule `{rule}` takes every packet of mobile processes: our rules go before it, to priority {priority}",
                     rule.family
                 ),
                 None => tracing::info!(
-                    place,
-                    "no rule of others is in the way any more: ours are back in their place"
+                    priority,
+                    "no conflicting rule is left: our rules are back at the configured priority"
                 ),
             }
         }
@@ -333,7 +346,7 @@ impl RouteReconciler {
                 if wanted.is_none() {
                     "there is no room before it"
                 } else {
-                    "it has come back too often to go on"
+                    "our rules have moved too often"
                 }
             );
         }
@@ -478,11 +491,11 @@ impl RouteReconciler {
             Ok(created) => Ok(created.into()),
             Err(error) if error.is_family_unavailable() => {
                 if !std::mem::replace(&mut self.ipv6_missing_logged, true) {
-                    tracing::info!(%error, "mobile processes go without it");
+                    tracing::info!(%error, "an address family is unavailable on this host: mobile processes do without it");
                 }
                 Ok(0)
             }
-            Err(error) => Err(error).context("cannot make the MOBILE route"),
+            Err(error) => Err(error).context("cannot set up the MOBILE route"),
         }
     }
 }

@@ -107,7 +107,7 @@ impl Failure {
         Self::new(
             Fault::Uplink,
             "resolve",
-            format!("the relay's name in {endpoint} cannot be resolved: {error}"),
+            format!("cannot resolve the relay's name in {endpoint}: {error}"),
             "check [relay] endpoint and the resolver of this host",
         )
     }
@@ -116,7 +116,7 @@ impl Failure {
     /// answered with a reset.
     pub(crate) fn unreachable(error: &str, refused: bool) -> Self {
         let fault = if refused { Fault::Relay } else { Fault::Uplink };
-        let next = "check that home-relay serves there and that the network lets the port through";
+        let next = "check that home-relay runs there and that the network allows the port";
         Self::new(fault, "unreachable", error.to_owned(), next)
     }
 
@@ -126,7 +126,7 @@ impl Failure {
             Fault::Uplink,
             "timeout",
             format!("no answer from the relay in time ({stage})"),
-            "check that the network lets the relay's port through",
+            "check that the network allows the relay's port",
         )
     }
 
@@ -144,16 +144,16 @@ impl Failure {
             tls::Cause::WrongRelayKey { expected, offered } => Self::new(
                 Fault::Identity,
                 "wrong_relay_key",
-                format!("the relay shows the key {offered}, but [relay] public_key is {expected}"),
+                format!("the relay presented the key {offered}, but [relay] public_key is {expected}"),
                 "compare with the key that `home-relay init` printed: if the relay's key was changed, correct \
-                 [relay] public_key; if not, somebody else answers in its place",
+                 [relay] public_key; if not, another host answers in the relay's place",
             ),
             tls::Cause::Protocol(_) | tls::Cause::Oversized => Self::new(
                 Fault::Uplink,
                 "protocol",
-                format!("what answers at the relay's endpoint is no relay: {cause}"),
+                format!("the host at the relay's endpoint does not speak the relay's protocol: {cause}"),
                 "check the port in [relay] endpoint, the versions of both ends, and whether a captive portal \
-                 or proxy stands in between",
+                 or proxy is in between",
             ),
             tls::Cause::Network(text) => {
                 Self::unreachable(&format!("the connection to the relay failed: {text}"), false)
@@ -180,7 +180,7 @@ impl Failure {
                 Fault::Relay,
                 "relay_closed",
                 format!("the relay closed the path: {code}"),
-                "none: the agent connects again",
+                "none: the agent reconnects by itself",
             ),
         }
     }

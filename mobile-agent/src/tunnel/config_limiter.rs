@@ -42,7 +42,7 @@ impl ConfigLimiter {
             if self.waiting.replace(config).is_none() {
                 tracing::warn!(
                     wait_s = self.delay(now).as_secs(),
-                    "the relay changes its configuration too often: the latest one is used later"
+                    "the relay changes its configuration too often: deferring the latest one"
                 );
             }
         }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_changes_without_end_is_used_now_and_then() {
+    fn a_configuration_that_changes_without_end_is_published_at_a_limited_rate() {
         let (publish, mut published) = watch::channel(None);
         let (mut config_limiter, start) = (ConfigLimiter::new(publish), Instant::now());
         let mut changes = 0;
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_configuration_is_used_in_the_end() {
+    fn the_last_configuration_is_published_in_the_end() {
         let (publish, published) = watch::channel(None);
         let (mut config_limiter, now) = (ConfigLimiter::new(publish), Instant::now());
         for mtu in 1300..1320 {
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!((published.borrow().clone(), config_limiter.due_at()), (Some(config(1319)), None));
         config_limiter.offer(due, config(1318));
         config_limiter.offer(due, config(1319));
-        assert_eq!(config_limiter.due_at(), None, "what is in force does not wait");
+        assert_eq!(config_limiter.due_at(), None, "the configuration in force is not deferred");
         assert_eq!(config_limiter.deferred(), 13);
     }
 }

@@ -105,7 +105,7 @@ impl Dialer {
             .fuse()
         );
         let mut failure =
-            Failure::resolve(&self.endpoint, &format!("it has no address in a family that {uplink} serves"));
+            Failure::resolve(&self.endpoint, &format!("it has no address in a family that {uplink} can use"));
         loop {
             // A slow resolver must not delay the next attempt, which uses the answer.
             if runners.is_empty() && !race.tried.is_empty() {
@@ -119,7 +119,7 @@ impl Dialer {
                         Err(error) if race.tried.is_empty() => {
                             return Err(Failure::resolve(&self.endpoint, &error));
                         }
-                        Err(error) => tracing::debug!(error, "the relay's name cannot be resolved now"),
+                        Err(error) => tracing::debug!(error, "cannot resolve the relay's name: using the addresses known so far"),
                     }
                     continue;
                 }
@@ -158,7 +158,7 @@ impl Dialer {
     async fn look_up(self: Arc<Self>, timeout: Duration) -> Result<Vec<SocketAddr>, String> {
         let found: Vec<SocketAddr> = tokio::time::timeout(timeout, tokio::net::lookup_host(&self.endpoint))
             .await
-            .map_err(|_| "the resolver does not answer".to_owned())?
+            .map_err(|_| "the resolver does not answer in time".to_owned())?
             .map_err(|error| error.to_string())?
             .collect();
         if found.is_empty() {

@@ -61,7 +61,7 @@ impl HandoverHistory {
             blackout_ms = u64::try_from(handover.blackout.as_millis()).unwrap_or(u64::MAX),
             replayed_records = handover.replayed,
             dropped_packets = handover.dropped,
-            "handover"
+            "handover complete"
         );
         if self.recent.len() == MAX_RECENT_HANDOVERS {
             self.recent.pop_front();
@@ -78,7 +78,11 @@ impl HandoverHistory {
     pub(crate) fn record_failure(&mut self, uplink: &str, failure: Failure) {
         *self.failures.entry(failure.kind).or_default() += 1;
         if let Some(known) = self.known_failure(uplink, &failure).cloned() {
-            tracing::debug!(uplink, cause = failure.problem.cause, "still cannot use the relay");
+            tracing::debug!(
+                uplink,
+                cause = failure.problem.cause,
+                "connection attempt failed again for the same reason"
+            );
             self.problems.insert(uplink.to_owned(), known);
             return;
         }
@@ -151,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_counted_and_the_newest_remembered() {
+    fn all_handovers_are_counted_and_the_newest_remembered() {
         let mut history = HandoverHistory::new();
         for blackout in 0..100 {
             history.record_handover(Instant::now(), handover(blackout));

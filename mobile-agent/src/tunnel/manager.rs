@@ -107,7 +107,7 @@ impl Manager {
                 }
                 Some(uplink) = forces.recv() => self.machine.force(Instant::now(), uplink),
                 slept = self.suspend.resumed() => {
-                    tracing::info!(slept_s = slept.as_secs(), "back from suspend: asking every path for a sign of life");
+                    tracing::info!(slept_s = slept.as_secs(), "resumed from suspend: probing every path");
                     self.driver.probe();
                     self.uplinks.refresh();
                 }
@@ -131,7 +131,7 @@ impl Manager {
         let usable_uplinks = self.machine.decision().usable.join(" ");
         tracing::info!(
             usable_uplinks,
-            "no path to the relay, open connections wait for one: `mobile uplinks` says why"
+            "no path to the relay: open connections wait until a path works; `mobile uplinks` lists the obstacles"
         );
         None
     }
@@ -163,7 +163,7 @@ impl Manager {
             }
             DriverEvent::Session(Event::Config(config)) => self.config_limiter.offer(now, config),
             DriverEvent::Session(Event::PathDoubted { path }) => {
-                tracing::debug!(%path, "path doubted");
+                tracing::debug!(%path, "expected answers are late: probing the path");
                 if self.machine.is_current(path) {
                     // The kernel announces a lost carrier up to a second late, but reports it at
                     // once when asked.
@@ -177,7 +177,7 @@ impl Manager {
             DriverEvent::Session(Event::PathRecovered { path }) => {
                 self.machine.recovered(now, path);
                 if let Some(uplink) = self.uplink_of(path).filter(|_| self.machine.is_current(path)) {
-                    tracing::info!(uplink, "the path answers again");
+                    tracing::info!(uplink, "path answers again");
                 }
             }
             DriverEvent::Session(Event::PathClosed { path, code }) => {
@@ -200,9 +200,9 @@ impl Manager {
         };
         let silent_ms = u64::try_from(silent_for.as_millis()).unwrap_or(u64::MAX);
         if role == PathRole::Active {
-            tracing::warn!(uplink, silent_ms, "the path has gone silent");
+            tracing::warn!(uplink, silent_ms, "active path has gone silent");
         } else {
-            tracing::debug!(uplink, silent_ms, ?role, "a path that is not in use has gone silent");
+            tracing::debug!(uplink, silent_ms, ?role, "unused path has gone silent");
         }
     }
 
@@ -217,7 +217,7 @@ impl Manager {
         if role == PathRole::Attempt || failure.fault == Fault::Identity {
             self.history.record_failure(&uplink, failure);
         } else if role == PathRole::Active {
-            tracing::warn!(uplink, cause = failure.problem.cause, "path lost");
+            tracing::warn!(uplink, cause = failure.problem.cause, "active path lost");
         } else {
             tracing::debug!(uplink, cause = failure.problem.cause, "standby path lost");
         }
@@ -240,7 +240,7 @@ impl Manager {
 
     fn run_actions(&mut self) {
         while let Some(action) = self.machine.poll_action() {
-            tracing::trace!(?action, "tunnel");
+            tracing::trace!(?action, "running action");
             match action {
                 Action::Connect { path, uplink, families, timeout } => {
                     self.history.attempts += 1;
@@ -262,8 +262,7 @@ impl Manager {
                 Action::Probe => self.driver.probe(),
                 Action::Activate { path, keep } => self.driver.activate(path, keep),
                 Action::TimedOut { uplink, opened } => {
-                    let stage =
-                        if opened { "it did not welcome us" } else { "it did not accept the connection" };
+                    let stage = if opened { "waiting for its welcome" } else { "waiting for TCP and TLS" };
                     self.history.record_failure(&uplink, Failure::timeout(stage));
                 }
                 Action::RecordHandover(handover) => self.history.record_handover(Instant::now(), handover),

@@ -30,7 +30,7 @@ impl SuspendWatch {
     /// Creates a watch. Without the timer, suspends are not detected, but links that come back are.
     pub(super) fn new() -> Self {
         let timer = clock_change_timer()
-            .inspect_err(|error| tracing::warn!(%error, "the end of a suspend is not noticed"))
+            .inspect_err(|error| tracing::warn!(%error, "cannot detect the end of a suspend: paths are not probed after one"))
             .ok();
         Self { timer, suspended: total_suspended() }
     }
@@ -54,7 +54,7 @@ impl SuspendWatch {
             Err(errno) => Err(errno.into()),
         });
         if let Ok(Err(error)) = outcome {
-            tracing::warn!(%error, "the end of a suspend is not noticed any more");
+            tracing::warn!(%error, "no longer detecting the end of a suspend: paths are not probed after one");
             self.timer = None;
         }
     }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_suspend_is_told_once_and_a_clock_that_is_only_set_is_none() {
+    fn a_suspend_is_reported_once_and_a_clock_change_is_not() {
         let mut known = Duration::from_secs(100);
         assert_eq!(new_suspend(&mut known, Duration::from_secs(100)), None);
         assert_eq!(new_suspend(&mut known, Duration::from_secs(3700)), Some(Duration::from_secs(3600)));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_kernel_gives_the_timer_and_nothing_is_told_without_a_suspend() {
+    async fn the_kernel_supports_the_timer_and_nothing_is_reported_without_a_suspend() {
         let mut suspend = SuspendWatch::new();
         assert!(suspend.timer.is_some());
         let told = tokio::time::timeout(Duration::from_millis(50), suspend.resumed()).await;

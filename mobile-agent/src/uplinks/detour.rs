@@ -80,7 +80,7 @@ impl Detours {
                         tracing::info!(
                             uplink,
                             ?gateway,
-                            "a VPN has replaced the default route: leading to the relay over the link's router"
+                            "a VPN has replaced the default route: adding a route to the relay over the link's router"
                         );
                     }
                     wanted.extend(routes);
@@ -157,7 +157,7 @@ impl Detours {
         for route in &wanted {
             if let Err(error) = netlink.ensure_route(route).await {
                 // The link may be in another network meanwhile.
-                tracing::debug!(%error, "cannot lead around a VPN");
+                tracing::debug!(%error, "cannot add a route to the relay around a VPN");
             }
         }
         for family in Family::ALL {

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_is_told_with_its_addresses() {
+    fn a_link_has_its_own_global_addresses() {
         let link = Link {
             index: 2,
             name: "eth0".into(),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_without_an_address_of_the_relay_is_judged_by_any_other() {
+    fn a_family_without_a_relay_address_uses_a_remote_address() {
         let targets = RouteTargets::new(&["[::ffff:198.51.100.2]:443".parse().unwrap()]);
         assert_eq!(targets.of(Family::V4), ["198.51.100.2".parse::<IpAddr>().unwrap()]);
         assert_eq!(targets.of(Family::V6), REMOTE_ADDRESSES[1..]);

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn another_network_is_told_from_a_change_of_this_one() {
+    fn another_network_is_distinguished_from_a_change_of_this_one() {
         let before = uplink("wlan0", 600);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let more = vec![before.addresses[0], address("2001:db8::7")];
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_just_failed_comes_last_and_the_current_one_wins_a_tie() {
+    fn a_failing_uplink_ranks_last_and_the_current_one_wins_a_tie() {
         let failing = BTreeSet::from(["eth0".to_owned()]);
         let links = [uplink("eth0", 100), uplink("wlan0", 600), uplink("wlan1", 600)];
         let mut preferences = preferences(&failing);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn every_obstacle_is_told() {
+    fn every_obstacle_is_reported() {
         let none = BTreeSet::new();
         let exclude = globs(&["docker*"]);
         let mut preferences = preferences(&none);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_serves_only_if_it_is_preferred_and_never_if_it_leads_back() {
+    fn a_tunnel_is_usable_only_if_preferred_and_never_if_it_loops() {
         let none = BTreeSet::new();
         let vpn = Uplink { tunnel: true, ..uplink("tun0", 50) };
         let links = [uplink("eth0", 100), vpn];
@@ -378,7 +378,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn candidates_are_exactly_the_usable_ones(
+        fn exactly_the_usable_uplinks_are_ranked(
             links in proptest::collection::btree_map("[a-e][0-2]", any_uplink(), 0..6),
             families in any::<(bool, bool)>(),
             forced in proptest::option::of("[a-e][0-2]"),

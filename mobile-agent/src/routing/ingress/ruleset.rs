@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_addressed_to_either_address_and_comes_by_another_device_is_dropped_at_both_hooks() {
+    fn packets_from_another_device_to_either_address_are_dropped_at_both_hooks() {
         let script = ruleset(&["10.77.0.2", "fd77::2"]).script(7);
         assert_has(&script, "ip daddr 10.77.0.2 counter name dropped drop");
         assert_has(&script, "ip6 daddr fd77::2 counter name dropped drop");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_quote_an_address_are_told_by_the_quoted_source() {
+    fn icmp_errors_are_matched_by_the_quoted_source_address() {
         let script = ruleset(&["10.77.0.2", "fd77::2"]).script(0);
         assert_has(
             &script,

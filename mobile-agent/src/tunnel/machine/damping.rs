@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_uplink_that_flaps_has_to_live_longer_each_time_to_be_forgiven() {
+    fn a_flapping_uplink_needs_a_longer_healthy_lifetime_each_time() {
         let now = Instant::now();
         let mut damping = Damping::default();
         let mut needed = Vec::new();
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_the_uplinks_fault_puts_it_after_the_others() {
+    fn only_a_fault_of_the_uplink_ranks_it_behind_the_others() {
         let now = Instant::now();
         let mut damping = Damping::default();
         damping.record_failure(now, Fault::Relay, 0.5);

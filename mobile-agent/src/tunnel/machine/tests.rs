@@ -142,7 +142,7 @@ fn the_best_uplink_is_tried_at_once_and_the_next_a_moment_later() {
 }
 
 #[test]
-fn the_first_that_is_ready_wins_and_the_better_one_takes_over_without_a_blackout() {
+fn the_first_ready_path_wins_and_the_better_uplink_takes_over_without_a_blackout() {
     let mut rig = Rig::new(both());
     let eth = rig.expect_connect("eth0");
     rig.wait(UPLINK_STAGGER);
@@ -172,7 +172,7 @@ fn the_first_connection_is_no_handover() {
 }
 
 #[test]
-fn carrier_lost_breaks_at_once_and_connects_over_the_next() {
+fn a_lost_carrier_closes_the_path_and_connects_over_the_next_uplink() {
     let mut rig = Rig::connected();
     let eth = rig.active_path();
     let mut links = both();
@@ -192,7 +192,7 @@ fn carrier_lost_breaks_at_once_and_connects_over_the_next() {
 }
 
 #[test]
-fn every_loss_of_the_active_uplink_is_named() {
+fn every_loss_of_the_active_uplink_has_its_cause() {
     for (cause, change) in [
         (HandoverCause::LinkDown, (|uplink: &mut Uplink| uplink.up = false) as fn(&mut Uplink)),
         (HandoverCause::CarrierLost, |uplink| uplink.carrier = false),
@@ -224,7 +224,7 @@ fn a_renumbered_uplink_is_connected_again_over_itself() {
 }
 
 #[test]
-fn mobile_use_makes_before_it_breaks_and_is_called_forced() {
+fn a_forced_handover_opens_the_new_path_before_it_closes_the_old() {
     let mut rig = Rig::connected();
     rig.machine.force(rig.now, Some("wlan0".into()));
     let path = rig.expect_connect("wlan0");
@@ -247,7 +247,7 @@ fn a_forced_uplink_that_dies_does_not_take_the_session_with_it() {
 }
 
 #[test]
-fn a_relay_that_restarts_is_sought_on_the_same_uplink_without_delay() {
+fn a_restarted_relay_is_dialled_on_the_same_uplink_without_delay() {
     let mut rig = Rig::connected();
     rig.now += Duration::from_secs(100);
     let eth = rig.active_path();
@@ -265,7 +265,7 @@ fn a_relay_that_restarts_is_sought_on_the_same_uplink_without_delay() {
 }
 
 #[test]
-fn pauses_grow_to_a_bound_and_a_change_of_the_uplink_ends_them() {
+fn retry_delays_grow_to_a_limit_and_a_change_of_the_uplink_ends_them() {
     let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
     let mut pauses = Vec::new();
     for _ in 0..8 {
@@ -288,7 +288,7 @@ fn pauses_grow_to_a_bound_and_a_change_of_the_uplink_ends_them() {
 }
 
 #[test]
-fn a_refused_key_is_not_hammered() {
+fn a_refused_key_is_retried_slowly() {
     let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
     let mut last = Duration::ZERO;
     for _ in 0..10 {
@@ -301,7 +301,7 @@ fn a_refused_key_is_not_hammered() {
 }
 
 #[test]
-fn an_attempt_that_hangs_is_given_up_and_repeated_with_more_patience() {
+fn a_hanging_attempt_times_out_and_is_repeated_with_a_longer_timeout() {
     let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
     let path = rig.expect_connect("eth0");
     assert!(rig.machine.transport_ready(rig.now, path, address(1)));
@@ -353,7 +353,7 @@ fn nothing_is_tried_without_a_usable_uplink_and_at_once_when_there_is_one() {
 }
 
 #[test]
-fn what_was_given_up_is_ignored_when_it_comes_late() {
+fn late_events_of_a_closed_path_are_ignored() {
     let mut rig = Rig::new(both());
     let path = rig.expect_connect("eth0");
     rig.machine.set_uplinks(rig.now, vec![link("wlan0", 600, 2)]);

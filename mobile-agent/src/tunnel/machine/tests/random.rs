@@ -225,7 +225,7 @@ impl Shell {
 
 proptest! {
     #[test]
-    fn whatever_happens_the_shell_stays_in_step_and_the_tunnel_recovers(
+    fn under_random_events_the_manager_stays_consistent_and_the_tunnel_recovers(
         events in proptest::collection::vec(random_event(), 1..80),
         standby in any::<bool>(),
     ) {

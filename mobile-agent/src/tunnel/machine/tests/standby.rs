@@ -48,7 +48,7 @@ fn with_the_carrier_gone_the_standby_path_takes_over_at_once() {
 }
 
 #[test]
-fn standby_paths_are_held_where_they_are_wished_for() {
+fn standby_paths_are_held_only_on_configured_uplinks() {
     let links = vec![link("eth0", 100, 1), link("wlan0", 600, 2), link("wwan0", 700, 3)];
     let mut rig = Rig::with_standby(links, &["wl*"]);
     let eth = rig.expect_connect("eth0");
@@ -83,7 +83,7 @@ fn a_better_uplink_takes_over_and_the_old_path_stands_by() {
 }
 
 #[test]
-fn a_standby_path_that_cannot_be_made_is_tried_ever_less_often() {
+fn a_standby_path_that_cannot_be_opened_is_tried_ever_less_often() {
     let mut rig = Rig::with_standby(both(), &["*"]);
     let eth = rig.expect_connect("eth0");
     rig.succeed(eth, 1);
@@ -122,7 +122,7 @@ fn a_silent_path_is_left_at_once_for_the_standby_path_and_closed_when_it_stays_s
 }
 
 #[test]
-fn a_slow_path_taken_for_dead_stands_by_again_and_is_returned_to_after_a_while() {
+fn a_recovered_path_stands_by_and_is_used_again_after_a_while() {
     let (mut rig, eth, wlan) = warm();
     silence(&mut rig, eth);
     rig.machine.confirmed(rig.now, wlan);
@@ -232,7 +232,7 @@ fn after_a_killed_relay_every_path_is_dead_and_the_best_uplink_is_dialled_at_onc
 /// Regression: the healthy time of a path was counted from its beginning although it had stalled
 /// since, so that each stall counted as the first.
 #[test]
-fn a_path_that_stalls_and_recovers_again_and_again_is_left_for_ever_longer() {
+fn a_path_that_stalls_repeatedly_is_avoided_for_longer_each_time() {
     let (mut rig, eth, wlan) = warm();
     rig.wait(Duration::from_secs(3600));
     let mut stays = Vec::new();
@@ -256,7 +256,7 @@ fn a_path_that_stalls_and_recovers_again_and_again_is_left_for_ever_longer() {
 
 /// Regression: a path that went silent and then broke cleared its failures by its long life before.
 #[test]
-fn a_silent_path_that_breaks_stays_blamed() {
+fn a_silent_path_that_breaks_keeps_its_failure() {
     let (mut rig, eth, wlan) = warm();
     rig.wait(Duration::from_secs(3600));
     silence(&mut rig, eth);
@@ -286,7 +286,7 @@ fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
 
 /// Regression: only `tick` ended attempts, and a deadline in the past never caused a tick.
 #[test]
-fn an_attempt_that_is_late_ends_with_whatever_happens_next() {
+fn an_expired_attempt_ends_with_the_next_event() {
     let mut rig = Rig::new(both());
     let path = rig.expect_connect("eth0");
     rig.now += ATTEMPT_TIMEOUT;
@@ -296,7 +296,7 @@ fn an_attempt_that_is_late_ends_with_whatever_happens_next() {
 
 /// Regression: a move to a network with the same addresses went unnoticed until somebody typed.
 #[test]
-fn a_gateway_that_changes_makes_every_path_be_asked() {
+fn a_changed_gateway_probes_every_path() {
     let (mut rig, _, _) = warm();
     let mut links = both();
     links[1].gateways = vec![address(254)];
@@ -310,7 +310,7 @@ fn a_gateway_that_changes_makes_every_path_be_asked() {
 /// Regression: the deprecation of an IPv6 address, which happens daily to a temporary one, closed
 /// the path bound to it.
 #[test]
-fn an_address_that_fades_keeps_its_path() {
+fn a_deprecated_address_keeps_its_path() {
     let (mut rig, eth, _) = warm();
     let mut links = both();
     links[0].addresses.push(address(77));
@@ -325,7 +325,7 @@ fn an_address_that_fades_keeps_its_path() {
 /// Regression: a handover did not report the packets dropped before an attempt on another path that
 /// failed.
 #[test]
-fn what_is_dropped_on_the_way_to_a_path_that_fails_is_told_with_the_handover() {
+fn packets_dropped_before_a_failed_move_count_for_the_handover() {
     let (mut rig, eth, wlan) = warm();
     rig.lose(eth, Fault::Relay);
     rig.machine.activated(wlan, 1, 40);
