@@ -35,10 +35,10 @@ use crate::footprint;
 
 /// How long to wait for the relay to receive the close. Without it, the relay notices the end by
 /// itself.
-const GOODBYE: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long the reply to `mobile cleanup` may take to leave the socket.
-const LAST_ANSWER: Duration = Duration::from_millis(100);
+const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
 
 /// Runs `mobile agent`.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
@@ -48,12 +48,12 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
     let config = Config::load(config)?;
     mobile_io::memory::keep_some();
     let confinement = confine::confinement(&config);
-    let of_threads = confinement.clone();
+    let thread_confinement = confinement.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // These threads resolve names. The main thread needs more rights until everything is set
         // up.
-        .on_thread_start(move || of_threads.apply().expect("a new thread can drop its privileges"))
+        .on_thread_start(move || thread_confinement.apply().expect("a new thread can drop its privileges"))
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(run(config, &record, &confinement));
@@ -72,7 +72,7 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
     let mut watchdog = tokio::time::interval(notify::watchdog().unwrap_or(Duration::MAX / 4));
     let mut state = running.agent.tunnel.state.clone();
-    let mut said = String::new();
+    let mut sent = String::new();
     let result = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
@@ -84,9 +84,9 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
             }
             Ok(()) = state.changed() => {
                 let line = summary(&state.borrow_and_update());
-                if line != said {
+                if line != sent {
                     notify::status(&line);
-                    said = line;
+                    sent = line;
                 }
             }
             _ = watchdog.tick() => notify::alive(),
@@ -99,8 +99,8 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
 
 async fn stop(running: &RunningAgent) {
     notify::stopping();
-    let goodbye = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
-    if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
+    let close = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
+    if tokio::time::timeout(CLOSE_TIMEOUT, close).await.is_err() {
         tracing::debug!("the session was not closed at the relay in time");
     }
 }
@@ -117,13 +117,13 @@ async fn clean_up(
     drop((network, claim));
     let names = footprint::for_running(&agent.config, record);
     let result = crate::cli::remove_everything(&names, record, Some(&agent.processes)).await;
-    let told = match &result {
+    let outcome = match &result {
         Ok(()) => Ok(()),
         Err(error) => Err(crate::cli::story(error)),
     };
     // The requester may be gone. The result is logged too.
-    let _ = reply.send(told);
-    tokio::time::sleep(LAST_ANSWER).await;
+    let _ = reply.send(outcome);
+    tokio::time::sleep(REPLY_DRAIN_TIME).await;
     if result.is_ok() {
         tracing::info!("agent stopped, everything removed");
     }

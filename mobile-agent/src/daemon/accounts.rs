@@ -35,7 +35,8 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
         {
             tracing::warn!(
                 connections = now - before,
-                "connections are missing from `mobile ps`: the eBPF map {} is full, or the kernel is out of memory",
+                "connections are missing from `mobile ps`: the eBPF map {} is full, or the kernel \
+                is out of memory",
                 map::ACCOUNTS
             );
         }

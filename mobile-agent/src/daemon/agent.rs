@@ -103,7 +103,10 @@ impl Agent {
             wanted.push(net);
             // Update the programs before a route leads there, so that they drop nothing on it.
             self.selector().add_bypass(net).map_err(|error| {
-                tracing::warn!(%error, %net, "cannot add the network to the bypass map of the eBPF programs");
+                tracing::warn!(
+                    %error, %net,
+                    "cannot add the network to the bypass map of the eBPF programs"
+                );
                 error.to_string()
             })?;
         } else {
@@ -115,7 +118,11 @@ impl Agent {
         if routed.is_ok() != add
             && let Err(error) = self.selector().remove_bypass(net)
         {
-            tracing::warn!(%error, %net, "cannot remove the network from the bypass map of the eBPF programs; no route leads to it");
+            tracing::warn!(
+                %error, %net,
+                "cannot remove the network from the bypass map of the eBPF programs; no route \
+                leads to it"
+            );
         }
         routed?;
         *nets = wanted;
@@ -129,8 +136,8 @@ impl Agent {
         let assignment = self.route.assignment.borrow().clone();
         let assignment = assignment.filter(|it| !it.addresses().is_empty()).ok_or(Errno::ENETDOWN)?;
         let relay = self.tunnel.state.borrow().active.as_ref().map(|(_, address)| address.ip());
-        let leads = |to: Ipv4Addr| assignment.ipv4 == Some(to) || relay == Some(to.into());
-        if !gateway.is_none_or(leads) {
+        let is_endpoint = |to: Ipv4Addr| assignment.ipv4 == Some(to) || relay == Some(to.into());
+        if !gateway.is_none_or(is_endpoint) {
             return Err(Errno::EADDRNOTAVAIL);
         }
         let nets = self.bypass.lock().await;
@@ -299,8 +306,8 @@ fn count(number: usize) -> u64 {
 
 /// Returns the state of compression on the active path. Before the relay has answered, this is the
 /// configured mode.
-fn compression(wish: Compression, active: Option<&PathStats>) -> &'static str {
-    match (wish, active) {
+fn compression(configured: Compression, active: Option<&PathStats>) -> &'static str {
+    match (configured, active) {
         (Compression::Off, _) => "off",
         (Compression::Zstd, Some(path)) if path.ready && !path.compression => "refused",
         (Compression::Zstd, _) => "zstd",
@@ -385,7 +392,8 @@ fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
     };
     Ok(verdict.obstacle.map(|obstacle| {
         format!(
-            "{name} cannot carry the tunnel at present ({}{}): it is used as soon as it can, and other uplinks until then",
+            "{name} cannot carry the tunnel at present ({}{}): it is used as soon as it can, and \
+            other uplinks until then",
             obstacle.description(),
             obstacle.next_step().map(|step| format!("; {step}")).unwrap_or_default()
         )

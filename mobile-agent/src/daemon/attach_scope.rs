@@ -16,7 +16,11 @@ impl Agent {
     pub(crate) fn attach_to_root(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
         let held = self.attach_lock.0.read().unwrap_or_else(PoisonError::into_inner);
         self.selector().widen().map_err(|error| {
-            tracing::warn!(%error, "cannot attach the eBPF programs to the root cgroup: processes with open sockets cannot become mobile");
+            tracing::warn!(
+                %error,
+                "cannot attach the eBPF programs to the root cgroup: processes with open sockets \
+                cannot become mobile"
+            );
             error.to_string()
         })?;
         Ok(held)
@@ -26,12 +30,16 @@ impl Agent {
     /// processes bear no cost.
     pub(super) fn attach_to_mobile_only(&self) {
         // A process is becoming mobile; the next sweep tries again.
-        let Ok(_nobody_joins) = self.attach_lock.0.try_write() else { return };
+        let Ok(_guard) = self.attach_lock.0.try_write() else { return };
         if self.cgroup.slice().id() != 0 || !self.cgroup.pids().is_ok_and(|pids| pids.is_empty()) {
             return;
         }
         if let Err(error) = self.selector().narrow() {
-            tracing::warn!(%error, "cannot detach the eBPF programs from the root cgroup: they still run for ordinary processes");
+            tracing::warn!(
+                %error,
+                "cannot detach the eBPF programs from the root cgroup: they still run for ordinary \
+                processes"
+            );
         }
     }
 }

@@ -85,6 +85,10 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
 fn put_off(agent: &Agent) {
     let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(error) = selector.put_off_deadline(OnFailure::Open) {
-        tracing::warn!(%error, "cannot postpone the deadline of the eBPF programs: new connections of mobile processes will go directly despite the session");
+        tracing::warn!(
+            %error,
+            "cannot postpone the deadline of the eBPF programs: new connections of mobile \
+            processes will go directly despite the session"
+        );
     }
 }

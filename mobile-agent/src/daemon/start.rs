@@ -215,10 +215,17 @@ async fn follow_assignment(agent: Arc<Agent>) -> anyhow::Error {
             let mut selector = agent.selector();
             let (asked, sent) = (selector.set_resolvers(resolvers), selector.set_persistent(persistent));
             if let Err(error) = &asked {
-                tracing::warn!(%error, "cannot update DNS redirection: still using the previous resolvers, retrying");
+                tracing::warn!(
+                    %error,
+                    "cannot update DNS redirection: still using the previous resolvers, retrying"
+                );
             }
             if let Err(error) = &sent {
-                tracing::warn!(%error, "cannot update the persistent addresses in the eBPF programs: datagrams of sockets opened before `mobile attach` keep their previous source, retrying");
+                tracing::warn!(
+                    %error,
+                    "cannot update the persistent addresses in the eBPF programs: datagrams of \
+                    sockets opened before `mobile attach` keep their previous source, retrying"
+                );
             }
             in_force = (asked.is_ok() && sent.is_ok()).then_some(view);
         }
@@ -242,7 +249,11 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
         Ok(watch) => watch,
         Err(error) => {
             let dir = slice.dir().display();
-            tracing::warn!(%error, "cannot watch for the slice {dir}: if it is created later, its processes are not mobile");
+            tracing::warn!(
+                %error,
+                "cannot watch for the slice {dir}: if it is created later, its processes are not \
+                mobile"
+            );
             return std::future::pending().await;
         }
     };
@@ -250,11 +261,19 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
     loop {
         let id = slice.id();
         if in_force != Some(id) {
-            tracing::debug!(slice = %slice.dir().display(), id, "updating the slice of mobile processes");
+            tracing::debug!(
+                slice = %slice.dir().display(), id,
+                "updating the slice of mobile processes"
+            );
             match agent.selector().set_slice(id) {
                 Ok(()) => in_force = Some(id),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot update the slice of mobile processes: processes of {} are not mobile yet, retrying", slice.dir().display());
+                    tracing::warn!(
+                        %error,
+                        "cannot update the slice of mobile processes: processes of {} are not \
+                        mobile yet, retrying",
+                        slice.dir().display()
+                    );
                 }
             }
         }
@@ -355,7 +374,11 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
 fn write_record(record: &Record, config: &Config) -> bool {
     let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
     let added = record.add(Footprint::of(config)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot record the kernel objects: `mobile cleanup` will need this configuration unchanged");
+        tracing::warn!(
+            %error,
+            "cannot record the kernel objects: `mobile cleanup` will need this configuration \
+            unchanged"
+        );
         false
     });
     first && added

@@ -104,7 +104,10 @@ impl AssignmentCache {
                 (stored.relay == self.relay).then(|| stored.assigned.bounded())
             }
             _ => {
-                tracing::warn!(path = %self.path.display(), "ignoring the damaged file of the last known addresses");
+                tracing::warn!(
+                    path = %self.path.display(),
+                    "ignoring the damaged file of the last known addresses"
+                );
                 None
             }
         }

@@ -255,7 +255,8 @@ impl Refusal {
                  otherwise have a private [pool] chosen on the relay"
             }
             (_, Objection::Local(_) | Objection::Connected(..) | Objection::NextHop) => {
-                "leave the network that has it, or have another [pool] chosen on the relay; the address returns by itself"
+                "leave the network that has it, or have another [pool] chosen on the relay; the \
+                address returns by itself"
             }
             _ => "have another [pool] chosen on the relay",
         }

@@ -151,7 +151,8 @@ fn log_refusal(refusal: &Refusal) {
     match claim {
         Claim::Address(address) => tracing::error!(
             %address, reason, next_step,
-            "refused an address that the relay pushed: mobile processes wait for another, or for this one"
+            "refused an address that the relay pushed: mobile processes wait for another, or for \
+            this one"
         ),
         Claim::Resolver(resolver) => tracing::warn!(
             %resolver, reason, next_step,

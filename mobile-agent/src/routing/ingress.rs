@@ -220,7 +220,8 @@ impl IngressFilter {
         if let Some(error) = failure.as_ref().filter(|_| state.failure != failure) {
             tracing::warn!(
                 error,
-                "ingress filter not installed: visited networks can probe for persistent addresses and forge packets to them"
+                "ingress filter not installed: visited networks can probe for persistent addresses \
+                and forge packets to them"
             );
         }
         state.filter = if failure.is_some() { FilterKind::None } else { FilterKind::Ebpf };

@@ -183,14 +183,18 @@ impl RouteReconciler {
                         self.ingress.mark_stale();
                         self.restore().await
                     }
-                    Err(error) => Err(anyhow::Error::new(error).context("no longer watching the ingress filter")),
+                    Err(error) => {
+                        Err(anyhow::Error::new(error).context("no longer watching the ingress filter"))
+                    }
                 },
                 changed = watch.changed() => match changed {
                     Ok(_) => {
                         sleep_until(next).await;
                         self.restore().await
                     }
-                    Err(error) => Err(anyhow::Error::new(error).context("no longer watching the MOBILE route")),
+                    Err(error) => {
+                        Err(anyhow::Error::new(error).context("no longer watching the MOBILE route"))
+                    }
                 },
             };
             if let Err(error) = pass {
@@ -211,10 +215,14 @@ impl RouteReconciler {
                 Some(old) if old.addresses() != new.addresses() => tracing::warn!(
                     old = ?old.addresses(),
                     new = ?new.addresses(),
-                    "the relay assigned other addresses: connections of mobile processes from the old ones end"
+                    "the relay assigned other addresses: connections of mobile processes from the \
+                    old ones end"
                 ),
                 _ => {
-                    tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigned addresses")
+                    tracing::info!(
+                        addresses = ?new.addresses(), mtu = new.mtu,
+                        "the relay assigned addresses"
+                    )
                 }
             }
             // Store the assignment as the relay pushed it, because each start judges the claims
@@ -222,7 +230,8 @@ impl RouteReconciler {
             if let Err(error) = self.cache.store(&new) {
                 tracing::warn!(
                     error = crate::cli::story(&error),
-                    "cannot store the assignment: after a restart, the addresses are unknown until the relay is reached"
+                    "cannot store the assignment: after a restart, the addresses are unknown until \
+                    the relay is reached"
                 );
             }
         }
@@ -325,7 +334,8 @@ impl RouteReconciler {
             self.conflicts.moves.fetch_add(1, Ordering::Relaxed);
             match first {
                 Some(rule) => tracing::warn!(
-                    "the {} rule `{rule}` takes every packet of mobile processes: our rules go before it, to priority {priority}",
+                    "the {} rule `{rule}` takes every packet of mobile processes: our rules go \
+                    before it, to priority {priority}",
                     rule.family
                 ),
                 None => tracing::info!(
@@ -491,7 +501,11 @@ impl RouteReconciler {
             Ok(created) => Ok(created.into()),
             Err(error) if error.is_family_unavailable() => {
                 if !std::mem::replace(&mut self.ipv6_missing_logged, true) {
-                    tracing::info!(%error, "an address family is unavailable on this host: mobile processes do without it");
+                    tracing::info!(
+                        %error,
+                        "an address family is unavailable on this host: mobile processes do \
+                        without it"
+                    );
                 }
                 Ok(0)
             }

@@ -137,7 +137,8 @@ impl Failure {
                 Fault::Identity,
                 "unauthorised",
                 format!(
-                    "the relay does not accept this host's key {own_key}: it is not authorised there, or was revoked"
+                    "the relay does not accept this host's key {own_key}: it is not authorised \
+                    there, or was revoked"
                 ),
                 format!("on the relay: home-relay authorize NAME {own_key}"),
             ),

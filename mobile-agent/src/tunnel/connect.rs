@@ -119,7 +119,10 @@ impl Dialer {
                         Err(error) if race.tried.is_empty() => {
                             return Err(Failure::resolve(&self.endpoint, &error));
                         }
-                        Err(error) => tracing::debug!(error, "cannot resolve the relay's name: using the addresses known so far"),
+                        Err(error) => tracing::debug!(
+                            error,
+                            "cannot resolve the relay's name: using the addresses known so far"
+                        ),
                     }
                     continue;
                 }

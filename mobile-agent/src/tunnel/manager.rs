@@ -107,7 +107,10 @@ impl Manager {
                 }
                 Some(uplink) = forces.recv() => self.machine.force(Instant::now(), uplink),
                 slept = self.suspend.resumed() => {
-                    tracing::info!(slept_s = slept.as_secs(), "resumed from suspend: probing every path");
+                    tracing::info!(
+                        slept_s = slept.as_secs(),
+                        "resumed from suspend: probing every path"
+                    );
                     self.driver.probe();
                     self.uplinks.refresh();
                 }
@@ -131,7 +134,8 @@ impl Manager {
         let usable_uplinks = self.machine.decision().usable.join(" ");
         tracing::info!(
             usable_uplinks,
-            "no path to the relay: open connections wait until a path works; `mobile uplinks` lists the obstacles"
+            "no path to the relay: open connections wait until a path works; `mobile uplinks` \
+            lists the obstacles"
         );
         None
     }

@@ -30,7 +30,9 @@ impl SuspendWatch {
     /// Creates a watch. Without the timer, suspends are not detected, but links that come back are.
     pub(super) fn new() -> Self {
         let timer = clock_change_timer()
-            .inspect_err(|error| tracing::warn!(%error, "cannot detect the end of a suspend: paths are not probed after one"))
+            .inspect_err(|error| {
+                tracing::warn!(%error, "cannot detect the end of a suspend: paths are not probed then");
+            })
             .ok();
         Self { timer, suspended: total_suspended() }
     }
@@ -54,7 +56,10 @@ impl SuspendWatch {
             Err(errno) => Err(errno.into()),
         });
         if let Ok(Err(error)) = outcome {
-            tracing::warn!(%error, "no longer detecting the end of a suspend: paths are not probed after one");
+            tracing::warn!(
+                %error,
+                "no longer detecting the end of a suspend: paths are not probed after one"
+            );
             self.timer = None;
         }
     }
@@ -102,7 +107,7 @@ mod tests {
     async fn the_kernel_supports_the_timer_and_nothing_is_reported_without_a_suspend() {
         let mut suspend = SuspendWatch::new();
         assert!(suspend.timer.is_some());
-        let told = tokio::time::timeout(Duration::from_millis(50), suspend.resumed()).await;
-        assert!(told.is_err());
+        let reported = tokio::time::timeout(Duration::from_millis(50), suspend.resumed()).await;
+        assert!(reported.is_err());
     }
 }

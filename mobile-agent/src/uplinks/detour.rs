@@ -80,7 +80,8 @@ impl Detours {
                         tracing::info!(
                             uplink,
                             ?gateway,
-                            "a VPN has replaced the default route: adding a route to the relay over the link's router"
+                            "a VPN has replaced the default route: adding a route to the relay \
+                            over the link's router"
                         );
                     }
                     wanted.extend(routes);

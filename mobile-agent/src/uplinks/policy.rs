@@ -307,9 +307,9 @@ mod tests {
             uplink("e", 1),
         ];
         let decision = decide(&links, &preferences);
-        let told: Vec<_> = decision.verdicts.iter().map(|verdict| verdict.obstacle).collect();
+        let obstacles: Vec<_> = decision.verdicts.iter().map(|verdict| verdict.obstacle).collect();
         assert_eq!(
-            told,
+            obstacles,
             [
                 Some(Obstacle::Excluded),
                 Some(Obstacle::Down),

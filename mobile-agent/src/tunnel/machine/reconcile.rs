@@ -44,13 +44,13 @@ impl Machine {
         self.start_attempts(now, &wanted);
         let deadlines =
             self.paths.iter().filter(|candidate| !candidate.is_ready()).map(|candidate| candidate.deadline);
-        let probations = self
+        let expiries = self
             .paths
             .iter()
             .filter_map(|candidate| Some(candidate.unresponsive_since? + UNRESPONSIVE_TIMEOUT));
         let records = self.damping.values().chain(self.flapping.values());
         let avoided = records.filter_map(Damping::avoided_until);
-        let due = deadlines.chain(probations).chain(avoided).filter(|at| *at > now);
+        let due = deadlines.chain(expiries).chain(avoided).filter(|at| *at > now);
         self.wake = self.wake.into_iter().chain(due).min();
     }
 
@@ -214,12 +214,12 @@ impl Machine {
     /// closed.
     fn close_unwanted(&mut self, now: Instant, wanted: &[String]) {
         let used = self.current.as_ref().map(|current| current.path);
-        let proved = self.current.as_ref().is_none_or(|current| current.confirmed);
+        let confirmed = self.current.as_ref().is_none_or(|current| current.confirmed);
         let order = |candidate: &CandidatePath| {
             (Some(candidate.path) != used, !candidate.is_ready(), candidate.started, candidate.path)
         };
         // An unresponsive path stays until its replacement is ready.
-        let surpassed = |candidate: &CandidatePath| {
+        let is_redundant = |candidate: &CandidatePath| {
             let better = |other: &&CandidatePath| {
                 let comes_first = if candidate.is_responsive() {
                     order(other) < order(candidate)
@@ -233,16 +233,18 @@ impl Machine {
             };
             self.paths.iter().find(better).is_some()
         };
-        let doomed = |candidate: &&CandidatePath| {
-            let hopeless =
+        let is_unwanted = |candidate: &&CandidatePath| {
+            let expired =
                 candidate.unresponsive_since.is_some_and(|since| now >= since + UNRESPONSIVE_TIMEOUT);
-            let needless =
-                surpassed(candidate) || (!wanted.contains(&candidate.uplink) && candidate.is_responsive());
+            let surplus =
+                is_redundant(candidate) || (!wanted.contains(&candidate.uplink) && candidate.is_responsive());
             Some(candidate.path) != used
-                && (hopeless || (needless && (proved || !candidate.is_ready() || !candidate.is_responsive())))
+                && (expired
+                    || (surplus && (confirmed || !candidate.is_ready() || !candidate.is_responsive())))
         };
-        let doomed: Vec<PathId> = self.paths.iter().filter(doomed).map(|candidate| candidate.path).collect();
-        self.close_where(|candidate| doomed.contains(&candidate.path));
+        let unwanted: Vec<PathId> =
+            self.paths.iter().filter(is_unwanted).map(|candidate| candidate.path).collect();
+        self.close_where(|candidate| unwanted.contains(&candidate.path));
     }
 
     fn start_attempts(&mut self, now: Instant, wanted: &[String]) {

@@ -75,7 +75,10 @@ fn a_better_uplink_takes_over_and_the_old_path_stands_by() {
     rig.machine.confirmed(rig.now, eth);
     let actions = rig.actions();
     assert!(
-        matches!(&actions[..], [Action::RecordHandover(told)] if told.cause == HandoverCause::BetterUplink),
+        matches!(
+            &actions[..],
+            [Action::RecordHandover(handover)] if handover.cause == HandoverCause::BetterUplink
+        ),
         "{actions:?}"
     );
     rig.machine.force(rig.now, Some("wlan0".into()));
@@ -157,11 +160,13 @@ fn the_only_uplink_gets_a_second_path_beside_the_silent_one_and_the_first_to_ans
             rig.succeed(fresh, 1);
             let actions = rig.actions();
             assert!(actions.contains(&Action::Close { path: eth }), "{actions:?}");
-            let told = actions.iter().find_map(|action| match action {
-                Action::RecordHandover(told) => Some((told.from.as_str(), told.to.as_str(), told.cause)),
+            let recorded = actions.iter().find_map(|action| match action {
+                Action::RecordHandover(handover) => {
+                    Some((handover.from.as_str(), handover.to.as_str(), handover.cause))
+                }
                 _ => None,
             });
-            assert_eq!(told, Some(("eth0", "eth0", HandoverCause::Silent)));
+            assert_eq!(recorded, Some(("eth0", "eth0", HandoverCause::Silent)));
         }
     }
 }
@@ -315,8 +320,8 @@ fn a_deprecated_address_keeps_its_path() {
     let mut links = both();
     links[0].addresses.push(address(77));
     rig.machine.set_uplinks(rig.now, links.clone());
-    let faded = links[0].addresses.remove(0);
-    links[0].deprecated.push(faded);
+    let deprecated = links[0].addresses.remove(0);
+    links[0].deprecated.push(deprecated);
     rig.machine.set_uplinks(rig.now, links);
     assert_eq!(rig.actions(), []);
     assert_eq!(rig.active_path(), eth);
