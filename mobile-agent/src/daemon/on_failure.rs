@@ -48,7 +48,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
         // follows.
         if connected || was_connected {
             deadline = Instant::now() + GRACE;
-            put_off(&agent);
+            postpone_deadline(&agent);
         }
         was_connected = connected;
         if connected && agent.direct_fallback.now.swap(false, Ordering::Relaxed) {
@@ -82,7 +82,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
-fn put_off(agent: &Agent) {
+fn postpone_deadline(agent: &Agent) {
     let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(error) = selector.put_off_deadline(OnFailure::Open) {
         tracing::warn!(

@@ -22,7 +22,7 @@ use super::conflicting_rules::{MoveLimiter, conflicting_rules, is_ours, rule_pri
 use super::ingress::{self, IngressFilter, IngressMonitor};
 use super::plan::{HostIpSupport, Plan, REMOTE_ADDRESSES, plan, surplus};
 use crate::config::Config;
-use crate::tunnel::io::DeviceSide;
+use crate::tunnel::io::DeliveryFilter;
 
 /// The shortest time between two passes. It bounds the cost if another program removes rules in a
 /// loop; a single removal is repaired at once.
@@ -66,7 +66,7 @@ pub(crate) struct RouteReconciler {
     config: Config,
     netlink: Netlink,
     cache: AssignmentCache,
-    device: Arc<DeviceSide>,
+    device: Arc<DeliveryFilter>,
     claims: ClaimTracker,
     host: watch::Receiver<HostNetworks>,
     /// The claims of the relay's assignment that nothing contradicts.
@@ -91,7 +91,7 @@ impl RouteReconciler {
         config: &Config,
         netlink: Netlink,
         cache: AssignmentCache,
-        device: Arc<DeviceSide>,
+        device: Arc<DeliveryFilter>,
         host: watch::Receiver<HostNetworks>,
     ) -> anyhow::Result<(Self, RouteStatus)> {
         let refused = Arc::new(Refusals::default());
@@ -222,7 +222,7 @@ impl RouteReconciler {
                     tracing::info!(
                         addresses = ?new.addresses(), mtu = new.mtu,
                         "the relay assigned addresses"
-                    )
+                    );
                 }
             }
             // Store the assignment as the relay pushed it, because each start judges the claims
@@ -309,7 +309,7 @@ impl RouteReconciler {
                 Ok(before) => changed += u64::from(before.is_some()),
                 // Without IPv6, its settings do not exist.
                 Err(error) if error.is_missing() => {
-                    tracing::debug!(%error, "skipping a device setting that does not exist")
+                    tracing::debug!(%error, "skipping a device setting that does not exist");
                 }
                 Err(error) => return Err(error).context("cannot prepare the host virtual device"),
             }
