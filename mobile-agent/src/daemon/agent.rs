@@ -342,7 +342,7 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
     let path_on = |uplink: &str| {
         let ready = state.ready.iter().filter(|(_, on)| on == uplink);
         let stats = ready.filter_map(|(id, _)| paths.iter().find(|(path, _)| path == id));
-        stats.map(|(_, stats)| stats).min_by_key(|stats| stats.suspect)
+        stats.map(|(_, stats)| stats).min_by_key(|stats| stats.unresponsive)
     };
     let place = |name: &str| state.decision.usable.iter().position(|candidate| candidate == name);
     let mut list: Vec<(usize, UplinkStatus)> = state
@@ -359,7 +359,7 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
                     let next_step = obstacle.next_step().map(str::to_owned);
                     ("unusable", Some(obstacle.description().to_owned()), next_step)
                 }
-                _ if path.is_some_and(|path| !path.suspect) => ("standby", None, None),
+                _ if path.is_some_and(|path| !path.unresponsive) => ("standby", None, None),
                 _ if path.is_some() => ("silent", Some("its path does not answer".to_owned()), None),
                 (.., Some(problem)) => {
                     ("failing", Some(problem.cause.clone()), Some(problem.next_step.clone()))

@@ -10,7 +10,7 @@ use mobile_io::driver::PacketIo;
 use mobile_io::joining::Joining;
 use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
-use mobile_proto::{Made, Offload, Packet};
+use mobile_proto::{CoalescedSegment, Offload, Packet};
 
 /// Decides which of the relay's packets may be delivered to the device, and counts the others.
 #[derive(Debug, Default)]
@@ -60,7 +60,7 @@ impl PacketIo for TunIo {
     fn send(&mut self, packet: Packet<'_>) {
         if self.filter.admits(packet.bytes) {
             let Self { tun, filter, joining } = self;
-            joining.send(packet, &mut |packet, made| write(tun, filter, packet, made));
+            joining.send(packet, &mut |packet, segment| write(tun, filter, packet, segment));
         } else {
             self.filter.misaddressed.fetch_add(1, Ordering::Relaxed);
         }
@@ -68,13 +68,13 @@ impl PacketIo for TunIo {
 
     fn flush(&mut self) {
         let Self { tun, filter, joining } = self;
-        joining.flush(&mut |packet, made| write(tun, filter, packet, made));
+        joining.flush(&mut |packet, segment| write(tun, filter, packet, segment));
     }
 }
 
-fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, made: Made) {
+fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, segment: CoalescedSegment) {
     if tun.try_send(packet).is_err() {
-        filter.refused.fetch_add(made.packets, Ordering::Relaxed);
+        filter.refused.fetch_add(segment.packets, Ordering::Relaxed);
     }
 }
 

@@ -156,17 +156,17 @@ impl Manager {
                     self.history.record_success(&uplink);
                 }
             }
-            DriverEvent::Session(Event::Activated { path, replayed, dropped, .. }) => {
+            DriverEvent::Session(Event::PathActivated { path, replayed, dropped, .. }) => {
                 self.machine.activated(path, replayed, dropped);
             }
-            DriverEvent::Session(Event::Confirmed { path }) => {
+            DriverEvent::Session(Event::PathConfirmed { path }) => {
                 self.machine.confirmed(now, path);
                 if let Some(active) = self.machine.active() {
                     tracing::info!(uplink = active.uplink, "path active");
                 }
             }
             DriverEvent::Session(Event::Config(config)) => self.config_limiter.offer(now, config),
-            DriverEvent::Session(Event::PathDoubted { path }) => {
+            DriverEvent::Session(Event::PathProbing { path }) => {
                 tracing::debug!(%path, "expected answers are late: probing the path");
                 if self.machine.is_current(path) {
                     // The kernel announces a lost carrier up to a second late, but reports it at
@@ -174,7 +174,7 @@ impl Manager {
                     self.uplinks.refresh();
                 }
             }
-            DriverEvent::Session(Event::PathSuspect { path, silent_for }) => {
+            DriverEvent::Session(Event::PathUnresponsive { path, silent_for }) => {
                 let began = now.checked_sub(silent_for).unwrap_or(now);
                 self.path_unresponsive(path, began, silent_for);
             }
