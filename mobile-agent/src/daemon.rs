@@ -23,7 +23,7 @@ use std::time::Duration;
 use anyhow::Context;
 use mobile_io::confine::Confinement;
 use mobile_io::notify;
-use mobile_io::record::Record;
+use mobile_io::state_file::StateFile;
 use mobile_proto::CloseCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,10 +43,10 @@ const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
 /// Runs `mobile agent`.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
-    let record = footprint::state_file(config)
+    let state_file = footprint::state_file(config)
         .context("cannot determine the path of the file that records kernel objects")?;
     let config = Config::load(config)?;
-    mobile_io::memory::keep_some();
+    mobile_io::allocator::retain_freed_memory();
     let confinement = confine::confinement(&config);
     let thread_confinement = confinement.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -56,21 +56,21 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
         .on_thread_start(move || thread_confinement.apply().expect("a new thread can drop its privileges"))
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config, &record, &confinement));
+    let result = runtime.block_on(run(config, &state_file, &confinement));
     // Do not wait for a resolver that does not answer.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyhow::Result<()> {
+async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) -> anyhow::Result<()> {
     // Handle signals before making anything, so that the agent always stops in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let mut running = start::start(config, record, confinement).await?;
+    let mut running = start::start(config, state_file, confinement).await?;
     confinement.apply().context("the agent cannot drop privileges")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
-    let mut watchdog = tokio::time::interval(notify::watchdog().unwrap_or(Duration::MAX / 4));
+    let mut watchdog = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::MAX / 4));
     let mut state = running.agent.tunnel.state.clone();
     let mut sent = String::new();
     let result = loop {
@@ -80,7 +80,7 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
             fatal = running.tasks.join_next() => break Err(fatal_error(fatal)),
             Some(reply) = running.clean_ups.recv() => {
                 stop(&running).await;
-                return clean_up(running, record, reply).await;
+                return clean_up(running, state_file, reply).await;
             }
             Ok(()) = state.changed() => {
                 let line = summary(&state.borrow_and_update());
@@ -89,7 +89,7 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
                     sent = line;
                 }
             }
-            _ = watchdog.tick() => notify::alive(),
+            _ = watchdog.tick() => notify::keep_alive(),
         }
     };
     stop(&running).await;
@@ -107,7 +107,7 @@ async fn stop(running: &RunningAgent) {
 
 async fn clean_up(
     running: RunningAgent,
-    record: &Record,
+    state_file: &StateFile,
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
     let RunningAgent { agent, mut tasks, network, claim, .. } = running;
@@ -115,8 +115,8 @@ async fn clean_up(
     // it, and the cgroup only when no agent has locked it.
     tasks.shutdown().await;
     drop((network, claim));
-    let names = footprint::for_running(&agent.config, record);
-    let result = crate::cli::remove_everything(&names, record, Some(&agent.processes)).await;
+    let names = footprint::for_running(&agent.config, state_file);
+    let result = crate::cli::remove_everything(&names, state_file, Some(&agent.processes)).await;
     let outcome = match &result {
         Ok(()) => Ok(()),
         Err(error) => Err(crate::cli::story(error)),

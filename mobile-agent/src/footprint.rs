@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::record::Record;
+use mobile_io::state_file::StateFile;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};
@@ -64,8 +64,8 @@ impl Footprint {
 }
 
 /// Returns the file of the agent that is configured by this file, or by the default file.
-pub(crate) fn state_file(config: Option<&Path>) -> std::io::Result<Record> {
-    Record::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
+pub(crate) fn state_file(config: Option<&Path>) -> std::io::Result<StateFile> {
+    StateFile::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
 }
 
 /// Returns the names of objects that may be in the kernel: those of the present configuration
@@ -73,8 +73,8 @@ pub(crate) fn state_file(config: Option<&Path>) -> std::io::Result<Record> {
 ///
 /// A broken configuration causes a warning only, because the recorded names suffice. Without
 /// recorded names, the default file stands for the default names.
-pub(crate) fn for_cleanup(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<Config>> {
-    let recorded = read_recorded(record);
+pub(crate) fn for_cleanup(path: Option<&Path>, state_file: &StateFile) -> anyhow::Result<Vec<Config>> {
+    let recorded = read_recorded(state_file);
     let mut names = Vec::new();
     match Config::load(path) {
         Ok(config) => names.push(Footprint::of(&config)),
@@ -99,12 +99,12 @@ pub(crate) fn for_cleanup(path: Option<&Path>, record: &Record) -> anyhow::Resul
 
 /// Returns the names of objects that the agent running with `config` may have in the kernel: its
 /// own first, then others on file.
-pub(crate) fn for_running(config: &Config, record: &Record) -> Vec<Config> {
-    with_recorded(vec![Footprint::of(config)], read_recorded(record))
+pub(crate) fn for_running(config: &Config, state_file: &StateFile) -> Vec<Config> {
+    with_recorded(vec![Footprint::of(config)], read_recorded(state_file))
 }
 
-fn read_recorded(record: &Record) -> Vec<Footprint> {
-    let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
+fn read_recorded(state_file: &StateFile) -> Vec<Footprint> {
+    let mut recorded: Vec<Footprint> = state_file.read().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the recorded kernel objects: cleaning up without them");
         Vec::new()
     });
@@ -146,20 +146,20 @@ mod tests {
     fn recorded_names_replace_a_broken_file_and_supplement_a_changed_one() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");
-        let record = Record::new(dir.path(), &file).unwrap();
+        let state_file = StateFile::new(dir.path(), &file).unwrap();
         std::fs::write(&file, CHANGED).unwrap();
         let config = Config::load(Some(&file)).unwrap();
         let footprint = Footprint::of(&config);
         assert_eq!(Footprint::of(&footprint.clone().into_config()), footprint);
 
         std::fs::write(&file, "[rooting]\n").unwrap();
-        let error = for_cleanup(Some(&file), &record).unwrap_err();
+        let error = for_cleanup(Some(&file), &state_file).unwrap_err();
         assert!(format!("{error:#}").contains("rooting"), "{error:#}");
-        record.add(footprint).unwrap();
-        assert_eq!(devices(&for_cleanup(Some(&file), &record).unwrap()), ["m1"]);
+        state_file.add(footprint).unwrap();
+        assert_eq!(devices(&for_cleanup(Some(&file), &state_file).unwrap()), ["m1"]);
         std::fs::write(&file, "[tunnel]\ndevice = \"m2\"\n").unwrap();
-        assert_eq!(devices(&for_cleanup(Some(&file), &record).unwrap()), ["m2", "m1"]);
+        assert_eq!(devices(&for_cleanup(Some(&file), &state_file).unwrap()), ["m2", "m1"]);
         std::fs::write(&file, CHANGED).unwrap();
-        assert_eq!(devices(&for_cleanup(Some(&file), &record).unwrap()), ["m1"]);
+        assert_eq!(devices(&for_cleanup(Some(&file), &state_file).unwrap()), ["m1"]);
     }
 }

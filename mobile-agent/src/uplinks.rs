@@ -82,7 +82,7 @@ pub(crate) async fn watch(
 ) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error> + Send + 'static)> {
     let targets = RouteTargets::new(&relay.borrow());
     // Subscribe before the first read, so that no change is missed in between.
-    let watch = Watch::of_routes(interest(&settings, &targets)).context("cannot watch the uplinks")?;
+    let watch = Watch::with_interest(interest(&settings, &targets)).context("cannot watch the uplinks")?;
     // Use a separate socket, so that changes by the route reconciler do not delay the news of a
     // lost uplink.
     let netlink = Netlink::new().context("cannot read the uplinks")?;

@@ -13,7 +13,7 @@ use mobile_io::confine::Confinement;
 use mobile_io::control::Listener;
 use mobile_io::keys::PrivateKey;
 use mobile_io::netlink::Netlink;
-use mobile_io::record::Record;
+use mobile_io::state_file::StateFile;
 use mobile_io::tun::{self, Tun};
 use mobile_proto::Limits;
 use tokio::process::Child;
@@ -67,7 +67,7 @@ pub(super) struct RunningAgent {
 /// The objects that this start made, as opposed to those that were there before.
 #[derive(Default)]
 struct UndoLog {
-    record: bool,
+    state_file: bool,
     cgroup: bool,
     device: bool,
     route: bool,
@@ -89,7 +89,7 @@ struct KernelObjects {
 /// Starts the agent. On an error, removes every object that this start made.
 pub(super) async fn start(
     config: Config,
-    record: &Record,
+    state_file: &StateFile,
     confinement: &Confinement,
 ) -> anyhow::Result<RunningAgent> {
     ensure!(
@@ -121,11 +121,11 @@ pub(super) async fn start(
     let networks = routing::networks::watch(config.tunnel.device.clone(), dialer.addresses());
     let (networks, watch_networks) = network.run(networks).await?;
 
-    let mut undo_log = UndoLog { record: write_record(record, &config), ..UndoLog::default() };
+    let mut undo_log = UndoLog { state_file: write_state_file(state_file, &config), ..UndoLog::default() };
     let kernel = match make_kernel_objects(&config, &relay, &netlink, networks, &mut undo_log).await {
         Ok(kernel) => kernel,
         Err(error) => {
-            undo(&config, &netlink, undo_log, record).await;
+            undo(&config, &netlink, undo_log, state_file).await;
             return Err(error);
         }
     };
@@ -371,9 +371,9 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
 
 /// Records the kernel objects about to be made, for `mobile cleanup`. Returns whether this start
 /// created the file.
-fn write_record(record: &Record, config: &Config) -> bool {
-    let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
-    let added = record.add(Footprint::of(config)).unwrap_or_else(|error| {
+fn write_state_file(state_file: &StateFile, config: &Config) -> bool {
+    let first = state_file.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
+    let added = state_file.add(Footprint::of(config)).unwrap_or_else(|error| {
         tracing::warn!(
             %error,
             "cannot record the kernel objects: `mobile cleanup` will need this configuration \
@@ -384,7 +384,7 @@ fn write_record(record: &Record, config: &Config) -> bool {
     first && added
 }
 
-async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, record: &Record) {
+async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, state_file: &StateFile) {
     let mut errors = Vec::new();
     if undo_log.route {
         errors.extend(routing::remove(config, netlink, false).await);
@@ -400,9 +400,9 @@ async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, record: &Re
     {
         errors.push(error.into());
     }
-    if undo_log.record
+    if undo_log.state_file
         && errors.is_empty()
-        && let Err(error) = record.remove()
+        && let Err(error) = state_file.remove()
     {
         errors.push(error.into());
     }

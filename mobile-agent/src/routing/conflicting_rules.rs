@@ -30,7 +30,7 @@ pub(crate) fn is_ours(rule: &Rule, routing: &Routing) -> bool {
 pub(crate) fn is_listed_as_ours(rule: &ListedRule, routing: &Routing) -> bool {
     let ListedRule { priority, family, fwmark, from, .. } = *rule;
     !rule.inverted
-        && !rule.narrowed
+        && !rule.has_other_selectors
         && rule.table.is_some_and(|table| is_ours(&Rule { priority, family, fwmark, from, table }, routing))
 }
 
@@ -45,7 +45,9 @@ pub(crate) fn conflicting_rules<'a>(
         .iter()
         // Every host has the local table's rule at priority 0.
         .filter(move |rule| (1..=priority).contains(&rule.priority))
-        .filter(|rule| !is_listed_as_ours(rule, routing) && rule.takes(routing.mark, routing.mark_mask))
+        .filter(|rule| {
+            !is_listed_as_ours(rule, routing) && rule.matches_mark(routing.mark, routing.mark_mask)
+        })
 }
 
 /// Returns the priority for the agent's first rule: the configured one if no rule conflicts, or one
@@ -95,8 +97,8 @@ mod tests {
             fwmark,
             from: None,
             inverted,
-            narrowed: false,
-            suppressed: false,
+            has_other_selectors: false,
+            suppresses_default_route: false,
         }
     }
 

@@ -143,7 +143,7 @@ impl RouteReconciler {
             tables: vec![self.config.routing.table],
             covering: REMOTE_ADDRESSES.to_vec(),
         };
-        let mut watch = match Watch::of_routes(interest) {
+        let mut watch = match Watch::with_interest(interest) {
             Ok(watch) => watch,
             Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
         };

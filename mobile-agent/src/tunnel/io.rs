@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
+use mobile_io::coalescing::CoalescingWriter;
 use mobile_io::driver::PacketIo;
-use mobile_io::joining::Joining;
 use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
 use mobile_proto::{CoalescedSegment, Offload, Packet};
@@ -41,14 +41,14 @@ impl DeliveryFilter {
 pub(crate) struct TunIo {
     tun: Tun,
     filter: Arc<DeliveryFilter>,
-    joining: Joining,
+    coalescing: CoalescingWriter,
 }
 
 impl TunIo {
     /// Creates packet I/O on an open device.
     pub(crate) fn new(tun: Tun, filter: Arc<DeliveryFilter>) -> Self {
-        let joining = Joining::new(tun.joins());
-        Self { tun, filter, joining }
+        let coalescing = CoalescingWriter::new(tun.coalesces_datagrams());
+        Self { tun, filter, coalescing }
     }
 }
 
@@ -59,16 +59,16 @@ impl PacketIo for TunIo {
 
     fn send(&mut self, packet: Packet<'_>) {
         if self.filter.admits(packet.bytes) {
-            let Self { tun, filter, joining } = self;
-            joining.send(packet, &mut |packet, segment| write(tun, filter, packet, segment));
+            let Self { tun, filter, coalescing } = self;
+            coalescing.send(packet, &mut |packet, segment| write(tun, filter, packet, segment));
         } else {
             self.filter.misaddressed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn flush(&mut self) {
-        let Self { tun, filter, joining } = self;
-        joining.flush(&mut |packet, segment| write(tun, filter, packet, segment));
+        let Self { tun, filter, coalescing } = self;
+        coalescing.flush(&mut |packet, segment| write(tun, filter, packet, segment));
     }
 }
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mobile_io::netlink::{
-    Family, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, Snapshot, TABLE_MAIN,
+    Family, InterfaceSnapshot, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, TABLE_MAIN,
 };
 
 use super::links::{ObservedLink, RelayRoute, RouteTargets, has_address, route_to};
@@ -42,7 +42,7 @@ impl Detours {
         &mut self,
         netlink: &Netlink,
         links: &mut [ObservedLink],
-        snapshot: &Snapshot,
+        snapshot: &InterfaceSnapshot,
         targets: &RouteTargets,
     ) -> Result<(), NetlinkError> {
         let mut wanted = Vec::new();
@@ -184,7 +184,7 @@ pub(crate) fn rule(family: Family, table: u32) -> Rule {
 async fn is_replaced(
     netlink: &Netlink,
     relay: &[IpAddr],
-    snapshot: &Snapshot,
+    snapshot: &InterfaceSnapshot,
     links: &[ObservedLink],
 ) -> Result<bool, NetlinkError> {
     for to in relay {

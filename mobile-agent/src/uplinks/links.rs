@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mobile_io::netlink::{Address, Family, Link, Netlink, NetlinkError, Snapshot};
+use mobile_io::netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, NetlinkError};
 
 use super::policy::Uplink;
 use crate::routing::plan::REMOTE_ADDRESSES;
@@ -70,7 +70,7 @@ pub(crate) async fn read_links(
     netlink: &Netlink,
     own_device: &str,
     targets: &RouteTargets,
-) -> Result<(Vec<ObservedLink>, Snapshot), NetlinkError> {
+) -> Result<(Vec<ObservedLink>, InterfaceSnapshot), NetlinkError> {
     let snapshot = netlink.snapshot().await?;
     let mut links = Vec::new();
     for link in snapshot.links.iter().filter(|link| !link.loopback && link.name != own_device) {
@@ -94,8 +94,8 @@ pub(crate) async fn route_to(
     targets: &[IpAddr],
 ) -> Result<Option<RelayRoute>, NetlinkError> {
     for target in targets {
-        if let Some(route) = netlink.reach(*target, index).await? {
-            let mobile_io::netlink::Reach { table, gateway, metric } = route;
+        if let Some(route) = netlink.lookup_bound(*target, index).await? {
+            let mobile_io::netlink::BoundRoute { table, gateway, metric } = route;
             return Ok(Some(RelayRoute { table, gateway, metric }));
         }
     }
