@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use mobile_control::{Answer, Call, Question};
+use mobile_control::{CallReply, Call, CallRequest};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, setsockopt, socket, sockopt,
@@ -29,13 +29,13 @@ pub(crate) fn call(path: &Path, call: Call) -> Result<(), Errno> {
     // This bounds connect() too.
     setsockopt(&stream, sockopt::SendTimeout, &patience)?;
     connect(stream.as_raw_fd(), &address).map_err(in_time)?;
-    let mut question = serde_json::to_vec(&Question::Call(call)).map_err(|_| Errno::EIO)?;
+    let mut question = serde_json::to_vec(&CallRequest::Call(call)).map_err(|_| Errno::EIO)?;
     question.push(b'\n');
     send_all(&stream, &question)?;
     match receive(stream)? {
-        Answer::Called(0) => Ok(()),
-        Answer::Called(errno) => Err(Errno::from_raw(errno)),
-        Answer::Refused(_) => Err(Errno::EPROTO),
+        CallReply::Called(0) => Ok(()),
+        CallReply::Called(errno) => Err(Errno::from_raw(errno)),
+        CallReply::Refused(_) => Err(Errno::EPROTO),
     }
 }
 
@@ -50,7 +50,7 @@ fn send_all(stream: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-fn receive(stream: OwnedFd) -> Result<Answer, Errno> {
+fn receive(stream: OwnedFd) -> Result<CallReply, Errno> {
     let mut line = Vec::new();
     BufReader::new(UnixStream::from(stream).take(MAX_ANSWER))
         .read_until(b'\n', &mut line)

@@ -131,7 +131,7 @@ pub(crate) enum OnFailure {
     /// They wait for one.
     #[default]
     Closed,
-    /// They go directly, once there has been none for [`GRACE`](crate::selection::deadline::GRACE).
+    /// They go directly, once there has been none for [`GRACE_PERIOD`](crate::selection::deadline::GRACE_PERIOD).
     Open,
 }
 

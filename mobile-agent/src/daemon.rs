@@ -110,16 +110,16 @@ async fn clean_up(
     state_file: &StateFile,
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
-    let RunningAgent { agent, mut tasks, network, claim, .. } = running;
+    let RunningAgent { agent, mut tasks, network, cgroup_lock, .. } = running;
     // The device can be removed only when no task holds it, the route only when no task restores
     // it, and the cgroup only when no agent has locked it.
     tasks.shutdown().await;
-    drop((network, claim));
+    drop((network, cgroup_lock));
     let names = footprint::for_running(&agent.config, state_file);
     let result = crate::cli::remove_everything(&names, state_file, Some(&agent.processes)).await;
     let outcome = match &result {
         Ok(()) => Ok(()),
-        Err(error) => Err(crate::cli::story(error)),
+        Err(error) => Err(crate::cli::error_chain(error)),
     };
     // The requester may be gone. The result is logged too.
     let _ = reply.send(outcome);

@@ -201,7 +201,7 @@ impl Watcher {
 
 /// Returns the mobile process that has the device open, or `None` before the helper runs.
 async fn mobile_reader(helper: Option<&ProcessHelper>, device: &str) -> Option<String> {
-    let (helper, job) = (helper?.clone(), Job::FindFeeder { device: device.to_owned() });
+    let (helper, job) = (helper?.clone(), Job::FindTunHolder { device: device.to_owned() });
     let found = tokio::task::spawn_blocking(move || helper.run(&job, None)).await;
     match found {
         Ok(Ok(found)) => found,

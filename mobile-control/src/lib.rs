@@ -38,7 +38,7 @@ pub enum Call {
 /// A call as a question to the agent: one of those it understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Question {
+pub enum CallRequest {
     /// Do this.
     Call(Call),
 }
@@ -46,7 +46,7 @@ pub enum Question {
 /// The agent's answer to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub enum CallReply {
     /// 0, or why not: an error number of this system.
     Called(i32),
     /// The question was not understood: the agent is of another version.
@@ -67,9 +67,9 @@ mod tests {
                 r#"{"call":{"set_route":{"gateway":"10.77.0.1"}}}"#,
             ),
         ] {
-            assert_eq!(serde_json::to_string(&Question::Call(call)).unwrap(), json);
-            assert_eq!(serde_json::from_str::<Question>(json).unwrap(), Question::Call(call));
+            assert_eq!(serde_json::to_string(&CallRequest::Call(call)).unwrap(), json);
+            assert_eq!(serde_json::from_str::<CallRequest>(json).unwrap(), CallRequest::Call(call));
         }
-        assert_eq!(serde_json::to_string(&Answer::Called(0)).unwrap(), r#"{"called":0}"#);
+        assert_eq!(serde_json::to_string(&CallReply::Called(0)).unwrap(), r#"{"called":0}"#);
     }
 }

@@ -12,10 +12,10 @@ use mobile_io::netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKi
 use mobile_io::{isolation, sysctl};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::load_programs;
 use super::reach::{self, Outcome};
-use super::trial;
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, globs};
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::routing::assignment::AssignmentCache;
 use crate::routing::claim::{self, Refusal};
 use crate::routing::ingress;
@@ -108,7 +108,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let file = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
     let (config, problem) = match loaded {
         Ok(config) => (config, Ok(file)),
-        Err(error) => (Config::of_client(path).unwrap_or_default(), Err(crate::cli::story(&error))),
+        Err(error) => (Config::of_client(path).unwrap_or_default(), Err(crate::cli::error_chain(&error))),
     };
     let relay = match &problem {
         Ok(_) => config.relay_identity().map_err(|error| error.to_string()),
@@ -149,7 +149,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         key,
         cgroup2: cgroup2(&config),
         bpffs: bpffs(&config.bpf.pin_dir),
-        programs: root.then(|| trial::try_programs(&config)),
+        programs: root.then(|| load_programs::try_load(&config)),
         tun: root.then(isolation::try_tun),
         nftables: root.then(|| ingress::check_nftables().map_err(|error| error.to_string())),
         agent,
@@ -158,7 +158,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         refused,
         reached,
         ipv6: has_ipv6(),
-        open: deadline::is_over(&config.bpf.pin_dir),
+        open: deadline::has_passed(&config.bpf.pin_dir),
         resolvers: networks::resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
     }
 }
@@ -204,13 +204,13 @@ fn families(resolved: Option<&Result<Vec<SocketAddr>, String>>) -> Families {
 
 fn ask_agent(config: &Config) -> Result<Option<Box<Status>>, String> {
     match Client::connect(&config.control.socket) {
-        Ok(mut agent) => match agent.call::<_, Answer>(&Request::Status) {
-            Ok(Answer::Status(status)) => Ok(Some(status)),
+        Ok(mut agent) => match agent.call::<_, Reply>(&Request::Status) {
+            Ok(Reply::Status(status)) => Ok(Some(status)),
             Ok(other) => Err(format!("it answers {other:?}")),
-            Err(error) => Err(crate::cli::story(&error.into())),
+            Err(error) => Err(crate::cli::error_chain(&error.into())),
         },
         Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(crate::cli::story(&error.into())),
+        Err(error) => Err(crate::cli::error_chain(&error.into())),
     }
 }
 
@@ -228,7 +228,7 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
 }
 
 fn with_causes(error: Option<mobile_io::keys::KeyError>) -> String {
-    error.map(|error| crate::cli::story(&error.into())).unwrap_or_default()
+    error.map(|error| crate::cli::error_chain(&error.into())).unwrap_or_default()
 }
 
 fn cgroup2(config: &Config) -> Result<PathBuf, String> {

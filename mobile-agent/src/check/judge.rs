@@ -9,8 +9,8 @@ use super::facts::{Bpffs, Facts, Links};
 use super::reach::Outcome;
 use crate::config::{OnFailure, Routing};
 use crate::routing::conflicting_rules::{conflicting_rules, is_listed_as_ours, rule_priority};
-use crate::selection::deadline::GRACE;
-use crate::selection::floor::{OLDEST, OLDEST_LONGTERM};
+use crate::selection::deadline::GRACE_PERIOD;
+use crate::selection::oldest_kernel::{OLDEST, OLDEST_LONGTERM};
 use crate::status::{FilterKind, Ingress, Refusal, SessionState};
 use crate::tunnel::cause::Fault;
 
@@ -373,7 +373,7 @@ fn resolvers(facts: &Facts) -> Finding {
 
 /// What new connections do without a session: either is a choice, and nobody is to be surprised by it.
 fn on_failure(facts: &Facts) -> Finding {
-    let grace = GRACE.as_secs();
+    let grace = GRACE_PERIOD.as_secs();
     match (facts.routing.on_failure, facts.open) {
         (OnFailure::Closed, _) => Finding::ok("on_failure", "closed: mobile processes wait for a session"),
         (OnFailure::Open, Some(true)) => Finding::warn(

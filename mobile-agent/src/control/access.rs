@@ -1,10 +1,10 @@
-//! Who may ask what. The decisions are pure; what they need is read from the kernel, never from the asker.
+//! Who may ask what. The decisions are pure; what they need is read from the kernel, never from the requester.
 
 use super::protocol::Request;
-use crate::processes::Asker;
+use crate::processes::Requester;
 
-/// Whether the asker may ask this at all. Which processes it may change is decided for each of them.
-pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
+/// Whether the requester may ask this at all. Which processes it may change is decided for each of them.
+pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), String> {
     match request {
         Request::Run
         | Request::Call(_)
@@ -15,7 +15,7 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
         | Request::Uplinks
         | Request::Bypasses => Ok(()),
         Request::Use { .. } | Request::Bypass { .. } | Request::Cleanup | Request::PrepareSlice
-            if asker.privileged =>
+            if requester.privileged =>
         {
             Ok(())
         }
@@ -36,9 +36,9 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    const ROOT: Asker = Asker { uid: 0, privileged: true };
-    const MEMBER: Asker = Asker { uid: 1000, privileged: true };
-    const USER: Asker = Asker { uid: 1000, privileged: false };
+    const ROOT: Requester = Requester { uid: 0, privileged: true };
+    const MEMBER: Requester = Requester { uid: 1000, privileged: true };
+    const USER: Requester = Requester { uid: 1000, privileged: false };
 
     #[test]
     fn everybody_may_run_and_look_but_not_choose_or_clean() {
@@ -49,8 +49,8 @@ mod tests {
             Request::Uplinks,
             Request::Processes,
         ] {
-            for asker in [ROOT, MEMBER, USER] {
-                assert_eq!(admit(asker, &request), Ok(()), "{request:?}");
+            for requester in [ROOT, MEMBER, USER] {
+                assert_eq!(admit(requester, &request), Ok(()), "{request:?}");
             }
         }
         for request in [Request::Use { uplink: None }, Request::Cleanup] {

@@ -6,19 +6,19 @@ use std::sync::Arc;
 use mobile_control::Call;
 
 use crate::daemon::Agent;
-use crate::processes::{Asker, Job, JobError};
+use crate::processes::{Job, JobError, Requester};
 
 /// Does it, and says 0 or why not.
 pub(super) async fn answer(
     agent: &Arc<Agent>,
-    asker: Asker,
+    requester: Requester,
     caller: (i32, Option<OwnedFd>),
     call: Call,
 ) -> Result<i32, String> {
     let done = match call {
         Call::SetMobile { pid, mobile } => {
             let agent = Arc::clone(agent);
-            let set = move || set_mobile(&agent, asker, &caller, pid, mobile);
+            let set = move || set_mobile(&agent, requester, &caller, pid, mobile);
             match super::server::blocking(set).await? {
                 Ok(()) => Ok(()),
                 Err(error) => {
@@ -34,13 +34,13 @@ pub(super) async fn answer(
 
 fn set_mobile(
     agent: &Agent,
-    asker: Asker,
+    requester: Requester,
     (caller, pidfd): &(i32, Option<OwnedFd>),
     pid: i32,
     mobile: bool,
 ) -> Result<Result<(), JobError>, String> {
     let _scope = mobile.then(|| agent.attach_to_root()).transpose()?;
     let pid = (pid != 0).then_some(pid);
-    let job = Job::SetMobile { pid, caller: *caller, asker, mobile, with_sockets: true };
+    let job = Job::SetMobile { pid, caller: *caller, requester, mobile, with_sockets: true };
     Ok(agent.processes.run(&job, pidfd.as_ref().map(|pidfd| pidfd.as_fd())))
 }

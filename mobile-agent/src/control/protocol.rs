@@ -53,7 +53,7 @@ pub(crate) enum Request {
 /// An answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
+pub(crate) enum Reply {
     /// It is done.
     Done,
     /// To `Call`: 0, or the error number.
@@ -173,18 +173,18 @@ mod tests {
 
     #[test]
     fn the_c_library_and_the_agent_understand_each_other() {
-        use mobile_control::Question;
+        use mobile_control::CallRequest;
 
         for call in [Call::SetMobile { pid: 7, mobile: false }, Call::SetRoute { gateway: None }] {
-            let json = serde_json::to_string(&Question::Call(call)).unwrap();
+            let json = serde_json::to_string(&CallRequest::Call(call)).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&json).unwrap(), Request::Call(call));
         }
         for (ours, theirs) in [
-            (Answer::Called(3), mobile_control::Answer::Called(3)),
-            (Answer::Refused("no".into()), mobile_control::Answer::Refused("no".into())),
+            (Reply::Called(3), mobile_control::CallReply::Called(3)),
+            (Reply::Refused("no".into()), mobile_control::CallReply::Refused("no".into())),
         ] {
             let json = serde_json::to_string(&ours).unwrap();
-            assert_eq!(serde_json::from_str::<mobile_control::Answer>(&json).unwrap(), theirs);
+            assert_eq!(serde_json::from_str::<mobile_control::CallReply>(&json).unwrap(), theirs);
         }
     }
 

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 
 use super::access::admit;
 use super::calls;
-use super::protocol::{Answer, Request};
+use super::protocol::{Reply, Request};
 use crate::daemon::Agent;
-use crate::processes::{Asker, Job};
+use crate::processes::{Job, Requester};
 
 /// After a failed accept (no descriptors left, say): long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -49,26 +49,26 @@ pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
 
 async fn converse(mut connection: Connection, agent: &Arc<Agent>) -> Result<(), ControlError> {
     let Peer { pid, uid, gid, .. } = connection.peer;
-    let asker = Asker { uid, privileged: uid == 0 || is_member(agent, uid, gid).await };
+    let requester = Requester { uid, privileged: uid == 0 || is_member(agent, uid, gid).await };
     loop {
         let answer = match connection.recv::<Request>().await {
             Ok(None) => return Ok(()),
             Ok(Some(request)) => {
                 tracing::debug!(pid, uid, ?request, "asked");
                 let pidfd = connection.peer.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok());
-                match admit(asker, &request) {
+                match admit(requester, &request) {
                     Ok(()) => {
-                        answer(agent, asker, (pid, pidfd), request).await.unwrap_or_else(Answer::Refused)
+                        answer(agent, requester, (pid, pidfd), request).await.unwrap_or_else(Reply::Refused)
                     }
-                    Err(reason) => Answer::Refused(reason),
+                    Err(reason) => Reply::Refused(reason),
                 }
             }
-            Err(ControlError::BadMessage(error)) => Answer::Refused(format!("not understood: {error}")),
+            Err(ControlError::BadMessage(error)) => Reply::Refused(format!("not understood: {error}")),
             Err(error) => return Err(error),
         };
         match connection.send(&answer).await {
             Err(error @ ControlError::TooLong) => {
-                connection.send(&Answer::Refused(error.to_string())).await?;
+                connection.send(&Reply::Refused(error.to_string())).await?;
             }
             sent => sent?,
         }
@@ -77,40 +77,40 @@ async fn converse(mut connection: Connection, agent: &Arc<Agent>) -> Result<(), 
 
 async fn answer(
     agent: &Arc<Agent>,
-    asker: Asker,
+    requester: Requester,
     (pid, pidfd): (i32, Option<OwnedFd>),
     request: Request,
-) -> Result<Answer, String> {
+) -> Result<Reply, String> {
     let persistent = agent.persistent();
     let agent_for_job = Arc::clone(agent);
     match request {
         Request::Run => {
-            blocking(move || run(&agent_for_job, asker, pid, pidfd.as_ref().map(OwnedFd::as_fd))).await
+            blocking(move || run(&agent_for_job, requester, pid, pidfd.as_ref().map(OwnedFd::as_fd))).await
         }
-        Request::Call(call) => calls::answer(agent, asker, (pid, pidfd), call).await.map(Answer::Called),
+        Request::Call(call) => calls::answer(agent, requester, (pid, pidfd), call).await.map(Reply::Called),
         Request::Attach { pids } => {
             blocking(move || {
                 let _scope = agent_for_job.attach_to_root()?;
-                let job = Job::Change { pids, asker, persistent, mobile: true };
-                ask_helper(&agent_for_job, &job).map(Answer::Changed)
+                let job = Job::Change { pids, requester, persistent, mobile: true };
+                ask_helper(&agent_for_job, &job).map(Reply::Changed)
             })
             .await
         }
         Request::Detach { pids } => {
-            let job = Job::Change { pids, asker, persistent, mobile: false };
-            blocking(move || ask_helper(&agent_for_job, &job).map(Answer::Changed)).await
+            let job = Job::Change { pids, requester, persistent, mobile: false };
+            blocking(move || ask_helper(&agent_for_job, &job).map(Reply::Changed)).await
         }
         Request::Processes => {
-            let job = Job::List { asker, persistent };
-            blocking(move || ask_helper(&agent_for_job, &job).map(Answer::Processes)).await
+            let job = Job::List { requester, persistent };
+            blocking(move || ask_helper(&agent_for_job, &job).map(Reply::Processes)).await
         }
-        Request::Status => Ok(Answer::Status(Box::new(agent.status().await))),
-        Request::Uplinks => Ok(Answer::Uplinks(agent.uplinks().await)),
+        Request::Status => Ok(Reply::Status(Box::new(agent.status().await))),
+        Request::Uplinks => Ok(Reply::Uplinks(agent.uplinks().await)),
         Request::Use { uplink } => agent.force(uplink),
-        Request::Bypasses => Ok(Answer::Bypasses(agent.bypass.lock().await.clone())),
+        Request::Bypasses => Ok(Reply::Bypasses(agent.bypass.lock().await.clone())),
         Request::Bypass { net, add } => agent.change_bypass(net, add).await,
         Request::Cleanup => agent.clean_up().await,
-        Request::PrepareSlice => blocking(move || agent_for_job.prepare_slice().map(|()| Answer::Done)).await,
+        Request::PrepareSlice => blocking(move || agent_for_job.prepare_slice().map(|()| Reply::Done)).await,
     }
 }
 
@@ -123,12 +123,17 @@ async fn is_member(agent: &Arc<Agent>, uid: u32, gid: u32) -> bool {
 }
 
 /// Sets the attribute of the calling process.
-fn run(agent: &Agent, asker: Asker, caller: i32, pidfd: Option<BorrowedFd<'_>>) -> Result<Answer, String> {
+fn run(
+    agent: &Agent,
+    requester: Requester,
+    caller: i32,
+    pidfd: Option<BorrowedFd<'_>>,
+) -> Result<Reply, String> {
     let helper = |job: &Job| agent.processes.run(job, pidfd).map_err(|error| error.to_string());
     let holds: Result<bool, _> = agent.processes.run(&Job::HoldsSockets { caller }, pidfd);
     let with_sockets = holds.map_err(|error| error.to_string())?;
     let _scope = with_sockets.then(|| agent.attach_to_root()).transpose()?;
-    helper(&Job::SetMobile { pid: None, caller, asker, mobile: true, with_sockets }).map(|()| Answer::Done)
+    helper(&Job::SetMobile { pid: None, caller, requester, mobile: true, with_sockets }).map(|()| Reply::Done)
 }
 
 fn ask_helper<T: DeserializeOwned>(agent: &Agent, job: &Job) -> Result<T, String> {

@@ -7,11 +7,11 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
 use crate::processes::Job;
-use crate::selection::account::SWEEP;
+use crate::selection::account::SWEEP_INTERVAL;
 
 /// Sweeps the accounts periodically. Returns only on a fatal error.
 pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
-    let mut sweeps = interval(SWEEP);
+    let mut sweeps = interval(SWEEP_INTERVAL);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut missing = unaccounted(&agent);
     loop {

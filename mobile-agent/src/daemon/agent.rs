@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::attach_scope::AttachLock;
 use super::on_failure::DirectFallback;
 use crate::config::{Config, RelayIdentity};
-use crate::control::protocol::Answer;
+use crate::control::protocol::Reply;
 use crate::processes::{Job, ProcessHelper};
 use crate::routing::assignment::Assignment;
 use crate::routing::claim::Refusal;
@@ -72,7 +72,7 @@ impl Agent {
     }
 
     /// Forces the tunnel onto an uplink, or back to automatic choice (`mobile use`).
-    pub(crate) fn force(&self, uplink: Option<String>) -> Result<Answer, String> {
+    pub(crate) fn force(&self, uplink: Option<String>) -> Result<Reply, String> {
         let note = {
             let state = self.tunnel.state.borrow();
             match &uplink {
@@ -81,16 +81,16 @@ impl Agent {
             }
         };
         self.tunnel.force(uplink);
-        Ok(note.map_or(Answer::Done, Answer::Noted))
+        Ok(note.map_or(Reply::Done, Reply::Noted))
     }
 
     /// Adds or removes a bypassed network (`mobile bypass add` and `del`). The change is in force
     /// when this returns, and lasts until the agent ends.
-    pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Answer, String> {
+    pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Reply, String> {
         let net = net.trunc();
         let mut nets = self.bypass.lock().await;
         match (add, nets.contains(&net)) {
-            (true, true) => return Ok(Answer::Noted(format!("{net} is already bypassed"))),
+            (true, true) => return Ok(Reply::Noted(format!("{net} is already bypassed"))),
             (false, false) => {
                 return Err(format!(
                     "{net} is not bypassed; `mobile bypass list` lists the networks that are"
@@ -127,7 +127,7 @@ impl Agent {
         routed?;
         *nets = wanted;
         tracing::info!(%net, add, "bypassed networks changed");
-        Ok(Answer::Done)
+        Ok(Reply::Done)
     }
 
     /// Verifies and repairs the MOBILE route (`inet_setmroute` of the C library). Fails with
@@ -170,11 +170,11 @@ impl Agent {
     }
 
     /// Asks the daemon to remove every kernel object, and waits for the result (`mobile cleanup`).
-    pub(crate) async fn clean_up(&self) -> Result<Answer, String> {
+    pub(crate) async fn clean_up(&self) -> Result<Reply, String> {
         let (reply, done) = oneshot::channel();
         self.clean_up.send(reply).await.map_err(|_| "the agent is stopping already".to_owned())?;
         match done.await {
-            Ok(result) => result.map(|()| Answer::Done),
+            Ok(result) => result.map(|()| Reply::Done),
             Err(_) => Err("the agent ended before everything was removed: try again".to_owned()),
         }
     }

@@ -15,7 +15,7 @@ impl Agent {
     /// mobile. The caller holds the guard until they are mobile.
     pub(crate) fn attach_to_root(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
         let held = self.attach_lock.0.read().unwrap_or_else(PoisonError::into_inner);
-        self.selector().widen().map_err(|error| {
+        self.selector().attach_to_root().map_err(|error| {
             tracing::warn!(
                 %error,
                 "cannot attach the eBPF programs to the root cgroup: processes with open sockets \
@@ -34,7 +34,7 @@ impl Agent {
         if self.cgroup.slice().id() != 0 || !self.cgroup.pids().is_ok_and(|pids| pids.is_empty()) {
             return;
         }
-        if let Err(error) = self.selector().narrow() {
+        if let Err(error) = self.selector().detach_from_root() {
             tracing::warn!(
                 %error,
                 "cannot detach the eBPF programs from the root cgroup: they still run for ordinary \

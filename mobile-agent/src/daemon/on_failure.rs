@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Agent;
 use crate::config::OnFailure;
-use crate::selection::deadline::{GRACE, RENEWAL};
+use crate::selection::deadline::{GRACE_PERIOD, RENEWAL_INTERVAL};
 
 /// Whether new connections go directly, for status and metrics.
 #[derive(Debug, Default)]
@@ -40,14 +40,14 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
     }
     let mut state = agent.tunnel.state.clone();
     // The programs were just loaded, so their deadline counts from this moment too.
-    let mut deadline = Instant::now() + GRACE;
+    let mut deadline = Instant::now() + GRACE_PERIOD;
     let mut was_connected = false;
     loop {
         let connected = state.borrow_and_update().active.is_some();
         // Postpone the deadline at the loss of the session too, so that the whole grace period
         // follows.
         if connected || was_connected {
-            deadline = Instant::now() + GRACE;
+            deadline = Instant::now() + GRACE_PERIOD;
             postpone_deadline(&agent);
         }
         was_connected = connected;
@@ -55,7 +55,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
             tracing::info!("session established: new connections of mobile processes use the tunnel again");
         }
         let wake = match (connected, agent.direct_fallback.now()) {
-            (true, _) => Some(deadline - GRACE + RENEWAL),
+            (true, _) => Some(deadline - GRACE_PERIOD + RENEWAL_INTERVAL),
             (false, false) => Some(deadline),
             (false, true) => None,
         };
@@ -75,7 +75,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
                 tracing::warn!(
                     "no session for {} s: new connections of mobile processes go directly until there is one \
                      ([routing] on_failure = \"open\")",
-                    GRACE.as_secs()
+                    GRACE_PERIOD.as_secs()
                 );
             },
         }
@@ -84,7 +84,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
 
 fn postpone_deadline(agent: &Agent) {
     let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Err(error) = selector.put_off_deadline(OnFailure::Open) {
+    if let Err(error) = selector.extend_deadline(OnFailure::Open) {
         tracing::warn!(
             %error,
             "cannot postpone the deadline of the eBPF programs: new connections of mobile \

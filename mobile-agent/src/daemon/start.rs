@@ -35,7 +35,7 @@ use crate::routing::{self, RouteReconciler, RouteStatus};
 use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
-use crate::selection::owner::{self, Claim};
+use crate::selection::cgroup_lock::{self, CgroupLock};
 use crate::selection::slice::SliceWatch;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
@@ -60,7 +60,7 @@ pub(super) struct RunningAgent {
     /// The runtime of the tasks that read and change the kernel's network configuration.
     pub(super) network: NetworkThread,
     /// The lock that keeps other agents out of the mobile cgroup.
-    pub(super) claim: Claim,
+    pub(super) cgroup_lock: CgroupLock,
     _metrics: Option<MetricsServer>,
 }
 
@@ -76,7 +76,7 @@ struct UndoLog {
 /// The handles of the kernel objects after a successful start.
 struct KernelObjects {
     cgroup: MobileCgroup,
-    claim: Claim,
+    cgroup_lock: CgroupLock,
     tun: Tun,
     reconciler: RouteReconciler,
     route_status: RouteStatus,
@@ -131,7 +131,7 @@ pub(super) async fn start(
     };
     let KernelObjects {
         cgroup,
-        claim,
+        cgroup_lock,
         tun,
         reconciler,
         route_status,
@@ -178,7 +178,7 @@ pub(super) async fn start(
         route_bypass,
     });
     if let Some(metrics) = &metrics {
-        metrics.show(&agent);
+        metrics.set_agent(&agent);
     }
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_helper(helper));
@@ -195,7 +195,7 @@ pub(super) async fn start(
         control::server::serve(listener, for_server).await;
         anyhow::anyhow!("the control socket has stopped")
     });
-    Ok(RunningAgent { agent, tasks, clean_ups, network, claim, _metrics: metrics })
+    Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock, _metrics: metrics })
 }
 
 /// Returns the resolvers and the persistent addresses for the eBPF programs.
@@ -309,7 +309,7 @@ async fn make_kernel_objects(
     let path = config.cgroup.path.as_deref();
     undo_log.cgroup = MobileCgroup::existing(path)?.is_none();
     let cgroup = MobileCgroup::ensure(path)?.with_slice(config.cgroup.slice.as_deref());
-    let claim = owner::claim(&cgroup)?;
+    let cgroup_lock = cgroup_lock::acquire(&cgroup)?;
     leave_cgroup(&cgroup)?;
 
     let device = &config.tunnel.device;
@@ -347,7 +347,17 @@ async fn make_kernel_objects(
     };
     // Start the helper last. It keeps rights that this process is about to give up.
     let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;
-    Ok(KernelObjects { cgroup, claim, tun, reconciler, route_status, selector, delivery, processes, helper })
+    Ok(KernelObjects {
+        cgroup,
+        cgroup_lock,
+        tun,
+        reconciler,
+        route_status,
+        selector,
+        delivery,
+        processes,
+        helper,
+    })
 }
 
 /// Waits for the process helper to end. Without it, no process can become mobile.
@@ -407,6 +417,9 @@ async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, state_file:
         errors.push(error.into());
     }
     for error in errors {
-        tracing::warn!(error = crate::cli::story(&error), "the failed start left a kernel object behind");
+        tracing::warn!(
+            error = crate::cli::error_chain(&error),
+            "the failed start left a kernel object behind"
+        );
     }
 }

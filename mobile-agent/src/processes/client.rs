@@ -22,7 +22,7 @@ use super::job::{Job, JobError, Setup};
 use crate::selection::account::AccountMaps;
 
 /// The time limit for finding the reader of a TUN, for which a handover waits.
-const FEEDER_PATIENCE: Duration = Duration::from_secs(2);
+const FIND_TUN_HOLDER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A handle to the running process helper.
 #[derive(Clone, Debug)]
@@ -74,8 +74,8 @@ impl ProcessHelper {
         let descriptors: Vec<_> = std::iter::once(theirs.as_fd()).chain(caller).collect();
         send(self.channel.as_fd(), &[0], &descriptors)?;
         drop(theirs);
-        if matches!(job, Job::FindFeeder { .. }) {
-            ours.set_read_timeout(Some(FEEDER_PATIENCE))?;
+        if matches!(job, Job::FindTunHolder { .. }) {
+            ours.set_read_timeout(Some(FIND_TUN_HOLDER_TIMEOUT))?;
         }
         ours.write_all(&serde_json::to_vec(job)?)?;
         ours.shutdown(std::net::Shutdown::Write)?;

@@ -16,8 +16,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use serde::Serialize;
 
 use super::access::is_privileged;
-use super::feeder;
 use super::job::{Job, JobError, Setup};
+use super::tun_holder;
 use super::work::Worker;
 use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
@@ -127,14 +127,14 @@ fn answer(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> a
     let answer = match job {
         Job::IsPrivileged { uid, gid, group } => encode(&Ok(is_privileged(uid, gid, Some(&group)))),
         Job::HoldsSockets { caller: pid } => encode(&worker.holds_sockets(pid, caller)),
-        Job::SetMobile { pid, caller: own, asker, mobile, with_sockets } => {
-            encode(&worker.set_mobile(asker, pid, (own, caller), mobile, with_sockets))
+        Job::SetMobile { pid, caller: own, requester, mobile, with_sockets } => {
+            encode(&worker.set_mobile(requester, pid, (own, caller), mobile, with_sockets))
         }
-        Job::Change { pids, asker, persistent, mobile } => {
-            encode(&Ok(worker.change(asker, &pids, &persistent, mobile)))
+        Job::Change { pids, requester, persistent, mobile } => {
+            encode(&Ok(worker.change(requester, &pids, &persistent, mobile)))
         }
-        Job::List { asker, persistent } => encode(&worker.list(asker, &persistent)),
-        Job::FindFeeder { device } => encode(&Ok(feeder::of(&device, &worker.cgroup))),
+        Job::List { requester, persistent } => encode(&worker.list(requester, &persistent)),
+        Job::FindTunHolder { device } => encode(&Ok(tun_holder::find(&device, &worker.cgroup))),
         Job::SweepAccounts => encode(&worker.sweep_accounts()),
         Job::EnsureSlice => encode(&worker.ensure_slice()),
         Job::RemoveCgroup { path } => encode(&remove_cgroup(path.as_deref())),

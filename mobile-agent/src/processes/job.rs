@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::access::Asker;
-use super::unchanged::Unchanged;
+use super::access::Requester;
+use super::change_error::ChangeError;
 
 /// The settings of the helper, sent once at its start. The maps of the accounts come with the
 /// message as descriptors.
@@ -52,7 +52,7 @@ pub(crate) enum Job {
         /// The caller's process id.
         caller: i32,
         /// The user who asks.
-        asker: Asker,
+        requester: Requester,
         /// Whether the process is to be mobile.
         mobile: bool,
         /// Whether the sockets it holds follow.
@@ -63,21 +63,21 @@ pub(crate) enum Job {
         /// Process ids.
         pids: Vec<i32>,
         /// The user who asks.
-        asker: Asker,
+        requester: Requester,
         /// The persistent addresses, by which connections on the MOBILE route are known.
         persistent: Vec<IpAddr>,
         /// Whether the processes are to be mobile.
         mobile: bool,
     },
-    /// Lists the mobile processes that the asker may see: `Vec<Process>`.
+    /// Lists the mobile processes that the requester may see: `Vec<Process>`.
     List {
         /// The user who asks.
-        asker: Asker,
+        requester: Requester,
         /// The persistent addresses, by which connections on the MOBILE route are known.
         persistent: Vec<IpAddr>,
     },
     /// Finds the mobile process that has a TUN or TAP open: `Option<String>`, `command (pid)`.
-    FindFeeder {
+    FindTunHolder {
         /// The name of the device.
         device: String,
     },
@@ -120,8 +120,8 @@ impl JobError {
     }
 }
 
-impl From<Unchanged> for JobError {
-    fn from(unchanged: Unchanged) -> Self {
+impl From<ChangeError> for JobError {
+    fn from(unchanged: ChangeError) -> Self {
         Self { reason: unchanged.to_string(), errno: unchanged.errno() as i32 }
     }
 }
@@ -132,14 +132,14 @@ mod tests {
 
     #[test]
     fn jobs_read_as_they_are_written() {
-        let asker = Asker { uid: 1000, privileged: false };
+        let requester = Requester { uid: 1000, privileged: false };
         for job in [
             Job::IsPrivileged { uid: 1, gid: 2, group: "mobile".into() },
             Job::HoldsSockets { caller: 7 },
-            Job::SetMobile { pid: None, caller: 7, asker, mobile: true, with_sockets: false },
-            Job::Change { pids: vec![1, 2], asker, persistent: vec![], mobile: false },
-            Job::List { asker, persistent: vec!["10.77.0.2".parse().unwrap()] },
-            Job::FindFeeder { device: "tun0".into() },
+            Job::SetMobile { pid: None, caller: 7, requester, mobile: true, with_sockets: false },
+            Job::Change { pids: vec![1, 2], requester, persistent: vec![], mobile: false },
+            Job::List { requester, persistent: vec!["10.77.0.2".parse().unwrap()] },
+            Job::FindTunHolder { device: "tun0".into() },
             Job::SweepAccounts,
             Job::EnsureSlice,
             Job::RemoveCgroup { path: None },
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_refusal_keeps_its_error_number() {
-        let refusal = JobError::from(Unchanged::Thread(7));
+        let refusal = JobError::from(ChangeError::Thread(7));
         assert_eq!(refusal.errno(), Errno::EINVAL);
         assert!(refusal.to_string().contains("thread"), "{refusal}");
         assert_eq!(JobError::failed("no memory").errno(), Errno::EIO);

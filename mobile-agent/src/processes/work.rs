@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use super::access::{Asker, Held, may_change};
+use super::access::{ProcessHandle, Requester, may_change};
+use super::change_error::ChangeError;
 use super::job::JobError;
-use super::unchanged::Unchanged;
 use crate::control::protocol::{Change, Connection, Process, Traffic};
 use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
@@ -31,35 +31,35 @@ impl Worker {
     /// Returns whether the caller holds sockets that could be mobile: its standard input perhaps,
     /// or sockets inherited from its parent.
     pub(super) fn holds_sockets(&self, pid: i32, pidfd: Option<OwnedFd>) -> Result<bool, JobError> {
-        let held = Held::caller(pid, pidfd)?;
+        let held = ProcessHandle::caller(pid, pidfd)?;
         Ok(sockets::has_any(pid, held.pidfd()))
     }
 
     /// Sets or clears the attribute of one process: the caller where `pid` is `None`.
     pub(super) fn set_mobile(
         &self,
-        asker: Asker,
+        requester: Requester,
         pid: Option<i32>,
         (caller, pidfd): Caller,
         mobile: bool,
         with_sockets: bool,
     ) -> Result<(), JobError> {
         let held = match pid {
-            Some(pid) => Held::open(pid),
-            None => Held::caller(caller, pidfd),
+            Some(pid) => ProcessHandle::open(pid),
+            None => ProcessHandle::caller(caller, pidfd),
         }?;
         if with_sockets {
-            self.change_with_sockets(asker, &held, mobile)?;
+            self.change_with_sockets(requester, &held, mobile)?;
         } else {
-            self.change_one(asker, &held, mobile)?;
+            self.change_one(requester, &held, mobile)?;
         }
         Ok(())
     }
 
-    /// Sets or clears the attribute of each process that the asker may change.
+    /// Sets or clears the attribute of each process that the requester may change.
     pub(super) fn change(
         &self,
-        asker: Asker,
+        requester: Requester,
         pids: &[i32],
         persistent: &[IpAddr],
         mobile: bool,
@@ -68,12 +68,12 @@ impl Worker {
         let mut reader = Reader::default();
         pids.iter()
             .map(|&pid| {
-                let held = Held::open(pid);
-                // A /proc mounted with hidepid hides others' processes from the asker, but not from
-                // the helper, which must not reveal what the asker cannot see.
-                let may_see = held.as_ref().is_ok_and(|held| may_change(asker, held.owners));
+                let held = ProcessHandle::open(pid);
+                // A /proc mounted with hidepid hides others' processes from the requester, but not from
+                // the helper, which must not reveal what the requester cannot see.
+                let may_see = held.as_ref().is_ok_and(|held| may_change(requester, held.owners));
                 let known = may_see.then(|| reader.process(pid).ok()).flatten();
-                let changed = held.and_then(|held| self.change_with_sockets(asker, &held, mobile));
+                let changed = held.and_then(|held| self.change_with_sockets(requester, &held, mobile));
                 let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
                     process
                         .connections
@@ -94,21 +94,31 @@ impl Worker {
 
     /// Sets or clears the attribute of a process that is held, and of its sockets that have no
     /// peer.
-    fn change_with_sockets(&self, asker: Asker, held: &Held, mobile: bool) -> Result<(), Unchanged> {
-        self.change_one(asker, held, mobile)?;
+    fn change_with_sockets(
+        &self,
+        requester: Requester,
+        held: &ProcessHandle,
+        mobile: bool,
+    ) -> Result<(), ChangeError> {
+        self.change_one(requester, held, mobile)?;
         // After the attribute: sockets made from here on are marked, or not, as they are made.
         sockets::follow(held.pid, held.pidfd(), self.mark, mobile);
         Ok(())
     }
 
     /// Sets or clears the attribute of a process that is held.
-    fn change_one(&self, asker: Asker, held: &Held, mobile: bool) -> Result<(), Unchanged> {
-        if !may_change(asker, held.owners) {
-            return Err(Unchanged::Foreign(held.pid));
+    fn change_one(
+        &self,
+        requester: Requester,
+        held: &ProcessHandle,
+        mobile: bool,
+    ) -> Result<(), ChangeError> {
+        if !may_change(requester, held.owners) {
+            return Err(ChangeError::Foreign(held.pid));
         }
         // Checked only now: not everybody may know which processes exist and where.
         if held.elsewhere {
-            return Err(Unchanged::OtherNamespace(held.pid));
+            return Err(ChangeError::OtherNamespace(held.pid));
         }
         let cgroup = &self.cgroup;
         let set = |mobile| if mobile { cgroup.attach(held.pid) } else { cgroup.detach(held.pid) };
@@ -121,19 +131,19 @@ impl Worker {
             {
                 tracing::debug!(pid = held.pid, %error, "cannot undo the change of a process that has ended");
             }
-            return Err(Unchanged::Ended(held.pid));
+            return Err(ChangeError::Ended(held.pid));
         }
         Ok(())
     }
 
-    /// Lists the mobile processes that the asker may see.
-    pub(super) fn list(&self, asker: Asker, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
+    /// Lists the mobile processes that the requester may see.
+    pub(super) fn list(&self, requester: Requester, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
         let pids = self.cgroup.pids().map_err(|error| JobError::of(&error))?;
         // Looking up a user name may take a query across the network, so each name is looked up
         // once.
         let mut names: HashMap<u32, String> = HashMap::new();
         let mut processes = Reader::default().processes(&pids);
-        processes.retain(|process| may_change(asker, process.owners));
+        processes.retain(|process| may_change(requester, process.owners));
         let traffic = traffic(&self.accounts, &processes);
         Ok(processes
             .into_iter()
@@ -174,8 +184,8 @@ impl Worker {
 /// Returns what each process carried; `None` for each on an error, because the list is useful
 /// without.
 fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Traffic>> {
-    let holders: Vec<_> = processes.iter().map(process::Process::holder).collect();
-    match accounts.of(&holders) {
+    let identities: Vec<_> = processes.iter().map(process::Process::identity).collect();
+    match accounts.of(&identities) {
         Ok(traffic) => traffic.into_iter().map(Some).collect(),
         Err(error) => {
             tracing::warn!(%error, "cannot read the traffic accounts: `mobile ps` omits them");

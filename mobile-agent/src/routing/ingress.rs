@@ -215,7 +215,7 @@ impl IngressFilter {
 
     /// Attaches the classifier for `addresses` on every present device.
     async fn classify(&mut self, addresses: &BTreeSet<IpAddr>) {
-        let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::story(&error));
+        let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::error_chain(&error));
         let mut state = self.monitor.state();
         if let Some(error) = failure.as_ref().filter(|_| state.failure != failure) {
             tracing::warn!(
@@ -251,7 +251,7 @@ impl IngressFilter {
             self.monitor.0.dropped.fetch_add(classifier::sum(&counter), Ordering::Relaxed);
         }
         if let Err(error) = classifier::remove(&self.pin_dir) {
-            tracing::warn!(error = crate::cli::story(&error), "cannot remove the ingress classifier");
+            tracing::warn!(error = crate::cli::error_chain(&error), "cannot remove the ingress classifier");
         }
     }
 }

@@ -22,14 +22,14 @@ use super::{
 use crate::control::protocol::Traffic;
 
 /// How often the accounts of processes that have ended are closed: the map holds those of a thousand processes a second.
-pub(crate) const SWEEP: Duration = Duration::from_secs(30);
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often the sockets are listed until nothing was counted meanwhile.
 const LOOKS: usize = 3;
 
 /// A process: its id, and when it started, in nanoseconds of CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Holder {
+pub(crate) struct ProcessIdentity {
     /// What the kernel calls it.
     pub(crate) pid: i32,
     /// An account older than this is that of a former process with the same id.
@@ -74,13 +74,13 @@ impl Accounts {
     }
 
     /// What each of these processes has carried; in the same order.
-    pub(crate) fn of(&self, holders: &[Holder]) -> Result<Vec<Traffic>> {
-        let mut counted = self.counted_of(holders)?;
+    pub(crate) fn of(&self, processes: &[ProcessIdentity]) -> Result<Vec<Traffic>> {
+        let mut counted = self.counted_of(processes)?;
         let mut open = Vec::new();
         for _ in 0..LOOKS {
             open = self.open()?;
             // What was counted meanwhile would be in neither, or in both.
-            let before = std::mem::replace(&mut counted, self.counted_of(holders)?);
+            let before = std::mem::replace(&mut counted, self.counted_of(processes)?);
             if before == counted {
                 break;
             }
@@ -90,8 +90,10 @@ impl Accounts {
             open_of.entry(socket.owner.process).or_default().push(socket);
         }
         let open_of = |pid: i32| open_of.get(&pid.cast_unsigned()).map(Vec::as_slice).unwrap_or_default();
-        let totals =
-            holders.iter().zip(counted).map(|(holder, counted)| total(*holder, counted, open_of(holder.pid)));
+        let totals = processes
+            .iter()
+            .zip(counted)
+            .map(|(identity, counted)| total(*identity, counted, open_of(identity.pid)));
         Ok(totals.collect())
     }
 
@@ -105,14 +107,14 @@ impl Accounts {
     }
 
     /// The accounts of these processes, in the same order.
-    fn counted_of(&self, holders: &[Holder]) -> Result<Vec<Option<Account>>> {
+    fn counted_of(&self, processes: &[ProcessIdentity]) -> Result<Vec<Option<Account>>> {
         let counted = self.counted();
-        let account = |holder: &Holder| match counted.get(&holder.pid.cast_unsigned(), 0) {
+        let account = |identity: &ProcessIdentity| match counted.get(&identity.pid.cast_unsigned(), 0) {
             Ok(account) => Ok(Some(account)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(failed(error)),
         };
-        holders.iter().map(account).collect()
+        processes.iter().map(account).collect()
     }
 
     /// Closes the accounts of processes that are not mobile, because they have ended or lost the attribute, and have no connections
@@ -129,7 +131,7 @@ impl Accounts {
         let (in_use, over): (Vec<_>, Vec<_>) =
             accounts.into_iter().partition(|(pid, _)| mobile.contains(&pid.cast_signed()));
         let reused = in_use.into_iter().filter(|(pid, account)| {
-            process::holder(pid.cast_signed()).is_ok_and(|holder| account.since < holder.started)
+            process::identity(pid.cast_signed()).is_ok_and(|identity| account.since < identity.started)
         });
         let mut closing: Vec<u32> = reused.map(|(pid, _)| pid).collect();
         if !over.is_empty() {
@@ -185,9 +187,9 @@ impl Accounts {
     }
 }
 
-fn total(holder: Holder, counted: Option<Account>, open: &[Open]) -> Traffic {
+fn total(identity: ProcessIdentity, counted: Option<Account>, open: &[Open]) -> Traffic {
     let mut traffic = Traffic::default();
-    if let Some(account) = counted.filter(|account| account.since >= holder.started) {
+    if let Some(account) = counted.filter(|account| account.since >= identity.started) {
         traffic = Traffic {
             connections: account.connections,
             bytes_sent: account.sent,
@@ -195,7 +197,7 @@ fn total(holder: Holder, counted: Option<Account>, open: &[Open]) -> Traffic {
         };
     }
     for Open { owner, state, acked, received } in open {
-        if owner.since >= holder.started {
+        if owner.since >= identity.started {
             let more = owner.uncounted(*state, *acked, *received);
             traffic.connections += more.connections;
             traffic.bytes_sent += more.sent;
@@ -220,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_a_former_process_with_the_same_id_carried_is_not_counted() {
-        let holder = Holder { pid: 7, started: 1000 };
+        let identity = ProcessIdentity { pid: 7, started: 1000 };
         let counted = |since| Some(Account { since, connections: 2, sent: 20, received: 30 });
         let open = |since, stage, state| Open {
             owner: TrackedConnection { since, process: 7, stage, ..TrackedConnection::default() },
@@ -236,8 +238,8 @@ mod tests {
             open(999, stage::MISSING, established),
             open(1001, stage::BEGUN, state::SYN_SENT),
         ];
-        assert_eq!(total(holder, counted(1000), &sockets), carried(3, 24, 36));
-        assert_eq!(total(holder, counted(999), &sockets), carried(1, 4, 6));
-        assert_eq!(total(holder, None, &[]), Traffic::default());
+        assert_eq!(total(identity, counted(1000), &sockets), carried(3, 24, 36));
+        assert_eq!(total(identity, counted(999), &sockets), carried(1, 4, 6));
+        assert_eq!(total(identity, None, &[]), Traffic::default());
     }
 }

@@ -30,12 +30,12 @@ pub(crate) use super::bpf_error::BpfError;
 use super::{
     account::AccountMaps,
     addresses::{AddressMap, Addresses},
+    attach_scope::PacketPrograms,
     bpf_error::Result,
     bpf_log,
     bypass::BypassMap,
     cgroup::MobileCgroup,
     deadline::DeadlineMap,
-    extent::Extent,
     features, link,
     pins::{self, Generation},
 };
@@ -97,7 +97,7 @@ pub(crate) struct Selector {
     deadline: DeadlineMap,
     config: ProgramConfig,
     config_map: Array<MapData, ProgramConfig>,
-    extent: Extent,
+    packet_programs: PacketPrograms,
     account_maps: AccountMaps,
     adopted: bool,
 }
@@ -163,14 +163,14 @@ impl Selector {
     }
 
     /// There is a session: mobile processes go by the tunnel for a while more.
-    pub(crate) fn put_off_deadline(&mut self, on_failure: OnFailure) -> Result<()> {
-        self.deadline.put_off(on_failure)
+    pub(crate) fn extend_deadline(&mut self, on_failure: OnFailure) -> Result<()> {
+        self.deadline.extend(on_failure)
     }
 
     /// From now on the processes of this cgroup are mobile too; 0 is none.
     pub(crate) fn set_slice(&mut self, id: u64) -> Result<()> {
         if id != 0 {
-            self.widen()?;
+            self.attach_to_root()?;
         }
         self.config.slice_id = id;
         self.config_map.set(0, &self.config, 0).map_err(map_error(map::CONFIG))
@@ -178,17 +178,17 @@ impl Selector {
 
     /// From now on everybody's sockets are watched, not only those that mobile processes made: before a process becomes mobile
     /// that may have others.
-    pub(crate) fn widen(&mut self) -> Result<()> {
-        self.extent.widen(&mut self.ebpf)
+    pub(crate) fn attach_to_root(&mut self) -> Result<()> {
+        self.packet_programs.attach_to_root(&mut self.ebpf)
     }
 
     /// Nobody is mobile: nobody's sockets need watching, until the next who is made some.
-    pub(crate) fn narrow(&mut self) -> Result<()> {
+    pub(crate) fn detach_from_root(&mut self) -> Result<()> {
         // Somebody may run in the slice that came a moment ago.
         if self.config.slice_id != 0 {
             return Ok(());
         }
-        self.extent.narrow()
+        self.packet_programs.detach_from_root()
     }
 
     /// From now on mobile processes may reach a network directly, if a route leads there.
@@ -244,7 +244,7 @@ impl Selector {
             map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
         }
         let mut deadline = DeadlineMap::take(&mut ebpf)?;
-        deadline.put_off(marking.on_failure)?;
+        deadline.extend(marking.on_failure)?;
         let config_map = ebpf.take_map(map::CONFIG).ok_or(BpfError::Missing(map::CONFIG))?;
         let mut config_map = Array::try_from(config_map).map_err(map_error(map::CONFIG))?;
         config_map.set(0, &config, 0).map_err(map_error(map::CONFIG))?;
@@ -259,11 +259,11 @@ impl Selector {
         } else {
             tracing::info!("processes with CAP_NET_RAW may set any mark (SO_MARK) on this kernel, also ours");
         }
-        let mut extent = Extent::put_in_force(&mut ebpf, root, cgroup, &generation)?;
+        let mut packet_programs = PacketPrograms::put_in_force(&mut ebpf, root, cgroup, &generation)?;
         // Those who are mobile already, since an earlier agent, may have been attached with sockets of theirs.
         let anybody = cgroup.pids().map_or(true, |pids| !pids.is_empty());
         if config.slice_id != 0 || (!older.is_empty() && anybody) {
-            extent.widen(&mut ebpf)?;
+            packet_programs.attach_to_root(&mut ebpf)?;
         }
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;
         let events = counters(&mut ebpf, map::EVENTS)?;
@@ -288,7 +288,7 @@ impl Selector {
             deadline,
             config,
             config_map,
-            extent,
+            packet_programs,
             account_maps,
             adopted,
         })
@@ -450,47 +450,48 @@ fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::probe::{Place, Probe};
+    use crate::selection::sandbox::{Probe, Sandbox};
 
     #[test]
     fn a_failed_start_removes_what_it_created_and_leaves_what_was_there() {
-        Place::with(|place| {
+        Sandbox::with(|sandbox| {
             let config = ProgramConfig::default();
-            pins::ensure_dir(&place.pin_dir).unwrap();
+            pins::ensure_dir(&sandbox.pin_dir).unwrap();
             // Programs load, but this is no cgroup to attach them to.
             let root = Path::new("/proc");
-            let load = || Selector::load(&place.pin_dir, root, &place.cgroup, config, place.marking, true);
+            let load =
+                || Selector::load(&sandbox.pin_dir, root, &sandbox.cgroup, config, sandbox.marking, true);
             let failed = load();
             assert!(matches!(failed.err().unwrap(), BpfError::Program { .. }));
-            assert!(pins::generations(&place.pin_dir).unwrap().is_empty());
+            assert!(pins::generations(&sandbox.pin_dir).unwrap().is_empty());
 
-            drop(place.load());
-            let before = pins::generations(&place.pin_dir).unwrap();
+            drop(sandbox.load());
+            let before = pins::generations(&sandbox.pin_dir).unwrap();
             assert!(load().is_err());
-            assert_eq!(pins::generations(&place.pin_dir).unwrap(), before);
-            assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
+            assert_eq!(pins::generations(&sandbox.pin_dir).unwrap(), before);
+            assert_eq!(sandbox.mobile().open("tcp4"), sandbox.marking.mark);
         });
     }
 
     #[test]
     fn a_mobile_process_gets_no_mptcp_socket_where_the_kernel_cannot_tell_its_subflows() {
-        Place::with(|place| {
-            let config = config_of(&place.cgroup, place.marking).unwrap();
-            pins::ensure_dir(&place.pin_dir).unwrap();
-            let root = place.cgroup.cgroup2().mount();
+        Sandbox::with(|sandbox| {
+            let config = config_of(&sandbox.cgroup, sandbox.marking).unwrap();
+            pins::ensure_dir(&sandbox.pin_dir).unwrap();
+            let root = sandbox.cgroup.cgroup2().mount();
             for tells_subflows in [true, false] {
                 let _selector = Selector::load(
-                    &place.pin_dir,
+                    &sandbox.pin_dir,
                     root,
-                    &place.cgroup,
+                    &sandbox.cgroup,
                     config,
-                    place.marking,
+                    sandbox.marking,
                     tells_subflows,
                 )
                 .unwrap();
-                let mobile = place.mobile().try_open("mptcp4");
+                let mobile = sandbox.mobile().try_open("mptcp4");
                 assert_eq!(mobile, if tells_subflows { "opened" } else { "EPERM" });
-                assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
+                assert_eq!(sandbox.mobile().open("tcp4"), sandbox.marking.mark);
                 assert_eq!(Probe::start().try_open("mptcp4"), "opened");
             }
         });

@@ -112,7 +112,7 @@ pub(crate) enum CgroupError {
          there, or name another directory in `[cgroup] path`",
         of_namespace(Some(*.owner))
     )]
-    Anothers {
+    OtherNamespace {
         /// The mobile cgroup.
         dir: PathBuf,
         /// The network namespace of the other agent.
@@ -381,7 +381,7 @@ pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::probe::{Place, Probe};
+    use crate::selection::sandbox::{Probe, Sandbox};
 
     #[test]
     fn the_root_of_the_hierarchy_is_refused() {
@@ -391,8 +391,8 @@ mod tests {
 
     #[test]
     fn detach_puts_a_process_back_where_it_came_from() {
-        Place::with(|place| {
-            let cgroup = &place.cgroup;
+        Sandbox::with(|sandbox| {
+            let cgroup = &sandbox.cgroup;
             let origin = Origin::make(cgroup, "a b.scope");
             let probe = Probe::start();
             move_process(probe.pid(), &origin.0).unwrap();
@@ -416,37 +416,37 @@ mod tests {
 
     #[test]
     fn detach_survives_the_end_of_the_origin() {
-        Place::with(|place| {
-            let origin = Origin::make(&place.cgroup, "session.scope");
+        Sandbox::with(|sandbox| {
+            let origin = Origin::make(&sandbox.cgroup, "session.scope");
             let probe = Probe::start();
             move_process(probe.pid(), &origin.0).unwrap();
-            place.cgroup.attach(probe.pid()).unwrap();
+            sandbox.cgroup.attach(probe.pid()).unwrap();
             let above = origin.0.parent().unwrap().to_path_buf();
             fs::remove_dir(&origin.0).unwrap();
-            place.cgroup.detach(probe.pid()).unwrap();
+            sandbox.cgroup.detach(probe.pid()).unwrap();
             let now = cgroup_of(probe.pid()).unwrap();
-            assert_eq!(place.cgroup.cgroup2.dir(&now).unwrap(), above);
+            assert_eq!(sandbox.cgroup.cgroup2.dir(&now).unwrap(), above);
         });
     }
 
     #[test]
     fn remove_puts_everybody_back_and_leaves_nothing() {
-        Place::with(|place| {
-            let probes = [place.mobile(), place.mobile()];
-            place.cgroup.remove().unwrap();
-            assert!(!place.cgroup.dir().exists());
-            assert!(MobileCgroup::existing(Some(place.cgroup.dir())).unwrap().is_none());
+        Sandbox::with(|sandbox| {
+            let probes = [sandbox.mobile(), sandbox.mobile()];
+            sandbox.cgroup.remove().unwrap();
+            assert!(!sandbox.cgroup.dir().exists());
+            assert!(MobileCgroup::existing(Some(sandbox.cgroup.dir())).unwrap().is_none());
             for probe in &probes {
-                assert!(!place.cgroup.is_mobile(probe.pid()).unwrap());
+                assert!(!sandbox.cgroup.is_mobile(probe.pid()).unwrap());
             }
-            place.cgroup.remove().unwrap();
+            sandbox.cgroup.remove().unwrap();
         });
     }
 
     #[test]
     fn a_mobile_cgroup_that_somebody_removed_or_made_anew_takes_nobody() {
-        Place::with(|place| {
-            let cgroup = &place.cgroup;
+        Sandbox::with(|sandbox| {
+            let cgroup = &sandbox.cgroup;
             let probe = Probe::start();
             fs::remove_dir(cgroup.dir()).unwrap();
             assert!(matches!(cgroup.attach(probe.pid()), Err(CgroupError::Replaced(_))));
@@ -459,11 +459,11 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_is_named() {
-        Place::with(|place| {
+        Sandbox::with(|sandbox| {
             let probe = Probe::start();
             let pid = probe.pid();
             probe.kill();
-            for result in [place.cgroup.attach(pid), place.cgroup.detach(pid)] {
+            for result in [sandbox.cgroup.attach(pid), sandbox.cgroup.detach(pid)] {
                 assert!(matches!(result, Err(CgroupError::NoProcess(gone)) if gone == pid));
             }
         });

@@ -20,10 +20,10 @@ use crate::config::OnFailure;
 
 /// How long there may be no session before new connections go directly: more than a handover takes, also one that has to
 /// wait for DHCP, and less than a person at a browser.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
-/// How often the deadline is put off: so that a killed agent leaves half of [`GRACE`] at least, and an idle host sleeps.
-pub(crate) const RENEWAL: Duration = Duration::from_secs(5);
+/// How often the deadline is put off: so that a killed agent leaves half of [`GRACE_PERIOD`] at least, and an idle host sleeps.
+pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The programs' map.
 pub(super) struct DeadlineMap(Array<MapData, u64>);
@@ -35,18 +35,18 @@ impl DeadlineMap {
         Ok(Self(array))
     }
 
-    /// From now on for [`GRACE`], or for ever.
-    pub(super) fn put_off(&mut self, on_failure: OnFailure) -> Result<()> {
+    /// From now on for [`GRACE_PERIOD`], or for ever.
+    pub(super) fn extend(&mut self, on_failure: OnFailure) -> Result<()> {
         let deadline = match on_failure {
             OnFailure::Closed => map::NO_DEADLINE,
-            OnFailure::Open => now()?.saturating_add(GRACE.as_nanos() as u64),
+            OnFailure::Open => now()?.saturating_add(GRACE_PERIOD.as_nanos() as u64),
         };
         self.0.set(0, &deadline, 0).map_err(failed)
     }
 }
 
 /// Whether mobile processes go directly now, by the programs in force; `None`: there are none, or this user may not see.
-pub(crate) fn is_over(pin_dir: &Path) -> Option<bool> {
+pub(crate) fn has_passed(pin_dir: &Path) -> Option<bool> {
     let latest = pins::generations(pin_dir).ok()?.pop()?;
     let data = MapData::from_pin(pins::pin(&latest, "map", map::DEADLINE)).ok()?;
     let array = Array::<_, u64>::try_from(Map::Array(data)).ok()?;

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::account::Holder;
+use super::account::ProcessIdentity;
 
 /// A running process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,21 +75,21 @@ impl Connection {
 
 impl Process {
     /// As its account knows it. The time is rounded down: nothing it did itself is older.
-    pub(crate) fn holder(&self) -> Holder {
-        holder_since(self.pid, self.start_time)
+    pub(crate) fn identity(&self) -> ProcessIdentity {
+        identity_since(self.pid, self.start_time)
     }
 }
 
 /// One process as its account knows it; an error if it is gone.
-pub(super) fn holder(pid: i32) -> io::Result<Holder> {
+pub(super) fn identity(pid: i32) -> io::Result<ProcessIdentity> {
     let (_, start_time) = stat(Path::new(&format!("/proc/{pid}")))?;
-    Ok(holder_since(pid, start_time))
+    Ok(identity_since(pid, start_time))
 }
 
-fn holder_since(pid: i32, start_time: u64) -> Holder {
+fn identity_since(pid: i32, start_time: u64) -> ProcessIdentity {
     /// USER_HZ, which is 100 on every architecture that Linux presents to programs.
     const TICK_NS: u64 = 1_000_000_000 / 100;
-    Holder { pid, started: start_time.saturating_mul(TICK_NS) }
+    ProcessIdentity { pid, started: start_time.saturating_mul(TICK_NS) }
 }
 
 /// One process; an error if it is gone.
@@ -230,7 +230,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
-    use crate::selection::probe::Probe;
+    use crate::selection::sandbox::Probe;
 
     #[test]
     fn a_process_is_shown_with_the_connections_it_holds() {

@@ -104,11 +104,11 @@ mod tests {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     use super::*;
-    use crate::selection::probe::{FOREIGN, Place, Probe};
+    use crate::selection::sandbox::{FOREIGN, Probe, Sandbox};
 
     #[test]
     fn unconnected_sockets_follow_their_process_and_connections_do_not() {
-        Place::with(|place| {
+        Sandbox::with(|sandbox| {
             let mut probe = Probe::start();
             let pidfd = pidfd_open(Pid::from_raw(probe.pid()).unwrap(), PidfdFlags::empty()).unwrap();
             for kind in ["ping4", "ping6", "raw4", "raw6", "udp4", "udp6", "tcp4", "tcp6"] {
@@ -117,8 +117,8 @@ mod tests {
             probe.listen("tcp6");
             probe.connect("udp4", "127.0.0.1:9");
             probe.set_mark("raw4", 7 & FOREIGN);
-            let selector = place.load();
-            let ours = Mark { mark: place.marking.mark, mask: place.marking.mask, key: selector.key() };
+            let selector = sandbox.load();
+            let ours = Mark { mark: sandbox.marking.mark, mask: sandbox.marking.mask, key: selector.key() };
             for (mobile, mark) in [(true, ours.mark), (true, ours.mark), (false, 0)] {
                 follow(probe.pid(), pidfd.as_fd(), ours, mobile);
                 for (kind, mark) in [

@@ -12,7 +12,7 @@ use mobile_ebpf_common::{MarkVerdict, map, program, retries};
 use super::{
     bpf::{self, BpfError, Selector},
     deadline, pins,
-    probe::{FOREIGN, Place, Probe, TcpOption},
+    sandbox::{FOREIGN, Probe, Sandbox, TcpOption},
 };
 use crate::config::OnFailure;
 
@@ -44,14 +44,14 @@ fn count(selector: &Selector, wanted: MarkVerdict) -> u64 {
 
 #[test]
 fn a_full_bypass_is_an_error_that_is_counted_and_nothing_in_it_is_lost() {
-    Place::with(|place| {
-        let mut selector = place.load();
+    Sandbox::with(|sandbox| {
+        let mut selector = sandbox.load();
         let net = |number: u32| {
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
             IpNet::new(address.into(), 32).unwrap()
         };
         // The place itself bypasses some.
-        let room = map::BYPASS_ENTRIES - u32::try_from(place.marking.bypass.len()).unwrap();
+        let room = map::BYPASS_ENTRIES - u32::try_from(sandbox.marking.bypass.len()).unwrap();
         for number in 0..room {
             selector.add_bypass(net(number)).unwrap();
         }
@@ -69,9 +69,9 @@ fn a_full_bypass_is_an_error_that_is_counted_and_nothing_in_it_is_lost() {
 
 #[test]
 fn every_socket_a_mobile_process_makes_is_marked_and_no_other() {
-    Place::with(|place| {
-        let selector = place.load();
-        let (mut mobile, mut ordinary) = (place.mobile(), Probe::start());
+    Sandbox::with(|sandbox| {
+        let selector = sandbox.load();
+        let (mut mobile, mut ordinary) = (sandbox.mobile(), Probe::start());
         for kind in KINDS {
             assert_eq!(mobile.open(kind), MARK, "{kind}");
             assert_eq!(ordinary.open(kind), 0, "{kind}");
@@ -88,17 +88,17 @@ fn every_socket_a_mobile_process_makes_is_marked_and_no_other() {
 
 #[test]
 fn the_attribute_at_connect_decides_for_sockets_made_before() {
-    Place::with(|place| {
-        let selector = place.load();
+    Sandbox::with(|sandbox| {
+        let selector = sandbox.load();
         for (kind, to) in CONNECTS {
             let mut probe = Probe::start();
             assert_eq!(probe.open(kind), 0);
-            place.cgroup.attach(probe.pid()).unwrap();
+            sandbox.cgroup.attach(probe.pid()).unwrap();
             assert_eq!(probe.connect(kind, to), MARK, "{kind} {to}");
 
-            let mut probe = place.mobile();
+            let mut probe = sandbox.mobile();
             assert_eq!(probe.open(kind), MARK);
-            place.cgroup.detach(probe.pid()).unwrap();
+            sandbox.cgroup.detach(probe.pid()).unwrap();
             assert_eq!(probe.connect(kind, to), 0, "{kind} {to}");
         }
         assert_eq!(count(&selector, MarkVerdict::Cleared), CONNECTS.len() as u64);
@@ -107,25 +107,25 @@ fn the_attribute_at_connect_decides_for_sockets_made_before() {
 
 #[test]
 fn when_the_deadline_is_over_no_new_connection_is_marked_until_it_is_put_off() {
-    Place::with(|place| {
-        let mut selector = place.load();
-        assert_eq!(deadline::is_over(&place.pin_dir), Some(false));
+    Sandbox::with(|sandbox| {
+        let mut selector = sandbox.load();
+        assert_eq!(deadline::has_passed(&sandbox.pin_dir), Some(false));
         let over = |deadline: u64| {
-            let path = place.pin_dir.join("1").join(format!("map-{}", map::DEADLINE));
+            let path = sandbox.pin_dir.join("1").join(format!("map-{}", map::DEADLINE));
             let map = aya::maps::Map::Array(aya::maps::MapData::from_pin(path).unwrap());
             aya::maps::Array::try_from(map).unwrap().set(0, &deadline, 0).unwrap();
         };
         for (kind, to) in CONNECTS {
-            let (mut mobile, mut ordinary) = (place.mobile(), Probe::start());
+            let (mut mobile, mut ordinary) = (sandbox.mobile(), Probe::start());
             assert_eq!(mobile.open(kind), MARK);
             assert_eq!(ordinary.open(kind), 0);
             over(1);
-            assert_eq!(deadline::is_over(&place.pin_dir), Some(true));
+            assert_eq!(deadline::has_passed(&sandbox.pin_dir), Some(true));
             assert_eq!(mobile.connect(kind, to), 0, "{kind} {to}");
             assert_eq!(ordinary.connect(kind, to), 0, "{kind} {to}");
             assert_eq!(mobile.open(kind), 0, "{kind}");
-            selector.put_off_deadline(OnFailure::Open).unwrap();
-            assert_eq!(deadline::is_over(&place.pin_dir), Some(false));
+            selector.extend_deadline(OnFailure::Open).unwrap();
+            assert_eq!(deadline::has_passed(&sandbox.pin_dir), Some(false));
             assert_eq!(mobile.connect(kind, to), MARK, "{kind} {to}");
         }
         assert_eq!(count(&selector, MarkVerdict::Direct), 2 * CONNECTS.len() as u64);
@@ -134,15 +134,15 @@ fn when_the_deadline_is_over_no_new_connection_is_marked_until_it_is_put_off() {
 
 #[test]
 fn an_unconnected_datagram_follows_the_attribute_too() {
-    Place::with(|place| {
-        let _selector = place.load();
+    Sandbox::with(|sandbox| {
+        let _selector = sandbox.load();
         for (kind, to) in SENDS {
             let mut probe = Probe::start();
             probe.open(kind);
             assert_eq!(probe.send(kind, to), 0);
-            place.cgroup.attach(probe.pid()).unwrap();
+            sandbox.cgroup.attach(probe.pid()).unwrap();
             assert_eq!(probe.send(kind, to), MARK, "{kind} {to}");
-            place.cgroup.detach(probe.pid()).unwrap();
+            sandbox.cgroup.detach(probe.pid()).unwrap();
             assert_eq!(probe.send(kind, to), 0, "{kind} {to}");
         }
     });
@@ -150,24 +150,24 @@ fn an_unconnected_datagram_follows_the_attribute_too() {
 
 #[test]
 fn bits_of_the_mark_that_are_not_ours_stay() {
-    Place::with(|place| {
-        let _selector = place.load();
+    Sandbox::with(|sandbox| {
+        let _selector = sandbox.load();
         let foreign = 0x2a & FOREIGN;
         let mut probe = Probe::start();
         probe.open("udp4");
         assert_eq!(probe.set_mark("udp4", foreign), foreign);
-        place.cgroup.attach(probe.pid()).unwrap();
+        sandbox.cgroup.attach(probe.pid()).unwrap();
         assert_eq!(probe.connect("udp4", "127.0.0.1:9"), MARK | foreign);
-        place.cgroup.detach(probe.pid()).unwrap();
+        sandbox.cgroup.detach(probe.pid()).unwrap();
         assert_eq!(probe.connect("udp4", "127.0.0.1:9"), foreign);
     });
 }
 
 #[test]
 fn mobile_connections_repeat_at_short_intervals_and_connect_as_patiently_as_ever() {
-    Place::with(|place| {
-        let _selector = place.load();
-        let (mut mobile, mut ordinary) = (place.mobile(), Probe::start());
+    Sandbox::with(|sandbox| {
+        let _selector = sandbox.load();
+        let (mut mobile, mut ordinary) = (sandbox.mobile(), Probe::start());
         for (kind, to) in CONNECTS.into_iter().filter(|(kind, _)| kind.starts_with("tcp")) {
             ordinary.open(kind);
             let usual = TcpOption::ALL.map(|option| ordinary.tcp_option(kind, option));
@@ -198,28 +198,28 @@ fn mobile_connections_repeat_at_short_intervals_and_connect_as_patiently_as_ever
 
 #[test]
 fn children_inherit() {
-    Place::with(|place| {
-        let _selector = place.load();
+    Sandbox::with(|sandbox| {
+        let _selector = sandbox.load();
         let mut probe = Probe::start();
         assert_eq!(probe.child_opens("tcp4"), 0);
-        place.cgroup.attach(probe.pid()).unwrap();
+        sandbox.cgroup.attach(probe.pid()).unwrap();
         assert_eq!(probe.child_opens("tcp4"), MARK);
-        place.cgroup.detach(probe.pid()).unwrap();
+        sandbox.cgroup.detach(probe.pid()).unwrap();
         assert_eq!(probe.child_opens("tcp4"), 0);
     });
 }
 
 #[test]
 fn other_network_namespaces_are_left_alone() {
-    Place::with(|place| {
-        let selector = place.load();
-        let mut probe = place.mobile();
+    Sandbox::with(|sandbox| {
+        let selector = sandbox.load();
+        let mut probe = sandbox.mobile();
         assert_eq!(probe.open("udp4"), MARK);
         probe.leave_namespace();
         assert_eq!(probe.open("tcp4"), 0);
         assert_eq!(count(&selector, MarkVerdict::OtherNamespace), 1);
         // Someone else's mark that looks like ours.
-        place.cgroup.detach(probe.pid()).unwrap();
+        sandbox.cgroup.detach(probe.pid()).unwrap();
         assert_eq!(probe.set_mark("tcp4", MARK), MARK);
         assert_eq!(probe.connect("tcp4", "127.0.0.1:9"), MARK);
         assert_eq!(count(&selector, MarkVerdict::Cleared), 0);
@@ -228,9 +228,9 @@ fn other_network_namespaces_are_left_alone() {
 
 #[test]
 fn verdicts_count_every_decision_about_a_mobile_process_once() {
-    Place::with(|place| {
-        let selector = place.load();
-        let mut mobile = place.mobile();
+    Sandbox::with(|sandbox| {
+        let selector = sandbox.load();
+        let mut mobile = sandbox.mobile();
         mobile.open("udp4");
         mobile.connect("udp4", "127.0.0.1:9");
         mobile.connect("udp4", "127.0.0.1:10");
@@ -244,10 +244,10 @@ fn verdicts_count_every_decision_about_a_mobile_process_once() {
 
 #[test]
 fn a_killed_agent_leaves_everything_in_force_and_the_next_adopts_it() {
-    Place::with(|place| {
+    Sandbox::with(|sandbox| {
         let mut agent = Probe::start();
-        agent.become_agent(place);
-        let mut mobile = place.mobile();
+        agent.become_agent(sandbox);
+        let mut mobile = sandbox.mobile();
         assert_eq!(mobile.open("tcp4"), MARK);
         agent.kill();
 
@@ -256,23 +256,23 @@ fn a_killed_agent_leaves_everything_in_force_and_the_next_adopts_it() {
         }
         let mut late = Probe::start();
         late.open("tcp4");
-        place.cgroup.attach(late.pid()).unwrap();
+        sandbox.cgroup.attach(late.pid()).unwrap();
         assert_eq!(late.connect("tcp4", "127.0.0.1:9"), MARK);
 
-        let next = place.load();
+        let next = sandbox.load();
         assert!(next.adopted());
         assert_eq!(count(&next, MarkVerdict::Marked), 2 + KINDS.len() as u64);
         assert_eq!(mobile.open("tcp4"), MARK);
         assert_eq!(count(&next, MarkVerdict::Marked), 3 + KINDS.len() as u64);
-        assert_eq!(pins::generations(&place.pin_dir).unwrap().len(), 1);
+        assert_eq!(pins::generations(&sandbox.pin_dir).unwrap().len(), 1);
     });
 }
 
 #[test]
 fn no_socket_slips_through_while_agents_take_over() {
-    Place::with(|place| {
-        let _first = place.load();
-        let mut mobile = place.mobile();
+    Sandbox::with(|sandbox| {
+        let _first = sandbox.load();
+        let mut mobile = sandbox.mobile();
         let stop = std::sync::atomic::AtomicBool::new(false);
         let relaxed = std::sync::atomic::Ordering::Relaxed;
         std::thread::scope(|scope| {
@@ -285,7 +285,7 @@ fn no_socket_slips_through_while_agents_take_over() {
                 opened
             });
             for _ in 0..5 {
-                drop(place.load());
+                drop(sandbox.load());
             }
             stop.store(true, relaxed);
             assert!(sockets.join().unwrap() > 0);
@@ -295,62 +295,62 @@ fn no_socket_slips_through_while_agents_take_over() {
 
 #[test]
 fn a_new_mark_takes_effect_at_adoption() {
-    Place::with(|place| {
-        drop(place.load());
-        let mut mobile = place.mobile();
+    Sandbox::with(|sandbox| {
+        drop(sandbox.load());
+        let mut mobile = sandbox.mobile();
         assert_eq!(mobile.open("tcp4"), MARK);
-        let marking = bpf::Marking { mark: 0x5e00_0000, ..place.marking };
-        let _next = Selector::load_or_adopt(&place.pin_dir, &place.cgroup, marking).unwrap();
+        let marking = bpf::Marking { mark: 0x5e00_0000, ..sandbox.marking };
+        let _next = Selector::load_or_adopt(&sandbox.pin_dir, &sandbox.cgroup, marking).unwrap();
         assert_eq!(mobile.open("tcp4"), 0x5e00_0000);
     });
 }
 
 /// Whether everybody's sockets are watched.
-fn is_wide(place: &Place) -> bool {
-    let generation = pins::generations(&place.pin_dir).unwrap().remove(0);
+fn is_wide(sandbox: &Sandbox) -> bool {
+    let generation = pins::generations(&sandbox.pin_dir).unwrap().remove(0);
     pins::pin(&generation, "root-link", program::ACCOUNT).exists()
 }
 
 #[test]
 fn whoever_is_mobile_at_adoption_may_have_brought_sockets_along() {
-    Place::with(|place| {
-        drop(place.load());
-        assert!(!is_wide(place));
-        let mobile = place.mobile();
-        drop(place.load());
-        assert!(is_wide(place));
-        place.cgroup.detach(mobile.pid()).unwrap();
-        drop(place.load());
-        assert!(!is_wide(place));
+    Sandbox::with(|sandbox| {
+        drop(sandbox.load());
+        assert!(!is_wide(sandbox));
+        let mobile = sandbox.mobile();
+        drop(sandbox.load());
+        assert!(is_wide(sandbox));
+        sandbox.cgroup.detach(mobile.pid()).unwrap();
+        drop(sandbox.load());
+        assert!(!is_wide(sandbox));
     });
 }
 
 #[test]
 fn everybody_is_watched_while_there_is_a_slice() {
-    Place::with(|place| {
-        let mut selector = place.load();
+    Sandbox::with(|sandbox| {
+        let mut selector = sandbox.load();
         selector.set_slice(1).unwrap();
-        selector.narrow().unwrap();
-        assert!(is_wide(place));
+        selector.detach_from_root().unwrap();
+        assert!(is_wide(sandbox));
         selector.set_slice(0).unwrap();
-        selector.narrow().unwrap();
-        assert!(!is_wide(place));
+        selector.detach_from_root().unwrap();
+        assert!(!is_wide(sandbox));
     });
 }
 
 #[test]
 fn counters_of_another_shape_are_replaced() {
-    Place::with(|place| {
-        drop(place.load());
-        let generation = pins::generations(&place.pin_dir).unwrap().remove(0);
+    Sandbox::with(|sandbox| {
+        drop(sandbox.load());
+        let generation = pins::generations(&sandbox.pin_dir).unwrap().remove(0);
         let verdicts = pins::pin(&generation, "map", map::VERDICTS);
         std::fs::remove_file(&verdicts).unwrap();
         let other = aya::maps::MapData::from_pin(pins::pin(&generation, "map", map::CONFIG)).unwrap();
         other.pin(&verdicts).unwrap();
-        let next = place.load();
+        let next = sandbox.load();
         assert!(next.adopted());
         // Until the kernel has detached the old programs, they mark before the new ones do, and count elsewhere.
-        let mut mobile = place.mobile();
+        let mut mobile = sandbox.mobile();
         let deadline = Instant::now() + Duration::from_secs(5);
         while count(&next, MarkVerdict::Marked) == 0 {
             assert!(Instant::now() < deadline, "nothing is counted");
@@ -362,40 +362,40 @@ fn counters_of_another_shape_are_replaced() {
 
 #[test]
 fn a_half_filled_generation_of_a_killed_agent_is_removed() {
-    Place::with(|place| {
-        drop(place.load());
-        std::fs::create_dir(place.pin_dir.join("2")).unwrap();
-        let next = place.load();
-        assert_eq!(place.mobile().open("tcp4"), MARK);
+    Sandbox::with(|sandbox| {
+        drop(sandbox.load());
+        std::fs::create_dir(sandbox.pin_dir.join("2")).unwrap();
+        let next = sandbox.load();
+        assert_eq!(sandbox.mobile().open("tcp4"), MARK);
         assert_eq!(count(&next, MarkVerdict::Marked), 1);
-        assert_eq!(pins::generations(&place.pin_dir).unwrap(), [place.pin_dir.join("3")]);
+        assert_eq!(pins::generations(&sandbox.pin_dir).unwrap(), [sandbox.pin_dir.join("3")]);
     });
 }
 
 #[test]
 fn remove_takes_it_all_out_of_force() {
-    Place::with(|place| {
-        drop(place.load());
-        let mut mobile = place.mobile();
+    Sandbox::with(|sandbox| {
+        drop(sandbox.load());
+        let mut mobile = sandbox.mobile();
         assert_eq!(mobile.open("tcp4"), MARK);
-        assert!(bpf::remove(&place.pin_dir).unwrap());
-        assert!(!place.pin_dir.exists());
+        assert!(bpf::remove(&sandbox.pin_dir).unwrap());
+        assert!(!sandbox.pin_dir.exists());
         // The kernel detaches an unpinned link in the background.
         let deadline = Instant::now() + Duration::from_secs(5);
         while mobile.open("tcp4") != 0 {
             assert!(Instant::now() < deadline, "still marked");
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(!bpf::remove(&place.pin_dir).unwrap());
+        assert!(!bpf::remove(&sandbox.pin_dir).unwrap());
     });
 }
 
 #[test]
 fn a_pin_directory_elsewhere_is_refused_and_nothing_is_left() {
-    Place::with(|place| {
+    Sandbox::with(|sandbox| {
         let dir = tempfile::tempdir().unwrap();
         let pin_dir = dir.path().join("pins");
-        let result = Selector::load_or_adopt(&pin_dir, &place.cgroup, place.marking);
+        let result = Selector::load_or_adopt(&pin_dir, &sandbox.cgroup, sandbox.marking);
         let Err(error) = result else { panic!("{} accepted", pin_dir.display()) };
         assert!(matches!(error, BpfError::NotBpffs(_)), "{error}");
         assert!(error.to_string().contains("/sys/fs/bpf"), "{error}");
@@ -405,16 +405,16 @@ fn a_pin_directory_elsewhere_is_refused_and_nothing_is_left() {
 
 #[test]
 fn a_service_without_cap_sys_resource_can_load() {
-    Place::with(|place| {
+    Sandbox::with(|sandbox| {
         let mut agent = Probe::start_without_sys_resource();
-        agent.become_agent(place);
-        assert_eq!(place.mobile().open("tcp4"), MARK);
+        agent.become_agent(sandbox);
+        assert_eq!(sandbox.mobile().open("tcp4"), MARK);
     });
 }
 
 #[test]
 fn messages_of_the_programs_reach_tracing_when_asked_for() {
-    Place::with(|place| {
+    Sandbox::with(|sandbox| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut output = tempfile::tempfile().unwrap();
         let subscriber = tracing_subscriber::fmt()
@@ -422,11 +422,11 @@ fn messages_of_the_programs_reach_tracing_when_asked_for() {
             .with_writer(Mutex::new(output.try_clone().unwrap()))
             .finish();
         let _default = tracing::subscriber::set_default(subscriber);
-        let marking = bpf::Marking { log: true, ..place.marking };
-        let mut selector = Selector::load_or_adopt(&place.pin_dir, &place.cgroup, marking).unwrap();
+        let marking = bpf::Marking { log: true, ..sandbox.marking };
+        let mut selector = Selector::load_or_adopt(&sandbox.pin_dir, &sandbox.cgroup, marking).unwrap();
         let mut probe = Probe::start();
         probe.open("udp4");
-        place.cgroup.attach(probe.pid()).unwrap();
+        sandbox.cgroup.attach(probe.pid()).unwrap();
         let expected = format!("connect4: pid {}: socket mark is now 4d000000", probe.pid());
         runtime.block_on(async {
             let logs = selector.spawn_logs().unwrap();

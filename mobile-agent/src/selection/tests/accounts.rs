@@ -11,8 +11,8 @@ use mobile_ebpf_common::CountedEvent;
 use super::super::{
     account::Accounts,
     bpf::Selector,
-    probe::{Place, Probe, run},
     process,
+    sandbox::{Probe, Sandbox, run},
 };
 use crate::control::protocol::Traffic;
 
@@ -24,8 +24,8 @@ fn traffic(connections: u64, bytes_sent: u64, bytes_received: u64) -> Traffic {
 }
 
 fn of(accounts: &Accounts, probe: &Probe) -> Traffic {
-    let holder = process::read(probe.pid()).unwrap().holder();
-    accounts.of(&[holder]).unwrap()[0]
+    let identity = process::read(probe.pid()).unwrap().identity();
+    accounts.of(&[identity]).unwrap()[0]
 }
 
 /// Waits: acknowledgements take their time, and so does the end of a connection.
@@ -98,11 +98,11 @@ const ENDS: [(&str, End); 6] = [
 
 #[test]
 fn every_byte_is_counted_once_and_nothing_else_however_a_connection_ends() {
-    Place::with(|place| {
-        let selector = place.load();
+    Sandbox::with(|sandbox| {
+        let selector = sandbox.load();
         let accounts = selector.accounts();
         let listeners = listeners();
-        let (mut mobile, mut ordinary) = (place.mobile(), Probe::start());
+        let (mut mobile, mut ordinary) = (sandbox.mobile(), Probe::start());
         let mut so_far = traffic(0, 0, 0);
         for (kind, listener) in &listeners {
             for (what, end) in ENDS {
@@ -141,11 +141,11 @@ fn every_byte_is_counted_once_and_nothing_else_however_a_connection_ends() {
 
 #[test]
 fn what_is_refused_is_no_connection_and_what_stays_on_this_machine_is_not_counted() {
-    Place::with(|place| {
-        let selector = place.load();
+    Sandbox::with(|sandbox| {
+        let selector = sandbox.load();
         let accounts = selector.accounts();
         let [(kind, listener), _] = listeners();
-        let mut mobile = place.mobile();
+        let mut mobile = sandbox.mobile();
         mobile.open(kind);
         let (address, nobody) = (listener.local_addr().unwrap(), "10.9.9.9:9");
         mobile.connect(kind, nobody);
@@ -162,7 +162,7 @@ fn what_is_refused_is_no_connection_and_what_stays_on_this_machine_is_not_counte
             mobile.open(kind);
             mobile.connect(kind, nobody);
             if !again {
-                place.cgroup.detach(mobile.pid()).unwrap();
+                sandbox.cgroup.detach(mobile.pid()).unwrap();
             }
             mobile.connect(kind, &address.to_string());
             let (mut peer, _) = listener.accept().unwrap();
@@ -178,10 +178,10 @@ fn what_is_refused_is_no_connection_and_what_stays_on_this_machine_is_not_counte
 
 #[test]
 fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
-    Place::with(|place| {
-        let first = place.load();
+    Sandbox::with(|sandbox| {
+        let first = sandbox.load();
         let [(kind, listener), _] = listeners();
-        let (mut mobile, mut child) = (place.mobile(), place.mobile());
+        let (mut mobile, mut child) = (sandbox.mobile(), sandbox.mobile());
         let peers = [&mut mobile, &mut child].map(|probe| {
             let mut peer = connect(probe, kind, &listener);
             probe.stream(&format!("write {kind} 500"));
@@ -189,7 +189,7 @@ fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
             peer
         });
         becomes(&first.accounts(), &mobile, traffic(1, 500, 0), "with the first agent");
-        let both: Vec<_> = (0..3).map(|_| place.load()).collect();
+        let both: Vec<_> = (0..3).map(|_| sandbox.load()).collect();
         let accounts = both[2].accounts();
         becomes(&accounts, &mobile, traffic(1, 500, 0), "with the next agent, while it is open");
         drop(peers);
@@ -199,17 +199,17 @@ fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
             becomes(&accounts, probe, traffic(1, 500, 0), "with the next agent, when it is over");
         }
         assert_eq!(accounts.count(), 2);
-        let last = place.load().accounts();
+        let last = sandbox.load().accounts();
         assert_eq!(of(&last, &mobile), traffic(1, 500, 0));
 
-        last.sweep(&place.cgroup).unwrap();
+        last.sweep(&sandbox.cgroup).unwrap();
         assert_eq!(last.count(), 2);
         child.kill();
-        last.sweep(&place.cgroup).unwrap();
+        last.sweep(&sandbox.cgroup).unwrap();
         assert_eq!(last.count(), 1);
         let peer = connect(&mut mobile, kind, &listener);
-        place.cgroup.detach(mobile.pid()).unwrap();
-        last.sweep(&place.cgroup).unwrap();
+        sandbox.cgroup.detach(mobile.pid()).unwrap();
+        last.sweep(&sandbox.cgroup).unwrap();
         assert_eq!(of(&last, &mobile), traffic(2, 500, 0), "a connection is still mobile");
         drop(peer);
         mobile.stream(&format!("close {kind}"));
@@ -217,7 +217,7 @@ fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
         while last.any_open(mobile.pid()) {
             assert!(Instant::now() < deadline, "it does not end");
         }
-        last.sweep(&place.cgroup).unwrap();
+        last.sweep(&sandbox.cgroup).unwrap();
         assert_eq!(last.count(), 0);
     });
 }
@@ -225,10 +225,10 @@ fn the_next_agent_goes_on_counting_and_closes_the_accounts_of_the_dead() {
 /// Such an account hid what the process with the same id carried, for as long as that was mobile.
 #[test]
 fn an_account_of_a_process_that_has_ended_is_closed_though_another_has_its_id() {
-    Place::with(|place| {
-        let accounts = place.load().accounts();
+    Sandbox::with(|sandbox| {
+        let accounts = sandbox.load().accounts();
         let [(kind, listener), _] = listeners();
-        let mut mobile = place.mobile();
+        let mut mobile = sandbox.mobile();
         let end = |mobile: &mut Probe, peer| {
             mobile.stream(&format!("close {kind}"));
             drop::<TcpStream>(peer);
@@ -238,7 +238,7 @@ fn an_account_of_a_process_that_has_ended_is_closed_though_another_has_its_id() 
         becomes(&accounts, &mobile, traffic(1, 0, 0), "its own");
         accounts.make_another_s(mobile.pid());
         assert_eq!(of(&accounts, &mobile), traffic(0, 0, 0));
-        accounts.sweep(&place.cgroup).unwrap();
+        accounts.sweep(&sandbox.cgroup).unwrap();
         assert_eq!(accounts.count(), 0);
         let peer = connect(&mut mobile, kind, &listener);
         end(&mut mobile, peer);
@@ -248,11 +248,11 @@ fn an_account_of_a_process_that_has_ended_is_closed_though_another_has_its_id() 
 
 #[test]
 fn without_a_place_for_an_account_what_is_missing_is_counted() {
-    Place::with(|place| {
-        let selector = place.load();
+    Sandbox::with(|sandbox| {
+        let selector = sandbox.load();
         let accounts = selector.accounts();
         let [(kind, listener), _] = listeners();
-        let mut mobile = place.mobile();
+        let mut mobile = sandbox.mobile();
         let filled = accounts.fill();
         assert_eq!(filled.len(), mobile_ebpf_common::map::ACCOUNTS_ENTRIES as usize);
         let peer = connect(&mut mobile, kind, &listener);
@@ -265,7 +265,7 @@ fn without_a_place_for_an_account_what_is_missing_is_counted() {
         }
         assert_eq!(unaccounted(&selector), 1);
         // The dead make room.
-        accounts.sweep(&place.cgroup).unwrap();
+        accounts.sweep(&sandbox.cgroup).unwrap();
         drop(connect(&mut mobile, kind, &listener));
         mobile.stream(&format!("close {kind}"));
         becomes(&accounts, &mobile, traffic(1, 0, 0), "with room again");

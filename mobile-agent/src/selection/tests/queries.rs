@@ -10,7 +10,7 @@ use mobile_ebpf_common::CountedEvent;
 use super::super::{
     addresses::Addresses,
     bpf::Selector,
-    probe::{Place, Probe, run},
+    sandbox::{Probe, Sandbox, run},
 };
 
 /// The relay's resolvers: here they are on loopback, where nobody needs a route.
@@ -24,11 +24,11 @@ fn resolvers() -> Addresses {
 }
 
 /// The programs with these resolvers, which are on this host.
-fn load(place: &Place) -> Selector {
+fn load(sandbox: &Sandbox) -> Selector {
     for address in ["192.0.2.53/32", "2001:db8::53/128"] {
         run("ip", &["address", "replace", address, "dev", "lo"]);
     }
-    let mut selector = place.load();
+    let mut selector = sandbox.load();
     selector.set_resolvers(resolvers()).unwrap();
     selector
 }
@@ -55,13 +55,13 @@ fn count(selector: &Selector, wanted: CountedEvent) -> u64 {
 
 #[test]
 fn the_application_sees_the_address_it_asked() {
-    Place::with(|place| {
-        let selector = load(place);
+    Sandbox::with(|sandbox| {
+        let selector = load(sandbox);
         // Two queries of each line of `ASKED`.
         let answered = [answer(RELAYS[0], 4), answer(RELAYS[1], 2)];
         for (kind, to) in ASKED {
             let asked: SocketAddr = to.parse().unwrap();
-            let mut probe = place.mobile();
+            let mut probe = sandbox.mobile();
             probe.open(kind);
             probe.send(kind, to);
             assert_eq!(probe.hear(kind), asked, "{to}");
@@ -82,9 +82,9 @@ fn the_application_sees_the_address_it_asked() {
 
 #[test]
 fn other_ports_and_other_processes_are_left_alone() {
-    Place::with(|place| {
-        let selector = load(place);
-        let mut mobile = place.mobile();
+    Sandbox::with(|sandbox| {
+        let selector = load(sandbox);
+        let mut mobile = sandbox.mobile();
         mobile.open("udp4");
         mobile.connect("udp4", "192.0.2.53:54");
         assert_eq!(mobile.peer("udp4"), "192.0.2.53:54".parse().unwrap());
@@ -98,13 +98,13 @@ fn other_ports_and_other_processes_are_left_alone() {
 
 #[test]
 fn what_a_socket_asked_is_forgotten_when_an_ordinary_process_uses_it() {
-    Place::with(|place| {
-        let _selector = load(place);
-        let mut probe = place.mobile();
+    Sandbox::with(|sandbox| {
+        let _selector = load(sandbox);
+        let mut probe = sandbox.mobile();
         probe.open("udp4");
         probe.connect("udp4", ASKED[0].1);
         assert_eq!(probe.peer("udp4"), ASKED[0].1.parse().unwrap());
-        place.cgroup.detach(probe.pid()).unwrap();
+        sandbox.cgroup.detach(probe.pid()).unwrap();
         probe.connect("udp4", "192.0.2.53:53");
         assert_eq!(probe.peer("udp4"), "192.0.2.53:53".parse().unwrap());
     });
@@ -112,15 +112,15 @@ fn what_a_socket_asked_is_forgotten_when_an_ordinary_process_uses_it() {
 
 #[test]
 fn an_answer_that_is_under_way_while_agents_take_over_is_known() {
-    Place::with(|place| {
-        let first = load(place);
+    Sandbox::with(|sandbox| {
+        let first = load(sandbox);
         let socket = UdpSocket::bind((RELAYS[0], 53)).unwrap();
         let (kind, to) = ASKED[0];
-        let mut probe = place.mobile();
+        let mut probe = sandbox.mobile();
         probe.open(kind);
         probe.send(kind, to);
         drop(first);
-        let next = load(place);
+        let next = load(sandbox);
         assert!(next.adopted());
         answer_with(&socket);
         assert_eq!(probe.hear(kind), to.parse().unwrap());
@@ -136,14 +136,14 @@ fn an_answer_that_is_under_way_while_agents_take_over_is_known() {
 
 #[test]
 fn a_query_is_known_however_many_sockets_others_ask_from() {
-    Place::with(|place| {
-        let selector = load(place);
+    Sandbox::with(|sandbox| {
+        let selector = load(sandbox);
         let socket = UdpSocket::bind((RELAYS[0], 53)).unwrap();
         let (kind, to) = ASKED[0];
-        let mut probe = place.mobile();
+        let mut probe = sandbox.mobile();
         probe.open(kind);
         probe.send(kind, to);
-        place.mobile().send_of_many(kind, to, 19_000);
+        sandbox.mobile().send_of_many(kind, to, 19_000);
         answer_with(&socket);
         assert_eq!(probe.hear(kind), to.parse().unwrap());
         assert_eq!(count(&selector, CountedEvent::DnsForgotten), 0);
@@ -153,9 +153,9 @@ fn a_query_is_known_however_many_sockets_others_ask_from() {
 
 #[test]
 fn without_a_resolver_of_the_family_a_query_goes_where_it_is_sent() {
-    Place::with(|place| {
-        let mut selector = load(place);
-        let mut probe = place.mobile();
+    Sandbox::with(|sandbox| {
+        let mut selector = load(sandbox);
+        let mut probe = sandbox.mobile();
         for (resolvers, left) in [(Addresses::default(), 0), (Addresses { ipv4: None, ..resolvers() }, 1)] {
             selector.set_resolvers(resolvers).unwrap();
             probe.open("udp4");
@@ -169,11 +169,11 @@ fn without_a_resolver_of_the_family_a_query_goes_where_it_is_sent() {
 
 #[test]
 fn a_resolver_of_the_relay_that_is_in_the_bypass_is_not_looked_for_in_the_visited_network() {
-    Place::with(|place| {
-        let mut selector = load(place);
+    Sandbox::with(|sandbox| {
+        let mut selector = load(sandbox);
         selector.add_bypass(format!("{}/32", RELAYS[0]).parse().unwrap()).unwrap();
         let (kind, to) = ASKED[0];
-        let mut probe = place.mobile();
+        let mut probe = sandbox.mobile();
         probe.open(kind);
         probe.connect(kind, to);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! A session with the relay that only asks what it assigns.
+//! A short session with the relay that fetches this client's assignment.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -11,11 +11,12 @@ use mobile_proto::{CloseCode, Event, Limits, Offload, Packet, PathId, Session, S
 
 use crate::routing::assignment::Assignment;
 
-/// From HELLO to WELCOME.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of the whole session, from HELLO to WELCOME.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the relay pushes to this client.
-pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assignment> {
+/// Opens a session on `stream`, returns the assignment that the relay pushes, and closes the
+/// session.
+pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assignment> {
     let session = Session::client(SessionId(rand::random()), Limits::default());
     let (handle, mut events) = driver::spawn(session, NoPackets);
     handle.open_path(PathId(1), stream);
@@ -23,24 +24,28 @@ pub(super) async fn assigned(stream: TlsStream) -> anyhow::Result<Assignment> {
         loop {
             match events.recv().await {
                 Some(DriverEvent::Session(Event::Config(config))) => return Ok(config),
-                Some(DriverEvent::Session(Event::PathClosed { code, .. })) => bail!("the relay says: {code}"),
+                Some(DriverEvent::Session(Event::PathClosed { code, .. })) => {
+                    bail!("the relay closed the session: {code}")
+                }
                 Some(DriverEvent::PathError { cause, .. }) => bail!(cause),
                 Some(DriverEvent::Session(_)) => {}
-                Some(DriverEvent::Stopped) | None => bail!("the session stopped"),
+                Some(DriverEvent::Stopped) | None => {
+                    bail!("the session ended before the relay sent an assignment")
+                }
             }
         }
     };
-    let pushed = tokio::time::timeout(PATIENCE, pushed).await;
+    let pushed = tokio::time::timeout(TIMEOUT, pushed).await;
     handle.shutdown(CloseCode::Normal).await;
-    let Ok(pushed) = pushed else { bail!("the relay did not answer within {PATIENCE:?}") };
+    let Ok(pushed) = pushed else { bail!("the relay did not answer within {TIMEOUT:?}") };
     let assigned = Assignment::from(pushed?);
     match assigned.objection() {
         None => Ok(assigned),
-        Some(objection) => bail!("what the relay assigns cannot be used, it {objection}"),
+        Some(objection) => bail!("the relay's assignment cannot be used: it {objection}"),
     }
 }
 
-/// There is no device yet.
+/// A packet source without packets: no device exists yet.
 struct NoPackets;
 
 impl PacketIo for NoPackets {

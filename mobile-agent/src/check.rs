@@ -5,8 +5,8 @@
 
 mod facts;
 mod judge;
+mod load_programs;
 mod reach;
-mod trial;
 
 use std::path::Path;
 

@@ -11,7 +11,7 @@ use crate::selection::instance::Instance;
 use crate::selection::process::{Connection, Process};
 
 /// What the words are made of.
-pub(super) struct Known<'a> {
+pub(super) struct HostState<'a> {
     /// `[routing]`.
     pub(super) routing: &'a Routing,
     /// The host virtual device.
@@ -28,7 +28,7 @@ pub(super) struct Known<'a> {
 
 /// A connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Case {
+pub(super) struct NewConnection {
     /// Of a mobile process.
     pub(super) mobile: bool,
     /// Where to.
@@ -56,14 +56,14 @@ pub(super) fn instance(process: &Process, instance: &Instance) -> String {
     )
 }
 
-impl Known<'_> {
+impl HostState<'_> {
     /// Whether a new connection of a mobile process, or of another, gets the mark.
     pub(super) fn is_marked(&self, mobile: bool) -> bool {
         mobile && !self.open
     }
 
     /// Hook and mark, rule, route, and what it comes to.
-    pub(super) fn case(&self, case: Case, way: Option<&RouteLookup>) -> String {
+    pub(super) fn case(&self, case: NewConnection, way: Option<&RouteLookup>) -> String {
         let Routing { mark, mark_mask, .. } = *self.routing;
         let mut lines = Vec::new();
         lines.push(match (case.mobile, self.programs) {
@@ -97,7 +97,7 @@ impl Known<'_> {
     }
 
     /// The kernel names the table, not the rule that led there: that is the first that fits.
-    fn rule(&self, case: Case, way: Option<&RouteLookup>) -> String {
+    fn rule(&self, case: NewConnection, way: Option<&RouteLookup>) -> String {
         let family = Family::from(case.to);
         let mark = if self.is_marked(case.mobile) { self.routing.mark } else { 0 };
         let fits = |rule: &&ListedRule| rule.family == family && rule.matches_mark(mark, u32::MAX);
@@ -130,7 +130,7 @@ impl Known<'_> {
         text
     }
 
-    fn outcome(&self, case: Case, way: Option<&RouteLookup>) -> String {
+    fn outcome(&self, case: NewConnection, way: Option<&RouteLookup>) -> String {
         let table = self.routing.table;
         let bypass = self.routing.bypass.iter().find(|net| net.contains(&case.to));
         let tunnel = |way: &RouteLookup| way.oif.is_some_and(|oif| self.name(oif) == self.device);
@@ -201,8 +201,8 @@ mod tests {
         }
     }
 
-    fn known(routing: &Routing) -> Known<'_> {
-        Known {
+    fn host(routing: &Routing) -> HostState<'_> {
+        HostState {
             routing,
             device: "mobile0",
             links: HashMap::from([(2, "eth0".to_owned()), (7, "mobile0".to_owned())]),
@@ -222,8 +222,8 @@ mod tests {
     }
 
     const TO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
-    const MOBILE: Case = Case { mobile: true, to: TO };
-    const ORDINARY: Case = Case { mobile: false, to: TO };
+    const MOBILE: NewConnection = NewConnection { mobile: true, to: TO };
+    const ORDINARY: NewConnection = NewConnection { mobile: false, to: TO };
 
     #[track_caller]
     fn assert_says(text: &str, parts: &[&str]) {
@@ -236,7 +236,7 @@ mod tests {
     fn a_mobile_connection_is_told_with_mark_rule_route_and_source() {
         let routing = Routing::default();
         let source = "10.77.0.2".parse().ok();
-        let text = known(&routing).case(MOBILE, Some(&RouteLookup { gateway: None, source, ..way(7700, 7) }));
+        let text = host(&routing).case(MOBILE, Some(&RouteLookup { gateway: None, source, ..way(7700, 7) }));
         assert_says(
             &text,
             &[
@@ -251,22 +251,22 @@ mod tests {
     #[test]
     fn an_ordinary_connection_and_a_bypassed_one_go_directly() {
         let mut routing = Routing::default();
-        let text = known(&routing).case(ORDINARY, Some(&way(254, 2)));
+        let text = host(&routing).case(ORDINARY, Some(&way(254, 2)));
         assert_says(
             &text,
             &["no mark", "`32766: from all lookup main`", "via 10.22.0.1 dev eth0", "so it goes directly\n"],
         );
-        let text = known(&routing).case(MOBILE, Some(&way(254, 2)));
+        let text = host(&routing).case(MOBILE, Some(&way(254, 2)));
         assert_says(&text, &["although the process is mobile"]);
         routing.bypass.push("192.0.2.0/24".parse().unwrap());
-        let text = known(&routing).case(MOBILE, Some(&way(254, 2)));
+        let text = host(&routing).case(MOBILE, Some(&way(254, 2)));
         assert_says(&text, &["the bypass has 192.0.2.0/24", "lookup main"]);
     }
 
     #[test]
     fn what_goes_directly_for_want_of_a_session_is_told_so() {
         let routing = Routing::default();
-        let open = Known { open: true, ..known(&routing) };
+        let open = HostState { open: true, ..host(&routing) };
         assert!(!open.is_marked(true));
         let text = open.case(MOBILE, Some(&way(254, 2)));
         assert_says(&text, &["on_failure is \"open\"", "lookup main", "so it goes directly, as will"]);
@@ -277,7 +277,7 @@ mod tests {
     fn what_stays_on_this_host_is_of_the_local_table_wherever_the_kernel_keeps_it() {
         let routing = Routing::default();
         for table in [254, 255] {
-            let text = known(&routing).case(MOBILE, Some(&RouteLookup { local: true, ..way(table, 1) }));
+            let text = host(&routing).case(MOBILE, Some(&RouteLookup { local: true, ..way(table, 1) }));
             assert_says(&text, &["`0: from all lookup local`", "route of table 255", "stays on this host"]);
         }
     }
@@ -285,10 +285,10 @@ mod tests {
     #[test]
     fn what_has_no_way_waits_when_it_is_mobile() {
         let routing = Routing::default();
-        let text = known(&routing).case(MOBILE, None);
+        let text = host(&routing).case(MOBILE, None);
         assert_says(&text, &["lookup 7700", "unreachable", "so it waits"]);
-        assert_says(&known(&routing).case(ORDINARY, None), &["so it fails"]);
-        let known = Known { programs: Some(false), ..known(&routing) };
-        assert_says(&known.case(MOBILE, None), &["no eBPF programs are in force"]);
+        assert_says(&host(&routing).case(ORDINARY, None), &["so it fails"]);
+        let host = HostState { programs: Some(false), ..host(&routing) };
+        assert_says(&host.case(MOBILE, None), &["no eBPF programs are in force"]);
     }
 }

@@ -8,14 +8,14 @@
 //! network; it knows no job but those in [`job`].
 
 mod access;
+mod change_error;
 mod client;
-mod feeder;
 mod helper;
 mod job;
-mod unchanged;
+mod tun_holder;
 mod work;
 
-pub(crate) use access::Asker;
+pub(crate) use access::Requester;
 pub(crate) use client::ProcessHelper;
 pub(crate) use helper::main;
 pub(crate) use job::{Job, JobError, Setup};

@@ -8,7 +8,7 @@ use crate::selection::cgroup::CgroupError;
 
 /// Why a process was not changed; names it.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unchanged {
+pub(super) enum ChangeError {
     /// It is not there.
     #[error("there is no process {0}")]
     NoProcess(i32),
@@ -21,7 +21,7 @@ pub(super) enum Unchanged {
     /// Its sockets would not be marked: it would go direct while it is called mobile.
     #[error("process {0} is in another network namespace than the agent: run an agent there")]
     OtherNamespace(i32),
-    /// The asker has no right to it.
+    /// The requester has no right to it.
     #[error("process {0} is another user's: only its owner, root or the [control] group may change it")]
     Foreign(i32),
     /// It cannot be looked at.
@@ -40,7 +40,7 @@ pub(super) enum Unchanged {
     Cgroup(#[from] CgroupError),
 }
 
-impl Unchanged {
+impl ChangeError {
     /// What `inet_setmobile` says; mobile.h documents it.
     pub(super) fn errno(&self) -> Errno {
         match self {

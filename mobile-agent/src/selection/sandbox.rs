@@ -32,13 +32,13 @@ const HEARING: Duration = Duration::from_secs(5);
 const DEVICE: u32 = 4096;
 
 /// A pin directory, a mobile cgroup and a network namespace of one test.
-pub(super) struct Place {
+pub(super) struct Sandbox {
     pub(super) pin_dir: PathBuf,
     pub(super) cgroup: MobileCgroup,
     pub(super) marking: Marking<'static>,
 }
 
-impl Place {
+impl Sandbox {
     /// Runs a test in a place of its own, which is gone afterwards whether it passes or fails.
     pub(super) fn with(test: impl FnOnce(&Self) + Send + 'static) {
         // A thread of its own: the network namespace is not to stay with the thread that runs the next test.
@@ -76,7 +76,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Sandbox {
     fn drop(&mut self) {
         for result in [
             bpf::remove(&self.pin_dir).map(drop).map_err(|error| error.to_string()),
@@ -235,8 +235,8 @@ impl Probe {
     }
 
     /// Does what the agent does at its start, and stays.
-    pub(super) fn become_agent(&mut self, place: &Place) {
-        let Place { pin_dir, cgroup, marking } = place;
+    pub(super) fn become_agent(&mut self, sandbox: &Sandbox) {
+        let Sandbox { pin_dir, cgroup, marking } = sandbox;
         let order = format!("agent {} {} {}", pin_dir.display(), cgroup.dir().display(), marking.mark);
         assert_eq!(self.ask(&order), "done");
     }

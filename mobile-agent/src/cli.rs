@@ -1,4 +1,9 @@
-//! The command line: verbs, and what they share.
+//! The command line: one module for each verb of `mobile`, and the functions that the verbs share.
+//!
+//! [`args`] defines the grammar. Most verbs send one request to the running agent over the control
+//! socket ([`ask`]) and print the reply as a table, as sentences or, with `--json`, as JSON.
+//! `check`, `explain`, `keygen` and `enroll` work without an agent. All output passes [`print`],
+//! which escapes control characters, and a failed verb ends with status 1 and one line on stderr.
 
 pub(crate) mod args;
 mod attach;
@@ -7,13 +12,13 @@ mod check;
 mod cleanup;
 mod enroll;
 mod explain;
+mod fetch_assignment;
 mod keygen;
 mod prepare_slice;
 mod ps;
 mod run;
 mod status;
 mod table;
-mod trial;
 mod watch;
 
 use std::io::{ErrorKind, Write};
@@ -28,15 +33,16 @@ use mobile_io::text::{printable, printable_json, printable_lines};
 
 use self::args::{Cli, Verb};
 use crate::config::Config;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::{daemon, processes};
 
 pub(crate) use cleanup::remove_everything;
 
-/// Exit status when the verb failed. clap itself exits with 2 for what it does not understand.
+/// Exit status of a verb that failed. clap itself exits with 2 for a command line that it cannot
+/// parse.
 const FAILED: u8 = 1;
 
-/// Parses, does, reports.
+/// Parses the command line, runs the verb and reports its error.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = cli.config.as_deref();
@@ -68,32 +74,35 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Says on stderr what went wrong, with its causes.
+/// Writes an error and its causes to stderr.
 fn complain(error: &anyhow::Error) {
-    mobile_io::log::print_fatal(&format!("mobile: {}", printable_lines(&story(error))));
+    mobile_io::log::print_fatal(&format!("mobile: {}", printable_lines(&error_chain(error))));
 }
 
-/// The error and its causes in one line. Some libraries repeat the cause in the error itself: once is enough.
-pub(crate) fn story(error: &anyhow::Error) -> String {
-    let mut told = String::new();
+/// Joins an error and its causes in one line. Omits a cause whose text the error contains already,
+/// as the errors of some libraries do.
+pub(crate) fn error_chain(error: &anyhow::Error) -> String {
+    let mut chain = String::new();
     for cause in error.chain().map(ToString::to_string) {
-        if told.is_empty() {
-            told = cause;
-        } else if !told.contains(&cause) {
-            told.push_str(": ");
-            told.push_str(&cause);
+        if chain.is_empty() {
+            chain = cause;
+        } else if !chain.contains(&cause) {
+            chain.push_str(": ");
+            chain.push_str(&cause);
         }
     }
-    told
+    chain
 }
 
-/// Writes the answer to stdout; a reader that closes early (`| head`) is no failure. Escapes
-/// control sequences, whoever wrote them. The caller keeps each field on its line.
+/// Writes text to stdout and escapes its control characters. A reader that closes early (`| head`)
+/// is no error.
+///
+/// The caller must keep each field of the output on its line.
 fn print(text: &str) -> anyhow::Result<()> {
     print_on(&printable_lines(text)).map(drop)
 }
 
-/// The same of an answer that goes on, as long as somebody reads.
+/// Writes unescaped text to stdout. Returns `Break` if the reader has closed the pipe.
 fn print_on(text: &str) -> anyhow::Result<ControlFlow<()>> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -103,50 +112,51 @@ fn print_on(text: &str) -> anyhow::Result<ControlFlow<()>> {
     }
 }
 
-/// An answer as one JSON document.
+/// Encodes a value as an indented JSON document.
 fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
-    let mut text = serde_json::to_string_pretty(value).context("cannot encode the answer")?;
+    let mut text = serde_json::to_string_pretty(value).context("cannot encode the output as JSON")?;
     text.push('\n');
     Ok(printable_json(&text).into_owned())
 }
 
-/// Writes it.
+/// Writes a value to stdout as JSON.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&json(value)?)
 }
 
-/// For verbs that look for themselves.
+/// Starts a runtime for verbs that use the network or the kernel themselves.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }
 
-/// Connects to the agent that the configuration names.
+/// Connects to the agent at the control socket that the configuration names.
 fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
     agent_of(&Config::of_client(config)?)
 }
 
-/// The same of one already read.
+/// Connects to the agent at the control socket of a loaded configuration.
 fn agent_of(config: &Config) -> anyhow::Result<Client> {
-    Client::connect(&config.control.socket).context("no agent here: start it with `mobile agent`")
+    Client::connect(&config.control.socket)
+        .context("no agent is running on this host: start it with `mobile agent`")
 }
 
-/// One question, one answer; a refusal is an error.
-fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Answer> {
+/// Sends a request to the agent and returns the reply. A refusal is an error.
+fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Reply> {
     accepted(client.call(request))
 }
 
-/// What the agent answered; a refusal is an error.
-fn accepted(answer: Result<Answer, ControlError>) -> anyhow::Result<Answer> {
-    match answer? {
-        Answer::Refused(reason) => bail!("{}", printable(&reason)),
-        answer => Ok(answer),
+/// Turns a refusal of the agent into an error.
+fn accepted(reply: Result<Reply, ControlError>) -> anyhow::Result<Reply> {
+    match reply? {
+        Reply::Refused(reason) => bail!("{}", printable(&reason)),
+        reply => Ok(reply),
     }
 }
 
-/// What an agent of another version may answer.
-fn unexpected(answer: &Answer) -> anyhow::Error {
+/// Returns the error for a reply of the wrong kind, which an agent of another version may send.
+fn unexpected(reply: &Reply) -> anyhow::Error {
     anyhow::anyhow!(
-        "the agent's answer does not fit the question ({answer:?}): restart the agent, it is of another version"
+        "the agent sent an unexpected reply ({reply:?}): it is of another version than this program, restart it"
     )
 }
 
@@ -191,11 +201,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_that_the_error_repeats_is_printed_once() {
         let cause = std::io::Error::other("connection refused");
         let error =
-            anyhow::Error::new(cause).context("nobody answers (connection refused)").context("no agent");
-        assert_eq!(story(&error), "no agent: nobody answers (connection refused)");
+            anyhow::Error::new(cause).context("cannot connect (connection refused)").context("no agent");
+        assert_eq!(error_chain(&error), "no agent: cannot connect (connection refused)");
     }
 
     #[test]

@@ -25,14 +25,14 @@ use super::{
 const ROOT_LINK: &str = "root-link";
 
 /// Where the programs are attached.
-pub(super) struct Extent {
+pub(super) struct PacketPrograms {
     root: File,
     /// Those for the root, with the pins that hold them there.
     programs: Vec<(&'static str, PathBuf)>,
     wide: bool,
 }
 
-impl Extent {
+impl PacketPrograms {
     /// Puts the programs in force at the mobile cgroup.
     pub(super) fn put_in_force(
         ebpf: &mut Ebpf,
@@ -59,7 +59,7 @@ impl Extent {
     }
 
     /// From here on they see everybody's sockets.
-    pub(super) fn widen(&mut self, ebpf: &mut Ebpf) -> Result<()> {
+    pub(super) fn attach_to_root(&mut self, ebpf: &mut Ebpf) -> Result<()> {
         if self.wide {
             return Ok(());
         }
@@ -74,7 +74,7 @@ impl Extent {
     }
 
     /// From here on they see those that mobile processes made.
-    pub(super) fn narrow(&mut self) -> Result<()> {
+    pub(super) fn detach_from_root(&mut self) -> Result<()> {
         if !self.wide {
             return Ok(());
         }
@@ -94,7 +94,7 @@ impl Extent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::{bpf::OBJECT, pins, probe::Place};
+    use crate::selection::{bpf::OBJECT, pins, sandbox::Sandbox};
 
     /// The opcode BPF_JMP | BPF_CALL, the helper for a network namespace's cookie, and a helper
     /// that no kernel has.
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_guard_that_cannot_be_loaded_is_an_error_where_the_kernel_has_what_it_calls() {
-        Place::with(|place| {
+        Sandbox::with(|sandbox| {
             if !features::tells_namespaces_of_packets().unwrap() {
                 return;
             }
@@ -115,11 +115,12 @@ mod tests {
             for at in places {
                 object[at..at + 8].copy_from_slice(&call(NO_HELPER));
             }
-            pins::ensure_dir(&place.pin_dir).unwrap();
-            let generation = Generation::after(&place.pin_dir, &[]).unwrap();
-            let root = open(place.cgroup.cgroup2().mount()).unwrap();
+            pins::ensure_dir(&sandbox.pin_dir).unwrap();
+            let generation = Generation::after(&sandbox.pin_dir, &[]).unwrap();
+            let root = open(sandbox.cgroup.cgroup2().mount()).unwrap();
             let mut ebpf = Ebpf::load(&object).unwrap();
-            let failed = Extent::put_in_force(&mut ebpf, root, &place.cgroup, &generation).err().unwrap();
+            let failed =
+                PacketPrograms::put_in_force(&mut ebpf, root, &sandbox.cgroup, &generation).err().unwrap();
             assert!(matches!(failed, BpfError::Program { name: program::EGRESS, .. }), "{failed}");
         });
     }

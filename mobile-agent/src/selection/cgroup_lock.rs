@@ -21,7 +21,7 @@ const OWNER: &str = "user.mobile.netns";
 /// A mobile cgroup in use by the agent of this process. The kernel releases it when the process
 /// ends.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub(crate) struct CgroupLock {
     _lock: Flock<File>,
 }
 
@@ -29,13 +29,13 @@ pub(crate) struct Claim {
 ///
 /// Fails if another agent runs with it, or if mobile processes of another network namespace's agent
 /// wait in it.
-pub(crate) fn claim(cgroup: &MobileCgroup) -> Result<Claim> {
+pub(crate) fn acquire(cgroup: &MobileCgroup) -> Result<CgroupLock> {
     let dir = cgroup.dir();
     let lock = lock(dir)?;
     let own = own_namespace()?;
     match owner(dir) {
         Some(owner) if owner != own && cgroup.has_processes()? => {
-            return Err(CgroupError::Anothers { dir: dir.into(), owner });
+            return Err(CgroupError::OtherNamespace { dir: dir.into(), owner });
         }
         _ => {}
     }
@@ -43,7 +43,7 @@ pub(crate) fn claim(cgroup: &MobileCgroup) -> Result<Claim> {
     if let Err(error) = setxattr(dir, OWNER, own.to_string().as_bytes(), XattrFlags::empty()) {
         tracing::debug!(%error, cgroup = %dir.display(), "cannot write down whose the cgroup is");
     }
-    Ok(Claim { _lock: lock })
+    Ok(CgroupLock { _lock: lock })
 }
 
 /// Returns whether cleaning up in this network namespace may remove the cgroup.
@@ -81,16 +81,16 @@ fn owner(dir: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::probe::Place;
+    use crate::selection::sandbox::Sandbox;
 
     #[test]
     fn a_cgroup_in_use_is_refused_and_one_left_empty_is_taken_over() {
-        Place::with(|place| {
-            let cgroup = &place.cgroup;
-            let claimed = claim(cgroup).unwrap();
+        Sandbox::with(|sandbox| {
+            let cgroup = &sandbox.cgroup;
+            let claimed = acquire(cgroup).unwrap();
             let own = mobile_io::netns::id().unwrap();
             assert!(
-                matches!(claim(cgroup), Err(CgroupError::InUse { owner: Some(owner), .. }) if owner == own)
+                matches!(acquire(cgroup), Err(CgroupError::InUse { owner: Some(owner), .. }) if owner == own)
             );
             assert!(matches!(may_remove(cgroup), Err(CgroupError::InUse { .. })));
             drop(claimed);
@@ -98,17 +98,17 @@ mod tests {
 
             setxattr(cgroup.dir(), OWNER, b"7", XattrFlags::empty()).unwrap();
             assert!(!may_remove(cgroup).unwrap());
-            let probe = place.mobile();
-            assert!(matches!(claim(cgroup), Err(CgroupError::Anothers { owner: 7, .. })));
+            let probe = sandbox.mobile();
+            assert!(matches!(acquire(cgroup), Err(CgroupError::OtherNamespace { owner: 7, .. })));
             cgroup.detach(probe.pid()).unwrap();
-            claim(cgroup).unwrap();
+            acquire(cgroup).unwrap();
             assert!(may_remove(cgroup).unwrap());
         });
     }
 
     #[test]
     fn names_outside_of_the_machines_own_namespace_carry_the_namespace() {
-        Place::with(|_| {
+        Sandbox::with(|_| {
             assert_eq!(
                 mobile_io::netns::name("mobile"),
                 format!("mobile-{}", mobile_io::netns::id().unwrap())

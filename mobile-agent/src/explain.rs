@@ -1,8 +1,8 @@
 //! `mobile explain`: which hook, mark, rule, route and source address a connection gets, and why.
 //!
-//! The way is the kernel's own answer for the destination and the mark, not a second opinion; `words` says it.
+//! The way is the kernel's own answer for the destination and the mark, not a second opinion; `render` describes it.
 
-mod words;
+mod render;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,32 +15,32 @@ use crate::config::Config;
 use crate::routing::plan::REMOTE_ADDRESSES;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, instance, process};
-use words::{Case, Known};
+use render::{HostState, NewConnection};
 
 /// How long a resolver may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// More addresses or sockets than these are counted, not told.
-const MAX_TOLD: usize = 32;
+const MAX_LISTED: usize = 32;
 
-/// The whole story.
+/// The whole text.
 pub(crate) async fn explain(config: &Config, target: &str) -> anyhow::Result<String> {
-    let looker = Looker::new(config).await?;
+    let explainer = Explainer::new(config).await?;
     match target.parse::<i32>() {
-        Ok(pid) => looker.process(pid).await,
-        Err(_) => looker.host(target).await,
+        Ok(pid) => explainer.process(pid).await,
+        Err(_) => explainer.host(target).await,
     }
 }
 
-struct Looker<'a> {
+struct Explainer<'a> {
     config: &'a Config,
     netlink: Netlink,
-    known: Known<'a>,
-    /// The addresses of the device: known without an agent and without rights.
+    host: HostState<'a>,
+    /// The addresses of the device: host without an agent and without rights.
     persistent: Vec<IpAddr>,
 }
 
-impl<'a> Looker<'a> {
+impl<'a> Explainer<'a> {
     async fn new(config: &'a Config) -> anyhow::Result<Self> {
         let netlink = Netlink::new()?;
         let links: HashMap<u32, String> =
@@ -61,13 +61,13 @@ impl<'a> Looker<'a> {
             config,
             netlink,
             persistent,
-            known: Known {
+            host: HostState {
                 routing: &config.routing,
                 device: &config.tunnel.device,
                 links,
                 rules,
                 programs,
-                open: deadline::is_over(&config.bpf.pin_dir).unwrap_or(false),
+                open: deadline::has_passed(&config.bpf.pin_dir).unwrap_or(false),
             },
         })
     }
@@ -86,47 +86,50 @@ impl<'a> Looker<'a> {
         };
         let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("?").to_owned();
-        let mut story = words::attribute(&process, mobile, &own);
+        let mut text = render::attribute(&process, mobile, &own);
         let is_mobile = |pid| cgroup.as_ref().is_some_and(|cgroup| cgroup.is_mobile(pid).unwrap_or(true));
         if let Some(instance) = mobile.then(|| instance::of_process(pid, is_mobile)).flatten() {
-            story.push_str(&words::instance(&process, &instance));
+            text.push_str(&render::instance(&process, &instance));
         }
         if std::fs::read_dir(format!("/proc/{pid}/fd")).is_err() {
-            story.push_str("its sockets: another user's, which only root may see\n");
+            text.push_str("its sockets: another user's, which only root may see\n");
         }
-        for connection in process.connections.iter().take(MAX_TOLD) {
+        for connection in process.connections.iter().take(MAX_LISTED) {
             let remote = connection.remote.ip();
             // A socket that has a persistent address got it from the mark: it was made by a mobile process.
             let marked = self.persistent.contains(&connection.local.ip());
             let way = self.netlink.lookup(remote, self.mark(marked)).await?;
-            story.push_str(&self.known.socket(connection, marked, way.as_ref()));
+            text.push_str(&self.host.socket(connection, marked, way.as_ref()));
         }
-        if process.connections.len() > MAX_TOLD {
-            story.push_str(&format!("and {} more sockets\n", process.connections.len() - MAX_TOLD));
+        if process.connections.len() > MAX_LISTED {
+            text.push_str(&format!("and {} more sockets\n", process.connections.len() - MAX_LISTED));
         }
         for anywhere in REMOTE_ADDRESSES {
-            let way = self.netlink.lookup(anywhere, self.mark(self.known.is_marked(mobile))).await?;
+            let way = self.netlink.lookup(anywhere, self.mark(self.host.is_marked(mobile))).await?;
             let heading = format!("its next connection by {}", Family::from(anywhere));
-            story.push_str(&format!(
+            text.push_str(&format!(
                 "{heading}:\n{}",
-                self.known.case(Case { mobile, to: anywhere }, way.as_ref())
+                self.host.case(NewConnection { mobile, to: anywhere }, way.as_ref())
             ));
         }
-        Ok(story)
+        Ok(text)
     }
 
     async fn host(&self, target: &str) -> anyhow::Result<String> {
         let addresses = resolve(target).await?;
-        let mut story = String::new();
-        for &to in addresses.iter().take(MAX_TOLD) {
-            story.push_str(&format!("{to}\n"));
+        let mut text = String::new();
+        for &to in addresses.iter().take(MAX_LISTED) {
+            text.push_str(&format!("{to}\n"));
             for mobile in [true, false] {
-                let way = self.netlink.lookup(to, self.mark(self.known.is_marked(mobile))).await?;
+                let way = self.netlink.lookup(to, self.mark(self.host.is_marked(mobile))).await?;
                 let who = if mobile { "a mobile process" } else { "an ordinary process" };
-                story.push_str(&format!("{who}:\n{}", self.known.case(Case { mobile, to }, way.as_ref())));
+                text.push_str(&format!(
+                    "{who}:\n{}",
+                    self.host.case(NewConnection { mobile, to }, way.as_ref())
+                ));
             }
         }
-        Ok(story)
+        Ok(text)
     }
 
     fn mark(&self, mobile: bool) -> u32 {

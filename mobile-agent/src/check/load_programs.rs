@@ -11,7 +11,7 @@ use crate::selection::cgroup::{Cgroup2, CgroupError, MobileCgroup};
 
 /// Loads and attaches the real programs, as the agent does, and takes them away again. They are for a cgroup without
 /// processes and a network namespace without sockets.
-pub(super) fn try_programs(config: &Config) -> Result<(), String> {
+pub(super) fn try_load(config: &Config) -> Result<(), String> {
     let (pin_dir, cgroup) = beside(config).map_err(|error| error.to_string())?;
     let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
     let configured = config.bpf.pin_dir.clone();
@@ -40,7 +40,7 @@ pub(super) fn try_programs(config: &Config) -> Result<(), String> {
         Ok(left?)
     });
     match tried {
-        Ok(tried) => tried.map_err(|error| crate::cli::story(&error)),
+        Ok(tried) => tried.map_err(|error| crate::cli::error_chain(&error)),
         Err(error) => Err(format!("cannot make namespaces to try in: {error}")),
     }
 }
