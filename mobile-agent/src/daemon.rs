@@ -138,7 +138,7 @@ fn fatal_error(ended: Option<Result<anyhow::Error, tokio::task::JoinError>>) -> 
     }
 }
 
-fn summary(state: &crate::tunnel::State) -> String {
+fn summary(state: &crate::tunnel::TunnelState) -> String {
     match &state.active {
         Some((active, relay)) => format!("connected to {relay} over {}", active.uplink),
         None if state.decision.usable.is_empty() => "no usable uplink".to_owned(),

@@ -37,7 +37,7 @@ pub(crate) struct Tunnel {
     /// The handle of the running session driver.
     pub(crate) driver: Handle,
     /// The manager's latest published state.
-    pub(crate) state: watch::Receiver<State>,
+    pub(crate) state: watch::Receiver<TunnelState>,
     /// The latest configuration that the relay pushed, at a limited rate.
     pub(crate) pushed_config: watch::Receiver<Option<PushConfig>>,
     force: mpsc::UnboundedSender<Option<String>>,
@@ -45,7 +45,7 @@ pub(crate) struct Tunnel {
 
 /// A snapshot of the manager's state, for status and metrics.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
+pub(crate) struct TunnelState {
     /// The path in use and the relay's address on it.
     pub(crate) active: Option<(ActivePath, SocketAddr)>,
     /// When the outage began, if there is one.

@@ -47,7 +47,7 @@ pub(crate) struct Uplinks {
 }
 
 /// The settings that decide which links are uplinks.
-pub(crate) struct Settings {
+pub(crate) struct UplinkSettings {
     /// The name of the host virtual device.
     pub(crate) own_device: String,
     /// The table of `[routing] relay_table`.
@@ -77,7 +77,7 @@ impl Uplinks {
 ///
 /// Both futures belong on the network thread's runtime, so that a read does not delay packets.
 pub(crate) async fn watch(
-    settings: Settings,
+    settings: UplinkSettings,
     relay: watch::Receiver<Vec<SocketAddr>>,
 ) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error> + Send + 'static)> {
     let targets = RouteTargets::new(&relay.borrow());
@@ -107,13 +107,13 @@ pub(crate) async fn watch(
 
 /// Returns the routes to watch: in any table those that cover the relay, and all routes of the
 /// relay table.
-fn interest(settings: &Settings, targets: &RouteTargets) -> RouteInterest {
+fn interest(settings: &UplinkSettings, targets: &RouteTargets) -> RouteInterest {
     RouteInterest::Only { tables: vec![settings.relay_table], covering: targets.all() }
 }
 
 struct Watcher {
     netlink: Netlink,
-    settings: Settings,
+    settings: UplinkSettings,
     targets: RouteTargets,
     detours: Detours,
     reads: Arc<AtomicU64>,

@@ -27,7 +27,7 @@ use crate::status::{
     Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic, UplinkStatus, Uplinks,
 };
 use crate::tunnel::io::DeliveryFilter;
-use crate::tunnel::{State, Tunnel, machine};
+use crate::tunnel::{Tunnel, TunnelState, machine};
 
 /// The shared state of the running agent.
 pub(crate) struct Agent {
@@ -316,7 +316,7 @@ fn compression(configured: Compression, active: Option<&PathStats>) -> &'static 
 
 /// Returns the state of the session and the problem that prevents it. `is_assignment_known` says
 /// that the relay's assignment is in force or refused.
-fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Option<Problem>) {
+fn session_state(state: &TunnelState, is_assignment_known: bool) -> (SessionState, Option<Problem>) {
     if state.active.is_some() {
         let session = if is_assignment_known { SessionState::Connected } else { SessionState::Connecting };
         return (session, None);
@@ -337,7 +337,7 @@ fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Opt
     }
 }
 
-fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatus> {
+fn list_uplinks(state: &TunnelState, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatus> {
     // An uplink has two paths while one replaces the other.
     let path_on = |uplink: &str| {
         let ready = state.ready.iter().filter(|(_, on)| on == uplink);
@@ -385,7 +385,7 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
 }
 
 /// Returns a note for an uplink that is unusable at present, and an error for an unknown name.
-fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
+fn note_on_forced(state: &TunnelState, name: &str) -> Result<Option<String>, String> {
     let Some(verdict) = state.decision.verdicts.iter().find(|verdict| verdict.name == name) else {
         let known: Vec<&str> = state.decision.verdicts.iter().map(|verdict| verdict.name.as_str()).collect();
         return Err(format!("no uplink is named {name}; the known uplinks are: {}", known.join(", ")));

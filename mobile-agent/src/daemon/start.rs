@@ -110,7 +110,7 @@ pub(super) async fn start(
     let network = NetworkThread::start(confinement)?;
     let netlink = network.enter(Netlink::new)?;
     let dialer = Dialer::new(&relay, &key);
-    let settings = uplinks::Settings {
+    let settings = uplinks::UplinkSettings {
         own_device: config.tunnel.device.clone(),
         relay_table: config.routing.relay_table,
         prefer: preferences.prefer.clone(),

@@ -12,7 +12,7 @@ use rand::RngExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::State;
+use super::TunnelState;
 use super::cause::{Failure, Fault, HandoverCause};
 use super::config_limiter::ConfigLimiter;
 use super::connect::{self, Dialer, RelayConnection};
@@ -74,7 +74,7 @@ impl Manager {
         mut self,
         mut events: mpsc::Receiver<DriverEvent>,
         mut forces: mpsc::UnboundedReceiver<Option<String>>,
-        publish: watch::Sender<State>,
+        publish: watch::Sender<TunnelState>,
     ) -> anyhow::Error {
         self.update_uplinks();
         let mut batch = Vec::new();
@@ -280,12 +280,12 @@ impl Manager {
     }
 
     /// Returns a snapshot of the state, for the rest of the agent.
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> TunnelState {
         let active = self.machine.active().and_then(|active| {
             let remote = self.transports.get(&active.path)?;
             Some((active, *remote))
         });
-        State {
+        TunnelState {
             active,
             outage_since: self.machine.outage_since(),
             ready: self.machine.ready().map(|(path, uplink)| (path, uplink.to_owned())).collect(),

@@ -56,7 +56,7 @@ impl Rig {
 
     /// Returns a rig connected over eth0 (192.0.2.1), with wlan0 (192.0.2.2) as the second choice.
     fn connected() -> Self {
-        let mut rig = Self::new(both());
+        let mut rig = Self::new(two_uplinks());
         let path = rig.expect_connect("eth0");
         rig.succeed(path, 1);
         assert_eq!(rig.actions(), []);
@@ -90,7 +90,7 @@ impl Rig {
     /// another path works meanwhile.
     fn succeed_beside(&mut self, path: PathId, last: u8) {
         assert!(self.machine.transport_ready(self.now, path, address(last)));
-        assert_eq!(self.machine.poll_action(), None, "not before the welcome");
+        assert_eq!(self.machine.poll_action(), None, "the session does not move before the welcome");
         self.machine.path_ready(self.now, path);
         assert!(
             matches!(self.machine.poll_action(), Some(Action::Activate { path: moved, .. }) if moved == path)
@@ -105,13 +105,13 @@ impl Rig {
         lost.map(|lost| lost.role)
     }
 
-    fn report(&mut self) -> Handover {
+    fn recorded_handover(&mut self) -> Handover {
         let actions = self.actions();
-        let report = actions.iter().find_map(|action| match action {
+        let handover = actions.iter().find_map(|action| match action {
             Action::RecordHandover(handover) => Some(handover.clone()),
             _ => None,
         });
-        report.unwrap_or_else(|| panic!("no report in {actions:?}"))
+        handover.unwrap_or_else(|| panic!("no handover in {actions:?}"))
     }
 
     fn wait(&mut self, time: Duration) {
@@ -128,13 +128,13 @@ impl Rig {
     }
 }
 
-fn both() -> Vec<Uplink> {
+fn two_uplinks() -> Vec<Uplink> {
     vec![link("eth0", 100, 1), link("wlan0", 600, 2)]
 }
 
 #[test]
 fn the_best_uplink_is_tried_at_once_and_the_next_a_moment_later() {
-    let mut rig = Rig::new(both());
+    let mut rig = Rig::new(two_uplinks());
     rig.expect_connect("eth0");
     assert_eq!(rig.machine.deadline(), Some(rig.now + UPLINK_STAGGER));
     rig.wait(UPLINK_STAGGER);
@@ -143,7 +143,7 @@ fn the_best_uplink_is_tried_at_once_and_the_next_a_moment_later() {
 
 #[test]
 fn the_first_ready_path_wins_and_the_better_uplink_takes_over_without_a_blackout() {
-    let mut rig = Rig::new(both());
+    let mut rig = Rig::new(two_uplinks());
     let eth = rig.expect_connect("eth0");
     rig.wait(UPLINK_STAGGER);
     let wlan = rig.expect_connect("wlan0");
@@ -156,7 +156,7 @@ fn the_first_ready_path_wins_and_the_better_uplink_takes_over_without_a_blackout
     let [Action::RecordHandover(handover), Action::Close { path: closed }] = &actions[..] else {
         panic!("{actions:?}")
     };
-    assert_eq!(*closed, wlan, "once the new one has answered");
+    assert_eq!(*closed, wlan, "the old path closes once the relay has answered on the new one");
     assert_eq!(
         (handover.cause, handover.blackout, handover.replayed),
         (HandoverCause::BetterUplink, Duration::ZERO, 7)
@@ -175,7 +175,7 @@ fn the_first_connection_is_no_handover() {
 fn a_lost_carrier_closes_the_path_and_connects_over_the_next_uplink() {
     let mut rig = Rig::connected();
     let eth = rig.active_path();
-    let mut links = both();
+    let mut links = two_uplinks();
     links[0].carrier = false;
     rig.machine.set_uplinks(rig.now, links);
     let actions = rig.actions();
@@ -186,7 +186,7 @@ fn a_lost_carrier_closes_the_path_and_connects_over_the_next_uplink() {
     let path = *path;
     rig.now += ms(40);
     rig.succeed(path, 2);
-    let handover = rig.report();
+    let handover = rig.recorded_handover();
     assert_eq!((handover.cause, handover.blackout), (HandoverCause::CarrierLost, ms(40)));
     assert_eq!((handover.replayed, handover.dropped), (3, 2));
 }
@@ -202,7 +202,7 @@ fn every_loss_of_the_active_uplink_has_its_cause() {
         (HandoverCause::LinkGone, |uplink| uplink.name = "other".into()),
     ] {
         let mut rig = Rig::connected();
-        let mut links = both();
+        let mut links = two_uplinks();
         change(&mut links[0]);
         rig.machine.set_uplinks(rig.now, links);
         assert_eq!(rig.machine.outage.as_ref().unwrap().cause, cause);
@@ -213,7 +213,7 @@ fn every_loss_of_the_active_uplink_has_its_cause() {
 #[test]
 fn a_renumbered_uplink_is_connected_again_over_itself() {
     let mut rig = Rig::connected();
-    let mut links = both();
+    let mut links = two_uplinks();
     links[0].addresses = vec![address(77)];
     rig.machine.set_uplinks(rig.now, links);
     let actions = rig.actions();
@@ -230,7 +230,7 @@ fn a_forced_handover_opens_the_new_path_before_it_closes_the_old() {
     let path = rig.expect_connect("wlan0");
     assert_eq!(rig.active().as_deref(), Some("eth0"));
     rig.succeed_beside(path, 2);
-    assert_eq!(rig.report().cause, HandoverCause::Forced);
+    assert_eq!(rig.recorded_handover().cause, HandoverCause::Forced);
     rig.machine.force(rig.now, None);
     rig.expect_connect("eth0");
 }
@@ -239,7 +239,7 @@ fn a_forced_handover_opens_the_new_path_before_it_closes_the_old() {
 fn a_forced_uplink_that_dies_does_not_take_the_session_with_it() {
     let mut rig = Rig::connected();
     rig.machine.force(rig.now, Some("eth0".into()));
-    let mut links = both();
+    let mut links = two_uplinks();
     links[0].carrier = false;
     rig.machine.set_uplinks(rig.now, links);
     let actions = rig.actions();
@@ -322,7 +322,7 @@ fn a_better_uplink_that_fails_is_tried_ever_less_often_while_the_other_works() {
     let mut rig = Rig::new(vec![link("wlan0", 600, 2)]);
     let path = rig.expect_connect("wlan0");
     rig.succeed(path, 2);
-    rig.machine.set_uplinks(rig.now, both());
+    rig.machine.set_uplinks(rig.now, two_uplinks());
     let mut waits = Vec::new();
     for _ in 0..8 {
         let path = rig.expect_connect("eth0");
@@ -346,15 +346,15 @@ fn nothing_is_tried_without_a_usable_uplink_and_at_once_when_there_is_one() {
     rig.now += Duration::from_secs(20);
     rig.machine.tick(rig.now);
     assert_eq!(rig.machine.deadline(), None);
-    rig.machine.set_uplinks(rig.now, both());
+    rig.machine.set_uplinks(rig.now, two_uplinks());
     let path = rig.expect_connect("eth0");
     rig.succeed(path, 1);
-    assert_eq!(rig.report().blackout, Duration::from_secs(20));
+    assert_eq!(rig.recorded_handover().blackout, Duration::from_secs(20));
 }
 
 #[test]
 fn late_events_of_a_closed_path_are_ignored() {
-    let mut rig = Rig::new(both());
+    let mut rig = Rig::new(two_uplinks());
     let path = rig.expect_connect("eth0");
     rig.machine.set_uplinks(rig.now, vec![link("wlan0", 600, 2)]);
     let actions = rig.actions();

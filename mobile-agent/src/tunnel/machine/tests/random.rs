@@ -81,13 +81,13 @@ impl Shell {
                 }
                 Action::Abort { path } => {
                     assert_eq!(
-                        self.paths.remove(&path).expect("aborts what it began").0,
+                        self.paths.remove(&path).expect("an aborted path was begun").0,
                         PathState::Connecting
                     );
                 }
                 Action::Close { path } => {
                     assert_ne!(
-                        self.paths.remove(&path).expect("closes what is open").0,
+                        self.paths.remove(&path).expect("a closed path was open").0,
                         PathState::Connecting
                     );
                     self.active.take_if(|active| *active == path);
@@ -95,7 +95,7 @@ impl Shell {
                 Action::Activate { path, keep } => {
                     assert_ne!(self.paths[&path].0, PathState::Connecting);
                     for kept in keep {
-                        assert_ne!(self.paths[&kept].0, PathState::Connecting, "the relay knows it");
+                        assert_ne!(self.paths[&kept].0, PathState::Connecting, "the relay knows a kept path");
                         assert_ne!(kept, path);
                     }
                     self.active = Some(path);
@@ -204,7 +204,12 @@ impl Shell {
         once.dedup();
         // Until the relay has answered on the path in use, no other path that may work is closed.
         if machine.current.as_ref().is_none_or(|current| current.confirmed) {
-            assert_eq!(responsive.len(), once.len(), "one responsive path an uplink: {:?}", machine.paths);
+            assert_eq!(
+                responsive.len(),
+                once.len(),
+                "one responsive path on each uplink: {:?}",
+                machine.paths
+            );
         }
         assert!(
             machine.paths.iter().all(|candidate| candidate.is_ready() || candidate.deadline > self.rig.now)
@@ -212,14 +217,14 @@ impl Shell {
         let ready = |path: PathId| self.paths[&path].0 == PathState::Ready;
         let works = machine.paths.iter().any(|candidate| candidate.is_ready() && candidate.is_responsive());
         if works {
-            assert!(self.active.is_some_and(ready), "what works is used");
+            assert!(self.active.is_some_and(ready), "a working path is in use");
         }
         let usable = &machine.decision().usable;
         if !works && !usable.is_empty() && responsive.is_empty() {
-            let wake = machine.deadline().expect("something is going to be tried");
+            let wake = machine.deadline().expect("an attempt is scheduled");
             assert!(wake <= self.rig.now + MAX_RETRY_DELAY_IDENTITY.mul_f64(1.25));
         }
-        assert!(machine.deadline().is_none_or(|wake| wake > self.rig.now), "no spinning");
+        assert!(machine.deadline().is_none_or(|wake| wake > self.rig.now), "the deadline is in the future");
     }
 }
 
