@@ -76,10 +76,10 @@ struct UndoLog {
 /// The handles of the kernel objects after a successful start.
 struct KernelObjects {
     cgroup: MobileCgroup,
-    cgroup_lock: CgroupLock,
+    lock: CgroupLock,
     tun: Tun,
     reconciler: RouteReconciler,
-    route_status: RouteStatus,
+    route: RouteStatus,
     selector: Selector,
     delivery: Arc<DeliveryFilter>,
     processes: ProcessHelper,
@@ -129,17 +129,8 @@ pub(super) async fn start(
             return Err(error);
         }
     };
-    let KernelObjects {
-        cgroup,
-        cgroup_lock,
-        tun,
-        reconciler,
-        route_status,
-        mut selector,
-        delivery,
-        processes,
-        helper,
-    } = kernel;
+    let KernelObjects { cgroup, lock, tun, reconciler, route, mut selector, delivery, processes, helper } =
+        kernel;
     links.set_helper(processes.clone());
     // Messages of the programs help with diagnosis, but nothing depends on them.
     let logs = selector.spawn_logs();
@@ -165,7 +156,7 @@ pub(super) async fn start(
         own_key,
         cgroup,
         tunnel,
-        route: route_status,
+        route,
         uplink_reads,
         delivery,
         processes,
@@ -195,7 +186,7 @@ pub(super) async fn start(
         control::server::serve(listener, for_server).await;
         anyhow::anyhow!("the control socket has stopped")
     });
-    Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock, _metrics: metrics })
+    Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock: lock, _metrics: metrics })
 }
 
 /// Returns the resolvers and the persistent addresses for the eBPF programs.
@@ -309,7 +300,7 @@ async fn make_kernel_objects(
     let path = config.cgroup.path.as_deref();
     undo_log.cgroup = MobileCgroup::existing(path)?.is_none();
     let cgroup = MobileCgroup::ensure(path)?.with_slice(config.cgroup.slice.as_deref());
-    let cgroup_lock = cgroup_lock::acquire(&cgroup)?;
+    let lock = cgroup_lock::acquire(&cgroup)?;
     leave_cgroup(&cgroup)?;
 
     let device = &config.tunnel.device;
@@ -320,10 +311,10 @@ async fn make_kernel_objects(
     undo_log.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);
     let delivery = Arc::new(DeliveryFilter::default());
     let cache = AssignmentCache::new(&config.state.dir, &relay.public_key);
-    let (reconciler, route_status) =
+    let (reconciler, route) =
         RouteReconciler::start(config, netlink.clone(), cache, Arc::clone(&delivery), networks).await?;
 
-    let (resolvers, persistent) = program_addresses(route_status.assignment.borrow().as_ref());
+    let (resolvers, persistent) = program_addresses(route.assignment.borrow().as_ref());
     let marking = Marking {
         mark: config.routing.mark,
         mask: config.routing.mark_mask,
@@ -347,17 +338,7 @@ async fn make_kernel_objects(
     };
     // Start the helper last. It keeps rights that this process is about to give up.
     let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;
-    Ok(KernelObjects {
-        cgroup,
-        cgroup_lock,
-        tun,
-        reconciler,
-        route_status,
-        selector,
-        delivery,
-        processes,
-        helper,
-    })
+    Ok(KernelObjects { cgroup, lock, tun, reconciler, route, selector, delivery, processes, helper })
 }
 
 /// Waits for the process helper to end. Without it, no process can become mobile.

@@ -1,5 +1,5 @@
-//! Connects to the relay over one uplink: resolves its name, tries its addresses, and verifies both
-//! keys.
+//! Connects to the relay over one uplink: resolves its name, tries its addresses, and establishes
+//! TLS.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -37,7 +37,7 @@ pub(crate) struct Dialer {
     own_key: PublicKey,
 }
 
-/// A TLS connection with the relay, both of whose keys are verified by this end.
+/// A TLS connection on which the relay has authenticated itself.
 pub(crate) struct RelayConnection {
     /// The encrypted byte stream.
     pub(crate) stream: TlsStream,
