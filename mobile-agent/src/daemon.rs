@@ -40,7 +40,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the reply to `mobile cleanup` may take to leave the socket.
 const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
 
-/// Runs `mobile agent`.
+/// Runs `mobile agent` until it is stopped.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
     let state_file = footprint::state_file(config)

@@ -37,7 +37,7 @@ pub(crate) struct Agent {
     pub(crate) relay: RelayIdentity,
     /// The public key of this host.
     pub(crate) own_key: PublicKey,
-    /// The mobile cgroup.
+    /// The cgroup of the mobile processes.
     pub(crate) cgroup: MobileCgroup,
     /// The handle of the tunnel.
     pub(crate) tunnel: Tunnel,
@@ -47,7 +47,7 @@ pub(crate) struct Agent {
     pub(crate) uplink_reads: Arc<AtomicU64>,
     /// The counters of packets that were not delivered to the device.
     pub(crate) delivery: Arc<DeliveryFilter>,
-    /// The eBPF programs.
+    /// The loaded eBPF programs and their maps.
     pub(crate) selector: Mutex<Selector>,
     /// The lock that processes hold while they become mobile.
     pub(crate) attach_lock: AttachLock,

@@ -69,7 +69,7 @@ pub(crate) enum Objection {
 /// The part of an assignment that an objection concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Claim {
-    /// A persistent address.
+    /// A persistent address of this host.
     Address(IpAddr),
     /// A resolver for mobile processes.
     Resolver(IpAddr),

@@ -75,7 +75,7 @@ struct FilterState {
     problem: Option<String>,
     /// Why the classifier does not filter either.
     failure: Option<String>,
-    /// The classifier's counter.
+    /// The eBPF classifier's packet counter, while the classifier filters.
     counter: Option<Counter>,
     /// When the nftables counter was last read.
     counted: Option<Instant>,

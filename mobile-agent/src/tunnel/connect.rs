@@ -43,7 +43,7 @@ pub(crate) struct RelayConnection {
     pub(crate) stream: TlsStream,
     /// The local address of the connection.
     pub(crate) local: SocketAddr,
-    /// The relay's address.
+    /// The relay's address and port.
     pub(crate) remote: SocketAddr,
 }
 

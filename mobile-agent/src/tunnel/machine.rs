@@ -40,7 +40,7 @@ pub(crate) enum Action {
     RecordHandover(Handover),
 }
 
-/// A completed handover.
+/// A completed handover between two paths.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Handover {
     /// The reason for the handover.

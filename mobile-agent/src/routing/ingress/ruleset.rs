@@ -26,7 +26,7 @@ const ERRORS_V6: &str = "{ destination-unreachable, packet-too-big, time-exceede
 pub(super) struct Ruleset {
     /// The host virtual device, on which packets to the addresses may arrive.
     pub(super) device: String,
-    /// The persistent addresses.
+    /// The persistent addresses to protect.
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
