@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::confine::{Capabilities, Confinement, Files};
+use mobile_io::confine::{Capabilities, Confinement, FileAccess};
 
 use crate::config::Config;
 
@@ -37,8 +37,8 @@ pub(crate) fn confinement(path: &Path, config: &Config) -> Confinement {
     Confinement {
         // The second where it runs as root: its folders may be another user's.
         capabilities: Capabilities::NET_ADMIN | Capabilities::DAC_OVERRIDE,
-        calls: &[],
-        local_streams: false,
-        files: Some(Files { read, write }),
+        syscalls: &[],
+        unix_streams: false,
+        files: Some(FileAccess { read, write }),
     }
 }

@@ -12,11 +12,11 @@ mod reach;
 
 use std::path::Path;
 
-use mobile_io::check::Report;
+use mobile_io::check::CheckReport;
 
 pub(crate) use self::reach::resolve;
 
 /// Gathers all facts and judges them.
-pub(crate) async fn check(config: Option<&Path>) -> Report {
-    Report::new(judge::judge(&facts::gather(config).await))
+pub(crate) async fn check(config: Option<&Path>) -> CheckReport {
+    CheckReport::new(judge::judge(&facts::gather(config).await))
 }

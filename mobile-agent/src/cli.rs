@@ -76,7 +76,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// Writes an error and its causes to stderr.
 fn complain(error: &anyhow::Error) {
-    mobile_io::log::complain(&format!("mobile: {}", printable_lines(&error_chain(error))));
+    mobile_io::log::print_fatal(&format!("mobile: {}", printable_lines(&error_chain(error))));
 }
 
 /// Joins an error and its causes in one line. Omits a cause whose text the error contains already,

@@ -1,8 +1,13 @@
-//! The daemon: starts in order, runs until told, stops fail-closed.
+//! Starts, runs and stops the agent.
 //!
-//! SIGTERM (and SIGINT) ends the session and the process, and leaves everything in the kernel as it is: pins, cgroup,
-//! rules, routes, device. Mobile processes wait; they never go direct, and the next agent adopts it all, as it does
-//! after SIGKILL. `mobile cleanup` is the way to remove it.
+//! `start` makes the kernel objects in an order that never lets marked packets leave directly.
+//! `agent` answers the requests of `control` and `metrics`. `accounts`, `attach_scope` and
+//! `on_failure` are periodic or event-driven tasks of the running agent. `confine` and `network`
+//! limit its rights and keep slow work off the packet thread.
+//!
+//! SIGTERM and SIGINT end the session and the process, and leave every kernel object in place:
+//! pins, cgroup, rules, routes and device. Mobile processes wait and never connect directly. The
+//! next agent adopts the objects, as it does after SIGKILL. `mobile cleanup` removes them.
 
 mod accounts;
 mod agent;
@@ -18,7 +23,7 @@ use std::time::Duration;
 use anyhow::Context;
 use mobile_io::confine::Confinement;
 use mobile_io::notify;
-use mobile_io::record::Record;
+use mobile_io::state_file::StateFile;
 use mobile_proto::CloseCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,44 +33,46 @@ use start::RunningAgent;
 use crate::config::Config;
 use crate::footprint;
 
-/// How long the relay may take to hear our goodbye; it finds out by itself if not.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// How long to wait for the relay to receive the close. Without it, the relay notices the end by
+/// itself.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long the answer to `mobile cleanup` may take to leave the socket.
-const LAST_ANSWER: Duration = Duration::from_millis(100);
+/// How long the reply to `mobile cleanup` may take to leave the socket.
+const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
 
-/// `mobile agent`.
+/// Runs `mobile agent` until it is stopped.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
-    let record =
-        footprint::state_file(config).context("cannot determine the path of the record of kernel objects")?;
+    let state_file = footprint::state_file(config)
+        .context("cannot determine the path of the file that records kernel objects")?;
     let config = Config::load(config)?;
-    mobile_io::memory::keep_some();
+    mobile_io::allocator::retain_freed_memory();
     let confinement = confine::confinement(&config);
-    let of_threads = confinement.clone();
+    let thread_confinement = confinement.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Those that look up names; the first thread has things to make before.
-        .on_thread_start(move || of_threads.apply().expect("a thread gives up what it does not need"))
+        // These threads resolve names. The main thread needs more rights until everything is set
+        // up.
+        .on_thread_start(move || thread_confinement.apply().expect("a new thread can drop its privileges"))
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config, &record, &confinement));
-    // A resolver that does not answer is no reason to wait.
+    let result = runtime.block_on(run(config, &state_file, &confinement));
+    // Do not wait for a resolver that does not answer.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyhow::Result<()> {
-    // Before anything is made: from here on a signal finds us ready to stop in order.
+async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) -> anyhow::Result<()> {
+    // Handle signals before making anything, so that the agent always stops in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let mut running = start::start(config, record, confinement).await?;
+    let mut running = start::start(config, state_file, confinement).await?;
     confinement.apply().context("the agent cannot drop privileges")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
-    let mut watchdog = tokio::time::interval(notify::watchdog().unwrap_or(Duration::MAX / 4));
+    let mut watchdog = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::MAX / 4));
     let mut state = running.agent.tunnel.state.clone();
-    let mut said = String::new();
+    let mut sent = String::new();
     let result = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
@@ -73,16 +80,16 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
             fatal = running.tasks.join_next() => break Err(fatal_error(fatal)),
             Some(reply) = running.clean_ups.recv() => {
                 stop(&running).await;
-                return clean_up(running, record, reply).await;
+                return clean_up(running, state_file, reply).await;
             }
             Ok(()) = state.changed() => {
                 let line = summary(&state.borrow_and_update());
-                if line != said {
+                if line != sent {
                     notify::status(&line);
-                    said = line;
+                    sent = line;
                 }
             }
-            _ = watchdog.tick() => notify::alive(),
+            _ = watchdog.tick() => notify::keep_alive(),
         }
     };
     stop(&running).await;
@@ -92,31 +99,31 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
 
 async fn stop(running: &RunningAgent) {
     notify::stopping();
-    let goodbye = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
-    if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
-        tracing::debug!("the relay did not hear the goodbye in time");
+    let close = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
+    if tokio::time::timeout(CLOSE_TIMEOUT, close).await.is_err() {
+        tracing::debug!("the session was not closed at the relay in time");
     }
 }
 
 async fn clean_up(
     running: RunningAgent,
-    record: &Record,
+    state_file: &StateFile,
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
-    let RunningAgent { agent, mut tasks, network, claim, .. } = running;
-    // The device can be removed only when nobody holds it, the route only when nobody puts it back,
-    // the cgroup only when no agent has it.
+    let RunningAgent { agent, mut tasks, network, cgroup_lock, .. } = running;
+    // The device can be removed only when no task holds it, the route only when no task restores
+    // it, and the cgroup only when no agent has locked it.
     tasks.shutdown().await;
-    drop((network, claim));
-    let names = footprint::for_running(&agent.config, record);
-    let result = crate::cli::remove_everything(&names, record, Some(&agent.processes)).await;
-    let told = match &result {
+    drop((network, cgroup_lock));
+    let names = footprint::for_running(&agent.config, state_file);
+    let result = crate::cli::remove_everything(&names, state_file, Some(&agent.processes)).await;
+    let outcome = match &result {
         Ok(()) => Ok(()),
         Err(error) => Err(crate::cli::error_chain(error)),
     };
-    // The requester may have gone; the result is in the log too.
-    let _ = reply.send(told);
-    tokio::time::sleep(LAST_ANSWER).await;
+    // The requester may be gone. The result is logged too.
+    let _ = reply.send(outcome);
+    tokio::time::sleep(REPLY_DRAIN_TIME).await;
     if result.is_ok() {
         tracing::info!("agent stopped, everything removed");
     }
@@ -125,13 +132,13 @@ async fn clean_up(
 
 fn fatal_error(ended: Option<Result<anyhow::Error, tokio::task::JoinError>>) -> anyhow::Error {
     match ended {
-        Some(Ok(error)) => error.context("the agent cannot go on"),
+        Some(Ok(error)) => error.context("the agent cannot continue"),
         Some(Err(error)) => anyhow::Error::new(error).context("a task of the agent failed"),
-        None => anyhow::anyhow!("the agent has nothing left to do"),
+        None => anyhow::anyhow!("all tasks of the agent have ended"),
     }
 }
 
-fn summary(state: &crate::tunnel::State) -> String {
+fn summary(state: &crate::tunnel::TunnelState) -> String {
     match &state.active {
         Some((active, relay)) => format!("connected to {relay} over {}", active.uplink),
         None if state.decision.usable.is_empty() => "no usable uplink".to_owned(),

@@ -1,4 +1,11 @@
-//! The tunnel: keeps the session on the best uplink. `machine` decides, `manager` does, `history` remembers.
+//! Keeps the session with the relay on the best uplink.
+//!
+//! - `machine` decides which paths to open, use and close. It performs no I/O.
+//! - `manager` carries out these decisions and reports events back to the machine.
+//! - `connect` opens one TLS connection to the relay; `io` adapts the host virtual device for the
+//!   session driver.
+//! - `config_limiter` passes the configuration that the relay pushes on to `routing`.
+//! - `history` counts and logs handovers and failures for `status` and `metrics`.
 
 pub(crate) mod cause;
 mod config_limiter;
@@ -24,43 +31,45 @@ use io::TunIo;
 use machine::{ActivePath, Preferences};
 use manager::Manager;
 
-/// What the rest of the agent asks of the tunnel.
+/// The handle by which the rest of the agent uses the tunnel.
 #[derive(Clone)]
 pub(crate) struct Tunnel {
-    /// The running session.
+    /// The handle of the running session driver.
     pub(crate) driver: Handle,
-    /// What the manager knows.
-    pub(crate) state: watch::Receiver<State>,
-    /// What the relay pushed_config, whenever it says so.
+    /// The manager's latest published state.
+    pub(crate) state: watch::Receiver<TunnelState>,
+    /// The latest configuration that the relay pushed, at a limited rate.
     pub(crate) pushed_config: watch::Receiver<Option<PushConfig>>,
     force: mpsc::UnboundedSender<Option<String>>,
 }
 
-/// What the manager knows, for status and metrics.
+/// A snapshot of the manager's state, for status and metrics.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
-    /// The path in use, and the relay's address on it.
+pub(crate) struct TunnelState {
+    /// The path in use and the relay's address on it.
     pub(crate) active: Option<(ActivePath, SocketAddr)>,
-    /// Since when there is none, if there was one.
+    /// When the outage began, if there is one.
     pub(crate) outage_since: Option<Instant>,
-    /// The paths the relay has welcomed, each with its uplink.
+    /// The paths that the relay has welcomed, each with its uplink.
     pub(crate) ready: Vec<(PathId, String)>,
-    /// The uplinks being tried.
+    /// The uplinks with a connection attempt in progress.
     pub(crate) connecting: Vec<String>,
-    /// What is known of the uplinks.
+    /// The properties of every known uplink.
     pub(crate) uplinks: Vec<Uplink>,
-    /// The policy's choice.
+    /// The policy's ranking of the uplinks.
     pub(crate) decision: Decision,
-    /// The uplink `mobile use` named.
+    /// The uplink that `mobile use` named.
     pub(crate) forced: Option<String>,
-    /// What happened.
+    /// The handovers and connection failures so far.
     pub(crate) history: HandoverHistory,
-    /// The number of the relay's configurations that were deferred.
+    /// The number of pushed configurations that were deferred.
     pub(crate) assignments_deferred: u64,
 }
 
 impl Tunnel {
-    /// Starts the session and its manager. The returned future ends only when the session does, with the reason.
+    /// Starts the session and its manager.
+    ///
+    /// The returned future ends only when the session ends, with the reason.
     pub(crate) fn start(
         dialer: Dialer,
         preferences: Preferences,
@@ -77,9 +86,9 @@ impl Tunnel {
         (Self { driver, state, pushed_config, force }, manager.run(events, forces, publish))
     }
 
-    /// `mobile use`.
+    /// Forces the tunnel onto an uplink (`mobile use`); `None` restores automatic choice.
     pub(crate) fn force(&self, uplink: Option<String>) {
-        // The manager ends only together with the agent.
+        // The receiver is gone only while the agent stops.
         let _ = self.force.send(uplink);
     }
 }

@@ -28,8 +28,8 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use mobile_ebpf_common::{
-    Account, Event, Owner,
-    account::{Segment, stage},
+    Account, CountedEvent, TrackedConnection,
+    account::{OutgoingSegment, stage},
     map::ACCOUNTS_ENTRIES,
 };
 
@@ -40,7 +40,7 @@ use crate::{
 };
 
 #[btf_map]
-static OWNERS: SkStorage<Owner> = SkStorage::new();
+static OWNERS: SkStorage<TrackedConnection> = SkStorage::new();
 
 #[map]
 static ACCOUNTS: HashMap<u32, Account> = HashMap::with_max_entries(ACCOUNTS_ENTRIES, BPF_F_NO_PREALLOC);
@@ -65,15 +65,15 @@ pub(crate) fn record_owner(ctx: &SockAddrContext, hook: Hook) {
     if is_direct(dns::read(ctx, hook)) {
         return remove_owner(ctx);
     }
-    let mut owner = Owner {
+    let mut owner = TrackedConnection {
         // SAFETY: takes nothing.
         since: unsafe { bpf_ktime_get_boot_ns() },
         process: (bpf_get_current_pid_tgid() >> 32) as u32,
-        ..Owner::default()
+        ..TrackedConnection::default()
     };
     let stored = OWNERS.get_or_insert_ptr_mut(ctx, Some(&mut owner));
     if stored.is_null() {
-        return count_event(Event::Unaccounted);
+        return count_event(CountedEvent::Unaccounted);
     }
     // SAFETY: the pointer is this socket's storage. It may hold the owner of an earlier connect()
     // that failed.
@@ -107,15 +107,15 @@ fn account_packet(ctx: &SkBuffContext) -> Option<()> {
     let segment = segment(ctx)?;
     // SAFETY: the helper accepts a socket and returns the counters of a TCP socket.
     let received = unsafe { bpf_tcp_sock(socket).as_ref() }?.bytes_received;
-    let more = owner.leaves(segment, state, received)?;
+    let more = owner.on_outgoing(segment, state, received)?;
     let Some(account) = account(owner.process, owner.since) else {
         if owner.stage != stage::MISSING {
             owner.stage = stage::MISSING;
-            count_event(Event::Unaccounted);
+            count_event(CountedEvent::Unaccounted);
         }
         return None;
     };
-    owner.counted(more);
+    owner.commit(more);
     // SAFETY: `account` points to an entry of the map, whose fields are aligned.
     unsafe {
         add(&raw mut (*account).connections, more.connections);
@@ -128,7 +128,7 @@ fn account_packet(ctx: &SkBuffContext) -> Option<()> {
 /// Parses the TCP header of a packet at its usual offset. A packet of a TCP socket may have another
 /// header there, for example of IPsec.
 #[inline(always)]
-fn segment(ctx: &SkBuffContext) -> Option<Segment> {
+fn segment(ctx: &SkBuffContext) -> Option<OutgoingSegment> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     // SAFETY: the context of a cgroup_skb program is a valid __sk_buff.
     let (protocol, length) = unsafe { ((*skb).protocol, (*skb).len) };
@@ -148,7 +148,7 @@ fn segment(ctx: &SkBuffContext) -> Option<Segment> {
     };
     let [_, seq, _, offset_and_flags] = ctx.load::<[u32; 4]>(start as usize).ok()?.map(u32::from_be);
     let end = start + (offset_and_flags >> 28) * 4;
-    Some(Segment {
+    Some(OutgoingSegment {
         seq,
         length: length.saturating_sub(end),
         syn: offset_and_flags & SYN != 0,
@@ -183,8 +183,10 @@ fn account(process: u32, since: u64) -> Option<*mut Account> {
 /// Returns the owner of a socket, if it has one. The kernel sends the packets of one socket on one
 /// CPU at a time.
 #[inline(always)]
-fn owner_of<'a>(socket: *mut bpf_sock) -> Option<&'a mut Owner> {
+fn owner_of<'a>(socket: *mut bpf_sock) -> Option<&'a mut TrackedConnection> {
     let owners = (&raw const OWNERS).cast_mut().cast();
     // SAFETY: the helper accepts a socket and returns this socket's storage.
-    unsafe { bpf_sk_storage_get(owners, socket.cast(), ptr::null_mut(), 0).cast::<Owner>().as_mut() }
+    unsafe {
+        bpf_sk_storage_get(owners, socket.cast(), ptr::null_mut(), 0).cast::<TrackedConnection>().as_mut()
+    }
 }

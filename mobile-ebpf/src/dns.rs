@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use mobile_ebpf_common::{
-    Address, Asked, Event,
+    Address, CountedEvent, RedirectedQuery,
     address::DNS_PORT,
     map::{BYPASS_ENTRIES, IPV4, IPV6},
 };
@@ -33,7 +33,7 @@ static BYPASS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(BYPASS_ENTRIES, 
 /// The redirected queries, each in the storage of its socket, so that other sockets cannot displace
 /// them.
 #[btf_map]
-static QUERIES: SkStorage<Asked> = SkStorage::new();
+static QUERIES: SkStorage<RedirectedQuery> = SkStorage::new();
 
 /// The protocol numbers IPPROTO_TCP and IPPROTO_UDP.
 const PROTOCOLS: [u32; 2] = [6, 17];
@@ -96,23 +96,23 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     let (own, other) = if queried.is_mapped() { (IPV4, IPV6) } else { (IPV6, IPV4) };
     let Some(answers) = resolver(own) else {
         if resolver(other).is_some() {
-            count_event(Event::DnsLeft);
+            count_event(CountedEvent::DnsLeft);
         }
         return;
     };
     // A bypassed resolver would be looked up in the visited network.
     if is_bypassed(answers) || (hook == Hook::Sendmsg6 && queried.is_link_local()) {
-        return count_event(Event::DnsLeft);
+        return count_event(CountedEvent::DnsLeft);
     }
     // The programs of an earlier agent may have redirected this query a moment ago and stored its
     // original address.
     if queried == answers && !QUERIES.get_ptr_mut(ctx).is_null() {
         return;
     }
-    let mut query = Asked { asked: queried, answers };
+    let mut query = RedirectedQuery { original_resolver: queried, relay_resolver: answers };
     let stored = QUERIES.get_or_insert_ptr_mut(ctx, Some(&mut query));
     if stored.is_null() {
-        return count_event(Event::DnsFailed);
+        return count_event(CountedEvent::DnsFailed);
     }
     // SAFETY: the pointer is this socket's storage. Two threads that query two resolvers through
     // one socket at the same time may mix the two addresses; one socket has one address for all
@@ -120,7 +120,7 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     unsafe { *stored = query };
     if queried != answers {
         write(ctx, hook, answers);
-        count_event(Event::DnsRedirected);
+        count_event(CountedEvent::DnsRedirected);
     }
 }
 
@@ -142,16 +142,16 @@ fn translate(ctx: &SockAddrContext, hook: Hook) {
     // SAFETY: the pointer is null or this socket's storage.
     let query = unsafe { QUERIES.get_ptr_mut(ctx).as_ref() }.copied();
     match query {
-        Some(Asked { asked, answers }) if answers == source => {
-            if hook != Hook::Ipv4 || queried.is_mapped() {
-                write(ctx, hook, asked);
+        Some(RedirectedQuery { original_resolver, relay_resolver }) if relay_resolver == source => {
+            if hook != Hook::Ipv4 || original_resolver.is_mapped() {
+                write(ctx, hook, original_resolver);
             }
         }
         Some(_) => {}
         None => {
             let family = if source.is_mapped() { IPV4 } else { IPV6 };
             if resolver(family) == Some(source) && is_mobile_socket(ctx) {
-                count_event(Event::DnsForgotten);
+                count_event(CountedEvent::DnsForgotten);
             }
         }
     }

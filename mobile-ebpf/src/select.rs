@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use mobile_ebpf_common::{
-    Address, Config, Event, Verdict,
+    Address, CountedEvent, MarkVerdict, ProgramConfig,
     map::{EVENTS_ENTRIES, VERDICTS_ENTRIES},
 };
 
@@ -29,7 +29,7 @@ use crate::{
 };
 
 #[map]
-static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+static CONFIG: Array<ProgramConfig> = Array::with_max_entries(1, 0);
 
 #[map]
 static DEADLINE: Array<u64> = Array::with_max_entries(1, 0);
@@ -120,26 +120,26 @@ pub(crate) enum Error {
 /// A decision about a socket's mark.
 enum Decision {
     /// Leave the mark as it is, for this reason.
-    Leave(Verdict),
+    Leave(MarkVerdict),
     /// Set the mark to this value, for this reason.
-    Set(u32, Verdict),
+    Set(u32, MarkVerdict),
 }
 
 /// Handles a new socket: a mobile process's socket gets the mark before any datagram, ping or raw
 /// packet can leave it. A new socket of an ordinary process cannot have the mark. An MPTCP socket
 /// whose further subflows could not be recognised is refused.
 #[inline(always)]
-fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
+fn try_sock_create(ctx: &SockContext) -> Result<MarkVerdict, Error> {
     let config = config()?;
     if !current_is_mobile(config) {
-        return Ok(Verdict::Ordinary);
+        return Ok(MarkVerdict::Ordinary);
     }
     // SAFETY: the context of a sock_create program is a valid bpf_sock, whose mark may be read and
     // written.
     let old = unsafe { (*ctx.sock).mark };
     match decide(config, ctx, true, old) {
-        Decision::Leave(verdict @ Verdict::OtherNamespace) => Ok(verdict),
-        _ if !mptcp::created(ctx) => Ok(Verdict::Refused),
+        Decision::Leave(verdict @ MarkVerdict::OtherNamespace) => Ok(verdict),
+        _ if !mptcp::created(ctx) => Ok(MarkVerdict::Refused),
         Decision::Leave(verdict) => Ok(verdict),
         Decision::Set(mark, verdict) => {
             // SAFETY: as above.
@@ -173,14 +173,14 @@ fn creator_is_ordinary() -> bool {
 /// Handles a connect(): chooses the route and, for a TCP socket that takes the MOBILE route, bounds
 /// the retransmission timer and records the owner of the traffic.
 #[inline(always)]
-fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     let verdict = try_sock_addr(ctx, name, hook)?;
     match verdict {
-        Verdict::Marked | Verdict::Kept => {
+        MarkVerdict::Marked | MarkVerdict::Kept => {
             retries::bound(ctx);
             account::record_owner(ctx, hook);
         }
-        Verdict::Cleared | Verdict::Direct => account::remove_owner(ctx),
+        MarkVerdict::Cleared | MarkVerdict::Direct => account::remove_owner(ctx),
         _ => {}
     }
     Ok(verdict)
@@ -191,23 +191,23 @@ fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
 /// A connected socket keeps the route of its connection, whose source address it has; the kernel
 /// runs this program for every datagram of a socket that is connected to an IPv4-mapped address.
 #[inline(always)]
-fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     // SAFETY: as in `mark`.
     let peer = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).dst_port };
     if peer == 0 {
         let verdict = try_sock_addr(ctx, name, hook)?;
-        let newly_marked = verdict == Verdict::Marked && !is_direct(dns::read(ctx, hook));
+        let newly_marked = verdict == MarkVerdict::Marked && !is_direct(dns::read(ctx, hook));
         return Ok(if newly_marked && !source::make_persistent(ctx, hook) {
-            Verdict::Refused
+            MarkVerdict::Refused
         } else {
             verdict
         });
     }
     if !is_mobile_socket(ctx) {
-        return Ok(Verdict::Ordinary);
+        return Ok(MarkVerdict::Ordinary);
     }
     dns::redirect(ctx, hook);
-    Ok(Verdict::Kept)
+    Ok(MarkVerdict::Kept)
 }
 
 /// Handles a connect(), or a datagram of an unconnected socket.
@@ -217,12 +217,14 @@ fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
 /// IPv6 ones; the mark is the same for both. DNS queries of a mobile process are redirected to the
 /// relay's resolver.
 #[inline(always)]
-fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     let verdict = mark(ctx, name)?;
     match verdict {
-        Verdict::Marked | Verdict::Kept if is_bound_to_uplink(ctx, hook)? => return Ok(Verdict::Refused),
-        Verdict::Marked | Verdict::Kept => dns::redirect(ctx, hook),
-        Verdict::Cleared | Verdict::Direct => dns::forget(ctx),
+        MarkVerdict::Marked | MarkVerdict::Kept if is_bound_to_uplink(ctx, hook)? => {
+            return Ok(MarkVerdict::Refused);
+        }
+        MarkVerdict::Marked | MarkVerdict::Kept => dns::redirect(ctx, hook),
+        MarkVerdict::Cleared | MarkVerdict::Direct => dns::forget(ctx),
         _ => {}
     }
     Ok(verdict)
@@ -230,7 +232,7 @@ fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Resul
 
 /// Sets or clears the mark of a call's socket.
 #[inline(always)]
-fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
+fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<MarkVerdict, Error> {
     let config = config()?;
     let mobile = mptcp::is_mobile_subflow(ctx, current_is_mobile(config)).ok_or(Error::Subflows)?;
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket exists for
@@ -281,28 +283,28 @@ pub(crate) fn is_direct(to: Address) -> bool {
 /// Decides about a mark: the whole policy. Reads the network namespace last, so that ordinary
 /// processes, which are the most, do not pay for it.
 #[inline(always)]
-fn decide(config: &Config, ctx: &impl EbpfContext, mobile: bool, old: u32) -> Decision {
+fn decide(config: &ProgramConfig, ctx: &impl EbpfContext, mobile: bool, old: u32) -> Decision {
     let marked = config.is_marked(old);
     if !mobile && !marked {
-        return Decision::Leave(Verdict::Ordinary);
+        return Decision::Leave(MarkVerdict::Ordinary);
     }
     // SAFETY: every program here has a context that this helper accepts.
     if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
         // A mark in another namespace is not the agent's, even if its value is the same.
-        return Decision::Leave(if mobile { Verdict::OtherNamespace } else { Verdict::Ordinary });
+        return Decision::Leave(if mobile { MarkVerdict::OtherNamespace } else { MarkVerdict::Ordinary });
     }
     match (mobile, marked) {
-        (true, false) if deadline_has_passed() => Decision::Leave(Verdict::Direct),
-        (true, true) if deadline_has_passed() => Decision::Set(config.cleared(old), Verdict::Direct),
-        (true, false) => Decision::Set(config.marked(old), Verdict::Marked),
-        (true, true) => Decision::Leave(Verdict::Kept),
-        (false, _) => Decision::Set(config.cleared(old), Verdict::Cleared),
+        (true, false) if deadline_has_passed() => Decision::Leave(MarkVerdict::Direct),
+        (true, true) if deadline_has_passed() => Decision::Set(config.cleared(old), MarkVerdict::Direct),
+        (true, false) => Decision::Set(config.marked(old), MarkVerdict::Marked),
+        (true, true) => Decision::Leave(MarkVerdict::Kept),
+        (false, _) => Decision::Set(config.cleared(old), MarkVerdict::Cleared),
     }
 }
 
 /// Returns whether the calling process is mobile.
 #[inline(always)]
-fn current_is_mobile(config: &Config) -> bool {
+fn current_is_mobile(config: &ProgramConfig) -> bool {
     // SAFETY: the helper takes no pointer. For a level below the task's own it returns 0, which is
     // no cgroup's ID.
     let ancestor = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
@@ -331,12 +333,12 @@ pub(crate) fn is_mobile_socket(ctx: &SockAddrContext) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn config() -> Result<&'static Config, Error> {
+pub(crate) fn config() -> Result<&'static ProgramConfig, Error> {
     CONFIG.get(0).ok_or(Error::NoConfig)
 }
 
 #[inline(always)]
-fn log(config: &Config, ctx: &impl EbpfContext, hook: &'static str, mark: u32) {
+fn log(config: &ProgramConfig, ctx: &impl EbpfContext, hook: &'static str, mark: u32) {
     if config.log != 0 {
         let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         debug!(ctx, "{}: pid {}: socket mark is now {:x}", hook, pid, mark);
@@ -345,7 +347,7 @@ fn log(config: &Config, ctx: &impl EbpfContext, hook: &'static str, mark: u32) {
 
 /// Counts an event in the map of events.
 #[inline(always)]
-pub(crate) fn count_event(event: Event) {
+pub(crate) fn count_event(event: CountedEvent) {
     if let Some(counter) = EVENTS.get_ptr_mut(event.index()) {
         // SAFETY: the pointer is this CPU's counter; a preempting program on the same CPU can at
         // worst lose one count.
@@ -357,13 +359,13 @@ pub(crate) fn count_event(event: Event) {
 /// fails only if it would leave outside the tunnel. Decisions about ordinary processes, which are
 /// the most, are not counted.
 #[inline(always)]
-fn count(result: Result<Verdict, Error>) -> i32 {
+fn count(result: Result<MarkVerdict, Error>) -> i32 {
     let (verdict, outcome) = match result {
-        Ok(Verdict::Ordinary) => return ALLOW,
-        Ok(Verdict::Refused) => (Verdict::Refused, REFUSE),
+        Ok(MarkVerdict::Ordinary) => return ALLOW,
+        Ok(MarkVerdict::Refused) => (MarkVerdict::Refused, REFUSE),
         Ok(verdict) => (verdict, ALLOW),
-        Err(Error::SetMark | Error::Subflows) => (Verdict::Failed, REFUSE),
-        Err(Error::NoConfig | Error::ClearMark) => (Verdict::Failed, ALLOW),
+        Err(Error::SetMark | Error::Subflows) => (MarkVerdict::Failed, REFUSE),
+        Err(Error::NoConfig | Error::ClearMark) => (MarkVerdict::Failed, ALLOW),
     };
     if let Some(counter) = VERDICTS.get_ptr_mut(verdict.index()) {
         // SAFETY: the pointer is this CPU's counter; a preempting program on the same CPU can at

@@ -17,7 +17,7 @@ use aya_ebpf::{
     macros::cgroup_sockopt,
     programs::SockoptContext,
 };
-use mobile_ebpf_common::{Config, Event};
+use mobile_ebpf_common::{CountedEvent, ProgramConfig};
 
 use crate::select::{ALLOW, REFUSE, config, count_event};
 
@@ -69,12 +69,12 @@ fn judge(ctx: &SockoptContext) -> i32 {
         return use_checked_value(call);
     }
     if !was_marked {
-        count_event(Event::MarkRefused);
+        count_event(CountedEvent::MarkRefused);
         return REFUSE;
     }
     // SAFETY: as above, and the value may be written.
     unsafe { value.write_volatile(config.marked(new)) };
-    count_event(Event::MarkKept);
+    count_event(CountedEvent::MarkKept);
     use_checked_value(call)
 }
 
@@ -90,7 +90,7 @@ fn use_checked_value(call: *mut bpf_sockopt) -> i32 {
 /// Returns whether the agent makes the call, which changes marks together with a process's
 /// attribute: the key of the programs follows its mark.
 #[inline(always)]
-fn is_of_agent(call: *mut bpf_sockopt, config: &Config) -> bool {
+fn is_of_agent(call: *mut bpf_sockopt, config: &ProgramConfig) -> bool {
     if !has(call, MARK_LENGTH + size_of::<u64>()) {
         return false;
     }

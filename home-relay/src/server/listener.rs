@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tls::{self, Cause, RelayConfig, TlsStream};
+use mobile_io::tls::{self, HandshakeFailure, RelayConfig, TlsStream};
 use mobile_io::transport;
 use mobile_proto::{Hello, HelloReader};
 use tokio::io::AsyncReadExt as _;
@@ -84,7 +84,7 @@ impl Gate {
                 Ok(ticket) => HalfOpen::new(&self, ticket),
                 // Closing at once is cheaper for both than a wait behind strangers: the client tries again.
                 Err(reason) => {
-                    transport::refuse(tcp);
+                    transport::reset(tcp);
                     self.count(reason, peer);
                     continue;
                 }
@@ -183,7 +183,11 @@ impl Gate {
             (Err(_), true) => return Err(Handshake::Unauthorized),
             (Err(cause), false) => {
                 debug!(%peer, "handshake: {cause}");
-                return Err(if cause == Cause::Oversized { Handshake::Oversized } else { Handshake::Tls });
+                return Err(if cause == HandshakeFailure::Oversized {
+                    Handshake::Oversized
+                } else {
+                    Handshake::Tls
+                });
             }
         };
         if tls::is_enrolment(&stream) {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, Snapshot, TlsStream};
-use mobile_io::joining::Joining;
+use mobile_io::coalescing::CoalescingWriter;
+use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, SessionSnapshot, TlsStream};
 use mobile_io::tun::Tun;
 use mobile_proto::{
-    CloseCode, Hello, Made, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats, Unacknowledged,
+    CloseCode, CoalescedSegment, Hello, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats,
+    Unacknowledged,
 };
 use tokio::sync::{Mutex, mpsc};
 
@@ -26,7 +27,7 @@ pub(crate) trait Sink: Send + Sync {
     fn send(&self, packet: Packet<'_>) -> io::Result<()>;
 
     /// Whether datagrams may be sent joined.
-    fn joins(&self) -> bool {
+    fn coalesces_datagrams(&self) -> bool {
         false
     }
 
@@ -39,8 +40,8 @@ impl Sink for Tun {
         self.try_send(packet)
     }
 
-    fn joins(&self) -> bool {
-        self.joins()
+    fn coalesces_datagrams(&self) -> bool {
+        self.coalesces_datagrams()
     }
 
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)> {
@@ -53,7 +54,7 @@ pub(crate) struct ClientIo {
     pub(crate) queue: Arc<PacketQueue>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) guard: Guard,
-    pub(crate) joining: Joining,
+    pub(crate) joining: CoalescingWriter,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -81,7 +82,7 @@ impl PacketIo for ClientIo {
     }
 }
 
-fn forward(sink: &dyn Sink, metrics: &Metrics, packet: Packet<'_>, made: Made) {
+fn forward(sink: &dyn Sink, metrics: &Metrics, packet: Packet<'_>, made: CoalescedSegment) {
     match sink.send(packet) {
         Ok(()) => metrics.from_clients.count(made.packets, made.bytes),
         Err(error) => metrics.dropped(refusal(&error), made.packets),
@@ -155,7 +156,7 @@ impl Live {
     }
 
     /// Looks at the session and brings the metrics up to date; `None` when it has stopped.
-    pub(crate) async fn refresh(&self) -> Option<Snapshot> {
+    pub(crate) async fn refresh(&self) -> Option<SessionSnapshot> {
         // Held across the question, so that an older answer never follows a newer one.
         let mut seen = self.seen.lock().await;
         let snapshot = self.handle.snapshot().await?;

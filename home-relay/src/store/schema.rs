@@ -44,7 +44,7 @@ pub(super) fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::
         let database = builder().create(&unfinished)?;
         upgrade(&database)?;
         database.close()?;
-        owner::as_folder(&std::fs::File::open(&unfinished)?, &unfinished)?;
+        ownership::inherit_from_directory(&std::fs::File::open(&unfinished)?, &unfinished)?;
         // link() and not rename(): whoever was first keeps what it may have written since.
         match std::fs::hard_link(&unfinished, path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),

@@ -8,9 +8,7 @@ use mobile_io::netlink::ListedRule;
 use super::facts::{Bpffs, Facts, Links};
 use super::reach::Outcome;
 use crate::config::{OnFailure, Routing};
-use crate::routing::conflicting_rules::{
-    conflicting_rules, is_listed_as_ours, rule_priority as free_priority,
-};
+use crate::routing::conflicting_rules::{conflicting_rules, is_listed_as_ours, rule_priority};
 use crate::selection::deadline::GRACE_PERIOD;
 use crate::selection::oldest_kernel::{OLDEST, OLDEST_LONGTERM};
 use crate::status::{FilterKind, Ingress, Refusal, SessionState};
@@ -194,7 +192,7 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
     let rule_priority = there
         .map(|rule| rule.priority)
         .min()
-        .or_else(|| free_priority(&links.rules, routing))
+        .or_else(|| rule_priority(&links.rules, routing))
         .unwrap_or(routing.rule_priority);
     let before =
         |rule: &ListedRule| conflicting_rules(&links.rules, routing, rule_priority).any(|it| it == rule);
@@ -205,7 +203,7 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
                  rule_priority below {}",
                 rule.priority
             );
-            if rule.suppressed {
+            if rule.suppresses_default_route {
                 let seen = format!(
                     "the {} rule `{rule}` comes before the agent's ({rule_priority}): mobile processes reach the \
                      networks of this host directly",
@@ -225,7 +223,7 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
     findings.extend(
         others()
             .filter(|rule| rule.priority > 0 && !before(rule))
-            .filter(|rule| rule.collides(mark, mark_mask))
+            .filter(|rule| rule.conflicts_with_mark(mark, mark_mask))
             .map(|rule| {
                 let seen =
                     format!("the {} rule `{rule}` matches the mark of mobile sockets too", rule.family);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::apart::apart;
+use mobile_io::isolation::run_isolated;
 
 use crate::config::{Config, OnFailure};
 use crate::selection::addresses::Addresses;
@@ -15,7 +15,7 @@ pub(super) fn try_load(config: &Config) -> Result<(), String> {
     let (pin_dir, cgroup) = unique_names(config).map_err(|error| error.to_string())?;
     let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
     let configured = config.bpf.pin_dir.clone();
-    let result = apart(move || -> anyhow::Result<()> {
+    let result = run_isolated(move || -> anyhow::Result<()> {
         // No packet is sent in that namespace, so the destinations and the addresses do not matter.
         let marking = Marking {
             mark,

@@ -16,7 +16,7 @@ use mobile_io::netlink::Netlink;
 use mobile_io::text::printable;
 use mobile_io::tls::{self, TlsStream};
 use mobile_io::transport;
-use mobile_proto::enroll::{self, Answer, Refusal};
+use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply};
 use rustls::ClientConfig;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -216,8 +216,8 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
         };
         asked = true;
         match ask(&mut stream, invitation).await {
-            Ok(Answer::Enrolled(name)) => return Ok(name),
-            Ok(Answer::Refused(why)) => bail!("{why}; {}", next_step(why)),
+            Ok(EnrolmentReply::Enrolled(name)) => return Ok(name),
+            Ok(EnrolmentReply::Refused(why)) => bail!("{why}; {}", next_step(why)),
             Err(error) => last = Some(error),
         }
     }
@@ -230,35 +230,35 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
 
 const NOT_REACHED: &str = "cannot reach the relay; nothing was written, and the invitation can still be used";
 
-fn next_step(why: Refusal) -> &'static str {
+fn next_step(why: EnrolmentRefusal) -> &'static str {
     match why {
-        Refusal::Unknown | Refusal::Expired | Refusal::Used => {
+        EnrolmentRefusal::Unknown | EnrolmentRefusal::Expired | EnrolmentRefusal::Used => {
             "ask the relay's owner for a new invitation (`home-relay invite NAME`)"
         }
-        Refusal::KeyTaken => {
+        EnrolmentRefusal::KeyTaken => {
             "write a configuration for this host's key, or move the key away to enrol with a new one"
         }
-        Refusal::NoAddress => "ask the relay's owner to revoke a client or to enlarge [pool]",
-        Refusal::Failed | Refusal::Malformed | Refusal::Other(_) => {
+        EnrolmentRefusal::NoAddress => "ask the relay's owner to revoke a client or to enlarge [pool]",
+        EnrolmentRefusal::Failed | EnrolmentRefusal::Malformed | EnrolmentRefusal::Other(_) => {
             "ask the relay's owner for the relay's log; its version may differ from this host's"
         }
     }
 }
 
-async fn ask(stream: &mut TlsStream, invitation: &Invitation) -> anyhow::Result<Answer> {
+async fn ask(stream: &mut TlsStream, invitation: &Invitation) -> anyhow::Result<EnrolmentReply> {
     let exchange = async {
-        stream.write_all(&enroll::request(&invitation.token)).await?;
+        stream.write_all(&enroll::encode_request(&invitation.token)).await?;
         stream.flush().await?;
         let mut bytes = Vec::new();
         let mut buffer = [0; 512];
         loop {
-            if let Some(answer) = enroll::read_answer(&bytes)? {
+            if let Some(answer) = enroll::read_reply(&bytes)? {
                 // The relay waits for the end of this side's stream; if the relay has closed
                 // already, nothing is lost.
                 let _ = stream.shutdown().await;
                 return Ok(answer);
             }
-            match stream.read(&mut buffer).await.map_err(|error| tls::explain(&error))? {
+            match stream.read(&mut buffer).await.map_err(|error| tls::classify(&error))? {
                 0 => {
                     bail!("the relay closed the connection without an answer: it is busy or restarting")
                 }
@@ -288,7 +288,7 @@ async fn connect(endpoint: &str, config: &Arc<ClientConfig>) -> anyhow::Result<T
         };
         match tls::connect(config, tcp, STEP_TIMEOUT).await {
             Ok(stream) => return Ok(stream),
-            Err(tls::Cause::WrongRelayKey { expected, offered }) => bail!(
+            Err(tls::HandshakeFailure::WrongRelayKey { expected, offered }) => bail!(
                 "the server at {address} is not the relay of the invitation: it has the key {offered}, not {expected}"
             ),
             Err(cause) => failure = anyhow::anyhow!("{address}: {cause}"),

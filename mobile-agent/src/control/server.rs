@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mobile_io::control::{Connection, ControlError, Listener, Peer, UserSlots};
+use mobile_io::control::{Connection, ControlError, Listener, Peer, UserConnectionLimit};
 use serde::de::DeserializeOwned;
 
 use super::access::admit;
@@ -27,7 +27,7 @@ const MAX_PER_USER: usize = 32;
 
 /// Accepts connections until the task is aborted.
 pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
-    let slots = UserSlots::new(MAX_PER_USER);
+    let slots = UserConnectionLimit::new(MAX_PER_USER);
     loop {
         match listener.accept().await {
             Ok(connection) => {

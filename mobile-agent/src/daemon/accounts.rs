@@ -1,15 +1,15 @@
-//! Keeps the accounts of mobile processes: closes those of processes that have ended, and says when one is incomplete.
+//! Closes the accounts of ended processes, and warns when an account is incomplete.
 
 use std::sync::Arc;
 
-use mobile_ebpf_common::{Event, map};
+use mobile_ebpf_common::{CountedEvent, map};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
 use crate::processes::Job;
 use crate::selection::account::SWEEP_INTERVAL;
 
-/// For ever.
+/// Sweeps the accounts periodically. Returns only on a fatal error.
 pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
     let mut sweeps = interval(SWEEP_INTERVAL);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -25,7 +25,8 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot close the accounts of ended processes"),
             Err(error) => {
-                return anyhow::Error::new(error).context("cannot keep the accounts of mobile processes");
+                return anyhow::Error::new(error)
+                    .context("the sweep of the accounts of mobile processes failed");
             }
         }
         let now = unaccounted(&agent);
@@ -34,7 +35,8 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
         {
             tracing::warn!(
                 connections = now - before,
-                "`mobile ps` does not count all that processes carry: no place in the eBPF map {}, or no memory",
+                "connections are missing from `mobile ps`: the eBPF map {} is full, or the kernel \
+                is out of memory",
                 map::ACCOUNTS
             );
         }
@@ -42,8 +44,8 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
-/// How many connections are missing from their account, if the kernel says.
+/// Returns how many connections are missing from their account, if the kernel can tell.
 fn unaccounted(agent: &Agent) -> Option<u64> {
     let events = agent.selector().events().ok()?;
-    events.into_iter().find_map(|(event, count)| (event == Event::Unaccounted).then_some(count))
+    events.into_iter().find_map(|(event, count)| (event == CountedEvent::Unaccounted).then_some(count))
 }

@@ -1,4 +1,4 @@
-//! The running agent as the control socket and the metrics see it.
+//! The running agent as the control socket and the metrics use it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mobile_io::keys::PublicKey;
-use mobile_io::modes::Compression;
+use mobile_io::tunnel_options::Compression;
 use mobile_proto::{PathId, PathStats};
 use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};
@@ -27,51 +27,51 @@ use crate::status::{
     Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic, UplinkStatus, Uplinks,
 };
 use crate::tunnel::io::DeliveryFilter;
-use crate::tunnel::{State, Tunnel, machine};
+use crate::tunnel::{Tunnel, TunnelState, machine};
 
-/// Everything a question can be about.
+/// The shared state of the running agent.
 pub(crate) struct Agent {
     /// The configuration in force.
     pub(crate) config: Config,
-    /// The relay.
+    /// The identity of the relay.
     pub(crate) relay: RelayIdentity,
-    /// Who we are.
+    /// The public key of this host.
     pub(crate) own_key: PublicKey,
-    /// The mobile cgroup.
+    /// The cgroup of the mobile processes.
     pub(crate) cgroup: MobileCgroup,
-    /// The session.
+    /// The handle of the tunnel.
     pub(crate) tunnel: Tunnel,
-    /// The MOBILE route.
+    /// The state of the MOBILE route.
     pub(crate) route: RouteStatus,
-    /// The number of times that the kernel was asked for the uplinks.
+    /// The number of times that the uplinks were read from the kernel.
     pub(crate) uplink_reads: Arc<AtomicU64>,
-    /// What the device did not take.
+    /// The counters of packets that were not delivered to the device.
     pub(crate) delivery: Arc<DeliveryFilter>,
-    /// The programs.
+    /// The loaded eBPF programs and their maps.
     pub(crate) selector: Mutex<Selector>,
-    /// Who is becoming mobile.
+    /// The lock that processes hold while they become mobile.
     pub(crate) attach_lock: AttachLock,
-    /// The process that uplink_reads into and changes other processes.
+    /// The process that inspects and changes other processes.
     pub(crate) processes: ProcessHelper,
     /// When the agent started.
     pub(crate) started: Instant,
-    /// What new connections do without a session.
+    /// Whether new connections go directly because there is no session.
     pub(crate) direct_fallback: DirectFallback,
-    /// Asks the daemon to remove everything and end.
+    /// Asks the daemon to remove every kernel object and end.
     pub(crate) clean_up: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
-    /// What mobile processes reach directly. Held while it changes.
+    /// The networks that mobile processes reach directly. The lock is held during a change.
     pub(crate) bypass: tokio::sync::Mutex<Vec<IpNet>>,
-    /// Asks the keeper of the MOBILE route to make it so.
+    /// Asks the route reconciler to apply a change of the bypassed networks.
     pub(crate) route_bypass: mpsc::Sender<BypassChange>,
 }
 
 impl Agent {
-    /// The persistent addresses.
+    /// Returns the persistent addresses in force.
     pub(crate) fn persistent(&self) -> Vec<IpAddr> {
         self.route.assignment.borrow().as_ref().map(Assignment::addresses).unwrap_or_default()
     }
 
-    /// `mobile use`.
+    /// Forces the tunnel onto an uplink, or back to automatic choice (`mobile use`).
     pub(crate) fn force(&self, uplink: Option<String>) -> Result<Reply, String> {
         let note = {
             let state = self.tunnel.state.borrow();
@@ -84,53 +84,65 @@ impl Agent {
         Ok(note.map_or(Reply::Done, Reply::Noted))
     }
 
-    /// `mobile bypass add` and `del`: in force when it is answered, and until the agent ends.
+    /// Adds or removes a bypassed network (`mobile bypass add` and `del`). The change is in force
+    /// when this returns, and lasts until the agent ends.
     pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Reply, String> {
         let net = net.trunc();
         let mut nets = self.bypass.lock().await;
         match (add, nets.contains(&net)) {
-            (true, true) => return Ok(Reply::Noted(format!("{net} is bypassed already"))),
+            (true, true) => return Ok(Reply::Noted(format!("{net} is already bypassed"))),
             (false, false) => {
-                return Err(format!("{net} is not bypassed; `mobile bypass list` says what is"));
+                return Err(format!(
+                    "{net} is not bypassed; `mobile bypass list` lists the networks that are"
+                ));
             }
             _ => {}
         }
         let mut wanted = nets.clone();
         if add {
             wanted.push(net);
-            // Before a route leads there, so that nothing on it is refused.
+            // Update the programs before a route leads there, so that they drop nothing on it.
             self.selector().add_bypass(net).map_err(|error| {
-                tracing::warn!(%error, %net, "cannot be bypassed");
+                tracing::warn!(
+                    %error, %net,
+                    "cannot add the network to the bypass map of the eBPF programs"
+                );
                 error.to_string()
             })?;
         } else {
             wanted.retain(|other| *other != net);
         }
         let routed = self.reroute(wanted.clone()).await;
-        // After no route leads there any more, or because none does.
+        // The programs may block the network again once no route leads there, or because adding the
+        // route failed.
         if routed.is_ok() != add
             && let Err(error) = self.selector().remove_bypass(net)
         {
-            tracing::warn!(%error, %net, "no route leads there, but it would be let through");
+            tracing::warn!(
+                %error, %net,
+                "cannot remove the network from the bypass map of the eBPF programs; no route \
+                leads to it"
+            );
         }
         routed?;
         *nets = wanted;
-        tracing::info!(%net, add, "bypass changed");
+        tracing::info!(%net, add, "bypassed networks changed");
         Ok(Reply::Done)
     }
 
-    /// `inet_setmroute` of the C library: whole and in force when it is answered, if it leads to that gateway.
+    /// Verifies and repairs the MOBILE route (`inet_setmroute` of the C library). Fails with
+    /// `EADDRNOTAVAIL` if `gateway` is neither the persistent address nor the relay's.
     pub(crate) async fn set_route(&self, gateway: Option<Ipv4Addr>) -> Result<(), Errno> {
         let assignment = self.route.assignment.borrow().clone();
         let assignment = assignment.filter(|it| !it.addresses().is_empty()).ok_or(Errno::ENETDOWN)?;
         let relay = self.tunnel.state.borrow().active.as_ref().map(|(_, address)| address.ip());
-        let leads = |to: Ipv4Addr| assignment.ipv4 == Some(to) || relay == Some(to.into());
-        if !gateway.is_none_or(leads) {
+        let is_endpoint = |to: Ipv4Addr| assignment.ipv4 == Some(to) || relay == Some(to.into());
+        if !gateway.is_none_or(is_endpoint) {
             return Err(Errno::EADDRNOTAVAIL);
         }
         let nets = self.bypass.lock().await;
         self.reroute(nets.clone()).await.map_err(|error| {
-            tracing::warn!(error, "inet_setmroute");
+            tracing::warn!(error, "inet_setmroute failed");
             Errno::EIO
         })
     }
@@ -146,18 +158,18 @@ impl Agent {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers `mobile prepare-slice` once the eBPF programs take processes in the slice for
-    /// mobile.
+    /// Makes the slice known to the eBPF programs, so that its processes are mobile (`mobile
+    /// prepare-slice`).
     pub(crate) fn prepare_slice(&self) -> Result<(), String> {
         let slice = self.cgroup.slice();
         let dir = slice.dir().display();
         let id = self.processes.run(&Job::EnsureSlice, None).map_err(|error| error.to_string())?;
         self.selector().set_slice(id).map_err(|error| error.to_string())?;
-        tracing::debug!(slice = %dir, id, "the slice is ready: what starts in it is mobile");
+        tracing::debug!(slice = %dir, id, "slice ready: processes started in it are mobile");
         Ok(())
     }
 
-    /// `mobile cleanup`: answered when everything is removed.
+    /// Asks the daemon to remove every kernel object, and waits for the result (`mobile cleanup`).
     pub(crate) async fn clean_up(&self) -> Result<Reply, String> {
         let (reply, done) = oneshot::channel();
         self.clean_up.send(reply).await.map_err(|_| "the agent is stopping already".to_owned())?;
@@ -167,7 +179,7 @@ impl Agent {
         }
     }
 
-    /// `mobile status`.
+    /// Returns the report of `mobile status`.
     pub(crate) async fn status(&self) -> Status {
         let snapshot = self.tunnel.driver.snapshot().await;
         let cgroup = self.cgroup.clone();
@@ -249,7 +261,7 @@ impl Agent {
         }
     }
 
-    /// Packets lost on our delivery, by reason.
+    /// Returns the packets that this host lost, by reason.
     fn drops(&self, stats: &mobile_proto::Stats) -> BTreeMap<String, u64> {
         [
             ("queue_full", stats.dropped_queue_full),
@@ -268,7 +280,7 @@ impl Agent {
         .into()
     }
 
-    /// `mobile uplinks`.
+    /// Returns the report of `mobile uplinks`.
     pub(crate) async fn uplinks(&self) -> Uplinks {
         let paths = self.tunnel.driver.snapshot().await.map(|snapshot| snapshot.paths).unwrap_or_default();
         let state = self.tunnel.state.borrow();
@@ -292,18 +304,19 @@ fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// What has become of the wish for compression. Before the relay has answered, a wish is a wish.
-fn compression(wish: Compression, active: Option<&PathStats>) -> &'static str {
-    match (wish, active) {
+/// Returns the state of compression on the active path. Before the relay has answered, this is the
+/// configured mode.
+fn compression(configured: Compression, active: Option<&PathStats>) -> &'static str {
+    match (configured, active) {
         (Compression::Off, _) => "off",
         (Compression::Zstd, Some(path)) if path.ready && !path.compression => "refused",
         (Compression::Zstd, _) => "zstd",
     }
 }
 
-/// Returns the state of the session and what stands in its way. `is_assignment_known`: the relay's
-/// assignment is in force or refused.
-fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Option<Problem>) {
+/// Returns the state of the session and the problem that prevents it. `is_assignment_known` says
+/// that the relay's assignment is in force or refused.
+fn session_state(state: &TunnelState, is_assignment_known: bool) -> (SessionState, Option<Problem>) {
     if state.active.is_some() {
         let session = if is_assignment_known { SessionState::Connected } else { SessionState::Connecting };
         return (session, None);
@@ -311,11 +324,11 @@ fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Opt
     let Some(best) = state.decision.usable.first() else {
         let problem = Problem {
             cause: "no uplink can carry the tunnel".to_owned(),
-            next_step: "`mobile uplinks` says what each of them lacks".to_owned(),
+            next_step: "`mobile uplinks` lists the obstacle of each".to_owned(),
         };
         return (SessionState::NoUplink, Some(problem));
     };
-    // A refused key says more than an uplink that fails otherwise.
+    // A refused key is more informative than any other failure of an uplink.
     let problems: Vec<_> =
         state.decision.usable.iter().filter_map(|name| state.history.problem(name)).collect();
     match problems.iter().find(|(_, refused)| *refused) {
@@ -324,12 +337,12 @@ fn session_state(state: &State, is_assignment_known: bool) -> (SessionState, Opt
     }
 }
 
-fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatus> {
-    // Two for an uplink: one is about to replace the other.
+fn list_uplinks(state: &TunnelState, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatus> {
+    // An uplink has two paths while one replaces the other.
     let path_on = |uplink: &str| {
         let ready = state.ready.iter().filter(|(_, on)| on == uplink);
         let stats = ready.filter_map(|(id, _)| paths.iter().find(|(path, _)| path == id));
-        stats.map(|(_, stats)| stats).min_by_key(|stats| stats.suspect)
+        stats.map(|(_, stats)| stats).min_by_key(|stats| stats.unresponsive)
     };
     let place = |name: &str| state.decision.usable.iter().position(|candidate| candidate == name);
     let mut list: Vec<(usize, UplinkStatus)> = state
@@ -346,8 +359,8 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
                     let next_step = obstacle.next_step().map(str::to_owned);
                     ("unusable", Some(obstacle.description().to_owned()), next_step)
                 }
-                _ if path.is_some_and(|path| !path.suspect) => ("standby", None, None),
-                _ if path.is_some() => ("silent", Some("its path does not answer any more".to_owned()), None),
+                _ if path.is_some_and(|path| !path.unresponsive) => ("standby", None, None),
+                _ if path.is_some() => ("silent", Some("its path does not answer".to_owned()), None),
                 (.., Some(problem)) => {
                     ("failing", Some(problem.cause.clone()), Some(problem.next_step.clone()))
                 }
@@ -371,15 +384,16 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
     list.into_iter().map(|(_, status)| status).collect()
 }
 
-/// An unknown name is a mistake; an unusable link is a wish for later.
-fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
+/// Returns a note for an uplink that is unusable at present, and an error for an unknown name.
+fn note_on_forced(state: &TunnelState, name: &str) -> Result<Option<String>, String> {
     let Some(verdict) = state.decision.verdicts.iter().find(|verdict| verdict.name == name) else {
         let known: Vec<&str> = state.decision.verdicts.iter().map(|verdict| verdict.name.as_str()).collect();
-        return Err(format!("there is no uplink {name}; there are: {}", known.join(", ")));
+        return Err(format!("no uplink is named {name}; the known uplinks are: {}", known.join(", ")));
     };
     Ok(verdict.obstacle.map(|obstacle| {
         format!(
-            "{name} cannot carry the tunnel now ({}{}): it will as soon as it can, until then the others do",
+            "{name} cannot carry the tunnel at present ({}{}): it is used as soon as it can, and \
+            other uplinks until then",
             obstacle.description(),
             obstacle.next_step().map(|step| format!("; {step}")).unwrap_or_default()
         )

@@ -1,33 +1,45 @@
-//! When everybody's sockets are watched, and when only those that mobile processes made: see `selection/extent.rs`.
+//! Chooses the cgroup that the per-socket programs are attached to: the root while mobile processes
+//! may have older sockets, or only the mobile cgroup. See `selection` for the two scopes.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::Agent;
 
-/// Held by those who make processes mobile that may have sockets already, so that nobody narrows meanwhile.
+/// Held for reading while processes that may have sockets become mobile, so that the scope is not
+/// reduced meanwhile.
 #[derive(Default)]
 pub(crate) struct AttachLock(RwLock<()>);
 
 impl Agent {
-    /// Before processes become mobile that may have sockets of the cgroup they come from; held until they are.
+    /// Attaches the programs to the root cgroup before processes that may have sockets become
+    /// mobile. The caller holds the guard until they are mobile.
     pub(crate) fn attach_to_root(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
         let held = self.attach_lock.0.read().unwrap_or_else(PoisonError::into_inner);
         self.selector().attach_to_root().map_err(|error| {
-            tracing::warn!(%error, "sockets made before `mobile attach` cannot be watched");
+            tracing::warn!(
+                %error,
+                "cannot attach the eBPF programs to the root cgroup: processes with open sockets \
+                cannot become mobile"
+            );
             error.to_string()
         })?;
         Ok(held)
     }
 
-    /// Once nobody is mobile, ordinary processes pay for no watching.
+    /// Attaches the programs to the mobile cgroup alone once no process is mobile, so that ordinary
+    /// processes bear no cost.
     pub(super) fn attach_to_mobile_only(&self) {
-        // Somebody is becoming mobile: the next time, then.
-        let Ok(_nobody_joins) = self.attach_lock.0.try_write() else { return };
+        // A process is becoming mobile; the next sweep tries again.
+        let Ok(_guard) = self.attach_lock.0.try_write() else { return };
         if self.cgroup.slice().id() != 0 || !self.cgroup.pids().is_ok_and(|pids| pids.is_empty()) {
             return;
         }
         if let Err(error) = self.selector().detach_from_root() {
-            tracing::warn!(%error, "the sockets of ordinary processes go on being watched");
+            tracing::warn!(
+                %error,
+                "cannot detach the eBPF programs from the root cgroup: they still run for ordinary \
+                processes"
+            );
         }
     }
 }

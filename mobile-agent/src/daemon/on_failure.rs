@@ -1,4 +1,8 @@
-//! What becomes of new connections without a session, where `[routing] on_failure` is `"open"`.
+//! Lets new connections go directly while there is no session, if `[routing] on_failure` is
+//! `"open"`.
+//!
+//! The eBPF programs act by a deadline, so that they do so without an agent too. This task
+//! postpones the deadline while there is a session.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +14,7 @@ use super::Agent;
 use crate::config::OnFailure;
 use crate::selection::deadline::{GRACE_PERIOD, RENEWAL_INTERVAL};
 
-/// What others may know of it.
+/// Whether new connections go directly, for status and metrics.
 #[derive(Debug, Default)]
 pub(crate) struct DirectFallback {
     now: AtomicBool,
@@ -18,36 +22,37 @@ pub(crate) struct DirectFallback {
 }
 
 impl DirectFallback {
-    /// Whether new connections of mobile processes go directly now.
+    /// Returns whether new connections of mobile processes go directly at present.
     pub(crate) fn now(&self) -> bool {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// How often they began to.
+    /// Returns how often new connections began to go directly.
     pub(crate) fn times(&self) -> u64 {
         self.times.load(Ordering::Relaxed)
     }
 }
 
-/// Puts the deadline of the programs off while there is a session, and says when it is over.
+/// Postpones the deadline of the programs while there is a session, and logs when it expires.
 pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
     if agent.config.routing.on_failure == OnFailure::Closed {
         return std::future::pending().await;
     }
     let mut state = agent.tunnel.state.clone();
-    // The programs are new: they count from now too.
+    // The programs were just loaded, so their deadline counts from this moment too.
     let mut deadline = Instant::now() + GRACE_PERIOD;
     let mut was_connected = false;
     loop {
         let connected = state.borrow_and_update().active.is_some();
-        // At its loss too: then the grace is whole.
+        // Postpone the deadline at the loss of the session too, so that the whole grace period
+        // follows.
         if connected || was_connected {
             deadline = Instant::now() + GRACE_PERIOD;
-            put_off(&agent);
+            postpone_deadline(&agent);
         }
         was_connected = connected;
         if connected && agent.direct_fallback.now.swap(false, Ordering::Relaxed) {
-            tracing::info!("there is a session again: new connections of mobile processes take the tunnel");
+            tracing::info!("session established: new connections of mobile processes use the tunnel again");
         }
         let wake = match (connected, agent.direct_fallback.now()) {
             (true, _) => Some(deadline - GRACE_PERIOD + RENEWAL_INTERVAL),
@@ -68,8 +73,8 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
                 agent.direct_fallback.now.store(true, Ordering::Relaxed);
                 agent.direct_fallback.times.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
-                    "no session for {} s: new connections of mobile processes go directly until there is one, as \
-                     [routing] on_failure says",
+                    "no session for {} s: new connections of mobile processes go directly until there is one \
+                     ([routing] on_failure = \"open\")",
                     GRACE_PERIOD.as_secs()
                 );
             },
@@ -77,9 +82,13 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
-fn put_off(agent: &Agent) {
+fn postpone_deadline(agent: &Agent) {
     let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(error) = selector.extend_deadline(OnFailure::Open) {
-        tracing::warn!(%error, "new connections of mobile processes will go directly although there is a session");
+        tracing::warn!(
+            %error,
+            "cannot postpone the deadline of the eBPF programs: new connections of mobile \
+            processes will go directly despite the session"
+        );
     }
 }

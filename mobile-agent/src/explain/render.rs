@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use mobile_io::netlink::{Family, ListedRule, Way};
+use mobile_io::netlink::{Family, ListedRule, RouteLookup};
 use mobile_io::text::printable;
 
 use crate::config::Routing;
@@ -65,7 +65,7 @@ impl HostState<'_> {
 
     /// Describes the hook and mark, the rule, the route and the outcome of a new connection, one a
     /// line.
-    pub(super) fn new_connection(&self, new: NewConnection, way: Option<&Way>) -> String {
+    pub(super) fn new_connection(&self, new: NewConnection, way: Option<&RouteLookup>) -> String {
         let Routing { mark, mark_mask, .. } = *self.routing;
         let mut lines = Vec::new();
         lines.push(match (new.mobile, self.programs) {
@@ -91,7 +91,7 @@ impl HostState<'_> {
     }
 
     /// Describes the route of a connected socket in one line.
-    pub(super) fn socket(&self, connection: &Connection, mobile: bool, way: Option<&Way>) -> String {
+    pub(super) fn socket(&self, connection: &Connection, mobile: bool, way: Option<&RouteLookup>) -> String {
         let Connection { transport, local, remote } = connection;
         let protocol = transport.word();
         let kind = if mobile { "through the tunnel" } else { "direct" };
@@ -100,10 +100,10 @@ impl HostState<'_> {
 
     /// Describes the rule that leads to the route. The kernel reports the table only, so the rule
     /// is the first that matches the mark and names this table.
-    fn rule(&self, new: NewConnection, way: Option<&Way>) -> String {
+    fn rule(&self, new: NewConnection, way: Option<&RouteLookup>) -> String {
         let family = Family::from(new.to);
         let mark = if self.is_marked(new.mobile) { self.routing.mark } else { 0 };
-        let fits = |rule: &&ListedRule| rule.family == family && rule.takes(mark, u32::MAX);
+        let fits = |rule: &&ListedRule| rule.family == family && rule.matches_mark(mark, u32::MAX);
         let Some(way) = way else {
             let ours = |rule: &&ListedRule| rule.table == Some(self.routing.table);
             return match self.rules.iter().filter(fits).find(ours) {
@@ -118,7 +118,7 @@ impl HostState<'_> {
         }
     }
 
-    fn route(&self, way: Option<&Way>) -> String {
+    fn route(&self, way: Option<&RouteLookup>) -> String {
         let Some(way) = way else { return "no route: the destination is unreachable".to_owned() };
         let mut text = format!("route of table {}", table_of(way));
         if let Some(gateway) = way.gateway {
@@ -133,10 +133,10 @@ impl HostState<'_> {
         text
     }
 
-    fn outcome(&self, new: NewConnection, way: Option<&Way>) -> String {
+    fn outcome(&self, new: NewConnection, way: Option<&RouteLookup>) -> String {
         let table = self.routing.table;
         let bypass = self.routing.bypass.iter().find(|net| net.contains(&new.to));
-        let tunnel = |way: &Way| way.oif.is_some_and(|oif| self.name(oif) == self.device);
+        let tunnel = |way: &RouteLookup| way.oif.is_some_and(|oif| self.name(oif) == self.device);
         match (new.mobile, way) {
             (true, None) if self.open => "result: fails, because this host has no route to it".to_owned(),
             (true, None) => format!(
@@ -183,7 +183,7 @@ fn is_link_local(to: IpAddr) -> bool {
 
 /// Returns the table of a route. Until the first rule is added, the kernel keeps the local table
 /// (255) in the main one and reports that.
-fn table_of(way: &Way) -> u32 {
+fn table_of(way: &RouteLookup) -> u32 {
     if way.local { 255 } else { way.table }
 }
 
@@ -199,8 +199,8 @@ mod tests {
             fwmark,
             from: None,
             inverted: false,
-            narrowed: false,
-            suppressed: false,
+            has_other_selectors: false,
+            suppresses_default_route: false,
         }
     }
 
@@ -219,9 +219,9 @@ mod tests {
         }
     }
 
-    fn way(table: u32, oif: u32) -> Way {
+    fn way(table: u32, oif: u32) -> RouteLookup {
         let (gateway, source) = ("10.22.0.1".parse().ok(), "10.22.0.2".parse().ok());
-        Way { table, local: false, oif: Some(oif), gateway, source }
+        RouteLookup { table, local: false, oif: Some(oif), gateway, source }
     }
 
     const TO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
@@ -239,8 +239,8 @@ mod tests {
     fn a_mobile_connection_is_described_with_mark_rule_route_and_source() {
         let routing = Routing::default();
         let source = "10.77.0.2".parse().ok();
-        let text =
-            host(&routing).new_connection(MOBILE, Some(&Way { gateway: None, source, ..way(7700, 7) }));
+        let text = host(&routing)
+            .new_connection(MOBILE, Some(&RouteLookup { gateway: None, source, ..way(7700, 7) }));
         assert_says(
             &text,
             &[
@@ -281,7 +281,8 @@ mod tests {
     fn a_local_destination_is_attributed_to_the_local_table_wherever_the_kernel_keeps_it() {
         let routing = Routing::default();
         for table in [254, 255] {
-            let text = host(&routing).new_connection(MOBILE, Some(&Way { local: true, ..way(table, 1) }));
+            let text =
+                host(&routing).new_connection(MOBILE, Some(&RouteLookup { local: true, ..way(table, 1) }));
             assert_says(&text, &["`0: from all lookup local`", "route of table 255", "stays on this host"]);
         }
     }

@@ -1,4 +1,6 @@
-//! What the relay assigned, and its copy on disk: an agent that starts without the relay keeps the addresses.
+//! The relay's assignment, and its cache on disk.
+//!
+//! An agent that starts while the relay is unreachable uses the cached addresses.
 
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,16 +13,17 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::Objection;
 
-/// The smallest MTU with IPv4 (RFC 791) and with IPv6 (RFC 8200), and the largest that a relay can
-/// be set to.
+/// The smallest MTU of a link with IPv4 (RFC 791).
 const MIN_MTU_IPV4: u16 = 576;
+/// The smallest MTU of a link with IPv6 (RFC 8200, section 5).
 const MIN_MTU_IPV6: u16 = 1280;
+/// The largest MTU that a relay can be set to.
 const MAX_MTU: u16 = 9000;
 
-/// The most resolvers that are kept: only one of each family is asked.
+/// The largest number of resolvers to keep. Only one of each family is used.
 const MAX_RESOLVERS: usize = 8;
 
-/// What the relay assigned.
+/// The addresses and settings that the relay assigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Assignment {
     /// The persistent IPv4 address.
@@ -29,18 +32,18 @@ pub(crate) struct Assignment {
     pub(crate) ipv6: Option<Ipv6Addr>,
     /// The MTU of the virtual devices.
     pub(crate) mtu: u16,
-    /// Resolvers to use through the tunnel.
+    /// The resolvers to use through the tunnel.
     pub(crate) dns: Vec<IpAddr>,
 }
 
-/// The file: addresses are worth nothing at another relay.
+/// The content of the cache file. The addresses are valid only with the same relay.
 #[derive(Serialize, Deserialize)]
 struct StoredAssignment {
     relay: String,
     assigned: Assignment,
 }
 
-/// The copy on disk.
+/// The cache of the last assignment on disk.
 #[derive(Debug, Clone)]
 pub(crate) struct AssignmentCache {
     path: PathBuf,
@@ -53,13 +56,13 @@ impl Assignment {
         self
     }
 
-    /// The persistent addresses.
+    /// Returns the persistent addresses.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6)).collect()
     }
 
-    /// Returns the objection to the assignment as a whole; its parts are judged by
-    /// [`claim`](super::claim).
+    /// Returns the objection to the assignment as a whole. [`claim`](super::claim) judges its
+    /// parts.
     pub(crate) fn objection(&self) -> Option<Objection> {
         let least = if self.ipv6.is_some() { MIN_MTU_IPV6 } else { MIN_MTU_IPV4 };
         if self.addresses().is_empty() {
@@ -80,13 +83,13 @@ impl From<PushConfig> for Assignment {
 }
 
 impl AssignmentCache {
-    /// In `dir`, for this relay.
+    /// Creates the cache in `dir` for the relay with this key.
     pub(crate) fn new(dir: &Path, relay: &PublicKey) -> Self {
         Self { path: dir.join("assigned.json"), relay: relay.to_string() }
     }
 
-    /// Returns what this relay last assigned, as claims to be judged anew. A damaged file counts as
-    /// missing: the relay pushes the assignment again.
+    /// Returns what this relay assigned last, as claims to be judged anew. A damaged file counts as
+    /// missing, because the relay pushes the assignment again.
     pub(crate) fn load(&self) -> Option<Assignment> {
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
@@ -101,17 +104,20 @@ impl AssignmentCache {
                 (stored.relay == self.relay).then(|| stored.assigned.bounded())
             }
             _ => {
-                tracing::warn!(path = %self.path.display(), "the last known addresses are damaged and ignored");
+                tracing::warn!(
+                    path = %self.path.display(),
+                    "ignoring the damaged file of the last known addresses"
+                );
                 None
             }
         }
     }
 
-    /// Replaces the file as a whole: a crash leaves the old one or the new one.
+    /// Replaces the file atomically: after a crash, the old or the new content is there.
     pub(crate) fn store(&self, assigned: &Assignment) -> anyhow::Result<()> {
         let stored = StoredAssignment { relay: self.relay.clone(), assigned: assigned.clone() };
         let text = serde_json::to_vec_pretty(&stored).context("cannot encode the addresses")?;
-        let describe = || format!("cannot keep the addresses in {}", self.path.display());
+        let describe = || format!("cannot store the addresses in {}", self.path.display());
         let new = self.path.with_extension("json.new");
         if let Some(dir) = self.path.parent() {
             std::fs::create_dir_all(dir).with_context(describe)?;
@@ -135,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_comes_back_for_the_same_relay_only() {
+    fn a_stored_assignment_is_loaded_for_the_same_relay_only() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("deep");
         let cache = AssignmentCache::new(&deep, &key(1));
@@ -146,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_as_none() {
+    fn a_damaged_file_counts_as_missing() {
         let dir = tempfile::tempdir().unwrap();
         let cache = AssignmentCache::new(dir.path(), &key(1));
         std::fs::write(dir.path().join("assigned.json"), "{\"relay\":").unwrap();
@@ -154,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_bounds_is_no_assignment_and_not_loaded() {
+    fn an_assignment_out_of_bounds_is_refused_and_not_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let cache = AssignmentCache::new(dir.path(), &key(1));
         let six = Some("fd77::2".parse().unwrap());

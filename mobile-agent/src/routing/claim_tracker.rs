@@ -1,4 +1,4 @@
-//! Keeps the relay's latest claims and what of them is in force, and reports changes.
+//! Tracks the relay's latest claims and the refusals among them, and logs changes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use super::assignment::Assignment;
 use super::claim::{Claim, HostNetworks, Objection, Refusal, judge};
 use crate::status::Problem;
 
-/// The refusals, shared with the rest of the agent.
+/// The current refusals and their counters, shared with status and metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals(Mutex<RefusalState>);
 
@@ -20,33 +20,34 @@ struct RefusalState {
     counts: BTreeMap<&'static str, u64>,
 }
 
-/// The claims, judged.
+/// The relay's latest accepted assignment, to be judged whenever the host's networks change.
 #[derive(Debug)]
 pub(super) struct ClaimTracker {
     pushed: Option<Assignment>,
-    /// The objection to an assignment that was refused as a whole; the previous one stays in force.
+    /// The objection to the latest assignment as a whole; the previous one stays in force.
     rejection: Option<Objection>,
     allowed: Vec<IpNet>,
     refused: Arc<Refusals>,
 }
 
 impl ClaimTracker {
-    /// Starts with the claims remembered from an earlier run.
+    /// Creates a tracker with the claims remembered from an earlier run.
     pub(super) fn new(remembered: Option<Assignment>, allowed: &[IpNet], refused: Arc<Refusals>) -> Self {
         Self { pushed: remembered, rejection: None, allowed: allowed.to_vec(), refused }
     }
 
-    /// Returns what the relay pushed last.
+    /// Returns the latest assignment that was accepted for judgement.
     pub(super) fn pushed(&self) -> Option<&Assignment> {
         self.pushed.as_ref()
     }
 
-    /// Returns whether the latest assignment was taken.
+    /// Returns whether the latest pushed assignment was accepted.
     pub(super) fn is_accepted(&self) -> bool {
         self.rejection.is_none()
     }
 
-    /// Takes another assignment, to be judged with the next look. Returns whether it was taken.
+    /// Accepts another assignment for the next [`Self::judge`], unless there is an objection to it
+    /// as a whole. Returns whether it was accepted.
     pub(super) fn accept(&mut self, new: Assignment) -> bool {
         self.rejection = new.objection();
         let accepted = self.rejection.is_none();
@@ -56,8 +57,8 @@ impl ClaimTracker {
         accepted
     }
 
-    /// Judges the claims by the host's networks as they are now. Returns `None` before the relay
-    /// ever assigned anything.
+    /// Judges the claims by the current networks of the host. Returns the part in force, or `None`
+    /// before the relay's first assignment.
     pub(super) fn judge(&self, host: &HostNetworks) -> Option<Assignment> {
         let verdict = self.pushed.as_ref().map(|pushed| judge(pushed, &self.allowed, host));
         let (in_force, mut refusals) =
@@ -70,7 +71,7 @@ impl ClaimTracker {
 }
 
 impl Refusals {
-    /// Returns what is refused now.
+    /// Returns the claims that are refused at present.
     pub(crate) fn now(&self) -> Vec<Refusal> {
         self.state().now.clone()
     }
@@ -80,12 +81,12 @@ impl Refusals {
         self.state().counts.clone()
     }
 
-    /// Returns the problem to show, if anything is refused; `addresses` are those in force.
+    /// Returns the problem to show if anything is refused; `addresses` are those in force.
     pub(crate) fn problem(&self, addresses: &[IpAddr]) -> Option<Problem> {
         problem(&self.now(), addresses)
     }
 
-    /// Logs and counts new refusals, and logs those that ended.
+    /// Logs and counts new refusals, and logs addresses that are no longer refused.
     fn replace(&self, refusals: Vec<Refusal>, in_force: Option<&Assignment>) {
         let mut state = self.state();
         if state.now == refusals {
@@ -99,7 +100,7 @@ impl Refusals {
             if let Claim::Address(address) = refusal.claim
                 && in_force.contains(&address)
             {
-                tracing::info!(%address, "an address that the relay pushed is not refused any more: it is in force");
+                tracing::info!(%address, "a pushed address is no longer refused: it is in force");
             }
         }
         let new: Vec<&'static str> = refusals
@@ -118,7 +119,8 @@ impl Refusals {
     }
 }
 
-/// Returns the refusal that matters most as a problem: an address before a resolver.
+/// Returns the problem for the most important refusal: an address, then an assignment, then a
+/// resolver.
 fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
     let worst = refusals.iter().min_by_key(|refusal| match refusal.claim {
         Claim::Address(_) => 0,
@@ -138,8 +140,8 @@ fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
         }
         Claim::Address(address) if address.is_ipv4() => "; connections of mobile processes by IPv4 wait",
         Claim::Address(_) => "; connections of mobile processes by IPv6 wait",
-        Claim::Resolver(_) => "; queries of mobile processes do not go there",
-        Claim::Assignment => "; the one before it stays in force",
+        Claim::Resolver(_) => "; mobile processes do not use it",
+        Claim::Assignment => "; the previous one stays in force",
     };
     Some(Problem { cause: format!("{cause}{follows}"), next_step: status.next_step })
 }
@@ -149,14 +151,19 @@ fn log_refusal(refusal: &Refusal) {
     match claim {
         Claim::Address(address) => tracing::error!(
             %address, reason, next_step,
-            "refused an address that the relay pushed: mobile processes wait for another, or for this one"
+            "refused an address that the relay pushed: mobile processes wait for another, or for \
+            this one"
         ),
         Claim::Resolver(resolver) => tracing::warn!(
             %resolver, reason, next_step,
-            "refused a resolver that the relay pushed: queries of mobile processes do not go there"
+            "refused a resolver that the relay pushed: mobile processes do not use it"
         ),
         Claim::Assignment => {
-            tracing::error!(reason, next_step, "refused an assignment that the relay pushed");
+            tracing::error!(
+                reason,
+                next_step,
+                "refused an assignment that the relay pushed: the previous one stays in force"
+            );
         }
     }
 }
@@ -192,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_assignment_out_of_bounds_leaves_the_one_before() {
+    fn an_assignment_out_of_bounds_leaves_the_previous_one_in_force() {
         let refused = Arc::new(Refusals::default());
         let mut claims = ClaimTracker::new(None, &[], Arc::clone(&refused));
         let host = HostNetworks::default();

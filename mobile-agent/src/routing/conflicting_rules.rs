@@ -1,6 +1,8 @@
-//! Rules of others that come before ours and take what is ours, and where ours go instead: pure.
+//! Finds other programs' rules that capture packets of mobile processes, and chooses priorities for
+//! the agent's rules before them. Pure functions.
 //!
-//! A rule without a priority is put before all others by the kernel, and full tunnels (wg-quick) make such ones.
+//! The kernel gives a rule without a priority precedence over all others. Full tunnels (wg-quick)
+//! make such rules.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +10,15 @@ use mobile_io::netlink::{ListedRule, Rule};
 
 use crate::config::Routing;
 
-/// How often our rules may move, until they have stayed for [`QUIET_PERIOD`]: every tunnel a person starts is one, and two programs
-/// that both want to be first stop after a moment.
+/// The number of moves before the rules have to stay for [`QUIET_PERIOD`]. A tunnel that a person
+/// starts causes one move. If two programs both want to be first, the limit ends the contest.
 const MAX_MOVES: u32 = 8;
 
-/// After this long without a move the next is not part of the same fight.
+/// The time without a move after which the limit is reset.
 const QUIET_PERIOD: Duration = Duration::from_secs(600);
 
-/// Whether a rule is of the kind that we make, wherever it is.
+/// Returns whether a rule has the form of the agent's rules, at any priority up to the configured
+/// one.
 pub(crate) fn is_ours(rule: &Rule, routing: &Routing) -> bool {
     let marked = rule.fwmark == Some((routing.mark, routing.mark_mask)) && rule.from.is_none();
     let host = |net: ipnet::IpNet| net.prefix_len() == net.max_prefix_len();
@@ -23,15 +26,16 @@ pub(crate) fn is_ours(rule: &Rule, routing: &Routing) -> bool {
     rule.table == routing.table && rule.priority <= routing.rule_priority + 1 && (marked || from)
 }
 
-/// The same of a rule that is listed with everybody's.
+/// Returns whether a rule from the listing of all rules has the form of the agent's rules.
 pub(crate) fn is_listed_as_ours(rule: &ListedRule, routing: &Routing) -> bool {
     let ListedRule { priority, family, fwmark, from, .. } = *rule;
     !rule.inverted
-        && !rule.narrowed
+        && !rule.has_other_selectors
         && rule.table.is_some_and(|table| is_ours(&Rule { priority, family, fwmark, from, table }, routing))
 }
 
-/// Others' rules that take packets of mobile processes before one of ours at `priority` does.
+/// Returns other programs' rules that match packets of mobile processes before the agent's rule at
+/// `priority` does.
 pub(crate) fn conflicting_rules<'a>(
     rules: &'a [ListedRule],
     routing: &'a Routing,
@@ -39,21 +43,24 @@ pub(crate) fn conflicting_rules<'a>(
 ) -> impl Iterator<Item = &'a ListedRule> {
     rules
         .iter()
-        // The local table's rule, at 0, is everybody's first.
+        // Every host has the local table's rule at priority 0.
         .filter(move |rule| (1..=priority).contains(&rule.priority))
-        .filter(|rule| !is_listed_as_ours(rule, routing) && rule.takes(routing.mark, routing.mark_mask))
+        .filter(|rule| {
+            !is_listed_as_ours(rule, routing) && rule.matches_mark(routing.mark, routing.mark_mask)
+        })
 }
 
-/// Where our rules are before everybody's: as configured if nothing is in the way. `None`: there is no room.
+/// Returns the priority for the agent's first rule: the configured one if no rule conflicts, or one
+/// before all conflicting rules. Returns `None` if there is no room.
 pub(crate) fn rule_priority(rules: &[ListedRule], routing: &Routing) -> Option<u32> {
     match conflicting_rules(rules, routing, routing.rule_priority).map(|rule| rule.priority).min() {
         None => Some(routing.rule_priority),
-        // Two, at least at 1 and 2.
+        // The agent has rules at two adjacent priorities, at least 1 and 2.
         Some(first) => first.checked_sub(2).filter(|priority| *priority > 0),
     }
 }
 
-/// How often we still move.
+/// Limits how often the agent's rules move.
 #[derive(Debug)]
 pub(crate) struct MoveLimiter {
     left: u32,
@@ -65,7 +72,7 @@ impl MoveLimiter {
         Self { left: MAX_MOVES, moved: None }
     }
 
-    /// Whether to move now.
+    /// Returns whether the rules may move at this time, and counts the move.
     pub(crate) fn try_move(&mut self, now: Instant) -> bool {
         if self.moved.is_some_and(|moved| now.saturating_duration_since(moved) >= QUIET_PERIOD) {
             self.left = MAX_MOVES;
@@ -90,8 +97,8 @@ mod tests {
             fwmark,
             from: None,
             inverted,
-            narrowed: false,
-            suppressed: false,
+            has_other_selectors: false,
+            suppresses_default_route: false,
         }
     }
 
@@ -100,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn our_rules_go_before_those_that_take_what_is_ours_and_back() {
+    fn rules_move_before_conflicting_ones_and_back() {
         let routing = Routing::default();
         let ours = |priority| rule(priority, Some((routing.mark, routing.mark_mask)), false, 7700);
         let ends = [rule(0, None, false, 255), rule(32766, None, false, 254)];
@@ -109,16 +116,16 @@ mod tests {
         assert_eq!(at(&[full_tunnel(4899), ours(4900)]), Some(4897));
         assert_eq!(at(&[ours(4897), full_tunnel(4899)]), Some(4897));
         assert_eq!(at(&[ours(4897)]), Some(4900));
-        // The same priority is in the way; one behind ours, or for others' marks, is not.
+        // A rule at the same priority conflicts. A later rule, or one for other marks, does not.
         assert_eq!(at(&[full_tunnel(4900)]), Some(4898));
         assert_eq!(at(&[full_tunnel(4901), rule(7, Some((0x8_0000, 0xff_0000)), false, 52)]), Some(4900));
-        // No room.
+        // There is no room before the other rule.
         assert_eq!(at(&[full_tunnel(2)]), None);
         assert_eq!(at(&[full_tunnel(3)]), Some(1));
     }
 
     #[test]
-    fn a_fight_ends_and_peace_restores_patience() {
+    fn moves_are_limited_until_a_quiet_period() {
         let (mut limiter, start) = (MoveLimiter::new(), Instant::now());
         assert_eq!((0..100).filter(|_| limiter.try_move(start)).count(), 8);
         assert!(!limiter.try_move(start + QUIET_PERIOD / 2));

@@ -1,10 +1,10 @@
-//! The ingress filter: drops packets that are addressed to a persistent address and arrive on
-//! another device than the tunnel's or `lo`, before they are routed.
+//! The ingress filter: drops packets to a persistent address that arrive on another device than the
+//! host virtual device or `lo`, before they are routed.
 //!
 //! Linux accepts a packet for any of its addresses on any device (the weak host model). Without the
-//! filter a visited network reaches persistent addresses beside the tunnel: it can find out who has
-//! one, and forge segments and resets (CVE-2019-14899). Like rules and routes, the filter stays in
-//! the kernel when the agent ends.
+//! filter, a visited network could reach persistent addresses beside the tunnel. It could find out
+//! which host has one, and forge segments and resets (CVE-2019-14899). Like rules and routes, the
+//! filter stays in the kernel when the agent ends.
 
 mod ruleset;
 
@@ -26,21 +26,21 @@ use crate::config::Config;
 use crate::selection::ingress::{self as classifier, Classifier, Counter};
 use crate::status::{FilterKind, Ingress};
 
-/// Time between attempts while nftables does not work.
+/// The time between attempts to install while nftables does not work.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Time for which a reading of the counter is used again, so that polling the status does not run
-/// nft each time.
+/// The time for which a reading of the counter is reused, so that frequent status requests do not
+/// run nft each time.
 const COUNTER_MAX_AGE: Duration = Duration::from_millis(500);
 
-/// Longest time to wait for a reading of the counter.
+/// The longest time to wait for a reading of the counter.
 const COUNTER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The filter, kept in force.
+/// The installed filter, which [`IngressFilter::ensure`] keeps up to date.
 pub(super) struct IngressFilter {
     device: String,
     netlink: Netlink,
-    /// `[bpf] pin_dir`.
+    /// The directory of `[bpf] pin_dir`.
     pin_dir: PathBuf,
     installed: Option<InstalledRuleset>,
     /// The eBPF classifier, used where nftables does not work.
@@ -75,14 +75,14 @@ struct FilterState {
     problem: Option<String>,
     /// Why the classifier does not filter either.
     failure: Option<String>,
-    /// The classifier's counter.
+    /// The eBPF classifier's packet counter, while the classifier filters.
     counter: Option<Counter>,
     /// When the nftables counter was last read.
     counted: Option<Instant>,
 }
 
 impl IngressFilter {
-    /// Creates a filter for the tunnel's device, which is not in the kernel yet.
+    /// Creates a filter for the host virtual device without installing it.
     pub(super) fn new(config: &Config, netlink: Netlink) -> Self {
         let device = config.tunnel.device.clone();
         let state = FilterState {
@@ -116,15 +116,15 @@ impl IngressFilter {
         TableWatch::new(&self.monitor.0.table).ok()
     }
 
-    /// Marks the tables as possibly changed, so that the next [`Self::ensure`] examines them.
+    /// Marks the tables as possibly changed, so that the next [`Self::ensure`] verifies them.
     pub(super) fn mark_stale(&mut self) {
         self.stale = true;
     }
 
-    /// Puts the filter in force for `addresses`, in one transaction. Returns how many objects were
+    /// Installs the filter for `addresses` in one transaction. Returns how many objects were
     /// restored because another program had removed or changed them.
     ///
-    /// A failure does not stop the agent: it is logged once, and shown by `mobile status`.
+    /// A failure does not stop the agent. It is logged once and shown by `mobile status`.
     pub(super) async fn ensure(&mut self, addresses: BTreeSet<IpAddr>) -> u64 {
         let wanted = Ruleset { device: self.device.clone(), addresses };
         let known = self.installed.take_if(|it| it.ruleset == wanted);
@@ -137,16 +137,16 @@ impl IngressFilter {
             }
             return 0;
         }
-        // Changes from now on are seen by the next look.
+        // The next verification sees changes from this point on.
         self.stale = true;
         // A filter without addresses has counted nothing, so the first assignment need not wait for
-        // the reading.
+        // a reading.
         let counts = self.installed.take().is_none_or(|it| !it.ruleset.addresses.is_empty());
         self.install(wanted, counts).await;
         0
     }
 
-    /// Verifies that the tables are still as installed, if they may have changed.
+    /// Verifies that the tables are as installed, if they may have changed.
     async fn verify(&mut self, known: InstalledRuleset) -> u64 {
         if !std::mem::take(&mut self.stale) {
             self.installed = Some(known);
@@ -170,8 +170,8 @@ impl IngressFilter {
         }
     }
 
-    /// Installs `ruleset` in place of the present tables. The counter continues from its value,
-    /// which is read first if the filter `counts`.
+    /// Replaces the present tables by `ruleset`. The counter keeps its value, which is read first
+    /// if the present filter `counts`.
     async fn install(&mut self, ruleset: Ruleset, counts: bool) {
         let (script, monitor) = (ruleset.clone(), self.monitor.clone());
         let apply = move || {
@@ -197,7 +197,7 @@ impl IngressFilter {
         }
     }
 
-    /// Uses the classifier because nftables does not work. Returns 0: nothing was restored.
+    /// Uses the classifier because nftables does not work. Returns 0, because nothing was restored.
     async fn fall_back(&mut self, problem: &str, addresses: &BTreeSet<IpAddr>) -> u64 {
         self.installed = None;
         self.retry = Some(Instant::now() + RETRY_INTERVAL);
@@ -213,14 +213,15 @@ impl IngressFilter {
         0
     }
 
-    /// Puts the classifier in force for `addresses` on every device there is now.
+    /// Attaches the classifier for `addresses` on every present device.
     async fn classify(&mut self, addresses: &BTreeSet<IpAddr>) {
         let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::error_chain(&error));
         let mut state = self.monitor.state();
         if let Some(error) = failure.as_ref().filter(|_| state.failure != failure) {
             tracing::warn!(
                 error,
-                "ingress filter not installed: visited networks can probe for persistent addresses and forge packets to them"
+                "ingress filter not installed: visited networks can probe for persistent addresses \
+                and forge packets to them"
             );
         }
         state.filter = if failure.is_some() { FilterKind::None } else { FilterKind::Ebpf };
@@ -256,7 +257,7 @@ impl IngressFilter {
 }
 
 impl IngressMonitor {
-    /// Returns the state; reads the counter again unless the last reading is recent.
+    /// Returns the state. Reads the counter unless the last reading is recent.
     pub(crate) async fn read(&self) -> Ingress {
         let (filter, counted) = {
             let state = self.state();
@@ -266,7 +267,7 @@ impl IngressMonitor {
             self.state().counted = Some(Instant::now());
             let monitor = self.clone();
             let counted = spawn_blocking(move || monitor.count());
-            // The last reading is the next best answer.
+            // On a failure or a timeout, report the last reading.
             if let Ok(Ok(Err(error))) = timeout(COUNTER_TIMEOUT, counted).await {
                 tracing::debug!(%error, "cannot read the counter of the ingress filter");
             }
@@ -280,8 +281,8 @@ impl IngressMonitor {
         Ingress { filter, problem, dropped_packets }
     }
 
-    /// Reads the kernel's counter. It may be less than the last reading: restoring a saved ruleset
-    /// resets its counters to saved values.
+    /// Reads the kernel's counter. The value may be less than the last reading, because restoring a
+    /// saved ruleset resets its counters to saved values.
     fn count(&self) -> Result<u64, NftError> {
         let listing = nft::query(&["list", "counter", "inet", &self.0.table, COUNTER])?;
         let counted = packets(&listing).unwrap_or(0);
@@ -304,7 +305,7 @@ impl std::fmt::Debug for IngressMonitor {
     }
 }
 
-/// Waits for a change of the tables; waits for ever on a kernel without nftables.
+/// Waits for a change of the tables, or for ever on a kernel without nftables.
 pub(super) async fn changed(watch: &mut Option<TableWatch>) -> Result<(), NetlinkError> {
     match watch {
         Some(watch) => watch.changed().await,
@@ -324,7 +325,7 @@ pub(super) fn remove(config: &Config) -> Vec<anyhow::Error> {
     tables.into_iter().chain([classifier]).filter_map(Result::err).collect()
 }
 
-/// Checks, without installing it, that nftables takes a filter on this host.
+/// Checks, without installing it, that nftables accepts a filter on this host.
 pub(crate) fn check_nftables() -> Result<(), NftError> {
     let addresses = ["192.0.2.1", "2001:db8::1"].iter().filter_map(|address| address.parse().ok()).collect();
     nft::check(&Ruleset { device: "mobile-check".to_owned(), addresses }.script(0))

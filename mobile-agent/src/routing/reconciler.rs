@@ -1,4 +1,5 @@
-//! Keeps the plan true: makes what is missing, removes what is surplus, again whenever the kernel says it changed.
+//! Reconciles the kernel with the plan: adds what is missing and deletes what is surplus, whenever
+//! the kernel announces a change.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -21,59 +22,60 @@ use super::conflicting_rules::{MoveLimiter, conflicting_rules, is_ours, rule_pri
 use super::ingress::{self, IngressFilter, IngressMonitor};
 use super::plan::{HostIpSupport, Plan, REMOTE_ADDRESSES, plan, surplus};
 use crate::config::Config;
-use crate::tunnel::io::DeviceSide;
+use crate::tunnel::io::DeliveryFilter;
 
-/// The least time between two passes: whoever removes our rules in a loop costs at most this rate, and a single
-/// removal is repaired at once.
+/// The shortest time between two passes. It bounds the cost if another program removes rules in a
+/// loop; a single removal is repaired at once.
 const MIN_PASS_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How often the settings of the device are looked at: the kernel does not tell who changes them.
+/// The time between two checks of the device's settings, whose changes the kernel does not
+/// announce.
 const SETTINGS_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What mobile processes are to reach directly from now on, and who wants to know what became of it.
+/// The networks that mobile processes are to reach directly, and the channel for the outcome.
 pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>);
 
-/// What others may know of the route.
+/// The state of the MOBILE route, for status and metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct RouteStatus {
     /// The part of the relay's assignment that is in force.
     pub(crate) assignment: watch::Receiver<Option<Assignment>>,
-    /// How many objects were put back.
+    /// The number of kernel objects that were restored.
     pub(crate) restored: Arc<AtomicU64>,
-    /// How others' rules stand to ours.
+    /// The number of rules that conflict with the agent's.
     pub(crate) conflicts: Arc<ConflictingRules>,
     /// The part of the relay's assignment that is refused.
     pub(crate) refused: Arc<Refusals>,
     /// The number of times that the kernel was compared with the plan.
     pub(crate) passes: Arc<AtomicU64>,
-    /// The ingress filter.
+    /// The state of the ingress filter.
     pub(crate) ingress: IngressMonitor,
 }
 
-/// Rules of others that take what is ours.
+/// Counters of other programs' rules that capture packets of mobile processes.
 #[derive(Debug, Default)]
 pub(crate) struct ConflictingRules {
-    /// How many come before ours now.
+    /// The number of such rules before the agent's rules at present.
     pub(crate) before: AtomicU64,
-    /// How often ours moved before others', or back.
+    /// The number of times that the agent's rules moved before others, or back.
     pub(crate) moves: AtomicU64,
 }
 
-/// The one owner of device, addresses, routes and rules.
+/// The only owner of the device's addresses, the routes and the rules.
 pub(crate) struct RouteReconciler {
     config: Config,
     netlink: Netlink,
     cache: AssignmentCache,
-    device: Arc<DeviceSide>,
+    device: Arc<DeliveryFilter>,
     claims: ClaimTracker,
     host: watch::Receiver<HostNetworks>,
-    /// The part of the relay's assignment that nothing contradicts.
+    /// The claims of the relay's assignment that nothing contradicts.
     accepted: Option<Assignment>,
-    /// `accepted` once the route for it is set up.
+    /// Publishes `accepted` once its route is set up.
     assignment: watch::Sender<Option<Assignment>>,
     restored: Arc<AtomicU64>,
     ipv6_missing_logged: bool,
-    /// Where the mark's rule is.
+    /// The priority of the rules for the mark.
     priority: u32,
     host_ip: HostIpSupport,
     move_limiter: MoveLimiter,
@@ -83,13 +85,13 @@ pub(crate) struct RouteReconciler {
 }
 
 impl RouteReconciler {
-    /// Sets up the route as far as it is known: with the addresses of the last run, if there was
-    /// one and nothing contradicts them now.
+    /// Sets up the route as far as it is known: with the addresses of the last run, if nothing
+    /// contradicts them at present.
     pub(crate) async fn start(
         config: &Config,
         netlink: Netlink,
         cache: AssignmentCache,
-        device: Arc<DeviceSide>,
+        device: Arc<DeliveryFilter>,
         host: watch::Receiver<HostNetworks>,
     ) -> anyhow::Result<(Self, RouteStatus)> {
         let refused = Arc::new(Refusals::default());
@@ -129,18 +131,19 @@ impl RouteReconciler {
         Ok((reconciler, status))
     }
 
-    /// Follows what the relay assigns and what the kernel says. Ends only when it cannot go on, with the reason.
+    /// Applies assignments of the relay, and restores the route after changes. Ends only on an
+    /// error, with the reason.
     pub(crate) async fn run(
         mut self,
         mut pushed: watch::Receiver<Option<PushConfig>>,
         mut bypass: mpsc::Receiver<BypassChange>,
     ) -> anyhow::Error {
-        // Only some routes matter: a host may have any number of routes that do not concern ours.
+        // Watch only the routes that matter, because a host may have any number of others.
         let interest = RouteInterest::Only {
             tables: vec![self.config.routing.table],
             covering: REMOTE_ADDRESSES.to_vec(),
         };
-        let mut watch = match Watch::of_routes(interest) {
+        let mut watch = match Watch::with_interest(interest) {
             Ok(watch) => watch,
             Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
         };
@@ -148,7 +151,7 @@ impl RouteReconciler {
         let mut next = Instant::now();
         let mut settings = tokio::time::interval(SETTINGS_CHECK_INTERVAL);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Changes before the subscriptions are not announced.
+        // Changes before the subscriptions were not announced.
         self.ingress.mark_stale();
         if let Err(error) = self.restore().await {
             return error;
@@ -165,13 +168,13 @@ impl RouteReconciler {
                     Err(_) => std::future::pending().await,
                 },
                 Some((nets, reply)) = bypass.recv() => {
-                    // The requester may have gone.
+                    // The requester may be gone.
                     let _ = reply.send(self.bypass(nets).await);
                     Ok(())
                 }
                 changed = self.host.changed() => match changed {
                     Ok(()) => self.restore().await,
-                    Err(_) => return anyhow::anyhow!("the networks of this host are not watched any more"),
+                    Err(_) => return anyhow::anyhow!("no longer watching the networks of this host"),
                 },
                 _ = settings.tick() => self.restore().await,
                 changed = ingress::changed(&mut tables) => match changed {
@@ -180,14 +183,18 @@ impl RouteReconciler {
                         self.ingress.mark_stale();
                         self.restore().await
                     }
-                    Err(error) => Err(anyhow::Error::new(error).context("cannot watch the ingress filter any more")),
+                    Err(error) => {
+                        Err(anyhow::Error::new(error).context("no longer watching the ingress filter"))
+                    }
                 },
                 changed = watch.changed() => match changed {
                     Ok(_) => {
                         sleep_until(next).await;
                         self.restore().await
                     }
-                    Err(error) => Err(anyhow::Error::new(error).context("cannot watch the MOBILE route any more")),
+                    Err(error) => {
+                        Err(anyhow::Error::new(error).context("no longer watching the MOBILE route"))
+                    }
                 },
             };
             if let Err(error) = pass {
@@ -208,23 +215,31 @@ impl RouteReconciler {
                 Some(old) if old.addresses() != new.addresses() => tracing::warn!(
                     old = ?old.addresses(),
                     new = ?new.addresses(),
-                    "the relay assigns other addresses than before: connections of mobile processes that use the old ones end"
+                    "the relay assigned other addresses: connections of mobile processes from the \
+                    old ones end"
                 ),
-                _ => tracing::info!(addresses = ?new.addresses(), mtu = new.mtu, "the relay assigns"),
+                _ => {
+                    tracing::info!(
+                        addresses = ?new.addresses(), mtu = new.mtu,
+                        "the relay assigned addresses"
+                    );
+                }
             }
-            // Saved as the relay pushed it: each start judges the claims anew.
+            // Store the assignment as the relay pushed it, because each start judges the claims
+            // anew.
             if let Err(error) = self.cache.store(&new) {
                 tracing::warn!(
                     error = crate::cli::error_chain(&error),
-                    "after a restart without the relay the addresses will be unknown"
+                    "cannot store the assignment: after a restart, the addresses are unknown until \
+                    the relay is reached"
                 );
             }
         }
         self.tolerant_pass().await.map(drop)
     }
 
-    /// Puts in force the claims that nothing contradicts now. Returns whether that changed
-    /// anything.
+    /// Accepts the claims that nothing contradicts at present. Returns whether the accepted claims
+    /// changed.
     fn judge_claims(&mut self) -> bool {
         let now = self.claims.judge(&self.host.borrow_and_update());
         if self.accepted == now {
@@ -235,7 +250,7 @@ impl RouteReconciler {
         true
     }
 
-    /// Changes what is reached directly, or leaves it as it was.
+    /// Changes the bypassed networks, or leaves them as they were on an error.
     async fn bypass(&mut self, nets: Vec<IpNet>) -> Result<(), String> {
         let before = std::mem::replace(&mut self.config.routing.bypass, nets);
         match self.ensure().await {
@@ -243,25 +258,32 @@ impl RouteReconciler {
             Err(error) => {
                 self.config.routing.bypass = before;
                 if let Err(error) = self.tolerant_pass().await {
-                    tracing::warn!(error = crate::cli::error_chain(&error), "the MOBILE route is not whole");
+                    tracing::warn!(
+                        error = crate::cli::error_chain(&error),
+                        "the MOBILE route is incomplete, retrying after the next change"
+                    );
                 }
                 Err(crate::cli::error_chain(&error))
             }
         }
     }
 
-    /// A pass after an event: whatever it had to make, somebody had removed.
+    /// Runs a pass after an event. Another program had removed or changed every object that the
+    /// pass adds.
     async fn restore(&mut self) -> anyhow::Result<()> {
         let created = self.tolerant_pass().await?;
         if created > 0 {
             self.restored.fetch_add(created, Ordering::Relaxed);
-            tracing::warn!(created, "somebody removed or changed parts of the MOBILE route: put back");
+            tracing::warn!(
+                created,
+                "put back parts of the MOBILE route that another program removed or changed"
+            );
         }
         Ok(())
     }
 
-    /// A pass that survives a race with whoever removes: the event of that removal starts the next one. Without the
-    /// device all is in vain.
+    /// Runs a pass that tolerates a race with another program: the event of its change triggers the
+    /// next pass. Fails if the host virtual device is gone.
     async fn tolerant_pass(&mut self) -> anyhow::Result<u64> {
         match self.ensure().await {
             Ok(created) => Ok(created),
@@ -270,49 +292,55 @@ impl RouteReconciler {
                     .link_index(&self.config.tunnel.device)
                     .await
                     .context("the host virtual device is gone")?;
-                tracing::warn!(error = crate::cli::error_chain(&error), "the MOBILE route is not whole");
+                tracing::warn!(
+                    error = crate::cli::error_chain(&error),
+                    "the MOBILE route is incomplete, retrying after the next change"
+                );
                 Ok(0)
             }
         }
     }
 
-    /// The settings of the device. Gives how many were others.
+    /// Restores the settings of the device. Returns how many had other values.
     fn ensure_settings(&self) -> anyhow::Result<u64> {
         let mut changed = 0;
         for (name, value) in super::device_sysctls(&self.config.tunnel.device) {
             match sysctl::ensure(&name, value) {
                 Ok(before) => changed += u64::from(before.is_some()),
-                // Without IPv6 there is nothing to set.
-                Err(error) if error.is_missing() => tracing::debug!(%error, "no such setting"),
+                // Without IPv6, its settings do not exist.
+                Err(error) if error.is_missing() => {
+                    tracing::debug!(%error, "skipping a device setting that does not exist");
+                }
                 Err(error) => return Err(error).context("cannot prepare the host virtual device"),
             }
         }
         Ok(changed)
     }
 
-    /// Finds the place of our rules before those that take what is ours: a full tunnel that is started later comes first.
-    /// Says whether they move.
+    /// Chooses the priority of the agent's rules, before those that conflict. A full tunnel that is
+    /// started later comes first. Returns whether the rules move.
     async fn choose_priority(&mut self) -> anyhow::Result<bool> {
         let rules = self.netlink.all_rules().await?;
         let routing = &self.config.routing;
         let first = conflicting_rules(&rules, routing, routing.rule_priority).next();
         let wanted = rule_priority(&rules, routing);
         let mut moved = false;
-        if let Some(place) = wanted
-            && place != self.priority
+        if let Some(priority) = wanted
+            && priority != self.priority
             && self.move_limiter.try_move(Instant::now().into())
         {
-            self.priority = place;
+            self.priority = priority;
             moved = true;
             self.conflicts.moves.fetch_add(1, Ordering::Relaxed);
             match first {
                 Some(rule) => tracing::warn!(
-                    "the {} rule `{rule}` takes every packet of mobile processes: our rules go before it, to priority {place}",
+                    "the {} rule `{rule}` takes every packet of mobile processes: our rules go \
+                    before it, to priority {priority}",
                     rule.family
                 ),
                 None => tracing::info!(
-                    place,
-                    "no rule of others is in the way any more: ours are back in their place"
+                    priority,
+                    "no conflicting rule is left: our rules are back at the configured priority"
                 ),
             }
         }
@@ -328,14 +356,14 @@ impl RouteReconciler {
                 if wanted.is_none() {
                     "there is no room before it"
                 } else {
-                    "it has come back too often to go on"
+                    "our rules have moved too often"
                 }
             );
         }
         Ok(moved)
     }
 
-    /// Asks the kernel as it would be asked for an ordinary socket that has no source address yet.
+    /// Looks up the route of an ordinary socket that has no source address yet.
     async fn read_host_ip(&self) -> Result<HostIpSupport, NetlinkError> {
         let [_, anywhere] = REMOTE_ADDRESSES;
         match self.netlink.lookup(anywhere, 0).await {
@@ -345,8 +373,8 @@ impl RouteReconciler {
         }
     }
 
-    /// Makes the plan true and then publishes the assignment, so that a session is not reported as
-    /// connected before its addresses are set. Returns the number of objects that had to be created.
+    /// Applies the plan and then publishes the assignment, so that a session is not reported as
+    /// connected before its addresses are set. Returns the number of objects that were created.
     async fn ensure(&mut self) -> anyhow::Result<u64> {
         let created = self.apply_plan().await;
         self.assignment.send_if_modified(|published| {
@@ -384,8 +412,8 @@ impl RouteReconciler {
         if let Some(mtu) = plan.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu) {
             self.netlink.set_mtu(link.index, mtu).await?;
         }
-        // In this order no marked packet can take another route at any moment: first the table is
-        // closed, then the rules point to it, then it is opened. The filter has to be in force
+        // With this order, no marked packet can take another route at any moment: first close the
+        // table, then add the rules that lead to it, then open it. The filter has to be installed
         // before an address is set, and an address has to be set before a route names it.
         let (closed, open): (Vec<Route>, Vec<Route>) = plan
             .routes
@@ -393,13 +421,13 @@ impl RouteReconciler {
             .partition(|route| matches!(route.kind, mobile_io::netlink::RouteKind::Unreachable));
         created += self.ensure_routes(&closed).await?;
         let rules = self.ensure_rules(&plan).await?;
-        // Nobody removed those that are elsewhere now, or wanted again.
+        // Rules that moved, or that became necessary, were not removed by another program.
         created += if moved || host_ip_changed { 0 } else { rules };
         created += self.ensure_ingress_filter(link.index, &plan).await?;
         created += self.ensure_addresses(link.index, &plan).await?;
         created += self.ensure_routes(&open).await?;
         self.remove_surplus(link.index, &plan).await?;
-        // A first assignment is no restoration.
+        // The first assignment restores nothing.
         Ok(if judged { 0 } else { created })
     }
 
@@ -421,7 +449,7 @@ impl RouteReconciler {
         Ok(created)
     }
 
-    /// Puts the ingress filter in force for the addresses the device has and will have: a former
+    /// Installs the ingress filter for the addresses that the device has and will have. A former
     /// address is in use until it is removed.
     async fn ensure_ingress_filter(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
         let present = self.netlink.addresses(index).await?;
@@ -467,17 +495,21 @@ impl RouteReconciler {
         Ok(routes)
     }
 
-    /// A host with IPv6 disabled is an ordinary host: said once, and lived without.
+    /// Accepts that a host has IPv6 disabled, and logs this once.
     fn tolerate_missing_family(&mut self, created: Result<bool, NetlinkError>) -> anyhow::Result<u64> {
         match created {
             Ok(created) => Ok(created.into()),
             Err(error) if error.is_family_unavailable() => {
                 if !std::mem::replace(&mut self.ipv6_missing_logged, true) {
-                    tracing::info!(%error, "mobile processes go without it");
+                    tracing::info!(
+                        %error,
+                        "an address family is unavailable on this host: mobile processes do \
+                        without it"
+                    );
                 }
                 Ok(0)
             }
-            Err(error) => Err(error).context("cannot make the MOBILE route"),
+            Err(error) => Err(error).context("cannot set up the MOBILE route"),
         }
     }
 }

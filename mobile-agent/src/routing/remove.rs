@@ -1,4 +1,5 @@
-//! Removing the MOBILE route: everything is tried, every error is told, what is gone already is fine.
+//! Removes the MOBILE route. Attempts every step, returns every error, and accepts what is already
+//! gone.
 
 use mobile_io::netlink::{Family, Netlink, NetlinkError};
 use mobile_io::tun;

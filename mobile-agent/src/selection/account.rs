@@ -203,7 +203,7 @@ fn total(identity: ProcessIdentity, counted: Option<Account>, open: &[OpenConnec
     }
     for OpenConnection { owner, state, acked, received } in open {
         if owner.since >= identity.started {
-            let more = owner.open(*state, *acked, *received);
+            let more = owner.uncounted(*state, *acked, *received);
             traffic.connections += more.connections;
             traffic.bytes_sent += more.sent;
             traffic.bytes_received += more.received;
@@ -219,7 +219,7 @@ fn failed(source: MapError) -> BpfError {
 #[cfg(test)]
 mod tests {
     use mobile_ebpf_common::{
-        Owner,
+        TrackedConnection,
         account::{stage, state},
     };
 
@@ -230,7 +230,7 @@ mod tests {
         let identity = ProcessIdentity { pid: 7, started: 1000 };
         let counted = |since| Some(Account { since, connections: 2, sent: 20, received: 30 });
         let open = |since, stage, state| OpenConnection {
-            owner: Owner { since, process: 7, stage, ..Owner::default() },
+            owner: TrackedConnection { since, process: 7, stage, ..TrackedConnection::default() },
             state,
             acked: 5,
             received: 6,

@@ -23,7 +23,7 @@ use aya::{
     },
 };
 use ipnet::IpNet;
-use mobile_ebpf_common::{Config, Event, Verdict, map, program};
+use mobile_ebpf_common::{CountedEvent, MarkVerdict, ProgramConfig, map, program};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tokio::task::JoinHandle;
 
@@ -98,8 +98,8 @@ pub(crate) struct Selector {
     bypass: BypassMap,
     bypass_full: u64,
     deadline: DeadlineMap,
-    config: Config,
-    config_map: Array<MapData, Config>,
+    config: ProgramConfig,
+    config_map: Array<MapData, ProgramConfig>,
     packet_programs: PacketPrograms,
     account_maps: AccountMaps,
     adopted: bool,
@@ -128,15 +128,15 @@ impl Selector {
     }
 
     /// Returns how often the programs made each decision since they were first loaded.
-    pub(crate) fn verdicts(&self) -> Result<Vec<(Verdict, u64)>> {
-        let sum = |verdict: Verdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
-        Verdict::COUNTED.into_iter().map(sum).collect()
+    pub(crate) fn verdicts(&self) -> Result<Vec<(MarkVerdict, u64)>> {
+        let sum = |verdict: MarkVerdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
+        MarkVerdict::COUNTED.into_iter().map(sum).collect()
     }
 
     /// Returns how often each event occurred since the programs were first loaded.
-    pub(crate) fn events(&self) -> Result<Vec<(Event, u64)>> {
-        let sum = |event: Event| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
-        Event::ALL.into_iter().map(sum).collect()
+    pub(crate) fn events(&self) -> Result<Vec<(CountedEvent, u64)>> {
+        let sum = |event: CountedEvent| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
+        CountedEvent::ALL.into_iter().map(sum).collect()
     }
 
     /// Returns the maps of the traffic accounts.
@@ -223,12 +223,12 @@ impl Selector {
         pin_dir: &Path,
         root: &Path,
         cgroup: &MobileCgroup,
-        config: Config,
+        config: ProgramConfig,
         marking: Marking<'_>,
         recognises_subflows: bool,
     ) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
-        let config = Config { key: key_of(&older).unwrap_or_else(rand::random), ..config };
+        let config = ProgramConfig { key: key_of(&older).unwrap_or_else(rand::random), ..config };
         let generation = Generation::after(pin_dir, &older)?;
         for name in INHERITED_MAPS {
             inherit_map(name, &older, &generation);
@@ -253,7 +253,7 @@ impl Selector {
         let mut config_map = Array::try_from(config_map).map_err(map_error(map::CONFIG))?;
         config_map.set(0, &config, 0).map_err(map_error(map::CONFIG))?;
         let root = open(root)?;
-        for name in program::CALLS {
+        for name in program::SOCKET_CALLS {
             load_program(&mut ebpf, name, &generation)?;
             attach(&mut ebpf, name, &root, generation.path("link", name))?;
         }
@@ -303,8 +303,8 @@ impl Selector {
 }
 
 /// Returns the programs' configuration, with 0 as the key.
-fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Config> {
-    Ok(Config {
+fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<ProgramConfig> {
+    Ok(ProgramConfig {
         cgroup_id: cgroup.id(),
         slice_id: cgroup.slice().id(),
         key: 0,
@@ -351,7 +351,7 @@ fn inherit_map(name: &str, older: &[PathBuf], generation: &Generation) {
 /// attached; `None` after a version without a key.
 fn key_of(older: &[PathBuf]) -> Option<u64> {
     let config = MapData::from_pin(pins::pin(older.last()?, "map", map::CONFIG)).ok()?;
-    let config = Array::<_, Config>::try_from(Map::Array(config)).ok()?;
+    let config = Array::<_, ProgramConfig>::try_from(Map::Array(config)).ok()?;
     Some(config.get(&0, 0).ok()?.key)
 }
 
@@ -464,7 +464,7 @@ mod tests {
     #[test]
     fn a_failed_start_removes_what_it_created_and_keeps_the_earlier_programs() {
         Sandbox::with(|sandbox| {
-            let config = Config::default();
+            let config = ProgramConfig::default();
             pins::ensure_dir(&sandbox.pin_dir).unwrap();
             // The programs load, but this is not a cgroup to attach them to.
             let root = Path::new("/proc");

@@ -42,7 +42,7 @@ impl DeadlineMap {
     /// direct.
     pub(super) fn extend(&mut self, on_failure: OnFailure) -> Result<()> {
         let deadline = match on_failure {
-            OnFailure::Closed => map::FOREVER,
+            OnFailure::Closed => map::NO_DEADLINE,
             OnFailure::Open => now()?.saturating_add(GRACE_PERIOD.as_nanos() as u64),
         };
         self.0.set(0, &deadline, 0).map_err(failed)

@@ -22,7 +22,7 @@ pub(crate) struct Mark {
     /// The bits of the mark that the agent uses.
     pub(crate) mask: u32,
     /// The key by which the programs recognise the agent and let it change these bits:
-    /// [`mobile_ebpf_common::Config::key`].
+    /// [`mobile_ebpf_common::ProgramConfig::key`].
     pub(crate) key: u64,
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use mobile_ebpf_common::{Verdict, map, program, retries};
+use mobile_ebpf_common::{MarkVerdict, map, program, retries};
 
 use super::{
     bpf::{self, BpfError, Selector},
@@ -38,7 +38,7 @@ const CONNECTS: [(&str, &str); 8] = [
 const SENDS: [(&str, &str); 3] =
     [("udp4", "127.0.0.1:9"), ("udp6", "[::1]:9"), ("udp6", "[::ffff:127.0.0.1]:9")];
 
-fn count(selector: &Selector, wanted: Verdict) -> u64 {
+fn count(selector: &Selector, wanted: MarkVerdict) -> u64 {
     let verdicts = selector.verdicts().unwrap();
     verdicts.into_iter().find(|(verdict, _)| *verdict == wanted).unwrap().1
 }
@@ -83,7 +83,7 @@ fn every_socket_of_a_mobile_process_is_marked_and_no_other() {
             assert_eq!(mobile.connect(kind, to), MARK, "{kind} {to}");
             assert_eq!(ordinary.connect(kind, to), 0, "{kind} {to}");
         }
-        assert_eq!(count(&selector, Verdict::Failed), 0);
+        assert_eq!(count(&selector, MarkVerdict::Failed), 0);
     });
 }
 
@@ -102,7 +102,7 @@ fn the_attribute_at_connect_decides_about_sockets_created_before() {
             sandbox.cgroup.detach(probe.pid()).unwrap();
             assert_eq!(probe.connect(kind, to), 0, "{kind} {to}");
         }
-        assert_eq!(count(&selector, Verdict::Cleared), CONNECTS.len() as u64);
+        assert_eq!(count(&selector, MarkVerdict::Cleared), CONNECTS.len() as u64);
     });
 }
 
@@ -129,7 +129,7 @@ fn after_the_deadline_no_new_connection_is_marked_until_it_is_extended() {
             assert_eq!(deadline::has_passed(&sandbox.pin_dir), Some(false));
             assert_eq!(mobile.connect(kind, to), MARK, "{kind} {to}");
         }
-        assert_eq!(count(&selector, Verdict::Direct), 2 * CONNECTS.len() as u64);
+        assert_eq!(count(&selector, MarkVerdict::Direct), 2 * CONNECTS.len() as u64);
     });
 }
 
@@ -222,12 +222,12 @@ fn other_network_namespaces_are_left_alone() {
         assert_eq!(probe.open("udp4"), MARK);
         probe.leave_namespace();
         assert_eq!(probe.open("tcp4"), 0);
-        assert_eq!(count(&selector, Verdict::OtherNamespace), 1);
+        assert_eq!(count(&selector, MarkVerdict::OtherNamespace), 1);
         // The mark of another program that looks like the agent's.
         sandbox.cgroup.detach(probe.pid()).unwrap();
         assert_eq!(probe.set_mark("tcp4", MARK), MARK);
         assert_eq!(probe.connect("tcp4", "127.0.0.1:9"), MARK);
-        assert_eq!(count(&selector, Verdict::Cleared), 0);
+        assert_eq!(count(&selector, MarkVerdict::Cleared), 0);
     });
 }
 
@@ -239,8 +239,8 @@ fn verdicts_count_every_decision_about_a_mobile_process_once() {
         mobile.open("udp4");
         mobile.connect("udp4", "127.0.0.1:9");
         mobile.connect("udp4", "127.0.0.1:10");
-        assert_eq!(count(&selector, Verdict::Marked), 1);
-        assert_eq!(count(&selector, Verdict::Kept), 2);
+        assert_eq!(count(&selector, MarkVerdict::Marked), 1);
+        assert_eq!(count(&selector, MarkVerdict::Kept), 2);
         let before = selector.verdicts().unwrap();
         Probe::start().open("udp4");
         assert_eq!(selector.verdicts().unwrap(), before);
@@ -266,9 +266,9 @@ fn the_programs_of_a_killed_agent_stay_in_force_until_the_next_replaces_them() {
 
         let next = sandbox.load();
         assert!(next.adopted());
-        assert_eq!(count(&next, Verdict::Marked), 2 + KINDS.len() as u64);
+        assert_eq!(count(&next, MarkVerdict::Marked), 2 + KINDS.len() as u64);
         assert_eq!(mobile.open("tcp4"), MARK);
-        assert_eq!(count(&next, Verdict::Marked), 3 + KINDS.len() as u64);
+        assert_eq!(count(&next, MarkVerdict::Marked), 3 + KINDS.len() as u64);
         assert_eq!(pins::generations(&sandbox.pin_dir).unwrap().len(), 1);
     });
 }
@@ -358,11 +358,11 @@ fn counters_with_another_layout_are_replaced() {
         // in their own map.
         let mut mobile = sandbox.mobile();
         let deadline = Instant::now() + Duration::from_secs(5);
-        while count(&next, Verdict::Marked) == 0 {
+        while count(&next, MarkVerdict::Marked) == 0 {
             assert!(Instant::now() < deadline, "nothing is counted");
             assert_eq!(mobile.open("tcp4"), MARK);
         }
-        assert_eq!(count(&next, Verdict::Marked), 1);
+        assert_eq!(count(&next, MarkVerdict::Marked), 1);
     });
 }
 
@@ -373,7 +373,7 @@ fn an_incomplete_generation_of_a_killed_agent_is_removed() {
         std::fs::create_dir(sandbox.pin_dir.join("2")).unwrap();
         let next = sandbox.load();
         assert_eq!(sandbox.mobile().open("tcp4"), MARK);
-        assert_eq!(count(&next, Verdict::Marked), 1);
+        assert_eq!(count(&next, MarkVerdict::Marked), 1);
         assert_eq!(pins::generations(&sandbox.pin_dir).unwrap(), [sandbox.pin_dir.join("3")]);
     });
 }

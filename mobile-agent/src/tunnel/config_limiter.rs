@@ -1,37 +1,37 @@
-//! Passes the relay's configuration on to the rest of the agent at a limited rate.
+//! Limits the rate at which configurations of the relay take effect.
 //!
 //! Each change moves addresses, routes, rules and files of this host, and netlink announces it to
-//! other programs. An honest relay changes its configuration when its operator does. Of a relay
-//! that changes it without end, the agent follows only the latest one.
+//! other programs. An honest relay changes its configuration when its operator does. If a relay
+//! changes it without end, the agent uses only the latest configuration once per [`INTERVAL`].
 
 use std::time::{Duration, Instant};
 
 use mobile_proto::PushConfig;
 use tokio::sync::watch;
 
-/// The number of changes that may follow each other at once.
+/// The number of changes that may follow each other without delay.
 const BURST: u32 = 8;
-/// The time between two changes after those.
+/// The time between two changes beyond the burst.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Passes on the relay's configuration.
+/// A token-bucket limiter that publishes the relay's configurations.
 #[derive(Debug)]
 pub(super) struct ConfigLimiter {
     publish: watch::Sender<Option<PushConfig>>,
-    /// The latest configuration, if it has to wait.
+    /// The latest configuration, while it is deferred.
     waiting: Option<PushConfig>,
-    /// The time until which the changes so far are accounted for, each with [`INTERVAL`].
+    /// The time until which the changes so far are charged, at one [`INTERVAL`] each.
     charged_until: Option<Instant>,
     deferred: u64,
 }
 
 impl ConfigLimiter {
-    /// Creates a limiter that publishes to `publish`.
+    /// Creates a limiter that sends configurations to `publish`.
     pub(super) fn new(publish: watch::Sender<Option<PushConfig>>) -> Self {
         Self { publish, waiting: None, charged_until: None, deferred: 0 }
     }
 
-    /// Takes a configuration that the relay pushed.
+    /// Publishes a configuration that the relay pushed, or defers it.
     pub(super) fn offer(&mut self, now: Instant, config: PushConfig) {
         if self.publish.borrow().as_ref() == Some(&config) {
             self.waiting = None;
@@ -42,19 +42,19 @@ impl ConfigLimiter {
             if self.waiting.replace(config).is_none() {
                 tracing::warn!(
                     wait_s = self.delay(now).as_secs(),
-                    "the relay changes its configuration too often: the latest one is used later"
+                    "the relay changes its configuration too often: deferring the latest one"
                 );
             }
         }
     }
 
-    /// Returns when the waiting configuration may be used.
+    /// Returns when the deferred configuration may be published.
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.waiting.as_ref()?;
         self.charged_until.and_then(|charged_until| charged_until.checked_sub(INTERVAL * (BURST - 1)))
     }
 
-    /// Uses the waiting configuration, if its time has come.
+    /// Publishes the deferred configuration if its time has come.
     pub(super) fn tick(&mut self, now: Instant) {
         if self.may_publish(now)
             && let Some(config) = self.waiting.take()
@@ -63,7 +63,8 @@ impl ConfigLimiter {
         }
     }
 
-    /// Returns the number of configurations that were deferred or superseded while they waited.
+    /// Returns the number of configurations that were deferred, including those that a later one
+    /// replaced.
     pub(super) fn deferred(&self) -> u64 {
         self.deferred
     }
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_changes_without_end_is_used_now_and_then() {
+    fn a_configuration_that_changes_without_end_is_published_at_a_limited_rate() {
         let (publish, mut published) = watch::channel(None);
         let (mut config_limiter, start) = (ConfigLimiter::new(publish), Instant::now());
         let mut changes = 0;
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_configuration_is_used_in_the_end() {
+    fn the_last_configuration_is_published_in_the_end() {
         let (publish, published) = watch::channel(None);
         let (mut config_limiter, now) = (ConfigLimiter::new(publish), Instant::now());
         for mtu in 1300..1320 {
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!((published.borrow().clone(), config_limiter.due_at()), (Some(config(1319)), None));
         config_limiter.offer(due, config(1318));
         config_limiter.offer(due, config(1319));
-        assert_eq!(config_limiter.due_at(), None, "what is in force does not wait");
+        assert_eq!(config_limiter.due_at(), None, "the configuration in force is not deferred");
         assert_eq!(config_limiter.deferred(), 13);
     }
 }

@@ -1,4 +1,4 @@
-//! The history: what became of the tunnel, counted and logged once.
+//! Counts handovers and connection failures, and logs each once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -11,31 +11,33 @@ use crate::metrics::declared;
 use crate::status::Problem;
 use crate::uplinks::policy::Uplink;
 
-/// Upper bounds of the blackout histogram, in seconds: make before break, one RTT, a glance, a hang, a walk.
+/// The upper bounds of the blackout histogram, in seconds. They range from make-before-break (0)
+/// and one round trip to interruptions of minutes.
 const BLACKOUT_BUCKETS: [f64; 10] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0, 600.0];
 
-/// Handovers that are remembered: a bad day on trains, in a few kilobytes.
+/// The number of handovers to remember: a day with many of them, in a few kilobytes.
 const MAX_RECENT_HANDOVERS: usize = 32;
 
-/// Counters and the last handovers.
+/// Counters of handovers and failures, and the last handovers.
 #[derive(Debug, Clone)]
 pub(crate) struct HandoverHistory {
-    /// The last handovers, and when; the newest is last.
+    /// The last handovers with their times; the newest is last.
     pub(crate) recent: VecDeque<(Handover, Instant)>,
-    /// Handovers by cause.
+    /// The number of handovers by cause.
     pub(crate) handovers: BTreeMap<&'static str, u64>,
-    /// How long they took.
+    /// The durations of the interruptions.
     pub(crate) blackouts: Histogram,
-    /// Attempts to connect.
+    /// The number of connection attempts.
     pub(crate) attempts: u64,
-    /// Failed ones by kind.
+    /// The number of failed attempts by kind.
     pub(crate) failures: BTreeMap<&'static str, u64>,
-    /// What failed last on each uplink, until it succeeds.
+    /// The last failure on each uplink, until the uplink succeeds.
     problems: BTreeMap<String, Failure>,
 }
 
 impl HandoverHistory {
-    /// Every counter is there from the start, as Prometheus likes it.
+    /// Creates a history with every counter at zero, so that Prometheus sees each series from the
+    /// start.
     pub(crate) fn new() -> Self {
         let options = declared::HANDOVER_BLACKOUT.histogram(&BLACKOUT_BUCKETS);
         Self {
@@ -48,7 +50,7 @@ impl HandoverHistory {
         }
     }
 
-    /// A handover is complete.
+    /// Counts, logs and remembers a completed handover.
     pub(crate) fn record_handover(&mut self, now: Instant, handover: Handover) {
         *self.handovers.entry(handover.cause.word()).or_default() += 1;
         self.blackouts.observe(handover.blackout.as_secs_f64());
@@ -59,7 +61,7 @@ impl HandoverHistory {
             blackout_ms = u64::try_from(handover.blackout.as_millis()).unwrap_or(u64::MAX),
             replayed_records = handover.replayed,
             dropped_packets = handover.dropped,
-            "handover"
+            "handover complete"
         );
         if self.recent.len() == MAX_RECENT_HANDOVERS {
             self.recent.pop_front();
@@ -67,16 +69,20 @@ impl HandoverHistory {
         self.recent.push_back((handover, now));
     }
 
-    /// How many there were.
+    /// Returns the number of handovers.
     pub(crate) fn handover_count(&self) -> u64 {
         self.handovers.values().sum()
     }
 
-    /// An attempt failed: logged when it is not the same as the last time on this uplink.
+    /// Counts a failed attempt. Logs a warning unless the same failure is known.
     pub(crate) fn record_failure(&mut self, uplink: &str, failure: Failure) {
         *self.failures.entry(failure.kind).or_default() += 1;
         if let Some(known) = self.known_failure(uplink, &failure).cloned() {
-            tracing::debug!(uplink, cause = failure.problem.cause, "still cannot use the relay");
+            tracing::debug!(
+                uplink,
+                cause = failure.problem.cause,
+                "connection attempt failed again for the same reason"
+            );
             self.problems.insert(uplink.to_owned(), known);
             return;
         }
@@ -89,9 +95,11 @@ impl HandoverHistory {
         self.problems.insert(uplink.to_owned(), failure);
     }
 
-    /// The same failure, told before: on this uplink, or on any if it is about a key.
+    /// Returns the same failure if it is known: on this uplink, or on any uplink if it concerns a
+    /// key.
     fn known_failure(&self, uplink: &str, failure: &Failure) -> Option<&Failure> {
-        // A revoked key is refused ever after, as an unknown one: the first word was the exact one.
+        // The relay refuses a revoked key as an unknown one from then on. The first answer was the
+        // exact one.
         let same = |known: &Failure| {
             known.kind == failure.kind || (known.kind == "revoked" && failure.kind == "unauthorised")
         };
@@ -100,17 +108,18 @@ impl HandoverHistory {
         here.or_else(anywhere)
     }
 
-    /// The uplink reached the relay, so what was the relay's fault on any other is over too.
+    /// Clears the failures of an uplink that reached the relay, and those on other uplinks that
+    /// were not the uplink's fault.
     pub(crate) fn record_success(&mut self, uplink: &str) {
         self.problems.retain(|name, failure| name != uplink && failure.fault == Fault::Uplink);
     }
 
-    /// What failed on an uplink that is no more is nobody's problem: names of tethers never end.
+    /// Forgets failures on uplinks that are gone. The names of tethered devices vary without end.
     pub(crate) fn forget_absent(&mut self, uplinks: &[Uplink]) {
         self.problems.retain(|name, _| uplinks.iter().any(|uplink| uplink.name == *name));
     }
 
-    /// What failed last on an uplink; true if only a person can help.
+    /// Returns the last failure on an uplink, and whether only a person can resolve it.
     pub(crate) fn problem(&self, uplink: &str) -> Option<(&Problem, bool)> {
         let Failure { fault, problem, .. } = self.problems.get(uplink)?;
         Some((problem, *fault == Fault::Identity))
@@ -146,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_counted_and_the_newest_remembered() {
+    fn all_handovers_are_counted_and_the_newest_remembered() {
         let mut history = HandoverHistory::new();
         for blackout in 0..100 {
             history.record_handover(Instant::now(), handover(blackout));

@@ -1,4 +1,4 @@
-//! The host virtual device as the session sees it.
+//! The host virtual device, as packet I/O for the session driver.
 
 use std::io;
 use std::net::IpAddr;
@@ -6,29 +6,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
+use mobile_io::coalescing::CoalescingWriter;
 use mobile_io::driver::PacketIo;
-use mobile_io::joining::Joining;
 use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
-use mobile_proto::{Made, Offload, Packet};
+use mobile_proto::{CoalescedSegment, Offload, Packet};
 
-/// Counters of what the device did not take, and what may be delivered to it.
+/// Decides which of the relay's packets may be delivered to the device, and counts the others.
 #[derive(Debug, Default)]
 pub(crate) struct DeliveryFilter {
     addresses: RwLock<Vec<IpAddr>>,
-    /// Packets the device refused: its queue was full, or it is down.
+    /// Packets that the device refused because its queue was full or it was down.
     pub(crate) refused: AtomicU64,
-    /// Packets from the relay for an address that is not ours, or no packets at all.
+    /// Packets from the relay that are malformed or not addressed to a persistent address.
     pub(crate) misaddressed: AtomicU64,
 }
 
 impl DeliveryFilter {
-    /// Only packets for these addresses are delivered.
+    /// Sets the addresses whose packets are delivered.
     pub(crate) fn set_addresses(&self, addresses: Vec<IpAddr>) {
         *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
-    /// The kernel would take a packet for any address of this host, also one of an uplink: a relay gets the persistent ones only.
+    /// Returns whether a packet may be delivered. The kernel would accept a packet for any address
+    /// of this host, including an uplink's, but a relay may reach only persistent addresses.
     fn admits(&self, packet: &[u8]) -> bool {
         IpHeader::parse(packet).is_ok_and(|header| {
             self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&header.dst)
@@ -36,18 +37,18 @@ impl DeliveryFilter {
     }
 }
 
-/// The device, read and written by the driver.
+/// The host virtual device with its delivery filter.
 pub(crate) struct TunIo {
     tun: Tun,
     filter: Arc<DeliveryFilter>,
-    joining: Joining,
+    coalescing: CoalescingWriter,
 }
 
 impl TunIo {
-    /// Takes the open device.
+    /// Creates packet I/O on an open device.
     pub(crate) fn new(tun: Tun, filter: Arc<DeliveryFilter>) -> Self {
-        let joining = Joining::new(tun.joins());
-        Self { tun, filter, joining }
+        let coalescing = CoalescingWriter::new(tun.coalesces_datagrams());
+        Self { tun, filter, coalescing }
     }
 }
 
@@ -58,22 +59,22 @@ impl PacketIo for TunIo {
 
     fn send(&mut self, packet: Packet<'_>) {
         if self.filter.admits(packet.bytes) {
-            let Self { tun, filter, joining } = self;
-            joining.send(packet, &mut |packet, made| write(tun, filter, packet, made));
+            let Self { tun, filter, coalescing } = self;
+            coalescing.send(packet, &mut |packet, segment| write(tun, filter, packet, segment));
         } else {
             self.filter.misaddressed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn flush(&mut self) {
-        let Self { tun, filter, joining } = self;
-        joining.flush(&mut |packet, made| write(tun, filter, packet, made));
+        let Self { tun, filter, coalescing } = self;
+        coalescing.flush(&mut |packet, segment| write(tun, filter, packet, segment));
     }
 }
 
-fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, made: Made) {
+fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, segment: CoalescedSegment) {
     if tun.try_send(packet).is_err() {
-        filter.refused.fetch_add(made.packets, Ordering::Relaxed);
+        filter.refused.fetch_add(segment.packets, Ordering::Relaxed);
     }
 }
 

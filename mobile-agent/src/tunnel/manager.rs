@@ -1,4 +1,4 @@
-//! Carries out what the machine decides, and tells it what happens.
+//! Carries out the machine's actions and feeds events to the machine.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -12,7 +12,7 @@ use rand::RngExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::State;
+use super::TunnelState;
 use super::cause::{Failure, Fault, HandoverCause};
 use super::config_limiter::ConfigLimiter;
 use super::connect::{self, Dialer, RelayConnection};
@@ -21,14 +21,14 @@ use super::machine::{Action, LostPath, Machine, PathRole, Preferences};
 use super::suspend::SuspendWatch;
 use crate::uplinks::Uplinks;
 
-/// So long the tunnel is without a path before the log has a line of it: longer than an ordinary handover.
+/// How long an outage lasts before it is logged. An ordinary handover takes less.
 const OUTAGE_LOG_DELAY: Duration = Duration::from_secs(3);
 
-/// The number of session events that are taken at once; while as many wait, the driver reads no
+/// The number of session events to take at once. While as many are queued, the driver reads no
 /// path.
 const MAX_BATCH: usize = 64;
 
-/// The one task that knows the machine.
+/// The task that owns the machine and performs its I/O.
 pub(super) struct Manager {
     machine: Machine,
     dialer: Arc<Dialer>,
@@ -41,12 +41,12 @@ pub(super) struct Manager {
     history: HandoverHistory,
     suspend: SuspendWatch,
     config_limiter: ConfigLimiter,
-    /// The beginning of the last outage that the log has a line of.
+    /// The beginning of the last outage that was logged.
     logged_outage: Option<Instant>,
 }
 
 impl Manager {
-    /// Has done nothing yet.
+    /// Creates a manager that has started nothing.
     pub(super) fn new(
         preferences: Preferences,
         dialer: Dialer,
@@ -69,12 +69,12 @@ impl Manager {
         }
     }
 
-    /// Runs until the session or the watching of the uplinks has ended; says why.
+    /// Runs until the session stops, and returns the reason.
     pub(super) async fn run(
         mut self,
         mut events: mpsc::Receiver<DriverEvent>,
         mut forces: mpsc::UnboundedReceiver<Option<String>>,
-        publish: watch::Sender<State>,
+        publish: watch::Sender<TunnelState>,
     ) -> anyhow::Error {
         self.update_uplinks();
         let mut batch = Vec::new();
@@ -92,7 +92,7 @@ impl Manager {
                     }
                     self.update_uplinks();
                 }
-                // Take all events that have come, and act and copy the state once for all of them.
+                // Take all queued events, then run the actions and publish the state once.
                 _ = events.recv_many(&mut batch, MAX_BATCH) => {
                     if matches!(batch.last(), Some(DriverEvent::Stopped) | None) {
                         return anyhow::anyhow!("the session has stopped");
@@ -100,14 +100,17 @@ impl Manager {
                     batch.drain(..).for_each(|event| self.driver_event(event));
                 }
                 Some(result) = self.connects.join_next() => {
-                    // An aborted task has nothing to say, and a panic was reported by its hook.
+                    // An aborted task has no result, and the panic hook has reported a panic.
                     if let Ok((path, result)) = result {
                         self.connected(path, result);
                     }
                 }
                 Some(uplink) = forces.recv() => self.machine.force(Instant::now(), uplink),
                 slept = self.suspend.resumed() => {
-                    tracing::info!(slept_s = slept.as_secs(), "back from suspend: asking every path for a sign of life");
+                    tracing::info!(
+                        slept_s = slept.as_secs(),
+                        "resumed from suspend: probing every path"
+                    );
                     self.driver.probe();
                     self.uplinks.refresh();
                 }
@@ -120,7 +123,7 @@ impl Manager {
         }
     }
 
-    /// Says once of each outage that there is one; or when it will be time to.
+    /// Logs an outage once it has lasted long enough. Returns when to call again.
     fn log_outage(&mut self) -> Option<Instant> {
         let since = self.machine.outage_since().filter(|since| self.logged_outage != Some(*since))?;
         let due = since + OUTAGE_LOG_DELAY;
@@ -131,7 +134,8 @@ impl Manager {
         let usable_uplinks = self.machine.decision().usable.join(" ");
         tracing::info!(
             usable_uplinks,
-            "no path to the relay, open connections wait for one: `mobile uplinks` says why"
+            "no path to the relay: open connections wait until a path works; `mobile uplinks` \
+            lists the obstacles"
         );
         None
     }
@@ -152,31 +156,32 @@ impl Manager {
                     self.history.record_success(&uplink);
                 }
             }
-            DriverEvent::Session(Event::Activated { path, replayed, dropped, .. }) => {
+            DriverEvent::Session(Event::PathActivated { path, replayed, dropped, .. }) => {
                 self.machine.activated(path, replayed, dropped);
             }
-            DriverEvent::Session(Event::Confirmed { path }) => {
+            DriverEvent::Session(Event::PathConfirmed { path }) => {
                 self.machine.confirmed(now, path);
                 if let Some(active) = self.machine.active() {
                     tracing::info!(uplink = active.uplink, "path active");
                 }
             }
             DriverEvent::Session(Event::Config(config)) => self.config_limiter.offer(now, config),
-            DriverEvent::Session(Event::PathDoubted { path }) => {
-                tracing::debug!(%path, "path doubted");
+            DriverEvent::Session(Event::PathProbing { path }) => {
+                tracing::debug!(%path, "expected answers are late: probing the path");
                 if self.machine.is_current(path) {
-                    // A lost carrier is announced up to a second late, but never denied to who asks.
+                    // The kernel announces a lost carrier up to a second late, but reports it at
+                    // once when asked.
                     self.uplinks.refresh();
                 }
             }
-            DriverEvent::Session(Event::PathSuspect { path, silent_for }) => {
+            DriverEvent::Session(Event::PathUnresponsive { path, silent_for }) => {
                 let began = now.checked_sub(silent_for).unwrap_or(now);
                 self.path_unresponsive(path, began, silent_for);
             }
             DriverEvent::Session(Event::PathRecovered { path }) => {
                 self.machine.recovered(now, path);
                 if let Some(uplink) = self.uplink_of(path).filter(|_| self.machine.is_current(path)) {
-                    tracing::info!(uplink, "the path answers again");
+                    tracing::info!(uplink, "path answers again");
                 }
             }
             DriverEvent::Session(Event::PathClosed { path, code }) => {
@@ -199,13 +204,13 @@ impl Manager {
         };
         let silent_ms = u64::try_from(silent_for.as_millis()).unwrap_or(u64::MAX);
         if role == PathRole::Active {
-            tracing::warn!(uplink, silent_ms, "the path has gone silent");
+            tracing::warn!(uplink, silent_ms, "active path has gone silent");
         } else {
-            tracing::debug!(uplink, silent_ms, ?role, "a path that is not in use has gone silent");
+            tracing::debug!(uplink, silent_ms, ?role, "unused path has gone silent");
         }
     }
 
-    /// A path that was open is not any more: an attempt that failed late, one that was in use or stood by, or one given up already.
+    /// Handles the loss of a path in any stage, or of one that the machine has closed already.
     fn path_lost(&mut self, path: PathId, cause: HandoverCause, failure: Failure) {
         let now = Instant::now();
         self.transports.remove(&path);
@@ -216,7 +221,7 @@ impl Manager {
         if role == PathRole::Attempt || failure.fault == Fault::Identity {
             self.history.record_failure(&uplink, failure);
         } else if role == PathRole::Active {
-            tracing::warn!(uplink, cause = failure.problem.cause, "path lost");
+            tracing::warn!(uplink, cause = failure.problem.cause, "active path lost");
         } else {
             tracing::debug!(uplink, cause = failure.problem.cause, "standby path lost");
         }
@@ -239,7 +244,7 @@ impl Manager {
 
     fn run_actions(&mut self) {
         while let Some(action) = self.machine.poll_action() {
-            tracing::trace!(?action, "tunnel");
+            tracing::trace!(?action, "running action");
             match action {
                 Action::Connect { path, uplink, families, timeout } => {
                     self.history.attempts += 1;
@@ -261,8 +266,7 @@ impl Manager {
                 Action::Probe => self.driver.probe(),
                 Action::Activate { path, keep } => self.driver.activate(path, keep),
                 Action::TimedOut { uplink, opened } => {
-                    let stage =
-                        if opened { "it did not welcome us" } else { "it did not accept the connection" };
+                    let stage = if opened { "waiting for its welcome" } else { "waiting for TCP and TLS" };
                     self.history.record_failure(&uplink, Failure::timeout(stage));
                 }
                 Action::RecordHandover(handover) => self.history.record_handover(Instant::now(), handover),
@@ -275,13 +279,13 @@ impl Manager {
         ready.find(|(ready, _)| *ready == path).map(|(_, uplink)| uplink.to_owned())
     }
 
-    /// What the rest of the agent may know.
-    pub(super) fn state(&self) -> State {
+    /// Returns a snapshot of the state, for the rest of the agent.
+    pub(super) fn state(&self) -> TunnelState {
         let active = self.machine.active().and_then(|active| {
             let remote = self.transports.get(&active.path)?;
             Some((active, *remote))
         });
-        State {
+        TunnelState {
             active,
             outage_since: self.machine.outage_since(),
             ready: self.machine.ready().map(|(path, uplink)| (path, uplink.to_owned())).collect(),

@@ -1,7 +1,7 @@
-//! Routes to the relay over links whose default route a VPN has replaced.
+//! Adds routes to the relay over links whose default route a VPN has replaced.
 //!
-//! These routes are in a table of their own, which is looked up after the main table: only a socket
-//! that is bound to such a link, and finds no other route, uses them. See
+//! The routes are in a separate table that is looked up after the main table. So only a socket that
+//! is bound to such a link, and finds no other route, uses them. See
 //! docs/adr/0002-vpn-as-uplink.md.
 
 use std::collections::BTreeMap;
@@ -9,40 +9,40 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mobile_io::netlink::{
-    Family, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, Snapshot, TABLE_MAIN,
+    Family, InterfaceSnapshot, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, TABLE_MAIN,
 };
 
 use super::links::{ObservedLink, RelayRoute, RouteTargets, has_address, route_to};
 
-/// The priority of the rule: after the main (32766) and the default table (32767).
+/// The priority of the rule, after the main table (32766) and the default table (32767).
 pub(crate) const PRIORITY: u32 = 33_000;
 
-/// The metric that the policy sees, so that links with a route of their own come first.
+/// The metric shown to the policy, so that links with a route of their own rank first.
 const METRIC: u32 = u32::MAX;
 
-/// The routes around VPNs, and the routers they lead over.
+/// The routes around VPNs, and the routers they use.
 #[derive(Debug)]
 pub(crate) struct Detours {
     table: u32,
     /// The last router on each link, with the host's addresses on the link at that time.
     routers: BTreeMap<(u32, Family), (Option<IpAddr>, Vec<IpAddr>)>,
-    /// The routes in the kernel; `None` while they are not known.
+    /// The routes in the kernel, or `None` while they are unknown.
     in_force: Option<Vec<Route>>,
 }
 
 impl Detours {
-    /// Creates the set for routes in `table`, where an earlier agent may have left some.
+    /// Creates an empty set for routes in `table`. An earlier agent may have left routes there.
     pub(crate) fn new(table: u32) -> Self {
         Self { table, routers: BTreeMap::new(), in_force: None }
     }
 
-    /// Makes a route for each link whose route to the relay a VPN replaced, removes routes that are
-    /// no longer needed, and adds the new ones to `links`.
+    /// Adds a route for each link whose route to the relay was replaced by a VPN, deletes the
+    /// routes that are not needed, and enters the new ones into `links`.
     pub(crate) async fn apply(
         &mut self,
         netlink: &Netlink,
         links: &mut [ObservedLink],
-        snapshot: &Snapshot,
+        snapshot: &InterfaceSnapshot,
         targets: &RouteTargets,
     ) -> Result<(), NetlinkError> {
         let mut wanted = Vec::new();
@@ -80,7 +80,8 @@ impl Detours {
                         tracing::info!(
                             uplink,
                             ?gateway,
-                            "a VPN has replaced the default route: leading to the relay over the link's router"
+                            "a VPN has replaced the default route: adding a route to the relay \
+                            over the link's router"
                         );
                     }
                     wanted.extend(routes);
@@ -90,7 +91,7 @@ impl Detours {
         }
         self.ensure(netlink, wanted).await?;
         for link in links.iter_mut() {
-            // Delete the routes that are no longer wanted.
+            // Forget the detours that were deleted.
             for route in &mut link.relay_routes {
                 route.take_if(|route| route.table == self.table);
             }
@@ -106,8 +107,10 @@ impl Detours {
         Ok(())
     }
 
-    /// Returns the router on a link: that of the last route over it, else that of a host route,
-    /// such as a VPN client makes to its server; `None` if neither is known.
+    /// Returns the router on a link, or `None` if it is unknown.
+    ///
+    /// The router is that of the last route over the link, or else that of a host route, which a
+    /// VPN client adds for its server. The inner `None` is a link without a router.
     async fn router(
         &mut self,
         netlink: &Netlink,
@@ -134,7 +137,7 @@ impl Detours {
         Ok(gateway.map(Some))
     }
 
-    /// Returns the route to `to` over a device. The device index is its metric, because a table
+    /// Returns the route to `to` over a device. The device index serves as metric, because a table
     /// takes one route for each destination and metric.
     fn route(&self, to: IpAddr, oif: u32, gateway: Option<IpAddr>) -> Route {
         let kind = RouteKind::Unicast { oif, gateway, prefsrc: None };
@@ -154,8 +157,8 @@ impl Detours {
         }
         for route in &wanted {
             if let Err(error) = netlink.ensure_route(route).await {
-                // The link may be in another network by now.
-                tracing::debug!(%error, "cannot lead around a VPN");
+                // The link may be in another network meanwhile.
+                tracing::debug!(%error, "cannot add a route to the relay around a VPN");
             }
         }
         for family in Family::ALL {
@@ -171,16 +174,17 @@ impl Detours {
     }
 }
 
-/// Returns the rule that leads to the table.
+/// Returns the rule that selects the table.
 pub(crate) fn rule(family: Family, table: u32) -> Rule {
     Rule { priority: PRIORITY, family, fwmark: None, from: None, table }
 }
 
-/// Returns whether ordinary packets for the relay go into a tunnel, our own included.
+/// Returns whether packets of ordinary processes to the relay enter a tunnel, the host virtual
+/// device included.
 async fn is_replaced(
     netlink: &Netlink,
     relay: &[IpAddr],
-    snapshot: &Snapshot,
+    snapshot: &InterfaceSnapshot,
     links: &[ObservedLink],
 ) -> Result<bool, NetlinkError> {
     for to in relay {

@@ -1,26 +1,27 @@
-//! Asks the kernel about the links by route lookups, whose cost does not depend on the number of
-//! routes.
+//! Reads the links and looks up their routes to the relay.
+//!
+//! The cost of a route look-up does not depend on the number of routes.
 
 use std::net::{IpAddr, SocketAddr};
 
-use mobile_io::netlink::{Address, Family, Link, Netlink, NetlinkError, Snapshot};
+use mobile_io::netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, NetlinkError};
 
 use super::policy::Uplink;
 use crate::routing::plan::REMOTE_ADDRESSES;
 
-/// The addresses whose route decides whether a link serves.
+/// The destinations whose routes decide whether a link can carry the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RouteTargets {
-    /// The relay's addresses, as far as they are known.
+    /// The known addresses of the relay.
     pub(crate) relay: Vec<IpAddr>,
 }
 
-/// A link, with its routes to the relay.
+/// A link as read from the kernel, with its routes to the relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ObservedLink {
-    /// The facts that the policy decides by.
+    /// The properties that the policy uses.
     pub(crate) uplink: Uplink,
-    /// The index of the device.
+    /// The interface index of the link.
     pub(crate) index: u32,
     /// Whether the link is a TUN or TAP, whose packets a process reads.
     pub(crate) is_tun: bool,
@@ -28,14 +29,15 @@ pub(crate) struct ObservedLink {
     pub(crate) relay_routes: [Option<RelayRoute>; 2],
 }
 
-/// The route of a link to the relay, or to anywhere in a family where the relay has no address.
+/// The route of a link to the relay, or to a remote address in a family where the relay has no
+/// address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RelayRoute {
     /// The table that holds the route.
     pub(crate) table: u32,
-    /// The router.
+    /// The next hop of the route.
     pub(crate) gateway: Option<IpAddr>,
-    /// The metric.
+    /// The metric of the route.
     pub(crate) metric: u32,
 }
 
@@ -48,27 +50,27 @@ impl RouteTargets {
         Self { relay }
     }
 
-    /// Returns the addresses of one family; if the relay has none, a distant address of that
-    /// family.
+    /// Returns the relay's addresses of one family, or a remote address of that family if the relay
+    /// has none.
     pub(crate) fn of(&self, family: Family) -> Vec<IpAddr> {
         let of_family = |address: &IpAddr| Family::from(*address) == family;
         let relay: Vec<IpAddr> = self.relay.iter().copied().filter(of_family).collect();
         if relay.is_empty() { REMOTE_ADDRESSES.into_iter().filter(of_family).collect() } else { relay }
     }
 
-    /// Returns the addresses of both families.
+    /// Returns the targets of both families.
     pub(crate) fn all(&self) -> Vec<IpAddr> {
         Family::ALL.into_iter().flat_map(|family| self.of(family)).collect()
     }
 }
 
-/// Reads every link but loopback and our own device. Looks up the routes of links that are up and
-/// have an address.
+/// Reads every link except loopback and the host virtual device, and looks up the routes of links
+/// that are up and have an address.
 pub(crate) async fn read_links(
     netlink: &Netlink,
     own_device: &str,
     targets: &RouteTargets,
-) -> Result<(Vec<ObservedLink>, Snapshot), NetlinkError> {
+) -> Result<(Vec<ObservedLink>, InterfaceSnapshot), NetlinkError> {
     let snapshot = netlink.snapshot().await?;
     let mut links = Vec::new();
     for link in snapshot.links.iter().filter(|link| !link.loopback && link.name != own_device) {
@@ -85,15 +87,15 @@ pub(crate) async fn read_links(
     Ok((links, snapshot))
 }
 
-/// Returns the best route of a socket bound to the device to one of the addresses.
+/// Returns the route of a socket bound to the device to the first target that has one.
 pub(crate) async fn route_to(
     netlink: &Netlink,
     index: u32,
     targets: &[IpAddr],
 ) -> Result<Option<RelayRoute>, NetlinkError> {
     for target in targets {
-        if let Some(route) = netlink.reach(*target, index).await? {
-            let mobile_io::netlink::Reach { table, gateway, metric } = route;
+        if let Some(route) = netlink.lookup_bound(*target, index).await? {
+            let mobile_io::netlink::BoundRoute { table, gateway, metric } = route;
             return Ok(Some(RelayRoute { table, gateway, metric }));
         }
     }
@@ -109,7 +111,7 @@ pub(crate) fn has_address(uplink: &Uplink, family: Family) -> bool {
 }
 
 impl ObservedLink {
-    /// Copies the routes into the facts that the policy decides by.
+    /// Copies the routes into the properties that the policy uses.
     pub(crate) fn apply_routes(&mut self) {
         let [four, six] = self.relay_routes;
         self.uplink.ipv4_route = four.map(|route| route.metric);
@@ -136,7 +138,7 @@ fn from_link(link: &Link, addresses: &[Address]) -> ObservedLink {
             ipv6_route: None,
             gateways: Vec::new(),
             tunnel: link.tunnel,
-            fed_by: None,
+            mobile_reader: None,
         },
         index: link.index,
         is_tun: link.kind.as_deref() == Some("tun"),
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_is_told_with_its_addresses() {
+    fn a_link_has_its_own_global_addresses() {
         let link = Link {
             index: 2,
             name: "eth0".into(),
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_without_an_address_of_the_relay_is_judged_by_any_other() {
+    fn a_family_without_a_relay_address_uses_a_remote_address() {
         let targets = RouteTargets::new(&["[::ffff:198.51.100.2]:443".parse().unwrap()]);
         assert_eq!(targets.of(Family::V4), ["198.51.100.2".parse::<IpAddr>().unwrap()]);
         assert_eq!(targets.of(Family::V6), REMOTE_ADDRESSES[1..]);

@@ -1,39 +1,42 @@
-//! The uplink policy: a pure function from what is known of the uplinks to the choice.
+//! The uplink policy: a pure function that ranks the known uplinks.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use globset::GlobMatcher;
 
-/// What is known of one link.
+/// The properties of one link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Uplink {
-    /// The interface's name.
+    /// The name of the interface.
     pub(crate) name: String,
-    /// Administratively up.
+    /// Whether the link is administratively up.
     pub(crate) up: bool,
-    /// The link has carrier.
+    /// Whether the link has a carrier.
     pub(crate) carrier: bool,
-    /// Its addresses, without link-local ones.
+    /// The addresses of the link, without link-local and deprecated ones.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Addresses that connections keep and new ones should not take (deprecated, RFC 4862, 5.5.4).
+    /// The deprecated addresses, which existing connections keep and new ones avoid (RFC 4862,
+    /// section 5.5.4).
     pub(crate) deprecated: Vec<IpAddr>,
     /// The metric of the IPv4 route by which a socket bound to the link reaches the relay.
     pub(crate) ipv4_route: Option<u32>,
     /// The metric of the IPv6 route by which a socket bound to the link reaches the relay.
     pub(crate) ipv6_route: Option<u32>,
-    /// The gateways of these routes: another one means another network.
+    /// The next hops of these routes. Another next hop means another network.
     pub(crate) gateways: Vec<IpAddr>,
-    /// Whether the link encapsulates: its packets leave this host inside packets of another link,
-    /// mostly a VPN's.
+    /// Whether the link encapsulates, as a VPN does: its packets leave this host inside packets of
+    /// another link.
     pub(crate) tunnel: bool,
-    /// The mobile process that reads what the link sends: its packets come back through our device.
-    pub(crate) fed_by: Option<String>,
+    /// The mobile process that reads the packets sent into this link. What it sends on would come
+    /// back through the host virtual device.
+    pub(crate) mobile_reader: Option<String>,
 }
 
 impl Uplink {
-    /// Whether this is no longer the network it was: what was learnt there says nothing here. Another metric, or one
-    /// address more, is no other network.
+    /// Returns whether the link may be attached to another network than in `before`, so that
+    /// earlier failures say nothing. Another metric or one more address is no sign of another
+    /// network.
     pub(crate) fn is_different_network(&self, before: &Self) -> bool {
         let works = |uplink: &Self| uplink.up && uplink.carrier;
         let served = |uplink: &Self| (uplink.ipv4_route.is_some(), uplink.ipv6_route.is_some());
@@ -46,71 +49,72 @@ impl Uplink {
     }
 }
 
-/// What the choice depends on beside the links themselves.
+/// The inputs of the decision beside the properties of the links.
 #[derive(Debug)]
 pub(crate) struct UplinkPreferences<'a> {
-    /// The uplink that `mobile use` names. It comes first; while it is unusable, the others serve.
+    /// The uplink that `mobile use` names. It ranks before all others that did not fail a moment
+    /// ago. While it is unusable, the others are used.
     pub(crate) forced: Option<&'a str>,
-    /// `[uplink] prefer`, the most wanted first.
+    /// The globs of `[uplink] prefer`, most preferred first.
     pub(crate) prefer: &'a [GlobMatcher],
-    /// `[uplink] exclude`.
+    /// The globs of `[uplink] exclude`.
     pub(crate) exclude: &'a [GlobMatcher],
     /// The address families in which the relay can be reached.
     pub(crate) families: Families,
-    /// The uplink in use: it wins a tie.
+    /// The uplink in use, which wins a tie.
     pub(crate) current: Option<&'a str>,
-    /// Uplinks on which connecting failed a moment ago: they come last.
+    /// The uplinks that failed a moment ago, which rank last.
     pub(crate) failing: &'a BTreeSet<String>,
 }
 
-/// The address families in which the relay has an address.
+/// A set of address families, such as those in which the relay has an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Families {
-    /// It has an IPv4 address.
+    /// Whether IPv4 is in the set.
     pub(crate) ipv4: bool,
-    /// It has an IPv6 address.
+    /// Whether IPv6 is in the set.
     pub(crate) ipv6: bool,
 }
 
-/// The choice, and why.
+/// The ranking of the uplinks, with the reasons.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Decision {
-    /// Names of the usable uplinks, the best first.
+    /// The names of the usable uplinks, the best first.
     pub(crate) usable: Vec<String>,
-    /// One verdict for every link known, in the order they were given.
+    /// One verdict for each known link, in the order of the links.
     pub(crate) verdicts: Vec<UplinkVerdict>,
 }
 
 /// Whether one uplink can carry the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UplinkVerdict {
-    /// The interface's name.
+    /// The name of the interface.
     pub(crate) name: String,
-    /// Why it cannot; `None` when it can.
+    /// The reason why the uplink cannot carry the tunnel; `None` if it can.
     pub(crate) obstacle: Option<Obstacle>,
 }
 
-/// Why an uplink cannot carry the tunnel.
+/// The reason why an uplink cannot carry the tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Obstacle {
-    /// `[uplink] exclude` names it.
+    /// The uplink matches `[uplink] exclude`.
     Excluded,
-    /// The link is a tunnel that `[uplink] prefer` does not name.
+    /// The link is a tunnel that does not match `[uplink] prefer`.
     Tunnel,
-    /// The packets sent into the link come back through our own device.
+    /// Packets sent into the link come back through the host virtual device.
     Loop,
-    /// It is administratively down.
+    /// The link is administratively down.
     Down,
-    /// No cable, no association.
+    /// The link has no carrier: no cable or no association.
     NoCarrier,
-    /// No address in a family of the relay.
+    /// The link has no address in a family of the relay.
     NoAddress,
-    /// An address, but no route to the relay in a family of the relay.
+    /// The link has an address but no route to the relay in a family of the relay.
     NoRoute,
 }
 
 impl Obstacle {
-    /// In words, for `mobile uplinks`.
+    /// Returns the obstacle in words, for `mobile uplinks`.
     pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Excluded => "excluded by [uplink] exclude",
@@ -133,8 +137,10 @@ impl Obstacle {
     }
 }
 
-/// Chooses: the forced uplink, then those that did not just fail, then by preference, then by metric,
-/// then the one in use, then by name.
+/// Ranks the usable uplinks.
+///
+/// In order of precedence: those that did not fail a moment ago, the forced uplink, preference,
+/// metric, the uplink in use, name.
 pub(crate) fn decide(uplinks: &[Uplink], preferences: &UplinkPreferences<'_>) -> Decision {
     let verdicts: Vec<UplinkVerdict> = uplinks
         .iter()
@@ -150,7 +156,7 @@ pub(crate) fn decide(uplinks: &[Uplink], preferences: &UplinkPreferences<'_>) ->
     Decision { usable: usable.into_iter().map(|uplink| uplink.name.clone()).collect(), verdicts }
 }
 
-/// Addresses from which the relay can be reached over this uplink.
+/// Returns the families in which the relay can be reached over this uplink.
 pub(crate) fn reachable_families(uplink: &Uplink, families: Families) -> Families {
     Families {
         ipv4: families.ipv4 && uplink.ipv4_route.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv4),
@@ -164,7 +170,7 @@ fn obstacle(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> Option<Obst
         Some(Obstacle::Excluded)
     } else if uplink.tunnel && !is_named(uplink, preferences.prefer) {
         Some(Obstacle::Tunnel)
-    } else if uplink.fed_by.is_some() {
+    } else if uplink.mobile_reader.is_some() {
         Some(Obstacle::Loop)
     } else if !uplink.up {
         Some(Obstacle::Down)
@@ -178,12 +184,12 @@ fn obstacle(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> Option<Obst
     }
 }
 
-/// Returns whether one of the globs names the uplink.
+/// Returns whether one of the globs matches the uplink's name.
 pub(crate) fn is_named(uplink: &Uplink, globs: &[GlobMatcher]) -> bool {
     globs.iter().any(|glob| glob.is_match(&uplink.name))
 }
 
-/// Smaller is better.
+/// Returns the sort key of an uplink; smaller is better.
 fn rank(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> (bool, bool, usize, u32, bool, String) {
     let preference = preferences
         .prefer
@@ -225,7 +231,7 @@ mod tests {
             ipv6_route: None,
             gateways: Vec::new(),
             tunnel: false,
-            fed_by: None,
+            mobile_reader: None,
         }
     }
 
@@ -238,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn another_network_is_told_from_a_change_of_this_one() {
+    fn another_network_is_distinguished_from_a_change_of_this_one() {
         let before = uplink("wlan0", 600);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let more = vec![before.addresses[0], address("2001:db8::7")];
@@ -277,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_just_failed_comes_last_and_the_current_one_wins_a_tie() {
+    fn a_failing_uplink_ranks_last_and_the_current_one_wins_a_tie() {
         let failing = BTreeSet::from(["eth0".to_owned()]);
         let links = [uplink("eth0", 100), uplink("wlan0", 600), uplink("wlan1", 600)];
         let mut preferences = preferences(&failing);
@@ -286,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn every_obstacle_is_told() {
+    fn every_obstacle_is_reported() {
         let none = BTreeSet::new();
         let exclude = globs(&["docker*"]);
         let mut preferences = preferences(&none);
@@ -301,9 +307,9 @@ mod tests {
             uplink("e", 1),
         ];
         let decision = decide(&links, &preferences);
-        let told: Vec<_> = decision.verdicts.iter().map(|verdict| verdict.obstacle).collect();
+        let obstacles: Vec<_> = decision.verdicts.iter().map(|verdict| verdict.obstacle).collect();
         assert_eq!(
-            told,
+            obstacles,
             [
                 Some(Obstacle::Excluded),
                 Some(Obstacle::Down),
@@ -317,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_serves_only_if_it_is_preferred_and_never_if_it_leads_back() {
+    fn a_tunnel_is_usable_only_if_preferred_and_never_if_it_loops() {
         let none = BTreeSet::new();
         let vpn = Uplink { tunnel: true, ..uplink("tun0", 50) };
         let links = [uplink("eth0", 100), vpn];
@@ -330,8 +336,8 @@ mod tests {
         preferences.prefer = &prefer;
         assert_eq!(decide(&links, &preferences).usable, ["tun0", "eth0"]);
         for looping in [
-            Uplink { fed_by: Some("openvpn (7)".into()), ..links[1].clone() },
-            Uplink { fed_by: Some("openvpn (7)".into()), ..uplink("tap0", 50) },
+            Uplink { mobile_reader: Some("openvpn (7)".into()), ..links[1].clone() },
+            Uplink { mobile_reader: Some("openvpn (7)".into()), ..uplink("tap0", 50) },
         ] {
             let decision = decide(&[looping], &preferences);
             assert_eq!(decision.verdicts[0].obstacle, Some(Obstacle::Loop));
@@ -366,13 +372,13 @@ mod tests {
                 ipv6_route,
                 gateways: Vec::new(),
                 tunnel: false,
-                fed_by: None,
+                mobile_reader: None,
             })
     }
 
     proptest! {
         #[test]
-        fn candidates_are_exactly_the_usable_ones(
+        fn exactly_the_usable_uplinks_are_ranked(
             links in proptest::collection::btree_map("[a-e][0-2]", any_uplink(), 0..6),
             families in any::<(bool, bool)>(),
             forced in proptest::option::of("[a-e][0-2]"),

@@ -326,7 +326,7 @@ async fn a_client_that_switches_without_end_does_not_fill_the_log() {
         let path = both[round % 2];
         client.handle.activate(path, both.clone());
         client
-            .event(|event| matches!(event, Event::Confirmed { path: now } if *now == path).then_some(()))
+            .event(|event| matches!(event, Event::PathConfirmed { path: now } if *now == path).then_some(()))
             .await;
     }
     eventually(async || relay.metrics.handovers.get() == 199).await;
@@ -341,10 +341,10 @@ async fn guesses_at_tokens_do_not_fill_the_log() {
     let (log, _guard) = log();
     let relay = TestRelay::start(&Limits::default());
     let stranger = PrivateKey::generate().unwrap();
-    let guess = enroll::request(&Token::from_bytes([8; 16]));
+    let guess = enroll::encode_request(&Token::from_bytes([8; 16]));
     let attempt = || enrolment(&relay, &stranger, &guess);
     let answers = tokio::join!(attempt(), attempt(), attempt());
-    let refused = Some(Answer::Refused(Refusal::Unknown));
+    let refused = Some(EnrolmentReply::Refused(EnrolmentRefusal::Unknown));
     assert_eq!(answers, (refused.clone(), refused.clone(), refused));
     assert_eq!(lines(&log, "enrolment refused"), 1);
 }
@@ -377,13 +377,13 @@ async fn a_prober_learns_nothing_of_a_key_it_does_not_hold_and_leaves_no_trace()
         let refused = match tls::connect(&unproved(&relay, offered), tcp, PATIENCE).await {
             Ok(mut stream) => soon(stream.read(&mut [0; 1]))
                 .await
-                .map_or_else(|error| tls::explain(&error), |_| panic!("let in")),
+                .map_or_else(|error| tls::classify(&error), |_| panic!("let in")),
             Err(cause) => cause,
         };
         told.push(refused);
     }
     assert_eq!(told[0], told[1]);
-    assert_ne!(told[0], tls::Cause::Refused);
+    assert_ne!(told[0], tls::HandshakeFailure::Refused);
     eventually(async || relay.metrics.handshakes(Handshake::Tls) == 2).await;
     assert_eq!(relay.metrics.handshakes(Handshake::Unauthorized), 0);
     assert_eq!(lines(&log, "refused"), 0, "{}", String::from_utf8_lossy(&log.0.lock().unwrap()));
@@ -392,7 +392,7 @@ async fn a_prober_learns_nothing_of_a_key_it_does_not_hold_and_leaves_no_trace()
     let known_to_nobody = PrivateKey::generate().unwrap();
     let mut stream = relay.tls(&known_to_nobody).await.unwrap();
     let refused = soon(stream.read(&mut [0; 1])).await.unwrap_err();
-    assert_eq!(tls::explain(&refused), tls::Cause::Refused);
+    assert_eq!(tls::classify(&refused), tls::HandshakeFailure::Refused);
     eventually(async || relay.metrics.handshakes(Handshake::Unauthorized) == 1).await;
     assert_eq!(lines(&log, "refused: a client whose key is not authorised"), 1);
 }

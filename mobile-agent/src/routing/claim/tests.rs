@@ -18,8 +18,8 @@ fn pushed(address: &str) -> Assignment {
     }
 }
 
-/// Returns the facts of a laptop on a network with DHCPv6: the address is a /128, and a route has
-/// the network.
+/// Returns the facts of a laptop on a network with DHCPv6: the address is a /128, and a route
+/// covers the network.
 fn laptop() -> HostNetworks {
     let on = |device: &str, text: &str| (device.to_owned(), net(text));
     HostNetworks {
@@ -89,7 +89,7 @@ fn a_setting_allows_a_public_network_and_nothing_that_the_host_has() {
     assert_eq!(objection("203.0.113.7", &allowed[..1]), None);
     assert_eq!(objection("203.0.114.7", &allowed[..1]), Some(Objection::NotAllowed));
     assert_eq!(objection("2001:db8:2::1", &allowed[1..2]), None);
-    // The setting allows nothing beyond that.
+    // The setting allows nothing beyond these networks.
     assert_eq!(objection("192.168.1.1", &allowed), Some(Objection::NextHop));
     assert_eq!(objection("9.9.9.9", &allowed), Some(Objection::Resolver));
     assert_eq!(objection("127.0.0.2", &allowed), Some(Objection::Unusable));
@@ -136,7 +136,7 @@ fn a_refusal_names_the_claim_the_cause_and_the_next_step() {
     assert!(refusal.next_step.contains("pool"), "{}", refusal.next_step);
 }
 
-/// Addresses that are near each other, so that random claims and facts collide.
+/// Generates addresses that are near each other, so that random claims and facts collide.
 fn near() -> impl Strategy<Value = IpAddr> {
     let four = (0..4_usize, any::<u8>(), 0..4_u8).prop_map(|(first, third, last)| {
         IpAddr::from([[10, 100, 192, 8][first], [1, 64, 168, 8][first], third & 1, last])
@@ -201,7 +201,8 @@ proptest! {
         }
         let claims = claim.addresses().len() + claim.dns.len();
         prop_assert_eq!(addresses.len() + verdict.in_force.dns.len() + verdict.refusals.len(), claims);
-        // Judging the accepted part again changes nothing, and with fewer facts no more is refused.
+        // Judging the accepted part again changes nothing, and fewer facts lead to no more
+        // refusals.
         prop_assert_eq!(&judge(&verdict.in_force, allowed, &host).in_force, &verdict.in_force);
         let less = judge(&claim, allowed, &HostNetworks::default());
         prop_assert!(less.refusals.len() <= verdict.refusals.len());

@@ -6,7 +6,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use mobile_ebpf_common::Event;
+use mobile_ebpf_common::CountedEvent;
 
 use super::super::{
     addresses::Addresses,
@@ -50,7 +50,7 @@ fn echo_one(socket: &UdpSocket) {
     socket.send_to(&buffer[..length], from).unwrap();
 }
 
-fn count(selector: &Selector, wanted: Event) -> u64 {
+fn count(selector: &Selector, wanted: CountedEvent) -> u64 {
     selector.events().unwrap().into_iter().find(|(event, _)| *event == wanted).unwrap().1
 }
 
@@ -75,9 +75,9 @@ fn the_application_sees_the_address_that_it_queried() {
         for resolver in resolvers {
             resolver.join().unwrap();
         }
-        assert_eq!(count(&selector, Event::DnsForgotten), 0);
-        assert_eq!(count(&selector, Event::DnsFailed), 0);
-        assert_eq!(count(&selector, Event::DnsRedirected), 3 * QUERIED.len() as u64);
+        assert_eq!(count(&selector, CountedEvent::DnsForgotten), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsFailed), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsRedirected), 3 * QUERIED.len() as u64);
     });
 }
 
@@ -93,7 +93,7 @@ fn other_ports_and_other_processes_are_left_alone() {
         ordinary.open("udp4");
         ordinary.connect("udp4", "192.0.2.53:53");
         assert_eq!(ordinary.peer("udp4"), "192.0.2.53:53".parse().unwrap());
-        assert_eq!(count(&selector, Event::DnsRedirected), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsRedirected), 0);
     });
 }
 
@@ -132,7 +132,7 @@ fn an_answer_is_translated_although_one_agent_replaces_another_meanwhile() {
             probe.connect(kind, to);
             assert_eq!(probe.peer(kind), to.parse().unwrap());
         }
-        assert_eq!(count(&next, Event::DnsForgotten), 0);
+        assert_eq!(count(&next, CountedEvent::DnsForgotten), 0);
     });
 }
 
@@ -148,8 +148,8 @@ fn a_query_is_remembered_however_many_sockets_send_queries() {
         sandbox.mobile().send_of_many(kind, to, 19_000);
         echo_one(&socket);
         assert_eq!(probe.receive_from(kind), to.parse().unwrap());
-        assert_eq!(count(&selector, Event::DnsForgotten), 0);
-        assert_eq!(count(&selector, Event::DnsRedirected), 19_001);
+        assert_eq!(count(&selector, CountedEvent::DnsForgotten), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsRedirected), 19_001);
     });
 }
 
@@ -163,9 +163,9 @@ fn without_a_resolver_of_the_family_a_query_is_not_redirected() {
             probe.open("udp4");
             probe.connect("udp4", "192.0.2.53:53");
             assert_eq!(probe.peer("udp4"), "192.0.2.53:53".parse().unwrap());
-            assert_eq!(count(&selector, Event::DnsLeft), left);
+            assert_eq!(count(&selector, CountedEvent::DnsLeft), left);
         }
-        assert_eq!(count(&selector, Event::DnsRedirected), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsRedirected), 0);
     });
 }
 
@@ -178,6 +178,9 @@ fn queries_are_not_redirected_to_a_resolver_that_is_bypassed() {
         let mut probe = sandbox.mobile();
         probe.open(kind);
         probe.connect(kind, to);
-        assert_eq!((count(&selector, Event::DnsLeft), count(&selector, Event::DnsRedirected)), (1, 0));
+        assert_eq!(
+            (count(&selector, CountedEvent::DnsLeft), count(&selector, CountedEvent::DnsRedirected)),
+            (1, 0)
+        );
     });
 }

@@ -1,4 +1,4 @@
-//! One path as the decisions see it: which uplink it is on, how far it has come, and whether it is trusted.
+//! One path as the machine sees it: its uplink, its stage, and whether the relay answers on it.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -8,29 +8,29 @@ use mobile_proto::PathId;
 use super::super::cause::HandoverCause;
 use crate::uplinks::policy::{Decision, Obstacle, Uplink};
 
-/// How far a path has come.
+/// The stage of a path on its way to being usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// TCP and TLS are under way.
+    /// TCP and TLS are being established.
     Dialing,
-    /// The relay has proved who it is; HELLO is under way.
+    /// The relay has authenticated itself in TLS; HELLO is in progress. Holds the local address.
     Greeting(IpAddr),
-    /// The relay has welcomed us.
+    /// The relay has welcomed the path. Holds the local address.
     Ready(IpAddr),
 }
 
-/// A path.
+/// A path that carries the session or may come to carry it.
 #[derive(Debug)]
 pub(super) struct CandidatePath {
     pub(super) path: PathId,
     pub(super) uplink: String,
     pub(super) stage: Stage,
     pub(super) started: Instant,
-    /// When it is given up, unless it is ready by then.
+    /// When the path is closed if it is not ready.
     pub(super) deadline: Instant,
-    /// Since when it is suspected to be dead.
+    /// When the path was marked as unresponsive.
     pub(super) unresponsive_since: Option<Instant>,
-    /// Since when nothing was wrong with it, if it is ready.
+    /// The beginning of the current healthy period of a ready path.
     pub(super) healthy_since: Option<Instant>,
 }
 
@@ -39,12 +39,12 @@ impl CandidatePath {
         matches!(self.stage, Stage::Ready(_))
     }
 
-    /// Whether it may carry the session, or become able to.
+    /// Returns whether the path may carry the session, or may come to carry it.
     pub(super) fn is_responsive(&self) -> bool {
         self.unresponsive_since.is_none()
     }
 
-    /// The address it is bound to, once it is.
+    /// Returns the local address, once the socket has one.
     pub(super) fn local(&self) -> Option<IpAddr> {
         match self.stage {
             Stage::Dialing => None,
@@ -52,7 +52,7 @@ impl CandidatePath {
         }
     }
 
-    /// Why it cannot go on, judged by its uplink.
+    /// Returns the reason why the path's uplink cannot carry it, if there is one.
     pub(super) fn obstacle(&self, uplinks: &[Uplink], decision: &Decision) -> Option<HandoverCause> {
         let local = self.local()?;
         let Some(uplink) = uplinks.iter().find(|uplink| uplink.name == self.uplink) else {

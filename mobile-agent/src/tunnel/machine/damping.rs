@@ -1,28 +1,33 @@
-//! How soon an uplink is tried again after a failure, and whether it comes after the others meanwhile.
+//! Decides when a failing uplink is tried again, and how long it ranks behind the other uplinks.
 
 use std::time::{Duration, Instant};
 
 use super::super::cause::Fault;
 
-/// The pause after the first failure, doubled with each: a relay that restarts is back within tens of milliseconds.
+/// The pause after the first failure, doubled with each further one. A relay that restarts is back
+/// within tens of milliseconds.
 pub(super) const RETRY_DELAY: Duration = Duration::from_millis(50);
-/// The longest pause: mobile processes are waiting.
+/// The longest pause. Mobile processes wait meanwhile.
 pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// The longest pause when a key is refused: a person has to act first, and then waits for us.
+/// The longest pause when a key is refused. A person has to act first, and then expects a quick
+/// connection.
 pub(super) const MAX_RETRY_DELAY_IDENTITY: Duration = Duration::from_secs(5);
-/// How long an uplink that failed comes after the others, doubled with each failure, so that a flapping one is damped.
+/// How long an uplink ranks behind the others after its first failure, doubled with each further
+/// one, so that a flapping uplink is damped.
 const AVOID_TIME: Duration = Duration::from_secs(1);
-/// The same for one whose link went and came back. A plug that bounces settles within that; one uplink less is no
-/// outage, but each return to it is a handover.
+/// How long an uplink ranks behind the others after its link came back, doubled with each loss. The
+/// contacts of a bouncing plug settle within this time. Doing without one uplink is no outage, but
+/// each return to it is a handover.
 const SETTLE_TIME: Duration = Duration::from_millis(250);
-/// The longest of both: it may have recovered without any sign.
+/// The limit of [`AVOID_TIME`] and [`SETTLE_TIME`]. An uplink may recover without any sign.
 const MAX_AVOID_TIME: Duration = Duration::from_secs(60);
-/// A path that lived this long was good, doubled with each failure: what comes after it is a new failure, not one more.
+/// How long a path has to be healthy to clear the failures of its uplink, doubled with each
+/// failure.
 const MIN_HEALTHY_LIFETIME: Duration = Duration::from_secs(10);
-/// The longest: after ten good minutes the past is forgotten.
+/// The limit of [`MIN_HEALTHY_LIFETIME`]: ten healthy minutes clear any number of failures.
 const MAX_HEALTHY_LIFETIME: Duration = Duration::from_secs(600);
 
-/// The failures of one uplink on its present network.
+/// The failures of one uplink on the network it is attached to.
 #[derive(Debug, Default)]
 pub(super) struct Damping {
     failures: u32,
@@ -32,23 +37,25 @@ pub(super) struct Damping {
 }
 
 impl Damping {
-    /// Something failed; `jitter` is a random number in 0..1.
+    /// Records a failed attempt or a lost path; `jitter` is a random number in 0..1.
     pub(super) fn record_failure(&mut self, now: Instant, fault: Fault, jitter: f64) {
         let longest = if fault == Fault::Identity { MAX_RETRY_DELAY_IDENTITY } else { MAX_RETRY_DELAY };
-        // A quarter to either side.
+        // Vary the pause by a quarter in either direction.
         let pause = doubled(RETRY_DELAY, self.failures, longest).mul_f64(0.75 + jitter / 2.0);
         self.retry_at = Some(now + pause);
         self.count(now, AVOID_TIME);
         self.avoided = fault == Fault::Uplink;
     }
 
-    /// It comes after the others for a while, but may be tried at once: it may be the only one.
+    /// Records that a path went silent. The uplink ranks behind the others for a while, but may be
+    /// tried at once, because it may be the only one.
     pub(super) fn record_silence(&mut self, now: Instant) {
         self.record_failure(now, Fault::Uplink, 0.0);
         self.retry_at = None;
     }
 
-    /// Its link has gone: when it is back, it comes after the others for a while.
+    /// Records that the link was lost. Once it is back, the uplink ranks behind the others for a
+    /// while.
     pub(super) fn record_flap(&mut self, now: Instant) {
         self.count(now, SETTLE_TIME);
         self.avoided = true;
@@ -59,40 +66,40 @@ impl Damping {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Whether a path that lived for `life` makes up for the failures before it.
+    /// Returns whether a path that was healthy for `life` clears the failures before it.
     pub(super) fn is_reset_by(&self, life: Duration) -> bool {
         life >= doubled(MIN_HEALTHY_LIFETIME, self.failures, MAX_HEALTHY_LIFETIME)
     }
 
-    /// When it may be tried again while somebody waits.
+    /// Returns when the uplink may be tried again while no path works.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// When it may be tried again while another path works.
+    /// Returns when the uplink may be tried again while another path works.
     pub(super) fn background_retry_at(&self) -> Option<Instant> {
         self.background_retry_at
     }
 
-    /// Until when it comes after the others.
+    /// Returns until when the uplink ranks behind the others.
     pub(super) fn avoided_until(&self) -> Option<Instant> {
         self.background_retry_at.filter(|_| self.avoided)
     }
 
-    /// Whether it is so long ago that it can be forgotten.
+    /// Returns whether the last failure is too old to matter.
     pub(super) fn is_expired(&self, now: Instant) -> bool {
         self.background_retry_at.is_none_or(|until| now >= until + MAX_HEALTHY_LIFETIME)
     }
 
-    /// `base` doubled for each failure so far, up to `most`.
+    /// Returns `base` doubled for each failure so far, up to `most`.
     pub(super) fn timeout(&self, base: Duration, most: Duration) -> Duration {
         doubled(base, self.failures, most)
     }
 }
 
-/// `base` doubled `times` times, up to `most`.
+/// Returns `base` doubled `times` times, up to `most`.
 fn doubled(base: Duration, times: u32, most: Duration) -> Duration {
-    // Beyond 2^16 every base here has reached its most.
+    // Beyond 2^16, every base here exceeds its limit.
     base.saturating_mul(1 << times.min(16)).min(most)
 }
 
@@ -101,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_uplink_that_flaps_has_to_live_longer_each_time_to_be_forgiven() {
+    fn a_flapping_uplink_needs_a_longer_healthy_lifetime_each_time() {
         let now = Instant::now();
         let mut damping = Damping::default();
         let mut needed = Vec::new();
@@ -114,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_the_uplinks_fault_puts_it_after_the_others() {
+    fn only_a_fault_of_the_uplink_ranks_it_behind_the_others() {
         let now = Instant::now();
         let mut damping = Damping::default();
         damping.record_failure(now, Fault::Relay, 0.5);

@@ -1,10 +1,13 @@
-//! From what is known to what is done: which path carries the session, which stand by, which are tried, which go.
+//! Derives the next actions from the state of the uplinks and paths.
 //!
-//! - A path that cannot go on goes: its link, address or route is gone.
-//! - The session is on the best path that works. While one does, it moves only to a better uplink.
-//! - While one works, every uplink of `[uplink] standby` holds another path; while none does, every usable uplink is
-//!   tried, the best first and the next a moment later, and the first whose relay has proved itself wins.
-//! - A path under suspicion is no reason to wait, and no reason to hang up: it is left, and has some seconds to answer.
+//! - A path is closed when its link, address or route is gone.
+//! - The session is on the best path that works. While that path works, the session moves only to a
+//!   better uplink.
+//! - While a path works, every uplink of `[uplink] standby` holds a standby path.
+//! - While no path works, every usable uplink is tried, the best first and each further one
+//!   [`UPLINK_STAGGER`] later. The first whose relay has authenticated itself wins.
+//! - When the path in use becomes unresponsive, the session leaves it at once. The path stays open
+//!   for [`UNRESPONSIVE_TIMEOUT`], because it may only be slow.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -16,14 +19,16 @@ use super::candidate::{CandidatePath, Stage};
 use super::{Action, CurrentPath, Damping, Machine, reset_damping_if_healthy};
 use crate::uplinks::policy;
 
-/// The head start of the better uplink when none is active: several usual round-trip times, less than a person notices.
+/// The head start of the better uplink while no path works: several usual round-trip times, but
+/// less than a person notices.
 pub(super) const UPLINK_STAGGER: Duration = Duration::from_millis(250);
-/// An attempt's timeout: two of TCP's SYN retransmissions; doubled while it keeps failing, for slow links.
+/// The time limit of an attempt, which covers two retransmissions of the SYN. It is doubled with
+/// each failure, for slow links.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The most timeout: a link this slow carries no session.
+/// The longest time limit of an attempt. A slower link cannot carry a session.
 const MAX_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
-/// A path that was left under suspicion is closed after this long without a sign of life. The outer TCP has repeated
-/// itself four times by then.
+/// How long an unresponsive path stays open without an answer. The kernel has retransmitted four
+/// times by then.
 pub(super) const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Machine {
@@ -39,17 +44,17 @@ impl Machine {
         self.start_attempts(now, &wanted);
         let deadlines =
             self.paths.iter().filter(|candidate| !candidate.is_ready()).map(|candidate| candidate.deadline);
-        let probations = self
+        let expiries = self
             .paths
             .iter()
             .filter_map(|candidate| Some(candidate.unresponsive_since? + UNRESPONSIVE_TIMEOUT));
         let records = self.damping.values().chain(self.flapping.values());
         let avoided = records.filter_map(Damping::avoided_until);
-        let due = deadlines.chain(probations).chain(avoided).filter(|at| *at > now);
+        let due = deadlines.chain(expiries).chain(avoided).filter(|at| *at > now);
         self.wake = self.wake.into_iter().chain(due).min();
     }
 
-    /// Closes what matches, and gives it.
+    /// Closes the paths that match, and returns them.
     pub(super) fn close_where(&mut self, which: impl Fn(&CandidatePath) -> bool) -> Vec<CandidatePath> {
         let (gone, kept): (Vec<_>, _) = std::mem::take(&mut self.paths).into_iter().partition(which);
         self.paths = kept;
@@ -62,14 +67,14 @@ impl Machine {
         gone
     }
 
-    /// Whether a path is in use that works, as far as is known.
+    /// Returns whether the path in use works, as far as is known.
     fn has_working_path(&self) -> bool {
         let current = self.current.as_ref().and_then(|current| self.candidate(current.path));
         current.is_some_and(|candidate| candidate.is_ready() && candidate.is_responsive())
     }
 
     fn decide(&mut self, now: Instant) {
-        // The one in use stays first while nothing is wrong with it now.
+        // The uplink in use is not demoted for past failures while its path responds.
         let current = self.current.as_ref().and_then(|current| self.candidate(current.path));
         let current =
             current.filter(|candidate| candidate.is_responsive()).map(|candidate| candidate.uplink.as_str());
@@ -95,7 +100,7 @@ impl Machine {
         );
     }
 
-    /// Attempts that have taken too long.
+    /// Closes attempts that have exceeded their time limit.
     fn close_timed_out(&mut self, now: Instant) {
         for candidate in self.close_where(|candidate| !candidate.is_ready() && candidate.deadline <= now) {
             let jitter = (self.jitter)();
@@ -109,7 +114,7 @@ impl Machine {
         }
     }
 
-    /// Paths whose uplink does not carry them any more.
+    /// Closes paths that their uplink can no longer carry.
     fn close_blocked(&mut self, now: Instant) {
         let blocked: Vec<(PathId, HandoverCause)> = self
             .paths
@@ -121,7 +126,7 @@ impl Machine {
         for (path, cause) in blocked {
             let used = self.current.as_ref().is_some_and(|current| current.path == path);
             for mut candidate in self.close_where(|candidate| candidate.path == path) {
-                // Before the welcome it carried nothing, so nothing was interrupted.
+                // Before the welcome, the path carried nothing, so there is no outage.
                 if !candidate.is_ready() {
                     continue;
                 }
@@ -136,13 +141,13 @@ impl Machine {
         }
     }
 
-    /// The policy's opinion of an uplink: the smaller, the better.
+    /// Returns the position of an uplink in the policy's ranking; smaller is better.
     fn rank(&self, uplink: &str) -> usize {
         let usable = &self.decision.usable;
         usable.iter().position(|name| name == uplink).unwrap_or(usable.len())
     }
 
-    /// Moves the session to the best path that works, if it is not there.
+    /// Moves the session to the best path that works, unless the session is on it.
     fn choose_active(&mut self, now: Instant) {
         let current = self.current.as_ref().and_then(|current| self.candidate(current.path));
         let responsive = current.filter(|candidate| candidate.is_responsive());
@@ -161,13 +166,14 @@ impl Machine {
                 .min_by_key(|candidate| self.rank(&candidate.uplink))
         };
         let next = match (responsive, ready) {
-            // One that does not answer yet gives way to any that did; one that works, to a better uplink only.
+            // A path without an answer yet gives way to any ready path. A working one gives way
+            // only to a better uplink.
             (Some(used), Some(ready)) => {
                 (!used.is_ready() || self.rank(&ready.uplink) < self.rank(&used.uplink)).then_some(ready)
             }
             (Some(_), None) => None,
             (None, Some(ready)) => Some(ready),
-            // The relay has proved itself in TLS already: its welcome need not be waited for.
+            // The relay has authenticated itself in TLS, so do not wait for its welcome.
             (None, None) => greeting(),
         };
         let Some((path, to)) = next.map(|candidate| (candidate.path, candidate.uplink.clone())) else {
@@ -185,7 +191,7 @@ impl Machine {
         self.current = Some(CurrentPath { path, since: now, confirmed: false, replayed: 0 });
     }
 
-    /// The uplinks that should have a path beside the one in use, the best first.
+    /// Returns the uplinks that should have a path beside the one in use, the best first.
     fn wanted_uplinks(&self) -> Vec<String> {
         let usable = &self.decision.usable;
         let Some(current) = self.current.as_ref().filter(|_| self.has_working_path()) else {
@@ -201,16 +207,19 @@ impl Machine {
             .collect()
     }
 
-    /// What is not wanted, what has been silent for too long, and what is one too many on its uplink. While the path in
-    /// use is not proved, no other is closed that may work.
+    /// Closes paths that are not wanted, that were silent for too long, or that duplicate another
+    /// on the same uplink.
+    ///
+    /// Until the relay has answered on the path in use, no other ready path that responds is
+    /// closed.
     fn close_unwanted(&mut self, now: Instant, wanted: &[String]) {
         let used = self.current.as_ref().map(|current| current.path);
-        let proved = self.current.as_ref().is_none_or(|current| current.confirmed);
+        let confirmed = self.current.as_ref().is_none_or(|current| current.confirmed);
         let order = |candidate: &CandidatePath| {
             (Some(candidate.path) != used, !candidate.is_ready(), candidate.started, candidate.path)
         };
-        // A silent one waits for what takes its place to be ready.
-        let surpassed = |candidate: &CandidatePath| {
+        // An unresponsive path stays until its replacement is ready.
+        let is_redundant = |candidate: &CandidatePath| {
             let better = |other: &&CandidatePath| {
                 let comes_first = if candidate.is_responsive() {
                     order(other) < order(candidate)
@@ -224,16 +233,18 @@ impl Machine {
             };
             self.paths.iter().find(better).is_some()
         };
-        let doomed = |candidate: &&CandidatePath| {
-            let hopeless =
+        let is_unwanted = |candidate: &&CandidatePath| {
+            let expired =
                 candidate.unresponsive_since.is_some_and(|since| now >= since + UNRESPONSIVE_TIMEOUT);
-            let needless =
-                surpassed(candidate) || (!wanted.contains(&candidate.uplink) && candidate.is_responsive());
+            let surplus =
+                is_redundant(candidate) || (!wanted.contains(&candidate.uplink) && candidate.is_responsive());
             Some(candidate.path) != used
-                && (hopeless || (needless && (proved || !candidate.is_ready() || !candidate.is_responsive())))
+                && (expired
+                    || (surplus && (confirmed || !candidate.is_ready() || !candidate.is_responsive())))
         };
-        let doomed: Vec<PathId> = self.paths.iter().filter(doomed).map(|candidate| candidate.path).collect();
-        self.close_where(|candidate| doomed.contains(&candidate.path));
+        let unwanted: Vec<PathId> =
+            self.paths.iter().filter(is_unwanted).map(|candidate| candidate.path).collect();
+        self.close_where(|candidate| unwanted.contains(&candidate.path));
     }
 
     fn start_attempts(&mut self, now: Instant, wanted: &[String]) {

@@ -33,7 +33,7 @@ async fn no_path_is_read_while_events_wait() {
         switches += 1;
         assert!(switches <= 1000, "the relay's driver goes on reading");
     };
-    assert_eq!(pair.relay.events.len(), outlet::CAPACITY);
+    assert_eq!(pair.relay.events.len(), event_queue::CAPACITY);
     pair.client.memory.fill(0, 10);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(pair.relay.memory.received.load(SeqCst), 0);
@@ -41,7 +41,7 @@ async fn no_path_is_read_while_events_wait() {
     while let Ok(Some(event)) =
         tokio::time::timeout(Duration::from_millis(300), pair.relay.events.recv()).await
     {
-        told += u32::from(matches!(event, DriverEvent::Session(Event::Activated { .. })));
+        told += u32::from(matches!(event, DriverEvent::Session(Event::PathActivated { .. })));
     }
     assert!(told >= switches, "{told} of {switches}");
     assert!(pair.relay.moves_to(stopped_at, SOON).await);

@@ -1,11 +1,11 @@
-//! The decisions under random lives: the shell stays in event, and the tunnel recovers.
+//! Random sequences of events: the machine and its caller stay consistent, and the tunnel recovers.
 
 use std::collections::BTreeMap;
 
 use super::*;
 use proptest::prelude::*;
 
-/// What the shell holds of a path.
+/// The state of a path as the simulated manager knows it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum PathState {
     Connecting,
@@ -18,14 +18,14 @@ enum RandomEvent {
     Uplinks(Vec<(bool, bool, u8)>),
     Force(Option<usize>),
     Wait(u64),
-    /// The path of this number moves on: TLS up, then welcomed.
+    /// Advances the path of this number: first TLS is established, then the relay welcomes it.
     Advance(usize),
     Fail(usize, u8),
     Lose(u8),
-    /// The path of this number goes silent, or answers again.
+    /// Marks the path of this number as unresponsive.
     Silence(usize),
     Recover(usize),
-    /// The relay answers on the active path.
+    /// Answers from the relay on the active path.
     Confirm,
 }
 
@@ -58,7 +58,7 @@ fn uplinks(state: &[(bool, bool, u8)]) -> Vec<Uplink> {
         .collect()
 }
 
-/// The shell: does what it is told and checks that it makes sense.
+/// A simulated manager that carries out the actions and checks that they are consistent.
 struct Shell {
     rig: Rig,
     paths: BTreeMap<PathId, (PathState, String)>,
@@ -81,13 +81,13 @@ impl Shell {
                 }
                 Action::Abort { path } => {
                     assert_eq!(
-                        self.paths.remove(&path).expect("aborts what it began").0,
+                        self.paths.remove(&path).expect("an aborted path was begun").0,
                         PathState::Connecting
                     );
                 }
                 Action::Close { path } => {
                     assert_ne!(
-                        self.paths.remove(&path).expect("closes what is open").0,
+                        self.paths.remove(&path).expect("a closed path was open").0,
                         PathState::Connecting
                     );
                     self.active.take_if(|active| *active == path);
@@ -95,7 +95,7 @@ impl Shell {
                 Action::Activate { path, keep } => {
                     assert_ne!(self.paths[&path].0, PathState::Connecting);
                     for kept in keep {
-                        assert_ne!(self.paths[&kept].0, PathState::Connecting, "the relay knows it");
+                        assert_ne!(self.paths[&kept].0, PathState::Connecting, "the relay knows a kept path");
                         assert_ne!(kept, path);
                     }
                     self.active = Some(path);
@@ -202,9 +202,14 @@ impl Shell {
         let mut once = responsive.clone();
         once.sort_unstable();
         once.dedup();
-        // Before the path in use is proved, nothing that may work is closed.
+        // Until the relay has answered on the path in use, no other path that may work is closed.
         if machine.current.as_ref().is_none_or(|current| current.confirmed) {
-            assert_eq!(responsive.len(), once.len(), "one responsive path an uplink: {:?}", machine.paths);
+            assert_eq!(
+                responsive.len(),
+                once.len(),
+                "one responsive path on each uplink: {:?}",
+                machine.paths
+            );
         }
         assert!(
             machine.paths.iter().all(|candidate| candidate.is_ready() || candidate.deadline > self.rig.now)
@@ -212,20 +217,20 @@ impl Shell {
         let ready = |path: PathId| self.paths[&path].0 == PathState::Ready;
         let works = machine.paths.iter().any(|candidate| candidate.is_ready() && candidate.is_responsive());
         if works {
-            assert!(self.active.is_some_and(ready), "what works is used");
+            assert!(self.active.is_some_and(ready), "a working path is in use");
         }
         let usable = &machine.decision().usable;
         if !works && !usable.is_empty() && responsive.is_empty() {
-            let wake = machine.deadline().expect("something is going to be tried");
+            let wake = machine.deadline().expect("an attempt is scheduled");
             assert!(wake <= self.rig.now + MAX_RETRY_DELAY_IDENTITY.mul_f64(1.25));
         }
-        assert!(machine.deadline().is_none_or(|wake| wake > self.rig.now), "no spinning");
+        assert!(machine.deadline().is_none_or(|wake| wake > self.rig.now), "the deadline is in the future");
     }
 }
 
 proptest! {
     #[test]
-    fn whatever_happens_the_shell_stays_in_step_and_the_tunnel_recovers(
+    fn under_random_events_the_manager_stays_consistent_and_the_tunnel_recovers(
         events in proptest::collection::vec(random_event(), 1..80),
         standby in any::<bool>(),
     ) {
@@ -233,7 +238,8 @@ proptest! {
         for event in &events {
             shell.apply(event);
         }
-        // Everything works from here on: the best uplink is reached, and all else stands by or is closed.
+        // From here on everything works: the best uplink is used, and every other path stands by or
+        // is closed.
         shell.apply(&RandomEvent::Uplinks(vec![(true, true, 9); 3]));
         shell.apply(&RandomEvent::Force(None));
         for _ in 0..200 {
