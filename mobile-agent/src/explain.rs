@@ -102,8 +102,8 @@ impl<'a> Explainer<'a> {
             let remote = connection.remote.ip();
             // A socket with a persistent address got it from the route of the mark.
             let marked = self.persistent.contains(&connection.local.ip());
-            let way = self.netlink.lookup(remote, self.mark(marked)).await?;
-            text.push_str(&self.host.socket(connection, marked, way.as_ref()));
+            let route = self.netlink.lookup(remote, self.mark(marked)).await?;
+            text.push_str(&self.host.socket(connection, marked, route.as_ref()));
         }
         if process.connections.len() > MAX_LISTED {
             text.push_str(&format!(
@@ -112,11 +112,11 @@ impl<'a> Explainer<'a> {
             ));
         }
         for destination in REMOTE_ADDRESSES {
-            let way = self.netlink.lookup(destination, self.mark(self.host.is_marked(mobile))).await?;
+            let route = self.netlink.lookup(destination, self.mark(self.host.is_marked(mobile))).await?;
             let heading = format!("its next {} connection", Family::from(destination));
             text.push_str(&format!(
                 "{heading}:\n{}",
-                self.host.new_connection(NewConnection { mobile, to: destination }, way.as_ref())
+                self.host.new_connection(NewConnection { mobile, to: destination }, route.as_ref())
             ));
         }
         Ok(text)
@@ -128,11 +128,11 @@ impl<'a> Explainer<'a> {
         for &to in addresses.iter().take(MAX_LISTED) {
             text.push_str(&format!("connection to {to}\n"));
             for mobile in [true, false] {
-                let way = self.netlink.lookup(to, self.mark(self.host.is_marked(mobile))).await?;
+                let route = self.netlink.lookup(to, self.mark(self.host.is_marked(mobile))).await?;
                 let who = if mobile { "from a mobile process" } else { "from an ordinary process" };
                 text.push_str(&format!(
                     "{who}:\n{}",
-                    self.host.new_connection(NewConnection { mobile, to }, way.as_ref())
+                    self.host.new_connection(NewConnection { mobile, to }, route.as_ref())
                 ));
             }
         }

@@ -54,36 +54,36 @@ const IPPROTO_HOPOPTS: u32 = 0;
 const FIN: u32 = 1 << 16;
 const SYN: u32 = 1 << 17;
 
-/// Records the owner of a mobile socket that is about to connect. A connection that does not leave
-/// by the tunnel is not counted.
+/// Tracks the connection of a mobile socket that is about to connect. A connection that does not
+/// leave by the tunnel is not counted.
 #[inline(always)]
-pub(crate) fn record_owner(ctx: &SockAddrContext, hook: Hook) {
+pub(crate) fn track(ctx: &SockAddrContext, hook: Hook) {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
     if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP {
         return;
     }
     if is_direct(dns::read(ctx, hook)) {
-        return remove_owner(ctx);
+        return untrack(ctx);
     }
-    let mut owner = TrackedConnection {
+    let mut connection = TrackedConnection {
         // SAFETY: takes nothing.
         since: unsafe { bpf_ktime_get_boot_ns() },
         process: (bpf_get_current_pid_tgid() >> 32) as u32,
         ..TrackedConnection::default()
     };
-    let stored = OWNERS.get_or_insert_ptr_mut(ctx, Some(&mut owner));
+    let stored = OWNERS.get_or_insert_ptr_mut(ctx, Some(&mut connection));
     if stored.is_null() {
         return count_event(CountedEvent::Unaccounted);
     }
     // SAFETY: the pointer is this socket's storage. It may hold the owner of an earlier connect()
     // that failed.
-    unsafe { *stored = owner };
+    unsafe { *stored = connection };
 }
 
-/// Removes the owner of a socket that is about to connect without the MOBILE route.
+/// Stops tracking a socket that is about to connect without the MOBILE route.
 #[inline(always)]
-pub(crate) fn remove_owner(ctx: &SockAddrContext) {
-    // An error means that the socket had no owner.
+pub(crate) fn untrack(ctx: &SockAddrContext) {
+    // An error means that the socket was not tracked.
     let _ = OWNERS.delete(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
 }
 
@@ -103,19 +103,19 @@ fn account_packet(ctx: &SkBuffContext) -> Option<()> {
     if !config.is_marked(mark) || protocol != IPPROTO_TCP {
         return None;
     }
-    let owner = owner_of(socket)?;
+    let connection = tracked_connection(socket)?;
     let segment = segment(ctx)?;
     // SAFETY: the helper accepts a socket and returns the counters of a TCP socket.
     let received = unsafe { bpf_tcp_sock(socket).as_ref() }?.bytes_received;
-    let more = owner.on_outgoing(segment, state, received)?;
-    let Some(account) = account(owner.process, owner.since) else {
-        if owner.stage != stage::MISSING {
-            owner.stage = stage::MISSING;
+    let more = connection.on_outgoing(segment, state, received)?;
+    let Some(account) = account(connection.process, connection.since) else {
+        if connection.stage != stage::MISSING {
+            connection.stage = stage::MISSING;
             count_event(CountedEvent::Unaccounted);
         }
         return None;
     };
-    owner.commit(more);
+    connection.commit(more);
     // SAFETY: `account` points to an entry of the map, whose fields are aligned.
     unsafe {
         add(&raw mut (*account).connections, more.connections);
@@ -180,10 +180,10 @@ fn account(process: u32, since: u64) -> Option<*mut Account> {
     ACCOUNTS.get_ptr_mut(&process)
 }
 
-/// Returns the owner of a socket, if it has one. The kernel sends the packets of one socket on one
-/// CPU at a time.
+/// Returns the tracked connection of a socket, if there is one. The kernel sends the packets of one
+/// socket on one CPU at a time.
 #[inline(always)]
-fn owner_of<'a>(socket: *mut bpf_sock) -> Option<&'a mut TrackedConnection> {
+fn tracked_connection<'a>(socket: *mut bpf_sock) -> Option<&'a mut TrackedConnection> {
     let owners = (&raw const OWNERS).cast_mut().cast();
     // SAFETY: the helper accepts a socket and returns this socket's storage.
     unsafe {

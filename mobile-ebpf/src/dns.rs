@@ -94,22 +94,22 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
         return;
     }
     let (own, other) = if queried.is_mapped() { (IPV4, IPV6) } else { (IPV6, IPV4) };
-    let Some(answers) = resolver(own) else {
+    let Some(relay_resolver) = resolver(own) else {
         if resolver(other).is_some() {
             count_event(CountedEvent::DnsLeft);
         }
         return;
     };
     // A bypassed resolver would be looked up in the visited network.
-    if is_bypassed(answers) || (hook == Hook::Sendmsg6 && queried.is_link_local()) {
+    if is_bypassed(relay_resolver) || (hook == Hook::Sendmsg6 && queried.is_link_local()) {
         return count_event(CountedEvent::DnsLeft);
     }
     // The programs of an earlier agent may have redirected this query a moment ago and stored its
     // original address.
-    if queried == answers && !QUERIES.get_ptr_mut(ctx).is_null() {
+    if queried == relay_resolver && !QUERIES.get_ptr_mut(ctx).is_null() {
         return;
     }
-    let mut query = RedirectedQuery { original_resolver: queried, relay_resolver: answers };
+    let mut query = RedirectedQuery { original_resolver: queried, relay_resolver };
     let stored = QUERIES.get_or_insert_ptr_mut(ctx, Some(&mut query));
     if stored.is_null() {
         return count_event(CountedEvent::DnsFailed);
@@ -118,8 +118,8 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     // one socket at the same time may mix the two addresses; one socket has one address for all
     // answers anyway.
     unsafe { *stored = query };
-    if queried != answers {
-        write(ctx, hook, answers);
+    if queried != relay_resolver {
+        write(ctx, hook, relay_resolver);
         count_event(CountedEvent::DnsRedirected);
     }
 }

@@ -178,9 +178,9 @@ fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
     match verdict {
         MarkVerdict::Marked | MarkVerdict::Kept => {
             retries::bound(ctx);
-            account::record_owner(ctx, hook);
+            account::track(ctx, hook);
         }
-        MarkVerdict::Cleared | MarkVerdict::Direct => account::remove_owner(ctx),
+        MarkVerdict::Cleared | MarkVerdict::Direct => account::untrack(ctx),
         _ => {}
     }
     Ok(verdict)

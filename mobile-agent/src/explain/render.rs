@@ -65,7 +65,7 @@ impl HostState<'_> {
 
     /// Describes the hook and mark, the rule, the route and the outcome of a new connection, one a
     /// line.
-    pub(super) fn new_connection(&self, new: NewConnection, way: Option<&RouteLookup>) -> String {
+    pub(super) fn new_connection(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
         let Routing { mark, mark_mask, .. } = *self.routing;
         let mut lines = Vec::new();
         lines.push(match (new.mobile, self.programs) {
@@ -84,68 +84,73 @@ impl HostState<'_> {
                 )
             }
         });
-        lines.push(self.rule(new, way));
-        lines.push(self.route(way));
-        lines.push(self.outcome(new, way));
+        lines.push(self.rule(new, route));
+        lines.push(self.describe_route(route));
+        lines.push(self.outcome(new, route));
         lines.iter().map(|line| format!("  {line}\n")).collect()
     }
 
     /// Describes the route of a connected socket in one line.
-    pub(super) fn socket(&self, connection: &Connection, mobile: bool, way: Option<&RouteLookup>) -> String {
+    pub(super) fn socket(
+        &self,
+        connection: &Connection,
+        mobile: bool,
+        route: Option<&RouteLookup>,
+    ) -> String {
         let Connection { transport, local, remote } = connection;
         let protocol = transport.word();
         let kind = if mobile { "through the tunnel" } else { "direct" };
-        format!("its socket {protocol} {local} -> {remote}: {kind}, {}\n", self.route(way))
+        format!("its socket {protocol} {local} -> {remote}: {kind}, {}\n", self.describe_route(route))
     }
 
     /// Describes the rule that leads to the route. The kernel reports the table only, so the rule
     /// is the first that matches the mark and names this table.
-    fn rule(&self, new: NewConnection, way: Option<&RouteLookup>) -> String {
+    fn rule(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
         let family = Family::from(new.to);
         let mark = if self.is_marked(new.mobile) { self.routing.mark } else { 0 };
         let fits = |rule: &&ListedRule| rule.family == family && rule.matches_mark(mark, u32::MAX);
-        let Some(way) = way else {
+        let Some(route) = route else {
             let ours = |rule: &&ListedRule| rule.table == Some(self.routing.table);
             return match self.rules.iter().filter(fits).find(ours) {
                 Some(rule) => format!("rule `{rule}`"),
                 None => "no rule for this connection has a route".to_owned(),
             };
         };
-        let table = table_of(way);
+        let table = table_of(route);
         match self.rules.iter().filter(fits).find(|rule| rule.table == Some(table)) {
             Some(rule) => format!("rule `{rule}`"),
             None => format!("a rule with more conditions than the mark leads to table {table}"),
         }
     }
 
-    fn route(&self, way: Option<&RouteLookup>) -> String {
-        let Some(way) = way else { return "no route: the destination is unreachable".to_owned() };
-        let mut text = format!("route of table {}", table_of(way));
-        if let Some(gateway) = way.gateway {
+    fn describe_route(&self, route: Option<&RouteLookup>) -> String {
+        let Some(route) = route else { return "no route: the destination is unreachable".to_owned() };
+        let mut text = format!("route of table {}", table_of(route));
+        if let Some(gateway) = route.gateway {
             text.push_str(&format!(" via {gateway}"));
         }
-        if let Some(oif) = way.oif {
+        if let Some(oif) = route.oif {
             text.push_str(&format!(" dev {}", self.name(oif)));
         }
-        if let Some(source) = way.source {
+        if let Some(source) = route.source {
             text.push_str(&format!(", source address {source}"));
         }
         text
     }
 
-    fn outcome(&self, new: NewConnection, way: Option<&RouteLookup>) -> String {
+    fn outcome(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
         let table = self.routing.table;
         let bypass = self.routing.bypass.iter().find(|net| net.contains(&new.to));
-        let tunnel = |way: &RouteLookup| way.oif.is_some_and(|oif| self.name(oif) == self.device);
-        match (new.mobile, way) {
+        let tunnel = |route: &RouteLookup| route.oif.is_some_and(|oif| self.name(oif) == self.device);
+        match (new.mobile, route) {
             (true, None) if self.open => "result: fails, because this host has no route to it".to_owned(),
             (true, None) => format!(
                 "result: waits, because table {table} has no route through the tunnel yet, and a mobile connection \
                  does not go direct instead"
             ),
             (false, None) => "result: fails, because this host has no route to it".to_owned(),
-            (_, Some(way)) if way.local => "result: stays on this host".to_owned(),
-            (_, Some(way)) if tunnel(way) => {
+            (_, Some(route)) if route.local => "result: stays on this host".to_owned(),
+            (_, Some(route)) if tunnel(route) => {
                 format!("result: goes through the tunnel: from {} over the active uplink", self.device)
             }
             (true, Some(_)) if self.open => {
@@ -183,8 +188,8 @@ fn is_link_local(to: IpAddr) -> bool {
 
 /// Returns the table of a route. Until the first rule is added, the kernel keeps the local table
 /// (255) in the main one and reports that.
-fn table_of(way: &RouteLookup) -> u32 {
-    if way.local { 255 } else { way.table }
+fn table_of(route: &RouteLookup) -> u32 {
+    if route.local { 255 } else { route.table }
 }
 
 #[cfg(test)]
@@ -219,7 +224,7 @@ mod tests {
         }
     }
 
-    fn way(table: u32, oif: u32) -> RouteLookup {
+    fn route(table: u32, oif: u32) -> RouteLookup {
         let (gateway, source) = ("10.22.0.1".parse().ok(), "10.22.0.2".parse().ok());
         RouteLookup { table, local: false, oif: Some(oif), gateway, source }
     }
@@ -240,7 +245,7 @@ mod tests {
         let routing = Routing::default();
         let source = "10.77.0.2".parse().ok();
         let text = host(&routing)
-            .new_connection(MOBILE, Some(&RouteLookup { gateway: None, source, ..way(7700, 7) }));
+            .new_connection(MOBILE, Some(&RouteLookup { gateway: None, source, ..route(7700, 7) }));
         assert_says(
             &text,
             &[
@@ -255,15 +260,15 @@ mod tests {
     #[test]
     fn an_ordinary_connection_and_a_bypassed_one_go_directly() {
         let mut routing = Routing::default();
-        let text = host(&routing).new_connection(ORDINARY, Some(&way(254, 2)));
+        let text = host(&routing).new_connection(ORDINARY, Some(&route(254, 2)));
         assert_says(
             &text,
             &["no mark", "`32766: from all lookup main`", "via 10.22.0.1 dev eth0", "result: goes direct\n"],
         );
-        let text = host(&routing).new_connection(MOBILE, Some(&way(254, 2)));
+        let text = host(&routing).new_connection(MOBILE, Some(&route(254, 2)));
         assert_says(&text, &["although the process is mobile"]);
         routing.bypass.push("192.0.2.0/24".parse().unwrap());
-        let text = host(&routing).new_connection(MOBILE, Some(&way(254, 2)));
+        let text = host(&routing).new_connection(MOBILE, Some(&route(254, 2)));
         assert_says(&text, &["192.0.2.0/24 is bypassed", "lookup main"]);
     }
 
@@ -272,7 +277,7 @@ mod tests {
         let routing = Routing::default();
         let open = HostState { open: true, ..host(&routing) };
         assert!(!open.is_marked(true));
-        let text = open.new_connection(MOBILE, Some(&way(254, 2)));
+        let text = open.new_connection(MOBILE, Some(&route(254, 2)));
         assert_says(&text, &["on_failure is \"open\"", "lookup main", "result: goes direct, as every"]);
         assert_says(&open.new_connection(MOBILE, None), &["result: fails"]);
     }
@@ -282,7 +287,7 @@ mod tests {
         let routing = Routing::default();
         for table in [254, 255] {
             let text =
-                host(&routing).new_connection(MOBILE, Some(&RouteLookup { local: true, ..way(table, 1) }));
+                host(&routing).new_connection(MOBILE, Some(&RouteLookup { local: true, ..route(table, 1) }));
             assert_says(&text, &["`0: from all lookup local`", "route of table 255", "stays on this host"]);
         }
     }
