@@ -36,7 +36,7 @@ const PAUSE_FACTOR: u32 = 4;
 /// relay could cause probes without end.
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The uplinks, kept up to date by [`watch`].
+/// The uplinks, kept up to date by [`watch()`].
 pub(crate) struct Uplinks {
     /// The latest properties of the uplinks.
     pub(crate) known: watch::Receiver<Vec<Uplink>>,
