@@ -151,12 +151,12 @@ async fn resolve(target: &str) -> anyhow::Result<Vec<IpAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![address.to_canonical()]);
     }
-    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0)))
+    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0)))
         .await
         .with_context(|| format!("cannot resolve {host}: the resolver does not answer"))?
         .with_context(|| format!("{host} is not a process ID, and cannot be resolved as a name"))?;
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in found.map(|socket: SocketAddr| socket.ip()) {
+    for address in resolved.map(|socket: SocketAddr| socket.ip()) {
         if !addresses.contains(&address) {
             addresses.push(address);
         }

@@ -91,10 +91,10 @@ impl ScrapeTarget {
     fn scrape(&self) -> Option<String> {
         let (agent, main) = self.0.get()?;
         let (sender, receiver) = mpsc::channel();
-        let asked = Arc::clone(agent);
+        let agent_for_task = Arc::clone(agent);
         main.spawn(async move {
             // The scrape may have timed out.
-            let _ = sender.send((asked.status().await, asked.uplinks().await));
+            let _ = sender.send((agent_for_task.status().await, agent_for_task.uplinks().await));
         });
         let (status, uplinks) = receiver.recv_timeout(SCRAPE_TIMEOUT).ok()?;
         match registry(agent, &status, &uplinks) {

@@ -130,7 +130,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         _ => (Vec::new(), Vec::new()),
     };
     let relay_addresses = match &resolved {
-        Some(Ok(found)) => RouteTargets::new(found),
+        Some(Ok(addresses)) => RouteTargets::new(addresses),
         _ => RouteTargets::new(&[]),
     };
     let links = links(&config, families, persistent, &relay_addresses).await;
@@ -184,8 +184,8 @@ async fn cached_assignment(
     let Some(pushed) = AssignmentCache::new(&config.state.dir, &relay.public_key).load() else {
         return (Vec::new(), Vec::new());
     };
-    let found = resolved.and_then(|resolved| resolved.as_ref().ok());
-    let endpoint = found.into_iter().flatten().map(|address| address.ip().to_canonical()).collect();
+    let addresses = resolved.and_then(|resolved| resolved.as_ref().ok());
+    let endpoint = addresses.into_iter().flatten().map(|address| address.ip().to_canonical()).collect();
     // A netlink error has a finding of its own.
     let host = match Netlink::new() {
         Ok(netlink) => networks::read(&netlink, &config.tunnel.device, endpoint).await.unwrap_or_default(),
@@ -197,9 +197,9 @@ async fn cached_assignment(
 
 fn families(resolved: Option<&Result<Vec<SocketAddr>, String>>) -> Families {
     match resolved {
-        Some(Ok(found)) => Families {
-            ipv4: found.iter().any(SocketAddr::is_ipv4),
-            ipv6: found.iter().any(SocketAddr::is_ipv6),
+        Some(Ok(addresses)) => Families {
+            ipv4: addresses.iter().any(SocketAddr::is_ipv4),
+            ipv6: addresses.iter().any(SocketAddr::is_ipv6),
         },
         // The relay's addresses are not known: accept both families.
         _ => Families { ipv4: true, ipv6: true },
@@ -249,8 +249,8 @@ fn bpffs(pin_dir: &Path) -> Bpffs {
     if there.is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC) {
         return Bpffs::Mounted;
     }
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    match known.lines().any(|line| line.split_whitespace().last() == Some("bpf")) {
+    let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    match filesystems.lines().any(|line| line.split_whitespace().last() == Some("bpf")) {
         false => Bpffs::Missing,
         true if pin_dir.starts_with("/sys/fs/bpf") => Bpffs::Mountable,
         true => Bpffs::Elsewhere,
@@ -265,17 +265,17 @@ async fn links(
 ) -> Result<Links, String> {
     let netlink = Netlink::new().map_err(|error| error.to_string())?;
     let read = async {
-        let (found, snapshot) = uplink_links::read_links(&netlink, &config.tunnel.device, relay).await?;
+        let (observed, snapshot) = uplink_links::read_links(&netlink, &config.tunnel.device, relay).await?;
         let rules = netlink.all_rules().await?;
         let mut routes = Vec::new();
         for family in Family::ALL {
             routes.extend(netlink.routes(config.routing.table, family).await?);
         }
-        Ok::<_, mobile_io::netlink::NetlinkError>((found, snapshot, rules, routes))
+        Ok::<_, mobile_io::netlink::NetlinkError>((observed, snapshot, rules, routes))
     };
-    let (found, snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
+    let (observed, snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
     let device = &config.tunnel.device;
-    let uplinks: Vec<Uplink> = found.into_iter().map(|link| link.uplink).collect();
+    let uplinks: Vec<Uplink> = observed.into_iter().map(|link| link.uplink).collect();
     let glob = |key: &str, patterns: &[String]| globs(key, patterns).map_err(|error| error.to_string());
     let decision = policy::decide(
         &uplinks,

@@ -278,8 +278,8 @@ fn conflicts(links: &Links) -> Option<Finding> {
         holder.map(|(device, net)| (address, device, net))
     });
     let Some((address, device, net)) = held else {
-        let known: Vec<String> = links.persistent.iter().map(ToString::to_string).collect();
-        return (!known.is_empty()).then(|| Finding::ok("addresses", known.join(", ")));
+        let persistent: Vec<String> = links.persistent.iter().map(ToString::to_string).collect();
+        return (!persistent.is_empty()).then(|| Finding::ok("addresses", persistent.join(", ")));
     };
     let next = "choose another [pool] on the relay (`home-relay init` chooses a random one)";
     Some(if net.addr() == *address {
@@ -333,9 +333,9 @@ fn resolved(facts: &Facts) -> Option<Finding> {
     let (Ok(relay), Some(resolved)) = (&facts.relay, &facts.resolved) else { return None };
     let endpoint = &relay.endpoint;
     Some(match resolved {
-        Ok(found) => {
-            let found: Vec<String> = found.iter().map(|address| address.ip().to_string()).collect();
-            Finding::ok("relay name", format!("{endpoint} resolves to {}", found.join(", ")))
+        Ok(addresses) => {
+            let addresses: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+            Finding::ok("relay name", format!("{endpoint} resolves to {}", addresses.join(", ")))
         }
         Err(error) => Finding::fail(
             "relay name",

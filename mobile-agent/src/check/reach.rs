@@ -34,10 +34,12 @@ pub(super) struct Reached {
 /// Resolves `host:port` to addresses.
 pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, String> {
     match tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await {
-        Ok(Ok(found)) => Some(found.collect::<Vec<_>>()).filter(|found| !found.is_empty()).ok_or_else(|| {
-            // The resolver answered without an address.
-            "the name has no address".to_owned()
-        }),
+        Ok(Ok(addresses)) => {
+            Some(addresses.collect::<Vec<_>>()).filter(|addresses| !addresses.is_empty()).ok_or_else(|| {
+                // The resolver answered without an address.
+                "the name has no address".to_owned()
+            })
+        }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the resolver does not answer".to_owned()),
     }

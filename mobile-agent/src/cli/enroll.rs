@@ -200,7 +200,7 @@ fn text(invitation: &Invitation) -> String {
 /// Redeems the invitation and returns the name that the relay gave this host.
 async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<String> {
     let config = tls::enrolment_config(key, invitation.relay);
-    let mut asked = false;
+    let mut was_sent = false;
     let mut last = None;
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
@@ -208,13 +208,13 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
         }
         let mut stream = match connect(&invitation.endpoint, &config).await {
             Ok(stream) => stream,
-            Err(error) if asked => {
+            Err(error) if was_sent => {
                 last = Some(error);
                 continue;
             }
             Err(error) => return Err(error.context(NOT_REACHED)),
         };
-        asked = true;
+        was_sent = true;
         match ask(&mut stream, invitation).await {
             Ok(EnrolmentReply::Enrolled(name)) => return Ok(name),
             Ok(EnrolmentReply::Refused(why)) => bail!("{why}; {}", next_step(why)),

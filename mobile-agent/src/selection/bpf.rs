@@ -341,7 +341,7 @@ fn inherit_map(name: &str, older: &[PathBuf], generation: &Generation) {
         {
             Ok(()) => return,
             Err(error) => {
-                tracing::warn!(map = %from.display(), error, "cannot take over a map of the earlier agent")
+                tracing::warn!(map = %from.display(), error, "cannot take over a map of the earlier agent");
             }
         }
     }

@@ -334,7 +334,7 @@ fn pids_below(cgroup: &Path) -> Result<Vec<i32>> {
 
 /// Returns the directories of a cgroup, each before those inside it.
 fn tree(cgroup: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+    let mut dirs = Vec::new();
     let mut pending = vec![cgroup.to_path_buf()];
     while let Some(dir) = pending.pop() {
         let entries = match fs::read_dir(&dir) {
@@ -342,11 +342,11 @@ fn tree(cgroup: &Path) -> Result<Vec<PathBuf>> {
             Err(error) if is_gone(&error) => continue,
             Err(source) => return Err(io_error("list the cgroup", &dir)(source)),
         };
-        let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
-        pending.extend(dirs.map(|e| e.path()));
-        found.push(dir);
+        let subdirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        pending.extend(subdirs.map(|e| e.path()));
+        dirs.push(dir);
     }
-    Ok(found)
+    Ok(dirs)
 }
 
 /// Returns the cgroup2 cgroup of a process, as `/proc/PID/cgroup` names it.

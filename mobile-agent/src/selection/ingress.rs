@@ -137,7 +137,8 @@ fn generations(pin_dir: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
         let number = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
         Some((number, path))
     };
-    let mut found: Vec<(u64, PathBuf)> = entries.flatten().filter_map(|entry| number(entry.path())).collect();
-    found.sort_unstable();
-    Ok(found)
+    let mut generations: Vec<(u64, PathBuf)> =
+        entries.flatten().filter_map(|entry| number(entry.path())).collect();
+    generations.sort_unstable();
+    Ok(generations)
 }

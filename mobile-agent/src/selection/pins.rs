@@ -71,8 +71,8 @@ pub(super) fn assert_ours(pin_dir: &Path) -> Result<(), BpfError> {
 /// Returns an error if another user owns the path or may write to it, unless its mode has the bit
 /// `excuse`.
 fn assert_own(path: &Path, excuse: u32) -> Result<(), BpfError> {
-    let found = fs::symlink_metadata(path).map_err(io_error("inspect", path))?;
-    let (owner, mode) = (Uid::from_raw(found.uid()), found.mode());
+    let metadata = fs::symlink_metadata(path).map_err(io_error("inspect", path))?;
+    let (owner, mode) = (Uid::from_raw(metadata.uid()), metadata.mode());
     let fault = if !owner.is_root() && owner != Uid::effective() {
         format!("belongs to user {owner}")
     } else if mode & OTHERS_WRITE != 0 && mode & excuse == 0 {

@@ -150,9 +150,9 @@ impl Reader {
         }
         let Ok(namespace) = fs::metadata(proc.join("ns/net")) else { return Vec::new() };
         let table = self.tables.entry(namespace.ino()).or_insert_with(|| Rc::new(read_tables(proc)));
-        let mut found: Vec<_> = inodes.iter().filter_map(|inode| table.get(inode).copied()).collect();
-        found.sort_unstable_by_key(|connection| (connection.local, connection.remote));
-        found
+        let mut connections: Vec<_> = inodes.iter().filter_map(|inode| table.get(inode).copied()).collect();
+        connections.sort_unstable_by_key(|connection| (connection.local, connection.remote));
+        connections
     }
 }
 

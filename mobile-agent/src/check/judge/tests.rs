@@ -211,7 +211,7 @@ fn a_conflicting_rule_is_reported_with_the_priority_that_helps() {
     assert_fault(&facts, Level::Fail, "rules", "`4899: not from all fwmark 0xca6c lookup 51820`");
     assert_fault(&facts, Level::Fail, "rules", "rule_priority below 4899");
     let facts = with_links(|links| {
-        links.rules.insert(1, ListedRule { suppresses_default_route: true, ..rule(7, Some(254)) })
+        links.rules.insert(1, ListedRule { suppresses_default_route: true, ..rule(7, Some(254)) });
     });
     assert_fault(&facts, Level::Warn, "rules", "directly");
     // A rule behind the agent's takes no packets of mobile processes.
