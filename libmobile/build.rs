@@ -1,4 +1,5 @@
-//! The name under which programs ask for the library at run time: it changes when the interface does, and only then.
+//! Sets the library's soname, under which the dynamic linker looks for it. It changes only with the
+//! interface.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs the C library: `sh libmobile/install.sh BUILD [PREFIX]`, with BUILD the folder that holds libmobile.so, such as
-# target/release, and PREFIX /usr/local if it is not named. DESTDIR goes before PREFIX, as packagers want it.
+# Installs the C library: `sh libmobile/install.sh BUILD [PREFIX]`. BUILD is the directory with
+# libmobile.so, such as target/release; PREFIX is /usr/local by default. If DESTDIR is set, it is
+# prepended to PREFIX, as packagers expect.
 set -eu
 
 build=${1:?usage: sh libmobile/install.sh BUILD [PREFIX]}
@@ -16,7 +17,7 @@ ln -sf libmobile.so.0 "$root/lib/libmobile.so"
 install -m 644 "$here/include/mobile.h" "$root/include/mobile.h"
 sed -e "s|@prefix@|$prefix|" -e "s|@version@|$version|" "$here/mobile.pc.in" > "$root/lib/pkgconfig/mobile.pc"
 chmod 644 "$root/lib/pkgconfig/mobile.pc"
-# The running linker finds it by its cache; a staged tree has none.
+# The dynamic linker finds libraries by its cache, which a staged tree does not have.
 if [ -z "${DESTDIR:-}" ] && [ "$(id -u)" = 0 ]; then
     ldconfig
 fi

@@ -1,11 +1,11 @@
-//! Builds the eBPF programs for their own target, with the toolchain that builds everything else.
+//! Builds the eBPF programs for the BPF target, with the same toolchain as everything else.
 
 use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use aya_build::{Package, Toolchain};
 
-/// The pinned toolchain, read from the file so that it is named once.
+/// The file with the pinned toolchain, so that it is named in one place.
 const TOOLCHAIN_FILE: &str = include_str!("../rust-toolchain.toml");
 
 fn main() -> Result<()> {
@@ -13,8 +13,8 @@ fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=../mobile-ebpf-common/src");
     if !in_path("bpf-linker") {
         bail!(
-            "bpf-linker is not installed: it links the eBPF programs of the MOBILE route. \
-             Run `cargo xtask setup`, which installs the version this project pins, and build again."
+            "bpf-linker is not installed: it links the eBPF programs. \
+             Run `cargo xtask setup`, which installs the pinned version, and build again."
         );
     }
     link_unwinder();
@@ -22,8 +22,9 @@ fn main() -> Result<()> {
         .lines()
         .find_map(|line| line.strip_prefix("channel = \"")?.strip_suffix('"'))
         .context("rust-toolchain.toml names no channel")?;
-    // The eBPF target has no prebuilt `core`: building it needs -Z build-std, which stable allows only with
-    // RUSTC_BOOTSTRAP. aya-build turns all that cargo says into warnings: it shall say only what is one.
+    // The BPF target has no prebuilt `core`. Building it needs -Z build-std, which a stable
+    // toolchain allows only with RUSTC_BOOTSTRAP. aya-build turns all output of cargo into
+    // warnings, so make cargo quiet.
     for (name, value) in [("RUSTC_BOOTSTRAP", "1"), ("CARGO_TERM_QUIET", "true")] {
         // SAFETY: this build script has a single thread until aya-build starts others.
         unsafe { env::set_var(name, value) };
@@ -32,11 +33,11 @@ fn main() -> Result<()> {
     let root_dir = root.to_str().context("the path of the workspace is not UTF-8")?;
     let package = Package { name: "mobile-ebpf", root_dir, no_default_features: false, features: &[] };
     aya_build::build_ebpf([package], Toolchain::Custom(toolchain))
-        .context("building the eBPF programs failed; the compiler's messages are in the warnings above")
+        .context("cannot build the eBPF programs: the compiler's messages are in the warnings above")
 }
 
-/// Takes the C compiler's unwinder into the program where there is one to be had: loading the shared library is a good part of what
-/// `mobile run` takes.
+/// Links the C compiler's unwinder statically where the compiler has it: loading the shared library
+/// takes a large part of the time of `mobile run`.
 fn link_unwinder() {
     let target_is_host = env::var("TARGET") == env::var("HOST");
     let found = Command::new("cc").arg("-print-file-name=libgcc_eh.a").output();

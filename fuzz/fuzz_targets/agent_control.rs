@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mobile_control::{Call, Question};
+use mobile_control::{Call, CallRequest};
 use mobile_io::control::parse;
 use serde::Serialize;
 
@@ -15,21 +15,21 @@ mod protocol;
 #[path = "../../mobile-agent/src/status.rs"]
 mod status;
 
-use protocol::{Answer, Change, Connection, Process, Request, Traffic};
+use protocol::{Reply, Change, Connection, Process, Request, Traffic};
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let request = parse::<Request>(data);
     if let Ok(request) = &request {
         assert_eq!(&parse::<Request>(&json(request)).expect("an encoded request"), request);
     }
-    if let Ok(Question::Call(call)) = parse::<Question>(data) {
+    if let Ok(CallRequest::Call(call)) = parse::<CallRequest>(data) {
         assert_eq!(request.ok(), Some(Request::Call(call)), "the library sends what the agent parses");
     }
-    if let Ok(answer) = parse::<Answer>(data) {
+    if let Ok(answer) = parse::<Reply>(data) {
         let line = json(&answer);
-        assert_eq!(json(&parse::<Answer>(&line).expect("an encoded reply")), line);
-        if matches!(answer, Answer::Called(_) | Answer::Refused(_)) {
-            parse::<mobile_control::Answer>(&line).expect("the library parses it, too");
+        assert_eq!(json(&parse::<Reply>(&line).expect("an encoded reply")), line);
+        if matches!(answer, Reply::Called(_) | Reply::Refused(_)) {
+            parse::<mobile_control::CallReply>(&line).expect("the library parses it, too");
         }
     }
 });
@@ -57,12 +57,12 @@ fn seeds() -> Vec<Vec<u8>> {
         Connection { protocol: text("tcp"), local: text("10.77.0.2:1"), remote: text("192.0.2.1:2") };
     let kept = vec![connection];
     let answers = [
-        Answer::Done,
-        Answer::Called(13),
-        Answer::Noted(text("seen")),
-        Answer::Refused(text("no")),
-        Answer::Changed(vec![Change { pid: 7, command: Some(text("sh")), error: None, kept: kept.clone() }]),
-        Answer::Processes(vec![Process {
+        Reply::Done,
+        Reply::Called(13),
+        Reply::Noted(text("seen")),
+        Reply::Refused(text("no")),
+        Reply::Changed(vec![Change { pid: 7, command: Some(text("sh")), error: None, kept: kept.clone() }]),
+        Reply::Processes(vec![Process {
             pid: 7,
             uid: 1000,
             user: text("ann"),
@@ -70,7 +70,7 @@ fn seeds() -> Vec<Vec<u8>> {
             connections: kept,
             tcp: Some(Traffic { connections: 3, bytes_sent: 4, bytes_received: 5 }),
         }]),
-        Answer::Bypasses(vec![net]),
+        Reply::Bypasses(vec![net]),
     ];
     requests.iter().map(json).chain(answers.iter().map(json)).collect()
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The paper's figure 3: `mobile COMMAND ARGUMENT...` gives itself the MOBILE attribute and becomes the command, which is
- * unaware of it.
+ * The program of the paper's figure 3: `mobile COMMAND ARGUMENT...` gives itself the MOBILE
+ * attribute and then executes the command, which inherits the attribute without knowing of it.
  *
  *   cc -o mobile mobile.c $(pkg-config --cflags --libs mobile)
  */

@@ -1,41 +1,41 @@
-//! One call over the agent's control socket. Bounded in time, and without SIGPIPE, which is the
-//! program's own.
+//! Makes one call over the agent's control socket, with timeouts and without raising SIGPIPE, whose
+//! disposition belongs to the program.
 
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use mobile_control::{Answer, Call, Question};
+use mobile_control::{Call, CallReply, CallRequest};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-/// How long the agent may take for each step: to accept, to read, to answer. It answers within milliseconds; a
-/// stopped one must not stop the program.
-const PATIENCE_SECONDS: i64 = 5;
+/// Timeout of each step, in seconds: to connect, to send, to receive. The agent answers within
+/// milliseconds; a stopped agent must not block the program.
+const TIMEOUT_SECONDS: i64 = 5;
 
-/// The longest answer: a refusal of a sentence or two.
-const MAX_ANSWER: u64 = 64 * 1024;
+/// The maximum length of a reply, in bytes. The longest is a refusal of a sentence or two.
+const MAX_REPLY: u64 = 64 * 1024;
 
-/// Asks the agent at `path` to do it.
+/// Asks the agent at the socket `path` to carry out a call.
 pub(crate) fn call(path: &Path, call: Call) -> Result<(), Errno> {
     let address = UnixAddr::new(path)?;
     let stream = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let patience = TimeVal::seconds(PATIENCE_SECONDS);
-    setsockopt(&stream, sockopt::ReceiveTimeout, &patience)?;
-    // This bounds connect() too.
-    setsockopt(&stream, sockopt::SendTimeout, &patience)?;
-    connect(stream.as_raw_fd(), &address).map_err(in_time)?;
-    let mut question = serde_json::to_vec(&Question::Call(call)).map_err(|_| Errno::EIO)?;
-    question.push(b'\n');
-    send_all(&stream, &question)?;
+    let timeout = TimeVal::seconds(TIMEOUT_SECONDS);
+    setsockopt(&stream, sockopt::ReceiveTimeout, &timeout)?;
+    // The send timeout applies to connect() too.
+    setsockopt(&stream, sockopt::SendTimeout, &timeout)?;
+    connect(stream.as_raw_fd(), &address).map_err(timeout_error)?;
+    let mut request = serde_json::to_vec(&CallRequest::Call(call)).map_err(|_| Errno::EIO)?;
+    request.push(b'\n');
+    send_all(&stream, &request)?;
     match receive(stream)? {
-        Answer::Called(0) => Ok(()),
-        Answer::Called(errno) => Err(Errno::from_raw(errno)),
-        Answer::Refused(_) => Err(Errno::EPROTO),
+        CallReply::Called(0) => Ok(()),
+        CallReply::Called(errno) => Err(Errno::from_raw(errno)),
+        CallReply::Refused(_) => Err(Errno::EPROTO),
     }
 }
 
@@ -44,30 +44,30 @@ fn send_all(stream: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
         match send(stream.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
             Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
             Err(Errno::EINTR) => {}
-            Err(error) => return Err(in_time(error)),
+            Err(error) => return Err(timeout_error(error)),
         }
     }
     Ok(())
 }
 
-fn receive(stream: OwnedFd) -> Result<Answer, Errno> {
+fn receive(stream: OwnedFd) -> Result<CallReply, Errno> {
     let mut line = Vec::new();
-    BufReader::new(UnixStream::from(stream).take(MAX_ANSWER))
+    BufReader::new(UnixStream::from(stream).take(MAX_REPLY))
         .read_until(b'\n', &mut line)
-        .map_err(|error| in_time(number(&error)))?;
+        .map_err(|error| timeout_error(errno_of(&error)))?;
     if line.is_empty() {
-        // It hung up: too many calls of this user at once, or its end.
+        // The agent closed the connection: this user has too many open, or the agent ends.
         return Err(Errno::ECONNRESET);
     }
     serde_json::from_slice(&line).map_err(|_| Errno::EPROTO)
 }
 
-/// A timeout of a socket is told as EAGAIN.
-fn in_time(error: Errno) -> Errno {
+/// Maps EAGAIN, by which a socket reports a timeout, to ETIMEDOUT.
+fn timeout_error(error: Errno) -> Errno {
     if error == Errno::EAGAIN { Errno::ETIMEDOUT } else { error }
 }
 
-fn number(error: &io::Error) -> Errno {
+fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
@@ -81,8 +81,8 @@ mod tests {
 
     const SET: Call = Call::SetMobile { pid: 0, mobile: true };
 
-    /// What a call says of an agent that answers so to whatever it hears.
-    fn against(answer: &'static [u8]) -> Result<(), Errno> {
+    /// Returns the result of a call to an agent that sends this reply to any request.
+    fn call_with_reply(reply: &'static [u8]) -> Result<(), Errno> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -90,7 +90,7 @@ mod tests {
             let (stream, _) = listener.accept().unwrap();
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
-            (&stream).write_all(answer).unwrap();
+            (&stream).write_all(reply).unwrap();
             line
         });
         let result = call(&path, SET);
@@ -99,24 +99,24 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_has_its_number() {
-        assert_eq!(against(b"{\"called\":0}\n"), Ok(()));
-        assert_eq!(against(b"{\"called\":3}\n"), Err(Errno::ESRCH));
-        assert_eq!(against(b"{\"refused\":\"not understood\"}\n"), Err(Errno::EPROTO));
-        assert_eq!(against(b"nonsense\n"), Err(Errno::EPROTO));
-        assert_eq!(against(b""), Err(Errno::ECONNRESET));
+    fn every_reply_has_its_error_number() {
+        assert_eq!(call_with_reply(b"{\"called\":0}\n"), Ok(()));
+        assert_eq!(call_with_reply(b"{\"called\":3}\n"), Err(Errno::ESRCH));
+        assert_eq!(call_with_reply(b"{\"refused\":\"not understood\"}\n"), Err(Errno::EPROTO));
+        assert_eq!(call_with_reply(b"nonsense\n"), Err(Errno::EPROTO));
+        assert_eq!(call_with_reply(b""), Err(Errno::ECONNRESET));
     }
 
     #[test]
-    fn without_an_agent_there_is_an_error_and_it_comes_in_time() {
+    fn without_an_agent_a_call_fails_within_the_timeout() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.sock");
         assert_eq!(call(&path, SET), Err(Errno::ENOENT));
-        // Accepted by the kernel, and never answered.
+        // The kernel accepts the connection, and no process answers.
         let listener = UnixListener::bind(&path).unwrap();
         let start = std::time::Instant::now();
         assert_eq!(call(&path, SET), Err(Errno::ETIMEDOUT));
-        assert!(start.elapsed().as_secs() < 2 * PATIENCE_SECONDS.unsigned_abs(), "{:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 2 * TIMEOUT_SECONDS.unsigned_abs(), "{:?}", start.elapsed());
         drop(listener);
         assert_eq!(call(&path, SET), Err(Errno::ECONNREFUSED));
         assert_eq!(call(&dir.path().join("x".repeat(200)), SET), Err(Errno::ENAMETOOLONG));

@@ -1,9 +1,11 @@
-//! `libmobile`: the paper's C interface over the agent's control socket. `include/mobile.h` documents it.
+//! `libmobile`: the paper's C interface, over the agent's control socket. `include/mobile.h`
+//! documents it.
 //!
-//! Nothing is kept between two calls, so that any thread may call at any time. Everything unsafe is in this file.
+//! No state is kept between two calls, so any thread may call at any time. All unsafe code is in
+//! this file.
 
 mod agent;
-mod place;
+mod socket_path;
 
 use std::ffi::{CStr, OsString, c_int};
 use std::net::Ipv4Addr;
@@ -14,17 +16,17 @@ use mobile_control::{Call, SOCKET_VARIABLE};
 use nix::errno::Errno;
 use nix::libc;
 
-/// Sets (1) or clears (0) the MOBILE attribute of a process; 0 is the caller.
+/// Makes a process mobile (`flag` 1) or ordinary (`flag` 0); `pid` 0 is the caller.
 #[unsafe(no_mangle)]
 pub extern "C" fn inet_setmobile(pid: c_int, flag: c_int) -> c_int {
-    answer(move || {
+    finish(move || {
         let mobile = match flag {
             0 => false,
             1 => true,
             _ => return Err(Errno::EINVAL),
         };
-        // The kernel says who asks, so the caller's own number needs not mean the same to the agent: a container may
-        // number processes in its own way.
+        // The kernel reports the caller to the agent, so send 0 instead of the caller's own ID,
+        // which may differ from the one that the agent sees: a container has its own numbering.
         let pid = match pid {
             ..0 => return Err(Errno::EINVAL),
             own if own == nix::unistd::getpid().as_raw() => 0,
@@ -34,19 +36,22 @@ pub extern "C" fn inet_setmobile(pid: c_int, flag: c_int) -> c_int {
     })
 }
 
-/// Puts the MOBILE route in force; null, or the address 0.0.0.0, is the gateway there is.
+/// Ensures that the MOBILE route is in force. A null gateway, or the address 0.0.0.0, accepts the
+/// present one.
 ///
 /// # Safety
-/// `gateway` is null or points to a `sockaddr_in`.
+///
+/// `gateway` must be null or point to a `sockaddr_in`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inet_setmroute(gateway: *const libc::sockaddr_in) -> c_int {
     let gateway = if gateway.is_null() {
         None
     } else {
-        // SAFETY: not null, and so a sockaddr_in, as the caller promises; perhaps inside a buffer that is not aligned.
+        // SAFETY: the pointer is not null, so it points to a sockaddr_in as the caller promises,
+        // which may lie in a buffer that is not aligned.
         Some(unsafe { gateway.read_unaligned() })
     };
-    answer(move || {
+    finish(move || {
         let gateway = match gateway {
             Some(address) if c_int::from(address.sin_family) != libc::AF_INET => {
                 return Err(Errno::EAFNOSUPPORT);
@@ -61,28 +66,32 @@ pub unsafe extern "C" fn inet_setmroute(gateway: *const libc::sockaddr_in) -> c_
 }
 
 fn call(call: Call) -> Result<(), Errno> {
-    agent::call(&place::socket(trusted_variable(), mobile_control::CONFIG.as_ref())?, call)
+    agent::call(&socket_path::find(trusted_variable(), mobile_control::CONFIG.as_ref())?, call)
 }
 
-/// The environment's word, except in a program that runs with more rights than whoever started it.
+/// Returns the control socket that the environment names, except in a program with more rights than
+/// the user who started it (AT_SECURE).
 fn trusted_variable() -> Option<OsString> {
     let name = std::ffi::CString::new(SOCKET_VARIABLE).ok()?;
-    // SAFETY: takes no pointer.
+    // SAFETY: the function takes no pointer.
     if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
         return None;
     }
-    // SAFETY: the name is a C string. As ever with getenv(), no thread may change the environment meanwhile.
+    // SAFETY: the name is a C string. As always with getenv(), no thread may change the environment
+    // meanwhile.
     let value = unsafe { libc::getenv(name.as_ptr()) };
     if value.is_null() {
         return None;
     }
-    // SAFETY: not null, and so a C string, which stays while nobody changes the environment.
+    // SAFETY: the pointer is not null, so it is a C string, which is valid until the environment
+    // changes.
     let value = unsafe { CStr::from_ptr(value) };
     Some(OsString::from_vec(value.to_bytes().to_vec())).filter(|value| !value.is_empty())
 }
 
-/// As system calls answer: 0, or -1 and `errno`. A fault of ours is EIO: no panic may unwind into C.
-fn answer(work: impl FnOnce() -> Result<(), Errno> + UnwindSafe) -> c_int {
+/// Runs `work` and returns its result as system calls do: 0, or -1 with `errno` set. A panic
+/// becomes EIO, because it must not unwind into C.
+fn finish(work: impl FnOnce() -> Result<(), Errno> + UnwindSafe) -> c_int {
     match catch_unwind(work).unwrap_or(Err(Errno::EIO)) {
         Ok(()) => 0,
         Err(errno) => {
@@ -97,21 +106,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_makes_no_sense_never_reaches_the_agent() {
+    fn invalid_arguments_are_refused_without_asking_the_agent() {
         for (pid, flag) in [(0, 2), (0, -1), (-1, 1)] {
             Errno::clear();
             assert_eq!((inet_setmobile(pid, flag), Errno::last()), (-1, Errno::EINVAL), "{pid} {flag}");
         }
-        // SAFETY: made of integers only, for which zero is a value.
+        // SAFETY: a sockaddr_in consists of integers, for which zero is a valid value.
         let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
         address.sin_family = libc::AF_INET6 as libc::sa_family_t;
-        // SAFETY: a pointer to a sockaddr_in.
+        // SAFETY: the pointer points to a sockaddr_in.
         let result = unsafe { inet_setmroute(&raw const address) };
         assert_eq!((result, Errno::last()), (-1, Errno::EAFNOSUPPORT));
     }
 
     #[test]
-    fn a_panic_is_an_error_number() {
-        assert_eq!((answer(|| panic!("for the test")), Errno::last()), (-1, Errno::EIO));
+    fn a_panic_becomes_an_error_number() {
+        assert_eq!((finish(|| panic!("for the test")), Errno::last()), (-1, Errno::EIO));
     }
 }

@@ -1,7 +1,8 @@
-//! The agent's configuration: what `agent.toml` may say, and what holds when it says nothing.
+//! The agent's configuration: the settings of `agent.toml` and their defaults.
 //!
 //! Every path, name, table and mark can be set, so that several agents can run on one machine in
-//! network namespaces. Order: the defaults here, the file, the environment (`MOBILE_SECTION_KEY`), flags.
+//! network namespaces of their own. A later source overrides an earlier one: the defaults here, the
+//! file, the environment (`MOBILE_SECTION_KEY`), the command line's flags.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,173 +14,179 @@ use mobile_io::keys::PublicKey;
 use mobile_io::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
-/// Where the configuration is when `--config` does not say.
+/// The configuration's path unless `--config` names another.
 pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
 
-/// `MOBILE_RELAY_ENDPOINT` is `[relay] endpoint`, and so on.
+/// The prefix of environment variables: `MOBILE_RELAY_ENDPOINT` sets `[relay] endpoint`, and so on.
 pub(crate) const ENV_PREFIX: &str = "MOBILE";
 
-/// The host virtual device, unless `[tunnel] device` names another.
+/// The name of the host virtual device unless `[tunnel] device` names another.
 pub(crate) const DEFAULT_DEVICE: &str = "mobile0";
 
-/// The whole of `agent.toml`.
+/// The contents of `agent.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
-    /// The home relay.
+    /// The home relay to connect to.
     pub(crate) relay: Relay,
-    /// Who this host is.
+    /// The identity of this host.
     pub(crate) identity: Identity,
-    /// The host virtual device.
+    /// The host virtual device and the treatment of its packets.
     pub(crate) tunnel: Tunnel,
-    /// Which uplinks may carry the tunnel.
+    /// The choice of the uplink that carries the tunnel.
     pub(crate) uplink: Uplink,
-    /// The MOBILE route.
+    /// The MOBILE route: tables, marks and rules.
     pub(crate) routing: Routing,
-    /// The MOBILE attribute.
+    /// The cgroups whose processes are mobile.
     pub(crate) cgroup: Cgroup,
-    /// The eBPF programs.
+    /// The location of the pinned eBPF programs.
     pub(crate) bpf: Bpf,
-    /// The control socket.
+    /// The control socket of the agent.
     pub(crate) control: Control,
-    /// Metrics over HTTP.
+    /// The HTTP server for metrics.
     pub(crate) metrics: Metrics,
-    /// What survives a restart.
+    /// The directory of the state that survives a restart.
     pub(crate) state: State,
 }
 
-/// `[relay]`
+/// The settings of the section `[relay]`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Relay {
-    /// `host:port` of the home relay; host is a name, an IPv4 address or an IPv6 address in brackets.
+    /// The relay's `host:port`; the host is a name, an IPv4 address or an IPv6 address in brackets.
     pub(crate) endpoint: Option<String>,
-    /// The relay's public key, as `home-relay init` printed it.
+    /// The relay's public key, which `home-relay init` prints.
     pub(crate) public_key: Option<PublicKey>,
 }
 
-/// `[identity]`
+/// The settings of the section `[identity]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Identity {
-    /// The private key that `mobile keygen` made; a relative path is relative to the configuration's directory.
+    /// The file with the private key from `mobile keygen`. A relative path is relative to the
+    /// configuration's directory.
     pub(crate) private_key_file: PathBuf,
 }
 
-/// `[tunnel]`
+/// The settings of the section `[tunnel]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Tunnel {
-    /// The name of the host virtual device.
+    /// The name of the host virtual device; `mobile0` by default.
     pub(crate) device: String,
-    /// Its MTU; when absent, what the relay pushes.
+    /// The MTU of the device, in bytes; by default the one that the relay assigns.
     pub(crate) mtu: Option<u16>,
-    /// Networks that the relay may assign persistent addresses from, beside the private ones.
+    /// The networks, besides the private ones, from which the relay may assign persistent
+    /// addresses.
     pub(crate) addresses: Vec<IpNet>,
-    /// Whether packets are compressed, if the relay agrees.
+    /// Whether packets are compressed if the relay agrees; off by default.
     pub(crate) compression: Compression,
-    /// In what size the kernel hands packets over.
+    /// Whether the kernel hands over packets larger than the MTU (segmentation offload).
     pub(crate) offload: Offloading,
-    /// Which packet goes next.
+    /// The discipline of the send queue.
     pub(crate) queue: Queueing,
 }
 
-/// `[uplink]`
+/// The settings of the section `[uplink]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Uplink {
-    /// Globs on interface names, the most wanted first.
+    /// Globs on the names of interfaces, the most preferred first.
     pub(crate) prefer: Vec<String>,
     /// Globs on the names of interfaces that never carry the tunnel.
     pub(crate) exclude: Vec<String>,
-    /// Globs on the names of interfaces that hold a standby path while another one carries the tunnel.
+    /// Globs on the names of interfaces that hold a standby path while another one carries the
+    /// tunnel; all by default.
     pub(crate) standby: Vec<String>,
 }
 
 impl Default for Uplink {
     fn default() -> Self {
-        // All: a standby path costs a few packets a minute, and a handover without one costs three round trips.
+        // All interfaces hold a standby path, which costs a few packets a minute; a handover
+        // without one takes three round trips.
         Self { prefer: Vec::new(), exclude: Vec::new(), standby: vec!["*".to_owned()] }
     }
 }
 
-/// `[routing]`
+/// The settings of the section `[routing]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Routing {
-    /// The routing table of the MOBILE route.
+    /// The number of the routing table for the MOBILE route.
     pub(crate) table: u32,
     /// The firewall mark of mobile sockets.
     pub(crate) mark: u32,
-    /// Which bits of the mark are ours.
+    /// The bits of the mark that the agent uses.
     pub(crate) mark_mask: u32,
-    /// The priority of the mark's rule; the rule for the persistent address is the next.
+    /// The priority of the rule for the mark; the rule for the persistent addresses comes next.
     pub(crate) rule_priority: u32,
-    /// The routing table of routes to the relay, for uplinks whose default route a VPN has
-    /// replaced.
+    /// The number of the routing table for routes to the relay, used for uplinks whose default
+    /// route a VPN has replaced.
     pub(crate) relay_table: u32,
-    /// Destinations that mobile processes reach directly.
+    /// Destinations that mobile processes reach without the tunnel.
     pub(crate) bypass: Vec<IpNet>,
-    /// What new connections of mobile processes do without a session.
+    /// Whether new connections of mobile processes wait or go direct while there is no session.
     pub(crate) on_failure: OnFailure,
 }
 
-/// `[routing] on_failure`
+/// The setting `[routing] on_failure`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OnFailure {
-    /// They wait for one.
+    /// New connections wait for a session.
     #[default]
     Closed,
-    /// They go directly, once there has been none for [`GRACE`](crate::selection::deadline::GRACE).
+    /// New connections go direct once there has been no session for
+    /// [`GRACE_PERIOD`](crate::selection::deadline::GRACE_PERIOD).
     Open,
 }
 
-/// `[cgroup]`
+/// The settings of the section `[cgroup]`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Cgroup {
-    /// The mobile cgroup. When absent, `mobile` at the root of the cgroup2 mount, or `mobile-ID` in
-    /// a network namespace other than the machine's own.
+    /// The mobile cgroup. By default `mobile` at the root of the cgroup2 mount, or `mobile-ID` in a
+    /// network namespace other than the machine's own.
     pub(crate) path: Option<PathBuf>,
-    /// systemd's slice whose processes are mobile too; when absent, `mobile.slice` at the root of the cgroup2 mount.
+    /// The systemd slice whose processes are mobile too; by default `mobile.slice` at the root of
+    /// the cgroup2 mount.
     pub(crate) slice: Option<PathBuf>,
 }
 
-/// `[bpf]`
+/// The settings of the section `[bpf]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bpf {
-    /// The directory of pinned programs, links and maps; when absent, named as the default mobile
-    /// cgroup.
+    /// The directory of pinned programs, links and maps; its default name is that of the default
+    /// mobile cgroup.
     pub(crate) pin_dir: PathBuf,
 }
 
-/// `[control]`
+/// The settings of the section `[control]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Control {
-    /// The socket that every other verb talks to.
+    /// The path of the control socket, which the other verbs use to talk to the agent.
     pub(crate) socket: PathBuf,
-    /// A group whose members may do what root may.
+    /// A group whose members may ask the agent for all that root may.
     pub(crate) group: Option<String>,
 }
 
-/// `[metrics]`
+/// The settings of the section `[metrics]`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Metrics {
-    /// Where to serve `/metrics` and `/healthz`; nowhere when absent.
+    /// The address that serves `/metrics` and `/healthz`; none by default.
     pub(crate) listen: Option<SocketAddr>,
-    /// Names under which the metrics may be asked for, beside IP addresses and `localhost`.
+    /// Host names under which the metrics may be requested, besides IP addresses and `localhost`.
     pub(crate) hosts: Vec<String>,
 }
 
-/// `[state]`
+/// The settings of the section `[state]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
-    /// Where the last known addresses are kept.
+    /// The directory with the cached assignment of the relay.
     pub(crate) dir: PathBuf,
 }
 
@@ -206,10 +213,11 @@ impl Default for Routing {
     fn default() -> Self {
         Self {
             table: 7700,
-            // 'M' in the top byte: clear of wg-quick's (0xca6c), tailscale's (0x80000) and kubernetes' (0x4000, 0x8000).
+            // 'M' in the top byte, which does not collide with the marks of wg-quick (0xca6c),
+            // tailscale (0x80000) and kubernetes (0x4000, 0x8000).
             mark: 0x4d00_0000,
             mark_mask: 0xff00_0000,
-            // Before tailscale's (5200 and on) and wg-quick's (below 32766).
+            // Before the rules of tailscale (from 5200) and wg-quick (below 32766).
             rule_priority: 4900,
             relay_table: 7701,
             bypass: Vec::new(),
@@ -236,24 +244,26 @@ impl Default for State {
     }
 }
 
-/// What the daemon needs beyond what the other verbs do, checked.
+/// The settings that only the agent needs, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct RelayIdentity {
-    /// `host:port`.
+    /// The relay's address as `host:port`.
     pub(crate) endpoint: String,
-    /// The key the relay must show.
+    /// The public key that the relay must prove to have.
     pub(crate) public_key: PublicKey,
 }
 
 impl Config {
-    /// Reads the file that `--config` names, or the default one if it exists.
+    /// Loads the file that `--config` names, or the default file if it exists.
     pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
         let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
         mobile_io::config::load::<Self>(path, required, ENV_PREFIX, &[])?.complete(path)
     }
 
-    /// The same for a verb that only speaks to the agent. An ordinary user may not read the file as `mobile enroll` wrote
-    /// it; then the defaults and the environment say where the agent is.
+    /// Loads the configuration for a verb that only talks to the agent.
+    ///
+    /// An ordinary user may not read the file that `mobile enroll` wrote. Then the defaults and the
+    /// environment give the control socket.
     pub(crate) fn of_client(path: Option<&Path>) -> anyhow::Result<Self> {
         Self::load(path).or_else(|error| {
             let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
@@ -271,7 +281,7 @@ impl Config {
         read.and_then(|config| config.complete(Path::new(DEFAULT_PATH))).unwrap_or_default()
     }
 
-    /// Checks what was read, and finds the key that lies beside it.
+    /// Checks the settings and resolves the key's path relative to the configuration's directory.
     pub(crate) fn complete(self, path: &Path) -> anyhow::Result<Self> {
         self.check().with_context(|| format!("in {}", path.display()))?;
         let dir = path.parent().unwrap_or(Path::new(""));
@@ -279,48 +289,48 @@ impl Config {
         Ok(Self { identity: Identity { private_key_file: key }, ..self })
     }
 
-    /// The relay, which only the daemon cannot do without.
+    /// Returns the relay's endpoint and key, which only the agent needs.
     pub(crate) fn relay_identity(&self) -> anyhow::Result<RelayIdentity> {
         let Some(endpoint) = self.relay.endpoint.clone() else {
             bail!(
-                "[relay] endpoint is not set: redeem an invitation with `mobile enroll`, or write \
+                "[relay] endpoint is not set: redeem an invitation with `mobile enroll`, or set \
                  endpoint = \"HOST:PORT\" of your home relay"
             );
         };
         let Some(public_key) = self.relay.public_key else {
-            bail!("[relay] public_key is not set: write the key that `home-relay init` printed");
+            bail!("[relay] public_key is not set: set it to the key that `home-relay init` printed");
         };
         Ok(RelayIdentity { endpoint, public_key })
     }
 
-    /// What the types cannot say.
+    /// Checks the conditions that the types do not express.
     fn check(&self) -> anyhow::Result<()> {
         if let Some(endpoint) = &self.relay.endpoint {
             ensure!(
                 mobile_io::invitation::is_endpoint(endpoint),
-                "[relay] endpoint {endpoint:?} is not HOST:PORT: write for example \"relay.example.org:443\" or \"[2001:db8::1]:443\""
+                "[relay] endpoint {endpoint:?} is not HOST:PORT, for example \"relay.example.org:443\" or \"[2001:db8::1]:443\""
             );
         }
         let device = &self.tunnel.device;
         ensure!(
-            // IFNAMSIZ is 16 with the terminating zero.
+            // IFNAMSIZ is 16 and counts the terminating zero.
             !device.is_empty() && device.len() < 16 && !device.contains(['/', ' ', '%']),
-            "[tunnel] device {device:?} is not a name for an interface: 1 to 15 characters, no slash, space or percent"
+            "[tunnel] device {device:?} is not a valid interface name: use 1 to 15 characters without slash, space and percent sign"
         );
         if let Some(mtu) = self.tunnel.mtu {
-            // 1280 is the least that IPv6 works with.
-            ensure!(mtu >= 1280, "[tunnel] mtu {mtu} is below 1280, the least that IPv6 allows");
+            // RFC 8200, section 5: IPv6 requires an MTU of at least 1280 bytes.
+            ensure!(mtu >= 1280, "[tunnel] mtu {mtu} is below 1280 bytes, the minimum of IPv6");
         }
         let Routing { table, relay_table, mark, mark_mask, rule_priority, .. } = self.routing;
         for (key, table, default) in [("table", table, 7700), ("relay_table", relay_table, 7701)] {
             ensure!(
                 !matches!(table, 0 | 253..=255),
-                "[routing] {key} {table} is one of the kernel's own: choose another, {default} by default"
+                "[routing] {key} {table} is one of the kernel's own tables: choose another number, the default is {default}"
             );
         }
         ensure!(
             table != relay_table,
-            "[routing] table and relay_table are both {table}: choose two, by default 7700 and 7701"
+            "[routing] table and relay_table are both {table}: choose two numbers, the defaults are 7700 and 7701"
         );
         ensure!(
             mark != 0 && mark & !mark_mask == 0,
@@ -328,12 +338,12 @@ impl Config {
         );
         ensure!(
             (1..32765).contains(&rule_priority),
-            "[routing] rule_priority {rule_priority} must lie between the local table's rule (0) and the main table's (32766)"
+            "[routing] rule_priority {rule_priority} is not between the rules of the local table (0) and the main table (32766)"
         );
         for host in &self.metrics.hosts {
             ensure!(
                 mobile_io::metrics::is_host_name(host),
-                "[metrics] hosts has {host:?}, which is no host name: write for example \"laptop.example.org\", without port"
+                "[metrics] hosts has {host:?}, which is not a host name: write a name without port, for example \"laptop.example.org\""
             );
         }
         globs("[uplink] prefer", &self.uplink.prefer)?;
@@ -343,13 +353,13 @@ impl Config {
     }
 }
 
-/// Compiles the globs of `key`, naming the bad one.
+/// Compiles the globs of the setting `key`. The error names the invalid glob.
 pub(crate) fn globs(key: &str, patterns: &[String]) -> anyhow::Result<Vec<GlobMatcher>> {
     patterns
         .iter()
         .map(|pattern| {
             Glob::new(pattern).map(|glob| glob.compile_matcher()).with_context(|| {
-                format!("{key}: {pattern:?} is not a glob on interface names, such as \"wl*\"")
+                format!("{key}: {pattern:?} is not a valid glob for interface names; an example is \"wl*\"")
             })
         })
         .collect()
@@ -426,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn invalid_settings_are_named_in_the_error() {
         for (text, part) in [
             ("[relay]\nendpoint = \"relay\"", "HOST:PORT"),
             ("[relay]\nendpoint = \"2001:db8::1:443\"", "HOST:PORT"),
@@ -450,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn the_daemon_needs_a_relay() {
+    fn the_agent_needs_a_relay() {
         let error = Config::default().relay_identity().unwrap_err().to_string();
         assert!(error.contains("[relay] endpoint"), "{error}");
     }

@@ -1,5 +1,7 @@
-//! The record of the names of an agent's kernel objects. `mobile cleanup` uses it when the
-//! configuration is broken or has changed since the agent started.
+//! Records the names of an agent's kernel objects on disk.
+//!
+//! `mobile cleanup` uses them when the configuration is broken or has changed since the agent
+//! started.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};
 
-/// The directory of the records: beside the agent's default socket, on a file system that a reboot
+/// The directory of the files: beside the agent's default socket, on a file system that a reboot
 /// empties, as it does the kernel.
 pub(crate) const DIR: &str = "/run/mobile";
 
@@ -46,7 +48,7 @@ impl Footprint {
         }
     }
 
-    /// Returns a configuration that names this set, for cleaning up.
+    /// Returns a configuration with these names, for cleaning up.
     pub(crate) fn into_config(self) -> Config {
         let Self { device, table, relay_table, mark, mark_mask, rule_priority, cgroup, pin_dir, socket } =
             self;
@@ -61,59 +63,65 @@ impl Footprint {
     }
 }
 
-/// Returns the record of the agent that this configuration file configures, or the default one.
-pub(crate) fn record(config: Option<&Path>) -> std::io::Result<StateFile> {
+/// Returns the file of the agent that is configured by this file, or by the default file.
+pub(crate) fn state_file(config: Option<&Path>) -> std::io::Result<StateFile> {
     StateFile::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
 }
 
-/// Returns what may be in the kernel: first the names that hold now, then others on record.
+/// Returns the names of objects that may be in the kernel: those of the present configuration
+/// first, then others on file.
 ///
-/// A broken configuration is a warning: what the agent recorded is enough, and the default names
-/// are for the default file.
-pub(crate) fn known(path: Option<&Path>, record: &StateFile) -> anyhow::Result<Vec<Config>> {
-    let recorded = read(record);
+/// A broken configuration causes a warning only, because the recorded names suffice. Without
+/// recorded names, the default file stands for the default names.
+pub(crate) fn for_cleanup(path: Option<&Path>, state_file: &StateFile) -> anyhow::Result<Vec<Config>> {
+    let recorded = read_recorded(state_file);
     let mut names = Vec::new();
     match Config::load(path) {
         Ok(config) => names.push(Footprint::of(&config)),
         Err(error) if recorded.is_empty() && path.is_some() => {
-            return Err(error.context("cannot clean up: no agent left a record of what it made"));
+            return Err(error.context(
+                "cannot clean up: the configuration is broken, and no agent recorded its kernel objects",
+            ));
         }
         Err(error) => {
-            let error = crate::cli::story(&error);
-            tracing::warn!(error, "broken configuration: cleaning up what the agent recorded");
+            let error = crate::cli::error_chain(&error);
+            tracing::warn!(
+                error,
+                "broken configuration: cleaning up the kernel objects that the agent recorded"
+            );
             if recorded.is_empty() {
                 names.push(Footprint::of(&Config::without_file()));
             }
         }
     }
-    Ok(with(names, recorded))
+    Ok(with_recorded(names, recorded))
 }
 
-/// Returns the names that the agent running with `config` may have in the kernel: its own, then
-/// others on record.
-pub(crate) fn of_running(config: &Config, record: &StateFile) -> Vec<Config> {
-    with(vec![Footprint::of(config)], read(record))
+/// Returns the names of objects that the agent running with `config` may have in the kernel: its
+/// own first, then others on file.
+pub(crate) fn for_running(config: &Config, state_file: &StateFile) -> Vec<Config> {
+    with_recorded(vec![Footprint::of(config)], read_recorded(state_file))
 }
 
-fn read(record: &StateFile) -> Vec<Footprint> {
-    let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cleaning up without what the agent recorded");
+fn read_recorded(state_file: &StateFile) -> Vec<Footprint> {
+    let mut recorded: Vec<Footprint> = state_file.read().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the recorded kernel objects: cleaning up without them");
         Vec::new()
     });
     // The confined agent can write to the directory, and `cleanup` acts on its content as root.
     recorded.retain(|footprint| {
         let tables = [footprint.table, footprint.relay_table];
-        let is_ours = tables.iter().all(|table| !RESERVED_TABLES.contains(table))
+        let is_plausible = tables.iter().all(|table| !RESERVED_TABLES.contains(table))
             && mobile_io::tun::is_device_name(&footprint.device);
-        if !is_ours {
-            tracing::warn!(?footprint, "ignoring a record that no agent writes");
+        if !is_plausible {
+            tracing::warn!(?footprint, "ignoring recorded kernel objects that no agent makes");
         }
-        is_ours
+        is_plausible
     });
     recorded
 }
 
-fn with(mut names: Vec<Footprint>, recorded: Vec<Footprint>) -> Vec<Config> {
+fn with_recorded(mut names: Vec<Footprint>, recorded: Vec<Footprint>) -> Vec<Config> {
     for footprint in recorded {
         if !names.contains(&footprint) {
             names.push(footprint);
@@ -135,23 +143,23 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_leaves_what_is_on_record_and_a_changed_one_adds_to_it() {
+    fn recorded_names_replace_a_broken_file_and_supplement_a_changed_one() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");
-        let record = StateFile::new(dir.path(), &file).unwrap();
+        let state_file = StateFile::new(dir.path(), &file).unwrap();
         std::fs::write(&file, CHANGED).unwrap();
         let config = Config::load(Some(&file)).unwrap();
         let footprint = Footprint::of(&config);
         assert_eq!(Footprint::of(&footprint.clone().into_config()), footprint);
 
         std::fs::write(&file, "[rooting]\n").unwrap();
-        let error = known(Some(&file), &record).unwrap_err();
+        let error = for_cleanup(Some(&file), &state_file).unwrap_err();
         assert!(format!("{error:#}").contains("rooting"), "{error:#}");
-        record.add(footprint).unwrap();
-        assert_eq!(devices(&known(Some(&file), &record).unwrap()), ["m1"]);
+        state_file.add(footprint).unwrap();
+        assert_eq!(devices(&for_cleanup(Some(&file), &state_file).unwrap()), ["m1"]);
         std::fs::write(&file, "[tunnel]\ndevice = \"m2\"\n").unwrap();
-        assert_eq!(devices(&known(Some(&file), &record).unwrap()), ["m2", "m1"]);
+        assert_eq!(devices(&for_cleanup(Some(&file), &state_file).unwrap()), ["m2", "m1"]);
         std::fs::write(&file, CHANGED).unwrap();
-        assert_eq!(devices(&known(Some(&file), &record).unwrap()), ["m1"]);
+        assert_eq!(devices(&for_cleanup(Some(&file), &state_file).unwrap()), ["m1"]);
     }
 }

@@ -1,9 +1,12 @@
-//! mobile: keeps the connections of chosen processes alive while the links change.
+//! `mobile`: keeps the connections of chosen processes alive while the host changes networks.
 //!
-//! `cli` is what a person types, `daemon` starts and stops the agent, and between them lies `control`, the socket.
-//! `processes` runs as a second process of the agent, the only one that looks into others.
-//! The agent's work is in `selection` (the MOBILE attribute), `routing` (the MOBILE route), `uplinks` (what can carry
-//! the tunnel) and `tunnel` (what does). `check` and `explain` only look.
+//! - `cli` is the command line, `daemon` starts and stops the agent, and `control` is the socket
+//!   between the two.
+//! - `selection` gives processes the MOBILE attribute, and `routing` maintains the MOBILE route.
+//! - `uplinks` watches the links that can carry the tunnel, and `tunnel` keeps the session on the
+//!   best one.
+//! - `processes` runs as a second process of the agent, the only one that inspects other processes.
+//! - `check` and `explain` read the state of the host without changing it.
 
 mod check;
 mod cli;

@@ -1,4 +1,8 @@
-//! The agent's metrics for Prometheus: prefix `mobile_`, base units, never labelled by pid, command or destination.
+//! The agent's metrics for Prometheus.
+//!
+//! Names begin with `mobile_` and values have base units. No metric is labelled by process ID,
+//! command or destination. [`declared`] declares the metrics; a scrape fills a new registry from
+//! the counters where they are kept.
 
 pub(crate) mod declared;
 
@@ -17,32 +21,32 @@ use crate::daemon::Agent;
 use crate::routing::claim::Objection;
 use crate::status::{FilterKind, SessionState, Status, Uplinks};
 
-/// A scrape that the agent does not answer in this time is empty: Prometheus waits 10 s by default.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of a scrape; the answer is empty afterwards. Prometheus waits 10 s by default.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The HTTP server, on a thread of its own: a scrape never delays a packet.
+/// The HTTP server. It has a thread of its own, so that a scrape does not delay packets.
 pub(crate) struct Server {
-    slot: Slot,
-    /// Ends the thread when dropped.
+    target: ScrapeTarget,
+    /// Dropping the sender ends the thread.
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
-/// What a scrape asks, once the agent is there.
+/// The agent that a scrape asks, and the agent's runtime, once the agent has started.
 #[derive(Clone, Default)]
-struct Slot(Arc<OnceLock<(Arc<Agent>, tokio::runtime::Handle)>>);
+struct ScrapeTarget(Arc<OnceLock<(Arc<Agent>, tokio::runtime::Handle)>>);
 
 impl Server {
-    /// Listens, and has nothing to tell until [`Server::show`].
+    /// Starts to listen. Scrapes are empty until [`Server::set_agent`] is called.
     pub(crate) fn start(listen: SocketAddr, hosts: &[String]) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("cannot start the metrics server")?;
-        let slot = Slot::default();
+        let target = ScrapeTarget::default();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let served = {
             let _inside = runtime.enter();
-            let (scraped, healthy) = (slot.clone(), slot.clone());
+            let (scraped, healthy) = (target.clone(), target.clone());
             mobile_io::metrics::serve(
                 listen,
                 hosts,
@@ -53,7 +57,7 @@ impl Server {
         let server = match served {
             Ok(server) => server,
             Err(error) => {
-                // The caller is on a runtime itself, where the end of another must not be waited for.
+                // The caller runs on a runtime, and dropping another runtime there would block.
                 runtime.shutdown_background();
                 return Err(error.into());
             }
@@ -62,37 +66,37 @@ impl Server {
             .name("metrics".to_owned())
             .spawn(move || {
                 let _server = server;
-                // An error means that the sender is gone, which is the signal.
+                // An error means that the sender was dropped, which is the signal to stop.
                 let _ = runtime.block_on(stopped);
             })
             .context("cannot start the metrics server")?;
-        Ok(Self { slot, _stop: stop })
+        Ok(Self { target, _stop: stop })
     }
 
-    /// From now on scrapes are about this agent, which runs on the current runtime.
-    pub(crate) fn show(&self, agent: &Arc<Agent>) {
-        // Shown once, by the one start of this process.
-        let _ = self.slot.0.set((Arc::clone(agent), tokio::runtime::Handle::current()));
+    /// Makes scrapes report this agent, which runs on the current runtime.
+    pub(crate) fn set_agent(&self, agent: &Arc<Agent>) {
+        // Each process starts one agent, so the target is set once.
+        let _ = self.target.0.set((Arc::clone(agent), tokio::runtime::Handle::current()));
     }
 }
 
-impl Slot {
+impl ScrapeTarget {
     fn health(&self) -> Result<(), String> {
         let (agent, _) = self.0.get().ok_or("the agent is starting")?;
         let state = agent.tunnel.state.borrow();
         if state.active.is_some() { Ok(()) } else { Err("no path to the relay is active".to_owned()) }
     }
 
-    /// Asks the agent's own runtime and waits for it on this thread.
+    /// Collects the agent's state on the agent's runtime, and blocks this thread until it is there.
     fn scrape(&self) -> Option<String> {
         let (agent, main) = self.0.get()?;
-        let (give, take) = mpsc::channel();
-        let asked = Arc::clone(agent);
+        let (sender, receiver) = mpsc::channel();
+        let agent_for_task = Arc::clone(agent);
         main.spawn(async move {
-            // The scrape may have been given up.
-            let _ = give.send((asked.status().await, asked.uplinks().await));
+            // The scrape may have timed out.
+            let _ = sender.send((agent_for_task.status().await, agent_for_task.uplinks().await));
         });
-        let (status, uplinks) = take.recv_timeout(PATIENCE).ok()?;
+        let (status, uplinks) = receiver.recv_timeout(SCRAPE_TIMEOUT).ok()?;
         match registry(agent, &status, &uplinks) {
             Ok(registry) => Some(mobile_io::metrics::encode(&registry)),
             Err(error) => {
@@ -103,7 +107,7 @@ impl Slot {
     }
 }
 
-/// A registry for one scrape: the numbers live where they are counted, not here.
+/// A registry for one scrape. The values are kept where they are counted, not here.
 struct Metrics(Registry);
 
 impl Metrics {
@@ -143,7 +147,7 @@ impl Metrics {
 fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Result<Registry> {
     let metrics = Metrics(Registry::new());
     let state = agent.tunnel.state.borrow().clone();
-    let ledger = &state.ledger;
+    let history = &state.history;
 
     let info = declared::BUILD_INFO.gauges()?;
     info.with_label_values(&[&status.version]).set(1.0);
@@ -156,12 +160,12 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     }
     paths(&metrics, uplinks)?;
 
-    metrics.add(ledger.blackouts.clone())?;
-    metrics.counters(declared::HANDOVERS, ledger.handovers.iter().map(|(cause, count)| (*cause, *count)))?;
-    metrics.counter(declared::CONNECT_ATTEMPTS, ledger.attempts)?;
+    metrics.add(history.blackouts.clone())?;
+    metrics.counters(declared::HANDOVERS, history.handovers.iter().map(|(cause, count)| (*cause, *count)))?;
+    metrics.counter(declared::CONNECT_ATTEMPTS, history.attempts)?;
     metrics.counter(declared::ASSIGNMENTS_DEFERRED, state.assignments_deferred)?;
     metrics
-        .counters(declared::CONNECT_FAILURES, ledger.failures.iter().map(|(kind, count)| (*kind, *count)))?;
+        .counters(declared::CONNECT_FAILURES, history.failures.iter().map(|(kind, count)| (*kind, *count)))?;
 
     let traffic = &status.traffic;
     for (metric, sent, received) in [
@@ -183,9 +187,9 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     let refused = agent.route.refused.counts();
     let refused = Objection::WORDS.iter().map(|word| (*word, refused.get(word).copied().unwrap_or(0)));
     metrics.counters(declared::CLAIMS_REFUSED, refused)?;
-    let looks = [("uplinks", &agent.looks), ("route", &agent.route.passes)];
-    let looks = looks.map(|(what, count)| (what, count.load(Ordering::Relaxed)));
-    metrics.counters(declared::KERNEL_LOOKS, looks)?;
+    let reads = [("uplinks", &agent.uplink_reads), ("route", &agent.route.passes)];
+    let reads = reads.map(|(what, count)| (what, count.load(Ordering::Relaxed)));
+    metrics.counters(declared::KERNEL_LOOKS, reads)?;
     metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
     metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
     let filter = declared::INGRESS_FILTER.gauges()?;
@@ -196,7 +200,7 @@ fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Re
     Ok(metrics.0)
 }
 
-/// The uplinks, and the path on each of them.
+/// Adds the state of each uplink, and the round-trip time and loss of its path.
 fn paths(metrics: &Metrics, uplinks: &Uplinks) -> prometheus::Result<()> {
     let state = declared::UPLINK_STATE.gauges()?;
     let rtt = declared::PATH_RTT.gauges()?;
@@ -215,7 +219,7 @@ fn paths(metrics: &Metrics, uplinks: &Uplinks) -> prometheus::Result<()> {
     metrics.add(loss)
 }
 
-/// What the eBPF programs counted.
+/// Adds the counters of the eBPF programs.
 fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
     let counted = {
         let selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);

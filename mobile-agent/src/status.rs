@@ -1,4 +1,7 @@
-//! What `mobile status --json` and `mobile uplinks --json` print: stable, documented here, field by field.
+//! The output of `mobile status --json` and `mobile uplinks --json`.
+//!
+//! Scripts read these structures, so their JSON keys and values are stable. docs/use/json.md lists
+//! them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -7,82 +10,87 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::OnFailure;
 
-/// `mobile status --json`. Durations are seconds, counters start with the agent.
+/// The output of `mobile status --json`. Durations are in seconds; counters start at 0 with the
+/// agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
-    /// The agent's version.
+    /// The version of the running agent.
     pub(crate) version: String,
-    /// The agent's process id.
+    /// The process ID of the agent.
     pub(crate) agent_pid: u32,
-    /// Seconds since the agent started.
+    /// The time since the agent started, in seconds.
     pub(crate) uptime_seconds: f64,
-    /// What the session is doing.
+    /// The state of the session.
     pub(crate) session: SessionState,
-    /// What stands in the way, when anything does.
+    /// The problem that keeps the session from working, if there is one.
     pub(crate) problem: Option<Problem>,
-    /// The relay.
+    /// The home relay as this host knows it.
     pub(crate) relay: RelayStatus,
-    /// This host's public key, as `home-relay authorize` takes it.
+    /// The public key of this host, as `home-relay authorize` takes it.
     pub(crate) public_key: String,
-    /// The host virtual device.
+    /// The name of the host virtual device.
     pub(crate) device: String,
-    /// The persistent addresses in force; empty until the relay has ever been reached, and while
-    /// all it pushed is refused.
+    /// The persistent addresses in force. Empty until the relay has been reached once, and while
+    /// this host refuses all that the relay assigned.
     pub(crate) addresses: Vec<IpAddr>,
     /// The MTU of the host virtual device.
     pub(crate) mtu: Option<u16>,
-    /// Resolvers the relay offers.
+    /// The resolvers that the relay offers.
     pub(crate) dns: Vec<IpAddr>,
-    /// The claims that the relay pushed and this host refuses.
+    /// The parts of the relay's assignment that this host refuses.
     pub(crate) refused: Vec<Refusal>,
     /// The uplink that carries the tunnel.
     pub(crate) active_uplink: Option<String>,
-    /// The uplink that `mobile use` put first.
+    /// The uplink that `mobile use` prefers.
     pub(crate) forced_uplink: Option<String>,
-    /// Smoothed round-trip time to the relay over the active uplink.
+    /// The smoothed round-trip time to the relay over the active uplink, in seconds.
     pub(crate) rtt_seconds: Option<f64>,
-    /// Seconds since the active path was activated, or since there is none.
+    /// The time since the active path was activated, or since the last one was lost, in seconds.
     pub(crate) since_seconds: Option<f64>,
-    /// How often the tunnel moved to another path (the first one of a run does not count).
+    /// The number of times the tunnel moved to another path. The first path of a run does not
+    /// count.
     pub(crate) handovers: u64,
-    /// The last of them.
+    /// The most recent handover.
     pub(crate) last_handover: Option<Handover>,
-    /// The last 32 of them, the newest first.
+    /// The last 32 handovers, newest first.
     pub(crate) recent_handovers: Vec<Handover>,
-    /// Inner packets and bytes, both directions.
+    /// The inner packets and bytes in both directions.
     pub(crate) traffic: Traffic,
-    /// `off`, `zstd`, or `refused`: the relay does not agree to what `[tunnel] compression` asks for.
+    /// `off`, `zstd`, or `refused` if the relay does not agree to `[tunnel] compression`.
     pub(crate) compression: String,
-    /// Inner packets dropped, by reason; a reason that never happened is 0.
+    /// The dropped inner packets, by reason. A reason that never occurred is listed with 0.
     pub(crate) drops: BTreeMap<String, u64>,
-    /// Bytes waiting to be sent, and sent but not acknowledged.
+    /// The bytes queued in the agent.
     pub(crate) queue: Queue,
-    /// How many processes have the MOBILE attribute.
+    /// The number of processes with the MOBILE attribute.
     pub(crate) mobile_processes: u64,
-    /// `[routing] on_failure`: `closed` or `open`.
+    /// The setting `[routing] on_failure`: `closed` or `open`.
     pub(crate) on_failure: OnFailure,
-    /// Whether new connections of mobile processes go directly now, for want of a session.
+    /// Whether new connections of mobile processes go direct at the moment because there is no
+    /// session.
     pub(crate) open: bool,
-    /// How often they began to.
+    /// The number of times that new connections began to go direct.
     pub(crate) opened: u64,
-    /// Rules (nftables' too), routes and addresses that somebody removed and the agent put back.
+    /// The number of rules (including nftables rules), routes and addresses that another program
+    /// removed and the agent restored.
     pub(crate) routing_restored: u64,
-    /// Rules of others that come before ours and take the packets of mobile processes.
+    /// The number of rules of other programs that come before the agent's and take the packets of
+    /// mobile processes.
     pub(crate) rival_rules: u64,
-    /// How often our rules moved before those of others, or back.
+    /// The number of times the agent's rules moved before those of other programs, or back.
     pub(crate) rules_moved: u64,
-    /// The filter that keeps visited networks from reaching the persistent addresses.
+    /// The filter that keeps packets of visited networks from reaching the persistent addresses.
     pub(crate) ingress: Ingress,
 }
 
-/// The ingress filter.
+/// The state of the ingress filter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ingress {
     /// The kind of filter in force.
     pub(crate) filter: FilterKind,
-    /// Why nftables does not filter.
+    /// The reason why nftables does not filter.
     pub(crate) problem: Option<String>,
-    /// Packets dropped because they came by another device than the tunnel's.
+    /// The number of packets dropped because they arrived by another device than the tunnel's.
     pub(crate) dropped_packets: u64,
 }
 
@@ -90,34 +98,34 @@ pub(crate) struct Ingress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FilterKind {
-    /// nftables rules.
+    /// A set of nftables rules.
     Nftables,
     /// An eBPF classifier on each device, where nftables does not work.
     Ebpf,
-    /// No filter.
+    /// No filter is in force.
     None,
 }
 
-/// What the session is doing.
+/// The state of the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SessionState {
     /// A path is active, and the relay's assignment is in force or refused.
     Connected,
-    /// There is a usable uplink, and no path or no assignment yet.
+    /// An uplink is usable, but there is no path or no assignment yet.
     Connecting,
     /// No uplink can carry the tunnel. Connections of mobile processes wait.
     NoUplink,
-    /// The relay is reached, and one side does not accept the other's key.
+    /// The relay was reached, but one side does not accept the other's key.
     Refused,
 }
 
-/// What stands in the way, and what to do.
+/// A problem of the session and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Problem {
-    /// What is the matter.
+    /// The cause of the problem.
     pub(crate) cause: String,
-    /// What to do about it.
+    /// The step that solves the problem.
     pub(crate) next_step: String,
 }
 
@@ -126,106 +134,108 @@ pub(crate) struct Problem {
 pub(crate) struct Refusal {
     /// `address`, `resolver` or `assignment`.
     pub(crate) kind: String,
-    /// The address or resolver.
+    /// The refused address or resolver.
     pub(crate) claim: String,
     /// `unusable`, `not_allowed`, `local`, `connected`, `next_hop`, `resolver`, `relay`,
     /// `persistent`, `mtu` or `empty`.
     pub(crate) reason: String,
-    /// The reason, in words.
+    /// The reason in a sentence.
     pub(crate) cause: String,
-    /// The next step of a person to have the claim accepted.
+    /// The step that makes this host accept the claim.
     pub(crate) next_step: String,
 }
 
-/// The relay.
+/// The home relay as this host knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RelayStatus {
-    /// `[relay] endpoint`.
+    /// The setting `[relay] endpoint`.
     pub(crate) endpoint: String,
     /// The address the active path leads to.
     pub(crate) address: Option<SocketAddr>,
-    /// The key it has to show.
+    /// The public key that the relay must prove to have.
     pub(crate) public_key: String,
 }
 
-/// One handover.
+/// A move of the tunnel from one path to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Handover {
-    /// Why: `carrier_lost`, `link_down`, `link_gone`, `address_lost`, `route_lost`, `silent`, `transport_failed`,
-    /// `relay_closed`, `better_uplink` or `forced`.
+    /// The cause: `carrier_lost`, `link_down`, `link_gone`, `address_lost`, `route_lost`, `silent`,
+    /// `transport_failed`, `relay_closed`, `better_uplink` or `forced`.
     pub(crate) cause: String,
-    /// The uplink it left.
+    /// The uplink of the old path.
     pub(crate) from: String,
-    /// The uplink it went to; the same one when only the connection was replaced.
+    /// The uplink of the new path; the same uplink if only the connection was replaced.
     pub(crate) to: String,
-    /// From the end of the old path, as far as it is known, until the relay answered on the new one; 0 when the old one
-    /// worked until then.
+    /// The time from the end of the old path, as far as it is known, to the relay's first answer on
+    /// the new path, in seconds; 0 if the old path worked until then.
     pub(crate) blackout_seconds: f64,
-    /// Records sent again on the new path.
+    /// The number of records retransmitted on the new path.
     pub(crate) replayed_records: u64,
-    /// Packets dropped by the agent since the handover before.
+    /// The number of packets that the agent dropped since the previous handover.
     pub(crate) dropped_packets: u64,
-    /// How long ago.
+    /// The time since the handover, in seconds.
     pub(crate) age_seconds: f64,
 }
 
-/// Inner traffic.
+/// Counters of the inner traffic.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Traffic {
-    /// Packets from mobile processes, sent.
+    /// The number of packets sent for mobile processes.
     pub(crate) sent_packets: u64,
-    /// Their bytes.
+    /// The bytes of the sent packets.
     pub(crate) sent_bytes: u64,
-    /// Packets delivered to mobile processes.
+    /// The number of packets delivered to mobile processes.
     pub(crate) received_packets: u64,
-    /// Their bytes.
+    /// The bytes of the delivered packets.
     pub(crate) received_bytes: u64,
-    /// Bytes of packets that were compressed to be sent, those sent again included.
+    /// The size before compression of the packets that were sent compressed, including
+    /// retransmissions.
     pub(crate) sent_compressible_bytes: u64,
-    /// What they became.
+    /// The size after compression of the same packets.
     pub(crate) sent_compressed_bytes: u64,
-    /// Bytes of packets that came compressed.
+    /// The size after decompression of the packets that arrived compressed.
     pub(crate) received_compressible_bytes: u64,
-    /// What they came as.
+    /// The size before decompression of the same packets.
     pub(crate) received_compressed_bytes: u64,
 }
 
-/// What waits in the agent.
+/// The bytes queued in the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Queue {
-    /// Not sent yet.
+    /// The bytes that are not sent yet.
     pub(crate) queued_bytes: u64,
-    /// Sent, and kept until the relay acknowledges them.
+    /// The bytes sent and kept until the relay acknowledges them.
     pub(crate) unacknowledged_bytes: u64,
 }
 
-/// `mobile uplinks --json`.
+/// The output of `mobile uplinks --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Uplinks {
-    /// The uplink that `mobile use` put first.
+    /// The uplink that `mobile use` prefers.
     pub(crate) forced: Option<String>,
-    /// Every link, usable ones first, in the order the policy would choose them.
+    /// Every link: the usable ones first, in the policy's order of preference.
     pub(crate) uplinks: Vec<UplinkStatus>,
 }
 
-/// One link.
+/// The state of one link.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct UplinkStatus {
-    /// The interface's name.
+    /// The name of the interface.
     pub(crate) name: String,
-    /// `active` carries the tunnel; `standby` could at once; `silent`: its path does not answer any more; `connecting`;
-    /// `usable`; `failing`: usable, but the relay was not reached over it; `unusable`.
+    /// `active`: carries the tunnel. `standby`: has a path and could carry the tunnel at once.
+    /// `silent`: its path does not answer. `connecting`. `usable`. `failing`: usable, but the relay
+    /// was not reached over this link. `unusable`.
     pub(crate) state: String,
-    /// Why it is not usable, or what failed on it.
+    /// The reason why the link is unusable or failing.
     pub(crate) reason: Option<String>,
-    /// What to do about a failure.
+    /// The step that solves the failure.
     pub(crate) next_step: Option<String>,
-    /// Its addresses.
+    /// The addresses of the link.
     pub(crate) addresses: Vec<IpAddr>,
-    /// The better metric of its routes to the relay.
+    /// The lower metric of the link's IPv4 and IPv6 routes to the relay.
     pub(crate) metric: Option<u32>,
-    /// Smoothed round-trip time to the relay on its path.
+    /// The smoothed round-trip time to the relay on the link's path, in seconds.
     pub(crate) rtt_seconds: Option<f64>,
-    /// The share of its path's TCP segments that had to be sent again, 0 to 1, since the path was made.
+    /// The share of TCP segments retransmitted since the link's path was opened, 0 to 1.
     pub(crate) loss_ratio: Option<f64>,
 }

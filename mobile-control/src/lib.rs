@@ -1,55 +1,56 @@
-//! What `libmobile` and the agent agree on: where they meet, and the calls of the C library as they go over the control
-//! socket, one JSON object a line.
+//! The interface between the C library `libmobile` and the agent: the paths where they meet, and
+//! the calls as they go over the control socket, one JSON object a line.
 //!
-//! A crate of its own, so that the library carries neither the agent's runtime nor its eBPF loader.
+//! This is a crate of its own so that the library contains neither the agent's runtime nor its eBPF
+//! loader.
 #![forbid(unsafe_code)]
 
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-/// The agent's configuration, when nobody names another.
+/// The path of the agent's configuration unless another is named.
 pub const CONFIG: &str = "/etc/mobile/agent.toml";
 
-/// The control socket, when the configuration does not say.
+/// The path of the control socket unless the configuration names another.
 pub const SOCKET: &str = "/run/mobile/agent.sock";
 
-/// The variable that names the control socket in place of the configuration.
+/// The environment variable that names the control socket instead of the configuration.
 pub const SOCKET_VARIABLE: &str = "MOBILE_CONTROL_SOCKET";
 
 /// A call of the C library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
-    /// `inet_setmobile`.
+    /// The C function `inet_setmobile`.
     SetMobile {
-        /// The process; 0 is the one that calls.
+        /// The process ID; 0 means the caller.
         pid: i32,
-        /// Set the MOBILE attribute, or clear it.
+        /// Whether to set the MOBILE attribute; otherwise it is cleared.
         mobile: bool,
     },
-    /// `inet_setmroute`.
+    /// The C function `inet_setmroute`.
     SetRoute {
-        /// The gateway; none is the one there is.
+        /// The expected gateway; `None` accepts the present one.
         gateway: Option<Ipv4Addr>,
     },
 }
 
-/// A call as a question to the agent: one of those it understands.
+/// A request that carries a call. The agent understands more requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Question {
-    /// Do this.
+pub enum CallRequest {
+    /// Carry out this call.
     Call(Call),
 }
 
-/// The agent's answer to it.
+/// The agent's reply to a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
-    /// 0, or why not: an error number of this system.
+pub enum CallReply {
+    /// The result of the call: 0, or an error number of this system.
     Called(i32),
-    /// The question was not understood: the agent is of another version.
+    /// The agent did not understand the request: it is of another version.
     Refused(String),
 }
 
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_over_the_socket_stays_as_it_is() {
+    fn the_encoding_of_calls_is_stable() {
         for (call, json) in [
             (Call::SetMobile { pid: 0, mobile: true }, r#"{"call":{"set_mobile":{"pid":0,"mobile":true}}}"#),
             (Call::SetRoute { gateway: None }, r#"{"call":{"set_route":{"gateway":null}}}"#),
@@ -67,9 +68,9 @@ mod tests {
                 r#"{"call":{"set_route":{"gateway":"10.77.0.1"}}}"#,
             ),
         ] {
-            assert_eq!(serde_json::to_string(&Question::Call(call)).unwrap(), json);
-            assert_eq!(serde_json::from_str::<Question>(json).unwrap(), Question::Call(call));
+            assert_eq!(serde_json::to_string(&CallRequest::Call(call)).unwrap(), json);
+            assert_eq!(serde_json::from_str::<CallRequest>(json).unwrap(), CallRequest::Call(call));
         }
-        assert_eq!(serde_json::to_string(&Answer::Called(0)).unwrap(), r#"{"called":0}"#);
+        assert_eq!(serde_json::to_string(&CallReply::Called(0)).unwrap(), r#"{"called":0}"#);
     }
 }

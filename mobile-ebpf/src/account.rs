@@ -1,11 +1,12 @@
-//! What the TCP connections of each mobile process carry: see `mobile_ebpf_common::account`.
+//! Counts the traffic of each mobile process's TCP connections: see `mobile_ebpf_common::account`.
 //!
-//! A connection that takes the MOBILE route remembers, at its socket, who made it. Each packet that leaves says how far it has
-//! come, and what is new is added to that process's account. What the other end sent and did not wait to see acknowledged, before
-//! it reset the connection, is not on it.
+//! The storage of a socket that takes the MOBILE route records the process that made it. Each
+//! packet that leaves the socket carries the current sequence number; the difference to the
+//! previous one is added to the process's account. Data that the peer sent and did not wait to have
+//! acknowledged before it reset the connection is not counted.
 //!
-//! A hook for the changes of TCP sockets would tell their end itself, but the kernel goes through it several times in every
-//! connect() of the machine, whatever cgroup it is attached to.
+//! A program of type SOCK_OPS would be told when a connection ends. But the kernel calls such
+//! programs several times in every connect() on the machine, whatever cgroup they are attached to.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -35,7 +36,7 @@ use mobile_ebpf_common::{
 use crate::{
     dns::{self, Hook},
     egress::{IPV4, IPV6, KEEP, socket},
-    select::{config, happened, is_direct},
+    select::{config, count_event, is_direct},
 };
 
 #[btf_map]
@@ -44,55 +45,57 @@ static OWNERS: SkStorage<TrackedConnection> = SkStorage::new();
 #[map]
 static ACCOUNTS: HashMap<u32, Account> = HashMap::with_max_entries(ACCOUNTS_ENTRIES, BPF_F_NO_PREALLOC);
 
-/// Also what an IPv6 header calls what follows it, as it does a header with options for every hop.
+/// The protocol number of TCP, also as an IPv6 next header, and the next header of hop-by-hop
+/// options.
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_HOPOPTS: u32 = 0;
 
-/// In the second half of the fourth word of a TCP header.
+/// Flags in the fourth 32-bit word of a TCP header.
 const FIN: u32 = 1 << 16;
 const SYN: u32 = 1 << 17;
 
-/// A mobile socket is about to connect. One that does not leave by the tunnel is not counted.
+/// Tracks the connection of a mobile socket that is about to connect. A connection that does not
+/// leave by the tunnel is not counted.
 #[inline(always)]
-pub(crate) fn open(ctx: &SockAddrContext, hook: Hook) {
+pub(crate) fn track(ctx: &SockAddrContext, hook: Hook) {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
     if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP {
         return;
     }
     if is_direct(dns::read(ctx, hook)) {
-        return forget(ctx);
+        return untrack(ctx);
     }
-    let mut owner = TrackedConnection {
+    let mut connection = TrackedConnection {
         // SAFETY: takes nothing.
         since: unsafe { bpf_ktime_get_boot_ns() },
         process: (bpf_get_current_pid_tgid() >> 32) as u32,
         ..TrackedConnection::default()
     };
-    let kept = OWNERS.get_or_insert_ptr_mut(ctx, Some(&mut owner));
-    if kept.is_null() {
-        return happened(CountedEvent::Unaccounted);
+    let stored = OWNERS.get_or_insert_ptr_mut(ctx, Some(&mut connection));
+    if stored.is_null() {
+        return count_event(CountedEvent::Unaccounted);
     }
-    // SAFETY: points to this socket's storage. A connect() that failed may have left another owner there.
-    unsafe { *kept = owner };
+    // SAFETY: the pointer is this socket's storage. It may hold the owner of an earlier connect()
+    // that failed.
+    unsafe { *stored = connection };
 }
 
-/// A socket is about to connect without the MOBILE route.
+/// Stops tracking a socket that is about to connect without the MOBILE route.
 #[inline(always)]
-pub(crate) fn forget(ctx: &SockAddrContext) {
-    // An error means that there was nothing.
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+pub(crate) fn untrack(ctx: &SockAddrContext) {
+    // An error means that the socket was not tracked.
     let _ = OWNERS.delete(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
 }
 
-/// Called for every packet that leaves.
+/// Counts every packet that leaves a mobile TCP socket.
 #[cgroup_skb(egress)]
 fn mobile_account(ctx: SkBuffContext) -> i32 {
-    follow(&ctx);
+    account_packet(&ctx);
     KEEP
 }
 
 #[inline(always)]
-fn follow(ctx: &SkBuffContext) -> Option<()> {
+fn account_packet(ctx: &SkBuffContext) -> Option<()> {
     let config = config().ok()?;
     let socket = socket(ctx)?;
     // SAFETY: a valid bpf_sock.
@@ -100,19 +103,19 @@ fn follow(ctx: &SkBuffContext) -> Option<()> {
     if !config.is_marked(mark) || protocol != IPPROTO_TCP {
         return None;
     }
-    let owner = owner(socket)?;
+    let connection = tracked_connection(socket)?;
     let segment = segment(ctx)?;
-    // SAFETY: the helper takes a socket, and gives the counters of one that is TCP's.
+    // SAFETY: the helper accepts a socket and returns the counters of a TCP socket.
     let received = unsafe { bpf_tcp_sock(socket).as_ref() }?.bytes_received;
-    let more = owner.on_outgoing(segment, state, received)?;
-    let Some(account) = account(owner.process, owner.since) else {
-        if owner.stage != stage::MISSING {
-            owner.stage = stage::MISSING;
-            happened(CountedEvent::Unaccounted);
+    let more = connection.on_outgoing(segment, state, received)?;
+    let Some(account) = account(connection.process, connection.since) else {
+        if connection.stage != stage::MISSING {
+            connection.stage = stage::MISSING;
+            count_event(CountedEvent::Unaccounted);
         }
         return None;
     };
-    owner.commit(more);
+    connection.commit(more);
     // SAFETY: `account` points to an entry of the map, whose fields are aligned.
     unsafe {
         add(&raw mut (*account).connections, more.connections);
@@ -122,7 +125,8 @@ fn follow(ctx: &SkBuffContext) -> Option<()> {
     None
 }
 
-/// The TCP header of a packet, if it is where it is to be expected. A packet of a TCP socket need not be TCP's: IPsec has been there.
+/// Parses the TCP header of a packet at its usual offset. A packet of a TCP socket may have another
+/// header there, for example of IPsec.
 #[inline(always)]
 fn segment(ctx: &SkBuffContext) -> Option<OutgoingSegment> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
@@ -134,7 +138,7 @@ fn segment(ctx: &SkBuffContext) -> Option<OutgoingSegment> {
         }
         IPV6 => match ctx.load::<u8>(6).ok()?.into() {
             IPPROTO_TCP => 40,
-            // The kernel's own, of packets of more than 64 KiB.
+            // The jumbo payload option, which the kernel adds to packets of more than 64 KiB.
             IPPROTO_HOPOPTS if u32::from(ctx.load::<u8>(40).ok()?) == IPPROTO_TCP => {
                 48 + u32::from(ctx.load::<u8>(41).ok()?) * 8
             }
@@ -152,33 +156,36 @@ fn segment(ctx: &SkBuffContext) -> Option<OutgoingSegment> {
     })
 }
 
-/// Connections of one process may send on several processors at once. The target can add atomically, but not compare and
-/// exchange, for want of which `core` gives it no `AtomicU64::fetch_add`.
+/// Adds to a counter atomically, because connections of one process may send on several CPUs at the
+/// same time. The target has an atomic addition but no compare-and-exchange, so `core` offers no
+/// `AtomicU64::fetch_add`.
 ///
 /// # Safety
-/// `to` is valid and aligned.
+///
+/// `to` must be valid and aligned.
 #[inline(always)]
 unsafe fn add(to: *mut u64, count: u64) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(to, count) };
 }
 
-/// The account of a process, opened if need be.
+/// Returns the account of a process; creates it if necessary.
 #[inline(always)]
 fn account(process: u32, since: u64) -> Option<*mut Account> {
     if let Some(account) = ACCOUNTS.get_ptr_mut(&process) {
         return Some(account);
     }
-    // An error: another connection has opened it meanwhile, or there is no place.
+    // An error means that another connection created it meanwhile, or that the map is full.
     let _ = ACCOUNTS.insert(&process, &Account { since, ..Account::default() }, BPF_NOEXIST.into());
     ACCOUNTS.get_ptr_mut(&process)
 }
 
-/// The owner of a socket, if it has one. The kernel sends what is one socket's on one processor at a time.
+/// Returns the tracked connection of a socket, if there is one. The kernel sends the packets of one
+/// socket on one CPU at a time.
 #[inline(always)]
-fn owner<'a>(socket: *mut bpf_sock) -> Option<&'a mut TrackedConnection> {
+fn tracked_connection<'a>(socket: *mut bpf_sock) -> Option<&'a mut TrackedConnection> {
     let owners = (&raw const OWNERS).cast_mut().cast();
-    // SAFETY: the helper takes a socket, and gives this socket's storage.
+    // SAFETY: the helper accepts a socket and returns this socket's storage.
     unsafe {
         bpf_sk_storage_get(owners, socket.cast(), ptr::null_mut(), 0).cast::<TrackedConnection>().as_mut()
     }

@@ -1,7 +1,9 @@
-//! DNS that follows: a mobile process's query to any resolver is answered by the relay's, under the address it was sent to.
+//! DNS redirection: sends a mobile process's query for any resolver to the relay's resolver, and
+//! gives the answer the address that the query was sent to.
 //!
-//! The resolver of the visited network answers its own network only, and knows what the process asks. Queries to a stub
-//! resolver on loopback, and to networks in the bypass, stay as they are.
+//! The resolver of the visited network answers its own network only, and learns which names the
+//! process looks up. Queries to a stub resolver on loopback and to bypassed networks stay as they
+//! are.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -18,30 +20,33 @@ use mobile_ebpf_common::{
     map::{BYPASS_ENTRIES, IPV4, IPV6},
 };
 
-use crate::select::{ALLOW, happened, is_ours};
+use crate::select::{ALLOW, count_event, is_mobile_socket};
 
-/// Not preallocated: a program that reads an address while the agent replaces it must not see half of each.
+/// The relay's resolvers, by address family. The map is not preallocated, so that a program that
+/// reads an address while the agent replaces it does not see half of each.
 #[map]
 static RESOLVERS: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_PREALLOC);
 
 #[map]
 static BYPASS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(BYPASS_ENTRIES, 0);
 
-/// The queries, each stored at the socket that asked, so that other sockets cannot displace them.
+/// The redirected queries, each in the storage of its socket, so that other sockets cannot displace
+/// them.
 #[btf_map]
 static QUERIES: SkStorage<RedirectedQuery> = SkStorage::new();
 
-/// IPPROTO_TCP and IPPROTO_UDP.
+/// The protocol numbers IPPROTO_TCP and IPPROTO_UDP.
 const PROTOCOLS: [u32; 2] = [6, 17];
 
-/// Which hook a program is attached to, as far as it matters here.
+/// The hook that a program is attached to, as far as it decides about the context's fields.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// connect4 and its kind: `user_ip4` is the address.
+    /// The hook connect4 and similar ones: the address is `user_ip4`.
     Ipv4,
-    /// connect6 and its kind: `user_ip6` is, perhaps IPv4-mapped.
+    /// The hook connect6 and similar ones: the address is `user_ip6` and may be IPv4-mapped.
     Ipv6,
-    /// sendmsg6: as above, and the kernel has chosen the link of a link-local destination by now.
+    /// The hook sendmsg6: as connect6, but the kernel has already chosen the link of a link-local
+    /// destination.
     Sendmsg6,
 }
 
@@ -69,13 +74,14 @@ fn mobile_getpeername6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// Whether mobile processes reach an address directly.
+/// Returns whether mobile processes reach an address without the tunnel.
 #[inline(always)]
 pub(crate) fn is_bypassed(address: Address) -> bool {
     BYPASS.get(&Key::new(128, address)).is_some()
 }
 
-/// A connect() or datagram of a mobile process: if it is a query, it goes to the relay's resolver.
+/// Redirects the connect() or datagram of a mobile process to the relay's resolver if it is a DNS
+/// query.
 #[inline(always)]
 pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
@@ -83,87 +89,90 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     if !is_dns(ctx) || !PROTOCOLS.contains(&protocol) {
         return;
     }
-    let asked = read(ctx, hook);
-    if asked.is_local() || is_bypassed(asked) {
+    let queried = read(ctx, hook);
+    if queried.is_local() || is_bypassed(queried) {
         return;
     }
-    let (own, other) = if asked.is_mapped() { (IPV4, IPV6) } else { (IPV6, IPV4) };
-    let Some(answers) = resolver(own) else {
+    let (own, other) = if queried.is_mapped() { (IPV4, IPV6) } else { (IPV6, IPV4) };
+    let Some(relay_resolver) = resolver(own) else {
         if resolver(other).is_some() {
-            happened(CountedEvent::DnsLeft);
+            count_event(CountedEvent::DnsLeft);
         }
         return;
     };
-    // Written in, an address of the bypass would be looked for in the visited network.
-    if is_bypassed(answers) || (hook == Hook::Sendmsg6 && asked.is_link_local()) {
-        return happened(CountedEvent::DnsLeft);
+    // A bypassed resolver would be looked up in the visited network.
+    if is_bypassed(relay_resolver) || (hook == Hook::Sendmsg6 && queried.is_link_local()) {
+        return count_event(CountedEvent::DnsLeft);
     }
-    // The programs of an earlier agent may have redirected this query a moment ago: they recorded
-    // what was asked.
-    if asked == answers && !QUERIES.get_ptr_mut(ctx).is_null() {
+    // The programs of an earlier agent may have redirected this query a moment ago and stored its
+    // original address.
+    if queried == relay_resolver && !QUERIES.get_ptr_mut(ctx).is_null() {
         return;
     }
-    let mut query = RedirectedQuery { original_resolver: asked, relay_resolver: answers };
-    let kept = QUERIES.get_or_insert_ptr_mut(ctx, Some(&mut query));
-    if kept.is_null() {
-        return happened(CountedEvent::DnsFailed);
+    let mut query = RedirectedQuery { original_resolver: queried, relay_resolver };
+    let stored = QUERIES.get_or_insert_ptr_mut(ctx, Some(&mut query));
+    if stored.is_null() {
+        return count_event(CountedEvent::DnsFailed);
     }
-    // SAFETY: points to this socket's storage. Threads that ask two resolvers through one socket at
-    // once can at worst mix the two addresses; one socket has one address for all answers.
-    unsafe { *kept = query };
-    if asked != answers {
-        write(ctx, hook, answers);
-        happened(CountedEvent::DnsRedirected);
+    // SAFETY: the pointer is this socket's storage. Two threads that query two resolvers through
+    // one socket at the same time may mix the two addresses; one socket has one address for all
+    // answers anyway.
+    unsafe { *stored = query };
+    if queried != relay_resolver {
+        write(ctx, hook, relay_resolver);
+        count_event(CountedEvent::DnsRedirected);
     }
 }
 
-/// Forgets what a socket asked: it is in the hands of an ordinary process.
+/// Removes the stored query of a socket that an ordinary process uses.
 #[inline(always)]
 pub(crate) fn forget(ctx: &SockAddrContext) {
-    // An error means that there was nothing.
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr, whose socket exists for
-    // the whole call.
+    // An error means that the socket had no query.
     let _ = QUERIES.delete(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
 }
 
-/// The sender of a datagram, or the peer of a socket: if it answers in the place of another, it goes by that one's address.
+/// Replaces the sender of a datagram, or the peer of a socket, by the queried address if the
+/// relay's resolver answered in place of another.
 #[inline(always)]
 fn translate(ctx: &SockAddrContext, hook: Hook) {
     if !is_dns(ctx) {
         return;
     }
     let source = read(ctx, hook);
-    // SAFETY: null, or this socket's storage.
-    let remembered = unsafe { QUERIES.get_ptr_mut(ctx).as_ref() }.copied();
-    match remembered {
-        Some(RedirectedQuery { original_resolver: asked, relay_resolver: answers }) if answers == source => {
-            if hook != Hook::Ipv4 || asked.is_mapped() {
-                write(ctx, hook, asked);
+    // SAFETY: the pointer is null or this socket's storage.
+    let query = unsafe { QUERIES.get_ptr_mut(ctx).as_ref() }.copied();
+    match query {
+        Some(RedirectedQuery { original_resolver, relay_resolver }) if relay_resolver == source => {
+            if hook != Hook::Ipv4 || original_resolver.is_mapped() {
+                write(ctx, hook, original_resolver);
             }
         }
         Some(_) => {}
         None => {
             let family = if source.is_mapped() { IPV4 } else { IPV6 };
-            if resolver(family) == Some(source) && is_ours(ctx) {
-                happened(CountedEvent::DnsForgotten);
+            if resolver(family) == Some(source) && is_mobile_socket(ctx) {
+                count_event(CountedEvent::DnsForgotten);
             }
         }
     }
 }
 
+/// Returns the relay's resolver of an address family.
 #[inline(always)]
 fn resolver(family: u32) -> Option<Address> {
-    // SAFETY: the map is not preallocated, so an entry that is replaced is freed only when nobody reads it.
+    // SAFETY: the map is not preallocated, so the kernel frees a replaced entry only when no
+    // program reads it.
     unsafe { RESOLVERS.get(&family) }.copied()
 }
 
 #[inline(always)]
 fn is_dns(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr. The port is 16 bits in network byte order.
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr. The port is 16 bits in
+    // network byte order.
     unsafe { (*ctx.sock_addr).user_port == u32::from(DNS_PORT.to_be()) }
 }
 
-/// The address of the call. Each word by itself: what the verifier allows.
+/// Returns the address of the call. Reads each word by itself, as the verifier requires.
 #[inline(always)]
 pub(crate) fn read(ctx: &SockAddrContext, hook: Hook) -> Address {
     let addr = ctx.sock_addr;
@@ -187,7 +196,7 @@ pub(crate) fn read(ctx: &SockAddrContext, hook: Hook) -> Address {
 #[inline(always)]
 fn write(ctx: &SockAddrContext, hook: Hook, Address(address): Address) {
     let addr = ctx.sock_addr;
-    // SAFETY: as above, and the address may be written in every hook that comes here.
+    // SAFETY: as above, and every hook that calls this may write the address.
     unsafe {
         match hook {
             Hook::Ipv4 => (&raw mut (*addr).user_ip4).write_volatile(address[3]),

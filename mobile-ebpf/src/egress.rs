@@ -1,7 +1,8 @@
-//! Nothing of a mobile socket leaves beside the tunnel, whatever device the socket was bound to.
+//! Stops packets of mobile sockets from leaving by another device than the tunnel's.
 //!
-//! The routes see to it for every socket that asks them. A socket bound to an uplink's device, or a datagram sent on one
-//! (IP_PKTINFO), does not: the kernel takes its destination to be on that link.
+//! The MOBILE route takes care of every socket whose packets are routed. A socket that is bound to
+//! an uplink's device, or a datagram that names one (IP_PKTINFO), is not: the kernel takes the
+//! destination to be on that link.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -14,21 +15,23 @@ use aya_ebpf::{
 };
 use mobile_ebpf_common::{Address, CountedEvent, ProgramConfig};
 
-use crate::select::{LOOPBACK, config, happened, is_direct};
+use crate::select::{LOOPBACK, config, count_event, is_direct};
 
-/// What the kernel's egress hook takes for "send it", for "tell the sender: operation not permitted", and for "drop it, as a
-/// queue would".
+/// Verdicts of the kernel's egress hook: send the packet; report EPERM to the sender; drop it as a
+/// full queue would.
 pub(crate) const KEEP: i32 = 1;
 const REFUSE: i32 = 0;
 const DROP: i32 = 2;
 
-/// ETH_P_IP and ETH_P_IPV6, in network byte order, and where their headers have the destination.
+/// ETH_P_IP and ETH_P_IPV6 in network byte order, and the offset of the destination in their
+/// headers.
 pub(crate) const IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV4_DESTINATION: usize = 16;
 pub(crate) const IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const IPV6_DESTINATION: usize = 24;
 
-/// For the root of the cgroup2 hierarchy, where it sees sockets that were made before their process was mobile.
+/// Judges packets of all processes, at the root of the cgroup2 hierarchy, including sockets created
+/// before their process became mobile.
 #[cgroup_skb(egress)]
 fn mobile_egress(ctx: SkBuffContext) -> i32 {
     judge(&ctx, |config| {
@@ -37,7 +40,8 @@ fn mobile_egress(ctx: SkBuffContext) -> i32 {
     })
 }
 
-/// For the mobile cgroup, where sockets were made by mobile processes: those of other network namespaces have no mark of ours.
+/// Judges packets of sockets that mobile processes created, at the mobile cgroup. Sockets of other
+/// network namespaces do not have the agent's mark there.
 #[cgroup_skb(egress)]
 fn mobile_egress_own(ctx: SkBuffContext) -> i32 {
     judge(&ctx, |_| true)
@@ -48,17 +52,18 @@ fn judge(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&ProgramConfig) -> b
     match try_egress(ctx, in_our_namespace) {
         None => KEEP,
         Some(event @ CountedEvent::EgressLate) => {
-            happened(event);
+            count_event(event);
             DROP
         }
         Some(event) => {
-            happened(event);
+            count_event(event);
             REFUSE
         }
     }
 }
 
-/// Why a packet must not leave. Ordinary sockets, the many, pay for one comparison.
+/// Returns the event if a packet must not leave. Costs ordinary sockets, which are the most, one
+/// comparison.
 #[inline(always)]
 fn try_egress(
     ctx: &SkBuffContext,
@@ -67,7 +72,7 @@ fn try_egress(
     let config = config().ok()?;
     let socket = socket(ctx)?;
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
-    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff, and this its socket.
+    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff, and `socket` is its socket.
     let (mark, device) = unsafe { ((*socket).mark, (*skb).ifindex) };
     if !config.is_marked(mark) || device == LOOPBACK || device == config.device {
         return None;
@@ -88,11 +93,12 @@ fn try_egress(
     Some(if config.is_marked(packet_mark) { CountedEvent::EgressRefused } else { CountedEvent::EgressLate })
 }
 
-/// The socket a packet is of, if it has one.
+/// Returns the socket of a packet, if it has one.
 #[inline(always)]
 pub(crate) fn socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
-    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff; the helper takes its socket when there is one.
+    // SAFETY: the context of a cgroup_skb program is a valid __sk_buff; the helper accepts its
+    // socket if there is one.
     unsafe {
         let socket = (*skb).__bindgen_anon_2.sk;
         if socket.is_null() {

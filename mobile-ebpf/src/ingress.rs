@@ -1,16 +1,16 @@
 //! The ingress filter for a host without nftables: a classifier on every device but `lo` and the
 //! tunnel's.
 //!
-//! The classifier drops packets that are addressed to a persistent address, ICMP errors that quote
-//! one, and ARP requests for one. The programs of the other object choose the MOBILE route; this
-//! one is an object of its own because few hosts need it.
+//! The classifier drops packets to a persistent address, ICMP errors that quote one, and ARP
+//! requests for one. It has an object file of its own, because few hosts need it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
     target_arch = "bpf",
     allow(linker_messages, reason = "bpf-linker says which copies of LLVM it tried before the one it uses")
 )]
 
-/// The program exists on the bpf target only; this lets `cargo check --workspace` pass on the host.
+/// An empty program for the host, where the eBPF program does not exist, so that `cargo check
+/// --workspace` passes.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
@@ -28,7 +28,7 @@ mod program {
     };
     use mobile_ebpf_common::{Address, map::GUARDED_ENTRIES};
 
-    /// The persistent addresses, IPv4 as IPv4-mapped.
+    /// The persistent addresses; an IPv4 address is IPv4-mapped.
     #[map]
     static GUARDED: HashMap<Address, u8> = HashMap::with_max_entries(GUARDED_ENTRIES, 0);
 
@@ -36,12 +36,12 @@ mod program {
     #[map]
     static DROPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-    /// The verdict TCX_NEXT: other classifiers decide.
+    /// The verdict TCX_NEXT: continue with other classifiers.
     const NEXT: i32 = -1;
-    /// The verdict TCX_DROP.
+    /// The verdict TCX_DROP: drop the packet.
     const DROP: i32 = 2;
 
-    /// EtherTypes, in network byte order.
+    /// The EtherTypes, in network byte order.
     const IPV4: u32 = 0x0800_u16.to_be() as u32;
     const IPV6: u32 = 0x86dd_u16.to_be() as u32;
     const ARP: u32 = 0x0806_u16.to_be() as u32;
@@ -53,10 +53,10 @@ mod program {
     const IPPROTO_ICMPV6: u8 = 58;
     const IPPROTO_DSTOPTS: u8 = 60;
 
-    /// IPv6 extension headers that are skipped.
+    /// The maximum number of IPv6 extension headers that are skipped.
     const HEADERS: u32 = 6;
 
-    /// The length of the header of an ICMP error, of either version, before the quoted packet.
+    /// The length of an ICMP or ICMPv6 error's header before the quoted packet, in bytes.
     const ERROR: u32 = 8;
 
     #[classifier]
@@ -72,13 +72,13 @@ mod program {
             return NEXT;
         }
         if let Some(count) = DROPPED.get_ptr_mut(0) {
-            // SAFETY: this processor's own counter, and classifiers do not preempt each other.
+            // SAFETY: the pointer is this CPU's counter, and classifiers do not preempt each other.
             unsafe { *count += 1 };
         }
         DROP
     }
 
-    /// Returns whether to drop the packet; `None` if it is too short, in which case the kernel
+    /// Returns whether to drop an IPv4 packet; `None` if it is too short, in which case the kernel
     /// drops it.
     #[inline(always)]
     fn is_foreign_ipv4(ctx: &TcContext) -> Option<bool> {
@@ -94,12 +94,13 @@ mod program {
         if fragment & 0x1fff != 0 || !matches!(load::<u8>(ctx, header)?, 3 | 4 | 5 | 11 | 12) {
             return Some(false);
         }
-        // The quoted source may be in a later fragment. ICMPv6 errors fit the smallest MTU, so only
-        // a forger fragments them.
+        // The quoted source may be in a later fragment, so drop a fragmented error. ICMPv6 errors
+        // fit the smallest MTU, so only a forger fragments them.
         let more = fragment & 0x2000 != 0;
         Some(more || is_guarded(Address::mapped(load(ctx, header + ERROR + 12)?)))
     }
 
+    /// Returns whether to drop an IPv6 packet; `None` if it is too short.
     #[inline(always)]
     fn is_foreign_ipv6(ctx: &TcContext) -> Option<bool> {
         if is_guarded(Address(load(ctx, 24)?)) {
@@ -129,7 +130,8 @@ mod program {
         Some(fragment || is_guarded(Address(load(ctx, at + ERROR + 8)?)))
     }
 
-    /// Returns the target of an ARP request for IPv4 over Ethernet.
+    /// Returns whether to drop an ARP packet: one for IPv4 over Ethernet whose target is a
+    /// persistent address.
     #[inline(always)]
     fn is_foreign_arp(ctx: &TcContext) -> Option<bool> {
         let lengths: [u8; 2] = load(ctx, 4)?;
@@ -142,8 +144,8 @@ mod program {
         unsafe { GUARDED.get(&address) }.is_some()
     }
 
-    /// Reads at `offset` from the network header, because a device without link-layer headers has
-    /// nothing before it.
+    /// Reads a value at `offset` from the network header. The start of the packet would not do,
+    /// because some devices have no link-layer header.
     #[inline(always)]
     fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
@@ -169,7 +171,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Some helpers are for programs under a GPL-compatible licence.
+/// The licence of the program: some helpers require a GPL-compatible one.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

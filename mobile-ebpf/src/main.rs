@@ -1,9 +1,23 @@
-//! The cgroup programs that choose the MOBILE route.
+//! The eBPF programs that choose the MOBILE route, attached to cgroups.
 //!
-//! They are attached at the root of the cgroup2 hierarchy and ask what the calling *task* is, because the cgroup of
-//! a socket is fixed when it is created, while the MOBILE attribute of a process is not. A decision that cannot be made
-//! leaves the socket as it was and is counted. Only calls and packets that would leave beside the tunnel are refused.
-//! What runs for packets and connections (`egress`, `account`) is there only while somebody's sockets need it.
+//! The programs for socket calls ([`select`]) are attached at the root of the cgroup2 hierarchy and
+//! look up the calling *task*: the cgroup of a socket is fixed at its creation, while a process may
+//! become mobile later. If a program cannot decide, it leaves the socket unchanged and counts that.
+//! It refuses only calls and packets that would leave outside the tunnel.
+//!
+//! | module | job |
+//! | --- | --- |
+//! | `select` | marks the sockets of mobile processes at socket(), connect() and sendmsg() |
+//! | `source` | sets the source address of the first datagram of a newly marked socket |
+//! | `dns` | redirects DNS queries of mobile processes to the relay's resolver |
+//! | `mptcp` | marks further subflows of a mobile MPTCP connection |
+//! | `retries` | bounds the retransmission timer of mobile TCP sockets |
+//! | `so_mark` | protects the agent's bits of a mark from SO_MARK |
+//! | `egress` | stops packets of mobile sockets from leaving by another device than the tunnel's |
+//! | `account` | counts the traffic of mobile processes' TCP connections |
+//!
+//! The programs for packets (`egress`, `account`) are attached to the root only while it is
+//! necessary: see `mobile-agent/src/selection/attach_scope.rs`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
 #![cfg_attr(
     target_arch = "bpf",
@@ -31,7 +45,8 @@ mod so_mark;
 #[cfg(target_arch = "bpf")]
 mod source;
 
-/// The programs exist on the bpf target only; this lets `cargo check --workspace` pass on the host.
+/// An empty program for the host, where the eBPF programs do not exist, so that `cargo check
+/// --workspace` passes.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
@@ -42,7 +57,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Some helpers are for programs under a GPL-compatible licence.
+/// The licence of the programs: some helpers require a GPL-compatible one.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

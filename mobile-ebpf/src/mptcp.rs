@@ -1,10 +1,10 @@
-//! Makes the subflows that the kernel adds to an MPTCP connection mobile if the connection is,
-//! whichever task is running.
+//! Marks the further subflows of a mobile MPTCP connection, whichever task is running.
 //!
-//! The kernel makes subflows in a kernel thread, or in the call by which a network manager
-//! announces a new address, so the calling task says nothing. Nor does the mark: a connection's
-//! mark reaches its further subflows only if the program itself has set it. So the fact is stored
-//! at the connection's own socket, to which each subflow leads.
+//! The kernel creates subflows in a kernel thread, or in the call by which a network manager
+//! announces a new address, so the calling task does not tell whose they are. Nor does the mark: a
+//! connection's mark is copied to its further subflows only if the application itself has set it.
+//! So the storage of the connection's own socket, to which each subflow leads, records that the
+//! connection is mobile.
 
 use core::ptr;
 
@@ -18,9 +18,9 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 
-/// Storage at the sockets of MPTCP connections, for those of mobile processes. Another process's
-/// sockets cannot displace it, and it is freed with its socket. An accepted connection gets a copy
-/// of its listener's.
+/// The storage at sockets of mobile MPTCP connections. Another process's sockets cannot displace
+/// it, the kernel frees it with its socket, and an accepted connection gets a copy of its
+/// listener's.
 #[btf_map]
 static MPTCP_CONNECTIONS: Connections = Connections {
     r#type: ptr::null(),
@@ -30,7 +30,7 @@ static MPTCP_CONNECTIONS: Connections = Connections {
     map_flags: ptr::null(),
 };
 
-/// The definition of that map, which the loader reads from the types of its fields (BTF); aya's own
+/// The definition of that map, which the loader reads from the types of the fields (BTF). aya's own
 /// definition has no field for flags.
 #[repr(C)]
 struct Connections {
@@ -44,53 +44,55 @@ struct Connections {
 // SAFETY: nothing reads the pointers.
 unsafe impl Sync for Connections {}
 
-/// Not 0 once there was one: till then nobody has to ask the kernel what its sockets are.
+/// Not 0 once a mobile process has created an MPTCP socket. Until then no socket needs to be
+/// checked.
 #[map]
 static ANY_MPTCP: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Whether the kernel can recognise MPTCP subflows (non-zero). The agent sets it before loading, so
-/// that the verifier of a kernel without the helper never sees the call.
+/// Whether the kernel can recognise MPTCP subflows (non-zero). The agent sets it before it loads
+/// the programs, so that the verifier of a kernel without the helper never sees the call.
 #[unsafe(no_mangle)]
-static TELLS_SUBFLOWS: u8 = 0;
+static RECOGNISES_SUBFLOWS: u8 = 0;
 
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
 
 /// Handles a new socket of a mobile process. Returns false for an MPTCP connection whose further
-/// subflows could not be recognised, and so could leave beside the tunnel.
+/// subflows could not be recognised, and so could leave outside the tunnel.
 #[inline(always)]
 pub(crate) fn created(ctx: &SockContext) -> bool {
     // SAFETY: the context of a sock_create program is a valid bpf_sock.
     if unsafe { (*ctx.sock).protocol } != IPPROTO_MPTCP {
         return true;
     }
-    // SAFETY: the helper takes the context in place of the socket, which is new and not shared yet.
-    tells_subflows() && remember(|map| unsafe { create(map, ctx.sock.cast()) })
+    // SAFETY: the helper accepts the context in place of the socket, which is new and not shared
+    // yet.
+    recognises_subflows() && remember(|map| unsafe { create(map, ctx.sock.cast()) })
 }
 
-/// Whether any socket may be a subflow of a mobile process's connection.
+/// Returns whether any socket may be a subflow of a mobile process's connection.
 #[inline(always)]
-pub(crate) fn may_be_of_mobile() -> bool {
+pub(crate) fn any_mobile_connection() -> bool {
     ANY_MPTCP.get(0).is_none_or(|any| *any != 0)
 }
 
-/// Returns whether the socket of a call is a subflow of a mobile process's connection; with
-/// `mobile`, it becomes one. Returns `None` if that could not be stored. Datagrams are not checked:
-/// a subflow is a TCP socket.
+/// Returns whether the socket of a call belongs to a mobile MPTCP connection; with `mobile`, makes
+/// the connection mobile. Returns `None` if that could not be stored. Datagram sockets are not
+/// checked, because a subflow is a TCP socket.
 #[inline(always)]
-pub(crate) fn is_of_mobile(ctx: &SockAddrContext, mobile: bool) -> Option<bool> {
+pub(crate) fn is_mobile_subflow(ctx: &SockAddrContext, mobile: bool) -> Option<bool> {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
-    if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP || !tells_subflows() {
+    if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP || !recognises_subflows() {
         return Some(mobile);
     }
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket exists for
     // the whole call.
     let connection = unsafe { bpf_skc_to_mptcp_sock((*ctx.sock_addr).__bindgen_anon_1.sk.cast()) };
     if connection.is_null() {
         return Some(mobile);
     }
     if mobile {
-        // SAFETY: the helper takes a kernel socket, which this subflow holds.
+        // SAFETY: the helper accepts a kernel socket, which this subflow holds.
         return remember(|map| unsafe { create(map, connection.cast()) }).then_some(true);
     }
     // SAFETY: as above; only the presence of a value is checked.
@@ -98,26 +100,28 @@ pub(crate) fn is_of_mobile(ctx: &SockAddrContext, mobile: bool) -> Option<bool> 
 }
 
 #[inline(always)]
-fn tells_subflows() -> bool {
+fn recognises_subflows() -> bool {
     // SAFETY: a constant that the loader may have replaced; the read is volatile so that the
     // compiler does not assume its value.
-    unsafe { (&raw const TELLS_SUBFLOWS).read_volatile() != 0 }
+    unsafe { (&raw const RECOGNISES_SUBFLOWS).read_volatile() != 0 }
 }
 
-/// Makes the programs check for subflows, before any connection can have one.
+/// Makes the programs check for subflows, before any connection can have one, then creates the
+/// storage.
 #[inline(always)]
 fn remember(create: impl FnOnce(*mut core::ffi::c_void) -> bool) -> bool {
     if let Some(any) = ANY_MPTCP.get_ptr_mut(0) {
-        // SAFETY: points to the entry; all writers write the same value.
+        // SAFETY: the pointer is the entry of the map; all writers write the same value.
         unsafe { any.write_volatile(1) };
     }
     create(map())
 }
 
-/// Creates the storage at a connection's socket; returns whether it exists.
+/// Creates the storage at a connection's socket, and returns whether it exists.
 ///
 /// # Safety
-/// `socket` is a valid argument of the helper in the calling program.
+///
+/// `socket` must be a valid argument of the helper in the calling program.
 #[inline(always)]
 unsafe fn create(map: *mut core::ffi::c_void, socket: *mut core::ffi::c_void) -> bool {
     // SAFETY: guaranteed by the caller.

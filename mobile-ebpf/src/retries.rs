@@ -1,4 +1,4 @@
-//! The retransmission timer of mobile TCP sockets: see `mobile_ebpf_common::retries`.
+//! Bounds the retransmission timer of mobile TCP sockets: see `mobile_ebpf_common::retries`.
 
 use aya_ebpf::{
     EbpfContext,
@@ -11,8 +11,8 @@ const IPPROTO_TCP: i32 = 6;
 const TCP_SYNCNT: i32 = 7;
 const TCP_RTO_MAX_MS: i32 = 44;
 
-/// Bounds the pauses of a socket that is about to connect. A kernel that cannot (before 6.15) leaves it as it is, and so do
-/// we a socket whose own bound is shorter.
+/// Bounds the retransmission timeout of a socket that is about to connect. A kernel without the
+/// option (before 6.15) and a socket with a shorter bound of its own are left unchanged.
 #[inline(always)]
 pub(crate) fn bound(ctx: &SockAddrContext) {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
@@ -20,12 +20,12 @@ pub(crate) fn bound(ctx: &SockAddrContext) {
     if protocol != IPPROTO_TCP as u32 {
         return;
     }
-    let Some(pause) = get(ctx, TCP_RTO_MAX_MS) else { return };
-    if pause <= RTO_MAX_MS || !set(ctx, TCP_RTO_MAX_MS, RTO_MAX_MS) {
+    let Some(rto_max) = get(ctx, TCP_RTO_MAX_MS) else { return };
+    if rto_max <= RTO_MAX_MS || !set(ctx, TCP_RTO_MAX_MS, RTO_MAX_MS) {
         return;
     }
     if let Some(count) = get(ctx, TCP_SYNCNT) {
-        // If the kernel refuses, connect() gives up earlier: nothing to be done about it here.
+        // If the kernel refuses, connect() gives up earlier; nothing can be done about that here.
         set(ctx, TCP_SYNCNT, syn_count(count));
     }
 }
@@ -33,7 +33,8 @@ pub(crate) fn bound(ctx: &SockAddrContext) {
 #[inline(always)]
 fn get(ctx: &SockAddrContext, option: i32) -> Option<i32> {
     let mut value = 0_i32;
-    // SAFETY: the kernel takes the context in place of the socket and writes four bytes of `value`.
+    // SAFETY: the kernel accepts the context in place of the socket and writes four bytes of
+    // `value`.
     let result = unsafe {
         bpf_getsockopt(ctx.as_ptr(), IPPROTO_TCP, option, (&raw mut value).cast(), size_of::<i32>() as i32)
     };
@@ -42,7 +43,8 @@ fn get(ctx: &SockAddrContext, option: i32) -> Option<i32> {
 
 #[inline(always)]
 fn set(ctx: &SockAddrContext, option: i32, mut value: i32) -> bool {
-    // SAFETY: the kernel takes the context in place of the socket and reads four bytes of `value`.
+    // SAFETY: the kernel accepts the context in place of the socket and reads four bytes of
+    // `value`.
     let result = unsafe {
         bpf_setsockopt(ctx.as_ptr(), IPPROTO_TCP, option, (&raw mut value).cast(), size_of::<i32>() as i32)
     };

@@ -1,4 +1,5 @@
-//! Route selection: the MOBILE attribute of the calling process decides about the mark of its socket.
+//! Route selection: marks the sockets of mobile processes at socket(), connect() and sendmsg(), and
+//! clears the mark from sockets of ordinary ones.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -39,16 +40,16 @@ static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICTS_ENTRI
 #[map]
 static EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(EVENTS_ENTRIES, 0);
 
-/// What the kernel's cgroup hooks take for "go on", and for "operation not permitted".
+/// Verdicts of the kernel's cgroup hooks: continue the call, or fail it with EPERM.
 pub(crate) const ALLOW: i32 = 1;
 pub(crate) const REFUSE: i32 = 0;
 
-/// Loopback has this index in every network namespace.
+/// The interface index of the loopback device in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
 #[cgroup_sock(sock_create)]
 fn mobile_sock_create(ctx: SockContext) -> i32 {
-    if is_made_ordinary() { ALLOW } else { sock_create(ctx.sock) }
+    if creator_is_ordinary() { ALLOW } else { sock_create(ctx.sock) }
 }
 
 #[cold]
@@ -101,38 +102,40 @@ fn sendmsg6(call: *mut bpf_sock_addr) -> i32 {
     count(try_sendmsg(&SockAddrContext::new(call), "sendmsg6", Hook::Sendmsg6))
 }
 
-/// Why a decision could not be carried out.
+/// The reason why a decision could not be carried out.
 #[derive(Clone, Copy)]
 pub(crate) enum Error {
-    /// The configuration is not there.
+    /// The configuration map is empty.
     NoConfig,
-    /// The kernel refused the mark: without it the call would lead beside the tunnel.
+    /// The kernel refused to set the mark. Without the mark the call would leave outside the
+    /// tunnel.
     SetMark,
-    /// The kernel would not take the mark off.
+    /// The kernel refused to clear the mark.
     ClearMark,
-    /// An MPTCP connection could not be recorded as mobile: its further subflows would leave beside
-    /// the tunnel.
+    /// An MPTCP connection could not be recorded as mobile, so its further subflows would leave
+    /// outside the tunnel.
     Subflows,
 }
 
-/// What is to become of a socket's mark.
+/// A decision about a socket's mark.
 enum Decision {
-    /// Nothing, and this is why.
+    /// Leave the mark as it is, for this reason.
     Leave(MarkVerdict),
-    /// It becomes this.
+    /// Set the mark to this value, for this reason.
     Set(u32, MarkVerdict),
 }
 
-/// Handles a new socket: it gets the mark before any datagram, ping or raw packet can leave it. A
-/// new socket of an ordinary process cannot have our mark. An MPTCP connection whose further
-/// subflows could not be recognised is refused.
+/// Handles a new socket: a mobile process's socket gets the mark before any datagram, ping or raw
+/// packet can leave it. A new socket of an ordinary process cannot have the mark. An MPTCP socket
+/// whose further subflows could not be recognised is refused.
 #[inline(always)]
 fn try_sock_create(ctx: &SockContext) -> Result<MarkVerdict, Error> {
     let config = config()?;
     if !current_is_mobile(config) {
         return Ok(MarkVerdict::Ordinary);
     }
-    // SAFETY: the context of a sock_create program is a valid bpf_sock, and its mark may be read and written.
+    // SAFETY: the context of a sock_create program is a valid bpf_sock, whose mark may be read and
+    // written.
     let old = unsafe { (*ctx.sock).mark };
     match decide(config, ctx, true, old) {
         Decision::Leave(verdict @ MarkVerdict::OtherNamespace) => Ok(verdict),
@@ -147,66 +150,77 @@ fn try_sock_create(ctx: &SockContext) -> Result<MarkVerdict, Error> {
     }
 }
 
-/// Whether a call is certainly an ordinary process's, of a socket that is none of ours: nothing is to be done. Most of a machine's
-/// calls are such, and what they cost is the memory and the instructions that are not in the processor's cache: so this looks at
-/// the least it can, and the rest is a function of its own.
+/// Returns whether a call is certainly one of an ordinary process on an unmarked socket, for which
+/// nothing is to be done.
+///
+/// Most calls on a host are such, and they cost the memory and instructions that are not in the
+/// CPU's cache. So this reads as little as possible, and the rest is in functions of its own.
 #[inline(always)]
 fn is_ordinary(ctx: &SockAddrContext) -> bool {
     let Ok(config) = config() else { return false };
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket exists for
+    // the whole call.
     let mark = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
-    !config.is_marked(mark) && !mptcp::may_be_of_mobile() && !current_is_mobile(config)
+    !config.is_marked(mark) && !mptcp::any_mobile_connection() && !current_is_mobile(config)
 }
 
-/// The same of a new socket.
+/// Returns whether a new socket is certainly one of an ordinary process.
 #[inline(always)]
-fn is_made_ordinary() -> bool {
+fn creator_is_ordinary() -> bool {
     config().is_ok_and(|config| !current_is_mobile(config))
 }
 
-/// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer and whose
-/// account it goes on.
+/// Handles a connect(): chooses the route and, for a TCP socket that takes the MOBILE route, bounds
+/// the retransmission timer and records the owner of the traffic.
 #[inline(always)]
 fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     let verdict = try_sock_addr(ctx, name, hook)?;
     match verdict {
         MarkVerdict::Marked | MarkVerdict::Kept => {
             retries::bound(ctx);
-            account::open(ctx, hook);
+            account::track(ctx, hook);
         }
-        MarkVerdict::Cleared | MarkVerdict::Direct => account::forget(ctx),
+        MarkVerdict::Cleared | MarkVerdict::Direct => account::untrack(ctx),
         _ => {}
     }
     Ok(verdict)
 }
 
-/// A datagram with an address. That of a connected socket keeps the route of its connection, whose source address it has: the
-/// kernel asks here about every datagram of a socket that is connected to an IPv4-mapped address.
+/// Handles a datagram with a destination address.
+///
+/// A connected socket keeps the route of its connection, whose source address it has; the kernel
+/// runs this program for every datagram of a socket that is connected to an IPv4-mapped address.
 #[inline(always)]
 fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     // SAFETY: as in `mark`.
     let peer = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).dst_port };
     if peer == 0 {
         let verdict = try_sock_addr(ctx, name, hook)?;
-        let late = verdict == MarkVerdict::Marked && !is_direct(dns::read(ctx, hook));
-        return Ok(if late && !source::make_persistent(ctx, hook) { MarkVerdict::Refused } else { verdict });
+        let newly_marked = verdict == MarkVerdict::Marked && !is_direct(dns::read(ctx, hook));
+        return Ok(if newly_marked && !source::make_persistent(ctx, hook) {
+            MarkVerdict::Refused
+        } else {
+            verdict
+        });
     }
-    if !is_ours(ctx) {
+    if !is_mobile_socket(ctx) {
         return Ok(MarkVerdict::Ordinary);
     }
     dns::redirect(ctx, hook);
     Ok(MarkVerdict::Kept)
 }
 
-/// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,
-/// or given to it by another, follow the attribute from here on.
-/// IPv4-mapped destinations of a connect() come here as IPv6 ones; the mark is the same for both. What a mobile process
-/// asks a resolver goes to the relay's.
+/// Handles a connect(), or a datagram of an unconnected socket.
+///
+/// A socket that was created before its process became mobile or ordinary, or that was passed on by
+/// another process, changes its mark here. IPv4-mapped destinations of a connect() come here as
+/// IPv6 ones; the mark is the same for both. DNS queries of a mobile process are redirected to the
+/// relay's resolver.
 #[inline(always)]
 fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     let verdict = mark(ctx, name)?;
     match verdict {
-        MarkVerdict::Marked | MarkVerdict::Kept if is_bound_elsewhere(ctx, hook)? => {
+        MarkVerdict::Marked | MarkVerdict::Kept if is_bound_to_uplink(ctx, hook)? => {
             return Ok(MarkVerdict::Refused);
         }
         MarkVerdict::Marked | MarkVerdict::Kept => dns::redirect(ctx, hook),
@@ -216,16 +230,19 @@ fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Resul
     Ok(verdict)
 }
 
+/// Sets or clears the mark of a call's socket.
 #[inline(always)]
 fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<MarkVerdict, Error> {
     let config = config()?;
-    let mobile = mptcp::is_of_mobile(ctx, current_is_mobile(config)).ok_or(Error::Subflows)?;
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+    let mobile = mptcp::is_mobile_subflow(ctx, current_is_mobile(config)).ok_or(Error::Subflows)?;
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket exists for
+    // the whole call.
     let old = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
     match decide(config, ctx, mobile, old) {
         Decision::Leave(verdict) => Ok(verdict),
         Decision::Set(mut mark, verdict) => {
-            // SAFETY: the kernel takes the context in place of the socket and reads four bytes of `mark`.
+            // SAFETY: the kernel accepts the context in place of the socket and reads four bytes of
+            // `mark`.
             let result = unsafe {
                 bpf_setsockopt(
                     ctx.as_ptr(),
@@ -244,11 +261,12 @@ fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<MarkVerdict, Error>
     }
 }
 
-/// Whether what the socket sends there would leave by an uplink: it is bound to that device, and asks no route. What it sends
-/// without a call that comes here is stopped by `egress`.
+/// Returns whether packets of the call would leave by an uplink because the socket is bound to its
+/// device and is not routed. Packets that are sent without such a call are stopped by `egress`.
 #[inline(always)]
-fn is_bound_elsewhere(ctx: &SockAddrContext, hook: Hook) -> Result<bool, Error> {
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+fn is_bound_to_uplink(ctx: &SockAddrContext, hook: Hook) -> Result<bool, Error> {
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket exists for
+    // the whole call.
     let device = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).bound_dev_if };
     if device == 0 || device == LOOPBACK || device == config()?.device {
         return Ok(false);
@@ -256,54 +274,58 @@ fn is_bound_elsewhere(ctx: &SockAddrContext, hook: Hook) -> Result<bool, Error> 
     Ok(!is_direct(dns::read(ctx, hook)))
 }
 
-/// Whether mobile processes, too, reach an address without the tunnel.
+/// Returns whether even mobile processes reach an address without the tunnel.
 #[inline(always)]
 pub(crate) fn is_direct(to: Address) -> bool {
     to.is_local() || to.is_link_local() || dns::is_bypassed(to)
 }
 
-/// The whole policy. The namespace is asked for last: ordinary processes, the many, do not pay for it.
+/// Decides about a mark: the whole policy. Reads the network namespace last, so that ordinary
+/// processes, which are the most, do not pay for it.
 #[inline(always)]
 fn decide(config: &ProgramConfig, ctx: &impl EbpfContext, mobile: bool, old: u32) -> Decision {
     let marked = config.is_marked(old);
     if !mobile && !marked {
         return Decision::Leave(MarkVerdict::Ordinary);
     }
-    // SAFETY: every program here has a context this helper accepts.
+    // SAFETY: every program here has a context that this helper accepts.
     if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
-        // Without the attribute, a mark like ours in another namespace is not ours: ordinary.
+        // A mark in another namespace is not the agent's, even if its value is the same.
         return Decision::Leave(if mobile { MarkVerdict::OtherNamespace } else { MarkVerdict::Ordinary });
     }
     match (mobile, marked) {
-        (true, false) if is_over() => Decision::Leave(MarkVerdict::Direct),
-        (true, true) if is_over() => Decision::Set(config.cleared(old), MarkVerdict::Direct),
+        (true, false) if deadline_has_passed() => Decision::Leave(MarkVerdict::Direct),
+        (true, true) if deadline_has_passed() => Decision::Set(config.cleared(old), MarkVerdict::Direct),
         (true, false) => Decision::Set(config.marked(old), MarkVerdict::Marked),
         (true, true) => Decision::Leave(MarkVerdict::Kept),
         (false, _) => Decision::Set(config.cleared(old), MarkVerdict::Cleared),
     }
 }
 
-/// The MOBILE attribute of the calling process.
+/// Returns whether the calling process is mobile.
 #[inline(always)]
 fn current_is_mobile(config: &ProgramConfig) -> bool {
-    // SAFETY: takes no pointer; a level below the task's own gives 0, which is no cgroup's id.
+    // SAFETY: the helper takes no pointer. For a level below the task's own it returns 0, which is
+    // no cgroup's ID.
     let ancestor = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
     ancestor(config.cgroup_level) == config.cgroup_id
         || (config.slice_id != 0 && ancestor(config.slice_level) == config.slice_id)
 }
 
-/// Whether mobile processes go directly for want of a session: the agent, if it lives, has not put the deadline off. The
-/// clock stands still while the host is suspended, so that the tunnel has its time to come back afterwards.
+/// Returns whether the deadline has passed that the agent extends while there is a session, so that
+/// new connections go direct. CLOCK_MONOTONIC stops while the host is suspended, so the tunnel has
+/// its time to come back afterwards.
 #[inline(always)]
-fn is_over() -> bool {
-    // SAFETY: takes nothing.
+fn deadline_has_passed() -> bool {
+    // SAFETY: the helper takes no arguments.
     DEADLINE.get(0).is_some_and(|deadline| unsafe { bpf_ktime_get_ns() } > *deadline)
 }
 
-/// Whether the socket of a call carries our mark, and in our namespace.
+/// Returns whether the socket of a call has the agent's mark and is in its network namespace.
 #[inline(always)]
-pub(crate) fn is_ours(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
+pub(crate) fn is_mobile_socket(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket exists for
+    // the whole call.
     let mark = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).mark };
     // SAFETY: the helper accepts the context.
     let netns = || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
@@ -323,20 +345,22 @@ fn log(config: &ProgramConfig, ctx: &impl EbpfContext, hook: &'static str, mark:
     }
 }
 
-/// Counts an event.
+/// Counts an event in the map of events.
 #[inline(always)]
-pub(crate) fn happened(event: CountedEvent) {
+pub(crate) fn count_event(event: CountedEvent) {
     if let Some(counter) = EVENTS.get_ptr_mut(event.index()) {
-        // SAFETY: points into this CPU's slot; a preempting program on the same CPU can at worst lose one count.
+        // SAFETY: the pointer is this CPU's counter; a preempting program on the same CPU can at
+        // worst lose one count.
         unsafe { *counter += 1 };
     }
 }
 
-/// Counts what was decided about a mobile process or socket, and lets the call go on, unless it would lead beside the tunnel.
-/// Ordinary processes, the many, do not pay for a counter.
+/// Counts a decision about a mobile process or socket, and returns whether the call continues: it
+/// fails only if it would leave outside the tunnel. Decisions about ordinary processes, which are
+/// the most, are not counted.
 #[inline(always)]
 fn count(result: Result<MarkVerdict, Error>) -> i32 {
-    let (verdict, then) = match result {
+    let (verdict, outcome) = match result {
         Ok(MarkVerdict::Ordinary) => return ALLOW,
         Ok(MarkVerdict::Refused) => (MarkVerdict::Refused, REFUSE),
         Ok(verdict) => (verdict, ALLOW),
@@ -344,8 +368,9 @@ fn count(result: Result<MarkVerdict, Error>) -> i32 {
         Err(Error::NoConfig | Error::ClearMark) => (MarkVerdict::Failed, ALLOW),
     };
     if let Some(counter) = VERDICTS.get_ptr_mut(verdict.index()) {
-        // SAFETY: points into this CPU's slot; a preempting program on the same CPU can at worst lose one count.
+        // SAFETY: the pointer is this CPU's counter; a preempting program on the same CPU can at
+        // worst lose one count.
         unsafe { *counter += 1 };
     }
-    then
+    outcome
 }

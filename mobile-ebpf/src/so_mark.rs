@@ -1,12 +1,12 @@
-//! Keeps other programs from changing our bits of a socket's mark with SO_MARK.
+//! Keeps applications from changing the agent's bits of a socket's mark with SO_MARK.
 //!
-//! Since Linux 5.17 a process may set SO_MARK with CAP_NET_RAW (net: `sk_setsockopt`), which `ping`
-//! and many services have. A mobile process that sets a mark of its own would leave the tunnel, and
-//! an ordinary one could enter it. So on a socket with our mark SO_MARK changes only the other
-//! bits, and it cannot give our mark to a socket without it.
+//! Since Linux 5.17 a process needs only CAP_NET_RAW to set SO_MARK (`sk_setsockopt`), which `ping`
+//! and many services have. A mobile process that set a mark of its own would leave the tunnel, and
+//! an ordinary one could enter it. So on a socket with the agent's mark, SO_MARK changes only the
+//! other bits, and it cannot give the agent's mark to another socket.
 //!
-//! The kernel runs the hook for 64-bit processes only: `do_sock_setsockopt` skips it for a compat
-//! system call.
+//! The kernel runs the hook for 64-bit processes only: `do_sock_setsockopt` skips it for compat
+//! system calls.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -19,10 +19,10 @@ use aya_ebpf::{
 };
 use mobile_ebpf_common::{CountedEvent, ProgramConfig};
 
-use crate::select::{ALLOW, REFUSE, config, happened};
+use crate::select::{ALLOW, REFUSE, config, count_event};
 
-/// The most bytes of an option's value that the kernel passes to the hook: a page, of which 4096 is
-/// the smallest.
+/// The number of bytes of an option's value that the kernel passes to the hook: a page, which has
+/// at least 4096 bytes.
 const PAGE: i32 = 4096;
 
 /// The size of SO_MARK's value, in bytes.
@@ -37,8 +37,9 @@ fn mobile_setsockopt(ctx: SockoptContext) -> i32 {
         return judge(&ctx);
     }
     if length > PAGE {
-        // The kernel refuses a value longer than the part it passed on, unless told to use the
-        // caller's own. SAFETY: as above, and the length may be written.
+        // The kernel refuses a value that is longer than the part it passed on, unless the program
+        // sets the length to 0, which means the caller's own value. SAFETY: as above, and the
+        // length may be written.
         unsafe { (*call).optlen = 0 };
     }
     ALLOW
@@ -53,7 +54,7 @@ fn judge(ctx: &SockoptContext) -> i32 {
     let (value, old) =
         unsafe { ((*call).__bindgen_anon_2.optval.cast::<u32>(), (*(*call).__bindgen_anon_1.sk).mark) };
     if !has(call, MARK_LENGTH) {
-        // Too short: the kernel itself refuses it.
+        // The value is too short: the kernel itself refuses it.
         return ALLOW;
     }
     // SAFETY: the value has this length; volatile, so that the value is read where the verifier has
@@ -61,33 +62,33 @@ fn judge(ctx: &SockoptContext) -> i32 {
     let new = unsafe { value.read_volatile() };
     let was_marked = config.is_marked(old);
     if was_marked == config.is_marked(new) || is_of_agent(call, config) {
-        return take(call);
+        return use_checked_value(call);
     }
     // SAFETY: the helper accepts the context.
     if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
-        return take(call);
+        return use_checked_value(call);
     }
     if !was_marked {
-        happened(CountedEvent::MarkRefused);
+        count_event(CountedEvent::MarkRefused);
         return REFUSE;
     }
     // SAFETY: as above, and the value may be written.
     unsafe { value.write_volatile(config.marked(new)) };
-    happened(CountedEvent::MarkKept);
-    take(call)
+    count_event(CountedEvent::MarkKept);
+    use_checked_value(call)
 }
 
-/// Makes the kernel use the value that was checked, whatever length the caller gives.
+/// Makes the kernel use the value that was checked, whatever length the caller gave.
 #[inline(always)]
-fn take(call: *mut bpf_sockopt) -> i32 {
+fn use_checked_value(call: *mut bpf_sockopt) -> i32 {
     // SAFETY: the context of a setsockopt program is a valid bpf_sockopt, and its length may be
     // written.
     unsafe { (*call).optlen = MARK_LENGTH as i32 };
     ALLOW
 }
 
-/// Returns whether the agent calls, which changes marks with a process's attribute: the programs'
-/// key follows its mark.
+/// Returns whether the agent makes the call, which changes marks together with a process's
+/// attribute: the key of the programs follows its mark.
 #[inline(always)]
 fn is_of_agent(call: *mut bpf_sockopt, config: &ProgramConfig) -> bool {
     if !has(call, MARK_LENGTH + size_of::<u64>()) {

@@ -1,5 +1,7 @@
-//! The first datagram of a socket that has just got the mark: the kernel took the old mark before it asked, and looks for the
-//! route by that. With the persistent address as its source it takes the MOBILE route all the same.
+//! Sets the source address of the first datagram of a socket that has just got the mark.
+//!
+//! The kernel read the old mark before it ran the program, and routes the datagram by the old mark.
+//! With a persistent address as its source, the datagram takes the MOBILE route all the same.
 
 use aya_ebpf::{bindings::BPF_F_NO_PREALLOC, macros::map, maps::HashMap, programs::SockAddrContext};
 use mobile_ebpf_common::{
@@ -9,19 +11,21 @@ use mobile_ebpf_common::{
 
 use crate::dns::Hook;
 
-/// Not preallocated: see `RESOLVERS`.
+/// The persistent addresses, by address family. Not preallocated for the same reason as
+/// `RESOLVERS`.
 #[map]
 static PERSISTENT: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_PREALLOC);
 
-/// Gives the datagram the persistent address. False: there is none, or the socket is bound to another.
+/// Gives the datagram the persistent address as its source. Returns false if there is none, or if
+/// the socket is bound to another address.
 #[inline(always)]
 pub(crate) fn make_persistent(ctx: &SockAddrContext, hook: Hook) -> bool {
     let family = if hook == Hook::Ipv4 { IPV4 } else { IPV6 };
-    // SAFETY: the map is not preallocated, so an entry that is replaced is freed only when nobody reads it.
+    // SAFETY: the map is not preallocated, so the kernel frees a replaced entry only when no
+    // program reads it.
     let Some(Address(own)) = (unsafe { PERSISTENT.get(&family) }).copied() else { return false };
     let addr = ctx.sock_addr;
-    // Each word by itself: what the verifier allows.
-    // SAFETY: the context of a sendmsg program is a valid bpf_sock_addr whose source may be read and written.
+    // Each word is read by itself, as the verifier requires.
     unsafe {
         if hook == Hook::Ipv4 {
             let source = &raw mut (*addr).msg_src_ip4;

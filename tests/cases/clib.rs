@@ -246,7 +246,7 @@ fn setmroute_puts_back_what_was_removed_and_says_when_there_is_no_route_yet() ->
     assert_eq!(set()?, Errno::ENETDOWN);
     bed.relay.start()?;
     bed.agent.wait_connected()?;
-    bed.expect_warning("somebody removed or changed parts of the MOBILE route");
+    bed.expect_warning("parts of the MOBILE route that another program removed or changed");
     bed.expect_warning("cannot use the relay");
     for _ in 0..10 {
         host.run(&["ip", "route", "flush", "table", "7700"])?;

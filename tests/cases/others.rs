@@ -145,7 +145,7 @@ fn two_programs_that_both_want_to_be_first_do_not_fight_for_ever() -> Outcome {
     assert_eq!(bed.agent.counter("mobile_rules_moved_total")?, 8);
     assert_eq!(bed.agent.counter("mobile_rival_rules")?, 1);
     let said = bed.agent.cli(&["status"])?.ok()?;
-    assert!(said.contains("rules      1 of others come before ours"), "{said}");
+    assert!(said.contains("rules      1 rules of other programs take"), "{said}");
     let said = bed.agent.cli(&["check"])?.stdout;
     assert!(said.contains("FAIL  rules: "), "{said}");
     bed.expect_warning("not from all fwmark 0xca6c lookup 51820");

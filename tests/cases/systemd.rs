@@ -139,7 +139,7 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
     let mobile = bed.agent.binary().display().to_string();
     let verb = |verb: &str| format!("\"{mobile}\" {verb} --config \"{config}\" $$");
     let told = in_slice(&bed, "b.service", &["sh", "-c", &format!("{}; echo alive", verb("detach"))])?;
-    assert!(told.stderr.contains("give its unit another `Slice=`") && told.stdout == "alive\n", "{told:?}");
+    assert!(told.stderr.contains("set another `Slice=`") && told.stdout == "alive\n", "{told:?}");
     let told =
         in_slice(&bed, "b.service", &["sh", "-c", &format!("{}; cat /proc/self/cgroup", verb("attach"))])?;
     assert!(told.stdout.contains("is mobile") && told.stdout.contains(".slice/b.service"), "{told:?}");

@@ -1,4 +1,6 @@
-//! What is: read from the kernel, files and the network. What only root may see is `None` for others.
+//! The facts that `mobile check` judges, read from the kernel, files and the network.
+//!
+//! A fact that only root may see is `None` for other users.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -12,107 +14,108 @@ use mobile_io::netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKi
 use mobile_io::{isolation, sysctl};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::load_programs;
 use super::reach::{self, Outcome};
-use super::trial;
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, globs};
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
+use crate::routing::assignment::AssignmentCache;
 use crate::routing::claim::{self, Refusal};
 use crate::routing::ingress;
-use crate::routing::lease::Lease;
 use crate::routing::networks;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
 use crate::selection::deadline;
 use crate::status::{self, Status};
-use crate::uplinks::look::{self, Targets};
-use crate::uplinks::policy::{self, Decision, Families, Uplink, Wishes};
+use crate::uplinks::links::{self as uplink_links, RouteTargets};
+use crate::uplinks::policy::{self, Decision, Families, Uplink, UplinkPreferences};
 
-/// Everything that is looked at.
+/// All facts about this host.
 #[derive(Debug)]
 pub(super) struct Facts {
-    /// Whether root looks.
+    /// Whether root runs the check.
     pub(super) root: bool,
-    /// The kernel's release.
+    /// The release of the running kernel.
     pub(super) kernel: String,
-    /// The configuration's file, or what is wrong with it.
+    /// The path of the configuration, or the error in it.
     pub(super) config: Result<PathBuf, String>,
-    /// `[routing]`, or the defaults.
+    /// The section `[routing]`, or its defaults if the configuration is invalid.
     pub(super) routing: Routing,
-    /// What the daemon needs beside the defaults.
+    /// The relay's endpoint and key, or the reason why they are unknown.
     pub(super) relay: Result<RelayIdentity, String>,
-    /// This host's public key; `None`: a key that this user may not read, as it should be.
+    /// The public key of this host; `None` if the key file exists and this user may not read it.
     pub(super) key: Result<Option<PublicKey>, String>,
-    /// Where cgroup2 is mounted.
+    /// The mount point of cgroup2.
     pub(super) cgroup2: Result<PathBuf, String>,
-    /// The BPF file system.
+    /// The state of the BPF file system.
     pub(super) bpffs: Bpffs,
-    /// Whether the programs load and attach.
+    /// Whether the eBPF programs load and attach.
     pub(super) programs: Option<Result<(), String>>,
-    /// Whether a TUN can be opened.
+    /// Whether a TUN device can be opened.
     pub(super) tun: Option<Result<(), String>>,
-    /// Whether nftables takes the ingress filter.
+    /// Whether nftables accepts the ingress filter.
     pub(super) nftables: Option<Result<(), String>>,
-    /// What the running agent says.
+    /// The status of the running agent; `None` if none runs.
     pub(super) agent: Result<Option<Box<Status>>, String>,
     /// The addresses of the relay's name.
     pub(super) resolved: Option<Result<Vec<SocketAddr>, String>>,
-    /// The links, and which can carry the tunnel.
+    /// The links and rules of this host.
     pub(super) links: Result<Links, String>,
-    /// The claims that the relay pushed and this host refuses.
+    /// The parts of the relay's assignment that this host refuses.
     pub(super) refused: Vec<status::Refusal>,
-    /// The relay, over each usable uplink.
+    /// The attempts to reach the relay, one over each usable uplink.
     pub(super) reached: Option<Vec<(String, Outcome)>>,
-    /// Whether IPv6 is enabled.
+    /// Whether IPv6 is enabled on this host.
     pub(super) ipv6: bool,
-    /// Whether new connections of mobile processes go directly for want of a session, if it can be known.
+    /// Whether new connections of mobile processes go direct because there is no session, if this
+    /// user may see it.
     pub(super) open: Option<bool>,
-    /// The resolvers of this host.
+    /// The resolvers that `/etc/resolv.conf` names.
     pub(super) resolvers: Vec<IpAddr>,
 }
 
-/// Where pins go.
+/// The file system that the directory for pins is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bpffs {
-    /// A BPF file system is there.
+    /// The directory is on a BPF file system.
     Mounted,
-    /// The kernel has it, and the agent mounts it.
+    /// The kernel supports the file system, and the agent mounts it at its start.
     Mountable,
-    /// `[bpf] pin_dir` is on another file system.
+    /// The directory `[bpf] pin_dir` is on another file system.
     Elsewhere,
-    /// The kernel has none.
+    /// The kernel has no BPF file system.
     Missing,
 }
 
-/// What netlink says.
+/// The network configuration, read over netlink.
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    /// Every link but our own.
+    /// Every link but the host virtual device.
     pub(super) uplinks: Vec<Uplink>,
-    /// Which can carry the tunnel.
+    /// The policy's decision which links can carry the tunnel.
     pub(super) decision: Decision,
-    /// The reverse path filter in force on each usable uplink that has IPv4.
+    /// The reverse path filter in force on each usable uplink with IPv4.
     pub(super) rp_filter: Vec<(String, u32)>,
-    /// Everybody's rules.
+    /// The routing rules of all programs.
     pub(super) rules: Vec<ListedRule>,
-    /// Where routes in our table lead that are not ours.
+    /// The destination and device of routes in the agent's table that another program added.
     pub(super) foreign_routes: Vec<(IpNet, String)>,
     /// The persistent addresses, as far as they are known.
     pub(super) persistent: Vec<IpAddr>,
-    /// The addresses of other devices.
+    /// The devices other than the tunnel's, and their networks.
     pub(super) local: Vec<(String, IpNet)>,
 }
 
-/// Looks.
+/// Gathers all facts about this host.
 pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let root = nix::unistd::geteuid().is_root();
     let loaded = Config::load(path);
     let file = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
     let (config, problem) = match loaded {
         Ok(config) => (config, Ok(file)),
-        Err(error) => (Config::of_client(path).unwrap_or_default(), Err(crate::cli::story(&error))),
+        Err(error) => (Config::of_client(path).unwrap_or_default(), Err(crate::cli::error_chain(&error))),
     };
     let relay = match &problem {
         Ok(_) => config.relay_identity().map_err(|error| error.to_string()),
-        Err(_) => Err("it is not known".to_owned()),
+        Err(_) => Err("the configuration cannot be read".to_owned()),
     };
     let agent = ask_agent(&config);
     let resolved = match &relay {
@@ -122,13 +125,13 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let families = families(resolved.as_ref());
     let (persistent, refused) = match (&agent, &relay) {
         (Ok(Some(status)), _) => (status.addresses.clone(), status.refused.clone()),
-        // An ordinary user may not read it, and knows less.
-        (_, Ok(relay)) if root => remembered(&config, relay, resolved.as_ref()).await,
+        // An ordinary user may not read the cached assignment.
+        (_, Ok(relay)) if root => cached_assignment(&config, relay, resolved.as_ref()).await,
         _ => (Vec::new(), Vec::new()),
     };
     let relay_addresses = match &resolved {
-        Some(Ok(found)) => Targets::new(found),
-        _ => Targets::new(&[]),
+        Some(Ok(addresses)) => RouteTargets::new(addresses),
+        _ => RouteTargets::new(&[]),
     };
     let links = links(&config, families, persistent, &relay_addresses).await;
     let key = key(&config.identity.private_key_file, root);
@@ -149,103 +152,105 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         key,
         cgroup2: cgroup2(&config),
         bpffs: bpffs(&config.bpf.pin_dir),
-        programs: root.then(|| trial::try_programs(&config)),
+        programs: root.then(|| load_programs::try_load(&config)),
         tun: root.then(isolation::try_tun),
-        nftables: root.then(|| ingress::try_out().map_err(|error| error.to_string())),
+        nftables: root.then(|| ingress::check_nftables().map_err(|error| error.to_string())),
         agent,
         resolved,
         links,
         refused,
         reached,
         ipv6: has_ipv6(),
-        open: deadline::is_over(&config.bpf.pin_dir),
+        open: deadline::has_passed(&config.bpf.pin_dir),
         resolvers: networks::resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
     }
 }
 
 impl Links {
-    /// The usable uplinks, the best first.
+    /// Returns the usable uplinks, the most preferred first.
     pub(super) fn usable(&self) -> impl Iterator<Item = &Uplink> {
         let named = |name: &String| self.uplinks.iter().find(|uplink| uplink.name == *name);
-        self.decision.candidates.iter().filter_map(named)
+        self.decision.usable.iter().filter_map(named)
     }
 }
 
-/// Returns the addresses of the last run, and which of them an agent that starts now would refuse.
-async fn remembered(
+/// Returns the addresses of the cached assignment, and the parts of it that an agent would refuse
+/// if it started at this moment.
+async fn cached_assignment(
     config: &Config,
     relay: &RelayIdentity,
     resolved: Option<&Result<Vec<SocketAddr>, String>>,
 ) -> (Vec<IpAddr>, Vec<status::Refusal>) {
-    let Some(pushed) = Lease::new(&config.state.dir, &relay.public_key).load() else {
+    let Some(pushed) = AssignmentCache::new(&config.state.dir, &relay.public_key).load() else {
         return (Vec::new(), Vec::new());
     };
-    let found = resolved.and_then(|resolved| resolved.as_ref().ok());
-    let endpoint = found.into_iter().flatten().map(|address| address.ip().to_canonical()).collect();
-    // A failure of netlink has a finding of its own.
+    let addresses = resolved.and_then(|resolved| resolved.as_ref().ok());
+    let endpoint = addresses.into_iter().flatten().map(|address| address.ip().to_canonical()).collect();
+    // A netlink error has a finding of its own.
     let host = match Netlink::new() {
         Ok(netlink) => networks::read(&netlink, &config.tunnel.device, endpoint).await.unwrap_or_default(),
         Err(_) => claim::HostNetworks::default(),
     };
     let verdict = claim::judge(&pushed, &config.tunnel.addresses, &host);
-    (verdict.in_force.addresses(), verdict.refusals.iter().map(Refusal::told).collect())
+    (verdict.in_force.addresses(), verdict.refusals.iter().map(Refusal::to_status).collect())
 }
 
 fn families(resolved: Option<&Result<Vec<SocketAddr>, String>>) -> Families {
     match resolved {
-        Some(Ok(found)) => Families {
-            ipv4: found.iter().any(SocketAddr::is_ipv4),
-            ipv6: found.iter().any(SocketAddr::is_ipv6),
+        Some(Ok(addresses)) => Families {
+            ipv4: addresses.iter().any(SocketAddr::is_ipv4),
+            ipv6: addresses.iter().any(SocketAddr::is_ipv6),
         },
-        // Not known: any will do.
+        // The relay's addresses are not known: accept both families.
         _ => Families { ipv4: true, ipv6: true },
     }
 }
 
 fn ask_agent(config: &Config) -> Result<Option<Box<Status>>, String> {
     match Client::connect(&config.control.socket) {
-        Ok(mut agent) => match agent.call::<_, Answer>(&Request::Status) {
-            Ok(Answer::Status(status)) => Ok(Some(status)),
-            Ok(other) => Err(format!("it answers {other:?}")),
-            Err(error) => Err(crate::cli::story(&error.into())),
+        Ok(mut agent) => match agent.call::<_, Reply>(&Request::Status) {
+            Ok(Reply::Status(status)) => Ok(Some(status)),
+            Ok(other) => Err(format!("the agent sent an unexpected reply: {other:?}")),
+            Err(error) => Err(crate::cli::error_chain(&error.into())),
         },
         Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(crate::cli::story(&error.into())),
+        Err(error) => Err(crate::cli::error_chain(&error.into())),
     }
 }
 
 fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
     match PrivateKey::load(path) {
         Ok(key) => Ok(Some(key.public())),
-        // Ours to see is only that others may not read it.
+        // Check the permissions only: other users must not be able to read the file.
         Err(_) if !root => match std::fs::metadata(path) {
             Ok(file) if file.permissions().mode() & 0o077 == 0 => Ok(None),
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
-            _ => Err(with_causes(PrivateKey::load(path).err())),
+            _ => Err(error_text(PrivateKey::load(path).err())),
         },
-        Err(error) => Err(with_causes(Some(error))),
+        Err(error) => Err(error_text(Some(error))),
     }
 }
 
-fn with_causes(error: Option<mobile_io::keys::KeyError>) -> String {
-    error.map(|error| crate::cli::story(&error.into())).unwrap_or_default()
+fn error_text(error: Option<mobile_io::keys::KeyError>) -> String {
+    error.map(|error| crate::cli::error_chain(&error.into())).unwrap_or_default()
 }
 
 fn cgroup2(config: &Config) -> Result<PathBuf, String> {
     let path = config.cgroup.path.as_deref();
-    // Also says whether the configured path could be ours.
+    // This also reports whether the configured path can be a mobile cgroup.
     MobileCgroup::existing(path).map_err(|error| error.to_string())?;
     Ok(Cgroup2::find(path).map_err(|error| error.to_string())?.mount().to_owned())
 }
 
 fn bpffs(pin_dir: &Path) -> Bpffs {
-    // What of it is there decides; a directory that this user may not look into counts as it is.
+    // The nearest existing ancestor decides; a directory that this user may not enter counts as
+    // existing.
     let there = pin_dir.ancestors().find_map(|dir| statfs(dir).ok());
     if there.is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC) {
         return Bpffs::Mounted;
     }
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    match known.lines().any(|line| line.split_whitespace().last() == Some("bpf")) {
+    let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    match filesystems.lines().any(|line| line.split_whitespace().last() == Some("bpf")) {
         false => Bpffs::Missing,
         true if pin_dir.starts_with("/sys/fs/bpf") => Bpffs::Mountable,
         true => Bpffs::Elsewhere,
@@ -256,25 +261,25 @@ async fn links(
     config: &Config,
     families: Families,
     persistent: Vec<IpAddr>,
-    relay: &Targets,
+    relay: &RouteTargets,
 ) -> Result<Links, String> {
     let netlink = Netlink::new().map_err(|error| error.to_string())?;
     let read = async {
-        let (found, snapshot) = look::look(&netlink, &config.tunnel.device, relay).await?;
+        let (observed, snapshot) = uplink_links::read_links(&netlink, &config.tunnel.device, relay).await?;
         let rules = netlink.all_rules().await?;
         let mut routes = Vec::new();
         for family in Family::ALL {
             routes.extend(netlink.routes(config.routing.table, family).await?);
         }
-        Ok::<_, mobile_io::netlink::NetlinkError>((found, snapshot, rules, routes))
+        Ok::<_, mobile_io::netlink::NetlinkError>((observed, snapshot, rules, routes))
     };
-    let (found, snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
+    let (observed, snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
     let device = &config.tunnel.device;
-    let uplinks: Vec<Uplink> = found.into_iter().map(|link| link.uplink).collect();
+    let uplinks: Vec<Uplink> = observed.into_iter().map(|link| link.uplink).collect();
     let glob = |key: &str, patterns: &[String]| globs(key, patterns).map_err(|error| error.to_string());
     let decision = policy::decide(
         &uplinks,
-        &Wishes {
+        &UplinkPreferences {
             forced: None,
             prefer: &glob("[uplink] prefer", &config.uplink.prefer)?,
             exclude: &glob("[uplink] exclude", &config.uplink.exclude)?,
@@ -313,7 +318,8 @@ fn name_of(snapshot: &InterfaceSnapshot, index: u32) -> String {
     link.map_or_else(|| format!("device {index}"), |link| link.name.clone())
 }
 
-/// The stricter of the device's setting and that for all is in force; 2, loose, counts as more than 1.
+/// Returns the reverse path filter of a device. The kernel applies the larger value of the device's
+/// setting and that of `all` (2 is loose, 1 strict).
 fn rp_filter(device: &str) -> u32 {
     let read = |scope: &str| {
         let value = sysctl::read(&format!("net/ipv4/conf/{scope}/rp_filter")).ok();
@@ -331,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_others_can_read_is_a_fault_and_one_that_is_hidden_is_none() {
+    fn a_key_that_other_users_can_read_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         assert!(key(&path, true).unwrap_err().contains("mobile keygen"));

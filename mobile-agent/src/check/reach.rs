@@ -1,4 +1,5 @@
-//! The relay over each uplink: TCP, TLS and both keys, as the agent does it; no session is begun.
+//! Tries the relay over each uplink: TCP, TLS and both keys, as the agent does. No session is
+//! begun.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,36 +13,39 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::config::RelayIdentity;
 use crate::tunnel::cause::Failure;
 use crate::tunnel::connect::Dialer;
-use crate::uplinks::policy::{Families, Uplink, serves};
+use crate::uplinks::policy::{Families, Uplink, reachable_families};
 
-/// How long each step may take: a satellite's round trip, three times repeated; and a person waits.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout for each step of a connection: enough to repeat a satellite's round trip three times,
+/// short enough for a person who waits.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What came of it.
+/// The result of an attempt to reach the relay.
 pub(super) type Outcome = Result<Reached, Failure>;
 
-/// Both keys are proved and accepted.
+/// A successful attempt: both sides proved their keys and accepted the other's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reached {
-    /// The relay's address.
+    /// The address that answered.
     pub(super) address: SocketAddr,
-    /// How long it took.
+    /// The duration of the attempt.
     pub(super) took: Duration,
 }
 
-/// The addresses of `host:port`.
+/// Resolves `host:port` to addresses.
 pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, String> {
-    match tokio::time::timeout(PATIENCE, tokio::net::lookup_host(endpoint)).await {
-        Ok(Ok(found)) => Some(found.collect::<Vec<_>>()).filter(|found| !found.is_empty()).ok_or_else(|| {
-            // An answer without addresses.
-            "it has no address".to_owned()
-        }),
+    match tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await {
+        Ok(Ok(addresses)) => {
+            Some(addresses.collect::<Vec<_>>()).filter(|addresses| !addresses.is_empty()).ok_or_else(|| {
+                // The resolver answered without an address.
+                "the name has no address".to_owned()
+            })
+        }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the resolver does not answer".to_owned()),
     }
 }
 
-/// Tries every uplink at once.
+/// Tries all uplinks at the same time.
 pub(super) async fn over_each(
     uplinks: &[&Uplink],
     families: Families,
@@ -58,18 +62,22 @@ pub(super) async fn over_each(
 
 async fn over(dialer: Arc<Dialer>, uplink: &Uplink, families: Families) -> Outcome {
     let begun = Instant::now();
-    let connecting = Arc::clone(&dialer).connect(uplink.name.clone(), serves(uplink, families), PATIENCE);
+    let connecting =
+        Arc::clone(&dialer).connect(uplink.name.clone(), reachable_families(uplink, families), STEP_TIMEOUT);
     let connected = connecting.await?;
     is_accepted(connected.stream, &dialer).await?;
     Ok(Reached { address: connected.remote, took: begun.elapsed() })
 }
 
-/// The client's side of TLS 1.3 ends before the relay has looked at its key. So we say goodbye and listen: a relay that
-/// accepts the key closes the connection, one that does not says so first.
+/// Returns whether the relay accepts this host's key.
+///
+/// In TLS 1.3 the client's handshake ends before the server has verified the client's certificate
+/// (RFC 8446, section 4.4). So this sends `close_notify` and reads: a relay that accepts the key
+/// closes the connection, one that does not sends an alert first.
 async fn is_accepted(mut stream: TlsStream, dialer: &Dialer) -> Result<(), Failure> {
-    // If it has closed already, what it said is still there to be read.
+    // If the relay has closed the connection already, its alert can still be read.
     let _ = stream.shutdown().await;
-    match tokio::time::timeout(PATIENCE, stream.read(&mut [0; 64])).await {
+    match tokio::time::timeout(STEP_TIMEOUT, stream.read(&mut [0; 64])).await {
         Err(_) => Err(Failure::timeout("whether it accepts this host's key")),
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(()),

@@ -1,4 +1,7 @@
-//! What may be typed. Nothing of the agent here: `cargo xtask gen` makes man pages and completions of this very file.
+//! The command line's grammar: verbs, arguments and help texts, as clap derives them.
+//!
+//! This file is self-contained: `cargo xtask gen` includes it to generate the man pages and the
+//! shell completions.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,14 +9,15 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use ipnet::IpNet;
 
-/// Keeps the connections of chosen processes alive while the links change.
+/// Keep the connections of chosen processes alive when the host changes networks.
 #[derive(Debug, Parser)]
 #[command(name = "mobile", version, arg_required_else_help = true)]
 pub(crate) struct Cli {
-    /// The agent's configuration [default: /etc/mobile/agent.toml].
+    /// Read the agent's configuration from FILE [default: /etc/mobile/agent.toml].
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
-    /// How much to log, to stderr: error, warn, info, debug or trace.
+    /// Log messages of this level and above to stderr: error, warn, info, debug or trace [default:
+    /// info].
     #[arg(long, value_name = "LEVEL", global = true)]
     pub(crate) log: Option<String>,
     #[command(subcommand)]
@@ -22,131 +26,136 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Run a command with the MOBILE attribute; `mobile CMD ARG...` is the same where CMD is no verb.
+    /// Run a command as a mobile process; `mobile CMD ARG...` is short for this if CMD is no verb.
     Run {
         /// The command and its arguments.
         #[arg(value_name = "CMD", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
-    /// Give running processes the MOBILE attribute; their next connections take the tunnel.
+    /// Make running processes mobile: their next connections use the tunnel.
     Attach {
-        /// Process ids.
+        /// IDs of the processes.
         #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
         pids: Vec<i32>,
     },
-    /// Take the MOBILE attribute from running processes; their next connections go direct.
+    /// Make running processes ordinary again: their next connections go direct.
     Detach {
-        /// Process ids.
+        /// IDs of the processes.
         #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
         pids: Vec<i32>,
     },
-    /// List the mobile processes and their connections on the MOBILE route.
+    /// List the mobile processes, their open connections and their TCP traffic through the tunnel.
     Ps {
-        /// As JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show the session, the persistent addresses, the active uplink and the last handover.
+    /// Show the session, the persistent addresses, the active uplink and the last handovers.
     Status {
-        /// As JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
-        /// Again and again, once a second, until interrupted.
+        /// Refresh the display once a second until interrupted.
         #[arg(long)]
         watch: bool,
     },
-    /// Show what can carry the tunnel, and why or why not.
+    /// List the uplinks: which can carry the tunnel, and why others cannot.
     Uplinks {
-        /// As JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Put one uplink before all others, or leave the choice to the policy again.
+    /// Prefer one uplink over all others; `auto` returns the choice to the configured policy.
     Use {
-        /// An interface name, or `auto`.
+        /// The name of a network interface, or `auto`.
         #[arg(value_name = "IFNAME|auto")]
         uplink: String,
     },
-    /// Change or list the networks that mobile processes reach directly; lasts until the agent ends.
+    /// Change or list the networks that mobile processes reach without the tunnel, until the agent
+    /// ends.
     Bypass {
         #[command(subcommand)]
         what: Bypass,
     },
-    /// Look whether this machine can run it: kernel, files, relay over each uplink, rules in the way. Exit 1 if not.
+    /// Check whether this host can run the agent: kernel, files, conflicting rules, and the relay
+    /// over each uplink. Exits with 1 if something fails.
     Check {
-        /// As JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Tell which hook, mark, rule, route and source address a connection gets, and why.
+    /// Explain which hook, mark, rule, route and source address a connection gets, and why.
     Explain {
-        /// A process id: its attribute, its sockets and its next connection. Or where to: a name or address, with a
-        /// port or without.
+        /// A process ID, to explain the process's sockets and its next connection; or a name or
+        /// address, with or without a port, to explain a connection to that host.
         #[arg(value_name = "PID|HOST[:PORT]")]
         target: String,
     },
-    /// Make this host's private key and print the public one, for `home-relay authorize`.
+    /// Generate this host's private key and print the public key, for `home-relay authorize`.
     Keygen {
-        /// Where to write the private key [default: what the configuration says].
+        /// Write the private key to KEYFILE [default: `[identity] private_key_file` of the
+        /// configuration].
         #[arg(long, value_name = "KEYFILE")]
         out: Option<PathBuf>,
     },
-    /// Redeem an invitation: make this host's key, have the relay let it in, write the configuration, print the
-    /// persistent addresses.
+    /// Enrol this host with a relay: redeem an invitation, generate the key, write the
+    /// configuration and print the persistent addresses.
     Enroll {
-        /// The line that `home-relay invite` printed; `-` to read it from stdin, out of sight of other users.
+        /// The line that `home-relay invite` printed; `-` reads it from stdin, which hides it from
+        /// other users.
         #[arg(value_name = "INVITATION")]
         invitation: String,
     },
-    /// Remove every kernel object of the agent: device, rules, routes, eBPF pins, cgroup. Stops a running agent.
+    /// Stop the agent and remove all its kernel objects: device, rules, routes, eBPF programs and
+    /// cgroup.
     Cleanup {
-        /// Leave everything while systemd shuts the machine down, or enters rescue mode: mobile
-        /// processes that still run then wait instead of going direct. For
-        /// `mobile-cleanup.service`.
+        /// Remove nothing while systemd shuts the machine down or enters rescue mode, so that
+        /// mobile processes that still run wait instead of going direct. `mobile-cleanup.service`
+        /// uses this.
         #[arg(long)]
         unless_shutdown: bool,
     },
-    /// Have the agent make what systemd will run in `mobile.slice` mobile. For
-    /// `mobile-slice.service`, without which nothing starts in the slice.
+    /// Have the agent make processes of `mobile.slice` mobile before systemd starts any.
+    /// `mobile-slice.service` runs this; if it fails, nothing starts in the slice.
     PrepareSlice,
-    /// The daemon, in the foreground.
+    /// Run the agent in the foreground.
     Agent,
-    /// Look into and change other processes for the agent, which starts it by itself.
+    /// Inspect and change other processes on behalf of the agent, which starts this helper itself.
     #[command(hide = true)]
     AgentProcessHelper,
     #[command(external_subcommand)]
     Bare(Vec<OsString>),
 }
 
-/// What is to become of a network that mobile processes reach directly.
+/// Changes to the list of networks that mobile processes reach without the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum Bypass {
-    /// Mobile processes reach this network directly.
+    /// Let mobile processes reach a network directly, without the tunnel.
     Add {
-        /// Such as 192.168.1.0/24; an address stands for itself.
-        #[arg(value_name = "NET", value_parser = net)]
+        /// The network, such as 192.168.1.0/24; an address means that host alone.
+        #[arg(value_name = "NET", value_parser = parse_network)]
         net: IpNet,
     },
-    /// They do not any more.
+    /// Stop bypassing a network; traffic to it uses the tunnel again.
     Del {
-        /// A network that `list` names.
-        #[arg(value_name = "NET", value_parser = net)]
+        /// A network that `mobile bypass list` shows.
+        #[arg(value_name = "NET", value_parser = parse_network)]
         net: IpNet,
     },
-    /// What they reach directly, one network a line.
+    /// List the bypassed networks, one a line.
     List {
-        /// As JSON.
+        /// Print the output as JSON.
         #[arg(long)]
         json: bool,
     },
 }
 
-/// A network, or an address as a network of one.
-fn net(text: &str) -> Result<IpNet, String> {
+/// Parses a network in CIDR notation, or an address as a network of one host.
+fn parse_network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<std::net::IpAddr>().map(IpNet::from);
     text.parse()
         .or_else(|_| address())
-        .map_err(|_| "a network was expected, such as 192.168.1.0/24".to_owned())
+        .map_err(|_| "expected a network, such as 192.168.1.0/24, or an address".to_owned())
 }
 
 #[cfg(test)]
@@ -154,10 +163,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_a_network_of_one() {
-        assert_eq!(net("192.168.1.7"), Ok("192.168.1.7/32".parse().unwrap()));
-        assert_eq!(net("fd00::/8"), Ok("fd00::/8".parse().unwrap()));
-        assert!(net("printer").is_err());
-        assert!(net("10.0.0.0/33").is_err());
+    fn an_address_is_parsed_as_a_network_of_one_host() {
+        assert_eq!(parse_network("192.168.1.7"), Ok("192.168.1.7/32".parse().unwrap()));
+        assert_eq!(parse_network("fd00::/8"), Ok("fd00::/8".parse().unwrap()));
+        assert!(parse_network("printer").is_err());
+        assert!(parse_network("10.0.0.0/33").is_err());
     }
 }

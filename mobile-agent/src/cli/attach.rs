@@ -1,29 +1,30 @@
-//! `mobile attach` and `mobile detach`: the attribute of running processes.
+//! The verbs `mobile attach` and `mobile detach`, which change the MOBILE attribute of running
+//! processes.
 
 use std::path::Path;
 
 use anyhow::bail;
 use mobile_io::text::printable;
 
-use crate::control::protocol::{Answer, Change, Request};
+use crate::control::protocol::{Change, Reply, Request};
 
-/// Sets the attribute.
+/// Asks the agent to make the processes mobile.
 pub(super) fn attach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()> {
-    change(config, &Request::Attach { pids }, "mobile", "keep going direct")
+    change(config, &Request::Attach { pids }, "mobile", "still go direct")
 }
 
-/// Clears it.
+/// Asks the agent to make the processes ordinary.
 pub(super) fn detach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()> {
-    change(config, &Request::Detach { pids }, "not mobile", "keep the MOBILE route")
+    change(config, &Request::Detach { pids }, "not mobile", "still use the tunnel")
 }
 
-fn change(config: Option<&Path>, request: &Request, done: &str, keep: &str) -> anyhow::Result<()> {
+fn change(config: Option<&Path>, request: &Request, state: &str, route: &str) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     let changes = match super::ask(&mut agent, request)? {
-        Answer::Changed(changes) => changes,
+        Reply::Changed(changes) => changes,
         other => return Err(super::unexpected(&other)),
     };
-    super::print(&report(&changes, done, keep))?;
+    super::print(&render(&changes, state, route))?;
     let mut failed = 0;
     for change in &changes {
         if let Some(error) = &change.error {
@@ -32,18 +33,18 @@ fn change(config: Option<&Path>, request: &Request, done: &str, keep: &str) -> a
         }
     }
     if failed > 0 {
-        bail!("{failed} of {} processes unchanged", changes.len());
+        bail!("{failed} of {} processes were not changed", changes.len());
     }
     Ok(())
 }
 
-fn report(changes: &[Change], done: &str, keep: &str) -> String {
+fn render(changes: &[Change], state: &str, route: &str) -> String {
     let mut text = String::new();
     for change in changes.iter().filter(|change| change.error.is_none()) {
         let command = printable(change.command.as_deref().unwrap_or("?"));
-        text.push_str(&format!("{} ({command}) is {done}\n", change.pid));
+        text.push_str(&format!("{} ({command}) is {state}\n", change.pid));
         if !change.kept.is_empty() {
-            text.push_str(&format!("  its {} open sockets {keep}:\n", change.kept.len()));
+            text.push_str(&format!("  {} open sockets {route}:\n", change.kept.len()));
         }
         for socket in &change.kept {
             text.push_str(&format!("    {} {} -> {}\n", socket.protocol, socket.local, socket.remote));
@@ -58,17 +59,17 @@ mod tests {
     use crate::control::protocol::Connection;
 
     #[test]
-    fn sockets_that_keep_their_route_are_told_and_failures_are_not_success() {
+    fn output_lists_sockets_that_keep_their_route_and_omits_failed_changes() {
         let socket =
             Connection { protocol: "tcp".into(), local: "192.0.2.1:5".into(), remote: "192.0.2.9:22".into() };
         let changes = [
             Change { pid: 7, command: Some("s\nh".into()), error: None, kept: vec![socket] },
             Change { pid: 8, command: None, error: Some("no such process".into()), kept: Vec::new() },
         ];
-        let text = report(&changes, "mobile", "keep going direct");
+        let text = render(&changes, "mobile", "still go direct");
         assert_eq!(
             text,
-            "7 (s\\nh) is mobile\n  its 1 open sockets keep going direct:\n    tcp 192.0.2.1:5 -> 192.0.2.9:22\n"
+            "7 (s\\nh) is mobile\n  1 open sockets still go direct:\n    tcp 192.0.2.1:5 -> 192.0.2.9:22\n"
         );
     }
 }

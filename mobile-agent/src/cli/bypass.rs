@@ -1,11 +1,11 @@
-//! `mobile bypass add NET`, `del NET` and `list`.
+//! The verb `mobile bypass`, with its subcommands `add NET`, `del NET` and `list`.
 
 use std::path::Path;
 
 use super::args::Bypass;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 
-/// Does it.
+/// Asks the agent to change or list the bypassed networks.
 pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()> {
     let request = match what {
         Bypass::Add { net } => Request::Bypass { net: *net, add: true },
@@ -13,12 +13,12 @@ pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()>
         Bypass::List { .. } => Request::Bypasses,
     };
     match (super::ask(&mut super::agent(config)?, &request)?, what) {
-        (Answer::Bypasses(nets), Bypass::List { json: true }) => super::print_json(&nets),
-        (Answer::Bypasses(nets), Bypass::List { json: false }) => {
+        (Reply::Bypasses(nets), Bypass::List { json: true }) => super::print_json(&nets),
+        (Reply::Bypasses(nets), Bypass::List { json: false }) => {
             super::print(&nets.iter().map(|net| format!("{net}\n")).collect::<String>())
         }
-        (Answer::Done, Bypass::Add { .. } | Bypass::Del { .. }) => Ok(()),
-        (Answer::Noted(note), Bypass::Add { .. } | Bypass::Del { .. }) => {
+        (Reply::Done, Bypass::Add { .. } | Bypass::Del { .. }) => Ok(()),
+        (Reply::Noted(note), Bypass::Add { .. } | Bypass::Del { .. }) => {
             eprintln!("mobile: {}", mobile_io::text::printable(&note));
             Ok(())
         }

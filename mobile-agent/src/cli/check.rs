@@ -1,14 +1,14 @@
-//! `mobile check`: is this machine able to run it.
+//! The verb `mobile check`, which tells whether this host can run the agent.
 
 use std::path::Path;
 
 use anyhow::bail;
 
-/// With an agent or without, as root or, less deep, as any user.
+/// Runs all checks, with or without a running agent. An ordinary user sees fewer checks than root.
 pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let runtime = super::runtime()?;
     let report = runtime.block_on(crate::check::check(config));
-    // A resolver that does not answer is no reason to wait.
+    // A lookup that still waits for a resolver runs on a blocking thread: do not wait for it.
     runtime.shutdown_background();
     if json {
         super::print_json(&report)?;
@@ -19,5 +19,5 @@ pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let failed = report.findings.iter().filter(|it| it.level == mobile_io::check::Level::Fail).count();
-    bail!("not able to run: {failed} of {} findings are FAIL", report.findings.len())
+    bail!("this host cannot run the agent: {failed} of {} findings are FAIL", report.findings.len())
 }

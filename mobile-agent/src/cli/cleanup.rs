@@ -1,6 +1,7 @@
-//! `mobile cleanup`: removes every kernel object of the agent. What is gone already is fine.
+//! The verb `mobile cleanup`, which removes every kernel object of the agent and succeeds if there
+//! is none.
 //!
-//! The addresses remembered in `[state] dir`, the configuration and the key are files, not kernel objects: they stay.
+//! Files stay: the configuration, the key and the addresses cached in `[state] dir`.
 
 use std::path::Path;
 
@@ -11,36 +12,37 @@ use mobile_io::shutdown;
 use mobile_io::state_file::StateFile;
 
 use crate::config::Config;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::footprint;
 use crate::processes::{Job, ProcessHelper};
 use crate::routing;
 use crate::selection::bpf;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
-use crate::selection::owner;
+use crate::selection::cgroup_lock;
 
-/// Has a running agent remove everything and end; without an agent, this process removes
-/// everything.
+/// Asks a running agent to remove everything and to end; without an agent, removes everything
+/// itself.
 ///
-/// `unless_shutdown` removes nothing while the machine shuts down: mobile processes that still run
-/// must not go direct.
+/// With `unless_shutdown`, removes nothing while the machine shuts down, because mobile processes
+/// that still run must not go direct.
 pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown: bool) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
     if unless_shutdown && shutdown::is_under_way().context(
-        "nothing removed, because systemd does not say whether the machine shuts down: run `mobile cleanup`",
+        "nothing was removed, because systemd does not tell whether the machine is shutting down: run `mobile cleanup`",
     )? {
-        tracing::info!("the machine shuts down: nothing removed, mobile processes wait until they end");
+        tracing::info!("the machine is shutting down: nothing removed, mobile processes wait until they end");
         return Ok(());
     }
-    let record = footprint::record(config).context("cannot find what the agent recorded")?;
-    let names = footprint::known(config, &record)?;
+    let record =
+        footprint::state_file(config).context("cannot locate the record of the agent's kernel objects")?;
+    let names = footprint::for_cleanup(config, &record)?;
     for config in &names {
         match Client::connect(&config.control.socket) {
-            // The agent reads the records too.
+            // The agent reads the record too.
             Ok(mut agent) => {
                 return match super::ask(&mut agent, &Request::Cleanup)? {
                     // The agent may lack the right to remove its record's directory.
-                    Answer::Done => record.remove().map_err(Into::into),
+                    Reply::Done => record.remove().map_err(Into::into),
                     other => Err(super::unexpected(&other)),
                 };
             }
@@ -48,13 +50,15 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
             Err(error) => return Err(error.into()),
         }
     }
-    ensure!(nix::unistd::geteuid().is_root(), "only root may clean up: try it with sudo");
+    ensure!(nix::unistd::geteuid().is_root(), "only root may clean up: run `sudo mobile cleanup`");
     super::runtime()?.block_on(remove_everything(&names, &record, None))
 }
 
-/// Removes each set of kernel objects, and then their record. Tries everything and reports every
-/// error. A running agent has given up the right to move others' processes, so its `helper` does
-/// that.
+/// Removes each set of kernel objects, then the record of them. Continues after an error and
+/// reports every error.
+///
+/// A running agent has given up the right to move other users' processes, so its `helper` moves
+/// them.
 pub(crate) async fn remove_everything(
     names: &[Config],
     record: &StateFile,
@@ -68,15 +72,16 @@ pub(crate) async fn remove_everything(
         return record.remove().map_err(Into::into);
     }
     for error in &errors {
-        tracing::error!(error = super::story(error), "not removed");
+        tracing::error!(error = super::error_chain(error), "cannot remove a kernel object");
     }
-    bail!("{} things could not be removed (see above): try again", errors.len())
+    bail!("{} kernel objects could not be removed, see the errors above: try again", errors.len())
 }
 
 async fn remove(config: &Config, helper: Option<&ProcessHelper>) -> Vec<anyhow::Error> {
     let mut errors: Vec<anyhow::Error> = Vec::new();
-    // First nobody is mobile, then the route goes, and the programs at last: wherever this ends early, who is mobile no more
-    // gets the ordinary route, and what was sent by the MOBILE one does not leave beside it.
+    // The order keeps traffic off the uplinks if this stops half-way: without the cgroup, no
+    // process is mobile and new connections use the ordinary route; the programs go last, because
+    // until then they stop packets of marked sockets from leaving by an uplink.
     errors.extend(remove_cgroup(config, helper).err());
     match Netlink::new() {
         Ok(netlink) => errors.extend(routing::remove(config, &netlink, true).await),
@@ -90,13 +95,13 @@ async fn remove(config: &Config, helper: Option<&ProcessHelper>) -> Vec<anyhow::
 
 fn remove_cgroup(config: &Config, helper: Option<&ProcessHelper>) -> anyhow::Result<()> {
     match MobileCgroup::existing(config.cgroup.path.as_deref()) {
-        Ok(Some(cgroup)) if owner::may_remove(&cgroup)? => match helper {
+        Ok(Some(cgroup)) if cgroup_lock::may_remove(&cgroup)? => match helper {
             Some(helper) => Ok(helper.run(&Job::RemoveCgroup { path: config.cgroup.path.clone() }, None)?),
             None => Ok(cgroup.remove()?),
         },
         Ok(Some(cgroup)) => {
             let cgroup = cgroup.dir().display();
-            tracing::info!(%cgroup, "left: it belongs to the agent of another network namespace");
+            tracing::info!(%cgroup, "kept the cgroup: it belongs to the agent of another network namespace");
             Ok(())
         }
         // Without cgroup2 there is no mobile cgroup either.

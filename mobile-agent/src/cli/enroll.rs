@@ -1,5 +1,7 @@
-//! `mobile enroll`: redeems an invitation. Key and configuration appear together, once the relay has accepted the key,
-//! or not at all.
+//! The verb `mobile enroll`, which redeems an invitation.
+//!
+//! The key and the configuration are put in place together once the relay has accepted the key; if
+//! it does not, neither is.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -19,103 +21,112 @@ use rustls::ClientConfig;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::trial;
+use super::fetch_assignment;
 use crate::check::resolve;
 use crate::config::{Config, DEFAULT_PATH};
+use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
-use crate::routing::lease::{Assigned, Lease};
 use crate::routing::networks;
 
-/// For each step of a connection: a satellite's round trip, three times repeated; and a person waits.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The relay may have let the key in although its answer was lost; asked again, it says the same again.
+/// Timeout for each step of a connection: enough to repeat a satellite's round trip three times,
+/// short enough for a person who waits.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Attempts to redeem an invitation. If the relay accepted the key and its answer was lost, the
+/// next attempt gets the same answer.
 const ATTEMPTS: u32 = 3;
-/// Longer texts than this are no invitation, and are not read whole.
-const MAX_TEXT: u64 = 4096;
+/// Longest invitation that is read, in bytes.
+const MAX_INVITATION_BYTES: u64 = 4096;
 
-/// Redeems `invitation`, `-` for one on stdin, then tries the tunnel and prints the persistent addresses, one a line.
+/// Redeems `invitation` (`-` reads one from stdin), tests a session with the relay and prints the
+/// persistent addresses, one a line.
 pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<()> {
     let invitation: Invitation = match invitation {
-        "-" => read_line()?.parse()?,
+        "-" => read_stdin()?.parse()?,
         text => text.parse()?,
     };
     let path = config.unwrap_or(Path::new(DEFAULT_PATH));
-    let staged = Staged::prepare(path, &invitation)?;
+    let staged = StagedFiles::prepare(path, &invitation)?;
     let key = staged.key.clone();
     super::runtime()?.block_on(async {
         let name = redeem(&invitation, &key).await?;
-        staged.publish().context("the relay let this host in, but that could not be written down")?;
+        staged.publish().context("the relay enrolled this host, but the key and the configuration could not be written")?;
         let name = printable(&name);
-        tell(&format!("enrolled as {name}; wrote {}", path.display()));
+        note(&format!("enrolled as {name}; wrote {}", path.display()));
         let dial = tls::client_config(&key, invitation.relay);
         let assigned = async {
             let stream = connect(&invitation.endpoint, &dial).await?;
-            trial::assigned(stream).await
+            fetch_assignment::fetch_assignment(stream).await
         };
         let assigned = assigned.await.context(
-            "this host is enrolled, but a session with the relay did not come about: `mobile check` looks for the cause",
+            "this host is enrolled, but a test session with the relay failed: run `mobile check` to find the cause",
         )?;
-        // So that from the agent's first start on mobile processes have an address to send from, and wait if they must.
+        // With cached addresses, mobile processes have a source address from the agent's first
+        // start on, and their connections wait while the relay is unreachable.
         let config = Config::load(Some(path))?;
         warn_of_refusals(&config, &assigned).await;
-        if let Err(error) = Lease::new(&config.state.dir, &invitation.relay).store(&assigned) {
-            tell(&format!("the agent will learn the addresses when it first reaches the relay: {error:#}"));
+        if let Err(error) = AssignmentCache::new(&config.state.dir, &invitation.relay).store(&assigned) {
+            note(&format!("cannot cache the addresses ({error:#}): the agent gets them when it first reaches the relay"));
         }
         let addresses = assigned.addresses();
         super::print(&addresses.iter().map(|address| format!("{address}\n")).collect::<String>())
     })
 }
 
-/// Warns of what the agent would refuse of the assignment now. The agent judges by itself at each
-/// start.
-async fn warn_of_refusals(config: &Config, assigned: &Assigned) {
+/// Warns about those parts of the assignment that the agent would refuse, judged by this host's
+/// networks at this moment. The agent judges again at each start.
+async fn warn_of_refusals(config: &Config, assigned: &Assignment) {
     let host = match Netlink::new() {
         Ok(netlink) => networks::read(&netlink, &config.tunnel.device, Vec::new()).await.unwrap_or_default(),
         Err(_) => HostNetworks::default(),
     };
     for refusal in judge(assigned, &config.tunnel.addresses, &host).refusals {
-        let refusal = refusal.told();
-        tell(&format!("the agent will refuse this: {}; {}", refusal.cause, refusal.next_step));
+        let refusal = refusal.to_status();
+        note(&format!(
+            "the agent would refuse a part of the assignment: {}; {}",
+            refusal.cause, refusal.next_step
+        ));
     }
 }
 
-/// What is no answer, but good to know, goes to stderr.
-fn tell(text: &str) {
-    // A closed stderr leaves nobody to tell.
+/// Writes a note to stderr, so that stdout has nothing but the addresses.
+fn note(text: &str) {
+    // Nothing depends on the note: ignore a closed stderr.
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn read_line() -> anyhow::Result<String> {
+fn read_stdin() -> anyhow::Result<String> {
     let mut text = String::new();
     std::io::stdin()
         .lock()
-        .take(MAX_TEXT)
+        .take(MAX_INVITATION_BYTES)
         .read_to_string(&mut text)
         .context("cannot read the invitation from stdin")?;
     Ok(text)
 }
 
-/// Key and configuration, written and synced beside their places, which a crash or a refusal leaves empty.
-struct Staged {
+/// The key and the configuration in synced temporary files beside their final paths. A crash or a
+/// refusal leaves the final paths untouched.
+struct StagedFiles {
     key: PrivateKey,
-    /// None: a key was there already, and is used.
+    /// The key's temporary file and its final path; `None` if an existing key is used.
     key_file: Option<(NamedTempFile, PathBuf)>,
     config_file: NamedTempFile,
     config_path: PathBuf,
 }
 
-impl Staged {
-    /// Everything that can fail without the relay fails here, while the invitation is still good.
+impl StagedFiles {
+    /// Prepares both files. Everything that can fail without the relay fails here, before the
+    /// invitation is used.
     fn prepare(config: &Path, invitation: &Invitation) -> anyhow::Result<Self> {
         ensure!(
             config.file_name().is_some(),
-            "--config {}: name a file, for example agent.toml",
+            "--config {} is not a file name: name a file, for example agent.toml",
             config.display()
         );
         if config.symlink_metadata().is_ok() {
             bail!(
-                "{} is there already and is not overwritten: this host belongs to a relay; move the file away, or \
-                 name another with --config",
+                "{} exists already, so this host is enrolled with a relay: move the file away to enrol again, or \
+                 name another file with --config",
                 config.display()
             );
         }
@@ -124,11 +135,15 @@ impl Staged {
             _ => Path::new("."),
         };
         std::fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+            .with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let key_path = config.with_file_name("agent.key");
-        ensure!(key_path != config, "--config {}: that is the key's name", config.display());
+        ensure!(
+            key_path != config,
+            "--config {} is the name of the key file: choose another name",
+            config.display()
+        );
         let (key, key_file) = if key_path.symlink_metadata().is_ok() {
-            // `mobile keygen` made it, or an enrolment that was cut off in between.
+            // The key is from `mobile keygen`, or from an enrolment that was interrupted.
             (PrivateKey::load(&key_path)?, None)
         } else {
             let key = PrivateKey::generate()?;
@@ -140,7 +155,8 @@ impl Staged {
         Ok(Self { key, key_file, config_file, config_path: config.to_owned() })
     }
 
-    /// Puts both in their places, the configuration last: without it the key is only one that `keygen` could have made.
+    /// Moves both files to their final paths, the configuration last: a key without a configuration
+    /// is no more than what `keygen` could have made.
     fn publish(self) -> anyhow::Result<()> {
         let Self { key_file, config_file, config_path, .. } = self;
         let dir = config_file.path().parent().unwrap_or(Path::new(".")).to_owned();
@@ -150,7 +166,7 @@ impl Staged {
         }
         if let Err(error) = config_file.persist_noclobber(&config_path) {
             if let Some(key) = written {
-                // The error to report is the first.
+                // The error to report is the one above.
                 let _ = std::fs::remove_file(key);
             }
             return Err(error).with_context(|| format!("cannot write {}", config_path.display()));
@@ -160,7 +176,8 @@ impl Staged {
     }
 }
 
-/// A file for its owner alone (that is how `tempfile` makes them), on the disk, gone if nothing becomes of it.
+/// Writes and syncs a temporary file, which only its owner may read (`tempfile` creates it so) and
+/// which is removed unless it is moved to its final path.
 fn stage(dir: &Path, text: &str) -> anyhow::Result<NamedTempFile> {
     let write = || {
         let mut file = tempfile::Builder::new().prefix(".enroll-").suffix(".toml").tempfile_in(dir)?;
@@ -168,22 +185,22 @@ fn stage(dir: &Path, text: &str) -> anyhow::Result<NamedTempFile> {
         file.as_file().sync_all()?;
         std::io::Result::Ok(file)
     };
-    write().with_context(|| format!("cannot write to {}: run as root", dir.display()))
+    write().with_context(|| format!("cannot write to {}: run this as root", dir.display()))
 }
 
 fn text(invitation: &Invitation) -> String {
     let Invitation { endpoint, relay, .. } = invitation;
     format!(
-        "# Written by `mobile enroll`. docs/operating.md has the other settings.\n\n\
+        "# Written by `mobile enroll`. docs/use/agent.md describes the other settings.\n\n\
          [relay]\nendpoint = \"{endpoint}\"\npublic_key = \"{relay}\"\n\n\
-         [identity]\n# Beside this file.\nprivate_key_file = \"agent.key\"\n"
+         [identity]\n# Relative to the directory of this file.\nprivate_key_file = \"agent.key\"\n"
     )
 }
 
-/// The name the relay knows this key by from now on.
+/// Redeems the invitation and returns the name that the relay gave this host.
 async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<String> {
     let config = tls::enrolment_config(key, invitation.relay);
-    let mut asked = false;
+    let mut was_sent = false;
     let mut last = None;
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
@@ -191,13 +208,13 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
         }
         let mut stream = match connect(&invitation.endpoint, &config).await {
             Ok(stream) => stream,
-            Err(error) if asked => {
+            Err(error) if was_sent => {
                 last = Some(error);
                 continue;
             }
-            Err(error) => return Err(error.context(UNTOUCHED)),
+            Err(error) => return Err(error.context(NOT_REACHED)),
         };
-        asked = true;
+        was_sent = true;
         match ask(&mut stream, invitation).await {
             Ok(EnrolmentReply::Enrolled(name)) => return Ok(name),
             Ok(EnrolmentReply::Refused(why)) => bail!("{why}; {}", next_step(why)),
@@ -206,25 +223,24 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
     }
     let error = last.unwrap_or_else(|| anyhow::anyhow!("no attempt was made"));
     Err(error.context(
-        "the relay did not say whether it let this host in, and nothing was written here: use the invitation again, \
-         and if it counts as used, have the relay's owner `revoke` the name and invite it again",
+        "the relay did not confirm the enrolment, and nothing was written here: use the invitation again; if it \
+         counts as used by then, ask the relay's owner to `revoke` the name and to invite this host again",
     ))
 }
 
-const UNTOUCHED: &str =
-    "the relay was not reached, nothing was written, and the invitation is as good as before";
+const NOT_REACHED: &str = "cannot reach the relay; nothing was written, and the invitation can still be used";
 
 fn next_step(why: EnrolmentRefusal) -> &'static str {
     match why {
         EnrolmentRefusal::Unknown | EnrolmentRefusal::Expired | EnrolmentRefusal::Used => {
-            "ask the relay's owner for a new one (`home-relay invite NAME`)"
+            "ask the relay's owner for a new invitation (`home-relay invite NAME`)"
         }
         EnrolmentRefusal::KeyTaken => {
-            "write a configuration for the key that is here, or move the key away to get another one"
+            "write a configuration for this host's key, or move the key away to enrol with a new one"
         }
-        EnrolmentRefusal::NoAddress => "the relay's owner has to revoke a client or widen [pool]",
+        EnrolmentRefusal::NoAddress => "ask the relay's owner to revoke a client or to enlarge [pool]",
         EnrolmentRefusal::Failed | EnrolmentRefusal::Malformed | EnrolmentRefusal::Other(_) => {
-            "ask the relay's owner what its log says; another version may be the cause"
+            "ask the relay's owner for the relay's log; its version may differ from this host's"
         }
     }
 }
@@ -237,41 +253,43 @@ async fn ask(stream: &mut TlsStream, invitation: &Invitation) -> anyhow::Result<
         let mut buffer = [0; 512];
         loop {
             if let Some(answer) = enroll::read_reply(&bytes)? {
-                // It waits for our end; if it is gone already, that is all the same.
+                // The relay waits for the end of this side's stream; if the relay has closed
+                // already, nothing is lost.
                 let _ = stream.shutdown().await;
                 return Ok(answer);
             }
             match stream.read(&mut buffer).await.map_err(|error| tls::classify(&error))? {
                 0 => {
-                    bail!("the relay closed the connection without an answer: it is busy, or being restarted")
+                    bail!("the relay closed the connection without an answer: it is busy or restarting")
                 }
                 read => bytes.extend_from_slice(&buffer[..read]),
             }
         }
     };
-    match tokio::time::timeout(2 * PATIENCE, exchange).await {
+    match tokio::time::timeout(2 * STEP_TIMEOUT, exchange).await {
         Ok(answer) => answer,
-        Err(_) => bail!("the relay did not answer within {:?}", 2 * PATIENCE),
+        Err(_) => bail!("the relay did not answer within {:?}", 2 * STEP_TIMEOUT),
     }
 }
 
-/// TCP and TLS by the ordinary route, with the first address that answers; a wrong key ends it.
+/// Connects with TCP and TLS by the ordinary route, to the first address that answers. A relay that
+/// shows another key than the invitation's ends the attempt.
 async fn connect(endpoint: &str, config: &Arc<ClientConfig>) -> anyhow::Result<TlsStream> {
     let addresses: Vec<SocketAddr> =
-        resolve(endpoint).await.map_err(|error| anyhow::anyhow!("{endpoint} cannot be resolved: {error}"))?;
+        resolve(endpoint).await.map_err(|error| anyhow::anyhow!("cannot resolve {endpoint}: {error}"))?;
     let mut failure = anyhow::anyhow!("{endpoint} has no address");
     for address in addresses {
-        let tcp = match transport::connect(address, None, PATIENCE).await {
+        let tcp = match transport::connect(address, None, STEP_TIMEOUT).await {
             Ok(tcp) => tcp,
             Err(error) => {
                 failure = error.into();
                 continue;
             }
         };
-        match tls::connect(config, tcp, PATIENCE).await {
+        match tls::connect(config, tcp, STEP_TIMEOUT).await {
             Ok(stream) => return Ok(stream),
             Err(tls::HandshakeFailure::WrongRelayKey { expected, offered }) => bail!(
-                "whoever answers at {address} is not the relay of the invitation: it has the key {offered}, not {expected}"
+                "the server at {address} is not the relay of the invitation: it has the key {offered}, not {expected}"
             ),
             Err(cause) => failure = anyhow::anyhow!("{address}: {cause}"),
         }
@@ -303,13 +321,13 @@ mod tests {
     }
 
     #[test]
-    fn both_files_appear_together_for_their_owner_alone_or_not_at_all() {
+    fn both_files_appear_together_and_only_their_owner_may_read_them() {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("deep/agent.toml");
-        drop(Staged::prepare(&config, &invitation()).unwrap());
+        drop(StagedFiles::prepare(&config, &invitation()).unwrap());
         assert_eq!(names(&dir.path().join("deep")), [""; 0]);
 
-        let staged = Staged::prepare(&config, &invitation()).unwrap();
+        let staged = StagedFiles::prepare(&config, &invitation()).unwrap();
         let key = staged.key.public();
         staged.publish().unwrap();
         assert_eq!(names(&dir.path().join("deep")), ["agent.key", "agent.toml"]);
@@ -324,27 +342,27 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_overwritten_and_a_key_that_is_there_is_used() {
+    fn no_file_is_overwritten_and_an_existing_key_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("agent.toml");
         let key = PrivateKey::generate().unwrap();
         key.save_new(&dir.path().join("agent.key")).unwrap();
-        let staged = Staged::prepare(&config, &invitation()).unwrap();
+        let staged = StagedFiles::prepare(&config, &invitation()).unwrap();
         assert_eq!(staged.key.public(), key.public());
 
-        // Somebody was faster.
+        // Another process creates the configuration first.
         std::fs::write(&config, "mine").unwrap();
         assert!(staged.publish().is_err());
-        assert!(Staged::prepare(&config, &invitation()).is_err());
+        assert!(StagedFiles::prepare(&config, &invitation()).is_err());
         assert_eq!(std::fs::read_to_string(&config).unwrap(), "mine");
         assert_eq!(names(dir.path()), ["agent.key", "agent.toml"]);
     }
 
     #[test]
-    fn a_key_of_ours_goes_when_the_configuration_cannot_come() {
+    fn a_generated_key_is_removed_if_the_configuration_cannot_be_written() {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("agent.toml");
-        let staged = Staged::prepare(&config, &invitation()).unwrap();
+        let staged = StagedFiles::prepare(&config, &invitation()).unwrap();
         std::fs::write(&config, "mine").unwrap();
         assert!(staged.publish().is_err());
         assert_eq!(names(dir.path()), ["agent.toml"]);

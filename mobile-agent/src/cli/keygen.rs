@@ -1,4 +1,5 @@
-//! `mobile keygen`: makes this host's identity; the public key, alone, goes to stdout.
+//! The verb `mobile keygen`, which generates this host's key pair and prints the public key to
+//! stdout.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use mobile_io::keys::PrivateKey;
 
 use crate::config::Config;
 
-/// Never overwrites a key.
+/// Generates the key. Fails if the key file exists: a key is never overwritten.
 pub(super) fn keygen(config: Option<&Path>, out: Option<PathBuf>) -> anyhow::Result<()> {
     let path = match out {
         Some(path) => path,
@@ -15,14 +16,15 @@ pub(super) fn keygen(config: Option<&Path>, out: Option<PathBuf>) -> anyhow::Res
     };
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent)
-            .with_context(|| format!("cannot make the directory {} for the key", parent.display()))?;
+            .with_context(|| format!("cannot create the directory {} for the key", parent.display()))?;
     }
-    let key = PrivateKey::generate().context("cannot make a key")?;
+    let key = PrivateKey::generate().context("cannot generate a key")?;
     key.save_new(&path)?;
     super::print(&format!("{}\n", key.public()))
 }
 
-/// A configuration that `--config` names need not exist yet: the key is usually made first, beside it.
+/// Returns the path for the key. The configuration that `--config` names need not exist: usually
+/// the key is made first, in the same directory.
 fn key_file(config: Option<&Path>) -> anyhow::Result<PathBuf> {
     match config {
         Some(path) if !path.exists() => Ok(path.with_file_name("agent.key")),
@@ -45,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_configuration_yet_the_key_lies_beside_it() {
+    fn without_a_configuration_the_key_is_placed_in_its_directory() {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("agent.toml");
         assert_eq!(key_file(Some(&config)).unwrap(), dir.path().join("agent.key"));

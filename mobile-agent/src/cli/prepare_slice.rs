@@ -1,21 +1,21 @@
-//! The verb `mobile prepare-slice`: has the agent prepare `mobile.slice` before a service starts in
-//! it.
+//! The verb `mobile prepare-slice`, which has the agent prepare `mobile.slice` before a service
+//! starts there.
 
 use std::path::Path;
 
 use anyhow::Context;
 
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 
-/// Succeeds once every process in the slice is mobile; otherwise systemd starts nothing in the
+/// Succeeds once every process in the slice is mobile; if it fails, systemd starts nothing in the
 /// slice.
 pub(super) fn prepare_slice(config: Option<&Path>) -> anyhow::Result<()> {
     let prepared = super::agent(config).and_then(|mut agent| super::ask(&mut agent, &Request::PrepareSlice));
     match prepared.context(
         "services in mobile.slice are not started, because they would not be mobile: set this host up with \
-         `mobile enroll`, or see what `systemctl status mobile` says",
+         `mobile enroll`, or see `systemctl status mobile`",
     )? {
-        Answer::Done => Ok(()),
+        Reply::Done => Ok(()),
         other => Err(super::unexpected(&other)),
     }
 }

@@ -1,14 +1,16 @@
-//! `mobile ps`: the mobile processes, their connections on the MOBILE route and what these carried.
+//! The verb `mobile ps`, which lists the mobile processes, their connections through the tunnel and
+//! their TCP traffic.
 
 use std::path::Path;
 
-use crate::control::protocol::{Answer, Process, Request, Traffic};
+use crate::control::protocol::{Process, Reply, Request, Traffic};
 
-/// Root, and members of the control group, see all; others their own.
+/// Prints the list. Root and members of the control group see all mobile processes, other users
+/// their own.
 pub(super) fn ps(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     let processes = match super::ask(&mut agent, &Request::Processes)? {
-        Answer::Processes(processes) => processes,
+        Reply::Processes(processes) => processes,
         other => return Err(super::unexpected(&other)),
     };
     if json { super::print_json(&processes) } else { super::print(&render(&processes)) }
@@ -30,7 +32,7 @@ fn render(processes: &[Process]) -> String {
         })
         .collect();
     let mut text = String::new();
-    let header = ["PID", "USER", "OPEN", "TCP MADE", "BYTES SENT", "RECEIVED", "COMMAND"];
+    let header = ["PID", "USER", "OPEN", "TCP TOTAL", "BYTES OUT", "BYTES IN", "COMMAND"];
     for (line, process) in super::table::table(header, &rows)
         .lines()
         .zip(std::iter::once(None).chain(processes.iter().map(Some)))
@@ -44,9 +46,9 @@ fn render(processes: &[Process]) -> String {
     text
 }
 
-/// A number of what a process carried.
-fn tcp(process: &Process, number: impl Fn(&Traffic) -> u64) -> String {
-    process.tcp.as_ref().map_or_else(|| "-".to_owned(), |tcp| number(tcp).to_string())
+/// Formats one counter of the process's TCP traffic, or `-` if the kernel does not tell.
+fn tcp(process: &Process, counter: impl Fn(&Traffic) -> u64) -> String {
+    process.tcp.as_ref().map_or_else(|| "-".to_owned(), |tcp| counter(tcp).to_string())
 }
 
 #[cfg(test)]
@@ -55,7 +57,7 @@ mod tests {
     use crate::control::protocol::Connection;
 
     #[test]
-    fn connections_stand_below_their_process() {
+    fn connections_are_listed_below_their_process() {
         let socket = Connection {
             protocol: "tcp".into(),
             local: "10.77.0.2:40000".into(),

@@ -1,8 +1,10 @@
-//! `mobile run`: sets the MOBILE attribute on itself, then execs the command as the calling user.
+//! The verb `mobile run`, which makes itself mobile and then executes the command as the calling
+//! user.
 //!
-//! After the exec nothing of ours is left: exit status, signals, terminal and working directory are the command's.
-//! Exit status before it: 125 our failure, 126 not executable, 127 not found. Without an agent the command is never
-//! run: it would go direct.
+//! After `exec` nothing of this program remains: exit status, signals, terminal and working
+//! directory are the command's. Before `exec`, the exit status is 125 for an error of `mobile`
+//! itself, 126 for a command that cannot be executed and 127 for one that does not exist. Without
+//! an agent the command is not run, because it would go direct.
 
 use std::cell::LazyCell;
 use std::ffi::{OsStr, OsString};
@@ -15,23 +17,23 @@ use anyhow::Context;
 use mobile_io::text::printable;
 
 use crate::config::Config;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::instance::{self, Instance};
 
-/// Our own failure.
+/// Exit status of an error of `mobile` itself.
 const FAILED: u8 = 125;
-/// The command is there but cannot be executed.
+/// Exit status of a command that exists but cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
-/// There is no such command.
+/// Exit status of a command that does not exist.
 const NOT_FOUND: u8 = 127;
 
-const UNSET: &str = "the agent did not set the MOBILE attribute";
+const NOT_MOBILE: &str = "the agent did not make this process mobile";
 
-/// Returns only when something went wrong.
+/// Runs the command in place of this process; returns only on an error.
 pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = command.split_first() else {
-        super::complain(&anyhow::anyhow!("no command: write `mobile run -- CMD ARG...`"));
+        super::complain(&anyhow::anyhow!("no command given: write `mobile run -- CMD ARG...`"));
         return ExitCode::from(FAILED);
     };
     match become_mobile(config, program) {
@@ -47,32 +49,35 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Also says who may do the connecting in place of the command: looked for while the kernel moves this process into the mobile
-/// cgroup, for which it waits several milliseconds.
+/// Makes this process mobile. Returns a running instance of the program that may connect in its
+/// place.
+///
+/// The search for an instance takes place while the kernel moves this process into the mobile
+/// cgroup, which takes several milliseconds.
 fn become_mobile(config: Option<&Path>, program: &OsStr) -> anyhow::Result<Option<Instance>> {
     let config = Config::of_client(config)?;
     let mut agent = super::agent_of(&config)?;
-    agent.send_request(&Request::Run).context(UNSET)?;
+    agent.send_request(&Request::Run).context(NOT_MOBILE)?;
     let instance = instance_of(&config, program);
-    match super::accepted(agent.read_reply()).context(UNSET)? {
-        Answer::Done => Ok(instance),
+    match super::accepted(agent.read_reply()).context(NOT_MOBILE)? {
+        Reply::Done => Ok(instance),
         other => Err(super::unexpected(&other)),
     }
 }
 
 fn instance_of(config: &Config, program: &OsStr) -> Option<Instance> {
     let cgroup = LazyCell::new(|| MobileCgroup::existing(config.cgroup.path.as_deref()).ok().flatten());
-    // Nobody is accused on a guess: a process that cannot be judged counts as mobile.
+    // Do not warn on a guess: a process that cannot be examined counts as mobile.
     let is_mobile = |pid| cgroup.as_ref().is_none_or(|cgroup| cgroup.is_mobile(pid).unwrap_or(true));
     instance::of_command(program, is_mobile)
 }
 
-/// Nothing follows from it: the command runs.
+/// Warns about a running instance of the program. The command runs all the same.
 fn warn_of(instance: &Instance, program: &OsStr) {
     let pids: Vec<String> = instance.pids.iter().map(ToString::to_string).collect();
     super::complain(&anyhow::anyhow!(
-        "{} already runs outside the tunnel, as process {} ({}): what it takes over from this one goes direct. \
-         End it first, or, for its next connections: mobile attach {}",
+        "{} already runs outside the tunnel, as process {} ({}), and may do the work of this command there: \
+         end that process first, or make its next connections mobile: mobile attach {}",
         program.display(),
         instance.pid,
         printable(&instance.command),

@@ -1,43 +1,43 @@
-//! `mobile status`, `mobile uplinks` and `mobile use`.
+//! The verbs `mobile status`, `mobile uplinks` and `mobile use`.
 
 use std::path::Path;
 
 use mobile_io::text::printable;
 
 use crate::config::OnFailure;
-use crate::control::protocol::{Answer, Request};
+use crate::control::protocol::{Reply, Request};
 use crate::status::{FilterKind, Handover, SessionState, Status, Uplinks};
 
-/// Handovers shown to a person; `--json` has all that are remembered.
-pub(super) const SHOWN: usize = 5;
+/// The number of handovers that the text output shows; `--json` has all that the agent remembers.
+pub(super) const SHOWN_HANDOVERS: usize = 5;
 
-/// Shows the session.
+/// Prints the state of the session.
 pub(super) fn status(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     match super::ask(&mut agent, &Request::Status)? {
-        Answer::Status(status) if json => super::print_json(&status),
-        Answer::Status(status) => super::print(&render(&status)),
+        Reply::Status(status) if json => super::print_json(&status),
+        Reply::Status(status) => super::print(&render(&status)),
         other => Err(super::unexpected(&other)),
     }
 }
 
-/// Shows the uplinks.
+/// Prints the table of uplinks.
 pub(super) fn uplinks(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     match super::ask(&mut agent, &Request::Uplinks)? {
-        Answer::Uplinks(uplinks) if json => super::print_json(&uplinks),
-        Answer::Uplinks(uplinks) => super::print(&render_uplinks(&uplinks)),
+        Reply::Uplinks(uplinks) if json => super::print_json(&uplinks),
+        Reply::Uplinks(uplinks) => super::print(&render_uplinks(&uplinks)),
         other => Err(super::unexpected(&other)),
     }
 }
 
-/// Puts one uplink first; `auto` puts none.
+/// Makes the agent prefer one uplink; `auto` restores the configured policy.
 pub(super) fn force(config: Option<&Path>, uplink: &str) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     let uplink = (uplink != "auto").then(|| uplink.to_owned());
     match super::ask(&mut agent, &Request::Use { uplink })? {
-        Answer::Done => Ok(()),
-        Answer::Noted(note) => {
+        Reply::Done => Ok(()),
+        Reply::Noted(note) => {
             eprintln!("mobile: {}", printable(&note));
             Ok(())
         }
@@ -56,9 +56,9 @@ fn render(status: &Status) -> String {
     lines.push(("persistent", addresses(status)));
     let forced = match &status.forced_uplink {
         Some(forced) if status.active_uplink.as_ref() == Some(forced) => {
-            " (chosen by `mobile use`)".to_owned()
+            " (preferred by `mobile use`)".to_owned()
         }
-        Some(forced) => format!(" (`mobile use {forced}` waits until it is usable)"),
+        Some(forced) => format!(" (`mobile use {forced}` takes effect when that uplink is usable)"),
         None => String::new(),
     };
     lines.push(("uplink", format!("{}{forced}", status.active_uplink.as_deref().unwrap_or("none"))));
@@ -66,7 +66,9 @@ fn render(status: &Status) -> String {
         lines.push(("round trip", format!("{:.1} ms", rtt * 1000.0)));
     }
     lines.push(("handovers", status.handovers.to_string()));
-    lines.extend(status.recent_handovers.iter().take(SHOWN).map(|handover| ("", story(handover))));
+    lines.extend(
+        status.recent_handovers.iter().take(SHOWN_HANDOVERS).map(|handover| ("", handover_line(handover))),
+    );
     let traffic = &status.traffic;
     lines.push((
         "traffic",
@@ -102,15 +104,17 @@ fn render(status: &Status) -> String {
         let rules = status.rival_rules;
         lines.push((
             "rules",
-            format!("{rules} of others come before ours and take what is mobile: see `mobile check`"),
+            format!(
+                "{rules} rules of other programs take the packets of mobile processes: see `mobile check`"
+            ),
         ));
     }
     lines.extend(ingress(status).map(|ingress| ("ingress", ingress)));
     if status.on_failure == OnFailure::Open {
         let now = match (status.open, status.active_uplink.is_some()) {
-            (true, _) => "new connections of mobile processes go directly until there is a session",
-            (false, true) => "new connections of mobile processes would go directly without a session",
-            (false, false) => "new connections of mobile processes will soon go directly",
+            (true, _) => "new connections of mobile processes go direct until there is a session",
+            (false, true) => "new connections of mobile processes would go direct without a session",
+            (false, false) => "new connections of mobile processes will soon go direct",
         };
         lines.push(("on failure", format!("open: {now}")));
     }
@@ -118,22 +122,22 @@ fn render(status: &Status) -> String {
     lines.iter().map(|(name, value)| format!("{name:<11}{}\n", printable(value))).collect()
 }
 
-/// Returns a line that says that the ingress filter is missing, or how much it dropped.
+/// Returns a line that tells that the ingress filter is missing, or how many packets it dropped.
 fn ingress(status: &Status) -> Option<String> {
     let ingress = &status.ingress;
     match (ingress.filter, ingress.dropped_packets) {
         (FilterKind::None, _) => {
             let problem = ingress.problem.as_deref().unwrap_or("unknown problem");
-            Some(format!("not filtered ({problem}): see `mobile check`"))
+            Some(format!("no filter ({problem}): see `mobile check`"))
         }
         (FilterKind::Nftables | FilterKind::Ebpf, 0) => None,
-        (FilterKind::Nftables | FilterKind::Ebpf, dropped) => {
-            Some(format!("{dropped} packets for a persistent address came beside the tunnel, dropped"))
-        }
+        (FilterKind::Nftables | FilterKind::Ebpf, dropped) => Some(format!(
+            "dropped {dropped} packets that came to a persistent address from outside the tunnel"
+        )),
     }
 }
 
-/// What the session is doing.
+/// Describes the state of the session and how long it has lasted.
 pub(super) fn session(status: &Status) -> String {
     let since = status.since_seconds.map(|seconds| format!(" for {}", duration(seconds))).unwrap_or_default();
     match status.session {
@@ -148,7 +152,7 @@ pub(super) fn session(status: &Status) -> String {
     }
 }
 
-/// Where the relay is.
+/// Returns the relay's endpoint, and its address if the endpoint is a name.
 pub(super) fn relay(status: &Status) -> String {
     let address = status.relay.address.map(|address| address.to_string());
     match address.filter(|address| *address != status.relay.endpoint) {
@@ -157,25 +161,25 @@ pub(super) fn relay(status: &Status) -> String {
     }
 }
 
-/// The persistent addresses, and where they are.
+/// Returns the persistent addresses and the device that has them.
 pub(super) fn addresses(status: &Status) -> String {
     let addresses = if status.addresses.is_empty() && !status.refused.is_empty() {
-        "none: what the relay pushed is refused".to_owned()
+        "none (this host refuses the addresses that the relay assigned)".to_owned()
     } else if status.addresses.is_empty() {
-        "none until the relay is reached for the first time".to_owned()
+        "none (the relay assigns them at the first connection)".to_owned()
     } else {
         status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     format!("{addresses} on {}", status.device)
 }
 
-/// One handover in one line.
-pub(super) fn story(handover: &Handover) -> String {
+/// Formats a handover in one line.
+pub(super) fn handover_line(handover: &Handover) -> String {
     let Handover { cause, from, to, blackout_seconds, replayed_records, dropped_packets, age_seconds } =
         handover;
     let (from, to) = (printable(from), printable(to));
     format!(
-        "{} ago: {from} -> {to}, {}, blackout {:.0} ms, {replayed_records} records sent again, {dropped_packets} packets dropped",
+        "{} ago: {from} -> {to}, {}, blackout {:.0} ms, {replayed_records} records retransmitted, {dropped_packets} packets dropped",
         duration(*age_seconds),
         cause.replace('_', " "),
         blackout_seconds * 1000.0,
@@ -190,7 +194,7 @@ fn render_uplinks(uplinks: &Uplinks) -> String {
             let forced = uplinks.forced.as_ref() == Some(&uplink.name);
             let addresses: Vec<String> = uplink.addresses.iter().map(ToString::to_string).collect();
             let why: Vec<&str> = [
-                forced.then_some("first by `mobile use`"),
+                forced.then_some("preferred by `mobile use`"),
                 uplink.reason.as_deref(),
                 uplink.next_step.as_deref(),
             ]
@@ -281,19 +285,18 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_person_sees_where_the_tunnel_is_and_what_the_last_handover_cost() {
+    fn text_output_shows_the_uplink_and_the_cost_of_the_last_handovers() {
         let text = render(&sample());
         assert!(text.contains("session    connected for 7.0 s\n"), "{text}");
         assert!(text.contains("relay.example:443 (192.0.2.1:443)"), "{text}");
-        let story =
-            "7.0 s ago: wlan0 -> eth0, carrier lost, blackout 25 ms, 4 records sent again, 0 packets dropped";
-        assert!(text.contains(story), "{text}");
-        assert_eq!(text.matches("wlan0 -> eth0").count(), SHOWN, "{text}");
+        let line = "7.0 s ago: wlan0 -> eth0, carrier lost, blackout 25 ms, 4 records retransmitted, 0 packets dropped";
+        assert!(text.contains(line), "{text}");
+        assert_eq!(text.matches("wlan0 -> eth0").count(), SHOWN_HANDOVERS, "{text}");
         assert!(text.contains("drops      2 queue_full\n"), "{text}");
     }
 
     #[test]
-    fn a_refusal_says_why_and_what_to_do() {
+    fn a_problem_is_shown_with_its_next_step() {
         let problem = Problem { cause: "not authorised".into(), next_step: "authorize it".into() };
         let status = Status {
             session: SessionState::Refused,
@@ -317,7 +320,7 @@ pub(super) mod tests {
         let status = Status { addresses: Vec::new(), refused: vec![refusal], ..sample() };
         let text = render(&status);
         assert!(text.contains("connected for 7.0 s, without a persistent address"), "{text}");
-        assert!(text.contains("persistent none: what the relay pushed is refused"), "{text}");
+        assert!(text.contains("persistent none (this host refuses the addresses"), "{text}");
     }
 
     #[test]
@@ -329,26 +332,26 @@ pub(super) mod tests {
             render(&Status { open: true, active_uplink: None, session: SessionState::NoUplink, ..open });
         assert!(text.contains("session    no usable uplink for 7.0 s\n"), "{text}");
         assert!(
-            text.contains("on failure open: new connections of mobile processes go directly until"),
+            text.contains("on failure open: new connections of mobile processes go direct until"),
             "{text}"
         );
     }
 
     #[test]
-    fn what_was_dropped_beside_the_tunnel_is_told_and_a_missing_filter_too() {
+    fn packets_dropped_by_the_ingress_filter_and_a_missing_filter_are_shown() {
         let with = |filter, problem: Option<&str>, dropped_packets| {
             let ingress = Ingress { filter, problem: problem.map(Into::into), dropped_packets };
             render(&Status { ingress, ..sample() })
         };
         assert!(!render(&sample()).contains("ingress"));
         let text = with(FilterKind::Nftables, None, 3);
-        assert!(text.contains("ingress    3 packets for a persistent address came beside"), "{text}");
+        assert!(text.contains("ingress    dropped 3 packets that came to a persistent address"), "{text}");
         let text = with(FilterKind::None, Some("nft is not installed"), 0);
-        assert!(text.contains("ingress    not filtered (nft is not installed): see"), "{text}");
+        assert!(text.contains("ingress    no filter (nft is not installed): see"), "{text}");
     }
 
     #[test]
-    fn uplinks_say_why_not() {
+    fn an_unusable_uplink_is_shown_with_the_reason() {
         let uplink = |name: &str, state: &str, reason: Option<&str>| UplinkStatus {
             name: name.into(),
             state: state.into(),
@@ -363,13 +366,13 @@ pub(super) mod tests {
             forced: Some("eth0".into()),
             uplinks: vec![uplink("eth0", "active", None), uplink("wlan0", "unusable", Some("no carrier"))],
         });
-        assert!(text.contains("first by `mobile use`"), "{text}");
+        assert!(text.contains("preferred by `mobile use`"), "{text}");
         assert!(text.contains("20.4 ms") && text.contains("1.1 %"), "{text}");
         assert!(text.lines().last().unwrap().ends_with("no carrier"), "{text}");
     }
 
     #[test]
-    fn the_json_of_status_has_stable_names() {
+    fn the_json_of_status_has_stable_keys() {
         let json = serde_json::to_value(sample()).unwrap();
         assert_eq!(json["session"], "connected");
         assert_eq!(json["last_handover"]["cause"], "carrier_lost");

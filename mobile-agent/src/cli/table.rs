@@ -1,8 +1,9 @@
-//! Plain columns for a person: two spaces apart, as wide as their widest cell.
+//! Text tables: columns two spaces apart, each as wide as its widest cell.
 
 use mobile_io::text::printable;
 
-/// Formats one line per row, whatever a cell holds; does not pad the last column.
+/// Formats one line per row. Escapes control characters, so that a cell cannot break a line, and
+/// does not pad the last column.
 pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> =
         rows.iter().map(|row| row.each_ref().map(|cell| printable(cell).into_owned())).collect();

@@ -1,4 +1,6 @@
-//! `mobile status --watch`: the session as it is, once a second. On a terminal in one place, elsewhere one block after another.
+//! `mobile status --watch`: the state of the session, refreshed once a second.
+//!
+//! On a terminal the output is redrawn in place; elsewhere each refresh writes one more block.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -11,34 +13,35 @@ use mobile_io::control::Client;
 use mobile_io::text::printable;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::status::{SHOWN, addresses, or_dash, relay, session, story};
-use crate::control::protocol::{Answer, Request};
+use super::status::{SHOWN_HANDOVERS, addresses, handover_line, or_dash, relay, session};
+use crate::control::protocol::{Reply, Request};
 use crate::status::{SessionState, Status, Traffic, Uplinks};
 
-/// How often it looks: as often as a person does.
-const EVERY: Duration = Duration::from_secs(1);
+/// The time between two refreshes.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The terminal's other screen, without cursor and without lines that wrap.
+/// Switches to the terminal's alternate screen, hides the cursor and turns line wrapping off.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
-/// As it was.
+/// Restores the terminal: the reverse of [`ENTER`].
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
-/// To the upper left corner: what stands there is written over, not wiped first, and so does not flicker.
+/// Moves the cursor to the upper left corner. Text is overwritten, not cleared first, so the screen
+/// does not flicker.
 const HOME: &str = "\x1b[H";
-/// The rest of this line, and the rest of the screen.
+/// Erase the rest of the line, and the rest of the screen.
 const END_OF_LINE: &str = "\x1b[K";
 const END_OF_SCREEN: &str = "\x1b[J";
 
-/// Watches until interrupted, or until nobody reads any more.
+/// Refreshes until a signal interrupts it or the reader of stdout is gone.
 pub(super) fn watch(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
-    // Where there is no agent to begin with, that is the answer.
+    // Without an agent at the start, report that and end.
     let mut agent = Some(super::agent(config)?);
-    let screen = (!json && is_capable()).then(Screen::enter).transpose()?;
+    let screen = (!json && supports_escapes()).then(Screen::enter).transpose()?;
     super::runtime()?.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
         let mut hang_up = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
-        let mut clock = tokio::time::interval(EVERY);
-        let mut before: Option<Look> = None;
+        let mut clock = tokio::time::interval(REFRESH_INTERVAL);
+        let mut before: Option<Sample> = None;
         loop {
             tokio::select! {
                 biased;
@@ -47,16 +50,18 @@ pub(super) fn watch(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
                 _ = hang_up.recv() => return Ok(()),
                 _ = clock.tick() => {}
             }
-            let looked = look(&mut agent, config);
-            let text = match (&looked, &screen) {
+            let sampled = sample(&mut agent, config);
+            let text = match (&sampled, &screen) {
                 (Ok(now), _) if json => super::json(&now.status)?,
-                (Ok(now), Some(screen)) => screen.frame(&picture(now, before.as_ref(), screen.paint)),
-                (Ok(now), None) => format!("{}\n", picture(now, before.as_ref(), Paint(false))),
-                // It may be back soon, and a person sees that better than a prompt.
-                (Err(error), Some(screen)) => screen.frame(&format!("{}\n", printable(&super::story(error)))),
-                (Err(_), None) => return looked.map(drop),
+                (Ok(now), Some(screen)) => screen.frame(&render(now, before.as_ref(), screen.paint)),
+                (Ok(now), None) => format!("{}\n", render(now, before.as_ref(), Paint(false))),
+                // Show the error and keep trying: the agent may be restarting.
+                (Err(error), Some(screen)) => {
+                    screen.frame(&format!("{}\n", printable(&super::error_chain(error))))
+                }
+                (Err(_), None) => return sampled.map(drop),
             };
-            before = looked.ok();
+            before = sampled.ok();
             if super::print_on(&text)?.is_break() {
                 return Ok(());
             }
@@ -64,37 +69,37 @@ pub(super) fn watch(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     })
 }
 
-/// What is known at one time.
-struct Look {
+/// The agent's state at one point in time.
+struct Sample {
     at: Instant,
     status: Status,
     uplinks: Uplinks,
 }
 
-/// Asks the agent; one that was lost is looked for again.
-fn look(agent: &mut Option<Client>, config: Option<&Path>) -> anyhow::Result<Look> {
+/// Asks the agent for its state. Reconnects if the connection was lost.
+fn sample(agent: &mut Option<Client>, config: Option<&Path>) -> anyhow::Result<Sample> {
     let mut client = match agent.take() {
         Some(client) => client,
         None => super::agent(config)?,
     };
     let status = match super::ask(&mut client, &Request::Status)? {
-        Answer::Status(status) => *status,
+        Reply::Status(status) => *status,
         other => return Err(super::unexpected(&other)),
     };
     let uplinks = match super::ask(&mut client, &Request::Uplinks)? {
-        Answer::Uplinks(uplinks) => uplinks,
+        Reply::Uplinks(uplinks) => uplinks,
         other => return Err(super::unexpected(&other)),
     };
     *agent = Some(client);
-    Ok(Look { at: Instant::now(), status, uplinks })
+    Ok(Sample { at: Instant::now(), status, uplinks })
 }
 
-/// A terminal that understands more than lines.
-fn is_capable() -> bool {
+/// Returns whether stdout is a terminal that understands escape sequences.
+fn supports_escapes() -> bool {
     io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// The terminal while it is ours.
+/// The terminal's alternate screen; dropping it restores the terminal.
 struct Screen {
     paint: Paint,
 }
@@ -105,15 +110,15 @@ impl Screen {
         let screen = Self { paint: Paint(!no_color) };
         match super::print_on(ENTER)? {
             ControlFlow::Continue(()) => Ok(screen),
-            ControlFlow::Break(()) => anyhow::bail!("the terminal is gone"),
+            ControlFlow::Break(()) => anyhow::bail!("the terminal was closed"),
         }
     }
 
-    /// What draws `picture`, as far as it fits.
-    fn frame(&self, picture: &str) -> String {
-        // A size of nothing is that of a terminal that does not know.
+    /// Returns the output that draws `text`, cut to the height of the terminal.
+    fn frame(&self, text: &str) -> String {
+        // A terminal that does not know its size reports 0 rows.
         let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| usize::from(size.ws_row));
-        let lines: Vec<&str> = picture.lines().take(if rows == 0 { usize::MAX } else { rows }).collect();
+        let lines: Vec<&str> = text.lines().take(if rows == 0 { usize::MAX } else { rows }).collect();
         let between = format!("{END_OF_LINE}\n");
         format!("{HOME}{}{END_OF_LINE}{END_OF_SCREEN}", lines.join(&between))
     }
@@ -121,13 +126,13 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing.
+        // Ignore errors: a closed terminal needs no restoring.
         let mut stdout = io::stdout().lock();
         let _ = stdout.write_all(LEAVE.as_bytes()).and_then(|()| stdout.flush());
     }
 }
 
-/// Whether colours may be used.
+/// Paints text with colours, if they are enabled.
 #[derive(Clone, Copy)]
 struct Paint(bool);
 
@@ -140,7 +145,7 @@ impl Paint {
         self.with("1", text)
     }
 
-    /// By how well something is.
+    /// Colours text by the state that it describes.
     fn state(self, state: &str, text: &str) -> String {
         match state {
             "active" | "connected" => self.with("32", text),
@@ -152,8 +157,8 @@ impl Paint {
     }
 }
 
-/// The same lines in the same places, whatever they say, so that the eye finds them.
-fn picture(now: &Look, before: Option<&Look>, paint: Paint) -> String {
+/// Renders a sample. Every line keeps its position whatever it says, so that the eye finds it.
+fn render(now: &Sample, before: Option<&Sample>, paint: Paint) -> String {
     let status = &now.status;
     let state = match status.session {
         SessionState::Connected => "connected",
@@ -167,7 +172,7 @@ fn picture(now: &Look, before: Option<&Look>, paint: Paint) -> String {
         }
         None => "none".to_owned(),
     };
-    let open = if status.open { "; new connections go directly" } else { "" };
+    let open = if status.open { "; new connections go direct" } else { "" };
     let dropped: u64 = status.drops.values().sum();
     let queue = &status.queue;
     let mut lines: Vec<(&str, String)> = vec![
@@ -181,7 +186,7 @@ fn picture(now: &Look, before: Option<&Look>, paint: Paint) -> String {
         (
             "waiting",
             format!(
-                "{:>10} to be sent, {} to be acknowledged",
+                "{:>10} to send, {} awaiting acknowledgement",
                 size(queue.queued_bytes as f64),
                 size(queue.unacknowledged_bytes as f64)
             ),
@@ -197,13 +202,14 @@ fn picture(now: &Look, before: Option<&Look>, paint: Paint) -> String {
         .collect();
     text.push_str(&uplinks(&now.uplinks, paint));
     text.push_str(&format!("\n{}\n", paint.heading(&format!("HANDOVERS  {}", status.handovers))));
-    for handover in status.recent_handovers.iter().take(SHOWN) {
-        text.push_str(&format!("{}\n", story(handover)));
+    for handover in status.recent_handovers.iter().take(SHOWN_HANDOVERS) {
+        text.push_str(&format!("{}\n", handover_line(handover)));
     }
     text
 }
 
-/// By name: the order of the policy changes with each handover.
+/// Renders the table of uplinks, sorted by name: the policy's order would change with each
+/// handover.
 fn uplinks(uplinks: &Uplinks, paint: Paint) -> String {
     let row = |name: &str, state: &str, rtt: &str, loss: &str, why: &str| {
         (
@@ -231,13 +237,14 @@ fn uplinks(uplinks: &Uplinks, paint: Paint) -> String {
     text
 }
 
-/// Bytes and packets a second since the last look, and bytes in all.
-fn traffic(now: &Look, before: Option<&Look>, of: impl Fn(&Traffic) -> (u64, u64)) -> String {
-    let (bytes, packets) = of(&now.status.traffic);
+/// Renders the rates since the previous sample in bytes and packets per second, and the total in
+/// bytes.
+fn traffic(now: &Sample, before: Option<&Sample>, counters: impl Fn(&Traffic) -> (u64, u64)) -> String {
+    let (bytes, packets) = counters(&now.status.traffic);
     let rates = before.map(|before| {
         let seconds = now.at.duration_since(before.at).as_secs_f64().max(f64::EPSILON);
-        let (old_bytes, old_packets) = of(&before.status.traffic);
-        // An agent that was restarted counts from 0 again.
+        let (old_bytes, old_packets) = counters(&before.status.traffic);
+        // The counters of a restarted agent begin at 0 again.
         let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
         (rate(bytes, old_bytes), rate(packets, old_packets))
     });
@@ -245,10 +252,10 @@ fn traffic(now: &Look, before: Option<&Look>, of: impl Fn(&Traffic) -> (u64, u64
         Some((bytes, packets)) => (format!("{}/s", size(bytes)), format!("{packets:.0} packets/s")),
         None => ("- /s".to_owned(), "- packets/s".to_owned()),
     };
-    format!("{byte_rate:>12} {packet_rate:>18} {:>12} in all", size(bytes as f64))
+    format!("{byte_rate:>12} {packet_rate:>18} {:>12} total", size(bytes as f64))
 }
 
-/// Bytes for a person.
+/// Formats a number of bytes with a decimal unit.
 fn size(bytes: f64) -> String {
     match bytes {
         b if b < 1e3 => format!("{b:.0} B"),
@@ -277,35 +284,35 @@ mod tests {
         }
     }
 
-    fn looks() -> [Look; 2] {
+    fn samples() -> [Sample; 2] {
         let at = Instant::now();
         let uplinks = |states: [&str; 2]| Uplinks {
             forced: None,
             uplinks: vec![uplink("wlan0", states[0]), uplink("eth0", states[1])],
         };
-        let before = Look { at, status: sample(), uplinks: uplinks(["active", "standby"]) };
+        let before = Sample { at, status: sample(), uplinks: uplinks(["active", "standby"]) };
         let traffic = Traffic { sent_bytes: 3_000_000, sent_packets: 4000, ..Traffic::default() };
         let status = Status { traffic, ..sample() };
-        [before, Look { at: at + Duration::from_secs(2), status, uplinks: uplinks(["unusable", "active"]) }]
+        [before, Sample { at: at + Duration::from_secs(2), status, uplinks: uplinks(["unusable", "active"]) }]
     }
 
     #[test]
-    fn a_person_sees_rates_uplinks_and_the_last_handovers() {
-        let [before, now] = looks();
-        let text = picture(&now, Some(&before), Paint(false));
-        assert!(text.contains("sent           1.5 MB/s     2000 packets/s       3.0 MB in all\n"), "{text}");
+    fn output_shows_rates_uplinks_and_the_last_handovers() {
+        let [before, now] = samples();
+        let text = render(&now, Some(&before), Paint(false));
+        assert!(text.contains("sent           1.5 MB/s     2000 packets/s       3.0 MB total\n"), "{text}");
         assert!(text.contains("eth0            active         20.4 ms    1.1 %\n"), "{text}");
         assert!(text.contains("wlan0           unusable             -        -  no carrier\n"), "{text}");
         assert!(text.contains("HANDOVERS  9\n7.0 s ago: wlan0 -> eth0, carrier lost"), "{text}");
         assert!(!text.contains('\x1b'), "{text:?}");
-        assert!(picture(&before, None, Paint(false)).contains("- /s"));
+        assert!(render(&before, None, Paint(false)).contains("- /s"));
     }
 
     #[test]
-    fn every_line_stays_where_it_is() {
-        let [before, mut now] = looks();
-        let places = |look: &Look| -> Vec<String> {
-            let text = picture(look, None, Paint(false));
+    fn every_line_keeps_its_position() {
+        let [before, mut now] = samples();
+        let places = |sample: &Sample| -> Vec<String> {
+            let text = render(sample, None, Paint(false));
             text.lines().map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
         };
         let usual = places(&before);
@@ -317,14 +324,14 @@ mod tests {
     }
 
     #[test]
-    fn colours_change_nothing_else() {
-        let [before, now] = looks();
-        let mut text = picture(&now, Some(&before), Paint(true));
+    fn colours_change_nothing_but_the_colour() {
+        let [before, now] = samples();
+        let mut text = render(&now, Some(&before), Paint(true));
         assert!(text.contains("\x1b[32mactive      \x1b[0m"), "{text:?}");
         for code in ["0", "1", "2", "31", "32", "33", "36"] {
             text = text.replace(&format!("\x1b[{code}m"), "");
         }
         let lines = |text: &str| text.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
-        assert_eq!(lines(&text), lines(&picture(&now, Some(&before), Paint(false))));
+        assert_eq!(lines(&text), lines(&render(&now, Some(&before), Paint(false))));
     }
 }

@@ -1,10 +1,14 @@
-//! Who may ask what. The decisions are pure; what they need is read from the kernel, never from the asker.
+//! Decides which user may send which request.
+//!
+//! The decision is pure; the user's identity comes from the kernel (the socket's peer credentials),
+//! never from the request.
 
 use super::protocol::Request;
-use crate::processes::Asker;
+use crate::processes::Requester;
 
-/// Whether the asker may ask this at all. Which processes it may change is decided for each of them.
-pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
+/// Returns an error unless the requester may send this request. For requests that name processes,
+/// the process helper decides for each process.
+pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), String> {
     match request {
         Request::Run
         | Request::Call(_)
@@ -15,19 +19,21 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
         | Request::Uplinks
         | Request::Bypasses => Ok(()),
         Request::Use { .. } | Request::Bypass { .. } | Request::Cleanup | Request::PrepareSlice
-            if asker.privileged =>
+            if requester.privileged =>
         {
             Ok(())
         }
         Request::Use { .. } => {
-            Err("only root or the [control] group may choose the uplink: try it with sudo".into())
+            Err("only root and the [control] group may choose the uplink: run the command with sudo".into())
         }
         Request::Bypass { .. } => {
-            Err("only root or the [control] group may change the bypass: try it with sudo".into())
+            Err("only root and the [control] group may change the bypass: run the command with sudo".into())
         }
-        Request::Cleanup => Err("only root or the [control] group may clean up: try it with sudo".into()),
+        Request::Cleanup => {
+            Err("only root and the [control] group may clean up: run the command with sudo".into())
+        }
         Request::PrepareSlice => {
-            Err("only root or the [control] group may prepare the slice: systemd does it".into())
+            Err("only root and the [control] group may prepare the slice: systemd runs this command".into())
         }
     }
 }
@@ -36,12 +42,12 @@ pub(super) fn admit(asker: Asker, request: &Request) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    const ROOT: Asker = Asker { uid: 0, privileged: true };
-    const MEMBER: Asker = Asker { uid: 1000, privileged: true };
-    const USER: Asker = Asker { uid: 1000, privileged: false };
+    const ROOT: Requester = Requester { uid: 0, privileged: true };
+    const MEMBER: Requester = Requester { uid: 1000, privileged: true };
+    const USER: Requester = Requester { uid: 1000, privileged: false };
 
     #[test]
-    fn everybody_may_run_and_look_but_not_choose_or_clean() {
+    fn any_user_may_run_commands_and_read_the_state_but_not_choose_uplinks_or_clean_up() {
         for request in [
             Request::Run,
             Request::Attach { pids: vec![1] },
@@ -49,8 +55,8 @@ mod tests {
             Request::Uplinks,
             Request::Processes,
         ] {
-            for asker in [ROOT, MEMBER, USER] {
-                assert_eq!(admit(asker, &request), Ok(()), "{request:?}");
+            for requester in [ROOT, MEMBER, USER] {
+                assert_eq!(admit(requester, &request), Ok(()), "{request:?}");
             }
         }
         for request in [Request::Use { uplink: None }, Request::Cleanup] {

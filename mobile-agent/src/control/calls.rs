@@ -1,4 +1,4 @@
-//! The calls of the C library: what the verbs do as well, answered with an error number.
+//! Handles the calls of the C library, which the verbs offer too, and answers with error numbers.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -6,23 +6,23 @@ use std::sync::Arc;
 use mobile_control::Call;
 
 use crate::daemon::Agent;
-use crate::processes::{Asker, Job, JobError};
+use crate::processes::{Job, JobError, Requester};
 
-/// Does it, and says 0 or why not.
-pub(super) async fn answer(
+/// Carries out a call and returns 0 or the error number.
+pub(super) async fn handle(
     agent: &Arc<Agent>,
-    asker: Asker,
+    requester: Requester,
     caller: (i32, Option<OwnedFd>),
     call: Call,
 ) -> Result<i32, String> {
     let done = match call {
         Call::SetMobile { pid, mobile } => {
             let agent = Arc::clone(agent);
-            let set = move || set_mobile(&agent, asker, &caller, pid, mobile);
+            let set = move || set_mobile(&agent, requester, &caller, pid, mobile);
             match super::server::blocking(set).await? {
                 Ok(()) => Ok(()),
                 Err(error) => {
-                    tracing::debug!(%error, "inet_setmobile");
+                    tracing::debug!(%error, "inet_setmobile failed");
                     Err(error.errno())
                 }
             }
@@ -34,13 +34,13 @@ pub(super) async fn answer(
 
 fn set_mobile(
     agent: &Agent,
-    asker: Asker,
+    requester: Requester,
     (caller, pidfd): &(i32, Option<OwnedFd>),
     pid: i32,
     mobile: bool,
 ) -> Result<Result<(), JobError>, String> {
-    let _watched = mobile.then(|| agent.watch_everybody()).transpose()?;
+    let _scope = mobile.then(|| agent.attach_to_root()).transpose()?;
     let pid = (pid != 0).then_some(pid);
-    let job = Job::SetMobile { pid, caller: *caller, asker, mobile, with_sockets: true };
+    let job = Job::SetMobile { pid, caller: *caller, requester, mobile, with_sockets: true };
     Ok(agent.processes.run(&job, pidfd.as_ref().map(|pidfd| pidfd.as_fd())))
 }

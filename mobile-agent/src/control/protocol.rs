@@ -1,4 +1,4 @@
-//! What goes over the control socket: one JSON object a line, a question and its answer.
+//! The requests and replies on the control socket, one JSON object a line.
 
 use ipnet::IpNet;
 use mobile_control::Call;
@@ -6,123 +6,125 @@ use serde::{Deserialize, Serialize};
 
 use crate::status::{Status, Uplinks};
 
-/// A question.
+/// A request to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
-    /// Set the MOBILE attribute of the process that asks; it execs a command afterwards.
+    /// Make the requesting process mobile; it executes a command afterwards.
     Run,
-    /// A call of the C library, which has its own word for each of them.
+    /// A call of the C library.
     Call(Call),
-    /// Set the MOBILE attribute of these processes.
+    /// Make these processes mobile.
     Attach {
-        /// Process ids.
+        /// The IDs of the processes.
         pids: Vec<i32>,
     },
-    /// Clear it.
+    /// Make these processes ordinary.
     Detach {
-        /// Process ids.
+        /// The IDs of the processes.
         pids: Vec<i32>,
     },
-    /// The mobile processes.
+    /// List the mobile processes.
     Processes,
-    /// The state of the session.
+    /// Return the state of the session.
     Status,
-    /// The uplinks.
+    /// Return the state of the uplinks.
     Uplinks,
-    /// Put this uplink first; none: back to policy.
+    /// Prefer an uplink, or return to the configured policy.
     Use {
-        /// An interface name.
+        /// The name of the interface; `None` returns to the policy.
         uplink: Option<String>,
     },
-    /// What mobile processes reach directly.
+    /// Return the bypassed networks.
     Bypasses,
-    /// Change it.
+    /// Change the bypassed networks.
     Bypass {
-        /// A network.
+        /// The network to add or remove.
         net: IpNet,
-        /// Add it, or remove it.
+        /// Whether to add the network; otherwise it is removed.
         add: bool,
     },
-    /// Remove every kernel object, and end.
+    /// Remove every kernel object, then end.
     Cleanup,
-    /// Make whatever systemd will run in its slice mobile, before anything runs there.
+    /// Make processes of the slice mobile, before systemd runs anything there.
     PrepareSlice,
 }
 
-/// An answer.
+/// A reply of the agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
-    /// It is done.
+pub(crate) enum Reply {
+    /// The request succeeded, without a result.
     Done,
-    /// To `Call`: 0, or the error number.
+    /// The result of a `Call`: 0, or the error number.
     Called(i32),
-    /// It is done, and this is worth knowing.
+    /// The request succeeded; the text is a note for the user.
     Noted(String),
-    /// It is not done.
+    /// The request failed or was refused, for this reason.
     Refused(String),
-    /// To `Attach` and `Detach`: one for each process asked for.
+    /// The result of `Attach` and `Detach`: one change for each process ID.
     Changed(Vec<Change>),
-    /// To `Processes`.
+    /// The reply to `Processes`.
     Processes(Vec<Process>),
-    /// To `Status`.
+    /// The reply to `Status`.
     Status(Box<Status>),
-    /// To `Uplinks`.
+    /// The reply to `Uplinks`.
     Uplinks(Uplinks),
-    /// To `Bypasses`.
+    /// The reply to `Bypasses`.
     Bypasses(Vec<IpNet>),
 }
 
-/// What became of one process of an `Attach` or `Detach`.
+/// The result of `Attach` or `Detach` for one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Change {
-    /// The process.
+    /// The ID of the process.
     pub(crate) pid: i32,
-    /// Its command's name, when it is known.
+    /// The name of the command, if it is known.
     pub(crate) command: Option<String>,
-    /// Why it was not changed; names the process.
+    /// The reason why the process was not changed, which names the process.
     pub(crate) error: Option<String>,
-    /// Its sockets that have a route already and keep it; UDP ones without a peer keep it for one more datagram.
+    /// The sockets that keep their route because they have a peer.
     pub(crate) kept: Vec<Connection>,
 }
 
 /// A mobile process, as `mobile ps --json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
-    /// Process id.
+    /// The ID of the process.
     pub(crate) pid: i32,
-    /// User id.
+    /// The user ID of the process.
     pub(crate) uid: u32,
-    /// The user's name, or its number.
+    /// The user's name, or the user ID if it has no name.
     pub(crate) user: String,
-    /// The command line, or the name in brackets.
+    /// The command line, or the command's name in brackets.
     pub(crate) command: String,
-    /// Its connections on the MOBILE route.
+    /// The open connections through the tunnel.
     pub(crate) connections: Vec<Connection>,
-    /// What its TCP connections on that route carried, those that are over included; none if the kernel does not say.
+    /// The traffic of the process's TCP connections through the tunnel, open and closed ones;
+    /// `None` if the kernel does not tell.
     pub(crate) tcp: Option<Traffic>,
 }
 
-/// What the TCP connections of one process carried by the MOBILE route, since it was mobile. As `mobile ps --json` prints it.
+/// The traffic of one process's TCP connections through the tunnel since the process became mobile,
+/// as `mobile ps --json` prints it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Traffic {
-    /// Connections it made, those that are over included.
+    /// The number of connections that the process made, open and closed ones.
     pub(crate) connections: u64,
-    /// Bytes that left, acknowledged or not.
+    /// The bytes sent, acknowledged or not.
     pub(crate) bytes_sent: u64,
-    /// Bytes that came.
+    /// The number of bytes received.
     pub(crate) bytes_received: u64,
 }
 
-/// A socket that has a peer, and so a route.
+/// A connected socket, whose route is therefore fixed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
-    /// `tcp` or `udp`.
+    /// The protocol: `tcp` or `udp`.
     pub(crate) protocol: String,
-    /// `address:port` here.
+    /// The local address as `address:port`.
     pub(crate) local: String,
-    /// `address:port` there.
+    /// The remote address as `address:port`.
     pub(crate) remote: String,
 }
 
@@ -131,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn questions_read_as_they_are_written() {
+    fn requests_are_decoded_as_they_are_encoded() {
         for (request, json) in [
             (Request::Run, r#""run""#),
             (Request::Attach { pids: vec![7] }, r#"{"attach":{"pids":[7]}}"#),
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_printed_as_the_documentation_says() {
+    fn the_json_of_a_process_is_as_documented() {
         let process = Process {
             pid: 7,
             uid: 1000,
@@ -173,23 +175,23 @@ mod tests {
 
     #[test]
     fn the_c_library_and_the_agent_understand_each_other() {
-        use mobile_control::Question;
+        use mobile_control::CallRequest;
 
         for call in [Call::SetMobile { pid: 7, mobile: false }, Call::SetRoute { gateway: None }] {
-            let json = serde_json::to_string(&Question::Call(call)).unwrap();
+            let json = serde_json::to_string(&CallRequest::Call(call)).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&json).unwrap(), Request::Call(call));
         }
         for (ours, theirs) in [
-            (Answer::Called(3), mobile_control::Answer::Called(3)),
-            (Answer::Refused("no".into()), mobile_control::Answer::Refused("no".into())),
+            (Reply::Called(3), mobile_control::CallReply::Called(3)),
+            (Reply::Refused("no".into()), mobile_control::CallReply::Refused("no".into())),
         ] {
             let json = serde_json::to_string(&ours).unwrap();
-            assert_eq!(serde_json::from_str::<mobile_control::Answer>(&json).unwrap(), theirs);
+            assert_eq!(serde_json::from_str::<mobile_control::CallReply>(&json).unwrap(), theirs);
         }
     }
 
     #[test]
-    fn nonsense_is_no_question() {
+    fn malformed_requests_are_rejected() {
         for json in ["\"reboot\"", "{\"attach\":{}}", "{\"attach\":{\"pids\":[99999999999]}}", "[]", "1"] {
             assert!(serde_json::from_str::<Request>(json).is_err(), "{json}");
         }

@@ -1,4 +1,7 @@
-//! Answers the control socket. Every connection is a task; what reads /proc or moves processes runs off the runtime's thread.
+//! Accepts connections on the control socket and handles their requests.
+//!
+//! Every connection is a task. Work that reads `/proc` or moves processes runs on a blocking
+//! thread, off the runtime's own.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -9,18 +12,20 @@ use serde::de::DeserializeOwned;
 
 use super::access::admit;
 use super::calls;
-use super::protocol::{Answer, Request};
+use super::protocol::{Reply, Request};
 use crate::daemon::Agent;
-use crate::processes::{Asker, Job};
+use crate::processes::{Job, Requester};
 
-/// After a failed accept (no descriptors left, say): long enough not to spin, short enough not to be noticed.
+/// The pause after a failed accept, for example when no file descriptor is left: long enough not to
+/// spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections of one user at a time. The socket is everybody's: nobody may use up the descriptors that the next
-/// path needs. A person's scripts run a few commands at once.
+/// The maximum number of simultaneous connections of one user. Every user may connect, and no one
+/// may use up the file descriptors that the next path needs; a person's scripts run a few commands
+/// at once.
 const MAX_PER_USER: usize = 32;
 
-/// Accepts for ever.
+/// Accepts connections until the task is aborted.
 pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
     let slots = UserConnectionLimit::new(MAX_PER_USER);
     loop {
@@ -29,106 +34,113 @@ pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
                 let agent = Arc::clone(&agent);
                 let uid = connection.peer.uid;
                 let Some(slot) = slots.take(uid) else {
-                    tracing::debug!(uid, "too many control connections of one user: closed");
+                    tracing::debug!(uid, "refused a control connection: this user has too many open");
                     continue;
                 };
                 tokio::spawn(async move {
                     let _slot = slot;
-                    if let Err(error) = converse(connection, &agent).await {
-                        tracing::debug!(%error, "control connection");
+                    if let Err(error) = serve_connection(connection, &agent).await {
+                        tracing::debug!(%error, "control connection failed");
                     }
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept on the control socket");
+                tracing::warn!(%error, "cannot accept a connection on the control socket");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn converse(mut connection: Connection, agent: &Arc<Agent>) -> Result<(), ControlError> {
+async fn serve_connection(mut connection: Connection, agent: &Arc<Agent>) -> Result<(), ControlError> {
     let Peer { pid, uid, gid, .. } = connection.peer;
-    let asker = Asker { uid, privileged: uid == 0 || is_member(agent, uid, gid).await };
+    let requester = Requester { uid, privileged: uid == 0 || is_member(agent, uid, gid).await };
     loop {
-        let answer = match connection.recv::<Request>().await {
+        let reply = match connection.recv::<Request>().await {
             Ok(None) => return Ok(()),
             Ok(Some(request)) => {
-                tracing::debug!(pid, uid, ?request, "asked");
+                tracing::debug!(pid, uid, ?request, "control request");
                 let pidfd = connection.peer.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok());
-                match admit(asker, &request) {
+                match admit(requester, &request) {
                     Ok(()) => {
-                        answer(agent, asker, (pid, pidfd), request).await.unwrap_or_else(Answer::Refused)
+                        handle(agent, requester, (pid, pidfd), request).await.unwrap_or_else(Reply::Refused)
                     }
-                    Err(reason) => Answer::Refused(reason),
+                    Err(reason) => Reply::Refused(reason),
                 }
             }
-            Err(ControlError::BadMessage(error)) => Answer::Refused(format!("not understood: {error}")),
+            Err(ControlError::BadMessage(error)) => {
+                Reply::Refused(format!("cannot decode the request: {error}"))
+            }
             Err(error) => return Err(error),
         };
-        match connection.send(&answer).await {
+        match connection.send(&reply).await {
             Err(error @ ControlError::TooLong) => {
-                connection.send(&Answer::Refused(error.to_string())).await?;
+                connection.send(&Reply::Refused(error.to_string())).await?;
             }
             sent => sent?,
         }
     }
 }
 
-async fn answer(
+async fn handle(
     agent: &Arc<Agent>,
-    asker: Asker,
+    requester: Requester,
     (pid, pidfd): (i32, Option<OwnedFd>),
     request: Request,
-) -> Result<Answer, String> {
+) -> Result<Reply, String> {
     let persistent = agent.persistent();
     let agent_for_job = Arc::clone(agent);
     match request {
         Request::Run => {
-            blocking(move || run(&agent_for_job, asker, pid, pidfd.as_ref().map(OwnedFd::as_fd))).await
+            blocking(move || run(&agent_for_job, requester, pid, pidfd.as_ref().map(OwnedFd::as_fd))).await
         }
-        Request::Call(call) => calls::answer(agent, asker, (pid, pidfd), call).await.map(Answer::Called),
+        Request::Call(call) => calls::handle(agent, requester, (pid, pidfd), call).await.map(Reply::Called),
         Request::Attach { pids } => {
             blocking(move || {
-                let _watched = agent_for_job.watch_everybody()?;
-                let job = Job::Change { pids, asker, persistent, mobile: true };
-                ask_helper(&agent_for_job, &job).map(Answer::Changed)
+                let _scope = agent_for_job.attach_to_root()?;
+                let job = Job::Change { pids, requester, persistent, mobile: true };
+                ask_helper(&agent_for_job, &job).map(Reply::Changed)
             })
             .await
         }
         Request::Detach { pids } => {
-            let job = Job::Change { pids, asker, persistent, mobile: false };
-            blocking(move || ask_helper(&agent_for_job, &job).map(Answer::Changed)).await
+            let job = Job::Change { pids, requester, persistent, mobile: false };
+            blocking(move || ask_helper(&agent_for_job, &job).map(Reply::Changed)).await
         }
         Request::Processes => {
-            let job = Job::List { asker, persistent };
-            blocking(move || ask_helper(&agent_for_job, &job).map(Answer::Processes)).await
+            let job = Job::List { requester, persistent };
+            blocking(move || ask_helper(&agent_for_job, &job).map(Reply::Processes)).await
         }
-        Request::Status => Ok(Answer::Status(Box::new(agent.status().await))),
-        Request::Uplinks => Ok(Answer::Uplinks(agent.uplinks().await)),
+        Request::Status => Ok(Reply::Status(Box::new(agent.status().await))),
+        Request::Uplinks => Ok(Reply::Uplinks(agent.uplinks().await)),
         Request::Use { uplink } => agent.force(uplink),
-        Request::Bypasses => Ok(Answer::Bypasses(agent.bypass.lock().await.clone())),
+        Request::Bypasses => Ok(Reply::Bypasses(agent.bypass.lock().await.clone())),
         Request::Bypass { net, add } => agent.change_bypass(net, add).await,
         Request::Cleanup => agent.clean_up().await,
-        Request::PrepareSlice => blocking(move || agent_for_job.prepare_slice().map(|()| Answer::Done)).await,
+        Request::PrepareSlice => blocking(move || agent_for_job.prepare_slice().map(|()| Reply::Done)).await,
     }
 }
 
-/// Returns whether the user is in the `[control] group`. The user database may be a service that
-/// only the process helper may query.
+/// Returns whether the user is a member of the `[control] group`. The user database may be a
+/// service that only the process helper may query.
 async fn is_member(agent: &Arc<Agent>, uid: u32, gid: u32) -> bool {
     let Some(group) = agent.config.control.group.clone() else { return false };
     let agent = Arc::clone(agent);
     blocking(move || ask_helper(&agent, &Job::IsPrivileged { uid, gid, group })).await.unwrap_or(false)
 }
 
-/// Sets the attribute of the calling process.
-fn run(agent: &Agent, asker: Asker, caller: i32, pidfd: Option<BorrowedFd<'_>>) -> Result<Answer, String> {
+/// Makes the calling process mobile, with the sockets that it holds.
+fn run(
+    agent: &Agent,
+    requester: Requester,
+    caller: i32,
+    pidfd: Option<BorrowedFd<'_>>,
+) -> Result<Reply, String> {
     let helper = |job: &Job| agent.processes.run(job, pidfd).map_err(|error| error.to_string());
     let holds: Result<bool, _> = agent.processes.run(&Job::HoldsSockets { caller }, pidfd);
     let with_sockets = holds.map_err(|error| error.to_string())?;
-    let _watched = with_sockets.then(|| agent.watch_everybody()).transpose()?;
-    helper(&Job::SetMobile { pid: None, caller, asker, mobile: true, with_sockets }).map(|()| Answer::Done)
+    let _scope = with_sockets.then(|| agent.attach_to_root()).transpose()?;
+    helper(&Job::SetMobile { pid: None, caller, requester, mobile: true, with_sockets }).map(|()| Reply::Done)
 }
 
 fn ask_helper<T: DeserializeOwned>(agent: &Agent, job: &Job) -> Result<T, String> {
@@ -138,5 +150,7 @@ fn ask_helper<T: DeserializeOwned>(agent: &Agent, job: &Job) -> Result<T, String
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(format!("the agent failed: {error}")))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(format!("the agent failed while it handled the request: {error}")))
 }

@@ -1,4 +1,4 @@
-//! Keeps the accounts of mobile processes: closes those of processes that have ended, and says when one is incomplete.
+//! Closes the accounts of ended processes, and warns when an account is incomplete.
 
 use std::sync::Arc;
 
@@ -7,25 +7,26 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
 use crate::processes::Job;
-use crate::selection::account::SWEEP;
+use crate::selection::account::SWEEP_INTERVAL;
 
-/// For ever.
-pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
-    let mut sweeps = interval(SWEEP);
+/// Sweeps the accounts periodically. Returns only on a fatal error.
+pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
+    let mut sweeps = interval(SWEEP_INTERVAL);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut missing = unaccounted(&agent);
     loop {
         sweeps.tick().await;
         let sweeping = Arc::clone(&agent);
         let swept = tokio::task::spawn_blocking(move || {
-            sweeping.watch_fewer();
+            sweeping.attach_to_mobile_only();
             sweeping.processes.run::<()>(&Job::SweepAccounts, None)
         });
         match swept.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot close the accounts of ended processes"),
             Err(error) => {
-                return anyhow::Error::new(error).context("cannot keep the accounts of mobile processes");
+                return anyhow::Error::new(error)
+                    .context("the sweep of the accounts of mobile processes failed");
             }
         }
         let now = unaccounted(&agent);
@@ -34,7 +35,8 @@ pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
         {
             tracing::warn!(
                 connections = now - before,
-                "`mobile ps` does not count all that processes carry: no place in the eBPF map {}, or no memory",
+                "connections are missing from `mobile ps`: the eBPF map {} is full, or the kernel \
+                is out of memory",
                 map::ACCOUNTS
             );
         }
@@ -42,7 +44,7 @@ pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
-/// How many connections are missing from their account, if the kernel says.
+/// Returns how many connections are missing from their account, if the kernel can tell.
 fn unaccounted(agent: &Agent) -> Option<u64> {
     let events = agent.selector().events().ok()?;
     events.into_iter().find_map(|(event, count)| (event == CountedEvent::Unaccounted).then_some(count))

@@ -1,4 +1,4 @@
-//! The running agent as the control socket and the metrics see it.
+//! The running agent as the control socket and the metrics use it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,66 +13,66 @@ use mobile_proto::{PathId, PathStats};
 use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};
 
-use super::extent::Joining;
-use super::failure::Opening;
+use super::attach_scope::AttachLock;
+use super::on_failure::DirectFallback;
 use crate::config::{Config, RelayIdentity};
-use crate::control::protocol::Answer;
+use crate::control::protocol::Reply;
 use crate::processes::{Job, ProcessHelper};
+use crate::routing::assignment::Assignment;
 use crate::routing::claim::Refusal;
-use crate::routing::lease::Assigned;
-use crate::routing::{BypassChange, Report};
+use crate::routing::{BypassChange, RouteStatus};
 use crate::selection::bpf::Selector;
 use crate::selection::cgroup::MobileCgroup;
 use crate::status::{
     Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic, UplinkStatus, Uplinks,
 };
-use crate::tunnel::io::DeviceSide;
-use crate::tunnel::{State, Tunnel, machine};
+use crate::tunnel::io::DeliveryFilter;
+use crate::tunnel::{Tunnel, TunnelState, machine};
 
-/// Everything a question can be about.
+/// The shared state of the running agent.
 pub(crate) struct Agent {
     /// The configuration in force.
     pub(crate) config: Config,
-    /// The relay.
+    /// The identity of the relay.
     pub(crate) relay: RelayIdentity,
-    /// Who we are.
+    /// The public key of this host.
     pub(crate) own_key: PublicKey,
-    /// The mobile cgroup.
+    /// The cgroup of the mobile processes.
     pub(crate) cgroup: MobileCgroup,
-    /// The session.
+    /// The handle of the tunnel.
     pub(crate) tunnel: Tunnel,
-    /// The MOBILE route.
-    pub(crate) route: Report,
-    /// The number of times that the kernel was asked for the uplinks.
-    pub(crate) looks: Arc<AtomicU64>,
-    /// What the device did not take.
-    pub(crate) side: Arc<DeviceSide>,
-    /// The programs.
+    /// The state of the MOBILE route.
+    pub(crate) route: RouteStatus,
+    /// The number of times that the uplinks were read from the kernel.
+    pub(crate) uplink_reads: Arc<AtomicU64>,
+    /// The counters of packets that were not delivered to the device.
+    pub(crate) delivery: Arc<DeliveryFilter>,
+    /// The loaded eBPF programs and their maps.
     pub(crate) selector: Mutex<Selector>,
-    /// Who is becoming mobile.
-    pub(crate) joining: Joining,
-    /// The process that looks into and changes other processes.
+    /// The lock that processes hold while they become mobile.
+    pub(crate) attach_lock: AttachLock,
+    /// The process that inspects and changes other processes.
     pub(crate) processes: ProcessHelper,
     /// When the agent started.
     pub(crate) started: Instant,
-    /// What new connections do without a session.
-    pub(crate) opening: Opening,
-    /// Asks the daemon to remove everything and end.
+    /// Whether new connections go directly because there is no session.
+    pub(crate) direct_fallback: DirectFallback,
+    /// Asks the daemon to remove every kernel object and end.
     pub(crate) clean_up: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
-    /// What mobile processes reach directly. Held while it changes.
+    /// The networks that mobile processes reach directly. The lock is held during a change.
     pub(crate) bypass: tokio::sync::Mutex<Vec<IpNet>>,
-    /// Asks the keeper of the MOBILE route to make it so.
+    /// Asks the route reconciler to apply a change of the bypassed networks.
     pub(crate) route_bypass: mpsc::Sender<BypassChange>,
 }
 
 impl Agent {
-    /// The persistent addresses.
+    /// Returns the persistent addresses in force.
     pub(crate) fn persistent(&self) -> Vec<IpAddr> {
-        self.route.assigned.borrow().as_ref().map(Assigned::addresses).unwrap_or_default()
+        self.route.assignment.borrow().as_ref().map(Assignment::addresses).unwrap_or_default()
     }
 
-    /// `mobile use`.
-    pub(crate) fn force(&self, uplink: Option<String>) -> Result<Answer, String> {
+    /// Forces the tunnel onto an uplink, or back to automatic choice (`mobile use`).
+    pub(crate) fn force(&self, uplink: Option<String>) -> Result<Reply, String> {
         let note = {
             let state = self.tunnel.state.borrow();
             match &uplink {
@@ -81,56 +81,68 @@ impl Agent {
             }
         };
         self.tunnel.force(uplink);
-        Ok(note.map_or(Answer::Done, Answer::Noted))
+        Ok(note.map_or(Reply::Done, Reply::Noted))
     }
 
-    /// `mobile bypass add` and `del`: in force when it is answered, and until the agent ends.
-    pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Answer, String> {
+    /// Adds or removes a bypassed network (`mobile bypass add` and `del`). The change is in force
+    /// when this returns, and lasts until the agent ends.
+    pub(crate) async fn change_bypass(&self, net: IpNet, add: bool) -> Result<Reply, String> {
         let net = net.trunc();
         let mut nets = self.bypass.lock().await;
         match (add, nets.contains(&net)) {
-            (true, true) => return Ok(Answer::Noted(format!("{net} is bypassed already"))),
+            (true, true) => return Ok(Reply::Noted(format!("{net} is already bypassed"))),
             (false, false) => {
-                return Err(format!("{net} is not bypassed; `mobile bypass list` says what is"));
+                return Err(format!(
+                    "{net} is not bypassed; `mobile bypass list` lists the networks that are"
+                ));
             }
             _ => {}
         }
         let mut wanted = nets.clone();
         if add {
             wanted.push(net);
-            // Before a route leads there, so that nothing on it is refused.
+            // Update the programs before a route leads there, so that they drop nothing on it.
             self.selector().add_bypass(net).map_err(|error| {
-                tracing::warn!(%error, %net, "cannot be bypassed");
+                tracing::warn!(
+                    %error, %net,
+                    "cannot add the network to the bypass map of the eBPF programs"
+                );
                 error.to_string()
             })?;
         } else {
             wanted.retain(|other| *other != net);
         }
         let routed = self.reroute(wanted.clone()).await;
-        // After no route leads there any more, or because none does.
+        // The programs may block the network again once no route leads there, or because adding the
+        // route failed.
         if routed.is_ok() != add
             && let Err(error) = self.selector().remove_bypass(net)
         {
-            tracing::warn!(%error, %net, "no route leads there, but it would be let through");
+            tracing::warn!(
+                %error, %net,
+                "cannot remove the network from the bypass map of the eBPF programs; no route \
+                leads to it"
+            );
         }
         routed?;
         *nets = wanted;
-        tracing::info!(%net, add, "bypass changed");
-        Ok(Answer::Done)
+        tracing::info!(%net, add, "bypassed networks changed");
+        Ok(Reply::Done)
     }
 
-    /// `inet_setmroute` of the C library: whole and in force when it is answered, if it leads to that gateway.
+    /// Verifies and repairs the MOBILE route (`inet_setmroute` of the C library). Fails with
+    /// `EADDRNOTAVAIL` if `gateway` is neither the persistent address nor the relay's.
     pub(crate) async fn set_route(&self, gateway: Option<Ipv4Addr>) -> Result<(), Errno> {
-        let assigned = self.route.assigned.borrow().clone();
-        let assigned = assigned.filter(|it| !it.addresses().is_empty()).ok_or(Errno::ENETDOWN)?;
+        let assignment = self.route.assignment.borrow().clone();
+        let assignment = assignment.filter(|it| !it.addresses().is_empty()).ok_or(Errno::ENETDOWN)?;
         let relay = self.tunnel.state.borrow().active.as_ref().map(|(_, address)| address.ip());
-        let leads = |to: Ipv4Addr| assigned.ipv4 == Some(to) || relay == Some(to.into());
-        if !gateway.is_none_or(leads) {
+        let is_endpoint = |to: Ipv4Addr| assignment.ipv4 == Some(to) || relay == Some(to.into());
+        if !gateway.is_none_or(is_endpoint) {
             return Err(Errno::EADDRNOTAVAIL);
         }
         let nets = self.bypass.lock().await;
         self.reroute(nets.clone()).await.map_err(|error| {
-            tracing::warn!(error, "inet_setmroute");
+            tracing::warn!(error, "inet_setmroute failed");
             Errno::EIO
         })
     }
@@ -146,36 +158,36 @@ impl Agent {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers `mobile prepare-slice` once the eBPF programs take processes in the slice for
-    /// mobile.
+    /// Makes the slice known to the eBPF programs, so that its processes are mobile (`mobile
+    /// prepare-slice`).
     pub(crate) fn prepare_slice(&self) -> Result<(), String> {
         let slice = self.cgroup.slice();
         let dir = slice.dir().display();
         let id = self.processes.run(&Job::EnsureSlice, None).map_err(|error| error.to_string())?;
         self.selector().set_slice(id).map_err(|error| error.to_string())?;
-        tracing::debug!(slice = %dir, id, "the slice is ready: what starts in it is mobile");
+        tracing::debug!(slice = %dir, id, "slice ready: processes started in it are mobile");
         Ok(())
     }
 
-    /// `mobile cleanup`: answered when everything is removed.
-    pub(crate) async fn clean_up(&self) -> Result<Answer, String> {
+    /// Asks the daemon to remove every kernel object, and waits for the result (`mobile cleanup`).
+    pub(crate) async fn clean_up(&self) -> Result<Reply, String> {
         let (reply, done) = oneshot::channel();
         self.clean_up.send(reply).await.map_err(|_| "the agent is stopping already".to_owned())?;
         match done.await {
-            Ok(result) => result.map(|()| Answer::Done),
+            Ok(result) => result.map(|()| Reply::Done),
             Err(_) => Err("the agent ended before everything was removed: try again".to_owned()),
         }
     }
 
-    /// `mobile status`.
+    /// Returns the report of `mobile status`.
     pub(crate) async fn status(&self) -> Status {
         let snapshot = self.tunnel.driver.snapshot().await;
         let cgroup = self.cgroup.clone();
         let pids = tokio::task::spawn_blocking(move || cgroup.pids()).await;
         let ingress = self.route.ingress.read().await;
         let state = self.tunnel.state.borrow().clone();
-        let assigned = self.route.assigned.borrow().clone();
-        let ledger = &state.ledger;
+        let assignment = self.route.assignment.borrow().clone();
+        let history = &state.history;
         let now = Instant::now();
         let path = state.active.as_ref().map(|(active, _)| active.path);
         let active_stats = snapshot
@@ -183,15 +195,15 @@ impl Agent {
             .and_then(|snapshot| snapshot.paths.iter().find(|(id, _)| Some(*id) == path))
             .map(|(_, path)| path);
         let stats = snapshot.as_ref().map(|snapshot| snapshot.stats.clone()).unwrap_or_default();
-        let addresses = assigned.as_ref().map(Assigned::addresses).unwrap_or_default();
-        let refused: Vec<_> = self.route.refused.now().iter().map(Refusal::told).collect();
-        let (session, problem) = judge(&state, !addresses.is_empty() || !refused.is_empty());
+        let addresses = assignment.as_ref().map(Assignment::addresses).unwrap_or_default();
+        let refused: Vec<_> = self.route.refused.now().iter().map(Refusal::to_status).collect();
+        let (session, problem) = session_state(&state, !addresses.is_empty() || !refused.is_empty());
         let problem = problem.or_else(|| self.route.refused.problem(&addresses));
-        let recent: Vec<Handover> = ledger
+        let recent: Vec<Handover> = history
             .recent
             .iter()
             .rev()
-            .map(|(handover, when)| told(handover, now.saturating_duration_since(*when)))
+            .map(|(handover, when)| handover_status(handover, now.saturating_duration_since(*when)))
             .collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -207,8 +219,8 @@ impl Agent {
             public_key: self.own_key.to_string(),
             device: self.config.tunnel.device.clone(),
             addresses,
-            mtu: self.config.tunnel.mtu.or(assigned.as_ref().map(|assigned| assigned.mtu)),
-            dns: assigned.map(|assigned| assigned.dns).unwrap_or_default(),
+            mtu: self.config.tunnel.mtu.or(assignment.as_ref().map(|assignment| assignment.mtu)),
+            dns: assignment.map(|assignment| assignment.dns).unwrap_or_default(),
             refused,
             active_uplink: state.active.as_ref().map(|(active, _)| active.uplink.clone()),
             forced_uplink: state.forced.clone(),
@@ -219,7 +231,7 @@ impl Agent {
                 .map(|(active, _)| active.since)
                 .or(state.outage_since)
                 .map(|since| now.saturating_duration_since(since).as_secs_f64()),
-            handovers: ledger.handover_count(),
+            handovers: history.handover_count(),
             last_handover: recent.first().cloned(),
             recent_handovers: recent,
             traffic: Traffic {
@@ -240,16 +252,16 @@ impl Agent {
             }),
             mobile_processes: pids.ok().and_then(Result::ok).map_or(0, |pids| count(pids.len())),
             on_failure: self.config.routing.on_failure,
-            open: self.opening.now(),
-            opened: self.opening.times(),
+            open: self.direct_fallback.now(),
+            opened: self.direct_fallback.times(),
             routing_restored: self.route.restored.load(Ordering::Relaxed),
-            rival_rules: self.route.rivals.before.load(Ordering::Relaxed),
-            rules_moved: self.route.rivals.moves.load(Ordering::Relaxed),
+            rival_rules: self.route.conflicts.before.load(Ordering::Relaxed),
+            rules_moved: self.route.conflicts.moves.load(Ordering::Relaxed),
             ingress,
         }
     }
 
-    /// Packets lost on our side, by reason.
+    /// Returns the packets that this host lost, by reason.
     fn drops(&self, stats: &mobile_proto::Stats) -> BTreeMap<String, u64> {
         [
             ("queue_full", stats.dropped_queue_full),
@@ -261,14 +273,14 @@ impl Agent {
             ("given_up", stats.given_up),
             ("lost_by_peer", stats.lost),
             ("segments", stats.dropped_segments),
-            ("device_refused", self.side.refused.load(Ordering::Relaxed)),
-            ("misaddressed", self.side.misaddressed.load(Ordering::Relaxed)),
+            ("device_refused", self.delivery.refused.load(Ordering::Relaxed)),
+            ("misaddressed", self.delivery.misaddressed.load(Ordering::Relaxed)),
         ]
         .map(|(reason, count)| (reason.to_owned(), count))
         .into()
     }
 
-    /// `mobile uplinks`.
+    /// Returns the report of `mobile uplinks`.
     pub(crate) async fn uplinks(&self) -> Uplinks {
         let paths = self.tunnel.driver.snapshot().await.map(|snapshot| snapshot.paths).unwrap_or_default();
         let state = self.tunnel.state.borrow();
@@ -276,7 +288,7 @@ impl Agent {
     }
 }
 
-fn told(handover: &machine::Handover, age: Duration) -> Handover {
+fn handover_status(handover: &machine::Handover, age: Duration) -> Handover {
     Handover {
         cause: handover.cause.word().to_owned(),
         from: handover.from.clone(),
@@ -292,62 +304,63 @@ fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// What has become of the wish for compression. Before the relay has answered, a wish is a wish.
-fn compression(wish: Compression, active: Option<&PathStats>) -> &'static str {
-    match (wish, active) {
+/// Returns the state of compression on the active path. Before the relay has answered, this is the
+/// configured mode.
+fn compression(configured: Compression, active: Option<&PathStats>) -> &'static str {
+    match (configured, active) {
         (Compression::Off, _) => "off",
         (Compression::Zstd, Some(path)) if path.ready && !path.compression => "refused",
         (Compression::Zstd, _) => "zstd",
     }
 }
 
-/// Returns the state of the session and what stands in its way. `is_assigned`: the relay's
-/// assignment is in force or refused.
-fn judge(state: &State, is_assigned: bool) -> (SessionState, Option<Problem>) {
+/// Returns the state of the session and the problem that prevents it. `is_assignment_known` says
+/// that the relay's assignment is in force or refused.
+fn session_state(state: &TunnelState, is_assignment_known: bool) -> (SessionState, Option<Problem>) {
     if state.active.is_some() {
-        let session = if is_assigned { SessionState::Connected } else { SessionState::Connecting };
+        let session = if is_assignment_known { SessionState::Connected } else { SessionState::Connecting };
         return (session, None);
     }
-    let Some(best) = state.decision.candidates.first() else {
+    let Some(best) = state.decision.usable.first() else {
         let problem = Problem {
             cause: "no uplink can carry the tunnel".to_owned(),
-            next_step: "`mobile uplinks` says what each of them lacks".to_owned(),
+            next_step: "`mobile uplinks` lists the obstacle of each".to_owned(),
         };
         return (SessionState::NoUplink, Some(problem));
     };
-    // A refused key says more than an uplink that fails otherwise.
+    // A refused key is more informative than any other failure of an uplink.
     let problems: Vec<_> =
-        state.decision.candidates.iter().filter_map(|name| state.ledger.problem(name)).collect();
+        state.decision.usable.iter().filter_map(|name| state.history.problem(name)).collect();
     match problems.iter().find(|(_, refused)| *refused) {
         Some((problem, _)) => (SessionState::Refused, Some((*problem).clone())),
-        None => (SessionState::Connecting, state.ledger.problem(best).map(|(problem, _)| problem.clone())),
+        None => (SessionState::Connecting, state.history.problem(best).map(|(problem, _)| problem.clone())),
     }
 }
 
-fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatus> {
-    // Two for an uplink: one is about to replace the other.
+fn list_uplinks(state: &TunnelState, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatus> {
+    // An uplink has two paths while one replaces the other.
     let path_on = |uplink: &str| {
         let ready = state.ready.iter().filter(|(_, on)| on == uplink);
         let stats = ready.filter_map(|(id, _)| paths.iter().find(|(path, _)| path == id));
         stats.map(|(_, stats)| stats).min_by_key(|stats| stats.unresponsive)
     };
-    let place = |name: &str| state.decision.candidates.iter().position(|candidate| candidate == name);
+    let place = |name: &str| state.decision.usable.iter().position(|candidate| candidate == name);
     let mut list: Vec<(usize, UplinkStatus)> = state
         .uplinks
         .iter()
         .zip(&state.decision.verdicts)
         .map(|(uplink, verdict)| {
             let active = state.active.as_ref().is_some_and(|(active, _)| active.uplink == uplink.name);
-            let failed = state.ledger.problem(&uplink.name).map(|(problem, _)| problem);
+            let failed = state.history.problem(&uplink.name).map(|(problem, _)| problem);
             let path = path_on(&uplink.name);
             let (word, reason, next_step) = match (active, verdict.obstacle, failed) {
                 (true, ..) => ("active", None, None),
                 (_, Some(obstacle), _) => {
                     let next_step = obstacle.next_step().map(str::to_owned);
-                    ("unusable", Some(obstacle.words().to_owned()), next_step)
+                    ("unusable", Some(obstacle.description().to_owned()), next_step)
                 }
                 _ if path.is_some_and(|path| !path.unresponsive) => ("standby", None, None),
-                _ if path.is_some() => ("silent", Some("its path does not answer any more".to_owned()), None),
+                _ if path.is_some() => ("silent", Some("its path does not answer".to_owned()), None),
                 (.., Some(problem)) => {
                     ("failing", Some(problem.cause.clone()), Some(problem.next_step.clone()))
                 }
@@ -371,16 +384,17 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
     list.into_iter().map(|(_, status)| status).collect()
 }
 
-/// An unknown name is a mistake; an unusable link is a wish for later.
-fn note_on_forced(state: &State, name: &str) -> Result<Option<String>, String> {
+/// Returns a note for an uplink that is unusable at present, and an error for an unknown name.
+fn note_on_forced(state: &TunnelState, name: &str) -> Result<Option<String>, String> {
     let Some(verdict) = state.decision.verdicts.iter().find(|verdict| verdict.name == name) else {
         let known: Vec<&str> = state.decision.verdicts.iter().map(|verdict| verdict.name.as_str()).collect();
-        return Err(format!("there is no uplink {name}; there are: {}", known.join(", ")));
+        return Err(format!("no uplink is named {name}; the known uplinks are: {}", known.join(", ")));
     };
     Ok(verdict.obstacle.map(|obstacle| {
         format!(
-            "{name} cannot carry the tunnel now ({}{}): it will as soon as it can, until then the others do",
-            obstacle.words(),
+            "{name} cannot carry the tunnel at present ({}{}): it is used as soon as it can, and \
+            other uplinks until then",
+            obstacle.description(),
             obstacle.next_step().map(|step| format!("; {step}")).unwrap_or_default()
         )
     }))

@@ -1,5 +1,6 @@
-//! The rights that the agent keeps once it runs; docs/security.md, "Privileges", says what for. The
-//! process helper (`processes`) does whatever looks into other processes.
+//! The rights that the running agent keeps. See docs/security.md, "Privileges", for the reasons.
+//!
+//! The process helper (`processes`) does all work that inspects other processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,13 +34,13 @@ const WRITE: &[&str] = &["/dev/net/tun", "/dev/null", "/proc/sys/net"];
 
 /// Returns the agent's confinement, which depends on the configuration alone.
 pub(super) fn confinement(config: &Config) -> Confinement {
-    // Landlock takes existing directories only.
+    // Landlock accepts existing directories only.
     if let Err(error) = fs::create_dir_all(&config.state.dir) {
-        tracing::debug!(%error, dir = %config.state.dir.display(), "cannot make the state directory");
+        tracing::debug!(%error, dir = %config.state.dir.display(), "cannot create the state directory");
     }
     let folder = |file: &Path| file.parent().map(Path::to_owned);
     let mut read: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();
-    // It may be mounted elsewhere than below /sys.
+    // The cgroup file system may be mounted elsewhere than below /sys.
     read.extend(config.cgroup.path.as_deref().and_then(folder));
     let mut write: Vec<PathBuf> = WRITE.iter().map(PathBuf::from).collect();
     write.push(config.state.dir.clone());
@@ -57,7 +58,7 @@ pub(super) fn confinement(config: &Config) -> Confinement {
 /// Returns the capabilities that the agent keeps.
 ///
 /// Since Linux 5.19, changing maps and attaching loaded programs takes only their descriptors
-/// (`__sys_bpf`). Before that, it also takes CAP_BPF where unprivileged bpf() is switched off.
+/// (`__sys_bpf`). Before, it also takes CAP_BPF where unprivileged bpf() is switched off.
 fn capabilities() -> Capabilities {
     let by_descriptor = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0));
     if by_descriptor { Capabilities::NET_ADMIN } else { Capabilities::NET_ADMIN | Capabilities::BPF }

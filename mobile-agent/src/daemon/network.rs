@@ -1,12 +1,12 @@
-//! The thread that reads and changes the kernel's network configuration, so that many routes or a
-//! storm of changes delay no packet.
+//! The thread that reads and changes the kernel's network configuration, so that many routes or
+//! frequent changes delay no packet.
 
 use anyhow::Context;
 use mobile_io::confine::Confinement;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// A runtime on a thread of its own.
+/// A runtime on a dedicated thread.
 pub(super) struct NetworkThread {
     handle: Handle,
     /// Ends the thread when dropped.
@@ -14,29 +14,27 @@ pub(super) struct NetworkThread {
 }
 
 impl NetworkThread {
-    /// Starts the thread, in the calling thread's network namespace, and confined as the agent will
-    /// be.
+    /// Starts the thread in the calling thread's network namespace, with the confinement of the
+    /// running agent.
     pub(super) fn start(confinement: &Confinement) -> anyhow::Result<Self> {
         let confinement = confinement.clone();
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the network's thread")?;
+        let runtime =
+            Builder::new_current_thread().enable_all().build().context("cannot start the network thread")?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         std::thread::Builder::new()
             .name("network".to_owned())
             .spawn(move || {
-                confinement.apply().expect("a thread gives up what it does not need");
+                confinement.apply().expect("a new thread can drop its privileges");
                 // An error means that the sender was dropped, which is the signal to end.
                 let _ = runtime.block_on(stopped);
                 runtime.shutdown_background();
             })
-            .context("cannot start the network's thread")?;
+            .context("cannot start the network thread")?;
         Ok(Self { handle, _stop: stop })
     }
 
-    /// Returns a handle to the runtime, to spawn tasks.
+    /// Returns the handle of the runtime, to spawn tasks.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -52,6 +50,6 @@ impl NetworkThread {
         &self,
         work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
     ) -> anyhow::Result<T> {
-        self.handle.spawn(work).await.context("the network's thread failed")?
+        self.handle.spawn(work).await.context("a task of the network thread failed")?
     }
 }

@@ -1,7 +1,8 @@
-//! Starting: each step in its order, and back again when one fails.
+//! Starts the agent step by step, and undoes the steps when one fails.
 //!
-//! First what can fail without a trace (rights, keys, sockets), then the kernel's objects so that nothing marked can
-//! ever go direct (the closed table before the programs that mark), then the tunnel.
+//! Steps that can fail without a trace come first (rights, keys, sockets). The kernel objects
+//! follow, in an order that never lets marked packets leave directly: the closed table before the
+//! programs that mark. The tunnel is last.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -21,84 +22,84 @@ use tokio::task::JoinSet;
 
 use super::Agent;
 use super::accounts;
-use super::extent::Joining;
-use super::failure::{self, Opening};
+use super::attach_scope::AttachLock;
 use super::network::NetworkThread;
+use super::on_failure::{self, DirectFallback};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::footprint::Footprint;
 use crate::metrics::Server as MetricsServer;
 use crate::processes::{ProcessHelper, Setup};
+use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::HostNetworks;
-use crate::routing::lease::{Assigned, Lease};
-use crate::routing::{self, Keeper, Report};
+use crate::routing::{self, RouteReconciler, RouteStatus};
 use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
-use crate::selection::owner::{self, Claim};
+use crate::selection::cgroup_lock::{self, CgroupLock};
 use crate::selection::slice::SliceWatch;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
-use crate::tunnel::io::{DeviceSide, TunIo};
-use crate::tunnel::machine::Wishes;
+use crate::tunnel::io::{DeliveryFilter, TunIo};
+use crate::tunnel::machine::Preferences;
 use crate::{control, uplinks};
 
-/// Anybody may ask; who may do what is decided by who asks.
+/// Every user may connect to the socket. The credentials of the peer decide what it may do.
 const SOCKET_MODE: u32 = 0o666;
 
-/// What the programs could not be told is told again after this.
-const AGAIN: Duration = Duration::from_secs(10);
+/// The time until a failed update of the programs is retried.
+const RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// An agent that works.
-pub(super) struct Running {
-    /// What the control socket and metrics use.
+/// A running agent with its tasks.
+pub(super) struct RunningAgent {
+    /// The state shared with the control socket and the metrics.
     pub(super) agent: Arc<Agent>,
-    /// Each ends only with a reason why the agent cannot go on.
+    /// The tasks. Each ends only with a reason why the agent cannot continue.
     pub(super) tasks: JoinSet<anyhow::Error>,
-    /// `mobile cleanup`.
+    /// Receives requests of `mobile cleanup`.
     pub(super) clean_ups: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
     /// The runtime of the tasks that read and change the kernel's network configuration.
     pub(super) network: NetworkThread,
     /// The lock that keeps other agents out of the mobile cgroup.
-    pub(super) claim: Claim,
+    pub(super) cgroup_lock: CgroupLock,
     _metrics: Option<MetricsServer>,
 }
 
-/// What this start has made, as opposed to found.
+/// The objects that this start made, as opposed to those that were there before.
 #[derive(Default)]
-struct Made {
-    record: bool,
+struct UndoLog {
+    state_file: bool,
     cgroup: bool,
     device: bool,
     route: bool,
 }
 
-/// The kernel's objects, ready.
-struct Kernel {
+/// The handles of the kernel objects after a successful start.
+struct KernelObjects {
     cgroup: MobileCgroup,
-    claim: Claim,
+    lock: CgroupLock,
     tun: Tun,
-    keeper: Keeper,
-    report: Report,
+    reconciler: RouteReconciler,
+    route: RouteStatus,
     selector: Selector,
-    side: Arc<DeviceSide>,
+    delivery: Arc<DeliveryFilter>,
     processes: ProcessHelper,
     helper: Child,
 }
 
-/// Starts the agent, or leaves nothing behind that was not there before.
+/// Starts the agent. On an error, removes every object that this start made.
 pub(super) async fn start(
     config: Config,
-    record: &StateFile,
+    state_file: &StateFile,
     confinement: &Confinement,
-) -> anyhow::Result<Running> {
+) -> anyhow::Result<RunningAgent> {
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "the agent makes a device, routes and eBPF programs, so it must run as root: try it with sudo"
+        "the agent creates a device, routes and eBPF programs, so it must run as root: try it with sudo"
     );
     let relay = config.relay_identity()?;
     let key = PrivateKey::load(&config.identity.private_key_file)
-        .context("the agent has no identity: make one with `mobile keygen`")?;
-    let wishes = Wishes {
+        .context("this host has no key: create one with `mobile keygen`")?;
+    let preferences = Preferences {
         prefer: globs("[uplink] prefer", &config.uplink.prefer)?,
         exclude: globs("[uplink] exclude", &config.uplink.exclude)?,
         standby: globs("[uplink] standby", &config.uplink.standby)?,
@@ -109,31 +110,32 @@ pub(super) async fn start(
     let network = NetworkThread::start(confinement)?;
     let netlink = network.enter(Netlink::new)?;
     let dialer = Dialer::new(&relay, &key);
-    let settings = uplinks::Settings {
+    let settings = uplinks::UplinkSettings {
         own_device: config.tunnel.device.clone(),
         relay_table: config.routing.relay_table,
-        prefer: wishes.prefer.clone(),
+        prefer: preferences.prefer.clone(),
     };
     let (links, watch_links) = network.run(uplinks::watch(settings, dialer.addresses())).await?;
-    let looks = Arc::clone(&links.looks);
+    let uplink_reads = Arc::clone(&links.reads);
 
     let networks = routing::networks::watch(config.tunnel.device.clone(), dialer.addresses());
     let (networks, watch_networks) = network.run(networks).await?;
 
-    let mut made = Made { record: write_record(record, &config), ..Made::default() };
-    let kernel = match kernel(&config, &relay, &netlink, networks, &mut made).await {
+    let mut undo_log = UndoLog { state_file: write_state_file(state_file, &config), ..UndoLog::default() };
+    let kernel = match make_kernel_objects(&config, &relay, &netlink, networks, &mut undo_log).await {
         Ok(kernel) => kernel,
         Err(error) => {
-            undo(&config, &netlink, made, record).await;
+            undo(&config, &netlink, undo_log, state_file).await;
             return Err(error);
         }
     };
-    let Kernel { cgroup, claim, tun, keeper, report, mut selector, side, processes, helper } = kernel;
+    let KernelObjects { cgroup, lock, tun, reconciler, route, mut selector, delivery, processes, helper } =
+        kernel;
     links.set_helper(processes.clone());
-    // Messages of the programs help to understand, nothing depends on them.
+    // Messages of the programs help with diagnosis, but nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {
-        tracing::warn!(%error, "messages of the eBPF programs are not shown");
+        tracing::warn!(%error, "cannot read the log of the eBPF programs: their messages are not shown");
     }
 
     let own_key = key.public();
@@ -142,9 +144,9 @@ pub(super) async fn start(
         fair: config.tunnel.queue.is_fair(),
         ..Limits::default()
     };
-    let device = TunIo::new(tun, Arc::clone(&side));
-    let (tunnel, manage) = Tunnel::start(dialer, wishes, limits, device, links);
-    let assigned = tunnel.assigned.clone();
+    let device = TunIo::new(tun, Arc::clone(&delivery));
+    let (tunnel, manage) = Tunnel::start(dialer, preferences, limits, device, links);
+    let pushed_config = tunnel.pushed_config.clone();
     let (clean_up, clean_ups) = mpsc::channel(1);
     let (route_bypass, bypasses) = mpsc::channel(1);
     let bypass = tokio::sync::Mutex::new(config.routing.bypass.iter().map(IpNet::trunc).collect());
@@ -154,83 +156,95 @@ pub(super) async fn start(
         own_key,
         cgroup,
         tunnel,
-        route: report,
-        looks,
-        side,
+        route,
+        uplink_reads,
+        delivery,
         processes,
         selector: Mutex::new(selector),
-        joining: Joining::default(),
+        attach_lock: AttachLock::default(),
         started: Instant::now(),
-        opening: Opening::default(),
+        direct_fallback: DirectFallback::default(),
         clean_up,
         bypass,
         route_bypass,
     });
     if let Some(metrics) = &metrics {
-        metrics.show(&agent);
+        metrics.set_agent(&agent);
     }
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_helper(helper));
     tasks.spawn_on(watch_links, network.handle());
     tasks.spawn_on(watch_networks, network.handle());
     tasks.spawn(manage);
-    tasks.spawn_on(keeper.run(assigned, bypasses), network.handle());
-    tasks.spawn(follow_assigned(Arc::clone(&agent)));
+    tasks.spawn_on(reconciler.run(pushed_config, bypasses), network.handle());
+    tasks.spawn(follow_assignment(Arc::clone(&agent)));
     tasks.spawn(follow_slice(Arc::clone(&agent)));
-    tasks.spawn(failure::keep_deadline(Arc::clone(&agent)));
-    tasks.spawn(accounts::keep(Arc::clone(&agent)));
+    tasks.spawn(on_failure::keep_deadline(Arc::clone(&agent)));
+    tasks.spawn(accounts::sweep(Arc::clone(&agent)));
     let for_server = Arc::clone(&agent);
     tasks.spawn(async move {
         control::server::serve(listener, for_server).await;
-        anyhow::anyhow!("the control socket is gone")
+        anyhow::anyhow!("the control socket has stopped")
     });
-    Ok(Running { agent, tasks, clean_ups, network, claim, _metrics: metrics })
+    Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock: lock, _metrics: metrics })
 }
 
-/// The resolvers and persistent addresses that the programs go by.
-fn programs_view(assigned: Option<&Assigned>) -> (Addresses, Addresses) {
-    assigned.map(|it| (Addresses::resolvers(it), Addresses::persistent(it))).unwrap_or_default()
+/// Returns the resolvers and the persistent addresses for the eBPF programs.
+fn program_addresses(assignment: Option<&Assignment>) -> (Addresses, Addresses) {
+    assignment.map(|it| (Addresses::resolvers(it), Addresses::persistent(it))).unwrap_or_default()
 }
 
-/// Queries go where the relay says now, and from the addresses it assigns now.
-async fn follow_assigned(agent: Arc<Agent>) -> anyhow::Error {
-    let mut assigned = agent.route.assigned.clone();
+/// Updates the programs when the relay assigns other resolvers or addresses.
+async fn follow_assignment(agent: Arc<Agent>) -> anyhow::Error {
+    let mut assignment = agent.route.assignment.clone();
     let mut in_force = None;
     loop {
-        let view = programs_view(assigned.borrow_and_update().as_ref());
+        let view = program_addresses(assignment.borrow_and_update().as_ref());
         if in_force != Some(view) {
             let (resolvers, persistent) = view;
-            tracing::debug!(?resolvers, ?persistent, "addresses of mobile processes");
+            tracing::debug!(?resolvers, ?persistent, "updating the addresses in the eBPF programs");
             let mut selector = agent.selector();
             let (asked, sent) = (selector.set_resolvers(resolvers), selector.set_persistent(persistent));
             if let Err(error) = &asked {
-                tracing::warn!(%error, "queries of mobile processes go where they went before, for now");
+                tracing::warn!(
+                    %error,
+                    "cannot update DNS redirection: still using the previous resolvers, retrying"
+                );
             }
             if let Err(error) = &sent {
-                tracing::warn!(%error, "datagrams of sockets made before `mobile attach` have their former source, for now");
+                tracing::warn!(
+                    %error,
+                    "cannot update the persistent addresses in the eBPF programs: datagrams of \
+                    sockets opened before `mobile attach` keep their previous source, retrying"
+                );
             }
             in_force = (asked.is_ok() && sent.is_ok()).then_some(view);
         }
         let changed = if in_force == Some(view) {
-            assigned.changed().await
+            assignment.changed().await
         } else {
-            tokio::time::timeout(AGAIN, assigned.changed()).await.unwrap_or(Ok(()))
+            tokio::time::timeout(RETRY_DELAY, assignment.changed()).await.unwrap_or(Ok(()))
         };
         if changed.is_err() {
-            // The keeper's own task ends with the reason, perhaps a moment later on another thread.
+            // The reconciler's own task ends with the reason, perhaps a moment later on another
+            // thread.
             return std::future::pending().await;
         }
     }
 }
 
-/// systemd makes and removes the slice as it likes.
+/// Updates the programs when systemd creates or removes the slice.
 async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
     let slice = agent.cgroup.slice();
     let mut watch = match SliceWatch::new(slice) {
         Ok(watch) => watch,
         Err(error) => {
             let dir = slice.dir().display();
-            tracing::warn!(%error, "cannot watch for {dir}: should it come later, its processes are not mobile");
+            tracing::warn!(
+                %error,
+                "cannot watch for the slice {dir}: if it is created later, its processes are not \
+                mobile"
+            );
             return std::future::pending().await;
         }
     };
@@ -238,22 +252,29 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
     loop {
         let id = slice.id();
         if in_force != Some(id) {
-            tracing::debug!(slice = %slice.dir().display(), id, "the slice whose processes are mobile");
+            tracing::debug!(
+                slice = %slice.dir().display(), id,
+                "updating the slice of mobile processes"
+            );
             match agent.selector().set_slice(id) {
                 Ok(()) => in_force = Some(id),
                 Err(error) => {
-                    tracing::warn!(%error, "processes of {} are not mobile yet", slice.dir().display());
+                    tracing::warn!(
+                        %error,
+                        "cannot update the slice of mobile processes: processes of {} are not \
+                        mobile yet, retrying",
+                        slice.dir().display()
+                    );
                 }
             }
         }
         let changed = if in_force == Some(id) {
             watch.changed().await
         } else {
-            tokio::time::timeout(AGAIN, watch.changed()).await.unwrap_or(Ok(()))
+            tokio::time::timeout(RETRY_DELAY, watch.changed()).await.unwrap_or(Ok(()))
         };
         if let Err(error) = changed {
-            return anyhow::Error::new(error)
-                .context("cannot watch for the slice of mobile processes any more");
+            return anyhow::Error::new(error).context("no longer watching for the slice of mobile processes");
         }
     }
 }
@@ -261,37 +282,39 @@ async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
 fn listen(config: &Config) -> anyhow::Result<Listener> {
     let socket = &config.control.socket;
     if let Some(dir) = socket.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make the directory {} for the control socket", dir.display()))?;
+        std::fs::create_dir_all(dir).with_context(|| {
+            format!("cannot create the directory {} for the control socket", dir.display())
+        })?;
     }
     Listener::bind(socket, SOCKET_MODE, config.control.group.as_deref())
         .context("cannot open the control socket")
 }
 
-async fn kernel(
+async fn make_kernel_objects(
     config: &Config,
     relay: &RelayIdentity,
     netlink: &Netlink,
     networks: watch::Receiver<HostNetworks>,
-    made: &mut Made,
-) -> anyhow::Result<Kernel> {
+    undo_log: &mut UndoLog,
+) -> anyhow::Result<KernelObjects> {
     let path = config.cgroup.path.as_deref();
-    made.cgroup = MobileCgroup::existing(path)?.is_none();
+    undo_log.cgroup = MobileCgroup::existing(path)?.is_none();
     let cgroup = MobileCgroup::ensure(path)?.with_slice(config.cgroup.slice.as_deref());
-    let claim = owner::claim(&cgroup)?;
+    let lock = cgroup_lock::acquire(&cgroup)?;
     leave_cgroup(&cgroup)?;
 
     let device = &config.tunnel.device;
-    let found = netlink.link_index(device).await.is_ok();
+    let device_exists = netlink.link_index(device).await.is_ok();
     let tun = Tun::open(device, true, config.tunnel.offload)?;
-    made.device = !found;
+    undo_log.device = !device_exists;
 
-    made.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);
-    let side = Arc::new(DeviceSide::default());
-    let lease = Lease::new(&config.state.dir, &relay.public_key);
-    let (keeper, report) = Keeper::start(config, netlink.clone(), lease, Arc::clone(&side), networks).await?;
+    undo_log.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);
+    let delivery = Arc::new(DeliveryFilter::default());
+    let cache = AssignmentCache::new(&config.state.dir, &relay.public_key);
+    let (reconciler, route) =
+        RouteReconciler::start(config, netlink.clone(), cache, Arc::clone(&delivery), networks).await?;
 
-    let (resolvers, persistent) = programs_view(report.assigned.borrow().as_ref());
+    let (resolvers, persistent) = program_addresses(route.assignment.borrow().as_ref());
     let marking = Marking {
         mark: config.routing.mark,
         mask: config.routing.mark_mask,
@@ -304,7 +327,7 @@ async fn kernel(
     };
     let selector = Selector::load_or_adopt(&config.bpf.pin_dir, &cgroup, marking)?;
     if selector.adopted() {
-        tracing::info!("adopted what an earlier agent left: its mobile processes go on");
+        tracing::info!("adopted the kernel objects of an earlier agent: its mobile processes continue");
     }
     let setup = Setup {
         cgroup: config.cgroup.path.clone(),
@@ -313,12 +336,12 @@ async fn kernel(
         mark_mask: config.routing.mark_mask,
         mark_key: selector.key(),
     };
-    // Started last, with the rights that this process is about to give up.
+    // Start the helper last. It keeps rights that this process is about to give up.
     let (processes, helper) = ProcessHelper::start(&setup, selector.account_maps())?;
-    Ok(Kernel { cgroup, claim, tun, keeper, report, selector, side, processes, helper })
+    Ok(KernelObjects { cgroup, lock, tun, reconciler, route, selector, delivery, processes, helper })
 }
 
-/// Waits for the process helper to end, without which no process can be made mobile.
+/// Waits for the process helper to end. Without it, no process can become mobile.
 async fn follow_helper(mut helper: Child) -> anyhow::Error {
     match helper.wait().await {
         Ok(status) => anyhow::anyhow!("the process helper of the agent ended ({status})"),
@@ -326,49 +349,58 @@ async fn follow_helper(mut helper: Child) -> anyhow::Error {
     }
 }
 
-/// An agent started from a mobile shell would send its own tunnel into the tunnel.
+/// Moves the agent out of the mobile cgroup if it was started from a mobile shell. It would
+/// otherwise send its tunnel into the tunnel.
 fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
-    let own = i32::try_from(std::process::id()).context("this process has an odd number")?;
+    let own = i32::try_from(std::process::id())
+        .context("the process ID of the agent exceeds the range of pid_t")?;
     if cgroup.is_mobile(own)? {
-        cgroup.detach(own).context("the agent itself must not be mobile")?;
+        cgroup.detach(own).context("cannot move the agent out of the mobile cgroup")?;
     }
     Ok(())
 }
 
-/// Records what is about to be made, for `mobile cleanup`. Returns whether this start added the
-/// record.
-fn write_record(record: &StateFile, config: &Config) -> bool {
-    let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
-    let added = record.add(Footprint::of(config)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "`mobile cleanup` will need this configuration as it is now");
+/// Records the kernel objects about to be made, for `mobile cleanup`. Returns whether this start
+/// created the file.
+fn write_state_file(state_file: &StateFile, config: &Config) -> bool {
+    let first = state_file.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
+    let added = state_file.add(Footprint::of(config)).unwrap_or_else(|error| {
+        tracing::warn!(
+            %error,
+            "cannot record the kernel objects: `mobile cleanup` will need this configuration \
+            unchanged"
+        );
         false
     });
     first && added
 }
 
-async fn undo(config: &Config, netlink: &Netlink, made: Made, record: &StateFile) {
+async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, state_file: &StateFile) {
     let mut errors = Vec::new();
-    if made.route {
+    if undo_log.route {
         errors.extend(routing::remove(config, netlink, false).await);
     }
-    if made.device
+    if undo_log.device
         && let Err(error) = tun::remove(&config.tunnel.device)
     {
         errors.push(error.into());
     }
-    if made.cgroup
+    if undo_log.cgroup
         && let Ok(Some(cgroup)) = MobileCgroup::existing(config.cgroup.path.as_deref())
         && let Err(error) = cgroup.remove()
     {
         errors.push(error.into());
     }
-    if made.record
+    if undo_log.state_file
         && errors.is_empty()
-        && let Err(error) = record.remove()
+        && let Err(error) = state_file.remove()
     {
         errors.push(error.into());
     }
     for error in errors {
-        tracing::warn!(error = crate::cli::story(&error), "left behind by the failed start");
+        tracing::warn!(
+            error = crate::cli::error_chain(&error),
+            "the failed start left a kernel object behind"
+        );
     }
 }

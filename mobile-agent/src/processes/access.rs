@@ -1,5 +1,5 @@
-//! Decides which processes an asker may change, and holds a process so that its id cannot be reused
-//! unnoticed.
+//! Decides which processes a requester may change, and holds a process so that its ID cannot be
+//! reused unnoticed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -10,26 +10,27 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use super::unchanged::Unchanged;
+use super::change_error::ChangeError;
 use crate::selection::process::{Owners, parse_owners};
 
-/// The user who asks, as the kernel reports the peer of the socket.
+/// The user who sent a request, as the kernel reports the peer of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Asker {
-    /// The user id.
+pub(crate) struct Requester {
+    /// The ID of the user.
     pub(crate) uid: u32,
-    /// Whether the asker is root or a member of `[control] group`.
+    /// Whether the user is root or a member of `[control] group`.
     pub(crate) privileged: bool,
 }
 
-/// Returns whether the asker may change a process with these owners. All of them have to be the
-/// asker, so that a program with another user's rights (setuid) is not redirected by whoever
-/// started it.
-pub(super) fn may_change(asker: Asker, owners: Owners) -> bool {
-    asker.privileged || owners.iter().all(|owner| *owner == asker.uid)
+/// Returns whether the requester may change a process with these owners.
+///
+/// All of them must be the requester: a program with another user's rights (setuid) must not be
+/// redirected by the user who started it.
+pub(super) fn may_change(requester: Requester, owners: Owners) -> bool {
+    requester.privileged || owners.iter().all(|owner| *owner == requester.uid)
 }
 
-/// Returns whether a user has root's rights here.
+/// Returns whether a user may ask for all that root may.
 pub(super) fn is_privileged(uid: u32, gid: u32, group: Option<&str>) -> bool {
     uid == 0 || group.is_some_and(|group| is_member(uid, gid, group))
 }
@@ -46,60 +47,59 @@ fn is_member(uid: u32, gid: u32, group: &str) -> bool {
         .is_some_and(|groups| groups.contains(&group.gid))
 }
 
-/// A process held by its pidfd, so that its id cannot come to mean another process unnoticed.
+/// A process held by its pidfd, so that its ID cannot come to mean another process unnoticed.
 #[derive(Debug)]
-pub(super) struct Held {
-    /// The process id.
+pub(super) struct ProcessHandle {
+    /// The ID of the process.
     pub(super) pid: i32,
     /// The owners, read while the process was alive.
     pub(super) owners: Owners,
     /// Whether the process is in another network namespace than the agent.
-    pub(super) elsewhere: bool,
+    pub(super) in_other_namespace: bool,
     pidfd: OwnedFd,
 }
 
-impl Held {
-    /// Opens the process that the asker named.
-    pub(super) fn open(pid: i32) -> Result<Self, Unchanged> {
-        // rustix asserts that the id is valid, so check it first.
+impl ProcessHandle {
+    /// Opens the process with this ID.
+    pub(super) fn open(pid: i32) -> Result<Self, ChangeError> {
+        // `Pid::from_raw` asserts that the ID is not negative.
         let positive = if pid > 0 { Pid::from_raw(pid) } else { None };
-        let named = positive.ok_or(Unchanged::NoProcess(pid))?;
+        let named = positive.ok_or(ChangeError::NoProcess(pid))?;
         let pidfd = pidfd_open(named, PidfdFlags::empty()).map_err(|error| match error {
-            Errno::SRCH => Unchanged::NoProcess(pid),
-            Errno::INVAL | Errno::NOENT => Unchanged::Thread(pid),
-            error => Unchanged::Open { pid, source: error.into() },
+            Errno::SRCH => ChangeError::NoProcess(pid),
+            Errno::INVAL | Errno::NOENT => ChangeError::Thread(pid),
+            error => ChangeError::Open { pid, source: error.into() },
         })?;
         Self::identify(pid, pidfd)
     }
 
-    /// Holds the calling process, by the descriptor that came with its connection where the kernel
-    /// gives one.
-    pub(super) fn caller(pid: i32, pidfd: Option<OwnedFd>) -> Result<Self, Unchanged> {
+    /// Returns the calling process, by the pidfd of its connection where the kernel provides one.
+    pub(super) fn caller(pid: i32, pidfd: Option<OwnedFd>) -> Result<Self, ChangeError> {
         match pidfd {
             Some(pidfd) => Self::identify(pid, pidfd),
             None => Self::open(pid),
         }
     }
 
-    /// Reads the process behind `pidfd`, and afterwards verifies that `pid` still named it.
-    fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, Unchanged> {
-        let gone = || Unchanged::NoProcess(pid);
+    /// Reads the process behind `pidfd`, then verifies that `pid` named that process until the end.
+    fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, ChangeError> {
+        let gone = || ChangeError::NoProcess(pid);
         let unseen = |source: std::io::Error| match Errno::from_io_error(&source) {
             Some(Errno::SRCH | Errno::NOENT) => gone(),
-            // A process that exists may be hidden from us: our capabilities decide what of it we
-            // may read.
-            _ => Unchanged::Open { pid, source },
+            // The process exists but may be hidden from this one: capabilities decide what may be
+            // read.
+            _ => ChangeError::Open { pid, source },
         };
-        // The process name in this file may be in any encoding.
+        // The process name in this file may have any encoding.
         let status = std::fs::read(format!("/proc/{pid}/status")).map_err(unseen)?;
         let owners = parse_owners(&String::from_utf8_lossy(&status)).ok_or_else(gone)?;
         let theirs = namespace(&pid.to_string()).map_err(unseen)?;
-        let ours = namespace("self").map_err(Unchanged::Namespace)?;
-        let held = Self { pid, owners, elsewhere: theirs != ours, pidfd };
+        let ours = namespace("self").map_err(ChangeError::Namespace)?;
+        let held = Self { pid, owners, in_other_namespace: theirs != ours, pidfd };
         if held.is_alive() { Ok(held) } else { Err(gone()) }
     }
 
-    /// Returns the descriptor.
+    /// Returns the pidfd of the process.
     pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -123,16 +123,16 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    const ROOT: Asker = Asker { uid: 0, privileged: true };
-    const MEMBER: Asker = Asker { uid: 1000, privileged: true };
-    const USER: Asker = Asker { uid: 1000, privileged: false };
+    const ROOT: Requester = Requester { uid: 0, privileged: true };
+    const MEMBER: Requester = Requester { uid: 1000, privileged: true };
+    const USER: Requester = Requester { uid: 1000, privileged: false };
 
     #[test]
-    fn a_user_may_change_only_what_is_wholly_its_own() {
+    fn a_user_may_change_only_processes_that_run_wholly_as_that_user() {
         assert!(may_change(USER, [1000; 3]));
         assert!(!may_change(USER, [0; 3]));
         assert!(!may_change(USER, [1001; 3]));
-        // A running setuid program: started by the user, with the rights of root.
+        // A running setuid program, started by the user and with the rights of root.
         assert!(!may_change(USER, [1000, 0, 0]));
         assert!(!may_change(USER, [1000, 1000, 0]));
         assert!(may_change(ROOT, [1001; 3]));
@@ -140,17 +140,17 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_held_until_it_ends() {
+    fn a_handle_tells_when_its_process_has_ended() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        let held = Held::open(pid).unwrap();
+        let held = ProcessHandle::open(pid).unwrap();
         assert!(held.is_alive());
         assert_eq!(held.owners, [Uid::current().as_raw(); 3]);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!held.is_alive());
-        assert!(matches!(Held::open(pid), Err(Unchanged::NoProcess(gone)) if gone == pid));
-        assert!(Held::open(0).is_err() && Held::open(-1).is_err());
+        assert!(matches!(ProcessHandle::open(pid), Err(ChangeError::NoProcess(gone)) if gone == pid));
+        assert!(ProcessHandle::open(0).is_err() && ProcessHandle::open(-1).is_err());
     }
 
     #[test]

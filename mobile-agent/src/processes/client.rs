@@ -1,4 +1,4 @@
-//! The agent's end of the process helper: starts the helper and sends it jobs.
+//! The agent's side of the process helper: starts the helper and sends it jobs.
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -21,8 +21,8 @@ use super::helper::VERB;
 use super::job::{Job, JobError, Setup};
 use crate::selection::account::AccountMaps;
 
-/// The time limit for finding the reader of a TUN, for which a handover waits.
-const FEEDER_PATIENCE: Duration = Duration::from_secs(2);
+/// Timeout for finding the process that has a TUN device open; a handover waits for the reply.
+const FIND_TUN_HOLDER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A handle to the running process helper.
 #[derive(Clone, Debug)]
@@ -31,18 +31,21 @@ pub(crate) struct ProcessHelper {
 }
 
 impl ProcessHelper {
-    /// Starts the helper with the rights of the calling process, which the caller gives up
-    /// afterwards. The helper ends when the last copy of the returned handle is dropped; if it ends
-    /// before that, it has failed.
+    /// Starts the helper with the capabilities of the calling process, which the caller drops
+    /// afterwards.
+    ///
+    /// The helper ends when the last copy of the returned handle is dropped. If it ends earlier, it
+    /// has failed.
     pub(crate) fn start(setup: &Setup, accounts: &AccountMaps) -> anyhow::Result<(Self, Child)> {
-        // A sequenced-packet socket keeps messages apart, and each side sees the other's end.
+        // A sequenced-packet socket preserves message boundaries, and each side notices the end of
+        // the other.
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .context("cannot make the socket pair for the process helper")?;
-        let setup = serde_json::to_vec(setup).context("cannot encode the set-up of the process helper")?;
+                .context("cannot create the socket pair for the process helper")?;
+        let setup = serde_json::to_vec(setup).context("cannot encode the settings of the process helper")?;
         send(ours.as_fd(), &setup, &accounts.descriptors())
-            .context("cannot send the set-up to the process helper")?;
-        // The very file that runs now, also while an upgrade replaces it.
+            .context("cannot send the settings to the process helper")?;
+        // The file that this process runs, even while an upgrade replaces it on disk.
         let mut command = Command::new("/proc/self/exe");
         command.arg(VERB).stdin(Stdio::from(theirs)).stdout(Stdio::null());
         // The helper must not notify systemd as a service of its own.
@@ -53,20 +56,20 @@ impl ProcessHelper {
         Ok((Self { channel: Arc::new(ours) }, child))
     }
 
-    /// Sends a job to the helper and returns the answer; `caller` is the pidfd of the calling
+    /// Sends a job to the helper and returns the result; `caller` is the pidfd of the calling
     /// process. Blocks the thread.
     pub(crate) fn run<T: DeserializeOwned>(
         &self,
         job: &Job,
         caller: Option<BorrowedFd<'_>>,
     ) -> Result<T, JobError> {
-        let answer = self.exchange(job, caller);
-        let answer = answer.map_err(|error| {
+        let reply = self.exchange(job, caller);
+        let reply = reply.map_err(|error| {
             JobError::failed(format!("the agent's process helper did not answer ({error}): try again"))
         })?;
-        let answer: Result<T, JobError> =
-            serde_json::from_slice(&answer).map_err(|error| JobError::of(&error))?;
-        answer
+        let reply: Result<T, JobError> =
+            serde_json::from_slice(&reply).map_err(|error| JobError::of(&error))?;
+        reply
     }
 
     fn exchange(&self, job: &Job, caller: Option<BorrowedFd<'_>>) -> io::Result<Vec<u8>> {
@@ -74,18 +77,18 @@ impl ProcessHelper {
         let descriptors: Vec<_> = std::iter::once(theirs.as_fd()).chain(caller).collect();
         send(self.channel.as_fd(), &[0], &descriptors)?;
         drop(theirs);
-        if matches!(job, Job::FindFeeder { .. }) {
-            ours.set_read_timeout(Some(FEEDER_PATIENCE))?;
+        if matches!(job, Job::FindTunHolder { .. }) {
+            ours.set_read_timeout(Some(FIND_TUN_HOLDER_TIMEOUT))?;
         }
         ours.write_all(&serde_json::to_vec(job)?)?;
         ours.shutdown(std::net::Shutdown::Write)?;
-        let mut answer = Vec::new();
-        ours.read_to_end(&mut answer)?;
-        if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
+        let mut reply = Vec::new();
+        ours.read_to_end(&mut reply)?;
+        if reply.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(reply) }
     }
 }
 
-/// Sends one message with descriptors, at most two.
+/// Sends one message with at most two file descriptors.
 fn send(channel: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);

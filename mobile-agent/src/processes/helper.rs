@@ -1,4 +1,4 @@
-//! The process helper itself: takes jobs from the agent until the agent is gone.
+//! The process helper's side: handles jobs until the agent has ended.
 
 use std::io::{IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -16,17 +16,18 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use serde::Serialize;
 
 use super::access::is_privileged;
-use super::feeder;
 use super::job::{Job, JobError, Setup};
+use super::tun_holder;
 use super::work::Worker;
 use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::sockets::Mark;
 
-/// The hidden verb that the agent starts its own program with.
+/// The hidden verb with which the agent starts the helper from its own program.
 pub(crate) const VERB: &str = "agent-process-helper";
 
-/// The longest message on the channel: the set-up, which holds two paths.
+/// The maximum length of a message on the channel, in bytes. The longest is the settings, with two
+/// paths.
 const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Runs `mobile agent-process-helper`, with the channel to the agent as standard input.
@@ -34,40 +35,39 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
     let stdin = std::io::stdin();
     let channel = stdin.as_fd();
-    // Ctrl-C and systemd signal the whole process group. The agent still has jobs then, and the
+    // Ctrl-C and systemd signal the whole process group. The agent still sends jobs then, and the
     // helper ends with the agent.
     let signals = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block().context("cannot block signals")?;
     let first = receive(channel)
         .context("standard input is not the agent's channel: only `mobile agent` may start this verb")?;
-    let Some((setup, descriptors)) = first else { bail!("the agent ended before it told the set-up") };
+    let Some((setup, descriptors)) = first else { bail!("the agent ended before it sent the settings") };
     let worker = Arc::new(worker(&setup, descriptors)?);
     confinement().apply().context("the process helper cannot drop privileges")?;
-    tracing::debug!("process helper ready");
+    tracing::debug!("the process helper is ready");
     while let Some((_, descriptors)) = receive(channel).context("the channel to the agent failed")? {
         let mut descriptors = descriptors.into_iter();
         let Some(stream) = descriptors.next().map(UnixStream::from) else {
-            tracing::warn!("the agent sent a job without a stream: ignored");
+            tracing::warn!("ignored a job of the agent that came without a stream");
             continue;
         };
         let caller = descriptors.next();
         let worker = Arc::clone(&worker);
         let work = move || {
-            if let Err(error) = answer(&worker, stream, caller) {
-                tracing::warn!(%error, "cannot send a job's answer to the agent");
+            if let Err(error) = handle(&worker, stream, caller) {
+                tracing::warn!(%error, "cannot send the result of a job to the agent");
             }
         };
-        // The stream closes together with the thread that could not start, and the agent reports
-        // that to its client.
+        // If the thread cannot start, its stream closes, and the agent reports that to its client.
         if let Err(error) = std::thread::Builder::new().name("job".into()).spawn(work) {
-            tracing::warn!(%error, "cannot start a thread for a job of the agent");
+            tracing::warn!(%error, "cannot start a thread for a job");
         }
     }
     Ok(())
 }
 
-/// Returns the rights that the jobs take. Files are not restricted: Landlock would hide the
-/// descriptors of other processes.
+/// Returns the capabilities and system calls that the jobs need. Files are not restricted: Landlock
+/// would hide the file descriptors of other processes.
 fn confinement() -> Confinement {
     Confinement {
         capabilities: Capabilities::BPF
@@ -75,18 +75,19 @@ fn confinement() -> Confinement {
             | Capabilities::NET_ADMIN
             | Capabilities::SYS_PTRACE,
         syscalls: &[libc::SYS_bpf, libc::SYS_pidfd_getfd],
-        // Users and groups may be served by sssd or systemd-userdb, over Unix sockets.
+        // Users and groups may be served by sssd or systemd-userdb over Unix sockets.
         unix_streams: true,
         files: None,
     }
 }
 
 fn worker(setup: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Worker> {
-    let setup: Setup = serde_json::from_slice(setup).context("the agent's set-up cannot be read")?;
+    let setup: Setup = serde_json::from_slice(setup).context("cannot decode the agent's settings")?;
     let Ok(maps) = <[OwnedFd; 2]>::try_from(descriptors) else {
-        bail!("expected 2 map descriptors from the agent");
+        bail!("the agent did not send 2 map descriptors");
     };
-    let cgroup = MobileCgroup::existing(setup.cgroup.as_deref())?.context("the mobile cgroup is gone")?;
+    let cgroup = MobileCgroup::existing(setup.cgroup.as_deref())?
+        .context("the mobile cgroup was removed while the agent started")?;
     Ok(Worker {
         cgroup: cgroup.with_slice(setup.slice.as_deref()),
         mark: Mark { mark: setup.mark, mask: setup.mark_mask, key: setup.mark_key },
@@ -94,7 +95,7 @@ fn worker(setup: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Worker> {
     })
 }
 
-/// Receives one message with its descriptors; `None` when the agent is gone.
+/// Receives one message with its file descriptors; returns `None` once the agent has ended.
 fn receive(channel: BorrowedFd<'_>) -> anyhow::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
@@ -106,7 +107,7 @@ fn receive(channel: BorrowedFd<'_>) -> anyhow::Result<Option<(Vec<u8>, Vec<Owned
             received => break received?,
         }
     };
-    ensure!(received.bytes < MAX_MESSAGE, "a message of the agent is too long");
+    ensure!(received.bytes < MAX_MESSAGE, "a message of the agent is longer than {MAX_MESSAGE} bytes");
     if received.bytes == 0 {
         return Ok(None);
     }
@@ -118,28 +119,28 @@ fn receive(channel: BorrowedFd<'_>) -> anyhow::Result<Option<(Vec<u8>, Vec<Owned
     Ok(Some((bytes, rights.flatten().collect())))
 }
 
-/// Does the job that `stream` brings, and answers on the same stream.
-fn answer(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> anyhow::Result<()> {
+/// Reads a job from `stream`, does it and writes the result to the same stream.
+fn handle(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> anyhow::Result<()> {
     let mut job = Vec::new();
     stream.read_to_end(&mut job)?;
     let job: Job = serde_json::from_slice(&job)?;
     tracing::trace!(?job, "job");
-    let answer = match job {
+    let reply = match job {
         Job::IsPrivileged { uid, gid, group } => encode(&Ok(is_privileged(uid, gid, Some(&group)))),
         Job::HoldsSockets { caller: pid } => encode(&worker.holds_sockets(pid, caller)),
-        Job::SetMobile { pid, caller: own, asker, mobile, with_sockets } => {
-            encode(&worker.set_mobile(asker, pid, (own, caller), mobile, with_sockets))
+        Job::SetMobile { pid, caller: own, requester, mobile, with_sockets } => {
+            encode(&worker.set_mobile(requester, pid, (own, caller), mobile, with_sockets))
         }
-        Job::Change { pids, asker, persistent, mobile } => {
-            encode(&Ok(worker.change(asker, &pids, &persistent, mobile)))
+        Job::Change { pids, requester, persistent, mobile } => {
+            encode(&Ok(worker.change(requester, &pids, &persistent, mobile)))
         }
-        Job::List { asker, persistent } => encode(&worker.list(asker, &persistent)),
-        Job::FindFeeder { device } => encode(&Ok(feeder::of(&device, &worker.cgroup))),
+        Job::List { requester, persistent } => encode(&worker.list(requester, &persistent)),
+        Job::FindTunHolder { device } => encode(&Ok(tun_holder::find(&device, &worker.cgroup))),
         Job::SweepAccounts => encode(&worker.sweep_accounts()),
         Job::EnsureSlice => encode(&worker.ensure_slice()),
         Job::RemoveCgroup { path } => encode(&remove_cgroup(path.as_deref())),
     };
-    Ok(stream.write_all(&answer?)?)
+    Ok(stream.write_all(&reply?)?)
 }
 
 fn remove_cgroup(path: Option<&Path>) -> Result<(), JobError> {
@@ -149,6 +150,6 @@ fn remove_cgroup(path: Option<&Path>) -> Result<(), JobError> {
     }
 }
 
-fn encode<T: Serialize>(answer: &Result<T, JobError>) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(answer)
+fn encode<T: Serialize>(reply: &Result<T, JobError>) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(reply)
 }

@@ -1,5 +1,5 @@
-//! The messages from the agent to its process helper. Every job travels over a stream of its own,
-//! so that a slow one does not delay the others.
+//! The messages from the agent to its process helper. Every job has a stream of its own, so that a
+//! slow one does not delay others.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,99 +7,99 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::access::Asker;
-use super::unchanged::Unchanged;
+use super::access::Requester;
+use super::change_error::ChangeError;
 
-/// The settings of the helper, sent once at its start. The maps of the accounts come with the
-/// message as descriptors.
+/// The settings of the helper, sent once at its start. The maps of the traffic accounts come with
+/// the message as file descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
-    /// `[cgroup] path`.
+    /// The setting `[cgroup] path`.
     pub(crate) cgroup: Option<PathBuf>,
-    /// `[cgroup] slice`.
+    /// The setting `[cgroup] slice`.
     pub(crate) slice: Option<PathBuf>,
-    /// `[routing] mark`.
+    /// The setting `[routing] mark`.
     pub(crate) mark: u32,
-    /// `[routing] mark_mask`.
+    /// The setting `[routing] mark_mask`.
     pub(crate) mark_mask: u32,
-    /// The secret by which the eBPF programs let the agent set marks.
+    /// The key that permits the agent to set marks: see [`crate::selection::sockets::Mark`].
     pub(crate) mark_key: u64,
 }
 
-/// A job for the helper. The answer to each is a `Result` of the type that the variant's
+/// A job for the helper. The result of each is a `Result` of the type that the variant's
 /// documentation names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Job {
-    /// Tells whether a user has root's rights here, as a member of the group: `bool`.
+    /// Tells whether a user may ask for all that root may, as a member of the group: `bool`.
     IsPrivileged {
-        /// The user.
+        /// The ID of the user.
         uid: u32,
-        /// The group that the user's process runs as.
+        /// The group ID of the user's process.
         gid: u32,
-        /// `[control] group`.
+        /// The setting `[control] group`.
         group: String,
     },
-    /// Tells whether the caller holds sockets that could be mobile: `bool`.
+    /// Tells whether the caller holds sockets that could become mobile: `bool`.
     HoldsSockets {
-        /// The caller's process id.
+        /// The process ID of the caller.
         caller: i32,
     },
-    /// Sets or clears the attribute of one process: `()`.
+    /// Makes one process mobile or ordinary: `()`.
     SetMobile {
-        /// The process; `None` means the caller.
+        /// The process ID; `None` means the caller.
         pid: Option<i32>,
-        /// The caller's process id.
+        /// The process ID of the caller.
         caller: i32,
-        /// The user who asks.
-        asker: Asker,
+        /// The user who sent the request.
+        requester: Requester,
         /// Whether the process is to be mobile.
         mobile: bool,
-        /// Whether the sockets it holds follow.
+        /// Whether the sockets that the process holds change too.
         with_sockets: bool,
     },
-    /// Sets or clears the attribute of several processes: `Vec<Change>`, one for each.
+    /// Makes several processes mobile or ordinary: `Vec<Change>`, one for each.
     Change {
-        /// Process ids.
+        /// The IDs of the processes.
         pids: Vec<i32>,
-        /// The user who asks.
-        asker: Asker,
-        /// The persistent addresses, by which connections on the MOBILE route are known.
+        /// The user who sent the request.
+        requester: Requester,
+        /// The persistent addresses, which identify connections through the tunnel.
         persistent: Vec<IpAddr>,
         /// Whether the processes are to be mobile.
         mobile: bool,
     },
-    /// Lists the mobile processes that the asker may see: `Vec<Process>`.
+    /// Lists the mobile processes that the requester may see: `Vec<Process>`.
     List {
-        /// The user who asks.
-        asker: Asker,
-        /// The persistent addresses, by which connections on the MOBILE route are known.
+        /// The user who sent the request.
+        requester: Requester,
+        /// The persistent addresses, which identify connections through the tunnel.
         persistent: Vec<IpAddr>,
     },
     /// Finds the mobile process that has a TUN or TAP open: `Option<String>`, `command (pid)`.
-    FindFeeder {
+    FindTunHolder {
         /// The name of the device.
         device: String,
     },
-    /// Closes the accounts of processes that have ended: `()`.
+    /// Removes the traffic accounts of processes that have ended: `()`.
     SweepAccounts,
-    /// Makes the cgroup of the slice unless it is there, for systemd to use: `u64`, its kernel id.
+    /// Creates the cgroup of the slice unless it exists, for systemd to use: `u64`, its kernel ID.
     EnsureSlice,
     /// Moves every process of a mobile cgroup back to its former cgroup, and removes the mobile
-    /// one: `()`.
+    /// cgroup: `()`.
     RemoveCgroup {
-        /// The directory of the cgroup; `None` is the default one.
+        /// The directory of the cgroup; `None` means the default one.
         path: Option<PathBuf>,
     },
 }
 
-/// The failure of a job, in words and as an error number for the C library.
+/// The error of a job, as text and as an error number for the C library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct JobError {
-    /// The reason, which names the process.
+    /// The text, which names the process.
     pub(crate) reason: String,
-    /// The error number.
+    /// The error number for C.
     pub(crate) errno: i32,
 }
 
@@ -120,8 +120,8 @@ impl JobError {
     }
 }
 
-impl From<Unchanged> for JobError {
-    fn from(unchanged: Unchanged) -> Self {
+impl From<ChangeError> for JobError {
+    fn from(unchanged: ChangeError) -> Self {
         Self { reason: unchanged.to_string(), errno: unchanged.errno() as i32 }
     }
 }
@@ -131,15 +131,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jobs_read_as_they_are_written() {
-        let asker = Asker { uid: 1000, privileged: false };
+    fn jobs_are_decoded_as_they_are_encoded() {
+        let requester = Requester { uid: 1000, privileged: false };
         for job in [
             Job::IsPrivileged { uid: 1, gid: 2, group: "mobile".into() },
             Job::HoldsSockets { caller: 7 },
-            Job::SetMobile { pid: None, caller: 7, asker, mobile: true, with_sockets: false },
-            Job::Change { pids: vec![1, 2], asker, persistent: vec![], mobile: false },
-            Job::List { asker, persistent: vec!["10.77.0.2".parse().unwrap()] },
-            Job::FindFeeder { device: "tun0".into() },
+            Job::SetMobile { pid: None, caller: 7, requester, mobile: true, with_sockets: false },
+            Job::Change { pids: vec![1, 2], requester, persistent: vec![], mobile: false },
+            Job::List { requester, persistent: vec!["10.77.0.2".parse().unwrap()] },
+            Job::FindTunHolder { device: "tun0".into() },
             Job::SweepAccounts,
             Job::EnsureSlice,
             Job::RemoveCgroup { path: None },
@@ -150,8 +150,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_keeps_its_error_number() {
-        let refusal = JobError::from(Unchanged::Thread(7));
+    fn a_change_error_keeps_its_error_number() {
+        let refusal = JobError::from(ChangeError::Thread(7));
         assert_eq!(refusal.errno(), Errno::EINVAL);
         assert!(refusal.to_string().contains("thread"), "{refusal}");
         assert_eq!(JobError::failed("no memory").errno(), Errno::EIO);

@@ -1,79 +1,79 @@
-//! The jobs of the process helper: set and clear the MOBILE attribute, and list the processes that
-//! have it.
+//! The jobs of the process helper: make processes mobile or ordinary, and list the mobile ones.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use super::access::{Asker, Held, may_change};
+use super::access::{ProcessHandle, Requester, may_change};
+use super::change_error::ChangeError;
 use super::job::JobError;
-use super::unchanged::Unchanged;
 use crate::control::protocol::{Change, Connection, Process, Traffic};
 use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
 use crate::selection::sockets::{self, Mark};
 
-/// The state that the jobs work with.
+/// The state that the jobs share.
 pub(super) struct Worker {
-    /// The mobile cgroup.
+    /// The directory of the mobile cgroup.
     pub(super) cgroup: MobileCgroup,
     /// The mark of mobile sockets.
     pub(super) mark: Mark,
-    /// The accounts of mobile processes.
+    /// The traffic accounts of mobile processes.
     pub(super) accounts: Accounts,
 }
 
-/// The calling process: its id, and its pidfd where the kernel gives one.
+/// The calling process: its ID, and its pidfd where the kernel provides one.
 pub(super) type Caller = (i32, Option<OwnedFd>);
 
 impl Worker {
-    /// Returns whether the caller holds sockets that could be mobile: its standard input perhaps,
-    /// or sockets inherited from its parent.
+    /// Returns whether the caller holds sockets that could become mobile, such as its standard
+    /// input or sockets inherited from its parent.
     pub(super) fn holds_sockets(&self, pid: i32, pidfd: Option<OwnedFd>) -> Result<bool, JobError> {
-        let held = Held::caller(pid, pidfd)?;
+        let held = ProcessHandle::caller(pid, pidfd)?;
         Ok(sockets::has_any(pid, held.pidfd()))
     }
 
-    /// Sets or clears the attribute of one process: the caller where `pid` is `None`.
+    /// Makes one process mobile or ordinary: the caller if `pid` is `None`.
     pub(super) fn set_mobile(
         &self,
-        asker: Asker,
+        requester: Requester,
         pid: Option<i32>,
         (caller, pidfd): Caller,
         mobile: bool,
         with_sockets: bool,
     ) -> Result<(), JobError> {
         let held = match pid {
-            Some(pid) => Held::open(pid),
-            None => Held::caller(caller, pidfd),
+            Some(pid) => ProcessHandle::open(pid),
+            None => ProcessHandle::caller(caller, pidfd),
         }?;
         if with_sockets {
-            self.change_with_sockets(asker, &held, mobile)?;
+            self.change_with_sockets(requester, &held, mobile)?;
         } else {
-            self.change_one(asker, &held, mobile)?;
+            self.change_one(requester, &held, mobile)?;
         }
         Ok(())
     }
 
-    /// Sets or clears the attribute of each process that the asker may change.
+    /// Makes each process that the requester may change mobile or ordinary.
     pub(super) fn change(
         &self,
-        asker: Asker,
+        requester: Requester,
         pids: &[i32],
         persistent: &[IpAddr],
         mobile: bool,
     ) -> Vec<Change> {
-        // One reader, and so one cache, for all processes: there may be a thousand.
+        // One reader, and so one cache of socket tables, for all processes: there may be a
+        // thousand.
         let mut reader = Reader::default();
         pids.iter()
             .map(|&pid| {
-                let held = Held::open(pid);
-                // A /proc mounted with hidepid hides others' processes from the asker, but not from
-                // the helper, which must not reveal what the asker cannot see.
-                let may_see = held.as_ref().is_ok_and(|held| may_change(asker, held.owners));
+                let held = ProcessHandle::open(pid);
+                // With `hidepid`, `/proc` hides other users' processes from the requester but not
+                // from the helper, which must not reveal them.
+                let may_see = held.as_ref().is_ok_and(|held| may_change(requester, held.owners));
                 let known = may_see.then(|| reader.process(pid).ok()).flatten();
-                let changed = held.and_then(|held| self.change_with_sockets(asker, &held, mobile));
+                let changed = held.and_then(|held| self.change_with_sockets(requester, &held, mobile));
                 let kept = known.as_ref().filter(|_| changed.is_ok()).map(|process| {
                     process
                         .connections
@@ -92,48 +92,59 @@ impl Worker {
             .collect()
     }
 
-    /// Sets or clears the attribute of a process that is held, and of its sockets that have no
-    /// peer.
-    fn change_with_sockets(&self, asker: Asker, held: &Held, mobile: bool) -> Result<(), Unchanged> {
-        self.change_one(asker, held, mobile)?;
-        // After the attribute: sockets made from here on are marked, or not, as they are made.
-        sockets::follow(held.pid, held.pidfd(), self.mark, mobile);
+    /// Makes a process mobile or ordinary, and its sockets that have no peer.
+    fn change_with_sockets(
+        &self,
+        requester: Requester,
+        held: &ProcessHandle,
+        mobile: bool,
+    ) -> Result<(), ChangeError> {
+        self.change_one(requester, held, mobile)?;
+        // The process first, then its sockets: a socket that is created in between gets the right
+        // mark at its creation.
+        sockets::set_sockets_mobile(held.pid, held.pidfd(), self.mark, mobile);
         Ok(())
     }
 
-    /// Sets or clears the attribute of a process that is held.
-    fn change_one(&self, asker: Asker, held: &Held, mobile: bool) -> Result<(), Unchanged> {
-        if !may_change(asker, held.owners) {
-            return Err(Unchanged::Foreign(held.pid));
+    /// Makes a process mobile or ordinary.
+    fn change_one(
+        &self,
+        requester: Requester,
+        held: &ProcessHandle,
+        mobile: bool,
+    ) -> Result<(), ChangeError> {
+        if !may_change(requester, held.owners) {
+            return Err(ChangeError::Foreign(held.pid));
         }
-        // Checked only now: not everybody may know which processes exist and where.
-        if held.elsewhere {
-            return Err(Unchanged::OtherNamespace(held.pid));
+        // Check this after the permission, because other users may not learn which processes exist
+        // and where.
+        if held.in_other_namespace {
+            return Err(ChangeError::OtherNamespace(held.pid));
         }
         let cgroup = &self.cgroup;
         let set = |mobile| if mobile { cgroup.attach(held.pid) } else { cgroup.detach(held.pid) };
         let before = cgroup.is_mobile(held.pid)?;
         set(mobile)?;
         if !held.is_alive() {
-            // The process ended meanwhile: whichever process has its id now was not meant.
+            // The process ended meanwhile. The change may have met another process that got its ID:
+            // undo it.
             if before != mobile
                 && let Err(error) = set(before)
             {
-                tracing::debug!(pid = held.pid, %error, "cannot undo the change of a process that has ended");
+                tracing::debug!(pid = held.pid, %error, "cannot undo a change that met another process with the same process ID");
             }
-            return Err(Unchanged::Ended(held.pid));
+            return Err(ChangeError::Ended(held.pid));
         }
         Ok(())
     }
 
-    /// Lists the mobile processes that the asker may see.
-    pub(super) fn list(&self, asker: Asker, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
+    /// Returns the mobile processes that the requester may see.
+    pub(super) fn list(&self, requester: Requester, persistent: &[IpAddr]) -> Result<Vec<Process>, JobError> {
         let pids = self.cgroup.pids().map_err(|error| JobError::of(&error))?;
-        // Looking up a user name may take a query across the network, so each name is looked up
-        // once.
+        // The lookup of a user name may query the network, so look up each name once.
         let mut names: HashMap<u32, String> = HashMap::new();
         let mut processes = Reader::default().processes(&pids);
-        processes.retain(|process| may_change(asker, process.owners));
+        processes.retain(|process| may_change(requester, process.owners));
         let traffic = traffic(&self.accounts, &processes);
         Ok(processes
             .into_iter()
@@ -158,27 +169,27 @@ impl Worker {
             .collect())
     }
 
-    /// Makes the cgroup of the slice unless it is there, and returns its kernel id.
+    /// Creates the cgroup of the slice unless it exists, and returns its kernel ID.
     pub(super) fn ensure_slice(&self) -> Result<u64, JobError> {
         let slice = self.cgroup.slice();
         let dir = slice.dir().display();
-        slice.ensure().map_err(|error| JobError::failed(format!("cannot make the cgroup {dir}: {error}")))
+        slice.ensure().map_err(|error| JobError::failed(format!("cannot create the cgroup {dir}: {error}")))
     }
 
-    /// Closes the accounts of processes that have ended.
+    /// Removes the traffic accounts of processes that have ended.
     pub(super) fn sweep_accounts(&self) -> Result<(), JobError> {
         self.accounts.sweep(&self.cgroup).map_err(|error| JobError::failed(format!("{error:#}")))
     }
 }
 
-/// Returns what each process carried; `None` for each on an error, because the list is useful
-/// without.
+/// Returns the traffic of each process. After an error it is `None` for all of them, because the
+/// list is useful without it.
 fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Traffic>> {
-    let holders: Vec<_> = processes.iter().map(process::Process::holder).collect();
-    match accounts.of(&holders) {
+    let identities: Vec<_> = processes.iter().map(process::Process::identity).collect();
+    match accounts.of(&identities) {
         Ok(traffic) => traffic.into_iter().map(Some).collect(),
         Err(error) => {
-            tracing::warn!(%error, "cannot read the traffic accounts: `mobile ps` omits them");
+            tracing::warn!(%error, "cannot read the traffic accounts: `mobile ps` shows no traffic");
             vec![None; processes.len()]
         }
     }

@@ -1,17 +1,18 @@
-//! Judges what the relay pushes. A pushed address is a claim: it is in force only while nothing
+//! Judges what the relay pushes. A pushed address is a claim, which takes effect only while nothing
 //! that this host knows of its own networks contradicts it.
 //!
 //! A persistent address becomes a local address of this host, and everything sent from it enters
-//! the tunnel. A relay that may choose freely can therefore take the traffic of ordinary processes
-//! (the uplink's own address), swallow it (the router's, a public server's), or reach services that
-//! are meant for the local network. The judgement is pure: facts in, verdict out.
+//! the tunnel. A relay that could choose any address could therefore capture the traffic of
+//! ordinary processes (by the uplink's own address), make it vanish (by the address of the router
+//! or of a public server), or reach services that are meant for the local network. The judgement is
+//! a pure function.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::lease::Assigned;
+use super::assignment::Assignment;
 use crate::status;
 
 /// The networks that a relay may assign from without a setting: RFC 1918, RFC 6598 (shared address
@@ -24,16 +25,16 @@ const PRIVATE: [IpNet; 5] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)),
 ];
 
-/// The facts about this host's own networks; the tunnel's device is not among them.
+/// The facts about this host's own networks, without those of the host virtual device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostNetworks {
-    /// The addresses of each device, with the length of their network.
+    /// The addresses of each device, with their prefix lengths.
     pub(crate) addresses: Vec<(String, IpNet)>,
     /// The networks that routes of the kernel, router advertisements and DHCP place on a device.
     pub(crate) on_link: Vec<(String, IpNet)>,
-    /// The routers that routes of the main table lead over.
+    /// The next hops of routes in the main table.
     pub(crate) next_hops: Vec<IpAddr>,
-    /// The resolvers that ordinary processes of this host ask.
+    /// The resolvers that ordinary processes of this host use.
     pub(crate) resolvers: Vec<IpAddr>,
     /// The addresses of the relay's endpoint.
     pub(crate) relay: Vec<IpAddr>,
@@ -42,60 +43,60 @@ pub(crate) struct HostNetworks {
 /// The reason why a claim is refused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Objection {
-    /// No host can have the address: loopback, multicast, link-local, unspecified, broadcast,
-    /// reserved.
+    /// No host can have the address: it is loopback, multicast, link-local, unspecified, broadcast
+    /// or reserved.
     Unusable,
     /// The address is in no network that a relay may assign from.
     NotAllowed,
     /// A device of this host has the address.
     Local(String),
-    /// A network on a device of this host holds the address.
+    /// The address is in the network of a device of this host.
     Connected(String, IpNet),
-    /// A route leads over the address.
+    /// The address is a next hop of this host's routes.
     NextHop,
-    /// Ordinary processes ask the address for names.
+    /// Ordinary processes of this host use the address as a resolver.
     Resolver,
-    /// The relay itself is reached at the address.
+    /// The address is one of the relay's endpoint.
     Relay,
     /// The resolver is a persistent address of this host.
     Persistent,
     /// The MTU is out of bounds.
     Mtu(u16),
-    /// The assignment has no address at all.
+    /// The assignment has no address.
     Empty,
 }
 
-/// The part of an assignment that an objection is about.
+/// The part of an assignment that an objection concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Claim {
-    /// A persistent address.
+    /// A persistent address of this host.
     Address(IpAddr),
     /// A resolver for mobile processes.
     Resolver(IpAddr),
-    /// All of it.
+    /// The assignment as a whole.
     Assignment,
 }
 
 /// A claim that is refused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Refusal {
-    /// The claim.
+    /// The refused part of the assignment.
     pub(crate) claim: Claim,
-    /// The reason.
+    /// The reason for the refusal.
     pub(crate) objection: Objection,
 }
 
-/// The verdict on an assignment: the part in force, and the refusals.
+/// The verdict on an assignment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub(crate) struct ClaimVerdict {
     /// The claims without an objection.
-    pub(crate) in_force: Assigned,
-    /// The claims with one, and the objections.
+    pub(crate) in_force: Assignment,
+    /// The refused claims with their objections.
     pub(crate) refusals: Vec<Refusal>,
 }
 
-/// Judges `pushed`; `allowed` are the networks of `[tunnel] addresses`.
-pub(crate) fn judge(pushed: &Assigned, allowed: &[IpNet], host: &HostNetworks) -> Verdict {
+/// Judges a pushed assignment; `allowed` are the networks of `[tunnel] addresses`.
+pub(crate) fn judge(pushed: &Assignment, allowed: &[IpNet], host: &HostNetworks) -> ClaimVerdict {
     let mut refusals = Vec::new();
     let mut keep = |claim: Claim, objection: Option<Objection>| match objection {
         Some(objection) => {
@@ -119,7 +120,7 @@ pub(crate) fn judge(pushed: &Assigned, allowed: &[IpNet], host: &HostNetworks) -
     };
     let dns = pushed.dns.iter().copied();
     let dns = dns.filter(|&server| keep(Claim::Resolver(server), against(server))).collect();
-    Verdict { in_force: Assigned { ipv4, ipv6, mtu: pushed.mtu, dns }, refusals }
+    ClaimVerdict { in_force: Assignment { ipv4, ipv6, mtu: pushed.mtu, dns }, refusals }
 }
 
 fn against_address(address: IpAddr, allowed: &[IpNet], host: &HostNetworks) -> Option<Objection> {
@@ -136,8 +137,8 @@ fn against_address(address: IpAddr, allowed: &[IpNet], host: &HostNetworks) -> O
     }
 }
 
-/// Returns the objection to a resolver. A public resolver is allowed, even one that ordinary
-/// processes ask: most relays push one.
+/// Returns the objection to a resolver. A public resolver is allowed even if ordinary processes use
+/// it, because most relays push one.
 fn against_resolver(server: IpAddr, host: &HostNetworks) -> Option<Objection> {
     if is_unusable(server) { Some(Objection::Unusable) } else { held(server, host) }
 }
@@ -159,12 +160,12 @@ fn held(address: IpAddr, host: &HostNetworks) -> Option<Objection> {
     Some(Objection::Connected(of(connected), connected.1.trunc()))
 }
 
-/// Returns whether no host can have this address on a device that leads anywhere.
+/// Returns whether no host can have this address on a device that leads to other hosts.
 fn is_unusable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
             let first = address.octets()[0];
-            // 0.0.0.0/8 (RFC 1122) and 240.0.0.0/4 (RFC 1112), 255.255.255.255 included.
+            // 0.0.0.0/8 (RFC 1122) and 240.0.0.0/4 (RFC 1112), including 255.255.255.255.
             first == 0
                 || first >= 240
                 || address.is_loopback()
@@ -196,7 +197,7 @@ impl Objection {
         "empty",
     ];
 
-    /// Returns the label in the metric, which is also the word in `mobile status --json`.
+    /// Returns the label of the metric, which `mobile status --json` prints too.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Unusable => "unusable",
@@ -254,14 +255,15 @@ impl Refusal {
                  otherwise have a private [pool] chosen on the relay"
             }
             (_, Objection::Local(_) | Objection::Connected(..) | Objection::NextHop) => {
-                "leave the network that has it, or have another [pool] chosen on the relay; the address returns by itself"
+                "leave the network that has it, or have another [pool] chosen on the relay; the \
+                address returns by itself"
             }
             _ => "have another [pool] chosen on the relay",
         }
     }
 
     /// Returns the refusal as `mobile status --json` prints it.
-    pub(crate) fn told(&self) -> status::Refusal {
+    pub(crate) fn to_status(&self) -> status::Refusal {
         let (kind, subject) = match self.claim {
             Claim::Address(_) => ("address", "the pushed address "),
             Claim::Resolver(_) => ("resolver", "the pushed resolver "),

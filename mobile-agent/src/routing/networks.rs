@@ -12,25 +12,24 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::claim::HostNetworks;
 
-/// The least time between two reads, so that a storm of events costs a bounded share of a
-/// processor.
-const SPACING: Duration = Duration::from_millis(5);
+/// The shortest time between two reads, so that many events cost a bounded share of a processor.
+const MIN_READ_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The factor by which the pause after a read is longer than the read: a host may have a million
+/// The pause after a read, as a multiple of the time that the read took. A host may have a million
 /// routes, and each change of one is announced.
-const PAUSE: u32 = 20;
+const PAUSE_FACTOR: u32 = 20;
 
 /// The time between two reads of the resolver files, whose changes are not announced.
-const FILES: Duration = Duration::from_secs(30);
+const RESOLVER_FILE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The files that name the resolvers of this host: the C library's, and those of the resolvers
 /// behind the local stubs of systemd-resolved and NetworkManager.
-const RESOLVERS: [&str; 3] =
+const RESOLVER_FILES: [&str; 3] =
     ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"];
 
 /// The origins of routes that place a network on a device (`RTPROT_KERNEL`, `RTPROT_RA`,
-/// `RTPROT_DHCP`). Other routes over a device without a router, such as a VPN's, do not tell which
-/// addresses are there.
+/// `RTPROT_DHCP`). Other routes over a device without a next hop, such as a VPN's, do not say which
+/// addresses are on the link.
 const ON_LINK_PROTOCOLS: [u8; 3] = [2, 9, 16];
 
 /// Reads the facts and keeps them up to date. The returned future ends only on an error, with the
@@ -39,9 +38,9 @@ pub(crate) async fn watch(
     own_device: String,
     relay: watch::Receiver<Vec<SocketAddr>>,
 ) -> anyhow::Result<(watch::Receiver<HostNetworks>, impl Future<Output = anyhow::Error>)> {
-    // Subscribed before the first read, so no change is missed in between.
+    // Subscribe before the first read, so that no change is missed in between.
     let watch = Watch::new().context("cannot watch the networks of this host")?;
-    let first = read_aside(&own_device, &relay).await?;
+    let first = read_on_thread(&own_device, &relay).await?;
     let (publish, known) = watch::channel(first);
     Ok((known, follow(watch, own_device, relay, publish)))
 }
@@ -53,7 +52,7 @@ async fn follow(
     publish: watch::Sender<HostNetworks>,
 ) -> anyhow::Error {
     let mut next = Instant::now();
-    let mut files = tokio::time::interval(FILES);
+    let mut files = tokio::time::interval(RESOLVER_FILE_INTERVAL);
     files.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -61,7 +60,7 @@ async fn follow(
                 Ok(changes) if changes.links || changes.addresses || changes.routes => {}
                 Ok(_) => continue,
                 Err(error) => {
-                    return anyhow::Error::new(error).context("cannot watch the networks of this host any more");
+                    return anyhow::Error::new(error).context("no longer watching the networks of this host");
                 }
             },
             changed = relay.changed() => if changed.is_err() {
@@ -71,7 +70,7 @@ async fn follow(
         }
         sleep_until(next).await;
         let began = Instant::now();
-        match read_aside(&own_device, &relay).await {
+        match read_on_thread(&own_device, &relay).await {
             Ok(now) => {
                 publish.send_if_modified(|known| {
                     let new = *known != now;
@@ -79,18 +78,19 @@ async fn follow(
                     new
                 });
             }
-            // A change during the dump can interrupt it; the event of that change follows.
+            // A change during a dump can interrupt it. The event of that change triggers another
+            // read.
             Err(error) => tracing::warn!(
-                error = crate::cli::story(&error),
-                "cannot read the networks of this host: claims of the relay are judged by what was known before"
+                error = crate::cli::error_chain(&error),
+                "cannot read the networks of this host: judging the relay's claims by the previous facts"
             ),
         }
-        next = Instant::now() + SPACING.max(began.elapsed().saturating_mul(PAUSE));
+        next = Instant::now() + MIN_READ_INTERVAL.max(began.elapsed().saturating_mul(PAUSE_FACTOR));
     }
 }
 
-/// Reads on a thread of its own: the caller's thread carries packets.
-async fn read_aside(
+/// Reads the facts on a separate thread, because the caller's thread carries packets.
+async fn read_on_thread(
     own_device: &str,
     relay: &watch::Receiver<Vec<SocketAddr>>,
 ) -> anyhow::Result<HostNetworks> {
@@ -106,11 +106,13 @@ async fn read_aside(
             read(&netlink, &own_device, relay).await.context("cannot read the networks of this host")
         })
     };
-    tokio::task::spawn_blocking(work).await.context("the reading of the networks of this host failed")?
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("the thread that reads the networks of this host failed")?
 }
 
-/// Reads the facts once, of all devices but `own_device`; `relay` are the addresses of the relay's
-/// endpoint.
+/// Reads the facts once, of all devices except `own_device`; `relay` are the addresses of the
+/// relay's endpoint.
 pub(crate) async fn read(
     netlink: &Netlink,
     own_device: &str,
@@ -144,7 +146,7 @@ pub(crate) async fn read(
         }
     }
     let resolvers =
-        RESOLVERS.iter().flat_map(|file| resolvers(&std::fs::read_to_string(file).unwrap_or_default()));
+        RESOLVER_FILES.iter().flat_map(|file| resolvers(&std::fs::read_to_string(file).unwrap_or_default()));
     let resolvers: BTreeSet<IpAddr> = resolvers.collect();
     Ok(HostNetworks {
         addresses,

@@ -1,61 +1,70 @@
-//! The MOBILE route as pure data: what has to be in the kernel for a configuration and an assignment.
+//! Computes the MOBILE route as pure data: the kernel objects for a configuration and an
+//! assignment.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use mobile_io::netlink::{Family, Route, Rule};
 
-use super::lease::Assigned;
+use super::assignment::Assignment;
 use crate::config;
 
-/// The metric the kernel gives an IPv6 route that names none. Named, so that what is read back equals what was put.
+/// The metric that the kernel gives an IPv6 route without one. The plan names it, so that a route
+/// that is read back equals the planned one.
 const IPV6_METRIC: u32 = 1024;
 
-/// Multicast and link-local: what never leaves the link has no business in the tunnel. IPv6 needs no such routes: there the
-/// kernel's own for multicast come first, and whoever means a link-local address names the link.
+/// Multicast and link-local destinations, which never leave the link and bypass the tunnel. IPv6
+/// needs no such routes: the kernel's own multicast routes take precedence, and an application
+/// names the link of a link-local address.
 const STAYS_LOCAL: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4),
     Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
 ];
 
-/// Where "anywhere" is: addresses for benchmarks (RFC 2544, RFC 5180), to which nobody has a route of its own.
-pub(crate) const ANYWHERE: [IpAddr; 2] =
+/// Remote addresses for look-ups of default routes. They are reserved for benchmarks (RFC 2544, RFC
+/// 5180), so no host has a more specific route to them.
+pub(crate) const REMOTE_ADDRESSES: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1))];
 
-/// What of the host's own routes matters for ours.
+/// The IP families that ordinary processes of this host can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Surroundings {
-    /// Whether an ordinary process has a way to the world by IPv6.
+pub(crate) struct HostIpSupport {
+    /// Whether an ordinary process has an IPv6 route to the Internet.
     ///
-    /// Without it the kernel takes the only global address there is for the source, the persistent one, and asks for the
-    /// route again: then the rule for replies would lead an ordinary process into the tunnel. So there is none meanwhile.
+    /// Without one, the kernel picks the only global address as source, which is the persistent
+    /// one, and looks up the route again. The rule for replies would then lead an ordinary process
+    /// into the tunnel, so the plan omits that rule.
     pub(crate) ipv6: bool,
 }
 
-/// What has to be there, and nothing else in our table and at our priorities.
+/// The complete set of kernel objects: nothing else belongs in the agent's table or at its
+/// priorities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// On the device; `None`: nothing is known, leave it as it is.
+    /// The addresses of the device; `None` before the first assignment, which leaves them as they
+    /// are.
     pub(crate) addresses: Option<Vec<IpNet>>,
-    /// Of the device; `None`: leave it as it is.
+    /// The MTU of the device; `None` leaves it as it is.
     pub(crate) mtu: Option<u16>,
-    /// In our table. The unreachable ones come first: with them nothing falls through while the rest is put.
+    /// The routes of the agent's table. The unreachable ones come first, so that no packet falls
+    /// through while the others are added.
     pub(crate) routes: Vec<Route>,
-    /// The mark's rule, and those for replies: what is sent from a persistent address, marked or not.
+    /// The rules for the mark, and those for replies, which match packets from a persistent address
+    /// with or without the mark.
     pub(crate) rules: Vec<Rule>,
 }
 
-/// The plan for a device of index `device`, with the mark's rule at `priority`.
+/// Computes the plan for the device with index `device`, with the rules for the mark at `priority`.
 pub(crate) fn plan(
     routing: &config::Routing,
     priority: u32,
     mtu: Option<u16>,
     device: u32,
-    assigned: Option<&Assigned>,
-    around: Surroundings,
+    assignment: Option<&Assignment>,
+    host_ip: HostIpSupport,
 ) -> Plan {
     let table = routing.table;
-    let persistent: Vec<IpAddr> = assigned.map(Assigned::addresses).unwrap_or_default();
+    let persistent: Vec<IpAddr> = assignment.map(Assignment::addresses).unwrap_or_default();
     let unreachable = Family::ALL.map(|family| Route::unreachable(family, table));
     let local = STAYS_LOCAL.map(IpNet::V4);
     let asked = routing.bypass.iter().map(IpNet::trunc).filter(|net| !local.contains(net));
@@ -71,7 +80,7 @@ pub(crate) fn plan(
         from: None,
         table,
     });
-    let replies = persistent.iter().filter(|address| address.is_ipv4() || around.ipv6);
+    let replies = persistent.iter().filter(|address| address.is_ipv4() || host_ip.ipv6);
     let from = replies.map(|&address| Rule {
         priority: priority + 1,
         family: address.into(),
@@ -80,12 +89,12 @@ pub(crate) fn plan(
         table,
     });
     let mut routes: Vec<Route> = unreachable.into_iter().chain(bypass).collect();
-    // A bypass of everything takes the place of the MOBILE route, not stands beside it.
+    // A bypass of all addresses replaces the default route of the MOBILE route.
     let taken: Vec<IpNet> = routes.iter().skip(unreachable.len()).map(|route| route.dst).collect();
     routes.extend(default.filter(|route| !taken.contains(&route.dst)));
     Plan {
-        addresses: assigned.map(|_| persistent.iter().copied().map(IpNet::from).collect()),
-        mtu: mtu.or(assigned.map(|assigned| assigned.mtu)),
+        addresses: assignment.map(|_| persistent.iter().copied().map(IpNet::from).collect()),
+        mtu: mtu.or(assignment.map(|assignment| assignment.mtu)),
         routes,
         rules: marked.into_iter().chain(from).collect(),
     }
@@ -95,7 +104,7 @@ fn with_metric(route: Route, family: Family) -> Route {
     Route { metric: if family == Family::V6 { IPV6_METRIC } else { 0 }, ..route }
 }
 
-/// What is ours among `present` and not in `planned`.
+/// Returns those of `present` that are ours and not in `planned`.
 pub(crate) fn surplus<T: PartialEq + Copy>(
     present: &[T],
     planned: &[T],
@@ -109,10 +118,10 @@ mod tests {
     use super::*;
     use mobile_io::netlink::RouteKind;
 
-    const EVERYWHERE: Surroundings = Surroundings { ipv6: true };
+    const EVERYWHERE: HostIpSupport = HostIpSupport { ipv6: true };
 
-    fn assigned() -> Assigned {
-        Assigned {
+    fn assigned() -> Assignment {
+        Assignment {
             ipv4: Some("10.77.0.2".parse().unwrap()),
             ipv6: Some("fd77::2".parse().unwrap()),
             mtu: 1400,
@@ -170,14 +179,14 @@ mod tests {
     }
 
     #[test]
-    fn where_ordinary_processes_have_no_ipv6_they_get_none_of_ours() {
+    fn without_host_ipv6_there_is_no_rule_for_ipv6_replies() {
         let routing = config::Routing::default();
         let with = plan(&routing, 4900, None, 7, Some(&assigned()), EVERYWHERE);
-        let without = plan(&routing, 4900, None, 7, Some(&assigned()), Surroundings { ipv6: false });
+        let without = plan(&routing, 4900, None, 7, Some(&assigned()), HostIpSupport { ipv6: false });
         let gone = surplus(&with.rules, &without.rules, |_| true);
         let gone: Vec<_> = gone.iter().map(|rule| rule.from.unwrap()).collect();
         assert_eq!(gone, ["fd77::2/128".parse().unwrap()]);
-        // All the rest stays: mobile processes have their IPv6 as before.
+        // All other objects stay: mobile processes keep their IPv6.
         assert_eq!(Plan { rules: Vec::new(), ..with }, Plan { rules: Vec::new(), ..without });
     }
 
@@ -194,7 +203,7 @@ mod tests {
             4900,
             None,
             7,
-            Some(&Assigned { ipv6: None, ..assigned() }),
+            Some(&Assignment { ipv6: None, ..assigned() }),
             EVERYWHERE,
         );
         let ipv6: Vec<_> = plan.routes.iter().filter(|route| Family::from(route.dst) == Family::V6).collect();

@@ -1,10 +1,11 @@
-//! Removing the MOBILE route: everything is tried, every error is told, what is gone already is fine.
+//! Removes the MOBILE route. Attempts every step, returns every error, and accepts what is already
+//! gone.
 
 use mobile_io::netlink::{Family, Netlink, NetlinkError};
 use mobile_io::tun;
 
+use super::conflicting_rules::is_ours;
 use super::ingress;
-use super::rivals::is_ours;
 use crate::config::Config;
 use crate::uplinks::detour;
 

@@ -1,4 +1,5 @@
-//! What the TCP connections of each mobile process carried: the maps behind `mobile-ebpf`'s `account.rs`, and the sockets that are open.
+//! The traffic of each mobile process's TCP connections: closed connections from the accounts of
+//! `mobile-ebpf/src/account.rs`, open ones from the kernel's list of sockets.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,33 +17,34 @@ use mobile_ebpf_common::{Account, map};
 use super::{
     bpf_error::{BpfError, Result},
     cgroup::MobileCgroup,
-    diag::{self, Open},
+    diag::{self, OpenConnection},
     process,
 };
 use crate::control::protocol::Traffic;
 
-/// How often the accounts of processes that have ended are closed: the map holds those of a thousand processes a second.
-pub(crate) const SWEEP: Duration = Duration::from_secs(30);
+/// The interval at which accounts of ended processes are removed: the map has room for those of a
+/// thousand processes a second.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often the sockets are listed until nothing was counted meanwhile.
-const LOOKS: usize = 3;
+/// The maximum number of times the sockets are listed until no account changes meanwhile.
+const MAX_LISTINGS: usize = 3;
 
-/// A process: its id, and when it started, in nanoseconds of CLOCK_BOOTTIME.
+/// The identity of a process: its ID and its start time in nanoseconds of CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Holder {
-    /// What the kernel calls it.
+pub(crate) struct ProcessIdentity {
+    /// The ID of the process.
     pub(crate) pid: i32,
-    /// An account older than this is that of a former process with the same id.
+    /// The start time. An account that is older belongs to a former process with the same ID.
     pub(crate) started: u64,
 }
 
-/// The accounts.
+/// The traffic accounts of mobile processes.
 pub(crate) struct Accounts {
     counted: Mutex<maps::HashMap<MapData, u32, Account>>,
     owners: MapData,
 }
 
-/// The maps of the accounts, as descriptors for the process that reads them.
+/// The maps of the accounts, as file descriptors for the process that reads them.
 pub(crate) struct AccountMaps {
     counted: MapData,
     owners: MapData,
@@ -57,7 +59,7 @@ impl AccountMaps {
         }
     }
 
-    /// Returns the descriptors, in the order that [`Accounts::from_descriptors`] takes.
+    /// Returns the file descriptors, in the order that [`Accounts::from_descriptors`] takes.
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.counted.fd().as_fd(), self.owners.fd().as_fd()]
     }
@@ -73,75 +75,80 @@ impl Accounts {
         Ok(Self { counted, owners })
     }
 
-    /// What each of these processes has carried; in the same order.
-    pub(crate) fn of(&self, holders: &[Holder]) -> Result<Vec<Traffic>> {
-        let mut counted = self.counted_of(holders)?;
+    /// Returns the traffic of each process, in the same order.
+    pub(crate) fn of(&self, processes: &[ProcessIdentity]) -> Result<Vec<Traffic>> {
+        let mut counted = self.counted_of(processes)?;
         let mut open = Vec::new();
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_LISTINGS {
             open = self.open()?;
-            // What was counted meanwhile would be in neither, or in both.
-            let before = std::mem::replace(&mut counted, self.counted_of(holders)?);
+            // A connection that was closed and counted meanwhile would be missing from both, or in
+            // both.
+            let before = std::mem::replace(&mut counted, self.counted_of(processes)?);
             if before == counted {
                 break;
             }
         }
-        let mut open_of: HashMap<u32, Vec<Open>> = HashMap::new();
+        let mut open_of: HashMap<u32, Vec<OpenConnection>> = HashMap::new();
         for socket in open {
             open_of.entry(socket.owner.process).or_default().push(socket);
         }
         let open_of = |pid: i32| open_of.get(&pid.cast_unsigned()).map(Vec::as_slice).unwrap_or_default();
-        let totals =
-            holders.iter().zip(counted).map(|(holder, counted)| total(*holder, counted, open_of(holder.pid)));
+        let totals = processes
+            .iter()
+            .zip(counted)
+            .map(|(identity, counted)| total(*identity, counted, open_of(identity.pid)));
         Ok(totals.collect())
     }
 
-    /// The connections that are not over, of all processes.
-    fn open(&self) -> Result<Vec<Open>> {
-        diag::open(self.owners.fd().as_fd()).map_err(|source| BpfError::Io {
+    /// Returns the open connections of all processes.
+    fn open(&self) -> Result<Vec<OpenConnection>> {
+        diag::list_open(self.owners.fd().as_fd()).map_err(|source| BpfError::Io {
             action: "list the sockets of mobile processes with",
             path: "sock_diag".into(),
             source,
         })
     }
 
-    /// The accounts of these processes, in the same order.
-    fn counted_of(&self, holders: &[Holder]) -> Result<Vec<Option<Account>>> {
+    /// Returns the accounts of these processes, in the same order.
+    fn counted_of(&self, processes: &[ProcessIdentity]) -> Result<Vec<Option<Account>>> {
         let counted = self.counted();
-        let account = |holder: &Holder| match counted.get(&holder.pid.cast_unsigned(), 0) {
+        let account = |identity: &ProcessIdentity| match counted.get(&identity.pid.cast_unsigned(), 0) {
             Ok(account) => Ok(Some(account)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(failed(error)),
         };
-        holders.iter().map(account).collect()
+        processes.iter().map(account).collect()
     }
 
-    /// Closes the accounts of processes that are not mobile, because they have ended or lost the attribute, and have no connections
-    /// that still are: what these have told already is told once. And those of processes that have ended and whose id another mobile
-    /// one has now, which is to have an account of its own.
+    /// Removes accounts that are not needed any longer: of processes that are not mobile, because
+    /// they have ended or lost the attribute, and have no open connection through the tunnel; and
+    /// of processes that have ended and whose ID a mobile process has, which needs an account of
+    /// its own.
     pub(crate) fn sweep(&self, cgroup: &MobileCgroup) -> anyhow::Result<()> {
         let accounts: Vec<(u32, Account)> =
             self.counted().iter().collect::<std::result::Result<_, _>>().map_err(failed)?;
         if accounts.is_empty() {
             return Ok(());
         }
-        // After the accounts: that of a process which becomes mobile meanwhile is not among them.
+        // List the mobile processes after the accounts, so that no account of a process that
+        // becomes mobile in between is removed.
         let mobile: HashSet<i32> = cgroup.pids()?.into_iter().collect();
-        let (in_use, over): (Vec<_>, Vec<_>) =
+        let (in_use, unused): (Vec<_>, Vec<_>) =
             accounts.into_iter().partition(|(pid, _)| mobile.contains(&pid.cast_signed()));
         let reused = in_use.into_iter().filter(|(pid, account)| {
-            process::holder(pid.cast_signed()).is_ok_and(|holder| account.since < holder.started)
+            process::identity(pid.cast_signed()).is_ok_and(|identity| account.since < identity.started)
         });
         let mut closing: Vec<u32> = reused.map(|(pid, _)| pid).collect();
-        if !over.is_empty() {
-            // A kernel that cannot list sockets (without INET_DIAG) shows no accounts either.
+        if !unused.is_empty() {
+            // A kernel that cannot list sockets (without INET_DIAG) cannot show accounts either.
             let open: HashSet<u32> = match self.open() {
                 Ok(open) => open.iter().map(|socket| socket.owner.process).collect(),
                 Err(error) => {
-                    tracing::debug!(%error, "accounts are closed whatever is open");
+                    tracing::debug!(%error, "cannot list open connections: removing accounts without regard to them");
                     HashSet::new()
                 }
             };
-            closing.extend(over.into_iter().map(|(pid, _)| pid).filter(|pid| !open.contains(pid)));
+            closing.extend(unused.into_iter().map(|(pid, _)| pid).filter(|pid| !open.contains(pid)));
         }
         for pid in closing {
             match self.counted().remove(&pid) {
@@ -152,7 +159,7 @@ impl Accounts {
         Ok(())
     }
 
-    /// Until no further process has a place; says who has one.
+    /// Fills the map and returns the process IDs of the added accounts.
     #[cfg(test)]
     pub(super) fn fill(&self) -> Vec<u32> {
         let mut counted = self.counted();
@@ -160,21 +167,21 @@ impl Accounts {
         made_up.take_while(|pid| counted.insert(pid, &Account::default(), 0).is_ok()).collect()
     }
 
-    /// Whether a process has connections that are not over.
+    /// Returns whether a process has open connections.
     #[cfg(test)]
     pub(super) fn any_open(&self, pid: i32) -> bool {
         self.open().unwrap().iter().any(|socket| socket.owner.process == pid.cast_unsigned())
     }
 
-    /// As if the account were that of a process which ended before this one got its id.
+    /// Makes an account look as if it belonged to a former process with the same ID.
     #[cfg(test)]
-    pub(super) fn make_another_s(&self, pid: i32) {
+    pub(super) fn backdate(&self, pid: i32) {
         let mut counted = self.counted();
         let account = counted.get(&pid.cast_unsigned(), 0).unwrap();
         counted.insert(&pid.cast_unsigned(), &Account { since: 1, ..account }, 0).unwrap();
     }
 
-    /// How many processes have an account.
+    /// Returns the number of accounts.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.counted().keys().count()
@@ -185,17 +192,17 @@ impl Accounts {
     }
 }
 
-fn total(holder: Holder, counted: Option<Account>, open: &[Open]) -> Traffic {
+fn total(identity: ProcessIdentity, counted: Option<Account>, open: &[OpenConnection]) -> Traffic {
     let mut traffic = Traffic::default();
-    if let Some(account) = counted.filter(|account| account.since >= holder.started) {
+    if let Some(account) = counted.filter(|account| account.since >= identity.started) {
         traffic = Traffic {
             connections: account.connections,
             bytes_sent: account.sent,
             bytes_received: account.received,
         };
     }
-    for Open { owner, state, acked, received } in open {
-        if owner.since >= holder.started {
+    for OpenConnection { owner, state, acked, received } in open {
+        if owner.since >= identity.started {
             let more = owner.uncounted(*state, *acked, *received);
             traffic.connections += more.connections;
             traffic.bytes_sent += more.sent;
@@ -219,10 +226,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_former_process_with_the_same_id_carried_is_not_counted() {
-        let holder = Holder { pid: 7, started: 1000 };
+    fn traffic_of_a_former_process_with_the_same_id_is_not_counted() {
+        let identity = ProcessIdentity { pid: 7, started: 1000 };
         let counted = |since| Some(Account { since, connections: 2, sent: 20, received: 30 });
-        let open = |since, stage, state| Open {
+        let open = |since, stage, state| OpenConnection {
             owner: TrackedConnection { since, process: 7, stage, ..TrackedConnection::default() },
             state,
             acked: 5,
@@ -236,8 +243,8 @@ mod tests {
             open(999, stage::MISSING, established),
             open(1001, stage::BEGUN, state::SYN_SENT),
         ];
-        assert_eq!(total(holder, counted(1000), &sockets), carried(3, 24, 36));
-        assert_eq!(total(holder, counted(999), &sockets), carried(1, 4, 6));
-        assert_eq!(total(holder, None, &[]), Traffic::default());
+        assert_eq!(total(identity, counted(1000), &sockets), carried(3, 24, 36));
+        assert_eq!(total(identity, counted(999), &sockets), carried(1, 4, 6));
+        assert_eq!(total(identity, None, &[]), Traffic::default());
     }
 }

@@ -1,4 +1,5 @@
-//! What the relay assigns, as the programs have it: where queries of mobile processes go, and which addresses are theirs.
+//! The programs' maps of what the relay assigns: the resolvers for DNS queries of mobile processes,
+//! and the persistent addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,26 +10,26 @@ use aya::{
 use mobile_ebpf_common::{Address, map};
 
 use super::bpf_error::{BpfError, Result};
-use crate::routing::lease::Assigned;
+use crate::routing::assignment::Assignment;
 
-/// At most one address of each family: the programs have one to put in place of another.
+/// At most one address of each family, because the programs can use only one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Addresses {
-    /// For what goes over IPv4.
+    /// The address for IPv4 traffic.
     pub(crate) ipv4: Option<Ipv4Addr>,
-    /// For what goes over IPv6.
+    /// The address for IPv6 traffic.
     pub(crate) ipv6: Option<Ipv6Addr>,
 }
 
 impl Addresses {
-    /// The persistent ones.
-    pub(crate) fn persistent(assigned: &Assigned) -> Self {
+    /// Returns the persistent addresses.
+    pub(crate) fn persistent(assigned: &Assignment) -> Self {
         Self { ipv4: assigned.ipv4, ipv6: assigned.ipv6 }
     }
 
-    /// The first usable resolver of each family that the relay pushed. A family without a persistent address cannot reach its
-    /// resolver.
-    pub(crate) fn resolvers(assigned: &Assigned) -> Self {
+    /// Returns the first usable resolver of each family that the relay assigned. A family without a
+    /// persistent address cannot reach its resolver.
+    pub(crate) fn resolvers(assigned: &Assignment) -> Self {
         let usable = assigned.dns.iter().filter(|address| {
             let address = packed(**address);
             !address.is_local() && !address.is_link_local()
@@ -49,7 +50,7 @@ impl Addresses {
     }
 }
 
-/// One of the programs' maps from family to address.
+/// A map of the programs from address family to address.
 pub(super) struct AddressMap {
     map: HashMap<MapData, u32, Address>,
     name: &'static str,
@@ -62,7 +63,7 @@ impl AddressMap {
         Ok(Self { map, name })
     }
 
-    /// From now on these.
+    /// Replaces the addresses in the map.
     pub(super) fn set(&mut self, addresses: Addresses) -> Result<()> {
         let families =
             [(map::IPV4, addresses.ipv4.map(IpAddr::V4)), (map::IPV6, addresses.ipv6.map(IpAddr::V6))];
@@ -70,7 +71,7 @@ impl AddressMap {
             let done = match address {
                 Some(address) => self.map.insert(&family, &packed(address), 0),
                 None => match self.map.remove(&family) {
-                    // There was none.
+                    // The map had no address of this family.
                     Err(MapError::KeyNotFound) => Ok(()),
                     Err(MapError::SyscallError(error))
                         if error.io_error.kind() == std::io::ErrorKind::NotFound =>
@@ -86,7 +87,7 @@ impl AddressMap {
     }
 }
 
-/// As the programs compare them.
+/// Returns an address in the form that the programs compare.
 pub(super) fn packed(address: IpAddr) -> Address {
     let ipv6 = match address {
         IpAddr::V4(ipv4) => ipv4.to_ipv6_mapped(),
@@ -99,8 +100,8 @@ pub(super) fn packed(address: IpAddr) -> Address {
 mod tests {
     use super::*;
 
-    fn assigned(dns: &[&str]) -> Assigned {
-        Assigned {
+    fn assigned(dns: &[&str]) -> Assignment {
+        Assignment {
             ipv4: Some("10.77.0.2".parse().unwrap()),
             ipv6: Some("fd77::2".parse().unwrap()),
             mtu: 1500,
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_usable_resolver_of_each_family_is_taken() {
+    fn the_first_usable_resolver_of_each_family_is_chosen() {
         let bad = ["127.0.0.1", "224.0.0.1", "::1", "fe80::1", "::ffff:9.9.9.9", "169.254.1.1"];
         assert_eq!(Addresses::resolvers(&assigned(&bad)), Addresses::default());
         let good = ["127.0.0.1", "9.9.9.9", "8.8.8.8", "2620:fe::fe", "2620:fe::9"];
@@ -120,9 +121,9 @@ mod tests {
 
     #[test]
     fn a_family_without_a_persistent_address_has_no_resolver() {
-        let only4 = Assigned { ipv6: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
+        let only4 = Assignment { ipv6: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
         assert_eq!(Addresses::resolvers(&only4).ipv6, None);
-        let only6 = Assigned { ipv4: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
+        let only6 = Assignment { ipv4: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
         assert_eq!(Addresses::resolvers(&only6).ipv4, None);
     }
 }

@@ -1,11 +1,12 @@
-//! The programs in the kernel: loaded, attached, pinned, and replaced by those of the next agent.
+//! The eBPF programs in the kernel: loads, attaches and pins them, and replaces those of an earlier
+//! agent.
 //!
-//! Every start loads new programs with a configuration of their own, attaches them beside those of
-//! the last agent and then removes the old ones: both do the same, so there is no moment in which a
-//! mobile process goes unmarked, and it does not matter whether the programs, the configuration or
-//! its layout have changed. Only the counters are handed on, what was asked of resolvers and is not
-//! answered yet, which MPTCP connections are mobile, the accounts of mobile processes, and the key
-//! by which the programs know the agent.
+//! Every start loads new programs with a configuration of their own, attaches them beside the old
+//! ones and then removes the old ones. Both sets do the same, so a mobile process is marked at
+//! every moment, and programs, configuration and layout may change between versions. The new
+//! generation takes over only some maps: the counters, the DNS queries that are not answered yet,
+//! which MPTCP connections are mobile, the traffic accounts, and the key by which the programs
+//! recognise the agent.
 
 use std::{
     fs::File,
@@ -30,31 +31,31 @@ pub(crate) use super::bpf_error::BpfError;
 use super::{
     account::AccountMaps,
     addresses::{AddressMap, Addresses},
+    attach_scope::PacketPrograms,
     bpf_error::Result,
     bpf_log,
     bypass::BypassMap,
     cgroup::MobileCgroup,
     deadline::DeadlineMap,
-    extent::Extent,
     features, link,
     pins::{self, Generation},
 };
 use crate::config::OnFailure;
 
-/// The object built from mobile-ebpf.
+/// The object file built from the crate `mobile-ebpf`.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
 
 /// The hook of [`program::SETSOCKOPT`] (`enum bpf_attach_type`).
 const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 
-/// The constant of the programs of that name.
-const TELLS_SUBFLOWS: &str = "TELLS_SUBFLOWS";
+/// The name of a constant in the object file: whether the kernel can recognise MPTCP subflows.
+const RECOGNISES_SUBFLOWS: &str = "RECOGNISES_SUBFLOWS";
 
-/// The map aya-log keeps its messages in.
+/// The map in which aya-log keeps its messages.
 const LOGS: &str = "AYA_LOGS";
 
-/// What a new generation takes over from the last.
-const HANDED_ON: [&str; 7] = [
+/// The maps that a new generation takes over from the last.
+const INHERITED_MAPS: [&str; 7] = [
     map::VERDICTS,
     map::EVENTS,
     map::QUERIES,
@@ -64,28 +65,30 @@ const HANDED_ON: [&str; 7] = [
     map::ACCOUNTS,
 ];
 
-/// How sockets of mobile processes are marked, and what follows from the mark.
+/// The settings of the programs: how they mark sockets of mobile processes, and what follows from
+/// the mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Marking<'a> {
-    /// The bits to set.
+    /// The mark to set.
     pub(crate) mark: u32,
-    /// The bits of the mark that are ours.
+    /// The bits of the mark that the agent uses.
     pub(crate) mask: u32,
-    /// Whether the programs send a message for every change, at level `debug`.
+    /// Whether the programs log every change, at level `debug`.
     pub(crate) log: bool,
-    /// The interface index of the host virtual device: what is marked leaves by no other.
+    /// The interface index of the host virtual device, the only one that marked packets may leave
+    /// by.
     pub(crate) device: u32,
-    /// But these destinations are reached directly.
+    /// The networks that mobile processes reach without the tunnel.
     pub(crate) bypass: &'a [IpNet],
-    /// Where queries go.
+    /// The relay's resolvers, which get the DNS queries of mobile processes.
     pub(crate) resolvers: Addresses,
-    /// From where.
+    /// The persistent addresses in force.
     pub(crate) persistent: Addresses,
-    /// Whether mobile processes wait for a session, or only for a while.
+    /// Whether new connections wait or go direct while there is no session.
     pub(crate) on_failure: OnFailure,
 }
 
-/// The programs in force. Dropping it, or being killed, leaves them in force.
+/// The programs in force. They stay in force after this value is dropped or the agent is killed.
 pub(crate) struct Selector {
     ebpf: Ebpf,
     verdicts: PerCpuArray<MapData, u64>,
@@ -97,101 +100,102 @@ pub(crate) struct Selector {
     deadline: DeadlineMap,
     config: ProgramConfig,
     config_map: Array<MapData, ProgramConfig>,
-    extent: Extent,
+    packet_programs: PacketPrograms,
     account_maps: AccountMaps,
     adopted: bool,
 }
 
 impl Selector {
-    /// Puts the programs in force for the network namespace of the calling thread, in place of those an earlier agent
-    /// left in `pin_dir`. A failure leaves those as they were.
+    /// Loads and attaches the programs for the calling thread's network namespace, in place of
+    /// those that an earlier agent left in `pin_dir`. An error leaves the earlier ones in force.
     pub(crate) fn load_or_adopt(pin_dir: &Path, cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Self> {
         raise_memlock();
         let config = config_of(cgroup, marking)?;
         pins::ensure_dir(pin_dir)?;
         pins::assert_ours(pin_dir)?;
-        let tells_subflows = features::tells_subflows()?;
-        let result = Self::load(pin_dir, cgroup.cgroup2().mount(), cgroup, config, marking, tells_subflows);
+        let recognises_subflows = features::recognises_mptcp_subflows()?;
+        let result =
+            Self::load(pin_dir, cgroup.cgroup2().mount(), cgroup, config, marking, recognises_subflows);
         if result.is_err() && pins::generations(pin_dir).is_ok_and(|left| left.is_empty()) {
             pins::remove(pin_dir)?;
         }
         result
     }
 
-    /// Whether an earlier agent's programs were there.
+    /// Returns whether an earlier agent's programs were replaced.
     pub(crate) fn adopted(&self) -> bool {
         self.adopted
     }
 
-    /// How often the programs decided what, since they were first loaded.
+    /// Returns how often the programs made each decision since they were first loaded.
     pub(crate) fn verdicts(&self) -> Result<Vec<(MarkVerdict, u64)>> {
         let sum = |verdict: MarkVerdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
         MarkVerdict::COUNTED.into_iter().map(sum).collect()
     }
 
-    /// How often what happened to queries and packets, since the programs were first loaded.
+    /// Returns how often each event occurred since the programs were first loaded.
     pub(crate) fn events(&self) -> Result<Vec<(CountedEvent, u64)>> {
         let sum = |event: CountedEvent| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
         CountedEvent::ALL.into_iter().map(sum).collect()
     }
 
-    /// Returns the maps of the accounts of mobile processes.
+    /// Returns the maps of the traffic accounts.
     pub(crate) fn account_maps(&self) -> &AccountMaps {
         &self.account_maps
     }
 
-    /// Opens the accounts in this process itself.
+    /// Opens the traffic accounts in this process.
     #[cfg(test)]
     pub(super) fn accounts(&self) -> super::account::Accounts {
         let descriptors = self.account_maps.descriptors().map(|map| map.try_clone_to_owned().unwrap());
         super::account::Accounts::from_descriptors(descriptors).unwrap()
     }
 
-    /// Returns the secret by which the programs recognise the agent when it sets a mark.
+    /// Returns the key by which the programs recognise the agent when it sets a mark.
     pub(crate) fn key(&self) -> u64 {
         self.config.key
     }
 
-    /// From now on queries go there.
+    /// Sets the resolvers that DNS queries of mobile processes are redirected to.
     pub(crate) fn set_resolvers(&mut self, resolvers: Addresses) -> Result<()> {
         self.resolvers.set(resolvers)
     }
 
-    /// From now on these are the persistent addresses.
+    /// Sets the persistent addresses.
     pub(crate) fn set_persistent(&mut self, persistent: Addresses) -> Result<()> {
         self.persistent.set(persistent)
     }
 
-    /// There is a session: mobile processes go by the tunnel for a while more.
-    pub(crate) fn put_off_deadline(&mut self, on_failure: OnFailure) -> Result<()> {
-        self.deadline.put_off(on_failure)
+    /// Extends the deadline after which new connections of mobile processes go direct.
+    pub(crate) fn extend_deadline(&mut self, on_failure: OnFailure) -> Result<()> {
+        self.deadline.extend(on_failure)
     }
 
-    /// From now on the processes of this cgroup are mobile too; 0 is none.
+    /// Makes the processes of this cgroup mobile too; 0 means no cgroup.
     pub(crate) fn set_slice(&mut self, id: u64) -> Result<()> {
         if id != 0 {
-            self.widen()?;
+            self.attach_to_root()?;
         }
         self.config.slice_id = id;
         self.config_map.set(0, &self.config, 0).map_err(map_error(map::CONFIG))
     }
 
-    /// From now on everybody's sockets are watched, not only those that mobile processes made: before a process becomes mobile
-    /// that may have others.
-    pub(crate) fn widen(&mut self) -> Result<()> {
-        self.extent.widen(&mut self.ebpf)
+    /// Attaches the packet programs to the root of the hierarchy, so that they see the sockets of
+    /// all processes. Call this before a process that may hold sockets becomes mobile.
+    pub(crate) fn attach_to_root(&mut self) -> Result<()> {
+        self.packet_programs.attach_to_root(&mut self.ebpf)
     }
 
-    /// Nobody is mobile: nobody's sockets need watching, until the next who is made some.
-    pub(crate) fn narrow(&mut self) -> Result<()> {
-        // Somebody may run in the slice that came a moment ago.
+    /// Detaches the packet programs from the root, once no process is mobile.
+    pub(crate) fn detach_from_root(&mut self) -> Result<()> {
+        // A process may run in a slice that has just appeared.
         if self.config.slice_id != 0 {
             return Ok(());
         }
-        self.extent.narrow()
+        self.packet_programs.detach_from_root()
     }
 
-    /// From now on mobile processes may reach a network directly, if a route leads there.
+    /// Lets mobile processes reach a network without the tunnel, if a route leads there.
     pub(crate) fn add_bypass(&mut self, net: IpNet) -> Result<()> {
         let added = self.bypass.add(net);
         if matches!(added, Err(BpfError::Full { .. })) {
@@ -200,12 +204,12 @@ impl Selector {
         added
     }
 
-    /// How often a network was refused because there was no place for it, since this agent started.
+    /// Returns how many networks were refused because the map was full, since this agent started.
     pub(crate) fn bypass_full(&self) -> u64 {
         self.bypass_full
     }
 
-    /// From now on they may not.
+    /// Stops bypassing a network.
     pub(crate) fn remove_bypass(&mut self, net: IpNet) -> Result<()> {
         self.bypass.remove(net)
     }
@@ -221,15 +225,15 @@ impl Selector {
         cgroup: &MobileCgroup,
         config: ProgramConfig,
         marking: Marking<'_>,
-        tells_subflows: bool,
+        recognises_subflows: bool,
     ) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
         let config = ProgramConfig { key: key_of(&older).unwrap_or_else(rand::random), ..config };
         let generation = Generation::after(pin_dir, &older)?;
-        for name in HANDED_ON {
-            hand_on(name, &older, &generation);
+        for name in INHERITED_MAPS {
+            inherit_map(name, &older, &generation);
         }
-        let mut ebpf = load_object(&generation, tells_subflows)?;
+        let mut ebpf = load_object(&generation, recognises_subflows)?;
         let mut bypass = BypassMap::take(&mut ebpf)?;
         for net in marking.bypass {
             bypass.add(*net)?;
@@ -244,7 +248,7 @@ impl Selector {
             map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
         }
         let mut deadline = DeadlineMap::take(&mut ebpf)?;
-        deadline.put_off(marking.on_failure)?;
+        deadline.extend(marking.on_failure)?;
         let config_map = ebpf.take_map(map::CONFIG).ok_or(BpfError::Missing(map::CONFIG))?;
         let mut config_map = Array::try_from(config_map).map_err(map_error(map::CONFIG))?;
         config_map.set(0, &config, 0).map_err(map_error(map::CONFIG))?;
@@ -253,26 +257,29 @@ impl Selector {
             load_program(&mut ebpf, name, &generation)?;
             attach(&mut ebpf, name, &root, generation.path("link", name))?;
         }
-        if features::tells_namespaces_of_options()? {
+        if features::setsockopt_has_netns_cookie()? {
             load_program(&mut ebpf, program::SETSOCKOPT, &generation)?;
             attach(&mut ebpf, program::SETSOCKOPT, &root, generation.path("link", program::SETSOCKOPT))?;
         } else {
-            tracing::info!("processes with CAP_NET_RAW may set any mark (SO_MARK) on this kernel, also ours");
+            tracing::info!(
+                "this kernel lets processes with CAP_NET_RAW set any mark (SO_MARK), including the agent's"
+            );
         }
-        let mut extent = Extent::put_in_force(&mut ebpf, root, cgroup, &generation)?;
-        // Those who are mobile already, since an earlier agent, may have been attached with sockets of theirs.
-        let anybody = cgroup.pids().map_or(true, |pids| !pids.is_empty());
-        if config.slice_id != 0 || (!older.is_empty() && anybody) {
-            extent.widen(&mut ebpf)?;
+        let mut packet_programs = PacketPrograms::attach_to_mobile(&mut ebpf, root, cgroup, &generation)?;
+        // Processes that an earlier agent made mobile may hold sockets from before.
+        let any_mobile = cgroup.pids().map_or(true, |pids| !pids.is_empty());
+        if config.slice_id != 0 || (!older.is_empty() && any_mobile) {
+            packet_programs.attach_to_root(&mut ebpf)?;
         }
         let verdicts = counters(&mut ebpf, map::VERDICTS)?;
         let events = counters(&mut ebpf, map::EVENTS)?;
         let account_maps = AccountMaps::take(&mut ebpf)?;
         generation.keep();
         for dir in &older {
-            // Not fatal: two sets in force do what one does, and the next start removes it.
+            // Not fatal: two sets in force have the same effect as one, and the next start removes
+            // the old one.
             if let Err(error) = pins::remove(dir) {
-                tracing::warn!("programs of an earlier agent stay: {error}");
+                tracing::warn!(%error, "cannot remove the eBPF programs of an earlier agent; they stay in force");
             }
         }
         let adopted = !older.is_empty();
@@ -288,14 +295,14 @@ impl Selector {
             deadline,
             config,
             config_map,
-            extent,
+            packet_programs,
             account_maps,
             adopted,
         })
     }
 }
 
-/// Returns the programs' configuration, with a key of 0.
+/// Returns the programs' configuration, with 0 as the key.
 fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<ProgramConfig> {
     Ok(ProgramConfig {
         cgroup_id: cgroup.id(),
@@ -311,57 +318,59 @@ fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<ProgramConfi
     })
 }
 
-/// Refuses a `pin_dir` in which another user could put programs of its own. The agent makes a
-/// directory that does not exist.
+/// Returns an error if another user could put programs into `pin_dir`. A directory that does not
+/// exist is fine: the agent creates it.
 pub(crate) fn assert_pins_are_ours(pin_dir: &Path) -> Result<()> {
     if pin_dir.exists() { pins::assert_ours(pin_dir) } else { Ok(()) }
 }
 
-/// For cleaning up: removes `pin_dir`, and with it the programs: the kernel detaches them within milliseconds. Says
-/// whether there was anything.
+/// Removes `pin_dir` and with it the programs, which the kernel detaches within milliseconds.
+/// Returns whether the directory existed.
 pub(crate) fn remove(pin_dir: &Path) -> Result<bool> {
     pins::remove(pin_dir)
 }
 
 /// Pins a map of the last generation in the new one, where the loader finds and uses it.
-fn hand_on(name: &str, older: &[PathBuf], generation: &Generation) {
+fn inherit_map(name: &str, older: &[PathBuf], generation: &Generation) {
     let to = generation.path("map", name);
-    // An earlier version may not have had it.
+    // A generation of an earlier version may lack the map.
     for from in older.iter().rev().map(|dir| pins::pin(dir, "map", name)).filter(|from| from.exists()) {
         match MapData::from_pin(&from)
             .map_err(|e| e.to_string())
             .and_then(|m| m.pin(&to).map_err(|e| e.to_string()))
         {
             Ok(()) => return,
-            Err(error) => tracing::warn!("cannot go on using {}: {error}", from.display()),
+            Err(error) => {
+                tracing::warn!(map = %from.display(), error, "cannot take over a map of the earlier agent");
+            }
         }
     }
 }
 
 /// Returns the key of the last generation, whose programs are still in force when the next ones are
-/// attached; `None` after a version that had no key.
+/// attached; `None` after a version without a key.
 fn key_of(older: &[PathBuf]) -> Option<u64> {
     let config = MapData::from_pin(pins::pin(older.last()?, "map", map::CONFIG)).ok()?;
     let config = Array::<_, ProgramConfig>::try_from(Map::Array(config)).ok()?;
     Some(config.get(&0, 0).ok()?.key)
 }
 
-fn load_object(generation: &Generation, tells_subflows: bool) -> Result<Ebpf> {
-    let pins = HANDED_ON.map(|name| (name, generation.path("map", name)));
-    let subflows = u8::from(tells_subflows);
+fn load_object(generation: &Generation, recognises_subflows: bool) -> Result<Ebpf> {
+    let pins = INHERITED_MAPS.map(|name| (name, generation.path("map", name)));
+    let subflows = u8::from(recognises_subflows);
     let load = || {
         let mut loader = EbpfLoader::new();
-        loader.override_global(TELLS_SUBFLOWS, &subflows, true);
+        loader.override_global(RECOGNISES_SUBFLOWS, &subflows, true);
         for (name, path) in &pins {
             loader.map_pin_path(name, path.as_path());
         }
         loader.load(OBJECT)
     };
-    // Each of them may be of another shape.
-    for _ in HANDED_ON {
+    // Each of the maps may have another layout.
+    for _ in INHERITED_MAPS {
         match load() {
             Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { name, property, .. })) => {
-                tracing::warn!("{name} starts again: that of the earlier agent has another {property}");
+                tracing::warn!("discarding pinned map {name}: incompatible {property}");
                 let path = generation.path("map", &name);
                 std::fs::remove_file(&path).map_err(|source| BpfError::Io {
                     action: "remove",
@@ -375,7 +384,7 @@ fn load_object(generation: &Generation, tells_subflows: bool) -> Result<Ebpf> {
     Ok(load()?)
 }
 
-/// Loads and pins a program.
+/// Loads a program and pins it.
 pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str, generation: &Generation) -> Result<()> {
     let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
     match program {
@@ -403,10 +412,10 @@ fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, name: &'static str) -> 
     Ok(counters.get(&index, 0).map_err(map_error(name))?.iter().sum())
 }
 
-/// Attaches a loaded program to a cgroup, and pins its link.
+/// Attaches a loaded program to a cgroup and pins its link.
 pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: PathBuf) -> Result<()> {
     let failed = |source| BpfError::Program { name, source };
-    // Only this mode goes with a link; links of one cgroup run one after another whatever the mode.
+    // Links require this mode; the links of one cgroup run one after another whatever the mode.
     let mode = CgroupAttachMode::Single;
     let link: std::result::Result<FdLink, LinkError> =
         match ebpf.program_mut(name).ok_or(BpfError::Missing(name))? {
@@ -435,11 +444,11 @@ pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: Pa
     Ok(())
 }
 
-/// Linux before 5.11 charges maps to RLIMIT_MEMLOCK; later ones do not care, nor do those of a service that may not
-/// raise it (CAP_SYS_RESOURCE).
+/// Raises RLIMIT_MEMLOCK, which Linux before 5.11 charges maps to. Ignores an error: later kernels
+/// do not need it, and a service may lack the right (CAP_SYS_RESOURCE).
 fn raise_memlock() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-        tracing::debug!("RLIMIT_MEMLOCK stays as it is: {error}");
+        tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK");
     }
 }
 
@@ -450,47 +459,48 @@ fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::probe::{Place, Probe};
+    use crate::selection::sandbox::{Probe, Sandbox};
 
     #[test]
-    fn a_failed_start_removes_what_it_created_and_leaves_what_was_there() {
-        Place::with(|place| {
+    fn a_failed_start_removes_what_it_created_and_keeps_the_earlier_programs() {
+        Sandbox::with(|sandbox| {
             let config = ProgramConfig::default();
-            pins::ensure_dir(&place.pin_dir).unwrap();
-            // Programs load, but this is no cgroup to attach them to.
+            pins::ensure_dir(&sandbox.pin_dir).unwrap();
+            // The programs load, but this is not a cgroup to attach them to.
             let root = Path::new("/proc");
-            let load = || Selector::load(&place.pin_dir, root, &place.cgroup, config, place.marking, true);
+            let load =
+                || Selector::load(&sandbox.pin_dir, root, &sandbox.cgroup, config, sandbox.marking, true);
             let failed = load();
             assert!(matches!(failed.err().unwrap(), BpfError::Program { .. }));
-            assert!(pins::generations(&place.pin_dir).unwrap().is_empty());
+            assert!(pins::generations(&sandbox.pin_dir).unwrap().is_empty());
 
-            drop(place.load());
-            let before = pins::generations(&place.pin_dir).unwrap();
+            drop(sandbox.load());
+            let before = pins::generations(&sandbox.pin_dir).unwrap();
             assert!(load().is_err());
-            assert_eq!(pins::generations(&place.pin_dir).unwrap(), before);
-            assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
+            assert_eq!(pins::generations(&sandbox.pin_dir).unwrap(), before);
+            assert_eq!(sandbox.mobile().open("tcp4"), sandbox.marking.mark);
         });
     }
 
     #[test]
-    fn a_mobile_process_gets_no_mptcp_socket_where_the_kernel_cannot_tell_its_subflows() {
-        Place::with(|place| {
-            let config = config_of(&place.cgroup, place.marking).unwrap();
-            pins::ensure_dir(&place.pin_dir).unwrap();
-            let root = place.cgroup.cgroup2().mount();
-            for tells_subflows in [true, false] {
+    fn a_mobile_process_gets_no_mptcp_socket_if_the_kernel_cannot_recognise_its_subflows() {
+        Sandbox::with(|sandbox| {
+            let config = config_of(&sandbox.cgroup, sandbox.marking).unwrap();
+            pins::ensure_dir(&sandbox.pin_dir).unwrap();
+            let root = sandbox.cgroup.cgroup2().mount();
+            for recognises_subflows in [true, false] {
                 let _selector = Selector::load(
-                    &place.pin_dir,
+                    &sandbox.pin_dir,
                     root,
-                    &place.cgroup,
+                    &sandbox.cgroup,
                     config,
-                    place.marking,
-                    tells_subflows,
+                    sandbox.marking,
+                    recognises_subflows,
                 )
                 .unwrap();
-                let mobile = place.mobile().try_open("mptcp4");
-                assert_eq!(mobile, if tells_subflows { "opened" } else { "EPERM" });
-                assert_eq!(place.mobile().open("tcp4"), place.marking.mark);
+                let mobile = sandbox.mobile().try_open("mptcp4");
+                assert_eq!(mobile, if recognises_subflows { "opened" } else { "EPERM" });
+                assert_eq!(sandbox.mobile().open("tcp4"), sandbox.marking.mark);
                 assert_eq!(Probe::start().try_open("mptcp4"), "opened");
             }
         });

@@ -1,4 +1,4 @@
-//! What can go wrong with the programs, and what to do about it.
+//! The errors of the eBPF programs, with the next step for each.
 
 use std::{io, path::PathBuf};
 
@@ -11,16 +11,16 @@ use aya::{
 
 pub(super) type Result<T> = std::result::Result<T, BpfError>;
 
-/// What can go wrong with the programs.
+/// Errors of the eBPF programs.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BpfError {
-    /// The place for pins cannot hold any.
-    #[error("{0} is not on a BPF file system; name a directory below /sys/fs/bpf in `[bpf] pin_dir`")]
+    /// The directory for pins is not on a BPF file system.
+    #[error("{0} is not on a BPF file system; set `[bpf] pin_dir` to a directory below /sys/fs/bpf")]
     NotBpffs(PathBuf),
     /// Another user could replace the agent's maps and programs.
     #[error(
-        "{path} {fault}, so another user could replace the eBPF programs; make it root's alone (chown root, chmod 755), \
-         or name another directory in `[bpf] pin_dir`"
+        "{path} {fault}, so another user could replace the eBPF programs; give it to root alone (chown root, chmod 755), \
+         or set `[bpf] pin_dir` to another directory"
     )]
     UnsafePin {
         /// The pin, or a directory above it.
@@ -28,87 +28,87 @@ pub(crate) enum BpfError {
         /// The user who owns it or may write to it.
         fault: String,
     },
-    /// A failure outside the BPF system call.
+    /// An operation on a file or directory failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation, as a verb.
         action: &'static str,
-        /// To what.
+        /// The path of the file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The cause of the failure.
         source: io::Error,
     },
-    /// The kernel does not tell one network namespace from another.
+    /// The kernel cannot identify network namespaces.
     #[error("cannot identify the network namespace (SO_NETNS_COOKIE): {0}; Linux 5.14 or later is needed")]
     Namespace(io::Error),
-    /// The object could not be loaded.
-    #[error("cannot load the eBPF programs: {0}; `mobile check` says what is missing")]
+    /// The object file could not be loaded.
+    #[error("cannot load the eBPF programs: {0}; run `mobile check` to find the cause")]
     Load(#[from] EbpfError),
     /// The kernel's support for a helper could not be determined.
     #[error(
-        "cannot find out whether the kernel has the eBPF helper {helper}: {source}; `mobile check` says what is missing"
+        "cannot determine whether the kernel has the eBPF helper {helper}: {source}; run `mobile check` to find the cause"
     )]
     Feature {
         /// The name of the helper in the kernel.
         helper: String,
-        /// The cause.
+        /// The cause of the failure.
         source: ProgramError,
     },
     /// One program could not be loaded or attached.
-    #[error("cannot load or attach the eBPF program {name}: {source}; `mobile check` says what is missing")]
+    #[error("cannot load or attach the eBPF program {name}: {source}; run `mobile check` to find the cause")]
     Program {
-        /// Which.
+        /// The name of the object.
         name: &'static str,
-        /// Why not.
+        /// The cause of the failure.
         source: ProgramError,
     },
-    /// A program that has no link to pin (Linux before 5.7).
+    /// The program has no link that could be pinned (Linux before 5.7).
     #[error("the eBPF program {name} cannot outlive the agent: {source}; Linux 5.7 or later is needed")]
     Link {
-        /// Which.
+        /// The name of the object.
         name: &'static str,
-        /// Why not.
+        /// The cause of the failure.
         source: LinkError,
     },
     /// A program could not be attached and pinned by bpf(2) itself.
     #[error(
-        "cannot attach the eBPF program {name} and pin it at {path}: {source}; `mobile check` says what is missing"
+        "cannot attach the eBPF program {name} and pin it at {path}: {source}; run `mobile check` to find the cause"
     )]
     PinLink {
         /// The name of the program.
         name: &'static str,
         /// The path of the pin.
         path: PathBuf,
-        /// The cause.
+        /// The cause of the failure.
         source: io::Error,
     },
-    /// Something could not be pinned.
+    /// A program, map or link could not be pinned.
     #[error("cannot pin {path}: {source}")]
     Pin {
-        /// Where.
+        /// The path of the pin.
         path: PathBuf,
-        /// Why not.
+        /// The cause of the failure.
         source: PinError,
     },
     /// A map could not be used.
     #[error("cannot use the eBPF map {name}: {source}")]
     Map {
-        /// Which.
+        /// The name of the object.
         name: &'static str,
-        /// Why not.
+        /// The cause of the failure.
         source: MapError,
     },
-    /// A map has no place left.
+    /// A map is full.
     #[error("the eBPF map {name} is full: it holds {entries} entries; {next_step}")]
     Full {
-        /// Which.
+        /// The name of the object.
         name: &'static str,
-        /// How many it holds.
+        /// The number of entries that the map holds.
         entries: u32,
-        /// What to do.
+        /// The step that solves the problem.
         next_step: &'static str,
     },
-    /// The object lacks something it is built with.
+    /// The object file lacks a program or map.
     #[error("the eBPF object of this build has no {0}; build again with `cargo xtask build`")]
     Missing(&'static str),
     /// The messages of the programs cannot be read.

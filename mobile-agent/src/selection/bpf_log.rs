@@ -1,4 +1,4 @@
-//! The messages of the programs in the agent's log.
+//! Forwards the log messages of the eBPF programs to the agent's log.
 
 use aya::Ebpf;
 use aya_log::EbpfLogger;
@@ -6,11 +6,12 @@ use tokio::{io::unix::AsyncFd, task::JoinHandle};
 
 use super::bpf_error::{BpfError, Result};
 
-/// Forwards the messages of these programs to `tracing`, until the task is aborted.
+/// Forwards the messages of these programs to `tracing` until the task is aborted.
 pub(super) fn spawn(ebpf: &mut Ebpf) -> Result<JoinHandle<()>> {
     let logger = EbpfLogger::init_with_logger(ebpf, ToTracing);
     let logger = logger.map_err(|error| BpfError::Logs(error.to_string()))?;
-    // SAFETY: the logger owns its descriptor, and neither closes nor changes it before it is dropped.
+    // SAFETY: the logger owns its descriptor, and neither closes nor changes it before it is
+    // dropped.
     let logger = unsafe { AsyncFd::register(logger) };
     let mut logger = logger.map_err(|error| BpfError::Logs(error.to_string()))?;
     Ok(tokio::spawn(async move {
@@ -21,7 +22,7 @@ pub(super) fn spawn(ebpf: &mut Ebpf) -> Result<JoinHandle<()>> {
     }))
 }
 
-/// The messages of the programs, in the words of `tracing`.
+/// A logger that passes each record on to `tracing` at the same level.
 struct ToTracing;
 
 impl log::Log for ToTracing {

@@ -1,4 +1,5 @@
-//! Which destinations mobile processes reach directly: the map behind `is_bypassed` in `mobile-ebpf/src/dns.rs`.
+//! The programs' map of the networks that mobile processes reach without the tunnel: see
+//! `is_bypassed` in `mobile-ebpf/src/dns.rs`.
 
 use aya::{
     Ebpf,
@@ -12,7 +13,7 @@ use super::{
     bpf_error::{BpfError, Result},
 };
 
-/// The programs' map of what mobile processes reach directly.
+/// The map of the bypassed networks.
 pub(super) struct BypassMap(LpmTrie<MapData, Address, u8>);
 
 impl BypassMap {
@@ -27,7 +28,7 @@ impl BypassMap {
                 BpfError::Full {
                     name: map::BYPASS,
                     entries: map::BYPASS_ENTRIES,
-                    next_step: "bypass larger networks in place of many small ones",
+                    next_step: "bypass larger networks instead of many small ones",
                 }
             }
             _ => failed(map::BYPASS)(error),
@@ -40,7 +41,7 @@ impl BypassMap {
 }
 
 fn prefix(net: IpNet) -> Key<Address> {
-    // Of an IPv4-mapped address the first 96 bits are always the same.
+    // The first 96 bits of an IPv4-mapped address are always the same.
     let length = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { 96 } else { 0 };
     Key::new(length, packed(net.network()))
 }

@@ -1,8 +1,9 @@
 //! The MOBILE attribute of a process: membership of the mobile cgroup.
 //!
-//! Children inherit it across fork, as the paper asks. Below the mobile cgroup the path a process came from is kept
-//! as a path of directories: one that was in `/user.slice/a.scope` is mobile in `<mobile>/from/user.slice/a.scope`. So
-//! any process, and any descendant of it, can be put back where it came from, by any later agent.
+//! Children inherit the membership across fork, as the paper asks. Directories below the mobile
+//! cgroup preserve the path of the cgroup that a process came from: one from `/user.slice/a.scope`
+//! is mobile in `<mobile>/from/user.slice/a.scope`. So any later agent can move the process, and
+//! any descendant of it, back.
 
 use std::{
     fs,
@@ -18,90 +19,92 @@ use super::{
     slice::Slice,
 };
 
-/// The directory below the mobile cgroup that mirrors the origins.
+/// The directory below the mobile cgroup that mirrors the processes' former cgroups.
 const FROM: &str = "from";
 
-/// How often `remove` goes over the tree: a process that forks while it is moved leaves a child behind, which the
-/// next pass moves; one that forks faster than ten passes is not cleaned up but reported.
+/// The number of passes that `remove` makes over the tree. A process that forks while it is moved
+/// leaves a child behind, which the next pass moves; a process that forks faster than ten passes is
+/// reported instead.
 const REMOVE_PASSES: u32 = 10;
 
-/// Between two passes of `remove`: exiting processes hold their cgroup a moment longer than their /proc entry.
+/// The pause between two passes of `remove`: an exiting process stays in its cgroup a moment longer
+/// than in `/proc`.
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What can go wrong with the mobile cgroup.
+/// Errors of the mobile cgroup.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {
-    /// The kernel has no cgroup2 hierarchy mounted.
+    /// No cgroup2 hierarchy is mounted.
     #[error(
-        "no cgroup2 file system is mounted, and the MOBILE attribute is membership of a cgroup of it; \
+        "no cgroup2 file system is mounted, and mobile processes are those of a cgroup in it; \
          mount one: `mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified`"
     )]
     NoCgroup2,
-    /// A configured path that is on no cgroup2 mount.
-    #[error("{path} is not below a cgroup2 mount (there is one at {mount}); correct `[cgroup] path`")]
+    /// The configured path is not on a cgroup2 mount.
+    #[error("{path} is not below a cgroup2 mount, such as the one at {mount}; correct `[cgroup] path`")]
     Outside {
-        /// The configured path.
+        /// The path in the configuration.
         path: PathBuf,
-        /// A mount that would do.
+        /// A cgroup2 mount that could be used.
         mount: PathBuf,
     },
     /// The configured path is the root of the hierarchy: every process would be mobile.
     #[error(
-        "{0} is the root of cgroup2: every process would be mobile; name a directory below it in `[cgroup] path`"
+        "{0} is the root of cgroup2, so every process would be mobile; set `[cgroup] path` to a directory below it"
     )]
     Root(PathBuf),
     /// A cgroup namespace hides the root of the hierarchy.
     #[error(
-        "the cgroup2 mount at {0} shows only a part of the hierarchy (a container with its own cgroup namespace?); \
+        "the cgroup2 mount at {0} shows only a part of the hierarchy, as in a container with its own cgroup namespace; \
          run the agent in the host's cgroup namespace"
     )]
     Namespace(PathBuf),
-    /// There is no such process (any more).
+    /// The process does not exist.
     #[error("there is no process {0}")]
     NoProcess(i32),
-    /// It is mobile by the slice, and systemd's processes are not ours to move.
+    /// The process is mobile by the slice, and only systemd may move processes of the slice.
     #[error(
-        "process {pid} is mobile because systemd runs it in {slice}: give its unit another `Slice=`, and restart it"
+        "process {pid} is mobile because systemd runs it in {slice}: set another `Slice=` in its unit and restart the unit"
     )]
     InSlice {
-        /// The process.
+        /// The ID of the process.
         pid: i32,
-        /// The slice.
+        /// The cgroup of the slice.
         slice: PathBuf,
     },
-    /// Somebody removed the mobile cgroup.
+    /// Another program removed the mobile cgroup.
     #[error(
         "the mobile cgroup {0} was removed while the agent ran: restart the agent (`systemctl restart mobile`)"
     )]
     Replaced(PathBuf),
-    /// A process could not be moved.
+    /// The kernel did not move a process.
     #[error("cannot move process {pid} to the cgroup {dir}: {source}")]
     Move {
-        /// The process.
+        /// The ID of the process.
         pid: i32,
-        /// Where it was to go.
+        /// The cgroup to move to.
         dir: PathBuf,
-        /// Why not.
+        /// The cause of the failure.
         source: io::Error,
     },
-    /// Processes that would not leave the mobile cgroup.
+    /// Some processes did not leave the mobile cgroup.
     #[error(
-        "{dir} still has processes after several attempts to move them out: {pids:?}; end them and try again"
+        "{dir} still has processes after several attempts to move them: {pids:?}; end them and try again"
     )]
     Busy {
-        /// The mobile cgroup.
+        /// The directory of the mobile cgroup.
         dir: PathBuf,
-        /// Who is still there.
+        /// The processes that are still there.
         pids: Vec<i32>,
     },
     /// Another agent runs with this mobile cgroup.
     #[error(
-        "the mobile cgroup {dir} is in use by a running agent{}: stop that one (`mobile cleanup`), or name another \
-         directory in `[cgroup] path`",
+        "the mobile cgroup {dir} is in use by a running agent{}: stop that agent (`mobile cleanup`), or set \
+         `[cgroup] path` to another directory",
         of_namespace(*.owner)
     )]
     InUse {
-        /// The mobile cgroup.
+        /// The directory of the mobile cgroup.
         dir: PathBuf,
         /// The network namespace of the other agent, if it is known.
         owner: Option<u64>,
@@ -109,34 +112,34 @@ pub(crate) enum CgroupError {
     /// Mobile processes of another network namespace's agent wait in this cgroup.
     #[error(
         "the mobile cgroup {dir} belongs to the agent{}, whose mobile processes wait in it: run `mobile cleanup` \
-         there, or name another directory in `[cgroup] path`",
+         there, or set `[cgroup] path` to another directory",
         of_namespace(Some(*.owner))
     )]
-    Anothers {
-        /// The mobile cgroup.
+    OtherNamespace {
+        /// The directory of the mobile cgroup.
         dir: PathBuf,
         /// The network namespace of the other agent.
         owner: u64,
     },
-    /// Any other failure, with what was being done.
+    /// An operation on a file or directory failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation, as a verb.
         action: &'static str,
-        /// To what.
+        /// The path of the file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The cause of the failure.
         source: io::Error,
     },
 }
 
 fn of_namespace(owner: Option<u64>) -> String {
-    owner.map_or_else(String::new, |owner| format!(" of network namespace {owner} (`lsns -t net`)"))
+    owner.map_or_else(String::new, |owner| format!(" of network namespace {owner} (see `lsns -t net`)"))
 }
 
 pub(super) type Result<T> = std::result::Result<T, CgroupError>;
 
-/// The mobile cgroup.
+/// The mobile cgroup and the slice, whose processes are mobile.
 #[derive(Clone, Debug)]
 pub(crate) struct MobileCgroup {
     cgroup2: Cgroup2,
@@ -148,15 +151,15 @@ pub(crate) struct MobileCgroup {
 }
 
 impl MobileCgroup {
-    /// Finds or makes the mobile cgroup: `path`, or the default one at the root of the first
+    /// Finds or creates the mobile cgroup: `path`, or the default one at the root of the first
     /// cgroup2 mount.
     pub(crate) fn ensure(path: Option<&Path>) -> Result<Self> {
         let (cgroup2, dir) = Self::locate(path)?;
-        fs::create_dir_all(&dir).map_err(io_error("make the cgroup", &dir))?;
+        fs::create_dir_all(&dir).map_err(io_error("create the cgroup", &dir))?;
         Self::at(cgroup2, dir)
     }
 
-    /// The mobile cgroup if there is one, for verbs that must not make it.
+    /// Returns the mobile cgroup if it exists, for verbs that must not create it.
     pub(crate) fn existing(path: Option<&Path>) -> Result<Option<Self>> {
         let (cgroup2, dir) = Self::locate(path)?;
         if dir.is_dir() { Self::at(cgroup2, dir).map(Some) } else { Ok(None) }
@@ -176,74 +179,76 @@ impl MobileCgroup {
     }
 
     fn at(cgroup2: Cgroup2, dir: PathBuf) -> Result<Self> {
-        let id = fs::metadata(&dir).map_err(io_error("look at the cgroup", &dir))?.ino();
+        let id = fs::metadata(&dir).map_err(io_error("inspect the cgroup", &dir))?.ino();
         let path = cgroup2.path(&dir);
         let slice = Slice::new(&cgroup2, None);
         Ok(Self { cgroup2, dir, path, id, slice })
     }
 
-    /// With another slice than `mobile.slice`, if one is named.
+    /// Uses another slice than `mobile.slice`, if one is configured.
     pub(crate) fn with_slice(mut self, dir: Option<&Path>) -> Self {
         self.slice = Slice::new(&self.cgroup2, dir);
         self
     }
 
-    /// The slice whose processes are mobile too.
+    /// Returns the slice whose processes are mobile too.
     pub(crate) fn slice(&self) -> &Slice {
         &self.slice
     }
 
-    /// Its directory.
+    /// Returns the directory of the cgroup.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The hierarchy it is in.
+    /// Returns the cgroup2 hierarchy.
     pub(crate) fn cgroup2(&self) -> &Cgroup2 {
         &self.cgroup2
     }
 
-    /// Its kernel id, which is the inode number of the directory.
+    /// Returns the cgroup's kernel ID, which is the inode number of its directory.
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
-    /// Its depth below the root of the hierarchy.
+    /// Returns the cgroup's depth below the root of the hierarchy.
     pub(crate) fn level(&self) -> u32 {
         depth(&self.path)
     }
 
-    /// Gives a process, with all its threads, the MOBILE attribute. One that has it stays where it is.
+    /// Makes a process mobile, with all its threads. A mobile process stays where it is.
     pub(crate) fn attach(&self, pid: i32) -> Result<()> {
         let origin = cgroup_of(pid)?;
         if origin.starts_with(&self.path) || origin.starts_with(self.slice.path()) {
             return Ok(());
         }
-        // From outside our cgroup namespace there is no path back that we could name: such a process is put back
-        // into the root.
+        // A process from outside this cgroup namespace has no path that could be named here: it
+        // will be moved back to the root.
         let hidden = origin.components().any(|c| c == Component::ParentDir);
         let origin = if hidden { Path::new("/") } else { &origin };
         let dir = join(&self.dir.join(FROM), strip_root(origin));
-        self.assert_there()?;
-        fs::create_dir_all(&dir).map_err(io_error("make the cgroup", &dir))?;
-        // Once more, should the line before have made it.
-        self.assert_there()?;
+        self.assert_unchanged()?;
+        fs::create_dir_all(&dir).map_err(io_error("create the cgroup", &dir))?;
+        // Check again: the line above may have created the mobile cgroup itself.
+        self.assert_unchanged()?;
         move_process(pid, &dir)
     }
 
-    /// The programs know it by its number: another in its place is none of theirs, and what runs in it would go direct.
-    fn assert_there(&self) -> Result<()> {
+    /// Returns an error if the mobile cgroup was removed or replaced. The programs know it by its
+    /// kernel ID, so processes of a new cgroup with the same name would go direct.
+    fn assert_unchanged(&self) -> Result<()> {
         match fs::metadata(&self.dir) {
             Ok(now) if now.ino() == self.id => Ok(()),
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(io_error("look at the cgroup", &self.dir)(source))
+                Err(io_error("inspect the cgroup", &self.dir)(source))
             }
             _ => Err(CgroupError::Replaced(self.dir.clone())),
         }
     }
 
-    /// Takes the attribute from a process and puts it back where it, or the ancestor it has the attribute from, was.
-    /// If that cgroup is gone or takes no processes any more, the nearest above it that does.
+    /// Makes a process ordinary: moves it back to the cgroup that it, or the ancestor that it
+    /// inherits the attribute from, came from. If that cgroup was removed or accepts no processes,
+    /// takes the nearest one above it that does.
     pub(crate) fn detach(&self, pid: i32) -> Result<()> {
         let path = cgroup_of(pid)?;
         if path.starts_with(self.slice.path()) {
@@ -259,17 +264,17 @@ impl MobileCgroup {
                 done => return done,
             }
         }
-        // A bind-mounted part of the hierarchy may not show the origin at all.
+        // A bind-mounted part of the hierarchy may not contain the former cgroup.
         move_process(pid, self.cgroup2.mount()).map_err(|_| last)
     }
 
-    /// Whether a process has the MOBILE attribute.
+    /// Returns whether a process is mobile.
     pub(crate) fn is_mobile(&self, pid: i32) -> Result<bool> {
         let path = cgroup_of(pid)?;
         Ok(path.starts_with(&self.path) || path.starts_with(self.slice.path()))
     }
 
-    /// Every mobile process, in ascending order.
+    /// Returns the IDs of all mobile processes, in ascending order.
     pub(crate) fn pids(&self) -> Result<Vec<i32>> {
         let mut pids = pids_below(&self.dir)?;
         pids.extend(pids_below(self.slice.dir())?);
@@ -278,12 +283,12 @@ impl MobileCgroup {
         Ok(pids)
     }
 
-    /// Returns whether the cgroup holds processes, not counting those of the slice.
+    /// Returns whether the cgroup has processes, not counting those of the slice.
     pub(super) fn has_processes(&self) -> Result<bool> {
         pids_below(&self.dir).map(|pids| !pids.is_empty())
     }
 
-    /// For cleaning up: puts every process back and removes the cgroup. Nothing there is a success.
+    /// Moves every process back and removes the cgroup. Succeeds if the cgroup does not exist.
     pub(crate) fn remove(&self) -> Result<()> {
         for pass in 0..REMOVE_PASSES {
             if pass > 0 {
@@ -295,7 +300,7 @@ impl MobileCgroup {
                     Err(error) => return Err(error),
                 }
             }
-            // Innermost first.
+            // Remove the innermost directories first.
             let busy = tree(&self.dir)?.iter().rev().any(|dir| match fs::remove_dir(dir) {
                 Ok(()) => false,
                 Err(error) => !is_gone(&error),
@@ -308,42 +313,43 @@ impl MobileCgroup {
     }
 }
 
-/// The processes of a cgroup and those below it, in ascending order; none if it is not there.
+/// Returns the processes of a cgroup and of those below it, in ascending order; none if the cgroup
+/// does not exist.
 fn pids_below(cgroup: &Path) -> Result<Vec<i32>> {
     let mut pids = Vec::new();
     for dir in tree(cgroup)? {
         match fs::read_to_string(dir.join("cgroup.procs")) {
             Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
-            // Removed between the listing and the reading.
+            // The cgroup was removed since it was listed.
             Err(error) if is_gone(&error) => {}
             Err(source) => return Err(io_error("list the processes of", &dir)(source)),
         }
     }
-    // 0 stands for a process outside our pid namespace.
+    // The kernel reports 0 for a process outside this PID namespace.
     pids.retain(|&pid| pid > 0);
     pids.sort_unstable();
     pids.dedup();
     Ok(pids)
 }
 
-/// The directories of a cgroup, each before those inside it.
+/// Returns the directories of a cgroup, each before those inside it.
 fn tree(cgroup: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut open = vec![cgroup.to_path_buf()];
-    while let Some(dir) = open.pop() {
+    let mut dirs = Vec::new();
+    let mut pending = vec![cgroup.to_path_buf()];
+    while let Some(dir) = pending.pop() {
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
             Err(error) if is_gone(&error) => continue,
             Err(source) => return Err(io_error("list the cgroup", &dir)(source)),
         };
-        let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
-        open.extend(dirs.map(|e| e.path()));
-        found.push(dir);
+        let subdirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        pending.extend(subdirs.map(|e| e.path()));
+        dirs.push(dir);
     }
-    Ok(found)
+    Ok(dirs)
 }
 
-/// The cgroup2 cgroup of a process, as /proc names it.
+/// Returns the cgroup2 cgroup of a process, as `/proc/PID/cgroup` names it.
 fn cgroup_of(pid: i32) -> Result<PathBuf> {
     let file = PathBuf::from(format!("/proc/{pid}/cgroup"));
     let text = match fs::read_to_string(&file) {
@@ -368,7 +374,8 @@ fn strip_root(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// ENODEV is what a file of a cgroup says that was removed while it was open.
+/// Returns whether an error means that the cgroup or process is gone. A cgroup's file that was open
+/// when the cgroup was removed reports ENODEV.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV))
@@ -381,7 +388,7 @@ pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::probe::{Place, Probe};
+    use crate::selection::sandbox::{Probe, Sandbox};
 
     #[test]
     fn the_root_of_the_hierarchy_is_refused() {
@@ -391,8 +398,8 @@ mod tests {
 
     #[test]
     fn detach_puts_a_process_back_where_it_came_from() {
-        Place::with(|place| {
-            let cgroup = &place.cgroup;
+        Sandbox::with(|sandbox| {
+            let cgroup = &sandbox.cgroup;
             let origin = Origin::make(cgroup, "a b.scope");
             let probe = Probe::start();
             move_process(probe.pid(), &origin.0).unwrap();
@@ -404,7 +411,7 @@ mod tests {
                 assert!(cgroup.is_mobile(probe.pid()).unwrap());
                 assert_eq!(cgroup.pids().unwrap(), [probe.pid()]);
             }
-            // Another agent knows it as well.
+            // Another agent finds the same former cgroup.
             let later = MobileCgroup::ensure(Some(cgroup.dir())).unwrap();
             for _ in 0..2 {
                 later.detach(probe.pid()).unwrap();
@@ -415,38 +422,38 @@ mod tests {
     }
 
     #[test]
-    fn detach_survives_the_end_of_the_origin() {
-        Place::with(|place| {
-            let origin = Origin::make(&place.cgroup, "session.scope");
+    fn detach_works_after_the_former_cgroup_was_removed() {
+        Sandbox::with(|sandbox| {
+            let origin = Origin::make(&sandbox.cgroup, "session.scope");
             let probe = Probe::start();
             move_process(probe.pid(), &origin.0).unwrap();
-            place.cgroup.attach(probe.pid()).unwrap();
+            sandbox.cgroup.attach(probe.pid()).unwrap();
             let above = origin.0.parent().unwrap().to_path_buf();
             fs::remove_dir(&origin.0).unwrap();
-            place.cgroup.detach(probe.pid()).unwrap();
+            sandbox.cgroup.detach(probe.pid()).unwrap();
             let now = cgroup_of(probe.pid()).unwrap();
-            assert_eq!(place.cgroup.cgroup2.dir(&now).unwrap(), above);
+            assert_eq!(sandbox.cgroup.cgroup2.dir(&now).unwrap(), above);
         });
     }
 
     #[test]
-    fn remove_puts_everybody_back_and_leaves_nothing() {
-        Place::with(|place| {
-            let probes = [place.mobile(), place.mobile()];
-            place.cgroup.remove().unwrap();
-            assert!(!place.cgroup.dir().exists());
-            assert!(MobileCgroup::existing(Some(place.cgroup.dir())).unwrap().is_none());
+    fn remove_moves_every_process_back_and_removes_the_cgroup() {
+        Sandbox::with(|sandbox| {
+            let probes = [sandbox.mobile(), sandbox.mobile()];
+            sandbox.cgroup.remove().unwrap();
+            assert!(!sandbox.cgroup.dir().exists());
+            assert!(MobileCgroup::existing(Some(sandbox.cgroup.dir())).unwrap().is_none());
             for probe in &probes {
-                assert!(!place.cgroup.is_mobile(probe.pid()).unwrap());
+                assert!(!sandbox.cgroup.is_mobile(probe.pid()).unwrap());
             }
-            place.cgroup.remove().unwrap();
+            sandbox.cgroup.remove().unwrap();
         });
     }
 
     #[test]
-    fn a_mobile_cgroup_that_somebody_removed_or_made_anew_takes_nobody() {
-        Place::with(|place| {
-            let cgroup = &place.cgroup;
+    fn a_mobile_cgroup_that_was_removed_or_replaced_accepts_no_process() {
+        Sandbox::with(|sandbox| {
+            let cgroup = &sandbox.cgroup;
             let probe = Probe::start();
             fs::remove_dir(cgroup.dir()).unwrap();
             assert!(matches!(cgroup.attach(probe.pid()), Err(CgroupError::Replaced(_))));
@@ -458,18 +465,18 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_is_named() {
-        Place::with(|place| {
+    fn the_error_names_a_process_that_has_ended() {
+        Sandbox::with(|sandbox| {
             let probe = Probe::start();
             let pid = probe.pid();
             probe.kill();
-            for result in [place.cgroup.attach(pid), place.cgroup.detach(pid)] {
+            for result in [sandbox.cgroup.attach(pid), sandbox.cgroup.detach(pid)] {
                 assert!(matches!(result, Err(CgroupError::NoProcess(gone)) if gone == pid));
             }
         });
     }
 
-    /// A cgroup beside the mobile one, removed at the end with the one above it.
+    /// A cgroup beside the mobile one, removed at the end together with its parent.
     struct Origin(PathBuf);
 
     impl Origin {
@@ -482,7 +489,7 @@ mod tests {
 
     impl Drop for Origin {
         fn drop(&mut self) {
-            // Exiting processes hold it for a moment after they are waited for.
+            // Exiting processes stay in the cgroup for a moment after they are waited for.
             for _ in 0..REMOVE_PASSES {
                 let _ = fs::remove_dir(&self.0);
                 match self.0.parent().map(fs::remove_dir) {

@@ -1,4 +1,5 @@
-//! Where the cgroup2 hierarchy is mounted: alone, beside the old ones (hybrid), or a part of it bind-mounted.
+//! Finds the mount of the cgroup2 hierarchy: alone, beside the cgroup v1 hierarchies (hybrid mode),
+//! or a bind-mounted part of it.
 
 use std::{
     fs,
@@ -7,17 +8,17 @@ use std::{
 
 use super::cgroup::{CgroupError, Result, io_error};
 
-/// The cgroup2 hierarchy as it is mounted here.
+/// A mount of the cgroup2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cgroup2 {
-    /// Where.
+    /// The directory of the mount point.
     mount: PathBuf,
-    /// The cgroup that is at the mount point: `/` unless a part of the hierarchy was bind-mounted.
+    /// The cgroup at the mount point: `/`, unless a part of the hierarchy was bind-mounted.
     root: PathBuf,
 }
 
 impl Cgroup2 {
-    /// The mount that `path` is on, or any if none is asked for.
+    /// Finds the mount that `path` is on, or any mount without a path.
     pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
         let file = Path::new("/proc/self/mountinfo");
         Self::choose(&fs::read_to_string(file).map_err(io_error("read", file))?, path)
@@ -27,47 +28,50 @@ impl Cgroup2 {
         let mounts: Vec<Self> = mountinfo.lines().filter_map(parse_mount).collect();
         let any = mounts.first().cloned().ok_or(CgroupError::NoCgroup2)?;
         let Some(path) = path else { return Ok(any) };
-        // Of mounts inside one another the innermost counts.
+        // Of nested mounts the innermost counts.
         let on = mounts.into_iter().filter(|m| path.starts_with(&m.mount));
         on.max_by_key(|m| m.mount.components().count())
             .ok_or_else(|| CgroupError::Outside { path: path.into(), mount: any.mount })
     }
 
-    /// Where the root of the hierarchy is mounted: the place to attach programs that must see every process.
+    /// Returns the mount point, where programs that must see every process are attached.
     pub(crate) fn mount(&self) -> &Path {
         &self.mount
     }
 
-    /// Whether a cgroup namespace hides the root of the hierarchy, the only cgroup without this file: the level that a
-    /// program counts from the real root cannot be known then, and every process would silently be an ordinary one.
+    /// Returns whether a cgroup namespace hides the root of the hierarchy.
+    ///
+    /// The root is the only cgroup without the file `cgroup.events`. If it is hidden, the depth of
+    /// the mobile cgroup below the real root is unknown, and the programs would take every process
+    /// for an ordinary one.
     pub(super) fn is_partial(&self) -> bool {
         self.root == Path::new("/") && self.mount.join("cgroup.events").exists()
     }
 
-    /// The cgroup at a directory, as /proc/PID/cgroup names it.
+    /// Returns the cgroup at a directory, as `/proc/PID/cgroup` names it.
     pub(super) fn path(&self, dir: &Path) -> PathBuf {
         join(&self.root, dir.strip_prefix(&self.mount).unwrap_or(dir))
     }
 
-    /// The directory of the cgroup `path`, as /proc/PID/cgroup names it.
+    /// Returns the directory of the cgroup that `/proc/PID/cgroup` names `path`.
     pub(super) fn dir(&self, path: &Path) -> Option<PathBuf> {
         Some(join(&self.mount, path.strip_prefix(&self.root).ok()?))
     }
 }
 
-/// How far below the root of the hierarchy a cgroup is.
+/// Returns the depth of a cgroup below the root of the hierarchy.
 pub(super) fn depth(path: &Path) -> u32 {
     let depth = path.components().filter(|component| matches!(component, Component::Normal(_))).count();
     u32::try_from(depth).unwrap_or(u32::MAX)
 }
 
-/// `Path::join` without its surprises: nothing is appended for nothing.
+/// Joins two paths as `Path::join` does, but appends no slash for an empty path.
 pub(super) fn join(base: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() { base.into() } else { base.join(below) }
 }
 
-/// One line of mountinfo, if it is of a cgroup2:
-/// `41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw`.
+/// Parses a line of mountinfo if it describes a cgroup2 mount: `41 31 0:38 / /sys/fs/cgroup/unified
+/// rw,relatime - cgroup2 cgroup2 rw`.
 fn parse_mount(line: &str) -> Option<Cgroup2> {
     let (fields, of_fs) = line.split_once(" - ")?;
     if of_fs.split(' ').next() != Some("cgroup2") {
@@ -78,7 +82,8 @@ fn parse_mount(line: &str) -> Option<Cgroup2> {
     Some(Cgroup2 { root, mount: unescape(fields.next()?) })
 }
 
-/// mountinfo writes space, tab, newline and backslash as a backslash and three octal digits.
+/// Decodes a field of mountinfo, which has space, tab, newline and backslash as a backslash and
+/// three octal digits.
 fn unescape(field: &str) -> PathBuf {
     let (mut path, mut rest) = (String::new(), field);
     while let Some((before, after)) = rest.split_once('\\') {

@@ -1,7 +1,9 @@
-//! Until when mobile processes go by the tunnel, whatever becomes of it: `[routing] on_failure = "open"`.
+//! The deadline after which new connections of mobile processes go direct: `[routing] on_failure =
+//! "open"`.
 //!
-//! The programs compare a time in a map with the clock. The agent puts it off while there is a session; when it does not,
-//! because there is none, or because nobody is alive to do it, new connections go directly, until it does again.
+//! The programs compare a time in a map with the clock. The agent extends the deadline while there
+//! is a session. Without a session, or without a living agent, the deadline passes, and new
+//! connections go direct until the agent extends it again.
 
 use std::{path::Path, time::Duration};
 
@@ -18,14 +20,15 @@ use super::{
 };
 use crate::config::OnFailure;
 
-/// How long there may be no session before new connections go directly: more than a handover takes, also one that has to
-/// wait for DHCP, and less than a person at a browser.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// The time without a session after which new connections go direct: longer than a handover that
+/// has to wait for DHCP, shorter than a person at a browser waits.
+pub(crate) const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
-/// How often the deadline is put off: so that a killed agent leaves half of [`GRACE`] at least, and an idle host sleeps.
-pub(crate) const RENEWAL: Duration = Duration::from_secs(5);
+/// The interval at which the agent extends the deadline: the deadline of a killed agent is still at
+/// least half of [`GRACE_PERIOD`] away, and an idle host may sleep.
+pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The programs' map.
+/// The programs' map with the deadline.
 pub(super) struct DeadlineMap(Array<MapData, u64>);
 
 impl DeadlineMap {
@@ -35,25 +38,27 @@ impl DeadlineMap {
         Ok(Self(array))
     }
 
-    /// From now on for [`GRACE`], or for ever.
-    pub(super) fn put_off(&mut self, on_failure: OnFailure) -> Result<()> {
+    /// Sets the deadline to [`GRACE_PERIOD`] from now, or to never if connections must not go
+    /// direct.
+    pub(super) fn extend(&mut self, on_failure: OnFailure) -> Result<()> {
         let deadline = match on_failure {
             OnFailure::Closed => map::NO_DEADLINE,
-            OnFailure::Open => now()?.saturating_add(GRACE.as_nanos() as u64),
+            OnFailure::Open => now()?.saturating_add(GRACE_PERIOD.as_nanos() as u64),
         };
         self.0.set(0, &deadline, 0).map_err(failed)
     }
 }
 
-/// Whether mobile processes go directly now, by the programs in force; `None`: there are none, or this user may not see.
-pub(crate) fn is_over(pin_dir: &Path) -> Option<bool> {
+/// Returns whether the deadline of the programs in force has passed; `None` without programs, or if
+/// this user may not see them.
+pub(crate) fn has_passed(pin_dir: &Path) -> Option<bool> {
     let latest = pins::generations(pin_dir).ok()?.pop()?;
     let data = MapData::from_pin(pins::pin(&latest, "map", map::DEADLINE)).ok()?;
     let array = Array::<_, u64>::try_from(Map::Array(data)).ok()?;
     Some(now().ok()? > array.get(&0, 0).ok()?)
 }
 
-/// What `bpf_ktime_get_ns` gives.
+/// Returns the time as `bpf_ktime_get_ns` does.
 fn now() -> Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| BpfError::Io {
         action: "read",

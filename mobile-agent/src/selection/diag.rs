@@ -1,5 +1,5 @@
-//! The TCP sockets of this network namespace that the programs follow, as the kernel's `sock_diag` lists them: whose each is and what
-//! it has carried so far.
+//! Lists the TCP sockets of this network namespace that the programs follow, with the kernel's
+//! `sock_diag`: the owner of each and the bytes it has carried so far.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -12,7 +12,7 @@ use mobile_ebpf_common::TrackedConnection;
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// linux/sock_diag.h and inet_diag.h: what libc does not have.
+/// Constants of linux/sock_diag.h and linux/inet_diag.h that libc lacks.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_INFO: u16 = 2;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
@@ -21,55 +21,55 @@ const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 const SK_DIAG_BPF_STORAGE: u16 = 1;
 const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
 
-/// The top bits of an attribute's type say how it is encoded.
+/// The mask of an attribute's type; the bits above tell how the attribute is encoded.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
-/// The lengths of `nlmsghdr`, of an attribute's header, and of `inet_diag_msg`.
+/// The lengths of `nlmsghdr`, of an attribute's header and of `inet_diag_msg`, in bytes.
 const HEADER: usize = 16;
 const ATTRIBUTE: usize = 4;
 const MESSAGE: usize = 72;
 
-/// Where the counters are in `struct tcp_info` (linux/tcp.h; Linux 4.1).
+/// The offsets of the counters in `struct tcp_info` (linux/tcp.h, Linux 4.1).
 const BYTES_ACKED: usize = 120;
 const BYTES_RECEIVED: usize = 128;
 
-/// The states, as bits, of what is a connection: not TIME_WAIT (its socket is gone), CLOSE and LISTEN.
+/// The states of a connection, as bits: all but TIME_WAIT (whose socket is gone), CLOSE and LISTEN.
 const STATES: u32 = !(1 << 6 | 1 << 7 | 1 << 10);
 
-/// The kernel answers a dump in pieces of up to 32 KiB.
-const PIECE: usize = 64 * 1024;
+/// The size of the receive buffer, in bytes. The kernel answers a dump in messages of up to 32 KiB.
+const BUFFER_SIZE: usize = 64 * 1024;
 
-/// The kernel answers at once.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The read timeout; the kernel answers at once.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection that is not over.
+/// An open TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Open {
-    /// Whose.
+pub(super) struct OpenConnection {
+    /// The owner of the connection.
     pub(super) owner: TrackedConnection,
-    /// Its state.
+    /// The state of the connection.
     pub(super) state: u32,
-    /// Sequence numbers that the other end acknowledged.
+    /// The number of sequence numbers that the other end acknowledged.
     pub(super) acked: u64,
-    /// Sequence numbers that came.
+    /// The number of sequence numbers received.
     pub(super) received: u64,
 }
 
-/// Every connection that has an owner in the map `owners`.
-pub(super) fn open(owners: BorrowedFd<'_>) -> io::Result<Vec<Open>> {
+/// Returns every connection that has an owner in the map `owners`.
+pub(super) fn list_open(owners: BorrowedFd<'_>) -> io::Result<Vec<OpenConnection>> {
     let mut socket = Socket::new(
         Domain::from(libc::AF_NETLINK),
         Type::RAW.cloexec(),
         Some(Protocol::from(libc::NETLINK_SOCK_DIAG)),
     )?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(READ_TIMEOUT))?;
     let mut open = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         socket.write_all(&request(family as u8, owners))?;
-        let mut piece = vec![0; PIECE];
+        let mut buffer = vec![0; BUFFER_SIZE];
         loop {
-            let length = socket.read(&mut piece)?;
-            if read_piece(piece.get(..length).unwrap_or_default(), &mut open)? {
+            let length = socket.read(&mut buffer)?;
+            if read_message(buffer.get(..length).unwrap_or_default(), &mut open)? {
                 break;
             }
         }
@@ -77,11 +77,12 @@ pub(super) fn open(owners: BorrowedFd<'_>) -> io::Result<Vec<Open>> {
     Ok(open)
 }
 
-/// A dump of one family: `nlmsghdr`, `inet_diag_req_v2`, and which map's storage we want to see.
+/// Encodes the request for a dump of one address family: `nlmsghdr`, `inet_diag_req_v2`, and the
+/// map whose storage to return.
 fn request(family: u8, owners: BorrowedFd<'_>) -> Vec<u8> {
     let mut body = vec![family, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
     body.extend(STATES.to_ne_bytes());
-    // Of which address and port: any.
+    // Any address and port.
     body.extend([0; 48]);
     let map = attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &owners.as_raw_fd().to_ne_bytes());
     body.extend(attribute(INET_DIAG_REQ_SK_BPF_STORAGES, &map));
@@ -89,13 +90,13 @@ fn request(family: u8, owners: BorrowedFd<'_>) -> Vec<u8> {
     let mut message = Vec::from(((HEADER + body.len()) as u32).to_ne_bytes());
     message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    // Sequence number and sender.
+    // The sequence number and the sender's port ID.
     message.extend([0; 8]);
     message.extend(body);
     message
 }
 
-/// Of a value whose length is a multiple of four.
+/// Encodes an attribute; the value's length must be a multiple of four.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::from(((ATTRIBUTE + value.len()) as u16).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -103,11 +104,11 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Takes the sockets out of a piece of the answer; says whether it was the last.
-fn read_piece(mut piece: &[u8], open: &mut Vec<Open>) -> io::Result<bool> {
-    while let (Some(length), Some(kind)) = (u32_at(piece, 0), u16_at(piece, 4)) {
+/// Parses a part of the answer, and returns whether it was the last.
+fn read_message(mut buffer: &[u8], open: &mut Vec<OpenConnection>) -> io::Result<bool> {
+    while let (Some(length), Some(kind)) = (u32_at(buffer, 0), u16_at(buffer, 4)) {
         let length = length as usize;
-        let body = piece.get(HEADER..length).ok_or(io::ErrorKind::InvalidData)?;
+        let body = buffer.get(HEADER..length).ok_or(io::ErrorKind::InvalidData)?;
         match i32::from(kind) {
             libc::NLMSG_DONE | libc::NLMSG_ERROR => {
                 let code = u32_at(body, 0).map_or(0, u32::cast_signed);
@@ -115,13 +116,13 @@ fn read_piece(mut piece: &[u8], open: &mut Vec<Open>) -> io::Result<bool> {
             }
             _ => open.extend(read_socket(body)),
         }
-        piece = piece.get(length.next_multiple_of(4)..).unwrap_or_default();
+        buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(false)
 }
 
-/// One socket, if it has an owner.
-fn read_socket(body: &[u8]) -> Option<Open> {
+/// Parses a socket; returns `None` if it has no owner.
+fn read_socket(body: &[u8]) -> Option<OpenConnection> {
     let state = u32::from(*body.get(1)?);
     let attributes = body.get(MESSAGE..)?;
     let storages = find(attributes, INET_DIAG_SK_BPF_STORAGES)?;
@@ -135,10 +136,15 @@ fn read_socket(body: &[u8]) -> Option<Open> {
         ..TrackedConnection::default()
     };
     let info = find(attributes, INET_DIAG_INFO)?;
-    Some(Open { owner, state, acked: u64_at(info, BYTES_ACKED)?, received: u64_at(info, BYTES_RECEIVED)? })
+    Some(OpenConnection {
+        owner,
+        state,
+        acked: u64_at(info, BYTES_ACKED)?,
+        received: u64_at(info, BYTES_RECEIVED)?,
+    })
 }
 
-/// The value of an attribute.
+/// Returns the value of an attribute.
 fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16_at(attributes, 0)?);
@@ -168,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_that_end_too_early_are_no_sockets_and_do_not_go_on_for_ever() {
+    fn truncated_answers_yield_no_socket_and_end() {
         let value =
             [[7, 0, 8, 9].map(u32::to_ne_bytes).concat(), [10_u64, 11, 12].map(u64::to_ne_bytes).concat()]
                 .concat();
@@ -181,7 +187,7 @@ mod tests {
         body.resize(MESSAGE, 0);
         body.extend(attribute(INET_DIAG_INFO, &info));
         body.extend(attribute(INET_DIAG_SK_BPF_STORAGES | 0x8000, &storage));
-        let expected = Open {
+        let expected = OpenConnection {
             owner: TrackedConnection {
                 since: 7,
                 process: 8,
@@ -198,8 +204,8 @@ mod tests {
         for length in 0..body.len() {
             assert_eq!(read_socket(&body[..length]), None, "{length}");
         }
-        // An attribute shorter than its own header.
+        // An attribute that is shorter than its own header.
         assert_eq!(find(&[0, 0, 0, 0, 0, 0, 0, 0], 5), None);
-        assert!(read_piece(&[0; HEADER], &mut Vec::new()).is_err());
+        assert!(read_message(&[0; HEADER], &mut Vec::new()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Detects features of the kernel that the programs can do without.
+//! Detects optional kernel features, without which the programs work with restrictions.
 
 use std::path::Path;
 
@@ -9,25 +9,25 @@ use aya::{
 
 use super::bpf_error::{BpfError, Result};
 
-/// Returns whether the programs can recognise MPTCP subflows (`bpf_skc_to_mptcp_sock`): the kernel
-/// has MPTCP and the helper (Linux 5.19).
-pub(super) fn tells_subflows() -> Result<bool> {
+/// Returns whether the programs can recognise MPTCP subflows: the kernel has MPTCP and the helper
+/// `bpf_skc_to_mptcp_sock` (Linux 5.19).
+pub(super) fn recognises_mptcp_subflows() -> Result<bool> {
     let has_mptcp = Path::new("/proc/sys/net/mptcp").exists();
     Ok(has_mptcp && has_helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)?)
 }
 
-/// Returns whether an egress program can tell network namespaces apart (Linux 6.15).
-pub(super) fn tells_namespaces_of_packets() -> Result<bool> {
+/// Returns whether an egress program can identify network namespaces (Linux 6.15).
+pub(super) fn egress_has_netns_cookie() -> Result<bool> {
     has_helper(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_netns_cookie)
 }
 
-/// Returns whether a setsockopt program can tell network namespaces apart (Linux 5.15).
-pub(super) fn tells_namespaces_of_options() -> Result<bool> {
+/// Returns whether a setsockopt program can identify network namespaces (Linux 5.15).
+pub(super) fn setsockopt_has_netns_cookie() -> Result<bool> {
     has_helper(ProgramType::CgroupSockopt, BpfHelper::BPF_FUNC_get_netns_cookie)
 }
 
-/// Loads a probe program. Only the verifier's "unknown helper" means no; any other failure is an
-/// error.
+/// Returns whether programs of this kind may call a helper, by loading a probe program. Only the
+/// verifier's "unknown helper" means no; any other failure is an error.
 fn has_helper(kind: ProgramType, helper: BpfHelper) -> Result<bool> {
     is_helper_supported(kind, helper)
         .map_err(|source| BpfError::Feature { helper: format!("{helper:?}"), source })
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_helper_of_another_kind_of_program_is_missing_and_no_error() {
+    fn a_helper_of_another_program_kind_is_reported_missing_without_an_error() {
         assert!(has_helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_sk_storage_get).unwrap());
         assert!(!has_helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_xdp_adjust_head).unwrap());
     }

@@ -22,10 +22,10 @@ use super::pins;
 /// The object file built from mobile-ebpf's `ingress.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ingress"));
 
-/// The prefix of the directories of pins in `[bpf] pin_dir`, one for each start.
+/// The prefix of the directories of pins in `[bpf] pin_dir`, one for each start of an agent.
 const PREFIX: &str = "ingress-";
 
-/// The counter of dropped packets, one value for each processor.
+/// The counter of dropped packets, with one value for each CPU.
 pub(crate) type Counter = PerCpuArray<MapData, u64>;
 
 /// The classifier in the kernel.
@@ -44,15 +44,16 @@ impl Classifier {
         let last = generations(pin_dir)?.last().map_or(0, |(number, _)| *number);
         let dir = pin_dir.join(format!("{PREFIX}{}", last + 1));
         let mut ebpf = EbpfLoader::new().load(OBJECT).context("cannot load the ingress classifier")?;
-        let guarded = ebpf.take_map(map::GUARDED).context("no map of addresses in the object")?;
-        let counter = ebpf.take_map(map::INGRESS_DROPPED).context("no counter in the object")?;
+        let guarded = ebpf.take_map(map::GUARDED).context("the ingress object has no map of addresses")?;
+        let counter = ebpf.take_map(map::INGRESS_DROPPED).context("the ingress object has no counter")?;
         let (guarded, counter) = (HashMap::try_from(guarded)?, PerCpuArray::try_from(counter)?);
         classifier(&mut ebpf)?.load().context("cannot load the ingress classifier")?;
-        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok((Self { ebpf, guarded, dir, links: BTreeMap::new() }, counter))
     }
 
-    /// Drops packets to `addresses` and no others on `devices`, and forgets devices that are gone.
+    /// Drops packets to `addresses` on `devices`, and no others. Removes the pins of devices that
+    /// no longer exist.
     pub(crate) fn ensure(
         &mut self,
         addresses: &BTreeSet<IpAddr>,
@@ -60,16 +61,16 @@ impl Classifier {
     ) -> anyhow::Result<()> {
         let wanted: Vec<Address> = addresses.iter().copied().map(packed).collect();
         for address in &wanted {
-            self.guarded.insert(address, &1, 0).context("cannot guard an address")?;
+            self.guarded.insert(address, &1, 0).context("cannot add an address to the ingress filter")?;
         }
         let present: Vec<Address> = self.guarded.keys().collect::<Result<_, _>>()?;
         for address in present.iter().filter(|address| !wanted.contains(address)) {
-            self.guarded.remove(address).context("cannot give up a former address")?;
+            self.guarded.remove(address).context("cannot remove an address from the ingress filter")?;
         }
         let gone: Vec<u32> = self.links.keys().copied().filter(|device| !devices.contains(device)).collect();
         for link in gone.iter().filter_map(|device| self.links.remove(device)) {
-            // The link went with its device; this removes the pin.
-            link.unpin().context("cannot remove the pin of a device that is gone")?;
+            // The kernel removed the link with its device; this removes the pin.
+            link.unpin().context("cannot remove the pin of a device that no longer exists")?;
         }
         for &device in devices {
             if !self.links.contains_key(&device) {
@@ -79,20 +80,20 @@ impl Classifier {
                 self.links.insert(device, link);
             }
         }
-        self.replace_older()
+        self.remove_older()
     }
 
     fn attach(&mut self, device: u32) -> anyhow::Result<PinnedLink> {
         let program = classifier(&mut self.ebpf)?;
-        // Attached first, so that other classifiers see no forged packet either.
+        // Attach before other classifiers, so that they do not see forged packets either.
         let attach = TcAttach::Tcx { attach_type: TcAttachType::Ingress, order: LinkOrder::first() };
         let id = program.attach(device, attach)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         Ok(link.pin(self.dir.join(format!("link-{device}")))?)
     }
 
-    /// Removes the links of earlier agents, once this agent's are attached.
-    fn replace_older(&self) -> anyhow::Result<()> {
+    /// Removes the links of earlier agents once this agent's are attached.
+    fn remove_older(&self) -> anyhow::Result<()> {
         let Some(pin_dir) = self.dir.parent() else { return Ok(()) };
         for (_, dir) in generations(pin_dir)?.iter().filter(|(_, dir)| *dir != self.dir) {
             pins::remove(dir)?;
@@ -108,24 +109,24 @@ pub(crate) fn remove(pin_dir: &Path) -> anyhow::Result<()> {
         pins::remove(dir)?;
     }
     if !found.is_empty() {
-        // A start that failed before it loaded the other programs leaves an empty directory;
-        // otherwise their pins are still in it, and this fails.
+        // A start that failed before it loaded the other programs leaves an empty directory.
+        // Otherwise their pins are still in it, and this fails.
         let _ = fs::remove_dir(pin_dir);
     }
     Ok(())
 }
 
-/// Returns the sum of `counter` over all processors.
+/// Returns the sum of `counter` over all CPUs.
 pub(crate) fn sum(counter: &Counter) -> u64 {
     counter.get(&0, 0).map_or(0, |values| values.iter().sum())
 }
 
 fn classifier(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
-    let program = ebpf.program_mut(program::INGRESS).context("no ingress classifier in the object")?;
+    let program = ebpf.program_mut(program::INGRESS).context("the ingress object has no classifier")?;
     Ok(program.try_into()?)
 }
 
-/// Returns the directories of pins, the oldest first.
+/// Returns the directories of pins with their numbers, oldest first.
 fn generations(pin_dir: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(pin_dir) {
         Ok(entries) => entries,
@@ -136,7 +137,8 @@ fn generations(pin_dir: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
         let number = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
         Some((number, path))
     };
-    let mut found: Vec<(u64, PathBuf)> = entries.flatten().filter_map(|entry| number(entry.path())).collect();
-    found.sort_unstable();
-    Ok(found)
+    let mut generations: Vec<(u64, PathBuf)> =
+        entries.flatten().filter_map(|entry| number(entry.path())).collect();
+    generations.sort_unstable();
+    Ok(generations)
 }

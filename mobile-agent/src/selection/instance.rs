@@ -1,8 +1,9 @@
-//! A program that is running already, outside the tunnel, and that may do the connecting in place of the one just started:
-//! browsers, tmux and ssh's ControlMaster hand their work to it.
+//! Finds a running instance of a program that may do the work of a newly started one, outside the
+//! tunnel.
 //!
-//! What they have in common: it is the same program, of the same user, and it listens on a unix socket. A second `curl`,
-//! `bash` or plain `ssh` does not listen.
+//! A browser, tmux or ssh with ControlMaster hands its work to an instance that runs already. These
+//! programs have in common that the instance is the same program, of the same user, and listens on
+//! a Unix socket. A second `curl`, `bash` or plain `ssh` does not listen.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -13,88 +14,92 @@ use std::path::{Path, PathBuf};
 
 use super::process::{self, socket_inodes};
 
-/// One that may take over.
+/// A running instance that may take over the work of a new one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Instance {
-    /// The process that listens.
+    /// The ID of the process that listens.
     pub(crate) pid: i32,
-    /// Its command line, shortened.
+    /// The command line of that process, shortened.
     pub(crate) command: String,
-    /// It and those it started of the same program, a browser's network process among them: whom to attach.
+    /// The IDs of that process and of its descendants of the same program, such as a browser's
+    /// network process: the processes to attach.
     pub(crate) pids: Vec<i32>,
 }
 
-/// A file, whatever its name.
-type Identity = (u64, u64);
+/// The identity of a file: its device and inode numbers.
+type FileId = (u64, u64);
 
-/// Which program is looked for.
+/// The program whose instances are searched for.
 #[derive(Debug)]
-struct Sought {
-    file: Identity,
-    /// Where it is, if it is a script: browsers are started by one that lies beside them or bears their name.
+struct ProgramQuery {
+    file: FileId,
+    /// The path of the program if it is a script: browsers are started by a script beside the
+    /// program or with its name.
     script: Option<PathBuf>,
     uid: u32,
-    namespace: Identity,
+    namespace: FileId,
 }
 
-/// Whether `program`, as a shell would find it, is running already and would take over. `is_mobile` is asked only about
-/// processes that might.
+/// Returns a running instance of `program`, which is looked up as a shell does. Calls `is_mobile`
+/// only for processes that may be one.
 pub(crate) fn of_command(program: &OsStr, is_mobile: impl Fn(i32) -> bool) -> Option<Instance> {
     let path = fs::canonicalize(find(program)?).ok()?;
     let script = is_script(&path).then(|| path.clone());
     let uid = nix::unistd::geteuid().as_raw();
-    let namespace = identity("/proc/self/ns/net")?;
-    let file = identity(&path)?;
-    // The agent is this program, and takes over nothing.
-    if identity("/proc/self/exe") == Some(file) {
+    let namespace = file_id("/proc/self/ns/net")?;
+    let file = file_id(&path)?;
+    // The agent runs the program `mobile`, and takes over no work.
+    if file_id("/proc/self/exe") == Some(file) {
         return None;
     }
-    search(&Sought { file, script, uid, namespace }, is_mobile)
+    search(&ProgramQuery { file, script, uid, namespace }, is_mobile)
 }
 
-/// The same for a process that runs.
+/// Returns another running instance of the program of the process `pid`.
 pub(crate) fn of_process(pid: i32, is_mobile: impl Fn(i32) -> bool) -> Option<Instance> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let uid = fs::metadata(&proc).ok()?.uid();
-    let namespace = identity(proc.join("ns/net"))?;
-    search(&Sought { file: identity(proc.join("exe"))?, script: None, uid, namespace }, is_mobile)
+    let namespace = file_id(proc.join("ns/net"))?;
+    search(&ProgramQuery { file: file_id(proc.join("exe"))?, script: None, uid, namespace }, is_mobile)
 }
 
-fn search(sought: &Sought, is_mobile: impl Fn(i32) -> bool) -> Option<Instance> {
-    let mut alike = pids();
-    // One of another network namespace connects there, and cannot be attached from here.
-    alike.retain(|&pid| sought.is(pid) && !is_mobile(pid));
-    // Most often nobody is left, and the sockets need not be read.
-    let first = *alike.first()?;
+fn search(query: &ProgramQuery, is_mobile: impl Fn(i32) -> bool) -> Option<Instance> {
+    let mut candidates = pids();
+    // A process of another network namespace connects there, and cannot be attached from here.
+    candidates.retain(|&pid| query.matches(pid) && !is_mobile(pid));
+    // Usually no candidate is left, and the sockets need not be read.
+    let first = *candidates.first()?;
     let listening = listening(&fs::read_to_string(format!("/proc/{first}/net/unix")).ok()?);
-    let pid = *alike.iter().find(|pid| {
+    let pid = *candidates.iter().find(|pid| {
         socket_inodes(Path::new(&format!("/proc/{pid}"))).iter().any(|inode| listening.contains(inode))
     })?;
-    let known = process::read(pid).ok()?;
-    let command = process::shortened(known.cmdline.join(" "));
-    alike.retain(|&other| descends(other, pid));
-    Some(Instance { pid, command, pids: alike })
+    let process = process::read(pid).ok()?;
+    let command = process::shortened(process.cmdline.join(" "));
+    candidates.retain(|&other| descends(other, pid));
+    Some(Instance { pid, command, pids: candidates })
 }
 
-impl Sought {
-    /// The cheapest question first: this is asked about every process there is.
-    fn is(&self, pid: i32) -> bool {
+impl ProgramQuery {
+    /// Returns whether a process runs the program. This runs for every process of the host, so the
+    /// cheapest comparison comes first.
+    fn matches(&self, pid: i32) -> bool {
         let proc = format!("/proc/{pid}");
         fs::metadata(&proc).is_ok_and(|it| it.uid() == self.uid)
             && self.is_program(Path::new(&format!("{proc}/exe")))
-            && identity(format!("{proc}/ns/net")) == Some(self.namespace)
+            && file_id(format!("{proc}/ns/net")) == Some(self.namespace)
             && pid.unsigned_abs() != std::process::id()
     }
 
     fn is_program(&self, exe: &Path) -> bool {
         match &self.script {
-            None => identity(exe) == Some(self.file),
+            None => file_id(exe) == Some(self.file),
             Some(script) => fs::read_link(exe).is_ok_and(|exe| starts(script, &exe)),
         }
     }
 }
 
-/// Whether a script is likely to be what starts a program: it has the program's name, or lies in a folder of its own with it.
+/// Returns whether a script probably starts a program: both have the same name, or share a
+/// directory that is not a general one (`bin`, `sbin`).
 fn starts(script: &Path, program: &Path) -> bool {
     let common = |folder: &Path| folder.file_name().is_some_and(|name| name == "bin" || name == "sbin");
     script.file_name() == program.file_name()
@@ -116,7 +121,7 @@ fn is_script(path: &Path) -> bool {
     File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"#!"
 }
 
-fn identity(path: impl AsRef<Path>) -> Option<Identity> {
+fn file_id(path: impl AsRef<Path>) -> Option<FileId> {
     fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
 }
 
@@ -128,9 +133,9 @@ fn pids() -> Vec<i32> {
     pids
 }
 
-/// Whether `pid` is `ancestor` or was started by it.
+/// Returns whether `pid` is `ancestor` or one of its descendants.
 fn descends(mut pid: i32, ancestor: i32) -> bool {
-    // Numbers are used again: what looks like a circle ends.
+    // Process IDs are reused, so the parents may appear to form a cycle: limit the steps.
     for _ in 0..64 {
         if pid == ancestor {
             return true;
@@ -146,9 +151,11 @@ fn descends(mut pid: i32, ancestor: i32) -> bool {
     false
 }
 
-/// The inodes of the listening sockets in /proc/net/unix: `Num: RefCount Protocol Flags Type St Inode Path`.
+/// Returns the inodes of the listening sockets in `/proc/net/unix`: `Num: RefCount Protocol Flags
+/// Type St Inode Path`.
 fn listening(table: &str) -> HashSet<u64> {
-    /// __SO_ACCEPTCON of the kernel's net.h, which is part of this file's interface: see proc(5).
+    /// The flag `__SO_ACCEPTCON` of the kernel's `net.h`, which is part of this file's format
+    /// (proc(5)).
     const LISTENING: u32 = 1 << 16;
     let inode = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -163,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_sockets_that_listen_count() {
+    fn only_listening_sockets_are_returned() {
         let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
                      ffff888: 00000002 00000000 00010000 0001 01 4711 /tmp/tmux-0/default\n\
                      ffff889: 00000002 00000000 00010000 0001 01 4712\n\
@@ -172,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_starts_what_has_its_name_or_shares_its_own_folder() {
+    fn a_script_starts_the_program_with_its_name_or_in_its_own_directory() {
         let starts = |script: &str, program: &str| starts(Path::new(script), Path::new(program));
         assert!(starts("/usr/bin/chromium", "/usr/lib/chromium/chromium"));
         assert!(starts("/opt/google/chrome/google-chrome", "/opt/google/chrome/chrome"));
@@ -189,20 +196,20 @@ mod tests {
     }
 
     #[test]
-    fn one_that_listens_is_found_unless_it_is_mobile_and_one_that_does_not_is_none() {
+    fn an_instance_that_listens_is_found_unless_it_is_mobile() {
         use std::{
             os::unix::net::UnixListener,
             time::{Duration, Instant},
         };
-        // This very program, asked about by another process of it: `of_process` of a child of ours would be it.
+        // Use a copy of `sleep`: an instance of the test program would be this process itself.
         let dir = tempfile::tempdir().unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
-        let namespace = identity("/proc/self/ns/net").unwrap();
+        let namespace = file_id("/proc/self/ns/net").unwrap();
         let uid = nix::unistd::geteuid().as_raw();
         let sleep = fs::canonicalize(find(OsStr::new("sleep")).unwrap()).unwrap();
         let copy = dir.path().join("sleep-of-this-test");
         fs::copy(sleep, &copy).unwrap();
-        let sought = || Sought { file: identity(&copy).unwrap(), script: None, uid, namespace };
+        let query = || ProgramQuery { file: file_id(&copy).unwrap(), script: None, uid, namespace };
         let start = |listener: Option<&UnixListener>| {
             use std::os::fd::AsFd as _;
             let mut command = std::process::Command::new(&copy);
@@ -211,24 +218,25 @@ mod tests {
                 command.stdin(listener.as_fd().try_clone_to_owned().unwrap());
             }
             let child = command.spawn().unwrap();
-            // Its exec() closes descriptors, which is what `spawn` waits for, before its command line is there.
+            // `spawn` returns when exec() closes its descriptor, before the command line is
+            // visible.
             let deadline = Instant::now() + Duration::from_secs(5);
             while fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().is_empty() {
-                assert!(Instant::now() < deadline, "it does not run");
+                assert!(Instant::now() < deadline, "the child does not run");
                 std::thread::yield_now();
             }
             child
         };
         let mut plain = start(None);
-        assert_eq!(search(&sought(), |_| false), None);
+        assert_eq!(search(&query(), |_| false), None);
         let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
         let mut other = start(Some(&listener));
         let pid = i32::try_from(other.id()).unwrap();
-        let found = search(&sought(), |_| false).unwrap();
+        let found = search(&query(), |_| false).unwrap();
         assert_eq!((found.pid, found.pids.as_slice()), (pid, [pid].as_slice()));
         assert!(found.command.ends_with("sleep-of-this-test 60"), "{}", found.command);
-        assert_eq!(search(&sought(), |it| it == pid), None);
-        assert!(!sought().is(own));
+        assert_eq!(search(&query(), |it| it == pid), None);
+        assert!(!query().matches(own));
         for child in [&mut plain, &mut other] {
             child.kill().unwrap();
             child.wait().unwrap();

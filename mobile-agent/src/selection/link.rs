@@ -1,4 +1,5 @@
-//! Attaches a program to a cgroup by a pinned link, with bpf(2) itself.
+//! Attaches a program to a cgroup by a pinned link, with bpf(2) itself, for program kinds whose
+//! links aya cannot pin.
 
 use std::{
     ffi::CString,
@@ -34,7 +35,7 @@ struct ObjectPin {
 }
 
 /// Attaches a loaded program to a hook of a cgroup. The program stays attached as long as the link
-/// that is pinned at `pin` exists.
+/// pinned at `pin` exists.
 pub(super) fn pin(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: u32, pin: &Path) -> io::Result<()> {
     let create = LinkCreate { program: program.as_raw_fd(), cgroup: cgroup.as_raw_fd(), hook, flags: 0 };
     let link = bpf(BPF_LINK_CREATE, &create)?;
@@ -45,7 +46,7 @@ pub(super) fn pin(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: u32, pi
     Ok(())
 }
 
-/// Calls bpf(2) with attributes that refer only to what lives for the call.
+/// Calls bpf(2). The attributes must refer only to memory that lives for the call.
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<RawFd> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes of the attributes; both kinds above are
     // integers without padding, and the path in one is a C string that lives for the call.

@@ -1,9 +1,9 @@
-//! The kernel objects that outlive the agent: pins in a BPF file system, in one directory for each
+//! The kernel objects that outlive the agent: pins in a BPF file system, one directory for each
 //! generation of the programs.
 //!
-//! `pin_dir/7/` holds everything one load attached. A new agent fills `pin_dir/8/` and only then
-//! removes the others, so at every moment one whole set is in force, whatever kills the agent
-//! wherever.
+//! `pin_dir/7/` has everything that one load attached. A new agent fills `pin_dir/8/` and only then
+//! removes the others, so one complete set is in force at every moment, even if the agent is killed
+//! half-way.
 
 use std::{
     fs::{self, DirBuilder},
@@ -21,20 +21,22 @@ use nix::{
 
 use super::bpf::BpfError;
 
-/// Where every distribution mounts the BPF file system, and where we do if nobody has.
+/// The mount point of the BPF file system on every distribution. The agent mounts it there if it is
+/// not mounted.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The mode of new directories: everybody may see whether there are programs, as `mobile explain`
+/// The mode of new directories: any user may see whether programs are in force, as `mobile explain`
 /// does.
 const DIR_MODE: u32 = 0o755;
 
-/// Bits of a mode: write permission of the group or of others, and the sticky bit (only a file's
-/// owner may rename or remove it).
+/// Bits of a file mode: write permission of the group or of others, and the sticky bit, with which
+/// only a file's owner may rename or remove it.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// Makes `pin_dir`, mounting the BPF file system at its usual place if it is not there. The mount
-/// is the machine's, as if the distribution had made it: nothing of ours unmounts it.
+/// Creates `pin_dir`, and mounts the BPF file system at its usual place if it is not mounted. The
+/// mount belongs to the machine, as if the distribution had mounted it: the agent never unmounts
+/// it.
 pub(super) fn ensure_dir(pin_dir: &Path) -> Result<(), BpfError> {
     if !on_bpffs(pin_dir)? {
         if !pin_dir.starts_with(BPFFS) {
@@ -42,16 +44,18 @@ pub(super) fn ensure_dir(pin_dir: &Path) -> Result<(), BpfError> {
         }
         mount_bpffs()?;
     }
-    DirBuilder::new().recursive(true).mode(DIR_MODE).create(pin_dir).map_err(io_error("make", pin_dir))
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(pin_dir).map_err(io_error("create", pin_dir))
 }
 
-/// Refuses a directory for pins in which another user could put maps or programs of its own, or has
-/// done so. A file system that is mounted with mode 1777, or delegated (`delegate_maps` and the
-/// like), belongs to more users than root.
+/// Returns an error if another user could put maps or programs into the directory for pins, or has
+/// done so.
+///
+/// A BPF file system that is mounted with mode 1777, or delegated (`delegate_maps` and similar
+/// mount options), is not root's alone.
 pub(super) fn assert_ours(pin_dir: &Path) -> Result<(), BpfError> {
-    let pin_dir = &fs::canonicalize(pin_dir).map_err(io_error("look at", pin_dir))?;
+    let pin_dir = &fs::canonicalize(pin_dir).map_err(io_error("inspect", pin_dir))?;
     for above in pin_dir.ancestors().skip(1) {
-        // With the sticky bit others may only add files; nobody but root can move root's.
+        // With the sticky bit, other users may add files but may not move root's.
         assert_own(above, STICKY)?;
     }
     assert_own(pin_dir, 0)?;
@@ -64,10 +68,11 @@ pub(super) fn assert_ours(pin_dir: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Refuses a path that another user owns or may write to, unless its mode has the bit `excuse`.
+/// Returns an error if another user owns the path or may write to it, unless its mode has the bit
+/// `excuse`.
 fn assert_own(path: &Path, excuse: u32) -> Result<(), BpfError> {
-    let found = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
-    let (owner, mode) = (Uid::from_raw(found.uid()), found.mode());
+    let metadata = fs::symlink_metadata(path).map_err(io_error("inspect", path))?;
+    let (owner, mode) = (Uid::from_raw(metadata.uid()), metadata.mode());
     let fault = if !owner.is_root() && owner != Uid::effective() {
         format!("belongs to user {owner}")
     } else if mode & OTHERS_WRITE != 0 && mode & excuse == 0 {
@@ -78,7 +83,7 @@ fn assert_own(path: &Path, excuse: u32) -> Result<(), BpfError> {
     Err(BpfError::UnsafePin { path: path.into(), fault })
 }
 
-/// The generations in `pin_dir`, oldest first.
+/// Returns the directories of the generations in `pin_dir`, oldest first.
 pub(super) fn generations(pin_dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let entries = match fs::read_dir(pin_dir) {
         Ok(entries) => entries,
@@ -91,27 +96,27 @@ pub(super) fn generations(pin_dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
     Ok(numbers.into_iter().map(|number| pin_dir.join(number.to_string())).collect())
 }
 
-/// A generation being filled; it is removed again unless it is kept.
+/// A generation that is being filled. It is removed when dropped, unless it is kept.
 pub(super) struct Generation {
     dir: PathBuf,
     kept: bool,
 }
 
 impl Generation {
-    /// Makes the directory that comes after `older`.
+    /// Creates the directory of the generation that follows `older`.
     pub(super) fn after(pin_dir: &Path, older: &[PathBuf]) -> Result<Self, BpfError> {
         let last = older.last().and_then(|dir| dir.file_name()?.to_str()?.parse::<u64>().ok());
         let dir = pin_dir.join(last.map_or(1, |number| number + 1).to_string());
-        DirBuilder::new().mode(DIR_MODE).create(&dir).map_err(io_error("make", &dir))?;
+        DirBuilder::new().mode(DIR_MODE).create(&dir).map_err(io_error("create", &dir))?;
         Ok(Self { dir, kept: false })
     }
 
-    /// Where something is pinned.
+    /// Returns the path of a pin in this generation.
     pub(super) fn path(&self, kind: &str, name: &str) -> PathBuf {
         pin(&self.dir, kind, name)
     }
 
-    /// From here on it is in force, and outlives us.
+    /// Keeps the generation: it is complete and outlives the agent.
     pub(super) fn keep(mut self) {
         self.kept = true;
     }
@@ -122,19 +127,21 @@ impl Drop for Generation {
         if !self.kept
             && let Err(error) = remove(&self.dir)
         {
-            tracing::warn!("after a failed start: {error}");
+            tracing::warn!(%error, "cannot remove the pins of a failed start");
         }
     }
 }
 
-/// The path of a pin. The BPF file system allows no dot in a name.
+/// Returns the path of a pin. The BPF file system allows no dot in a name.
 pub(super) fn pin(generation: &Path, kind: &str, name: &str) -> PathBuf {
     generation.join(format!("{kind}-{name}"))
 }
 
-/// Removes a directory of pins, and with them what nothing else holds. Says whether there was one.
+/// Removes a directory of pins, and with it all objects that nothing else holds. Returns whether
+/// the directory existed.
 pub(super) fn remove(dir: &Path) -> Result<bool, BpfError> {
-    // A directory that holds no pins is not ours, whatever a configuration or a record says.
+    // A directory on another file system is not the agent's, whatever the configuration or the
+    // record says.
     if !dir.exists() || !on_bpffs(dir)? {
         return Ok(false);
     }
@@ -145,17 +152,17 @@ pub(super) fn remove(dir: &Path) -> Result<bool, BpfError> {
     }
 }
 
-/// Whether `path`, or what of it exists, is on a BPF file system.
+/// Returns whether `path`, or its nearest existing ancestor, is on a BPF file system.
 fn on_bpffs(path: &Path) -> Result<bool, BpfError> {
     let exists = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let stat = statfs(exists).map_err(|errno| io_error("look at", exists)(errno.into()))?;
+    let stat = statfs(exists).map_err(|errno| io_error("inspect", exists)(errno.into()))?;
     Ok(stat.filesystem_type() == BPF_FS_MAGIC)
 }
 
 fn mount_bpffs() -> Result<(), BpfError> {
     let at = Path::new(BPFFS);
-    // Two agents starting at once must not mount one over the other: that would hide the first
-    // one's pins.
+    // Lock the directory: of two agents that start at the same time, the second must not mount over
+    // the first one's pins.
     let dir = fs::File::open(at).map_err(io_error("open", at))?;
     let _lock = Flock::lock(dir, FlockArg::LockExclusive)
         .map_err(|(_, errno)| io_error("lock", at)(io::Error::from(errno)))?;

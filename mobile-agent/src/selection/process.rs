@@ -1,4 +1,4 @@
-//! What a process is and which connections it holds, read from /proc: for `mobile ps` and for what `attach` says.
+//! Reads a process and its connections from `/proc`, for `mobile ps` and `mobile attach`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,42 +11,43 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::account::Holder;
+use super::account::ProcessIdentity;
 
-/// A running process.
+/// A process that is running.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
-    /// Its id.
+    /// The ID of the process.
     pub(crate) pid: i32,
-    /// The user it runs as.
+    /// The user ID that the process runs as.
     pub(crate) uid: u32,
-    /// The users whose rights the process has.
+    /// The user IDs whose rights the process has.
     pub(crate) owners: Owners,
-    /// Its short name.
+    /// The short name of the command.
     pub(crate) comm: String,
-    /// Its command line; empty for a process that has cleared it.
+    /// The command line; empty for a process that has cleared it.
     pub(crate) cmdline: Vec<String>,
-    /// When it started, in clock ticks since boot: with the pid, an identity that is not reused.
+    /// The start time in clock ticks since boot. Together with the process ID it identifies a
+    /// process that is not confused with a later one.
     pub(crate) start_time: u64,
-    /// Its TCP connections and connected UDP sockets.
+    /// The TCP connections and connected UDP sockets of the process.
     pub(crate) connections: Vec<Connection>,
 }
 
-/// The users a process runs as: real, effective, saved.
+/// The user IDs of a process: real, effective, saved.
 pub(crate) type Owners = [u32; 3];
 
 /// The transport of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Transport {
-    /// A TCP connection that is not over, or is being made.
+    /// A TCP connection that is open or being opened.
     Tcp,
     /// A connected UDP socket.
     Udp,
 }
 
 impl Transport {
-    /// As `mobile ps` and `attach` write it.
+    /// Returns the name that `mobile ps` and `attach` print.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -55,49 +56,53 @@ impl Transport {
     }
 }
 
-/// A socket that has a peer, and so a route.
+/// A connected socket, whose route is therefore fixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
-    /// TCP or UDP.
+    /// The protocol of the connection.
     pub(crate) transport: Transport,
-    /// Our end; an IPv4-mapped address is shown as the IPv4 one.
+    /// The local address; an IPv4-mapped address is shown as the IPv4 one.
     pub(crate) local: SocketAddr,
-    /// The other end.
+    /// The address of the peer.
     pub(crate) remote: SocketAddr,
 }
 
 impl Connection {
-    /// Whether it takes the MOBILE route: the route chosen at connect() gave it a persistent address.
+    /// Returns whether the connection goes through the tunnel: the route chosen at connect() gave
+    /// it a persistent address.
     pub(crate) fn is_mobile(&self, persistent: &[IpAddr]) -> bool {
         persistent.contains(&self.local.ip())
     }
 }
 
 impl Process {
-    /// As its account knows it. The time is rounded down: nothing it did itself is older.
-    pub(crate) fn holder(&self) -> Holder {
-        holder_since(self.pid, self.start_time)
+    /// Returns the process's identity in the traffic accounts. The start time is rounded down, so
+    /// nothing that the process did is older.
+    pub(crate) fn identity(&self) -> ProcessIdentity {
+        identity_since(self.pid, self.start_time)
     }
 }
 
-/// One process as its account knows it; an error if it is gone.
-pub(super) fn holder(pid: i32) -> io::Result<Holder> {
+/// Returns the identity of a process in the traffic accounts; an error if it has ended.
+pub(super) fn identity(pid: i32) -> io::Result<ProcessIdentity> {
     let (_, start_time) = stat(Path::new(&format!("/proc/{pid}")))?;
-    Ok(holder_since(pid, start_time))
+    Ok(identity_since(pid, start_time))
 }
 
-fn holder_since(pid: i32, start_time: u64) -> Holder {
-    /// USER_HZ, which is 100 on every architecture that Linux presents to programs.
+fn identity_since(pid: i32, start_time: u64) -> ProcessIdentity {
+    /// The duration of a clock tick: USER_HZ is 100 on every architecture as Linux presents it to
+    /// programs.
     const TICK_NS: u64 = 1_000_000_000 / 100;
-    Holder { pid, started: start_time.saturating_mul(TICK_NS) }
+    ProcessIdentity { pid, started: start_time.saturating_mul(TICK_NS) }
 }
 
-/// One process; an error if it is gone.
+/// Reads a process; an error if it has ended.
 pub(crate) fn read(pid: i32) -> io::Result<Process> {
     Reader::default().process(pid)
 }
 
-/// A command line may be megabytes long; to know a process by, its beginning is enough.
+/// Shortens a command line, which may be megabytes long: its beginning is enough to recognise a
+/// process.
 pub(crate) fn shortened(mut command: String) -> String {
     const LONGEST: usize = 256;
     if command.len() > LONGEST {
@@ -109,26 +114,26 @@ pub(crate) fn shortened(mut command: String) -> String {
 
 type Sockets = HashMap<u64, Connection>;
 
-/// Keeps the socket tables it has read, by network namespace: they list the sockets of every process in it, and there
-/// may be a thousand processes to look at.
+/// Reads processes, and caches the socket tables of each network namespace: they list the sockets
+/// of all processes there, and there may be a thousand processes to read.
 #[derive(Default)]
 pub(crate) struct Reader {
     tables: HashMap<u64, Rc<Sockets>>,
 }
 
 impl Reader {
-    /// Those of `pids` that are still there, in the same order.
+    /// Reads the processes in the order of `pids`, without those that have ended.
     pub(crate) fn processes(&mut self, pids: &[i32]) -> Vec<Process> {
         pids.iter().filter_map(|&pid| self.process(pid).ok()).collect()
     }
 
-    /// One process; an error if it is gone.
+    /// Reads a process; an error if it has ended.
     pub(crate) fn process(&mut self, pid: i32) -> io::Result<Process> {
         let proc = format!("/proc/{pid}");
         let proc = Path::new(&proc);
         let uid = fs::metadata(proc)?.uid();
         let (comm, start_time) = stat(proc)?;
-        // The process name in this file may be in any encoding.
+        // The process name in this file may have any encoding.
         let status = fs::read(proc.join("status"))?;
         let owners = parse_owners(&String::from_utf8_lossy(&status)).ok_or(io::ErrorKind::InvalidData)?;
         let cmdline = fs::read(proc.join("cmdline"))?;
@@ -137,7 +142,7 @@ impl Reader {
         Ok(Process { pid, uid, owners, comm, cmdline, start_time, connections: self.connections(proc) })
     }
 
-    /// None for a process that is gone or is not ours to look at.
+    /// Returns the connections of a process; none if it has ended or may not be inspected.
     fn connections(&mut self, proc: &Path) -> Vec<Connection> {
         let inodes = socket_inodes(proc);
         if inodes.is_empty() {
@@ -145,13 +150,14 @@ impl Reader {
         }
         let Ok(namespace) = fs::metadata(proc.join("ns/net")) else { return Vec::new() };
         let table = self.tables.entry(namespace.ino()).or_insert_with(|| Rc::new(read_tables(proc)));
-        let mut found: Vec<_> = inodes.iter().filter_map(|inode| table.get(inode).copied()).collect();
-        found.sort_unstable_by_key(|connection| (connection.local, connection.remote));
-        found
+        let mut connections: Vec<_> = inodes.iter().filter_map(|inode| table.get(inode).copied()).collect();
+        connections.sort_unstable_by_key(|connection| (connection.local, connection.remote));
+        connections
     }
 }
 
-/// The inodes of the sockets a process holds; several descriptors of one socket count once.
+/// Returns the inodes of the sockets that a process holds. Several descriptors of one socket count
+/// once.
 pub(super) fn socket_inodes(proc: &Path) -> HashSet<u64> {
     let Ok(fds) = fs::read_dir(proc.join("fd")) else { return HashSet::new() };
     let targets = fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
@@ -160,26 +166,27 @@ pub(super) fn socket_inodes(proc: &Path) -> HashSet<u64> {
         .collect()
 }
 
-/// Every connected TCP and UDP socket in the network namespace of a process.
+/// Reads every connected TCP and UDP socket in the network namespace of a process.
 fn read_tables(proc: &Path) -> Sockets {
     let mut sockets = Sockets::new();
     for (file, transport) in
         [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)]
     {
-        // A host without IPv6 has no tcp6.
+        // A host without IPv6 has no file `tcp6`.
         let Ok(text) = fs::read_to_string(proc.join("net").join(file)) else { continue };
         sockets.extend(text.lines().filter_map(|line| parse_socket(line, transport)));
     }
     sockets
 }
 
-/// One line of /proc/net/tcp and its like:
-/// `0: 0100007F:1F90 0200007F:0016 01 00000000:00000000 00:00000000 00000000 1000 0 4711 …`.
+/// Parses a line of `/proc/net/tcp` or a similar file: `0: 0100007F:1F90 0200007F:0016 01
+/// 00000000:00000000 00:00000000 00000000 1000 0 4711 …`.
 fn parse_socket(line: &str, transport: Transport) -> Option<(u64, Connection)> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let local = parse_address(fields.get(1)?)?;
     let remote = parse_address(fields.get(2)?)?;
-    // Listening and unconnected sockets have no peer; TIME_WAIT ones belong to no process (inode 0).
+    // Listening and unconnected sockets have no peer; sockets in TIME_WAIT belong to no process
+    // (inode 0).
     if remote.ip().is_unspecified() && remote.port() == 0 {
         return None;
     }
@@ -187,7 +194,8 @@ fn parse_socket(line: &str, transport: Transport) -> Option<(u64, Connection)> {
     Some((inode, Connection { transport, local, remote }))
 }
 
-/// `0100007F:1F90`: 32-bit words of the address as this machine reads them from memory, then the port as a number.
+/// Parses an address such as `0100007F:1F90`: 32-bit words of the address in the byte order of this
+/// machine, then the port as a number.
 fn parse_address(field: &str) -> Option<SocketAddr> {
     let (address, port) = field.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -208,19 +216,21 @@ fn stat(proc: &Path) -> io::Result<(String, u64)> {
     Ok(parse_stat(&String::from_utf8_lossy(&stat)).ok_or(io::ErrorKind::InvalidData)?)
 }
 
-/// Reads the `Uid:` line of /proc/PID/status: real, effective, saved, file system. The name above
-/// it cannot imitate that line: the kernel escapes line ends in it.
+/// Reads the `Uid:` line of `/proc/PID/status`: real, effective, saved and file system user ID. The
+/// process name above it cannot imitate that line, because the kernel escapes line ends in it.
 pub(crate) fn parse_owners(status: &str) -> Option<Owners> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     let mut uids = line.split_ascii_whitespace().map(str::parse);
     Some([uids.next()?.ok()?, uids.next()?.ok()?, uids.next()?.ok()?])
 }
 
-/// The name and the start time in /proc/PID/stat. The name is in parentheses and may itself hold any of them.
+/// Reads the name and the start time in `/proc/PID/stat`. The name is in parentheses and may itself
+/// contain parentheses and spaces.
 fn parse_stat(stat: &str) -> Option<(String, u64)> {
     let (before, after) = stat.rsplit_once(") ")?;
     let (_, comm) = before.split_once('(')?;
-    // proc(5) numbers from 1; `after` begins with field 3, and the start time is field 22.
+    // The fields are numbered from 1 (proc(5)); `after` begins with field 3, and the start time is
+    // field 22.
     let start_time = after.split(' ').nth(22 - 3)?.parse().ok()?;
     Some((comm.into(), start_time))
 }
@@ -230,7 +240,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
-    use crate::selection::probe::Probe;
+    use crate::selection::sandbox::Probe;
 
     #[test]
     fn a_process_is_shown_with_the_connections_it_holds() {
@@ -252,7 +262,8 @@ mod tests {
         assert!(this.connections.contains(&tcp), "{:?}", this.connections);
         assert!(this.connections.contains(&udp), "{:?}", this.connections);
         let others = [listener.local_addr().unwrap(), unconnected.local_addr().unwrap()];
-        // The listener's address is also that of the end it accepts, which nobody holds yet.
+        // The listener's address is also the local address of the connection that is not accepted
+        // yet.
         assert!(!this.connections.iter().any(|c| others.contains(&c.local)), "{:?}", this.connections);
 
         assert!(tcp.is_mobile(&["127.0.0.1".parse().unwrap()]));
@@ -260,19 +271,19 @@ mod tests {
     }
 
     #[test]
-    fn a_name_and_a_command_line_in_no_encoding_hide_no_process() {
+    fn a_process_with_a_name_in_an_invalid_encoding_is_listed() {
         use std::os::unix::ffi::OsStrExt as _;
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join(std::ffi::OsStr::from_bytes(b"a\xffb\nUid:"));
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        // The parent of a vfork may run before the child's command line is there.
-        let mut looks = std::iter::repeat_with(|| {
+        // The parent of a vfork may run before the child's command line is visible.
+        let mut attempts = std::iter::repeat_with(|| {
             std::thread::sleep(std::time::Duration::from_millis(1));
             read(pid).unwrap()
         });
-        let process = looks.by_ref().take(5000).find(|process| !process.cmdline.is_empty()).unwrap();
+        let process = attempts.by_ref().take(5000).find(|process| !process.cmdline.is_empty()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(process.comm, "a\u{fffd}b\nUid:");
@@ -281,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_are_gone_are_left_out() {
+    fn processes_that_have_ended_are_left_out() {
         let probe = Probe::start();
         let (pid, own) = (probe.pid(), i32::try_from(std::process::id()).unwrap());
         let list = |pids: &[i32]| Reader::default().processes(pids);

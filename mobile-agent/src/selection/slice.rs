@@ -1,5 +1,7 @@
-//! `mobile.slice`: what systemd starts there is mobile. The cgroup is systemd's, which makes and removes it; nothing is moved
-//! into it or out of it by us, and it only has to be known by its id.
+//! The cgroup of `mobile.slice`: processes that systemd starts there are mobile.
+//!
+//! The cgroup belongs to systemd, which creates and removes it. The agent moves no process into it
+//! or out of it; the programs only need its kernel ID.
 
 use std::{
     fs, io,
@@ -12,40 +14,41 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::cgroup2::{Cgroup2, depth};
 
-/// Its name, at the root of the hierarchy: as systemd derives it from that of the unit.
+/// The name of the slice's cgroup at the root of the hierarchy, which systemd derives from the
+/// unit's name.
 const NAME: &str = "mobile.slice";
 
-/// The slice, whether or not it is there now.
+/// The slice's cgroup, whether or not it exists at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slice {
     dir: PathBuf,
-    /// The cgroup as /proc/PID/cgroup names it.
+    /// The cgroup as `/proc/PID/cgroup` names it.
     path: PathBuf,
 }
 
 impl Slice {
-    /// At `dir`, or where systemd has it.
+    /// Returns the slice at `dir`, or at systemd's place for it.
     pub(super) fn new(cgroup2: &Cgroup2, dir: Option<&Path>) -> Self {
         let dir = dir.map_or_else(|| cgroup2.mount().join(NAME), Path::to_path_buf);
         Self { path: cgroup2.path(&dir), dir }
     }
 
-    /// Its directory.
+    /// Returns the directory of the cgroup.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// As /proc/PID/cgroup names it.
+    /// Returns the path of the cgroup as `/proc/PID/cgroup` names it.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its kernel id; 0 while there is none.
+    /// Returns the kernel ID of the cgroup, or 0 if it does not exist.
     pub(crate) fn id(&self) -> u64 {
         fs::metadata(&self.dir).map_or(0, |dir| dir.ino())
     }
 
-    /// Makes the cgroup unless it exists, for systemd to use. Returns its kernel id.
+    /// Creates the cgroup unless it exists, for systemd to use, and returns its kernel ID.
     pub(crate) fn ensure(&self) -> io::Result<u64> {
         match fs::create_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -53,30 +56,31 @@ impl Slice {
         }
     }
 
-    /// Its depth below the root of the hierarchy.
+    /// Returns the depth of the cgroup below the root of the hierarchy.
     pub(super) fn level(&self) -> u32 {
         depth(&self.path)
     }
 }
 
-/// Tells when the slice may have come or gone. Wants a runtime.
+/// Watches for the creation and removal of the slice's cgroup. Needs a Tokio runtime.
 pub(crate) struct SliceWatch(AsyncFd<OwnedFd>);
 
 impl SliceWatch {
-    /// From now on.
+    /// Starts to watch the directory above the cgroup.
     pub(crate) fn new(slice: &Slice) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let parent = slice.dir.parent().unwrap_or(Path::new("/"));
         inotify.add_watch(parent, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE)?;
-        // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is dropped.
+        // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is
+        // dropped.
         Ok(Self(unsafe { AsyncFd::register_with_interest(OwnedFd::from(inotify), Interest::READABLE) }?))
     }
 
-    /// Waits for a change in the directory above it.
+    /// Waits until a cgroup is created or removed in that directory.
     pub(crate) async fn changed(&mut self) -> io::Result<()> {
         loop {
             let mut guard = self.0.readable().await?;
-            // What happened is not looked at: the directory says what is.
+            // The events' contents do not matter: the caller reads the directory.
             let mut events = [0; 4096];
             match guard.try_io(|inotify| Ok(nix::unistd::read(inotify, &mut events)?)) {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,9 +1,9 @@
-//! The sockets that a process holds when it becomes mobile or ordinary: those without a peer follow it at once.
+//! Changes the marks of sockets that a process holds when it becomes mobile or ordinary.
 //!
-//! A connection keeps its route, and a stream that is not connected yet is asked about at
-//! connect(). But a datagram takes the mark its socket had before the kernel asks the programs, and
-//! for ping and raw sockets, and for what a listening socket accepts, it never asks: so the mark of
-//! these changes when their process does.
+//! A connection keeps its route, and a stream that is not connected yet passes the eBPF programs at
+//! connect(). But the kernel reads the mark of a datagram before it runs the programs, and it never
+//! runs them for ping and raw sockets and for connections that a listening socket accepts. So the
+//! marks of these sockets change together with their process.
 
 use std::{
     fs, io,
@@ -14,37 +14,38 @@ use nix::libc;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The bits of a socket's mark that are ours, their value on a mobile socket, and the right to
-/// change them.
+/// The agent's bits of a socket mark, and the right to change them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
-    /// The bits to set.
+    /// The mark to set.
     pub(crate) mark: u32,
-    /// The bits of the mark that are ours.
+    /// The bits of the mark that the agent uses.
     pub(crate) mask: u32,
-    /// The secret by which the programs let the agent change these bits:
+    /// The key by which the programs recognise the agent and let it change these bits:
     /// [`mobile_ebpf_common::ProgramConfig::key`].
     pub(crate) key: u64,
 }
 
-/// Marks every unconnected datagram, ping, raw, listening and SCTP socket of a process, or clears
-/// their marks. Leaves sockets of other network namespaces alone. A kernel before 5.6 cannot
-/// duplicate another process's descriptors (`pidfd_getfd`): there the sockets keep their marks.
-pub(crate) fn follow(pid: i32, pidfd: BorrowedFd<'_>, ours: Mark, mobile: bool) {
+/// Sets or clears the mark of every unconnected datagram, ping, raw, listening and SCTP socket of a
+/// process.
+///
+/// Leaves sockets of other network namespaces alone. A kernel before 5.6 cannot duplicate another
+/// process's descriptors (`pidfd_getfd`); there the sockets keep their marks.
+pub(crate) fn set_sockets_mobile(pid: i32, pidfd: BorrowedFd<'_>, ours: Mark, mobile: bool) {
     for (fd, socket) in sockets(pid, pidfd) {
-        if let Err(error) = follow_one(&socket, ours, mobile) {
-            tracing::debug!(pid, fd, %error, "a socket keeps its mark");
+        if let Err(error) = set_socket_mobile(&socket, ours, mobile) {
+            tracing::debug!(pid, fd, %error, "cannot change the mark of a socket");
         }
     }
 }
 
-/// Whether a process has sockets that could be mobile.
+/// Returns whether a process has sockets that could become mobile.
 pub(crate) fn has_any(pid: i32, pidfd: BorrowedFd<'_>) -> bool {
     sockets(pid, pidfd).next().is_some()
 }
 
-fn follow_one(socket: &Socket, Mark { mark, mask, key }: Mark, mobile: bool) -> io::Result<()> {
-    if (is_asked_about(socket)? && !socket.is_listener()?) || socket.peer_addr().is_ok() {
+fn set_socket_mobile(socket: &Socket, Mark { mark, mask, key }: Mark, mobile: bool) -> io::Result<()> {
+    if (connect_runs_programs(socket)? && !socket.is_listener()?) || socket.peer_addr().is_ok() {
         return Ok(());
     }
     let old = socket.mark()?;
@@ -56,7 +57,8 @@ fn follow_one(socket: &Socket, Mark { mark, mask, key }: Mark, mobile: bool) -> 
     }
 }
 
-/// Sets SO_MARK, with the key behind the mark; the programs read the key and the kernel ignores it.
+/// Sets SO_MARK, with the key appended to the mark. The programs read the key; the kernel ignores
+/// it.
 fn set_mark(socket: &Socket, mark: u32, key: u64) -> io::Result<()> {
     let value = [mark, key as u32, (key >> 32) as u32];
     // SAFETY: the kernel and the programs read at most the size of `value`, which lives for the
@@ -73,13 +75,15 @@ fn set_mark(socket: &Socket, mark: u32, key: u64) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether the kernel asks the programs about its connect(): of streams it does so for these only, not for SCTP.
-fn is_asked_about(socket: &Socket) -> io::Result<bool> {
-    let asking = [Some(Protocol::TCP), Some(Protocol::MPTCP)];
-    Ok(socket.r#type()? == Type::STREAM && asking.contains(&socket.protocol()?))
+/// Returns whether the kernel runs the programs at this socket's connect(): of stream sockets it
+/// does so for TCP and MPTCP, not for SCTP.
+fn connect_runs_programs(socket: &Socket) -> io::Result<bool> {
+    let protocols = [Some(Protocol::TCP), Some(Protocol::MPTCP)];
+    Ok(socket.r#type()? == Type::STREAM && protocols.contains(&socket.protocol()?))
 }
 
-/// The IPv4 and IPv6 sockets of a process in our network namespace. One that is closed meanwhile, or not to be had, is none.
+/// Returns the IPv4 and IPv6 sockets of a process in the agent's network namespace. Skips sockets
+/// that are closed meanwhile or cannot be duplicated.
 fn sockets(pid: i32, pidfd: BorrowedFd<'_>) -> impl Iterator<Item = (RawFd, Socket)> {
     let own_namespace = mobile_io::netns::cookie().ok();
     socket_fds(pid).into_iter().filter_map(move |fd| {
@@ -90,7 +94,7 @@ fn sockets(pid: i32, pidfd: BorrowedFd<'_>) -> impl Iterator<Item = (RawFd, Sock
     })
 }
 
-/// The descriptors of a process that are sockets.
+/// Returns the file descriptors of a process that are sockets.
 fn socket_fds(pid: i32) -> Vec<RawFd> {
     let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
     fds.flatten()
@@ -104,11 +108,11 @@ mod tests {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     use super::*;
-    use crate::selection::probe::{FOREIGN, Place, Probe};
+    use crate::selection::sandbox::{FOREIGN, Probe, Sandbox};
 
     #[test]
-    fn unconnected_sockets_follow_their_process_and_connections_do_not() {
-        Place::with(|place| {
+    fn unconnected_sockets_change_with_their_process_and_connections_do_not() {
+        Sandbox::with(|sandbox| {
             let mut probe = Probe::start();
             let pidfd = pidfd_open(Pid::from_raw(probe.pid()).unwrap(), PidfdFlags::empty()).unwrap();
             for kind in ["ping4", "ping6", "raw4", "raw6", "udp4", "udp6", "tcp4", "tcp6"] {
@@ -117,10 +121,10 @@ mod tests {
             probe.listen("tcp6");
             probe.connect("udp4", "127.0.0.1:9");
             probe.set_mark("raw4", 7 & FOREIGN);
-            let selector = place.load();
-            let ours = Mark { mark: place.marking.mark, mask: place.marking.mask, key: selector.key() };
+            let selector = sandbox.load();
+            let ours = Mark { mark: sandbox.marking.mark, mask: sandbox.marking.mask, key: selector.key() };
             for (mobile, mark) in [(true, ours.mark), (true, ours.mark), (false, 0)] {
-                follow(probe.pid(), pidfd.as_fd(), ours, mobile);
+                set_sockets_mobile(probe.pid(), pidfd.as_fd(), ours, mobile);
                 for (kind, mark) in [
                     ("ping4", mark),
                     ("ping6", mark),
@@ -130,7 +134,7 @@ mod tests {
                     ("tcp4", 0),
                     ("tcp6", mark),
                 ] {
-                    assert_eq!(probe.look(kind), mark, "{kind}, {mobile}");
+                    assert_eq!(probe.socket_mark(kind), mark, "{kind}, {mobile}");
                 }
             }
         });

@@ -1,4 +1,4 @@
-//! Why a path was left, and why one could not be made.
+//! The causes of handovers, and the failures of connection attempts.
 
 use mobile_io::keys::PublicKey;
 use mobile_io::tls;
@@ -6,33 +6,33 @@ use mobile_proto::CloseCode;
 
 use crate::status::Problem;
 
-/// Why a handover happened.
+/// The reason for a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Cause {
+pub(crate) enum HandoverCause {
     /// The link lost its carrier.
     CarrierLost,
     /// The link was set down.
     LinkDown,
-    /// The link is gone, or excluded.
+    /// The link disappeared or was excluded.
     LinkGone,
-    /// The address the path was bound to is gone.
+    /// The local address of the path was removed.
     AddressLost,
-    /// The link has no route to the relay any more.
+    /// The link lost its route to the relay.
     RouteLost,
-    /// Nothing was heard although something is unanswered.
+    /// The relay did not answer in time.
     Silent,
     /// TCP or TLS failed.
     TransportFailed,
     /// The relay closed the path.
     RelayClosed,
-    /// Make before break: the policy prefers another uplink.
+    /// The policy prefers another uplink; the new path was open before the old one closed.
     BetterUplink,
-    /// Make before break: `mobile use`.
+    /// `mobile use` named another uplink; the new path was open before the old one closed.
     Forced,
 }
 
-impl Cause {
-    /// All, for metrics.
+impl HandoverCause {
+    /// Every cause, for metrics.
     pub(crate) const ALL: [Self; 10] = [
         Self::CarrierLost,
         Self::LinkDown,
@@ -46,7 +46,7 @@ impl Cause {
         Self::Forced,
     ];
 
-    /// The word for JSON, metrics and logs.
+    /// Returns the name of the cause in JSON, metrics and logs.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::CarrierLost => "carrier_lost",
@@ -63,29 +63,29 @@ impl Cause {
     }
 }
 
-/// Whose fault a failed attempt is: it decides what is tried next, and when.
+/// The party at fault for a failed attempt, which decides what is tried next and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The uplink's: others come first for a while.
+    /// The uplink, which ranks behind the others for a while.
     Uplink,
-    /// The relay's: any uplink may do as soon as it is back.
+    /// The relay; any uplink may work once it is back.
     Relay,
-    /// A key is not accepted: only a person can help, so there is no hurry.
+    /// A refused key; a person has to act, so retries are slow.
     Identity,
 }
 
-/// Why an attempt failed.
+/// A failed connection attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// Whose fault.
+    /// The party at fault.
     pub(crate) fault: Fault,
-    /// The word for metrics.
+    /// The label of the failure in metrics.
     pub(crate) kind: &'static str,
-    /// What is the matter, and what to do.
+    /// The cause and the next step, for a person.
     pub(crate) problem: Problem,
 }
 
-/// Every `kind` of a failure.
+/// Every value of [`Failure::kind`].
 pub(crate) const FAILURE_KINDS: [&str; 8] = [
     "resolve",
     "unreachable",
@@ -102,57 +102,59 @@ impl Failure {
         Self { fault, kind, problem: Problem { cause, next_step: next_step.into() } }
     }
 
-    /// The relay's name has no address.
+    /// Returns the failure for a relay name without an address.
     pub(crate) fn resolve(endpoint: &str, error: &str) -> Self {
         Self::new(
             Fault::Uplink,
             "resolve",
-            format!("the relay's name in {endpoint} cannot be resolved: {error}"),
+            format!("cannot resolve the relay's name in {endpoint}: {error}"),
             "check [relay] endpoint and the resolver of this host",
         )
     }
 
-    /// TCP did not connect; `refused`: somebody said so.
+    /// Returns the failure for a TCP connection that was not established; `refused` if the host
+    /// answered with a reset.
     pub(crate) fn unreachable(error: &str, refused: bool) -> Self {
         let fault = if refused { Fault::Relay } else { Fault::Uplink };
-        let next = "check that home-relay serves there and that the network lets the port through";
+        let next = "check that home-relay runs there and that the network allows the port";
         Self::new(fault, "unreachable", error.to_owned(), next)
     }
 
-    /// The attempt took too long.
+    /// Returns the failure for an attempt that timed out at `stage`.
     pub(crate) fn timeout(stage: &str) -> Self {
         Self::new(
             Fault::Uplink,
             "timeout",
             format!("no answer from the relay in time ({stage})"),
-            "check that the network lets the relay's port through",
+            "check that the network allows the relay's port",
         )
     }
 
-    /// TLS, or anything after it, failed.
+    /// Returns the failure for an error of TLS or of the protocol inside it.
     pub(crate) fn tls(cause: &tls::HandshakeFailure, own_key: &PublicKey) -> Self {
         match cause {
             tls::HandshakeFailure::Refused => Self::new(
                 Fault::Identity,
                 "unauthorised",
                 format!(
-                    "the relay does not accept this host's key {own_key}: it is not authorised there, or was revoked"
+                    "the relay does not accept this host's key {own_key}: it is not authorised \
+                    there, or was revoked"
                 ),
                 format!("on the relay: home-relay authorize NAME {own_key}"),
             ),
             tls::HandshakeFailure::WrongRelayKey { expected, offered } => Self::new(
                 Fault::Identity,
                 "wrong_relay_key",
-                format!("the relay shows the key {offered}, but [relay] public_key is {expected}"),
+                format!("the relay presented the key {offered}, but [relay] public_key is {expected}"),
                 "compare with the key that `home-relay init` printed: if the relay's key was changed, correct \
-                 [relay] public_key; if not, somebody else answers in its place",
+                 [relay] public_key; if not, another host answers in the relay's place",
             ),
             tls::HandshakeFailure::Protocol(_) | tls::HandshakeFailure::Oversized => Self::new(
                 Fault::Uplink,
                 "protocol",
-                format!("what answers at the relay's endpoint is no relay: {cause}"),
+                format!("the host at the relay's endpoint does not speak the relay's protocol: {cause}"),
                 "check the port in [relay] endpoint, the versions of both ends, and whether a captive portal \
-                 or proxy stands in between",
+                 or proxy is in between",
             ),
             tls::HandshakeFailure::Network(text) => {
                 Self::unreachable(&format!("the connection to the relay failed: {text}"), false)
@@ -160,7 +162,7 @@ impl Failure {
         }
     }
 
-    /// The relay closed the path with this code.
+    /// Returns the failure for a path that the relay closed.
     pub(crate) fn closed(code: CloseCode, own_key: &PublicKey) -> Self {
         match code {
             CloseCode::Revoked => Self::new(
@@ -179,7 +181,7 @@ impl Failure {
                 Fault::Relay,
                 "relay_closed",
                 format!("the relay closed the path: {code}"),
-                "none: the agent connects again",
+                "none: the agent reconnects by itself",
             ),
         }
     }

@@ -1,4 +1,5 @@
-//! One attempt: resolve the relay's name, connect over one uplink, prove both keys.
+//! Connects to the relay over one uplink: resolves its name, tries its addresses, and establishes
+//! TLS.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -18,58 +19,61 @@ use super::cause::{Failure, Fault};
 use crate::config::RelayIdentity;
 use crate::uplinks::policy::Families;
 
-/// The head start of each address of the relay before the next (RFC 8305 recommends 250 ms; here somebody waits).
+/// The head start of each address of the relay before the next. RFC 8305, section 5, recommends 250
+/// ms; this is less because open connections wait.
 const ADDRESS_STAGGER: Duration = Duration::from_millis(150);
 
-/// More addresses than this are not tried: a name may have any number.
+/// The largest number of addresses to try. A name may have any number.
 const MAX_ADDRESSES: usize = 6;
 
-/// Knows how to reach the relay.
+/// The relay's endpoint and the keys to connect with.
 pub(crate) struct Dialer {
     endpoint: String,
-    /// The addresses last found; a name is looked up again beside every attempt, but an attempt does not wait for it.
-    known: watch::Sender<Vec<SocketAddr>>,
+    /// The last resolved addresses. Each attempt resolves the name again but does not wait for the
+    /// answer.
+    addresses: watch::Sender<Vec<SocketAddr>>,
     literal: bool,
     tls: Arc<rustls::ClientConfig>,
     own_key: PublicKey,
 }
 
-/// TCP and TLS are up.
-pub(crate) struct Connected {
-    /// The transport.
+/// A TLS connection on which the relay has authenticated itself.
+pub(crate) struct RelayConnection {
+    /// The encrypted byte stream.
     pub(crate) stream: TlsStream,
-    /// Our end.
+    /// The local address of the connection.
     pub(crate) local: SocketAddr,
-    /// The relay's.
+    /// The relay's address and port.
     pub(crate) remote: SocketAddr,
 }
 
 impl Dialer {
-    /// Does not look the name up yet.
+    /// Creates a dialer without resolving the name.
     pub(crate) fn new(relay: &RelayIdentity, key: &PrivateKey) -> Self {
         let literal = relay.endpoint.parse::<SocketAddr>().ok();
         Self {
             endpoint: relay.endpoint.clone(),
-            known: watch::Sender::new(literal.into_iter().collect()),
+            addresses: watch::Sender::new(literal.into_iter().collect()),
             literal: literal.is_some(),
             tls: tls::client_config(key, relay.public_key),
             own_key: key.public(),
         }
     }
 
-    /// Returns the addresses that the endpoint is known to have, updated as they are resolved.
+    /// Returns the known addresses of the endpoint, updated as they are resolved.
     pub(crate) fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
-        self.known.subscribe()
+        self.addresses.subscribe()
     }
 
-    /// This host's key.
+    /// Returns this host's public key.
     pub(crate) fn own_key(&self) -> &PublicKey {
         &self.own_key
     }
 
-    /// The families in which the relay has an address; both while that is not known.
+    /// Returns the address families in which the relay has an address; both while no address is
+    /// known.
     pub(crate) fn families(&self) -> Families {
-        let known = self.known();
+        let known = self.known_addresses();
         let any = known.is_empty();
         Families {
             ipv4: any || known.iter().any(SocketAddr::is_ipv4),
@@ -77,18 +81,20 @@ impl Dialer {
         }
     }
 
-    /// Connects over `uplink` in the families it serves: to the addresses last found, and beside them to those that
-    /// the name has by now. The first to prove that it is the relay is taken.
+    /// Connects over `uplink`, in the `families` that it can reach the relay in.
+    ///
+    /// Tries the last resolved addresses, and those that a new look-up returns meanwhile. Returns
+    /// the first connection on which the relay has authenticated itself.
     pub(crate) async fn connect(
         self: Arc<Self>,
         uplink: String,
-        serves: Families,
-        patience: Duration,
-    ) -> Result<Connected, Failure> {
-        let known = self.known();
-        let lookup = (!self.literal).then(|| tokio::spawn(Arc::clone(&self).look_up(patience)));
-        let mut race = Race { dialer: &self, uplink: &uplink, serves, patience, begun: Vec::new() };
-        let mut runners: FuturesUnordered<_> = known.into_iter().filter_map(|it| race.enter(it)).collect();
+        families: Families,
+        timeout: Duration,
+    ) -> Result<RelayConnection, Failure> {
+        let known = self.known_addresses();
+        let lookup = (!self.literal).then(|| tokio::spawn(Arc::clone(&self).look_up(timeout)));
+        let mut race = AddressRace { dialer: &self, uplink: &uplink, families, timeout, tried: Vec::new() };
+        let mut runners: FuturesUnordered<_> = known.into_iter().filter_map(|it| race.start(it)).collect();
         let mut lookup = pin!(
             async {
                 match lookup {
@@ -99,21 +105,24 @@ impl Dialer {
             .fuse()
         );
         let mut failure =
-            Failure::resolve(&self.endpoint, &format!("it has no address in a family that {uplink} serves"));
+            Failure::resolve(&self.endpoint, &format!("it has no address in a family that {uplink} can use"));
         loop {
-            // A resolver that is slow to answer must not hold up the next attempt, which profits from what it says.
-            if runners.is_empty() && !race.begun.is_empty() {
+            // A slow resolver must not delay the next attempt, which uses the answer.
+            if runners.is_empty() && !race.tried.is_empty() {
                 return Err(failure);
             }
             let finished = tokio::select! {
                 found = &mut lookup, if !lookup.is_terminated() => {
                     match found {
-                        Ok(found) => runners.extend(found.into_iter().filter_map(|it| race.enter(it))),
-                        // The addresses known from before may do all the same.
-                        Err(error) if race.begun.is_empty() => {
+                        Ok(found) => runners.extend(found.into_iter().filter_map(|it| race.start(it))),
+                        // The addresses resolved earlier may still work.
+                        Err(error) if race.tried.is_empty() => {
                             return Err(Failure::resolve(&self.endpoint, &error));
                         }
-                        Err(error) => tracing::debug!(error, "the relay's name cannot be resolved now"),
+                        Err(error) => tracing::debug!(
+                            error,
+                            "cannot resolve the relay's name: using the addresses known so far"
+                        ),
                     }
                     continue;
                 }
@@ -122,43 +131,43 @@ impl Dialer {
             };
             match finished {
                 Ok(connected) => return Ok(connected),
-                // A key that is not accepted says more than an address that does not answer.
+                // A refused key is more informative than an address that does not answer.
                 Err(_) if failure.fault == Fault::Identity => {}
                 Err(other) => failure = other,
             }
         }
     }
 
-    /// TCP and TLS with one address.
-    async fn greet(
+    /// Establishes TCP and TLS with one address.
+    async fn connect_to(
         &self,
         address: SocketAddr,
         uplink: &str,
-        patience: Duration,
-    ) -> Result<Connected, Failure> {
-        let tcp = transport::connect(address, Some(uplink), patience).await.map_err(|error| {
+        timeout: Duration,
+    ) -> Result<RelayConnection, Failure> {
+        let tcp = transport::connect(address, Some(uplink), timeout).await.map_err(|error| {
             let refused = matches!(&error, TransportError::Connect { source, .. }
                 if source.kind() == ErrorKind::ConnectionRefused);
             Failure::unreachable(&error.to_string(), refused)
         })?;
-        // Known from the connected socket: the family and address the uplink gave it.
+        // The connected socket shows which address the kernel chose on the uplink.
         let local = tcp.local_addr().map_err(|error| Failure::unreachable(&error.to_string(), false))?;
-        let stream = tls::connect(&self.tls, tcp, patience)
+        let stream = tls::connect(&self.tls, tcp, timeout)
             .await
             .map_err(|cause| Failure::tls(&cause, &self.own_key))?;
-        Ok(Connected { stream, local, remote: address })
+        Ok(RelayConnection { stream, local, remote: address })
     }
 
-    async fn look_up(self: Arc<Self>, patience: Duration) -> Result<Vec<SocketAddr>, String> {
-        let found: Vec<SocketAddr> = tokio::time::timeout(patience, tokio::net::lookup_host(&self.endpoint))
+    async fn look_up(self: Arc<Self>, timeout: Duration) -> Result<Vec<SocketAddr>, String> {
+        let found: Vec<SocketAddr> = tokio::time::timeout(timeout, tokio::net::lookup_host(&self.endpoint))
             .await
-            .map_err(|_| "the resolver does not answer".to_owned())?
+            .map_err(|_| "the resolver does not answer in time".to_owned())?
             .map_err(|error| error.to_string())?
             .collect();
         if found.is_empty() {
             return Err("it has no address".to_owned());
         }
-        self.known.send_if_modified(|known| {
+        self.addresses.send_if_modified(|known| {
             let new = *known != found;
             known.clone_from(&found);
             new
@@ -166,42 +175,43 @@ impl Dialer {
         Ok(found)
     }
 
-    fn known(&self) -> Vec<SocketAddr> {
-        self.known.borrow().clone()
+    fn known_addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.borrow().clone()
     }
 }
 
-/// The addresses of one attempt, each with a start of its own.
-struct Race<'a> {
+/// The staggered attempts to the addresses of the relay.
+struct AddressRace<'a> {
     dialer: &'a Dialer,
     uplink: &'a str,
-    serves: Families,
-    patience: Duration,
-    begun: Vec<SocketAddr>,
+    families: Families,
+    timeout: Duration,
+    tried: Vec<SocketAddr>,
 }
 
-impl<'a> Race<'a> {
-    /// Starts with another address, after those before it; `None` if it is there already or cannot be reached.
-    fn enter(
+impl<'a> AddressRace<'a> {
+    /// Returns an attempt that starts after those before it. Returns `None` for an address that was
+    /// tried, cannot be reached, or exceeds the limit.
+    fn start(
         &mut self,
         address: SocketAddr,
-    ) -> Option<impl Future<Output = Result<Connected, Failure>> + use<'a>> {
-        let Families { ipv4, ipv6 } = self.serves;
-        let serves = if address.is_ipv4() { ipv4 } else { ipv6 };
-        if !serves || self.begun.contains(&address) || self.begun.len() == MAX_ADDRESSES {
+    ) -> Option<impl Future<Output = Result<RelayConnection, Failure>> + use<'a>> {
+        let Families { ipv4, ipv6 } = self.families;
+        let served = if address.is_ipv4() { ipv4 } else { ipv6 };
+        if !served || self.tried.contains(&address) || self.tried.len() == MAX_ADDRESSES {
             return None;
         }
-        let turn = u32::try_from(self.begun.len()).unwrap_or(u32::MAX);
-        self.begun.push(address);
-        let (dialer, uplink, patience) = (self.dialer, self.uplink, self.patience);
+        let turn = u32::try_from(self.tried.len()).unwrap_or(u32::MAX);
+        self.tried.push(address);
+        let (dialer, uplink, timeout) = (self.dialer, self.uplink, self.timeout);
         Some(async move {
             tokio::time::sleep(ADDRESS_STAGGER.saturating_mul(turn)).await;
-            dialer.greet(address, uplink, patience).await
+            dialer.connect_to(address, uplink, timeout).await
         })
     }
 }
 
-/// Where a connection's local address matters, IPv4-mapped ones are IPv4.
+/// Returns the IP address of a socket address, an IPv4-mapped one as IPv4.
 pub(crate) fn local_ip(address: SocketAddr) -> IpAddr {
     address.ip().to_canonical()
 }

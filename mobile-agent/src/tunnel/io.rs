@@ -1,4 +1,4 @@
-//! The host virtual device as the session sees it.
+//! The host virtual device, as packet I/O for the session driver.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,23 +12,24 @@ use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
 use mobile_proto::{CoalescedSegment, Offload, Packet};
 
-/// Counters of what the device did not take, and what may be delivered to it.
+/// Decides which of the relay's packets may be delivered to the device, and counts the others.
 #[derive(Debug, Default)]
-pub(crate) struct DeviceSide {
+pub(crate) struct DeliveryFilter {
     addresses: RwLock<Vec<IpAddr>>,
-    /// Packets the device refused: its queue was full, or it is down.
+    /// Packets that the device refused because its queue was full or it was down.
     pub(crate) refused: AtomicU64,
-    /// Packets from the relay for an address that is not ours, or no packets at all.
+    /// Packets from the relay that are malformed or not addressed to a persistent address.
     pub(crate) misaddressed: AtomicU64,
 }
 
-impl DeviceSide {
-    /// Only packets for these addresses are delivered.
+impl DeliveryFilter {
+    /// Sets the addresses whose packets are delivered.
     pub(crate) fn set_addresses(&self, addresses: Vec<IpAddr>) {
         *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
-    /// The kernel would take a packet for any address of this host, also one of an uplink: a relay gets the persistent ones only.
+    /// Returns whether a packet may be delivered. The kernel would accept a packet for any address
+    /// of this host, including an uplink's, but a relay may reach only persistent addresses.
     fn admits(&self, packet: &[u8]) -> bool {
         IpHeader::parse(packet).is_ok_and(|header| {
             self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&header.dst)
@@ -36,18 +37,18 @@ impl DeviceSide {
     }
 }
 
-/// The device, read and written by the driver.
+/// The host virtual device with its delivery filter.
 pub(crate) struct TunIo {
     tun: Tun,
-    side: Arc<DeviceSide>,
-    joining: CoalescingWriter,
+    filter: Arc<DeliveryFilter>,
+    coalescing: CoalescingWriter,
 }
 
 impl TunIo {
-    /// Takes the open device.
-    pub(crate) fn new(tun: Tun, side: Arc<DeviceSide>) -> Self {
-        let joining = CoalescingWriter::new(tun.coalesces_datagrams());
-        Self { tun, side, joining }
+    /// Creates packet I/O on an open device.
+    pub(crate) fn new(tun: Tun, filter: Arc<DeliveryFilter>) -> Self {
+        let coalescing = CoalescingWriter::new(tun.coalesces_datagrams());
+        Self { tun, filter, coalescing }
     }
 }
 
@@ -57,23 +58,23 @@ impl PacketIo for TunIo {
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        if self.side.admits(packet.bytes) {
-            let Self { tun, side, joining } = self;
-            joining.send(packet, &mut |packet, made| write(tun, side, packet, made));
+        if self.filter.admits(packet.bytes) {
+            let Self { tun, filter, coalescing } = self;
+            coalescing.send(packet, &mut |packet, segment| write(tun, filter, packet, segment));
         } else {
-            self.side.misaddressed.fetch_add(1, Ordering::Relaxed);
+            self.filter.misaddressed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn flush(&mut self) {
-        let Self { tun, side, joining } = self;
-        joining.flush(&mut |packet, made| write(tun, side, packet, made));
+        let Self { tun, filter, coalescing } = self;
+        coalescing.flush(&mut |packet, segment| write(tun, filter, packet, segment));
     }
 }
 
-fn write(tun: &Tun, side: &DeviceSide, packet: Packet<'_>, made: CoalescedSegment) {
+fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, segment: CoalescedSegment) {
     if tun.try_send(packet).is_err() {
-        side.refused.fetch_add(made.packets, Ordering::Relaxed);
+        filter.refused.fetch_add(segment.packets, Ordering::Relaxed);
     }
 }
 
@@ -92,12 +93,12 @@ mod tests {
 
     #[test]
     fn only_packets_for_the_persistent_address_are_admitted() {
-        let side = DeviceSide::default();
-        assert!(!side.admits(&ipv4_to(2)));
-        side.set_addresses(vec!["10.77.0.2".parse().unwrap()]);
-        assert!(side.admits(&ipv4_to(2)));
-        assert!(!side.admits(&ipv4_to(3)));
-        assert!(!side.admits(&ipv4_to(2)[..10]));
-        assert!(!side.admits(&[]));
+        let filter = DeliveryFilter::default();
+        assert!(!filter.admits(&ipv4_to(2)));
+        filter.set_addresses(vec!["10.77.0.2".parse().unwrap()]);
+        assert!(filter.admits(&ipv4_to(2)));
+        assert!(!filter.admits(&ipv4_to(3)));
+        assert!(!filter.admits(&ipv4_to(2)[..10]));
+        assert!(!filter.admits(&[]));
     }
 }

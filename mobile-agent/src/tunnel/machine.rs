@@ -1,9 +1,11 @@
-//! Which paths to make, to use, to keep and to give up: decisions only. Events and time come in, actions come out.
+//! Decides which paths to open, use, keep and close, without performing I/O.
 //!
-//! Here is what may happen; what follows from it is decided in one place, `reconcile`, whatever it was that happened.
+//! Events and the current time come in through methods of [`Machine`]; [`Action`]s come out through
+//! [`Machine::poll_action`]. This file records the events. `reconcile` derives every consequence in
+//! one place, whatever the event was. `damping` decides when a failing uplink is tried again.
 
+mod candidate;
 mod damping;
-mod line;
 mod reconcile;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,129 +15,134 @@ use std::time::{Duration, Instant};
 use globset::GlobMatcher;
 use mobile_proto::PathId;
 
-use super::cause::{Cause, Fault};
+use super::cause::{Fault, HandoverCause};
 use crate::uplinks::policy::{Decision, Families, Uplink};
+use candidate::{CandidatePath, Stage};
 use damping::Damping;
-use line::{Line, Stage};
 
-/// What the shell has to do.
+/// An instruction to the manager.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
-    /// Connect to the relay over this uplink, and report with [`Machine::transport_ready`] or [`Machine::path_lost`].
-    Connect { path: PathId, uplink: String, families: Families, patience: Duration },
-    /// Stop connecting.
+    /// Connect to the relay over this uplink, and report the outcome with
+    /// [`Machine::transport_ready`] or [`Machine::path_lost`].
+    Connect { path: PathId, uplink: String, families: Families, timeout: Duration },
+    /// Cancel a connection attempt that is in progress.
     Abort { path: PathId },
     /// Close an open path.
     Close { path: PathId },
-    /// Ask every path for a sign of life: one of them may be on another network than before.
+    /// Probe every path, because a path may be on another network than before.
     Probe,
-    /// Move the session to this path, and let the relay keep these.
+    /// Move the session to this path, and tell the relay to keep the `keep` paths open.
     Activate { path: PathId, keep: Vec<PathId> },
-    /// An attempt took too long. It is aborted or closed already.
+    /// Record an attempt that timed out. The path is aborted or closed already.
     TimedOut { uplink: String, opened: bool },
-    /// A handover is complete.
-    Report(Handover),
+    /// Record a completed handover.
+    RecordHandover(Handover),
 }
 
-/// A completed handover.
+/// A completed handover between two paths.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Handover {
-    /// Why.
-    pub(crate) cause: Cause,
-    /// The uplink it left.
+    /// The reason for the handover.
+    pub(crate) cause: HandoverCause,
+    /// The uplink of the previous path.
     pub(crate) from: String,
-    /// The uplink it went to.
+    /// The uplink of the path in use.
     pub(crate) to: String,
-    /// From the end of the old path, as far as it is known, until the relay answered on the new one.
+    /// The time from the end of the old path, as far as it is known, until the relay answered on
+    /// the new path.
     pub(crate) blackout: Duration,
-    /// Records sent again.
+    /// The number of records that were sent again.
     pub(crate) replayed: u64,
-    /// Packets dropped here since the handover before.
+    /// The number of packets that this host dropped since the previous handover.
     pub(crate) dropped: u64,
 }
 
 /// The path in use.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Active {
-    /// Its name.
+pub(crate) struct ActivePath {
+    /// The number of the path.
     pub(crate) path: PathId,
-    /// The uplink it is bound to.
+    /// The uplink that the path is bound to.
     pub(crate) uplink: String,
-    /// Since when it is in use.
+    /// When the session moved to the path.
     pub(crate) since: Instant,
 }
 
-/// A path that was open or being made and is no more.
+/// A path that was open or being opened and is lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lost {
-    /// The uplink it was on.
+pub(crate) struct LostPath {
+    /// The uplink of the path.
     pub(crate) uplink: String,
-    /// What it was.
-    pub(crate) was: Was,
+    /// The role of the path before the loss.
+    pub(crate) role: PathRole,
 }
 
-/// What a lost path was.
+/// The role of a path before it was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Was {
-    /// Not welcomed by the relay yet.
+pub(crate) enum PathRole {
+    /// The relay had not welcomed the path yet.
     Attempt,
-    /// Welcomed, and waiting for its turn.
+    /// The relay had welcomed the path, and another path was in use.
     Standby,
-    /// In use.
+    /// The path was in use.
     Active,
 }
 
-/// What the agent's configuration says about paths.
+/// The `[uplink]` settings that concern paths.
 #[derive(Debug)]
-pub(crate) struct Wishes {
-    /// `[uplink] prefer`, the most wanted first.
+pub(crate) struct Preferences {
+    /// The globs of `[uplink] prefer`, most preferred first.
     pub(crate) prefer: Vec<GlobMatcher>,
-    /// `[uplink] exclude`: uplinks that never carry the tunnel.
+    /// The globs of `[uplink] exclude`: uplinks that never carry the tunnel.
     pub(crate) exclude: Vec<GlobMatcher>,
-    /// `[uplink] standby`: uplinks that hold a path while another one carries the tunnel.
+    /// The globs of `[uplink] standby`: uplinks that hold a standby path while another uplink
+    /// carries the tunnel.
     pub(crate) standby: Vec<GlobMatcher>,
 }
 
 /// The path that carries the session.
 #[derive(Debug)]
-struct Current {
+struct CurrentPath {
     path: PathId,
     since: Instant,
-    /// The relay has answered on it since.
+    /// Whether the relay has answered on the path since the session moved to it.
     confirmed: bool,
     replayed: u64,
 }
 
-/// No path works.
+/// A period during which no path works.
 #[derive(Debug, Clone)]
 struct Outage {
-    cause: Cause,
+    cause: HandoverCause,
     from: String,
     since: Instant,
 }
 
-/// The decisions. Call [`Machine::poll_action`] until it is empty after every event.
+/// The decision state of the tunnel.
+///
+/// After every event, call [`Machine::poll_action`] until it returns `None`.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    wishes: Wishes,
+    preferences: Preferences,
     families: Families,
-    /// A random number in 0..1: retries of many agents must not come in step.
+    /// Returns a random number in 0..1, so that the retries of many agents spread out.
     jitter: fn() -> f64,
     uplinks: Vec<Uplink>,
     forced: Option<String>,
     decision: Decision,
-    /// At most one trusted path an uplink, and the ones under suspicion.
-    lines: Vec<Line>,
-    current: Option<Current>,
-    /// Until the relay has answered on another path.
+    /// The paths: at most one responsive path on each uplink, and any number of unresponsive ones.
+    paths: Vec<CandidatePath>,
+    current: Option<CurrentPath>,
+    /// The current outage. It ends when the relay answers on a path.
     outage: Option<Outage>,
-    /// A handover away from a path that works: its cause, and the uplink it leaves.
-    leaving: Option<(Cause, String)>,
-    /// What went wrong on the network that each uplink is on.
+    /// The cause and the old uplink of a handover away from a path that still works.
+    planned_handover: Option<(HandoverCause, String)>,
+    /// The failures of each uplink on the network it is attached to.
     damping: BTreeMap<String, Damping>,
-    /// Uplinks whose link comes and goes: whatever network it comes back to.
+    /// The link losses of each uplink. They are kept when the uplink attaches to another network.
     flapping: BTreeMap<String, Damping>,
-    /// Packets dropped since the last handover.
+    /// The number of packets dropped since the last handover.
     dropped: u64,
     next_path: u32,
     wake: Option<Instant>,
@@ -143,19 +150,19 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Knows no uplinks yet.
-    pub(crate) fn new(wishes: Wishes, families: Families, jitter: fn() -> f64) -> Self {
+    /// Creates a machine that knows no uplinks.
+    pub(crate) fn new(preferences: Preferences, families: Families, jitter: fn() -> f64) -> Self {
         Self {
-            wishes,
+            preferences,
             families,
             jitter,
             uplinks: Vec::new(),
             forced: None,
             decision: Decision::default(),
-            lines: Vec::new(),
+            paths: Vec::new(),
             current: None,
             outage: None,
-            leaving: None,
+            planned_handover: None,
             damping: BTreeMap::new(),
             flapping: BTreeMap::new(),
             dropped: 0,
@@ -165,29 +172,31 @@ impl Machine {
         }
     }
 
-    /// What is known of the uplinks has changed.
+    /// Replaces the known uplinks.
     pub(crate) fn set_uplinks(&mut self, now: Instant, uplinks: Vec<Uplink>) {
         let before = |name: &str| self.uplinks.iter().find(|uplink| uplink.name == name);
         let mut changed: BTreeSet<String> = uplinks
             .iter()
-            .filter(|now| before(&now.name).is_none_or(|before| now.is_elsewhere(before)))
+            .filter(|now| before(&now.name).is_none_or(|before| now.is_different_network(before)))
             .map(|uplink| uplink.name.clone())
             .collect();
         let gone = self.uplinks.iter().filter(|old| uplinks.iter().all(|new| new.name != old.name));
         changed.extend(gone.map(|uplink| uplink.name.clone()));
         self.uplinks = uplinks;
-        // What failed on another network says nothing about this one.
+        // Failures on another network say nothing about this one.
         self.damping.retain(|name, _| !changed.contains(name));
-        self.flapping.retain(|_, damping| !damping.is_history(now));
-        self.give_up(|line| line.stage == Stage::Dialing && changed.contains(&line.uplink));
+        self.flapping.retain(|_, damping| !damping.is_expired(now));
+        self.close_where(|candidate| {
+            candidate.stage == Stage::Dialing && changed.contains(&candidate.uplink)
+        });
         self.reconcile(now);
-        // The address may be the same, and the network behind it, or its NAT, another.
-        if self.lines.iter().any(|line| line.is_ready() && changed.contains(&line.uplink)) {
+        // The address may be the same although the network or its NAT is another.
+        if self.paths.iter().any(|candidate| candidate.is_ready() && changed.contains(&candidate.uplink)) {
             self.actions.push_back(Action::Probe);
         }
     }
 
-    /// The relay's addresses have become known.
+    /// Sets the address families in which the relay has an address.
     pub(crate) fn set_families(&mut self, now: Instant, families: Families) {
         if self.families != families {
             self.families = families;
@@ -195,7 +204,7 @@ impl Machine {
         }
     }
 
-    /// `mobile use`.
+    /// Forces the session onto an uplink (`mobile use`); `None` restores automatic choice.
     pub(crate) fn force(&mut self, now: Instant, uplink: Option<String>) {
         if let Some(name) = &uplink {
             self.damping.remove(name);
@@ -205,199 +214,226 @@ impl Machine {
         self.reconcile(now);
     }
 
-    /// TCP and TLS are up. False: the attempt was given up meanwhile, drop the connection; otherwise open the path, then
-    /// see to the actions.
+    /// Records that TCP and TLS are established on a path.
+    ///
+    /// Returns false if the attempt was closed meanwhile; the caller then drops the connection.
+    /// Otherwise the caller opens the path and then polls the actions.
     pub(crate) fn transport_ready(&mut self, now: Instant, path: PathId, local: IpAddr) -> bool {
-        let Some(line) = self.lines.iter_mut().find(|line| line.path == path) else { return false };
-        line.stage = Stage::Greeting(local);
+        let Some(candidate) = self.paths.iter_mut().find(|candidate| candidate.path == path) else {
+            return false;
+        };
+        candidate.stage = Stage::Greeting(local);
         self.reconcile(now);
         true
     }
 
-    /// The relay has welcomed us on this path.
+    /// Records that the relay has welcomed a path.
     pub(crate) fn path_ready(&mut self, now: Instant, path: PathId) {
-        let Some(line) = self.lines.iter_mut().find(|line| line.path == path) else { return };
-        let Some(local) = line.local() else { return };
-        line.stage = Stage::Ready(local);
-        (line.suspect, line.good_since) = (None, Some(now));
+        let Some(candidate) = self.paths.iter_mut().find(|candidate| candidate.path == path) else { return };
+        let Some(local) = candidate.local() else { return };
+        candidate.stage = Stage::Ready(local);
+        (candidate.unresponsive_since, candidate.healthy_since) = (None, Some(now));
         self.reconcile(now);
     }
 
-    /// The session has moved to this path.
+    /// Records that the session has moved to a path.
     pub(crate) fn activated(&mut self, path: PathId, replayed: u64, dropped: u64) {
-        // What was dropped on the way to a path that then failed was dropped too.
+        // Count packets that were dropped before the move even if this path fails too.
         self.dropped += dropped;
         if let Some(current) = self.current.as_mut().filter(|current| current.path == path) {
             current.replayed = replayed;
         }
     }
 
-    /// The relay has answered on the path in use.
+    /// Records that the relay has answered on the path in use.
     pub(crate) fn confirmed(&mut self, now: Instant, path: PathId) {
         let Some(current) = self.current.as_mut().filter(|it| it.path == path && !it.confirmed) else {
             return;
         };
         current.confirmed = true;
         let (replayed, dropped) = (current.replayed, std::mem::take(&mut self.dropped));
-        let left = match (self.outage.take(), self.leaving.take()) {
+        let left = match (self.outage.take(), self.planned_handover.take()) {
             (Some(outage), _) => {
                 Some((outage.cause, outage.from, now.saturating_duration_since(outage.since)))
             }
             (None, Some((cause, from))) => Some((cause, from, Duration::ZERO)),
-            // The first path of this run: nothing was interrupted.
+            // The first path of this run interrupted nothing.
             (None, None) => None,
         };
         if let Some((cause, from, blackout)) = left
-            && let Some(to) = self.line(path).map(|line| line.uplink.clone())
+            && let Some(to) = self.candidate(path).map(|candidate| candidate.uplink.clone())
         {
             let handover = Handover { cause, from, to, blackout, replayed, dropped };
-            self.actions.push_back(Action::Report(handover));
+            self.actions.push_back(Action::RecordHandover(handover));
         }
         self.reconcile(now);
     }
 
-    /// Nothing that should be answered on this path is, since `began`: it may be dead. It stays open, and is used again
-    /// if it comes back to life.
-    pub(crate) fn suspect(&mut self, now: Instant, path: PathId, began: Instant) -> Option<Lost> {
-        let index = self.lines.iter().position(|line| line.path == path && line.suspect.is_none())?;
-        self.lines[index].suspect = Some(now);
+    /// Marks a path as unresponsive: expected answers are missing since `began`.
+    ///
+    /// The path stays open and is used again if the relay answers on it. Returns `None` if the path
+    /// is unknown or marked already.
+    pub(crate) fn mark_unresponsive(
+        &mut self,
+        now: Instant,
+        path: PathId,
+        began: Instant,
+    ) -> Option<LostPath> {
+        let index = self
+            .paths
+            .iter()
+            .position(|candidate| candidate.path == path && candidate.unresponsive_since.is_none())?;
+        self.paths[index].unresponsive_since = Some(now);
         let lost = self.lost(index);
-        if lost.was != Was::Attempt {
-            judge_life(&mut self.damping, now, &mut self.lines[index]);
-            self.damping.entry(lost.uplink.clone()).or_default().avoid(now);
+        if lost.role != PathRole::Attempt {
+            reset_damping_if_healthy(&mut self.damping, now, &mut self.paths[index]);
+            self.damping.entry(lost.uplink.clone()).or_default().record_silence(now);
         }
-        if lost.was == Was::Active {
-            self.begin_outage(Cause::Silent, &lost.uplink, began);
+        if lost.role == PathRole::Active {
+            self.begin_outage(HandoverCause::Silent, &lost.uplink, began);
         }
         self.reconcile(now);
         Some(lost)
     }
 
-    /// Something was heard on a path under suspicion.
+    /// Records that the relay answered on an unresponsive path.
     pub(crate) fn recovered(&mut self, now: Instant, path: PathId) {
-        let Some(line) = self.lines.iter_mut().find(|line| line.path == path) else { return };
-        (line.suspect, line.good_since) = (None, Some(now));
+        let Some(candidate) = self.paths.iter_mut().find(|candidate| candidate.path == path) else { return };
+        (candidate.unresponsive_since, candidate.healthy_since) = (None, Some(now));
         if self.current.as_ref().is_some_and(|current| current.path == path && current.confirmed) {
-            // It never was one: the path was slow.
+            // The path was only slow, so there was no outage.
             self.outage = None;
         }
         self.reconcile(now);
     }
 
-    /// The path is dead, or the attempt failed, and `began` is when. `None` if it was given up before.
+    /// Records that a path is dead or that an attempt failed at `began`. Returns `None` if the path
+    /// was closed before.
     pub(crate) fn path_lost(
         &mut self,
         now: Instant,
         path: PathId,
-        cause: Cause,
+        cause: HandoverCause,
         fault: Fault,
         began: Instant,
-    ) -> Option<Lost> {
-        let index = self.lines.iter().position(|line| line.path == path)?;
+    ) -> Option<LostPath> {
+        let index = self.paths.iter().position(|candidate| candidate.path == path)?;
         let lost = self.lost(index);
-        let mut line = self.lines.swap_remove(index);
-        let good = lost.was != Was::Attempt && judge_life(&mut self.damping, now, &mut line);
+        let mut candidate = self.paths.swap_remove(index);
+        let good = lost.role != PathRole::Attempt
+            && reset_damping_if_healthy(&mut self.damping, now, &mut candidate);
         self.current.take_if(|current| current.path == path);
-        if lost.was == Was::Active {
+        if lost.role == PathRole::Active {
             self.begin_outage(cause, &lost.uplink, began);
         }
-        // Whatever ended a good path (a relay that restarts, mostly), the first attempt after it is made at once. One that
-        // was silent before has been blamed for that.
-        if !good && line.suspect.is_none() {
+        // After a healthy path ended (usually because the relay restarts), the first new attempt
+        // starts at once. An unresponsive path has a failure on record already.
+        if !good && candidate.unresponsive_since.is_none() {
             let jitter = (self.jitter)();
-            self.damping.entry(lost.uplink.clone()).or_default().blame(now, fault, jitter);
+            self.damping.entry(lost.uplink.clone()).or_default().record_failure(now, fault, jitter);
         }
         self.reconcile(now);
         Some(lost)
     }
 
-    /// Time has passed.
+    /// Re-evaluates all decisions because time has passed.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.reconcile(now);
     }
 
-    /// When to call [`Machine::tick`].
+    /// Returns when to call [`Machine::tick`] next.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.wake
     }
 
-    /// The next thing to do.
+    /// Returns the next action to carry out.
     pub(crate) fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The path in use, unless the relay is still to answer on it, or does not any more.
-    pub(crate) fn active(&self) -> Option<Active> {
-        let Current { path, since, confirmed, .. } = *self.current.as_ref()?;
-        let works = self.outage.is_none() && (confirmed || self.leaving.is_some());
-        let uplink = self.line(path).filter(|_| works)?.uplink.clone();
-        Some(Active { path, uplink, since })
+    /// Returns the path in use. Returns `None` during an outage, and before the relay has answered
+    /// on the first path.
+    pub(crate) fn active(&self) -> Option<ActivePath> {
+        let CurrentPath { path, since, confirmed, .. } = *self.current.as_ref()?;
+        let works = self.outage.is_none() && (confirmed || self.planned_handover.is_some());
+        let uplink = self.candidate(path).filter(|_| works)?.uplink.clone();
+        Some(ActivePath { path, uplink, since })
     }
 
-    /// Since when no path works, if one did before.
+    /// Returns when the current outage began.
     pub(crate) fn outage_since(&self) -> Option<Instant> {
         self.outage.as_ref().map(|outage| outage.since)
     }
 
-    /// The uplinks being tried.
+    /// Returns the uplinks with a connection attempt in progress.
     pub(crate) fn connecting(&self) -> impl Iterator<Item = &str> {
-        self.lines.iter().filter(|line| !line.is_ready()).map(|line| line.uplink.as_str())
+        self.paths.iter().filter(|candidate| !candidate.is_ready()).map(|candidate| candidate.uplink.as_str())
     }
 
-    /// Whether this path carries the session, or is to.
-    pub(crate) fn uses(&self, path: PathId) -> bool {
+    /// Returns whether the session is on this path or moving to it.
+    pub(crate) fn is_current(&self, path: PathId) -> bool {
         self.current.as_ref().is_some_and(|current| current.path == path)
     }
 
-    /// The paths that the relay has welcomed, each with its uplink.
+    /// Returns the paths that the relay has welcomed, each with its uplink.
     pub(crate) fn ready(&self) -> impl Iterator<Item = (PathId, &str)> {
-        self.lines.iter().filter(|line| line.is_ready()).map(|line| (line.path, line.uplink.as_str()))
+        self.paths
+            .iter()
+            .filter(|candidate| candidate.is_ready())
+            .map(|candidate| (candidate.path, candidate.uplink.as_str()))
     }
 
-    /// What is known of the uplinks.
+    /// Returns the known uplinks.
     pub(crate) fn uplinks(&self) -> &[Uplink] {
         &self.uplinks
     }
 
-    /// The policy's choice.
+    /// Returns the policy's ranking of the uplinks.
     pub(crate) fn decision(&self) -> &Decision {
         &self.decision
     }
 
-    /// The uplink `mobile use` named.
+    /// Returns the uplink that `mobile use` named.
     pub(crate) fn forced(&self) -> Option<&str> {
         self.forced.as_deref()
     }
 
-    fn line(&self, path: PathId) -> Option<&Line> {
-        self.lines.iter().find(|line| line.path == path)
+    fn candidate(&self, path: PathId) -> Option<&CandidatePath> {
+        self.paths.iter().find(|candidate| candidate.path == path)
     }
 
-    fn lost(&self, index: usize) -> Lost {
-        let line = &self.lines[index];
-        let active = self.current.as_ref().is_some_and(|current| current.path == line.path);
-        let was = match (active, line.is_ready()) {
-            (_, false) => Was::Attempt,
-            (true, true) => Was::Active,
-            (false, true) => Was::Standby,
+    fn lost(&self, index: usize) -> LostPath {
+        let candidate = &self.paths[index];
+        let active = self.current.as_ref().is_some_and(|current| current.path == candidate.path);
+        let role = match (active, candidate.is_ready()) {
+            (_, false) => PathRole::Attempt,
+            (true, true) => PathRole::Active,
+            (false, true) => PathRole::Standby,
         };
-        Lost { uplink: line.uplink.clone(), was }
+        LostPath { uplink: candidate.uplink.clone(), role }
     }
 
-    /// An outage that goes on keeps its first cause.
-    fn begin_outage(&mut self, cause: Cause, from: &str, since: Instant) {
-        self.leaving = None;
+    /// Starts an outage. One that is in progress keeps its cause and its beginning.
+    fn begin_outage(&mut self, cause: HandoverCause, from: &str, since: Instant) {
+        self.planned_handover = None;
         self.outage.get_or_insert_with(|| Outage { cause, from: from.to_owned(), since });
     }
 }
 
-/// True if the path lived well, which makes up for what its uplink did before. A life is judged once.
-fn judge_life(record: &mut BTreeMap<String, Damping>, now: Instant, line: &mut Line) -> bool {
-    let Some(since) = line.good_since.take() else { return false };
+/// Clears the uplink's failures if the path has been healthy for long enough, and returns whether
+/// it has.
+///
+/// Takes `healthy_since` from the path, so that each healthy period counts once.
+fn reset_damping_if_healthy(
+    record: &mut BTreeMap<String, Damping>,
+    now: Instant,
+    candidate: &mut CandidatePath,
+) -> bool {
+    let Some(since) = candidate.healthy_since.take() else { return false };
     let life = now.saturating_duration_since(since);
-    let good = record.entry(line.uplink.clone()).or_default().is_forgiven_after(life);
+    let good = record.entry(candidate.uplink.clone()).or_default().is_reset_by(life);
     if good {
-        record.remove(&line.uplink);
+        record.remove(&candidate.uplink);
     }
     good
 }

@@ -1,4 +1,4 @@
-//! Carries out what the machine decides, and tells it what happens.
+//! Carries out the machine's actions and feeds events to the machine.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -12,76 +12,76 @@ use rand::RngExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::State;
-use super::assignments::Assignments;
-use super::cause::{Cause, Failure, Fault};
-use super::connect::{self, Connected, Dialer};
-use super::ledger::Ledger;
-use super::machine::{Action, Lost, Machine, Was, Wishes};
-use super::suspend::Suspend;
+use super::TunnelState;
+use super::cause::{Failure, Fault, HandoverCause};
+use super::config_limiter::ConfigLimiter;
+use super::connect::{self, Dialer, RelayConnection};
+use super::history::HandoverHistory;
+use super::machine::{Action, LostPath, Machine, PathRole, Preferences};
+use super::suspend::SuspendWatch;
 use crate::uplinks::Uplinks;
 
-/// So long the tunnel is without a path before the log has a line of it: longer than an ordinary handover.
-const TELL_OUTAGE: Duration = Duration::from_secs(3);
+/// How long an outage lasts before it is logged. An ordinary handover takes less.
+const OUTAGE_LOG_DELAY: Duration = Duration::from_secs(3);
 
-/// The number of session events that are taken at once; while as many wait, the driver reads no
+/// The number of session events to take at once. While as many are queued, the driver reads no
 /// path.
 const MAX_BATCH: usize = 64;
 
-/// The one task that knows the machine.
+/// The task that owns the machine and performs its I/O.
 pub(super) struct Manager {
     machine: Machine,
     dialer: Arc<Dialer>,
     driver: Handle,
     uplinks: Uplinks,
-    connects: JoinSet<(PathId, Result<Connected, Failure>)>,
+    connects: JoinSet<(PathId, Result<RelayConnection, Failure>)>,
     aborts: HashMap<PathId, AbortHandle>,
     /// The relay's address on each open path.
     transports: HashMap<PathId, SocketAddr>,
-    ledger: Ledger,
-    suspend: Suspend,
-    assignments: Assignments,
-    /// The beginning of the last outage that the log has a line of.
-    told_outage: Option<Instant>,
+    history: HandoverHistory,
+    suspend: SuspendWatch,
+    config_limiter: ConfigLimiter,
+    /// The beginning of the last outage that was logged.
+    logged_outage: Option<Instant>,
 }
 
 impl Manager {
-    /// Has done nothing yet.
+    /// Creates a manager that has started nothing.
     pub(super) fn new(
-        wishes: Wishes,
+        preferences: Preferences,
         dialer: Dialer,
         driver: Handle,
         uplinks: Uplinks,
-        assigned: watch::Sender<Option<PushConfig>>,
+        pushed_config: watch::Sender<Option<PushConfig>>,
     ) -> Self {
         Self {
-            machine: Machine::new(wishes, dialer.families(), || rand::rng().random()),
+            machine: Machine::new(preferences, dialer.families(), || rand::rng().random()),
             dialer: Arc::new(dialer),
             driver,
             uplinks,
             connects: JoinSet::new(),
             aborts: HashMap::new(),
             transports: HashMap::new(),
-            ledger: Ledger::new(),
-            suspend: Suspend::new(),
-            assignments: Assignments::new(assigned),
-            told_outage: None,
+            history: HandoverHistory::new(),
+            suspend: SuspendWatch::new(),
+            config_limiter: ConfigLimiter::new(pushed_config),
+            logged_outage: None,
         }
     }
 
-    /// Runs until the session or the watching of the uplinks has ended; says why.
+    /// Runs until the session stops, and returns the reason.
     pub(super) async fn run(
         mut self,
         mut events: mpsc::Receiver<DriverEvent>,
         mut forces: mpsc::UnboundedReceiver<Option<String>>,
-        publish: watch::Sender<State>,
+        publish: watch::Sender<TunnelState>,
     ) -> anyhow::Error {
-        self.look_at_uplinks();
+        self.update_uplinks();
         let mut batch = Vec::new();
         loop {
-            self.act();
+            self.run_actions();
             publish.send_replace(self.state());
-            let deadlines = [self.machine.deadline(), self.tell_outage(), self.assignments.due()];
+            let deadlines = [self.machine.deadline(), self.log_outage(), self.config_limiter.due_at()];
             let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
                 changed = self.uplinks.known.changed() => {
@@ -90,9 +90,9 @@ impl Manager {
                         // another thread.
                         return pending().await;
                     }
-                    self.look_at_uplinks();
+                    self.update_uplinks();
                 }
-                // Take all events that have come, and act and copy the state once for all of them.
+                // Take all queued events, then run the actions and publish the state once.
                 _ = events.recv_many(&mut batch, MAX_BATCH) => {
                     if matches!(batch.last(), Some(DriverEvent::Stopped) | None) {
                         return anyhow::anyhow!("the session has stopped");
@@ -100,45 +100,49 @@ impl Manager {
                     batch.drain(..).for_each(|event| self.driver_event(event));
                 }
                 Some(result) = self.connects.join_next() => {
-                    // An aborted task has nothing to say, and a panic was reported by its hook.
+                    // An aborted task has no result, and the panic hook has reported a panic.
                     if let Ok((path, result)) = result {
                         self.connected(path, result);
                     }
                 }
                 Some(uplink) = forces.recv() => self.machine.force(Instant::now(), uplink),
-                slept = self.suspend.over() => {
-                    tracing::info!(slept_s = slept.as_secs(), "back from suspend: asking every path for a sign of life");
+                slept = self.suspend.resumed() => {
+                    tracing::info!(
+                        slept_s = slept.as_secs(),
+                        "resumed from suspend: probing every path"
+                    );
                     self.driver.probe();
                     self.uplinks.refresh();
                 }
-                () = at(deadline) => {
+                () = sleep_until_some(deadline) => {
                     let now = Instant::now();
                     self.machine.tick(now);
-                    self.assignments.tick(now);
+                    self.config_limiter.tick(now);
                 }
             }
         }
     }
 
-    /// Says once of each outage that there is one; or when it will be time to.
-    fn tell_outage(&mut self) -> Option<Instant> {
-        let since = self.machine.outage_since().filter(|since| self.told_outage != Some(*since))?;
-        let due = since + TELL_OUTAGE;
+    /// Logs an outage once it has lasted long enough. Returns when to call again.
+    fn log_outage(&mut self) -> Option<Instant> {
+        let since = self.machine.outage_since().filter(|since| self.logged_outage != Some(*since))?;
+        let due = since + OUTAGE_LOG_DELAY;
         if Instant::now() < due {
             return Some(due);
         }
-        self.told_outage = Some(since);
-        let usable_uplinks = self.machine.decision().candidates.join(" ");
+        self.logged_outage = Some(since);
+        let usable_uplinks = self.machine.decision().usable.join(" ");
         tracing::info!(
             usable_uplinks,
-            "no path to the relay, open connections wait for one: `mobile uplinks` says why"
+            "no path to the relay: open connections wait until a path works; `mobile uplinks` \
+            lists the obstacles"
         );
         None
     }
 
-    fn look_at_uplinks(&mut self) {
+    fn update_uplinks(&mut self) {
         let known = self.uplinks.known.borrow_and_update().clone();
-        self.ledger.forget_absent(&known);
+        self.history.forget_absent(&known);
         self.machine.set_uplinks(Instant::now(), known);
     }
 
@@ -149,7 +153,7 @@ impl Manager {
                 tracing::debug!(%path, resumed, "path ready");
                 self.machine.path_ready(now, path);
                 if let Some(uplink) = self.uplink_of(path) {
-                    self.ledger.success(&uplink);
+                    self.history.record_success(&uplink);
                 }
             }
             DriverEvent::Session(Event::PathActivated { path, replayed, dropped, .. }) => {
@@ -161,88 +165,93 @@ impl Manager {
                     tracing::info!(uplink = active.uplink, "path active");
                 }
             }
-            DriverEvent::Session(Event::Config(config)) => self.assignments.offer(now, config),
+            DriverEvent::Session(Event::Config(config)) => self.config_limiter.offer(now, config),
             DriverEvent::Session(Event::PathProbing { path }) => {
-                tracing::debug!(%path, "path doubted");
-                if self.machine.uses(path) {
-                    // A lost carrier is announced up to a second late, but never denied to who asks.
+                tracing::debug!(%path, "expected answers are late: probing the path");
+                if self.machine.is_current(path) {
+                    // The kernel announces a lost carrier up to a second late, but reports it at
+                    // once when asked.
                     self.uplinks.refresh();
                 }
             }
             DriverEvent::Session(Event::PathUnresponsive { path, silent_for }) => {
                 let began = now.checked_sub(silent_for).unwrap_or(now);
-                self.suspected(path, began, silent_for);
+                self.path_unresponsive(path, began, silent_for);
             }
             DriverEvent::Session(Event::PathRecovered { path }) => {
                 self.machine.recovered(now, path);
-                if let Some(uplink) = self.uplink_of(path).filter(|_| self.machine.uses(path)) {
-                    tracing::info!(uplink, "the path answers again");
+                if let Some(uplink) = self.uplink_of(path).filter(|_| self.machine.is_current(path)) {
+                    tracing::info!(uplink, "path answers again");
                 }
             }
             DriverEvent::Session(Event::PathClosed { path, code }) => {
                 let failure = Failure::closed(code, self.dialer.own_key());
-                self.path_lost(path, Cause::RelayClosed, failure);
+                self.path_lost(path, HandoverCause::RelayClosed, failure);
             }
             DriverEvent::PathError { path, cause } => {
                 tracing::debug!(%path, error = %cause, "path failed");
                 let failure = Failure::tls(&cause, self.dialer.own_key());
-                self.path_lost(path, Cause::TransportFailed, failure);
+                self.path_lost(path, HandoverCause::TransportFailed, failure);
             }
             DriverEvent::Stopped => {}
         }
     }
 
-    fn suspected(&mut self, path: PathId, began: Instant, silent_for: Duration) {
-        let Some(Lost { uplink, was }) = self.machine.suspect(Instant::now(), path, began) else { return };
+    fn path_unresponsive(&mut self, path: PathId, began: Instant, silent_for: Duration) {
+        let Some(LostPath { uplink, role }) = self.machine.mark_unresponsive(Instant::now(), path, began)
+        else {
+            return;
+        };
         let silent_ms = u64::try_from(silent_for.as_millis()).unwrap_or(u64::MAX);
-        if was == Was::Active {
-            tracing::warn!(uplink, silent_ms, "the path has gone silent");
+        if role == PathRole::Active {
+            tracing::warn!(uplink, silent_ms, "active path has gone silent");
         } else {
-            tracing::debug!(uplink, silent_ms, ?was, "a path that is not in use has gone silent");
+            tracing::debug!(uplink, silent_ms, ?role, "unused path has gone silent");
         }
     }
 
-    /// A path that was open is not any more: an attempt that failed late, one that was in use or stood by, or one given up already.
-    fn path_lost(&mut self, path: PathId, cause: Cause, failure: Failure) {
+    /// Handles the loss of a path in any stage, or of one that the machine has closed already.
+    fn path_lost(&mut self, path: PathId, cause: HandoverCause, failure: Failure) {
         let now = Instant::now();
         self.transports.remove(&path);
-        let Some(Lost { uplink, was }) = self.machine.path_lost(now, path, cause, failure.fault, now) else {
+        let Some(LostPath { uplink, role }) = self.machine.path_lost(now, path, cause, failure.fault, now)
+        else {
             return;
         };
-        if was == Was::Attempt || failure.fault == Fault::Identity {
-            self.ledger.failure(&uplink, failure);
-        } else if was == Was::Active {
-            tracing::warn!(uplink, cause = failure.problem.cause, "path lost");
+        if role == PathRole::Attempt || failure.fault == Fault::Identity {
+            self.history.record_failure(&uplink, failure);
+        } else if role == PathRole::Active {
+            tracing::warn!(uplink, cause = failure.problem.cause, "active path lost");
         } else {
             tracing::debug!(uplink, cause = failure.problem.cause, "standby path lost");
         }
     }
 
-    fn connected(&mut self, path: PathId, result: Result<Connected, Failure>) {
+    fn connected(&mut self, path: PathId, result: Result<RelayConnection, Failure>) {
         let now = Instant::now();
         self.aborts.remove(&path);
         self.machine.set_families(now, self.dialer.families());
         match result {
-            Ok(Connected { stream, local, remote }) => {
+            Ok(RelayConnection { stream, local, remote }) => {
                 if self.machine.transport_ready(now, path, connect::local_ip(local)) {
                     self.transports.insert(path, remote);
                     self.driver.open_path(path, stream);
                 }
             }
-            Err(failure) => self.path_lost(path, Cause::TransportFailed, failure),
+            Err(failure) => self.path_lost(path, HandoverCause::TransportFailed, failure),
         }
     }
 
-    fn act(&mut self) {
+    fn run_actions(&mut self) {
         while let Some(action) = self.machine.poll_action() {
-            tracing::trace!(?action, "tunnel");
+            tracing::trace!(?action, "running action");
             match action {
-                Action::Connect { path, uplink, families, patience } => {
-                    self.ledger.attempts += 1;
+                Action::Connect { path, uplink, families, timeout } => {
+                    self.history.attempts += 1;
                     let dialer = Arc::clone(&self.dialer);
                     let abort = self
                         .connects
-                        .spawn(async move { (path, dialer.connect(uplink, families, patience).await) });
+                        .spawn(async move { (path, dialer.connect(uplink, families, timeout).await) });
                     self.aborts.insert(path, abort);
                 }
                 Action::Abort { path } => {
@@ -257,11 +266,10 @@ impl Manager {
                 Action::Probe => self.driver.probe(),
                 Action::Activate { path, keep } => self.driver.activate(path, keep),
                 Action::TimedOut { uplink, opened } => {
-                    let stage =
-                        if opened { "it did not welcome us" } else { "it did not accept the connection" };
-                    self.ledger.failure(&uplink, Failure::timeout(stage));
+                    let stage = if opened { "waiting for its welcome" } else { "waiting for TCP and TLS" };
+                    self.history.record_failure(&uplink, Failure::timeout(stage));
                 }
-                Action::Report(handover) => self.ledger.handover(Instant::now(), handover),
+                Action::RecordHandover(handover) => self.history.record_handover(Instant::now(), handover),
             }
         }
     }
@@ -271,13 +279,13 @@ impl Manager {
         ready.find(|(ready, _)| *ready == path).map(|(_, uplink)| uplink.to_owned())
     }
 
-    /// What the rest of the agent may know.
-    pub(super) fn state(&self) -> State {
+    /// Returns a snapshot of the state, for the rest of the agent.
+    pub(super) fn state(&self) -> TunnelState {
         let active = self.machine.active().and_then(|active| {
             let remote = self.transports.get(&active.path)?;
             Some((active, *remote))
         });
-        State {
+        TunnelState {
             active,
             outage_since: self.machine.outage_since(),
             ready: self.machine.ready().map(|(path, uplink)| (path, uplink.to_owned())).collect(),
@@ -285,13 +293,13 @@ impl Manager {
             uplinks: self.machine.uplinks().to_vec(),
             decision: self.machine.decision().clone(),
             forced: self.machine.forced().map(str::to_owned),
-            ledger: self.ledger.clone(),
-            assignments_deferred: self.assignments.deferred(),
+            history: self.history.clone(),
+            assignments_deferred: self.config_limiter.deferred(),
         }
     }
 }
 
-async fn at(deadline: Option<Instant>) {
+async fn sleep_until_some(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => pending().await,

@@ -1,4 +1,6 @@
-//! The end of a suspend: the monotonic clock, which every timer here goes by, has stood still meanwhile.
+//! Detects the end of a suspend.
+//!
+//! All timers of the agent use the monotonic clock, which stands still while the machine sleeps.
 
 use std::future::pending;
 use std::io;
@@ -12,30 +14,34 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Shorter ones are not worth a packet: no NAT and no relay has forgotten a path by then.
-const SHORTEST: Duration = Duration::from_secs(1);
+/// The shortest suspend to report. No NAT and no relay forgets a path in less time.
+const MIN_SUSPEND: Duration = Duration::from_secs(1);
 
-/// Notices that the machine was suspended.
-pub(super) struct Suspend {
-    /// The kernel cancels it whenever the wall clock is set, which it does at the end of a suspend (`timerfd_resume`).
+/// A watch for the end of suspends.
+pub(super) struct SuspendWatch {
+    /// A timer that the kernel cancels whenever the wall clock is set. The kernel sets it at the
+    /// end of a suspend (`timerfd_resume`).
     timer: Option<AsyncFd<OwnedFd>>,
-    /// How far the clock that counts suspends is ahead of the one that does not.
-    asleep: Duration,
+    /// The total suspended time so far: `CLOCK_BOOTTIME` minus `CLOCK_MONOTONIC`.
+    suspended: Duration,
 }
 
-impl Suspend {
-    /// Without such a timer, suspends go unnoticed; links that come back are news all the same.
+impl SuspendWatch {
+    /// Creates a watch. Without the timer, suspends are not detected, but links that come back are.
     pub(super) fn new() -> Self {
-        let timer =
-            timer().inspect_err(|error| tracing::warn!(%error, "the end of a suspend is not noticed")).ok();
-        Self { timer, asleep: asleep() }
+        let timer = clock_change_timer()
+            .inspect_err(|error| {
+                tracing::warn!(%error, "cannot detect the end of a suspend: paths are not probed then");
+            })
+            .ok();
+        Self { timer, suspended: total_suspended() }
     }
 
-    /// Waits for the end of the next suspend and tells how long it was.
-    pub(super) async fn over(&mut self) -> Duration {
+    /// Waits for the end of the next suspend and returns its length.
+    pub(super) async fn resumed(&mut self) -> Duration {
         loop {
             self.clock_set().await;
-            if let Some(slept) = slept(&mut self.asleep, asleep()) {
+            if let Some(slept) = new_suspend(&mut self.suspended, total_suspended()) {
                 return slept;
             }
         }
@@ -44,31 +50,34 @@ impl Suspend {
     async fn clock_set(&mut self) {
         let Some(timer) = &self.timer else { return pending().await };
         let Ok(mut guard) = timer.readable().await else { return pending().await };
-        // ECANCELED: the clock was set. The timer stays armed.
+        // ECANCELED means that the clock was set. The timer stays armed.
         let outcome = guard.try_io(|timer| match nix::unistd::read(timer, &mut [0; 8]) {
             Ok(_) | Err(Errno::ECANCELED) => Ok(()),
             Err(errno) => Err(errno.into()),
         });
         if let Ok(Err(error)) = outcome {
-            tracing::warn!(%error, "the end of a suspend is not noticed any more");
+            tracing::warn!(
+                %error,
+                "no longer detecting the end of a suspend: paths are not probed after one"
+            );
             self.timer = None;
         }
     }
 }
 
-/// How long the machine slept between two looks, if it is worth mentioning.
-fn slept(known: &mut Duration, now: Duration) -> Option<Duration> {
+/// Returns the time suspended since the last call, if it is long enough to report.
+fn new_suspend(known: &mut Duration, now: Duration) -> Option<Duration> {
     let slept = now.saturating_sub(std::mem::replace(known, now));
-    (slept >= SHORTEST).then_some(slept)
+    (slept >= MIN_SUSPEND).then_some(slept)
 }
 
-fn asleep() -> Duration {
+fn total_suspended() -> Duration {
     let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
     read(ClockId::CLOCK_BOOTTIME).saturating_sub(read(ClockId::CLOCK_MONOTONIC))
 }
 
-fn timer() -> io::Result<AsyncFd<OwnedFd>> {
-    /// Some centuries from now, in seconds.
+fn clock_change_timer() -> io::Result<AsyncFd<OwnedFd>> {
+    /// Some centuries from 1970, in seconds.
     const NEVER: i64 = 9_000_000_000;
     let timer = TimerFd::new(TimerClock::CLOCK_REALTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
     timer.set(
@@ -84,21 +93,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_suspend_is_told_once_and_a_clock_that_is_only_set_is_none() {
+    fn a_suspend_is_reported_once_and_a_clock_change_is_not() {
         let mut known = Duration::from_secs(100);
-        assert_eq!(slept(&mut known, Duration::from_secs(100)), None);
-        assert_eq!(slept(&mut known, Duration::from_secs(3700)), Some(Duration::from_secs(3600)));
-        assert_eq!(slept(&mut known, Duration::from_secs(3700)), None);
-        // Two clocks that are not read at the same instant.
-        assert_eq!(slept(&mut known, Duration::from_millis(3_700_001)), None);
-        assert_eq!(slept(&mut known, Duration::ZERO), None);
+        assert_eq!(new_suspend(&mut known, Duration::from_secs(100)), None);
+        assert_eq!(new_suspend(&mut known, Duration::from_secs(3700)), Some(Duration::from_secs(3600)));
+        assert_eq!(new_suspend(&mut known, Duration::from_secs(3700)), None);
+        // The two clocks are not read at the same instant.
+        assert_eq!(new_suspend(&mut known, Duration::from_millis(3_700_001)), None);
+        assert_eq!(new_suspend(&mut known, Duration::ZERO), None);
     }
 
     #[tokio::test]
-    async fn the_kernel_gives_the_timer_and_nothing_is_told_without_a_suspend() {
-        let mut suspend = Suspend::new();
+    async fn the_kernel_supports_the_timer_and_nothing_is_reported_without_a_suspend() {
+        let mut suspend = SuspendWatch::new();
         assert!(suspend.timer.is_some());
-        let told = tokio::time::timeout(Duration::from_millis(50), suspend.over()).await;
-        assert!(told.is_err());
+        let reported = tokio::time::timeout(Duration::from_millis(50), suspend.resumed()).await;
+        assert!(reported.is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! Routes to the relay over links whose default route a VPN has replaced.
+//! Adds routes to the relay over links whose default route a VPN has replaced.
 //!
-//! These routes are in a table of their own, which is looked up after the main table: only a socket
-//! that is bound to such a link, and finds no other route, uses them. See
+//! The routes are in a separate table that is looked up after the main table. So only a socket that
+//! is bound to such a link, and finds no other route, uses them. See
 //! docs/adr/0002-vpn-as-uplink.md.
 
 use std::collections::BTreeMap;
@@ -12,54 +12,54 @@ use mobile_io::netlink::{
     Family, InterfaceSnapshot, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, TABLE_MAIN,
 };
 
-use super::look::{Found, Reached, Targets, has_address, reach};
+use super::links::{ObservedLink, RelayRoute, RouteTargets, has_address, route_to};
 
-/// The priority of the rule: after the main (32766) and the default table (32767).
+/// The priority of the rule, after the main table (32766) and the default table (32767).
 pub(crate) const PRIORITY: u32 = 33_000;
 
-/// The metric that the policy sees, so that links with a route of their own come first.
+/// The metric shown to the policy, so that links with a route of their own rank first.
 const METRIC: u32 = u32::MAX;
 
-/// The routes around VPNs, and the routers they lead over.
+/// The routes around VPNs, and the routers they use.
 #[derive(Debug)]
 pub(crate) struct Detours {
     table: u32,
     /// The last router on each link, with the host's addresses on the link at that time.
     routers: BTreeMap<(u32, Family), (Option<IpAddr>, Vec<IpAddr>)>,
-    /// The routes in the kernel; `None` while they are not known.
+    /// The routes in the kernel, or `None` while they are unknown.
     in_force: Option<Vec<Route>>,
 }
 
 impl Detours {
-    /// Creates the set for routes in `table`, where an earlier agent may have left some.
+    /// Creates an empty set for routes in `table`. An earlier agent may have left routes there.
     pub(crate) fn new(table: u32) -> Self {
         Self { table, routers: BTreeMap::new(), in_force: None }
     }
 
-    /// Makes a route for each link whose route to the relay a VPN replaced, removes routes that are
-    /// no longer needed, and adds the new ones to `found`.
+    /// Adds a route for each link whose route to the relay was replaced by a VPN, deletes the
+    /// routes that are not needed, and enters the new ones into `links`.
     pub(crate) async fn apply(
         &mut self,
         netlink: &Netlink,
-        found: &mut [Found],
+        links: &mut [ObservedLink],
         snapshot: &InterfaceSnapshot,
-        targets: &Targets,
+        targets: &RouteTargets,
     ) -> Result<(), NetlinkError> {
         let mut wanted = Vec::new();
         let mut served = Vec::new();
-        self.routers.retain(|(index, _), _| found.iter().any(|link| link.index == *index));
+        self.routers.retain(|(index, _), _| links.iter().any(|link| link.index == *index));
         for (family, place) in Family::ALL.into_iter().zip(0..) {
             let relay: Vec<IpAddr> =
                 targets.relay.iter().copied().filter(|address| Family::from(*address) == family).collect();
             let mut replaced = None;
-            for (number, link) in found.iter().enumerate() {
+            for (number, link) in links.iter().enumerate() {
                 let key = (link.index, family);
                 if !has_address(&link.uplink, family) || !link.uplink.up || !link.uplink.carrier {
                     self.routers.remove(&key);
                     continue;
                 }
-                match link.reach[place] {
-                    Some(Reached { table, gateway, .. }) if table != self.table => {
+                match link.relay_routes[place] {
+                    Some(RelayRoute { table, gateway, .. }) if table != self.table => {
                         self.routers.insert(key, (gateway, link.uplink.addresses.clone()));
                         continue;
                     }
@@ -67,7 +67,7 @@ impl Detours {
                     _ => {}
                 }
                 if replaced.is_none() {
-                    replaced = Some(is_replaced(netlink, &relay, snapshot, found).await?);
+                    replaced = Some(is_replaced(netlink, &relay, snapshot, links).await?);
                 }
                 if replaced == Some(true)
                     && let Some(gateway) = self.router(netlink, link, family).await?
@@ -80,7 +80,8 @@ impl Detours {
                         tracing::info!(
                             uplink,
                             ?gateway,
-                            "a VPN has replaced the default route: leading to the relay over the link's router"
+                            "a VPN has replaced the default route: adding a route to the relay \
+                            over the link's router"
                         );
                     }
                     wanted.extend(routes);
@@ -89,29 +90,31 @@ impl Detours {
             }
         }
         self.ensure(netlink, wanted).await?;
-        for link in found.iter_mut() {
-            // Delete the routes that are no longer wanted.
-            for route in &mut link.reach {
+        for link in links.iter_mut() {
+            // Forget the detours that were deleted.
+            for route in &mut link.relay_routes {
                 route.take_if(|route| route.table == self.table);
             }
         }
         for (number, place, relay) in served {
-            let index = found[number].index;
-            let route = reach(netlink, index, &relay).await?;
-            found[number].reach[place] = route.map(|route| Reached { metric: METRIC, ..route });
+            let index = links[number].index;
+            let route = route_to(netlink, index, &relay).await?;
+            links[number].relay_routes[place] = route.map(|route| RelayRoute { metric: METRIC, ..route });
         }
-        for link in found {
+        for link in links {
             link.apply_routes();
         }
         Ok(())
     }
 
-    /// Returns the router on a link: that of the last route over it, else that of a host route,
-    /// such as a VPN client makes to its server; `None` if neither is known.
+    /// Returns the router on a link, or `None` if it is unknown.
+    ///
+    /// The router is that of the last route over the link, or else that of a host route, which a
+    /// VPN client adds for its server. The inner `None` is a link without a router.
     async fn router(
         &mut self,
         netlink: &Netlink,
-        link: &Found,
+        link: &ObservedLink,
         family: Family,
     ) -> Result<Option<Option<IpAddr>>, NetlinkError> {
         let key = (link.index, family);
@@ -134,7 +137,7 @@ impl Detours {
         Ok(gateway.map(Some))
     }
 
-    /// Returns the route to `to` over a device. The device index is its metric, because a table
+    /// Returns the route to `to` over a device. The device index serves as metric, because a table
     /// takes one route for each destination and metric.
     fn route(&self, to: IpAddr, oif: u32, gateway: Option<IpAddr>) -> Route {
         let kind = RouteKind::Unicast { oif, gateway, prefsrc: None };
@@ -154,8 +157,8 @@ impl Detours {
         }
         for route in &wanted {
             if let Err(error) = netlink.ensure_route(route).await {
-                // The link may be in another network by now.
-                tracing::debug!(%error, "cannot lead around a VPN");
+                // The link may be in another network meanwhile.
+                tracing::debug!(%error, "cannot add a route to the relay around a VPN");
             }
         }
         for family in Family::ALL {
@@ -171,21 +174,22 @@ impl Detours {
     }
 }
 
-/// Returns the rule that leads to the table.
+/// Returns the rule that selects the table.
 pub(crate) fn rule(family: Family, table: u32) -> Rule {
     Rule { priority: PRIORITY, family, fwmark: None, from: None, table }
 }
 
-/// Returns whether ordinary packets for the relay go into a tunnel, our own included.
+/// Returns whether packets of ordinary processes to the relay enter a tunnel, the host virtual
+/// device included.
 async fn is_replaced(
     netlink: &Netlink,
     relay: &[IpAddr],
     snapshot: &InterfaceSnapshot,
-    found: &[Found],
+    links: &[ObservedLink],
 ) -> Result<bool, NetlinkError> {
     for to in relay {
         let Some(oif) = netlink.lookup(*to, 0).await?.and_then(|way| way.oif) else { continue };
-        let is_link = found.iter().any(|link| link.index == oif && !link.uplink.tunnel);
+        let is_link = links.iter().any(|link| link.index == oif && !link.uplink.tunnel);
         let loopback = snapshot.links.iter().any(|link| link.index == oif && link.loopback);
         if !is_link && !loopback {
             return Ok(true);

@@ -1,40 +1,43 @@
-//! The uplink policy: a pure function from what is known of the uplinks to the choice.
+//! The uplink policy: a pure function that ranks the known uplinks.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use globset::GlobMatcher;
 
-/// What is known of one link.
+/// The properties of one link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Uplink {
-    /// The interface's name.
+    /// The name of the interface.
     pub(crate) name: String,
-    /// Administratively up.
+    /// Whether the link is administratively up.
     pub(crate) up: bool,
-    /// The link has carrier.
+    /// Whether the link has a carrier.
     pub(crate) carrier: bool,
-    /// Its addresses, without link-local ones.
+    /// The addresses of the link, without link-local and deprecated ones.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Addresses that connections keep and new ones should not take (deprecated, RFC 4862, 5.5.4).
-    pub(crate) fading: Vec<IpAddr>,
+    /// The deprecated addresses, which existing connections keep and new ones avoid (RFC 4862,
+    /// section 5.5.4).
+    pub(crate) deprecated: Vec<IpAddr>,
     /// The metric of the IPv4 route by which a socket bound to the link reaches the relay.
     pub(crate) ipv4_route: Option<u32>,
     /// The metric of the IPv6 route by which a socket bound to the link reaches the relay.
     pub(crate) ipv6_route: Option<u32>,
-    /// The gateways of these routes: another one means another network.
+    /// The next hops of these routes. Another next hop means another network.
     pub(crate) gateways: Vec<IpAddr>,
-    /// Whether the link encapsulates: its packets leave this host inside packets of another link,
-    /// mostly a VPN's.
+    /// Whether the link encapsulates, as a VPN does: its packets leave this host inside packets of
+    /// another link.
     pub(crate) tunnel: bool,
-    /// The mobile process that reads what the link sends: its packets come back through our device.
-    pub(crate) fed_by: Option<String>,
+    /// The mobile process that reads the packets sent into this link. What it sends on would come
+    /// back through the host virtual device.
+    pub(crate) mobile_reader: Option<String>,
 }
 
 impl Uplink {
-    /// Whether this is no longer the network it was: what was learnt there says nothing here. Another metric, or one
-    /// address more, is no other network.
-    pub(crate) fn is_elsewhere(&self, before: &Self) -> bool {
+    /// Returns whether the link may be attached to another network than in `before`, so that
+    /// earlier failures say nothing. Another metric or one more address is no sign of another
+    /// network.
+    pub(crate) fn is_different_network(&self, before: &Self) -> bool {
         let works = |uplink: &Self| uplink.up && uplink.carrier;
         let served = |uplink: &Self| (uplink.ipv4_route.is_some(), uplink.ipv6_route.is_some());
         let kept = before.addresses.is_empty() == self.addresses.is_empty()
@@ -46,72 +49,73 @@ impl Uplink {
     }
 }
 
-/// What the choice depends on beside the links themselves.
+/// The inputs of the decision beside the properties of the links.
 #[derive(Debug)]
-pub(crate) struct Wishes<'a> {
-    /// The uplink that `mobile use` names. It comes first; while it is unusable, the others serve.
+pub(crate) struct UplinkPreferences<'a> {
+    /// The uplink that `mobile use` names. It ranks before all others that did not fail a moment
+    /// ago. While it is unusable, the others are used.
     pub(crate) forced: Option<&'a str>,
-    /// `[uplink] prefer`, the most wanted first.
+    /// The globs of `[uplink] prefer`, most preferred first.
     pub(crate) prefer: &'a [GlobMatcher],
-    /// `[uplink] exclude`.
+    /// The globs of `[uplink] exclude`.
     pub(crate) exclude: &'a [GlobMatcher],
     /// The address families in which the relay can be reached.
     pub(crate) families: Families,
-    /// The uplink in use: it wins a tie.
+    /// The uplink in use, which wins a tie.
     pub(crate) current: Option<&'a str>,
-    /// Uplinks on which connecting failed a moment ago: they come last.
+    /// The uplinks that failed a moment ago, which rank last.
     pub(crate) failing: &'a BTreeSet<String>,
 }
 
-/// The address families in which the relay has an address.
+/// A set of address families, such as those in which the relay has an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Families {
-    /// It has an IPv4 address.
+    /// Whether IPv4 is in the set.
     pub(crate) ipv4: bool,
-    /// It has an IPv6 address.
+    /// Whether IPv6 is in the set.
     pub(crate) ipv6: bool,
 }
 
-/// The choice, and why.
+/// The ranking of the uplinks, with the reasons.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Decision {
-    /// Names of the usable uplinks, the best first.
-    pub(crate) candidates: Vec<String>,
-    /// One verdict for every link known, in the order they were given.
-    pub(crate) verdicts: Vec<Verdict>,
+    /// The names of the usable uplinks, the best first.
+    pub(crate) usable: Vec<String>,
+    /// One verdict for each known link, in the order of the links.
+    pub(crate) verdicts: Vec<UplinkVerdict>,
 }
 
 /// Whether one uplink can carry the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Verdict {
-    /// The interface's name.
+pub(crate) struct UplinkVerdict {
+    /// The name of the interface.
     pub(crate) name: String,
-    /// Why it cannot; `None` when it can.
+    /// The reason why the uplink cannot carry the tunnel; `None` if it can.
     pub(crate) obstacle: Option<Obstacle>,
 }
 
-/// Why an uplink cannot carry the tunnel.
+/// The reason why an uplink cannot carry the tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Obstacle {
-    /// `[uplink] exclude` names it.
+    /// The uplink matches `[uplink] exclude`.
     Excluded,
-    /// The link is a tunnel that `[uplink] prefer` does not name.
+    /// The link is a tunnel that does not match `[uplink] prefer`.
     Tunnel,
-    /// The packets sent into the link come back through our own device.
+    /// Packets sent into the link come back through the host virtual device.
     Loop,
-    /// It is administratively down.
+    /// The link is administratively down.
     Down,
-    /// No cable, no association.
+    /// The link has no carrier: no cable or no association.
     NoCarrier,
-    /// No address in a family of the relay.
+    /// The link has no address in a family of the relay.
     NoAddress,
-    /// An address, but no route to the relay in a family of the relay.
+    /// The link has an address but no route to the relay in a family of the relay.
     NoRoute,
 }
 
 impl Obstacle {
-    /// In words, for `mobile uplinks`.
-    pub(crate) fn words(self) -> &'static str {
+    /// Returns the obstacle in words, for `mobile uplinks`.
+    pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Excluded => "excluded by [uplink] exclude",
             Self::Tunnel => "a tunnel (a VPN): its packets leave by another link",
@@ -133,12 +137,14 @@ impl Obstacle {
     }
 }
 
-/// Chooses: the forced uplink, then those that did not just fail, then by preference, then by metric,
-/// then the one in use, then by name.
-pub(crate) fn decide(uplinks: &[Uplink], wishes: &Wishes<'_>) -> Decision {
-    let verdicts: Vec<Verdict> = uplinks
+/// Ranks the usable uplinks.
+///
+/// In order of precedence: those that did not fail a moment ago, the forced uplink, preference,
+/// metric, the uplink in use, name.
+pub(crate) fn decide(uplinks: &[Uplink], preferences: &UplinkPreferences<'_>) -> Decision {
+    let verdicts: Vec<UplinkVerdict> = uplinks
         .iter()
-        .map(|uplink| Verdict { name: uplink.name.clone(), obstacle: obstacle(uplink, wishes) })
+        .map(|uplink| UplinkVerdict { name: uplink.name.clone(), obstacle: obstacle(uplink, preferences) })
         .collect();
     let mut usable: Vec<&Uplink> = uplinks
         .iter()
@@ -146,25 +152,25 @@ pub(crate) fn decide(uplinks: &[Uplink], wishes: &Wishes<'_>) -> Decision {
         .filter(|(_, verdict)| verdict.obstacle.is_none())
         .map(|(uplink, _)| uplink)
         .collect();
-    usable.sort_by_cached_key(|uplink| rank(uplink, wishes));
-    Decision { candidates: usable.into_iter().map(|uplink| uplink.name.clone()).collect(), verdicts }
+    usable.sort_by_cached_key(|uplink| rank(uplink, preferences));
+    Decision { usable: usable.into_iter().map(|uplink| uplink.name.clone()).collect(), verdicts }
 }
 
-/// Addresses from which the relay can be reached over this uplink.
-pub(crate) fn serves(uplink: &Uplink, families: Families) -> Families {
+/// Returns the families in which the relay can be reached over this uplink.
+pub(crate) fn reachable_families(uplink: &Uplink, families: Families) -> Families {
     Families {
         ipv4: families.ipv4 && uplink.ipv4_route.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv4),
         ipv6: families.ipv6 && uplink.ipv6_route.is_some() && uplink.addresses.iter().any(IpAddr::is_ipv6),
     }
 }
 
-fn obstacle(uplink: &Uplink, wishes: &Wishes<'_>) -> Option<Obstacle> {
-    let Families { ipv4, ipv6 } = wishes.families;
-    if is_named(uplink, wishes.exclude) {
+fn obstacle(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> Option<Obstacle> {
+    let Families { ipv4, ipv6 } = preferences.families;
+    if is_named(uplink, preferences.exclude) {
         Some(Obstacle::Excluded)
-    } else if uplink.tunnel && !is_named(uplink, wishes.prefer) {
+    } else if uplink.tunnel && !is_named(uplink, preferences.prefer) {
         Some(Obstacle::Tunnel)
-    } else if uplink.fed_by.is_some() {
+    } else if uplink.mobile_reader.is_some() {
         Some(Obstacle::Loop)
     } else if !uplink.up {
         Some(Obstacle::Down)
@@ -173,32 +179,35 @@ fn obstacle(uplink: &Uplink, wishes: &Wishes<'_>) -> Option<Obstacle> {
     } else if !uplink.addresses.iter().any(|address| if address.is_ipv4() { ipv4 } else { ipv6 }) {
         Some(Obstacle::NoAddress)
     } else {
-        let serves = serves(uplink, wishes.families);
+        let serves = reachable_families(uplink, preferences.families);
         (!serves.ipv4 && !serves.ipv6).then_some(Obstacle::NoRoute)
     }
 }
 
-/// Returns whether one of the globs names the uplink.
+/// Returns whether one of the globs matches the uplink's name.
 pub(crate) fn is_named(uplink: &Uplink, globs: &[GlobMatcher]) -> bool {
     globs.iter().any(|glob| glob.is_match(&uplink.name))
 }
 
-/// Smaller is better.
-fn rank(uplink: &Uplink, wishes: &Wishes<'_>) -> (bool, bool, usize, u32, bool, String) {
-    let preference =
-        wishes.prefer.iter().position(|glob| glob.is_match(&uplink.name)).unwrap_or(wishes.prefer.len());
-    let serves = serves(uplink, wishes.families);
+/// Returns the sort key of an uplink; smaller is better.
+fn rank(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> (bool, bool, usize, u32, bool, String) {
+    let preference = preferences
+        .prefer
+        .iter()
+        .position(|glob| glob.is_match(&uplink.name))
+        .unwrap_or(preferences.prefer.len());
+    let serves = reachable_families(uplink, preferences.families);
     let metric = [(serves.ipv4, uplink.ipv4_route), (serves.ipv6, uplink.ipv6_route)]
         .into_iter()
         .filter_map(|(serves, metric)| metric.filter(|_| serves))
         .min()
         .unwrap_or(u32::MAX);
     (
-        wishes.failing.contains(&uplink.name),
-        wishes.forced != Some(uplink.name.as_str()),
+        preferences.failing.contains(&uplink.name),
+        preferences.forced != Some(uplink.name.as_str()),
         preference,
         metric,
-        wishes.current != Some(uplink.name.as_str()),
+        preferences.current != Some(uplink.name.as_str()),
         uplink.name.clone(),
     )
 }
@@ -217,12 +226,12 @@ mod tests {
             up: true,
             carrier: true,
             addresses: vec!["192.0.2.7".parse().unwrap()],
-            fading: Vec::new(),
+            deprecated: Vec::new(),
             ipv4_route: Some(metric),
             ipv6_route: None,
             gateways: Vec::new(),
             tunnel: false,
-            fed_by: None,
+            mobile_reader: None,
         }
     }
 
@@ -230,12 +239,12 @@ mod tests {
         patterns.iter().map(|pattern| Glob::new(pattern).unwrap().compile_matcher()).collect()
     }
 
-    fn wishes(failing: &BTreeSet<String>) -> Wishes<'_> {
-        Wishes { forced: None, prefer: &[], exclude: &[], families: BOTH, current: None, failing }
+    fn preferences(failing: &BTreeSet<String>) -> UplinkPreferences<'_> {
+        UplinkPreferences { forced: None, prefer: &[], exclude: &[], families: BOTH, current: None, failing }
     }
 
     #[test]
-    fn another_network_is_told_from_a_change_of_this_one() {
+    fn another_network_is_distinguished_from_a_change_of_this_one() {
         let before = uplink("wlan0", 600);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let more = vec![before.addresses[0], address("2001:db8::7")];
@@ -249,8 +258,8 @@ mod tests {
             (Uplink { carrier: false, ..before.clone() }, true),
             (Uplink { ipv6_route: Some(1), ..before.clone() }, true),
         ] {
-            assert_eq!(now.is_elsewhere(&before), elsewhere, "{now:?}");
-            assert_eq!(before.is_elsewhere(&now), elsewhere, "{now:?}");
+            assert_eq!(now.is_different_network(&before), elsewhere, "{now:?}");
+            assert_eq!(before.is_different_network(&now), elsewhere, "{now:?}");
         }
     }
 
@@ -258,7 +267,7 @@ mod tests {
     fn the_lower_metric_wins_and_the_name_breaks_a_tie() {
         let none = BTreeSet::new();
         let links = [uplink("wlan0", 600), uplink("eth0", 100), uplink("eth1", 100)];
-        assert_eq!(decide(&links, &wishes(&none)).candidates, ["eth0", "eth1", "wlan0"]);
+        assert_eq!(decide(&links, &preferences(&none)).usable, ["eth0", "eth1", "wlan0"]);
     }
 
     #[test]
@@ -266,29 +275,29 @@ mod tests {
         let none = BTreeSet::new();
         let links = [uplink("eth0", 100), uplink("wlan0", 600), uplink("wwan0", 700)];
         let prefer = globs(&["wl*"]);
-        let mut wishes = wishes(&none);
-        wishes.prefer = &prefer;
-        assert_eq!(decide(&links, &wishes).candidates, ["wlan0", "eth0", "wwan0"]);
-        wishes.forced = Some("wwan0");
-        assert_eq!(decide(&links, &wishes).candidates, ["wwan0", "wlan0", "eth0"]);
+        let mut preferences = preferences(&none);
+        preferences.prefer = &prefer;
+        assert_eq!(decide(&links, &preferences).usable, ["wlan0", "eth0", "wwan0"]);
+        preferences.forced = Some("wwan0");
+        assert_eq!(decide(&links, &preferences).usable, ["wwan0", "wlan0", "eth0"]);
     }
 
     #[test]
-    fn what_just_failed_comes_last_and_the_current_one_wins_a_tie() {
+    fn a_failing_uplink_ranks_last_and_the_current_one_wins_a_tie() {
         let failing = BTreeSet::from(["eth0".to_owned()]);
         let links = [uplink("eth0", 100), uplink("wlan0", 600), uplink("wlan1", 600)];
-        let mut wishes = wishes(&failing);
-        wishes.current = Some("wlan1");
-        assert_eq!(decide(&links, &wishes).candidates, ["wlan1", "wlan0", "eth0"]);
+        let mut preferences = preferences(&failing);
+        preferences.current = Some("wlan1");
+        assert_eq!(decide(&links, &preferences).usable, ["wlan1", "wlan0", "eth0"]);
     }
 
     #[test]
-    fn every_obstacle_is_told() {
+    fn every_obstacle_is_reported() {
         let none = BTreeSet::new();
         let exclude = globs(&["docker*"]);
-        let mut wishes = wishes(&none);
-        wishes.exclude = &exclude;
-        wishes.families = Families { ipv4: true, ipv6: false };
+        let mut preferences = preferences(&none);
+        preferences.exclude = &exclude;
+        preferences.families = Families { ipv4: true, ipv6: false };
         let links = [
             uplink("docker0", 1),
             Uplink { up: false, ..uplink("a", 1) },
@@ -297,10 +306,10 @@ mod tests {
             Uplink { ipv4_route: None, ipv6_route: Some(1), ..uplink("d", 1) },
             uplink("e", 1),
         ];
-        let decision = decide(&links, &wishes);
-        let told: Vec<_> = decision.verdicts.iter().map(|verdict| verdict.obstacle).collect();
+        let decision = decide(&links, &preferences);
+        let obstacles: Vec<_> = decision.verdicts.iter().map(|verdict| verdict.obstacle).collect();
         assert_eq!(
-            told,
+            obstacles,
             [
                 Some(Obstacle::Excluded),
                 Some(Obstacle::Down),
@@ -310,39 +319,39 @@ mod tests {
                 None
             ]
         );
-        assert_eq!(decision.candidates, ["e"]);
+        assert_eq!(decision.usable, ["e"]);
     }
 
     #[test]
-    fn a_tunnel_serves_only_if_it_is_preferred_and_never_if_it_leads_back() {
+    fn a_tunnel_is_usable_only_if_preferred_and_never_if_it_loops() {
         let none = BTreeSet::new();
         let vpn = Uplink { tunnel: true, ..uplink("tun0", 50) };
         let links = [uplink("eth0", 100), vpn];
-        let mut wishes = wishes(&none);
-        wishes.forced = Some("tun0");
-        let decision = decide(&links, &wishes);
-        assert_eq!(decision.candidates, ["eth0"]);
+        let mut preferences = preferences(&none);
+        preferences.forced = Some("tun0");
+        let decision = decide(&links, &preferences);
+        assert_eq!(decision.usable, ["eth0"]);
         assert_eq!(decision.verdicts[1].obstacle, Some(Obstacle::Tunnel));
         let prefer = globs(&["tun*"]);
-        wishes.prefer = &prefer;
-        assert_eq!(decide(&links, &wishes).candidates, ["tun0", "eth0"]);
+        preferences.prefer = &prefer;
+        assert_eq!(decide(&links, &preferences).usable, ["tun0", "eth0"]);
         for looping in [
-            Uplink { fed_by: Some("openvpn (7)".into()), ..links[1].clone() },
-            Uplink { fed_by: Some("openvpn (7)".into()), ..uplink("tap0", 50) },
+            Uplink { mobile_reader: Some("openvpn (7)".into()), ..links[1].clone() },
+            Uplink { mobile_reader: Some("openvpn (7)".into()), ..uplink("tap0", 50) },
         ] {
-            let decision = decide(&[looping], &wishes);
+            let decision = decide(&[looping], &preferences);
             assert_eq!(decision.verdicts[0].obstacle, Some(Obstacle::Loop));
-            assert!(decision.candidates.is_empty());
+            assert!(decision.usable.is_empty());
         }
     }
 
     #[test]
     fn a_metric_counts_only_in_a_family_that_reaches_the_relay() {
         let none = BTreeSet::new();
-        let mut wishes = wishes(&none);
-        wishes.families = Families { ipv4: true, ipv6: false };
+        let mut preferences = preferences(&none);
+        preferences.families = Families { ipv4: true, ipv6: false };
         let links = [Uplink { ipv6_route: Some(1), ..uplink("eth0", 500) }, uplink("wlan0", 400)];
-        assert_eq!(decide(&links, &wishes).candidates, ["wlan0", "eth0"]);
+        assert_eq!(decide(&links, &preferences).usable, ["wlan0", "eth0"]);
     }
 
     fn any_uplink() -> impl Strategy<Value = Uplink> {
@@ -358,18 +367,18 @@ mod tests {
                 up,
                 carrier,
                 addresses,
-                fading: Vec::new(),
+                deprecated: Vec::new(),
                 ipv4_route,
                 ipv6_route,
                 gateways: Vec::new(),
                 tunnel: false,
-                fed_by: None,
+                mobile_reader: None,
             })
     }
 
     proptest! {
         #[test]
-        fn candidates_are_exactly_the_usable_ones(
+        fn exactly_the_usable_uplinks_are_ranked(
             links in proptest::collection::btree_map("[a-e][0-2]", any_uplink(), 0..6),
             families in any::<(bool, bool)>(),
             forced in proptest::option::of("[a-e][0-2]"),
@@ -377,24 +386,24 @@ mod tests {
         ) {
             let links: Vec<Uplink> = links.into_iter().map(|(name, link)| Uplink { name, ..link }).collect();
             let exclude = globs(&["e*"]);
-            let mut wishes = wishes(&failing);
-            wishes.exclude = &exclude;
-            wishes.forced = forced.as_deref();
-            wishes.families = Families { ipv4: families.0, ipv6: families.1 };
-            let decision = decide(&links, &wishes);
+            let mut preferences = preferences(&failing);
+            preferences.exclude = &exclude;
+            preferences.forced = forced.as_deref();
+            preferences.families = Families { ipv4: families.0, ipv6: families.1 };
+            let decision = decide(&links, &preferences);
             prop_assert_eq!(decision.verdicts.len(), links.len());
             for (link, verdict) in links.iter().zip(&decision.verdicts) {
-                let serves = serves(link, wishes.families);
+                let serves = reachable_families(link, preferences.families);
                 let usable = link.up && link.carrier && !link.name.starts_with('e') && (serves.ipv4 || serves.ipv6);
                 prop_assert_eq!(verdict.obstacle.is_none(), usable);
-                prop_assert_eq!(decision.candidates.contains(&link.name), usable);
+                prop_assert_eq!(decision.usable.contains(&link.name), usable);
             }
-            if let Some(first) = decision.candidates.first() {
-                if let Some(forced) = &forced && decision.candidates.contains(forced) && !failing.contains(forced) {
+            if let Some(first) = decision.usable.first() {
+                if let Some(forced) = &forced && decision.usable.contains(forced) && !failing.contains(forced) {
                     prop_assert_eq!(first, forced);
                 }
                 if failing.contains(first) {
-                    prop_assert!(decision.candidates.iter().all(|name| failing.contains(name)));
+                    prop_assert!(decision.usable.iter().all(|name| failing.contains(name)));
                 }
             }
         }
@@ -405,9 +414,9 @@ mod tests {
         ) {
             let none = BTreeSet::new();
             let mut links: Vec<Uplink> = links.into_iter().map(|(name, link)| Uplink { name, ..link }).collect();
-            let forward = decide(&links, &wishes(&none)).candidates;
+            let forward = decide(&links, &preferences(&none)).usable;
             links.reverse();
-            prop_assert_eq!(forward, decide(&links, &wishes(&none)).candidates);
+            prop_assert_eq!(forward, decide(&links, &preferences(&none)).usable);
         }
     }
 }

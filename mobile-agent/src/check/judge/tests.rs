@@ -9,7 +9,7 @@ use super::super::reach::Reached;
 use super::*;
 use crate::config::RelayIdentity;
 use crate::tunnel::cause::Failure;
-use crate::uplinks::policy::{Decision, Obstacle, Uplink, Verdict};
+use crate::uplinks::policy::{Decision, Obstacle, Uplink, UplinkVerdict};
 
 const WORKS: Reached = Reached {
     address: std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 443),
@@ -26,19 +26,19 @@ fn uplink(name: &str) -> Uplink {
         up: true,
         carrier: true,
         addresses: vec!["10.22.0.2".parse().unwrap()],
-        fading: Vec::new(),
+        deprecated: Vec::new(),
         ipv4_route: Some(100),
         ipv6_route: None,
         gateways: Vec::new(),
         tunnel: false,
-        fed_by: None,
+        mobile_reader: None,
     }
 }
 
 fn links() -> Links {
     Links {
         uplinks: vec![uplink("eth0"), uplink("wlan0")],
-        decision: Decision { candidates: vec!["eth0".into(), "wlan0".into()], verdicts: Vec::new() },
+        decision: Decision { usable: vec!["eth0".into(), "wlan0".into()], verdicts: Vec::new() },
         rp_filter: vec![("eth0".into(), 2), ("wlan0".into(), 0)],
         rules: vec![rule(0, Some(255)), ours(), rule(32766, Some(254)), rule(32767, Some(253))],
         foreign_routes: Vec::new(),
@@ -65,12 +65,12 @@ fn ours() -> ListedRule {
     ListedRule { fwmark: Some((mark, mark_mask)), ..rule(rule_priority, Some(table)) }
 }
 
-/// wg-quick's.
+/// Returns a rule such as wg-quick adds.
 fn full_tunnel(priority: u32) -> ListedRule {
     ListedRule { fwmark: Some((0xca6c, u32::MAX)), inverted: true, ..rule(priority, Some(51820)) }
 }
 
-fn all_well() -> Facts {
+fn healthy() -> Facts {
     Facts {
         root: true,
         kernel: "6.18.5-amd64".into(),
@@ -105,19 +105,19 @@ fn refusal(kind: &str) -> Refusal {
 }
 
 #[test]
-fn what_the_relay_pushed_and_this_host_refuses_is_told() {
-    let facts = |kind: &str| Facts { refused: vec![refusal(kind)], ..all_well() };
+fn refused_parts_of_the_assignment_are_reported() {
+    let facts = |kind: &str| Facts { refused: vec![refusal(kind)], ..healthy() };
     assert_fault(&facts("address"), Level::Fail, "addresses", "10.22.0.1 is a router");
     assert_fault(&facts("resolver"), Level::Warn, "resolver", "10.22.0.1 is a router");
 }
 
-/// The findings that are not `ok`.
+/// Returns the findings that are not `ok`.
 fn faults(facts: &Facts) -> Vec<(Level, String, String)> {
     judge(facts)
         .into_iter()
         .filter(|finding| finding.level != Level::Ok)
         .map(|finding| {
-            let next = finding.next_step.expect("what is not well has a next step");
+            let next = finding.next_step.expect("a finding that is not ok has a next step");
             (finding.level, finding.topic, format!("{} / {next}", finding.seen))
         })
         .collect()
@@ -134,57 +134,57 @@ fn assert_fault(facts: &Facts, level: Level, topic: &str, part: &str) {
 fn with_links(change: impl FnOnce(&mut Links)) -> Facts {
     let mut links = links();
     change(&mut links);
-    Facts { links: Ok(links), ..all_well() }
+    Facts { links: Ok(links), ..healthy() }
 }
 
 #[test]
-fn a_machine_that_is_well_has_no_fault() {
-    assert_eq!(faults(&all_well()), []);
-    assert_eq!(faults(&Facts { ipv6: false, ..all_well() }), []);
+fn a_healthy_host_has_no_fault() {
+    assert_eq!(faults(&healthy()), []);
+    assert_eq!(faults(&Facts { ipv6: false, ..healthy() }), []);
 }
 
 #[test]
-fn an_old_kernel_is_told_the_oldest_that_works_and_why() {
-    let old = Facts { kernel: "5.10.0-30".into(), ..all_well() };
+fn an_old_kernel_is_reported_with_the_oldest_that_works_and_the_reason() {
+    let old = Facts { kernel: "5.10.0-30".into(), ..healthy() };
     assert_fault(&old, Level::Fail, "kernel", "5.15");
     assert_fault(&old, Level::Fail, "kernel", "SO_NETNS_COOKIE");
-    assert_fault(&Facts { kernel: "unknown".into(), ..all_well() }, Level::Warn, "kernel", "5.15");
+    assert_fault(&Facts { kernel: "unknown".into(), ..healthy() }, Level::Warn, "kernel", "5.15");
     assert!(kernel("6.1.0-50-cloud").seen.contains("6.15"));
     assert!(!kernel("6.18.5").seen.contains("6.15"));
     assert_eq!(kernel("5.14-rc1").level, Level::Ok);
 }
 
 #[test]
-fn an_ordinary_user_is_told_what_was_not_looked_at() {
-    let facts = Facts { root: false, programs: None, tun: None, reached: None, key: Ok(None), ..all_well() };
+fn an_ordinary_user_is_told_what_was_not_checked() {
+    let facts = Facts { root: false, programs: None, tun: None, reached: None, key: Ok(None), ..healthy() };
     assert_fault(&facts, Level::Warn, "rights", "as root");
 }
 
 #[test]
-fn what_cannot_be_had_fails_with_a_next_step() {
+fn a_missing_prerequisite_fails_with_a_next_step() {
     fn error<T>() -> Result<T, String> {
         Err("no such thing".to_owned())
     }
     for (facts, topic) in [
-        (Facts { key: error(), ..all_well() }, "key"),
-        (Facts { cgroup2: error(), ..all_well() }, "cgroup2"),
-        (Facts { programs: Some(error()), ..all_well() }, "eBPF"),
-        (Facts { tun: Some(error()), ..all_well() }, "TUN"),
-        (Facts { links: error(), ..all_well() }, "netlink"),
-        (Facts { relay: error(), resolved: None, reached: None, ..all_well() }, "config"),
+        (Facts { key: error(), ..healthy() }, "key"),
+        (Facts { cgroup2: error(), ..healthy() }, "cgroup2"),
+        (Facts { programs: Some(error()), ..healthy() }, "eBPF"),
+        (Facts { tun: Some(error()), ..healthy() }, "TUN"),
+        (Facts { links: error(), ..healthy() }, "netlink"),
+        (Facts { relay: error(), resolved: None, reached: None, ..healthy() }, "config"),
     ] {
         assert_fault(&facts, Level::Fail, topic, "no such thing");
     }
-    let facts = Facts { resolved: Some(error()), reached: None, ..all_well() };
+    let facts = Facts { resolved: Some(error()), reached: None, ..healthy() };
     assert_fault(&facts, Level::Fail, "relay name", "relay.example.org");
-    assert_fault(&Facts { bpffs: Bpffs::Missing, ..all_well() }, Level::Fail, "bpffs", "CONFIG_BPF");
-    assert_fault(&Facts { bpffs: Bpffs::Elsewhere, ..all_well() }, Level::Fail, "bpffs", "pin_dir");
-    assert_eq!(faults(&Facts { bpffs: Bpffs::Mountable, ..all_well() }), []);
+    assert_fault(&Facts { bpffs: Bpffs::Missing, ..healthy() }, Level::Fail, "bpffs", "CONFIG_BPF");
+    assert_fault(&Facts { bpffs: Bpffs::Elsewhere, ..healthy() }, Level::Fail, "bpffs", "pin_dir");
+    assert_eq!(faults(&Facts { bpffs: Bpffs::Mountable, ..healthy() }), []);
 }
 
 #[test]
 fn a_missing_ingress_filter_is_a_warning_with_a_next_step() {
-    let missing = Facts { nftables: Some(Err("nft is not installed".into())), ..all_well() };
+    let missing = Facts { nftables: Some(Err("nft is not installed".into())), ..healthy() };
     let findings = judge(&missing);
     let found = findings.iter().find(|finding| finding.topic == "ingress").unwrap();
     assert_eq!(found.level, Level::Warn);
@@ -193,40 +193,40 @@ fn a_missing_ingress_filter_is_a_warning_with_a_next_step() {
 }
 
 #[test]
-fn a_broken_configuration_is_the_one_fault_that_is_told_of_it() {
+fn an_invalid_configuration_is_reported_once() {
     let facts = Facts {
         config: Err("agent.toml:3: unknown key".into()),
-        relay: Err("it is not known".into()),
+        relay: Err("the configuration cannot be read".into()),
         key: Err("no key".into()),
         resolved: None,
         reached: None,
-        ..all_well()
+        ..healthy()
     };
     assert_fault(&facts, Level::Fail, "config", "agent.toml:3");
 }
 
 #[test]
-fn a_rule_in_the_way_is_told_with_the_priority_that_helps() {
+fn a_conflicting_rule_is_reported_with_the_priority_that_helps() {
     let facts = with_links(|links| links.rules.insert(1, full_tunnel(4899)));
     assert_fault(&facts, Level::Fail, "rules", "`4899: not from all fwmark 0xca6c lookup 51820`");
     assert_fault(&facts, Level::Fail, "rules", "rule_priority below 4899");
     let facts = with_links(|links| {
-        links.rules.insert(1, ListedRule { suppresses_default_route: true, ..rule(7, Some(254)) })
+        links.rules.insert(1, ListedRule { suppresses_default_route: true, ..rule(7, Some(254)) });
     });
     assert_fault(&facts, Level::Warn, "rules", "directly");
-    // Behind ours it takes nothing of ours.
+    // A rule behind the agent's takes no packets of mobile processes.
     assert_eq!(faults(&with_links(|links| links.rules.push(full_tunnel(5000)))), []);
 }
 
 #[test]
-fn a_mark_that_somebody_else_uses_is_told() {
+fn a_mark_that_another_program_uses_is_reported() {
     let mark = Routing::default().mark;
     let shared = ListedRule { fwmark: Some((mark, u32::MAX)), ..rule(20000, Some(9)) };
     assert_fault(&with_links(|links| links.rules.push(shared)), Level::Warn, "mark", "20000");
 }
 
 #[test]
-fn a_table_that_somebody_else_uses_is_told() {
+fn a_table_that_another_program_uses_is_reported() {
     let route = ("10.0.0.0/8".parse().unwrap(), "wg0".to_owned());
     assert_fault(&with_links(|links| links.foreign_routes.push(route)), Level::Fail, "table", "wg0");
     let facts = with_links(|links| links.rules.push(rule(20000, Some(7700))));
@@ -234,7 +234,7 @@ fn a_table_that_somebody_else_uses_is_told() {
 }
 
 #[test]
-fn a_network_that_holds_a_persistent_address_is_told() {
+fn a_network_that_contains_a_persistent_address_is_reported() {
     let local = |net: &str| {
         let net = net.parse().unwrap();
         with_links(|links| links.local.push(("wlan0".into(), net)))
@@ -244,7 +244,7 @@ fn a_network_that_holds_a_persistent_address_is_told() {
 }
 
 #[test]
-fn strict_reverse_path_filters_matter_with_several_uplinks_only() {
+fn strict_reverse_path_filters_are_reported_with_several_uplinks_only() {
     let strict = || vec![("eth0".into(), 1), ("wlan0".into(), 1)];
     let facts = with_links(|links| links.rp_filter = strict());
     assert_fault(&facts, Level::Warn, "rp_filter", "eth0, wlan0");
@@ -252,10 +252,10 @@ fn strict_reverse_path_filters_matter_with_several_uplinks_only() {
 }
 
 #[test]
-fn without_a_usable_uplink_each_says_why() {
+fn without_a_usable_uplink_the_reason_of_each_is_reported() {
     let mut facts = with_links(|links| {
-        links.decision.candidates.clear();
-        let verdict = Verdict { name: "eth0".into(), obstacle: Some(Obstacle::NoCarrier) };
+        links.decision.usable.clear();
+        let verdict = UplinkVerdict { name: "eth0".into(), obstacle: Some(Obstacle::NoCarrier) };
         links.decision.verdicts.push(verdict);
     });
     facts.reached = Some(Vec::new());
@@ -263,11 +263,11 @@ fn without_a_usable_uplink_each_says_why() {
 }
 
 #[test]
-fn one_uplink_that_reaches_the_relay_is_enough_but_a_refused_key_is_not() {
+fn one_uplink_that_reaches_the_relay_suffices_unless_the_key_is_refused() {
     let blocked = || Failure::unreachable("no answer", false);
     let reached = |outcomes: [Outcome; 2]| {
         let [eth, wlan] = outcomes;
-        Facts { reached: Some(vec![("eth0".into(), eth), ("wlan0".into(), wlan)]), ..all_well() }
+        Facts { reached: Some(vec![("eth0".into(), eth), ("wlan0".into(), wlan)]), ..healthy() }
     };
     assert_fault(&reached([Ok(WORKS), Err(blocked())]), Level::Warn, "relay over wlan0", "no answer");
     let both = faults(&reached([Err(blocked()), Err(blocked())]));
@@ -279,5 +279,5 @@ fn one_uplink_that_reaches_the_relay_is_enough_but_a_refused_key_is_not() {
 #[test]
 fn a_resolver_of_the_visited_network_is_a_warning() {
     let resolvers = vec!["127.0.0.53".parse().unwrap(), "192.168.1.1".parse().unwrap()];
-    assert_fault(&Facts { resolvers, ..all_well() }, Level::Warn, "resolver", "192.168.1.1");
+    assert_fault(&Facts { resolvers, ..healthy() }, Level::Warn, "resolver", "192.168.1.1");
 }

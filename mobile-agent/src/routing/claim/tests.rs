@@ -10,16 +10,16 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn pushed(address: &str) -> Assigned {
-    let none = Assigned { ipv4: None, ipv6: None, mtu: 1500, dns: Vec::new() };
+fn pushed(address: &str) -> Assignment {
+    let none = Assignment { ipv4: None, ipv6: None, mtu: 1500, dns: Vec::new() };
     match ip(address) {
-        IpAddr::V4(ipv4) => Assigned { ipv4: Some(ipv4), ..none },
-        IpAddr::V6(ipv6) => Assigned { ipv6: Some(ipv6), ..none },
+        IpAddr::V4(ipv4) => Assignment { ipv4: Some(ipv4), ..none },
+        IpAddr::V6(ipv6) => Assignment { ipv6: Some(ipv6), ..none },
     }
 }
 
-/// Returns the facts of a laptop on a network with DHCPv6: the address is a /128, and a route has
-/// the network.
+/// Returns the facts of a laptop on a network with DHCPv6: the address is a /128, and a route
+/// covers the network.
 fn laptop() -> HostNetworks {
     let on = |device: &str, text: &str| (device.to_owned(), net(text));
     HostNetworks {
@@ -89,7 +89,7 @@ fn a_setting_allows_a_public_network_and_nothing_that_the_host_has() {
     assert_eq!(objection("203.0.113.7", &allowed[..1]), None);
     assert_eq!(objection("203.0.114.7", &allowed[..1]), Some(Objection::NotAllowed));
     assert_eq!(objection("2001:db8:2::1", &allowed[1..2]), None);
-    // The setting allows nothing beyond that.
+    // The setting allows nothing beyond these networks.
     assert_eq!(objection("192.168.1.1", &allowed), Some(Objection::NextHop));
     assert_eq!(objection("9.9.9.9", &allowed), Some(Objection::Resolver));
     assert_eq!(objection("127.0.0.2", &allowed), Some(Objection::Unusable));
@@ -97,7 +97,7 @@ fn a_setting_allows_a_public_network_and_nothing_that_the_host_has() {
 
 #[test]
 fn one_family_is_refused_without_the_other() {
-    let both = Assigned { ipv6: Some("fd77::2".parse().unwrap()), ..pushed("192.168.1.7") };
+    let both = Assignment { ipv6: Some("fd77::2".parse().unwrap()), ..pushed("192.168.1.7") };
     let verdict = judge(&both, &[], &laptop());
     assert_eq!(verdict.in_force.addresses(), [ip("fd77::2")]);
     assert_eq!(verdict.refusals.len(), 1);
@@ -106,7 +106,7 @@ fn one_family_is_refused_without_the_other() {
 #[test]
 fn resolvers_may_be_public_and_the_relays_but_not_of_this_hosts_networks() {
     let dns = |text: &str| {
-        let claim = Assigned { dns: vec![ip(text)], ..pushed("10.77.0.2") };
+        let claim = Assignment { dns: vec![ip(text)], ..pushed("10.77.0.2") };
         let verdict = judge(&claim, &[], &laptop());
         assert_eq!(verdict.in_force.dns.is_empty(), !verdict.refusals.is_empty(), "{text}");
         verdict.refusals.first().map(|refusal| refusal.objection.word())
@@ -130,13 +130,13 @@ fn resolvers_may_be_public_and_the_relays_but_not_of_this_hosts_networks() {
 
 #[test]
 fn a_refusal_names_the_claim_the_cause_and_the_next_step() {
-    let refusal = judge(&pushed("192.168.1.9"), &[], &laptop()).refusals.remove(0).told();
+    let refusal = judge(&pushed("192.168.1.9"), &[], &laptop()).refusals.remove(0).to_status();
     assert_eq!((refusal.kind.as_str(), refusal.reason.as_str()), ("address", "connected"));
     assert_eq!(refusal.cause, "the pushed address 192.168.1.9 is in the network 192.168.1.0/24 on eth0");
     assert!(refusal.next_step.contains("pool"), "{}", refusal.next_step);
 }
 
-/// Addresses that are near each other, so that random claims and facts collide.
+/// Generates addresses that are near each other, so that random claims and facts collide.
 fn near() -> impl Strategy<Value = IpAddr> {
     let four = (0..4_usize, any::<u8>(), 0..4_u8).prop_map(|(first, third, last)| {
         IpAddr::from([[10, 100, 192, 8][first], [1, 64, 168, 8][first], third & 1, last])
@@ -168,9 +168,9 @@ fn hosts() -> impl Strategy<Value = HostNetworks> {
     )
 }
 
-fn assignments() -> impl Strategy<Value = Assigned> {
+fn assignments() -> impl Strategy<Value = Assignment> {
     (near(), near(), prop::collection::vec(near(), 0..4)).prop_map(|(one, other, dns)| {
-        let mut claim = Assigned { ipv4: None, ipv6: None, mtu: 1500, dns };
+        let mut claim = Assignment { ipv4: None, ipv6: None, mtu: 1500, dns };
         for address in [one, other] {
             match address {
                 IpAddr::V4(ipv4) => claim.ipv4 = Some(ipv4),
@@ -201,7 +201,8 @@ proptest! {
         }
         let claims = claim.addresses().len() + claim.dns.len();
         prop_assert_eq!(addresses.len() + verdict.in_force.dns.len() + verdict.refusals.len(), claims);
-        // Judging the accepted part again changes nothing, and with fewer facts no more is refused.
+        // Judging the accepted part again changes nothing, and fewer facts lead to no more
+        // refusals.
         prop_assert_eq!(&judge(&verdict.in_force, allowed, &host).in_force, &verdict.in_force);
         let less = judge(&claim, allowed, &HostNetworks::default());
         prop_assert!(less.refusals.len() <= verdict.refusals.len());

@@ -1,4 +1,4 @@
-//! The ingress filter as nftables rules: pure text.
+//! Generates the ingress filter as nftables rules, without performing I/O.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use crate::config::DEFAULT_DEVICE;
 
-/// The counter of dropped packets.
+/// The name of the counter of dropped packets.
 pub(super) const COUNTER: &str = "dropped";
 
 /// The name of the default device's tables, and the prefix of another device's.
@@ -17,31 +17,31 @@ const TABLE: &str = "mobile_agent";
 const ERRORS_V4: &str =
     "{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }";
 
-/// ICMPv6 error types. A redirect is not among them: it does not affect a socket whose device has
-/// no neighbours.
+/// ICMPv6 error types. A redirect is not among them, because it does not affect a socket whose
+/// device has no neighbours.
 const ERRORS_V6: &str = "{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
 
-/// The rules for one device and the addresses on it.
+/// The rules for one device and its persistent addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ruleset {
     /// The host virtual device, on which packets to the addresses may arrive.
     pub(super) device: String,
-    /// The persistent addresses.
+    /// The persistent addresses to protect.
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
-/// Returns the name of the tables, one of family `inet` and one of `arp`, of the agent with this
-/// device.
+/// Returns the name of the tables of the agent with this device. One table is of family `inet` and
+/// one of family `arp`.
 pub(super) fn table(device: &str) -> String {
     if device == DEFAULT_DEVICE {
         return TABLE.to_owned();
     }
     let mut name = format!("{TABLE}_");
     for byte in device.bytes() {
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => write!(name, "{}", byte as char),
-            // nft rejects a slash in a name, and no device has one.
+            // nft rejects a slash in a name, and no device name contains one.
             other => write!(name, "/{other:02x}"),
         };
     }
@@ -49,19 +49,19 @@ pub(super) fn table(device: &str) -> String {
 }
 
 impl Ruleset {
-    /// Returns the script for `nft -f -` that replaces both tables in one transaction; the counter
+    /// Returns the script for `nft -f -` that replaces both tables in one transaction. The counter
     /// starts at `dropped` packets.
     ///
-    /// The chain is hooked twice. At `prerouting`, before connection tracking, it sees each packet
-    /// as it arrived. At `input` it sees reassembled IPv4 fragments, and a destination that a
-    /// source route or a segment routing header has changed.
+    /// The chain has two hooks. At `prerouting`, before connection tracking, it sees each packet as
+    /// it arrived. At `input`, it sees reassembled IPv4 fragments, and destinations that a source
+    /// route or a segment routing header has changed.
     pub(super) fn script(&self, dropped: u64) -> String {
         let table = table(&self.device);
         let foreign = format!("iifname != {{ \"lo\", \"{}\" }}", self.device);
         let mut script = String::new();
         for family in ["inet", "arp"] {
-            // Deleting a table that does not exist fails; adding one that exists does not. So add,
-            // then delete.
+            // Deleting a missing table fails, but adding an existing one does not. So add, then
+            // delete.
             let _ = writeln!(script, "table {family} {table}\ndelete table {family} {table}");
         }
         let _ = writeln!(script, "table inet {table} {{");
@@ -69,7 +69,8 @@ impl Ruleset {
         chain(&mut script, "foreign", None, &self.foreign());
         for hook in ["prerouting", "input"] {
             let kind = format!("type filter hook {hook} priority raw; policy accept;");
-            // Loopback first, by its number: the packets of ordinary processes pay for one comparison.
+            // Test loopback first, by its index, so that packets of ordinary processes cost one
+            // comparison.
             let rules = ["iif lo accept".to_owned(), format!("iifname != \"{}\" jump foreign", self.device)];
             chain(&mut script, hook, Some(&kind), &rules);
         }
@@ -82,7 +83,8 @@ impl Ruleset {
         script
     }
 
-    /// Returns the rules for packets that arrive on another device than the tunnel's and `lo`.
+    /// Returns the rules for packets that arrive on another device than the host virtual device and
+    /// `lo`.
     fn foreign(&self) -> Vec<String> {
         let drop = format!("counter name {COUNTER} drop");
         let mut rules = Vec::new();
@@ -103,7 +105,7 @@ impl Ruleset {
         }
         if self.addresses.iter().any(IpAddr::is_ipv6) {
             // The quoted source may be in a later fragment. ICMPv6 errors fit the smallest MTU (RFC
-            // 4443, 2.4), so only a forger fragments them.
+            // 4443, section 2.4), so only an attacker fragments them.
             rules.push(format!("exthdr frag exists icmpv6 type {ERRORS_V6} {drop}"));
         }
         rules
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_addressed_to_either_address_and_comes_by_another_device_is_dropped_at_both_hooks() {
+    fn packets_from_another_device_to_either_address_are_dropped_at_both_hooks() {
         let script = ruleset(&["10.77.0.2", "fd77::2"]).script(7);
         assert_has(&script, "ip daddr 10.77.0.2 counter name dropped drop");
         assert_has(&script, "ip6 daddr fd77::2 counter name dropped drop");
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_quote_an_address_are_told_by_the_quoted_source() {
+    fn icmp_errors_are_matched_by_the_quoted_source_address() {
         let script = ruleset(&["10.77.0.2", "fd77::2"]).script(0);
         assert_has(
             &script,

@@ -1,98 +1,105 @@
-//! How soon an uplink is tried again after a failure, and whether it comes after the others meanwhile.
+//! Decides when a failing uplink is tried again, and how long it ranks behind the other uplinks.
 
 use std::time::{Duration, Instant};
 
 use super::super::cause::Fault;
 
-/// The pause after the first failure, doubled with each: a relay that restarts is back within tens of milliseconds.
-pub(super) const RETRY: Duration = Duration::from_millis(50);
-/// The longest pause: mobile processes are waiting.
-pub(super) const MAX_RETRY: Duration = Duration::from_secs(1);
-/// The longest pause when a key is refused: a person has to act first, and then waits for us.
-pub(super) const MAX_RETRY_IDENTITY: Duration = Duration::from_secs(5);
-/// How long an uplink that failed comes after the others, doubled with each failure, so that a flapping one is damped.
-const AVOID: Duration = Duration::from_secs(1);
-/// The same for one whose link went and came back. A plug that bounces settles within that; one uplink less is no
-/// outage, but each return to it is a handover.
-const SETTLE: Duration = Duration::from_millis(250);
-/// The longest of both: it may have recovered without any sign.
-const MAX_AVOID: Duration = Duration::from_secs(60);
-/// A path that lived this long was good, doubled with each failure: what comes after it is a new failure, not one more.
-const GOOD_LIFE: Duration = Duration::from_secs(10);
-/// The longest: after ten good minutes the past is forgotten.
-const MAX_GOOD_LIFE: Duration = Duration::from_secs(600);
+/// The pause after the first failure, doubled with each further one. A relay that restarts is back
+/// within tens of milliseconds.
+pub(super) const RETRY_DELAY: Duration = Duration::from_millis(50);
+/// The longest pause. Mobile processes wait meanwhile.
+pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The longest pause when a key is refused. A person has to act first, and then expects a quick
+/// connection.
+pub(super) const MAX_RETRY_DELAY_IDENTITY: Duration = Duration::from_secs(5);
+/// How long an uplink ranks behind the others after its first failure, doubled with each further
+/// one, so that a flapping uplink is damped.
+const AVOID_TIME: Duration = Duration::from_secs(1);
+/// How long an uplink ranks behind the others after its link came back, doubled with each loss. The
+/// contacts of a bouncing plug settle within this time. Doing without one uplink is no outage, but
+/// each return to it is a handover.
+const SETTLE_TIME: Duration = Duration::from_millis(250);
+/// The limit of [`AVOID_TIME`] and [`SETTLE_TIME`]. An uplink may recover without any sign.
+const MAX_AVOID_TIME: Duration = Duration::from_secs(60);
+/// How long a path has to be healthy to clear the failures of its uplink, doubled with each
+/// failure.
+const MIN_HEALTHY_LIFETIME: Duration = Duration::from_secs(10);
+/// The limit of [`MIN_HEALTHY_LIFETIME`]: ten healthy minutes clear any number of failures.
+const MAX_HEALTHY_LIFETIME: Duration = Duration::from_secs(600);
 
-/// The failures of one uplink on its present network.
+/// The failures of one uplink on the network it is attached to.
 #[derive(Debug, Default)]
 pub(super) struct Damping {
     failures: u32,
     retry_at: Option<Instant>,
-    calm_until: Option<Instant>,
+    background_retry_at: Option<Instant>,
     avoided: bool,
 }
 
 impl Damping {
-    /// Something failed; `jitter` is a random number in 0..1.
-    pub(super) fn blame(&mut self, now: Instant, fault: Fault, jitter: f64) {
-        let longest = if fault == Fault::Identity { MAX_RETRY_IDENTITY } else { MAX_RETRY };
-        // A quarter to either side.
-        let pause = doubled(RETRY, self.failures, longest).mul_f64(0.75 + jitter / 2.0);
+    /// Records a failed attempt or a lost path; `jitter` is a random number in 0..1.
+    pub(super) fn record_failure(&mut self, now: Instant, fault: Fault, jitter: f64) {
+        let longest = if fault == Fault::Identity { MAX_RETRY_DELAY_IDENTITY } else { MAX_RETRY_DELAY };
+        // Vary the pause by a quarter in either direction.
+        let pause = doubled(RETRY_DELAY, self.failures, longest).mul_f64(0.75 + jitter / 2.0);
         self.retry_at = Some(now + pause);
-        self.count(now, AVOID);
+        self.count(now, AVOID_TIME);
         self.avoided = fault == Fault::Uplink;
     }
 
-    /// It comes after the others for a while, but may be tried at once: it may be the only one.
-    pub(super) fn avoid(&mut self, now: Instant) {
-        self.blame(now, Fault::Uplink, 0.0);
+    /// Records that a path went silent. The uplink ranks behind the others for a while, but may be
+    /// tried at once, because it may be the only one.
+    pub(super) fn record_silence(&mut self, now: Instant) {
+        self.record_failure(now, Fault::Uplink, 0.0);
         self.retry_at = None;
     }
 
-    /// Its link has gone: when it is back, it comes after the others for a while.
-    pub(super) fn flapped(&mut self, now: Instant) {
-        self.count(now, SETTLE);
+    /// Records that the link was lost. Once it is back, the uplink ranks behind the others for a
+    /// while.
+    pub(super) fn record_flap(&mut self, now: Instant) {
+        self.count(now, SETTLE_TIME);
         self.avoided = true;
     }
 
     fn count(&mut self, now: Instant, pause: Duration) {
-        self.calm_until = Some(now + doubled(pause, self.failures, MAX_AVOID));
+        self.background_retry_at = Some(now + doubled(pause, self.failures, MAX_AVOID_TIME));
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Whether a path that lived for `life` makes up for the failures before it.
-    pub(super) fn is_forgiven_after(&self, life: Duration) -> bool {
-        life >= doubled(GOOD_LIFE, self.failures, MAX_GOOD_LIFE)
+    /// Returns whether a path that was healthy for `life` clears the failures before it.
+    pub(super) fn is_reset_by(&self, life: Duration) -> bool {
+        life >= doubled(MIN_HEALTHY_LIFETIME, self.failures, MAX_HEALTHY_LIFETIME)
     }
 
-    /// When it may be tried again while somebody waits.
+    /// Returns when the uplink may be tried again while no path works.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// When it may be tried again while another path works.
-    pub(super) fn calm_until(&self) -> Option<Instant> {
-        self.calm_until
+    /// Returns when the uplink may be tried again while another path works.
+    pub(super) fn background_retry_at(&self) -> Option<Instant> {
+        self.background_retry_at
     }
 
-    /// Until when it comes after the others.
+    /// Returns until when the uplink ranks behind the others.
     pub(super) fn avoided_until(&self) -> Option<Instant> {
-        self.calm_until.filter(|_| self.avoided)
+        self.background_retry_at.filter(|_| self.avoided)
     }
 
-    /// Whether it is so long ago that it can be forgotten.
-    pub(super) fn is_history(&self, now: Instant) -> bool {
-        self.calm_until.is_none_or(|until| now >= until + MAX_GOOD_LIFE)
+    /// Returns whether the last failure is too old to matter.
+    pub(super) fn is_expired(&self, now: Instant) -> bool {
+        self.background_retry_at.is_none_or(|until| now >= until + MAX_HEALTHY_LIFETIME)
     }
 
-    /// `base` doubled for each failure so far, up to `most`.
-    pub(super) fn patience(&self, base: Duration, most: Duration) -> Duration {
+    /// Returns `base` doubled for each failure so far, up to `most`.
+    pub(super) fn timeout(&self, base: Duration, most: Duration) -> Duration {
         doubled(base, self.failures, most)
     }
 }
 
-/// `base` doubled `times` times, up to `most`.
+/// Returns `base` doubled `times` times, up to `most`.
 fn doubled(base: Duration, times: u32, most: Duration) -> Duration {
-    // Beyond 2^16 every base here has reached its most.
+    // Beyond 2^16, every base here exceeds its limit.
     base.saturating_mul(1 << times.min(16)).min(most)
 }
 
@@ -101,30 +108,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_uplink_that_flaps_has_to_live_longer_each_time_to_be_forgiven() {
+    fn a_flapping_uplink_needs_a_longer_healthy_lifetime_each_time() {
         let now = Instant::now();
         let mut damping = Damping::default();
         let mut needed = Vec::new();
         for _ in 0..8 {
-            let life = (1..).find(|s| damping.is_forgiven_after(Duration::from_secs(*s)));
+            let life = (1..).find(|s| damping.is_reset_by(Duration::from_secs(*s)));
             needed.push(life.unwrap());
-            damping.avoid(now);
+            damping.record_silence(now);
         }
         assert_eq!(needed, [10, 20, 40, 80, 160, 320, 600, 600]);
     }
 
     #[test]
-    fn only_what_is_the_uplinks_fault_puts_it_after_the_others() {
+    fn only_a_fault_of_the_uplink_ranks_it_behind_the_others() {
         let now = Instant::now();
         let mut damping = Damping::default();
-        damping.blame(now, Fault::Relay, 0.5);
+        damping.record_failure(now, Fault::Relay, 0.5);
         assert_eq!(damping.avoided_until(), None);
-        assert_eq!(damping.retry_at(), Some(now + RETRY));
-        assert_eq!(damping.calm_until(), Some(now + AVOID));
-        damping.blame(now, Fault::Uplink, 0.5);
-        assert_eq!(damping.avoided_until(), Some(now + 2 * AVOID));
-        damping.avoid(now);
+        assert_eq!(damping.retry_at(), Some(now + RETRY_DELAY));
+        assert_eq!(damping.background_retry_at(), Some(now + AVOID_TIME));
+        damping.record_failure(now, Fault::Uplink, 0.5);
+        assert_eq!(damping.avoided_until(), Some(now + 2 * AVOID_TIME));
+        damping.record_silence(now);
         assert_eq!(damping.retry_at(), None);
-        assert_eq!(damping.avoided_until(), Some(now + 4 * AVOID));
+        assert_eq!(damping.avoided_until(), Some(now + 4 * AVOID_TIME));
     }
 }

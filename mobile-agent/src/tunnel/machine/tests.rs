@@ -1,10 +1,10 @@
-//! The decisions, each by its story.
+//! Scenarios that check the machine's decisions.
 
 mod random;
 mod standby;
 
-use super::damping::{MAX_RETRY, MAX_RETRY_IDENTITY, RETRY};
-use super::reconcile::{PATIENCE, STAGGER};
+use super::damping::{MAX_RETRY_DELAY, MAX_RETRY_DELAY_IDENTITY, RETRY_DELAY};
+use super::reconcile::{ATTEMPT_TIMEOUT, UPLINK_STAGGER};
 use super::*;
 use globset::Glob;
 
@@ -16,12 +16,12 @@ fn link(name: &str, metric: u32, last: u8) -> Uplink {
         up: true,
         carrier: true,
         addresses: vec![address(last)],
-        fading: Vec::new(),
+        deprecated: Vec::new(),
         ipv4_route: Some(metric),
         ipv6_route: None,
         gateways: Vec::new(),
         tunnel: false,
-        fed_by: None,
+        mobile_reader: None,
     }
 }
 
@@ -33,30 +33,30 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// A machine, its clock, and what it asked for.
+/// A machine with a clock under the test's control.
 struct Rig {
     machine: Machine,
     now: Instant,
 }
 
 impl Rig {
-    /// Without standby paths.
+    /// Creates a rig without standby paths.
     fn new(uplinks: Vec<Uplink>) -> Self {
         Self::with_standby(uplinks, &[])
     }
 
     fn with_standby(uplinks: Vec<Uplink>, standby: &[&str]) -> Self {
         let standby = standby.iter().map(|glob| Glob::new(glob).unwrap().compile_matcher()).collect();
-        let wishes = Wishes { prefer: Vec::new(), exclude: Vec::new(), standby };
-        let machine = Machine::new(wishes, V4, || 0.5);
+        let preferences = Preferences { prefer: Vec::new(), exclude: Vec::new(), standby };
+        let machine = Machine::new(preferences, V4, || 0.5);
         let mut rig = Self { machine, now: Instant::now() };
         rig.machine.set_uplinks(rig.now, uplinks);
         rig
     }
 
-    /// eth0 (192.0.2.1) preferred to wlan0 (192.0.2.2), connected over eth0.
+    /// Returns a rig connected over eth0 (192.0.2.1), with wlan0 (192.0.2.2) as the second choice.
     fn connected() -> Self {
-        let mut rig = Self::new(both());
+        let mut rig = Self::new(two_uplinks());
         let path = rig.expect_connect("eth0");
         rig.succeed(path, 1);
         assert_eq!(rig.actions(), []);
@@ -67,7 +67,7 @@ impl Rig {
         std::iter::from_fn(|| self.machine.poll_action()).collect()
     }
 
-    /// The one action waiting is to connect over this uplink.
+    /// Takes the one pending action, which must be an attempt over this uplink.
     fn expect_connect(&mut self, uplink: &str) -> PathId {
         match &self.actions()[..] {
             [Action::Connect { path, uplink: over, .. }] if over == uplink => *path,
@@ -75,7 +75,7 @@ impl Rig {
         }
     }
 
-    /// TCP and TLS succeed, the session moves at once, the relay welcomes us.
+    /// Establishes TCP and TLS; the session moves at once; then the relay welcomes the path.
     fn succeed(&mut self, path: PathId, last: u8) {
         assert!(self.machine.transport_ready(self.now, path, address(last)));
         assert!(
@@ -86,10 +86,11 @@ impl Rig {
         self.machine.confirmed(self.now, path);
     }
 
-    /// TCP and TLS succeed, the relay welcomes us, and then the session moves: another path works meanwhile.
+    /// Establishes TCP and TLS and receives the welcome; only then the session moves, because
+    /// another path works meanwhile.
     fn succeed_beside(&mut self, path: PathId, last: u8) {
         assert!(self.machine.transport_ready(self.now, path, address(last)));
-        assert_eq!(self.machine.poll_action(), None, "not before the welcome");
+        assert_eq!(self.machine.poll_action(), None, "the session does not move before the welcome");
         self.machine.path_ready(self.now, path);
         assert!(
             matches!(self.machine.poll_action(), Some(Action::Activate { path: moved, .. }) if moved == path)
@@ -98,19 +99,19 @@ impl Rig {
         self.machine.confirmed(self.now, path);
     }
 
-    /// A path is lost for good.
-    fn lose(&mut self, path: PathId, fault: Fault) -> Option<Was> {
-        let lost = self.machine.path_lost(self.now, path, Cause::TransportFailed, fault, self.now);
-        lost.map(|lost| lost.was)
+    /// Reports that a path is lost.
+    fn lose(&mut self, path: PathId, fault: Fault) -> Option<PathRole> {
+        let lost = self.machine.path_lost(self.now, path, HandoverCause::TransportFailed, fault, self.now);
+        lost.map(|lost| lost.role)
     }
 
-    fn report(&mut self) -> Handover {
+    fn recorded_handover(&mut self) -> Handover {
         let actions = self.actions();
-        let report = actions.iter().find_map(|action| match action {
-            Action::Report(handover) => Some(handover.clone()),
+        let handover = actions.iter().find_map(|action| match action {
+            Action::RecordHandover(handover) => Some(handover.clone()),
             _ => None,
         });
-        report.unwrap_or_else(|| panic!("no report in {actions:?}"))
+        handover.unwrap_or_else(|| panic!("no handover in {actions:?}"))
     }
 
     fn wait(&mut self, time: Duration) {
@@ -127,38 +128,38 @@ impl Rig {
     }
 }
 
-fn both() -> Vec<Uplink> {
+fn two_uplinks() -> Vec<Uplink> {
     vec![link("eth0", 100, 1), link("wlan0", 600, 2)]
 }
 
 #[test]
 fn the_best_uplink_is_tried_at_once_and_the_next_a_moment_later() {
-    let mut rig = Rig::new(both());
+    let mut rig = Rig::new(two_uplinks());
     rig.expect_connect("eth0");
-    assert_eq!(rig.machine.deadline(), Some(rig.now + STAGGER));
-    rig.wait(STAGGER);
+    assert_eq!(rig.machine.deadline(), Some(rig.now + UPLINK_STAGGER));
+    rig.wait(UPLINK_STAGGER);
     rig.expect_connect("wlan0");
 }
 
 #[test]
-fn the_first_that_is_ready_wins_and_the_better_one_takes_over_without_a_blackout() {
-    let mut rig = Rig::new(both());
+fn the_first_ready_path_wins_and_the_better_uplink_takes_over_without_a_blackout() {
+    let mut rig = Rig::new(two_uplinks());
     let eth = rig.expect_connect("eth0");
-    rig.wait(STAGGER);
+    rig.wait(UPLINK_STAGGER);
     let wlan = rig.expect_connect("wlan0");
     rig.succeed(wlan, 2);
     assert_eq!(rig.active().as_deref(), Some("wlan0"));
-    // The better one is still being tried.
+    // The attempt over the better uplink continues.
     assert_eq!(rig.actions(), []);
     rig.succeed_beside(eth, 1);
     let actions = rig.actions();
-    let [Action::Report(handover), Action::Close { path: closed }] = &actions[..] else {
+    let [Action::RecordHandover(handover), Action::Close { path: closed }] = &actions[..] else {
         panic!("{actions:?}")
     };
-    assert_eq!(*closed, wlan, "once the new one has answered");
+    assert_eq!(*closed, wlan, "the old path closes once the relay has answered on the new one");
     assert_eq!(
         (handover.cause, handover.blackout, handover.replayed),
-        (Cause::BetterUplink, Duration::ZERO, 7)
+        (HandoverCause::BetterUplink, Duration::ZERO, 7)
     );
     assert_eq!((handover.from.as_str(), handover.to.as_str()), ("wlan0", "eth0"));
 }
@@ -171,10 +172,10 @@ fn the_first_connection_is_no_handover() {
 }
 
 #[test]
-fn carrier_lost_breaks_at_once_and_connects_over_the_next() {
+fn a_lost_carrier_closes_the_path_and_connects_over_the_next_uplink() {
     let mut rig = Rig::connected();
     let eth = rig.active_path();
-    let mut links = both();
+    let mut links = two_uplinks();
     links[0].carrier = false;
     rig.machine.set_uplinks(rig.now, links);
     let actions = rig.actions();
@@ -185,23 +186,23 @@ fn carrier_lost_breaks_at_once_and_connects_over_the_next() {
     let path = *path;
     rig.now += ms(40);
     rig.succeed(path, 2);
-    let handover = rig.report();
-    assert_eq!((handover.cause, handover.blackout), (Cause::CarrierLost, ms(40)));
+    let handover = rig.recorded_handover();
+    assert_eq!((handover.cause, handover.blackout), (HandoverCause::CarrierLost, ms(40)));
     assert_eq!((handover.replayed, handover.dropped), (3, 2));
 }
 
 #[test]
-fn every_loss_of_the_active_uplink_is_named() {
+fn every_loss_of_the_active_uplink_has_its_cause() {
     for (cause, change) in [
-        (Cause::LinkDown, (|uplink: &mut Uplink| uplink.up = false) as fn(&mut Uplink)),
-        (Cause::CarrierLost, |uplink| uplink.carrier = false),
-        (Cause::AddressLost, |uplink| uplink.addresses.clear()),
-        (Cause::AddressLost, |uplink| uplink.addresses = vec![address(77)]),
-        (Cause::RouteLost, |uplink| uplink.ipv4_route = None),
-        (Cause::LinkGone, |uplink| uplink.name = "other".into()),
+        (HandoverCause::LinkDown, (|uplink: &mut Uplink| uplink.up = false) as fn(&mut Uplink)),
+        (HandoverCause::CarrierLost, |uplink| uplink.carrier = false),
+        (HandoverCause::AddressLost, |uplink| uplink.addresses.clear()),
+        (HandoverCause::AddressLost, |uplink| uplink.addresses = vec![address(77)]),
+        (HandoverCause::RouteLost, |uplink| uplink.ipv4_route = None),
+        (HandoverCause::LinkGone, |uplink| uplink.name = "other".into()),
     ] {
         let mut rig = Rig::connected();
-        let mut links = both();
+        let mut links = two_uplinks();
         change(&mut links[0]);
         rig.machine.set_uplinks(rig.now, links);
         assert_eq!(rig.machine.outage.as_ref().unwrap().cause, cause);
@@ -212,7 +213,7 @@ fn every_loss_of_the_active_uplink_is_named() {
 #[test]
 fn a_renumbered_uplink_is_connected_again_over_itself() {
     let mut rig = Rig::connected();
-    let mut links = both();
+    let mut links = two_uplinks();
     links[0].addresses = vec![address(77)];
     rig.machine.set_uplinks(rig.now, links);
     let actions = rig.actions();
@@ -223,13 +224,13 @@ fn a_renumbered_uplink_is_connected_again_over_itself() {
 }
 
 #[test]
-fn mobile_use_makes_before_it_breaks_and_is_called_forced() {
+fn a_forced_handover_opens_the_new_path_before_it_closes_the_old() {
     let mut rig = Rig::connected();
     rig.machine.force(rig.now, Some("wlan0".into()));
     let path = rig.expect_connect("wlan0");
     assert_eq!(rig.active().as_deref(), Some("eth0"));
     rig.succeed_beside(path, 2);
-    assert_eq!(rig.report().cause, Cause::Forced);
+    assert_eq!(rig.recorded_handover().cause, HandoverCause::Forced);
     rig.machine.force(rig.now, None);
     rig.expect_connect("eth0");
 }
@@ -238,7 +239,7 @@ fn mobile_use_makes_before_it_breaks_and_is_called_forced() {
 fn a_forced_uplink_that_dies_does_not_take_the_session_with_it() {
     let mut rig = Rig::connected();
     rig.machine.force(rig.now, Some("eth0".into()));
-    let mut links = both();
+    let mut links = two_uplinks();
     links[0].carrier = false;
     rig.machine.set_uplinks(rig.now, links);
     let actions = rig.actions();
@@ -246,24 +247,25 @@ fn a_forced_uplink_that_dies_does_not_take_the_session_with_it() {
 }
 
 #[test]
-fn a_relay_that_restarts_is_sought_on_the_same_uplink_without_delay() {
+fn a_restarted_relay_is_dialled_on_the_same_uplink_without_delay() {
     let mut rig = Rig::connected();
     rig.now += Duration::from_secs(100);
     let eth = rig.active_path();
-    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(PathRole::Active));
     let path = rig.expect_connect("eth0");
-    // Refused: not the uplink's fault, so the other is only the second choice, and the first comes again soon.
-    assert_eq!(rig.lose(path, Fault::Relay), Some(Was::Attempt));
+    // The refusal is the relay's fault, not the uplink's. So wlan0 is only the second choice, and
+    // eth0 is tried again soon.
+    assert_eq!(rig.lose(path, Fault::Relay), Some(PathRole::Attempt));
     let wlan = rig.expect_connect("wlan0");
     rig.lose(wlan, Fault::Relay);
     assert_eq!(rig.actions(), []);
-    assert_eq!(rig.machine.deadline(), Some(rig.now + RETRY));
-    rig.wait(RETRY);
+    assert_eq!(rig.machine.deadline(), Some(rig.now + RETRY_DELAY));
+    rig.wait(RETRY_DELAY);
     rig.expect_connect("eth0");
 }
 
 #[test]
-fn pauses_grow_to_a_bound_and_a_change_of_the_uplink_ends_them() {
+fn retry_delays_grow_to_a_limit_and_a_change_of_the_uplink_ends_them() {
     let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
     let mut pauses = Vec::new();
     for _ in 0..8 {
@@ -273,7 +275,10 @@ fn pauses_grow_to_a_bound_and_a_change_of_the_uplink_ends_them() {
         pauses.push(pause);
         rig.wait(pause);
     }
-    assert_eq!(pauses, [ms(50), ms(100), ms(200), ms(400), ms(800), MAX_RETRY, MAX_RETRY, MAX_RETRY]);
+    assert_eq!(
+        pauses,
+        [ms(50), ms(100), ms(200), ms(400), ms(800), MAX_RETRY_DELAY, MAX_RETRY_DELAY, MAX_RETRY_DELAY]
+    );
     let path = rig.expect_connect("eth0");
     rig.lose(path, Fault::Relay);
     let mut changed = link("eth0", 100, 1);
@@ -283,7 +288,7 @@ fn pauses_grow_to_a_bound_and_a_change_of_the_uplink_ends_them() {
 }
 
 #[test]
-fn a_refused_key_is_not_hammered() {
+fn a_refused_key_is_retried_slowly() {
     let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
     let mut last = Duration::ZERO;
     for _ in 0..10 {
@@ -292,22 +297,22 @@ fn a_refused_key_is_not_hammered() {
         last = rig.machine.deadline().unwrap() - rig.now;
         rig.wait(last);
     }
-    assert_eq!(last, MAX_RETRY_IDENTITY);
+    assert_eq!(last, MAX_RETRY_DELAY_IDENTITY);
 }
 
 #[test]
-fn an_attempt_that_hangs_is_given_up_and_repeated_with_more_patience() {
+fn a_hanging_attempt_times_out_and_is_repeated_with_a_longer_timeout() {
     let mut rig = Rig::new(vec![link("eth0", 100, 1)]);
     let path = rig.expect_connect("eth0");
     assert!(rig.machine.transport_ready(rig.now, path, address(1)));
     assert!(matches!(rig.actions()[..], [Action::Activate { .. }]));
-    rig.wait(PATIENCE);
+    rig.wait(ATTEMPT_TIMEOUT);
     let actions = rig.actions();
     assert_eq!(actions, [Action::Close { path }, Action::TimedOut { uplink: "eth0".into(), opened: true }]);
     assert_eq!(rig.active(), None);
-    rig.wait(RETRY);
+    rig.wait(RETRY_DELAY);
     match &rig.actions()[..] {
-        [Action::Connect { patience, .. }] => assert_eq!(*patience, PATIENCE * 2),
+        [Action::Connect { timeout, .. }] => assert_eq!(*timeout, ATTEMPT_TIMEOUT * 2),
         other => panic!("{other:?}"),
     }
 }
@@ -317,7 +322,7 @@ fn a_better_uplink_that_fails_is_tried_ever_less_often_while_the_other_works() {
     let mut rig = Rig::new(vec![link("wlan0", 600, 2)]);
     let path = rig.expect_connect("wlan0");
     rig.succeed(path, 2);
-    rig.machine.set_uplinks(rig.now, both());
+    rig.machine.set_uplinks(rig.now, two_uplinks());
     let mut waits = Vec::new();
     for _ in 0..8 {
         let path = rig.expect_connect("eth0");
@@ -341,15 +346,15 @@ fn nothing_is_tried_without_a_usable_uplink_and_at_once_when_there_is_one() {
     rig.now += Duration::from_secs(20);
     rig.machine.tick(rig.now);
     assert_eq!(rig.machine.deadline(), None);
-    rig.machine.set_uplinks(rig.now, both());
+    rig.machine.set_uplinks(rig.now, two_uplinks());
     let path = rig.expect_connect("eth0");
     rig.succeed(path, 1);
-    assert_eq!(rig.report().blackout, Duration::from_secs(20));
+    assert_eq!(rig.recorded_handover().blackout, Duration::from_secs(20));
 }
 
 #[test]
-fn what_was_given_up_is_ignored_when_it_comes_late() {
-    let mut rig = Rig::new(both());
+fn late_events_of_a_closed_path_are_ignored() {
+    let mut rig = Rig::new(two_uplinks());
     let path = rig.expect_connect("eth0");
     rig.machine.set_uplinks(rig.now, vec![link("wlan0", 600, 2)]);
     let actions = rig.actions();
@@ -358,5 +363,5 @@ fn what_was_given_up_is_ignored_when_it_comes_late() {
     rig.machine.path_ready(rig.now, path);
     assert_eq!(rig.active(), None);
     assert_eq!(rig.lose(path, Fault::Uplink), None);
-    assert_eq!(rig.machine.suspect(rig.now, path, rig.now), None);
+    assert_eq!(rig.machine.mark_unresponsive(rig.now, path, rig.now), None);
 }

@@ -1,47 +1,47 @@
-//! The decisions under random lives: the shell stays in step, and the tunnel recovers.
+//! Random sequences of events: the machine and its caller stay consistent, and the tunnel recovers.
 
 use std::collections::BTreeMap;
 
 use super::*;
 use proptest::prelude::*;
 
-/// What the shell holds of a path.
+/// The state of a path as the simulated manager knows it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Stage {
+enum PathState {
     Connecting,
     Open,
     Ready,
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum RandomEvent {
     Uplinks(Vec<(bool, bool, u8)>),
     Force(Option<usize>),
     Wait(u64),
-    /// The path of this number moves on: TLS up, then welcomed.
+    /// Advances the path of this number: first TLS is established, then the relay welcomes it.
     Advance(usize),
     Fail(usize, u8),
     Lose(u8),
-    /// The path of this number goes silent, or answers again.
+    /// Marks the path of this number as unresponsive.
     Silence(usize),
     Recover(usize),
-    /// The relay answers on the active path.
+    /// Answers from the relay on the active path.
     Confirm,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn random_event() -> impl Strategy<Value = RandomEvent> {
     prop_oneof![
-        proptest::collection::vec((any::<bool>(), any::<bool>(), 1u8..4), 3).prop_map(Step::Uplinks),
-        proptest::option::of(0usize..3).prop_map(Step::Force),
-        (1u64..4000).prop_map(Step::Wait),
-        any::<usize>().prop_map(Step::Advance),
-        any::<usize>().prop_map(Step::Advance),
-        (any::<usize>(), 0u8..3).prop_map(|(path, fault)| Step::Fail(path, fault)),
-        (0u8..3).prop_map(Step::Lose),
-        any::<usize>().prop_map(Step::Silence),
-        any::<usize>().prop_map(Step::Recover),
-        Just(Step::Confirm),
-        Just(Step::Confirm),
+        proptest::collection::vec((any::<bool>(), any::<bool>(), 1u8..4), 3).prop_map(RandomEvent::Uplinks),
+        proptest::option::of(0usize..3).prop_map(RandomEvent::Force),
+        (1u64..4000).prop_map(RandomEvent::Wait),
+        any::<usize>().prop_map(RandomEvent::Advance),
+        any::<usize>().prop_map(RandomEvent::Advance),
+        (any::<usize>(), 0u8..3).prop_map(|(path, fault)| RandomEvent::Fail(path, fault)),
+        (0u8..3).prop_map(RandomEvent::Lose),
+        any::<usize>().prop_map(RandomEvent::Silence),
+        any::<usize>().prop_map(RandomEvent::Recover),
+        Just(RandomEvent::Confirm),
+        Just(RandomEvent::Confirm),
     ]
 }
 
@@ -58,10 +58,10 @@ fn uplinks(state: &[(bool, bool, u8)]) -> Vec<Uplink> {
         .collect()
 }
 
-/// The shell: does what it is told and checks that it makes sense.
+/// A simulated manager that carries out the actions and checks that they are consistent.
 struct Shell {
     rig: Rig,
-    paths: BTreeMap<PathId, (Stage, String)>,
+    paths: BTreeMap<PathId, (PathState, String)>,
     active: Option<PathId>,
     standby: bool,
 }
@@ -72,61 +72,67 @@ impl Shell {
         Self { rig, paths: BTreeMap::new(), active: None, standby }
     }
 
-    fn obey(&mut self) {
+    fn run_actions(&mut self) {
         for action in self.rig.actions() {
             match action {
                 Action::Connect { path, uplink, .. } => {
-                    let known = self.paths.insert(path, (Stage::Connecting, uplink));
+                    let known = self.paths.insert(path, (PathState::Connecting, uplink));
                     assert!(known.is_none(), "path {path} twice");
                 }
                 Action::Abort { path } => {
-                    assert_eq!(self.paths.remove(&path).expect("aborts what it began").0, Stage::Connecting);
+                    assert_eq!(
+                        self.paths.remove(&path).expect("an aborted path was begun").0,
+                        PathState::Connecting
+                    );
                 }
                 Action::Close { path } => {
-                    assert_ne!(self.paths.remove(&path).expect("closes what is open").0, Stage::Connecting);
+                    assert_ne!(
+                        self.paths.remove(&path).expect("a closed path was open").0,
+                        PathState::Connecting
+                    );
                     self.active.take_if(|active| *active == path);
                 }
                 Action::Activate { path, keep } => {
-                    assert_ne!(self.paths[&path].0, Stage::Connecting);
+                    assert_ne!(self.paths[&path].0, PathState::Connecting);
                     for kept in keep {
-                        assert_ne!(self.paths[&kept].0, Stage::Connecting, "the relay knows it");
+                        assert_ne!(self.paths[&kept].0, PathState::Connecting, "the relay knows a kept path");
                         assert_ne!(kept, path);
                     }
                     self.active = Some(path);
                     self.rig.machine.activated(path, 0, 0);
                 }
-                Action::TimedOut { .. } | Action::Report(_) | Action::Probe => {}
+                Action::TimedOut { .. } | Action::RecordHandover(_) | Action::Probe => {}
             }
         }
     }
 
-    fn pick(&self, number: usize, which: impl Fn(Stage) -> bool) -> Option<PathId> {
-        let open = self.paths.iter().filter(|(_, (stage, _))| which(*stage));
+    fn pick(&self, number: usize, which: impl Fn(PathState) -> bool) -> Option<PathId> {
+        let open = self.paths.iter().filter(|(_, (state, _))| which(*state));
         let paths: Vec<PathId> = open.map(|(path, _)| *path).collect();
         paths.get(number.checked_rem(paths.len())?).copied()
     }
 
     fn advance(&mut self, path: PathId) {
-        let (stage, uplink) = self.paths[&path].clone();
+        let (state, uplink) = self.paths[&path].clone();
         let now = self.rig.now;
-        match stage {
-            Stage::Connecting => {
+        match state {
+            PathState::Connecting => {
                 let uplinks = self.rig.machine.uplinks();
                 let local = uplinks.iter().find(|known| known.name == uplink).unwrap().addresses[0];
                 if self.rig.machine.transport_ready(now, path, local) {
-                    self.paths.insert(path, (Stage::Open, uplink));
+                    self.paths.insert(path, (PathState::Open, uplink));
                 }
             }
-            Stage::Open => {
-                self.paths.insert(path, (Stage::Ready, uplink));
+            PathState::Open => {
+                self.paths.insert(path, (PathState::Ready, uplink));
                 self.rig.machine.path_ready(now, path);
             }
-            Stage::Ready => {}
+            PathState::Ready => {}
         }
     }
 
     fn confirm(&mut self) {
-        if let Some(path) = self.active.filter(|path| self.paths[path].0 == Stage::Ready) {
+        if let Some(path) = self.active.filter(|path| self.paths[path].0 == PathState::Ready) {
             self.rig.machine.confirmed(self.rig.now, path);
         }
     }
@@ -137,44 +143,44 @@ impl Shell {
         assert!(self.rig.lose(path, fault).is_some());
     }
 
-    fn take(&mut self, step: &Step) {
+    fn apply(&mut self, event: &RandomEvent) {
         const FAULTS: [Fault; 3] = [Fault::Uplink, Fault::Relay, Fault::Identity];
         let now = self.rig.now;
-        match step {
-            Step::Uplinks(state) => self.rig.machine.set_uplinks(now, uplinks(state)),
-            Step::Force(which) => {
+        match event {
+            RandomEvent::Uplinks(state) => self.rig.machine.set_uplinks(now, uplinks(state)),
+            RandomEvent::Force(which) => {
                 let name = which.map(|which| ["eth0", "wlan0", "wwan0"][which].to_owned());
                 self.rig.machine.force(now, name);
             }
-            Step::Wait(time) => self.rig.wait(ms(*time)),
-            Step::Advance(number) => {
-                if let Some(path) = self.pick(*number, |stage| stage != Stage::Ready) {
+            RandomEvent::Wait(time) => self.rig.wait(ms(*time)),
+            RandomEvent::Advance(number) => {
+                if let Some(path) = self.pick(*number, |state| state != PathState::Ready) {
                     self.advance(path);
                 }
             }
-            Step::Fail(number, fault) => {
+            RandomEvent::Fail(number, fault) => {
                 if let Some(path) = self.pick(*number, |_| true) {
                     self.lose(path, FAULTS[usize::from(*fault)]);
                 }
             }
-            Step::Lose(fault) => {
+            RandomEvent::Lose(fault) => {
                 if let Some(path) = self.active {
                     self.lose(path, FAULTS[usize::from(*fault)]);
                 }
             }
-            Step::Silence(number) => {
-                if let Some(path) = self.pick(*number, |stage| stage != Stage::Connecting) {
-                    self.rig.machine.suspect(now, path, now);
+            RandomEvent::Silence(number) => {
+                if let Some(path) = self.pick(*number, |state| state != PathState::Connecting) {
+                    self.rig.machine.mark_unresponsive(now, path, now);
                 }
             }
-            Step::Recover(number) => {
-                if let Some(path) = self.pick(*number, |stage| stage != Stage::Connecting) {
+            RandomEvent::Recover(number) => {
+                if let Some(path) = self.pick(*number, |state| state != PathState::Connecting) {
                     self.rig.machine.recovered(now, path);
                 }
             }
-            Step::Confirm => self.confirm(),
+            RandomEvent::Confirm => self.confirm(),
         }
-        self.obey();
+        self.run_actions();
         self.check();
     }
 
@@ -182,56 +188,68 @@ impl Shell {
         let machine = &self.rig.machine;
         assert_eq!(machine.current.as_ref().map(|current| current.path), self.active);
         assert!(machine.active().is_none_or(|active| Some(active.path) == self.active));
-        let known: Vec<_> = machine.lines.iter().map(|line| line.path).collect();
+        let known: Vec<_> = machine.paths.iter().map(|candidate| candidate.path).collect();
         assert!(known.iter().all(|path| self.paths.contains_key(path)) && known.len() == self.paths.len());
-        let trusted: Vec<_> =
-            machine.lines.iter().filter(|line| line.is_trusted()).map(|line| line.uplink.as_str()).collect();
-        for line in &machine.lines {
-            assert_eq!(line.obstacle(machine.uplinks(), machine.decision()), None, "{line:?}");
+        let responsive: Vec<_> = machine
+            .paths
+            .iter()
+            .filter(|candidate| candidate.is_responsive())
+            .map(|candidate| candidate.uplink.as_str())
+            .collect();
+        for candidate in &machine.paths {
+            assert_eq!(candidate.obstacle(machine.uplinks(), machine.decision()), None, "{candidate:?}");
         }
-        let mut once = trusted.clone();
+        let mut once = responsive.clone();
         once.sort_unstable();
         once.dedup();
-        // Before the path in use is proved, nothing that may work is closed.
+        // Until the relay has answered on the path in use, no other path that may work is closed.
         if machine.current.as_ref().is_none_or(|current| current.confirmed) {
-            assert_eq!(trusted.len(), once.len(), "one trusted path an uplink: {:?}", machine.lines);
+            assert_eq!(
+                responsive.len(),
+                once.len(),
+                "one responsive path on each uplink: {:?}",
+                machine.paths
+            );
         }
-        assert!(machine.lines.iter().all(|line| line.is_ready() || line.deadline > self.rig.now));
-        let ready = |path: PathId| self.paths[&path].0 == Stage::Ready;
-        let works = machine.lines.iter().any(|line| line.is_ready() && line.is_trusted());
+        assert!(
+            machine.paths.iter().all(|candidate| candidate.is_ready() || candidate.deadline > self.rig.now)
+        );
+        let ready = |path: PathId| self.paths[&path].0 == PathState::Ready;
+        let works = machine.paths.iter().any(|candidate| candidate.is_ready() && candidate.is_responsive());
         if works {
-            assert!(self.active.is_some_and(ready), "what works is used");
+            assert!(self.active.is_some_and(ready), "a working path is in use");
         }
-        let candidates = &machine.decision().candidates;
-        if !works && !candidates.is_empty() && trusted.is_empty() {
-            let wake = machine.deadline().expect("something is going to be tried");
-            assert!(wake <= self.rig.now + MAX_RETRY_IDENTITY.mul_f64(1.25));
+        let usable = &machine.decision().usable;
+        if !works && !usable.is_empty() && responsive.is_empty() {
+            let wake = machine.deadline().expect("an attempt is scheduled");
+            assert!(wake <= self.rig.now + MAX_RETRY_DELAY_IDENTITY.mul_f64(1.25));
         }
-        assert!(machine.deadline().is_none_or(|wake| wake > self.rig.now), "no spinning");
+        assert!(machine.deadline().is_none_or(|wake| wake > self.rig.now), "the deadline is in the future");
     }
 }
 
 proptest! {
     #[test]
-    fn whatever_happens_the_shell_stays_in_step_and_the_tunnel_recovers(
-        steps in proptest::collection::vec(step(), 1..80),
+    fn under_random_events_the_manager_stays_consistent_and_the_tunnel_recovers(
+        events in proptest::collection::vec(random_event(), 1..80),
         standby in any::<bool>(),
     ) {
         let mut shell = Shell::new(standby);
-        for step in &steps {
-            shell.take(step);
+        for event in &events {
+            shell.apply(event);
         }
-        // Everything works from here on: the best uplink is reached, and all else stands by or is closed.
-        shell.take(&Step::Uplinks(vec![(true, true, 9); 3]));
-        shell.take(&Step::Force(None));
+        // From here on everything works: the best uplink is used, and every other path stands by or
+        // is closed.
+        shell.apply(&RandomEvent::Uplinks(vec![(true, true, 9); 3]));
+        shell.apply(&RandomEvent::Force(None));
         for _ in 0..200 {
-            while let Some(path) = shell.pick(0, |stage| stage != Stage::Ready) {
+            while let Some(path) = shell.pick(0, |state| state != PathState::Ready) {
                 shell.advance(path);
-                shell.obey();
+                shell.run_actions();
                 shell.check();
             }
-            shell.take(&Step::Confirm);
-            shell.take(&Step::Wait(1000));
+            shell.apply(&RandomEvent::Confirm);
+            shell.apply(&RandomEvent::Wait(1000));
         }
         let active = shell.rig.active();
         prop_assert_eq!(active.as_deref(), Some("eth0"));

@@ -1,11 +1,11 @@
-//! Standby paths and paths under suspicion.
+//! Standby paths and unresponsive paths.
 
-use super::super::reconcile::PROBATION;
+use super::super::reconcile::UNRESPONSIVE_TIMEOUT;
 use super::*;
 
-/// Connected over eth0, with a path standing by on wlan0.
-fn warm() -> (Rig, PathId, PathId) {
-    let mut rig = Rig::with_standby(both(), &["*"]);
+/// Returns a rig connected over eth0, with a standby path on wlan0.
+fn connected_with_standby() -> (Rig, PathId, PathId) {
+    let mut rig = Rig::with_standby(two_uplinks(), &["*"]);
     let eth = rig.expect_connect("eth0");
     rig.succeed(eth, 1);
     let wlan = rig.expect_connect("wlan0");
@@ -13,22 +13,22 @@ fn warm() -> (Rig, PathId, PathId) {
     (rig, eth, wlan)
 }
 
-/// TCP, TLS and greeting succeed; nothing moves.
+/// Establishes TCP and TLS and receives the welcome; the session does not move.
 fn stand_by(rig: &mut Rig, path: PathId, last: u8) {
     assert!(rig.machine.transport_ready(rig.now, path, address(last)));
     rig.machine.path_ready(rig.now, path);
     assert_eq!(rig.actions(), []);
 }
 
-fn silence(rig: &mut Rig, path: PathId) -> Was {
+fn silence(rig: &mut Rig, path: PathId) -> PathRole {
     let began = rig.now - ms(120);
-    rig.machine.suspect(rig.now, path, began).expect("the path is there").was
+    rig.machine.mark_unresponsive(rig.now, path, began).expect("the path exists").role
 }
 
 #[test]
 fn with_the_carrier_gone_the_standby_path_takes_over_at_once() {
-    let (mut rig, eth, wlan) = warm();
-    let mut links = both();
+    let (mut rig, eth, wlan) = connected_with_standby();
+    let mut links = two_uplinks();
     links[0].carrier = false;
     rig.machine.set_uplinks(rig.now, links);
     assert_eq!(
@@ -39,13 +39,16 @@ fn with_the_carrier_gone_the_standby_path_takes_over_at_once() {
     rig.machine.activated(wlan, 5, 0);
     rig.now += ms(21);
     rig.machine.confirmed(rig.now, wlan);
-    let handover = rig.report();
-    assert_eq!((handover.cause, handover.blackout, handover.replayed), (Cause::CarrierLost, ms(21), 5));
+    let handover = rig.recorded_handover();
+    assert_eq!(
+        (handover.cause, handover.blackout, handover.replayed),
+        (HandoverCause::CarrierLost, ms(21), 5)
+    );
     assert_eq!(rig.active().as_deref(), Some("wlan0"));
 }
 
 #[test]
-fn standby_paths_are_held_where_they_are_wished_for() {
+fn standby_paths_are_held_only_on_configured_uplinks() {
     let links = vec![link("eth0", 100, 1), link("wlan0", 600, 2), link("wwan0", 700, 3)];
     let mut rig = Rig::with_standby(links, &["wl*"]);
     let eth = rig.expect_connect("eth0");
@@ -63,7 +66,7 @@ fn a_better_uplink_takes_over_and_the_old_path_stands_by() {
     let mut rig = Rig::with_standby(vec![link("wlan0", 600, 2)], &["*"]);
     let wlan = rig.expect_connect("wlan0");
     rig.succeed(wlan, 2);
-    rig.machine.set_uplinks(rig.now, both());
+    rig.machine.set_uplinks(rig.now, two_uplinks());
     let eth = rig.expect_connect("eth0");
     assert!(rig.machine.transport_ready(rig.now, eth, address(1)));
     rig.machine.path_ready(rig.now, eth);
@@ -72,7 +75,10 @@ fn a_better_uplink_takes_over_and_the_old_path_stands_by() {
     rig.machine.confirmed(rig.now, eth);
     let actions = rig.actions();
     assert!(
-        matches!(&actions[..], [Action::Report(told)] if told.cause == Cause::BetterUplink),
+        matches!(
+            &actions[..],
+            [Action::RecordHandover(handover)] if handover.cause == HandoverCause::BetterUplink
+        ),
         "{actions:?}"
     );
     rig.machine.force(rig.now, Some("wlan0".into()));
@@ -80,8 +86,8 @@ fn a_better_uplink_takes_over_and_the_old_path_stands_by() {
 }
 
 #[test]
-fn a_standby_path_that_cannot_be_made_is_tried_ever_less_often() {
-    let mut rig = Rig::with_standby(both(), &["*"]);
+fn a_standby_path_that_cannot_be_opened_is_tried_ever_less_often() {
+    let mut rig = Rig::with_standby(two_uplinks(), &["*"]);
     let eth = rig.expect_connect("eth0");
     rig.succeed(eth, 1);
     let mut waits = Vec::new();
@@ -100,36 +106,36 @@ fn a_standby_path_that_cannot_be_made_is_tried_ever_less_often() {
 
 #[test]
 fn a_silent_path_is_left_at_once_for_the_standby_path_and_closed_when_it_stays_silent() {
-    let (mut rig, eth, wlan) = warm();
+    let (mut rig, eth, wlan) = connected_with_standby();
     rig.wait(Duration::from_secs(100));
-    assert_eq!(silence(&mut rig, eth), Was::Active);
+    assert_eq!(silence(&mut rig, eth), PathRole::Active);
     let actions = rig.actions();
     assert_eq!(
         actions,
         [Action::Activate { path: wlan, keep: vec![eth] }],
-        "it may only be slow: it is kept"
+        "a path that may only be slow is kept"
     );
     rig.now += ms(20);
     rig.machine.confirmed(rig.now, wlan);
-    let handover = rig.report();
-    assert_eq!((handover.cause, handover.blackout), (Cause::Silent, ms(140)));
-    rig.wait(PROBATION);
+    let handover = rig.recorded_handover();
+    assert_eq!((handover.cause, handover.blackout), (HandoverCause::Silent, ms(140)));
+    rig.wait(UNRESPONSIVE_TIMEOUT);
     let actions = rig.actions();
     assert!(actions.contains(&Action::Close { path: eth }), "{actions:?}");
 }
 
 #[test]
-fn a_slow_path_taken_for_dead_stands_by_again_and_is_returned_to_after_a_while() {
-    let (mut rig, eth, wlan) = warm();
+fn a_recovered_path_stands_by_and_is_used_again_after_a_while() {
+    let (mut rig, eth, wlan) = connected_with_standby();
     silence(&mut rig, eth);
     rig.machine.confirmed(rig.now, wlan);
     rig.actions();
     rig.now += ms(100);
     rig.machine.recovered(rig.now, eth);
-    assert_eq!(rig.actions(), [], "no hurry to go back to what has just been slow");
+    assert_eq!(rig.actions(), [], "the session does not return at once to a path that was slow");
     let mut moved = Vec::new();
     while moved.is_empty() {
-        let deadline = rig.machine.deadline().expect("it will be gone back to");
+        let deadline = rig.machine.deadline().expect("a return to the path is scheduled");
         rig.wait(deadline - rig.now);
         moved = rig.actions();
     }
@@ -144,62 +150,64 @@ fn the_only_uplink_gets_a_second_path_beside_the_silent_one_and_the_first_to_ans
         rig.succeed(eth, 1);
         rig.wait(Duration::from_secs(100));
         silence(&mut rig, eth);
-        assert_eq!(rig.active(), None, "it is said that nothing works");
+        assert_eq!(rig.active(), None, "an outage is reported");
         let fresh = rig.expect_connect("eth0");
         if first_answers {
             rig.machine.recovered(rig.now, eth);
             assert_eq!(rig.actions(), [Action::Abort { path: fresh }]);
-            assert_eq!(rig.active_path(), eth, "and no handover is counted");
+            assert_eq!(rig.active_path(), eth, "no handover is counted");
         } else {
             rig.succeed(fresh, 1);
             let actions = rig.actions();
             assert!(actions.contains(&Action::Close { path: eth }), "{actions:?}");
-            let told = actions.iter().find_map(|action| match action {
-                Action::Report(told) => Some((told.from.as_str(), told.to.as_str(), told.cause)),
+            let recorded = actions.iter().find_map(|action| match action {
+                Action::RecordHandover(handover) => {
+                    Some((handover.from.as_str(), handover.to.as_str(), handover.cause))
+                }
                 _ => None,
             });
-            assert_eq!(told, Some(("eth0", "eth0", Cause::Silent)));
+            assert_eq!(recorded, Some(("eth0", "eth0", HandoverCause::Silent)));
         }
     }
 }
 
 #[test]
 fn when_the_standby_path_fails_too_the_outage_keeps_its_cause_and_its_beginning() {
-    let (mut rig, eth, wlan) = warm();
+    let (mut rig, eth, wlan) = connected_with_standby();
     rig.wait(Duration::from_secs(100));
-    let mut links = both();
+    let mut links = two_uplinks();
     links[0].up = false;
     rig.machine.set_uplinks(rig.now, links);
     rig.actions();
     rig.now += ms(10);
-    assert_eq!(rig.lose(wlan, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.lose(wlan, Fault::Relay), Some(PathRole::Active));
     let fresh = rig.expect_connect("wlan0");
     rig.now += ms(40);
     rig.succeed(fresh, 2);
-    let handover = rig.report();
-    assert_eq!((handover.cause, handover.blackout), (Cause::LinkDown, ms(50)));
+    let handover = rig.recorded_handover();
+    assert_eq!((handover.cause, handover.blackout), (HandoverCause::LinkDown, ms(50)));
     assert_eq!((handover.from.as_str(), handover.to.as_str()), ("eth0", "wlan0"));
     assert_ne!(eth, fresh);
 }
 
 #[test]
 fn an_uplink_whose_link_comes_and_goes_has_to_stay_for_a_while_before_it_is_used_again() {
-    let (mut rig, _, _) = warm();
+    let (mut rig, _, _) = connected_with_standby();
     let mut stays = Vec::new();
     for _ in 0..5 {
-        let mut links = both();
+        let mut links = two_uplinks();
         links[0].carrier = false;
         rig.machine.set_uplinks(rig.now, links);
         let over = rig.machine.current.as_ref().unwrap().path;
         rig.machine.confirmed(rig.now, over);
         rig.actions();
-        rig.machine.set_uplinks(rig.now, both());
+        rig.machine.set_uplinks(rig.now, two_uplinks());
         let eth = rig.expect_connect("eth0");
         assert!(rig.machine.transport_ready(rig.now, eth, address(1)));
         rig.machine.path_ready(rig.now, eth);
         let start = rig.now;
         while rig.machine.current.as_ref().unwrap().path != eth {
-            let deadline = rig.machine.deadline().expect("the better one is used in the end");
+            let deadline = rig.machine.deadline().expect("the better uplink is used in the end");
             rig.wait(deadline - rig.now);
         }
         rig.machine.confirmed(rig.now, eth);
@@ -211,36 +219,37 @@ fn an_uplink_whose_link_comes_and_goes_has_to_stay_for_a_while_before_it_is_used
 
 #[test]
 fn after_a_killed_relay_every_path_is_dead_and_the_best_uplink_is_dialled_at_once() {
-    let (mut rig, eth, wlan) = warm();
+    let (mut rig, eth, wlan) = connected_with_standby();
     rig.wait(Duration::from_secs(100));
-    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(PathRole::Active));
     let actions = rig.actions();
     let [Action::Activate { path, .. }, Action::Connect { uplink, .. }] = &actions[..] else {
         panic!("{actions:?}")
     };
     assert_eq!((*path, uplink.as_str()), (wlan, "eth0"));
-    assert_eq!(rig.lose(wlan, Fault::Relay), Some(Was::Active));
+    assert_eq!(rig.lose(wlan, Fault::Relay), Some(PathRole::Active));
     assert_eq!(rig.active(), None);
     assert_eq!(rig.machine.outage_since(), Some(rig.now));
-    rig.wait(STAGGER);
+    rig.wait(UPLINK_STAGGER);
     rig.expect_connect("wlan0");
 }
 
-/// Bug: the life of a path was counted from its beginning however often it had stalled, so each stall was the first.
+/// Regression: the healthy time of a path was counted from its beginning although it had stalled
+/// since, so that each stall counted as the first.
 #[test]
-fn a_path_that_stalls_and_recovers_again_and_again_is_left_for_ever_longer() {
-    let (mut rig, eth, wlan) = warm();
+fn a_path_that_stalls_repeatedly_is_avoided_for_longer_each_time() {
+    let (mut rig, eth, wlan) = connected_with_standby();
     rig.wait(Duration::from_secs(3600));
     let mut stays = Vec::new();
     for _ in 0..5 {
-        assert_eq!(silence(&mut rig, eth), Was::Active);
+        assert_eq!(silence(&mut rig, eth), PathRole::Active);
         rig.machine.confirmed(rig.now, wlan);
         rig.now += ms(300);
         rig.machine.recovered(rig.now, eth);
         rig.actions();
         let start = rig.now;
-        while !rig.machine.uses(eth) {
-            let deadline = rig.machine.deadline().expect("it will be gone back to");
+        while !rig.machine.is_current(eth) {
+            let deadline = rig.machine.deadline().expect("a return to the path is scheduled");
             rig.wait(deadline - rig.now);
         }
         rig.machine.confirmed(rig.now, eth);
@@ -250,27 +259,28 @@ fn a_path_that_stalls_and_recovers_again_and_again_is_left_for_ever_longer() {
     assert_eq!(stays, [700, 1700, 3700, 7700, 15_700]);
 }
 
-/// Bug: a path that went silent and then broke was forgiven for a long life before.
+/// Regression: a path that went silent and then broke cleared its failures by its long life before.
 #[test]
-fn a_silent_path_that_breaks_stays_blamed() {
-    let (mut rig, eth, wlan) = warm();
+fn a_silent_path_that_breaks_keeps_its_failure() {
+    let (mut rig, eth, wlan) = connected_with_standby();
     rig.wait(Duration::from_secs(3600));
     silence(&mut rig, eth);
     rig.machine.confirmed(rig.now, wlan);
     rig.actions();
-    assert_eq!(rig.lose(eth, Fault::Relay), Some(Was::Standby));
-    assert_eq!(rig.machine.decision().candidates, ["wlan0", "eth0"]);
-    assert_eq!(rig.actions(), [], "and is not dialled at once");
+    assert_eq!(rig.lose(eth, Fault::Relay), Some(PathRole::Standby));
+    assert_eq!(rig.machine.decision().usable, ["wlan0", "eth0"]);
+    assert_eq!(rig.actions(), [], "the uplink is not dialled at once");
 }
 
-/// Bug: both paths were suspected, both uplinks dialled, and both recovered: two paths an uplink, for ever.
+/// Regression: when both paths went silent, both uplinks were dialled, and both paths recovered,
+/// each uplink kept two paths for ever.
 #[test]
 fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
-    let (mut rig, eth, wlan) = warm();
+    let (mut rig, eth, wlan) = connected_with_standby();
     silence(&mut rig, wlan);
     silence(&mut rig, eth);
     rig.actions();
-    rig.wait(STAGGER);
+    rig.wait(UPLINK_STAGGER);
     rig.actions();
     rig.machine.recovered(rig.now, eth);
     rig.machine.recovered(rig.now, wlan);
@@ -279,21 +289,21 @@ fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
     assert_eq!(rig.machine.connecting().count(), 0);
 }
 
-/// Bug: only `tick` ended attempts, and a deadline in the past never led to one.
+/// Regression: only `tick` ended attempts, and a deadline in the past never caused a tick.
 #[test]
-fn an_attempt_that_is_late_ends_with_whatever_happens_next() {
-    let mut rig = Rig::new(both());
+fn an_expired_attempt_ends_with_the_next_event() {
+    let mut rig = Rig::new(two_uplinks());
     let path = rig.expect_connect("eth0");
-    rig.now += PATIENCE;
+    rig.now += ATTEMPT_TIMEOUT;
     rig.machine.force(rig.now, None);
     assert!(rig.actions().contains(&Action::Abort { path }));
 }
 
-/// Bug: a roam to a network with the same addresses went unnoticed until somebody typed.
+/// Regression: a move to a network with the same addresses went unnoticed until somebody typed.
 #[test]
-fn a_gateway_that_changes_makes_every_path_be_asked() {
-    let (mut rig, _, _) = warm();
-    let mut links = both();
+fn a_changed_gateway_probes_every_path() {
+    let (mut rig, _, _) = connected_with_standby();
+    let mut links = two_uplinks();
     links[1].gateways = vec![address(254)];
     rig.machine.set_uplinks(rig.now, links.clone());
     assert_eq!(rig.actions(), [Action::Probe]);
@@ -302,35 +312,38 @@ fn a_gateway_that_changes_makes_every_path_be_asked() {
     assert_eq!(rig.actions(), [], "another metric is no other network");
 }
 
-/// Bug: an IPv6 address that is deprecated, as a temporary one is every day, cut the path that had it.
+/// Regression: the deprecation of an IPv6 address, which happens daily to a temporary one, closed
+/// the path bound to it.
 #[test]
-fn an_address_that_fades_keeps_its_path() {
-    let (mut rig, eth, _) = warm();
-    let mut links = both();
+fn a_deprecated_address_keeps_its_path() {
+    let (mut rig, eth, _) = connected_with_standby();
+    let mut links = two_uplinks();
     links[0].addresses.push(address(77));
     rig.machine.set_uplinks(rig.now, links.clone());
-    let faded = links[0].addresses.remove(0);
-    links[0].fading.push(faded);
+    let deprecated = links[0].addresses.remove(0);
+    links[0].deprecated.push(deprecated);
     rig.machine.set_uplinks(rig.now, links);
     assert_eq!(rig.actions(), []);
     assert_eq!(rig.active_path(), eth);
 }
 
-/// Bug: what was dropped before a first try at another path that failed was not told.
+/// Regression: a handover did not report the packets dropped before an attempt on another path that
+/// failed.
 #[test]
-fn what_is_dropped_on_the_way_to_a_path_that_fails_is_told_with_the_handover() {
-    let (mut rig, eth, wlan) = warm();
+fn packets_dropped_before_a_failed_move_count_for_the_handover() {
+    let (mut rig, eth, wlan) = connected_with_standby();
     rig.lose(eth, Fault::Relay);
     rig.machine.activated(wlan, 1, 40);
     rig.lose(wlan, Fault::Relay);
     rig.actions();
-    rig.wait(STAGGER);
-    let path = rig.machine.lines.iter().find(|line| line.uplink == "eth0").expect("it is dialled").path;
+    rig.wait(UPLINK_STAGGER);
+    let path =
+        rig.machine.paths.iter().find(|candidate| candidate.uplink == "eth0").expect("eth0 is dialled").path;
     rig.actions();
     assert!(rig.machine.transport_ready(rig.now, path, address(1)));
     rig.machine.activated(path, 2, 2);
     rig.machine.path_ready(rig.now, path);
     rig.machine.confirmed(rig.now, path);
-    let handover = rig.report();
+    let handover = rig.recorded_handover();
     assert_eq!((handover.replayed, handover.dropped), (2, 42));
 }

@@ -1,0 +1,64 @@
+//! Finds the agent's control socket as the program `mobile` does: by the environment, the
+//! configuration or the default.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use serde::Deserialize;
+
+/// The agent's configuration, of which only `[control]` matters here.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Config {
+    control: Control,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Control {
+    socket: PathBuf,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: mobile_control::SOCKET.into() }
+    }
+}
+
+/// Returns the path of the control socket. Fails with EACCES if the configuration may not be read,
+/// and with EBADMSG if it cannot be parsed.
+pub(crate) fn find(variable: Option<OsString>, config: &Path) -> Result<PathBuf, Errno> {
+    if let Some(path) = variable {
+        return Ok(path.into());
+    }
+    match fs::read_to_string(config) {
+        Ok(text) => {
+            toml::from_str::<Config>(&text).map(|config| config.control.socket).map_err(|_| Errno::EBADMSG)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Control::default().socket),
+        Err(error) => Err(error.raw_os_error().map_or(Errno::EBADMSG, Errno::from_raw)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_overrides_the_configuration_which_overrides_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("agent.toml");
+        assert_eq!(find(None, &config), Ok(mobile_control::SOCKET.into()));
+        fs::write(&config, "[relay]\nendpoint = \"h:1\"\n").unwrap();
+        assert_eq!(find(None, &config), Ok(mobile_control::SOCKET.into()));
+        fs::write(&config, "[control]\nsocket = \"/tmp/a.sock\"\ngroup = \"staff\"\n").unwrap();
+        assert_eq!(find(None, &config), Ok("/tmp/a.sock".into()));
+        assert_eq!(find(Some("/tmp/b.sock".into()), &config), Ok("/tmp/b.sock".into()));
+        fs::write(&config, "[control]\nsocket = \n").unwrap();
+        assert_eq!(find(None, &config), Err(Errno::EBADMSG));
+        assert_eq!(find(None, dir.path()), Err(Errno::EISDIR));
+    }
+}

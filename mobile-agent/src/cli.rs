@@ -1,0 +1,252 @@
+//! The command line: one module for each verb of `mobile`, and the functions that the verbs share.
+//!
+//! [`args`] defines the grammar. Most verbs send one request to the running agent over the control
+//! socket ([`ask`]) and print the reply as a table, as sentences or, with `--json`, as JSON.
+//! `check`, `explain`, `keygen` and `enroll` work without an agent. All output passes [`print`],
+//! which escapes control characters, and a failed verb ends with status 1 and one line on stderr.
+
+pub(crate) mod args;
+mod attach;
+mod bypass;
+mod check;
+mod cleanup;
+mod enroll;
+mod explain;
+mod fetch_assignment;
+mod keygen;
+mod prepare_slice;
+mod ps;
+mod run;
+mod status;
+mod table;
+mod watch;
+
+use std::io::{ErrorKind, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use mobile_io::control::{Client, ControlError};
+use mobile_io::text::{printable, printable_json, printable_lines};
+
+use self::args::{Cli, Verb};
+use crate::config::Config;
+use crate::control::protocol::{Reply, Request};
+use crate::{daemon, processes};
+
+pub(crate) use cleanup::remove_everything;
+
+/// Exit status of a verb that failed. clap itself exits with 2 for a command line that it cannot
+/// parse.
+const FAILED: u8 = 1;
+
+/// Parses the command line, runs the verb and reports its error.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = cli.config.as_deref();
+    let done = match cli.verb {
+        Verb::Run { command } | Verb::Bare(command) => return run::run(config, &command),
+        Verb::Attach { pids } => attach::attach(config, pids),
+        Verb::Detach { pids } => attach::detach(config, pids),
+        Verb::Ps { json } => ps::ps(config, json),
+        Verb::Status { json, watch: true } => watch::watch(config, json),
+        Verb::Status { json, watch: false } => status::status(config, json),
+        Verb::Uplinks { json } => status::uplinks(config, json),
+        Verb::Use { uplink } => status::force(config, &uplink),
+        Verb::Bypass { what } => bypass::bypass(config, &what),
+        Verb::Check { json } => check::check(config, json),
+        Verb::Explain { target } => explain::explain(config, &target),
+        Verb::Keygen { out } => keygen::keygen(config, out),
+        Verb::Enroll { invitation } => enroll::enroll(config, &invitation),
+        Verb::Cleanup { unless_shutdown } => cleanup::cleanup(config, cli.log.as_deref(), unless_shutdown),
+        Verb::PrepareSlice => prepare_slice::prepare_slice(config),
+        Verb::Agent => daemon::main(config, cli.log.as_deref()),
+        Verb::AgentProcessHelper => processes::main(cli.log.as_deref()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Writes an error and its causes to stderr.
+fn complain(error: &anyhow::Error) {
+    mobile_io::log::print_fatal(&format!("mobile: {}", printable_lines(&error_chain(error))));
+}
+
+/// Joins an error and its causes in one line. Omits a cause whose text the error contains already,
+/// as the errors of some libraries do.
+pub(crate) fn error_chain(error: &anyhow::Error) -> String {
+    let mut chain = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if chain.is_empty() {
+            chain = cause;
+        } else if !chain.contains(&cause) {
+            chain.push_str(": ");
+            chain.push_str(&cause);
+        }
+    }
+    chain
+}
+
+/// Writes text to stdout and escapes its control characters. A reader that closes early (`| head`)
+/// is no error.
+///
+/// The caller must keep each field of the output on its line.
+fn print(text: &str) -> anyhow::Result<()> {
+    print_on(&printable_lines(text)).map(drop)
+}
+
+/// Writes unescaped text to stdout. Returns `Break` if the reader has closed the pipe.
+fn print_on(text: &str) -> anyhow::Result<ControlFlow<()>> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(error).context("cannot write to stdout"),
+    }
+}
+
+/// Encodes a value as an indented JSON document.
+fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
+    let mut text = serde_json::to_string_pretty(value).context("cannot encode the output as JSON")?;
+    text.push('\n');
+    Ok(printable_json(&text).into_owned())
+}
+
+/// Writes a value to stdout as JSON.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&json(value)?)
+}
+
+/// Starts a runtime for verbs that use the network or the kernel themselves.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Connects to the agent at the control socket that the configuration names.
+fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
+    agent_of(&Config::of_client(config)?)
+}
+
+/// Connects to the agent at the control socket of a loaded configuration.
+fn agent_of(config: &Config) -> anyhow::Result<Client> {
+    Client::connect(&config.control.socket)
+        .context("no agent is running on this host: start it with `mobile agent`")
+}
+
+/// Sends a request to the agent and returns the reply. A refusal is an error.
+fn ask(client: &mut Client, request: &Request) -> anyhow::Result<Reply> {
+    accepted(client.call(request))
+}
+
+/// Turns a refusal of the agent into an error.
+fn accepted(reply: Result<Reply, ControlError>) -> anyhow::Result<Reply> {
+    match reply? {
+        Reply::Refused(reason) => bail!("{}", printable(&reason)),
+        reply => Ok(reply),
+    }
+}
+
+/// Returns the error for a reply of the wrong kind, which an agent of another version may send.
+fn unexpected(reply: &Reply) -> anyhow::Error {
+    anyhow::anyhow!(
+        "the agent sent an unexpected reply ({reply:?}): it is of another version than this program, restart it"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("mobile").chain(args.iter().copied()))
+    }
+
+    fn command(args: &[&str]) -> Vec<OsString> {
+        match parse(args).unwrap().verb {
+            Verb::Run { command } | Verb::Bare(command) => command,
+            other => panic!("{args:?} is not a command: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_everything_after_the_command_as_its_own() {
+        assert_eq!(command(&["run", "--", "ls", "-l", "--config", "x"]), ["ls", "-l", "--config", "x"]);
+        assert_eq!(command(&["run", "ls", "-l", "--", "--json"]), ["ls", "-l", "--", "--json"]);
+        assert_eq!(command(&["run", "status"]), ["status"]);
+        assert_eq!(command(&["run", "--", "--odd"]), ["--odd"]);
+    }
+
+    #[test]
+    fn a_command_that_is_no_verb_is_run_as_in_the_paper() {
+        assert_eq!(command(&["telnet", "remotehost"]), ["telnet", "remotehost"]);
+        assert_eq!(command(&["ssh", "-p", "22", "--help"]), ["ssh", "-p", "22", "--help"]);
+        let cli = parse(&["--config", "f.toml", "ssh", "--config", "theirs"]).unwrap();
+        assert_eq!(cli.config.as_deref(), Some(Path::new("f.toml")));
+        assert!(matches!(cli.verb, Verb::Bare(command) if command == ["ssh", "--config", "theirs"]));
+    }
+
+    #[test]
+    fn a_cause_that_the_error_repeats_is_printed_once() {
+        let cause = std::io::Error::other("connection refused");
+        let error =
+            anyhow::Error::new(cause).context("cannot connect (connection refused)").context("no agent");
+        assert_eq!(error_chain(&error), "no agent: cannot connect (connection refused)");
+    }
+
+    #[test]
+    fn every_verb_takes_config() {
+        for verb in [
+            &["run", "--config", "F", "--", "true"][..],
+            &["attach", "--config", "F", "1"],
+            &["detach", "1", "--config", "F"],
+            &["ps", "--config", "F"],
+            &["status", "--json", "--config", "F"],
+            &["uplinks", "--config", "F"],
+            &["use", "eth0", "--config", "F"],
+            &["bypass", "list", "--config", "F"],
+            &["bypass", "add", "10.0.0.0/8", "--config", "F"],
+            &["check", "--json", "--config", "F"],
+            &["explain", "example.org:22", "--config", "F"],
+            &["keygen", "--config", "F"],
+            &["enroll", "-", "--config", "F"],
+            &["cleanup", "--config", "F"],
+            &["cleanup", "--unless-shutdown", "--config", "F"],
+            &["prepare-slice", "--config", "F"],
+            &["agent", "--config", "F"],
+        ] {
+            assert_eq!(parse(verb).unwrap().config.as_deref(), Some(Path::new("F")), "{verb:?}");
+        }
+    }
+
+    #[test]
+    fn misuse_is_refused() {
+        for args in [
+            &["run"][..],
+            &["attach"],
+            &["attach", "0"],
+            &["attach", "-5"],
+            &["use"],
+            &["enroll"],
+            &["--nonsense", "ls"],
+            &["bypass"],
+            &["bypass", "add", "printer"],
+        ] {
+            assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Starts, runs and stops the agent.
+//!
+//! `start` makes the kernel objects in an order that never lets marked packets leave directly.
+//! `agent` answers the requests of `control` and `metrics`. `accounts`, `attach_scope` and
+//! `on_failure` are periodic or event-driven tasks of the running agent. `confine` and `network`
+//! limit its rights and keep slow work off the packet thread.
+//!
+//! SIGTERM and SIGINT end the session and the process, and leave every kernel object in place:
+//! pins, cgroup, rules, routes and device. Mobile processes wait and never connect directly. The
+//! next agent adopts the objects, as it does after SIGKILL. `mobile cleanup` removes them.
+
+mod accounts;
+mod agent;
+mod attach_scope;
+mod confine;
+mod network;
+mod on_failure;
+mod start;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use mobile_io::confine::Confinement;
+use mobile_io::notify;
+use mobile_io::state_file::StateFile;
+use mobile_proto::CloseCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub(crate) use agent::Agent;
+use start::RunningAgent;
+
+use crate::config::Config;
+use crate::footprint;
+
+/// How long to wait for the relay to receive the close. Without it, the relay notices the end by
+/// itself.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long the reply to `mobile cleanup` may take to leave the socket.
+const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
+
+/// Runs `mobile agent` until it is stopped.
+pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
+    mobile_io::log::init(log, "MOBILE_LOG")?;
+    let state_file = footprint::state_file(config)
+        .context("cannot determine the path of the file that records kernel objects")?;
+    let config = Config::load(config)?;
+    mobile_io::allocator::retain_freed_memory();
+    let confinement = confine::confinement(&config);
+    let thread_confinement = confinement.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // These threads resolve names. The main thread needs more rights until everything is set
+        // up.
+        .on_thread_start(move || thread_confinement.apply().expect("a new thread can drop its privileges"))
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(run(config, &state_file, &confinement));
+    // Do not wait for a resolver that does not answer.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) -> anyhow::Result<()> {
+    // Handle signals before making anything, so that the agent always stops in order.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut running = start::start(config, state_file, confinement).await?;
+    confinement.apply().context("the agent cannot drop privileges")?;
+    notify::ready();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
+    let mut watchdog = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::MAX / 4));
+    let mut state = running.agent.tunnel.state.clone();
+    let mut sent = String::new();
+    let result = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            fatal = running.tasks.join_next() => break Err(fatal_error(fatal)),
+            Some(reply) = running.clean_ups.recv() => {
+                stop(&running).await;
+                return clean_up(running, state_file, reply).await;
+            }
+            Ok(()) = state.changed() => {
+                let line = summary(&state.borrow_and_update());
+                if line != sent {
+                    notify::status(&line);
+                    sent = line;
+                }
+            }
+            _ = watchdog.tick() => notify::keep_alive(),
+        }
+    };
+    stop(&running).await;
+    tracing::info!("agent stopped; mobile processes wait for the next one, or for `mobile cleanup`");
+    result
+}
+
+async fn stop(running: &RunningAgent) {
+    notify::stopping();
+    let close = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
+    if tokio::time::timeout(CLOSE_TIMEOUT, close).await.is_err() {
+        tracing::debug!("the session was not closed at the relay in time");
+    }
+}
+
+async fn clean_up(
+    running: RunningAgent,
+    state_file: &StateFile,
+    reply: tokio::sync::oneshot::Sender<Result<(), String>>,
+) -> anyhow::Result<()> {
+    let RunningAgent { agent, mut tasks, network, cgroup_lock, .. } = running;
+    // The device can be removed only when no task holds it, the route only when no task restores
+    // it, and the cgroup only when no agent has locked it.
+    tasks.shutdown().await;
+    drop((network, cgroup_lock));
+    let names = footprint::for_running(&agent.config, state_file);
+    let result = crate::cli::remove_everything(&names, state_file, Some(&agent.processes)).await;
+    let outcome = match &result {
+        Ok(()) => Ok(()),
+        Err(error) => Err(crate::cli::error_chain(error)),
+    };
+    // The requester may be gone. The result is logged too.
+    let _ = reply.send(outcome);
+    tokio::time::sleep(REPLY_DRAIN_TIME).await;
+    if result.is_ok() {
+        tracing::info!("agent stopped, everything removed");
+    }
+    result
+}
+
+fn fatal_error(ended: Option<Result<anyhow::Error, tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Ok(error)) => error.context("the agent cannot continue"),
+        Some(Err(error)) => anyhow::Error::new(error).context("a task of the agent failed"),
+        None => anyhow::anyhow!("all tasks of the agent have ended"),
+    }
+}
+
+fn summary(state: &crate::tunnel::TunnelState) -> String {
+    match &state.active {
+        Some((active, relay)) => format!("connected to {relay} over {}", active.uplink),
+        None if state.decision.usable.is_empty() => "no usable uplink".to_owned(),
+        None => format!("connecting over {}", state.decision.usable.join(", ")),
+    }
+}

@@ -1,0 +1,94 @@
+//! Lets new connections go directly while there is no session, if `[routing] on_failure` is
+//! `"open"`.
+//!
+//! The eBPF programs act by a deadline, so that they do so without an agent too. This task
+//! postpones the deadline while there is a session.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::Agent;
+use crate::config::OnFailure;
+use crate::selection::deadline::{GRACE_PERIOD, RENEWAL_INTERVAL};
+
+/// Whether new connections go directly, for status and metrics.
+#[derive(Debug, Default)]
+pub(crate) struct DirectFallback {
+    now: AtomicBool,
+    times: AtomicU64,
+}
+
+impl DirectFallback {
+    /// Returns whether new connections of mobile processes go directly at present.
+    pub(crate) fn now(&self) -> bool {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// Returns how often new connections began to go directly.
+    pub(crate) fn times(&self) -> u64 {
+        self.times.load(Ordering::Relaxed)
+    }
+}
+
+/// Postpones the deadline of the programs while there is a session, and logs when it expires.
+pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
+    if agent.config.routing.on_failure == OnFailure::Closed {
+        return std::future::pending().await;
+    }
+    let mut state = agent.tunnel.state.clone();
+    // The programs were just loaded, so their deadline counts from this moment too.
+    let mut deadline = Instant::now() + GRACE_PERIOD;
+    let mut was_connected = false;
+    loop {
+        let connected = state.borrow_and_update().active.is_some();
+        // Postpone the deadline at the loss of the session too, so that the whole grace period
+        // follows.
+        if connected || was_connected {
+            deadline = Instant::now() + GRACE_PERIOD;
+            postpone_deadline(&agent);
+        }
+        was_connected = connected;
+        if connected && agent.direct_fallback.now.swap(false, Ordering::Relaxed) {
+            tracing::info!("session established: new connections of mobile processes use the tunnel again");
+        }
+        let wake = match (connected, agent.direct_fallback.now()) {
+            (true, _) => Some(deadline - GRACE_PERIOD + RENEWAL_INTERVAL),
+            (false, false) => Some(deadline),
+            (false, true) => None,
+        };
+        let mut timer = pin!(wake.map(sleep_until));
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() {
+                return anyhow::anyhow!("the tunnel has ended");
+            },
+            () = async {
+                match timer.as_mut().as_pin_mut() {
+                    Some(timer) => timer.await,
+                    None => std::future::pending().await,
+                }
+            } => if !connected {
+                agent.direct_fallback.now.store(true, Ordering::Relaxed);
+                agent.direct_fallback.times.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    "no session for {} s: new connections of mobile processes go directly until there is one \
+                     ([routing] on_failure = \"open\")",
+                    GRACE_PERIOD.as_secs()
+                );
+            },
+        }
+    }
+}
+
+fn postpone_deadline(agent: &Agent) {
+    let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(error) = selector.extend_deadline(OnFailure::Open) {
+        tracing::warn!(
+            %error,
+            "cannot postpone the deadline of the eBPF programs: new connections of mobile \
+            processes will go directly despite the session"
+        );
+    }
+}

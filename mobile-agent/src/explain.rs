@@ -1,0 +1,195 @@
+//! The data behind `mobile explain`: which hook, mark, rule, route and source address a connection
+//! gets.
+//!
+//! The route is the kernel's own answer for the destination and the mark (`RTM_GETROUTE`), not a
+//! second implementation of the routing rules. [`render`] turns it into sentences.
+
+mod render;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use mobile_io::netlink::{Family, Netlink};
+
+use crate::config::Config;
+use crate::routing::plan::REMOTE_ADDRESSES;
+use crate::selection::cgroup::{CgroupError, MobileCgroup};
+use crate::selection::{deadline, instance, process};
+use render::{HostState, NewConnection};
+
+/// Timeout for resolving a name.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The maximum number of addresses or sockets that are explained; the rest is only counted.
+const MAX_LISTED: usize = 32;
+
+/// Explains a process, if `target` is a process ID, or connections to a host.
+pub(crate) async fn explain(config: &Config, target: &str) -> anyhow::Result<String> {
+    let explainer = Explainer::new(config).await?;
+    match target.parse::<i32>() {
+        Ok(pid) => explainer.process(pid).await,
+        Err(_) => explainer.host(target).await,
+    }
+}
+
+/// The state that explanations are made from.
+struct Explainer<'a> {
+    config: &'a Config,
+    netlink: Netlink,
+    host: HostState<'a>,
+    /// The addresses of the host virtual device. They can be read without an agent and without
+    /// root.
+    persistent: Vec<IpAddr>,
+}
+
+impl<'a> Explainer<'a> {
+    async fn new(config: &'a Config) -> anyhow::Result<Self> {
+        let netlink = Netlink::new()?;
+        let links: HashMap<u32, String> =
+            netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        let addresses = netlink.all_addresses().await?;
+        let persistent = addresses
+            .iter()
+            .filter(|address| address.global && links.get(&address.index) == Some(&config.tunnel.device))
+            .map(|address| address.net.addr())
+            .collect();
+        let rules = netlink.all_rules().await?;
+        let programs = match std::fs::read_dir(&config.bpf.pin_dir) {
+            Ok(mut pins) => Some(pins.next().is_some()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        };
+        Ok(Self {
+            config,
+            netlink,
+            persistent,
+            host: HostState {
+                routing: &config.routing,
+                device: &config.tunnel.device,
+                links,
+                rules,
+                programs,
+                open: deadline::has_passed(&config.bpf.pin_dir).unwrap_or(false),
+            },
+        })
+    }
+
+    async fn process(&self, pid: i32) -> anyhow::Result<String> {
+        ensure!(pid > 0, "{pid} is not a process ID");
+        let process = process::read(pid).with_context(|| format!("there is no process {pid}"))?;
+        let cgroup = match MobileCgroup::existing(self.config.cgroup.path.as_deref()) {
+            Ok(cgroup) => cgroup,
+            Err(CgroupError::NoCgroup2) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mobile = match &cgroup {
+            Some(cgroup) => cgroup.clone().with_slice(self.config.cgroup.slice.as_deref()).is_mobile(pid)?,
+            None => false,
+        };
+        let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("?").to_owned();
+        let mut text = render::attribute(&process, mobile, &own);
+        let is_mobile = |pid| cgroup.as_ref().is_some_and(|cgroup| cgroup.is_mobile(pid).unwrap_or(true));
+        if let Some(instance) = mobile.then(|| instance::of_process(pid, is_mobile)).flatten() {
+            text.push_str(&render::instance(&process, &instance));
+        }
+        if std::fs::read_dir(format!("/proc/{pid}/fd")).is_err() {
+            text.push_str("its sockets: not visible, because only root may inspect another user's process\n");
+        }
+        for connection in process.connections.iter().take(MAX_LISTED) {
+            let remote = connection.remote.ip();
+            // A socket with a persistent address got it from the route of the mark.
+            let marked = self.persistent.contains(&connection.local.ip());
+            let route = self.netlink.lookup(remote, self.mark(marked)).await?;
+            text.push_str(&self.host.socket(connection, marked, route.as_ref()));
+        }
+        if process.connections.len() > MAX_LISTED {
+            text.push_str(&format!(
+                "{} more sockets are not listed\n",
+                process.connections.len() - MAX_LISTED
+            ));
+        }
+        for destination in REMOTE_ADDRESSES {
+            let route = self.netlink.lookup(destination, self.mark(self.host.is_marked(mobile))).await?;
+            let heading = format!("its next {} connection", Family::from(destination));
+            text.push_str(&format!(
+                "{heading}:\n{}",
+                self.host.new_connection(NewConnection { mobile, to: destination }, route.as_ref())
+            ));
+        }
+        Ok(text)
+    }
+
+    async fn host(&self, target: &str) -> anyhow::Result<String> {
+        let addresses = resolve(target).await?;
+        let mut text = String::new();
+        for &to in addresses.iter().take(MAX_LISTED) {
+            text.push_str(&format!("connection to {to}\n"));
+            for mobile in [true, false] {
+                let route = self.netlink.lookup(to, self.mark(self.host.is_marked(mobile))).await?;
+                let who = if mobile { "from a mobile process" } else { "from an ordinary process" };
+                text.push_str(&format!(
+                    "{who}:\n{}",
+                    self.host.new_connection(NewConnection { mobile, to }, route.as_ref())
+                ));
+            }
+        }
+        Ok(text)
+    }
+
+    fn mark(&self, mobile: bool) -> u32 {
+        // The mark of connected sockets does not change.
+        if mobile { self.config.routing.mark } else { 0 }
+    }
+}
+
+/// Resolves a name or an address, either with or without a port.
+async fn resolve(target: &str) -> anyhow::Result<Vec<IpAddr>> {
+    let host = host_of(target);
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![address.to_canonical()]);
+    }
+    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0)))
+        .await
+        .with_context(|| format!("cannot resolve {host}: the resolver does not answer"))?
+        .with_context(|| format!("{host} is not a process ID, and cannot be resolved as a name"))?;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in resolved.map(|socket: SocketAddr| socket.ip()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Returns the host of `host:port`; the port has no influence on the route.
+fn host_of(target: &str) -> &str {
+    if let Some(rest) = target.strip_prefix('[') {
+        return rest.split(']').next().unwrap_or(rest);
+    }
+    match target.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') && port.parse::<u16>().is_ok() => host,
+        _ => target,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_may_be_given_with_a_port() {
+        for (target, host) in [
+            ("example.org", "example.org"),
+            ("example.org:22", "example.org"),
+            ("192.0.2.9:443", "192.0.2.9"),
+            ("2001:db8::9", "2001:db8::9"),
+            ("[2001:db8::9]:443", "2001:db8::9"),
+            ("[2001:db8::9]", "2001:db8::9"),
+        ] {
+            assert_eq!(host_of(target), host);
+        }
+    }
+}

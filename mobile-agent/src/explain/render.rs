@@ -1,0 +1,304 @@
+//! Describes the route of a connection in sentences. All functions are pure.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use mobile_io::netlink::{Family, ListedRule, RouteLookup};
+use mobile_io::text::printable;
+
+use crate::config::Routing;
+use crate::selection::instance::Instance;
+use crate::selection::process::{Connection, Process};
+
+/// The state of the host that decides about a connection's route.
+pub(super) struct HostState<'a> {
+    /// The section `[routing]` of the configuration.
+    pub(super) routing: &'a Routing,
+    /// The name of the host virtual device.
+    pub(super) device: &'a str,
+    /// The names of network devices, by index.
+    pub(super) links: HashMap<u32, String>,
+    /// The routing rules of all programs, in the kernel's order.
+    pub(super) rules: Vec<ListedRule>,
+    /// Whether the eBPF programs are in force; `None` if this user may not see them.
+    pub(super) programs: Option<bool>,
+    /// Whether new connections of mobile processes go direct because there is no session, as far as
+    /// this user may see.
+    pub(super) open: bool,
+}
+
+/// A connection that a process is about to make.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewConnection {
+    /// Whether the process is mobile.
+    pub(super) mobile: bool,
+    /// The destination of the connection.
+    pub(super) to: IpAddr,
+}
+
+/// Describes a process and whether it is mobile.
+pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String {
+    let Process { pid, comm, .. } = process;
+    let state = if mobile { "is mobile" } else { "is not mobile" };
+    let place = if mobile { "in the mobile cgroup" } else { "outside the mobile cgroup" };
+    let (comm, cgroup) = (printable(comm), printable(cgroup));
+    format!("process {pid} ({comm}) {state}: it is {place}, at {cgroup}\n")
+}
+
+/// Describes another process that may connect in place of this one.
+pub(super) fn instance(process: &Process, instance: &Instance) -> String {
+    let Instance { pid, command, pids } = instance;
+    let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+    let (own, command) = (printable(&process.comm), printable(command));
+    format!(
+        "{own} also runs outside the tunnel, as process {pid} ({command}), and may do the work of this process there: \
+         to make its next connections mobile: mobile attach {}\n",
+        pids.join(" ")
+    )
+}
+
+impl HostState<'_> {
+    /// Returns whether a new connection of the process gets the mark.
+    pub(super) fn is_marked(&self, mobile: bool) -> bool {
+        mobile && !self.open
+    }
+
+    /// Describes the hook and mark, the rule, the route and the outcome of a new connection, one a
+    /// line.
+    pub(super) fn new_connection(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
+        let Routing { mark, mark_mask, .. } = *self.routing;
+        let mut lines = Vec::new();
+        lines.push(match (new.mobile, self.programs) {
+            (false, _) => "no mark: the hooks do not change sockets of ordinary processes".to_owned(),
+            (true, _) if self.open => {
+                "no mark: there is no session, and [routing] on_failure is \"open\"".to_owned()
+            }
+            (true, Some(false)) => {
+                format!("no mark: no eBPF programs are in force; start the agent, then the mark is {mark:#x}")
+            }
+            (true, _) => {
+                let version = if new.to.is_ipv4() { 4 } else { 6 };
+                format!(
+                    "mark {mark:#x}/{mark_mask:#x}, set by the hooks sock_create, connect{version} and \
+                     sendmsg{version}"
+                )
+            }
+        });
+        lines.push(self.rule(new, route));
+        lines.push(self.describe_route(route));
+        lines.push(self.outcome(new, route));
+        lines.iter().map(|line| format!("  {line}\n")).collect()
+    }
+
+    /// Describes the route of a connected socket in one line.
+    pub(super) fn socket(
+        &self,
+        connection: &Connection,
+        mobile: bool,
+        route: Option<&RouteLookup>,
+    ) -> String {
+        let Connection { transport, local, remote } = connection;
+        let protocol = transport.word();
+        let kind = if mobile { "through the tunnel" } else { "direct" };
+        format!("its socket {protocol} {local} -> {remote}: {kind}, {}\n", self.describe_route(route))
+    }
+
+    /// Describes the rule that leads to the route. The kernel reports the table only, so the rule
+    /// is the first that matches the mark and names this table.
+    fn rule(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
+        let family = Family::from(new.to);
+        let mark = if self.is_marked(new.mobile) { self.routing.mark } else { 0 };
+        let fits = |rule: &&ListedRule| rule.family == family && rule.matches_mark(mark, u32::MAX);
+        let Some(route) = route else {
+            let ours = |rule: &&ListedRule| rule.table == Some(self.routing.table);
+            return match self.rules.iter().filter(fits).find(ours) {
+                Some(rule) => format!("rule `{rule}`"),
+                None => "no rule for this connection has a route".to_owned(),
+            };
+        };
+        let table = table_of(route);
+        match self.rules.iter().filter(fits).find(|rule| rule.table == Some(table)) {
+            Some(rule) => format!("rule `{rule}`"),
+            None => format!("a rule with more conditions than the mark leads to table {table}"),
+        }
+    }
+
+    fn describe_route(&self, route: Option<&RouteLookup>) -> String {
+        let Some(route) = route else { return "no route: the destination is unreachable".to_owned() };
+        let mut text = format!("route of table {}", table_of(route));
+        if let Some(gateway) = route.gateway {
+            text.push_str(&format!(" via {gateway}"));
+        }
+        if let Some(oif) = route.oif {
+            text.push_str(&format!(" dev {}", self.name(oif)));
+        }
+        if let Some(source) = route.source {
+            text.push_str(&format!(", source address {source}"));
+        }
+        text
+    }
+
+    fn outcome(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
+        let table = self.routing.table;
+        let bypass = self.routing.bypass.iter().find(|net| net.contains(&new.to));
+        let tunnel = |route: &RouteLookup| route.oif.is_some_and(|oif| self.name(oif) == self.device);
+        match (new.mobile, route) {
+            (true, None) if self.open => "result: fails, because this host has no route to it".to_owned(),
+            (true, None) => format!(
+                "result: waits, because table {table} has no route through the tunnel yet, and a mobile connection \
+                 does not go direct instead"
+            ),
+            (false, None) => "result: fails, because this host has no route to it".to_owned(),
+            (_, Some(route)) if route.local => "result: stays on this host".to_owned(),
+            (_, Some(route)) if tunnel(route) => {
+                format!("result: goes through the tunnel: from {} over the active uplink", self.device)
+            }
+            (true, Some(_)) if self.open => {
+                "result: goes direct, as every new connection until there is a session again".to_owned()
+            }
+            (true, Some(_)) => match bypass {
+                Some(net) => {
+                    format!(
+                        "result: goes direct, because {net} is bypassed (`mobile bypass list`): table {table} has a throw route for it"
+                    )
+                }
+                None if is_link_local(new.to) => {
+                    "result: goes direct, because the destination is on the link itself".to_owned()
+                }
+                None => "result: goes direct, although the process is mobile: another rule comes before the \
+                         agent's; see `mobile check`"
+                    .to_owned(),
+            },
+            (false, Some(_)) => "result: goes direct".to_owned(),
+        }
+    }
+
+    fn name(&self, index: u32) -> String {
+        self.links.get(&index).cloned().unwrap_or_else(|| format!("device {index}"))
+    }
+}
+
+/// Returns whether even mobile processes send packets to this address on the link itself.
+fn is_link_local(to: IpAddr) -> bool {
+    match to {
+        IpAddr::V4(to) => to.is_link_local() || to.is_multicast() || to.is_broadcast(),
+        IpAddr::V6(to) => to.is_unicast_link_local() || to.is_multicast(),
+    }
+}
+
+/// Returns the table of a route. Until the first rule is added, the kernel keeps the local table
+/// (255) in the main one and reports that.
+fn table_of(route: &RouteLookup) -> u32 {
+    if route.local { 255 } else { route.table }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(priority: u32, fwmark: Option<(u32, u32)>, table: u32) -> ListedRule {
+        ListedRule {
+            priority,
+            family: Family::V4,
+            table: Some(table),
+            fwmark,
+            from: None,
+            inverted: false,
+            has_other_selectors: false,
+            suppresses_default_route: false,
+        }
+    }
+
+    fn host(routing: &Routing) -> HostState<'_> {
+        HostState {
+            routing,
+            device: "mobile0",
+            links: HashMap::from([(2, "eth0".to_owned()), (7, "mobile0".to_owned())]),
+            rules: vec![
+                rule(0, None, 255),
+                rule(4900, Some((routing.mark, routing.mark_mask)), 7700),
+                rule(32766, None, 254),
+            ],
+            programs: Some(true),
+            open: false,
+        }
+    }
+
+    fn route(table: u32, oif: u32) -> RouteLookup {
+        let (gateway, source) = ("10.22.0.1".parse().ok(), "10.22.0.2".parse().ok());
+        RouteLookup { table, local: false, oif: Some(oif), gateway, source }
+    }
+
+    const TO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+    const MOBILE: NewConnection = NewConnection { mobile: true, to: TO };
+    const ORDINARY: NewConnection = NewConnection { mobile: false, to: TO };
+
+    #[track_caller]
+    fn assert_says(text: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(text.contains(part), "no {part:?} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_mobile_connection_is_described_with_mark_rule_route_and_source() {
+        let routing = Routing::default();
+        let source = "10.77.0.2".parse().ok();
+        let text = host(&routing)
+            .new_connection(MOBILE, Some(&RouteLookup { gateway: None, source, ..route(7700, 7) }));
+        assert_says(
+            &text,
+            &[
+                "mark 0x4d000000/0xff000000, set by the hooks sock_create, connect4 and sendmsg4",
+                "rule `4900: from all fwmark 0x4d000000/0xff000000 lookup 7700`",
+                "route of table 7700 dev mobile0, source address 10.77.0.2",
+                "result: goes through the tunnel",
+            ],
+        );
+    }
+
+    #[test]
+    fn an_ordinary_connection_and_a_bypassed_one_go_directly() {
+        let mut routing = Routing::default();
+        let text = host(&routing).new_connection(ORDINARY, Some(&route(254, 2)));
+        assert_says(
+            &text,
+            &["no mark", "`32766: from all lookup main`", "via 10.22.0.1 dev eth0", "result: goes direct\n"],
+        );
+        let text = host(&routing).new_connection(MOBILE, Some(&route(254, 2)));
+        assert_says(&text, &["although the process is mobile"]);
+        routing.bypass.push("192.0.2.0/24".parse().unwrap());
+        let text = host(&routing).new_connection(MOBILE, Some(&route(254, 2)));
+        assert_says(&text, &["192.0.2.0/24 is bypassed", "lookup main"]);
+    }
+
+    #[test]
+    fn a_connection_that_goes_direct_without_a_session_is_described_so() {
+        let routing = Routing::default();
+        let open = HostState { open: true, ..host(&routing) };
+        assert!(!open.is_marked(true));
+        let text = open.new_connection(MOBILE, Some(&route(254, 2)));
+        assert_says(&text, &["on_failure is \"open\"", "lookup main", "result: goes direct, as every"]);
+        assert_says(&open.new_connection(MOBILE, None), &["result: fails"]);
+    }
+
+    #[test]
+    fn a_local_destination_is_attributed_to_the_local_table_wherever_the_kernel_keeps_it() {
+        let routing = Routing::default();
+        for table in [254, 255] {
+            let text =
+                host(&routing).new_connection(MOBILE, Some(&RouteLookup { local: true, ..route(table, 1) }));
+            assert_says(&text, &["`0: from all lookup local`", "route of table 255", "stays on this host"]);
+        }
+    }
+
+    #[test]
+    fn a_connection_without_a_route_waits_if_it_is_mobile() {
+        let routing = Routing::default();
+        let text = host(&routing).new_connection(MOBILE, None);
+        assert_says(&text, &["lookup 7700", "unreachable", "result: waits"]);
+        assert_says(&host(&routing).new_connection(ORDINARY, None), &["result: fails"]);
+        let host = HostState { programs: Some(false), ..host(&routing) };
+        assert_says(&host.new_connection(MOBILE, None), &["no eBPF programs are in force"]);
+    }
+}

@@ -1,0 +1,515 @@
+//! Reconciles the kernel with the plan: adds what is missing and deletes what is surplus, whenever
+//! the kernel announces a change.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use ipnet::IpNet;
+use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, RouteInterest, Watch};
+use mobile_io::sysctl;
+use mobile_proto::PushConfig;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
+
+use super::assignment::{Assignment, AssignmentCache};
+use super::claim::HostNetworks;
+use super::claim_tracker::{ClaimTracker, Refusals};
+use super::conflicting_rules::{MoveLimiter, conflicting_rules, is_ours, rule_priority};
+use super::ingress::{self, IngressFilter, IngressMonitor};
+use super::plan::{HostIpSupport, Plan, REMOTE_ADDRESSES, plan, surplus};
+use crate::config::Config;
+use crate::tunnel::io::DeliveryFilter;
+
+/// The shortest time between two passes. It bounds the cost if another program removes rules in a
+/// loop; a single removal is repaired at once.
+const MIN_PASS_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The time between two checks of the device's settings, whose changes the kernel does not
+/// announce.
+const SETTINGS_CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The networks that mobile processes are to reach directly, and the channel for the outcome.
+pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>);
+
+/// The state of the MOBILE route, for status and metrics.
+#[derive(Debug, Clone)]
+pub(crate) struct RouteStatus {
+    /// The part of the relay's assignment that is in force.
+    pub(crate) assignment: watch::Receiver<Option<Assignment>>,
+    /// The number of kernel objects that were restored.
+    pub(crate) restored: Arc<AtomicU64>,
+    /// The number of rules that conflict with the agent's.
+    pub(crate) conflicts: Arc<ConflictingRules>,
+    /// The part of the relay's assignment that is refused.
+    pub(crate) refused: Arc<Refusals>,
+    /// The number of times that the kernel was compared with the plan.
+    pub(crate) passes: Arc<AtomicU64>,
+    /// The state of the ingress filter.
+    pub(crate) ingress: IngressMonitor,
+}
+
+/// Counters of other programs' rules that capture packets of mobile processes.
+#[derive(Debug, Default)]
+pub(crate) struct ConflictingRules {
+    /// The number of such rules before the agent's rules at present.
+    pub(crate) before: AtomicU64,
+    /// The number of times that the agent's rules moved before others, or back.
+    pub(crate) moves: AtomicU64,
+}
+
+/// The only owner of the device's addresses, the routes and the rules.
+pub(crate) struct RouteReconciler {
+    config: Config,
+    netlink: Netlink,
+    cache: AssignmentCache,
+    device: Arc<DeliveryFilter>,
+    claims: ClaimTracker,
+    host: watch::Receiver<HostNetworks>,
+    /// The claims of the relay's assignment that nothing contradicts.
+    accepted: Option<Assignment>,
+    /// Publishes `accepted` once its route is set up.
+    assignment: watch::Sender<Option<Assignment>>,
+    restored: Arc<AtomicU64>,
+    ipv6_missing_logged: bool,
+    /// The priority of the rules for the mark.
+    priority: u32,
+    host_ip: HostIpSupport,
+    move_limiter: MoveLimiter,
+    conflicts: Arc<ConflictingRules>,
+    passes: Arc<AtomicU64>,
+    ingress: IngressFilter,
+}
+
+impl RouteReconciler {
+    /// Sets up the route as far as it is known: with the addresses of the last run, if nothing
+    /// contradicts them at present.
+    pub(crate) async fn start(
+        config: &Config,
+        netlink: Netlink,
+        cache: AssignmentCache,
+        device: Arc<DeliveryFilter>,
+        host: watch::Receiver<HostNetworks>,
+    ) -> anyhow::Result<(Self, RouteStatus)> {
+        let refused = Arc::new(Refusals::default());
+        let claims = ClaimTracker::new(cache.load(), &config.tunnel.addresses, Arc::clone(&refused));
+        let (assignment, assignment_out) = watch::channel(None);
+        let restored = Arc::new(AtomicU64::new(0));
+        let conflicts = Arc::new(ConflictingRules::default());
+        let passes = Arc::new(AtomicU64::new(0));
+        let ingress = IngressFilter::new(config, netlink.clone());
+        let status = RouteStatus {
+            assignment: assignment_out,
+            restored: Arc::clone(&restored),
+            conflicts: Arc::clone(&conflicts),
+            refused,
+            passes: Arc::clone(&passes),
+            ingress: ingress.monitor(),
+        };
+        let mut reconciler = Self {
+            config: config.clone(),
+            netlink,
+            cache,
+            device,
+            claims,
+            host,
+            accepted: None,
+            assignment,
+            restored,
+            ipv6_missing_logged: false,
+            priority: config.routing.rule_priority,
+            host_ip: HostIpSupport { ipv6: false },
+            move_limiter: MoveLimiter::new(),
+            conflicts,
+            passes,
+            ingress,
+        };
+        reconciler.ensure().await?;
+        Ok((reconciler, status))
+    }
+
+    /// Applies assignments of the relay, and restores the route after changes. Ends only on an
+    /// error, with the reason.
+    pub(crate) async fn run(
+        mut self,
+        mut pushed: watch::Receiver<Option<PushConfig>>,
+        mut bypass: mpsc::Receiver<BypassChange>,
+    ) -> anyhow::Error {
+        // Watch only the routes that matter, because a host may have any number of others.
+        let interest = RouteInterest::Only {
+            tables: vec![self.config.routing.table],
+            covering: REMOTE_ADDRESSES.to_vec(),
+        };
+        let mut watch = match Watch::with_interest(interest) {
+            Ok(watch) => watch,
+            Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
+        };
+        let mut tables = self.ingress.watch();
+        let mut next = Instant::now();
+        let mut settings = tokio::time::interval(SETTINGS_CHECK_INTERVAL);
+        settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Changes before the subscriptions were not announced.
+        self.ingress.mark_stale();
+        if let Err(error) = self.restore().await {
+            return error;
+        }
+        loop {
+            let pass = tokio::select! {
+                changed = pushed.changed() => match changed {
+                    Ok(()) => {
+                        let config = pushed.borrow_and_update().clone();
+                        self.assign(config).await
+                    }
+                    // The tunnel's own task ends with the reason, perhaps a moment later on another
+                    // thread.
+                    Err(_) => std::future::pending().await,
+                },
+                Some((nets, reply)) = bypass.recv() => {
+                    // The requester may be gone.
+                    let _ = reply.send(self.bypass(nets).await);
+                    Ok(())
+                }
+                changed = self.host.changed() => match changed {
+                    Ok(()) => self.restore().await,
+                    Err(_) => return anyhow::anyhow!("no longer watching the networks of this host"),
+                },
+                _ = settings.tick() => self.restore().await,
+                changed = ingress::changed(&mut tables) => match changed {
+                    Ok(()) => {
+                        sleep_until(next).await;
+                        self.ingress.mark_stale();
+                        self.restore().await
+                    }
+                    Err(error) => {
+                        Err(anyhow::Error::new(error).context("no longer watching the ingress filter"))
+                    }
+                },
+                changed = watch.changed() => match changed {
+                    Ok(_) => {
+                        sleep_until(next).await;
+                        self.restore().await
+                    }
+                    Err(error) => {
+                        Err(anyhow::Error::new(error).context("no longer watching the MOBILE route"))
+                    }
+                },
+            };
+            if let Err(error) = pass {
+                return error;
+            }
+            next = Instant::now() + MIN_PASS_INTERVAL;
+        }
+    }
+
+    async fn assign(&mut self, config: Option<PushConfig>) -> anyhow::Result<()> {
+        let Some(new) = config.map(Assignment::from) else { return Ok(()) };
+        let old = self.claims.pushed().cloned();
+        if old.as_ref() == Some(&new) && self.claims.is_accepted() {
+            return Ok(());
+        }
+        if self.claims.accept(new.clone()) {
+            match &old {
+                Some(old) if old.addresses() != new.addresses() => tracing::warn!(
+                    old = ?old.addresses(),
+                    new = ?new.addresses(),
+                    "the relay assigned other addresses: connections of mobile processes from the \
+                    old ones end"
+                ),
+                _ => {
+                    tracing::info!(
+                        addresses = ?new.addresses(), mtu = new.mtu,
+                        "the relay assigned addresses"
+                    );
+                }
+            }
+            // Store the assignment as the relay pushed it, because each start judges the claims
+            // anew.
+            if let Err(error) = self.cache.store(&new) {
+                tracing::warn!(
+                    error = crate::cli::error_chain(&error),
+                    "cannot store the assignment: after a restart, the addresses are unknown until \
+                    the relay is reached"
+                );
+            }
+        }
+        self.tolerant_pass().await.map(drop)
+    }
+
+    /// Accepts the claims that nothing contradicts at present. Returns whether the accepted claims
+    /// changed.
+    fn judge_claims(&mut self) -> bool {
+        let now = self.claims.judge(&self.host.borrow_and_update());
+        if self.accepted == now {
+            return false;
+        }
+        self.device.set_addresses(now.as_ref().map(Assignment::addresses).unwrap_or_default());
+        self.accepted = now;
+        true
+    }
+
+    /// Changes the bypassed networks, or leaves them as they were on an error.
+    async fn bypass(&mut self, nets: Vec<IpNet>) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.config.routing.bypass, nets);
+        match self.ensure().await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.config.routing.bypass = before;
+                if let Err(error) = self.tolerant_pass().await {
+                    tracing::warn!(
+                        error = crate::cli::error_chain(&error),
+                        "the MOBILE route is incomplete, retrying after the next change"
+                    );
+                }
+                Err(crate::cli::error_chain(&error))
+            }
+        }
+    }
+
+    /// Runs a pass after an event. Another program had removed or changed every object that the
+    /// pass adds.
+    async fn restore(&mut self) -> anyhow::Result<()> {
+        let created = self.tolerant_pass().await?;
+        if created > 0 {
+            self.restored.fetch_add(created, Ordering::Relaxed);
+            tracing::warn!(
+                created,
+                "put back parts of the MOBILE route that another program removed or changed"
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs a pass that tolerates a race with another program: the event of its change triggers the
+    /// next pass. Fails if the host virtual device is gone.
+    async fn tolerant_pass(&mut self) -> anyhow::Result<u64> {
+        match self.ensure().await {
+            Ok(created) => Ok(created),
+            Err(error) => {
+                self.netlink
+                    .link_index(&self.config.tunnel.device)
+                    .await
+                    .context("the host virtual device is gone")?;
+                tracing::warn!(
+                    error = crate::cli::error_chain(&error),
+                    "the MOBILE route is incomplete, retrying after the next change"
+                );
+                Ok(0)
+            }
+        }
+    }
+
+    /// Restores the settings of the device. Returns how many had other values.
+    fn ensure_settings(&self) -> anyhow::Result<u64> {
+        let mut changed = 0;
+        for (name, value) in super::device_sysctls(&self.config.tunnel.device) {
+            match sysctl::ensure(&name, value) {
+                Ok(before) => changed += u64::from(before.is_some()),
+                // Without IPv6, its settings do not exist.
+                Err(error) if error.is_missing() => {
+                    tracing::debug!(%error, "skipping a device setting that does not exist");
+                }
+                Err(error) => return Err(error).context("cannot prepare the host virtual device"),
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Chooses the priority of the agent's rules, before those that conflict. A full tunnel that is
+    /// started later comes first. Returns whether the rules move.
+    async fn choose_priority(&mut self) -> anyhow::Result<bool> {
+        let rules = self.netlink.all_rules().await?;
+        let routing = &self.config.routing;
+        let first = conflicting_rules(&rules, routing, routing.rule_priority).next();
+        let wanted = rule_priority(&rules, routing);
+        let mut moved = false;
+        if let Some(priority) = wanted
+            && priority != self.priority
+            && self.move_limiter.try_move(Instant::now().into())
+        {
+            self.priority = priority;
+            moved = true;
+            self.conflicts.moves.fetch_add(1, Ordering::Relaxed);
+            match first {
+                Some(rule) => tracing::warn!(
+                    "the {} rule `{rule}` takes every packet of mobile processes: our rules go \
+                    before it, to priority {priority}",
+                    rule.family
+                ),
+                None => tracing::info!(
+                    priority,
+                    "no conflicting rule is left: our rules are back at the configured priority"
+                ),
+            }
+        }
+        let before = conflicting_rules(&rules, routing, self.priority).count() as u64;
+        if self.conflicts.before.swap(before, Ordering::Relaxed) != before
+            && let Some(rule) = conflicting_rules(&rules, routing, self.priority).next()
+        {
+            tracing::warn!(
+                "the {} rule `{rule}` comes before ours ({}) and takes every packet of mobile processes: {}; see \
+                 `mobile check`",
+                rule.family,
+                self.priority,
+                if wanted.is_none() {
+                    "there is no room before it"
+                } else {
+                    "our rules have moved too often"
+                }
+            );
+        }
+        Ok(moved)
+    }
+
+    /// Looks up the route of an ordinary socket that has no source address yet.
+    async fn read_host_ip(&self) -> Result<HostIpSupport, NetlinkError> {
+        let [_, anywhere] = REMOTE_ADDRESSES;
+        match self.netlink.lookup(anywhere, 0).await {
+            Ok(way) => Ok(HostIpSupport { ipv6: way.is_some() }),
+            Err(error) if error.is_family_unavailable() => Ok(HostIpSupport { ipv6: false }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Applies the plan and then publishes the assignment, so that a session is not reported as
+    /// connected before its addresses are set. Returns the number of objects that were created.
+    async fn ensure(&mut self) -> anyhow::Result<u64> {
+        let created = self.apply_plan().await;
+        self.assignment.send_if_modified(|published| {
+            let is_new = *published != self.accepted;
+            published.clone_from(&self.accepted);
+            is_new
+        });
+        created
+    }
+
+    async fn apply_plan(&mut self) -> anyhow::Result<u64> {
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        let link = self.netlink.link(&self.config.tunnel.device).await?;
+        let judged = self.judge_claims();
+        let moved = self.choose_priority().await?;
+        let host_ip = self.read_host_ip().await?;
+        let host_ip_changed = std::mem::replace(&mut self.host_ip, host_ip) != host_ip;
+        let plan = plan(
+            &self.config.routing,
+            self.priority,
+            self.config.tunnel.mtu,
+            link.index,
+            self.accepted.as_ref(),
+            host_ip,
+        );
+        let mut created = self.ensure_settings()?;
+        if link.multicast {
+            self.netlink.clear_multicast(link.index).await?;
+            created += 1;
+        }
+        if !link.up {
+            self.netlink.set_link_up(link.index).await?;
+            created += 1;
+        }
+        if let Some(mtu) = plan.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu) {
+            self.netlink.set_mtu(link.index, mtu).await?;
+        }
+        // With this order, no marked packet can take another route at any moment: first close the
+        // table, then add the rules that lead to it, then open it. The filter has to be installed
+        // before an address is set, and an address has to be set before a route names it.
+        let (closed, open): (Vec<Route>, Vec<Route>) = plan
+            .routes
+            .iter()
+            .partition(|route| matches!(route.kind, mobile_io::netlink::RouteKind::Unreachable));
+        created += self.ensure_routes(&closed).await?;
+        let rules = self.ensure_rules(&plan).await?;
+        // Rules that moved, or that became necessary, were not removed by another program.
+        created += if moved || host_ip_changed { 0 } else { rules };
+        created += self.ensure_ingress_filter(link.index, &plan).await?;
+        created += self.ensure_addresses(link.index, &plan).await?;
+        created += self.ensure_routes(&open).await?;
+        self.remove_surplus(link.index, &plan).await?;
+        // The first assignment restores nothing.
+        Ok(if judged { 0 } else { created })
+    }
+
+    async fn ensure_rules(&mut self, plan: &Plan) -> anyhow::Result<u64> {
+        let present = self.netlink.rules().await?;
+        let mut created = 0;
+        for rule in plan.rules.iter().filter(|rule| !present.contains(rule)) {
+            created += self.tolerate_missing_family(self.netlink.ensure_rule(rule).await)?;
+        }
+        Ok(created)
+    }
+
+    async fn ensure_routes(&mut self, planned: &[Route]) -> anyhow::Result<u64> {
+        let present = self.routes().await?;
+        let mut created = 0;
+        for route in planned.iter().filter(|route| !present.contains(route)) {
+            created += self.tolerate_missing_family(self.netlink.ensure_route(route).await)?;
+        }
+        Ok(created)
+    }
+
+    /// Installs the ingress filter for the addresses that the device has and will have. A former
+    /// address is in use until it is removed.
+    async fn ensure_ingress_filter(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
+        let present = self.netlink.addresses(index).await?;
+        let planned = plan.addresses.iter().flatten();
+        let addresses: BTreeSet<IpAddr> =
+            present.iter().map(|address| address.net.addr()).chain(planned.map(IpNet::addr)).collect();
+        Ok(self.ingress.ensure(addresses).await)
+    }
+
+    async fn ensure_addresses(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
+        let Some(planned) = &plan.addresses else { return Ok(0) };
+        let present = self.netlink.addresses(index).await?;
+        let mut created = 0;
+        for net in planned.iter().filter(|net| !present.iter().any(|address| address.net == **net)) {
+            created += self.tolerate_missing_family(self.netlink.ensure_address(index, *net).await)?;
+        }
+        Ok(created)
+    }
+
+    async fn remove_surplus(&self, index: u32, plan: &Plan) -> anyhow::Result<()> {
+        let routing = &self.config.routing;
+        for route in surplus(&self.routes().await?, &plan.routes, |_| true) {
+            self.netlink.del_route(&route).await?;
+        }
+        for rule in surplus(&self.netlink.rules().await?, &plan.rules, |rule| is_ours(rule, routing)) {
+            self.netlink.del_rule(&rule).await?;
+        }
+        if let Some(planned) = &plan.addresses {
+            let present: Vec<_> =
+                self.netlink.addresses(index).await?.iter().map(|address| address.net).collect();
+            for net in surplus(&present, planned, |_| true) {
+                self.netlink.del_address(index, net).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = Vec::new();
+        for family in Family::ALL {
+            routes.extend(self.netlink.routes(self.config.routing.table, family).await?);
+        }
+        Ok(routes)
+    }
+
+    /// Accepts that a host has IPv6 disabled, and logs this once.
+    fn tolerate_missing_family(&mut self, created: Result<bool, NetlinkError>) -> anyhow::Result<u64> {
+        match created {
+            Ok(created) => Ok(created.into()),
+            Err(error) if error.is_family_unavailable() => {
+                if !std::mem::replace(&mut self.ipv6_missing_logged, true) {
+                    tracing::info!(
+                        %error,
+                        "an address family is unavailable on this host: mobile processes do \
+                        without it"
+                    );
+                }
+                Ok(0)
+            }
+            Err(error) => Err(error).context("cannot set up the MOBILE route"),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Keeps the session with the relay on the best uplink.
+//!
+//! - `machine` decides which paths to open, use and close. It performs no I/O.
+//! - `manager` carries out these decisions and reports events back to the machine.
+//! - `connect` opens one TLS connection to the relay; `io` adapts the host virtual device for the
+//!   session driver.
+//! - `config_limiter` passes the configuration that the relay pushes on to `routing`.
+//! - `history` counts and logs handovers and failures for `status` and `metrics`.
+
+pub(crate) mod cause;
+mod config_limiter;
+pub(crate) mod connect;
+pub(crate) mod history;
+pub(crate) mod io;
+pub(crate) mod machine;
+mod manager;
+mod suspend;
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use mobile_io::driver::{self, Handle};
+use mobile_proto::{Limits, PathId, PushConfig, Session, SessionId};
+use tokio::sync::{mpsc, watch};
+
+use crate::uplinks::Uplinks;
+use crate::uplinks::policy::{Decision, Uplink};
+use connect::Dialer;
+use history::HandoverHistory;
+use io::TunIo;
+use machine::{ActivePath, Preferences};
+use manager::Manager;
+
+/// The handle by which the rest of the agent uses the tunnel.
+#[derive(Clone)]
+pub(crate) struct Tunnel {
+    /// The handle of the running session driver.
+    pub(crate) driver: Handle,
+    /// The manager's latest published state.
+    pub(crate) state: watch::Receiver<TunnelState>,
+    /// The latest configuration that the relay pushed, at a limited rate.
+    pub(crate) pushed_config: watch::Receiver<Option<PushConfig>>,
+    force: mpsc::UnboundedSender<Option<String>>,
+}
+
+/// A snapshot of the manager's state, for status and metrics.
+#[derive(Debug, Clone)]
+pub(crate) struct TunnelState {
+    /// The path in use and the relay's address on it.
+    pub(crate) active: Option<(ActivePath, SocketAddr)>,
+    /// When the outage began, if there is one.
+    pub(crate) outage_since: Option<Instant>,
+    /// The paths that the relay has welcomed, each with its uplink.
+    pub(crate) ready: Vec<(PathId, String)>,
+    /// The uplinks with a connection attempt in progress.
+    pub(crate) connecting: Vec<String>,
+    /// The properties of every known uplink.
+    pub(crate) uplinks: Vec<Uplink>,
+    /// The policy's ranking of the uplinks.
+    pub(crate) decision: Decision,
+    /// The uplink that `mobile use` named.
+    pub(crate) forced: Option<String>,
+    /// The handovers and connection failures so far.
+    pub(crate) history: HandoverHistory,
+    /// The number of pushed configurations that were deferred.
+    pub(crate) assignments_deferred: u64,
+}
+
+impl Tunnel {
+    /// Starts the session and its manager.
+    ///
+    /// The returned future ends only when the session ends, with the reason.
+    pub(crate) fn start(
+        dialer: Dialer,
+        preferences: Preferences,
+        limits: Limits,
+        device: TunIo,
+        uplinks: Uplinks,
+    ) -> (Self, impl Future<Output = anyhow::Error>) {
+        let session = Session::client(SessionId(rand::random()), limits);
+        let (driver, events) = driver::spawn(session, device);
+        let (force, forces) = mpsc::unbounded_channel();
+        let (publish_config, pushed_config) = watch::channel(None);
+        let manager = Manager::new(preferences, dialer, driver.clone(), uplinks, publish_config);
+        let (publish, state) = watch::channel(manager.state());
+        (Self { driver, state, pushed_config, force }, manager.run(events, forces, publish))
+    }
+
+    /// Forces the tunnel onto an uplink (`mobile use`); `None` restores automatic choice.
+    pub(crate) fn force(&self, uplink: Option<String>) {
+        // The receiver is gone only while the agent stops.
+        let _ = self.force.send(uplink);
+    }
+}

@@ -1,0 +1,188 @@
+//! Counts handovers and connection failures, and logs each once.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use prometheus::Histogram;
+
+use super::cause::{FAILURE_KINDS, Failure, Fault, HandoverCause};
+use super::machine::Handover;
+use crate::metrics::declared;
+use crate::status::Problem;
+use crate::uplinks::policy::Uplink;
+
+/// The upper bounds of the blackout histogram, in seconds. They range from make-before-break (0)
+/// and one round trip to interruptions of minutes.
+const BLACKOUT_BUCKETS: [f64; 10] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0, 600.0];
+
+/// The number of handovers to remember: a day with many of them, in a few kilobytes.
+const MAX_RECENT_HANDOVERS: usize = 32;
+
+/// Counters of handovers and failures, and the last handovers.
+#[derive(Debug, Clone)]
+pub(crate) struct HandoverHistory {
+    /// The last handovers with their times; the newest is last.
+    pub(crate) recent: VecDeque<(Handover, Instant)>,
+    /// The number of handovers by cause.
+    pub(crate) handovers: BTreeMap<&'static str, u64>,
+    /// The durations of the interruptions.
+    pub(crate) blackouts: Histogram,
+    /// The number of connection attempts.
+    pub(crate) attempts: u64,
+    /// The number of failed attempts by kind.
+    pub(crate) failures: BTreeMap<&'static str, u64>,
+    /// The last failure on each uplink, until the uplink succeeds.
+    problems: BTreeMap<String, Failure>,
+}
+
+impl HandoverHistory {
+    /// Creates a history with every counter at zero, so that Prometheus sees each series from the
+    /// start.
+    pub(crate) fn new() -> Self {
+        let options = declared::HANDOVER_BLACKOUT.histogram(&BLACKOUT_BUCKETS);
+        Self {
+            recent: VecDeque::new(),
+            handovers: HandoverCause::ALL.iter().map(|cause| (cause.word(), 0)).collect(),
+            blackouts: Histogram::with_opts(options).expect("the name is well formed and the bounds ascend"),
+            attempts: 0,
+            failures: FAILURE_KINDS.iter().map(|kind| (*kind, 0)).collect(),
+            problems: BTreeMap::new(),
+        }
+    }
+
+    /// Counts, logs and remembers a completed handover.
+    pub(crate) fn record_handover(&mut self, now: Instant, handover: Handover) {
+        *self.handovers.entry(handover.cause.word()).or_default() += 1;
+        self.blackouts.observe(handover.blackout.as_secs_f64());
+        tracing::info!(
+            cause = handover.cause.word(),
+            from = handover.from,
+            to = handover.to,
+            blackout_ms = u64::try_from(handover.blackout.as_millis()).unwrap_or(u64::MAX),
+            replayed_records = handover.replayed,
+            dropped_packets = handover.dropped,
+            "handover complete"
+        );
+        if self.recent.len() == MAX_RECENT_HANDOVERS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((handover, now));
+    }
+
+    /// Returns the number of handovers.
+    pub(crate) fn handover_count(&self) -> u64 {
+        self.handovers.values().sum()
+    }
+
+    /// Counts a failed attempt. Logs a warning unless the same failure is known.
+    pub(crate) fn record_failure(&mut self, uplink: &str, failure: Failure) {
+        *self.failures.entry(failure.kind).or_default() += 1;
+        if let Some(known) = self.known_failure(uplink, &failure).cloned() {
+            tracing::debug!(
+                uplink,
+                cause = failure.problem.cause,
+                "connection attempt failed again for the same reason"
+            );
+            self.problems.insert(uplink.to_owned(), known);
+            return;
+        }
+        tracing::warn!(
+            uplink,
+            cause = failure.problem.cause,
+            next_step = failure.problem.next_step,
+            "cannot use the relay"
+        );
+        self.problems.insert(uplink.to_owned(), failure);
+    }
+
+    /// Returns the same failure if it is known: on this uplink, or on any uplink if it concerns a
+    /// key.
+    fn known_failure(&self, uplink: &str, failure: &Failure) -> Option<&Failure> {
+        // The relay refuses a revoked key as an unknown one from then on. The first answer was the
+        // exact one.
+        let same = |known: &Failure| {
+            known.kind == failure.kind || (known.kind == "revoked" && failure.kind == "unauthorised")
+        };
+        let here = self.problems.get(uplink).filter(|known| same(known));
+        let anywhere = || self.problems.values().find(|known| same(known) && known.fault == Fault::Identity);
+        here.or_else(anywhere)
+    }
+
+    /// Clears the failures of an uplink that reached the relay, and those on other uplinks that
+    /// were not the uplink's fault.
+    pub(crate) fn record_success(&mut self, uplink: &str) {
+        self.problems.retain(|name, failure| name != uplink && failure.fault == Fault::Uplink);
+    }
+
+    /// Forgets failures on uplinks that are gone. The names of tethered devices vary without end.
+    pub(crate) fn forget_absent(&mut self, uplinks: &[Uplink]) {
+        self.problems.retain(|name, _| uplinks.iter().any(|uplink| uplink.name == *name));
+    }
+
+    /// Returns the last failure on an uplink, and whether only a person can resolve it.
+    pub(crate) fn problem(&self, uplink: &str) -> Option<(&Problem, bool)> {
+        let Failure { fault, problem, .. } = self.problems.get(uplink)?;
+        Some((problem, *fault == Fault::Identity))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn handover(blackout: u64) -> Handover {
+        Handover {
+            cause: HandoverCause::CarrierLost,
+            from: "eth0".into(),
+            to: "wlan0".into(),
+            blackout: Duration::from_millis(blackout),
+            replayed: 3,
+            dropped: 0,
+        }
+    }
+
+    #[test]
+    fn handovers_are_counted_by_cause_and_blackout() {
+        let mut history = HandoverHistory::new();
+        history.record_handover(Instant::now(), handover(20));
+        history.record_handover(Instant::now(), handover(5000));
+        assert_eq!(history.handover_count(), 2);
+        assert_eq!(history.handovers["carrier_lost"], 2);
+        assert_eq!(history.blackouts.get_sample_count(), 2);
+        assert!((history.blackouts.get_sample_sum() - 5.02).abs() < 1e-9);
+        assert_eq!(history.recent.back().unwrap().0.blackout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn all_handovers_are_counted_and_the_newest_remembered() {
+        let mut history = HandoverHistory::new();
+        for blackout in 0..100 {
+            history.record_handover(Instant::now(), handover(blackout));
+        }
+        assert_eq!(history.handover_count(), 100);
+        let remembered: Vec<_> = history.recent.iter().map(|(it, _)| it.blackout.as_millis()).collect();
+        assert_eq!(remembered, (68..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_revoked_client_is_called_revoked_even_when_it_is_refused_afterwards() {
+        let failure = |kind: &'static str| Failure {
+            fault: Fault::Identity,
+            kind,
+            problem: Problem { cause: kind.into(), next_step: String::new() },
+        };
+        let mut history = HandoverHistory::new();
+        history.record_failure("eth0", failure("revoked"));
+        history.record_failure("eth0", failure("unauthorised"));
+        assert_eq!(history.problem("eth0").unwrap().0.cause, "revoked");
+        assert!(history.problem("eth0").unwrap().1);
+        history.record_failure("wlan0", failure("unauthorised"));
+        assert_eq!(history.problem("wlan0").unwrap().0.cause, "revoked");
+        assert_eq!(history.failures["unauthorised"], 2);
+        history.record_success("wlan0");
+        assert!(history.problem("eth0").is_none());
+        history.record_failure("eth0", failure("unauthorised"));
+        assert_eq!(history.problem("eth0").unwrap().0.cause, "unauthorised");
+    }
+}

@@ -1,0 +1,215 @@
+//! Watches the links of this host and decides which of them can carry the tunnel.
+//!
+//! - `links` reads each link with its addresses and its routes to the relay.
+//! - `detour` adds routes to the relay where a VPN has replaced a link's default route.
+//! - `policy` ranks the uplinks. It performs no I/O.
+//!
+//! The result goes to `tunnel` through [`Uplinks::known`].
+
+pub(crate) mod detour;
+pub(crate) mod links;
+pub(crate) mod policy;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context;
+use globset::GlobMatcher;
+use mobile_io::netlink::{Netlink, NetlinkError, RouteInterest, Watch};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::processes::{Job, ProcessHelper};
+use detour::Detours;
+use links::{ObservedLink, RouteTargets};
+use policy::Uplink;
+
+/// The shortest time between two reads. It bounds the cost of many events; a single event is
+/// handled at once.
+const MIN_READ_INTERVAL: Duration = Duration::from_millis(5);
+/// The pause after a read, as a multiple of the time that the read took. Reads take long on hosts
+/// with many links.
+const PAUSE_FACTOR: u32 = 4;
+/// The shortest time between two requested reads. A path that is being probed requests one, and a
+/// relay could cause probes without end.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The uplinks, kept up to date by [`watch()`].
+pub(crate) struct Uplinks {
+    /// The latest properties of the uplinks.
+    pub(crate) known: watch::Receiver<Vec<Uplink>>,
+    /// The number of times that the uplinks were read from the kernel.
+    pub(crate) reads: Arc<AtomicU64>,
+    refresh: Arc<Notify>,
+    helper: Arc<OnceLock<ProcessHelper>>,
+}
+
+/// The settings that decide which links are uplinks.
+pub(crate) struct UplinkSettings {
+    /// The name of the host virtual device.
+    pub(crate) own_device: String,
+    /// The table of `[routing] relay_table`.
+    pub(crate) relay_table: u32,
+    /// The globs of `[uplink] prefer`.
+    pub(crate) prefer: Vec<GlobMatcher>,
+}
+
+impl Uplinks {
+    /// Requests a read of the uplinks. The kernel announces a lost carrier up to a second late
+    /// (`linkwatch_do_dev`), but reports it at once when asked.
+    pub(crate) fn refresh(&self) {
+        self.refresh.notify_one();
+    }
+
+    /// Sets the process helper, which finds the process that reads from a TUN. Until then, no loop
+    /// is detected.
+    pub(crate) fn set_helper(&self, helper: ProcessHelper) {
+        // Set only once, after the helper has started.
+        let _ = self.helper.set(helper);
+        self.refresh();
+    }
+}
+
+/// Reads the uplinks and keeps them up to date. The returned future ends only on an error, with the
+/// reason.
+///
+/// Both futures belong on the network thread's runtime, so that a read does not delay packets.
+pub(crate) async fn watch(
+    settings: UplinkSettings,
+    relay: watch::Receiver<Vec<SocketAddr>>,
+) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error> + Send + 'static)> {
+    let targets = RouteTargets::new(&relay.borrow());
+    // Subscribe before the first read, so that no change is missed in between.
+    let watch = Watch::with_interest(interest(&settings, &targets)).context("cannot watch the uplinks")?;
+    // Use a separate socket, so that changes by the route reconciler do not delay the news of a
+    // lost uplink.
+    let netlink = Netlink::new().context("cannot read the uplinks")?;
+    let reads = Arc::new(AtomicU64::new(0));
+    let detours = Detours::new(settings.relay_table);
+    let helper = Arc::new(OnceLock::new());
+    let mut watcher = Watcher {
+        netlink,
+        settings,
+        targets,
+        detours,
+        reads: Arc::clone(&reads),
+        helper: Arc::clone(&helper),
+        logged_loops: None,
+    };
+    let first = watcher.read_links().await.context("cannot read the uplinks")?;
+    let (publish, known) = watch::channel(first);
+    let refresh = Arc::new(Notify::new());
+    let uplinks = Uplinks { known, reads, refresh: Arc::clone(&refresh), helper };
+    Ok((uplinks, watcher.follow(watch, refresh, relay, publish)))
+}
+
+/// Returns the routes to watch: in any table those that cover the relay, and all routes of the
+/// relay table.
+fn interest(settings: &UplinkSettings, targets: &RouteTargets) -> RouteInterest {
+    RouteInterest::Only { tables: vec![settings.relay_table], covering: targets.all() }
+}
+
+struct Watcher {
+    netlink: Netlink,
+    settings: UplinkSettings,
+    targets: RouteTargets,
+    detours: Detours,
+    reads: Arc<AtomicU64>,
+    helper: Arc<OnceLock<ProcessHelper>>,
+    /// The loops that were logged: uplink and process.
+    logged_loops: Option<Vec<(String, String)>>,
+}
+
+impl Watcher {
+    async fn follow(
+        mut self,
+        mut watch: Watch,
+        refresh: Arc<Notify>,
+        mut relay: watch::Receiver<Vec<SocketAddr>>,
+        publish: watch::Sender<Vec<Uplink>>,
+    ) -> anyhow::Error {
+        let (mut next, mut next_refresh) = (Instant::now(), Instant::now());
+        loop {
+            tokio::select! {
+                changes = watch.changed() => match changes {
+                    Ok(_) => {}
+                    Err(error) => return anyhow::Error::new(error).context("no longer watching the uplinks"),
+                },
+                () = refresh.notified() => {
+                    if Instant::now() < next_refresh {
+                        continue;
+                    }
+                    next_refresh = Instant::now() + MIN_REFRESH_INTERVAL;
+                }
+                Ok(()) = relay.changed() => {
+                    self.targets = RouteTargets::new(&relay.borrow_and_update());
+                    watch.set_interest(interest(&self.settings, &self.targets));
+                }
+            }
+            sleep_until(next).await;
+            let begun = Instant::now();
+            match self.read_links().await {
+                Ok(now) => {
+                    publish.send_if_modified(|known| {
+                        let new = *known != now;
+                        *known = now;
+                        new
+                    });
+                }
+                // A change during a dump can interrupt it. The event of that change triggers
+                // another read.
+                Err(error) => tracing::warn!(%error, "cannot read the uplinks"),
+            }
+            next = Instant::now() + MIN_READ_INTERVAL.max(begun.elapsed() * PAUSE_FACTOR);
+        }
+    }
+
+    async fn read_links(&mut self) -> Result<Vec<Uplink>, NetlinkError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let Self { netlink, settings, targets, detours, helper, .. } = self;
+        let (mut links, snapshot) = links::read_links(netlink, &settings.own_device, targets).await?;
+        detours.apply(netlink, &mut links, &snapshot, targets).await?;
+        for link in links.iter_mut().filter(|link| link.is_tun && link.uplink.up) {
+            if !link.uplink.tunnel || policy::is_named(&link.uplink, &settings.prefer) {
+                link.uplink.mobile_reader = mobile_reader(helper.get(), &link.uplink.name).await;
+            }
+        }
+        self.log_loops(&links);
+        Ok(links.into_iter().map(|link| link.uplink).collect())
+    }
+
+    /// Logs each new link that is refused as an uplink because its packets would come back through
+    /// the host virtual device.
+    fn log_loops(&mut self, links: &[ObservedLink]) {
+        let loops: Vec<(String, String)> = links
+            .iter()
+            .filter_map(|link| Some((link.uplink.name.clone(), link.uplink.mobile_reader.clone()?)))
+            .collect();
+        let logged = self.logged_loops.replace(loops.clone()).unwrap_or_default();
+        for (uplink, process) in loops.iter().filter(|one| !logged.contains(one)) {
+            tracing::warn!(
+                uplink,
+                process,
+                "refused as an uplink: a mobile process reads its packets, which would come back through the tunnel; \
+                 `mobile detach` it, or remove the uplink from [uplink] prefer"
+            );
+        }
+    }
+}
+
+/// Returns the mobile process that has the device open, or `None` before the helper runs.
+async fn mobile_reader(helper: Option<&ProcessHelper>, device: &str) -> Option<String> {
+    let (helper, job) = (helper?.clone(), Job::FindTunHolder { device: device.to_owned() });
+    let found = tokio::task::spawn_blocking(move || helper.run(&job, None)).await;
+    match found {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            // If the helper is gone, the agent ends and logs the reason.
+            tracing::debug!(%error, device, "cannot find the process that reads from the device");
+            None
+        }
+        Err(_) => None,
+    }
+}
