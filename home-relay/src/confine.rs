@@ -1,4 +1,4 @@
-//! What the relay keeps once it serves; docs/security.md, "Privileges", says what for.
+//! The privileges that a serving relay keeps; docs/security.md, "Privileges", gives the reasons.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,8 @@ use mobile_io::confine::{Capabilities, Confinement, Files};
 
 use crate::config::Config;
 
-/// To reload its configuration, which is why it needs its folder, and to run nft, which is why it needs programs.
+/// Directories that stay readable: the relay rereads its configuration at a reload, and runs nft,
+/// which needs programs and libraries.
 const READ: &[&str] = &[
     "/bin",
     "/dev",
@@ -22,10 +23,11 @@ const READ: &[&str] = &[
     "/usr",
 ];
 
-/// NAT and forwarding may change with the configuration; null is where nft's input comes from.
+/// Files and directories that stay writable: forwarding is a sysctl, and `/dev/null` is nft's
+/// standard input.
 const WRITE: &[&str] = &["/dev/null", "/proc/sys/net"];
 
-/// For a relay with the configuration `config`, read from `path`.
+/// Returns the confinement of a relay with the configuration `config`, read from `path`.
 pub(crate) fn confinement(path: &Path, config: &Config) -> Confinement {
     let folder = |file: &Path| file.parent().map(Path::to_owned);
     let mut read: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();
@@ -35,7 +37,8 @@ pub(crate) fn confinement(path: &Path, config: &Config) -> Confinement {
     write.push(config.state.dir.clone());
     write.extend(folder(&config.admin.socket));
     Confinement {
-        // The second where it runs as root: its folders may be another user's.
+        // DAC_OVERRIDE matters where the relay runs as root: its directories may belong to another
+        // user.
         capabilities: Capabilities::NET_ADMIN | Capabilities::DAC_OVERRIDE,
         calls: &[],
         local_streams: false,

@@ -1,5 +1,5 @@
-//! What the fuzz targets call: the parsers as the program uses them, with what must hold for any input. Built with
-//! `--cfg fuzzing` only.
+//! Entry points of the fuzz targets: the parsers as the program uses them, with the properties that
+//! must hold for any input. Built with `--cfg fuzzing` only.
 
 use std::path::Path;
 
@@ -15,10 +15,11 @@ use crate::config::{Config, ENV_PREFIX};
 use crate::pool::{Lease, Pools, Taken};
 use crate::store::{Entry, Forward, Newcomer, Protocol, WantedReach};
 
-/// `relay.toml` and the environment. What is accepted can be used; what is refused names its place.
+/// Parses `relay.toml` and the environment. An accepted configuration must be usable, and a refusal
+/// must name the file or the variable.
 ///
 /// # Panics
-/// When that does not hold.
+/// Panics when a property does not hold.
 pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
     let path = Path::new("/etc/home-relay/relay.toml");
     let read = mobile_io::config::parse::<Config>(path, text, ENV_PREFIX, variables, &[]);
@@ -35,7 +36,7 @@ pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
             let mut taken = Taken::default();
             let first = pools.lease(Lease::default(), &mut taken).expect("a pool has an address to give");
             pools.check(first).expect("and one that is fit");
-            // The smallest pool has one only.
+            // The smallest pool has one client address only.
             if let Ok(second) = pools.lease(Lease::default(), &mut taken) {
                 assert_ne!(second, first);
             }
@@ -47,10 +48,11 @@ pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
     }
 }
 
-/// A line on the admin socket, as a request and as an answer: what can be read is written and read again.
+/// Parses a line of the admin socket, as a request and as a reply. A parsed message must survive
+/// being written and parsed again.
 ///
 /// # Panics
-/// When it is not the same.
+/// Panics when the second parse differs.
 pub fn line(bytes: &[u8]) {
     if let Ok(request) = control::parse::<Request>(bytes) {
         let again = control::parse::<Request>(&json(&request)).expect("a request of ours");
@@ -67,7 +69,7 @@ pub fn line(bytes: &[u8]) {
     }
 }
 
-/// Whatever was asked for: what is given is fit, and nobody else's.
+/// Leases addresses for any wishes; each lease must fit the pool and be unique.
 fn lease(wanted: &[Lease]) {
     let net = Ipv4Net::new_assert([100, 64, 0, 0].into(), 28);
     let pools = Pools::new(Some(net), None).expect("a pool of ours");
@@ -82,7 +84,8 @@ fn lease(wanted: &[Lease]) {
     }
 }
 
-/// What `home-relay init` writes, as it is and with everything that is commented out.
+/// Returns the configuration that `home-relay init` writes, as it is and with all defaults
+/// uncommented.
 #[must_use]
 pub fn config_seeds() -> Vec<Vec<u8>> {
     let text = init::example();
@@ -92,7 +95,7 @@ pub fn config_seeds() -> Vec<Vec<u8>> {
     [text.clone(), all.clone(), text + variables, all + variables].map(String::into_bytes).to_vec()
 }
 
-/// `# key = value` is `key = value`; other comments stay.
+/// Turns `# key = value` into `key = value` and leaves other comments alone.
 fn uncommented(line: &str) -> &str {
     let is_key = |word: &str| word.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit());
     match line.strip_prefix("# ") {
@@ -101,7 +104,7 @@ fn uncommented(line: &str) -> &str {
     }
 }
 
-/// Every request, and the answers that hold more than text.
+/// Returns every request, and the replies that hold more than text.
 #[must_use]
 pub fn line_seeds() -> Vec<Vec<u8>> {
     let name = || "laptop".to_owned();

@@ -1,6 +1,6 @@
-//! The reach of clients behind the relay: the setting, and the ranges of addresses it stands for.
-//! The source filter and the nftables rules are both generated from these ranges, so that each
-//! stops what the other misses.
+//! The reach of clients: the setting, and the address ranges it stands for. The source filter and
+//! the nftables rules are both generated from these ranges, so that each stops what the other
+//! misses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,16 +10,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// `[clients] reach`, or a client's own.
+/// The destinations that clients may reach: `[clients] reach`, or a client's own reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Every destination that the relay's host reaches.
+    /// Allows every destination that the relay's host reaches.
     All,
     /// Allows the listed destinations only; an empty list allows none.
     Only(Vec<Destination>),
 }
 
-/// A part of what clients may reach.
+/// One entry of a reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Destination {
     /// Every public address that is not in [`NOT_INTERNET`] and not in a network of this host.
@@ -54,12 +54,12 @@ const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). Unique local addresses (with
-/// Amazon's metadata service fd00:ec2::254), link-local and multicast are outside.
+/// The IPv6 unicast addresses that are routed between networks (RFC 4291, 2.4). Unique local
+/// addresses (with Amazon's metadata service fd00:ec2::254), link-local and multicast are outside.
 const INTERNET6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-/// 6to4: embeds an IPv4 address, which may be private.
+/// The 6to4 prefix, whose addresses embed an IPv4 address that may be private.
 const SIX_TO_FOUR: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16);
-/// NAT64 (RFC 6052): the IPv4 address in the last four bytes decides.
+/// The NAT64 prefix (RFC 6052): the IPv4 address in the last four bytes decides.
 const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 impl Reach {
@@ -80,13 +80,13 @@ impl Reach {
         })
     }
 
-    /// Returns the ranges that the reach allows; `None` if no address is refused.
+    /// Returns the ranges that the reach allows, or `None` if it allows every address.
     pub(crate) fn ranges(&self) -> Option<Ranges> {
         self.ranges_without(&[])
     }
 
-    /// Returns the ranges that the reach allows behind a host with these networks and addresses of
-    /// its own, which "internet" excludes; listed networks include them.
+    /// Returns the ranges that the reach allows on a host with these networks and addresses of its
+    /// own, which "internet" excludes and listed networks include.
     pub(crate) fn ranges_without(&self, local: &[IpNet]) -> Option<Ranges> {
         if *self == Self::All {
             return None;
@@ -105,7 +105,7 @@ impl Reach {
     }
 }
 
-/// Ranges of addresses, first to last, sorted and disjoint.
+/// Sorted and disjoint address ranges, each with its first and last address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ranges {
     ipv4: Vec<(u32, u32)>,
@@ -176,7 +176,7 @@ fn take_out<T: Ord + Copy>(
     after: impl Fn(T) -> T,
 ) {
     let rest = |&(from, to): &(T, T)| {
-        // What is left on either side is not empty, so there is an address before or after.
+        // The remainder on either side is not empty, so there is an address before or after.
         let lower = (from < first).then(|| (from, to.min(before(first))));
         let upper = (to > last).then(|| (from.max(after(last)), to));
         [lower, upper].into_iter().flatten()
@@ -184,7 +184,7 @@ fn take_out<T: Ord + Copy>(
     *ranges = ranges.iter().flat_map(rest).collect();
 }
 
-/// Sorts the ranges and joins those that touch.
+/// Sorts the ranges and joins adjacent and overlapping ones.
 fn merge<T: Ord + Copy>(ranges: &mut Vec<(T, T)>, after: impl Fn(T) -> Option<T>) {
     ranges.sort_unstable();
     let mut joined: Vec<(T, T)> = Vec::with_capacity(ranges.len());
@@ -279,7 +279,7 @@ impl<'de> Deserialize<'de> for Reach {
     }
 }
 
-/// Accepts the same text as on the command line, and in TOML a list of texts too.
+/// The serde visitor: accepts the text of the command line, and in TOML a list of texts too.
 struct ReachVisitor;
 
 impl<'de> Visitor<'de> for ReachVisitor {

@@ -1,4 +1,8 @@
-//! What commands say to a running relay: one JSON line each way over the admin socket.
+//! The admin protocol: commands ask a running relay over a Unix socket, with one JSON line in each
+//! direction.
+//!
+//! [`Request`] and [`AdminReply`] are the messages; `server` is the relay's end of the socket, and
+//! the `cli` module is the other end.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -14,63 +18,63 @@ mod server;
 
 pub(crate) use server::run;
 
-/// A command.
+/// A request to the running relay.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "verb", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// Let clients in, all or none.
+    /// Authorises clients; all of them, or none.
     Authorize {
-        /// Who.
+        /// The clients to authorise.
         clients: Vec<Newcomer>,
     },
-    /// Let in whoever brings a token. The relay learns its hash only.
+    /// Creates an invitation. The relay learns only the hash of the token.
     Invite {
-        /// The operator's name for it.
+        /// The operator's name for the client.
         name: String,
         /// The token's hash.
         token: TokenHash,
-        /// How long it holds, in seconds.
+        /// How long the invitation is valid, in seconds.
         lifetime: u64,
-        /// The addresses it is to have; free ones where none is named.
+        /// The addresses that the client is to have; free ones where none is named.
         wanted: Lease,
     },
-    /// Shut a client out, its live session included, or withdraw an invitation.
+    /// Revokes a client and ends its session, or withdraws an invitation.
     Revoke {
-        /// Its name.
+        /// The name of the client or invitation.
         name: String,
     },
-    /// All clients, and who is invited.
+    /// Lists all clients and all redeemable invitations.
     Clients,
-    /// All live sessions.
+    /// Lists all running sessions.
     Sessions,
-    /// Read the configuration anew.
+    /// Reloads the configuration file.
     Reload,
-    /// Look whether device, addresses, forwarding and rules are as they should be, and put back what is not.
+    /// Checks device, addresses, forwarding and rules, and restores what differs.
     Look,
-    /// Lead a port of this host to a client.
+    /// Forwards a port of this host to a client.
     Forward(Forward),
-    /// No longer.
+    /// Deletes a port forward.
     Unforward {
         /// The port's protocol.
         protocol: Protocol,
         /// The port.
         port: u16,
     },
-    /// All ports that lead to clients.
+    /// Lists all port forwards.
     Forwards,
 }
 
-/// The relay's answer.
+/// A reply of the running relay.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// The clients that were authorised, in the order asked.
+    /// The authorised clients, in the order of the request.
     Authorized(Vec<Client>),
-    /// Who was invited, and by whom.
+    /// The created invitation.
     Invited {
-        /// The relay's identity.
+        /// The relay's public key.
         relay: PublicKey,
-        /// Who was invited.
+        /// The invited client's name and addresses.
         entry: Entry,
     },
     /// The client that was revoked, or the invitation that was withdrawn.
@@ -79,54 +83,54 @@ pub(crate) enum Answer {
     Clients(Vec<Entry>),
     /// All live sessions.
     Sessions(Vec<SessionInfo>),
-    /// What has changed.
+    /// The outcome of the reload.
     Reloaded(Reloaded),
-    /// What was not as it should be, and is again.
+    /// The names of what was restored.
     Looked(Vec<String>),
-    /// The port that leads to a client now, or did until now.
+    /// The port forward that was added or deleted.
     Forward(Forward),
-    /// All ports that lead to clients.
+    /// All port forwards.
     Forwards(Vec<Forward>),
-    /// It could not be done; the text says why.
+    /// The request failed; the text gives the reason.
     Error(String),
 }
 
-/// One live session, as `sessions --json` prints it.
+/// A running session, as `sessions --json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SessionInfo {
     /// The client's name.
     pub(crate) client: String,
-    /// The session's id, in hexadecimal.
+    /// The session id, in hexadecimal.
     pub(crate) session: String,
-    /// The persistent addresses.
+    /// The client's persistent IPv4 address.
     pub(crate) ipv4: Option<Ipv4Addr>,
-    /// The persistent addresses.
+    /// The client's persistent IPv6 address.
     pub(crate) ipv6: Option<Ipv6Addr>,
     /// Seconds since the session began.
     pub(crate) age_seconds: u64,
-    /// The client's connections; none while it is out of reach.
+    /// The open paths; empty while the client is unreachable.
     pub(crate) paths: Vec<PathInfo>,
-    /// Bytes for the client not yet sent.
+    /// Bytes queued for the client and not yet sent.
     pub(crate) queued_bytes: u64,
     /// Bytes sent to the client and not yet acknowledged.
     pub(crate) unacknowledged_bytes: u64,
     /// Packets received from the client.
     pub(crate) rx_packets: u64,
-    /// Bytes of them.
+    /// Bytes of the packets received from the client.
     pub(crate) rx_bytes: u64,
     /// Packets sent to the client.
     pub(crate) tx_packets: u64,
-    /// Bytes of them.
+    /// Bytes of the packets sent to the client.
     pub(crate) tx_bytes: u64,
 }
 
-/// One path of a session.
+/// An open path of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PathInfo {
-    /// The number the client gave it.
+    /// The path number that the client chose.
     pub(crate) path: u32,
     /// The client's address, as this host sees it.
     pub(crate) peer: Option<SocketAddr>,
-    /// Does it carry the data now?
+    /// Whether this is the active path, which carries the data.
     pub(crate) active: bool,
 }

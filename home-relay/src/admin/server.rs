@@ -1,4 +1,4 @@
-//! The relay's end of the admin socket.
+//! The relay's end of the admin socket: accepts connections and answers requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use super::{Answer, Request};
 use crate::server::Relay;
 use crate::store::Newcomer;
 
-/// The most connections that one user has open at a time: a person needs one, a script a few. Root
-/// has a count of its own, so members of the socket's group cannot lock root out.
+/// The largest number of open connections of one user: a person needs one, a script a few. Root is
+/// counted separately, so members of the socket's group cannot lock root out.
 const MAX_PER_USER: usize = 32;
 
 /// Answers commands until the task is dropped.
@@ -21,23 +21,23 @@ pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
         let mut connection = match listener.accept().await {
             Ok(connection) => connection,
             Err(error) => {
-                warn!("the admin socket cannot accept: {error}");
+                warn!("cannot accept a connection on the admin socket: {error}");
                 tokio::time::sleep(crate::server::ACCEPT_RETRY).await;
                 continue;
             }
         };
         let uid = connection.peer.uid;
         let Some(slot) = slots.take(uid) else {
-            debug!(uid, "admin connection refused: this user has too many open");
+            debug!(uid, "admin connection refused: too many open connections of this user");
             let busy = format!("user {uid} has {MAX_PER_USER} connections to this socket: close some first");
-            // A new socket's send buffer is empty, so this does not block.
+            // The send buffer of a new socket is empty, so this does not block.
             let _ = connection.send(&Answer::Error(busy)).await;
             continue;
         };
         let relay = Arc::clone(&relay);
         tokio::spawn(async move {
             if let Err(error) = serve(connection, &relay).await {
-                debug!("admin connection: {error}");
+                debug!("admin connection failed: {error}");
             }
             drop(slot);
         });
@@ -48,7 +48,7 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
     loop {
         let answer = match connection.recv::<Request>().await {
             Ok(Some(request)) => {
-                // The socket's mode let this user in: root, or a member of the configured group.
+                // The socket's mode admits only root and members of the configured group.
                 let (uid, pid) = (connection.peer.uid, connection.peer.pid);
                 match &request {
                     Request::Authorize { clients } => {

@@ -1,15 +1,15 @@
-//! What the facts mean, and what to do: pure.
+//! Judges the facts: turns each into a finding with its next step. Pure.
 
 use ipnet::IpNet;
 use mobile_io::check::Finding;
 
 use super::facts::{Facts, Port, Rest};
 
-/// All findings.
+/// Returns all findings about the host.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !facts.root {
-        let seen = "an ordinary user may not look at the TUN device and nftables";
+        let seen = "the TUN device and nftables were not checked: this takes root";
         findings.push(Finding::warn("rights", seen, "run `home-relay check` as root"));
     }
     findings.push(match &facts.config {
@@ -17,14 +17,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         Err(error) => Finding::fail("config", error, "correct the file, or write one with `home-relay init`"),
     });
     findings.extend(facts.tun.as_ref().map(|tried| match tried {
-        Ok(()) => Finding::ok("TUN", "a device with whole packets (IFF_VNET_HDR) can be opened"),
-        Err(error) => Finding::fail("TUN", error, "`modprobe tun`; in a container, pass it /dev/net/tun"),
+        Ok(()) => Finding::ok("TUN", "a TUN device with segmentation offload (IFF_VNET_HDR) can be opened"),
+        Err(error) => Finding::fail("TUN", error, "run `modprobe tun`; give a container access to /dev/net/tun"),
     }));
     if let Some(rest) = &facts.rest {
         findings.push(match &rest.key {
             Ok(Some(public)) => Finding::ok("key", format!("{public}, readable by its owner only")),
-            Ok(None) => Finding::ok("key", "not readable by this user, and so not read"),
-            Err(error) => Finding::fail("key", error, "the relay does not start without its key"),
+            Ok(None) => Finding::ok("key", "not checked: this user may not read it"),
+            Err(error) => Finding::fail("key", error, "restore the key, or write a new one with `home-relay init`: the relay does not start without it"),
         });
         findings.push(port(rest));
         findings.extend(rest.network.as_ref().map(network));
@@ -32,11 +32,11 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         findings.extend(masquerading(rest));
         findings.extend(overlaps(rest));
         findings.push(if rest.has_reach {
-            Finding::ok("reach", "[clients] reach says what clients reach")
+            Finding::ok("reach", "[clients] reach is set")
         } else {
             let seen =
-                "clients reach private networks, metadata services and whatever else this host reaches";
-            let next = "set [clients] reach = \"internet\", or a list; \"all\" if that is what you mean";
+                "[clients] reach is not set: clients reach everything that this host reaches, including private networks and cloud metadata services";
+            let next = "set [clients] reach to \"internet\" or a list of networks, or to \"all\" if this is intended";
             Finding::warn("reach", seen, next)
         });
         findings.extend(rest.dropping.iter().map(|chain| dropping(rest, chain)));
@@ -53,8 +53,8 @@ fn port(rest: &Rest) -> Finding {
         }
         (Ok(true), _) => Finding::fail(
             "port",
-            format!("a relay is running, and nobody listens on {listen}"),
-            "restart the relay: its configuration was changed",
+            format!("a relay is running, but no program listens on {listen}"),
+            "restart the relay to apply its changed configuration",
         ),
         (Ok(false), Port::Free) => {
             Finding::ok("port", format!("{listen} is free; `home-relay serve` listens there"))
@@ -62,50 +62,50 @@ fn port(rest: &Rest) -> Finding {
         (Ok(false), Port::InUse) => Finding::fail(
             "port",
             format!("another program listens on {listen}"),
-            "stop it, or choose another port in [listen] address and in [relay] endpoint of every client",
+            "stop that program, or choose another port in [listen] address and in [relay] endpoint of every client",
         ),
         (Ok(false), Port::Unknown) => {
-            Finding::ok("port", format!("{listen}: only root may listen there, and so look"))
+            Finding::ok("port", format!("{listen} was not checked: only root may listen there"))
         }
         (Ok(false), Port::Bad(error)) => Finding::fail(
             "port",
-            format!("nobody can listen on {listen} here: {error}"),
-            "name an address of this host in [listen] address, or [::] for all",
+            format!("cannot listen on {listen}: {error}"),
+            "set [listen] address to an address of this host, or to [::] for all",
         ),
     }
 }
 
-/// What the running relay says of its device, addresses, forwarding and rules.
+/// Judges what the running relay says about its device, addresses, forwarding and rules.
 fn network(looked: &Result<Vec<String>, String>) -> Finding {
     match looked {
         Ok(restored) if restored.is_empty() => Finding::ok(
             "network",
-            "device, addresses, forwarding and rules are as the running relay made them",
+            "device, addresses, forwarding and rules are as configured",
         ),
         Ok(restored) => Finding::warn(
             "network",
             format!(
-                "somebody removed or changed, and the relay has put back just now: {}",
+                "another program changed kernel state, which the relay has just restored: {}",
                 restored.join(", ")
             ),
-            "see who does it: a firewall that begins with `flush ruleset`, a network manager, sysctl.d",
+            "find the program: a firewall whose script runs `flush ruleset`, a network manager, sysctl.d",
         ),
         Err(error) => Finding::fail(
             "network",
-            format!("the running relay cannot put back what somebody removed or changed: {error}"),
-            "mend that, then `home-relay reload`; or restart the relay",
+            format!("the running relay cannot restore kernel state that another program changed: {error}"),
+            "correct the cause, then run `home-relay reload`, or restart the relay",
         ),
     }
 }
 
 fn forwarding(rest: &Rest, family: &str, on: Option<bool>) -> Finding {
     match on {
-        None => Finding::ok("forwarding", format!("{family} is disabled on this host: clients go without")),
+        None => Finding::ok("forwarding", format!("{family} is disabled on this host: clients get no {family} addresses")),
         Some(true) => Finding::ok("forwarding", format!("{family} packets are forwarded")),
         Some(false) if rest.running == Ok(true) => Finding::fail(
             "forwarding",
-            format!("{family} forwarding is off, though the relay turned it on"),
-            "see who turns it off (a firewall, sysctl.d), and restart the relay",
+            format!("{family} forwarding is off, although the relay turned it on"),
+            "find the program that turns it off (a firewall, sysctl.d), and restart the relay",
         ),
         Some(false) => {
             Finding::ok("forwarding", format!("{family} forwarding is off; `home-relay serve` turns it on"))
@@ -118,16 +118,16 @@ fn masquerading(rest: &Rest) -> Vec<Finding> {
     if let Some((name, false)) = &rest.interface {
         findings.push(Finding::warn(
             "nat",
-            format!("[nat] interface is {name}, and there is none: clients' packets leave with their own addresses"),
-            "name the interface that leads to the Internet, or remove the line",
+            format!("[nat] interface {name} does not exist: clients' packets leave with their own addresses"),
+            "set [nat] interface to the interface that leads to the Internet, or remove the line",
         ));
     }
     findings.extend(rest.nft.as_ref().map(|tried| match tried {
-        Ok(()) => Finding::ok("nftables", "the kernel takes our rules"),
+        Ok(()) => Finding::ok("nftables", "the kernel accepts the relay's rules"),
         Err(error) => Finding::fail(
             "nftables",
             error,
-            "install nftables and a kernel with NAT; or, where the pools are routed here, [nat] masquerade = false",
+            "install nftables and a kernel with NAT; if the pools are routed to this host, set [nat] masquerade = false instead",
         ),
     }));
     findings
@@ -142,25 +142,26 @@ fn overlaps(rest: &Rest) -> Vec<Finding> {
     let pool = |pool: &IpNet| match local.iter().find(|(_, net)| meets(pool, net)) {
         Some((device, net)) => Finding::fail(
             "pool",
-            format!("{pool} overlaps with {net} on {device}: one of them cannot be reached from here"),
-            "choose another [pool]; clients get new addresses then",
+            format!("{pool} overlaps with {net} on {device}: one of them cannot be reached from this host"),
+            "choose another [pool]; clients then get new addresses",
         ),
-        None => Finding::ok("pool", format!("{pool} is no network of this host")),
+        None => Finding::ok("pool", format!("{pool} does not overlap with a network of this host")),
     };
     rest.pools.iter().map(pool).collect()
 }
 
-/// Its rules may let our packets pass all the same: that is not looked at.
+/// Judges a chain that drops by default. Whether its rules let the relay's packets pass is not
+/// checked.
 fn dropping(rest: &Rest, chain: &str) -> Finding {
     let device = &rest.device;
     Finding::warn(
         "firewall",
         format!(
-            "the chain `{chain}` of another firewall drops what it forwards unless a rule of it says otherwise"
+            "the chain `{chain}` of another firewall drops forwarded packets unless one of its rules accepts them"
         ),
         format!(
-            "unless it lets {device} pass: `nft insert rule {chain} iifname {device} accept` and `nft insert rule \
-             {chain} oifname {device} accept`, or what that firewall's own tool says for it"
+            "unless its rules already accept {device}, run `nft insert rule {chain} iifname {device} accept` and \
+             `nft insert rule {chain} oifname {device} accept`, or the equivalent of that firewall's own tool"
         ),
     )
 }

@@ -1,6 +1,7 @@
-//! `home-relay check`: is this machine able to serve, and what is in the way.
+//! The `check` command: finds out whether this host can serve, and what prevents it.
 //!
-//! `facts` are gathered without changing anything; `judge` is pure, and says what they mean and what to do.
+//! `facts` gathers facts from files and the kernel without changing anything; `judge` is pure and
+//! turns the facts into findings, each with its next step.
 
 mod facts;
 mod judge;
@@ -9,7 +10,7 @@ use std::path::Path;
 
 use mobile_io::check::Report;
 
-/// Looks at everything.
+/// Gathers the facts and judges them.
 pub(crate) async fn check(config: &Path) -> Report {
     Report::new(judge::judge(&facts::gather(config).await))
 }

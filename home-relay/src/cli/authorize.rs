@@ -1,4 +1,4 @@
-//! `authorize`: lets in one client, or everybody in a file.
+//! The `authorize` command: authorises one client, or all clients in a file.
 
 use std::io::Read as _;
 use std::net::IpAddr;
@@ -14,7 +14,8 @@ use crate::network::forget_connections;
 use crate::pool::Lease;
 use crate::store::{self, Client, Newcomer, Store, WantedReach};
 
-/// Clients in one request to a running relay, which takes 64 KiB: the longest name and a key take 150 bytes.
+/// The number of clients in one request to a running relay, which accepts 64 KiB: the longest name
+/// and a key take 150 bytes.
 const BATCH: usize = 400;
 
 impl From<Addresses> for Lease {
@@ -23,7 +24,7 @@ impl From<Addresses> for Lease {
     }
 }
 
-/// Prints the addresses of one client, one a line; of many, one client a line.
+/// Prints the addresses of one client, one per line; of many clients, one client per line.
 pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
     let Authorize { name, public_key, addresses, reach, from } = who;
     let reach = match reach.as_deref() {
@@ -45,7 +46,8 @@ pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
     }
 }
 
-/// A running relay is asked for some at a time, each time all or none; on the store it is all or none.
+/// Authorises the clients: on the store all of them or none, on a running relay in batches that are
+/// each all or none.
 fn authorize(config: &Config, newcomers: &[Newcomer], tell: impl Fn(&Client)) -> anyhow::Result<()> {
     let pools = config.pools()?;
     let Some(mut relay) = connect(config)? else {
@@ -66,7 +68,7 @@ fn authorize(config: &Config, newcomers: &[Newcomer], tell: impl Fn(&Client)) ->
             0 => answer?,
             _ => answer.with_context(|| {
                 format!(
-                    "the first {} were let in, the others not: the same command again goes on",
+                    "authorised the first {} clients but not the others: run the same command again to continue",
                     before * BATCH
                 )
             })?,
@@ -86,10 +88,10 @@ fn read(file: &Path) -> anyhow::Result<Vec<Newcomer>> {
         std::fs::read_to_string(file)
     };
     parse(&text.with_context(|| format!("cannot read {shown}"))?)
-        .with_context(|| format!("nobody of {shown} was let in"))
+        .with_context(|| format!("no client in {shown} was authorised"))
 }
 
-/// One client a line; empty lines and those that begin with # are for people.
+/// Parses one client per line; empty lines and lines that begin with # are skipped.
 fn parse(text: &str) -> anyhow::Result<Vec<Newcomer>> {
     let mut newcomers = Vec::new();
     for (number, line) in (1..).zip(text.lines().map(str::trim)) {
@@ -98,7 +100,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<Newcomer>> {
         }
         let words: Vec<&str> = line.split_whitespace().collect();
         let [name, key] = words[..] else {
-            bail!("line {number}: NAME PUBLIC_KEY was expected, not {line:?}")
+            bail!("line {number}: expected NAME PUBLIC_KEY, not {line:?}")
         };
         let public_key = key.parse().with_context(|| format!("line {number}: the key of {name}"))?;
         newcomers.push(Newcomer {
@@ -108,7 +110,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<Newcomer>> {
             reach: WantedReach::default(),
         });
     }
-    ensure!(!newcomers.is_empty(), "it names no client: write NAME PUBLIC_KEY lines");
+    ensure!(!newcomers.is_empty(), "the file names no client: write one NAME PUBLIC_KEY per line");
     Ok(newcomers)
 }
 

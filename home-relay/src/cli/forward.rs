@@ -1,4 +1,5 @@
-//! `forward`: ports of this host that lead to a client, on the running relay if there is one, else in its store.
+//! The `forward` command: manages port forwards, on the running relay if there is one, otherwise in
+//! its store.
 
 use anyhow::bail;
 
@@ -10,7 +11,7 @@ use crate::config::Config;
 use crate::network::ports;
 use crate::store::{Forward, Protocol, Store};
 
-/// Adds, deletes or lists.
+/// Adds, deletes or lists port forwards.
 pub(crate) fn run(config: &Config, verb: ForwardVerb) -> anyhow::Result<()> {
     match verb {
         ForwardVerb::Add { protocol, port, to } => add(
@@ -43,7 +44,7 @@ fn del(config: &Config, protocol: Protocol, port: u16) -> anyhow::Result<()> {
         None => Answer::Forward(Store::open(&config.state.dir)?.unforward(protocol, port)?),
     };
     let Answer::Forward(forward) = answer else { bail!(UNEXPECTED) };
-    eprintln!("no longer: {forward}");
+    eprintln!("deleted: {forward}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `invite`: one line that a laptop joins with.
+//! The `invite` command: prints one line with which a laptop joins.
 
 use anyhow::{Context as _, bail};
 use fast_qr::{ECL, QRBuilder};
@@ -11,12 +11,13 @@ use crate::admin::{Answer, Request};
 use crate::config::Config;
 use crate::store::{self, Store};
 
-/// Prints the invitation, alone, on stdout. The token is made here, and only its hash goes to the relay and the disk.
+/// Prints only the invitation on stdout. The token is generated here, and only its hash goes to the
+/// relay and the disk.
 pub(crate) fn run(config: &Config, options: Invite) -> anyhow::Result<()> {
     let Invite { name, qr, expires, endpoint, addresses } = options;
     let Some(endpoint) = endpoint.or_else(|| config.listen.endpoint()) else {
         bail!(
-            "where clients find this relay is not known, since it listens on {}: give --endpoint HOST:PORT, \
+            "the address for clients is unknown, because the relay listens on {}: give --endpoint HOST:PORT, \
              or set [listen] endpoint",
             config.listen.address
         );
@@ -42,6 +43,6 @@ pub(crate) fn run(config: &Config, options: Invite) -> anyhow::Result<()> {
         eprintln!("{}", code.context("the invitation does not fit a QR code")?.to_str());
     }
     println!("{invitation}");
-    eprintln!("{} will have {}; on the laptop: mobile enroll INVITATION", entry.name, entry.lease);
+    eprintln!("{} will get the addresses {}; run on the laptop: mobile enroll INVITATION", entry.name, entry.lease);
     Ok(())
 }

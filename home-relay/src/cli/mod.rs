@@ -1,4 +1,8 @@
-//! The command line: few verbs; stdout is the answer, stderr the rest; exit 0 done, 1 failed, 2 usage.
+//! The command line: one module per command.
+//!
+//! Results go to stdout and messages to stderr. The exit status is 0 on success, 1 on failure, and
+//! 2 on wrong usage. `args` defines the arguments; commands that concern a running relay go over
+//! the admin socket.
 
 pub(crate) mod args;
 mod authorize;
@@ -16,7 +20,7 @@ use self::args::{Init, Verb};
 use crate::config;
 
 impl Cli {
-    /// Does what was asked.
+    /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         mobile_io::log::init(self.log.as_deref(), "HOME_RELAY_LOG")?;
         let config = || config::Config::load(&self.config);

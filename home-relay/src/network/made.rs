@@ -1,5 +1,5 @@
-//! What a pass over the kernel's state had to make or change: named, for the log; and to be unmade in reverse, for a start
-//! that fails half-way.
+//! Records the changes that a pass over the kernel's state made: their names, for the log, and the
+//! actions that undo them, for a start that fails half-way.
 
 use ipnet::IpNet;
 use mobile_io::netlink::Netlink;
@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::nft;
 
-/// What unmakes one thing.
+/// An action that undoes one change.
 #[derive(Debug)]
 pub(super) enum Step {
     RemoveDevice(String),
@@ -17,17 +17,17 @@ pub(super) enum Step {
     RestoreSetting { name: String, value: String },
 }
 
-/// The things so far, each by its name and by what unmakes it, if anything has to.
+/// The changes of one pass, each with its name and with the action that undoes it, if any.
 #[derive(Debug, Default)]
 pub(super) struct Made(Vec<(String, Option<Step>)>);
 
 impl Made {
-    /// This was made or changed just now.
+    /// Records a change that was made.
     pub(super) fn push(&mut self, what: impl Into<String>, step: impl Into<Option<Step>>) {
         self.0.push((what.into(), step.into()));
     }
 
-    /// Gives a setting of the kernel its value.
+    /// Sets a sysctl, records the change if there was one, and returns the previous value.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<Option<String>, sysctl::SysctlError> {
         let before = sysctl::ensure(name, value)?;
         if let Some(before) = before.clone() {
@@ -36,16 +36,16 @@ impl Made {
         Ok(before)
     }
 
-    /// What they are.
+    /// Returns the names of the changes.
     pub(super) fn names(self) -> Vec<String> {
         self.0.into_iter().map(|(what, _)| what).collect()
     }
 
-    /// Unmakes everything; a step that fails is logged and does not stop the others.
+    /// Undoes all changes in reverse order; a failure is logged and does not stop the others.
     pub(super) async fn roll_back(self) {
         for step in self.0.into_iter().rev().filter_map(|(_, step)| step) {
             if let Err(error) = step.unmake().await {
-                warn!("cleaning up after the failed start: {error:#}; `home-relay cleanup` may help");
+                warn!("cannot undo a change of the failed start: {error:#}; `home-relay cleanup` may help");
             }
         }
     }

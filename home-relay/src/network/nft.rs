@@ -1,6 +1,8 @@
-//! Our nftables table: masquerading what clients send to the world, what is forwarded to them, isolation, and segments
-//! that fit the way. The host's own tables are never touched; ours is replaced as a whole in one transaction, so there
-//! is no moment with half a table.
+//! The relay's nftables table: source NAT of clients, port forwards, the forward chain and MSS
+//! clamping.
+//!
+//! Other tables of the host are never touched. The relay's table is replaced as a whole in one
+//! transaction, so there is no moment with half a table.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -14,87 +16,88 @@ use crate::config::{Config, DEFAULT_DEVICE, Inbound, Ipv6Nat, Tracking, Transit}
 use crate::pool::Pools;
 use crate::reach::Reach;
 
-/// What the names of our tables begin with.
+/// The prefix of the names of all relays' tables.
 pub(crate) const TABLE: &str = "home_relay";
 
-/// The family of our tables.
+/// The address family of the relay's tables.
 const FAMILY: &str = "inet";
 
-/// Every rule of the relay with this device lives in this table, so that one deletion removes them all, and no other
-/// relay's. With the default device it is [`TABLE`] alone.
+/// Returns the name of the table that holds every rule of the relay with this device, so that one
+/// deletion removes exactly this relay's rules. The default device's table is [`TABLE`].
 pub(crate) fn table(device: &str) -> String {
     if device == DEFAULT_DEVICE {
         return TABLE.to_owned();
     }
     let mut name = format!("{TABLE}_");
     for byte in device.bytes() {
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => write!(name, "{}", byte as char),
-            // What nft takes in a name and no device has in its own.
+            // Escape with a character that nft accepts in a name and that no device name contains.
             other => write!(name, "/{other:02x}"),
         };
     }
     name
 }
 
-/// What the ruleset depends on.
+/// The inputs from which the table is generated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ruleset {
-    /// The home virtual device.
+    /// The name of the home virtual device.
     pub(crate) device: String,
-    /// The pools whose addresses are hidden behind the relay's; of the others the replies are routed here.
+    /// The pools that are masqueraded; replies to the other pools are routed to this host.
     pub(crate) masqueraded: Vec<IpNet>,
-    /// Masquerade only what leaves here; any interface but the device otherwise.
+    /// The only interface to masquerade on; any but the device if absent.
     pub(crate) interface: Option<String>,
-    /// Clients do not reach each other.
+    /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
-    /// Ports of this host that lead to a client.
+    /// The port forwards, by client address.
     pub(crate) redirects: Vec<Redirect>,
-    /// The pools, each with the device's own address in it.
+    /// The pools, and the device's own address in each of them.
     pub(crate) pools: Vec<IpNet>,
     pub(crate) own: Vec<IpAddr>,
-    /// The pools whose clients can be reached unasked from outside.
+    /// The pools whose clients Internet hosts may reach first.
     pub(crate) open: Vec<IpNet>,
-    /// Common reach of clients, and the addresses that have a reach of their own.
+    /// The common reach of clients, and the addresses that have a reach of their own.
     pub(crate) reach: Reach,
     pub(crate) reach_of: Vec<(IpAddr, Reach)>,
-    /// The resolvers that are pushed to clients, which may reach them wherever they are.
+    /// The resolvers that are pushed to clients, which clients may reach wherever they are.
     pub(crate) resolvers: Vec<IpAddr>,
-    /// Tracked connections of a client, and new ones a second; 0 for no limit.
+    /// The limits of a client's tracked connections and of its new connections per second; 0 for
+    /// none.
     pub(crate) connections: u32,
     pub(crate) connection_rate: u32,
-    /// Where this relay listens, and whether the kernel tracks the connections to it.
+    /// The address this relay listens on, and whether the kernel tracks connections to it.
     pub(crate) listen: SocketAddr,
     pub(crate) track: Tracking,
-    /// Policy for packets between other devices.
+    /// The policy for packets between other devices.
     pub(crate) transit: Transit,
-    /// State of the host, detected when the rules are installed.
+    /// The state of the host, detected when the rules are installed.
     pub(crate) host: HostState,
 }
 
-/// State of the host on which rules depend, beside the configuration and the store.
+/// The state of the host on which rules depend, beside the configuration and the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HostState {
-    /// Whether another firewall filters what comes to this host or leaves it.
+    /// Whether another firewall filters packets to or from this host.
     pub(crate) has_firewall: bool,
     /// Whether this relay turned on forwarding, of IPv4 and of IPv6.
     pub(crate) made_router: [bool; 2],
 }
 
-/// A port of this host that leads to a client.
+/// The redirection of a port of this host to a client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Redirect {
-    /// "tcp" or "udp".
+    /// The protocol: "tcp" or "udp".
     pub(crate) protocol: &'static str,
-    /// The port here.
+    /// The port of this host.
     pub(crate) port: u16,
     /// The client's persistent address and port.
     pub(crate) to: SocketAddr,
 }
 
 impl Ruleset {
-    /// As configured, for the pools this host serves.
+    /// Creates the ruleset for a configuration, with the pools that this host serves.
     pub(crate) fn of(
         config: &Config,
         pools: &Pools,
@@ -128,19 +131,19 @@ impl Ruleset {
         }
     }
 
-    /// Returns whether the relay cannot do without the ruleset what its configuration promises.
-    /// Without masquerading, forwards and a bounded reach, the rules only add protection.
+    /// Returns whether the configuration relies on the ruleset. Without masquerading, forwards and
+    /// a bounded reach, the rules only add protection.
     pub(crate) fn is_needed(&self) -> bool {
         let is_bounded = self.reach != Reach::All || self.reach_of.iter().any(|(_, own)| *own != Reach::All);
         !self.masqueraded.is_empty() || !self.redirects.is_empty() || is_bounded
     }
 
-    /// Returns whether anybody may send a client datagrams unasked, which the client then answers.
+    /// Returns whether Internet hosts may send datagrams to a client first.
     pub(crate) fn has_inbound_datagrams(&self) -> bool {
         !self.open.is_empty() || self.redirects.iter().any(|redirect| redirect.protocol == "udp")
     }
 
-    /// The text for `nft -f -`: creates the table if it is missing, then replaces it, atomically.
+    /// Returns the script for `nft -f -`, which atomically creates or replaces the table.
     pub(crate) fn text(&self) -> String {
         let table = self.table();
         let mut text = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
@@ -177,46 +180,46 @@ impl Ruleset {
         self.masqueraded.iter().map(rule).collect()
     }
 
-    /// The table it is in.
+    /// Returns the name of the table.
     pub(crate) fn table(&self) -> String {
         table(&self.device)
     }
 
-    /// Puts the ruleset into the kernel.
+    /// Installs the ruleset in the kernel.
     pub(crate) fn apply(&self) -> anyhow::Result<()> {
         Ok(nft::apply(&self.text())?)
     }
 
-    /// What is in the table now, as nft writes it; `None`: there is none.
+    /// Returns the installed table as nft lists it, or `None` if there is none.
     pub(crate) fn listing(&self) -> anyhow::Result<Option<String>> {
         Ok(nft::list(&[(FAMILY, &self.table())])?)
     }
 
-    /// Asks whether the kernel would take it; nothing is changed.
+    /// Checks whether the kernel accepts the ruleset, without changing anything.
     pub(crate) fn try_out(&self) -> anyhow::Result<()> {
         Ok(nft::check(&self.text())?)
     }
 }
 
-/// What to do when nftables does not work on this host.
+/// The next steps when nftables does not work on this host.
 pub(crate) const HINT: &str = "cannot install the nftables rules; where the kernel lacks connlimit, set [limits] \
                                connections_per_client = 0; without nftables on this host set [nat] masquerade = false and \
                                [clients] reach = \"all\", and delete the forwards";
 
-/// Removes the table; says whether there was one. A host without nft has none.
+/// Removes the table and returns whether there was one. A host without nft has none.
 pub(crate) fn remove(table: &str) -> anyhow::Result<bool> {
     nft::delete((FAMILY, table)).with_context(|| format!("cannot delete table inet {table}"))
 }
 
-/// Is the table in the kernel? Without `nft` it cannot be.
+/// Returns whether the table is in the kernel. Without `nft` it cannot be.
 pub(crate) fn exists(table: &str) -> anyhow::Result<bool> {
     Ok(nft::exists((FAMILY, table))?)
 }
 
-/// Every chain of every table, as nft's JSON.
+/// Returns every chain of every table, as nft's JSON.
 pub(crate) fn list_chains() -> anyhow::Result<serde_json::Value> {
     let listed = nft::query(&["-j", "list", "chains"])?;
-    serde_json::from_str(&listed).context("nft list chains: not the JSON it should be")
+    serde_json::from_str(&listed).context("cannot parse the JSON of `nft list chains`")
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The nftables rules that bound what passes: how many connections a client has, what it reaches,
-//! who reaches it, and which of this host's other traffic is forwarded.
+//! The nftables rules that bound the traffic: how many connections a client has, which destinations
+//! it reaches, who reaches it, and which transit traffic of this host is forwarded.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use crate::config::{Tracking, Transit};
 use crate::metrics::Drop;
 use crate::reach::Reach;
 
-/// The device group of every relay's device on a host, so that packets which one relay forwards are
-/// no transit traffic to another.
+/// The device group of the devices of all relays on a host, so that packets which one relay
+/// forwards are not transit traffic to another.
 pub(crate) const DEVICE_GROUP: u32 = 7700;
 
-/// The named counters, each with its reason for a drop.
+/// The named counters, each with the drop reason that it counts.
 pub(crate) const COUNTERS: [(&str, Drop); 7] = [
     ("invalid", Drop::Invalid),
     ("destination", Drop::Destination),
@@ -26,10 +26,10 @@ pub(crate) const COUNTERS: [(&str, Drop); 7] = [
     ("transit", Drop::Transit),
 ];
 
-/// The sets that the packet path fills; their elements differ from one listing to the next.
+/// The sets that the packet path fills, whose elements differ from one listing to the next.
 const DYNAMIC_SETS: [&str; 4] = ["connections4", "connections6", "rate4", "rate6"];
 
-/// The size of a set of clients: as many addresses as there may be clients.
+/// The size of a set of client addresses: as many addresses as there may be clients.
 const SET_SIZE: u32 = 1 << 20;
 
 /// Writes a chain at a hook of the kernel.
@@ -38,7 +38,7 @@ pub(super) fn base_chain(text: &mut String, name: &str, hook: &str, rules: &[Str
 }
 
 fn chain(text: &mut String, name: &str, rules: &[String]) {
-    // Writing to a String does not fail.
+    // Writing to a String cannot fail.
     let _ = writeln!(text, "    chain {name} {{");
     for rule in rules {
         let _ = writeln!(text, "        {rule}");
@@ -102,16 +102,16 @@ impl Ruleset {
         base_chain(
             text,
             "from_clients",
-            // After connection tracking and before destination NAT, and so before the entry is
+            // After connection tracking, before destination NAT, and so before the entry is
             // confirmed.
             "filter hook prerouting priority mangle",
             &self.beginning(&policies),
         );
     }
 
-    /// Writes the rules that exempt connections to the relay's port from tracking. Strangers'
-    /// connections then cannot fill the table that clients' NAT entries live in, and a full table
-    /// keeps no client from connecting.
+    /// Returns the rules that exempt connections to the relay's port from tracking, if they should
+    /// be. Strangers' connections then cannot fill the table that clients' NAT entries live in, and
+    /// a full table keeps no client from connecting.
     fn untracked(&self) -> Option<(String, String)> {
         match self.track {
             Tracking::On => return None,
@@ -126,7 +126,7 @@ impl Ruleset {
                 (format!("{ip} daddr {one} "), format!("{ip} saddr {one} "))
             }
         };
-        // Not for packets from clients: another table's rules may translate those.
+        // Packets from clients stay tracked: another table's rules may translate them.
         Some((
             format!("iifname != \"{device}\" {to}fib daddr type local tcp dport {port} notrack"),
             format!("oifname != \"{device}\" {from}tcp sport {port} notrack"),
@@ -157,8 +157,8 @@ impl Ruleset {
         rules
     }
 
-    /// Returns the different reaches, each with the addresses of the clients that have it as their
-    /// own. The first is the common reach.
+    /// Returns the distinct reaches, each with the addresses of the clients that have it as their
+    /// own. The first one is the common reach.
     fn policies(&self) -> Vec<(&Reach, Vec<IpAddr>)> {
         let mut policies = vec![(&self.reach, Vec::new())];
         for (address, reach) in &self.reach_of {
@@ -182,7 +182,7 @@ impl Ruleset {
             }
         };
         if reach.has_internet() {
-            // Networks that are listed by name come first, with this host's own addresses in them.
+            // Listed networks come first, including this host's own addresses in them.
             let (four, six): (Vec<IpNet>, Vec<IpNet>) =
                 reach.networks().partition(|net| matches!(net, IpNet::V4(_)));
             for (networks, ip) in [(four, "ip"), (six, "ip6")] {
@@ -211,7 +211,7 @@ impl Ruleset {
         let device = &self.device;
         let mut rules = vec![
             format!("iifname != \"{device}\" accept"),
-            // Replies of clients are among these.
+            // These include the replies of clients.
             "ct state established,related accept".to_owned(),
             dropped("ct state invalid", Drop::Invalid),
             // Later packets of a connection without answers, such as a stream of datagrams. Only
@@ -263,8 +263,8 @@ impl Ruleset {
             rules.push(format!("iifname \"{device}\" oifname \"{device}\" drop"));
         }
         // Clamp the MSS of both SYNs to the smaller MTU of the two directions (`rt mtu` looks at
-        // both): the way out may have a smaller MTU than the tunnel (PPPoE), and a filter beyond
-        // may drop the ICMP errors that would say so.
+        // both): the outgoing interface may have a smaller MTU than the tunnel (PPPoE), and a
+        // filter beyond may drop the ICMP errors that would report it.
         for way in ["iifname", "oifname"] {
             rules.push(format!(
                 "{way} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
@@ -278,7 +278,7 @@ impl Ruleset {
             rules.push(to_clients(&format!("{ip} daddr {pool} accept")));
         }
         rules.push(dropped(&to_clients("ct state invalid"), Drop::Invalid));
-        // A `home-relay forward`, or DNAT rules of the operator.
+        // Packets of a `home-relay forward`, or of the operator's own DNAT rules.
         rules.push(to_clients("ct status dnat accept"));
         rules.push(dropped(&format!("oifname \"{device}\""), Drop::Unsolicited));
         for (family, made_router) in ["ipv4", "ipv6"].into_iter().zip(self.host.made_router) {

@@ -1,6 +1,9 @@
-//! From the home virtual device to the clients: a task waits for packets and gives each to the queue of the client that
-//! holds the destination address. A session that is at work reads the device itself: a bulk transfer's packets go straight
-//! into its buffer, with neither a copy in a queue nor another task in between.
+//! Delivers packets from the home virtual device to the clients.
+//!
+//! A task reads the device and puts each packet into the queue of the client that holds the
+//! destination address. A session that is running also reads the device itself: the packets of a
+//! bulk transfer go straight into its buffer, without a copy in a queue and without a switch to
+//! another task.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -21,24 +24,24 @@ use super::session::Sink;
 use crate::metrics::{Drop, Metrics};
 use crate::pool::Lease;
 
-/// Which queue a persistent address belongs to, for clients that have a session.
+/// The packet queues of clients with a session, by persistent address.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     queues: RwLock<HashMap<IpAddr, Arc<PacketQueue>>>,
-    /// Held by whoever reads the device, until the packet is where it belongs: with two readers on two threads, packets
-    /// would overtake each other.
+    /// Held while reading the device until the packet is delivered: two concurrent readers would
+    /// reorder packets.
     turn: Mutex<()>,
 }
 
 impl Routes {
-    /// The client has a session from now on.
+    /// Starts delivering packets for `lease` to `queue`.
     pub(crate) fn add(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
         let mut routes = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         routes.extend(lease.addresses().map(|address| (address, Arc::clone(queue))));
     }
 
-    /// Stops delivering packets for `lease` to `queue`. An address that another client's queue has
-    /// by now stays with that client.
+    /// Stops delivering packets for `lease` to `queue`. An address that another client holds in the
+    /// meantime keeps its new queue.
     pub(crate) fn remove(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
         let mut routes = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         for address in lease.addresses() {
@@ -48,11 +51,11 @@ impl Routes {
         }
     }
 
-    /// Gives a packet from the world to its client.
+    /// Puts a packet into the queue of the client that holds its destination address.
     pub(crate) fn dispatch<'a>(&self, packet: impl Into<Packet<'a>>) -> Result<(), Drop> {
         let packet = packet.into();
         let header = IpHeader::parse(packet.bytes).map_err(|_| Drop::Malformed)?;
-        // The kernel's own multicast (MLD) concerns no client, and is no loss.
+        // The kernel's own multicast (MLD) concerns no client; dropping it is no loss.
         if header.dst.is_multicast() {
             return Ok(());
         }
@@ -62,12 +65,13 @@ impl Routes {
     }
 }
 
-/// Packets of others that a session passes on before it goes on with its own work.
+/// The number of other clients' packets that a session delivers before it goes on with its own
+/// work.
 const OTHERS: usize = 16;
 
 impl Routes {
-    /// The next packet for the client of `queue`: what waits there, then what waits in the device. When there is none,
-    /// the queue's next packet wakes the task.
+    /// Returns the next packet for the client of `queue`: first from the queue, then from the
+    /// device. If there is none, the task is woken by the queue's next packet.
     pub(crate) fn poll_take(
         &self,
         cx: &mut Context<'_>,
@@ -76,7 +80,8 @@ impl Routes {
         metrics: &Metrics,
         buffer: &mut [u8],
     ) -> Poll<(usize, Offload)> {
-        // Before the queue is asked: what another reader has taken from the device is in it by then.
+        // Lock before looking at the queue: packets that another reader took from the device are
+        // then already in the queue.
         let turn = match self.turn.try_lock() {
             Ok(turn) => Some(turn),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -89,7 +94,8 @@ impl Routes {
             return Poll::Pending;
         }
         for _ in 0..OTHERS {
-            // An error is for the task that waits for the device. It also has the packets beyond the bound.
+            // The task that waits for the device handles errors, and reads the packets beyond the
+            // bound.
             let Ok((length, offload)) = device.try_recv(buffer) else { break };
             let packet = Packet { bytes: &buffer[..length], offload };
             if self.is_for(queue, packet) {
@@ -109,7 +115,7 @@ impl Routes {
         })
     }
 
-    /// The device's next packet, dispatched; whether it had to be waited for.
+    /// Reads and delivers the device's next packet; returns whether the read had to wait.
     async fn read_one(&self, tun: &Tun, metrics: &Metrics, buffer: &mut [u8]) -> io::Result<bool> {
         let mut waited = false;
         let read = poll_fn(|cx| {
@@ -127,12 +133,13 @@ impl Routes {
     }
 }
 
-/// After an error of the device: long enough not to spin, short enough not to be noticed.
+/// The pause after a read error: long enough to avoid spinning, too short to be noticed.
 const RETRY: Duration = Duration::from_millis(100);
-/// Errors in a row after which the device is taken for gone (5 s): systemd then starts us anew.
+/// The number of consecutive errors after which the device counts as gone (5 s); systemd then
+/// restarts the relay.
 const MAX_ERRORS: u32 = 50;
 
-/// Reads the device until it is gone.
+/// Reads the device and delivers its packets until the device is gone.
 pub(crate) async fn run(tun: &Tun, routes: &Routes, metrics: &Metrics) -> anyhow::Result<()> {
     let mut buffer = vec![0; MAX_PACKET];
     let mut errors = 0;
@@ -141,19 +148,19 @@ pub(crate) async fn run(tun: &Tun, routes: &Routes, metrics: &Metrics) -> anyhow
             Ok(waited) => {
                 errors = 0;
                 if waited {
-                    // Its session is awake now, and takes what follows by itself.
+                    // The packet's session is awake and reads the following packets itself.
                     tokio::task::yield_now().await;
                 }
             }
             Err(error) if errors < MAX_ERRORS => {
-                debug!("reading {}: {error}", tun.name());
+                debug!("cannot read {}, retrying: {error}", tun.name());
                 errors += 1;
                 tokio::time::sleep(RETRY).await;
             }
             Err(error) => {
                 let name = tun.name();
                 return Err(error).with_context(|| {
-                    format!("{name} is gone: did somebody remove the device? restart the relay")
+                    format!("cannot read {name}: was the device removed? restart the relay")
                 });
             }
         }
@@ -192,7 +199,7 @@ mod tests {
         assert_eq!(pop(&queues[0]).await, ipv6);
     }
 
-    /// A device with packets waiting.
+    /// A device with packets waiting to be read.
     struct Waiting(Mutex<Vec<Vec<u8>>>);
 
     impl Sink for Waiting {

@@ -1,4 +1,4 @@
-//! Invitations on a running relay, and the connections that redeem them.
+//! Issues invitations on a running relay and serves the connections that redeem them.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,20 +18,22 @@ use crate::metrics::{Enrolment, Metrics};
 use crate::pool::Lease;
 use crate::store::{self, Client, Entry, StoreError};
 
-/// Attempts at once, of the whole world: one is a person's, and they must not take the places of clients that return.
+/// The number of concurrent enrolments, of all sources: each is one person's, and they must not
+/// take resources from returning clients.
 const MAX_AT_ONCE: usize = 16;
-/// Before a refusal: with [`MAX_AT_ONCE`] this allows 32 guesses a second, at one of 2^128 tokens.
+/// The pause before a refusal: with [`MAX_CONCURRENT`] it allows 32 guesses per second, at one of
+/// 2^128 tokens.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
-/// For the client to read the answer and to close.
+/// The time for the client to read the reply and to close the connection.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 impl Relay {
-    /// Its identity.
+    /// Returns the public key by which clients know this relay.
     pub(crate) fn public_key(&self) -> PublicKey {
         self.public_key
     }
 
-    /// Lets in whoever brings the token that has this hash.
+    /// Creates an invitation that is redeemed with the token of this hash.
     pub(crate) async fn invite(
         &self,
         name: String,
@@ -47,10 +49,11 @@ impl Relay {
         Ok(invited.into())
     }
 
-    /// Makes the key a client, by a token; was it none before? Not to be cancelled half-way: store and registry must agree.
+    /// Makes the key a client by a token, and returns whether it is a new one. Must not be
+    /// cancelled half-way: store and registry must agree.
     async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<(Client, bool), StoreError> {
-        // A guessed token takes no lock: the operator's commands do not wait for strangers, nor the
-        // other way round.
+        // Look the token up without the lock first: guessed tokens and admin commands then do not
+        // wait for each other.
         let known = self.in_store(move |store| store.redeemed(token, &key, store::now())).await?;
         if let Some(client) = known {
             return Ok((client, false));
@@ -63,12 +66,12 @@ impl Relay {
     }
 }
 
-/// Serves the connections of keys that want to become clients.
+/// Serves the connections of keys that ask to become clients.
 pub(super) struct Enroller {
     relay: Arc<Relay>,
     metrics: Arc<Metrics>,
     slots: Semaphore,
-    /// A flood must not fill the log.
+    /// The log rate limit of each enrolment result, so that a flood cannot fill the log.
     lines: Mutex<[Throttle; Enrolment::ALL.len()]>,
 }
 
@@ -82,7 +85,7 @@ impl Enroller {
         }
     }
 
-    /// One question, one answer; the caller limits the time.
+    /// Serves one request and its reply; the caller limits the time.
     pub(super) async fn serve(&self, mut stream: TlsStream, key: PublicKey, peer: SocketAddr) {
         let Ok(_slot) = self.slots.try_acquire() else {
             self.metrics.enrolment(Enrolment::Busy);
@@ -96,11 +99,12 @@ impl Enroller {
         if result != Enrolment::Enrolled {
             tokio::time::sleep(REFUSAL_PAUSE).await;
         }
-        // It asks again if this does not reach it, and gets the same answer.
+        // A client that misses this reply asks again and gets the same one.
         let say = async {
             stream.write_all(&enroll::answer(&answer)).await?;
             stream.shutdown().await?;
-            // Closed with something unread, the socket would send a reset, which may overtake the answer.
+            // Drain the socket before closing it: with unread data the kernel would send a reset,
+            // which may overtake the reply.
             while stream.read(&mut [0; 256]).await? > 0 {}
             std::io::Result::Ok(())
         };
@@ -116,7 +120,7 @@ impl Enroller {
                 if is_new {
                     info!(client = name, %key, %peer, %addresses, "enrolled");
                 } else {
-                    debug!(client = name, %key, %peer, %addresses, "told again that it is enrolled");
+                    debug!(client = name, %key, %peer, %addresses, "repeated enrolment request from an enrolled client: answered again");
                 }
                 return (Answer::Enrolled(client.name), Enrolment::Enrolled);
             }
@@ -145,7 +149,7 @@ impl Enroller {
 
 async fn read_token(stream: &mut TlsStream) -> Option<Token> {
     let mut bytes = Vec::new();
-    // What is longer is refused by its header, before it is here.
+    // A request that is too long is refused by its header, before the rest arrives.
     let mut buffer = [0; 512];
     loop {
         match enroll::read_request(&bytes) {

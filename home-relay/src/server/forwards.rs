@@ -1,4 +1,4 @@
-//! Ports of this host that lead to clients: in the store by name, in the kernel by address.
+//! Port forwards: the store names the client, the nftables rules name the client's addresses.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,7 @@ use crate::reach::Ranges;
 use crate::store::{Client, Forward, Protocol, Store, StoreError};
 
 impl Relay {
-    /// Leads a port to a client, at once and for good.
+    /// Forwards a port to a client, at once and after restarts.
     pub(crate) async fn forward(&self, forward: Forward) -> anyhow::Result<Forward> {
         let mut in_force = self.in_force.lock().await;
         let all = self.forwards().await?;
@@ -25,16 +25,17 @@ impl Relay {
         let wanted = forward.clone();
         self.in_store(move |store| store.forward(&wanted)).await?;
         if let Err(error) = self.follow(&mut in_force).await {
-            // What is not in force must not come into force by surprise at the next start.
+            // A forward that is not in force now must not take effect by surprise at the next
+            // start.
             let (protocol, port) = (forward.protocol, forward.port);
             let undone = self.in_store(move |store| store.unforward(protocol, port)).await;
-            return Err(not_undone(error, undone.err(), "the forward is kept for the next start"));
+            return Err(not_undone(error, undone.err(), "the forward stays stored and takes effect at the next start"));
         }
         Ok(forward)
     }
 
-    /// Deletes a forward. Open connections go on. On an error the port still leads to its client,
-    /// and the list of forwards says so.
+    /// Deletes a forward; open connections continue. On an error the port still leads to its
+    /// client, and the list of forwards says so.
     pub(crate) async fn unforward(&self, protocol: Protocol, port: u16) -> anyhow::Result<Forward> {
         let mut in_force = self.in_force.lock().await;
         let removed = self.in_store(move |store| store.unforward(protocol, port)).await?;
@@ -44,30 +45,30 @@ impl Relay {
             return Err(not_undone(
                 error,
                 undone.err(),
-                "the forward is gone from the list, not from the rules",
+                "the forward is deleted from the store but still in the rules",
             ));
         }
         Ok(removed)
     }
 
-    /// All of them.
+    /// Returns all forwards.
     pub(crate) async fn forwards(&self) -> anyhow::Result<Vec<Forward>> {
         Ok(self.in_store(Store::forwards).await?)
     }
 
-    /// Adapts the rules to clients that have come, gone or changed addresses. Retries failures
-    /// until they succeed: the change of the clients itself stands.
+    /// Adapts the rules to clients that were added, removed or given other addresses. A failure is
+    /// retried until it succeeds: the change of the clients itself stands.
     pub(super) async fn follow_clients(&self, in_force: &mut InForce) {
         let wanted = match self.wanted_rules(&in_force.config).await {
             Ok(wanted) => wanted,
             Err(error) => {
-                warn!("port forwards may lead to a client's former addresses: {error:#}");
+                warn!("cannot update port forwards, which may lead to former addresses of clients: {error:#}");
                 return;
             }
         };
         if let Err(error) = adapt(in_force, wanted.clone()).await {
             in_force.home.install_later(wanted);
-            warn!("port forwards lead to a client's former addresses, trying again: {error:#}");
+            warn!("cannot update port forwards, which lead to former addresses of clients, retrying: {error:#}");
         }
     }
 
@@ -79,14 +80,14 @@ impl Relay {
         Ok(())
     }
 
-    /// The rules of `config` and of the store.
+    /// Returns the rules that `config` and the store call for.
     pub(super) async fn wanted_rules(&self, config: &Config) -> anyhow::Result<Ruleset> {
         let (forwards, clients) = self.in_store(|store| Ok((store.forwards()?, store.clients()?))).await?;
         Ok(rules(config, &self.served, &forwards, &clients))
     }
 }
 
-/// Puts `wanted` in force, if it is not yet.
+/// Installs `wanted` unless it is already in force.
 async fn adapt(in_force: &mut InForce, wanted: Ruleset) -> anyhow::Result<()> {
     let home = &mut in_force.home;
     if wanted == *home.ruleset() && !home.is_behind() { Ok(()) } else { home.change(wanted).await }
@@ -112,7 +113,7 @@ pub(super) fn rules(config: &Config, served: &Pools, forwards: &[Forward], clien
 }
 
 /// Returns a predicate for tracked connections that a client began to a destination outside its
-/// reach; `None` if every client reaches everything.
+/// reach, or `None` if every client reaches everything.
 pub(super) fn out_of_reach(
     config: &Config,
     served: &Pools,
@@ -136,7 +137,8 @@ pub(super) fn out_of_reach(
     })
 }
 
-/// Both addresses of each forward's client, as far as this host serves their families.
+/// Returns the redirects of all forwards, to each address of the client in a family that this host
+/// serves.
 fn redirects(forwards: &[Forward], clients: &[Client], served: &Pools) -> Vec<Redirect> {
     let of_one = |forward: &Forward| {
         let client = clients.iter().find(|client| client.name == forward.client);

@@ -1,4 +1,5 @@
-//! What a client may send: packets from its own addresses, to where ordinary forwarding leads.
+//! Filters the packets that a client sends: only from the client's own addresses (BCP 38), and only
+//! to destinations that a router forwards to and that are within the client's reach.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,24 +13,24 @@ use crate::metrics::Drop;
 use crate::pool::{Lease, Pools};
 use crate::reach::{Ranges, Reach};
 
-/// Policy common to the source filters of all clients; a reload may change it.
+/// The policy that the source filters of all clients share; a reload may change it.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
-    /// Whether clients are kept from each other.
+    /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
-    /// Reach of clients without a setting of their own.
+    /// The reach of clients without a reach of their own.
     pub(crate) reach: Reach,
-    /// The resolvers that are pushed to clients, which may reach them wherever they are.
+    /// The resolvers that are pushed to clients, which clients may reach wherever they are.
     pub(crate) resolvers: Vec<IpAddr>,
-    /// Whether anybody may send clients datagrams unasked, so that a datagram from a client may be
-    /// an answer.
+    /// Whether Internet hosts may send datagrams to clients first, so that a client's datagram may
+    /// be an answer.
     pub(crate) answers: bool,
-    /// The relay host's own addresses, and the networks that it is connected to; "internet" excludes
-    /// both.
+    /// The relay host's own addresses and the networks that it is connected to, which "internet"
+    /// excludes.
     pub(crate) local: Vec<IpNet>,
 }
 
-/// The policy, with a version number by which filters notice a change without a lock.
+/// The shared policy, with a version number by which filters notice a change without a lock.
 #[derive(Debug)]
 pub(crate) struct Policies {
     version: AtomicU64,
@@ -58,20 +59,21 @@ impl Policies {
     }
 }
 
-/// Reach of one client, if it differs from the common one; it may change during a session.
+/// The reach of one client, if it differs from the common one; it may change during a session.
 pub(crate) type OwnReach = Arc<RwLock<Option<Reach>>>;
 
-/// Checks every packet of one client.
+/// The packet filter of one client.
 #[derive(Debug)]
 pub(crate) struct Guard {
     lease: Lease,
     pools: Pools,
     policies: Arc<Policies>,
     own: OwnReach,
-    /// The version of the policy from which the next fields were derived; 0 for none yet.
+    /// The version of the policy from which the following fields were derived; 0 before the first
+    /// packet.
     version: u64,
     isolate: bool,
-    /// The ranges within reach; `None` if nothing is out of reach.
+    /// The ranges within reach; `None` if every destination is.
     ranges: Option<Ranges>,
     resolvers: Vec<IpAddr>,
     answers: bool,
@@ -96,7 +98,7 @@ impl Guard {
         self.answers = policy.answers;
     }
 
-    /// May this packet be forwarded?
+    /// Returns whether the packet may be forwarded, or the reason to drop it.
     pub(crate) fn check(&mut self, packet: &[u8]) -> Result<(), Drop> {
         let version = self.policies.version.load(Ordering::Acquire);
         if version != self.version {
@@ -111,7 +113,7 @@ impl Guard {
             return Err(Drop::Source);
         }
         if self.pools.contains(header.dst) {
-            // The device's own address answers a ping. The nftables rules decide what else clients
+            // The device's own address answers pings. The nftables rules decide what else clients
             // reach there, since they know which connections the relay's host began.
             return if self.isolate && !self.pools.is_own(header.dst) {
                 Err(Drop::Isolation)
@@ -130,9 +132,9 @@ impl Guard {
         }
     }
 
-    /// Returns whether a packet to an address out of reach may be an answer, or asks a pushed
-    /// resolver. The nftables rules know the connections; this filter only stops packets that begin
-    /// one.
+    /// Returns whether a packet to an address out of reach may be an answer, or is a query to a
+    /// pushed resolver. The nftables rules know the connections; this filter only drops packets
+    /// that begin one.
     fn is_excepted(&self, packet: &[u8], destination: IpAddr) -> bool {
         let Some((protocol, payload)) = upper_layer(packet) else { return false };
         let to_port = |port: u16| payload.get(2..4) == Some(&port.to_be_bytes());
@@ -152,7 +154,7 @@ impl Guard {
     }
 }
 
-/// Protocol numbers (IANA), the port of DNS, and two flags of TCP.
+/// The protocol numbers (IANA), the port of DNS, and two flags of TCP.
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -161,8 +163,8 @@ const DNS: u16 = 53;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// Returns the protocol above IP and its header; `None` if the header is not at hand (later
-/// fragments, extension headers).
+/// Returns the upper-layer protocol and its header, or `None` if the header is not in this packet
+/// (later fragments) or not right after the IP header (IPv6 extension headers).
 fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     let first = *packet.first()?;
     if first >> 4 == 4 {
@@ -173,8 +175,9 @@ fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     Some((*packet.get(6)?, packet.get(40..)?))
 }
 
-/// Multicast and the scopes of one link or host are not forwarded by a router either; from a tunnel
-/// they could only reach services of the relay's own host that expect its neighbours.
+/// Returns whether a router may forward to the address. Multicast and link or host scopes are not
+/// forwarded; from a tunnel they could only reach services of the relay's host that expect its
+/// neighbours.
 fn is_forwardable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_forwardable_ipv4(address),
@@ -205,7 +208,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::pool::Taken;
 
-    /// A packet of headers only.
+    /// Builds a packet that consists of an IP header only.
     pub(crate) fn packet(source: &str, destination: &str) -> Vec<u8> {
         match (source.parse().unwrap(), destination.parse().unwrap()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -224,7 +227,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Returns a common policy: clients are isolated, and reach `reach`.
+    /// Returns a common policy in which clients are isolated and have the reach `reach`.
     pub(crate) fn policies(reach: &str) -> Arc<Policies> {
         let resolvers = vec!["10.1.1.53".parse().unwrap()];
         let reach = reach.parse().unwrap();

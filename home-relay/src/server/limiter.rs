@@ -1,10 +1,13 @@
-//! Who may begin a handshake now: decided before anything is spent on it. Pure; time is an argument.
+//! Decides whether a connection may begin its handshake, before anything is spent on it. Pure: the
+//! time is an argument.
 //!
-//! What costs is TLS (four operations on curves, some 0.3 ms), so strangers together have a rate, each source address a
-//! rate of its own, and both a number of connections that may be half open. A source from which a client has proved an
-//! authorised key is *known* for a day: it does not share the strangers' rate, has more of its own, and a part of the
-//! half-open connections is kept for such. So a flood costs the strangers among the clients a few attempts, and the
-//! others nothing. A client that abuses this has few known sources, and each has a part of what is kept.
+//! The cost is in TLS (four elliptic-curve operations, some 0.3 ms). All strangers together have a
+//! rate, each source address has its own rate, and both have a maximum number of half-open
+//! connections. A source from which a client has proved an authorised key is *known* for a day: it
+//! does not share the strangers' rate, has a higher rate of its own, and a quarter of the half-open
+//! connections is reserved for known sources. A flood therefore costs clients at unknown addresses
+//! a few attempts, and the others nothing. A client that abuses this has few known sources, and
+//! each can hold only a part of the reserve.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,23 +21,25 @@ use crate::metrics::Handshake;
 
 mod known;
 
-/// A source may use up so much of its rate at once: with 10 a second a hundred clients behind one NAT, that all come
-/// back when the relay was restarted.
+/// The part of its rate that a source may use at once: at 10 per second, the hundred clients behind
+/// one NAT that return when the relay restarts.
 const SOURCE_BURST: Duration = Duration::from_secs(10);
-/// All strangers together: little, because this many handshakes at once are a pause for everybody.
+/// The part of their rate that all strangers together may use at once; short, because many
+/// handshakes at once delay everybody.
 const ALL_BURST: Duration = Duration::from_secs(1);
-/// A client was here: an office, a home, a carrier's NAT. Its limits are so many times a stranger's.
+/// The factor by which the limits of a known source (an office, a home, a carrier's NAT) exceed a
+/// stranger's.
 const KNOWN_FACTOR: u32 = 10;
-/// So much of all half-open connections is a single source's at most, known or not: half of what is kept for the known
-/// ones, and room for the hundred clients behind one NAT.
+/// The divisor that bounds one source's share of all half-open connections, known or not: half of
+/// the reserve for known sources, and enough for a hundred clients behind one NAT.
 const SOURCE_SHARE: usize = 8;
-/// With some 80 bytes an entry, 1 MiB at worst. A source that finds no room is held to the limits of all alone, so nobody
-/// is forgiven by being displaced.
+/// The size of the table of sources: at some 80 bytes an entry, 1 MiB at worst. A source without an
+/// entry is held to the limit of all strangers, so displacing an entry gains an attacker nothing.
 const MAX_SOURCES: usize = 8 * 1024;
-/// A full table is swept this often at most: a sweep looks at all of it.
+/// The shortest time between two sweeps of a full table, because a sweep visits every entry.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The limits on handshakes, and the state of every source they apply to.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     limits: Limits,
@@ -51,7 +56,7 @@ struct Source {
     bucket: Bucket,
 }
 
-/// A connection that was let in; to be given back.
+/// An admitted connection, to be returned with [`HandshakeLimiter::end`].
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Ticket {
@@ -60,7 +65,7 @@ pub(crate) struct Ticket {
 }
 
 impl Limiter {
-    /// With nothing seen yet.
+    /// Creates a limiter that has seen no source.
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -72,23 +77,24 @@ impl Limiter {
         }
     }
 
-    /// Other limits from now on; what is under way stays.
+    /// Replaces the limits; connections in their handshake are not affected.
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    /// How long a handshake may take.
+    /// Returns the time in which a handshake must complete.
     pub(crate) fn handshake_timeout(&self) -> Duration {
         self.limits.handshake_timeout()
     }
 
-    /// May a connection from `address` begin its handshake? If not, how to count it.
+    /// Admits a connection from `address` to its handshake, or returns the result to count it
+    /// under.
     pub(crate) fn admit(&mut self, now: Instant, address: IpAddr) -> Result<Ticket, Handshake> {
         let source = source_of(address);
         let known = self.known.contains(now, source);
         let factor = if known { KNOWN_FACTOR } else { 1 };
         let limits = &self.limits;
-        // The last quarter is for those who are known.
+        // The last quarter is reserved for known sources.
         let room = if known { limits.half_open } else { limits.half_open - limits.half_open / 4 };
         if self.half_open >= room {
             return Err(Handshake::Busy);
@@ -105,7 +111,7 @@ impl Limiter {
         }
         let taken = entry.bucket.taken(now, rate, SOURCE_BURST).ok_or(Handshake::SourceRate)?;
         if !known {
-            // Only now, so that those who are over their own rate do not use up the others'.
+            // Take from the shared rate last, so that sources over their own rate do not use it up.
             self.strangers = self.strangers.taken(now, rate_all, ALL_BURST).ok_or(Handshake::Rate)?;
         }
         entry.bucket = taken;
@@ -114,7 +120,7 @@ impl Limiter {
         Ok(Ticket { source, tracked })
     }
 
-    /// The handshake has ended, one way or another.
+    /// Returns the permit of a handshake that has ended, successfully or not.
     pub(crate) fn end(&mut self, ticket: &Ticket) {
         self.half_open = self.half_open.saturating_sub(1);
         if ticket.tracked
@@ -124,21 +130,21 @@ impl Limiter {
         }
     }
 
-    /// A client proved `key`, which is authorised, from `address`.
+    /// Records that a client proved the authorised `key` from `address`.
     pub(crate) fn proved(&mut self, now: Instant, key: PublicKey, address: IpAddr) {
         self.known.proved(now, key, source_of(address));
     }
 
-    /// `key` was revoked: where it was proved, it makes nobody known any more.
+    /// Forgets a revoked key: the sources where only this key was proved are no longer known.
     pub(crate) fn forget(&mut self, key: &PublicKey) {
         self.known.forget(key);
     }
 
-    /// Whether `source` has an entry or may have one.
+    /// Returns whether `source` has an entry in the table or can get one.
     fn has_room(&mut self, now: Instant, source: IpAddr) -> bool {
         let Self { sources, swept, .. } = self;
         if sources.len() >= MAX_SOURCES && !sources.contains_key(&source) && is_due(swept, now) {
-            // A full bucket is what a source begins with: to forget it forgives nothing.
+            // A new source begins with a full bucket, so forgetting a full one loses nothing.
             sources.retain(|_, entry| entry.half_open > 0 || !entry.bucket.is_full(now));
         }
         sources.len() < MAX_SOURCES || sources.contains_key(&source)
@@ -153,7 +159,8 @@ fn is_due(last: &mut Option<Instant>, now: Instant) -> bool {
     due
 }
 
-/// One IPv4 address; of IPv6 the /64, which is what the smallest customer has, to choose from as it likes.
+/// Returns the source that an address counts as: one IPv4 address, or an IPv6 /64, which is the
+/// smallest block that a customer has.
 fn source_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -161,12 +168,13 @@ fn source_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A token bucket, by the time at which it is full again (the generic cell rate algorithm).
+/// A token bucket, stored as the time at which it is full again (the generic cell rate algorithm).
 #[derive(Debug, Clone, Copy, Default)]
 struct Bucket(Option<Instant>);
 
 impl Bucket {
-    /// What is left when one is taken; `None` when there is none. `rate` a second, `burst` of it at once.
+    /// Returns the bucket after taking one token, or `None` if it is empty; `rate` is per second,
+    /// and `burst` is the time in which an empty bucket fills.
     fn taken(self, now: Instant, rate: u32, burst: Duration) -> Option<Self> {
         let missing = self.0.map_or(Duration::ZERO, |full| full.saturating_duration_since(now));
         let missing = missing + Duration::from_secs(1) / rate.max(1);

@@ -1,4 +1,5 @@
-//! From a TCP connection to a path of a session: TLS, then HELLO, all within one time limit.
+//! Accepts TCP connections and turns each into a path of a session: TLS, then HELLO, within one
+//! time limit.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -21,15 +22,15 @@ use super::throttle::Throttle;
 use crate::metrics::{Handshake, Metrics};
 
 tokio::task_local! {
-    /// Whether the relay refused the key after the client had proved it. TLS itself only reports
+    /// Set when the relay refused a key that the client had proved to hold. TLS itself only reports
     /// that the handshake failed.
     static REFUSED: Cell<bool>;
 }
 
-/// Asked at each connection; a reload changes its limits.
+/// The handshake limiter, shared because a reload changes its limits.
 pub(crate) type SharedLimiter = Arc<Mutex<Limiter>>;
 
-/// Makes paths of connections.
+/// Accepts connections and authenticates clients.
 #[derive(Clone)]
 pub(crate) struct Gate {
     tls: RelayConfig,
@@ -37,12 +38,12 @@ pub(crate) struct Gate {
     enroller: Arc<Enroller>,
     metrics: Arc<Metrics>,
     limiter: SharedLimiter,
-    /// A flood must not fill the log.
+    /// The log rate limit of each handshake result, so that a flood cannot fill the log.
     lines: Arc<Mutex<[Throttle; Handshake::ALL.len()]>>,
 }
 
 impl Gate {
-    /// For the clients of the relay, and those that want to be.
+    /// Creates the acceptor for the relay's clients and for enrolments.
     pub(crate) fn new(key: &PrivateKey, relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
         let registry = &relay.registry;
         let clients = Arc::clone(registry);
@@ -52,7 +53,8 @@ impl Gate {
                 Arc::new(move |key| {
                     let authorized = clients.is_authorized(key);
                     if !authorized {
-                        // Asked in the handshake of this very task, or in none of ours.
+                        // TLS calls this closure in the task of the handshake, or outside of any
+                        // handshake.
                         let _ = REFUSED.try_with(|refused| refused.set(true));
                     }
                     authorized
@@ -70,10 +72,11 @@ impl Gate {
     pub(crate) async fn run(self, listener: TcpListener) {
         loop {
             let (tcp, peer) = match listener.accept().await {
-                // An IPv4 peer of a socket for both families reads as what it is.
+                // Report an IPv4 peer of a dual-stack socket by its IPv4 address.
                 Ok((tcp, peer)) => (tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
                 Err(error) => {
-                    // Out of file descriptors, mostly: others have to finish first.
+                    // Mostly the process is out of file descriptors: other connections must end
+                    // first.
                     warn!("cannot accept a connection: {error}");
                     tokio::time::sleep(super::ACCEPT_RETRY).await;
                     continue;
@@ -82,7 +85,8 @@ impl Gate {
             let admitted = self.limiter().admit(Instant::now(), peer.ip());
             let ticket = match admitted {
                 Ok(ticket) => HalfOpen::new(&self, ticket),
-                // Closing at once is cheaper for both than a wait behind strangers: the client tries again.
+                // Closing at once is cheaper for both ends than waiting behind strangers: the
+                // client retries.
                 Err(reason) => {
                     transport::refuse(tcp);
                     self.count(reason, peer);
@@ -102,7 +106,8 @@ impl Gate {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts how a connection began and, where the operator may have to do something, says so; not too often.
+    /// Counts the result of a connection attempt, and logs it, rate-limited, if the operator may
+    /// have to act.
     fn count(&self, result: Handshake, peer: SocketAddr) {
         self.metrics.handshake(result);
         let limit = match result {
@@ -121,14 +126,15 @@ impl Gate {
         };
         let Some(before) = self.pass(result) else { return };
         match limit {
-            None => info!(%peer, before, "refused: a client whose key is not authorised"),
+            None => info!(%peer, before, "connection refused: the client's key is not authorised"),
             Some(limit) => {
                 warn!(%peer, before, "connection refused: [limits] {limit} is reached");
             }
         }
     }
 
-    /// Whether to say it now: then, how many times it was not said before.
+    /// Returns `Some` if a message about `result` may be logged, with the number of messages
+    /// suppressed before it.
     fn pass(&self, result: Handshake) -> Option<u64> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines[result as usize].pass(Instant::now())
@@ -141,28 +147,30 @@ impl Gate {
             Ok(Ok(greeting)) => greeting,
             Ok(Err(result)) => return result,
             Err(_) => {
-                debug!(%peer, "handshake: too slow");
+                debug!(%peer, "handshake timed out");
                 return Handshake::Timeout;
             }
         };
         self.known(key, peer);
-        // Outside the limit: cut short half-way it would leave a session that nobody owns.
+        // Outside the time limit: a cancellation half-way would leave a session without an owner.
         match self.registry.admit(&key, hello, leftover, stream, peer).await {
             Ok(result) => result,
             Err(_) => Handshake::Unauthorized,
         }
     }
 
-    /// The key was proved from there.
+    /// Records in the limiter that a client proved the key from this address.
     fn known(&self, key: PublicKey, peer: SocketAddr) {
         let mut limiter = self.limiter();
-        // Asked under the lock: whoever revokes it takes the key out of the registry before it has the limiter forget it.
+        // Check under the limiter's lock: a revocation removes the key from the registry first, and
+        // from the limiter second.
         if self.registry.is_authorized(&key) {
             limiter.proved(Instant::now(), key, peer.ip());
         }
     }
 
-    /// Err: it ends here, and is no path.
+    /// Performs the TLS handshake and reads HELLO; `Err` is the result of an attempt that opens no
+    /// path.
     async fn greet(
         &self,
         tcp: TcpStream,
@@ -170,11 +178,12 @@ impl Gate {
         patience: Duration,
     ) -> Result<Greeting, Handshake> {
         if let Err(error) = transport::tune(&tcp) {
-            debug!(%peer, "handshake: {error}");
+            debug!(%peer, "handshake failed: {error}");
             return Err(Handshake::Tls);
         }
         let accept = async {
-            // The limit around all of this is the one that counts; twice as long is never reached.
+            // The caller's time limit covers all of this function; this longer one is never
+            // reached.
             let accepted = tls::accept(&self.tls, tcp, 2 * patience).await;
             (accepted, REFUSED.with(Cell::get))
         };
@@ -182,7 +191,7 @@ impl Gate {
             (Ok(accepted), _) => accepted,
             (Err(_), true) => return Err(Handshake::Unauthorized),
             (Err(cause), false) => {
-                debug!(%peer, "handshake: {cause}");
+                debug!(%peer, "handshake failed: {cause}");
                 return Err(if cause == Cause::Oversized { Handshake::Oversized } else { Handshake::Tls });
             }
         };
@@ -191,17 +200,17 @@ impl Gate {
             return Err(Handshake::Enrolment);
         }
         let mut reader = HelloReader::new();
-        // A HELLO takes some 50 bytes; what follows it in the same read is handed on.
+        // A HELLO takes some 50 bytes; bytes after it in the same read are passed to the session.
         let mut buffer = [0; 2048];
         let (hello, leftover) = loop {
             let read = match stream.read(&mut buffer).await {
                 Ok(0) => {
-                    debug!(%peer, "handshake: closed before HELLO");
+                    debug!(%peer, "handshake failed: connection closed before HELLO");
                     return Err(Handshake::Hello);
                 }
                 Ok(read) => read,
                 Err(error) => {
-                    debug!(%peer, "handshake: {error}");
+                    debug!(%peer, "handshake failed: {error}");
                     return Err(Handshake::Hello);
                 }
             };
@@ -210,7 +219,7 @@ impl Gate {
                 Ok(None) => {}
                 Err(error) => {
                     if let Some(before) = self.pass(Handshake::Hello) {
-                        warn!(%peer, client = %key, before, "handshake: {error}");
+                        warn!(%peer, client = %key, before, "handshake failed: {error}");
                     }
                     return Err(Handshake::Hello);
                 }
@@ -220,7 +229,7 @@ impl Gate {
     }
 }
 
-/// A client that has said who it is and which session it wants.
+/// An authenticated client and the HELLO that names its session.
 struct Greeting {
     key: PublicKey,
     hello: Hello,
@@ -228,7 +237,7 @@ struct Greeting {
     stream: TlsStream,
 }
 
-/// A connection in its handshake, for as long as it counts as one.
+/// A connection in its handshake, counted as half-open until dropped.
 struct HalfOpen {
     gate: Gate,
     ticket: Ticket,

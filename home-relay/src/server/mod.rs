@@ -1,4 +1,9 @@
-//! `serve`: starts everything in an order that leaves nothing behind when a step fails, and stops it.
+//! The `serve` command: starts the relay and stops it.
+//!
+//! Everything that can fail without touching the kernel's network state is checked first, so that a
+//! failed start leaves nothing behind. [`Relay`] holds the state that the admin socket acts on; the
+//! submodules are the listener and its handshake limits, the registry of clients and their
+//! sessions, the packet path, and the reconciler that keeps the kernel's state as configured.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -44,12 +49,16 @@ mod throttle;
 
 pub(crate) use self::reload::Reloaded;
 
-/// After a failed accept(): the shortage behind it does not end by asking again at once.
+/// The pause after a failed `accept()`: the shortage of resources behind the failure does not end
+/// by retrying at once.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// On so many processors one thread does it all: the kernel's part of a bulk transfer fills the other one, and a second
-/// worker would be woken for every packet only to find the first one at it. On more, sessions have their share of them.
+/// The largest number of processors on which the relay runs on one thread.
+///
+/// On two processors the kernel's part of a bulk transfer fills the other one, and a second worker
+/// would be woken for every packet only to find that the first one has taken it. On more
+/// processors, sessions are spread over all of them.
 const ONE_THREAD: NonZero<usize> = NonZero::new(2).expect("two");
-/// Clients that do not take their goodbye in this time are left without it.
+/// The time in which clients must accept the closing message before the relay stops without them.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves clients until SIGTERM or SIGINT.
@@ -62,8 +71,8 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     };
     let confinement = confinement(path, &config);
     let of_threads = confinement.clone();
-    // The first thread has things to set up before.
-    runtime.on_thread_start(move || of_threads.apply().expect("a thread gives up what it does not need"));
+    // The first thread is confined later, after it has set up the network.
+    runtime.on_thread_start(move || of_threads.apply().expect("a thread drops its privileges"));
     let runtime = runtime.enable_all().build()?;
     let result = runtime.block_on(run(path, config, &confinement));
     // A blocking task must not keep a stopped relay alive.
@@ -71,30 +80,30 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     result
 }
 
-/// What the admin socket acts on.
+/// A running relay: the state that admin commands act on.
 pub(crate) struct Relay {
-    /// Its identity.
+    /// The public key by which clients know this relay.
     public_key: PublicKey,
     store: Arc<Store>,
     pools: Pools,
-    /// Of the pools, what this host serves.
+    /// The part of the pools that this host can serve.
     served: Pools,
     registry: Arc<Registry>,
     limiter: SharedLimiter,
     metrics: Arc<Metrics>,
     path: PathBuf,
-    /// Held over a change of store, registry or rules, so that they agree.
+    /// The applied configuration, locked during a change so that store, registry and rules agree.
     in_force: Mutex<InForce>,
 }
 
-/// What the relay works by.
+/// The configuration in force and the kernel state made from it.
 struct InForce {
     config: Config,
     home: Home,
 }
 
 impl Relay {
-    /// Lets clients in, or changes their addresses; all, or none.
+    /// Authorises clients, or changes their addresses; all of them, or none.
     pub(crate) async fn authorize(&self, newcomers: Vec<Newcomer>) -> Result<Vec<Client>, StoreError> {
         let mut in_force = self.in_force.lock().await;
         let pools = self.pools;
@@ -113,7 +122,7 @@ impl Relay {
         Ok(clients)
     }
 
-    /// Shuts a client out, its session has ended when this returns; or withdraws an invitation.
+    /// Revokes a client, whose session has ended when this returns, or withdraws an invitation.
     pub(crate) async fn revoke(&self, name: String) -> Result<Entry, StoreError> {
         let mut in_force = self.in_force.lock().await;
         let entry = self.in_store(move |store| store.revoke(&name, store::now())).await?;
@@ -122,15 +131,15 @@ impl Relay {
             self.limiter.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
         }
         self.follow_clients(&mut in_force).await;
-        // What is still sent to this address from outside must not reach its next holder. An
-        // invitation that was never redeemed had no address.
+        // Packets that the Internet still sends to this address must not reach the address's next
+        // holder. An invitation that was never redeemed had no traffic.
         let left: Vec<IpAddr> = entry.public_key.iter().flat_map(|_| entry.lease.addresses()).collect();
         forget(move || network::forget_connections(&left)).await;
         Ok(entry)
     }
 
-    /// Ends connections of clients to destinations that are out of reach by now: the rules let
-    /// packets of known connections pass.
+    /// Deletes tracked connections of clients to destinations outside their reach, because the
+    /// rules accept packets of established connections.
     async fn cut_out_of_reach(&self, config: &Config) -> Result<(), StoreError> {
         let clients = self.in_store(Store::clients).await?;
         let cut = forwards::out_of_reach(config, &self.served, &clients);
@@ -143,17 +152,17 @@ impl Relay {
         Ok(())
     }
 
-    /// All clients, and who is invited.
+    /// Returns all clients and all redeemable invitations.
     pub(crate) async fn clients(&self) -> Result<Vec<Entry>, StoreError> {
         self.in_store(|store| store.entries(store::now())).await
     }
 
-    /// The sessions.
+    /// Returns the registry of clients and their sessions.
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// The disk may be slow, and packets must not wait for it.
+    /// Runs `work` on the store in a blocking thread, because packets must not wait for the disk.
     async fn in_store<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
@@ -170,11 +179,11 @@ impl Relay {
 }
 
 async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::Result<()> {
-    // Everything that can be wrong without touching the kernel's network comes first.
+    // Check everything that can fail without touching the kernel's network state first.
     let key = PrivateKey::load(&config.identity.private_key_file)?;
     let pools = config.pools()?;
     let served = network::servable(pools)?;
-    // Before any of the kernel's state: a SIGTERM from here on is a stop, not a death.
+    // Subscribe before any kernel state is made: from here on SIGTERM is an orderly stop.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangup = signal(SignalKind::hangup())?;
@@ -183,12 +192,12 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let store = Store::open(&config.state.dir)?;
     let mut left: HashSet<IpAddr> = HashSet::new();
     for moved in store.reconcile(&pools, store::now())? {
-        warn!(client = moved.name, from = %moved.from, to = %moved.to, "[pool] changed: this client has other addresses now");
+        warn!(client = moved.name, from = %moved.from, to = %moved.to, "[pool] changed: assigned new addresses to this client");
         left.extend(moved.from.without(moved.to));
     }
     let clients = store.clients()?;
     let leased: HashSet<IpAddr> = clients.iter().flat_map(|client| client.lease.addresses()).collect();
-    // The addresses of clients that were revoked or moved while no relay ran.
+    // Addresses of clients that were revoked or moved while no relay was running.
     let is_left = move |address: IpAddr| {
         left.contains(&address)
             || (pools.contains(address) && !pools.is_own(address) && !leased.contains(&address))
@@ -209,7 +218,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     if let Err(error) = footprint::record(path).and_then(|record| {
         record.add(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state))
     }) {
-        warn!(%error, "`home-relay cleanup` will need this configuration as it is now");
+        warn!(%error, "cannot record the names of the kernel objects: keep this configuration for `home-relay cleanup`");
     }
     let (home, tun) = Home::set_up(&config, &served, ruleset).await?;
     let tun = Arc::new(tun);
@@ -242,8 +251,9 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let janitor = Arc::clone(&registry);
     tokio::spawn(async move { janitor.run_janitor().await });
     feed_watchdog();
-    // Nobody is let in before; the other threads were as soon as they started.
-    confinement.apply().context("the relay cannot give up what it does not need any more")?;
+    // Confine this thread before any client is accepted; the other threads were confined at their
+    // start.
+    confinement.apply().context("cannot drop the privileges that a serving relay does not need")?;
     info!(%address, public_key = %key.public(), clients = clients.len(), "serving");
     notify::ready();
 
@@ -256,24 +266,25 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     notify::stopping();
     accepting.abort();
     administering.abort();
-    // With the task the listener goes, and with it the socket; that it was aborted is no news.
+    // Ending the task closes the listener and its socket; the cancellation error carries nothing
+    // new.
     let _ = administering.await;
     if tokio::time::timeout(SHUTDOWN_PATIENCE, registry.shut_down()).await.is_err() {
-        warn!("some clients were not reached: they find out by themselves");
+        warn!("timed out closing sessions: the remaining clients notice when their paths fail");
     }
     if result.is_ok() {
-        info!("stopped; the device and the rules stay for the next start, `home-relay cleanup` removes them");
+        info!("stopped; the device and the nftables rules stay for the next start (`home-relay cleanup` removes them)");
     }
     result
 }
 
-/// Runs `work`, which deletes tracked connections, on a thread of its own: the table may be large,
-/// and packets must not wait for it.
+/// Runs `work`, which deletes tracked connections, on a blocking thread: the connection tracking
+/// table may be large, and packets must not wait for it.
 async fn forget(work: impl FnOnce() + Send + 'static) {
     let _ = tokio::task::spawn_blocking(work).await;
 }
 
-/// Reads the configuration anew at each SIGHUP; what comes of it is in the log.
+/// Reloads the configuration at each SIGHUP; the outcome is logged.
 async fn reload_on(mut hangup: Signal, relay: Arc<Relay>) {
     while hangup.recv().await.is_some() {
         notify::reloading();
@@ -283,7 +294,7 @@ async fn reload_on(mut hangup: Signal, relay: Arc<Relay>) {
 }
 
 fn bind_admin(config: &Config) -> anyhow::Result<control::Listener> {
-    // Root, and the group if one is named; without one nobody else.
+    // Root may always connect; members of the group may too if one is configured.
     let mode = if config.admin.group.is_some() { 0o660 } else { 0o600 };
     Ok(control::Listener::bind(&config.admin.socket, mode, config.admin.group.as_deref())?)
 }

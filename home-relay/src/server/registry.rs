@@ -1,4 +1,4 @@
-//! Who may connect, and the one session each of them has.
+//! The registry of authorised clients and their sessions; each client has at most one session.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -27,27 +27,27 @@ use crate::pool::{Lease, Pools};
 use crate::reach::Reach;
 use crate::store::Client;
 
-/// What every session is made with, and follows when it changes.
+/// The settings of every session; a reload applies them to running sessions too.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// Pushed to clients, with their addresses.
+    /// The configuration pushed to every client, without the client's own addresses.
     pub(crate) push: PushConfig,
-    /// Packets waiting for one client.
+    /// The capacity of a client's packet queue, in bytes.
     pub(crate) queue_bytes: usize,
     /// Whether packets are compressed for clients that ask for it.
     pub(crate) compression: bool,
-    /// Whether a client's flows take turns.
+    /// Whether the flows of a client take turns.
     pub(crate) fair: bool,
-    /// How long a session without a path is kept.
+    /// How long a session without any path is kept.
     pub(crate) session_idle: Duration,
-    /// Clients do not reach each other.
+    /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
-    /// Reach of clients without a setting of their own.
+    /// The reach of clients without a reach of their own.
     pub(crate) reach: Reach,
 }
 
 impl Settings {
-    /// As configured.
+    /// Extracts the session settings from the configuration.
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             push: PushConfig {
@@ -70,12 +70,12 @@ impl Settings {
     }
 }
 
-/// All clients and their sessions.
+/// All authorised clients and their sessions.
 pub(crate) struct Registry {
-    /// The pools this host serves.
+    /// The part of the pools that this host serves.
     pools: Pools,
     settings: RwLock<Settings>,
-    /// The settings that every packet is checked against.
+    /// The policy that every packet of a client is checked against.
     policies: Arc<Policies>,
     members: RwLock<HashMap<PublicKey, Arc<Member>>>,
     routes: Arc<Routes>,
@@ -83,27 +83,27 @@ pub(crate) struct Registry {
     metrics: Arc<Metrics>,
 }
 
-/// An authorised client.
+/// An authorised client: its addresses, its packet queue and its session.
 struct Member {
     name: String,
     lease: Lease,
-    /// Reach of this client, if it differs from the common one.
+    /// The client's own reach, if it differs from the common one.
     reach: OwnReach,
     queue: Arc<PacketQueue>,
     /// Locked while a session begins or ends, so that a client never has two.
     slot: Mutex<Slot>,
-    /// What it does again and again must not fill the log.
+    /// The log rate limit of this client's session and path events.
     lines: sync::Mutex<Throttle>,
 }
 
 impl Member {
-    /// Whether a line of what it does may be written now.
+    /// Returns whether an event of this client may be logged; reports suppressed events first.
     fn may_say(&self) -> bool {
         let passed = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
         if let Some(before @ 1..) = passed {
             info!(
                 client = self.name,
-                before, "lines of its sessions and paths were left out: too many at once"
+                before, "suppressed log lines about the sessions and paths of this client"
             );
         }
         passed.is_some()
@@ -116,19 +116,20 @@ struct Slot {
     live: Option<Arc<Live>>,
 }
 
-/// Lines about one client in ten seconds: a laptop that moves makes three or four.
+/// The number of log lines about one client per limiter period; a laptop that moves makes three or
+/// four.
 const MAX_LINES: u32 = 40;
 
-/// The number of session events that are taken at once; while as many wait, the driver reads no
-/// path.
+/// The largest number of session events that are handled at once; while more wait, the driver reads
+/// from no path.
 const MAX_BATCH: usize = 64;
 
-/// The client is not, or no longer, authorised.
+/// The error for a client that is not, or no longer, authorised.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Unauthorized;
 
 impl Registry {
-    /// Without clients.
+    /// Creates a registry without clients.
     pub(crate) fn new(
         pools: Pools,
         settings: Settings,
@@ -147,7 +148,7 @@ impl Registry {
         Self { pools, settings, policies, members: RwLock::default(), routes, sink, metrics }
     }
 
-    /// Other settings from now on, for the sessions that are there too.
+    /// Applies new settings, to running sessions too.
     pub(crate) async fn set_settings(&self, settings: Settings) {
         self.policies.change(|policy| {
             policy.isolate = settings.isolate;
@@ -157,19 +158,20 @@ impl Registry {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
         for member in self.all() {
             member.queue.set_capacity(settings.queue_bytes);
-            // A session that begins meanwhile has the new ones already.
+            // A session that begins concurrently reads the new settings itself.
             if let Some(live) = &member.slot.lock().await.live {
                 live.push(settings.push_to(&member.lease));
             }
         }
     }
 
-    /// Returns whether anybody may send clients datagrams unasked, which the clients then answer.
+    /// Sets whether Internet hosts may send datagrams to clients first, so that clients may answer
+    /// them.
     pub(crate) fn set_answers(&self, answers: bool) {
         self.policies.change(|policy| policy.answers = answers);
     }
 
-    /// Sets the addresses and networks of this host that "internet" excludes.
+    /// Sets the addresses and networks of this host, which the reach "internet" excludes.
     pub(crate) fn set_local(&self, local: Vec<IpNet>) {
         if !self.policies.has_local(&local) {
             self.policies.change(|policy| policy.local = local);
@@ -180,7 +182,7 @@ impl Registry {
         self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a client in: true. One that is there already stays as it is: false.
+    /// Adds a client and returns true; returns false if the client is already registered.
     pub(crate) fn add(&self, client: &Client) -> bool {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         let Entry::Vacant(place) = members.entry(client.public_key) else { return false };
@@ -189,9 +191,10 @@ impl Registry {
         true
     }
 
-    /// Lets a client in, or gives it the addresses it has now. A change of addresses ends the
-    /// client's session, and the client may begin another one at once; a change of reach does not.
-    /// Returns the addresses that the client had before and has no longer.
+    /// Adds a client, or updates its addresses and reach.
+    ///
+    /// A change of addresses ends the client's session, and the client may begin another one at
+    /// once; a change of reach does not. Returns the addresses that the client no longer holds.
     pub(crate) async fn add_or_move(&self, client: &Client) -> Vec<IpAddr> {
         match self.member(&client.public_key) {
             None => {
@@ -222,7 +225,8 @@ impl Registry {
         })
     }
 
-    /// A family this host cannot serve is leased all the same, for the day it can.
+    /// Returns the part of the lease that this host can serve; a host without IPv6 still leases
+    /// IPv6 addresses for the day when it has IPv6.
     fn served(&self, lease: Lease) -> Lease {
         let pools = &self.pools;
         Lease {
@@ -231,7 +235,7 @@ impl Registry {
         }
     }
 
-    /// Shuts a client out: no handshake succeeds from now on, and its session ends at once.
+    /// Removes a client: its session ends at once, and further handshakes fail.
     pub(crate) async fn remove(&self, key: &PublicKey) {
         let member = self.members.write().unwrap_or_else(PoisonError::into_inner).remove(key);
         let Some(member) = member else { return };
@@ -239,7 +243,7 @@ impl Registry {
         self.end(&member, CloseCode::Revoked).await;
     }
 
-    /// Ends the session of a member that is no longer, or is replaced.
+    /// Ends the session of an entry that is removed or replaced.
     async fn end(&self, member: &Member, code: CloseCode) {
         let mut slot = member.slot.lock().await;
         slot.revoked = true;
@@ -250,13 +254,15 @@ impl Registry {
         }
     }
 
-    /// May this key connect?
+    /// Returns whether the key belongs to an authorised client.
     pub(crate) fn is_authorized(&self, key: &PublicKey) -> bool {
         self.member(key).is_some()
     }
 
-    /// Gives a client's new path to its session, beginning one if it has none. A HELLO that names
-    /// another session comes from an agent that was restarted: the new session takes over.
+    /// Hands a client's new path to its session, and begins a session if there is none.
+    ///
+    /// A HELLO that names another session comes from a restarted agent: the new session takes over
+    /// the unacknowledged packets of the old one.
     pub(crate) async fn admit(
         self: &Arc<Self>,
         key: &PublicKey,
@@ -272,7 +278,8 @@ impl Registry {
         }
         let (client, session, path) = (member.name.as_str(), hello.session, hello.path);
         if let Some(live) = slot.live.as_ref().filter(|live| live.id() == session) {
-            // None: its driver has stopped, and a new one is needed as after a restart of the relay.
+            // `None`: the driver has stopped, so begin a new session, as after a restart of the
+            // relay.
             if live.refresh().await.is_some() {
                 if member.may_say() {
                     info!(client, %session, %path, %peer, "path opened");
@@ -284,7 +291,7 @@ impl Registry {
         let waiting = match slot.live.take() {
             Some(old) => {
                 if member.may_say() {
-                    info!(client, old = %old.id(), new = %session, "the agent was restarted: a new session takes over");
+                    info!(client, old = %old.id(), new = %session, "the agent restarted: a new session takes over");
                 }
                 old.take_over().await
             }
@@ -293,13 +300,14 @@ impl Registry {
         if member.may_say() {
             info!(client, %session, %path, %peer, waiting = waiting.len(), "session opened");
         }
-        // Owned before anything is awaited: whatever becomes of this task, the session can be revoked.
+        // Store the session before any await: it can then be revoked even if this task is
+        // cancelled.
         let live = Arc::clone(slot.live.insert(self.begin(&member, &hello, waiting)));
         live.accept(hello, leftover, stream, peer).await;
         Ok(Handshake::Opened)
     }
 
-    /// All live sessions, by client.
+    /// Returns all running sessions, sorted by client name.
     pub(crate) async fn sessions(&self) -> Vec<SessionInfo> {
         let mut sessions = Vec::new();
         for member in self.all() {
@@ -330,11 +338,11 @@ impl Registry {
         sessions
     }
 
-    /// Now and then: brings metrics up to date and ends sessions whose client stayed away too long.
+    /// Periodically updates the metrics and ends sessions that had no path for too long.
     pub(crate) async fn run_janitor(&self) {
         loop {
             let session_idle = self.settings().session_idle;
-            // Often enough that a limit of a few seconds is kept; seldom enough that thousands of sessions cost nothing.
+            // Frequent enough for limits of a few seconds, rare enough for thousands of sessions.
             tokio::time::sleep((session_idle / 4).min(Duration::from_secs(15))).await;
             for member in self.all() {
                 let mut slot = member.slot.lock().await;
@@ -342,7 +350,7 @@ impl Registry {
                 if live.refresh().await.is_none() || live.pathless_for().await < session_idle {
                     continue;
                 }
-                info!(client = member.name, session = %live.id(), "session closed: its client stayed away too long");
+                info!(client = member.name, session = %live.id(), "session closed: it had no path for longer than [limits] session_idle");
                 slot.live = None;
                 self.unroute(&member);
                 live.shut_down(CloseCode::Timeout).await;
@@ -350,7 +358,7 @@ impl Registry {
         }
     }
 
-    /// Ends every session, all at once, as the relay stops.
+    /// Ends every session concurrently when the relay stops.
     pub(crate) async fn shut_down(&self) {
         let mut closing = JoinSet::new();
         for member in self.all() {
@@ -372,7 +380,7 @@ impl Registry {
     }
 
     fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Unacknowledged) -> Arc<Live> {
-        // 0 means "none known" in a HELLO.
+        // 0 means "no known epoch" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
         let settings = self.settings();
         let push = settings.push_to(&member.lease);
@@ -403,7 +411,7 @@ impl Registry {
         member.queue.clear();
     }
 
-    /// Follows what a session says until it stops.
+    /// Handles the events of a session until its driver stops.
     async fn watch(
         self: Arc<Self>,
         member: Arc<Member>,
@@ -412,9 +420,9 @@ impl Registry {
     ) {
         let (client, session) = (member.name.as_str(), live.id());
         let mut batch = Vec::new();
-        // Take all events that have come, and look at the session once for all of them. A client
-        // that switches paths without end cannot pile up work: its paths are read no faster than
-        // this.
+        // Take all waiting events, and refresh the session once for all of them. A client that
+        // switches paths continuously cannot pile up work: its paths are read no faster than this
+        // loop runs.
         while events.recv_many(&mut batch, MAX_BATCH).await > 0 {
             for event in batch.drain(..) {
                 match event {
@@ -436,7 +444,7 @@ impl Registry {
                         live.forget_path(path).await;
                     }
                     DriverEvent::Session(event) => debug!(client, %session, ?event, "session"),
-                    // Nothing follows, so the channel ends too.
+                    // The driver sends nothing more, so the channel ends too.
                     DriverEvent::Stopped => {}
                 }
             }

@@ -1,5 +1,6 @@
-//! The configuration read anew while sessions go on. A file that cannot be used, or that the kernel refuses, changes
-//! nothing; what cannot change at run time keeps its old value, and is named.
+//! Reloads the configuration while sessions continue. A file that is invalid, or rules that the
+//! kernel refuses, change nothing. A setting that cannot change at run time keeps its value and is
+//! reported.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -14,33 +15,33 @@ use super::{InForce, Relay};
 use crate::config::Config;
 use crate::network::nft::Ruleset;
 
-/// The sections that can change at run time. The others are what sessions, sockets and the device were made of.
+/// The sections that can change at run time; sessions, sockets and the device depend on the others.
 const LIVE: [&str; 4] = ["limits", "clients", "dns", "nat"];
 
-/// What a reload did, by the keys whose values differ from those in force.
+/// The outcome of a reload, as the keys whose values differ from those in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reloaded {
-    /// In force now.
+    /// The keys whose new values are in force.
     pub(crate) changed: Vec<String>,
-    /// Not before a restart.
+    /// The keys that keep their values until a restart.
     pub(crate) kept: Vec<String>,
 }
 
 impl Relay {
-    /// Reads the file again. On an error everything is as it was.
+    /// Reloads the configuration file; an error leaves everything unchanged.
     pub(crate) async fn reload(&self) -> anyhow::Result<Reloaded> {
         let done = self.try_reload().await;
         match &done {
             Ok(Reloaded { changed, kept }) => {
                 self.metrics.reloads.inc();
-                info!(changed = changed.join(", "), "configuration read anew");
+                info!(changed = changed.join(", "), "configuration reloaded");
                 if !kept.is_empty() {
-                    warn!("changed in the file, and not before a restart: {}", kept.join(", "));
+                    warn!("these settings changed but need a restart: {}", kept.join(", "));
                 }
             }
             Err(error) => {
                 self.metrics.reloads_refused.inc();
-                warn!("the configuration was not read anew, the old one stays in force: {error:#}");
+                warn!("cannot reload the configuration, the old one stays in force: {error:#}");
             }
         }
         done
@@ -49,8 +50,8 @@ impl Relay {
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
         let mut in_force = self.in_force.lock().await;
         let (next, reloaded) = plan(&in_force.config, &Config::load(&self.path)?)?;
-        // What can fail comes first, and is undone when a later step fails. A reload may be a
-        // repair, so everything is put in force again, changed or not.
+        // Steps that can fail come first and are undone when a later step fails. A reload may be a
+        // repair, so everything is applied again, changed or not.
         let rules = self.wanted_rules(&next).await?;
         let answers = rules.has_inbound_datagrams();
         let former = self.wanted_rules(&in_force.config).await?;
@@ -63,32 +64,34 @@ impl Relay {
         self.registry.set_settings(Settings::of(&next)).await;
         let former = std::mem::replace(&mut in_force.config, next);
         let next = &in_force.config;
-        // Everything is in force by now; failing to end old connections is no failure to reload.
+        // The new configuration is in force by here: failing to end old connections is no failure
+        // to reload.
         if (next.clients.reach() != former.clients.reach() || next.dns.servers != former.dns.servers)
             && let Err(error) = self.cut_out_of_reach(next).await
         {
-            warn!("connections beyond the clients' reach stay open: {error:#}");
+            warn!("cannot end connections to destinations outside the clients' reach: {error:#}");
         }
         Ok(reloaded)
     }
 }
 
-/// Puts the former rules back in force after a reload that failed half-way. Returns the reload's
-/// error, with what could not be undone.
+/// Restores the former rules after a reload that failed half-way. Returns the reload's error, with
+/// what could not be undone.
 async fn roll_back(in_force: &mut InForce, former: Ruleset, error: anyhow::Error) -> anyhow::Error {
     match in_force.home.change(former.clone()).await {
         Ok(()) => error,
         Err(second) => {
             in_force.home.install_later(former);
             error.context(format!(
-                "the nftables rules of the new configuration are in force, because the former ones cannot be put back, \
-                 trying again ({second:#})"
+                "the nftables rules of the new configuration are in force: cannot restore the former \
+                 ones, retrying ({second:#})"
             ))
         }
     }
 }
 
-/// What is in force when `wanted` has been read over `current`, and what that means in words.
+/// Returns the configuration that results from reloading `wanted` over `current`, and the keys that
+/// differ.
 fn plan(current: &Config, wanted: &Config) -> anyhow::Result<(Config, Reloaded)> {
     let mut reloaded = Reloaded::default();
     let (old, new) = (tree(current)?, tree(wanted)?);
@@ -104,7 +107,7 @@ fn tree(config: &Config) -> anyhow::Result<Value> {
     serde_json::to_value(config).context("cannot compare configurations")
 }
 
-/// The keys, with their sections, of which the values differ.
+/// Returns the sections and keys whose values differ.
 fn differing<'a>(old: &'a Value, new: &'a Value) -> BTreeSet<(&'a str, &'a str)> {
     let keys = |tree: &'a Value| {
         let sections = tree.as_object().into_iter().flatten();

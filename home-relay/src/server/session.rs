@@ -1,4 +1,4 @@
-//! One live session: the driver that runs it, and what the rest of the relay knows of it.
+//! A running session: the task that drives it, and the state the relay reports about it.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,17 +20,17 @@ use super::guard::Guard;
 use super::queue::PacketQueue;
 use crate::metrics::{Drop, Metrics};
 
-/// Where packets of clients go: the home virtual device, or a test.
+/// The destination of clients' packets: the home virtual device, or a test.
 pub(crate) trait Sink: Send + Sync {
     /// Sends one packet.
     fn send(&self, packet: Packet<'_>) -> io::Result<()>;
 
-    /// Whether datagrams may be sent joined.
+    /// Returns whether the device accepts datagrams coalesced into one packet.
     fn joins(&self) -> bool {
         false
     }
 
-    /// Reads a packet that is there already.
+    /// Reads a packet that is already waiting, without blocking.
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)>;
 }
 
@@ -48,7 +48,8 @@ impl Sink for Tun {
     }
 }
 
-/// The packets of one session: in from the client's queue and the device, out through the guard to the device.
+/// The packet input and output of one session: input from the client's queue and the device, output
+/// through the source filter to the device.
 pub(crate) struct ClientIo {
     pub(crate) queue: Arc<PacketQueue>,
     pub(crate) routes: Arc<Routes>,
@@ -88,12 +89,13 @@ fn forward(sink: &dyn Sink, metrics: &Metrics, packet: Packet<'_>, made: Made) {
     }
 }
 
-/// Why the device took no packet: its own trouble, or a packet that asks for what its headers do not allow.
+/// Returns the reason why the device refused a packet: a failure of the device, or an offload
+/// request that the packet's headers do not allow.
 fn refusal(error: &io::Error) -> Drop {
     if error.kind() == io::ErrorKind::InvalidInput { Drop::Malformed } else { Drop::Device }
 }
 
-/// A running session.
+/// A running session and the handle of its driver.
 pub(crate) struct Live {
     id: SessionId,
     started: Instant,
@@ -102,7 +104,7 @@ pub(crate) struct Live {
     seen: Mutex<Seen>,
 }
 
-/// What the metrics have been told of this session, and what a snapshot does not say.
+/// The state that was last reported to the metrics, and the peers of the paths.
 #[derive(Default)]
 struct Seen {
     stats: Stats,
@@ -132,31 +134,32 @@ impl Live {
         (Arc::new(live), events)
     }
 
-    /// The name the client gave it.
+    /// Returns the session's id, which the client chose.
     pub(crate) fn id(&self) -> SessionId {
         self.id
     }
 
-    /// How long it has been running.
+    /// Returns the time since the session started.
     pub(crate) fn age(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Adds a path.
+    /// Adds a path to the session.
     pub(crate) async fn accept(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream, peer: SocketAddr) {
         self.seen.lock().await.peers.insert(hello.path, peer);
         self.handle.accept_path(hello, leftover, stream);
         self.refresh().await;
     }
 
-    /// Pushes another configuration to the client.
+    /// Pushes a new configuration to the client.
     pub(crate) fn push(&self, config: PushConfig) {
         self.handle.set_config(config);
     }
 
-    /// Looks at the session and brings the metrics up to date; `None` when it has stopped.
+    /// Takes a snapshot of the session and updates the metrics; returns `None` when the driver has
+    /// stopped.
     pub(crate) async fn refresh(&self) -> Option<Snapshot> {
-        // Held across the question, so that an older answer never follows a newer one.
+        // Hold the lock while asking the driver, so that snapshots are handled in order.
         let mut seen = self.seen.lock().await;
         let snapshot = self.handle.snapshot().await?;
         if seen.ended {
@@ -167,7 +170,7 @@ impl Live {
         metrics.replayed.inc_by(new.replayed_packets.saturating_sub(old.replayed_packets));
         metrics.duplicates.inc_by(new.duplicates.saturating_sub(old.duplicates));
         metrics.lost.inc_by((new.lost + new.given_up).saturating_sub(old.lost + old.given_up));
-        // The first active path is no handover.
+        // The first active path is not a handover.
         metrics.handovers.inc_by(new.switches.max(1).saturating_sub(old.switches.max(1)));
         metrics.dropped(Drop::Segments, new.dropped_segments.saturating_sub(old.dropped_segments));
         metrics.session_drops.inc_by(session_drops(new).saturating_sub(session_drops(old)));
@@ -193,27 +196,28 @@ impl Live {
         Some(snapshot)
     }
 
-    /// A path that ended no longer needs its peer's address.
+    /// Forgets the peer address of a path that has ended.
     pub(crate) async fn forget_path(&self, path: PathId) {
         let open =
             self.refresh().await.is_some_and(|snapshot| snapshot.paths.iter().any(|(id, _)| *id == path));
-        // The client may have opened the same path anew meanwhile.
+        // The client may have reopened the same path in the meantime.
         if !open {
             self.seen.lock().await.peers.remove(&path);
         }
     }
 
-    /// Where the client's paths come from.
+    /// Returns the client's address of each path.
     pub(crate) async fn peers(&self) -> HashMap<PathId, SocketAddr> {
         self.seen.lock().await.peers.clone()
     }
 
-    /// How long it has had no path; as of the last refresh.
+    /// Returns how long the session has had no path, as of the last refresh.
     pub(crate) async fn pathless_for(&self) -> Duration {
         self.seen.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Ends it in favour of another session, which gets what the client has not acknowledged.
+    /// Ends this session in favour of another one, and returns the packets that the client has not
+    /// acknowledged.
     pub(crate) async fn take_over(&self) -> Unacknowledged {
         self.refresh().await;
         let waiting = self.handle.take_over().await;
@@ -221,14 +225,14 @@ impl Live {
         waiting
     }
 
-    /// Ends it, telling the client why.
+    /// Ends this session and tells the client the reason.
     pub(crate) async fn shut_down(&self, code: CloseCode) {
         self.refresh().await;
         self.handle.shutdown(code).await;
         self.settle().await;
     }
 
-    /// It is over: nothing of it remains in the gauges. Doing it again changes nothing.
+    /// Removes the ended session from the gauges; calling it again changes nothing.
     pub(crate) async fn settle(&self) {
         let mut seen = self.seen.lock().await;
         if !std::mem::replace(&mut seen.ended, true) {
@@ -244,7 +248,7 @@ impl Live {
     }
 }
 
-/// The bytes of one direction as they are, and as what they travel.
+/// Selects the uncompressed and compressed byte counts of one direction.
 type Sizes = fn(&Stats) -> [u64; 2];
 
 fn session_drops(stats: &Stats) -> u64 {

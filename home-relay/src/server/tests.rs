@@ -1,4 +1,5 @@
-//! Sessions over real TLS and real drivers; only the home virtual device is a list of packets.
+//! Tests sessions over real TLS and real drivers; only the home virtual device is a list of
+//! packets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -42,7 +43,7 @@ impl Sink for mpsc::UnboundedSender<Vec<u8>> {
     }
 }
 
-/// A relay without a device: what it would write there comes out of `device`.
+/// A relay without a device: packets for the device come out of `device`.
 struct TestRelay {
     relay: Arc<Relay>,
     _state: tempfile::TempDir,
@@ -96,7 +97,7 @@ impl TestRelay {
         Self { relay, registry, routes, metrics, device, address, key: key.public(), _state: state }
     }
 
-    /// Authorises a new key, with 10.9.0.`host`.
+    /// Authorises a new key with the address 10.9.0.`host`.
     fn admit(&self, host: u8) -> PrivateKey {
         let key = PrivateKey::generate().unwrap();
         self.registry.add(&Client {
@@ -119,7 +120,7 @@ impl TestRelay {
     }
 }
 
-/// An agent without a device.
+/// An agent whose device is a pair of channels.
 struct TestClient {
     handle: Handle,
     events: mpsc::Receiver<DriverEvent>,
@@ -142,7 +143,7 @@ impl PacketIo for ChannelIo {
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        // A test that no longer looks has seen what it wanted.
+        // The receiver is gone when a test has seen what it wanted.
         let _ = self.received.send(packet.to_vec());
     }
 }
@@ -157,7 +158,7 @@ impl TestClient {
         Self { handle, events, to_send, received }
     }
 
-    /// Opens a path and moves to it; was the session known?
+    /// Opens a path and activates it; returns whether the relay knew the session.
     async fn move_to(&mut self, relay: &TestRelay, key: &PrivateKey, path: u32) -> bool {
         let path = PathId(path);
         self.handle.open_path(path, relay.tls(key).await.unwrap());
@@ -280,7 +281,7 @@ async fn two_agents_with_one_key_take_over_from_each_other() {
     first.move_to(&relay, &key, 1).await;
     let mut second = TestClient::new(2);
     second.move_to(&relay, &key, 1).await;
-    // The driver of the first says that its path is gone, one way or the other.
+    // The driver of the first agent reports the end of its path, in either of two ways.
     soon(async {
         while !matches!(
             first.events.recv().await,
@@ -312,7 +313,7 @@ async fn revoking_ends_the_session_at_once_and_for_good() {
     );
     assert_eq!(relay.routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::NoSession));
 
-    // TLS 1.3: the client learns of the refusal with the first read after its own handshake.
+    // In TLS 1.3 the client learns of the refusal at the first read after its own handshake.
     let refused = match relay.tls(&key).await {
         Ok(mut stream) => soon(stream.read(&mut [0; 1]))
             .await
@@ -346,7 +347,7 @@ async fn connections_that_never_finish_their_handshake_are_bounded_in_number_and
     let relay = TestRelay::start(&Limits { half_open: 2, handshake_timeout: 1, ..Limits::default() });
     let mut silent = Vec::new();
     for source in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
-        // The last is refused by a reset, which may come before the connection is known to be there.
+        // The last one is refused with a reset, which may arrive before connect() returns.
         silent.extend(abuse::from(&relay, source).await);
     }
     eventually(async || relay.metrics.handshakes(Handshake::Busy) == 1).await;
@@ -355,7 +356,7 @@ async fn connections_that_never_finish_their_handshake_are_bounded_in_number_and
         assert_eq!(soon(tcp.read(&mut [0; 1])).await.unwrap_or(0), 0, "closed by the relay");
     }
     assert_eq!(relay.metrics.half_open.get(), 0);
-    // And there is room again.
+    // Afterwards there is room again.
     let key = relay.admit(2);
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
@@ -396,7 +397,7 @@ async fn stopping_says_goodbye_to_every_client() {
 mod abuse;
 mod addresses;
 
-/// What the relay says to `bytes` of a key that nobody knows, on an enrolment's connection.
+/// Sends `bytes` on an enrolment connection with an unknown key, and returns the relay's reply.
 async fn enrolment(relay: &TestRelay, key: &PrivateKey, bytes: &[u8]) -> Option<Answer> {
     use tokio::io::AsyncWriteExt as _;
     let tcp = TcpStream::connect(relay.address).await.unwrap();
@@ -446,7 +447,7 @@ async fn a_revoked_client_leaves_no_known_source_behind() {
     relay.relay.authorize(vec![newcomer]).await.unwrap();
     TestClient::new(1).move_to(&relay, &key, 1).await;
     let source = relay.address.ip();
-    // At once, ten of a stranger and a hundred of a known one.
+    // A burst of ten for a stranger, and of a hundred for a known source.
     let now = std::time::Instant::now();
     let admitted = |relay: &TestRelay| {
         let mut limiter = relay.relay.limiter.lock().unwrap();
@@ -454,7 +455,7 @@ async fn a_revoked_client_leaves_no_known_source_behind() {
     };
     assert!(admitted(&relay) > 80);
     relay.relay.revoke("laptop".into()).await.unwrap();
-    // The known one's rate would let some of them in again.
+    // The rate of a known source would admit some of them again.
     let now = now + Duration::from_millis(900);
     let admitted = relay.relay.limiter.lock().unwrap().admit(now, source).map(|_| ());
     assert_eq!(admitted, Err(Handshake::SourceRate));
@@ -468,7 +469,7 @@ async fn a_stranger_gets_no_path_by_an_enrolments_connection_and_few_of_them_a_p
         assert_eq!(enrolment(&relay, &stranger, bytes).await, Some(Answer::Refused(Refusal::Malformed)));
     }
     assert!(relay.registry.sessions().await.is_empty());
-    // Sixteen that say nothing, and one more.
+    // Sixteen silent connections, and one more.
     let mut silent = Vec::new();
     for _ in 0..17 {
         let tcp = TcpStream::connect(relay.address).await.unwrap();

@@ -1,11 +1,12 @@
-//! What a flood would repeat is said once in a while, with how often it happened. Pure; time is an argument.
+//! Limits the rate of repeated log messages and counts the suppressed ones. Pure: the time is an
+//! argument.
 
 use std::time::{Duration, Instant};
 
-/// From the first line that is said until as many are said again.
+/// The length of one period.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// One kind of line.
+/// The log rate limit of one kind of message.
 #[derive(Debug)]
 pub(crate) struct Throttle {
     most: u32,
@@ -15,19 +16,20 @@ pub(crate) struct Throttle {
 }
 
 impl Default for Throttle {
-    /// One line each time.
+    /// Allows one message per period.
     fn default() -> Self {
         Self::of(1)
     }
 }
 
 impl Throttle {
-    /// As many lines each time.
+    /// Allows `most` messages per period.
     pub(crate) fn of(most: u32) -> Self {
         Self { most, said: 0, since: None, held_back: 0 }
     }
 
-    /// Whether to say it now: then, how many times it was not said since the last.
+    /// Returns `Some` if a message may be logged now, with the number of messages suppressed since
+    /// the last one.
     pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= PAUSE) {
             (self.since, self.said) = (Some(now), 0);

@@ -1,4 +1,4 @@
-//! Clients: authorised, revoked, listed; their leases fitted to the pools.
+//! Authorises, revokes and lists clients, and assigns their addresses.
 
 use std::net::IpAddr;
 
@@ -11,8 +11,9 @@ use super::schema::{CLIENTS, FREED, INVITATIONS, read_all, write};
 use super::{Client, Entry, Invited, Newcomer, Store, StoreError, check_name, database, forwards};
 use crate::pool::{Lease, Pools, Taken};
 
-/// The time for which packets may still be sent to the former holder of an address, in seconds:
-/// five days, for which Linux tracks an idle established TCP connection
+/// The time for which packets may still be sent to the former holder of an address, in seconds.
+///
+/// Five days: Linux tracks an idle established TCP connection for that long
 /// (`nf_conntrack_tcp_timeout_established`). This host deletes its own entries at once, but cannot
 /// delete those of routers beyond it.
 const QUARANTINE: u64 = 5 * 24 * 3600;
@@ -20,28 +21,28 @@ const QUARANTINE: u64 = 5 * 24 * 3600;
 /// The number of freed addresses that are remembered, the latest ones: more than a /16 has.
 const MAX_FREED: usize = 1 << 16;
 
-/// An address that was held before.
+/// An address that a client held before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Freed {
     address: IpAddr,
-    /// When the address became free, in seconds since 1970.
+    /// The time at which the address became free, in seconds since 1970.
     since: u64,
-    /// The key of its last holder.
+    /// The key of the address's last holder.
     public_key: PublicKey,
 }
 
-/// A client or an invitation whose lease changed.
+/// A change of the lease of a client or an invitation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Moved {
-    /// Its name.
+    /// The name of the client or invitation.
     pub(crate) name: String,
-    /// What it held.
+    /// The lease before the change.
     pub(crate) from: Lease,
-    /// What it holds now.
+    /// The lease after the change.
     pub(crate) to: Lease,
 }
 
-/// The three tables of a transaction that concern addresses, and their content.
+/// The tables of a transaction that concern addresses, with their content in memory.
 pub(super) struct Book<'t> {
     freed_rows: Table<'t, &'static str, &'static [u8]>,
     freed: Vec<Freed>,
@@ -61,12 +62,12 @@ impl<'t> Book<'t> {
         Ok(Self { freed_rows, freed, client_rows, invitation_rows, clients, invitations })
     }
 
-    /// The client of this name.
+    /// Returns the client of this name.
     pub(super) fn client(&self, name: &str) -> Option<&Client> {
         self.clients.iter().find(|client| client.name == name)
     }
 
-    /// Refuses a second name for a key.
+    /// Refuses a key that belongs to a client of another name.
     pub(super) fn check_key(&self, name: &str, key: &PublicKey) -> Result<(), StoreError> {
         match self.clients.iter().find(|client| client.public_key == *key && client.name != name) {
             Some(known) => Err(StoreError::KeyTaken { name: known.name.clone() }),
@@ -74,7 +75,7 @@ impl<'t> Book<'t> {
         }
     }
 
-    /// Returns the addresses of every client, and those that were held before.
+    /// Returns the addresses that are held, and those that were held before.
     pub(super) fn taken(&self, now: u64) -> Taken {
         let mut taken: Taken = self.holders(now).map(|(_, lease)| lease).collect();
         self.freed.iter().for_each(|freed| taken.free(freed.address, freed.since));
@@ -131,8 +132,8 @@ impl<'t> Book<'t> {
         clients.chain(pending.map(|invited| (invited.name.as_str(), invited.lease)))
     }
 
-    /// Addresses for `name`: those wanted, else those it holds, else free ones. `taken` are all [`Self::taken`], and
-    /// stay so.
+    /// Assigns addresses to `name`: the wanted ones, else those it holds, else free ones. `taken`
+    /// must be all of [`Self::taken`], and is updated.
     pub(super) fn lease(
         &self,
         name: &str,
@@ -152,7 +153,8 @@ impl<'t> Book<'t> {
         let own: Vec<Lease> = own.collect();
         own.iter().for_each(|lease| taken.remove(*lease));
         if self.client(name).is_none() {
-            // What was set aside by a clock that was set since may have become a client's meanwhile.
+            // Addresses set aside while the clock was wrong may have become a client's in the
+            // meantime.
             let is_own = |address| own.iter().any(|lease| lease.addresses().any(|it| it == address));
             let shared = self.clients.iter().filter(|client| client.lease.addresses().any(is_own));
             shared.for_each(|client| taken.insert(client.lease));
@@ -165,7 +167,7 @@ impl<'t> Book<'t> {
             if seconds < QUARANTINE {
                 warn!(
                     client = name, address = %freed.address, freed_seconds_ago = seconds,
-                    "no unused address is left in [pool]: one is given again early, and its former peers may still send to it; widen \
+                    "[pool] has no unused address left: reassigning one to which its former peers may still send; widen \
                      the pool"
                 );
             }
@@ -190,7 +192,7 @@ impl<'t> Book<'t> {
         write(&mut self.invitation_rows, &invited.token.to_string(), invited)
     }
 
-    /// Removes the unused invitations that `which` picks.
+    /// Removes the invitations that `which` selects.
     pub(super) fn withdraw(&mut self, which: impl Fn(&Invited) -> bool) -> Result<(), StoreError> {
         for invited in self.invitations.iter().filter(|invited| which(invited)) {
             self.invitation_rows.remove(invited.token.to_string().as_str()).map_err(database)?;
@@ -200,13 +202,13 @@ impl<'t> Book<'t> {
 }
 
 impl Store {
-    /// All clients, by name.
+    /// Returns all clients, sorted by name.
     pub(crate) fn clients(&self) -> Result<Vec<Client>, StoreError> {
         let transaction = self.database.begin_read().map_err(database)?;
         read_all(&transaction.open_table(CLIENTS).map_err(database)?)
     }
 
-    /// All clients and all invitations that can be redeemed, by name.
+    /// Returns all clients and all redeemable invitations, sorted by name.
     pub(crate) fn entries(&self, now: u64) -> Result<Vec<Entry>, StoreError> {
         let transaction = self.database.begin_read().map_err(database)?;
         let clients: Vec<Client> = read_all(&transaction.open_table(CLIENTS).map_err(database)?)?;
@@ -217,8 +219,9 @@ impl Store {
         Ok(entries)
     }
 
-    /// Adds clients and leases their addresses, the wanted ones where some are; all of them, or none. The same name with
-    /// the same key again changes nothing but the addresses, if others are wanted. An invitation of that name gives way.
+    /// Authorises clients and assigns their addresses; all of them, or none. Repeating the same
+    /// name and key changes only the addresses, if others are wanted, and the reach. An unused
+    /// invitation of the same name is removed.
     pub(crate) fn authorize_all(
         &self,
         newcomers: &[Newcomer],
@@ -267,7 +270,7 @@ impl Store {
     }
 
     /// Removes a client with its forwards, or the unused invitation of that name, whether or not it
-    /// has expired. The addresses are free from now on, and a client's are given to others last.
+    /// has expired. The addresses are free at once, and a client's are assigned to others last.
     pub(crate) fn revoke(&self, name: &str, now: u64) -> Result<Entry, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let entry = {
@@ -288,8 +291,8 @@ impl Store {
         Ok(entry)
     }
 
-    /// Fits the leases to the pools as they are configured now: who is outside of a pool gets a new
-    /// address, a family that was added is filled in. Returns those that changed.
+    /// Fits the leases to the configured pools: an address outside of the pools is replaced, and an
+    /// added family is filled in. Returns the changed leases.
     pub(crate) fn reconcile(&self, pools: &Pools, now: u64) -> Result<Vec<Moved>, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let mut moved = Vec::new();

@@ -1,4 +1,4 @@
-//! Invitations: made, redeemed once, forgotten some time after their end.
+//! Creates invitations, redeems each once, and forgets them some time after they expire.
 
 use std::time::Duration;
 
@@ -11,19 +11,20 @@ use super::schema::{CLIENTS, INVITATIONS, read_one};
 use super::{Client, Invited, Store, StoreError, check_name, database};
 use crate::pool::{Lease, Pools};
 
-/// How long a used or expired invitation is remembered after its end (30 days), to tell its owner what became of it.
+/// How long a used or expired invitation is remembered after it expires (30 days), so that the
+/// relay can tell its holder why it is refused.
 const REMEMBERED: u64 = 30 * 24 * 3600;
-/// A clock that is adjusted goes back by less than this.
+/// The largest step back of an adjusted clock, in seconds.
 const CLOCK_SLACK: u64 = 120;
 
 impl Invited {
-    /// Can it be redeemed? Not before it was made either: on a clock that was set back nobody knows how much of its
-    /// time is over.
+    /// Returns whether the invitation can be redeemed. It cannot before it was made: on a clock
+    /// that was set back, the remaining time is unknown.
     pub(crate) fn is_pending(&self, now: u64) -> bool {
         self.used_by.is_none() && self.is_valid(now)
     }
 
-    /// Could it be redeemed, now or on another clock?
+    /// Returns whether this is an unused invitation of that name, expired or not.
     pub(super) fn is_unused_of(&self, name: &str) -> bool {
         self.name == name && self.used_by.is_none()
     }
@@ -32,9 +33,9 @@ impl Invited {
         now < self.expires && now + CLOCK_SLACK >= self.created
     }
 
-    /// Answers `key`, which brings this invitation's token: with the client that the key has become
-    /// by it already, with `None` when it may become one, or with the refusal. `known` is the
-    /// client of this invitation's name.
+    /// Checks `key`, which presents this invitation's token. Returns the client that the key has
+    /// already become with the token, `None` when the key may become one, or the refusal. `known`
+    /// is the client of this invitation's name.
     fn answer_to(
         &self,
         key: &PublicKey,
@@ -58,8 +59,8 @@ impl Invited {
 }
 
 impl Store {
-    /// Lets whoever brings the token be `name`, and sets addresses aside for it. An unused invitation of that name is
-    /// replaced, whatever the clock says of its time.
+    /// Creates an invitation for `name` and sets addresses aside for it. Replaces an unused
+    /// invitation of that name, expired or not.
     pub(crate) fn invite(
         &self,
         name: &str,
@@ -96,8 +97,8 @@ impl Store {
         Ok(invited)
     }
 
-    /// Returns the client that `key` has become by this token already, and `None` when the token
-    /// can be redeemed now.
+    /// Returns the client that `key` has already become with this token, or `None` when the token
+    /// can be redeemed.
     ///
     /// Reads one row of each table, and waits for no writer. Strangers can guess tokens as often as
     /// the limits on handshakes allow, and a wrong guess costs no more than this.
@@ -115,7 +116,8 @@ impl Store {
         invited.answer_to(key, known, now)
     }
 
-    /// Makes the key a client, by a token. The same key again gets the same answer: its first one may have been lost.
+    /// Makes the key a client with a token. A repeated request of the same key gets the same
+    /// answer, because the first one may have been lost.
     pub(crate) fn redeem(
         &self,
         token: TokenHash,
@@ -129,8 +131,8 @@ impl Store {
         let transaction = self.database.begin_write().map_err(database)?;
         let client = {
             let mut book = Book::open(&transaction)?;
-            // Check again: the token may have been redeemed, or its invitation withdrawn,
-            // meanwhile.
+            // Check again: the token may have been redeemed, or its invitation withdrawn, in the
+            // meantime.
             let found = book.invitations.iter().find(|invited| invited.token == token).cloned();
             let mut invited = found.ok_or(StoreError::TokenUnknown)?;
             if let Some(client) = invited.answer_to(key, book.client(&invited.name).cloned(), now)? {

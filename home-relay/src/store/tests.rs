@@ -6,11 +6,11 @@ use crate::pool::Pools;
 mod invitations;
 mod power;
 
-/// Some day in 2026.
+/// A time in September 2026, in seconds since 1970.
 const NOW: u64 = 1_790_000_000;
 
 impl Store {
-    /// One client.
+    /// Authorises one client without a reach of its own.
     pub(crate) fn authorize(
         &self,
         name: &str,
@@ -58,7 +58,7 @@ fn leases_survive_reopening_and_the_revocation_of_others() {
 #[test]
 fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_first() {
     let dir = tempfile::tempdir().unwrap();
-    // .2 to .6
+    // The pool has the client addresses .2 to .6.
     let small = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
     let store = Store::open(dir.path()).unwrap();
     let keys: Vec<PublicKey> = (0..5).map(|_| key()).collect();
@@ -80,8 +80,7 @@ fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_fi
     assert_eq!(authorize(&store, "g", &key()), "10.9.8.2");
     let full = store.authorize("h", &key(), Lease::default(), &small, NOW).unwrap_err();
     assert!(matches!(full, StoreError::Pool(PoolError::Exhausted { .. })), "{full}");
-    // A client that is moved leaves an address too, and whoever asks for that address by name gets
-    // it.
+    // A client that is moved frees an address too, and a request for that address by name succeeds.
     let wanted = Lease { ipv4: Some("10.9.8.3".parse().unwrap()), ipv6: None };
     store.revoke("f", NOW).unwrap();
     store.authorize("g", &{ store.clients().unwrap()[3].public_key }, wanted, &small, NOW).unwrap();
@@ -216,7 +215,7 @@ fn many_are_let_in_at_once_or_none_of_them() {
     let hosts: Vec<String> = clients.iter().map(|client| client.lease.ipv4.unwrap().to_string()).collect();
     assert_eq!(hosts, ["10.9.8.2", "10.9.8.3"]);
     assert_eq!(store.clients().unwrap(), clients);
-    // One name twice with two keys, one key under two names: also within a batch.
+    // One name with two keys, or one key under two names, is refused within a batch too.
     for wrong in [[newcomer("c", key()), newcomer("c", key())], [newcomer("c", key()), newcomer("d", a)]] {
         store.authorize_all(&wrong, &pools(), NOW).unwrap_err();
         assert_eq!(store.clients().unwrap(), clients, "nobody was let in");

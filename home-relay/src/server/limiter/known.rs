@@ -1,5 +1,5 @@
-//! The sources from which a client proved an authorised key within a day: few of each key, and none of a key that was
-//! revoked.
+//! The sources from which a client proved an authorised key within a day, with a bounded number of
+//! sources per key. A revoked key keeps no source known.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,21 +9,22 @@ use mobile_io::keys::PublicKey;
 
 use super::is_due;
 
-/// A laptop is back at the same places the next day.
+/// How long a source stays known: a laptop is back at the same places the next day.
 pub(super) const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Of one key, the latest: home, work, a telephone, on the way. An IPv6 customer has a /48 to prove it from.
+/// The number of sources remembered per key, the latest ones: home, work, a telephone, one on the
+/// way. An IPv6 customer may have a /48 to prove the key from.
 pub(super) const MAX_PER_KEY: usize = 4;
-/// Of all keys together: with some 300 bytes each, 5 MiB at worst.
+/// The number of proofs of all keys together: at some 300 bytes each, 5 MiB at worst.
 pub(super) const MAX_KNOWN: usize = 16 * 1024;
 
-/// See the module.
+/// The table of known sources, indexed by key and by source.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// Of each key, the one that was proved longest ago first.
+    /// The proofs of each key, the oldest first.
     proofs: HashMap<PublicKey, Vec<Proof>>,
-    /// The same by source.
+    /// The known sources, with the latest proof of each.
     sources: HashMap<IpAddr, Source>,
-    /// How many proofs there are.
+    /// The total number of proofs.
     count: usize,
     swept: Option<Instant>,
 }
@@ -37,7 +38,7 @@ struct Proof {
 #[derive(Debug)]
 struct Source {
     last: Instant,
-    /// Keys that were proved from here.
+    /// The number of keys that were proved from this source.
     keys: usize,
 }
 
@@ -46,7 +47,8 @@ impl Known {
         self.sources.get(&source).is_some_and(|known| is_fresh(now, known.last))
     }
 
-    /// `key` was proved from `source`, which takes the place of the one that the same key left longest ago.
+    /// Records that `key` was proved from `source`, displacing the oldest source of the same key if
+    /// the key has too many.
     pub(super) fn proved(&mut self, now: Instant, key: PublicKey, source: IpAddr) {
         if self.count >= MAX_KNOWN && is_due(&mut self.swept, now) {
             self.keep(|_, proof| is_fresh(now, proof.at));
@@ -67,7 +69,7 @@ impl Known {
         }
     }
 
-    /// `key` is no client's any more.
+    /// Removes all proofs of a revoked key.
     pub(super) fn forget(&mut self, key: &PublicKey) {
         if self.proofs.contains_key(key) {
             self.keep(|other, _| other != key);

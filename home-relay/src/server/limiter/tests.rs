@@ -1,4 +1,4 @@
-//! With a clock of our own.
+//! Tests the limiter with a simulated clock.
 
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ fn key(number: u32) -> PublicKey {
     PublicKey::from_bytes(bytes)
 }
 
-/// So many of `count` attempts at one moment are let in; each ends at once.
+/// Makes `count` attempts at one moment, each ending at once, and returns how many are admitted.
 fn let_in(limiter: &mut Limiter, now: Instant, address: IpAddr, count: usize) -> usize {
     let attempt = |limiter: &mut Limiter| limiter.admit(now, address).map(|ticket| limiter.end(&ticket));
     (0..count).filter(|_| attempt(limiter).is_ok()).count()
@@ -70,7 +70,7 @@ fn a_flood_of_strangers_does_not_shut_out_those_who_are_known() {
     flood.iter().for_each(|ticket| limiter.end(ticket));
     assert_eq!((200..300).map(|host| let_in(&mut limiter, now, four(host), 1)).sum::<usize>(), 8);
     assert_eq!(let_in(&mut limiter, now, four(1), 1000), 199, "ten times a stranger's burst");
-    // The next day it is a stranger again, and would be if it never came back.
+    // The next day the source is a stranger again.
     assert_eq!(let_in(&mut limiter, now + KNOWN_FOR, four(1), 1000), 20);
 }
 
@@ -109,7 +109,7 @@ fn one_key_does_not_make_a_whole_prefix_known() {
     let known = |limiter: &Limiter, address| limiter.known.contains(now, source_of(address));
     assert!(known(&limiter, four(1)), "of another key");
     assert!(known(&limiter, network(65_535)) && !known(&limiter, network(0)), "the latest stay");
-    // Where it was seen again is none of the oldest.
+    // A source seen again is no longer the oldest.
     limiter.proved(now, key(2), network(65_532));
     limiter.proved(now, key(2), network(7));
     assert!(known(&limiter, network(65_532)) && !known(&limiter, network(65_533)));
@@ -153,15 +153,15 @@ fn tables_are_bounded_and_a_source_without_room_has_the_limits_of_all() {
     assert_eq!((limiter.sources.len(), limiter.known.len()), (MAX_SOURCES, MAX_KNOWN));
     assert_eq!(let_in(&mut limiter, now, four(1_000_000), 100), 19, "who is in the table stays in it");
     assert_eq!(let_in(&mut limiter, now, four(2_000_000), 100), 100);
-    // Once their buckets are full again the others make room.
+    // The other sources make room once their buckets are full again.
     let later = now + SOURCE_BURST;
     assert_eq!(let_in(&mut limiter, later, four(2_000_000), 100), 20);
     assert!(limiter.sources.len() < 10);
 }
 
 proptest! {
-    /// Whatever comes when, no source gets more than its burst and its rate, strangers together neither, and what is
-    /// half open is counted right.
+    /// Checks that no sequence of events gives a source more than its burst and rate, nor all
+    /// strangers together, and that half-open connections are counted correctly.
     #[test]
     fn no_order_of_events_gets_around_the_limits(
         events in proptest::collection::vec((0_u64..400, 0_u32..4, any::<bool>()), 1..300),

@@ -1,4 +1,4 @@
-//! What strangers, and clients that are broken, can do at the relay's port: with the real protocol.
+//! Tests what strangers and broken clients can do at the relay's port, with the real protocol.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -11,14 +11,14 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
 
-/// A connection from another of loopback's addresses.
+/// Connects from another loopback address.
 pub(super) async fn from(relay: &TestRelay, source: &str) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
     socket.connect(relay.address).await
 }
 
-/// The end of a connection: orderly, or by a reset.
+/// Waits for the end of a connection, orderly or by a reset.
 async fn is_closed(tcp: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
     soon(async {
         let mut buffer = [0; 1024];
@@ -28,7 +28,7 @@ async fn is_closed(tcp: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
     true
 }
 
-/// Writes one byte after another, slowly, until the other side has had enough.
+/// Writes one byte after another, slowly, until the other end closes.
 async fn dribble(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
     for byte in bytes {
         if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
@@ -38,7 +38,7 @@ async fn dribble(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]
     }
 }
 
-/// The first bytes a client sends in TLS, and in the session.
+/// Returns the first bytes that a client sends, in TLS and in the session.
 fn first_words() -> [Vec<u8>; 2] {
     let key = PrivateKey::generate().unwrap();
     let config = tls::client_config(&key, key.public());
@@ -94,7 +94,7 @@ async fn garbage_is_counted_and_harms_nobody() {
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
-/// Tests that a long ClientHello is cut off: rustls would collect 64 KiB from each of a thousand
+/// Checks that a long ClientHello is cut off: rustls would collect 64 KiB from each of a thousand
 /// strangers.
 #[tokio::test]
 async fn a_client_hello_that_is_too_long_is_cut_off_and_counted() {
@@ -115,7 +115,7 @@ async fn a_client_hello_that_is_too_long_is_cut_off_and_counted() {
 async fn an_old_handshake_sent_again_is_nothing() {
     let relay = TestRelay::start(&Limits::default());
     let key = relay.admit(2);
-    // Between the two, somebody who keeps what the client says.
+    // A proxy between the two records what the client sends.
     let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let middle = proxy.local_addr().unwrap();
     let address = relay.address;
@@ -144,7 +144,7 @@ async fn an_old_handshake_sent_again_is_nothing() {
 
     let mut replay = TcpStream::connect(relay.address).await.unwrap();
     replay.write_all(&said).await.unwrap();
-    // There is no more to say it with.
+    // The replay has nothing more to send.
     replay.shutdown().await.unwrap();
     assert!(is_closed(&mut replay).await);
     eventually(async || relay.metrics.handshakes(Handshake::Tls) == 1).await;
@@ -157,7 +157,7 @@ async fn an_old_handshake_sent_again_is_nothing() {
 async fn a_source_over_its_rate_is_refused_before_tls_and_others_are_not() {
     let relay = TestRelay::start(&Limits { handshake_rate_per_source: 1, ..Limits::default() });
     for _ in 0..20 {
-        // Refused by a reset, which may come before the connection is known to be there.
+        // The relay refuses with a reset, which may arrive before connect() returns.
         if let Ok(mut tcp) = from(&relay, "127.0.0.2").await {
             let _ = tcp.write_all(b"no TLS at all, and long enough to be known as such").await;
             assert!(is_closed(&mut tcp).await);
@@ -172,7 +172,7 @@ async fn a_source_over_its_rate_is_refused_before_tls_and_others_are_not() {
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
-/// The time in which 19 of 20 handshakes are done.
+/// Returns the time in which 19 of 20 handshakes complete.
 async fn p95(relay: &TestRelay, key: &PrivateKey, count: usize) -> Duration {
     let mut times = Vec::new();
     for _ in 0..count {
@@ -186,7 +186,8 @@ async fn p95(relay: &TestRelay, key: &PrivateKey, count: usize) -> Duration {
     times[count * 95 / 100]
 }
 
-/// A thousand connections a second, from as many sources as there are, each with a ClientHello that is not finished.
+/// Opens a thousand connections per second from as many sources as possible, each with an
+/// unfinished ClientHello, and returns their number.
 fn flood(to: SocketAddr, over: &AtomicBool) -> usize {
     let [client_hello, _] = first_words();
     let mut sent = 0;
@@ -230,14 +231,14 @@ async fn a_known_client_connects_through_a_flood_of_a_thousand_a_second() {
     let sent = flooding.join().unwrap();
     eprintln!("p95 of a handshake: {idle:?} idle, {busy:?} beside {sent} strangers");
     assert!(relay.metrics.handshakes(Handshake::Rate) > 0, "the strangers were held to their rate");
-    // What is measured on a machine that does nothing else is twice the idle time at most.
+    // On an idle machine the measured time is at most twice the time without the flood.
     assert!(busy < idle * 10 + Duration::from_millis(50), "{idle:?} {busy:?}");
 }
 
 const CHILD: &str = "HOME_RELAY_RECONNECT_CHILD";
 const RECONNECTS: u32 = 10_000;
 
-/// What this process holds: descriptors, and resident KiB.
+/// Returns the number of open descriptors and the resident KiB of this process.
 fn holds() -> (usize, usize) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -248,7 +249,8 @@ fn holds() -> (usize, usize) {
 #[test]
 fn ten_thousand_reconnects_leave_nothing_behind() {
     if std::env::var_os(CHILD).is_none() {
-        // A process of its own: descriptors and memory are the whole process's.
+        // Use a process of its own, because descriptors and memory are counted for the whole
+        // process.
         let name = "server::tests::abuse::ten_thousand_reconnects_leave_nothing_behind";
         let mut command = Command::new(std::env::current_exe().unwrap());
         let done = command.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
@@ -278,12 +280,12 @@ fn ten_thousand_reconnects_leave_nothing_behind() {
         assert_eq!((sessions.len(), sessions[0].paths.len()), (1, 1));
         assert_eq!(relay.metrics.handshakes(Handshake::Resumed), u64::from(RECONNECTS) - 1);
         assert!(late.0 <= early.0 + 4, "{early:?} {late:?}");
-        // 8,000 more: a leak of 256 bytes for each would be seen.
+        // 8,000 more reconnects: a leak of 256 bytes for each would be noticed.
         assert!(late.1 <= early.1 + 2048, "{early:?} {late:?}");
     });
 }
 
-/// Log lines, kept.
+/// A log writer that collects all lines.
 #[derive(Clone, Default)]
 struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -298,7 +300,7 @@ impl io::Write for Kept {
     }
 }
 
-/// What this thread logs from now on.
+/// Starts collecting what this thread logs.
 fn log() -> (Kept, tracing::subscriber::DefaultGuard) {
     let log = Kept::default();
     let kept = log.clone();
@@ -306,7 +308,7 @@ fn log() -> (Kept, tracing::subscriber::DefaultGuard) {
     (log, tracing::subscriber::set_default(subscriber))
 }
 
-/// How many lines hold `words`.
+/// Returns the number of log lines that contain `words`.
 fn lines(log: &Kept, words: &str) -> usize {
     String::from_utf8_lossy(&log.0.lock().unwrap()).lines().filter(|line| line.contains(words)).count()
 }
@@ -331,7 +333,7 @@ async fn a_client_that_switches_without_end_does_not_fill_the_log() {
     }
     eventually(async || relay.metrics.handovers.get() == 199).await;
     assert!((10..=40).contains(&lines(&log, "path active")), "{}", lines(&log, "path active"));
-    // Others are heard.
+    // Other clients are still logged.
     TestClient::new(2).move_to(&relay, &other, 1).await;
     assert_eq!(lines(&log, "session opened"), 2);
 }
@@ -349,10 +351,10 @@ async fn guesses_at_tokens_do_not_fill_the_log() {
     assert_eq!(lines(&log, "enrolment refused"), 1);
 }
 
-/// Connects a TLS client that offers the key `offered` and signs with another one, as anybody can
-/// who has only read a public key.
+/// Returns a TLS configuration that offers the key `offered` and signs with another one, as anybody
+/// can who has only read a public key.
 fn unproved(relay: &TestRelay, offered: PublicKey) -> Arc<rustls::ClientConfig> {
-    // RFC 8410: the fixed parts of an Ed25519 key, public and private.
+    // RFC 8410: the constant parts of an Ed25519 key, public and private.
     let spki = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00"[..], offered.as_bytes()].concat();
     let pkcs8 =
         [&b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"[..], &[77; 32]].concat();
@@ -388,11 +390,11 @@ async fn a_prober_learns_nothing_of_a_key_it_does_not_hold_and_leaves_no_trace()
     assert_eq!(relay.metrics.handshakes(Handshake::Unauthorized), 0);
     assert_eq!(lines(&log, "refused"), 0, "{}", String::from_utf8_lossy(&log.0.lock().unwrap()));
 
-    // A key that is proved but unknown is refused by name and logged, as before.
+    // A key that is proved but unknown is refused by name and logged.
     let known_to_nobody = PrivateKey::generate().unwrap();
     let mut stream = relay.tls(&known_to_nobody).await.unwrap();
     let refused = soon(stream.read(&mut [0; 1])).await.unwrap_err();
     assert_eq!(tls::explain(&refused), tls::Cause::Refused);
     eventually(async || relay.metrics.handshakes(Handshake::Unauthorized) == 1).await;
-    assert_eq!(lines(&log, "refused: a client whose key is not authorised"), 1);
+    assert_eq!(lines(&log, "connection refused: the client's key is not authorised"), 1);
 }

@@ -30,7 +30,7 @@ async fn clients_that_swap_addresses_both_receive_what_is_sent_to_them() {
     for (client, key) in clients.iter_mut().zip(&keys) {
         client.move_to(&relay, key, 1).await;
     }
-    // Each client is back, with its new address, before the other one is moved.
+    // Each client reconnects, with its new address, before the other one is moved.
     for (number, host) in [(0, 3), (1, 2)] {
         let lease = Lease { ipv4: Some([10, 9, 0, host].into()), ipv6: None };
         let public_key = keys[number].public();

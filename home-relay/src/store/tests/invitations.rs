@@ -55,7 +55,8 @@ fn an_unknown_a_withdrawn_and_an_expired_token_are_told_apart() {
     assert!(
         matches!(refused(second, NOW + DAY.as_secs()), StoreError::TokenExpired(name) if name == "laptop")
     );
-    // A clock that was set back far does not give it more time; one that was adjusted does no harm.
+    // A clock that was set back far does not extend the invitation; a small adjustment does no
+    // harm.
     assert!(matches!(refused(second, NOW - 3600), StoreError::TokenExpired(_)));
     assert!(
         store.entries(NOW - 60).unwrap().len() == 1 && store.entries(NOW + DAY.as_secs()).unwrap().is_empty()
@@ -159,7 +160,7 @@ fn a_token_that_lets_nobody_in_is_looked_up_by_its_hash_and_waits_for_no_writer(
     transaction.open_table(schema::CLIENTS).unwrap().insert("zz", &b"no row of ours"[..]).unwrap();
     transaction.commit().unwrap();
 
-    // A slow command of the operator holds the write lock.
+    // A slow admin command holds the write lock.
     let _writing = store.database.begin_write().unwrap();
     let (told, hear) = std::sync::mpsc::channel();
     let guessing = std::sync::Arc::clone(&store);
@@ -183,7 +184,7 @@ fn an_invitation_of_a_clock_that_was_ahead_does_not_outlive_its_replacement() {
     let store = Store::open(dir.path()).unwrap();
     let (old, new, laptop) = (token(), token(), key());
     store.invite("laptop", old, DAY, Lease::default(), &pools(), NOW + HOUR).unwrap();
-    // The clock is right again.
+    // The clock is correct again.
     invite(&store, "laptop", new);
     store.redeem(new, &laptop, &pools(), NOW).unwrap();
     let error = store.redeem(old, &key(), &pools(), NOW + HOUR).unwrap_err();
@@ -210,7 +211,7 @@ fn an_invitation_beside_a_client_of_its_name_does_not_replace_the_clients_key() 
     let store = Store::open(dir.path()).unwrap();
     let (laptop, stray) = (key(), token());
     let client = store.authorize("laptop", &laptop, Lease::default(), &pools(), NOW).unwrap();
-    // As a former version left it.
+    // Write the invitation directly: the store itself never leaves one beside a client.
     let transaction = store.database.begin_write().unwrap();
     let mut book = clients::Book::open(&transaction).unwrap();
     let expires = NOW + DAY.as_secs();

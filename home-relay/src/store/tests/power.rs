@@ -1,4 +1,5 @@
-//! A power cut: what was written since the last fsync is on the disk, or not, each write by itself.
+//! Simulates power cuts: each write since the last fsync is on the disk or not, independently of
+//! the others.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -8,7 +9,7 @@ use redb::StorageBackend;
 
 use super::*;
 
-/// A disk in memory, and how it was at the last fsync.
+/// A disk in memory, with its content at the last fsync.
 #[derive(Debug, Clone, Default)]
 struct Disk(Arc<Mutex<State>>);
 
@@ -16,9 +17,9 @@ struct Disk(Arc<Mutex<State>>);
 struct State {
     now: Vec<u8>,
     synced: Vec<u8>,
-    /// Since the last fsync, in order.
+    /// The changes since the last fsync, in order.
     unsynced: Vec<Change>,
-    /// Writes until the power goes.
+    /// The number of changes until the power fails.
     left: Option<u64>,
 }
 
@@ -33,12 +34,12 @@ impl Disk {
         self.0.lock().unwrap()
     }
 
-    /// The power goes after so many further changes.
+    /// Makes the power fail after this many further changes.
     fn cut_after(&self, changes: u64) {
         self.state().left = Some(changes);
     }
 
-    /// What a machine finds that is switched on again.
+    /// Returns the disk as a machine finds it when it is switched on again.
     fn found(&self, random: &mut StdRng) -> Self {
         let state = self.state();
         let mut found = state.synced.clone();
@@ -151,7 +152,8 @@ fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
         let mut found = store.clients().unwrap();
         let whole = |client: &Client| client.lease.ipv4.is_some() && client.lease.ipv6.is_some();
         assert!(found.iter().all(whole), "seed {seed}, round {round}: {found:?}");
-        // What was under way is there wholly or not at all; all else is as it was acknowledged.
+        // The interrupted change is there completely or not at all; everything acknowledged is
+        // there.
         if let Some(name) = &in_flight {
             let pending = store.entries(NOW).unwrap().iter().filter(|entry| entry.name == *name).count();
             assert!(pending <= 1, "seed {seed}, round {round}: {name} is there twice");
