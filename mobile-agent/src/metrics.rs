@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
-use mobile_ebpf_common::Event;
+use mobile_ebpf_common::CountedEvent;
 use mobile_io::metrics::Metric;
 use prometheus::Registry;
 use prometheus::core::Collector;
@@ -232,7 +232,7 @@ fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
     let verdicts = verdicts.iter().map(|(verdict, count)| (verdict.name(), *count));
     metrics.counters(declared::SELECTION_VERDICTS, verdicts)?;
     let unaccounted =
-        events.iter().find_map(|(event, count)| (*event == Event::Unaccounted).then_some(*count));
+        events.iter().find_map(|(event, count)| (*event == CountedEvent::Unaccounted).then_some(*count));
     let full = [("bypass", full), ("accounts", unaccounted.unwrap_or(0))];
     metrics.counters(declared::MAP_FULL, full)?;
     let events = events.iter().map(|(event, count)| (event.name(), *count));

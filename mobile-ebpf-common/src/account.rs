@@ -7,7 +7,7 @@
 /// Whose a socket is, and what of it is on the account: the value of [`map::OWNERS`](crate::map::OWNERS).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Owner {
+pub struct TrackedConnection {
     /// When it connected, in nanoseconds of CLOCK_BOOTTIME.
     pub since: u64,
     /// The process that connected it: what user space calls its pid.
@@ -57,7 +57,7 @@ unsafe impl aya::Pod for Account {}
 
 /// A packet of a connection that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub struct OutgoingSegment {
     /// The sequence number of its first byte.
     pub seq: u32,
     /// How many bytes it has.
@@ -70,7 +70,7 @@ pub struct Segment {
 
 /// What is to be added to an account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct More {
+pub struct Increment {
     /// 1 if the connection is new.
     pub connections: u64,
     /// Bytes.
@@ -79,10 +79,10 @@ pub struct More {
     pub received: u64,
 }
 
-impl Owner {
+impl TrackedConnection {
     /// A packet leaves: what it adds, if anything, while the connection is in `state` and the kernel counts so much received.
     #[inline(always)]
-    pub fn leaves(&mut self, segment: Segment, state: u32, received: u64) -> Option<More> {
+    pub fn on_outgoing(&mut self, segment: OutgoingSegment, state: u32, received: u64) -> Option<Increment> {
         if self.stage == stage::NEW || segment.syn {
             self.next = segment.seq.wrapping_add(u32::from(segment.syn));
             self.stage = stage::BEGUN;
@@ -93,12 +93,12 @@ impl Owner {
         let is_new = self.stage != stage::COUNTED;
         // What was sent before is behind it. The first one may have data of the SYN before it, a later one without data our FIN.
         let sent = segment.seq.wrapping_add(segment.length).wrapping_sub(self.next).cast_signed();
-        let more = More {
+        let more = Increment {
             connections: u64::from(is_new),
             sent: if sent > 0 && (is_new || segment.length > 0) { sent as u64 } else { 0 },
-            received: self.fresh(state, segment.fin, received),
+            received: self.newly_received(state, segment.fin, received),
         };
-        (more != More::default()).then_some(more)
+        (more != Increment::default()).then_some(more)
     }
 
     /// How many of the bytes received are new.
@@ -106,7 +106,7 @@ impl Owner {
     /// While our direction ends, what is new may be the other end's FIN. It is taken to be: the packet that acknowledges it is the
     /// last that leaves, and those before are made up for by the next. If it never comes, this is a byte too little.
     #[inline(always)]
-    const fn fresh(&self, state: u32, fin: bool, received: u64) -> u64 {
+    const fn newly_received(&self, state: u32, fin: bool, received: u64) -> u64 {
         let is_ending = match state {
             state::FIN_WAIT1 => !fin,
             state::FIN_WAIT2 | state::CLOSE => true,
@@ -117,7 +117,7 @@ impl Owner {
 
     /// It is on the account.
     #[inline(always)]
-    pub fn counted(&mut self, more: More) {
+    pub fn commit(&mut self, more: Increment) {
         self.stage = stage::COUNTED;
         self.sent += more.sent;
         self.received += more.received;
@@ -126,13 +126,13 @@ impl Owner {
 
     /// What a connection that is open in `state` adds to what is on the account, by the kernel's counts.
     #[must_use]
-    pub const fn open(&self, state: u32, acked: u64, received: u64) -> More {
+    pub const fn uncounted(&self, state: u32, acked: u64, received: u64) -> Increment {
         if !is_made(state) {
-            return More { connections: 0, sent: 0, received: 0 };
+            return Increment { connections: 0, sent: 0, received: 0 };
         }
         // Its SYN, and in this state its FIN.
         let acked = acked.saturating_sub(1 + (state == state::FIN_WAIT2) as u64);
-        More {
+        Increment {
             connections: (self.stage != stage::COUNTED) as u64,
             sent: acked.saturating_sub(self.sent),
             received: received.saturating_sub(self.received + has_ended(state) as u64),
@@ -176,25 +176,28 @@ mod tests {
     use super::*;
 
     const ESTABLISHED: u32 = 1;
-    const DATA: Segment = Segment { seq: 0, length: 0, syn: false, fin: false };
+    const DATA: OutgoingSegment = OutgoingSegment { seq: 0, length: 0, syn: false, fin: false };
     /// So that it comes to 0 within the connection.
     const BEGIN: u32 = u32::MAX - 50;
 
     /// What packets add, one after another: each of so many bytes from there, in this state, with so much received.
     fn carried(packets: &[(u32, u32, bool, u32, u64)]) -> (u64, u64, u64) {
-        let mut owner = Owner::default();
-        assert_eq!(owner.leaves(Segment { seq: BEGIN - 1, syn: true, ..DATA }, state::SYN_SENT, 0), None);
-        let mut total = More::default();
+        let mut owner = TrackedConnection::default();
+        assert_eq!(
+            owner.on_outgoing(OutgoingSegment { seq: BEGIN - 1, syn: true, ..DATA }, state::SYN_SENT, 0),
+            None
+        );
+        let mut total = Increment::default();
         for &(from, length, fin, state, received) in packets {
-            let segment = Segment { seq: BEGIN.wrapping_add(from), length, fin, ..DATA };
-            if let Some(more) = owner.leaves(segment, state, received) {
-                owner.counted(more);
+            let segment = OutgoingSegment { seq: BEGIN.wrapping_add(from), length, fin, ..DATA };
+            if let Some(more) = owner.on_outgoing(segment, state, received) {
+                owner.commit(more);
                 total.connections += more.connections;
                 total.sent += more.sent;
                 total.received += more.received;
             }
             // Once more, by the programs of the next agent.
-            assert_eq!(owner.leaves(segment, state, received), None);
+            assert_eq!(owner.on_outgoing(segment, state, received), None);
         }
         assert_eq!((owner.sent, owner.received), (total.sent, total.received));
         (total.connections, total.sent, total.received)
@@ -240,17 +243,22 @@ mod tests {
 
     #[test]
     fn what_is_open_adds_what_no_packet_has_told_yet() {
-        let owner = Owner { stage: stage::COUNTED, sent: 100, received: 50, ..Owner::default() };
-        let more = |connections, sent, received| More { connections, sent, received };
-        assert_eq!(owner.open(ESTABLISHED, 91, 60), more(0, 0, 10));
-        assert_eq!(owner.open(state::CLOSE_WAIT, 101, 61), more(0, 0, 10));
-        let missing = Owner { stage: stage::MISSING, ..Owner::default() };
-        assert_eq!(missing.open(state::FIN_WAIT2, 102, 50), more(1, 100, 50));
-        assert_eq!(Owner::default().open(state::SYN_SENT, 0, 0), More::default());
+        let owner = TrackedConnection {
+            stage: stage::COUNTED,
+            sent: 100,
+            received: 50,
+            ..TrackedConnection::default()
+        };
+        let more = |connections, sent, received| Increment { connections, sent, received };
+        assert_eq!(owner.uncounted(ESTABLISHED, 91, 60), more(0, 0, 10));
+        assert_eq!(owner.uncounted(state::CLOSE_WAIT, 101, 61), more(0, 0, 10));
+        let missing = TrackedConnection { stage: stage::MISSING, ..TrackedConnection::default() };
+        assert_eq!(missing.uncounted(state::FIN_WAIT2, 102, 50), more(1, 100, 50));
+        assert_eq!(TrackedConnection::default().uncounted(state::SYN_SENT, 0, 0), Increment::default());
     }
 
     #[test]
     fn there_is_no_padding() {
-        assert_eq!((size_of::<Owner>(), size_of::<Account>()), (40, 32));
+        assert_eq!((size_of::<TrackedConnection>(), size_of::<Account>()), (40, 32));
     }
 }

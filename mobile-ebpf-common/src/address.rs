@@ -14,11 +14,11 @@ pub struct Address(pub [u32; 4]);
 /// What a socket asked, and who answers it in that one's place.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct RedirectedQuery {
     /// The resolver the application named.
-    pub asked: Address,
+    pub original_resolver: Address,
     /// The relay's resolver.
-    pub answers: Address,
+    pub relay_resolver: Address,
 }
 
 impl Address {

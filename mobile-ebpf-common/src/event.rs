@@ -4,7 +4,7 @@
 /// outlives the programs: a number is never given a second meaning.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
+pub enum CountedEvent {
     /// A query was sent to the relay's resolver.
     DnsRedirected = 0,
     /// A query could not be: the relay has no resolver of its family, or the socket cannot be led away from its link.
@@ -26,7 +26,7 @@ pub enum Event {
     MarkRefused = 8,
 }
 
-impl Event {
+impl CountedEvent {
     /// Every event, in the order of the map.
     pub const ALL: [Self; 9] = [
         Self::DnsRedirected,
@@ -71,9 +71,9 @@ mod tests {
 
     #[test]
     fn events_are_their_indices_and_fit_the_map() {
-        for (index, event) in Event::ALL.iter().enumerate() {
+        for (index, event) in CountedEvent::ALL.iter().enumerate() {
             assert_eq!(event.index() as usize, index);
         }
-        assert!((Event::ALL.len() as u32) < map::EVENTS_ENTRIES);
+        assert!((CountedEvent::ALL.len() as u32) < map::EVENTS_ENTRIES);
     }
 }

@@ -6,9 +6,9 @@ pub mod address;
 pub mod event;
 pub mod retries;
 
-pub use account::{Account, Owner};
-pub use address::{Address, Asked};
-pub use event::Event;
+pub use account::{Account, TrackedConnection};
+pub use address::{Address, RedirectedQuery};
+pub use event::CountedEvent;
 
 /// The programs, under the names they have in the object and in `pin_dir`.
 pub mod program {
@@ -45,25 +45,25 @@ pub mod program {
 
     /// The programs that are asked about calls, of every process, in the order they are attached: who redirects a query has to
     /// be able to translate its answer.
-    pub const CALLS: [&str; 9] =
+    pub const SOCKET_CALLS: [&str; 9] =
         [RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6, SOCK_CREATE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }
 
 /// The maps, under the names they have in the object and in `pin_dir`.
 pub mod map {
-    /// Array of one [`Config`](crate::Config).
+    /// Array of one [`ProgramConfig`](crate::ProgramConfig).
     pub const CONFIG: &str = "CONFIG";
     /// Array of one `u64`: until when mobile processes go by the tunnel, in nanoseconds of CLOCK_MONOTONIC. The agent puts it
-    /// off while there is a session; [`FOREVER`] where they are to wait for one.
+    /// off while there is a session; [`NO_DEADLINE`] where they are to wait for one.
     pub const DEADLINE: &str = "DEADLINE";
     /// Value of [`DEADLINE`]: there is none.
-    pub const FOREVER: u64 = u64::MAX;
-    /// Per-CPU array of `u64`, indexed by [`Verdict`](crate::Verdict).
+    pub const NO_DEADLINE: u64 = u64::MAX;
+    /// Per-CPU array of `u64`, indexed by [`MarkVerdict`](crate::MarkVerdict).
     pub const VERDICTS: &str = "VERDICTS";
     /// Entries of [`VERDICTS`]: more than there are verdicts, so that a later program with more of them
     /// can go on counting in the map an earlier one left behind.
     pub const VERDICTS_ENTRIES: u32 = 32;
-    /// Per-CPU array of `u64`, indexed by [`Event`](crate::Event).
+    /// Per-CPU array of `u64`, indexed by [`CountedEvent`](crate::CountedEvent).
     pub const EVENTS: &str = "EVENTS";
     /// Entries of [`EVENTS`], for the same reason.
     pub const EVENTS_ENTRIES: u32 = 32;
@@ -87,7 +87,7 @@ pub mod map {
     pub const BYPASS: &str = "BYPASS";
     /// Entries of [`BYPASS`]. A list this long was made by a program; an entry costs memory only when there is one.
     pub const BYPASS_ENTRIES: u32 = 65_536;
-    /// Storage at sockets: what each socket last [asked](crate::Asked) of a resolver.
+    /// Storage at sockets: what each socket last [asked](crate::RedirectedQuery) of a resolver.
     pub const QUERIES: &str = "QUERIES";
     /// Storage at the sockets of MPTCP connections, present if the connection is a mobile
     /// process's.
@@ -95,7 +95,7 @@ pub mod map {
     /// Array of one `u64`: not 0 once a connection was in [`MPTCP_CONNECTIONS`]. Until then no
     /// socket is checked for being a subflow.
     pub const ANY_MPTCP: &str = "ANY_MPTCP";
-    /// Storage at sockets: the [`Owner`](crate::Owner) of each TCP connection on the MOBILE route. It goes with its socket.
+    /// Storage at sockets: the [`TrackedConnection`](crate::TrackedConnection) of each TCP connection on the MOBILE route. It goes with its socket.
     pub const OWNERS: &str = "OWNERS";
     /// Hash from process id to [`Account`](crate::Account).
     pub const ACCOUNTS: &str = "ACCOUNTS";
@@ -107,7 +107,7 @@ pub mod map {
 /// What the programs need to know, written by the agent before they are attached; of the slice, also later.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Config {
+pub struct ProgramConfig {
     /// The network namespace that has the MOBILE route. Sockets of other namespaces are left alone.
     pub netns_cookie: u64,
     /// Kernel id of the mobile cgroup: a task has the MOBILE attribute if this is its ancestor.
@@ -131,7 +131,7 @@ pub struct Config {
     pub slice_level: u32,
 }
 
-impl Config {
+impl ProgramConfig {
     /// `old` with our bits set.
     #[inline(always)]
     #[must_use]
@@ -156,13 +156,13 @@ impl Config {
 
 // SAFETY: repr(C), of integers only, and 4 * 8 + 6 * 4 bytes leave no padding.
 #[cfg(feature = "user")]
-unsafe impl aya::Pod for Config {}
+unsafe impl aya::Pod for ProgramConfig {}
 
 /// What a program decided about one call. The numbers are indices into [`map::VERDICTS`], which outlives the
 /// programs: a number is never given a second meaning.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
+pub enum MarkVerdict {
     /// No MOBILE attribute and no mark of ours: the ordinary route, untouched. Not counted: most calls of a machine are such, and
     /// nothing is to be seen in their number.
     Ordinary = 0,
@@ -183,7 +183,7 @@ pub enum Verdict {
     Refused = 7,
 }
 
-impl Verdict {
+impl MarkVerdict {
     /// Every verdict that is counted.
     pub const COUNTED: [Self; 7] = [
         Self::Marked,
@@ -222,7 +222,7 @@ impl Verdict {
 mod tests {
     use super::*;
 
-    const CONFIG: Config = Config {
+    const CONFIG: ProgramConfig = ProgramConfig {
         cgroup_id: 1,
         key: 0,
         slice_id: 0,
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn counted_verdicts_have_indices_of_their_own_that_fit_the_map() {
-        for (before, verdict) in Verdict::COUNTED.iter().enumerate() {
+        for (before, verdict) in MarkVerdict::COUNTED.iter().enumerate() {
             assert_eq!(verdict.index() as usize, before + 1);
             assert!(verdict.index() < map::VERDICTS_ENTRIES);
         }
@@ -253,6 +253,6 @@ mod tests {
 
     #[test]
     fn config_has_no_padding() {
-        assert_eq!(size_of::<Config>(), 56);
+        assert_eq!(size_of::<ProgramConfig>(), 56);
     }
 }

@@ -27,8 +27,8 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use mobile_ebpf_common::{
-    Account, Event, Owner,
-    account::{Segment, stage},
+    Account, CountedEvent, TrackedConnection,
+    account::{OutgoingSegment, stage},
     map::ACCOUNTS_ENTRIES,
 };
 
@@ -39,7 +39,7 @@ use crate::{
 };
 
 #[btf_map]
-static OWNERS: SkStorage<Owner> = SkStorage::new();
+static OWNERS: SkStorage<TrackedConnection> = SkStorage::new();
 
 #[map]
 static ACCOUNTS: HashMap<u32, Account> = HashMap::with_max_entries(ACCOUNTS_ENTRIES, BPF_F_NO_PREALLOC);
@@ -62,15 +62,15 @@ pub(crate) fn open(ctx: &SockAddrContext, hook: Hook) {
     if is_direct(dns::read(ctx, hook)) {
         return forget(ctx);
     }
-    let mut owner = Owner {
+    let mut owner = TrackedConnection {
         // SAFETY: takes nothing.
         since: unsafe { bpf_ktime_get_boot_ns() },
         process: (bpf_get_current_pid_tgid() >> 32) as u32,
-        ..Owner::default()
+        ..TrackedConnection::default()
     };
     let kept = OWNERS.get_or_insert_ptr_mut(ctx, Some(&mut owner));
     if kept.is_null() {
-        return happened(Event::Unaccounted);
+        return happened(CountedEvent::Unaccounted);
     }
     // SAFETY: points to this socket's storage. A connect() that failed may have left another owner there.
     unsafe { *kept = owner };
@@ -104,15 +104,15 @@ fn follow(ctx: &SkBuffContext) -> Option<()> {
     let segment = segment(ctx)?;
     // SAFETY: the helper takes a socket, and gives the counters of one that is TCP's.
     let received = unsafe { bpf_tcp_sock(socket).as_ref() }?.bytes_received;
-    let more = owner.leaves(segment, state, received)?;
+    let more = owner.on_outgoing(segment, state, received)?;
     let Some(account) = account(owner.process, owner.since) else {
         if owner.stage != stage::MISSING {
             owner.stage = stage::MISSING;
-            happened(Event::Unaccounted);
+            happened(CountedEvent::Unaccounted);
         }
         return None;
     };
-    owner.counted(more);
+    owner.commit(more);
     // SAFETY: `account` points to an entry of the map, whose fields are aligned.
     unsafe {
         add(&raw mut (*account).connections, more.connections);
@@ -124,7 +124,7 @@ fn follow(ctx: &SkBuffContext) -> Option<()> {
 
 /// The TCP header of a packet, if it is where it is to be expected. A packet of a TCP socket need not be TCP's: IPsec has been there.
 #[inline(always)]
-fn segment(ctx: &SkBuffContext) -> Option<Segment> {
+fn segment(ctx: &SkBuffContext) -> Option<OutgoingSegment> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     // SAFETY: the context of a cgroup_skb program is a valid __sk_buff.
     let (protocol, length) = unsafe { ((*skb).protocol, (*skb).len) };
@@ -144,7 +144,7 @@ fn segment(ctx: &SkBuffContext) -> Option<Segment> {
     };
     let [_, seq, _, offset_and_flags] = ctx.load::<[u32; 4]>(start as usize).ok()?.map(u32::from_be);
     let end = start + (offset_and_flags >> 28) * 4;
-    Some(Segment {
+    Some(OutgoingSegment {
         seq,
         length: length.saturating_sub(end),
         syn: offset_and_flags & SYN != 0,
@@ -176,8 +176,10 @@ fn account(process: u32, since: u64) -> Option<*mut Account> {
 
 /// The owner of a socket, if it has one. The kernel sends what is one socket's on one processor at a time.
 #[inline(always)]
-fn owner<'a>(socket: *mut bpf_sock) -> Option<&'a mut Owner> {
+fn owner<'a>(socket: *mut bpf_sock) -> Option<&'a mut TrackedConnection> {
     let owners = (&raw const OWNERS).cast_mut().cast();
     // SAFETY: the helper takes a socket, and gives this socket's storage.
-    unsafe { bpf_sk_storage_get(owners, socket.cast(), ptr::null_mut(), 0).cast::<Owner>().as_mut() }
+    unsafe {
+        bpf_sk_storage_get(owners, socket.cast(), ptr::null_mut(), 0).cast::<TrackedConnection>().as_mut()
+    }
 }

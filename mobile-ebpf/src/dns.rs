@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use mobile_ebpf_common::{
-    Address, Asked, Event,
+    Address, CountedEvent, RedirectedQuery,
     address::DNS_PORT,
     map::{BYPASS_ENTRIES, IPV4, IPV6},
 };
@@ -29,7 +29,7 @@ static BYPASS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(BYPASS_ENTRIES, 
 
 /// The queries, each stored at the socket that asked, so that other sockets cannot displace them.
 #[btf_map]
-static QUERIES: SkStorage<Asked> = SkStorage::new();
+static QUERIES: SkStorage<RedirectedQuery> = SkStorage::new();
 
 /// IPPROTO_TCP and IPPROTO_UDP.
 const PROTOCOLS: [u32; 2] = [6, 17];
@@ -90,30 +90,30 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     let (own, other) = if asked.is_mapped() { (IPV4, IPV6) } else { (IPV6, IPV4) };
     let Some(answers) = resolver(own) else {
         if resolver(other).is_some() {
-            happened(Event::DnsLeft);
+            happened(CountedEvent::DnsLeft);
         }
         return;
     };
     // Written in, an address of the bypass would be looked for in the visited network.
     if is_bypassed(answers) || (hook == Hook::Sendmsg6 && asked.is_link_local()) {
-        return happened(Event::DnsLeft);
+        return happened(CountedEvent::DnsLeft);
     }
     // The programs of an earlier agent may have redirected this query a moment ago: they recorded
     // what was asked.
     if asked == answers && !QUERIES.get_ptr_mut(ctx).is_null() {
         return;
     }
-    let mut query = Asked { asked, answers };
+    let mut query = RedirectedQuery { original_resolver: asked, relay_resolver: answers };
     let kept = QUERIES.get_or_insert_ptr_mut(ctx, Some(&mut query));
     if kept.is_null() {
-        return happened(Event::DnsFailed);
+        return happened(CountedEvent::DnsFailed);
     }
     // SAFETY: points to this socket's storage. Threads that ask two resolvers through one socket at
     // once can at worst mix the two addresses; one socket has one address for all answers.
     unsafe { *kept = query };
     if asked != answers {
         write(ctx, hook, answers);
-        happened(Event::DnsRedirected);
+        happened(CountedEvent::DnsRedirected);
     }
 }
 
@@ -136,7 +136,7 @@ fn translate(ctx: &SockAddrContext, hook: Hook) {
     // SAFETY: null, or this socket's storage.
     let remembered = unsafe { QUERIES.get_ptr_mut(ctx).as_ref() }.copied();
     match remembered {
-        Some(Asked { asked, answers }) if answers == source => {
+        Some(RedirectedQuery { original_resolver: asked, relay_resolver: answers }) if answers == source => {
             if hook != Hook::Ipv4 || asked.is_mapped() {
                 write(ctx, hook, asked);
             }
@@ -145,7 +145,7 @@ fn translate(ctx: &SockAddrContext, hook: Hook) {
         None => {
             let family = if source.is_mapped() { IPV4 } else { IPV6 };
             if resolver(family) == Some(source) && is_ours(ctx) {
-                happened(Event::DnsForgotten);
+                happened(CountedEvent::DnsForgotten);
             }
         }
     }

@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use mobile_ebpf_common::{Address, Config, Event};
+use mobile_ebpf_common::{Address, CountedEvent, ProgramConfig};
 
 use crate::select::{LOOPBACK, config, happened, is_direct};
 
@@ -44,10 +44,10 @@ fn mobile_egress_own(ctx: SkBuffContext) -> i32 {
 }
 
 #[inline(always)]
-fn judge(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> bool) -> i32 {
+fn judge(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&ProgramConfig) -> bool) -> i32 {
     match try_egress(ctx, in_our_namespace) {
         None => KEEP,
-        Some(event @ Event::EgressLate) => {
+        Some(event @ CountedEvent::EgressLate) => {
             happened(event);
             DROP
         }
@@ -60,7 +60,10 @@ fn judge(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> bool) ->
 
 /// Why a packet must not leave. Ordinary sockets, the many, pay for one comparison.
 #[inline(always)]
-fn try_egress(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> bool) -> Option<Event> {
+fn try_egress(
+    ctx: &SkBuffContext,
+    in_our_namespace: impl FnOnce(&ProgramConfig) -> bool,
+) -> Option<CountedEvent> {
     let config = config().ok()?;
     let socket = socket(ctx)?;
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
@@ -82,7 +85,7 @@ fn try_egress(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&Config) -> boo
     if is_direct(destination) {
         return None;
     }
-    Some(if config.is_marked(packet_mark) { Event::EgressRefused } else { Event::EgressLate })
+    Some(if config.is_marked(packet_mark) { CountedEvent::EgressRefused } else { CountedEvent::EgressLate })
 }
 
 /// The socket a packet is of, if it has one.

@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use mobile_ebpf_common::{
-    Address, Config, Event, Verdict,
+    Address, CountedEvent, MarkVerdict, ProgramConfig,
     map::{EVENTS_ENTRIES, VERDICTS_ENTRIES},
 };
 
@@ -28,7 +28,7 @@ use crate::{
 };
 
 #[map]
-static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+static CONFIG: Array<ProgramConfig> = Array::with_max_entries(1, 0);
 
 #[map]
 static DEADLINE: Array<u64> = Array::with_max_entries(1, 0);
@@ -118,25 +118,25 @@ pub(crate) enum Error {
 /// What is to become of a socket's mark.
 enum Decision {
     /// Nothing, and this is why.
-    Leave(Verdict),
+    Leave(MarkVerdict),
     /// It becomes this.
-    Set(u32, Verdict),
+    Set(u32, MarkVerdict),
 }
 
 /// Handles a new socket: it gets the mark before any datagram, ping or raw packet can leave it. A
 /// new socket of an ordinary process cannot have our mark. An MPTCP connection whose further
 /// subflows could not be recognised is refused.
 #[inline(always)]
-fn try_sock_create(ctx: &SockContext) -> Result<Verdict, Error> {
+fn try_sock_create(ctx: &SockContext) -> Result<MarkVerdict, Error> {
     let config = config()?;
     if !current_is_mobile(config) {
-        return Ok(Verdict::Ordinary);
+        return Ok(MarkVerdict::Ordinary);
     }
     // SAFETY: the context of a sock_create program is a valid bpf_sock, and its mark may be read and written.
     let old = unsafe { (*ctx.sock).mark };
     match decide(config, ctx, true, old) {
-        Decision::Leave(verdict @ Verdict::OtherNamespace) => Ok(verdict),
-        _ if !mptcp::created(ctx) => Ok(Verdict::Refused),
+        Decision::Leave(verdict @ MarkVerdict::OtherNamespace) => Ok(verdict),
+        _ if !mptcp::created(ctx) => Ok(MarkVerdict::Refused),
         Decision::Leave(verdict) => Ok(verdict),
         Decision::Set(mark, verdict) => {
             // SAFETY: as above.
@@ -167,14 +167,14 @@ fn is_made_ordinary() -> bool {
 /// A connect(): the route, and for a TCP socket that takes the MOBILE one, the pauses of its retransmission timer and whose
 /// account it goes on.
 #[inline(always)]
-fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     let verdict = try_sock_addr(ctx, name, hook)?;
     match verdict {
-        Verdict::Marked | Verdict::Kept => {
+        MarkVerdict::Marked | MarkVerdict::Kept => {
             retries::bound(ctx);
             account::open(ctx, hook);
         }
-        Verdict::Cleared | Verdict::Direct => account::forget(ctx),
+        MarkVerdict::Cleared | MarkVerdict::Direct => account::forget(ctx),
         _ => {}
     }
     Ok(verdict)
@@ -183,19 +183,19 @@ fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
 /// A datagram with an address. That of a connected socket keeps the route of its connection, whose source address it has: the
 /// kernel asks here about every datagram of a socket that is connected to an IPv4-mapped address.
 #[inline(always)]
-fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     // SAFETY: as in `mark`.
     let peer = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).dst_port };
     if peer == 0 {
         let verdict = try_sock_addr(ctx, name, hook)?;
-        let late = verdict == Verdict::Marked && !is_direct(dns::read(ctx, hook));
-        return Ok(if late && !source::make_persistent(ctx, hook) { Verdict::Refused } else { verdict });
+        let late = verdict == MarkVerdict::Marked && !is_direct(dns::read(ctx, hook));
+        return Ok(if late && !source::make_persistent(ctx, hook) { MarkVerdict::Refused } else { verdict });
     }
     if !is_ours(ctx) {
-        return Ok(Verdict::Ordinary);
+        return Ok(MarkVerdict::Ordinary);
     }
     dns::redirect(ctx, hook);
-    Ok(Verdict::Kept)
+    Ok(MarkVerdict::Kept)
 }
 
 /// A connect(), or a datagram of an unconnected socket: sockets made before the process got or lost the attribute,
@@ -203,19 +203,21 @@ fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
 /// IPv4-mapped destinations of a connect() come here as IPv6 ones; the mark is the same for both. What a mobile process
 /// asks a resolver goes to the relay's.
 #[inline(always)]
-fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<Verdict, Error> {
+fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     let verdict = mark(ctx, name)?;
     match verdict {
-        Verdict::Marked | Verdict::Kept if is_bound_elsewhere(ctx, hook)? => return Ok(Verdict::Refused),
-        Verdict::Marked | Verdict::Kept => dns::redirect(ctx, hook),
-        Verdict::Cleared | Verdict::Direct => dns::forget(ctx),
+        MarkVerdict::Marked | MarkVerdict::Kept if is_bound_elsewhere(ctx, hook)? => {
+            return Ok(MarkVerdict::Refused);
+        }
+        MarkVerdict::Marked | MarkVerdict::Kept => dns::redirect(ctx, hook),
+        MarkVerdict::Cleared | MarkVerdict::Direct => dns::forget(ctx),
         _ => {}
     }
     Ok(verdict)
 }
 
 #[inline(always)]
-fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<Verdict, Error> {
+fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<MarkVerdict, Error> {
     let config = config()?;
     let mobile = mptcp::is_of_mobile(ctx, current_is_mobile(config)).ok_or(Error::Subflows)?;
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket is there for the whole call.
@@ -262,28 +264,28 @@ pub(crate) fn is_direct(to: Address) -> bool {
 
 /// The whole policy. The namespace is asked for last: ordinary processes, the many, do not pay for it.
 #[inline(always)]
-fn decide(config: &Config, ctx: &impl EbpfContext, mobile: bool, old: u32) -> Decision {
+fn decide(config: &ProgramConfig, ctx: &impl EbpfContext, mobile: bool, old: u32) -> Decision {
     let marked = config.is_marked(old);
     if !mobile && !marked {
-        return Decision::Leave(Verdict::Ordinary);
+        return Decision::Leave(MarkVerdict::Ordinary);
     }
     // SAFETY: every program here has a context this helper accepts.
     if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
         // Without the attribute, a mark like ours in another namespace is not ours: ordinary.
-        return Decision::Leave(if mobile { Verdict::OtherNamespace } else { Verdict::Ordinary });
+        return Decision::Leave(if mobile { MarkVerdict::OtherNamespace } else { MarkVerdict::Ordinary });
     }
     match (mobile, marked) {
-        (true, false) if is_over() => Decision::Leave(Verdict::Direct),
-        (true, true) if is_over() => Decision::Set(config.cleared(old), Verdict::Direct),
-        (true, false) => Decision::Set(config.marked(old), Verdict::Marked),
-        (true, true) => Decision::Leave(Verdict::Kept),
-        (false, _) => Decision::Set(config.cleared(old), Verdict::Cleared),
+        (true, false) if is_over() => Decision::Leave(MarkVerdict::Direct),
+        (true, true) if is_over() => Decision::Set(config.cleared(old), MarkVerdict::Direct),
+        (true, false) => Decision::Set(config.marked(old), MarkVerdict::Marked),
+        (true, true) => Decision::Leave(MarkVerdict::Kept),
+        (false, _) => Decision::Set(config.cleared(old), MarkVerdict::Cleared),
     }
 }
 
 /// The MOBILE attribute of the calling process.
 #[inline(always)]
-fn current_is_mobile(config: &Config) -> bool {
+fn current_is_mobile(config: &ProgramConfig) -> bool {
     // SAFETY: takes no pointer; a level below the task's own gives 0, which is no cgroup's id.
     let ancestor = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
     ancestor(config.cgroup_level) == config.cgroup_id
@@ -309,12 +311,12 @@ pub(crate) fn is_ours(ctx: &SockAddrContext) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn config() -> Result<&'static Config, Error> {
+pub(crate) fn config() -> Result<&'static ProgramConfig, Error> {
     CONFIG.get(0).ok_or(Error::NoConfig)
 }
 
 #[inline(always)]
-fn log(config: &Config, ctx: &impl EbpfContext, hook: &'static str, mark: u32) {
+fn log(config: &ProgramConfig, ctx: &impl EbpfContext, hook: &'static str, mark: u32) {
     if config.log != 0 {
         let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         debug!(ctx, "{}: pid {}: socket mark is now {:x}", hook, pid, mark);
@@ -323,7 +325,7 @@ fn log(config: &Config, ctx: &impl EbpfContext, hook: &'static str, mark: u32) {
 
 /// Counts an event.
 #[inline(always)]
-pub(crate) fn happened(event: Event) {
+pub(crate) fn happened(event: CountedEvent) {
     if let Some(counter) = EVENTS.get_ptr_mut(event.index()) {
         // SAFETY: points into this CPU's slot; a preempting program on the same CPU can at worst lose one count.
         unsafe { *counter += 1 };
@@ -333,13 +335,13 @@ pub(crate) fn happened(event: Event) {
 /// Counts what was decided about a mobile process or socket, and lets the call go on, unless it would lead beside the tunnel.
 /// Ordinary processes, the many, do not pay for a counter.
 #[inline(always)]
-fn count(result: Result<Verdict, Error>) -> i32 {
+fn count(result: Result<MarkVerdict, Error>) -> i32 {
     let (verdict, then) = match result {
-        Ok(Verdict::Ordinary) => return ALLOW,
-        Ok(Verdict::Refused) => (Verdict::Refused, REFUSE),
+        Ok(MarkVerdict::Ordinary) => return ALLOW,
+        Ok(MarkVerdict::Refused) => (MarkVerdict::Refused, REFUSE),
         Ok(verdict) => (verdict, ALLOW),
-        Err(Error::SetMark | Error::Subflows) => (Verdict::Failed, REFUSE),
-        Err(Error::NoConfig | Error::ClearMark) => (Verdict::Failed, ALLOW),
+        Err(Error::SetMark | Error::Subflows) => (MarkVerdict::Failed, REFUSE),
+        Err(Error::NoConfig | Error::ClearMark) => (MarkVerdict::Failed, ALLOW),
     };
     if let Some(counter) = VERDICTS.get_ptr_mut(verdict.index()) {
         // SAFETY: points into this CPU's slot; a preempting program on the same CPU can at worst lose one count.

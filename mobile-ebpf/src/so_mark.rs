@@ -17,7 +17,7 @@ use aya_ebpf::{
     macros::cgroup_sockopt,
     programs::SockoptContext,
 };
-use mobile_ebpf_common::{Config, Event};
+use mobile_ebpf_common::{CountedEvent, ProgramConfig};
 
 use crate::select::{ALLOW, REFUSE, config, happened};
 
@@ -68,12 +68,12 @@ fn judge(ctx: &SockoptContext) -> i32 {
         return take(call);
     }
     if !was_marked {
-        happened(Event::MarkRefused);
+        happened(CountedEvent::MarkRefused);
         return REFUSE;
     }
     // SAFETY: as above, and the value may be written.
     unsafe { value.write_volatile(config.marked(new)) };
-    happened(Event::MarkKept);
+    happened(CountedEvent::MarkKept);
     take(call)
 }
 
@@ -89,7 +89,7 @@ fn take(call: *mut bpf_sockopt) -> i32 {
 /// Returns whether the agent calls, which changes marks with a process's attribute: the programs'
 /// key follows its mark.
 #[inline(always)]
-fn is_of_agent(call: *mut bpf_sockopt, config: &Config) -> bool {
+fn is_of_agent(call: *mut bpf_sockopt, config: &ProgramConfig) -> bool {
     if !has(call, MARK_LENGTH + size_of::<u64>()) {
         return false;
     }

@@ -2,18 +2,18 @@
 
 use std::cell::Cell;
 
-use mobile_proto::{Joiner, Made, Packet};
+use mobile_proto::{CoalescedSegment, Packet, SegmentCoalescer};
 
 thread_local! {
     /// Of whoever writes: it is empty between two polls of a driver, so thousands of idle ones hold none.
-    static SPARE: Cell<Option<Joiner>> = const { Cell::new(None) };
+    static SPARE: Cell<Option<SegmentCoalescer>> = const { Cell::new(None) };
 }
 
 /// What one session writes to its device.
 #[derive(Debug)]
 pub struct Joining {
     joins: bool,
-    joiner: Option<Joiner>,
+    joiner: Option<SegmentCoalescer>,
 }
 
 impl Joining {
@@ -24,25 +24,25 @@ impl Joining {
     }
 
     /// Hands a packet on, or keeps it for a while. `write` is told what each was made of.
-    pub fn send(&mut self, packet: Packet<'_>, write: &mut dyn FnMut(Packet<'_>, Made)) {
+    pub fn send(&mut self, packet: Packet<'_>, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
         if !self.joins {
-            return write(packet, Made::whole(packet));
+            return write(packet, CoalescedSegment::single(packet));
         }
         let joiner = self.joiner.get_or_insert_with(|| SPARE.take().unwrap_or_default());
-        if joiner.join(packet) {
+        if joiner.push(packet) {
             return;
         }
         // In the order they came.
         if let Some((joined, made)) = joiner.take() {
             write(joined, made);
         }
-        if !joiner.join(packet) {
-            write(packet, Made::whole(packet));
+        if !joiner.push(packet) {
+            write(packet, CoalescedSegment::single(packet));
         }
     }
 
     /// Hands on what was kept.
-    pub fn flush(&mut self, write: &mut dyn FnMut(Packet<'_>, Made)) {
+    pub fn flush(&mut self, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
         let Some(mut joiner) = self.joiner.take() else { return };
         if let Some((joined, made)) = joiner.take() {
             write(joined, made);

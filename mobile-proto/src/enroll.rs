@@ -49,16 +49,16 @@ impl fmt::Debug for Token {
 
 /// What the relay says to a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum EnrolmentReply {
     /// The key is a client now, under this name.
     Enrolled(String),
     /// It is not.
-    Refused(Refusal),
+    Refused(EnrolmentRefusal),
 }
 
 /// Why a key was not enrolled: one byte on the wire. A code of a later version is kept as it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum EnrolmentRefusal {
     /// No invitation has this token: it was withdrawn, or never was.
     Unknown,
     /// The invitation's time is over.
@@ -77,7 +77,7 @@ pub enum Refusal {
     Other(u8),
 }
 
-impl Refusal {
+impl EnrolmentRefusal {
     /// The byte on the wire.
     #[must_use]
     pub fn to_wire(self) -> u8 {
@@ -109,7 +109,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for EnrolmentRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => f.write_str("the relay knows no such invitation: it was withdrawn or replaced"),
@@ -126,7 +126,7 @@ impl fmt::Display for Refusal {
 
 /// Returns the client's request as bytes, which are as secret as the token.
 #[must_use]
-pub fn request(token: &Token) -> Zeroizing<Vec<u8>> {
+pub fn encode_request(token: &Token) -> Zeroizing<Vec<u8>> {
     // Large enough that the buffer is never reallocated, which would leave a copy behind.
     let mut out = Zeroizing::new(Vec::with_capacity(TOKEN_LEN + 8));
     frame::put(&mut out, ENROLL, token.as_bytes());
@@ -145,11 +145,11 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<Token>, ProtocolError> {
 
 /// The relay's answer, as bytes.
 #[must_use]
-pub fn answer(answer: &Answer) -> Vec<u8> {
+pub fn encode_reply(reply: &EnrolmentReply) -> Vec<u8> {
     let mut out = Vec::new();
-    match answer {
-        Answer::Enrolled(name) => frame::put(&mut out, ENROLLED, name.as_bytes()),
-        Answer::Refused(why) => frame::put(&mut out, REFUSED, &[why.to_wire()]),
+    match reply {
+        EnrolmentReply::Enrolled(name) => frame::put(&mut out, ENROLLED, name.as_bytes()),
+        EnrolmentReply::Refused(why) => frame::put(&mut out, REFUSED, &[why.to_wire()]),
     }
     out
 }
@@ -158,16 +158,18 @@ pub fn answer(answer: &Answer) -> Vec<u8> {
 ///
 /// # Errors
 /// As soon as it cannot become one; nothing beyond 259 bytes is ever needed.
-pub fn read_answer(bytes: &[u8]) -> Result<Option<Answer>, ProtocolError> {
+pub fn read_reply(bytes: &[u8]) -> Result<Option<EnrolmentReply>, ProtocolError> {
     match message(bytes, &[ENROLLED, REFUSED])? {
         None => Ok(None),
         Some((ENROLLED, payload)) => match std::str::from_utf8(payload) {
-            Ok(name) if !name.chars().any(char::is_control) => Ok(Some(Answer::Enrolled(name.to_owned()))),
+            Ok(name) if !name.chars().any(char::is_control) => {
+                Ok(Some(EnrolmentReply::Enrolled(name.to_owned())))
+            }
             _ => Err(ProtocolError::Malformed { frame: "ENROLLED", what: "its name is no plain text" }),
         },
         Some((_, payload)) => {
             let [code] = Reader::new("REFUSED", payload).array()?;
-            Ok(Some(Answer::Refused(Refusal::from_wire(code))))
+            Ok(Some(EnrolmentReply::Refused(EnrolmentRefusal::from_wire(code))))
         }
     }
 }
@@ -192,24 +194,26 @@ mod tests {
 
     #[test]
     fn both_messages_come_whole_whatever_the_pieces() {
-        let wire = request(&secret());
+        let wire = encode_request(&secret());
         for cut in 0..wire.len() {
             assert_eq!(read_request(&wire[..cut]), Ok(None), "{cut}");
         }
         assert_eq!(read_request(&wire), Ok(Some(secret())));
-        for said in [Answer::Enrolled("laptop".into()), Answer::Refused(Refusal::Expired)] {
-            let wire = answer(&said);
+        for said in
+            [EnrolmentReply::Enrolled("laptop".into()), EnrolmentReply::Refused(EnrolmentRefusal::Expired)]
+        {
+            let wire = encode_reply(&said);
             for cut in 0..wire.len() {
-                assert_eq!(read_answer(&wire[..cut]), Ok(None), "{cut}");
+                assert_eq!(read_reply(&wire[..cut]), Ok(None), "{cut}");
             }
-            assert_eq!(read_answer(&wire), Ok(Some(said)));
+            assert_eq!(read_reply(&wire), Ok(Some(said)));
         }
     }
 
     #[test]
     fn every_code_survives_the_round_trip() {
         for code in 0..=u8::MAX {
-            assert_eq!(Refusal::from_wire(code).to_wire(), code);
+            assert_eq!(EnrolmentRefusal::from_wire(code).to_wire(), code);
         }
     }
 
@@ -219,8 +223,8 @@ mod tests {
         assert!(read_request(&[frame::HELLO]).is_err(), "a path is opened elsewhere");
         assert!(read_request(&[ENROLL, 0x41, 0x01]).is_err(), "257 bytes");
         assert!(read_request(&[ENROLL, 3, 1, 2, 3]).is_err(), "a short token");
-        assert!(read_answer(&[ENROLLED, 2, b'a', b'\n']).is_err(), "it would be printed");
-        assert!(read_answer(&[REFUSED, 0]).is_err());
+        assert!(read_reply(&[ENROLLED, 2, b'a', b'\n']).is_err(), "it would be printed");
+        assert!(read_reply(&[REFUSED, 0]).is_err());
         let mut later = Vec::new();
         frame::put(&mut later, ENROLL, &[&secret().0[..], b"more"].concat());
         assert_eq!(read_request(&later), Ok(Some(secret())));
@@ -235,7 +239,7 @@ mod tests {
         #[test]
         fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = read_request(&bytes);
-            let _ = read_answer(&bytes);
+            let _ = read_reply(&bytes);
         }
     }
 }

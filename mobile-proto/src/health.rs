@@ -255,7 +255,7 @@ impl Health {
             return;
         };
         if self.suspicion.is_none() {
-            let patience = srtt_of(&self.latest).saturating_mul(limits.suspect_rtts);
+            let patience = srtt_of(&self.latest).saturating_mul(limits.silence_rtts);
             let case = Case { fresh, stalled, patience, lately: &self.lately };
             if doubt.convicts(now, wait, &case) {
                 self.suspicion = Some(Suspicion::Evidence);
@@ -291,15 +291,15 @@ impl Health {
             return None;
         }
         let floor = match self.latest() {
-            Some(_) if outlook.connecting => outlook.limits.suspect_floor,
+            Some(_) if outlook.connecting => outlook.limits.silence_floor,
             // The peer's kernel has everything, so the program behind it must say something.
             Some(latest) if latest.unacked == 0 => PROGRAM_PATIENCE,
             Some(_) => return None,
-            None => outlook.limits.suspect_floor,
+            None => outlook.limits.silence_floor,
         };
         let measured = self.latest().map(|latest| latest.srtt).or(outlook.srtt);
         let srtt = measured.unwrap_or(INITIAL_RTT);
-        self.silent?.checked_add(srtt.saturating_mul(outlook.limits.suspect_rtts).max(floor))
+        self.silent?.checked_add(srtt.saturating_mul(outlook.limits.silence_rtts).max(floor))
     }
 
     /// How long to go without a look at a path that is not doubted.

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod close;
+mod coalesce;
 mod compression;
 mod config;
 pub mod enroll;
@@ -21,7 +22,6 @@ pub mod fuzzing;
 mod health;
 mod hello;
 mod ids;
-mod join;
 mod limits;
 mod message;
 mod offload;
@@ -37,13 +37,13 @@ mod stats;
 mod varint;
 
 pub use close::CloseCode;
+pub use coalesce::{CoalescedSegment, SegmentCoalescer};
 pub use config::PushConfig;
 pub use error::ProtocolError;
 pub use frame::MAX_PACKET;
 pub use health::TransportSample;
 pub use hello::{Hello, HelloReader};
 pub use ids::{PathId, SessionId};
-pub use join::{Joiner, Made};
 pub use limits::Limits;
 pub use offload::{Offload, OffloadError, VNET_HEADER_LEN};
 pub use packet::{Packet, PacketBuf};

@@ -31,9 +31,9 @@ pub struct Limits {
     pub idle_keepalives: u32,
     /// Where silence is all there is to judge by, a path is not suspected before this much of it,
     /// however short its RTT is.
-    pub suspect_floor: Duration,
+    pub silence_floor: Duration,
     /// Nor, there, before this many smoothed RTTs of it.
-    pub suspect_rtts: u32,
+    pub silence_rtts: u32,
     /// Delivered bytes after which an acknowledgement is sent at once.
     pub ack_bytes: usize,
     /// An acknowledgement waits at most this long for something to ride on.
@@ -75,9 +75,9 @@ impl Default for Limits {
             // A client pings every keepalive: after 3 min 45 s without a word it is gone.
             idle_keepalives: 5,
             // Beyond one outer retransmission timeout (200 ms) and its first back-offs.
-            suspect_floor: Duration::from_secs(1),
+            silence_floor: Duration::from_secs(1),
             // The outer TCP needs one or two RTTs to repair a loss; four leave room for jitter.
-            suspect_rtts: 4,
+            silence_rtts: 4,
             // One of the kernel's largest packets: an ack costs the sender less than 0.1 % of it.
             ack_bytes: 64 << 10,
             // Below the 40 ms of TCP's own delayed ack, so inner acks and echoes usually carry it,

@@ -81,7 +81,7 @@ impl Path {
         let stats = PathStats {
             ready: false,
             active: false,
-            suspect: false,
+            unresponsive: false,
             compression: false,
             tx_bytes: 0,
             tx_packets: 0,

@@ -62,7 +62,7 @@ pub enum Event {
     /// Client: the relay's configuration is new or has changed.
     Config(PushConfig),
     /// Both sides: transmission moved to this path.
-    Activated {
+    PathActivated {
         /// The path.
         path: PathId,
         /// The path that was active until now.
@@ -73,7 +73,7 @@ pub enum Event {
         dropped: u64,
     },
     /// Client: the relay has answered on the path that was activated last.
-    Confirmed {
+    PathConfirmed {
         /// The path.
         path: PathId,
     },
@@ -86,12 +86,12 @@ pub enum Event {
     },
     /// An answer is overdue. The path is being tried; it may well be alive. Said once for each
     /// time that this happens.
-    PathDoubted {
+    PathProbing {
         /// The path.
         path: PathId,
     },
     /// The path is dead, by all evidence. Said once, until [`Event::PathRecovered`].
-    PathSuspect {
+    PathUnresponsive {
         /// The path.
         path: PathId,
         /// How long nothing was answered.
@@ -476,7 +476,7 @@ impl Session {
             let dropped =
                 self.stats.dropped() - std::mem::replace(&mut self.dropped_before, self.stats.dropped());
             self.stats.switches += 1;
-            self.events.push(Event::Activated { path, previous, replayed, dropped });
+            self.events.push(Event::PathActivated { path, previous, replayed, dropped });
         }
     }
 

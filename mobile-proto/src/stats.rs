@@ -79,9 +79,9 @@ pub struct Stats {
     /// Frames of a later version, skipped.
     pub skipped_frames: u64,
     /// Times that an answer was overdue on a path and it was tried.
-    pub doubts: u64,
+    pub liveness_probes: u64,
     /// Times that a path was suspected to be dead.
-    pub suspects: u64,
+    pub unresponsive: u64,
 }
 
 impl Stats {
@@ -101,7 +101,7 @@ pub struct PathStats {
     /// Whether it carries the inner packets.
     pub active: bool,
     /// Whether it is suspected to be dead.
-    pub suspect: bool,
+    pub unresponsive: bool,
     /// Whether both ends compress what is worth it.
     pub compression: bool,
     /// Plaintext bytes sent, headers included.

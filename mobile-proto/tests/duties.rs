@@ -81,15 +81,15 @@ fn a_silent_path_is_suspected_once_and_a_slow_one_never() {
     pair.wire(ONE).stalled_down = true;
     pair.advance(5 * SECOND);
     let suspects: Vec<_> =
-        pair.client_events.iter().filter(|event| matches!(event, Event::PathSuspect { .. })).collect();
+        pair.client_events.iter().filter(|event| matches!(event, Event::PathUnresponsive { .. })).collect();
     assert!(
-        matches!(suspects[..], [Event::PathSuspect { path: ONE, silent_for }] if *silent_for >= SECOND),
+        matches!(suspects[..], [Event::PathUnresponsive { path: ONE, silent_for }] if *silent_for >= SECOND),
         "{suspects:?}"
     );
-    assert!(pair.client.path_stats(ONE).unwrap().suspect);
+    assert!(pair.client.path_stats(ONE).unwrap().unresponsive);
     pair.wire(ONE).stalled_down = false;
     pair.advance(SECOND);
-    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
+    assert!(!pair.client.path_stats(ONE).unwrap().unresponsive);
 
     // One long record at 100 bytes a step: the relay says that bytes arrive.
     let mut pair = Pair::connected(Limits::default());
@@ -101,7 +101,7 @@ fn a_silent_path_is_suspected_once_and_a_slow_one_never() {
     }
     pair.advance(SECOND);
     assert_eq!(pair.at_server.len(), 1);
-    assert_eq!(pair.client.stats().suspects, 0);
+    assert_eq!(pair.client.stats().unresponsive, 0);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_busy_sender_still_sees_that_nothing_comes_back() {
         up(&mut pair, n..n + 1);
         pair.advance(SECOND / 10);
     }
-    assert_eq!(pair.client.stats().suspects, 1);
+    assert_eq!(pair.client.stats().unresponsive, 1);
 }
 
 #[test]
@@ -121,14 +121,14 @@ fn an_idle_path_is_pinged_and_its_silence_noticed() {
     let mut pair = Pair::connected(limits.clone());
     pair.open(TWO);
     pair.advance(10 * limits.keepalive);
-    assert_eq!(pair.client.stats().suspects, 0);
+    assert_eq!(pair.client.stats().unresponsive, 0);
     let bytes = pair.client.path_stats(TWO).unwrap().tx_bytes;
     assert!((40..300).contains(&bytes), "ten pings and no more: {bytes}");
     assert_eq!(pair.client.path_stats(TWO).unwrap().srtt, Some(Duration::ZERO));
     assert_eq!(pair.server().paths().count(), 2, "an idle standby path lives");
     pair.wire(TWO).stalled_up = true;
     pair.advance(limits.keepalive + 5 * SECOND);
-    assert!(matches!(pair.client_events.back(), Some(Event::PathSuspect { path: TWO, .. })));
+    assert!(matches!(pair.client_events.back(), Some(Event::PathUnresponsive { path: TWO, .. })));
     assert_eq!(closed(&pair.server_events, TWO), None, "the relay is more patient");
     pair.advance(4 * limits.keepalive);
     assert_eq!(closed(&pair.server_events, TWO), Some(CloseCode::Timeout));
@@ -141,9 +141,9 @@ fn a_path_without_welcome_is_suspected() {
     pair.open(ONE);
     pair.wire(ONE).stalled_up = true;
     pair.advance(3 * SECOND);
-    assert_eq!(pair.client.stats().suspects, 0);
+    assert_eq!(pair.client.stats().unresponsive, 0);
     pair.advance(3 * SECOND);
-    assert_eq!(pair.client.stats().suspects, 1);
+    assert_eq!(pair.client.stats().unresponsive, 1);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn data_goes_right_behind_hello_and_the_answer_comes_with_welcome() {
     pair.activate(TWO, &[]);
     assert_eq!(
         pair.client_events.pop_front(),
-        Some(Event::Activated { path: TWO, previous: None, replayed: 5, dropped: 0 })
+        Some(Event::PathActivated { path: TWO, previous: None, replayed: 5, dropped: 0 })
     );
     up(&mut pair, 5..8);
     // Half a round trip: all is there, before the client has heard a word.
@@ -35,7 +35,7 @@ fn data_goes_right_behind_hello_and_the_answer_comes_with_welcome() {
     pair.deliver(TWO, Way::Down, usize::MAX);
     assert_eq!(numbers(&pair.at_client), all(0..5));
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
-    assert_eq!(pair.client_events.pop_front(), Some(Event::Confirmed { path: TWO }));
+    assert_eq!(pair.client_events.pop_front(), Some(Event::PathConfirmed { path: TWO }));
     pair.advance(SECOND);
     assert_eq!(pair.client_events.pop_front(), None, "it is told once");
     assert_eq!(pair.client.stats().switches, 2, "WELCOME does not move it again");
@@ -60,7 +60,7 @@ fn a_welcome_that_crossed_the_activate_does_not_confirm_it() {
     assert_eq!(pair.server().active_path(), Some(ONE));
     pair.settle();
     assert_eq!(pair.server().active_path(), Some(TWO));
-    let confirmed = |event: &&Event| **event == Event::Confirmed { path: TWO };
+    let confirmed = |event: &&Event| **event == Event::PathConfirmed { path: TWO };
     assert_eq!(pair.client_events.iter().filter(confirmed).count(), 1);
 }
 
@@ -99,7 +99,7 @@ fn a_restarted_relay_ignores_the_haste_and_gets_everything_again() {
     assert_eq!((pair.server().stats().stale_frames, pair.server().stats().protocol_errors), (9, 0));
     pair.settle();
     assert!(pair.client_events.contains(&Event::PathReady { path: TWO, resumed: false }));
-    let moved = |event: &&Event| matches!(event, Event::Activated { .. });
+    let moved = |event: &&Event| matches!(event, Event::PathActivated { .. });
     assert_eq!(pair.client_events.iter().filter(moved).count(), 1, "the shell need not know");
     down(&mut pair, 2..4);
     pair.advance(SECOND);
@@ -191,9 +191,9 @@ fn without_a_known_epoch_the_wish_waits_for_welcome() {
     pair.deliver(TWO, Way::Down, usize::MAX);
     let told: Vec<_> = pair.client_events.iter().skip(1).cloned().collect();
     let ready = Event::PathReady { path: TWO, resumed: false };
-    assert_eq!(told, [ready, Event::Activated { path: TWO, previous: None, replayed: 0, dropped: 0 }]);
+    assert_eq!(told, [ready, Event::PathActivated { path: TWO, previous: None, replayed: 0, dropped: 0 }]);
     pair.settle();
-    assert_eq!(pair.client_events.back(), Some(&Event::Confirmed { path: TWO }));
+    assert_eq!(pair.client_events.back(), Some(&Event::PathConfirmed { path: TWO }));
     assert_eq!(pair.client.active_path(), Some(TWO), "the last wish counts");
     assert_eq!(pair.server().paths().count(), 2, "and its list is kept");
     assert_eq!(numbers(&pair.at_server), all(0..3));

@@ -23,10 +23,10 @@ fn the_first_path_brings_the_configuration_and_carries_packets() {
     assert!(pair.at_server.is_empty(), "nothing flows before the path is active");
     pair.activate(ONE, &[]);
     pair.settle();
-    let activated = Event::Activated { path: ONE, previous: None, replayed: 0, dropped: 0 };
+    let activated = Event::PathActivated { path: ONE, previous: None, replayed: 0, dropped: 0 };
     assert_eq!(pair.client_events.pop_front(), Some(activated.clone()));
     assert_eq!(pair.server_events.pop_front(), Some(activated));
-    assert_eq!(pair.client_events.pop_front(), Some(Event::Confirmed { path: ONE }));
+    assert_eq!(pair.client_events.pop_front(), Some(Event::PathConfirmed { path: ONE }));
     down(&mut pair, 0..2);
     pair.settle();
     assert_eq!((numbers(&pair.at_server), numbers(&pair.at_client)), (all(0..3), all(0..2)));
@@ -94,10 +94,10 @@ fn what_a_dead_path_swallowed_is_sent_again_both_ways() {
     assert_eq!(pair.client_events.pop_front(), Some(Event::PathReady { path: TWO, resumed: true }));
     // WELCOME said what had arrived: only the rest is sent again.
     pair.activate(TWO, &[]);
-    assert!(!pair.client_events.contains(&Event::Confirmed { path: TWO }));
+    assert!(!pair.client_events.contains(&Event::PathConfirmed { path: TWO }));
     assert_eq!(
         pair.client_events.pop_front(),
-        Some(Event::Activated { path: TWO, previous: None, replayed: 6, dropped: 0 })
+        Some(Event::PathActivated { path: TWO, previous: None, replayed: 6, dropped: 0 })
     );
     pair.settle();
     assert_eq!(numbers(&pair.at_server), all(0..12));

@@ -30,7 +30,7 @@ fn told(pair: &Pair) -> Vec<&Event> {
 }
 
 fn is_suspect(event: &Event, of: PathId) -> bool {
-    matches!(event, Event::PathSuspect { path, .. } if *path == of)
+    matches!(event, Event::PathUnresponsive { path, .. } if *path == of)
 }
 
 #[test]
@@ -40,27 +40,27 @@ fn a_dead_path_is_doubted_then_suspect_and_recovers() {
     up(&mut pair, 1..2);
     let cut = pair.now;
     pair.advance(RTT + Duration::from_millis(30));
-    assert_eq!(told(&pair), [&Event::PathDoubted { path: ONE }]);
-    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
+    assert_eq!(told(&pair), [&Event::PathProbing { path: ONE }]);
+    assert!(!pair.client.path_stats(ONE).unwrap().unresponsive);
     pair.advance(Duration::from_millis(100));
     let events = told(&pair);
-    let [_, Event::PathSuspect { path: ONE, silent_for }] = events[..] else { panic!("{events:?}") };
+    let [_, Event::PathUnresponsive { path: ONE, silent_for }] = events[..] else { panic!("{events:?}") };
     assert!(*silent_for < Duration::from_millis(150) && *silent_for <= pair.now - cut);
-    assert!(pair.client.path_stats(ONE).unwrap().suspect);
+    assert!(pair.client.path_stats(ONE).unwrap().unresponsive);
     pair.advance(10 * SECOND);
     assert_eq!(pair.client_events.len(), 2, "each is said once");
     pair.wire(ONE).stalled_up = false;
     pair.advance(2 * SECOND);
     assert_eq!(pair.client_events.back(), Some(&Event::PathRecovered { path: ONE }));
     assert_eq!(pair.client_events.len(), 3);
-    assert!(!pair.client.path_stats(ONE).unwrap().suspect);
+    assert!(!pair.client.path_stats(ONE).unwrap().unresponsive);
     // The same again: it is another time.
     pair.wire(ONE).stalled_down = true;
     up(&mut pair, 2..3);
     pair.advance(SECOND);
     assert!(is_suspect(pair.client_events.back().unwrap(), ONE));
     let stats = pair.client.stats();
-    assert_eq!((stats.doubts, stats.suspects), (2, 2));
+    assert_eq!((stats.liveness_probes, stats.unresponsive), (2, 2));
 }
 
 #[test]
@@ -125,8 +125,8 @@ fn a_relay_that_gets_nothing_through_nudges_the_client_over_another_path() {
     pair.wire(ONE).stalled_down = true;
     down(&mut pair, 0..1);
     pair.advance(Duration::from_millis(60));
-    assert_eq!(pair.server_events.pop_front(), Some(Event::PathDoubted { path: ONE }));
-    assert_eq!(told(&pair), [&Event::PathDoubted { path: ONE }], "it tries the path itself");
+    assert_eq!(pair.server_events.pop_front(), Some(Event::PathProbing { path: ONE }));
+    assert_eq!(told(&pair), [&Event::PathProbing { path: ONE }], "it tries the path itself");
     pair.advance(Duration::from_millis(150));
     assert!(is_suspect(pair.client_events.back().unwrap(), ONE));
     // The relay takes its time: its verdict moves nothing.
@@ -167,9 +167,9 @@ fn a_relay_that_lies_causes_a_few_pings_and_nothing_else() {
     }
     let bytes = pair.client.path_stats(ONE).unwrap().tx_bytes - before;
     assert!(bytes <= 5 * 10 * 10, "ten pings of ten bytes, four times a second and once: {bytes}");
-    let doubts = pair.client_events.iter().filter(|event| matches!(event, Event::PathDoubted { .. })).count();
+    let doubts = pair.client_events.iter().filter(|event| matches!(event, Event::PathProbing { .. })).count();
     assert!((1..=5).contains(&doubts), "{doubts}");
-    assert_eq!((pair.client.stats().suspects, pair.client.active_path()), (0, Some(ONE)));
+    assert_eq!((pair.client.stats().unresponsive, pair.client.active_path()), (0, Some(ONE)));
     let now = pair.now;
     assert!(pair.client.handle_input(now, TWO, &[0x15, 1, 0], &mut |_| {}).is_err(), "it has no payload");
     assert!(pair.server().handle_input(now, TWO, &[0x15, 0], &mut |_| {}).is_err(), "only a relay doubts");
@@ -210,7 +210,7 @@ fn an_early_path_is_judged_by_its_data_and_its_hello() {
         assert!(pair.client_events.iter().any(|event| is_suspect(event, PathId(3))), "{writes} writes");
         pair.wire(PathId(3)).stalled_up = false;
         pair.advance(SECOND);
-        assert!(!pair.client.path_stats(PathId(3)).unwrap().suspect);
+        assert!(!pair.client.path_stats(PathId(3)).unwrap().unresponsive);
         assert!(pair.client_events.contains(&Event::PathRecovered { path: PathId(3) }));
     }
 }
@@ -255,5 +255,5 @@ fn an_idle_pair_with_two_standby_paths_wakes_rarely_and_sends_little() {
     // Thirteen keepalives of ten bytes for each path in ten minutes.
     assert!(sent(&pair) - before <= 3 * 14 * 10, "{}", sent(&pair) - before);
     assert!(wakes <= 3 * 2 * 14, "{wakes} in ten minutes");
-    assert_eq!(pair.client.stats().doubts, 0);
+    assert_eq!(pair.client.stats().liveness_probes, 0);
 }

@@ -46,7 +46,7 @@ fn suspects_every_dead_path(world: &mut World) {
     let keepalives = if world.pair.samples { 1 } else { 2 };
     world.pair.advance(keepalives * Limits::default().keepalive + patience);
     let unsuspected =
-        |world: &World| world.dead_paths().into_iter().find(|&path| !stats(world, path).suspect);
+        |world: &World| world.dead_paths().into_iter().find(|&path| !stats(world, path).unresponsive);
     if !world.pair.samples && unsuspected(world).is_some() {
         // It may have come just now.
         world.pair.advance(patience);
@@ -190,7 +190,7 @@ proptest! {
         }
         suspects_every_dead_path(&mut world);
         world.heal();
-        let suspect = |path: &PathId| world.pair.client.path_stats(*path).is_some_and(|stats| stats.suspect);
+        let suspect = |path: &PathId| world.pair.client.path_stats(*path).is_some_and(|stats| stats.unresponsive);
         prop_assert_eq!(world.pair.client.paths().find(suspect), None, "all deliver again");
         prop_assert_eq!(world.pair.client.active_path(), world.pair.server.as_ref().and_then(Session::active_path));
     }

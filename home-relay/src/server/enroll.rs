@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mobile_io::invitation::TokenHash;
 use mobile_io::keys::PublicKey;
 use mobile_io::tls::TlsStream;
-use mobile_proto::enroll::{self, Answer, Refusal, Token};
+use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
@@ -93,7 +93,7 @@ impl Enroller {
         };
         let (answer, result) = match read_token(&mut stream).await {
             Some(token) => self.redeem(&token, key, peer).await,
-            None => (Answer::Refused(Refusal::Malformed), Enrolment::Malformed),
+            None => (EnrolmentReply::Refused(EnrolmentRefusal::Malformed), Enrolment::Malformed),
         };
         self.metrics.enrolment(result);
         if result != Enrolment::Enrolled {
@@ -101,7 +101,7 @@ impl Enroller {
         }
         // A client that misses this reply asks again and gets the same one.
         let say = async {
-            stream.write_all(&enroll::answer(&answer)).await?;
+            stream.write_all(&enroll::encode_reply(&answer)).await?;
             stream.shutdown().await?;
             // Drain the socket before closing it: with unread data the kernel would send a reset,
             // which may overtake the reply.
@@ -111,7 +111,7 @@ impl Enroller {
         let _ = tokio::time::timeout(GOODBYE, say).await;
     }
 
-    async fn redeem(&self, token: &Token, key: PublicKey, peer: SocketAddr) -> (Answer, Enrolment) {
+    async fn redeem(&self, token: &Token, key: PublicKey, peer: SocketAddr) -> (EnrolmentReply, Enrolment) {
         let (relay, token) = (Arc::clone(&self.relay), TokenHash::of(token));
         let redeemed = tokio::spawn(async move { relay.redeem(token, key).await }).await;
         let error = match redeemed.unwrap_or_else(|error| Err(StoreError::Database(error.to_string()))) {
@@ -122,17 +122,17 @@ impl Enroller {
                 } else {
                     debug!(client = name, %key, %peer, %addresses, "repeated enrolment request from an enrolled client: answered again");
                 }
-                return (Answer::Enrolled(client.name), Enrolment::Enrolled);
+                return (EnrolmentReply::Enrolled(client.name), Enrolment::Enrolled);
             }
             Err(error) => error,
         };
         let (refusal, result) = match &error {
-            StoreError::TokenUnknown => (Refusal::Unknown, Enrolment::Unknown),
-            StoreError::TokenExpired(_) => (Refusal::Expired, Enrolment::Expired),
-            StoreError::TokenUsed(_) => (Refusal::Used, Enrolment::Used),
-            StoreError::KeyTaken { .. } => (Refusal::KeyTaken, Enrolment::KeyTaken),
-            StoreError::Pool(_) => (Refusal::NoAddress, Enrolment::NoAddress),
-            _ => (Refusal::Failed, Enrolment::Failed),
+            StoreError::TokenUnknown => (EnrolmentRefusal::Unknown, Enrolment::Unknown),
+            StoreError::TokenExpired(_) => (EnrolmentRefusal::Expired, Enrolment::Expired),
+            StoreError::TokenUsed(_) => (EnrolmentRefusal::Used, Enrolment::Used),
+            StoreError::KeyTaken { .. } => (EnrolmentRefusal::KeyTaken, Enrolment::KeyTaken),
+            StoreError::Pool(_) => (EnrolmentRefusal::NoAddress, Enrolment::NoAddress),
+            _ => (EnrolmentRefusal::Failed, Enrolment::Failed),
         };
         let before =
             self.lines.lock().unwrap_or_else(PoisonError::into_inner)[result as usize].pass(Instant::now());
@@ -143,7 +143,7 @@ impl Enroller {
             Some(before) => info!(%peer, %key, before, "enrolment refused: {error}"),
             None => {}
         }
-        (Answer::Refused(refusal), result)
+        (EnrolmentReply::Refused(refusal), result)
     }
 }
 

@@ -426,7 +426,7 @@ impl Registry {
         while events.recv_many(&mut batch, MAX_BATCH).await > 0 {
             for event in batch.drain(..) {
                 match event {
-                    DriverEvent::Session(Event::Activated { path, previous, replayed, dropped }) => {
+                    DriverEvent::Session(Event::PathActivated { path, previous, replayed, dropped }) => {
                         if member.may_say() {
                             info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, dropped, "path active");
                         }

@@ -11,7 +11,8 @@ use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, Snapshot, TlsStream
 use mobile_io::joining::Joining;
 use mobile_io::tun::Tun;
 use mobile_proto::{
-    CloseCode, Hello, Made, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats, Unacknowledged,
+    CloseCode, CoalescedSegment, Hello, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats,
+    Unacknowledged,
 };
 use tokio::sync::{Mutex, mpsc};
 
@@ -82,7 +83,7 @@ impl PacketIo for ClientIo {
     }
 }
 
-fn forward(sink: &dyn Sink, metrics: &Metrics, packet: Packet<'_>, made: Made) {
+fn forward(sink: &dyn Sink, metrics: &Metrics, packet: Packet<'_>, made: CoalescedSegment) {
     match sink.send(packet) {
         Ok(()) => metrics.from_clients.count(made.packets, made.bytes),
         Err(error) => metrics.dropped(refusal(&error), made.packets),

@@ -11,7 +11,7 @@ use mobile_io::driver::{self, DriverEvent, Handle, PacketIo};
 use mobile_io::invitation::TokenHash;
 use mobile_io::keys::{PrivateKey, PublicKey};
 use mobile_io::{tls, transport};
-use mobile_proto::enroll::{self, Answer, Refusal, Token};
+use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
 use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -168,8 +168,10 @@ impl TestClient {
         });
         let resumed = resumed.await;
         self.handle.activate(path, vec![path]);
-        self.event(|event| matches!(event, Event::Activated { path: now, .. } if *now == path).then_some(()))
-            .await;
+        self.event(|event| {
+            matches!(event, Event::PathActivated { path: now, .. } if *now == path).then_some(())
+        })
+        .await;
         resumed
     }
 
@@ -398,21 +400,21 @@ mod abuse;
 mod addresses;
 
 /// Sends `bytes` on an enrolment connection with an unknown key, and returns the relay's reply.
-async fn enrolment(relay: &TestRelay, key: &PrivateKey, bytes: &[u8]) -> Option<Answer> {
+async fn enrolment(relay: &TestRelay, key: &PrivateKey, bytes: &[u8]) -> Option<EnrolmentReply> {
     use tokio::io::AsyncWriteExt as _;
     let tcp = TcpStream::connect(relay.address).await.unwrap();
     let mut stream = tls::connect(&tls::enrolment_config(key, relay.key), tcp, PATIENCE).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     stream.flush().await.unwrap();
     let mut said = Vec::new();
-    while enroll::read_answer(&said).unwrap().is_none() {
+    while enroll::read_reply(&said).unwrap().is_none() {
         let mut buffer = [0; 64];
         match soon(stream.read(&mut buffer)).await {
             Ok(0) | Err(_) => return None,
             Ok(read) => said.extend_from_slice(&buffer[..read]),
         }
     }
-    enroll::read_answer(&said).unwrap()
+    enroll::read_reply(&said).unwrap()
 }
 
 #[tokio::test]
@@ -422,14 +424,20 @@ async fn a_key_enrols_by_a_token_and_may_connect_at_once() {
     let hash = TokenHash::of(&token);
     relay.relay.invite("laptop".into(), hash, PATIENCE, Lease::default()).await.unwrap();
     let (laptop, thief) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
-    let request = enroll::request(&token);
+    let request = enroll::encode_request(&token);
     for _ in 0..2 {
         let answer = enrolment(&relay, &laptop, &request).await;
-        assert_eq!(answer, Some(Answer::Enrolled("laptop".into())), "also when its answer was lost");
+        assert_eq!(answer, Some(EnrolmentReply::Enrolled("laptop".into())), "also when its answer was lost");
     }
-    assert_eq!(enrolment(&relay, &thief, &request).await, Some(Answer::Refused(Refusal::Used)));
-    let guess = enroll::request(&Token::from_bytes([8; 16]));
-    assert_eq!(enrolment(&relay, &thief, &guess).await, Some(Answer::Refused(Refusal::Unknown)));
+    assert_eq!(
+        enrolment(&relay, &thief, &request).await,
+        Some(EnrolmentReply::Refused(EnrolmentRefusal::Used))
+    );
+    let guess = enroll::encode_request(&Token::from_bytes([8; 16]));
+    assert_eq!(
+        enrolment(&relay, &thief, &guess).await,
+        Some(EnrolmentReply::Refused(EnrolmentRefusal::Unknown))
+    );
     for (result, count) in [(Enrolment::Enrolled, 2), (Enrolment::Used, 1), (Enrolment::Unknown, 1)] {
         assert_eq!(relay.metrics.enrolments(result), count, "{result:?}");
     }
@@ -466,7 +474,10 @@ async fn a_stranger_gets_no_path_by_an_enrolments_connection_and_few_of_them_a_p
     let relay = TestRelay::start(&Limits::default());
     let stranger = PrivateKey::generate().unwrap();
     for bytes in [&[0x10; 40][..], b"GET / HTTP/1.1\r\n\r\n", &[0x20, 0x41, 0x01]] {
-        assert_eq!(enrolment(&relay, &stranger, bytes).await, Some(Answer::Refused(Refusal::Malformed)));
+        assert_eq!(
+            enrolment(&relay, &stranger, bytes).await,
+            Some(EnrolmentReply::Refused(EnrolmentRefusal::Malformed))
+        );
     }
     assert!(relay.registry.sessions().await.is_empty());
     // Sixteen silent connections, and one more.

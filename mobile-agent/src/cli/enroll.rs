@@ -14,7 +14,7 @@ use mobile_io::netlink::Netlink;
 use mobile_io::text::printable;
 use mobile_io::tls::{self, TlsStream};
 use mobile_io::transport;
-use mobile_proto::enroll::{self, Answer, Refusal};
+use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply};
 use rustls::ClientConfig;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -199,8 +199,8 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
         };
         asked = true;
         match ask(&mut stream, invitation).await {
-            Ok(Answer::Enrolled(name)) => return Ok(name),
-            Ok(Answer::Refused(why)) => bail!("{why}; {}", next_step(why)),
+            Ok(EnrolmentReply::Enrolled(name)) => return Ok(name),
+            Ok(EnrolmentReply::Refused(why)) => bail!("{why}; {}", next_step(why)),
             Err(error) => last = Some(error),
         }
     }
@@ -214,29 +214,29 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
 const UNTOUCHED: &str =
     "the relay was not reached, nothing was written, and the invitation is as good as before";
 
-fn next_step(why: Refusal) -> &'static str {
+fn next_step(why: EnrolmentRefusal) -> &'static str {
     match why {
-        Refusal::Unknown | Refusal::Expired | Refusal::Used => {
+        EnrolmentRefusal::Unknown | EnrolmentRefusal::Expired | EnrolmentRefusal::Used => {
             "ask the relay's owner for a new one (`home-relay invite NAME`)"
         }
-        Refusal::KeyTaken => {
+        EnrolmentRefusal::KeyTaken => {
             "write a configuration for the key that is here, or move the key away to get another one"
         }
-        Refusal::NoAddress => "the relay's owner has to revoke a client or widen [pool]",
-        Refusal::Failed | Refusal::Malformed | Refusal::Other(_) => {
+        EnrolmentRefusal::NoAddress => "the relay's owner has to revoke a client or widen [pool]",
+        EnrolmentRefusal::Failed | EnrolmentRefusal::Malformed | EnrolmentRefusal::Other(_) => {
             "ask the relay's owner what its log says; another version may be the cause"
         }
     }
 }
 
-async fn ask(stream: &mut TlsStream, invitation: &Invitation) -> anyhow::Result<Answer> {
+async fn ask(stream: &mut TlsStream, invitation: &Invitation) -> anyhow::Result<EnrolmentReply> {
     let exchange = async {
-        stream.write_all(&enroll::request(&invitation.token)).await?;
+        stream.write_all(&enroll::encode_request(&invitation.token)).await?;
         stream.flush().await?;
         let mut bytes = Vec::new();
         let mut buffer = [0; 512];
         loop {
-            if let Some(answer) = enroll::read_answer(&bytes)? {
+            if let Some(answer) = enroll::read_reply(&bytes)? {
                 // It waits for our end; if it is gone already, that is all the same.
                 let _ = stream.shutdown().await;
                 return Ok(answer);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mobile_ebpf_common::{Event, map};
+use mobile_ebpf_common::{CountedEvent, map};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
@@ -45,5 +45,5 @@ pub(super) async fn keep(agent: Arc<Agent>) -> anyhow::Error {
 /// How many connections are missing from their account, if the kernel says.
 fn unaccounted(agent: &Agent) -> Option<u64> {
     let events = agent.selector().events().ok()?;
-    events.into_iter().find_map(|(event, count)| (event == Event::Unaccounted).then_some(count))
+    events.into_iter().find_map(|(event, count)| (event == CountedEvent::Unaccounted).then_some(count))
 }

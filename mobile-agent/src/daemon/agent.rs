@@ -329,7 +329,7 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
     let path_on = |uplink: &str| {
         let ready = state.ready.iter().filter(|(_, on)| on == uplink);
         let stats = ready.filter_map(|(id, _)| paths.iter().find(|(path, _)| path == id));
-        stats.map(|(_, stats)| stats).min_by_key(|stats| stats.suspect)
+        stats.map(|(_, stats)| stats).min_by_key(|stats| stats.unresponsive)
     };
     let place = |name: &str| state.decision.candidates.iter().position(|candidate| candidate == name);
     let mut list: Vec<(usize, UplinkStatus)> = state
@@ -346,7 +346,7 @@ fn list_uplinks(state: &State, paths: &[(PathId, PathStats)]) -> Vec<UplinkStatu
                     let next_step = obstacle.next_step().map(str::to_owned);
                     ("unusable", Some(obstacle.words().to_owned()), next_step)
                 }
-                _ if path.is_some_and(|path| !path.suspect) => ("standby", None, None),
+                _ if path.is_some_and(|path| !path.unresponsive) => ("standby", None, None),
                 _ if path.is_some() => ("silent", Some("its path does not answer any more".to_owned()), None),
                 (.., Some(problem)) => {
                     ("failing", Some(problem.cause.clone()), Some(problem.next_step.clone()))

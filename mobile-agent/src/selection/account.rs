@@ -196,7 +196,7 @@ fn total(holder: Holder, counted: Option<Account>, open: &[Open]) -> Traffic {
     }
     for Open { owner, state, acked, received } in open {
         if owner.since >= holder.started {
-            let more = owner.open(*state, *acked, *received);
+            let more = owner.uncounted(*state, *acked, *received);
             traffic.connections += more.connections;
             traffic.bytes_sent += more.sent;
             traffic.bytes_received += more.received;
@@ -212,7 +212,7 @@ fn failed(source: MapError) -> BpfError {
 #[cfg(test)]
 mod tests {
     use mobile_ebpf_common::{
-        Owner,
+        TrackedConnection,
         account::{stage, state},
     };
 
@@ -223,7 +223,7 @@ mod tests {
         let holder = Holder { pid: 7, started: 1000 };
         let counted = |since| Some(Account { since, connections: 2, sent: 20, received: 30 });
         let open = |since, stage, state| Open {
-            owner: Owner { since, process: 7, stage, ..Owner::default() },
+            owner: TrackedConnection { since, process: 7, stage, ..TrackedConnection::default() },
             state,
             acked: 5,
             received: 6,

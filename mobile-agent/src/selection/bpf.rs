@@ -22,7 +22,7 @@ use aya::{
     },
 };
 use ipnet::IpNet;
-use mobile_ebpf_common::{Config, Event, Verdict, map, program};
+use mobile_ebpf_common::{CountedEvent, MarkVerdict, ProgramConfig, map, program};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tokio::task::JoinHandle;
 
@@ -95,8 +95,8 @@ pub(crate) struct Selector {
     bypass: BypassMap,
     bypass_full: u64,
     deadline: DeadlineMap,
-    config: Config,
-    config_map: Array<MapData, Config>,
+    config: ProgramConfig,
+    config_map: Array<MapData, ProgramConfig>,
     extent: Extent,
     account_maps: AccountMaps,
     adopted: bool,
@@ -124,15 +124,15 @@ impl Selector {
     }
 
     /// How often the programs decided what, since they were first loaded.
-    pub(crate) fn verdicts(&self) -> Result<Vec<(Verdict, u64)>> {
-        let sum = |verdict: Verdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
-        Verdict::COUNTED.into_iter().map(sum).collect()
+    pub(crate) fn verdicts(&self) -> Result<Vec<(MarkVerdict, u64)>> {
+        let sum = |verdict: MarkVerdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
+        MarkVerdict::COUNTED.into_iter().map(sum).collect()
     }
 
     /// How often what happened to queries and packets, since the programs were first loaded.
-    pub(crate) fn events(&self) -> Result<Vec<(Event, u64)>> {
-        let sum = |event: Event| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
-        Event::ALL.into_iter().map(sum).collect()
+    pub(crate) fn events(&self) -> Result<Vec<(CountedEvent, u64)>> {
+        let sum = |event: CountedEvent| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
+        CountedEvent::ALL.into_iter().map(sum).collect()
     }
 
     /// Returns the maps of the accounts of mobile processes.
@@ -219,12 +219,12 @@ impl Selector {
         pin_dir: &Path,
         root: &Path,
         cgroup: &MobileCgroup,
-        config: Config,
+        config: ProgramConfig,
         marking: Marking<'_>,
         tells_subflows: bool,
     ) -> Result<Self> {
         let older = pins::generations(pin_dir)?;
-        let config = Config { key: key_of(&older).unwrap_or_else(rand::random), ..config };
+        let config = ProgramConfig { key: key_of(&older).unwrap_or_else(rand::random), ..config };
         let generation = Generation::after(pin_dir, &older)?;
         for name in HANDED_ON {
             hand_on(name, &older, &generation);
@@ -249,7 +249,7 @@ impl Selector {
         let mut config_map = Array::try_from(config_map).map_err(map_error(map::CONFIG))?;
         config_map.set(0, &config, 0).map_err(map_error(map::CONFIG))?;
         let root = open(root)?;
-        for name in program::CALLS {
+        for name in program::SOCKET_CALLS {
             load_program(&mut ebpf, name, &generation)?;
             attach(&mut ebpf, name, &root, generation.path("link", name))?;
         }
@@ -296,8 +296,8 @@ impl Selector {
 }
 
 /// Returns the programs' configuration, with a key of 0.
-fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Config> {
-    Ok(Config {
+fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<ProgramConfig> {
+    Ok(ProgramConfig {
         cgroup_id: cgroup.id(),
         slice_id: cgroup.slice().id(),
         key: 0,
@@ -342,7 +342,7 @@ fn hand_on(name: &str, older: &[PathBuf], generation: &Generation) {
 /// attached; `None` after a version that had no key.
 fn key_of(older: &[PathBuf]) -> Option<u64> {
     let config = MapData::from_pin(pins::pin(older.last()?, "map", map::CONFIG)).ok()?;
-    let config = Array::<_, Config>::try_from(Map::Array(config)).ok()?;
+    let config = Array::<_, ProgramConfig>::try_from(Map::Array(config)).ok()?;
     Some(config.get(&0, 0).ok()?.key)
 }
 
@@ -455,7 +455,7 @@ mod tests {
     #[test]
     fn a_failed_start_removes_what_it_created_and_leaves_what_was_there() {
         Place::with(|place| {
-            let config = Config::default();
+            let config = ProgramConfig::default();
             pins::ensure_dir(&place.pin_dir).unwrap();
             // Programs load, but this is no cgroup to attach them to.
             let root = Path::new("/proc");

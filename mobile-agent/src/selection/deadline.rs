@@ -38,7 +38,7 @@ impl DeadlineMap {
     /// From now on for [`GRACE`], or for ever.
     pub(super) fn put_off(&mut self, on_failure: OnFailure) -> Result<()> {
         let deadline = match on_failure {
-            OnFailure::Closed => map::FOREVER,
+            OnFailure::Closed => map::NO_DEADLINE,
             OnFailure::Open => now()?.saturating_add(GRACE.as_nanos() as u64),
         };
         self.0.set(0, &deadline, 0).map_err(failed)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use mobile_ebpf_common::Owner;
+use mobile_ebpf_common::TrackedConnection;
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Open {
     /// Whose.
-    pub(super) owner: Owner,
+    pub(super) owner: TrackedConnection,
     /// Its state.
     pub(super) state: u32,
     /// Sequence numbers that the other end acknowledged.
@@ -126,13 +126,13 @@ fn read_socket(body: &[u8]) -> Option<Open> {
     let attributes = body.get(MESSAGE..)?;
     let storages = find(attributes, INET_DIAG_SK_BPF_STORAGES)?;
     let value = find(find(storages, SK_DIAG_BPF_STORAGE)?, SK_DIAG_BPF_STORAGE_MAP_VALUE)?;
-    let owner = Owner {
-        since: u64_at(value, offset_of!(Owner, since))?,
-        process: u32_at(value, offset_of!(Owner, process))?,
-        stage: u32_at(value, offset_of!(Owner, stage))?,
-        sent: u64_at(value, offset_of!(Owner, sent))?,
-        received: u64_at(value, offset_of!(Owner, received))?,
-        ..Owner::default()
+    let owner = TrackedConnection {
+        since: u64_at(value, offset_of!(TrackedConnection, since))?,
+        process: u32_at(value, offset_of!(TrackedConnection, process))?,
+        stage: u32_at(value, offset_of!(TrackedConnection, stage))?,
+        sent: u64_at(value, offset_of!(TrackedConnection, sent))?,
+        received: u64_at(value, offset_of!(TrackedConnection, received))?,
+        ..TrackedConnection::default()
     };
     let info = find(attributes, INET_DIAG_INFO)?;
     Some(Open { owner, state, acked: u64_at(info, BYTES_ACKED)?, received: u64_at(info, BYTES_RECEIVED)? })
@@ -182,7 +182,14 @@ mod tests {
         body.extend(attribute(INET_DIAG_INFO, &info));
         body.extend(attribute(INET_DIAG_SK_BPF_STORAGES | 0x8000, &storage));
         let expected = Open {
-            owner: Owner { since: 7, process: 8, stage: 9, sent: 10, received: 11, ..Owner::default() },
+            owner: TrackedConnection {
+                since: 7,
+                process: 8,
+                stage: 9,
+                sent: 10,
+                received: 11,
+                ..TrackedConnection::default()
+            },
             state: 1,
             acked: 3,
             received: 4,

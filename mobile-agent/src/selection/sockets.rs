@@ -23,7 +23,7 @@ pub(crate) struct Mark {
     /// The bits of the mark that are ours.
     pub(crate) mask: u32,
     /// The secret by which the programs let the agent change these bits:
-    /// [`mobile_ebpf_common::Config::key`].
+    /// [`mobile_ebpf_common::ProgramConfig::key`].
     pub(crate) key: u64,
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use mobile_ebpf_common::{Verdict, map, program, retries};
+use mobile_ebpf_common::{MarkVerdict, map, program, retries};
 
 use super::{
     bpf::{self, BpfError, Selector},
@@ -37,7 +37,7 @@ const CONNECTS: [(&str, &str); 8] = [
 const SENDS: [(&str, &str); 3] =
     [("udp4", "127.0.0.1:9"), ("udp6", "[::1]:9"), ("udp6", "[::ffff:127.0.0.1]:9")];
 
-fn count(selector: &Selector, wanted: Verdict) -> u64 {
+fn count(selector: &Selector, wanted: MarkVerdict) -> u64 {
     let verdicts = selector.verdicts().unwrap();
     verdicts.into_iter().find(|(verdict, _)| *verdict == wanted).unwrap().1
 }
@@ -82,7 +82,7 @@ fn every_socket_a_mobile_process_makes_is_marked_and_no_other() {
             assert_eq!(mobile.connect(kind, to), MARK, "{kind} {to}");
             assert_eq!(ordinary.connect(kind, to), 0, "{kind} {to}");
         }
-        assert_eq!(count(&selector, Verdict::Failed), 0);
+        assert_eq!(count(&selector, MarkVerdict::Failed), 0);
     });
 }
 
@@ -101,7 +101,7 @@ fn the_attribute_at_connect_decides_for_sockets_made_before() {
             place.cgroup.detach(probe.pid()).unwrap();
             assert_eq!(probe.connect(kind, to), 0, "{kind} {to}");
         }
-        assert_eq!(count(&selector, Verdict::Cleared), CONNECTS.len() as u64);
+        assert_eq!(count(&selector, MarkVerdict::Cleared), CONNECTS.len() as u64);
     });
 }
 
@@ -128,7 +128,7 @@ fn when_the_deadline_is_over_no_new_connection_is_marked_until_it_is_put_off() {
             assert_eq!(deadline::is_over(&place.pin_dir), Some(false));
             assert_eq!(mobile.connect(kind, to), MARK, "{kind} {to}");
         }
-        assert_eq!(count(&selector, Verdict::Direct), 2 * CONNECTS.len() as u64);
+        assert_eq!(count(&selector, MarkVerdict::Direct), 2 * CONNECTS.len() as u64);
     });
 }
 
@@ -217,12 +217,12 @@ fn other_network_namespaces_are_left_alone() {
         assert_eq!(probe.open("udp4"), MARK);
         probe.leave_namespace();
         assert_eq!(probe.open("tcp4"), 0);
-        assert_eq!(count(&selector, Verdict::OtherNamespace), 1);
+        assert_eq!(count(&selector, MarkVerdict::OtherNamespace), 1);
         // Someone else's mark that looks like ours.
         place.cgroup.detach(probe.pid()).unwrap();
         assert_eq!(probe.set_mark("tcp4", MARK), MARK);
         assert_eq!(probe.connect("tcp4", "127.0.0.1:9"), MARK);
-        assert_eq!(count(&selector, Verdict::Cleared), 0);
+        assert_eq!(count(&selector, MarkVerdict::Cleared), 0);
     });
 }
 
@@ -234,8 +234,8 @@ fn verdicts_count_every_decision_about_a_mobile_process_once() {
         mobile.open("udp4");
         mobile.connect("udp4", "127.0.0.1:9");
         mobile.connect("udp4", "127.0.0.1:10");
-        assert_eq!(count(&selector, Verdict::Marked), 1);
-        assert_eq!(count(&selector, Verdict::Kept), 2);
+        assert_eq!(count(&selector, MarkVerdict::Marked), 1);
+        assert_eq!(count(&selector, MarkVerdict::Kept), 2);
         let before = selector.verdicts().unwrap();
         Probe::start().open("udp4");
         assert_eq!(selector.verdicts().unwrap(), before);
@@ -261,9 +261,9 @@ fn a_killed_agent_leaves_everything_in_force_and_the_next_adopts_it() {
 
         let next = place.load();
         assert!(next.adopted());
-        assert_eq!(count(&next, Verdict::Marked), 2 + KINDS.len() as u64);
+        assert_eq!(count(&next, MarkVerdict::Marked), 2 + KINDS.len() as u64);
         assert_eq!(mobile.open("tcp4"), MARK);
-        assert_eq!(count(&next, Verdict::Marked), 3 + KINDS.len() as u64);
+        assert_eq!(count(&next, MarkVerdict::Marked), 3 + KINDS.len() as u64);
         assert_eq!(pins::generations(&place.pin_dir).unwrap().len(), 1);
     });
 }
@@ -352,11 +352,11 @@ fn counters_of_another_shape_are_replaced() {
         // Until the kernel has detached the old programs, they mark before the new ones do, and count elsewhere.
         let mut mobile = place.mobile();
         let deadline = Instant::now() + Duration::from_secs(5);
-        while count(&next, Verdict::Marked) == 0 {
+        while count(&next, MarkVerdict::Marked) == 0 {
             assert!(Instant::now() < deadline, "nothing is counted");
             assert_eq!(mobile.open("tcp4"), MARK);
         }
-        assert_eq!(count(&next, Verdict::Marked), 1);
+        assert_eq!(count(&next, MarkVerdict::Marked), 1);
     });
 }
 
@@ -367,7 +367,7 @@ fn a_half_filled_generation_of_a_killed_agent_is_removed() {
         std::fs::create_dir(place.pin_dir.join("2")).unwrap();
         let next = place.load();
         assert_eq!(place.mobile().open("tcp4"), MARK);
-        assert_eq!(count(&next, Verdict::Marked), 1);
+        assert_eq!(count(&next, MarkVerdict::Marked), 1);
         assert_eq!(pins::generations(&place.pin_dir).unwrap(), [place.pin_dir.join("3")]);
     });
 }

@@ -10,7 +10,7 @@ use mobile_io::driver::PacketIo;
 use mobile_io::joining::Joining;
 use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
-use mobile_proto::{Made, Offload, Packet};
+use mobile_proto::{CoalescedSegment, Offload, Packet};
 
 /// Counters of what the device did not take, and what may be delivered to it.
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ impl PacketIo for TunIo {
     }
 }
 
-fn write(tun: &Tun, side: &DeviceSide, packet: Packet<'_>, made: Made) {
+fn write(tun: &Tun, side: &DeviceSide, packet: Packet<'_>, made: CoalescedSegment) {
     if tun.try_send(packet).is_err() {
         side.refused.fetch_add(made.packets, Ordering::Relaxed);
     }

@@ -152,24 +152,24 @@ impl Manager {
                     self.ledger.success(&uplink);
                 }
             }
-            DriverEvent::Session(Event::Activated { path, replayed, dropped, .. }) => {
+            DriverEvent::Session(Event::PathActivated { path, replayed, dropped, .. }) => {
                 self.machine.activated(path, replayed, dropped);
             }
-            DriverEvent::Session(Event::Confirmed { path }) => {
+            DriverEvent::Session(Event::PathConfirmed { path }) => {
                 self.machine.confirmed(now, path);
                 if let Some(active) = self.machine.active() {
                     tracing::info!(uplink = active.uplink, "path active");
                 }
             }
             DriverEvent::Session(Event::Config(config)) => self.assignments.offer(now, config),
-            DriverEvent::Session(Event::PathDoubted { path }) => {
+            DriverEvent::Session(Event::PathProbing { path }) => {
                 tracing::debug!(%path, "path doubted");
                 if self.machine.uses(path) {
                     // A lost carrier is announced up to a second late, but never denied to who asks.
                     self.uplinks.refresh();
                 }
             }
-            DriverEvent::Session(Event::PathSuspect { path, silent_for }) => {
+            DriverEvent::Session(Event::PathUnresponsive { path, silent_for }) => {
                 let began = now.checked_sub(silent_for).unwrap_or(now);
                 self.suspected(path, began, silent_for);
             }

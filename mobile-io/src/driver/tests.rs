@@ -270,7 +270,7 @@ async fn every_packet_comes_once_and_in_order_over_path_swaps() {
     pair.switch(PathId(0)).await;
     // Without an active path a session drops what its queue cannot hold: so not before both have one.
     for side in [&mut pair.client, &mut pair.relay] {
-        side.event(|event| matches!(event, DriverEvent::Session(Event::Activated { .. })).then_some(()))
+        side.event(|event| matches!(event, DriverEvent::Session(Event::PathActivated { .. })).then_some(()))
             .await;
         side.memory.fill(0, COUNT);
     }

@@ -1,7 +1,7 @@
 //! Frames and what is in them. Whatever can be read can be written, and is the same when it is read again.
 
 use crate::config;
-use crate::enroll::{self, Answer, Refusal, TOKEN_LEN, Token};
+use crate::enroll::{self, EnrolmentRefusal, EnrolmentReply, TOKEN_LEN, Token};
 use crate::frame::{self, Decoded};
 use crate::message::{self, Activate, VersionedConfig, Welcome};
 use crate::{
@@ -148,15 +148,15 @@ fn read_hello(payload: &[u8]) -> Result<(Hello, Vec<u8>), ProtocolError> {
 /// Enrolment: both messages, by their beginnings too.
 pub fn enrolment(bytes: &[u8]) {
     by_prefix(bytes, enroll::read_request);
-    by_prefix(bytes, enroll::read_answer);
+    by_prefix(bytes, enroll::read_reply);
     if let Ok(Some(token)) = enroll::read_request(bytes) {
-        assert_eq!(enroll::read_request(&enroll::request(&token)), Ok(Some(token)));
+        assert_eq!(enroll::read_request(&enroll::encode_request(&token)), Ok(Some(token)));
     }
-    if let Ok(Some(answer)) = enroll::read_answer(bytes) {
-        if let Answer::Enrolled(name) = &answer {
+    if let Ok(Some(answer)) = enroll::read_reply(bytes) {
+        if let EnrolmentReply::Enrolled(name) = &answer {
             assert!(!name.chars().any(char::is_control), "it would be printed");
         }
-        assert_eq!(enroll::read_answer(&enroll::answer(&answer)), Ok(Some(answer)));
+        assert_eq!(enroll::read_reply(&enroll::encode_reply(&answer)), Ok(Some(answer)));
     }
 }
 
@@ -225,9 +225,11 @@ pub fn hello_seeds() -> Vec<Vec<u8>> {
 /// Both messages, and every refusal.
 #[must_use]
 pub fn enrolment_seeds() -> Vec<Vec<u8>> {
-    let mut seeds = vec![enroll::request(&Token::from_bytes([0xab; TOKEN_LEN])).to_vec()];
-    seeds.push(enroll::answer(&Answer::Enrolled("laptop".into())));
-    seeds.extend((0..9).map(|code| enroll::answer(&Answer::Refused(Refusal::from_wire(code)))));
+    let mut seeds = vec![enroll::encode_request(&Token::from_bytes([0xab; TOKEN_LEN])).to_vec()];
+    seeds.push(enroll::encode_reply(&EnrolmentReply::Enrolled("laptop".into())));
+    seeds.extend(
+        (0..9).map(|code| enroll::encode_reply(&EnrolmentReply::Refused(EnrolmentRefusal::from_wire(code)))),
+    );
     seeds
 }
 

@@ -1,6 +1,6 @@
 //! Inner packets: what the kernel says of them, what a peer says of them, and what the freeze reads in them.
 
-use crate::join::{Joiner, Made};
+use crate::coalesce::{CoalescedSegment, SegmentCoalescer};
 use crate::offload::{Offload, VNET_HEADER_LEN};
 use crate::packet::{IpHeader, Packet};
 use crate::segment::{self, BareAck, Segment};
@@ -62,14 +62,14 @@ fn look(header: &[u8], packet: &[u8]) {
 /// What is joined is taken apart by the kernel: the same datagrams must come of it.
 fn join(packets: [&[u8]; 3]) {
     for offload in [Offload::None, Offload::Checksum] {
-        let mut joiner = Joiner::default();
-        let joined = packets.iter().take_while(|bytes| joiner.join(Packet { bytes, offload })).count();
+        let mut joiner = SegmentCoalescer::default();
+        let joined = packets.iter().take_while(|bytes| joiner.push(Packet { bytes, offload })).count();
         let Some((whole, made)) = joiner.take() else {
             assert_eq!(joined, 0, "what was taken is given back");
             continue;
         };
         let bytes = packets[..joined].iter().map(|packet| packet.len() as u64).sum();
-        assert_eq!(made, Made { packets: joined as u64, bytes });
+        assert_eq!(made, CoalescedSegment { packets: joined as u64, bytes });
         let Offload::Segment(size) = whole.offload else {
             assert_eq!((whole.bytes, whole.offload, joined), (packets[0], offload, 1));
             continue;

@@ -17,24 +17,27 @@ impl Events {
     pub(super) fn push(&mut self, mut event: Event) {
         match &mut event {
             Event::Config(_) => self.forget(|waiting| matches!(waiting, Event::Config(_))),
-            Event::Activated { previous, dropped, .. } => {
+            Event::PathActivated { previous, dropped, .. } => {
                 // Merge two switches into one, from the path that the shell knows as active.
-                if let Some(Event::Activated { previous: first, dropped: before, .. }) =
-                    self.take(|waiting| matches!(waiting, Event::Activated { .. }))
+                if let Some(Event::PathActivated { previous: first, dropped: before, .. }) =
+                    self.take(|waiting| matches!(waiting, Event::PathActivated { .. }))
                 {
                     *previous = first;
                     *dropped += before;
                 }
             }
-            Event::Confirmed { .. } | Event::PathDoubted { .. } => self.forget(|waiting| *waiting == event),
-            Event::PathSuspect { path, .. } => {
+            Event::PathConfirmed { .. } | Event::PathProbing { .. } => {
+                self.forget(|waiting| *waiting == event)
+            }
+            Event::PathUnresponsive { path, .. } => {
                 // A suspicion and its end cancel each other if neither was told yet.
                 if self.take(|waiting| *waiting == Event::PathRecovered { path: *path }).is_some() {
                     return;
                 }
             }
             Event::PathRecovered { path: by } => {
-                let same = |waiting: &Event| matches!(waiting, Event::PathSuspect { path, .. } if path == by);
+                let same =
+                    |waiting: &Event| matches!(waiting, Event::PathUnresponsive { path, .. } if path == by);
                 if self.take(same).is_some() {
                     return;
                 }
@@ -87,12 +90,13 @@ mod tests {
     #[test]
     fn of_a_state_only_the_last_is_told() {
         assert_eq!(told((0..1000).map(|number| config(1300 + number % 2))), [config(1301)]);
-        let doubt = || Event::PathDoubted { path: ONE };
+        let doubt = || Event::PathProbing { path: ONE };
         assert_eq!(
-            told([doubt(), Event::Confirmed { path: ONE }, doubt(), Event::Confirmed { path: TWO }]).len(),
+            told([doubt(), Event::PathConfirmed { path: ONE }, doubt(), Event::PathConfirmed { path: TWO }])
+                .len(),
             3
         );
-        let moved = |path, previous, dropped| Event::Activated { path, previous, replayed: 3, dropped };
+        let moved = |path, previous, dropped| Event::PathActivated { path, previous, replayed: 3, dropped };
         assert_eq!(
             told([moved(ONE, None, 1), moved(TWO, Some(ONE), 2), moved(ONE, Some(TWO), 4)]),
             [moved(ONE, None, 7)],
@@ -102,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_suspicion_and_its_end_are_nothing() {
-        let silent = |path| Event::PathSuspect { path, silent_for: Duration::from_secs(1) };
+        let silent = |path| Event::PathUnresponsive { path, silent_for: Duration::from_secs(1) };
         let again = |path| Event::PathRecovered { path };
         assert_eq!(told([silent(ONE), silent(TWO), again(ONE)]), [silent(TWO)]);
         assert_eq!(told([again(ONE), silent(ONE), again(ONE)]), [again(ONE)]);

@@ -288,7 +288,7 @@ impl Session {
     fn confirm_if(&mut self, path: &mut Path, answered: impl Fn(&Path) -> bool) {
         if self.active == Some(path.id) && answered(path) {
             path.confirmed_by = None;
-            self.events.push(Event::Confirmed { path: path.id });
+            self.events.push(Event::PathConfirmed { path: path.id });
         }
     }
 

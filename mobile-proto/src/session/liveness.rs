@@ -52,7 +52,7 @@ impl Session {
         Some(PathStats {
             ready: path.is_ready(),
             active: self.active == Some(path.id),
-            suspect: path.health.is_suspect(),
+            unresponsive: path.health.is_suspect(),
             srtt: transport.map(|sample| sample.srtt).or(path.stats.srtt),
             rttvar: transport.map(|sample| sample.rttvar),
             loss: transport.and_then(share),
@@ -90,13 +90,13 @@ impl Session {
         }
         let id = path.id;
         if verdict.doubted {
-            self.stats.doubts += 1;
-            self.events.push(Event::PathDoubted { path: id });
+            self.stats.liveness_probes += 1;
+            self.events.push(Event::PathProbing { path: id });
             self.try_others(now, id);
         }
         if let Some(silent_for) = verdict.suspect {
-            self.stats.suspects += 1;
-            self.events.push(Event::PathSuspect { path: id, silent_for });
+            self.stats.unresponsive += 1;
+            self.events.push(Event::PathUnresponsive { path: id, silent_for });
         }
         if self.role == Role::Server && (verdict.doubted || verdict.suspect.is_some()) {
             self.nudge_client();
@@ -123,8 +123,8 @@ impl Session {
         active.ask(now, unanswered);
         let (id, doubted) = (active.id, active.health.nudge(now));
         if doubted {
-            self.stats.doubts += 1;
-            self.events.push(Event::PathDoubted { path: id });
+            self.stats.liveness_probes += 1;
+            self.events.push(Event::PathProbing { path: id });
             self.try_others(now, id);
             // It is out of the list while its input is read.
             if from.id != id && from.is_ready() && from.wants_rtt(now) {

@@ -266,7 +266,7 @@ impl World {
     /// The paths suspected since this was last asked, by the client and by the relay.
     pub(crate) fn suspected(&mut self) -> [Vec<PathId>; 2] {
         let suspect = |event| match event {
-            Event::PathSuspect { path, .. } => Some(path),
+            Event::PathUnresponsive { path, .. } => Some(path),
             _ => None,
         };
         let Pair { client_events, server_events, .. } = &mut self.pair;

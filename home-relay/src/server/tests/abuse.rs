@@ -328,7 +328,7 @@ async fn a_client_that_switches_without_end_does_not_fill_the_log() {
         let path = both[round % 2];
         client.handle.activate(path, both.clone());
         client
-            .event(|event| matches!(event, Event::Confirmed { path: now } if *now == path).then_some(()))
+            .event(|event| matches!(event, Event::PathConfirmed { path: now } if *now == path).then_some(()))
             .await;
     }
     eventually(async || relay.metrics.handovers.get() == 199).await;
@@ -343,10 +343,10 @@ async fn guesses_at_tokens_do_not_fill_the_log() {
     let (log, _guard) = log();
     let relay = TestRelay::start(&Limits::default());
     let stranger = PrivateKey::generate().unwrap();
-    let guess = enroll::request(&Token::from_bytes([8; 16]));
+    let guess = enroll::encode_request(&Token::from_bytes([8; 16]));
     let attempt = || enrolment(&relay, &stranger, &guess);
     let answers = tokio::join!(attempt(), attempt(), attempt());
-    let refused = Some(Answer::Refused(Refusal::Unknown));
+    let refused = Some(EnrolmentReply::Refused(EnrolmentRefusal::Unknown));
     assert_eq!(answers, (refused.clone(), refused.clone(), refused));
     assert_eq!(lines(&log, "enrolment refused"), 1);
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobile_ebpf_common::Event;
+use mobile_ebpf_common::CountedEvent;
 
 use super::super::{
     account::Accounts,
@@ -54,7 +54,7 @@ fn connect(probe: &mut Probe, kind: &str, listener: &TcpListener) -> TcpStream {
 
 fn unaccounted(selector: &Selector) -> u64 {
     let events = selector.events().unwrap();
-    events.into_iter().find(|(event, _)| *event == Event::Unaccounted).unwrap().1
+    events.into_iter().find(|(event, _)| *event == CountedEvent::Unaccounted).unwrap().1
 }
 
 type End = fn(&mut Probe, &str, TcpStream);

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use mobile_ebpf_common::Verdict;
+use mobile_ebpf_common::MarkVerdict;
 
 use super::{
     super::{
@@ -55,8 +55,8 @@ fn an_mptcp_connection_is_mobile_as_others_are() {
         place.cgroup.attach(late.pid()).unwrap();
         late.connect("mptcp4", "127.0.0.1:9");
         // The socket that the call returned is the connection's first subflow.
-        assert_eq!(count(&selector, Verdict::Failed), 0);
-        assert_eq!(count(&selector, Verdict::Marked), 2);
+        assert_eq!(count(&selector, MarkVerdict::Failed), 0);
+        assert_eq!(count(&selector, MarkVerdict::Marked), 2);
     });
 }
 

@@ -5,7 +5,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use mobile_ebpf_common::Event;
+use mobile_ebpf_common::CountedEvent;
 
 use super::super::{
     addresses::Addresses,
@@ -49,7 +49,7 @@ fn answer_with(socket: &UdpSocket) {
     socket.send_to(&buffer[..length], from).unwrap();
 }
 
-fn count(selector: &Selector, wanted: Event) -> u64 {
+fn count(selector: &Selector, wanted: CountedEvent) -> u64 {
     selector.events().unwrap().into_iter().find(|(event, _)| *event == wanted).unwrap().1
 }
 
@@ -74,9 +74,9 @@ fn the_application_sees_the_address_it_asked() {
         for answered in answered {
             answered.join().unwrap();
         }
-        assert_eq!(count(&selector, Event::DnsForgotten), 0);
-        assert_eq!(count(&selector, Event::DnsFailed), 0);
-        assert_eq!(count(&selector, Event::DnsRedirected), 3 * ASKED.len() as u64);
+        assert_eq!(count(&selector, CountedEvent::DnsForgotten), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsFailed), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsRedirected), 3 * ASKED.len() as u64);
     });
 }
 
@@ -92,7 +92,7 @@ fn other_ports_and_other_processes_are_left_alone() {
         ordinary.open("udp4");
         ordinary.connect("udp4", "192.0.2.53:53");
         assert_eq!(ordinary.peer("udp4"), "192.0.2.53:53".parse().unwrap());
-        assert_eq!(count(&selector, Event::DnsRedirected), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsRedirected), 0);
     });
 }
 
@@ -130,7 +130,7 @@ fn an_answer_that_is_under_way_while_agents_take_over_is_known() {
             probe.connect(kind, to);
             assert_eq!(probe.peer(kind), to.parse().unwrap());
         }
-        assert_eq!(count(&next, Event::DnsForgotten), 0);
+        assert_eq!(count(&next, CountedEvent::DnsForgotten), 0);
     });
 }
 
@@ -146,8 +146,8 @@ fn a_query_is_known_however_many_sockets_others_ask_from() {
         place.mobile().send_of_many(kind, to, 19_000);
         answer_with(&socket);
         assert_eq!(probe.hear(kind), to.parse().unwrap());
-        assert_eq!(count(&selector, Event::DnsForgotten), 0);
-        assert_eq!(count(&selector, Event::DnsRedirected), 19_001);
+        assert_eq!(count(&selector, CountedEvent::DnsForgotten), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsRedirected), 19_001);
     });
 }
 
@@ -161,9 +161,9 @@ fn without_a_resolver_of_the_family_a_query_goes_where_it_is_sent() {
             probe.open("udp4");
             probe.connect("udp4", "192.0.2.53:53");
             assert_eq!(probe.peer("udp4"), "192.0.2.53:53".parse().unwrap());
-            assert_eq!(count(&selector, Event::DnsLeft), left);
+            assert_eq!(count(&selector, CountedEvent::DnsLeft), left);
         }
-        assert_eq!(count(&selector, Event::DnsRedirected), 0);
+        assert_eq!(count(&selector, CountedEvent::DnsRedirected), 0);
     });
 }
 
@@ -176,6 +176,9 @@ fn a_resolver_of_the_relay_that_is_in_the_bypass_is_not_looked_for_in_the_visite
         let mut probe = place.mobile();
         probe.open(kind);
         probe.connect(kind, to);
-        assert_eq!((count(&selector, Event::DnsLeft), count(&selector, Event::DnsRedirected)), (1, 0));
+        assert_eq!(
+            (count(&selector, CountedEvent::DnsLeft), count(&selector, CountedEvent::DnsRedirected)),
+            (1, 0)
+        );
     });
 }

@@ -41,7 +41,7 @@ async fn no_path_is_read_while_events_wait() {
     while let Ok(Some(event)) =
         tokio::time::timeout(Duration::from_millis(300), pair.relay.events.recv()).await
     {
-        told += u32::from(matches!(event, DriverEvent::Session(Event::Activated { .. })));
+        told += u32::from(matches!(event, DriverEvent::Session(Event::PathActivated { .. })));
     }
     assert!(told >= switches, "{told} of {switches}");
     assert!(pair.relay.moves_to(stopped_at, SOON).await);

@@ -4,7 +4,7 @@ use super::*;
 
 fn suspect(event: &DriverEvent) -> Option<(PathId, Duration)> {
     match event {
-        DriverEvent::Session(Event::PathSuspect { path, silent_for }) => Some((*path, *silent_for)),
+        DriverEvent::Session(Event::PathUnresponsive { path, silent_for }) => Some((*path, *silent_for)),
         _ => None,
     }
 }
@@ -24,7 +24,7 @@ async fn the_kernels_measures_of_a_path_reach_both_ends() {
         assert!(srtt > Duration::ZERO && srtt < Duration::from_secs(1), "{srtt:?}");
         assert!(rttvar < Duration::from_secs(1), "{rttvar:?}");
         assert!((0.0..0.5).contains(&stats.loss.unwrap()), "{:?}", stats.loss);
-        assert_eq!((snapshot.stats.suspects, stats.suspect), (0, false));
+        assert_eq!((snapshot.stats.unresponsive, stats.unresponsive), (0, false));
     }
 }
 
@@ -61,7 +61,7 @@ async fn data_behind_hello_is_delivered_when_the_path_is_accepted() {
     pair.client.handle.open_path(PathId(2), near.unwrap());
     pair.client.handle.activate(PathId(2), vec![]);
     let activated = |event: &DriverEvent| match event {
-        DriverEvent::Session(Event::Activated { path: PathId(2), .. }) => Some(()),
+        DriverEvent::Session(Event::PathActivated { path: PathId(2), .. }) => Some(()),
         _ => None,
     };
     pair.client.event(activated).await;

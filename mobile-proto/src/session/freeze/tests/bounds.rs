@@ -57,7 +57,7 @@ fn what_newer_packets_displaced_is_told_as_dropped() {
     while ends.client.poll_event().is_some() {}
     ends.connect();
     let told = std::iter::from_fn(|| ends.client.poll_event()).find_map(|event| match event {
-        Event::Activated { dropped, .. } => Some(dropped),
+        Event::PathActivated { dropped, .. } => Some(dropped),
         _ => None,
     });
     assert_eq!(told, Some(displaced));

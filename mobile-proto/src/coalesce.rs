@@ -23,24 +23,24 @@ const IPV6_HEADER: usize = 40;
 
 /// What a packet was made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Made {
+pub struct CoalescedSegment {
     /// Packets that were joined; one is itself.
     pub packets: u64,
     /// Their bytes, headers included.
     pub bytes: u64,
 }
 
-impl Made {
+impl CoalescedSegment {
     /// Of a packet that is what it was.
     #[must_use]
-    pub fn whole(packet: Packet<'_>) -> Self {
+    pub fn single(packet: Packet<'_>) -> Self {
         Self { packets: 1, bytes: packet.len() as u64 }
     }
 }
 
 /// Some datagrams on their way to the device.
 #[derive(Debug, Default)]
-pub struct Joiner {
+pub struct SegmentCoalescer {
     bytes: Vec<u8>,
     /// Of the first, which is handed on as it came if it stays alone.
     offload: Offload,
@@ -53,9 +53,9 @@ pub struct Joiner {
     ended: bool,
 }
 
-impl Joiner {
+impl SegmentCoalescer {
     /// Takes a datagram behind those it holds; false if that cannot be: then it is to be handed on by itself, after those.
-    pub fn join(&mut self, packet: Packet<'_>) -> bool {
+    pub fn push(&mut self, packet: Packet<'_>) -> bool {
         let Some(ip) = joinable(packet) else { return false };
         let payload = packet.len() - ip - UDP_HEADER;
         if self.parts == 0 {
@@ -83,7 +83,7 @@ impl Joiner {
     }
 
     /// What it holds as one packet, and of what that was made; then it holds nothing. None if it did not.
-    pub fn take(&mut self) -> Option<(Packet<'_>, Made)> {
+    pub fn take(&mut self) -> Option<(Packet<'_>, CoalescedSegment)> {
         let parts = std::mem::take(&mut self.parts);
         let offload = match parts {
             0 => return None,
@@ -95,7 +95,7 @@ impl Joiner {
             }
         };
         let headers = usize::from(parts - 1) * (self.ip + UDP_HEADER);
-        let made = Made { packets: parts.into(), bytes: (self.bytes.len() + headers) as u64 };
+        let made = CoalescedSegment { packets: parts.into(), bytes: (self.bytes.len() + headers) as u64 };
         Some((Packet { bytes: &self.bytes, offload }, made))
     }
 }

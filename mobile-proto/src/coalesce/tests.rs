@@ -48,22 +48,22 @@ fn of(bytes: &[u8]) -> Packet<'_> {
 
 /// Hands packets on as a device's writer does.
 fn pass<'a>(packets: impl Iterator<Item = Packet<'a>>) -> (Vec<Vec<u8>>, usize) {
-    let (mut joiner, mut out, mut writes) = (Joiner::default(), Vec::new(), 0);
-    let mut flush = |joiner: &mut Joiner, out: &mut Vec<Vec<u8>>| {
+    let (mut joiner, mut out, mut writes) = (SegmentCoalescer::default(), Vec::new(), 0);
+    let mut flush = |joiner: &mut SegmentCoalescer, out: &mut Vec<Vec<u8>>| {
         if let Some((packet, made)) = joiner.take() {
             let again = cut(packet);
             let bytes = again.iter().map(Vec::len).sum::<usize>() as u64;
-            assert_eq!(made, Made { packets: again.len() as u64, bytes });
+            assert_eq!(made, CoalescedSegment { packets: again.len() as u64, bytes });
             out.extend(again);
             writes += 1;
         }
     };
     for packet in packets {
-        if joiner.join(packet) {
+        if joiner.push(packet) {
             continue;
         }
         flush(&mut joiner, &mut out);
-        if !joiner.join(packet) {
+        if !joiner.push(packet) {
             out.push(packet.bytes.to_vec());
         }
     }
@@ -84,17 +84,20 @@ fn equal_datagrams_become_one_packet_and_the_same_ones_again() {
 fn one_that_stays_alone_is_handed_on_as_it_came() {
     let bytes = datagram(false, 7, b"a question");
     let packet = Packet { bytes: &bytes, offload: Offload::Checksum };
-    let mut joiner = Joiner::default();
-    assert!(joiner.join(packet));
+    let mut joiner = SegmentCoalescer::default();
+    assert!(joiner.push(packet));
     let (taken, made) = joiner.take().unwrap();
-    assert_eq!((taken.bytes, taken.offload, made), (packet.bytes, Offload::Checksum, Made::whole(packet)));
+    assert_eq!(
+        (taken.bytes, taken.offload, made),
+        (packet.bytes, Offload::Checksum, CoalescedSegment::single(packet))
+    );
     assert!(joiner.take().is_none());
 }
 
 #[test]
 fn what_the_kernel_would_not_make_alike_is_not_joined() {
     let first = datagram(false, 7, &[1; 100]);
-    let mut joiner = Joiner::default();
+    let mut joiner = SegmentCoalescer::default();
     let change = |at: usize, value: u8| {
         let mut other = first.clone();
         other[at] = value;
@@ -103,28 +106,28 @@ fn what_the_kernel_would_not_make_alike_is_not_joined() {
     // Another flow, type of service or time to live, behind the first.
     let others = [(1, 8), (8, 63), (15, 9), (20, 9)].map(|(at, value)| change(at, value));
     for other in &others {
-        assert!(joiner.join(of(&first)));
+        assert!(joiner.push(of(&first)));
         let packet = Packet { bytes: other, offload: Offload::Checksum };
-        assert!(!joiner.join(packet), "{other:?}");
+        assert!(!joiner.push(packet), "{other:?}");
         joiner.take();
     }
     // Longer, and one behind a shorter one.
-    assert!(joiner.join(of(&first)));
-    assert!(!joiner.join(of(&datagram(false, 7, &[1; 101]))));
-    assert!(joiner.join(of(&first)));
-    assert!(joiner.join(of(&datagram(false, 7, &[1; 99]))));
-    assert!(!joiner.join(of(&datagram(false, 7, &[1; 99]))));
+    assert!(joiner.push(of(&first)));
+    assert!(!joiner.push(of(&datagram(false, 7, &[1; 101]))));
+    assert!(joiner.push(of(&first)));
+    assert!(joiner.push(of(&datagram(false, 7, &[1; 99]))));
+    assert!(!joiner.push(of(&datagram(false, 7, &[1; 99]))));
     joiner.take();
     // A fragment, one that may be fragmented, with options, no UDP, a wrong length, a wrong checksum, none, too short.
     for (at, value) in [(6, 0x60), (6, 0), (7, 1), (0, 0x46), (9, 6), (3, 99), (25, 9), (40, 9)] {
-        assert!(!joiner.join(of(&change(at, value))), "{at}");
+        assert!(!joiner.push(of(&change(at, value))), "{at}");
     }
     let mut without = first.clone();
     without[26..28].fill(0);
-    assert!(!joiner.join(of(&without)));
-    assert!(!joiner.join(of(&datagram(false, 7, &[1; 7]))));
+    assert!(!joiner.push(of(&without)));
+    assert!(!joiner.push(of(&datagram(false, 7, &[1; 7]))));
     let large = Packet { bytes: &first, offload: Offload::Segment(10) };
-    assert!(!joiner.join(large));
+    assert!(!joiner.push(large));
 }
 
 #[test]
@@ -135,17 +138,26 @@ fn a_datagram_shorter_than_its_header_is_not_read_beyond_its_end() {
             (0..whole.len()).flat_map(|it| [(it, Offload::None), (it, Offload::Checksum)])
         {
             let mut short = whole[..length].to_vec();
-            assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} as claimed");
+            assert!(
+                !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
+                "{length} as claimed"
+            );
             // The IP header tells the truth, the UDP header does not, or has no room.
             if let Some(payload) = length.checked_sub(ip) {
                 let (at, told) = if six { (4, payload) } else { (2, length) };
                 short[at..at + 2].copy_from_slice(&(told as u16).to_be_bytes());
-                assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} of IP");
+                assert!(
+                    !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
+                    "{length} of IP"
+                );
             }
             // Both do; less than the least payload is left.
             if (ip + UDP_HEADER..ip + UDP_HEADER + MIN_PAYLOAD).contains(&length) {
                 short[ip + 4..ip + 6].copy_from_slice(&((length - ip) as u16).to_be_bytes());
-                assert!(!Joiner::default().join(Packet { bytes: &short, offload }), "{length} of UDP");
+                assert!(
+                    !SegmentCoalescer::default().push(Packet { bytes: &short, offload }),
+                    "{length} of UDP"
+                );
             }
         }
     }
@@ -195,9 +207,9 @@ proptest! {
     #[test]
     fn garbage_is_not_joined_and_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), partial in any::<bool>()) {
         let offload = if partial { Offload::Checksum } else { Offload::None };
-        let mut joiner = Joiner::default();
-        joiner.join(Packet { bytes: &bytes, offload });
-        joiner.join(Packet { bytes: &bytes, offload });
+        let mut joiner = SegmentCoalescer::default();
+        joiner.push(Packet { bytes: &bytes, offload });
+        joiner.push(Packet { bytes: &bytes, offload });
         joiner.take();
     }
 }
