@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mobile_io::invitation::is_endpoint;
 use mobile_io::metrics::is_host_name;
-use mobile_io::modes::{Compression, Offloading, Queueing};
+use mobile_io::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Pools;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::confine::{Capabilities, Confinement, Files};
+use mobile_io::confine::{Capabilities, Confinement, FileAccess};
 
 use crate::config::Config;
 
@@ -40,8 +40,8 @@ pub(crate) fn confinement(path: &Path, config: &Config) -> Confinement {
         // DAC_OVERRIDE matters where the relay runs as root: its directories may belong to another
         // user.
         capabilities: Capabilities::NET_ADMIN | Capabilities::DAC_OVERRIDE,
-        calls: &[],
-        local_streams: false,
-        files: Some(Files { read, write }),
+        syscalls: &[],
+        unix_streams: false,
+        files: Some(FileAccess { read, write }),
     }
 }

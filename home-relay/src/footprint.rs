@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mobile_io::record::Record;
+use mobile_io::state_file::StateFile;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::args::DEFAULT_PATH;
@@ -40,8 +40,8 @@ impl Footprint {
 }
 
 /// Returns the state file of the relay with this configuration file.
-pub(crate) fn record(config: &Path) -> io::Result<Record> {
-    Record::new(Path::new(DIR), config)
+pub(crate) fn record(config: &Path) -> io::Result<StateFile> {
+    StateFile::new(Path::new(DIR), config)
 }
 
 /// Returns the names of what may be in the kernel: first the names of the configuration, then
@@ -49,7 +49,7 @@ pub(crate) fn record(config: &Path) -> io::Result<Record> {
 ///
 /// An invalid configuration is only a warning if the relay left a record. Without a record, the
 /// default names stand in for the default configuration file.
-pub(crate) fn known(path: &Path, record: &Record) -> anyhow::Result<Vec<Footprint>> {
+pub(crate) fn known(path: &Path, record: &StateFile) -> anyhow::Result<Vec<Footprint>> {
     let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the relay's state file, cleaning up without it");
         Vec::new()
@@ -92,7 +92,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("relay.toml");
         std::fs::write(&file, "[rooting]\n").unwrap();
-        let record = Record::new(dir.path(), &file).unwrap();
+        let record = StateFile::new(dir.path(), &file).unwrap();
         let error = known(&file, &record).unwrap_err();
         assert!(format!("{error:#}").contains("rooting"), "{error:#}");
         for device in ["home7", "no/name"] {

@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
 use mobile_io::keys::PublicKey;
-use mobile_io::modes::{Compression, Offloading, Queueing};
+use mobile_io::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 /// Where the configuration is when `--config` does not say.
@@ -260,14 +260,14 @@ impl Config {
             if path.is_some() || !std::fs::File::open(DEFAULT_PATH).err().is_some_and(denied) {
                 return Err(error);
             }
-            mobile_io::config::without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
+            mobile_io::config::load_without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
         })
     }
 
     /// Returns the defaults with the environment's settings, or the plain defaults if those cannot
     /// be used.
     pub(crate) fn without_file() -> Self {
-        let read = mobile_io::config::without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
+        let read = mobile_io::config::load_without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
         read.and_then(|config| config.complete(Path::new(DEFAULT_PATH))).unwrap_or_default()
     }
 

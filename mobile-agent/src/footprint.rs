@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::record::Record;
+use mobile_io::state_file::StateFile;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};
@@ -62,15 +62,15 @@ impl Footprint {
 }
 
 /// Returns the record of the agent that this configuration file configures, or the default one.
-pub(crate) fn record(config: Option<&Path>) -> std::io::Result<Record> {
-    Record::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
+pub(crate) fn record(config: Option<&Path>) -> std::io::Result<StateFile> {
+    StateFile::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
 }
 
 /// Returns what may be in the kernel: first the names that hold now, then others on record.
 ///
 /// A broken configuration is a warning: what the agent recorded is enough, and the default names
 /// are for the default file.
-pub(crate) fn known(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<Config>> {
+pub(crate) fn known(path: Option<&Path>, record: &StateFile) -> anyhow::Result<Vec<Config>> {
     let recorded = read(record);
     let mut names = Vec::new();
     match Config::load(path) {
@@ -91,11 +91,11 @@ pub(crate) fn known(path: Option<&Path>, record: &Record) -> anyhow::Result<Vec<
 
 /// Returns the names that the agent running with `config` may have in the kernel: its own, then
 /// others on record.
-pub(crate) fn of_running(config: &Config, record: &Record) -> Vec<Config> {
+pub(crate) fn of_running(config: &Config, record: &StateFile) -> Vec<Config> {
     with(vec![Footprint::of(config)], read(record))
 }
 
-fn read(record: &Record) -> Vec<Footprint> {
+fn read(record: &StateFile) -> Vec<Footprint> {
     let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
         tracing::warn!(%error, "cleaning up without what the agent recorded");
         Vec::new()
@@ -138,7 +138,7 @@ mod tests {
     fn a_broken_file_leaves_what_is_on_record_and_a_changed_one_adds_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");
-        let record = Record::new(dir.path(), &file).unwrap();
+        let record = StateFile::new(dir.path(), &file).unwrap();
         std::fs::write(&file, CHANGED).unwrap();
         let config = Config::load(Some(&file)).unwrap();
         let footprint = Footprint::of(&config);

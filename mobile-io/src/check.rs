@@ -33,7 +33,7 @@ pub struct Finding {
 
 /// Everything that was looked at: what `check --json` prints, stable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct CheckReport {
     /// Nothing fails; the exit status is 0.
     pub ok: bool,
     /// In the order in which they should be mended.
@@ -58,7 +58,7 @@ impl Finding {
     }
 }
 
-impl Report {
+impl CheckReport {
     /// Of these findings.
     #[must_use]
     pub fn new(findings: Vec<Finding>) -> Self {
@@ -97,18 +97,18 @@ mod tests {
     #[test]
     fn every_finding_is_one_line_and_only_a_failure_fails() {
         let mut findings = vec![Finding::ok("kernel", "6.18"), Finding::warn("tun", "a\n b", "load it")];
-        let report = Report::new(findings.clone());
+        let report = CheckReport::new(findings.clone());
         assert!(report.ok);
         assert_eq!(report.render(), "ok    kernel: 6.18\nwarn  tun: a b; what to do: load it\n");
         findings.push(Finding::fail("key", "none", "make one"));
-        let report = Report::new(findings);
+        let report = CheckReport::new(findings);
         assert!(!report.ok);
         assert!(report.render().ends_with("\nFAIL  key: none; what to do: make one\n"));
     }
 
     #[test]
     fn the_shape_of_json_is_the_documented_one() {
-        let report = Report::new(vec![Finding::ok("a", "b"), Finding::fail("c", "d", "e")]);
+        let report = CheckReport::new(vec![Finding::ok("a", "b"), Finding::fail("c", "d", "e")]);
         assert_eq!(
             serde_json::to_value(&report).unwrap(),
             serde_json::json!({"ok": false, "findings": [

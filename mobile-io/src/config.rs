@@ -30,18 +30,18 @@ pub fn load<T: DeserializeOwned>(
     env_prefix: &str,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
-    load_from(path, required, env_prefix, variables(), overrides)
+    load_from(path, required, env_prefix, environment(), overrides)
 }
 
 /// What the defaults and the environment say, for those who may not read the file.
 ///
 /// # Errors
 /// When the environment has an unknown key or an unfit value.
-pub fn without_file<T: DeserializeOwned>(env_prefix: &str) -> Result<T, ConfigError> {
-    parse(Path::new(""), "", env_prefix, variables(), &[])
+pub fn load_without_file<T: DeserializeOwned>(env_prefix: &str) -> Result<T, ConfigError> {
+    parse(Path::new(""), "", env_prefix, environment(), &[])
 }
 
-fn variables() -> impl Iterator<Item = (String, String)> {
+fn environment() -> impl Iterator<Item = (String, String)> {
     env::vars_os().filter_map(|(name, value)| {
         // A name or value that is not text is not ours.
         Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -52,11 +52,11 @@ fn load_from<T: DeserializeOwned>(
     path: &Path,
     required: bool,
     env_prefix: &str,
-    variables: impl Iterator<Item = (String, String)>,
+    environment: impl Iterator<Item = (String, String)>,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
     let text = read_file(path, required)?;
-    parse(path, &text, env_prefix, variables, overrides)
+    parse(path, &text, env_prefix, environment, overrides)
 }
 
 /// The same of a file that was read already; `path` is what errors call it.
@@ -67,13 +67,13 @@ pub fn parse<T: DeserializeOwned>(
     path: &Path,
     text: &str,
     env_prefix: &str,
-    variables: impl Iterator<Item = (String, String)>,
+    environment: impl Iterator<Item = (String, String)>,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
     let mut root = Node::parse(&path.display().to_string(), text)?;
     let sections = de::field_names::<T>();
-    for (name, value) in variables {
-        if let Some((section, key)) = section_and_key(&name, env_prefix, sections) {
+    for (name, value) in environment {
+        if let Some((section, key)) = split_variable(&name, env_prefix, sections) {
             root.set(&[section, &key], value, &Origin::new(format!("environment variable {name}")));
         }
     }
@@ -100,7 +100,7 @@ fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
 }
 
 /// `MOBILE_RELAY_PUBLIC_KEY` is `relay`, `public_key`.
-fn section_and_key(name: &str, prefix: &str, sections: &[&'static str]) -> Option<(&'static str, String)> {
+fn split_variable(name: &str, prefix: &str, sections: &[&'static str]) -> Option<(&'static str, String)> {
     let rest = name.strip_prefix(prefix)?.strip_prefix('_')?.to_ascii_lowercase();
     let key_in = |section: &&'static str| {
         let key = rest.strip_prefix(section)?.strip_prefix('_').filter(|key| !key.is_empty())?;
@@ -155,11 +155,11 @@ mod tests {
         }
     }
 
-    struct Case {
+    struct TestFile {
         dir: tempfile::TempDir,
     }
 
-    impl Case {
+    impl TestFile {
         fn new(text: &str) -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("agent.toml"), text).unwrap();
@@ -167,9 +167,9 @@ mod tests {
         }
 
         fn load(&self, env: &[(&str, &str)], flags: &[(&str, String)]) -> Result<Settings, String> {
-            let variables = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let environment = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             let file = self.dir.path().join("agent.toml");
-            load_from(&file, true, "MOBILE", variables, flags)
+            load_from(&file, true, "MOBILE", environment, flags)
                 .map_err(|error| error.to_string().replace(&format!("{}/", self.dir.path().display()), ""))
         }
 
@@ -178,11 +178,11 @@ mod tests {
         }
     }
 
-    const GOOD: &str = "[relay]\nendpoint = \"192.0.2.1:443\"\n";
+    const VALID: &str = "[relay]\nendpoint = \"192.0.2.1:443\"\n";
 
     #[test]
     fn a_file_fills_what_it_names_and_defaults_the_rest() {
-        let case = Case::new(
+        let case = TestFile::new(
             "[relay]\nendpoint = \"192.0.2.1:443\"\n[routing]\nmark = 0x4d00\nbypass = [\"10.0.0.0/8\"]\nmode = \"manual\"\n",
         );
         let settings = case.load(&[], &[]).unwrap();
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn environment_beats_file_and_flags_beat_both() {
-        let case = Case::new(GOOD);
+        let case = TestFile::new(VALID);
         let env = [
             ("MOBILE_RELAY_ENDPOINT", "192.0.2.2:443"),
             ("MOBILE_RELAY_KEY_FILE", "/key"),
@@ -214,43 +214,45 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one() {
-        let case = Case::new("# a comment\n[relay]\nendpoint = \"192.0.2.1:443\"\nkeyfile = \"/x\"\n");
+        let case = TestFile::new("# a comment\n[relay]\nendpoint = \"192.0.2.1:443\"\nkeyfile = \"/x\"\n");
         assert_eq!(case.error(), "agent.toml:4: unknown key `keyfile` in [relay]; did you mean `key_file`?");
-        let case = Case::new("[rellay]\nendpoint = 1\n");
+        let case = TestFile::new("[rellay]\nendpoint = 1\n");
         assert_eq!(case.error(), "agent.toml:1: unknown section [rellay]; did you mean [relay]?");
-        let case = Case::new("[relay]\nendpoint = \"192.0.2.1:443\"\nzzz = 1\n");
+        let case = TestFile::new("[relay]\nendpoint = \"192.0.2.1:443\"\nzzz = 1\n");
         assert_eq!(
             case.error(),
             "agent.toml:3: unknown key `zzz` in [relay]; known keys are `endpoint`, `key_file`"
         );
-        let error = Case::new(GOOD).load(&[("MOBILE_RELAY_ENDPOIN", "x")], &[]).unwrap_err();
+        let error = TestFile::new(VALID).load(&[("MOBILE_RELAY_ENDPOIN", "x")], &[]).unwrap_err();
         assert_eq!(
             error,
             "environment variable MOBILE_RELAY_ENDPOIN: unknown key `endpoin` in [relay]; did you mean `endpoint`?"
         );
-        let error = Case::new(GOOD).load(&[], &[("relay.x", "1".into())]).unwrap_err();
+        let error = TestFile::new(VALID).load(&[], &[("relay.x", "1".into())]).unwrap_err();
         assert!(error.starts_with("command line: unknown key `x` in [relay]"), "{error}");
     }
 
     #[test]
     fn an_unfit_value_is_refused_with_its_place() {
-        assert!(Case::new("[relay]\nendpoint = 5\n").error().starts_with("agent.toml:2: [relay] endpoint: "));
-        let error = Case::new("[relay]\nendpoint = \"here\"\n").error();
+        assert!(
+            TestFile::new("[relay]\nendpoint = 5\n").error().starts_with("agent.toml:2: [relay] endpoint: ")
+        );
+        let error = TestFile::new("[relay]\nendpoint = \"here\"\n").error();
         assert!(error.starts_with("agent.toml:2: [relay] endpoint: ") && error.contains("socket"), "{error}");
-        let case = Case::new(&format!("{GOOD}[routing]\nbypass = [\n  \"10.0.0.0/8\",\n  \"x\",\n]\n"));
+        let case = TestFile::new(&format!("{VALID}[routing]\nbypass = [\n  \"10.0.0.0/8\",\n  \"x\",\n]\n"));
         assert!(case.error().starts_with("agent.toml:6: [routing] bypass: "), "{}", case.error());
-        let error = Case::new(&format!("{GOOD}[routing]\nmark = -1\n")).error();
+        let error = TestFile::new(&format!("{VALID}[routing]\nmark = -1\n")).error();
         assert!(error.starts_with("agent.toml:4: [routing] mark: "), "{error}");
-        let error = Case::new(&format!("{GOOD}[routing]\nmode = \"odd\"\n")).error();
+        let error = TestFile::new(&format!("{VALID}[routing]\nmode = \"odd\"\n")).error();
         assert!(error.contains("odd") && error.contains("`auto`"), "{error}");
-        let error = Case::new(GOOD).load(&[("MOBILE_ROUTING_MARK", "many")], &[]).unwrap_err();
+        let error = TestFile::new(VALID).load(&[("MOBILE_ROUTING_MARK", "many")], &[]).unwrap_err();
         assert!(error.starts_with("environment variable MOBILE_ROUTING_MARK: [routing] mark: "), "{error}");
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        assert_eq!(Case::new("[relay]\n").error(), "agent.toml:1: [relay] needs the key `endpoint`");
-        assert_eq!(Case::new("").error(), "agent.toml: the section [relay] is missing");
+        assert_eq!(TestFile::new("[relay]\n").error(), "agent.toml:1: [relay] needs the key `endpoint`");
+        assert_eq!(TestFile::new("").error(), "agent.toml: the section [relay] is missing");
         let nowhere = Path::new("/nonexistent/agent.toml");
         let error = load_from::<Settings>(nowhere, true, "MOBILE", std::iter::empty(), &[]).unwrap_err();
         assert!(
@@ -262,9 +264,9 @@ mod tests {
 
     #[test]
     fn what_is_no_toml_is_refused_with_its_line() {
-        let error = Case::new("[relay]\nendpoint = \n").error();
+        let error = TestFile::new("[relay]\nendpoint = \n").error();
         assert!(error.starts_with("agent.toml:2: "), "{error}");
-        let error = Case::new("[relay]\nendpoint = \"a\"\nendpoint = \"b\"\n").error();
+        let error = TestFile::new("[relay]\nendpoint = \"a\"\nendpoint = \"b\"\n").error();
         assert!(error.starts_with("agent.toml:3: "), "{error}");
         assert!(!error.contains('\n'), "one line is enough: {error}");
     }

@@ -5,7 +5,7 @@
 //! and the first thread, which sets things up, when it is done.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
-mod calls;
+mod syscalls;
 
 use std::io;
 use std::path::PathBuf;
@@ -24,23 +24,23 @@ pub struct Confinement {
     /// Of the capabilities the process has, these are kept.
     pub capabilities: Capabilities,
     /// System calls beyond those that both daemons make.
-    pub calls: &'static [libc::c_long],
+    pub syscalls: &'static [libc::c_long],
     /// Whether Unix sockets may be connected, for user databases that are served over one.
-    pub local_streams: bool,
+    pub unix_streams: bool,
     /// Which files; `None` for all that the process's user may.
-    pub files: Option<Files>,
+    pub files: Option<FileAccess>,
 }
 
-/// Files and folders, with what is below them. Those that do not exist are passed over.
+/// FileAccess and folders, with what is below them. Those that do not exist are passed over.
 #[derive(Debug, Clone, Default)]
-pub struct Files {
+pub struct FileAccess {
     /// May be read and executed.
     pub read: Vec<PathBuf>,
     /// May be written, made and removed as well.
     pub write: Vec<PathBuf>,
 }
 
-/// Why a process cannot be confined.
+/// Why a process cannot be run_confined.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
     /// Capabilities could not be given up.
@@ -64,17 +64,17 @@ impl Confinement {
     /// When the kernel refuses; not when it is too old to have Landlock, or the processor has no seccomp filter here.
     pub fn apply(&self) -> Result<(), ConfineError> {
         // In this order: giving up capabilities takes one, and calls that the later steps make must still be allowed.
-        keep(self.capabilities).map_err(|errno| ConfineError::Capabilities(errno.into()))?;
+        drop_capabilities(self.capabilities).map_err(|errno| ConfineError::Capabilities(errno.into()))?;
         if let Some(files) = &self.files {
-            let status = restrict(files)?;
+            let status = restrict_files(files)?;
             debug!(landlock = ?status, "confined");
         }
-        calls::restrict(self.calls, self.local_streams)
+        syscalls::restrict(self.syscalls, self.unix_streams)
     }
 }
 
 /// Keeps no more than `wanted`, here and in what is executed from here.
-fn keep(wanted: Capabilities) -> rustix::io::Result<()> {
+fn drop_capabilities(wanted: Capabilities) -> rustix::io::Result<()> {
     let own = thread::capabilities(None)?;
     if own.effective.contains(Capabilities::SETPCAP) {
         // What root executes would get every capability that is left in the bounding set.
@@ -93,7 +93,7 @@ fn keep(wanted: Capabilities) -> rustix::io::Result<()> {
     thread::set_capabilities(None, kept)
 }
 
-fn restrict(files: &Files) -> Result<RulesetStatus, landlock::RulesetError> {
+fn restrict_files(files: &FileAccess) -> Result<RulesetStatus, landlock::RulesetError> {
     // What kernel 6.2 knows: everything that changes a file. Later ones add calls on devices, which TUN needs.
     let abi = ABI::V3;
     let all = AccessFs::from_all(abi);
@@ -108,10 +108,10 @@ fn restrict(files: &Files) -> Result<RulesetStatus, landlock::RulesetError> {
 
 /// Only sets no_new_privs, on processors for which no filter is written.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
-mod calls {
+mod syscalls {
     pub(super) fn restrict(
         _extra: &[super::libc::c_long],
-        _local_streams: bool,
+        _unix_streams: bool,
     ) -> Result<(), super::ConfineError> {
         rustix::thread::set_no_new_privs(true)
             .map_err(|errno| super::ConfineError::Capabilities(errno.into()))
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     /// On a thread of its own, since there is no way back.
-    pub(super) fn confined<T: Send>(confinement: &Confinement, work: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn run_confined<T: Send>(confinement: &Confinement, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 confinement.apply().unwrap();
@@ -135,8 +135,8 @@ mod tests {
         })
     }
 
-    pub(super) fn no_more_than(capabilities: Capabilities) -> Confinement {
-        Confinement { capabilities, calls: &[], local_streams: false, files: None }
+    pub(super) fn only_capabilities(capabilities: Capabilities) -> Confinement {
+        Confinement { capabilities, syscalls: &[], unix_streams: false, files: None }
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
             let line = status.lines().find(|line| line.starts_with(name)).unwrap();
             u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap()
         };
-        let (own, child) = confined(&no_more_than(Capabilities::NET_ADMIN), || {
+        let (own, child) = run_confined(&only_capabilities(Capabilities::NET_ADMIN), || {
             let child = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap();
             (fs::read_to_string("/proc/thread-self/status").unwrap(), child.stdout)
         });
@@ -165,10 +165,12 @@ mod tests {
             fs::write(path.join("file"), name).unwrap();
             path
         });
-        let files =
-            Files { read: vec![readable.clone(), dir.path().join("missing")], write: vec![writable.clone()] };
-        let confinement = Confinement { files: Some(files), ..no_more_than(Capabilities::all()) };
-        let results = confined(&confinement, || {
+        let files = FileAccess {
+            read: vec![readable.clone(), dir.path().join("missing")],
+            write: vec![writable.clone()],
+        };
+        let confinement = Confinement { files: Some(files), ..only_capabilities(Capabilities::all()) };
+        let results = run_confined(&confinement, || {
             [
                 fs::read(readable.join("file")).is_ok(),
                 fs::write(writable.join("new"), "").is_ok(),
@@ -176,7 +178,7 @@ mod tests {
                 fs::read(hidden.join("file")).is_ok(),
             ]
         });
-        let here = std::thread::spawn(|| restrict(&Files::default()).unwrap()).join().unwrap();
+        let here = std::thread::spawn(|| restrict_files(&FileAccess::default()).unwrap()).join().unwrap();
         if here == RulesetStatus::FullyEnforced {
             assert_eq!(results, [true, true, false, false]);
         } else {

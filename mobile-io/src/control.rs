@@ -2,7 +2,7 @@
 
 mod client;
 mod peer;
-mod slots;
+mod user_limit;
 
 use std::fs;
 use std::io;
@@ -19,18 +19,18 @@ use tokio::net::{UnixListener, UnixStream};
 
 pub use client::Client;
 pub use peer::Peer;
-pub use slots::{UserSlot, UserSlots};
+pub use user_limit::{ConnectionPermit, UserConnectionLimit};
 
 /// The longest request: any fits in one hundredth of it.
-pub const MAX_LINE: usize = 64 * 1024;
+pub const MAX_REQUEST: usize = 64 * 1024;
 
 /// The longest answer: the sessions of some 50,000 clients.
-pub const MAX_ANSWER: usize = 16 * 1024 * 1024;
+pub const MAX_REPLY: usize = 16 * 1024 * 1024;
 
 /// The time that a peer has for each step: to send a whole request, counted from the moment we wait
 /// for it, and to read a whole answer. Commands take milliseconds; one that was suspended, or a
 /// malicious one, must not hold a connection for ever.
-const PATIENCE: Duration = Duration::from_secs(10);
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a control socket failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub enum ControlError {
     #[error("no group named `{0}`: create it, or change the group of the control socket")]
     NoSuchGroup(String),
     /// A line is longer than any request or answer can be.
-    #[error("a request of more than {MAX_LINE} bytes, or an answer of more than {MAX_ANSWER}")]
+    #[error("a request of more than {MAX_REQUEST} bytes, or an answer of more than {MAX_REPLY}")]
     TooLong,
     /// A line is not what was expected.
     #[error("not understood: {0}")]
@@ -76,7 +76,7 @@ pub enum ControlError {
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
-    patience: Duration,
+    step_timeout: Duration,
     /// Device and inode: what is removed at the end must be ours still.
     identity: (u64, u64),
 }
@@ -87,7 +87,7 @@ pub struct Connection {
     /// Who is at the other end.
     pub peer: Peer,
     path: PathBuf,
-    patience: Duration,
+    step_timeout: Duration,
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     line: Vec<u8>,
@@ -115,7 +115,7 @@ impl Listener {
         let metadata = fs::symlink_metadata(path).map_err(io_error)?;
         // From here on a failure removes the socket.
         let identity = (metadata.dev(), metadata.ino());
-        let bound = Self { listener, path: path.to_owned(), patience: PATIENCE, identity };
+        let bound = Self { listener, path: path.to_owned(), step_timeout: STEP_TIMEOUT, identity };
         if let Some(group) = group {
             chown(path, None, Some(group.gid)).map_err(|errno| io_error(errno.into()))?;
         }
@@ -130,7 +130,7 @@ impl Listener {
     pub async fn accept(&self) -> Result<Connection, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
         let (stream, _) = self.listener.accept().await.map_err(io_error)?;
-        Connection::new(stream, &self.path, self.patience).map_err(io_error)
+        Connection::new(stream, &self.path, self.step_timeout).map_err(io_error)
     }
 }
 
@@ -145,11 +145,11 @@ impl Drop for Listener {
 }
 
 impl Connection {
-    fn new(stream: UnixStream, path: &Path, patience: Duration) -> io::Result<Self> {
+    fn new(stream: UnixStream, path: &Path, step_timeout: Duration) -> io::Result<Self> {
         let peer = Peer::of(&stream)?;
         let (reader, writer) = stream.into_split();
         let (path, reader) = (path.to_owned(), BufReader::new(reader));
-        Ok(Self { peer, path, patience, reader, writer, line: Vec::new() })
+        Ok(Self { peer, path, step_timeout, reader, writer, line: Vec::new() })
     }
 
     /// Waits for the next request, for 10 s; `None` when the peer has gone or has asked nothing
@@ -161,14 +161,14 @@ impl Connection {
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
         // What a cancelled call has read is still in `line`.
-        let room = (MAX_LINE + 1).saturating_sub(self.line.len()) as u64;
+        let room = (MAX_REQUEST + 1).saturating_sub(self.line.len()) as u64;
         let mut bounded = (&mut self.reader).take(room);
         let read = bounded.read_until(b'\n', &mut self.line);
-        match tokio::time::timeout(self.patience, read).await {
+        match tokio::time::timeout(self.step_timeout, read).await {
             Ok(read) => read.map_err(io_error)?,
             Err(_idle) => return Ok(None),
         };
-        if self.line.len() > MAX_LINE {
+        if self.line.len() > MAX_REQUEST {
             return Err(ControlError::TooLong);
         }
         if !self.line.ends_with(b"\n") {
@@ -186,8 +186,8 @@ impl Connection {
     /// When the peer has gone or does not read it within 10 s, or the answer is longer than a line
     /// may be.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ControlError> {
-        let line = to_line(message, MAX_ANSWER)?;
-        let written = tokio::time::timeout(self.patience, self.writer.write_all(&line)).await;
+        let line = to_line(message, MAX_REPLY)?;
+        let written = tokio::time::timeout(self.step_timeout, self.writer.write_all(&line)).await;
         written
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|source| ControlError::Io { path: self.path.clone(), source })
@@ -256,7 +256,7 @@ mod tests {
         Message::from([("number".to_owned(), number)])
     }
 
-    fn place() -> (tempfile::TempDir, PathBuf) {
+    fn socket_path() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/agent.sock");
         (dir, path)
@@ -264,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_asks_and_watches() {
-        let (_dir, path) = place();
+        let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o660, None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         let command = tokio::task::spawn_blocking({
@@ -272,7 +272,7 @@ mod tests {
             move || {
                 let mut client = Client::connect(&path).unwrap();
                 let answer: Message = client.call(&message(1)).unwrap();
-                let rest: Vec<Option<Message>> = (0..3).map(|_| client.recv().unwrap()).collect();
+                let rest: Vec<Option<Message>> = (0..3).map(|_| client.next_line().unwrap()).collect();
                 (answer, rest)
             }
         });
@@ -294,9 +294,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_is_silent_dribbles_or_does_not_read_is_left() {
-        let (_dir, path) = place();
+        let (_dir, path) = socket_path();
         let mut listener = Listener::bind(&path, 0o600, None).unwrap();
-        listener.patience = Duration::from_millis(300);
+        listener.step_timeout = Duration::from_millis(300);
         let late = Duration::from_secs(20);
         let _silent = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
@@ -318,7 +318,7 @@ mod tests {
 
         let _deaf = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
-        let answer = "x".repeat(MAX_ANSWER / 2);
+        let answer = "x".repeat(MAX_REPLY / 2);
         let left = tokio::time::timeout(late, connection.send(&answer)).await;
         let error = left.expect("a peer that does not read is left").unwrap_err();
         assert!(
@@ -328,7 +328,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_may_be_longer_than_a_request() {
-        let (_dir, path) = place();
+        let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o600, None).unwrap();
         let command = tokio::task::spawn_blocking({
             let path = path.clone();
@@ -336,23 +336,23 @@ mod tests {
         });
         let mut connection = listener.accept().await.unwrap();
         assert_eq!(connection.recv().await.unwrap(), Some(message(1)));
-        let answer: Vec<u64> = (0..MAX_LINE as u64).collect();
+        let answer: Vec<u64> = (0..MAX_REQUEST as u64).collect();
         connection.send(&answer).await.unwrap();
         assert_eq!(command.await.unwrap(), answer);
-        let endless = "x".repeat(MAX_ANSWER);
+        let endless = "x".repeat(MAX_REPLY);
         assert!(matches!(connection.send(&endless).await, Err(ControlError::TooLong)));
     }
 
     #[tokio::test]
     async fn a_bad_line_can_be_answered_and_a_long_one_ends_it() {
-        let (_dir, path) = place();
+        let (_dir, path) = socket_path();
         let listener = Listener::bind(&path, 0o600, None).unwrap();
         let mut raw = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
         raw.write_all(b"nonsense\n{\"number\":7}\n").await.unwrap();
         assert!(matches!(connection.recv::<Message>().await, Err(ControlError::BadMessage(_))));
         assert_eq!(connection.recv().await.unwrap(), Some(message(7)));
-        raw.write_all(&vec![b'x'; MAX_LINE + 1]).await.unwrap();
+        raw.write_all(&vec![b'x'; MAX_REQUEST + 1]).await.unwrap();
         assert!(matches!(connection.recv::<Message>().await, Err(ControlError::TooLong)));
         let mut raw = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
@@ -363,7 +363,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_live_socket_is_respected_and_a_stale_one_replaced() {
-        let (_dir, path) = place();
+        let (_dir, path) = socket_path();
         let first = Listener::bind(&path, 0o600, None).unwrap();
         let second = Listener::bind(&path, 0o600, None).unwrap_err();
         assert!(matches!(&second, ControlError::AlreadyRunning(p) if *p == path), "{second}");
@@ -385,7 +385,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_stands_in_the_way_is_named() {
-        let (_dir, path) = place();
+        let (_dir, path) = socket_path();
         let error = Client::connect(&path).unwrap_err().to_string();
         assert!(error.contains("agent.sock") && error.contains("is the service running?"), "{error}");
         let error = Listener::bind(&path, 0o660, Some("no-such-group")).unwrap_err().to_string();

@@ -5,12 +5,12 @@
 
 mod congestion;
 mod cross_traffic;
-mod outlet;
+mod event_queue;
 mod path;
+mod send_limit;
 mod task;
 #[cfg(test)]
 mod tests;
-mod window;
 
 use std::io;
 use std::task::{Context, Poll};
@@ -20,7 +20,7 @@ use mobile_proto::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::tls::Cause;
+use crate::tls::HandshakeFailure;
 pub use crate::tls::TlsStream;
 
 /// Where a session's inner packets come from and go to.
@@ -48,7 +48,7 @@ pub enum DriverEvent {
         /// The path.
         path: PathId,
         /// What it means.
-        cause: Cause,
+        cause: HandshakeFailure,
     },
     /// The driver has ended; nothing follows.
     Stopped,
@@ -56,7 +56,7 @@ pub enum DriverEvent {
 
 /// What a session is doing, at one moment.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
+pub struct SessionSnapshot {
     /// The session's counters.
     pub stats: Stats,
     /// Its open paths.
@@ -88,7 +88,7 @@ enum Command {
     Probe,
     Close(PathId, CloseCode),
     SetConfig(PushConfig),
-    Snapshot(oneshot::Sender<Snapshot>),
+    Snapshot(oneshot::Sender<SessionSnapshot>),
     TakeOver(oneshot::Sender<Unacknowledged>),
     Shutdown(CloseCode, oneshot::Sender<()>),
 }
@@ -100,7 +100,7 @@ enum Command {
 /// handled.
 pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Receiver<DriverEvent>) {
     let (commands, inbox) = mpsc::unbounded_channel();
-    let (sender, events) = mpsc::channel(outlet::CAPACITY);
+    let (sender, events) = mpsc::channel(event_queue::CAPACITY);
     // The driver bounds the work of a poll itself, and better than tokio's count of operations, which knows
     // nothing of batches.
     tokio::spawn(tokio::task::unconstrained(task::run(session, io, inbox, sender)));
@@ -110,55 +110,55 @@ pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Re
 impl Handle {
     /// Client: begins a path over a connected transport.
     pub fn open_path(&self, path: PathId, stream: TlsStream) {
-        self.tell(Command::Open(path, Box::new(stream)));
+        self.command(Command::Open(path, Box::new(stream)));
     }
 
     /// Server: takes a path whose HELLO has been read; `leftover` is what came after it.
     pub fn accept_path(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream) {
-        self.tell(Command::Accept(hello, leftover, Box::new(stream)));
+        self.command(Command::Accept(hello, leftover, Box::new(stream)));
     }
 
     /// Client: data moves to this path; the relay frees every path not in `keep`.
     pub fn activate(&self, path: PathId, keep: Vec<PathId>) {
-        self.tell(Command::Activate(path, keep));
+        self.command(Command::Activate(path, keep));
     }
 
     /// Client: asks every path for a sign of life.
     pub fn probe(&self) {
-        self.tell(Command::Probe);
+        self.command(Command::Probe);
     }
 
     /// Says goodbye on a path and drops its transport.
     pub fn close_path(&self, path: PathId, code: CloseCode) {
-        self.tell(Command::Close(path, code));
+        self.command(Command::Close(path, code));
     }
 
     /// Server: pushes a new configuration to the client.
     pub fn set_config(&self, config: PushConfig) {
-        self.tell(Command::SetConfig(config));
+        self.command(Command::SetConfig(config));
     }
 
     /// What the session is doing; `None` when the driver has stopped.
-    pub async fn snapshot(&self) -> Option<Snapshot> {
-        let (reply, answer) = oneshot::channel();
-        self.tell(Command::Snapshot(reply));
-        answer.await.ok()
+    pub async fn snapshot(&self) -> Option<SessionSnapshot> {
+        let (reply, response) = oneshot::channel();
+        self.command(Command::Snapshot(reply));
+        response.await.ok()
     }
 
     /// Stops the driver and gives what the peer has not acknowledged, for the session that replaces this one.
     /// The transports are dropped without a goodbye.
     pub async fn take_over(&self) -> Unacknowledged {
-        let (reply, answer) = oneshot::channel();
-        self.tell(Command::TakeOver(reply));
-        answer.await.unwrap_or_default()
+        let (reply, response) = oneshot::channel();
+        self.command(Command::TakeOver(reply));
+        response.await.unwrap_or_default()
     }
 
     /// Closes every path and stops; waits (briefly) until the peer can have heard it.
     pub async fn shutdown(&self, code: CloseCode) {
-        let (reply, answer) = oneshot::channel();
-        self.tell(Command::Shutdown(code, reply));
+        let (reply, response) = oneshot::channel();
+        self.command(Command::Shutdown(code, reply));
         // An error means that it had stopped already.
-        let _ = answer.await;
+        let _ = response.await;
     }
 
     /// True once the driver has ended.
@@ -167,7 +167,7 @@ impl Handle {
         self.commands.is_closed()
     }
 
-    fn tell(&self, command: Command) {
+    fn command(&self, command: Command) {
         // Whoever commands a stopped driver hears `Stopped`, or already has.
         let _ = self.commands.send(command);
     }

@@ -17,7 +17,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
-use crate::owner;
+use crate::ownership;
 
 /// Bytes of an Ed25519 seed, and of a public key.
 pub const KEY_LEN: usize = 32;
@@ -149,7 +149,7 @@ impl PrivateKey {
                 }
             })?;
         let written = writeln!(file, "{}", *self.to_base64())
-            .and_then(|()| owner::as_folder(&file, path))
+            .and_then(|()| ownership::inherit_from_directory(&file, path))
             .and_then(|()| file.sync_all());
         written.map_err(|source| {
             // Half a key is worse than none; the first error is the one to report.

@@ -51,9 +51,9 @@ pub fn init(flag: Option<&str>, env: &str) -> Result<(), LogError> {
     subscriber(filter, style, io::stderr).try_init().map_err(|_| LogError::Twice)
 }
 
-/// The last words of a program that fails, on stderr: an error where it is the journal that reads them.
-pub fn complain(words: &str) {
-    let text = if is_journal() { prioritised(Level::ERROR, words) } else { format!("{words}\n") };
+/// The last message of a program that fails, on stderr: an error where it is the journal that reads them.
+pub fn print_fatal(message: &str) {
+    let text = if is_journal() { prioritised(Level::ERROR, message) } else { format!("{message}\n") };
     // A closed stderr leaves nobody to tell.
     let _ = io::stderr().write_all(text.as_bytes());
 }

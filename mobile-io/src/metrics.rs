@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use declared::{Kind, Metric};
+pub use declared::{Metric, MetricKind};
 use host::Hosts;
 pub use host::is_host_name;
 
@@ -106,11 +106,11 @@ struct Pages {
     hosts: Hosts,
 }
 
-fn start(listen: SocketAddr, pages: Pages, patience: Duration) -> io::Result<Server> {
+fn start(listen: SocketAddr, pages: Pages, step_timeout: Duration) -> io::Result<Server> {
     let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
     let listener = bind(listen)?;
     let address = listener.local_addr()?;
-    Ok(Server { address, task: runtime.spawn(accept(listener, Arc::new(pages), patience)) })
+    Ok(Server { address, task: runtime.spawn(accept(listener, Arc::new(pages), step_timeout)) })
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -123,7 +123,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Ends when it is aborted, and its connections with it.
-async fn accept(listener: TcpListener, pages: Arc<Pages>, patience: Duration) {
+async fn accept(listener: TcpListener, pages: Arc<Pages>, step_timeout: Duration) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -133,7 +133,7 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, patience: Duration) {
             Ok((stream, _)) => {
                 let pages = Arc::clone(&pages);
                 connections.spawn(async move {
-                    converse(stream, pages, patience).await;
+                    converse(stream, pages, step_timeout).await;
                     drop(slot);
                 });
             }
@@ -145,7 +145,7 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, patience: Duration) {
     }
 }
 
-async fn converse(stream: TcpStream, pages: Arc<Pages>, patience: Duration) {
+async fn converse(stream: TcpStream, pages: Arc<Pages>, step_timeout: Duration) {
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = pages.answer(&request);
         async move { Ok::<_, Infallible>(answer) }
@@ -154,11 +154,11 @@ async fn converse(stream: TcpStream, pages: Arc<Pages>, patience: Duration) {
     // kept connection could not be told from one that holds its place without use.
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience)
+        .header_read_timeout(step_timeout)
         .keep_alive(false)
         .max_buf_size(MAX_REQUEST)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(2 * patience, connection).await {
+    match tokio::time::timeout(2 * step_timeout, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection to the metrics server ended early"),
         Err(_) => tracing::debug!("closed a connection to the metrics server: its answer is not read"),
@@ -321,10 +321,10 @@ mod tests {
 
     #[tokio::test]
     async fn silent_connections_do_not_keep_a_scrape_out_for_good() {
-        let patience = Duration::from_millis(1500);
+        let step_timeout = Duration::from_millis(1500);
         let gather = || "text\n".repeat(ANSWER);
         let pages = Pages { gather: Box::new(gather), healthy: Box::new(|| Ok(())), hosts: Hosts::default() };
-        let server = start(anywhere(), pages, patience).unwrap();
+        let server = start(anywhere(), pages, step_timeout).unwrap();
         let mut silent = Vec::new();
         for number in 0..MAX_CONNECTIONS {
             let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
@@ -338,13 +338,13 @@ mod tests {
             silent.push(stream);
         }
         // All slots are taken until the silent ones are sent away.
-        assert!(tokio::time::timeout(patience / 5, ask(&server, "GET /metrics")).await.is_err());
+        assert!(tokio::time::timeout(step_timeout / 5, ask(&server, "GET /metrics")).await.is_err());
         for _ in 0..MAX_CONNECTIONS {
-            let answer = tokio::time::timeout(patience * 10, ask(&server, "GET /metrics")).await;
+            let answer = tokio::time::timeout(step_timeout * 10, ask(&server, "GET /metrics")).await;
             assert!(answer.expect("a slot is free").0.starts_with("http/1.1 200 "));
         }
         for mut stream in silent {
-            let end = tokio::time::timeout(patience * 10, stream.read_to_end(&mut Vec::new())).await;
+            let end = tokio::time::timeout(step_timeout * 10, stream.read_to_end(&mut Vec::new())).await;
             // Closed in the middle of the answer, or without any.
             let _ = end.expect("it was sent away");
         }

@@ -6,44 +6,44 @@ use sd_notify::NotifyState;
 
 /// The service is up.
 pub fn ready() {
-    tell(NotifyState::Ready);
+    notify(NotifyState::Ready);
 }
 
 /// The service reads its configuration anew, until it is [`ready`] again (`Type=notify-reload`).
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell_all(&[NotifyState::Reloading, now]),
+        Ok(now) => notify_all(&[NotifyState::Reloading, now]),
         Err(error) => tracing::debug!(%error, "systemd was not told of a reload"),
     }
 }
 
 /// The service is going down.
 pub fn stopping() {
-    tell(NotifyState::Stopping);
+    notify(NotifyState::Stopping);
 }
 
 /// One line for `systemctl status`.
 pub fn status(text: &str) {
     // A second line would be taken for another word to systemd.
-    tell(NotifyState::Status(text.lines().next().unwrap_or_default()));
+    notify(NotifyState::Status(text.lines().next().unwrap_or_default()));
 }
 
 /// How often systemd wants to hear [`alive`], if it watches: half of its limit.
 #[must_use]
-pub fn watchdog() -> Option<Duration> {
+pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
 }
 
 /// Feeds systemd's watchdog.
-pub fn alive() {
-    tell(NotifyState::Watchdog);
+pub fn keep_alive() {
+    notify(NotifyState::Watchdog);
 }
 
-fn tell(state: NotifyState<'_>) {
-    tell_all(&[state]);
+fn notify(state: NotifyState<'_>) {
+    notify_all(&[state]);
 }
 
-fn tell_all(states: &[NotifyState<'_>]) {
+fn notify_all(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         // The service itself is well: systemd will complain if it misses anything.
         tracing::debug!(%error, "systemd was not notified");
@@ -65,8 +65,8 @@ mod tests {
         if env::var_os(CHILD).is_some() {
             ready();
             status("one line\nREADY=0");
-            if watchdog() == Some(Duration::from_secs(2)) {
-                alive();
+            if watchdog_interval() == Some(Duration::from_secs(2)) {
+                keep_alive();
             }
             reloading();
             stopping();

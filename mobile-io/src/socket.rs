@@ -20,9 +20,9 @@ thread_local! {
 
 /// A TCP connection that reads ahead.
 #[derive(Debug)]
-pub struct Socket {
+pub struct ReadAheadSocket {
     tcp: TcpStream,
-    ahead: Option<Ahead>,
+    ahead: Option<ReadAhead>,
     /// The number of bytes that may still be read; `None` without a limit.
     allowance: Option<usize>,
 }
@@ -34,13 +34,13 @@ pub(crate) struct AllowanceExceeded;
 
 /// Bytes read and not yet asked for.
 #[derive(Debug)]
-struct Ahead {
+struct ReadAhead {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
-impl Socket {
+impl ReadAheadSocket {
     /// Reads and writes `tcp` from now on.
     #[must_use]
     pub fn new(tcp: TcpStream) -> Self {
@@ -89,14 +89,14 @@ impl Socket {
         out.put_slice(&ahead.buffer[ahead.start..ahead.start + length]);
         ahead.start += length;
         if ahead.start == ahead.end
-            && let Some(Ahead { buffer, .. }) = self.ahead.take()
+            && let Some(ReadAhead { buffer, .. }) = self.ahead.take()
         {
             SPARE.set(Some(buffer));
         }
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for ReadAheadSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -116,14 +116,14 @@ impl AsyncRead for Socket {
                 return outcome;
             }
             ready!(outcome)?;
-            self.ahead = Some(Ahead { buffer, start: 0, end });
+            self.ahead = Some(ReadAhead { buffer, start: 0, end });
         }
         self.take_ahead(out);
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for ReadAheadSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tcp).poll_write(cx, bytes)
     }
@@ -156,10 +156,10 @@ mod tests {
 
     use super::*;
 
-    async fn pair() -> (TcpStream, Socket) {
+    async fn pair() -> (TcpStream, ReadAheadSocket) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (near.unwrap(), Socket::new(far.unwrap().0))
+        (near.unwrap(), ReadAheadSocket::new(far.unwrap().0))
     }
 
     #[tokio::test]

@@ -66,25 +66,25 @@ struct TcpInfo {
 }
 
 /// A kernel that fills in less (before 4.18) does not count what was delivered.
-const NEEDED: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
+const MIN_LENGTH: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
 
 /// What the kernel says of a connection's sending.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Outgoing {
+pub(crate) struct SendState {
     /// Bytes not acknowledged, not even selectively; sent or not.
     pub(crate) outstanding: u64,
     /// Those that are not sent.
     pub(crate) unsent: u64,
     /// Bytes acknowledged in all, selectively or not.
-    pub(crate) acked: u64,
+    pub(crate) acked_bytes: u64,
     /// The congestion window, in segments, and how long those are at the most.
-    pub(crate) window: u64,
-    pub(crate) segment: u64,
+    pub(crate) cwnd: u64,
+    pub(crate) mss: u64,
     /// The rate at which it sends, in bytes a second.
     pub(crate) pacing_rate: u64,
     pub(crate) rtt: Duration,
     pub(crate) rttvar: Duration,
-    /// The shortest round trip of the last minutes (`tcp_min_rtt_wlen`); none before the first.
+    /// The base_rtt round trip of the last minutes (`tcp_min_rtt_wlen`); none before the first.
     pub(crate) min_rtt: Option<Duration>,
     /// Something was lost, or it looks like it, and what was sent since is not acknowledged yet.
     pub(crate) recovering: bool,
@@ -92,19 +92,19 @@ pub(crate) struct Outgoing {
     pub(crate) retransmitted: bool,
     /// Slow start ended (RFC 5681): something was lost, or the round trip grew, or (HyStart, of cubic) half of one went by without a gap
     /// between acknowledgements.
-    pub(crate) full: bool,
+    pub(crate) left_slow_start: bool,
     /// What bbr knows, if that is what chooses the rate.
     pub(crate) bbr: Option<Bbr>,
 }
 
-impl Outgoing {
+impl SendState {
     /// The kernel is finding out how much the path carries, by sending more each round trip than came through yet.
-    pub(crate) fn starting(&self) -> bool {
-        self.bbr.map_or(!self.full, |bbr| bbr.starting)
+    pub(crate) fn is_starting(&self) -> bool {
+        self.bbr.map_or(!self.left_slow_start, |bbr| bbr.starting)
     }
 
-    /// The shortest round trip: bbr's, which forgets it after ten seconds, else the kernel's, which does after five minutes.
-    pub(crate) fn shortest(&self) -> Option<Duration> {
+    /// The base_rtt round trip: bbr's, which forgets it after ten seconds, else the kernel's, which does after five minutes.
+    pub(crate) fn base_rtt(&self) -> Option<Duration> {
         self.bbr.map_or(self.min_rtt, |bbr| bbr.min_rtt)
     }
 }
@@ -112,7 +112,7 @@ impl Outgoing {
 /// What bbr knows of a path.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bbr {
-    /// The shortest round trip, looked for every ten seconds; none before the first.
+    /// The base_rtt round trip, looked for every ten seconds; none before the first.
     pub(crate) min_rtt: Option<Duration>,
     /// The rate at which data came through lately, by which it sends, in bytes a second.
     pub(crate) rate: u64,
@@ -121,31 +121,31 @@ pub(crate) struct Bbr {
 }
 
 /// Asks the kernel. `None` if it does not know enough.
-pub(crate) fn sample(tcp: &TcpStream) -> Option<TransportSample> {
+pub(crate) fn liveness_sample(tcp: &TcpStream) -> Option<TransportSample> {
     read(tcp).ok().map(|info| info.sample())
 }
 
 /// What is on its way out.
-pub(crate) fn outgoing(tcp: &TcpStream) -> Option<Outgoing> {
+pub(crate) fn send_state(tcp: &TcpStream) -> Option<SendState> {
     let info = read(tcp).ok()?;
     let (outstanding, unsent) = (outstanding(tcp)?, u64::from(info.notsent_bytes));
     // Segments are counted. They are as long as the others on the way are on average: those of acknowledgements alone are short.
     let sent = outstanding.saturating_sub(unsent);
     let sacked =
         (sent * u64::from(info.sacked)).checked_div(info.unacked.into()).unwrap_or_default().min(sent);
-    Some(Outgoing {
+    Some(SendState {
         outstanding: outstanding - sacked,
         unsent,
-        acked: info.bytes_acked.saturating_add(sacked),
-        window: info.snd_cwnd.into(),
-        segment: info.snd_mss.into(),
+        acked_bytes: info.bytes_acked.saturating_add(sacked),
+        cwnd: info.snd_cwnd.into(),
+        mss: info.snd_mss.into(),
         pacing_rate: info.pacing_rate,
-        rtt: micros(info.rtt),
-        rttvar: micros(info.rttvar),
-        min_rtt: known(info.min_rtt),
+        rtt: from_micros(info.rtt),
+        rttvar: from_micros(info.rttvar),
+        min_rtt: known_rtt(info.min_rtt),
         recovering: info.ca_state >= CA_RECOVERY,
         retransmitted: info.total_retrans > 0,
-        full: info.snd_ssthresh < INFINITE_SSTHRESH,
+        left_slow_start: info.snd_ssthresh < INFINITE_SSTHRESH,
         bbr: bbr(tcp),
     })
 }
@@ -192,19 +192,19 @@ fn bbr(tcp: &TcpStream) -> Option<Bbr> {
     Errno::result(outcome).ok()?;
     let [low, high] = info.bandwidth.map(u64::from);
     ((length as usize) == size_of::<BbrInfo>()).then(|| Bbr {
-        min_rtt: known(info.min_rtt),
+        min_rtt: known_rtt(info.min_rtt),
         rate: (high << 32) | low,
         starting: info.pacing_gain > 2 * BBR_UNIT,
     })
 }
 
-fn micros(micros: u32) -> Duration {
+fn from_micros(micros: u32) -> Duration {
     Duration::from_micros(micros.into())
 }
 
 /// A round trip the kernel may not have seen yet.
-fn known(rtt: u32) -> Option<Duration> {
-    (rtt != u32::MAX).then(|| micros(rtt))
+fn known_rtt(rtt: u32) -> Option<Duration> {
+    (rtt != u32::MAX).then(|| from_micros(rtt))
 }
 
 fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
@@ -217,7 +217,7 @@ fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
         libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info, &raw mut length)
     };
     Errno::result(outcome)?;
-    if (length as usize) < NEEDED { Err(io::ErrorKind::Unsupported.into()) } else { Ok(info) }
+    if (length as usize) < MIN_LENGTH { Err(io::ErrorKind::Unsupported.into()) } else { Ok(info) }
 }
 
 impl TcpInfo {
@@ -231,8 +231,8 @@ impl TcpInfo {
             segs_out: self.data_segs_out,
             retransmitted: self.total_retrans,
             last_ack: Duration::from_millis(u64::from(self.last_ack_recv)),
-            srtt: micros(self.rtt),
-            rttvar: micros(self.rttvar),
+            srtt: from_micros(self.rtt),
+            rttvar: from_micros(self.rttvar),
         }
     }
 }
@@ -249,7 +249,7 @@ mod tests {
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
         let (mut near, mut far) = (near.unwrap(), far.unwrap().0);
         near.set_nodelay(true).unwrap();
-        let before = sample(&near).unwrap();
+        let before = liveness_sample(&near).unwrap();
         assert!(before.srtt > Duration::ZERO && before.srtt < Duration::from_secs(1), "{before:?}");
         for _ in 0..10 {
             near.write_all(&[7; 100]).await.unwrap();
@@ -257,7 +257,7 @@ mod tests {
             far.write_all(&[8]).await.unwrap();
             near.read_exact(&mut [0]).await.unwrap();
         }
-        let after = sample(&near).unwrap();
+        let after = liveness_sample(&near).unwrap();
         assert_eq!(after.delivered.wrapping_sub(before.delivered), 10);
         assert_eq!(after.segs_out - before.segs_out, 10 + after.retransmitted);
         assert_eq!((after.unacked, after.in_flight), (0, 0));
@@ -276,13 +276,16 @@ mod tests {
         socket2::SockRef::from(&near).set_tcp_congestion(b"bbr").expect("root, and a kernel with bbr");
         near.write_all(&[7; 100]).await.unwrap();
         far.read_exact(&mut [0; 100]).await.unwrap();
-        let path = outgoing(&near).unwrap();
+        let path = send_state(&near).unwrap();
         let bbr = path.bbr.unwrap();
         assert!(bbr.starting && bbr.min_rtt.is_some_and(|rtt| rtt < Duration::from_secs(1)), "{path:?}");
         assert!(bbr.rate > 0 && bbr.rate < 1 << 40, "{path:?}");
         socket2::SockRef::from(&near).set_tcp_congestion(b"cubic").unwrap();
-        let path = outgoing(&near).unwrap();
-        assert!(path.bbr.is_none() && path.starting() && !path.full && !path.retransmitted, "{path:?}");
+        let path = send_state(&near).unwrap();
+        assert!(
+            path.bbr.is_none() && path.is_starting() && !path.left_slow_start && !path.retransmitted,
+            "{path:?}"
+        );
     }
 
     #[test]
@@ -291,6 +294,6 @@ mod tests {
         assert_eq!(info.sample().in_flight, 4);
         let nonsense = TcpInfo { unacked: 1, sacked: u32::MAX, lost: 9, ..TcpInfo::default() };
         assert_eq!(nonsense.sample().in_flight, 0);
-        assert_eq!(NEEDED, 196);
+        assert_eq!(MIN_LENGTH, 196);
     }
 }

@@ -30,15 +30,15 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use zeroize::Zeroize as _;
 
 use crate::keys::{PrivateKey, PublicKey};
-use crate::socket::{AllowanceExceeded, Socket};
-use verify::{OneRelay, OurClients, WrongRelayKey};
+use crate::socket::{AllowanceExceeded, ReadAheadSocket};
+use verify::{ClientKeyVerifier, PinnedRelayVerifier, WrongRelayKey};
 
 /// A path's transport: TLS over TCP, as client or as server.
-pub type TlsStream = tokio_rustls::TlsStream<Socket>;
+pub type TlsStream = tokio_rustls::TlsStream<ReadAheadSocket>;
 
 /// How long, and for how many bytes, a refused client is listened to: a round trip and its first flight.
-const HANG_UP_TIME: Duration = Duration::from_secs(1);
-const HANG_UP_BYTES: u64 = 64 * 1024;
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const CLOSE_READ_LIMIT: u64 = 64 * 1024;
 
 /// The most bytes that a stranger may send before its ClientHello is complete. Ours has some 250
 /// bytes; with a post-quantum key share (ML-KEM, 1,184 bytes) it would have 1,500. rustls itself
@@ -48,7 +48,7 @@ const CLIENT_HELLO_BYTES: usize = 4 * 1024;
 /// The most bytes that a client may send from there until its handshake is complete: certificate,
 /// signature and Finished (some 300 bytes), and what rustls reads behind them, which is at most a
 /// first record of 16 KiB and one read of 4 KiB.
-const FINISH_BYTES: usize = 24 * 1024;
+const CLIENT_FLIGHT_BYTES: usize = 24 * 1024;
 
 /// Decides whether a client's key may use this relay. Asked at most once per handshake, and only
 /// after the client has proved that it holds the key.
@@ -56,7 +56,7 @@ pub type Authorise = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 
 /// Why a TLS connection failed, as far as it tells what to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
+pub enum HandshakeFailure {
     /// The relay does not know our key.
     Refused,
     /// The relay's key is not the configured one.
@@ -74,7 +74,7 @@ pub enum Cause {
     Network(String),
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for HandshakeFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused => {
@@ -92,7 +92,7 @@ impl fmt::Display for Cause {
     }
 }
 
-impl std::error::Error for Cause {}
+impl std::error::Error for HandshakeFailure {}
 
 /// The relay's configurations. Which one a connection gets is decided by the protocol it asks for.
 #[derive(Debug, Clone)]
@@ -110,7 +110,7 @@ pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
         .with_protocol_versions(&[&version::TLS13])
         .expect("ring has cipher suites for TLS 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(OneRelay::new(relay, &provider)))
+        .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(relay, &provider)))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity)));
     config.alpn_protocols = vec![mobile_proto::ALPN.to_vec()];
     config.resumption = Resumption::disabled();
@@ -132,18 +132,18 @@ pub fn enrolment_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig>
 #[must_use]
 pub fn server_config(key: &PrivateKey, authorise: Authorise) -> RelayConfig {
     RelayConfig {
-        paths: one_server_config(key, authorise, mobile_proto::ALPN),
-        enrolments: one_server_config(key, Arc::new(|_| true), ENROLL_ALPN),
+        paths: server_config_for(key, authorise, mobile_proto::ALPN),
+        enrolments: server_config_for(key, Arc::new(|_| true), ENROLL_ALPN),
     }
 }
 
-fn one_server_config(key: &PrivateKey, authorise: Authorise, alpn: &[u8]) -> Arc<ServerConfig> {
+fn server_config_for(key: &PrivateKey, authorise: Authorise, alpn: &[u8]) -> Arc<ServerConfig> {
     let provider = provider();
     let identity = identity(key);
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])
         .expect("ring has cipher suites for TLS 1.3")
-        .with_client_cert_verifier(Arc::new(OurClients::new(authorise, &provider)))
+        .with_client_cert_verifier(Arc::new(ClientKeyVerifier::new(authorise, &provider)))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity)));
     config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -168,7 +168,7 @@ pub fn peer_key(connection: &CommonState) -> Option<PublicKey> {
 
 /// Client handshake over a connected socket.
 ///
-/// The relay's refusal of our key comes only after it: as an error of a later read, which [`explain`] understands.
+/// The relay's refusal of our key comes only after it: as an error of a later read, which [`classify`] understands.
 ///
 /// # Errors
 /// When it fails or takes longer than `timeout`.
@@ -176,13 +176,13 @@ pub async fn connect(
     config: &Arc<ClientConfig>,
     tcp: TcpStream,
     timeout: Duration,
-) -> Result<TlsStream, Cause> {
+) -> Result<TlsStream, HandshakeFailure> {
     // rustls wants a name; ours is in the verifier, and SNI is off.
     let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-    let handshake = TlsConnector::from(config.clone()).connect(name, Socket::new(tcp));
+    let handshake = TlsConnector::from(config.clone()).connect(name, ReadAheadSocket::new(tcp));
     let stream = match tokio::time::timeout(timeout, handshake).await {
-        Ok(done) => done.map_err(|error| explain(&error))?,
-        Err(_) => return Err(too_late(timeout)),
+        Ok(done) => done.map_err(|error| classify(&error))?,
+        Err(_) => return Err(timed_out(timeout)),
     };
     require_alpn(stream.get_ref().1)?;
     Ok(stream.into())
@@ -196,9 +196,9 @@ pub async fn accept(
     config: &RelayConfig,
     tcp: TcpStream,
     timeout: Duration,
-) -> Result<(TlsStream, PublicKey), Cause> {
+) -> Result<(TlsStream, PublicKey), HandshakeFailure> {
     let handshake = async {
-        let mut socket = Socket::new(tcp);
+        let mut socket = ReadAheadSocket::new(tcp);
         socket.limit(CLIENT_HELLO_BYTES);
         let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket);
         let mut start = match (&mut hello).await {
@@ -208,74 +208,77 @@ pub async fn accept(
         let enrols =
             start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ENROLL_ALPN));
         let chosen = if enrols { &config.enrolments } else { &config.paths };
-        start.io.limit(FINISH_BYTES);
+        start.io.limit(CLIENT_FLIGHT_BYTES);
         start.into_stream(chosen.clone()).into_fallible().await.map_err(|(error, tcp)| (error, Some(tcp)))
     };
     let mut stream = match tokio::time::timeout(timeout, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, tcp))) => {
-            let cause = explain(&error);
+            let cause = classify(&error);
             // Read no more from a peer that sends too much.
-            if let Some(tcp) = tcp.filter(|_| cause != Cause::Oversized) {
-                hang_up(tcp).await;
+            if let Some(tcp) = tcp.filter(|_| cause != HandshakeFailure::Oversized) {
+                close_gracefully(tcp).await;
             }
             return Err(cause);
         }
-        Err(_) => return Err(too_late(timeout)),
+        Err(_) => return Err(timed_out(timeout)),
     };
     stream.get_mut().0.lift_limit();
     let connection = stream.get_ref().1;
     require_alpn(connection)?;
-    let key = peer_key(connection).ok_or_else(|| Cause::Protocol("it proved no Ed25519 key".into()))?;
+    let key =
+        peer_key(connection).ok_or_else(|| HandshakeFailure::Protocol("it proved no Ed25519 key".into()))?;
     Ok((stream.into(), key))
 }
 
 /// What an error of a handshake, or of any later read or write, means.
 #[must_use]
-pub fn explain(error: &io::Error) -> Cause {
+pub fn classify(error: &io::Error) -> HandshakeFailure {
     if error.get_ref().and_then(|inner| inner.downcast_ref::<AllowanceExceeded>()).is_some() {
-        return Cause::Oversized;
+        return HandshakeFailure::Oversized;
     }
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
-        None => Cause::Network(match error.kind() {
+        None => HandshakeFailure::Network(match error.kind() {
             io::ErrorKind::UnexpectedEof => "the other side closed the connection".into(),
             _ => error.to_string(),
         }),
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
             match other.0.downcast_ref::<WrongRelayKey>() {
-                Some(wrong) => Cause::WrongRelayKey { expected: wrong.expected, offered: wrong.offered },
-                None => Cause::Protocol(other.to_string()),
+                Some(wrong) => {
+                    HandshakeFailure::WrongRelayKey { expected: wrong.expected, offered: wrong.offered }
+                }
+                None => HandshakeFailure::Protocol(other.to_string()),
             }
         }
         // What our relay sends when `authorise` says no.
-        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => Cause::Refused,
-        Some(other) => Cause::Protocol(other.to_string()),
+        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => HandshakeFailure::Refused,
+        Some(other) => HandshakeFailure::Protocol(other.to_string()),
     }
 }
 
 /// Lets the other side read why it was refused: to drop a socket on which bytes wait unread sends a reset, which
 /// may overtake the alert.
-async fn hang_up(mut tcp: Socket) {
+async fn close_gracefully(mut tcp: ReadAheadSocket) {
     tcp.lift_limit();
     let read_to_end = async {
         tcp.shutdown().await?;
-        tokio::io::copy(&mut tcp.take(HANG_UP_BYTES), &mut tokio::io::sink()).await
+        tokio::io::copy(&mut tcp.take(CLOSE_READ_LIMIT), &mut tokio::io::sink()).await
     };
     // It is gone in any case.
-    let _ = tokio::time::timeout(HANG_UP_TIME, read_to_end).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, read_to_end).await;
 }
 
-fn too_late(timeout: Duration) -> Cause {
-    Cause::Network(format!("no TLS handshake within {timeout:?}"))
+fn timed_out(timeout: Duration) -> HandshakeFailure {
+    HandshakeFailure::Network(format!("no TLS handshake within {timeout:?}"))
 }
 
 /// rustls lets a handshake pass in which one side offers no ALPN at all.
-fn require_alpn(connection: &CommonState) -> Result<(), Cause> {
+fn require_alpn(connection: &CommonState) -> Result<(), HandshakeFailure> {
     if connection.alpn_protocol().is_some_and(|name| name == mobile_proto::ALPN || name == ENROLL_ALPN) {
         return Ok(());
     }
-    Err(Cause::Protocol("it did not agree on our protocol (ALPN)".into()))
+    Err(HandshakeFailure::Protocol("it did not agree on our protocol (ALPN)".into()))
 }
 
 /// ring, with its ciphers in our order: where the processor knows AES nothing is faster than AES-GCM, and 128 bits

@@ -21,10 +21,10 @@ pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
 const SEND_BUFFER: usize = 10 << 20;
 
 /// The congestion control that goes by rate and round trip, not by loss.
-const BY_RATE: &str = "bbr";
+const BBR: &str = "bbr";
 
 /// Those that go by loss and do not pace, the better one first; every kernel has the second.
-const BY_LOSS: [&str; 2] = ["cubic", "reno"];
+const LOSS_BASED: [&str; 2] = ["cubic", "reno"];
 
 /// How long sent data may stay unacknowledged before the kernel drops the connection. The session notices a dead
 /// path within seconds by itself: this only frees the sockets nobody asks for any more.
@@ -76,7 +76,7 @@ pub async fn connect(
         if let Some(name) = ifname {
             socket.bind_device(Some(name.as_bytes()))?;
         }
-        begin_by_loss(&SockRef::from(&socket));
+        avoid_bbr_at_start(&SockRef::from(&socket));
         let stream = socket.connect(endpoint).await?;
         tune(&stream)?;
         Ok(stream)
@@ -118,7 +118,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    begin_by_loss(&SockRef::from(&socket));
+    avoid_bbr_at_start(&SockRef::from(&socket));
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -138,25 +138,25 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
 }
 
 /// Closes a connection nobody has read from, with a reset: the cheapest end, after which the kernel keeps nothing of it.
-pub fn refuse(tcp: TcpStream) {
+pub fn reset(tcp: TcpStream) {
     // Closed in any case; without the option it lingers a minute as one of thousands in TIME_WAIT.
     let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
     drop(tcp);
 }
 
 /// Where the system's congestion control goes by rate, lets a path, or all that a socket will accept, begin with one that does not
-/// pace: to go by rate is for those that show bounds ([`go_by_rate`]), and the kernel never stops to pace a connection. For a socket
+/// pace: to go by rate is for those that show bounds ([`switch_to_bbr`]), and the kernel never stops to pace a connection. For a socket
 /// that is not connected yet. A route that says what it is (`ip route … congctl`) counts for more.
-fn begin_by_loss(socket: &SockRef<'_>) {
-    static TOLD: Once = Once::new();
-    if !socket.tcp_congestion().is_ok_and(|name| is_by_rate(&name)) {
+fn avoid_bbr_at_start(socket: &SockRef<'_>) {
+    static LOGGED: Once = Once::new();
+    if !socket.tcp_congestion().is_ok_and(|name| is_bbr(&name)) {
         return;
     }
-    if !BY_LOSS.iter().any(|name| socket.set_tcp_congestion(name.as_bytes()).is_ok()) {
-        TOLD.call_once(|| {
+    if !LOSS_BASED.iter().any(|name| socket.set_tcp_congestion(name.as_bytes()).is_ok()) {
+        LOGGED.call_once(|| {
             tracing::info!(
-                "{} not allowed: paths begin with {BY_RATE}, as the system has it",
-                BY_LOSS.join(", ")
+                "{} not allowed: paths begin with {BBR}, as the system has it",
+                LOSS_BASED.join(", ")
             );
         });
     }
@@ -167,33 +167,33 @@ pub(crate) type CongestionControl = Vec<u8>;
 
 /// Gives a path the congestion control that goes by rate; tells which one it had, if that was another. A kernel that has none, or does
 /// not let us, keeps its own: slower keystrokes beside an upload, no failure.
-pub(crate) fn go_by_rate(tcp: &TcpStream) -> Option<CongestionControl> {
-    static TOLD: Once = Once::new();
+pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
+    static LOGGED: Once = Once::new();
     let socket = SockRef::from(tcp);
     let before = socket.tcp_congestion().ok();
-    if let Err(error) = socket.set_tcp_congestion(BY_RATE.as_bytes()) {
-        TOLD.call_once(|| {
-            tracing::info!(%error, "no {BY_RATE}: paths keep the congestion control they began with");
+    if let Err(error) = socket.set_tcp_congestion(BBR.as_bytes()) {
+        LOGGED.call_once(|| {
+            tracing::info!(%error, "no {BBR}: paths keep the congestion control they began with");
         });
         return None;
     }
-    before.filter(|name| !is_by_rate(name))
+    before.filter(|name| !is_bbr(name))
 }
 
 /// Gives a path back the congestion control that it had. False: it keeps the one it has.
-pub(crate) fn go_as_before(tcp: &TcpStream, before: &CongestionControl) -> bool {
+pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> bool {
     SockRef::from(tcp).set_tcp_congestion(before).is_ok()
 }
 
 /// The kernel ends a name with zeros.
-fn is_by_rate(name: &CongestionControl) -> bool {
-    name.split(|&byte| byte == 0).next() == Some(BY_RATE.as_bytes())
+fn is_bbr(name: &CongestionControl) -> bool {
+    name.split(|&byte| byte == 0).next() == Some(BBR.as_bytes())
 }
 
 /// Gives a path room for more on its way than the kernel's bound for one connection (`tcp_wmem`, 4 MiB): all inner connections
 /// share it. Where that is larger already it stays, and where CAP_NET_ADMIN does not count (in a user namespace).
-pub(crate) fn give_room(tcp: &TcpStream) {
-    static TOLD: Once = Once::new();
+pub(crate) fn raise_send_buffer(tcp: &TcpStream) {
+    static LOGGED: Once = Once::new();
     // Least, first and greatest. One that cannot be read is taken for the kernel's own.
     let bound = sysctl::read("net/ipv4/tcp_wmem").ok();
     let bound: Option<usize> = bound.and_then(|three| three.split_whitespace().last()?.parse().ok());
@@ -201,7 +201,7 @@ pub(crate) fn give_room(tcp: &TcpStream) {
         return;
     }
     if let Err(error) = setsockopt(tcp, sockopt::SndBufForce, &SEND_BUFFER) {
-        TOLD.call_once(|| {
+        LOGGED.call_once(|| {
             tracing::info!(%error, "no more may be on the way over a path than tcp_wmem allows");
         });
     }
@@ -235,11 +235,11 @@ mod tests {
 
     #[test]
     fn a_path_that_would_begin_by_rate_begins_by_loss_and_others_as_the_system_has_it() {
-        for (system_s, begins) in [(BY_RATE, "cubic"), ("reno", "reno")] {
+        for (system_s, begins) in [(BBR, "cubic"), ("reno", "reno")] {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             let chosen = socket.set_tcp_congestion(system_s.as_bytes());
             chosen.unwrap_or_else(|error| panic!("these tests run as root, with {system_s}: {error}"));
-            begin_by_loss(&SockRef::from(&socket));
+            avoid_bbr_at_start(&SockRef::from(&socket));
             let name = String::from_utf8(socket.tcp_congestion().unwrap()).unwrap();
             assert_eq!(name.trim_end_matches('\0'), begins);
         }

@@ -15,7 +15,7 @@ use rustix::io::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::modes::Offloading;
+use crate::tunnel_options::Offloading;
 
 /// `IFNAMSIZ` less its closing zero.
 const MAX_NAME: usize = 15;
@@ -23,13 +23,13 @@ const MAX_NAME: usize = 15;
 /// Packets that the kernel keeps until they are read, as many as for an Ethernet device; of its own accord it keeps 500 for a
 /// TUN. The next is dropped: at 400,000 a second, when the reader has not had a processor for a millisecond. Where a path is
 /// slow, packets do not wait here but in the session's queue.
-const QUEUE: i32 = 1000;
+const TX_QUEUE_PACKETS: i32 = 1000;
 
 /// An open TUN device.
 pub struct Tun {
     name: String,
     fd: AsyncFd<OwnedFd>,
-    joins: bool,
+    coalesces_datagrams: bool,
 }
 
 /// Why a TUN cannot be used.
@@ -74,7 +74,7 @@ impl Tun {
         if persist {
             device.persist().map_err(|error| io_error(into_io(error)))?;
         }
-        if let Err(error) = lengthen_queue(name) {
+        if let Err(error) = raise_queue_length(name) {
             tracing::warn!(%error, "the queue of {name} stays as it is: more of a burst of datagrams may be lost");
         }
         // SAFETY: the descriptor is open, and `into_raw_fd` gives up its owner.
@@ -82,8 +82,8 @@ impl Tun {
         // The crate opens it without O_CLOEXEC: no command we start may hold the device.
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| io_error(errno.into()))?;
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| io_error(errno.into()))?;
-        let joins = match offloading {
-            Offloading::Auto => take_offloads(&fd, name),
+        let coalesces_datagrams = match offloading {
+            Offloading::Auto => enable_offloads(&fd, name),
             Offloading::Off => {
                 set_offloads(&fd, 0).map_err(|errno| io_error(errno.into()))?;
                 false
@@ -91,13 +91,17 @@ impl Tun {
         };
         // SAFETY: the descriptor is open and owned, so it stays the same until the AsyncFd is dropped.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self { name: name.to_owned(), fd: fd.map_err(|error| io_error(error.into()))?, joins })
+        Ok(Self {
+            name: name.to_owned(),
+            fd: fd.map_err(|error| io_error(error.into()))?,
+            coalesces_datagrams,
+        })
     }
 
-    /// Whether datagrams may be written joined, to be cut by this kernel ([`Joining`](crate::joining::Joining)).
+    /// Whether datagrams may be written joined, to be cut by this kernel ([`CoalescingWriter`](crate::coalescing::CoalescingWriter)).
     #[must_use]
-    pub fn joins(&self) -> bool {
-        self.joins
+    pub fn coalesces_datagrams(&self) -> bool {
+        self.coalesces_datagrams
     }
 
     /// The device's name.
@@ -190,7 +194,7 @@ pub fn remove(name: &str) -> Result<bool, TunError> {
 ///
 /// Returns whether the kernel cuts datagrams (Linux 6.2). It is not asked to leave that to us: the far end's kernel may be an
 /// older one.
-fn take_offloads(fd: &OwnedFd, name: &str) -> bool {
+fn enable_offloads(fd: &OwnedFd, name: &str) -> bool {
     const CHECKSUM: ioctl_param_type = 0x01;
     const TSO: ioctl_param_type = 0x02 | 0x04 | 0x08;
     const USO: ioctl_param_type = 0x20 | 0x40;
@@ -213,7 +217,7 @@ fn set_offloads(fd: &OwnedFd, offloads: ioctl_param_type) -> nix::Result<()> {
 }
 
 /// Lets more packets wait in a device of this thread's network namespace, if they are few.
-fn lengthen_queue(name: &str) -> io::Result<()> {
+fn raise_queue_length(name: &str) -> io::Result<()> {
     // SAFETY: a C structure of numbers, for which zeros are a value.
     let mut request: ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -225,10 +229,10 @@ fn lengthen_queue(name: &str) -> io::Result<()> {
     unsafe { request::queue_length(socket.as_raw_fd(), &raw mut request) }?;
     // SAFETY: the kernel's `ifr_qlen`, for which the crate has no name of its own, is one integer, as this is; all of the union
     // was set to zeros, and then that by the kernel.
-    if unsafe { request.ifr_ifru.ifru_metric } >= QUEUE {
+    if unsafe { request.ifr_ifru.ifru_metric } >= TX_QUEUE_PACKETS {
         return Ok(());
     }
-    request.ifr_ifru.ifru_metric = QUEUE;
+    request.ifr_ifru.ifru_metric = TX_QUEUE_PACKETS;
     // SAFETY: SIOCSIFTXQLEN reads the structure, and the descriptor is open.
     unsafe { request::set_queue_length(socket.as_raw_fd(), &raw const request) }?;
     Ok(())
@@ -349,11 +353,11 @@ mod tests {
     fn datagrams_written_joined_are_received_one_by_one() {
         in_new_namespace(async {
             let tun = Tun::open("mobile0", false, Offloading::Auto).unwrap();
-            assert!(tun.joins(), "this kernel is older than 6.2, or its TUN cannot");
+            assert!(tun.coalesces_datagrams(), "this kernel is older than 6.2, or its TUN cannot");
             run("ip link set mobile0 up");
             run("ip addr add 192.0.2.1/24 dev mobile0");
             let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
-            let (mut joining, mut writes) = (crate::joining::Joining::new(true), 0);
+            let (mut writer, mut writes) = (crate::coalescing::CoalescingWriter::new(true), 0);
             let mut write = |packet: Packet<'_>, _| {
                 tun.try_send(packet).unwrap();
                 writes += 1;
@@ -363,9 +367,9 @@ mod tests {
                 (0..20).map(|number| vec![number; if number < 19 { 200 } else { 9 }]).collect();
             for payload in &sent {
                 let bytes = datagram(payload);
-                joining.send(Packet { bytes: &bytes, offload: Offload::Checksum }, &mut write);
+                writer.send(Packet { bytes: &bytes, offload: Offload::Checksum }, &mut write);
             }
-            joining.flush(&mut write);
+            writer.flush(&mut write);
             assert_eq!(writes, 1);
             let mut buffer = [0; 300];
             for payload in sent {
@@ -378,7 +382,7 @@ mod tests {
     #[test]
     fn without_offloads_datagrams_are_not_joined() {
         in_new_namespace(async {
-            assert!(!Tun::open("mobile0", false, Offloading::Off).unwrap().joins());
+            assert!(!Tun::open("mobile0", false, Offloading::Off).unwrap().coalesces_datagrams());
         });
     }
 

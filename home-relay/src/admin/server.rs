@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mobile_io::control::{Connection, ControlError, Listener, UserSlots};
+use mobile_io::control::{Connection, ControlError, Listener, UserConnectionLimit};
 use tracing::{debug, info, warn};
 
 use super::{Answer, Request};
@@ -16,7 +16,7 @@ const MAX_PER_USER: usize = 32;
 
 /// Answers commands until the task is dropped.
 pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
-    let slots = UserSlots::new(MAX_PER_USER);
+    let slots = UserConnectionLimit::new(MAX_PER_USER);
     loop {
         let mut connection = match listener.accept().await {
             Ok(connection) => connection,

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use mobile_io::control::{Client as ControlClient, ControlError};
 use mobile_io::keys::{KeyError, PrivateKey, PublicKey};
 use mobile_io::netlink::Netlink;
-use mobile_io::{apart, sysctl};
+use mobile_io::{isolation, sysctl};
 
 use crate::admin::{Answer, Request};
 use crate::config::Config;
@@ -83,7 +83,7 @@ pub(super) async fn gather(path: &Path) -> Facts {
         Ok(config) => (Ok(path.to_owned()), Some(rest(&config, root).await)),
         Err(error) => (Err(format!("{error:#}")), None),
     };
-    Facts { root, config, rest, tun: root.then(apart::try_tun) }
+    Facts { root, config, rest, tun: root.then(isolation::try_tun) }
 }
 
 async fn rest(config: &Config, root: bool) -> Rest {

@@ -8,9 +8,9 @@ mod judge;
 
 use std::path::Path;
 
-use mobile_io::check::Report;
+use mobile_io::check::CheckReport;
 
 /// Gathers the facts and judges them.
-pub(crate) async fn check(config: &Path) -> Report {
-    Report::new(judge::judge(&facts::gather(config).await))
+pub(crate) async fn check(config: &Path) -> CheckReport {
+    CheckReport::new(judge::judge(&facts::gather(config).await))
 }

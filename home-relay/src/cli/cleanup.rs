@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use mobile_io::record::Record;
 use mobile_io::shutdown;
+use mobile_io::state_file::StateFile;
 use mobile_io::tun::TunError;
 
 use super::clients::connect_to;
@@ -37,7 +37,7 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
     remove(&names, &record)
 }
 
-fn remove(names: &[Footprint], record: &Record) -> anyhow::Result<()> {
+fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
     let mut failures = Vec::new();
     for Footprint { device, forwarding, .. } in names {
         // Opening a TUN device takes a tokio runtime to register it with.

@@ -48,7 +48,7 @@ fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = std::fs::File::create_new(path)?;
     let written = file
         .write_all(text.as_bytes())
-        .and_then(|()| owner::as_folder(&file, path))
+        .and_then(|()| ownership::inherit_from_directory(&file, path))
         .and_then(|()| file.sync_all());
     if written.is_err() {
         let _ = std::fs::remove_file(path);

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use mobile_io::{owner, sysctl};
+use mobile_io::{ownership, sysctl};
 use tracing::{info, warn};
 
 use super::made::Made;
@@ -83,7 +83,7 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
     let _ = std::fs::remove_file(&new);
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
     file.write_all(text.as_bytes())?;
-    owner::as_folder(&file, path)?;
+    ownership::inherit_from_directory(&file, path)?;
     std::fs::rename(&new, path)
 }
 

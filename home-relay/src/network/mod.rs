@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use mobile_io::netlink::netfilter::{self, Tracked};
+use mobile_io::netlink::netfilter::{self, TrackedConnection};
 use mobile_io::netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN, table_exists};
 use mobile_io::sysctl;
 use mobile_io::tun::Tun;
@@ -472,7 +472,7 @@ pub(crate) fn forget_connections(addresses: &[IpAddr]) {
 }
 
 /// Deletes the tracked connections that the predicate selects.
-pub(crate) fn forget_connections_where(is_over: impl Fn(&Tracked) -> bool) {
+pub(crate) fn forget_connections_where(is_over: impl Fn(&TrackedConnection) -> bool) {
     match netfilter::delete_connections(is_over) {
         Ok(0) => {}
         Ok(connections) => info!(connections, "deleted tracked connections of addresses that changed their holder"),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use mobile_io::netlink::netfilter::Tracked;
+use mobile_io::netlink::netfilter::TrackedConnection;
 use tracing::warn;
 
 use super::{InForce, Relay};
@@ -118,7 +118,7 @@ pub(super) fn out_of_reach(
     config: &Config,
     served: &Pools,
     clients: &[Client],
-) -> Option<impl Fn(&Tracked) -> bool + Send + 'static> {
+) -> Option<impl Fn(&TrackedConnection) -> bool + Send + 'static> {
     let common = config.clients.reach().ranges();
     let own = clients.iter().filter_map(|client| Some((client.lease, client.reach.as_ref()?.ranges())));
     let own: HashMap<IpAddr, Option<Ranges>> = own
@@ -126,7 +126,7 @@ pub(super) fn out_of_reach(
         .collect();
     let (pools, resolvers) = (*served, config.dns.servers.clone());
     let is_bounded = common.is_some() || own.values().any(Option::is_some);
-    is_bounded.then_some(move |connection: &Tracked| {
+    is_bounded.then_some(move |connection: &TrackedConnection| {
         let (client, to) = connection.original;
         let ranges = own.get(&client).unwrap_or(&common);
         pools.contains(client)

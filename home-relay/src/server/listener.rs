@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tls::{self, Cause, RelayConfig, TlsStream};
+use mobile_io::tls::{self, HandshakeFailure, RelayConfig, TlsStream};
 use mobile_io::transport;
 use mobile_proto::{Hello, HelloReader};
 use tokio::io::AsyncReadExt as _;
@@ -88,7 +88,7 @@ impl Gate {
                 // Closing at once is cheaper for both ends than waiting behind strangers: the
                 // client retries.
                 Err(reason) => {
-                    transport::refuse(tcp);
+                    transport::reset(tcp);
                     self.count(reason, peer);
                     continue;
                 }
@@ -192,7 +192,11 @@ impl Gate {
             (Err(_), true) => return Err(Handshake::Unauthorized),
             (Err(cause), false) => {
                 debug!(%peer, "handshake failed: {cause}");
-                return Err(if cause == Cause::Oversized { Handshake::Oversized } else { Handshake::Tls });
+                return Err(if cause == HandshakeFailure::Oversized {
+                    Handshake::Oversized
+                } else {
+                    Handshake::Tls
+                });
             }
         };
         if tls::is_enrolment(&stream) {

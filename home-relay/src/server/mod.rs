@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use mobile_io::confine::Confinement;
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::{control, descriptors, memory, notify, transport};
+use mobile_io::{allocator, control, descriptors, notify, transport};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
@@ -63,8 +63,8 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves clients until SIGTERM or SIGINT.
 pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
-    memory::keep_some();
-    descriptors::allow_many();
+    allocator::retain_freed_memory();
+    descriptors::raise_limit();
     let mut runtime = match available_parallelism() {
         Ok(processors) if processors > ONE_THREAD => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
@@ -300,12 +300,12 @@ fn bind_admin(config: &Config) -> anyhow::Result<control::Listener> {
 }
 
 fn feed_watchdog() {
-    if let Some(period) = notify::watchdog() {
+    if let Some(period) = notify::watchdog_interval() {
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(period);
             loop {
                 ticks.tick().await;
-                notify::alive();
+                notify::keep_alive();
             }
         });
     }

@@ -7,8 +7,8 @@ use std::sync::{self, Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use mobile_io::coalescing::CoalescingWriter;
 use mobile_io::driver::{DriverEvent, TlsStream};
-use mobile_io::joining::Joining;
 use mobile_io::keys::PublicKey;
 use mobile_proto::{CloseCode, Event, Hello, Limits, PushConfig, Session, Unacknowledged};
 use tokio::sync::{Mutex, mpsc};
@@ -396,7 +396,7 @@ impl Registry {
                 Arc::clone(&self.policies),
                 Arc::clone(&member.reach),
             ),
-            joining: Joining::new(self.sink.joins()),
+            joining: CoalescingWriter::new(self.sink.coalesces_datagrams()),
             sink: Arc::clone(&self.sink),
             metrics: Arc::clone(&self.metrics),
         };

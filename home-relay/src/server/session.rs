@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, Snapshot, TlsStream};
-use mobile_io::joining::Joining;
+use mobile_io::coalescing::CoalescingWriter;
+use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, SessionSnapshot, TlsStream};
 use mobile_io::tun::Tun;
 use mobile_proto::{
     CloseCode, CoalescedSegment, Hello, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats,
@@ -27,7 +27,7 @@ pub(crate) trait Sink: Send + Sync {
     fn send(&self, packet: Packet<'_>) -> io::Result<()>;
 
     /// Returns whether the device accepts datagrams coalesced into one packet.
-    fn joins(&self) -> bool {
+    fn coalesces_datagrams(&self) -> bool {
         false
     }
 
@@ -40,8 +40,8 @@ impl Sink for Tun {
         self.try_send(packet)
     }
 
-    fn joins(&self) -> bool {
-        self.joins()
+    fn coalesces_datagrams(&self) -> bool {
+        self.coalesces_datagrams()
     }
 
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)> {
@@ -55,7 +55,7 @@ pub(crate) struct ClientIo {
     pub(crate) queue: Arc<PacketQueue>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) guard: Guard,
-    pub(crate) joining: Joining,
+    pub(crate) joining: CoalescingWriter,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -159,7 +159,7 @@ impl Live {
 
     /// Takes a snapshot of the session and updates the metrics; returns `None` when the driver has
     /// stopped.
-    pub(crate) async fn refresh(&self) -> Option<Snapshot> {
+    pub(crate) async fn refresh(&self) -> Option<SessionSnapshot> {
         // Hold the lock while asking the driver, so that snapshots are handled in order.
         let mut seen = self.seen.lock().await;
         let snapshot = self.handle.snapshot().await?;

@@ -110,7 +110,7 @@ impl TestRelay {
         key
     }
 
-    async fn tls(&self, key: &PrivateKey) -> Result<tls::TlsStream, tls::Cause> {
+    async fn tls(&self, key: &PrivateKey) -> Result<tls::TlsStream, tls::HandshakeFailure> {
         let tcp = transport::connect(self.address, None, PATIENCE).await.unwrap();
         tls::connect(&tls::client_config(key, self.key), tcp, PATIENCE).await
     }
@@ -319,10 +319,10 @@ async fn revoking_ends_the_session_at_once_and_for_good() {
     let refused = match relay.tls(&key).await {
         Ok(mut stream) => soon(stream.read(&mut [0; 1]))
             .await
-            .map_or_else(|error| tls::explain(&error), |_| panic!("let in")),
+            .map_or_else(|error| tls::classify(&error), |_| panic!("let in")),
         Err(cause) => cause,
     };
-    assert_eq!(refused, tls::Cause::Refused);
+    assert_eq!(refused, tls::HandshakeFailure::Refused);
     eventually(async || relay.metrics.handshakes(Handshake::Unauthorized) == 1).await;
 }
 

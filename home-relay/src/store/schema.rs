@@ -46,7 +46,7 @@ pub(super) fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::
         let database = builder().create(&unfinished)?;
         upgrade(&database)?;
         database.close()?;
-        owner::as_folder(&std::fs::File::open(&unfinished)?, &unfinished)?;
+        ownership::inherit_from_directory(&std::fs::File::open(&unfinished)?, &unfinished)?;
         // Link rather than rename: if two processes race, the first one's file and its content
         // stay.
         match std::fs::hard_link(&unfinished, path) {

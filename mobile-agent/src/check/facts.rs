@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use mobile_io::control::{Client, ControlError};
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::netlink::{Family, ListedRule, Netlink, RouteKind, Snapshot};
-use mobile_io::{apart, sysctl};
+use mobile_io::netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
+use mobile_io::{isolation, sysctl};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::reach::{self, Outcome};
@@ -150,7 +150,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         cgroup2: cgroup2(&config),
         bpffs: bpffs(&config.bpf.pin_dir),
         programs: root.then(|| trial::try_programs(&config)),
-        tun: root.then(apart::try_tun),
+        tun: root.then(isolation::try_tun),
         nftables: root.then(|| ingress::try_out().map_err(|error| error.to_string())),
         agent,
         resolved,
@@ -308,7 +308,7 @@ async fn links(
     Ok(links)
 }
 
-fn name_of(snapshot: &Snapshot, index: u32) -> String {
+fn name_of(snapshot: &InterfaceSnapshot, index: u32) -> String {
     let link = snapshot.links.iter().find(|link| link.index == index);
     link.map_or_else(|| format!("device {index}"), |link| link.name.clone())
 }

@@ -186,7 +186,7 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
                  rule_priority below {}",
                 rule.priority
             );
-            if rule.suppressed {
+            if rule.suppresses_default_route {
                 let seen = format!(
                     "the {} rule `{rule}` comes before ours ({rule_priority}): mobile processes reach the networks \
                      of this host directly",
@@ -206,7 +206,7 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
     findings.extend(
         others()
             .filter(|rule| rule.priority > 0 && !before(rule))
-            .filter(|rule| rule.collides(mark, mark_mask))
+            .filter(|rule| rule.conflicts_with_mark(mark, mark_mask))
             .map(|rule| {
                 let seen = format!("the {} rule `{rule}` is for the mark of mobile sockets too", rule.family);
                 Finding::warn("mark", seen, "choose another [routing] mark, with bits nobody else uses")

@@ -10,11 +10,11 @@ mod trial;
 
 use std::path::Path;
 
-use mobile_io::check::Report;
+use mobile_io::check::CheckReport;
 
 pub(crate) use self::reach::resolve;
 
 /// Looks at everything.
-pub(crate) async fn check(config: Option<&Path>) -> Report {
-    Report::new(judge::judge(&facts::gather(config).await))
+pub(crate) async fn check(config: Option<&Path>) -> CheckReport {
+    CheckReport::new(judge::judge(&facts::gather(config).await))
 }

@@ -73,6 +73,6 @@ async fn is_accepted(mut stream: TlsStream, dialer: &Dialer) -> Result<(), Failu
         Err(_) => Err(Failure::timeout("whether it accepts this host's key")),
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(()),
-        Ok(Err(error)) => Err(Failure::tls(&tls::explain(&error), dialer.own_key())),
+        Ok(Err(error)) => Err(Failure::tls(&tls::classify(&error), dialer.own_key())),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::apart::apart;
+use mobile_io::isolation::run_isolated;
 
 use crate::config::{Config, OnFailure};
 use crate::selection::addresses::Addresses;
@@ -15,7 +15,7 @@ pub(super) fn try_programs(config: &Config) -> Result<(), String> {
     let (pin_dir, cgroup) = beside(config).map_err(|error| error.to_string())?;
     let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
     let configured = config.bpf.pin_dir.clone();
-    let tried = apart(move || -> anyhow::Result<()> {
+    let tried = run_isolated(move || -> anyhow::Result<()> {
         // Nothing is sent there, so it is all the same where it may go.
         let marking = Marking {
             mark,

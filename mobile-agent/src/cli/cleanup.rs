@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use mobile_io::control::{Client, ControlError};
 use mobile_io::netlink::Netlink;
-use mobile_io::record::Record;
 use mobile_io::shutdown;
+use mobile_io::state_file::StateFile;
 
 use crate::config::Config;
 use crate::control::protocol::{Answer, Request};
@@ -57,7 +57,7 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
 /// that.
 pub(crate) async fn remove_everything(
     names: &[Config],
-    record: &Record,
+    record: &StateFile,
     helper: Option<&ProcessHelper>,
 ) -> anyhow::Result<()> {
     let mut errors: Vec<anyhow::Error> = Vec::new();

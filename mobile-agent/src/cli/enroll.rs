@@ -241,7 +241,7 @@ async fn ask(stream: &mut TlsStream, invitation: &Invitation) -> anyhow::Result<
                 let _ = stream.shutdown().await;
                 return Ok(answer);
             }
-            match stream.read(&mut buffer).await.map_err(|error| tls::explain(&error))? {
+            match stream.read(&mut buffer).await.map_err(|error| tls::classify(&error))? {
                 0 => {
                     bail!("the relay closed the connection without an answer: it is busy, or being restarted")
                 }
@@ -270,7 +270,7 @@ async fn connect(endpoint: &str, config: &Arc<ClientConfig>) -> anyhow::Result<T
         };
         match tls::connect(config, tcp, PATIENCE).await {
             Ok(stream) => return Ok(stream),
-            Err(tls::Cause::WrongRelayKey { expected, offered }) => bail!(
+            Err(tls::HandshakeFailure::WrongRelayKey { expected, offered }) => bail!(
                 "whoever answers at {address} is not the relay of the invitation: it has the key {offered}, not {expected}"
             ),
             Err(cause) => failure = anyhow::anyhow!("{address}: {cause}"),

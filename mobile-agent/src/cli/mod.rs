@@ -70,7 +70,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// Says on stderr what went wrong, with its causes.
 fn complain(error: &anyhow::Error) {
-    mobile_io::log::complain(&format!("mobile: {}", printable_lines(&story(error))));
+    mobile_io::log::print_fatal(&format!("mobile: {}", printable_lines(&story(error))));
 }
 
 /// The error and its causes in one line. Some libraries repeat the cause in the error itself: once is enough.

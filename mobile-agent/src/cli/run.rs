@@ -52,9 +52,9 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
 fn become_mobile(config: Option<&Path>, program: &OsStr) -> anyhow::Result<Option<Instance>> {
     let config = Config::of_client(config)?;
     let mut agent = super::agent_of(&config)?;
-    agent.ask(&Request::Run).context(UNSET)?;
+    agent.send_request(&Request::Run).context(UNSET)?;
     let instance = instance_of(&config, program);
-    match super::accepted(agent.hear()).context(UNSET)? {
+    match super::accepted(agent.read_reply()).context(UNSET)? {
         Answer::Done => Ok(instance),
         other => Err(super::unexpected(&other)),
     }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mobile_io::control::{Connection, ControlError, Listener, Peer, UserSlots};
+use mobile_io::control::{Connection, ControlError, Listener, Peer, UserConnectionLimit};
 use serde::de::DeserializeOwned;
 
 use super::access::admit;
@@ -22,7 +22,7 @@ const MAX_PER_USER: usize = 32;
 
 /// Accepts for ever.
 pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
-    let slots = UserSlots::new(MAX_PER_USER);
+    let slots = UserConnectionLimit::new(MAX_PER_USER);
     loop {
         match listener.accept().await {
             Ok(connection) => {

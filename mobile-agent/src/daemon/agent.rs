@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mobile_io::keys::PublicKey;
-use mobile_io::modes::Compression;
+use mobile_io::tunnel_options::Compression;
 use mobile_proto::{PathId, PathStats};
 use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};

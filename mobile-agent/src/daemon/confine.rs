@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::util::KernelVersion;
-use mobile_io::confine::{Capabilities, Confinement, Files};
+use mobile_io::confine::{Capabilities, Confinement, FileAccess};
 use nix::libc;
 
 use crate::config::Config;
@@ -48,9 +48,9 @@ pub(super) fn confinement(config: &Config) -> Confinement {
     write.extend(folder(&config.bpf.pin_dir));
     Confinement {
         capabilities: capabilities(),
-        calls: &[libc::SYS_bpf],
-        local_streams: false,
-        files: Some(Files { read, write }),
+        syscalls: &[libc::SYS_bpf],
+        unix_streams: false,
+        files: Some(FileAccess { read, write }),
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::Context;
 use mobile_io::confine::Confinement;
 use mobile_io::notify;
-use mobile_io::record::Record;
+use mobile_io::state_file::StateFile;
 use mobile_proto::CloseCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -40,7 +40,7 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
     let record =
         footprint::record(config).context("cannot determine the path of the record of kernel objects")?;
     let config = Config::load(config)?;
-    mobile_io::memory::keep_some();
+    mobile_io::allocator::retain_freed_memory();
     let confinement = confine::confinement(&config);
     let of_threads = confinement.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -55,7 +55,7 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
     result
 }
 
-async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyhow::Result<()> {
+async fn run(config: Config, record: &StateFile, confinement: &Confinement) -> anyhow::Result<()> {
     // Before anything is made: from here on a signal finds us ready to stop in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
@@ -63,7 +63,7 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
     confinement.apply().context("the agent cannot drop privileges")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
-    let mut watchdog = tokio::time::interval(notify::watchdog().unwrap_or(Duration::MAX / 4));
+    let mut watchdog = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::MAX / 4));
     let mut state = running.agent.tunnel.state.clone();
     let mut said = String::new();
     let result = loop {
@@ -82,7 +82,7 @@ async fn run(config: Config, record: &Record, confinement: &Confinement) -> anyh
                     said = line;
                 }
             }
-            _ = watchdog.tick() => notify::alive(),
+            _ = watchdog.tick() => notify::keep_alive(),
         }
     };
     stop(&running).await;
@@ -100,7 +100,7 @@ async fn stop(running: &Running) {
 
 async fn clean_up(
     running: Running,
-    record: &Record,
+    record: &StateFile,
     reply: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> anyhow::Result<()> {
     let Running { agent, mut tasks, network, claim, .. } = running;

@@ -12,7 +12,7 @@ use mobile_io::confine::Confinement;
 use mobile_io::control::Listener;
 use mobile_io::keys::PrivateKey;
 use mobile_io::netlink::Netlink;
-use mobile_io::record::Record;
+use mobile_io::state_file::StateFile;
 use mobile_io::tun::{self, Tun};
 use mobile_proto::Limits;
 use tokio::process::Child;
@@ -88,7 +88,7 @@ struct Kernel {
 /// Starts the agent, or leaves nothing behind that was not there before.
 pub(super) async fn start(
     config: Config,
-    record: &Record,
+    record: &StateFile,
     confinement: &Confinement,
 ) -> anyhow::Result<Running> {
     ensure!(
@@ -337,7 +337,7 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
 
 /// Records what is about to be made, for `mobile cleanup`. Returns whether this start added the
 /// record.
-fn write_record(record: &Record, config: &Config) -> bool {
+fn write_record(record: &StateFile, config: &Config) -> bool {
     let first = record.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
     let added = record.add(Footprint::of(config)).unwrap_or_else(|error| {
         tracing::warn!(%error, "`mobile cleanup` will need this configuration as it is now");
@@ -346,7 +346,7 @@ fn write_record(record: &Record, config: &Config) -> bool {
     first && added
 }
 
-async fn undo(config: &Config, netlink: &Netlink, made: Made, record: &Record) {
+async fn undo(config: &Config, netlink: &Netlink, made: Made, record: &StateFile) {
     let mut errors = Vec::new();
     if made.route {
         errors.extend(routing::remove(config, netlink, false).await);

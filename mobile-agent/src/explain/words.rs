@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use mobile_io::netlink::{Family, ListedRule, Way};
+use mobile_io::netlink::{Family, ListedRule, RouteLookup};
 use mobile_io::text::printable;
 
 use crate::config::Routing;
@@ -63,7 +63,7 @@ impl Known<'_> {
     }
 
     /// Hook and mark, rule, route, and what it comes to.
-    pub(super) fn case(&self, case: Case, way: Option<&Way>) -> String {
+    pub(super) fn case(&self, case: Case, way: Option<&RouteLookup>) -> String {
         let Routing { mark, mark_mask, .. } = *self.routing;
         let mut lines = Vec::new();
         lines.push(match (case.mobile, self.programs) {
@@ -89,7 +89,7 @@ impl Known<'_> {
     }
 
     /// One socket that has its route, in one line.
-    pub(super) fn socket(&self, connection: &Connection, mobile: bool, way: Option<&Way>) -> String {
+    pub(super) fn socket(&self, connection: &Connection, mobile: bool, way: Option<&RouteLookup>) -> String {
         let Connection { transport, local, remote } = connection;
         let protocol = transport.word();
         let kind = if mobile { "on the MOBILE route" } else { "on an ordinary route" };
@@ -97,10 +97,10 @@ impl Known<'_> {
     }
 
     /// The kernel names the table, not the rule that led there: that is the first that fits.
-    fn rule(&self, case: Case, way: Option<&Way>) -> String {
+    fn rule(&self, case: Case, way: Option<&RouteLookup>) -> String {
         let family = Family::from(case.to);
         let mark = if self.is_marked(case.mobile) { self.routing.mark } else { 0 };
-        let fits = |rule: &&ListedRule| rule.family == family && rule.takes(mark, u32::MAX);
+        let fits = |rule: &&ListedRule| rule.family == family && rule.matches_mark(mark, u32::MAX);
         let Some(way) = way else {
             let ours = |rule: &&ListedRule| rule.table == Some(self.routing.table);
             return match self.rules.iter().filter(fits).find(ours) {
@@ -115,7 +115,7 @@ impl Known<'_> {
         }
     }
 
-    fn route(&self, way: Option<&Way>) -> String {
+    fn route(&self, way: Option<&RouteLookup>) -> String {
         let Some(way) = way else { return "no route: unreachable".to_owned() };
         let mut text = format!("route of table {}", table_of(way));
         if let Some(gateway) = way.gateway {
@@ -130,10 +130,10 @@ impl Known<'_> {
         text
     }
 
-    fn outcome(&self, case: Case, way: Option<&Way>) -> String {
+    fn outcome(&self, case: Case, way: Option<&RouteLookup>) -> String {
         let table = self.routing.table;
         let bypass = self.routing.bypass.iter().find(|net| net.contains(&case.to));
-        let tunnel = |way: &Way| way.oif.is_some_and(|oif| self.name(oif) == self.device);
+        let tunnel = |way: &RouteLookup| way.oif.is_some_and(|oif| self.name(oif) == self.device);
         match (case.mobile, way) {
             (true, None) if self.open => "so it fails: this host has no route there".to_owned(),
             (true, None) => format!(
@@ -180,7 +180,7 @@ fn is_link_local(to: IpAddr) -> bool {
 }
 
 /// Until somebody adds a rule, the kernel keeps the local table (255) in the main one, and says so.
-fn table_of(way: &Way) -> u32 {
+fn table_of(way: &RouteLookup) -> u32 {
     if way.local { 255 } else { way.table }
 }
 
@@ -196,8 +196,8 @@ mod tests {
             fwmark,
             from: None,
             inverted: false,
-            narrowed: false,
-            suppressed: false,
+            has_other_selectors: false,
+            suppresses_default_route: false,
         }
     }
 
@@ -216,9 +216,9 @@ mod tests {
         }
     }
 
-    fn way(table: u32, oif: u32) -> Way {
+    fn way(table: u32, oif: u32) -> RouteLookup {
         let (gateway, source) = ("10.22.0.1".parse().ok(), "10.22.0.2".parse().ok());
-        Way { table, local: false, oif: Some(oif), gateway, source }
+        RouteLookup { table, local: false, oif: Some(oif), gateway, source }
     }
 
     const TO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
@@ -236,7 +236,7 @@ mod tests {
     fn a_mobile_connection_is_told_with_mark_rule_route_and_source() {
         let routing = Routing::default();
         let source = "10.77.0.2".parse().ok();
-        let text = known(&routing).case(MOBILE, Some(&Way { gateway: None, source, ..way(7700, 7) }));
+        let text = known(&routing).case(MOBILE, Some(&RouteLookup { gateway: None, source, ..way(7700, 7) }));
         assert_says(
             &text,
             &[
@@ -277,7 +277,7 @@ mod tests {
     fn what_stays_on_this_host_is_of_the_local_table_wherever_the_kernel_keeps_it() {
         let routing = Routing::default();
         for table in [254, 255] {
-            let text = known(&routing).case(MOBILE, Some(&Way { local: true, ..way(table, 1) }));
+            let text = known(&routing).case(MOBILE, Some(&RouteLookup { local: true, ..way(table, 1) }));
             assert_says(&text, &["`0: from all lookup local`", "route of table 255", "stays on this host"]);
         }
     }

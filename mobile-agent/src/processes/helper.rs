@@ -74,9 +74,9 @@ fn confinement() -> Confinement {
             | Capabilities::DAC_OVERRIDE
             | Capabilities::NET_ADMIN
             | Capabilities::SYS_PTRACE,
-        calls: &[libc::SYS_bpf, libc::SYS_pidfd_getfd],
+        syscalls: &[libc::SYS_bpf, libc::SYS_pidfd_getfd],
         // Users and groups may be served by sssd or systemd-userdb, over Unix sockets.
-        local_streams: true,
+        unix_streams: true,
         files: None,
     }
 }

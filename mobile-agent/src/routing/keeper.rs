@@ -138,7 +138,7 @@ impl Keeper {
         // Only some routes matter: a host may have any number of routes that do not concern ours.
         let interest =
             RouteInterest::Only { tables: vec![self.config.routing.table], covering: ANYWHERE.to_vec() };
-        let mut watch = match Watch::of_routes(interest) {
+        let mut watch = match Watch::with_interest(interest) {
             Ok(watch) => watch,
             Err(error) => return anyhow::Error::new(error).context("cannot watch the MOBILE route"),
         };

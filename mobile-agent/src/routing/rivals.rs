@@ -27,7 +27,7 @@ pub(crate) fn is_ours(rule: &Rule, routing: &Routing) -> bool {
 pub(crate) fn is_listed_as_ours(rule: &ListedRule, routing: &Routing) -> bool {
     let ListedRule { priority, family, fwmark, from, .. } = *rule;
     !rule.inverted
-        && !rule.narrowed
+        && !rule.has_other_selectors
         && rule.table.is_some_and(|table| is_ours(&Rule { priority, family, fwmark, from, table }, routing))
 }
 
@@ -41,7 +41,9 @@ pub(crate) fn before<'a>(
         .iter()
         // The local table's rule, at 0, is everybody's first.
         .filter(move |rule| (1..=priority).contains(&rule.priority))
-        .filter(|rule| !is_listed_as_ours(rule, routing) && rule.takes(routing.mark, routing.mark_mask))
+        .filter(|rule| {
+            !is_listed_as_ours(rule, routing) && rule.matches_mark(routing.mark, routing.mark_mask)
+        })
 }
 
 /// Where our rules are before everybody's: as configured if nothing is in the way. `None`: there is no room.
@@ -90,8 +92,8 @@ mod tests {
             fwmark,
             from: None,
             inverted,
-            narrowed: false,
-            suppressed: false,
+            has_other_selectors: false,
+            suppresses_default_route: false,
         }
     }
 

@@ -130,9 +130,9 @@ impl Failure {
     }
 
     /// TLS, or anything after it, failed.
-    pub(crate) fn tls(cause: &tls::Cause, own_key: &PublicKey) -> Self {
+    pub(crate) fn tls(cause: &tls::HandshakeFailure, own_key: &PublicKey) -> Self {
         match cause {
-            tls::Cause::Refused => Self::new(
+            tls::HandshakeFailure::Refused => Self::new(
                 Fault::Identity,
                 "unauthorised",
                 format!(
@@ -140,21 +140,21 @@ impl Failure {
                 ),
                 format!("on the relay: home-relay authorize NAME {own_key}"),
             ),
-            tls::Cause::WrongRelayKey { expected, offered } => Self::new(
+            tls::HandshakeFailure::WrongRelayKey { expected, offered } => Self::new(
                 Fault::Identity,
                 "wrong_relay_key",
                 format!("the relay shows the key {offered}, but [relay] public_key is {expected}"),
                 "compare with the key that `home-relay init` printed: if the relay's key was changed, correct \
                  [relay] public_key; if not, somebody else answers in its place",
             ),
-            tls::Cause::Protocol(_) | tls::Cause::Oversized => Self::new(
+            tls::HandshakeFailure::Protocol(_) | tls::HandshakeFailure::Oversized => Self::new(
                 Fault::Uplink,
                 "protocol",
                 format!("what answers at the relay's endpoint is no relay: {cause}"),
                 "check the port in [relay] endpoint, the versions of both ends, and whether a captive portal \
                  or proxy stands in between",
             ),
-            tls::Cause::Network(text) => {
+            tls::HandshakeFailure::Network(text) => {
                 Self::unreachable(&format!("the connection to the relay failed: {text}"), false)
             }
         }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
+use mobile_io::coalescing::CoalescingWriter;
 use mobile_io::driver::PacketIo;
-use mobile_io::joining::Joining;
 use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
 use mobile_proto::{CoalescedSegment, Offload, Packet};
@@ -40,13 +40,13 @@ impl DeviceSide {
 pub(crate) struct TunIo {
     tun: Tun,
     side: Arc<DeviceSide>,
-    joining: Joining,
+    joining: CoalescingWriter,
 }
 
 impl TunIo {
     /// Takes the open device.
     pub(crate) fn new(tun: Tun, side: Arc<DeviceSide>) -> Self {
-        let joining = Joining::new(tun.joins());
+        let joining = CoalescingWriter::new(tun.coalesces_datagrams());
         Self { tun, side, joining }
     }
 }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mobile_io::netlink::{
-    Family, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, Snapshot, TABLE_MAIN,
+    Family, InterfaceSnapshot, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, TABLE_MAIN,
 };
 
 use super::look::{Found, Reached, Targets, has_address, reach};
@@ -42,7 +42,7 @@ impl Detours {
         &mut self,
         netlink: &Netlink,
         found: &mut [Found],
-        snapshot: &Snapshot,
+        snapshot: &InterfaceSnapshot,
         targets: &Targets,
     ) -> Result<(), NetlinkError> {
         let mut wanted = Vec::new();
@@ -180,7 +180,7 @@ pub(crate) fn rule(family: Family, table: u32) -> Rule {
 async fn is_replaced(
     netlink: &Netlink,
     relay: &[IpAddr],
-    snapshot: &Snapshot,
+    snapshot: &InterfaceSnapshot,
     found: &[Found],
 ) -> Result<bool, NetlinkError> {
     for to in relay {

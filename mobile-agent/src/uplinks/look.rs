@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mobile_io::netlink::{Address, Family, Link, Netlink, NetlinkError, Snapshot};
+use mobile_io::netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, NetlinkError};
 
 use super::policy::Uplink;
 use crate::routing::plan::ANYWHERE;
@@ -68,7 +68,7 @@ pub(crate) async fn look(
     netlink: &Netlink,
     own_device: &str,
     targets: &Targets,
-) -> Result<(Vec<Found>, Snapshot), NetlinkError> {
+) -> Result<(Vec<Found>, InterfaceSnapshot), NetlinkError> {
     let snapshot = netlink.snapshot().await?;
     let mut all = Vec::new();
     for link in snapshot.links.iter().filter(|link| !link.loopback && link.name != own_device) {
@@ -92,8 +92,8 @@ pub(crate) async fn reach(
     targets: &[IpAddr],
 ) -> Result<Option<Reached>, NetlinkError> {
     for target in targets {
-        if let Some(route) = netlink.reach(*target, index).await? {
-            let mobile_io::netlink::Reach { table, gateway, metric } = route;
+        if let Some(route) = netlink.lookup_bound(*target, index).await? {
+            let mobile_io::netlink::BoundRoute { table, gateway, metric } = route;
             return Ok(Some(Reached { table, gateway, metric }));
         }
     }

@@ -73,7 +73,7 @@ pub(crate) async fn watch(
 ) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error> + Send + 'static)> {
     let targets = Targets::new(&relay.borrow());
     // Subscribed before the first look, so no change is missed in between.
-    let watch = Watch::of_routes(interest(&settings, &targets)).context("cannot watch the uplinks")?;
+    let watch = Watch::with_interest(interest(&settings, &targets)).context("cannot watch the uplinks")?;
     // A socket of its own, so that the keeper's changes do not delay the news of a lost uplink.
     let netlink = Netlink::new().context("cannot read the uplinks")?;
     let looks = Arc::new(AtomicU64::new(0));

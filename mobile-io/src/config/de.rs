@@ -16,14 +16,14 @@ pub struct ConfigError {
     /// A key that is missing, until it is known where.
     missing: Option<&'static str>,
     /// The message names its place already.
-    placed: bool,
+    has_origin: bool,
 }
 
 impl ConfigError {
     /// For what a program finds wrong itself, beyond names and types.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), missing: None, placed: true }
+        Self { message: message.into(), missing: None, has_origin: true }
     }
 }
 
@@ -37,7 +37,7 @@ impl std::error::Error for ConfigError {}
 
 impl de::Error for ConfigError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self { message: message.to_string(), missing: None, placed: false }
+        Self { message: message.to_string(), missing: None, has_origin: false }
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
@@ -52,22 +52,22 @@ impl de::Error for ConfigError {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { message: String::new(), missing: Some(field), placed: false }
+        Self { message: String::new(), missing: Some(field), has_origin: false }
     }
 }
 
 pub(super) fn deserialize<T: DeserializeOwned>(root: &Node) -> Result<T, ConfigError> {
-    T::deserialize(Place { node: root, path: "" })
+    T::deserialize(NodeAt { node: root, path: "" })
 }
 
 /// A node, and the path of keys that led to it (empty at the root).
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct NodeAt<'a> {
     node: &'a Node,
     path: &'a str,
 }
 
-impl Place<'_> {
+impl NodeAt<'_> {
     /// `[relay] endpoint: `
     fn label(&self) -> String {
         match self.path.split_once('.') {
@@ -78,10 +78,10 @@ impl Place<'_> {
     }
 
     /// Says where an error arose, unless a deeper place has.
-    fn place(&self, error: ConfigError) -> ConfigError {
+    fn with_origin(&self, error: ConfigError) -> ConfigError {
         let origin = self.node.origin.as_str();
         match error.missing {
-            _ if error.placed => error,
+            _ if error.has_origin => error,
             Some(field) if self.path.is_empty() => {
                 ConfigError::new(format!("{origin}: the section [{field}] is missing"))
             }
@@ -114,9 +114,9 @@ impl Place<'_> {
 /// The known name somebody may have meant. 0.8 takes in a dropped, doubled or swapped letter and a missing
 /// underscore, and leaves out names that merely begin alike.
 fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
-    let likeness = |name: &str| strsim::jaro(key, name);
-    let best = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(best) >= 0.8).then_some(best)
+    let similarity = |name: &str| strsim::jaro(key, name);
+    let best = known.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
+    (similarity(best) >= 0.8).then_some(best)
 }
 
 macro_rules! integers {
@@ -129,7 +129,7 @@ macro_rules! integers {
                         None => text.parse::<$type>(),
                     };
                     let number = parsed.map_err(|_| {
-                        self.place(de::Error::invalid_value(de::Unexpected::Str(text), &visitor))
+                        self.with_origin(de::Error::invalid_value(de::Unexpected::Str(text), &visitor))
                     });
                     visitor.$visit(number?)
                 }
@@ -139,21 +139,21 @@ macro_rules! integers {
     )*};
 }
 
-impl<'de> de::Deserializer<'de> for Place<'_> {
+impl<'de> de::Deserializer<'de> for NodeAt<'_> {
     type Error = ConfigError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let outcome = match &self.node.value {
             Value::Table(table) => {
-                visitor.visit_map(Entries { table: table.iter(), next: None, path: self.path })
+                visitor.visit_map(TableAccess { table: table.iter(), next: None, path: self.path })
             }
-            Value::List(list) => visitor.visit_seq(Items { list: list.iter(), path: self.path }),
+            Value::List(list) => visitor.visit_seq(ListAccess { list: list.iter(), path: self.path }),
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Integer(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(text) | Value::Untyped(text) => visitor.visit_str(text),
         };
-        outcome.map_err(|error| self.place(error))
+        outcome.map_err(|error| self.with_origin(error))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -188,14 +188,14 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
             Value::Text(text) | Value::Untyped(text) => visitor.visit_enum(text.as_str().into_deserializer()),
             _ => Err(de::Error::custom("one word was expected")),
         };
-        outcome.map_err(|error| self.place(error))
+        outcome.map_err(|error| self.with_origin(error))
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let Value::Untyped(text) = &self.node.value else { return self.deserialize_any(visitor) };
         match text.parse() {
             Ok(value) => visitor.visit_bool(value),
-            Err(_) => Err(self.place(de::Error::custom("`true` or `false` was expected"))),
+            Err(_) => Err(self.with_origin(de::Error::custom("`true` or `false` was expected"))),
         }
     }
 
@@ -207,14 +207,16 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
             .filter(|item| !item.is_empty())
             .map(|item| Node { value: Value::Untyped(item.to_owned()), origin: self.node.origin.clone() })
             .collect();
-        visitor.visit_seq(Items { list: items.iter(), path: self.path }).map_err(|error| self.place(error))
+        visitor
+            .visit_seq(ListAccess { list: items.iter(), path: self.path })
+            .map_err(|error| self.with_origin(error))
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let Value::Untyped(text) = &self.node.value else { return self.deserialize_any(visitor) };
         match text.parse() {
             Ok(value) => visitor.visit_f64(value),
-            Err(_) => Err(self.place(de::Error::custom("a number was expected"))),
+            Err(_) => Err(self.with_origin(de::Error::custom("a number was expected"))),
         }
     }
 
@@ -230,13 +232,13 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
 }
 
 /// The entries of a table.
-struct Entries<'a> {
+struct TableAccess<'a> {
     table: btree_map::Iter<'a, String, Node>,
     next: Option<(&'a str, &'a Node)>,
     path: &'a str,
 }
 
-impl<'de> de::MapAccess<'de> for Entries<'_> {
+impl<'de> de::MapAccess<'de> for TableAccess<'_> {
     type Error = ConfigError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ConfigError> {
@@ -248,17 +250,17 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
         let (key, node) =
             self.next.take().ok_or_else(|| ConfigError::new("a value was read before its key"))?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-        seed.deserialize(Place { node, path: &path })
+        seed.deserialize(NodeAt { node, path: &path })
     }
 }
 
 /// The items of a list.
-struct Items<'a> {
+struct ListAccess<'a> {
     list: std::slice::Iter<'a, Node>,
     path: &'a str,
 }
 
-impl<'de> de::SeqAccess<'de> for Items<'_> {
+impl<'de> de::SeqAccess<'de> for ListAccess<'_> {
     type Error = ConfigError;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(
@@ -266,7 +268,7 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
         seed: T,
     ) -> Result<Option<T::Value>, ConfigError> {
         let path = self.path;
-        self.list.next().map(|node| seed.deserialize(Place { node, path })).transpose()
+        self.list.next().map(|node| seed.deserialize(NodeAt { node, path })).transpose()
     }
 }
 
@@ -274,13 +276,13 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
 pub(super) fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     let mut names: &'static [&'static str] = &[];
     // The probe always fails: it is asked for the names only.
-    let _ = T::deserialize(Probe(&mut names));
+    let _ = T::deserialize(FieldNameProbe(&mut names));
     names
 }
 
-struct Probe<'a>(&'a mut &'static [&'static str]);
+struct FieldNameProbe<'a>(&'a mut &'static [&'static str]);
 
-impl<'de> de::Deserializer<'de> for Probe<'_> {
+impl<'de> de::Deserializer<'de> for FieldNameProbe<'_> {
     type Error = de::value::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{ControlError, MAX_ANSWER, MAX_LINE, parse, to_line};
+use super::{ControlError, MAX_REPLY, MAX_REQUEST, parse, to_line};
 
 /// A command's connection to a service.
 #[derive(Debug)]
@@ -40,16 +40,16 @@ impl Client {
     /// # Errors
     /// When the service goes away or its answer is not understood.
     pub fn call<Q: Serialize, A: DeserializeOwned>(&mut self, request: &Q) -> Result<A, ControlError> {
-        self.ask(request)?;
-        self.hear()
+        self.send_request(request)?;
+        self.read_reply()
     }
 
-    /// Asks. Whoever has something else to do meanwhile listens later, with [`hear`](Self::hear).
+    /// Asks. Whoever has something else to do meanwhile listens later, with [`read_reply`](Self::read_reply).
     ///
     /// # Errors
     /// When the service has gone away.
-    pub fn ask<Q: Serialize>(&mut self, request: &Q) -> Result<(), ControlError> {
-        let line = to_line(request, MAX_LINE)?;
+    pub fn send_request<Q: Serialize>(&mut self, request: &Q) -> Result<(), ControlError> {
+        let line = to_line(request, MAX_REQUEST)?;
         self.reader.get_mut().write_all(&line).map_err(|source| self.io_error(source))
     }
 
@@ -57,23 +57,23 @@ impl Client {
     ///
     /// # Errors
     /// When the service goes away or its answer is not understood.
-    pub fn hear<A: DeserializeOwned>(&mut self) -> Result<A, ControlError> {
-        self.recv()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
+    pub fn read_reply<A: DeserializeOwned>(&mut self) -> Result<A, ControlError> {
+        self.next_line()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
     }
 
     /// The next line of an answer that goes on (`--watch`); `None` at its end.
     ///
     /// # Errors
     /// When the service's line is not understood.
-    pub fn recv<A: DeserializeOwned>(&mut self) -> Result<Option<A>, ControlError> {
+    pub fn next_line<A: DeserializeOwned>(&mut self) -> Result<Option<A>, ControlError> {
         let mut line = Vec::new();
-        let mut bounded = (&mut self.reader).take(MAX_ANSWER as u64 + 1);
+        let mut bounded = (&mut self.reader).take(MAX_REPLY as u64 + 1);
         bounded.read_until(b'\n', &mut line).map_err(|source| self.io_error(source))?;
         if line.is_empty() {
             return Ok(None);
         }
         if !line.ends_with(b"\n") {
-            let cut_off = line.len() <= MAX_ANSWER;
+            let cut_off = line.len() <= MAX_REPLY;
             return Err(if cut_off {
                 ControlError::HungUp(self.path.clone())
             } else {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufRead, AsyncWrite};
 use super::TlsStream;
 use super::congestion;
 use super::cross_traffic::CrossTraffic;
-use super::window::Window;
+use super::send_limit::SendLimit;
 use crate::tcp_info;
 use crate::transport::{self, CongestionControl};
 
@@ -26,10 +26,10 @@ const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 4 * MIN_BATCH;
 
 /// A path whose unsent share (see [`Window`]) would be above this has no limits of ours: that is at 64 Mbit/s.
-const MAX_DEPTH: usize = transport::NOTSENT_LOWAT as usize;
+const MAX_BACKLOG: usize = transport::NOTSENT_LOWAT as usize;
 
 /// A fast path is asked only so often whether it still is one; a slow one each time that it takes something.
-const FAST_INTERVAL: Duration = Duration::from_millis(20);
+const FAST_SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
 thread_local! {
     /// A buffer for `out` of whichever transport has something to write: thousands of idle ones hold none.
@@ -47,29 +47,29 @@ pub(super) struct Transport {
     unflushed: bool,
     batch: usize,
     /// The kernel did not take all that there was, since it was last asked.
-    refused: bool,
+    write_blocked: bool,
     /// None: as much stands below as the kernel takes.
-    window: Option<Window>,
-    control: Control,
-    cross: CrossTraffic,
+    limit: Option<SendLimit>,
+    congestion: CongestionState,
+    cross_traffic: CrossTraffic,
     /// It has shown that it takes much, and the kernel was told to give it room.
-    roomy: bool,
+    send_buffer_raised: bool,
     /// When the kernel was asked for it.
-    asked: Option<Instant>,
+    sampled_at: Option<Instant>,
     /// Until then no records are taken.
-    held: Option<Instant>,
+    paused_until: Option<Instant>,
     closing: Option<Closing>,
 }
 
 /// What the kernel was told to go by.
 #[derive(Debug)]
-enum Control {
+enum CongestionState {
     /// What it begins with, until the path shows bounds; not before this, if it was found to be shared.
-    AsBegun(Option<Instant>),
+    Initial(Option<Instant>),
     /// The rate: the path has shown that it has bounds.
-    ByRate {
+    Bbr {
         /// What it went by before, if it could be changed.
-        before: Option<CongestionControl>,
+        previous: Option<CongestionControl>,
     },
 }
 
@@ -89,13 +89,13 @@ impl Transport {
             written: 0,
             unflushed: false,
             batch: MIN_BATCH,
-            refused: false,
-            window: fair.then(|| Window::new(MAX_DEPTH)),
-            control: Control::AsBegun(None),
-            cross: CrossTraffic::new(),
-            roomy: false,
-            asked: None,
-            held: None,
+            write_blocked: false,
+            limit: fair.then(|| SendLimit::new(MAX_BACKLOG)),
+            congestion: CongestionState::Initial(None),
+            cross_traffic: CrossTraffic::new(),
+            send_buffer_raised: false,
+            sampled_at: None,
+            paused_until: None,
             closing: None,
         }
     }
@@ -127,71 +127,73 @@ impl Transport {
 
     /// How much to put into `out` next.
     pub(super) fn batch(&self) -> usize {
-        if self.held.is_some() {
+        if self.paused_until.is_some() {
             return 0;
         }
-        let slow = self.window.as_ref().and_then(Window::batch);
-        slow.map_or(self.batch, |batch| self.batch.min(batch))
+        let limited_batch = self.limit.as_ref().and_then(SendLimit::batch);
+        limited_batch.map_or(self.batch, |batch| self.batch.min(batch))
     }
 
     /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
-    pub(super) fn hold(&mut self, now: Instant) {
-        if self.window.is_none() && matches!(self.control, Control::ByRate { .. }) {
+    pub(super) fn update_send_limit(&mut self, now: Instant) {
+        if self.limit.is_none() && matches!(self.congestion, CongestionState::Bbr { .. }) {
             return;
         }
-        let recently = |at: Instant| now.saturating_duration_since(at) < FAST_INTERVAL;
-        let fast = self.window.as_ref().is_none_or(|window| window.batch().is_none());
-        if self.held.is_some_and(|until| now < until) || (fast && self.asked.is_some_and(recently)) {
+        let recently = |at: Instant| now.saturating_duration_since(at) < FAST_SAMPLE_INTERVAL;
+        let is_fast = self.limit.as_ref().is_none_or(|limit| limit.batch().is_none());
+        if self.paused_until.is_some_and(|until| now < until)
+            || (is_fast && self.sampled_at.is_some_and(recently))
+        {
             return;
         }
-        self.asked = Some(now);
-        let refused = std::mem::take(&mut self.refused);
+        self.sampled_at = Some(now);
+        let write_blocked = std::mem::take(&mut self.write_blocked);
         let tcp = self.stream.get_ref().0.tcp();
         // A kernel that does not tell is not waited for.
-        self.held = None;
-        let Some(outgoing) = tcp_info::outgoing(tcp) else { return };
-        if let Control::AsBegun(until) = self.control
+        self.paused_until = None;
+        let Some(state) = tcp_info::send_state(tcp) else { return };
+        if let CongestionState::Initial(until) = self.congestion
             && until.is_none_or(|until| until <= now)
-            && congestion::has_bounds(&outgoing)
+            && congestion::is_bandwidth_limited(&state)
         {
-            tracing::debug!(path = %self.id, ?outgoing, "the path has bounds: its congestion control goes by rate");
-            self.control = Control::ByRate { before: transport::go_by_rate(tcp) };
+            tracing::debug!(path = %self.id, ?state, "the path has bounds: its congestion control goes by rate");
+            self.congestion = CongestionState::Bbr { previous: transport::switch_to_bbr(tcp) };
         }
-        if !self.roomy && congestion::outgrows(&outgoing) {
-            self.roomy = true;
-            tracing::debug!(path = %self.id, ?outgoing, "the path takes much: it may have more on its way");
-            transport::give_room(tcp);
+        if !self.send_buffer_raised && congestion::needs_larger_send_buffer(&state) {
+            self.send_buffer_raised = true;
+            tracing::debug!(path = %self.id, ?state, "the path takes much: it may have more on its way");
+            transport::raise_send_buffer(tcp);
         }
-        let Some(window) = &mut self.window else { return };
-        let wait = window.hold(now, outgoing, refused);
-        self.held = wait.and_then(|wait| now.checked_add(wait));
-        if let Control::ByRate { before: Some(before) } = &self.control
-            && let Some(competing) =
-                self.cross.found(now, &outgoing, wait.and_then(|_| window.bounds(&outgoing)))
+        let Some(limit) = &mut self.limit else { return };
+        let wait = limit.update(now, state, write_blocked);
+        self.paused_until = wait.and_then(|wait| now.checked_add(wait));
+        if let CongestionState::Bbr { previous: Some(previous) } = &self.congestion
+            && let Some(release) =
+                self.cross_traffic.observe(now, &state, wait.and_then(|_| limit.in_flight_limit(&state)))
         {
-            tracing::debug!(path = %self.id, ?outgoing, "cross traffic: the congestion control goes as it began");
-            self.control = if transport::go_as_before(tcp, before) {
-                Control::AsBegun(now.checked_add(competing))
+            tracing::debug!(path = %self.id, ?state, "cross traffic: the congestion control goes as it began");
+            self.congestion = if transport::restore_congestion_control(tcp, previous) {
+                CongestionState::Initial(now.checked_add(release))
             } else {
-                Control::ByRate { before: None }
+                CongestionState::Bbr { previous: None }
             };
         }
     }
 
     /// Is the path about to carry more than it does?
-    pub(super) fn grows(&self) -> bool {
-        self.cross.is_suspected() || self.window.as_ref().is_some_and(Window::grows)
+    pub(super) fn is_growing(&self) -> bool {
+        self.cross_traffic.is_suspected() || self.limit.as_ref().is_some_and(SendLimit::is_growing)
     }
 
     /// When it is to be asked again whether it may have more.
-    pub(super) fn held(&self) -> Option<Instant> {
-        self.held
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
     }
 
     /// Writes and flushes `out`. When ready, nothing of it is left in this process.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let drained = self.poll_write_out(cx);
-        self.refused |= drained.is_pending();
+        self.write_blocked |= drained.is_pending();
         self.batch = if drained.is_pending() { MIN_BATCH } else { MAX_BATCH.min(self.batch * 2) };
         drained
     }
@@ -215,8 +217,8 @@ impl Transport {
     }
 
     /// What the kernel knows of the connection.
-    pub(super) fn sample(&self) -> Option<TransportSample> {
-        tcp_info::sample(self.stream.get_ref().0.tcp())
+    pub(super) fn liveness_sample(&self) -> Option<TransportSample> {
+        tcp_info::liveness_sample(self.stream.get_ref().0.tcp())
     }
 
     /// Begins the orderly end.
@@ -234,7 +236,7 @@ impl Transport {
     }
 
     /// Once everything is drained: ends our direction of a closing path.
-    pub(super) fn poll_shut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_shutdown_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(closing) = self.closing.as_mut().filter(|closing| !closing.shut) {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             closing.shut = true;

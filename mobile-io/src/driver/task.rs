@@ -16,32 +16,32 @@ use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, ProtocolError, S
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
-use super::outlet::Outlet;
+use super::event_queue::EventQueue;
 use super::path::Transport;
-use super::{Command, DriverEvent, PacketIo, Snapshot, TlsStream};
-use crate::tls::{Cause, explain};
+use super::{Command, DriverEvent, PacketIo, SessionSnapshot, TlsStream};
+use crate::tls::{HandshakeFailure, classify};
 
 /// Work of one round, per source: enough to pay for the round, short enough that no source waits for another. Reads, of a TLS
 /// record each, are many: a peer of inner TCP acknowledges what a round delivers, and the fewer rounds, the fewer of its
 /// acknowledgements go on their way ([`Session::enqueue`] thins them). What answers each datagram would fill the device's
 /// queue (1,000 packets) meanwhile, so deliveries are bounded too.
-const READS: usize = 64;
-const DELIVERIES: usize = 256;
-const PACKETS: usize = 64;
-const WRITES: usize = 4;
+const READS_PER_ROUND: usize = 64;
+const DELIVERIES_PER_ROUND: usize = 256;
+const PACKETS_PER_ROUND: usize = 64;
+const WRITES_PER_ROUND: usize = 4;
 
 /// Rounds of one poll; then other tasks have their turn: after 2 MiB, or some milliseconds.
-const ROUNDS: usize = 2;
+const ROUNDS_PER_POLL: usize = 2;
 
 /// A packet source that failed (a TUN that is down) is asked again after this long.
-const IO_RETRY: Duration = Duration::from_secs(1);
+const SOURCE_RETRY: Duration = Duration::from_secs(1);
 
 /// A driver that is told to stop stops within this time, whether or not the peer has heard.
-const SHUTDOWN: Duration = Duration::from_millis(500);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 thread_local! {
     /// The packet that is being handed over, of whichever driver is at it: thousands of idle ones hold none.
-    static PACKET: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static PACKET_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Runs a driver to its end.
@@ -49,39 +49,39 @@ pub(super) async fn run(
     session: Session,
     io: impl PacketIo,
     commands: mpsc::UnboundedReceiver<Command>,
-    events: mpsc::Sender<DriverEvent>,
+    event_sender: mpsc::Sender<DriverEvent>,
 ) {
     let mut driver = Driver {
         session,
         io,
         commands,
-        outlet: Outlet::new(events),
-        unread: false,
+        events: EventQueue::new(event_sender),
+        reads_paused: false,
         paths: Vec::new(),
-        io_retry: None,
-        io_failing: false,
+        source_retry_at: None,
+        source_failing: false,
         stopping: None,
         sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
     let end = poll_fn(|cx| driver.poll(cx)).await;
     driver.collect_events(now());
-    let Driver { session, outlet, paths, commands, .. } = driver;
+    let Driver { session, events, paths, commands, .. } = driver;
     drop((paths, commands));
     match end {
-        End::TakenOver(reply) => {
+        Outcome::TakenOver(reply) => {
             // Who asked may have gone; the packets go with it.
             let _ = reply.send(session.into_unacknowledged());
         }
-        End::Stopped(replies) => {
+        Outcome::Stopped(replies) => {
             for reply in replies {
                 let _ = reply.send(());
             }
         }
     }
-    outlet.finish(DriverEvent::Stopped).await;
+    events.finish(DriverEvent::Stopped).await;
 }
 
-enum End {
+enum Outcome {
     TakenOver(oneshot::Sender<Unacknowledged>),
     Stopped(Vec<oneshot::Sender<()>>),
 }
@@ -90,12 +90,12 @@ struct Driver<I> {
     session: Session,
     io: I,
     commands: mpsc::UnboundedReceiver<Command>,
-    outlet: Outlet,
+    events: EventQueue,
     /// Whether paths were left unread because events waited.
-    unread: bool,
+    reads_paused: bool,
     paths: Vec<Transport>,
-    io_retry: Option<Instant>,
-    io_failing: bool,
+    source_retry_at: Option<Instant>,
+    source_failing: bool,
     stopping: Option<Stopping>,
     sleep: Pin<Box<Sleep>>,
 }
@@ -107,45 +107,46 @@ struct Stopping {
 
 /// Why the reading of packets stopped.
 #[derive(PartialEq)]
-enum Stop {
+enum SourceState {
     /// The source will wake us.
     Pending,
     /// The session has no room.
-    Full,
+    NoRoom,
     /// Enough for one round.
-    Bound,
+    BatchDone,
 }
 
 impl<I: PacketIo> Driver<I> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        for _ in 0..ROUNDS {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        for _ in 0..ROUNDS_PER_POLL {
             let now = now();
-            if let Some(end) = self.obey(cx, now) {
+            if let Some(end) = self.handle_commands(cx, now) {
                 return Poll::Ready(end);
             }
-            self.end_lingering(now);
+            self.drop_expired(now);
             // What has come is read before anything is judged overdue.
             let mut more = false;
-            if self.tell_events(cx, now) {
-                self.unread = false;
+            if self.forward_events(cx, now) {
+                self.reads_paused = false;
                 more = self.read_paths(cx, now);
             }
             self.io.flush();
-            self.take_samples(now, false);
+            self.sample_transports(now, false);
             if self.session.poll_timeout().is_some_and(|due| due <= now) {
                 self.session.handle_timeout(now);
             }
-            let stop = self.take_packets(cx, now);
+            let source = self.read_packets(cx, now);
             more |= self.transmit_paths(cx, now);
             let Self { session, io, .. } = self;
             session.poll_local(now, &mut |packet| io.send(packet));
             io.flush();
-            more |= stop == Stop::Bound || (stop == Stop::Full && self.wants_packets());
-            more |= self.tell_events(cx, now) && std::mem::take(&mut self.unread);
-            if let Some(end) = self.stopped(now) {
+            more |=
+                source == SourceState::BatchDone || (source == SourceState::NoRoom && self.wants_packets());
+            more |= self.forward_events(cx, now) && std::mem::take(&mut self.reads_paused);
+            if let Some(end) = self.take_end(now) {
                 return Poll::Ready(end);
             }
-            more |= self.sleep_is_over(cx, now);
+            more |= self.poll_timer(cx, now);
             if !more {
                 return Poll::Pending;
             }
@@ -155,12 +156,12 @@ impl<I: PacketIo> Driver<I> {
     }
 
     /// Does what the owner commands.
-    fn obey(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<End> {
+    fn handle_commands(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Outcome> {
         while let Poll::Ready(command) = self.commands.poll_recv(cx) {
             match command {
                 Some(Command::Open(path, stream)) => {
                     self.session.open_path(now, path);
-                    self.adopt(now, path, *stream);
+                    self.add_transport(now, path, *stream);
                 }
                 Some(Command::Accept(hello, leftover, stream)) => {
                     self.accept(now, &hello, &leftover, *stream);
@@ -173,7 +174,7 @@ impl<I: PacketIo> Driver<I> {
                     // Who asked may have lost patience.
                     let _ = reply.send(self.snapshot(now));
                 }
-                Some(Command::TakeOver(reply)) => return Some(End::TakenOver(reply)),
+                Some(Command::TakeOver(reply)) => return Some(Outcome::TakenOver(reply)),
                 Some(Command::Shutdown(code, reply)) => self.stop(now, code, Some(reply)),
                 None => {
                     // Nobody is left to command: the last handle is gone. The closed channel is always ready, so
@@ -188,22 +189,22 @@ impl<I: PacketIo> Driver<I> {
 
     fn accept(&mut self, now: Instant, hello: &Hello, leftover: &[u8], stream: TlsStream) {
         if let Err(error) = self.session.accept_path(now, hello) {
-            self.tell_error(now, hello.path, Cause::Protocol(error.to_string()));
+            self.report_path_error(now, hello.path, HandshakeFailure::Protocol(error.to_string()));
             return;
         }
-        self.adopt(now, hello.path, stream);
+        self.add_transport(now, hello.path, stream);
         if !leftover.is_empty() {
             let Self { session, io, .. } = self;
             if let Err(error) = session.handle_input(now, hello.path, leftover, &mut |packet| io.send(packet))
             {
-                self.misbehaved(now, hello.path, &error);
+                self.close_for_violation(now, hello.path, &error);
             }
         }
     }
 
     /// Takes a new transport. What the session has said until now concerns an older one of the same name, which is
     /// dropped: no two have one name.
-    fn adopt(&mut self, now: Instant, path: PathId, stream: TlsStream) {
+    fn add_transport(&mut self, now: Instant, path: PathId, stream: TlsStream) {
         self.collect_events(now);
         self.paths.retain(|transport| transport.id != path);
         // Not for four at once, as a list would: nearly every session has one or two, and a relay thousands of sessions.
@@ -224,8 +225,9 @@ impl<I: PacketIo> Driver<I> {
 
     fn stop(&mut self, now: Instant, code: CloseCode, reply: Option<oneshot::Sender<()>>) {
         let first = self.stopping.is_none();
-        let stopping =
-            self.stopping.get_or_insert_with(|| Stopping { deadline: now + SHUTDOWN, replies: Vec::new() });
+        let stopping = self
+            .stopping
+            .get_or_insert_with(|| Stopping { deadline: now + SHUTDOWN_TIMEOUT, replies: Vec::new() });
         stopping.replies.extend(reply);
         if first {
             let open: Vec<_> = self.paths.iter().map(|transport| transport.id).collect();
@@ -236,26 +238,26 @@ impl<I: PacketIo> Driver<I> {
     }
 
     /// The end, if it has come.
-    fn stopped(&mut self, now: Instant) -> Option<End> {
+    fn take_end(&mut self, now: Instant) -> Option<Outcome> {
         let stopping = self.stopping.take_if(|it| self.paths.is_empty() || it.deadline <= now)?;
-        Some(End::Stopped(stopping.replies))
+        Some(Outcome::Stopped(stopping.replies))
     }
 
     /// Asks the kernel about the paths whose judgement waits for it, or about all.
-    fn take_samples(&mut self, now: Instant, all: bool) {
+    fn sample_transports(&mut self, now: Instant, all: bool) {
         for transport in self.paths.iter().filter(|transport| !transport.is_closing()) {
             if (all || self.session.wants_sample(now, transport.id))
-                && let Some(sample) = transport.sample()
+                && let Some(sample) = transport.liveness_sample()
             {
                 self.session.transport_sample(now, transport.id, sample);
             }
         }
     }
 
-    fn snapshot(&mut self, now: Instant) -> Snapshot {
-        self.take_samples(now, true);
+    fn snapshot(&mut self, now: Instant) -> SessionSnapshot {
+        self.sample_transports(now, true);
         let stats_of = |path| Some((path, self.session.path_stats(path)?));
-        Snapshot {
+        SessionSnapshot {
             stats: self.session.stats().clone(),
             paths: self.session.paths().filter_map(stats_of).collect(),
             active: self.session.active_path(),
@@ -271,30 +273,35 @@ impl<I: PacketIo> Driver<I> {
         let mut more = false;
         // Backwards, because a path that ends is taken out.
         for index in (0..self.paths.len()).rev() {
-            if self.unread {
+            if self.reads_paused {
                 break;
             }
             match self.read_path(cx, now, index) {
                 Ok(bound) => more |= bound,
-                Err(cause) => self.bury(now, index, cause),
+                Err(cause) => self.drop_path(now, index, cause),
             }
         }
         more
     }
 
     /// Reads one path; true if there may be more to read at once.
-    fn read_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> Result<bool, Cause> {
+    fn read_path(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        index: usize,
+    ) -> Result<bool, HandshakeFailure> {
         let mut delivered = 0;
-        for _ in 0..READS {
+        for _ in 0..READS_PER_ROUND {
             let Self { session, io, paths, .. } = self;
             let transport = &mut paths[index];
             let (path, closing) = (transport.id, transport.is_closing());
             let bytes = match transport.poll_bytes(cx) {
                 Poll::Pending => return Ok(false),
-                Poll::Ready(bytes) => bytes.map_err(|error| explain(&error))?,
+                Poll::Ready(bytes) => bytes.map_err(|error| classify(&error))?,
             };
             if bytes.is_empty() {
-                return Err(Cause::Network("the other side closed the connection".into()));
+                return Err(HandshakeFailure::Network("the other side closed the connection".into()));
             }
             let length = bytes.len();
             // The session is done with a closing path, and its name may have passed to another.
@@ -308,12 +315,12 @@ impl<I: PacketIo> Driver<I> {
             };
             transport.consume(length);
             match outcome {
-                Err(error) => self.misbehaved(now, path, &error),
+                Err(error) => self.close_for_violation(now, path, &error),
                 // A CLOSE among these bytes must be known before the hang-up that follows it is read.
-                Ok(()) if self.tell_events(cx, now) => {}
+                Ok(()) if self.forward_events(cx, now) => {}
                 Ok(()) => return Ok(false),
             }
-            if delivered >= DELIVERIES {
+            if delivered >= DELIVERIES_PER_ROUND {
                 break;
             }
         }
@@ -321,40 +328,40 @@ impl<I: PacketIo> Driver<I> {
     }
 
     /// Feeds the session with packets.
-    fn take_packets(&mut self, cx: &mut Context<'_>, now: Instant) -> Stop {
-        if self.stopping.is_some() || self.io_retry.is_some_and(|retry| now < retry) {
-            return Stop::Pending;
+    fn read_packets(&mut self, cx: &mut Context<'_>, now: Instant) -> SourceState {
+        if self.stopping.is_some() || self.source_retry_at.is_some_and(|retry| now < retry) {
+            return SourceState::Pending;
         }
-        self.io_retry = None;
-        let mut buffer = PACKET.take();
+        self.source_retry_at = None;
+        let mut buffer = PACKET_BUFFER.take();
         buffer.resize(MAX_PACKET, 0);
-        let stop = self.take_packets_into(cx, now, &mut buffer);
-        PACKET.set(buffer);
-        stop
+        let source = self.read_packets_into(cx, now, &mut buffer);
+        PACKET_BUFFER.set(buffer);
+        source
     }
 
-    fn take_packets_into(&mut self, cx: &mut Context<'_>, now: Instant, buffer: &mut Vec<u8>) -> Stop {
-        for _ in 0..PACKETS {
+    fn read_packets_into(&mut self, cx: &mut Context<'_>, now: Instant, buffer: &mut Vec<u8>) -> SourceState {
+        for _ in 0..PACKETS_PER_ROUND {
             if !self.wants_packets() {
-                return Stop::Full;
+                return SourceState::NoRoom;
             }
             match self.io.poll_recv(cx, buffer) {
-                Poll::Pending => return Stop::Pending,
+                Poll::Pending => return SourceState::Pending,
                 Poll::Ready(Ok((length, offload))) => {
-                    self.io_failing = false;
+                    self.source_failing = false;
                     // What is dropped is counted by the session.
                     let _ = self.session.enqueue_in_place(now, buffer, length, offload);
                 }
                 Poll::Ready(Err(error)) => {
-                    self.io_retry = Some(now + IO_RETRY);
-                    if !std::mem::replace(&mut self.io_failing, true) {
+                    self.source_retry_at = Some(now + SOURCE_RETRY);
+                    if !std::mem::replace(&mut self.source_failing, true) {
                         tracing::warn!(%error, "no packets from the device; trying again every second");
                     }
-                    return Stop::Pending;
+                    return SourceState::Pending;
                 }
             }
         }
-        Stop::Bound
+        SourceState::BatchDone
     }
 
     /// Without an active path the session takes packets all the same, and drops by its own policy.
@@ -369,8 +376,8 @@ impl<I: PacketIo> Driver<I> {
             match self.transmit_path(cx, now, index) {
                 Ok(bound) => more |= bound,
                 Err(error) => {
-                    let cause = self.last_words(cx, now, index).unwrap_or_else(|| explain(&error));
-                    self.bury(now, index, cause);
+                    let cause = self.read_close_reason(cx, now, index).unwrap_or_else(|| classify(&error));
+                    self.drop_path(now, index, cause);
                 }
             }
         }
@@ -381,22 +388,22 @@ impl<I: PacketIo> Driver<I> {
     fn transmit_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> std::io::Result<bool> {
         let Self { session, paths, .. } = self;
         let transport = &mut paths[index];
-        for _ in 0..WRITES {
+        for _ in 0..WRITES_PER_ROUND {
             // Nothing is taken from the session while the last batch is on its way: the queue stays there.
             if transport.poll_drain(cx)?.is_pending() {
                 return Ok(false);
             }
             if session.wants_transmit(transport.id) {
                 if session.active_path() == Some(transport.id) {
-                    transport.hold(now);
-                    session.set_growing(transport.grows());
+                    transport.update_send_limit(now);
+                    session.set_growing(transport.is_growing());
                 }
                 let batch = transport.batch();
                 session.poll_transmit(now, transport.id, transport.out(), batch);
             }
             if transport.is_drained() {
                 // Pending or done, there is nothing more to write.
-                let _ = transport.poll_shut(cx)?;
+                let _ = transport.poll_shutdown_write(cx)?;
                 return Ok(false);
             }
         }
@@ -404,82 +411,87 @@ impl<I: PacketIo> Driver<I> {
     }
 
     /// A path that cannot be written to may have been told why: a refusal waits to be read behind the reset.
-    fn last_words(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> Option<Cause> {
+    fn read_close_reason(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        index: usize,
+    ) -> Option<HandshakeFailure> {
         loop {
             match self.read_path(cx, now, index) {
                 Ok(true) => {}
-                Ok(false) | Err(Cause::Network(_)) => return None,
+                Ok(false) | Err(HandshakeFailure::Network(_)) => return None,
                 Err(cause) => return Some(cause),
             }
         }
     }
 
     /// Drops a dead transport. The end of a closing one is no news.
-    fn bury(&mut self, now: Instant, index: usize, cause: Cause) {
+    fn drop_path(&mut self, now: Instant, index: usize, cause: HandshakeFailure) {
         // The session may have closed the path already, without the event taken yet.
         self.collect_events(now);
         let transport = self.paths.swap_remove(index);
         self.session.path_lost(now, transport.id);
         if !transport.is_closing() {
-            self.tell_error(now, transport.id, cause);
+            self.report_path_error(now, transport.id, cause);
         }
     }
 
     /// The peer broke the protocol: the session has a CLOSE for it, and goes on with its other paths.
-    fn misbehaved(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
+    fn close_for_violation(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
         self.close_transport(now, path);
-        self.tell_error(now, path, Cause::Protocol(error.to_string()));
+        self.report_path_error(now, path, HandshakeFailure::Protocol(error.to_string()));
     }
 
     /// Drops closing transports whose other side takes too long.
-    fn end_lingering(&mut self, now: Instant) {
+    fn drop_expired(&mut self, now: Instant) {
         for index in (0..self.paths.len()).rev() {
             if self.paths[index].deadline().is_some_and(|deadline| deadline <= now) {
-                self.bury(now, index, Cause::Network("it did not hang up".into()));
+                self.drop_path(now, index, HandshakeFailure::Network("it did not hang up".into()));
             }
         }
     }
 
-    fn tell_error(&mut self, now: Instant, path: PathId, cause: Cause) {
+    fn report_path_error(&mut self, now: Instant, path: PathId, cause: HandshakeFailure) {
         self.collect_events(now);
-        self.outlet.push(DriverEvent::PathError { path, cause });
+        self.events.push(DriverEvent::PathError { path, cause });
     }
 
     /// Passes on the session's events. Returns false if events still wait: then no path may be
     /// read. Events stay in the session as long as possible, where later ones supersede them.
-    fn tell_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        while self.outlet.poll_flush(cx).is_ready() {
+    fn forward_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        while self.events.poll_flush(cx).is_ready() {
             let Some(event) = self.session.poll_event() else { return true };
-            self.pass_on(now, event);
+            self.forward_event(now, event);
         }
-        self.unread = true;
+        self.reads_paused = true;
         false
     }
 
     /// Takes the session's events, so that the next event is told after them.
     fn collect_events(&mut self, now: Instant) {
         while let Some(event) = self.session.poll_event() {
-            self.pass_on(now, event);
+            self.forward_event(now, event);
         }
     }
 
-    fn pass_on(&mut self, now: Instant, event: Event) {
+    fn forward_event(&mut self, now: Instant, event: Event) {
         if let Event::PathClosed { path, .. } = event {
             self.close_transport(now, path);
         }
-        self.outlet.push(DriverEvent::Session(event));
+        self.events.push(DriverEvent::Session(event));
     }
 
     /// Arms the timer; true if something is due already.
-    fn sleep_is_over(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let wake = [
             self.session.poll_timeout(),
-            self.io_retry.filter(|_| self.stopping.is_none()),
+            self.source_retry_at.filter(|_| self.stopping.is_none()),
             self.stopping.as_ref().map(|stopping| stopping.deadline),
         ];
         let lingering = self.paths.iter().filter_map(Transport::deadline).min();
-        let held = self.paths.iter().filter_map(Transport::held).filter(|&until| until > now).min();
-        let Some(wake) = wake.into_iter().chain([lingering, held]).flatten().min() else { return false };
+        let paused = self.paths.iter().filter_map(Transport::paused_until).filter(|&until| until > now).min();
+        let Some(wake) = wake.into_iter().chain([lingering, paused]).flatten().min() else { return false };
         let wake = tokio::time::Instant::from_std(wake);
         // A timer that is early costs one idle poll; to set it anew in every poll costs more.
         if self.sleep.is_elapsed() || wake < self.sleep.deadline() {

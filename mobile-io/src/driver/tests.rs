@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// The memory on one side: packets to be sent, and a check of what arrives.
 #[derive(Default)]
-struct Memory {
+struct MemoryDevice {
     waiting: Mutex<(VecDeque<Vec<u8>>, Option<Waker>)>,
     received: AtomicU64,
     out_of_order: AtomicU64,
@@ -35,7 +35,7 @@ struct Memory {
     failing: AtomicU64,
 }
 
-impl Memory {
+impl MemoryDevice {
     /// Packets of many sizes, numbered from `first`.
     fn fill(&self, first: u64, count: u64) {
         let mut waiting = self.waiting.lock().unwrap();
@@ -68,7 +68,7 @@ impl Memory {
     }
 }
 
-impl PacketIo for Arc<Memory> {
+impl PacketIo for Arc<MemoryDevice> {
     fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
         self.polls.fetch_add(1, SeqCst);
         if self.failing.load(SeqCst) > 0 {
@@ -100,13 +100,13 @@ impl PacketIo for Arc<Memory> {
 
 struct Side {
     handle: Handle,
-    memory: Arc<Memory>,
+    memory: Arc<MemoryDevice>,
     events: mpsc::Receiver<DriverEvent>,
 }
 
 impl Side {
     fn new(session: Session) -> Self {
-        let memory = Arc::new(Memory::default());
+        let memory = Arc::new(MemoryDevice::default());
         let (handle, events) = spawn(session, memory.clone());
         Self { handle, memory, events }
     }
@@ -129,7 +129,7 @@ impl Side {
         .await
     }
 
-    async fn path_error(&mut self) -> (PathId, Cause) {
+    async fn path_error(&mut self) -> (PathId, HandshakeFailure) {
         self.event(|event| match event {
             DriverEvent::PathError { path, cause, .. } => Some((*path, cause.clone())),
             _ => None,
@@ -257,7 +257,7 @@ fn configs(welcome: bool) -> (Arc<rustls::ClientConfig>, tls::RelayConfig) {
 
 async fn handshake(
     (near, far): (TcpStream, TcpStream),
-) -> (Result<TlsStream, Cause>, Result<TlsStream, Cause>) {
+) -> (Result<TlsStream, HandshakeFailure>, Result<TlsStream, HandshakeFailure>) {
     let (client, relay) = configs(true);
     let (near, far) = tokio::join!(tls::connect(&client, near, SOON), tls::accept(&relay, far, SOON));
     (near, far.map(|(stream, _)| stream))
@@ -311,7 +311,7 @@ async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
     cut.shutdown(std::net::Shutdown::Both).unwrap();
     let (path, cause) = pair.client.path_error().await;
     assert_eq!(path, PathId(1));
-    assert!(matches!(cause, Cause::Network(_)), "{cause:?}");
+    assert!(matches!(cause, HandshakeFailure::Network(_)), "{cause:?}");
     pair.switch(PathId(2)).await;
     pair.relay.memory.has_received(COUNT).await;
     pair.relay.memory.check(COUNT);
@@ -451,9 +451,9 @@ async fn a_refused_key_is_told_as_such() {
         match tls::connect(&client_config, near, SOON).await {
             Ok(near) => {
                 client.handle.open_path(PathId(1), near);
-                assert_eq!(client.path_error().await, (PathId(1), Cause::Refused));
+                assert_eq!(client.path_error().await, (PathId(1), HandshakeFailure::Refused));
             }
-            Err(cause) => assert_eq!(cause, Cause::Refused),
+            Err(cause) => assert_eq!(cause, HandshakeFailure::Refused),
         }
         assert!(relay.await.unwrap().is_err());
     }
@@ -469,7 +469,7 @@ async fn a_peer_that_talks_nonsense_loses_its_path_only() {
     far.flush().await.unwrap();
     let (path, cause) = client.path_error().await;
     assert_eq!(path, PathId(1));
-    assert!(matches!(cause, Cause::Protocol(_)), "{cause:?}");
+    assert!(matches!(cause, HandshakeFailure::Protocol(_)), "{cause:?}");
     assert!(client.handle.snapshot().await.is_some());
     // It hears why, then the end.
     let mut rest = Vec::new();

@@ -8,7 +8,7 @@ pub struct Metric {
     /// Its whole name.
     pub name: &'static str,
     /// What its values do.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
     /// What a scrape, and the documentation, say of it.
@@ -17,7 +17,7 @@ pub struct Metric {
 
 /// What the values of a metric do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// They only grow.
     Counter,
     /// They go up and down.
@@ -26,10 +26,10 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
-    /// Its word in the text format.
+impl MetricKind {
+    /// Its as_str in the text format.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
@@ -44,7 +44,7 @@ impl Metric {
     /// # Errors
     /// When the declaration has no name, or one that Prometheus does not allow.
     pub fn counters(&self) -> prometheus::Result<IntCounterVec> {
-        debug_assert_eq!(self.kind, Kind::Counter, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Counter, "{}", self.name);
         IntCounterVec::new(self.options(), self.labels)
     }
 
@@ -53,7 +53,7 @@ impl Metric {
     /// # Errors
     /// As [`counters`](Self::counters).
     pub fn gauges(&self) -> prometheus::Result<GaugeVec> {
-        debug_assert_eq!(self.kind, Kind::Gauge, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Gauge, "{}", self.name);
         GaugeVec::new(self.options(), self.labels)
     }
 
@@ -62,14 +62,14 @@ impl Metric {
     /// # Errors
     /// As [`counters`](Self::counters).
     pub fn int_gauges(&self) -> prometheus::Result<IntGaugeVec> {
-        debug_assert_eq!(self.kind, Kind::Gauge, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Gauge, "{}", self.name);
         IntGaugeVec::new(self.options(), self.labels)
     }
 
     /// What its histogram is made of, with these upper bounds.
     #[must_use]
     pub fn histogram(&self, bounds: &[f64]) -> HistogramOpts {
-        debug_assert_eq!(self.kind, Kind::Histogram, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Histogram, "{}", self.name);
         HistogramOpts::from(self.options()).buckets(bounds.to_vec())
     }
 
@@ -96,7 +96,7 @@ macro_rules! declare_metrics {
             #[doc = $help]
             pub(crate) const $constant: $crate::metrics::Metric = $crate::metrics::Metric {
                 name: $name,
-                kind: $crate::metrics::Kind::$kind,
+                kind: $crate::metrics::MetricKind::$kind,
                 labels: &[$($label),*],
                 help: $help,
             };

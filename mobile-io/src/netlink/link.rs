@@ -162,7 +162,7 @@ impl Netlink {
 
 impl Channel {
     pub(super) async fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let answer = self.dump(RouteNetlinkMessage::GetLink(query())).await;
+        let answer = self.dump(RouteNetlinkMessage::GetLink(link_request())).await;
         let messages = answer.explain(None, || "list the network devices".to_owned())?;
         Ok(messages.into_iter().filter_map(Link::from_message).collect())
     }
@@ -171,7 +171,7 @@ impl Channel {
         if name.is_empty() || name.len() > MAX_NAME {
             return Ok(None);
         }
-        let mut message = query();
+        let mut message = link_request();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         match self.get(RouteNetlinkMessage::GetLink(message)).await {
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
@@ -242,7 +242,7 @@ fn is_tunnel(kind: Option<&str>, layer: LinkLayerType) -> bool {
 }
 
 /// A request for devices without their statistics, the largest part of an answer and of no use here.
-fn query() -> LinkMessage {
+fn link_request() -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     message

@@ -1,4 +1,4 @@
-//! The kernel's own answer to "which way?" for a destination and a mark.
+//! The kernel's own answer to "which lookup?" for a destination and a mark.
 
 use std::net::IpAddr;
 
@@ -11,9 +11,9 @@ use nix::errno::Errno;
 use super::channel::{Channel, Explain};
 use super::{Family, Netlink, NetlinkError, Route, RouteKind};
 
-/// The way the kernel chooses.
+/// The lookup the kernel chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Way {
+pub struct RouteLookup {
     /// The table it comes from.
     pub table: u32,
     /// It ends on this host.
@@ -28,7 +28,7 @@ pub struct Way {
 
 /// A route by which a socket that is bound to a device reaches a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reach {
+pub struct BoundRoute {
     /// The table that holds the route.
     pub table: u32,
     /// The router on the device, if any.
@@ -43,58 +43,66 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn reach(&self, destination: IpAddr, oif: u32) -> Result<Option<Reach>, NetlinkError> {
-        self.0.lock().await.reach(destination, oif).await
+    pub async fn lookup_bound(
+        &self,
+        destination: IpAddr,
+        oif: u32,
+    ) -> Result<Option<BoundRoute>, NetlinkError> {
+        self.0.lock().await.lookup_bound(destination, oif).await
     }
 
-    /// Which way a packet with this mark goes; `None`: nowhere, it is unreachable. Nothing is sent.
+    /// Which lookup a packet with this mark goes; `None`: nowhere, it is unreachable. Nothing is sent.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn lookup(&self, destination: IpAddr, mark: u32) -> Result<Option<Way>, NetlinkError> {
+    pub async fn lookup(&self, destination: IpAddr, mark: u32) -> Result<Option<RouteLookup>, NetlinkError> {
         self.0.lock().await.lookup(destination, mark).await
     }
 }
 
 impl Channel {
-    async fn reach(&mut self, destination: IpAddr, oif: u32) -> Result<Option<Reach>, NetlinkError> {
+    async fn lookup_bound(
+        &mut self,
+        destination: IpAddr,
+        oif: u32,
+    ) -> Result<Option<BoundRoute>, NetlinkError> {
         let family = Family::from(destination);
-        let mut message = query(destination);
+        let mut message = route_request(destination);
         // Without the flag, IPv4 answers for a device without routes that the destination is on its
         // link.
         message.header.flags |= RouteFlags::FibMatch;
         message.attributes.push(RouteAttribute::Oif(oif));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
-            Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
+            Err(failure) if UNREACHABLE_ERRORS.iter().any(|&errno| failure.is(errno)) => Ok(None),
             // The device was removed meanwhile.
             Err(failure) if failure.is(Errno::ENODEV) => Ok(None),
             answer => {
                 let what = || format!("look up the route to {destination} over device {oif}");
                 match answer.explain(Some(family), what) {
                     Err(error) if error.is_family_unavailable() => Ok(None),
-                    answer => Ok(answer?.and_then(|answer| Reach::from_message(answer, oif))),
+                    answer => Ok(answer?.and_then(|answer| BoundRoute::from_message(answer, oif))),
                 }
             }
         }
     }
 
-    async fn lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<Way>, NetlinkError> {
+    async fn lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<RouteLookup>, NetlinkError> {
         let family = Family::from(destination);
-        let mut message = query(destination);
+        let mut message = route_request(destination);
         message.attributes.push(RouteAttribute::Mark(mark));
         match self.get(RouteNetlinkMessage::GetRoute(message)).await {
-            Err(failure) if NOWHERE.iter().any(|&errno| failure.is(errno)) => Ok(None),
+            Err(failure) if UNREACHABLE_ERRORS.iter().any(|&errno| failure.is(errno)) => Ok(None),
             answer => {
                 let answer =
                     answer.explain(Some(family), || format!("look up the route to {destination}"))?;
-                Ok(answer.and_then(Way::from_message))
+                Ok(answer.and_then(RouteLookup::from_message))
             }
         }
     }
 }
 
 /// Returns a request for the route to one destination.
-fn query(destination: IpAddr) -> RouteMessage {
+fn route_request(destination: IpAddr) -> RouteMessage {
     let family = Family::from(destination);
     let mut message = RouteMessage::default();
     message.header.address_family = family.raw();
@@ -109,9 +117,10 @@ fn query(destination: IpAddr) -> RouteMessage {
 }
 
 /// What an unreachable, a prohibiting and a blackhole route say, and a table without any.
-const NOWHERE: [Errno; 4] = [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
+const UNREACHABLE_ERRORS: [Errno; 4] =
+    [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
 
-impl Reach {
+impl BoundRoute {
     /// Reads the answer: the route as it was set, with every nexthop.
     fn from_message(message: RouteNetlinkMessage, device: u32) -> Option<Self> {
         Route::from_message(message).into_iter().find_map(|route| match route.kind {
@@ -123,7 +132,7 @@ impl Reach {
     }
 }
 
-impl Way {
+impl RouteLookup {
     fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return None };
         let local = match message.header.kind {
@@ -132,19 +141,19 @@ impl Way {
             _ => return None,
         };
         let table = message.header.table.into();
-        let mut way = Self { table, local, oif: None, gateway: None, source: None };
+        let mut lookup = Self { table, local, oif: None, gateway: None, source: None };
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Table(table) => way.table = *table,
-                RouteAttribute::Oif(oif) => way.oif = Some(*oif),
-                RouteAttribute::Gateway(address) => way.gateway = ip(address),
-                RouteAttribute::Via(RouteVia::Inet(address)) => way.gateway = Some((*address).into()),
-                RouteAttribute::Via(RouteVia::Inet6(address)) => way.gateway = Some((*address).into()),
-                RouteAttribute::PrefSource(address) => way.source = ip(address),
+                RouteAttribute::Table(table) => lookup.table = *table,
+                RouteAttribute::Oif(oif) => lookup.oif = Some(*oif),
+                RouteAttribute::Gateway(address) => lookup.gateway = ip(address),
+                RouteAttribute::Via(RouteVia::Inet(address)) => lookup.gateway = Some((*address).into()),
+                RouteAttribute::Via(RouteVia::Inet6(address)) => lookup.gateway = Some((*address).into()),
+                RouteAttribute::PrefSource(address) => lookup.source = ip(address),
                 _ => {}
             }
         }
-        Some(way)
+        Some(lookup)
     }
 }
 
@@ -188,7 +197,7 @@ mod tests {
                 assert_eq!((marked.table, marked.oif, marked.gateway), (7700, Some(right), None));
                 assert_eq!(netlink.lookup(to, 0x20).await.unwrap(), None);
             }
-            let source = |way: Option<Way>| way.unwrap().source.unwrap().to_string();
+            let source = |lookup: Option<RouteLookup>| lookup.unwrap().source.unwrap().to_string();
             let lookup = async |to: &str, mark| netlink.lookup(to.parse().unwrap(), mark).await.unwrap();
             assert_eq!(source(lookup("192.0.2.9", 0x10).await), "10.77.0.2");
             assert_eq!(source(lookup("2001:db8::9", 0x10).await), "fd77::2");
@@ -207,7 +216,7 @@ mod tests {
             for to in ["192.0.2.9", "2001:db8::9"] {
                 let to: IpAddr = to.parse().unwrap();
                 for oif in [left, right, 4711] {
-                    assert_eq!(netlink.reach(to, oif).await.unwrap(), None, "{to}");
+                    assert_eq!(netlink.lookup_bound(to, oif).await.unwrap(), None, "{to}");
                 }
             }
             ip("route add default via 10.1.0.1 dev left metric 100");
@@ -217,20 +226,20 @@ mod tests {
             ip("-6 route add default dev right metric 50");
             for (to, router, metric) in [("192.0.2.9", "10.1.0.1", 0), ("2001:db8::9", "fd01::1", 50)] {
                 let to: IpAddr = to.parse().unwrap();
-                let found = netlink.reach(to, left).await.unwrap().unwrap();
-                assert_eq!(found, Reach { table: 254, gateway: router.parse().ok(), metric: 100 });
-                let found = netlink.reach(to, right).await.unwrap().unwrap();
-                assert_eq!(found, Reach { table: 254, gateway: None, metric });
+                let found = netlink.lookup_bound(to, left).await.unwrap().unwrap();
+                assert_eq!(found, BoundRoute { table: 254, gateway: router.parse().ok(), metric: 100 });
+                let found = netlink.lookup_bound(to, right).await.unwrap().unwrap();
+                assert_eq!(found, BoundRoute { table: 254, gateway: None, metric });
                 assert_eq!(netlink.lookup(to, 0).await.unwrap().unwrap().oif, Some(right));
             }
             // The answer names another table.
             ip("route del default via 10.1.0.1 dev left metric 100");
             ip("rule add lookup 7701 pref 33000");
             ip("route add 192.0.2.9 via 10.1.0.1 dev left metric 7 table 7701");
-            let found = netlink.reach("192.0.2.9".parse().unwrap(), left).await.unwrap().unwrap();
-            assert_eq!(found, Reach { table: 7701, gateway: "10.1.0.1".parse().ok(), metric: 7 });
+            let found = netlink.lookup_bound("192.0.2.9".parse().unwrap(), left).await.unwrap().unwrap();
+            assert_eq!(found, BoundRoute { table: 7701, gateway: "10.1.0.1".parse().ok(), metric: 7 });
             ip("route add unreachable 192.0.2.0/24");
-            assert_eq!(netlink.reach("192.0.2.9".parse().unwrap(), left).await.unwrap(), None);
+            assert_eq!(netlink.lookup_bound("192.0.2.9".parse().unwrap(), left).await.unwrap(), None);
         });
     }
 
@@ -243,7 +252,7 @@ mod tests {
             ip("route add default nexthop via 10.1.0.1 dev left nexthop via 10.2.0.1 dev right");
             for (name, gateway) in [("left", "10.1.0.1"), ("right", "10.2.0.1")] {
                 let oif = netlink.link_index(name).await.unwrap();
-                let found = netlink.reach("192.0.2.9".parse().unwrap(), oif).await.unwrap().unwrap();
+                let found = netlink.lookup_bound("192.0.2.9".parse().unwrap(), oif).await.unwrap().unwrap();
                 assert_eq!(found.gateway, gateway.parse().ok(), "{name}");
             }
         });

@@ -48,14 +48,14 @@ const BUFFER: usize = 32 * 1024;
 /// The addresses of a tracked connection, in the direction of its first packet and in that of the
 /// replies. With NAT, the one is not just the reverse of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tracked {
+pub struct TrackedConnection {
     /// Source and destination of the first packet, as received.
     pub original: (IpAddr, IpAddr),
     /// Source and destination of the replies, as received.
     pub reply: (IpAddr, IpAddr),
 }
 
-impl Tracked {
+impl TrackedConnection {
     /// Returns whether an address of the connection matches, before or after translation.
     #[must_use]
     pub fn involves(&self, is_one: impl Fn(IpAddr) -> bool) -> bool {
@@ -68,24 +68,26 @@ impl Tracked {
 ///
 /// # Errors
 /// When the kernel gives no socket, or refuses.
-pub fn delete_connections(is_over: impl Fn(&Tracked) -> bool) -> Result<u64, NetlinkError> {
+pub fn delete_connections(is_over: impl Fn(&TrackedConnection) -> bool) -> Result<u64, NetlinkError> {
     let mut deleted = 0;
     for _ in 0..PASSES {
         let mut found = Vec::new();
         let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
         let request = NetfilterMessage::new(header, ConntrackMessage::Get(Vec::new()));
         let what = "list the tracked connections";
-        let listed = Exchange::new(what)?.ask(request, NLM_F_DUMP, |message| {
+        let listed = NetfilterSocket::new(what)?.request(request, NLM_F_DUMP, |message| {
             if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner
-                && tracked(&attributes).is_some_and(|entry| is_over(&entry))
+                && parse_connection(&attributes).is_some_and(|entry| is_over(&entry))
             {
                 found.push((message.header.family, attributes));
             }
         });
         match listed {
             // There is no module for the subsystem, or it cannot be loaded.
-            Err(Refusal::Kernel(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT)) => return Ok(0),
-            other => other.map_err(|refusal| refusal.explain(what))?,
+            Err(RequestError::Kernel(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT)) => {
+                return Ok(0);
+            }
+            other => other.map_err(|error| error.explain(what))?,
         }
         if found.is_empty() {
             break;
@@ -97,7 +99,7 @@ pub fn delete_connections(is_over: impl Fn(&Tracked) -> bool) -> Result<u64, Net
 
 fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Result<u64, NetlinkError> {
     let what = "delete a tracked connection";
-    let mut exchange = Exchange::new(what)?;
+    let mut socket = NetfilterSocket::new(what)?;
     let mut deleted = 0;
     for (family, mut attributes) in entries {
         attributes.retain(|attribute| {
@@ -106,18 +108,18 @@ fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Resu
         });
         let request =
             NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Delete(attributes));
-        match exchange.ask(request, NLM_F_ACK, |_| {}) {
+        match socket.request(request, NLM_F_ACK, |_| {}) {
             Ok(()) => deleted += 1,
             // The entry expired meanwhile.
-            Err(Refusal::Kernel(Errno::ENOENT)) => {}
-            Err(refusal) => return Err(refusal.explain(what)),
+            Err(RequestError::Kernel(Errno::ENOENT)) => {}
+            Err(error) => return Err(error.explain(what)),
         }
     }
     Ok(deleted)
 }
 
 /// Returns the addresses of an entry, if it has all of them.
-fn tracked(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
+fn parse_connection(attributes: &[ConntrackAttribute]) -> Option<TrackedConnection> {
     let ends = |tuple: &[Tuple]| {
         let ip = tuple.iter().find_map(|part| if let Tuple::Ip(ip) = part { Some(ip) } else { None })?;
         let source =
@@ -134,7 +136,7 @@ fn tracked(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
         ConntrackAttribute::CtaTupleReply(tuple) => ends(tuple),
         _ => None,
     });
-    Some(Tracked { original: original?, reply: reply? })
+    Some(TrackedConnection { original: original?, reply: reply? })
 }
 
 /// Reads how many packets each named counter of the table `inet TABLE` has counted.
@@ -152,7 +154,7 @@ pub fn counters(table: &str) -> Result<Vec<(String, u64)>, NetlinkError> {
         ]),
     );
     let mut counters = Vec::new();
-    let listed = Exchange::new(what)?.ask(request, NLM_F_DUMP, |message| {
+    let listed = NetfilterSocket::new(what)?.request(request, NLM_F_DUMP, |message| {
         if let NetfilterMessageInner::NfTables(NfTablesMessage::NewObject(attributes)) = message.inner
             // A kernel that ignores the filter returns the counters of every table.
             && value(&attributes, OBJ_TABLE).is_some_and(|name| name == table)
@@ -160,7 +162,7 @@ pub fn counters(table: &str) -> Result<Vec<(String, u64)>, NetlinkError> {
             counters.extend(counter(&attributes));
         }
     });
-    listed.map_err(|refusal| refusal.explain(what))?;
+    listed.map_err(|error| error.explain(what))?;
     Ok(counters)
 }
 
@@ -184,17 +186,17 @@ fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
 }
 
 /// A netlink socket that carries one request after the other.
-struct Exchange(Socket);
+struct NetfilterSocket(Socket);
 
 /// The cause of a failed request, without its purpose.
-enum Refusal {
+enum RequestError {
     /// The kernel refused.
     Kernel(Errno),
     /// The socket failed, or the answer could not be parsed.
     Socket(String),
 }
 
-impl Refusal {
+impl RequestError {
     fn explain(self, what: &str) -> NetlinkError {
         let what = what.to_owned();
         match self {
@@ -205,7 +207,7 @@ impl Refusal {
     }
 }
 
-impl Exchange {
+impl NetfilterSocket {
     fn new(what: &str) -> Result<Self, NetlinkError> {
         let open = || -> io::Result<Socket> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
@@ -213,18 +215,18 @@ impl Exchange {
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
         };
-        let failed = |error: io::Error| Refusal::Socket(error.to_string()).explain(what);
+        let failed = |error: io::Error| RequestError::Socket(error.to_string()).explain(what);
         open().map(Self).map_err(failed)
     }
 
-    /// Sends one request, and passes each message of the answer to `take`.
-    fn ask(
+    /// Sends one request, and passes each message of the answer to `on_message`.
+    fn request(
         &mut self,
         request: NetfilterMessage,
         flags: u16,
-        mut take: impl FnMut(NetfilterMessage),
-    ) -> Result<(), Refusal> {
-        let failed = |error: io::Error| Refusal::Socket(error.to_string());
+        mut on_message: impl FnMut(NetfilterMessage),
+    ) -> Result<(), RequestError> {
+        let failed = |error: io::Error| RequestError::Socket(error.to_string());
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         let mut request = NetlinkMessage::new(header, NetlinkPayload::from(request));
@@ -242,18 +244,18 @@ impl Exchange {
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
                 let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
-                    .map_err(|error| Refusal::Socket(error.to_string()))?;
+                    .map_err(|error| RequestError::Socket(error.to_string()))?;
                 let length = message.buffer_len().next_multiple_of(4).max(16);
                 rest = rest.get(length..).unwrap_or_default();
                 match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => take(inner),
+                    NetlinkPayload::InnerMessage(inner) => on_message(inner),
                     NetlinkPayload::Done(done) if done.code < 0 => {
-                        return Err(Refusal::Kernel(Errno::from_raw(done.code.saturating_abs())));
+                        return Err(RequestError::Kernel(Errno::from_raw(done.code.saturating_abs())));
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                     NetlinkPayload::Error(error) => {
-                        return Err(Refusal::Kernel(Errno::from_raw(error.raw_code().saturating_abs())));
+                        return Err(RequestError::Kernel(Errno::from_raw(error.raw_code().saturating_abs())));
                     }
                     _ => {}
                 }
@@ -303,7 +305,7 @@ mod tests {
             // An ICMP error belongs to the entry of the connection that it is about.
             assert_eq!(all(), 503);
             let gone: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd01::1".parse().unwrap()];
-            let is_gone = |entry: &Tracked| entry.involves(|address| gone.contains(&address));
+            let is_gone = |entry: &TrackedConnection| entry.involves(|address| gone.contains(&address));
             assert_eq!(delete_connections(is_gone).unwrap(), 502);
             assert_eq!(all(), 1);
             assert_eq!(delete_connections(is_gone).unwrap(), 0);

@@ -38,7 +38,7 @@ pub enum RouteInterest {
 
 /// Adds the changes in the messages of one datagram to `changes`. A message that is cut short or of
 /// an unknown layout counts as a change of its kind.
-pub(super) fn read(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Changes) {
+pub(super) fn collect_changes(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Changes) {
     while let [l0, l1, l2, l3, k0, k1, ..] = *bytes {
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
         let body = bytes.get(HEADER_LEN..length).unwrap_or_default();
@@ -140,7 +140,7 @@ mod tests {
 
     fn told(interest: &RouteInterest, bytes: &[u8]) -> Changes {
         let mut changes = Changes::default();
-        read(bytes, interest, &mut changes);
+        collect_changes(bytes, interest, &mut changes);
         changes
     }
 
@@ -200,7 +200,7 @@ mod tests {
     fn messages_that_lie_about_their_length_come_to_an_end() {
         let mut changes = Changes::default();
         for bytes in [&[0, 0, 0, 0, 16, 0][..], &[255, 255, 255, 255, 16, 0], &[0; 64], &[16, 0, 0], &[]] {
-            read(bytes, &interest(), &mut changes);
+            collect_changes(bytes, &interest(), &mut changes);
         }
         assert_eq!(changes, Changes { links: true, ..Changes::default() });
     }

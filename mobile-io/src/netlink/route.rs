@@ -85,7 +85,7 @@ impl Route {
     }
 
     /// The kernel has room for one of them in a table.
-    fn same_place(&self, other: &Self) -> bool {
+    fn same_key(&self, other: &Self) -> bool {
         (self.table, self.dst, self.metric) == (other.table, other.dst, other.metric)
     }
 }
@@ -110,7 +110,7 @@ impl Netlink {
         family: Family,
         oif: u32,
     ) -> Result<Vec<Route>, NetlinkError> {
-        let mut routes = self.0.lock().await.some_routes(table, family, Some(oif)).await?;
+        let mut routes = self.0.lock().await.dump_routes(table, family, Some(oif)).await?;
         routes.retain(|route| matches!(route.kind, RouteKind::Unicast { oif: over, .. } if over == oif));
         Ok(routes)
     }
@@ -132,7 +132,7 @@ impl Netlink {
         let route = route.normalised();
         let mut channel = self.0.lock().await;
         let mut there = channel.routes(route.table, route.family()).await?;
-        there.retain(|other| other.same_place(&route));
+        there.retain(|other| other.same_key(&route));
         if there == [route] {
             return Ok(false);
         }
@@ -153,7 +153,7 @@ impl Netlink {
         let mut channel = self.0.lock().await;
         // The kernel takes a request to delete for a pattern, and would find a route of another kind or metric.
         let there = channel.routes(route.table, route.family()).await?;
-        if !there.iter().any(|other| other.same_place(&route) && other.kind == route.kind) {
+        if !there.iter().any(|other| other.same_key(&route) && other.kind == route.kind) {
             return Ok(false);
         }
         channel.del_route(&route).await
@@ -162,10 +162,10 @@ impl Netlink {
 
 impl Channel {
     pub(super) async fn routes(&mut self, table: u32, family: Family) -> Result<Vec<Route>, NetlinkError> {
-        self.some_routes(table, family, None).await
+        self.dump_routes(table, family, None).await
     }
 
-    async fn some_routes(
+    async fn dump_routes(
         &mut self,
         table: u32,
         family: Family,

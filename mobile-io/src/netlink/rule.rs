@@ -59,7 +59,7 @@ impl Netlink {
     pub async fn ensure_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
         let mut there = false;
-        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.is(rule)) {
+        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.matches(rule)) {
             if known.protocol == RouteProtocol::Kernel && !there {
                 there = true;
             } else {
@@ -80,7 +80,7 @@ impl Netlink {
     pub async fn del_rule(&self, rule: &Rule) -> Result<bool, NetlinkError> {
         let mut channel = self.0.lock().await;
         let mut found = false;
-        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.is(rule)) {
+        for known in channel.rules(rule.family).await?.into_iter().filter(|known| known.matches(rule)) {
             found |= channel.del_rule(&known).await?;
         }
         Ok(found)
@@ -88,7 +88,7 @@ impl Netlink {
 }
 
 /// A rule as the kernel tells it.
-struct Known {
+struct KernelRule {
     rule: Rule,
     protocol: RouteProtocol,
     /// A [`Rule`] says all of it.
@@ -97,14 +97,14 @@ struct Known {
 }
 
 impl Channel {
-    async fn rules(&mut self, family: Family) -> Result<Vec<Known>, NetlinkError> {
+    async fn rules(&mut self, family: Family) -> Result<Vec<KernelRule>, NetlinkError> {
         let mut message = RuleMessage::default();
         message.header.family = family.raw();
         let answer = self.dump(RouteNetlinkMessage::GetRule(message)).await;
         match answer.explain(Some(family), || format!("list the {family} rules")) {
             Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
             answer => {
-                let rules = answer?.into_iter().filter_map(Known::from_message);
+                let rules = answer?.into_iter().filter_map(KernelRule::from_message);
                 // A kernel without IPv6 answers with the rules it does have.
                 Ok(rules.filter(|known| known.rule.family == family).collect())
             }
@@ -117,7 +117,7 @@ impl Channel {
     }
 
     /// Asks for exactly what the kernel told: it takes the request for a pattern, and less of it would find others'.
-    async fn del_rule(&mut self, known: &Known) -> Result<bool, NetlinkError> {
+    async fn del_rule(&mut self, known: &KernelRule) -> Result<bool, NetlinkError> {
         match self.change(RouteNetlinkMessage::DelRule(known.message.clone()), 0).await {
             Err(failure) if failure.is(Errno::ENOENT) => Ok(false),
             outcome => {
@@ -151,8 +151,8 @@ impl Rule {
     }
 }
 
-impl Known {
-    fn is(&self, rule: &Rule) -> bool {
+impl KernelRule {
+    fn matches(&self, rule: &Rule) -> bool {
         let from = rule.from.filter(|from| from.prefix_len() > 0).map(|from| from.trunc());
         self.exact && self.rule == Rule { from, ..*rule }
     }

@@ -4,7 +4,7 @@ use super::{Address, Link, Netlink, NetlinkError};
 
 /// Devices and addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct InterfaceSnapshot {
     /// Every device.
     pub links: Vec<Link>,
     /// Every address.
@@ -17,8 +17,8 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn snapshot(&self) -> Result<Snapshot, NetlinkError> {
+    pub async fn snapshot(&self) -> Result<InterfaceSnapshot, NetlinkError> {
         let mut channel = self.0.lock().await;
-        Ok(Snapshot { links: channel.links().await?, addresses: channel.addresses(None).await? })
+        Ok(InterfaceSnapshot { links: channel.links().await?, addresses: channel.addresses(None).await? })
     }
 }

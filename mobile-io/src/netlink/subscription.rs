@@ -22,7 +22,7 @@ pub(super) struct Subscription {
 }
 
 /// What came.
-pub(super) enum Heard<'a> {
+pub(super) enum Notification<'a> {
     /// One datagram with messages of the kernel; none in it when it is not for us.
     Messages(&'a [u8]),
     /// The socket overran: notifications are lost, nobody knows which.
@@ -50,7 +50,7 @@ impl Subscription {
     }
 
     /// The next datagram. A future dropped before it is ready has taken nothing.
-    pub(super) async fn next(&mut self) -> io::Result<Heard<'_>> {
+    pub(super) async fn next(&mut self) -> io::Result<Notification<'_>> {
         let outcome = loop {
             let mut guard = self.socket.ready(READY).await?;
             self.buffer.clear();
@@ -60,10 +60,10 @@ impl Subscription {
         };
         match outcome {
             // Anybody may send to a netlink socket; port 0 is the kernel.
-            Ok((_, from)) if from.port_number() != 0 => Ok(Heard::Messages(&[])),
-            Ok(_) => Ok(Heard::Messages(&self.buffer)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Heard::Messages(&[])),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(Heard::Overrun),
+            Ok((_, from)) if from.port_number() != 0 => Ok(Notification::Messages(&[])),
+            Ok(_) => Ok(Notification::Messages(&self.buffer)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Notification::Messages(&[])),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(Notification::Overrun),
             Err(error) => Err(error),
         }
     }

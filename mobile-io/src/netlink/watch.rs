@@ -5,8 +5,8 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use tokio::task::coop::consume_budget;
 
 use super::NetlinkError;
-use super::notification::{RouteInterest, read};
-use super::subscription::{Heard, Subscription};
+use super::notification::{RouteInterest, collect_changes};
+use super::subscription::{Notification, Subscription};
 
 /// The groups, as bits (`RTMGRP_…`): links, addresses and routes of both families, rules of IPv4.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400;
@@ -55,7 +55,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the kernel gives no socket.
-    pub fn of_routes(interest: RouteInterest) -> Result<Self, NetlinkError> {
+    pub fn with_interest(interest: RouteInterest) -> Result<Self, NetlinkError> {
         Ok(Self { interest, ..Self::new()? })
     }
 
@@ -90,8 +90,8 @@ impl Watch {
     async fn next(&mut self, changes: &mut Changes) -> Result<(), NetlinkError> {
         let Self { subscription, interest } = self;
         match subscription.next().await {
-            Ok(Heard::Messages(bytes)) => read(bytes, interest, changes),
-            Ok(Heard::Overrun) => *changes = Changes::ALL,
+            Ok(Notification::Messages(bytes)) => collect_changes(bytes, interest, changes),
+            Ok(Notification::Overrun) => *changes = Changes::ALL,
             Err(error) => {
                 let what = "wait for a change".to_owned();
                 return Err(NetlinkError::Socket { what, message: error.to_string() });
@@ -213,7 +213,7 @@ mod tests {
         with_a_quiet_pair(async {
             let covering = vec!["198.51.100.2".parse().unwrap()];
             let mut watch =
-                Watch::of_routes(RouteInterest::Only { tables: vec![7700], covering: covering.clone() })
+                Watch::with_interest(RouteInterest::Only { tables: vec![7700], covering: covering.clone() })
                     .unwrap();
             settle(&mut watch).await;
             let none = Changes::default();

@@ -20,7 +20,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
 async fn meet(
     client: Arc<ClientConfig>,
     server: RelayConfig,
-) -> (Result<TlsStream, Cause>, Result<(TlsStream, PublicKey), Cause>) {
+) -> (Result<TlsStream, HandshakeFailure>, Result<(TlsStream, PublicKey), HandshakeFailure>) {
     let (near, far) = sockets().await;
     tokio::join!(connect(&client, near, SOON), accept(&server, far, SOON))
 }
@@ -59,9 +59,9 @@ async fn an_unauthorised_client_is_told_so() {
     // In TLS 1.3 the client's handshake completes before the server judges its key.
     let refusal = match client {
         Err(cause) => cause,
-        Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
+        Ok(mut stream) => classify(&stream.read(&mut [0; 1]).await.unwrap_err()),
     };
-    assert_eq!(refusal, Cause::Refused);
+    assert_eq!(refusal, HandshakeFailure::Refused);
     assert!(refusal.to_string().contains("`home-relay authorize NAME KEY`"));
 }
 
@@ -88,14 +88,14 @@ async fn a_key_that_is_not_proved_is_not_looked_up_and_nothing_is_told_of_it() {
         };
         let server = server_config(&key(1), Arc::new(authorise));
         let (client, accepted) = meet(unproved_config(offered, &key(4), key(1).public()), server).await;
-        assert!(matches!(accepted, Err(Cause::Protocol(_))), "{accepted:?}");
+        assert!(matches!(accepted, Err(HandshakeFailure::Protocol(_))), "{accepted:?}");
         told.push(match client {
             Err(cause) => cause,
-            Ok(mut stream) => explain(&stream.read(&mut [0; 1]).await.unwrap_err()),
+            Ok(mut stream) => classify(&stream.read(&mut [0; 1]).await.unwrap_err()),
         });
         assert_eq!(asked.load(Ordering::Relaxed), 0, "the list of clients was asked");
     }
-    assert_ne!(told[0], Cause::Refused);
+    assert_ne!(told[0], HandshakeFailure::Refused);
     assert_eq!(told[0], told[1], "a client's key is told from a stranger's");
 }
 
@@ -112,7 +112,7 @@ async fn a_key_nobody_knows_may_enrol_and_do_nothing_else() {
     let (_, accepted) = meet(Arc::new(both), server.clone()).await;
     assert!(is_enrolment(&accepted.unwrap().0));
     let (client, accepted) = meet(enrolment_config(&key(2), key(9).public()), server).await;
-    assert!(matches!(client, Err(Cause::WrongRelayKey { .. })) && accepted.is_err());
+    assert!(matches!(client, Err(HandshakeFailure::WrongRelayKey { .. })) && accepted.is_err());
 }
 
 #[tokio::test]
@@ -120,10 +120,13 @@ async fn a_wrong_relay_key_is_named_with_the_right_one() {
     let (client, server) =
         meet(client_config(&key(2), key(9).public()), server_config(&key(1), Arc::new(|_| true))).await;
     let cause = client.unwrap_err();
-    assert_eq!(cause, Cause::WrongRelayKey { expected: key(9).public(), offered: key(1).public() });
+    assert_eq!(
+        cause,
+        HandshakeFailure::WrongRelayKey { expected: key(9).public(), offered: key(1).public() }
+    );
     let text = cause.to_string();
     assert!(text.contains(&key(9).public().to_string()) && text.contains(&key(1).public().to_string()));
-    assert!(matches!(server, Err(Cause::Protocol(_))), "{server:?}");
+    assert!(matches!(server, Err(HandshakeFailure::Protocol(_))), "{server:?}");
 }
 
 #[tokio::test]
@@ -132,19 +135,19 @@ async fn a_client_without_a_key_or_without_our_protocol_is_no_client() {
     let mut other = (*client_config(&key(2), key(1).public())).clone();
     other.alpn_protocols = vec![b"http/1.1".to_vec()];
     let (_, refused) = meet(Arc::new(other.clone()), server.clone()).await;
-    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
     other.alpn_protocols.clear();
     let (_, refused) = meet(Arc::new(other), server.clone()).await;
-    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
     let provider = provider();
     let anonymous = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(OneRelay::new(key(1).public(), &provider)))
+        .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(key(1).public(), &provider)))
         .with_no_client_auth();
     let (_, refused) = meet(Arc::new(anonymous), server).await;
-    assert!(matches!(refused, Err(Cause::Protocol(_))), "{refused:?}");
+    assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");
 }
 
 /// Tests that a stranger's ClientHello of 64 KiB, which rustls would buffer, is cut off.
@@ -166,7 +169,7 @@ async fn a_handshake_that_is_too_long_is_not_read_to_its_end() {
         let _ = near.read(&mut [0; 1]).await;
     });
     let refused = accept(&server, far, SOON).await.map(|(_, key)| key);
-    assert_eq!(refused, Err(Cause::Oversized));
+    assert_eq!(refused, Err(HandshakeFailure::Oversized));
     stranger.await.unwrap();
 }
 
@@ -213,8 +216,8 @@ async fn a_network_error_is_told_from_a_refusal() {
     drop(far);
     let config = client_config(&key(2), key(1).public());
     let cause = connect(&config, near, SOON).await.unwrap_err();
-    assert!(matches!(cause, Cause::Network(_)), "{cause:?}");
+    assert!(matches!(cause, HandshakeFailure::Network(_)), "{cause:?}");
     let (near, _silent) = sockets().await;
     let cause = connect(&config, near, Duration::from_millis(20)).await.unwrap_err();
-    assert!(matches!(&cause, Cause::Network(text) if text.contains("20ms")), "{cause:?}");
+    assert!(matches!(&cause, HandshakeFailure::Network(text) if text.contains("20ms")), "{cause:?}");
 }

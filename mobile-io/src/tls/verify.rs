@@ -24,18 +24,18 @@ pub(super) struct WrongRelayKey {
 
 /// Accepts one relay.
 #[derive(Debug)]
-pub(super) struct OneRelay {
+pub(super) struct PinnedRelayVerifier {
     expected: PublicKey,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl OneRelay {
+impl PinnedRelayVerifier {
     pub(super) fn new(expected: PublicKey, provider: &CryptoProvider) -> Self {
         Self { expected, algorithms: provider.signature_verification_algorithms }
     }
 }
 
-impl ServerCertVerifier for OneRelay {
+impl ServerCertVerifier for PinnedRelayVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -86,24 +86,24 @@ impl ServerCertVerifier for OneRelay {
 /// takes or the relay's log whether that key is a client's. So every well-formed key passes
 /// `verify_client_cert`, and the list of clients is read only after the signature over this very
 /// handshake (RFC 8446, 4.4.3) was verified.
-pub(super) struct OurClients {
+pub(super) struct ClientKeyVerifier {
     authorise: Authorise,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl OurClients {
+impl ClientKeyVerifier {
     pub(super) fn new(authorise: Authorise, provider: &CryptoProvider) -> Self {
         Self { authorise, algorithms: provider.signature_verification_algorithms }
     }
 }
 
-impl fmt::Debug for OurClients {
+impl fmt::Debug for ClientKeyVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OurClients")
+        f.write_str("ClientKeyVerifier")
     }
 }
 
-impl ClientCertVerifier for OurClients {
+impl ClientCertVerifier for ClientKeyVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

@@ -52,7 +52,8 @@ fn page() -> String {
         ));
         for Metric { name, kind, labels, help } in metrics {
             let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
-            let cells = [format!("`{name}`"), kind.word().to_owned(), labels.join(", "), (*help).to_owned()];
+            let cells =
+                [format!("`{name}`"), kind.as_str().to_owned(), labels.join(", "), (*help).to_owned()];
             let cells = cells.map(|cell| if cell.is_empty() { " ".to_owned() } else { format!(" {cell} ") });
             text.push_str(&format!("|{}|\n", cells.join("|")));
         }
@@ -62,7 +63,7 @@ fn page() -> String {
 
 #[cfg(test)]
 mod tests {
-    use mobile_io::metrics::Kind;
+    use mobile_io::metrics::MetricKind;
 
     use super::*;
 
@@ -77,7 +78,7 @@ mod tests {
         let mut names: Vec<&str> = all().map(|metric| metric.name).collect();
         for Metric { name, kind, help, .. } in all() {
             assert!(name.starts_with("mobile_") || name.starts_with("homerelay_"), "{name}");
-            assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
+            assert_eq!(name.ends_with("_total"), kind == MetricKind::Counter, "{name}");
             // It stands in a cell of a table, and in one line of a scrape.
             assert!(help.ends_with('.') && !help.contains(['|', '\n']), "{name}: {help}");
         }

@@ -379,13 +379,13 @@ async fn a_prober_learns_nothing_of_a_key_it_does_not_hold_and_leaves_no_trace()
         let refused = match tls::connect(&unproved(&relay, offered), tcp, PATIENCE).await {
             Ok(mut stream) => soon(stream.read(&mut [0; 1]))
                 .await
-                .map_or_else(|error| tls::explain(&error), |_| panic!("let in")),
+                .map_or_else(|error| tls::classify(&error), |_| panic!("let in")),
             Err(cause) => cause,
         };
         told.push(refused);
     }
     assert_eq!(told[0], told[1]);
-    assert_ne!(told[0], tls::Cause::Refused);
+    assert_ne!(told[0], tls::HandshakeFailure::Refused);
     eventually(async || relay.metrics.handshakes(Handshake::Tls) == 2).await;
     assert_eq!(relay.metrics.handshakes(Handshake::Unauthorized), 0);
     assert_eq!(lines(&log, "refused"), 0, "{}", String::from_utf8_lossy(&log.0.lock().unwrap()));
@@ -394,7 +394,7 @@ async fn a_prober_learns_nothing_of_a_key_it_does_not_hold_and_leaves_no_trace()
     let known_to_nobody = PrivateKey::generate().unwrap();
     let mut stream = relay.tls(&known_to_nobody).await.unwrap();
     let refused = soon(stream.read(&mut [0; 1])).await.unwrap_err();
-    assert_eq!(tls::explain(&refused), tls::Cause::Refused);
+    assert_eq!(tls::classify(&refused), tls::HandshakeFailure::Refused);
     eventually(async || relay.metrics.handshakes(Handshake::Unauthorized) == 1).await;
     assert_eq!(lines(&log, "connection refused: the client's key is not authorised"), 1);
 }

@@ -55,8 +55,8 @@ fn rule(priority: u32, table: Option<u32>) -> ListedRule {
         fwmark: None,
         from: None,
         inverted: false,
-        narrowed: false,
-        suppressed: false,
+        has_other_selectors: false,
+        suppresses_default_route: false,
     }
 }
 
@@ -210,8 +210,9 @@ fn a_rule_in_the_way_is_told_with_the_priority_that_helps() {
     let facts = with_links(|links| links.rules.insert(1, full_tunnel(4899)));
     assert_fault(&facts, Level::Fail, "rules", "`4899: not from all fwmark 0xca6c lookup 51820`");
     assert_fault(&facts, Level::Fail, "rules", "rule_priority below 4899");
-    let facts =
-        with_links(|links| links.rules.insert(1, ListedRule { suppressed: true, ..rule(7, Some(254)) }));
+    let facts = with_links(|links| {
+        links.rules.insert(1, ListedRule { suppresses_default_route: true, ..rule(7, Some(254)) })
+    });
     assert_fault(&facts, Level::Warn, "rules", "directly");
     // Behind ours it takes nothing of ours.
     assert_eq!(faults(&with_links(|links| links.rules.push(full_tunnel(5000)))), []);
@@ -271,7 +272,7 @@ fn one_uplink_that_reaches_the_relay_is_enough_but_a_refused_key_is_not() {
     assert_fault(&reached([Ok(WORKS), Err(blocked())]), Level::Warn, "relay over wlan0", "no answer");
     let both = faults(&reached([Err(blocked()), Err(blocked())]));
     assert_eq!(both.iter().filter(|(level, ..)| *level == Level::Fail).count(), 2, "{both:?}");
-    let refused = Failure::tls(&mobile_io::tls::Cause::Refused, &key(2));
+    let refused = Failure::tls(&mobile_io::tls::HandshakeFailure::Refused, &key(2));
     assert_fault(&reached([Ok(WORKS), Err(refused)]), Level::Fail, "relay over wlan0", "authorize");
 }
 

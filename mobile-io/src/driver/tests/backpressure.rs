@@ -33,7 +33,7 @@ async fn no_path_is_read_while_events_wait() {
         switches += 1;
         assert!(switches <= 1000, "the relay's driver goes on reading");
     };
-    assert_eq!(pair.relay.events.len(), outlet::CAPACITY);
+    assert_eq!(pair.relay.events.len(), event_queue::CAPACITY);
     pair.client.memory.fill(0, 10);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(pair.relay.memory.received.load(SeqCst), 0);

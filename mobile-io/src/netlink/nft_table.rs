@@ -9,7 +9,7 @@ use nix::libc::NLMSG_ERROR;
 use tokio::task::coop::consume_budget;
 
 use super::NetlinkError;
-use super::subscription::{Heard, Subscription};
+use super::subscription::{Notification, Subscription};
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
@@ -128,8 +128,10 @@ impl TableWatch {
             let ours = match heard {
                 // Every message but the last of a transaction names its table. To look for the name anywhere is
                 // enough: what is found by chance costs one look.
-                Heard::Messages(bytes) => bytes.windows(self.name.len()).any(|window| window == self.name),
-                Heard::Overrun => true,
+                Notification::Messages(bytes) => {
+                    bytes.windows(self.name.len()).any(|window| window == self.name)
+                }
+                Notification::Overrun => true,
             };
             if ours {
                 return Ok(());

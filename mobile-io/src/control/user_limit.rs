@@ -6,19 +6,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Counts the open connections of each user, and refuses one too many, so that no user takes the
 /// places or descriptors of others.
 #[derive(Debug, Clone)]
-pub struct UserSlots {
+pub struct UserConnectionLimit {
     open: Arc<Mutex<HashMap<u32, usize>>>,
     per_user: usize,
 }
 
 /// The place of one connection among its user's; freed when dropped.
 #[derive(Debug)]
-pub struct UserSlot {
+pub struct ConnectionPermit {
     uid: u32,
     open: Arc<Mutex<HashMap<u32, usize>>>,
 }
 
-impl UserSlots {
+impl UserConnectionLimit {
     /// Allows each user `per_user` connections at a time.
     #[must_use]
     pub fn new(per_user: usize) -> Self {
@@ -28,17 +28,17 @@ impl UserSlots {
     /// Takes a place for a connection of the user `uid`; returns `None` when all of that user's are
     /// taken.
     #[must_use]
-    pub fn take(&self, uid: u32) -> Option<UserSlot> {
+    pub fn take(&self, uid: u32) -> Option<ConnectionPermit> {
         let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = users.entry(uid).or_default();
         (*count < self.per_user).then(|| {
             *count += 1;
-            UserSlot { uid, open: Arc::clone(&self.open) }
+            ConnectionPermit { uid, open: Arc::clone(&self.open) }
         })
     }
 }
 
-impl Drop for UserSlot {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = users.get_mut(&self.uid) {
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn one_user_cannot_take_the_places_of_others() {
-        let slots = UserSlots::new(32);
+        let slots = UserConnectionLimit::new(32);
         let mut taken: Vec<_> = (0..32).map(|_| slots.take(1000).unwrap()).collect();
         assert!(slots.take(1000).is_none());
         assert!(slots.take(0).is_some());

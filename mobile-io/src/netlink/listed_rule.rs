@@ -1,4 +1,4 @@
-//! The rules of everybody, as far as it takes to know which of them come between a mark and its table.
+//! The rules of everybody, as far as it matches to know which of them come between a mark and its table.
 
 use std::fmt;
 
@@ -25,9 +25,9 @@ pub struct ListedRule {
     /// It is for the packets that do *not* fit.
     pub inverted: bool,
     /// It asks for more than is told here: a device, a user, a port…
-    pub narrowed: bool,
-    /// It takes no default route from its table.
-    pub suppressed: bool,
+    pub has_other_selectors: bool,
+    /// It matches no default route from its table.
+    pub suppresses_default_route: bool,
 }
 
 impl Netlink {
@@ -63,10 +63,10 @@ impl Channel {
 }
 
 impl ListedRule {
-    /// Whether it takes every packet that has `mark` in the bits of `mask`, whatever its other bits are.
+    /// Whether it matches every packet that has `mark` in the bits of `mask`, whatever its other bits are.
     #[must_use]
-    pub fn takes(&self, mark: u32, mask: u32) -> bool {
-        if self.narrowed || self.from.is_some() {
+    pub fn matches_mark(&self, mark: u32, mask: u32) -> bool {
+        if self.has_other_selectors || self.from.is_some() {
             return false;
         }
         match (self.fwmark, self.inverted) {
@@ -79,7 +79,7 @@ impl ListedRule {
 
     /// Whether one packet may carry both this rule's mark and `mark` in the bits of `mask`, which shares bits with it.
     #[must_use]
-    pub fn collides(&self, mark: u32, mask: u32) -> bool {
+    pub fn conflicts_with_mark(&self, mark: u32, mask: u32) -> bool {
         self.fwmark.is_some_and(|(value, theirs)| {
             !self.inverted && theirs & mask != 0 && (mark ^ value) & theirs & mask == 0
         })
@@ -96,10 +96,10 @@ impl ListedRule {
             from: None,
             inverted: header.flags.contains(RuleFlags::Invert),
             // A rule that only jumps to another decides nothing itself.
-            narrowed: header.dst_len != 0
+            has_other_selectors: header.dst_len != 0
                 || header.tos != 0
                 || matches!(header.action, RuleAction::Goto | RuleAction::Nop),
-            suppressed: false,
+            suppresses_default_route: false,
         };
         let (mut mark, mut mask) = (None, None);
         for attribute in &message.attributes {
@@ -111,8 +111,8 @@ impl ListedRule {
                 RuleAttribute::Source(address) => rule.from = IpNet::new(*address, header.src_len).ok(),
                 // "Suppress nothing": told of every rule.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Protocol(_) => {}
-                RuleAttribute::SuppressPrefixLen(_) => rule.suppressed = true,
-                _ => rule.narrowed = true,
+                RuleAttribute::SuppressPrefixLen(_) => rule.suppresses_default_route = true,
+                _ => rule.has_other_selectors = true,
             }
         }
         if mark.is_some() || mask.is_some() {
@@ -141,7 +141,7 @@ impl fmt::Display for ListedRule {
             Some((mark, mask)) => write!(f, " fwmark {mark:#x}/{mask:#x}")?,
             None => {}
         }
-        if self.narrowed {
+        if self.has_other_selectors {
             f.write_str(" and more")?;
         }
         match self.table {
@@ -151,7 +151,7 @@ impl fmt::Display for ListedRule {
             Some(table) => write!(f, " lookup {table}")?,
             None => f.write_str(" to no table")?,
         }
-        if self.suppressed { f.write_str(" except default routes") } else { Ok(()) }
+        if self.suppresses_default_route { f.write_str(" except default routes") } else { Ok(()) }
     }
 }
 
@@ -171,14 +171,14 @@ mod tests {
             fwmark,
             from: None,
             inverted,
-            narrowed: false,
-            suppressed: false,
+            has_other_selectors: false,
+            suppresses_default_route: false,
         }
     }
 
     #[test]
     fn a_rule_takes_what_it_surely_matches() {
-        for (fwmark, inverted, takes) in [
+        for (fwmark, inverted, matches) in [
             (None, false, true),
             (None, true, false),
             // wg-quick.
@@ -192,21 +192,21 @@ mod tests {
             (Some((MARK, u32::MAX)), false, false),
             (Some((0x1, 0xff)), true, false),
         ] {
-            assert_eq!(rule(fwmark, inverted).takes(MARK, MASK), takes, "{fwmark:x?} {inverted}");
+            assert_eq!(rule(fwmark, inverted).matches_mark(MARK, MASK), matches, "{fwmark:x?} {inverted}");
         }
-        assert!(!ListedRule { narrowed: true, ..rule(None, false) }.takes(MARK, MASK));
+        assert!(!ListedRule { has_other_selectors: true, ..rule(None, false) }.matches_mark(MARK, MASK));
     }
 
     #[test]
     fn marks_collide_when_one_packet_can_have_both() {
-        for (fwmark, collides) in [
+        for (fwmark, conflicts) in [
             ((MARK, u32::MAX), true),
             ((0x0d00_0001, 0x0f00_00ff), true),
             ((0xca6c, u32::MAX), false),
             ((0x1, 0xff), false),
         ] {
-            assert_eq!(rule(Some(fwmark), false).collides(MARK, MASK), collides, "{fwmark:x?}");
-            assert!(!rule(Some(fwmark), true).collides(MARK, MASK));
+            assert_eq!(rule(Some(fwmark), false).conflicts_with_mark(MARK, MASK), conflicts, "{fwmark:x?}");
+            assert!(!rule(Some(fwmark), true).conflicts_with_mark(MARK, MASK));
         }
     }
 

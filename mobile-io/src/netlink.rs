@@ -5,15 +5,15 @@
 mod address;
 mod channel;
 mod link;
-mod listing;
+mod listed_rule;
 mod lookup;
 pub mod netfilter;
+mod nft_table;
 mod notification;
 mod route;
 mod rule;
 mod snapshot;
 mod subscription;
-mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 mod watch;
@@ -29,13 +29,13 @@ use tokio::sync::Mutex;
 
 pub use address::Address;
 pub use link::Link;
-pub use listing::ListedRule;
-pub use lookup::{Reach, Way};
+pub use listed_rule::ListedRule;
+pub use lookup::{BoundRoute, RouteLookup};
+pub use nft_table::{TableWatch, table_exists};
 pub use notification::RouteInterest;
 pub use route::{Route, RouteKind};
 pub use rule::Rule;
-pub use snapshot::Snapshot;
-pub use table::{TableWatch, table_exists};
+pub use snapshot::InterfaceSnapshot;
 pub use watch::{Changes, Watch};
 
 use self::channel::{Channel, Explain};

@@ -11,21 +11,21 @@ thread_local! {
 
 /// What one session writes to its device.
 #[derive(Debug)]
-pub struct Joining {
-    joins: bool,
+pub struct CoalescingWriter {
+    coalesces: bool,
     joiner: Option<SegmentCoalescer>,
 }
 
-impl Joining {
-    /// Joins datagrams if `joins`, which [`Tun::joins`](crate::tun::Tun::joins) says.
+impl CoalescingWriter {
+    /// Joins datagrams if `coalesces`, which [`Tun::coalesces`](crate::tun::Tun::coalesces_datagrams) says.
     #[must_use]
-    pub fn new(joins: bool) -> Self {
-        Self { joins, joiner: None }
+    pub fn new(coalesces: bool) -> Self {
+        Self { coalesces, joiner: None }
     }
 
     /// Hands a packet on, or keeps it for a while. `write` is told what each was made of.
     pub fn send(&mut self, packet: Packet<'_>, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
-        if !self.joins {
+        if !self.coalesces {
             return write(packet, CoalescedSegment::single(packet));
         }
         let joiner = self.joiner.get_or_insert_with(|| SPARE.take().unwrap_or_default());

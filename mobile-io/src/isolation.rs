@@ -6,17 +6,17 @@ use std::thread;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::modes::Offloading;
 use crate::tun::Tun;
+use crate::tunnel_options::Offloading;
 
 /// What the trial device is called; nobody else sees it.
-const DEVICE: &str = "mobile-check";
+const TRIAL_DEVICE: &str = "mobile-check";
 
 /// Does `work` in a network namespace without devices and with mounts of its own. Wants root.
 ///
 /// # Errors
 /// When the namespaces cannot be made.
-pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+pub fn run_isolated<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let thread = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
         // What is mounted in here (a BPF file system, where there is none) is seen in here only.
@@ -32,11 +32,11 @@ pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io
 /// # Errors
 /// Why none can be opened, in words.
 pub fn try_tun() -> Result<(), String> {
-    apart(|| {
+    run_isolated(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| error.to_string())?;
         let _entered = runtime.enter();
-        Tun::open(DEVICE, false, Offloading::Auto).map(drop).map_err(|error| error.to_string())
+        Tun::open(TRIAL_DEVICE, false, Offloading::Auto).map(drop).map_err(|error| error.to_string())
     })
     .map_err(|error| format!("cannot make namespaces to try in: {error}"))?
 }
@@ -48,8 +48,8 @@ mod tests {
     #[test]
     fn a_trial_device_is_opened_and_nobody_sees_it() {
         try_tun().unwrap();
-        assert!(nix::net::if_::if_nametoindex(DEVICE).is_err());
+        assert!(nix::net::if_::if_nametoindex(TRIAL_DEVICE).is_err());
         let namespace = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-        assert_ne!(apart(namespace).unwrap(), namespace());
+        assert_ne!(run_isolated(namespace).unwrap(), namespace());
     }
 }

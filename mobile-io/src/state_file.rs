@@ -16,7 +16,7 @@ const ATTEMPTS: u32 = 5;
 
 /// The record of the daemon of one configuration file in one network namespace.
 #[derive(Debug, Clone)]
-pub struct Record {
+pub struct StateFile {
     path: PathBuf,
     config: PathBuf,
 }
@@ -24,13 +24,13 @@ pub struct Record {
 /// The content of the file. Keys that a later version adds are ignored.
 #[derive(Serialize, Deserialize)]
 struct Content<T> {
-    /// The path of the configuration file, for people who read the record.
+    /// The path of the configuration file, for people who read the state.
     config: PathBuf,
-    /// Every set of objects that was made and not removed since.
+    /// Every set of objects that was objects_in_use and not removed since.
     objects: Vec<T>,
 }
 
-impl Record {
+impl StateFile {
     /// Returns the record in `dir` of the daemon that `config` configures.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl Record {
         Ok(Self { path: dir.join(format!("objects-{}-{hash}.json", netns::id()?)), config })
     }
 
-    /// Returns every set of objects on record; none without a record.
+    /// Returns every set of objects on record; none without a state.
     ///
     /// # Errors
     /// When there is a record that cannot be read.
@@ -57,25 +57,25 @@ impl Record {
         Ok(content.objects)
     }
 
-    /// Adds a set of objects that is about to be made, unless it is on record. Returns whether it
+    /// Adds a set of objects that is about to be objects_in_use, unless it is on state. Returns whether it
     /// was added.
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn add<T: Serialize + DeserializeOwned + PartialEq>(&self, made: T) -> io::Result<bool> {
+    pub fn add<T: Serialize + DeserializeOwned + PartialEq>(&self, objects_in_use: T) -> io::Result<bool> {
         // `cleanup` could not use an unreadable record either, so replace it.
         let mut objects: Vec<T> = self.read().unwrap_or_default();
-        if objects.contains(&made) {
+        if objects.contains(&objects_in_use) {
             return Ok(false);
         }
-        objects.push(made);
+        objects.push(objects_in_use);
         let text = serde_json::to_vec_pretty(&Content { config: self.config.clone(), objects })?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
         // Renamed into place, so that the record is complete whenever the daemon is killed.
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let write = || {
             fs::create_dir_all(dir)?;
-            // Left by a daemon that was killed, or made by the directory's owner.
+            // Left by a daemon that was killed, or objects_in_use by the directory's owner.
             let _ = fs::remove_file(&new);
             let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
             file.write_all(&text)?;
@@ -121,28 +121,28 @@ mod tests {
     fn a_record_holds_each_set_once_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let record = Record::new(&run, &dir.path().join("agent.toml")).unwrap();
-        assert!(record.read::<String>().unwrap().is_empty());
-        record.remove().unwrap();
-        assert!(record.add("mobile0".to_owned()).unwrap());
-        assert!(!record.add("mobile0".to_owned()).unwrap());
-        assert!(record.add("mobile1".to_owned()).unwrap());
-        assert_eq!(record.read::<String>().unwrap(), ["mobile0", "mobile1"]);
+        let state = StateFile::new(&run, &dir.path().join("agent.toml")).unwrap();
+        assert!(state.read::<String>().unwrap().is_empty());
+        state.remove().unwrap();
+        assert!(state.add("mobile0".to_owned()).unwrap());
+        assert!(!state.add("mobile0".to_owned()).unwrap());
+        assert!(state.add("mobile1".to_owned()).unwrap());
+        assert_eq!(state.read::<String>().unwrap(), ["mobile0", "mobile1"]);
         // Another configuration file has a record of its own.
-        let other = Record::new(&run, &dir.path().join("other.toml")).unwrap();
+        let other = StateFile::new(&run, &dir.path().join("other.toml")).unwrap();
         assert!(other.read::<String>().unwrap().is_empty());
-        record.remove().unwrap();
+        state.remove().unwrap();
         assert!(!run.exists());
     }
 
     #[test]
     fn a_damaged_record_is_an_error_to_read_and_none_to_replace() {
         let dir = tempfile::tempdir().unwrap();
-        let record = Record::new(dir.path(), &dir.path().join("agent.toml")).unwrap();
-        fs::write(&record.path, "{").unwrap();
-        let error = record.read::<String>().unwrap_err().to_string();
+        let state = StateFile::new(dir.path(), &dir.path().join("agent.toml")).unwrap();
+        fs::write(&state.path, "{").unwrap();
+        let error = state.read::<String>().unwrap_err().to_string();
         assert!(error.contains("objects-"), "{error}");
-        record.add("mobile0".to_owned()).unwrap();
-        assert_eq!(record.read::<String>().unwrap(), ["mobile0"]);
+        state.add("mobile0".to_owned()).unwrap();
+        assert_eq!(state.read::<String>().unwrap(), ["mobile0"]);
     }
 }

@@ -47,14 +47,14 @@ mod outlined {
 /// the 64 KiB: with glibc's 128 KiB every other one was given back to the kernel, and cleared and mapped again for the
 /// next, a tenth of all processor time of a bulk transfer. What a burst leaves beyond this is given back as before.
 #[cfg(target_env = "gnu")]
-const KEPT: nix::libc::c_int = 4 << 20;
+const TRIM_THRESHOLD: nix::libc::c_int = 4 << 20;
 
 /// Makes the allocator keep a little of what is freed. Once, at the start of a daemon.
-pub fn keep_some() {
+pub fn retain_freed_memory() {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: mallopt takes two integers, and this parameter can be set at any time.
-        let done = unsafe { nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, KEPT) };
+        let done = unsafe { nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD) };
         if done != 1 {
             tracing::debug!("the allocator keeps its own threshold");
         }

@@ -1,4 +1,4 @@
-//! The system calls of a confined daemon, as an allowlist: a denylist misses the call that an
+//! The system calls of a run_confined daemon, as an allowlist: a denylist misses the call that an
 //! intruder finds. Calls outside the list fail with `EPERM`; those of other ABIs (x32, i386) fail
 //! too, or end the process.
 
@@ -176,7 +176,7 @@ const ALLOWED: &[libc::c_long] = &[
 
 /// Older calls of the same effect, which this architecture has in addition.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_HERE: &[libc::c_long] = &[
+const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[
     libc::SYS_access,
     libc::SYS_arch_prctl,
     libc::SYS_chmod,
@@ -206,13 +206,13 @@ const ALLOWED_HERE: &[libc::c_long] = &[
     libc::SYS_vfork,
 ];
 #[cfg(target_arch = "aarch64")]
-const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_renameat];
+const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[libc::SYS_renameat];
 #[cfg(target_arch = "riscv64")]
-const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_riscv_flush_icache];
+const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[libc::SYS_riscv_flush_icache];
 
 /// The flags of `clone` that make a namespace (`CLONE_NEWTIME` shares its bit with the exit
 /// signal).
-const NEW_NAMESPACE: u64 = (libc::CLONE_NEWCGROUP
+const NAMESPACE_FLAGS: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWNS
@@ -240,36 +240,36 @@ const BPF_COMMANDS: [u64; 11] = [
 /// Refuses every call but those of the list and `extra`, for the calling thread and threads that it
 /// starts.
 ///
-/// Without `local_streams`, no Unix stream socket can be made, which could be connected to systemd,
+/// Without `unix_streams`, no Unix stream socket can be made, which could be connected to systemd,
 /// D-Bus or another service that trusts root. Accepted, inherited and paired sockets still work, as
 /// do datagrams (`sd_notify`).
 ///
 /// Sets no_new_privs as well: no program executed from here regains the rights.
-pub(super) fn restrict(extra: &[libc::c_long], local_streams: bool) -> Result<(), ConfineError> {
+pub(super) fn restrict(extra: &[libc::c_long], unix_streams: bool) -> Result<(), ConfineError> {
     // The C libraries fall back to `clone`, whose flags a filter can see; those of `clone3` are in
     // memory. The filter below allows `clone3`, and this one answers it with ENOSYS.
-    apply([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
-    let plain = ALLOWED.iter().chain(ALLOWED_HERE).chain(extra);
+    install_filter([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
+    let plain = ALLOWED.iter().chain(ALLOWED_ON_THIS_ARCH).chain(extra);
     let mut rules: Vec<_> = plain.map(|&call| (call, Vec::new())).collect();
     rules.retain(|(call, _)| *call != libc::SYS_bpf);
-    rules.push((libc::SYS_clone, vec![no_namespace()?]));
+    rules.push((libc::SYS_clone, vec![clone_without_namespaces()?]));
     // The kernel signals the owner of a descriptor that is ready, and these commands set the owner.
-    rules.push((libc::SYS_fcntl, vec![argument_is_none_of(1, &SIGNAL_COMMANDS)?]));
-    rules.push((libc::SYS_ioctl, vec![argument_is_none_of(1, &OWNER_REQUESTS)?]));
+    rules.push((libc::SYS_fcntl, vec![argument_not_in(1, &SIGNAL_COMMANDS)?]));
+    rules.push((libc::SYS_ioctl, vec![argument_not_in(1, &OWNER_REQUESTS)?]));
     // Only this process's own limits.
-    rules.push((libc::SYS_prlimit64, vec![first_is(0)?]));
-    rules.push((libc::SYS_socket, sockets(local_streams)?));
+    rules.push((libc::SYS_prlimit64, vec![first_argument_is(0)?]));
+    rules.push((libc::SYS_socket, socket_rules(unix_streams)?));
     // A thread ends itself by tgkill() (abort); other processes are out of reach.
     let own = u64::from(std::process::id());
-    rules.push((libc::SYS_tgkill, vec![first_is(own)?]));
+    rules.push((libc::SYS_tgkill, vec![first_argument_is(own)?]));
     if extra.contains(&libc::SYS_bpf) {
-        let commands: Result<_, _> = BPF_COMMANDS.iter().map(|&command| first_is(command)).collect();
+        let commands: Result<_, _> = BPF_COMMANDS.iter().map(|&command| first_argument_is(command)).collect();
         rules.push((libc::SYS_bpf, commands?));
     }
-    apply(rules, errno(libc::EPERM), SeccompAction::Allow)
+    install_filter(rules, errno(libc::EPERM), SeccompAction::Allow)
 }
 
-fn apply(
+fn install_filter(
     rules: impl IntoIterator<Item = (libc::c_long, Vec<SeccompRule>)>,
     otherwise: SeccompAction,
     matched: SeccompAction,
@@ -284,7 +284,7 @@ fn errno(errno: libc::c_int) -> SeccompAction {
     SeccompAction::Errno(errno.unsigned_abs())
 }
 
-fn first_is(value: u64) -> Result<SeccompRule, ConfineError> {
+fn first_argument_is(value: u64) -> Result<SeccompRule, ConfineError> {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
     Ok(SeccompRule::new(vec![condition])?)
 }
@@ -298,7 +298,7 @@ const OWNER_REQUESTS: [u64; 2] = [0x8901, 0x8902];
 /// The lower bits of a socket's type, without its flags (`SOCK_TYPE_MASK`, linux/net.h).
 const TYPE_MASK: u64 = 0xf;
 
-fn argument_is_none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, ConfineError> {
+fn argument_not_in(argument: u8, values: &[u64]) -> Result<SeccompRule, ConfineError> {
     let conditions: Result<_, _> = values
         .iter()
         .map(|&value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value))
@@ -307,8 +307,8 @@ fn argument_is_none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, Conf
 }
 
 /// Returns the rules for socket(): all sockets, or all but Unix sockets that connect.
-fn sockets(local_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
-    if local_streams {
+fn socket_rules(unix_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
+    if unix_streams {
         return Ok(Vec::new());
     }
     let dword = SeccompCmpArgLen::Dword;
@@ -320,8 +320,8 @@ fn sockets(local_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
     ])
 }
 
-fn no_namespace() -> Result<SeccompRule, ConfineError> {
-    let masked = SeccompCmpOp::MaskedEq(NEW_NAMESPACE);
+fn clone_without_namespaces() -> Result<SeccompRule, ConfineError> {
+    let masked = SeccompCmpOp::MaskedEq(NAMESPACE_FLAGS);
     Ok(SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, masked, 0)?])?)
 }
 
@@ -329,7 +329,7 @@ fn no_namespace() -> Result<SeccompRule, ConfineError> {
 mod tests {
     use std::io;
 
-    use super::super::tests::{confined, no_more_than};
+    use super::super::tests::{only_capabilities, run_confined};
     use super::super::{Capabilities, Confinement};
     use super::*;
 
@@ -356,21 +356,23 @@ mod tests {
             libc::SYS_setuid,
             libc::SYS_bpf,
         ] {
-            let found = confined(&no_more_than(Capabilities::all()), || call(denied, 0));
+            let found = run_confined(&only_capabilities(Capabilities::all()), || call(denied, 0));
             assert_eq!(found, Some(libc::EPERM), "call {denied}");
         }
-        let allowed = Confinement { calls: &[libc::SYS_unshare], ..no_more_than(Capabilities::all()) };
-        assert_eq!(confined(&allowed, || call(libc::SYS_unshare, 0)), None);
+        let allowed =
+            Confinement { syscalls: &[libc::SYS_unshare], ..only_capabilities(Capabilities::all()) };
+        assert_eq!(run_confined(&allowed, || call(libc::SYS_unshare, 0)), None);
     }
 
     #[test]
     fn namespaces_are_not_made_by_clone() {
         let flags = [libc::CLONE_NEWUSER, libc::CLONE_NEWNET, libc::CLONE_NEWUSER | libc::CLONE_NEWNS];
         for flags in flags.map(libc::c_long::from) {
-            let found = confined(&no_more_than(Capabilities::all()), || call(libc::SYS_clone, flags));
+            let found =
+                run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_clone, flags));
             assert_eq!(found, Some(libc::EPERM), "flags {flags:x}");
         }
-        let found = confined(&no_more_than(Capabilities::all()), || call(libc::SYS_clone3, 0));
+        let found = run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_clone3, 0));
         assert_eq!(found, Some(libc::ENOSYS));
     }
 
@@ -379,7 +381,7 @@ mod tests {
     fn calls_by_the_numbers_of_another_abi_are_refused() {
         // __X32_SYSCALL_BIT: the x32 getpid(), which a denylist would allow.
         const X32: libc::c_long = 0x4000_0000;
-        let found = confined(&no_more_than(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
+        let found = run_confined(&only_capabilities(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
         // A kernel without x32 checks the number before it runs the filter, and returns ENOSYS.
         assert!([Some(libc::EPERM), Some(libc::ENOSYS)].contains(&found), "{found:?}");
     }
@@ -387,7 +389,8 @@ mod tests {
     #[test]
     fn other_processes_get_no_signal() {
         let own = libc::c_long::from(std::process::id());
-        let signal_zero = |pid| confined(&no_more_than(Capabilities::all()), || call(libc::SYS_tgkill, pid));
+        let signal_zero =
+            |pid| run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_tgkill, pid));
         assert_eq!(signal_zero(own + 1), Some(libc::EPERM));
         // Thread id 0 is invalid: the kernel itself refuses the call.
         assert_eq!(signal_zero(own), Some(libc::EINVAL));
@@ -395,18 +398,19 @@ mod tests {
 
     #[test]
     fn bpf_loads_nothing_even_where_it_may_be_called() {
-        let confinement = Confinement { calls: &[libc::SYS_bpf], ..no_more_than(Capabilities::all()) };
+        let confinement =
+            Confinement { syscalls: &[libc::SYS_bpf], ..only_capabilities(Capabilities::all()) };
         // BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_BTF_LOAD.
         for command in [0, 5, 18] {
-            let found = confined(&confinement, || call(libc::SYS_bpf, command));
+            let found = run_confined(&confinement, || call(libc::SYS_bpf, command));
             assert_eq!(found, Some(libc::EPERM), "command {command}");
         }
-        assert_ne!(confined(&confinement, || call(libc::SYS_bpf, 1)), Some(libc::EPERM));
+        assert_ne!(run_confined(&confinement, || call(libc::SYS_bpf, 1)), Some(libc::EPERM));
     }
 
     #[test]
     fn no_other_process_is_reached_by_signals_limits_or_local_services() {
-        let reached = confined(&no_more_than(Capabilities::all()), || {
+        let reached = run_confined(&only_capabilities(Capabilities::all()), || {
             let stream = std::os::unix::net::UnixStream::connect("/nowhere").map(drop);
             let datagram = std::os::unix::net::UnixDatagram::unbound().is_ok();
             let pair = std::os::unix::net::UnixStream::pair().is_ok();
@@ -418,17 +422,18 @@ mod tests {
             (stream.map_err(|error| error.raw_os_error()), datagram, pair, network, refused)
         });
         assert_eq!(reached, (Err(Some(libc::EPERM)), true, true, true, true));
-        let limits = |pid| confined(&no_more_than(Capabilities::all()), || call(libc::SYS_prlimit64, pid));
+        let limits =
+            |pid| run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_prlimit64, pid));
         assert_eq!(limits(1), Some(libc::EPERM));
         assert_eq!(limits(0), None);
-        let open = Confinement { local_streams: true, ..no_more_than(Capabilities::all()) };
-        let found = confined(&open, || std::os::unix::net::UnixStream::connect("/nowhere").map(drop));
+        let open = Confinement { unix_streams: true, ..only_capabilities(Capabilities::all()) };
+        let found = run_confined(&open, || std::os::unix::net::UnixStream::connect("/nowhere").map(drop));
         assert_eq!(found.map_err(|error| error.raw_os_error()), Err(Some(libc::ENOENT)));
     }
 
     #[test]
     fn threads_and_programs_start_as_ever() {
-        let output = confined(&no_more_than(Capabilities::all()), || {
+        let output = run_confined(&only_capabilities(Capabilities::all()), || {
             std::thread::spawn(|| std::process::Command::new("sh").args(["-c", "echo $((6*7))"]).output())
                 .join()
                 .unwrap()

@@ -11,7 +11,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When the folder cannot be looked at or the file not be given away.
-pub fn as_folder(file: &File, path: &Path) -> io::Result<()> {
+pub fn inherit_from_directory(file: &File, path: &Path) -> io::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(());
     }
@@ -38,7 +38,7 @@ mod tests {
         std::os::unix::fs::chown(dir.path(), Some(4321), Some(1234)).unwrap();
         let path = dir.path().join("key");
         let file = File::create_new(&path).unwrap();
-        as_folder(&file, &path).unwrap();
+        inherit_from_directory(&file, &path).unwrap();
         let made = fs::metadata(&path).unwrap();
         assert_eq!((made.uid(), made.gid()), (4321, 1234));
     }

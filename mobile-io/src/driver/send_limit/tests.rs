@@ -4,11 +4,11 @@ use super::*;
 use crate::tcp_info::Bbr;
 
 const MS: Duration = Duration::from_millis(1);
-const MAX_DEPTH: usize = 32 * 1024;
+const MAX_BACKLOG: usize = 32 * 1024;
 const PACKET: u64 = 1500;
 
 /// What a link did in some time.
-struct Ran {
+struct RunResult {
     /// Bytes acknowledged.
     bytes: u64,
     /// The longest and the mean wait in the FIFO.
@@ -19,22 +19,22 @@ struct Ran {
 /// A link with a FIFO without end, and a kernel that has up to two and a half bandwidth-delay products on the way, whose
 /// peer acknowledges every other packet. In steps of a tenth of a millisecond; a timer is up to two milliseconds late.
 struct Link {
-    window: Window,
+    limit: SendLimit,
     now: Instant,
     /// Bytes a second.
     rate: u64,
     rtt: Duration,
     /// The kernel's window.
-    segments: u64,
+    cwnd: u64,
     /// When each packet that is out will be acknowledged.
-    out: VecDeque<Instant>,
+    in_flight: VecDeque<Instant>,
     unsent: u64,
-    free: Instant,
-    acked: u64,
+    link_free_at: Instant,
+    acked_bytes: u64,
     min_rtt: Duration,
-    held: Option<Instant>,
+    paused_until: Option<Instant>,
     /// How long the last packet waited in the FIFO.
-    queued: Duration,
+    last_queue_delay: Duration,
     starting: bool,
 }
 
@@ -42,71 +42,72 @@ impl Link {
     fn new(rate: u64, rtt: Duration) -> Self {
         let now = Instant::now();
         Self {
-            window: Window::new(MAX_DEPTH),
+            limit: SendLimit::new(MAX_BACKLOG),
             now,
             rate,
             rtt,
-            segments: 10,
-            out: VecDeque::new(),
+            cwnd: 10,
+            in_flight: VecDeque::new(),
             unsent: 0,
-            free: now,
-            acked: 0,
+            link_free_at: now,
+            acked_bytes: 0,
             min_rtt: rtt,
-            held: None,
-            queued: Duration::ZERO,
+            paused_until: None,
+            last_queue_delay: Duration::ZERO,
             starting: false,
         }
     }
 
     fn send(&mut self) {
-        while self.unsent > 0 && (self.out.len() as u64) < self.segments {
+        while self.unsent > 0 && (self.in_flight.len() as u64) < self.cwnd {
             self.unsent -= PACKET;
-            let start = self.free.max(self.now);
-            self.queued = start - self.now;
-            self.free = start + Duration::from_secs_f64(PACKET as f64 / self.rate as f64);
-            self.out.push_back(self.free + self.rtt);
+            let start = self.link_free_at.max(self.now);
+            self.last_queue_delay = start - self.now;
+            self.link_free_at = start + Duration::from_secs_f64(PACKET as f64 / self.rate as f64);
+            self.in_flight.push_back(self.link_free_at + self.rtt);
         }
     }
 
     /// Always with something to send, if it may.
-    fn run(&mut self, length: Duration) -> Ran {
-        let (end, before) = (self.now + length, self.acked);
+    fn run(&mut self, length: Duration) -> RunResult {
+        let (end, before) = (self.now + length, self.acked_bytes);
         let (mut longest, mut sum) = (Duration::ZERO, Duration::ZERO);
-        self.segments = 10 + bytes_in(self.rate, self.rtt * 5 / 2) as u64 / PACKET;
+        self.cwnd = 10 + bytes_in(self.rate, self.rtt * 5 / 2) as u64 / PACKET;
         while self.now < end {
             self.now += MS / 10;
-            while self.out.get(1).is_some_and(|&at| at <= self.now) {
-                self.out.drain(..2);
-                self.acked += 2 * PACKET;
+            while self.in_flight.get(1).is_some_and(|&at| at <= self.now) {
+                self.in_flight.drain(..2);
+                self.acked_bytes += 2 * PACKET;
             }
             // A path without limits of ours has the kernel's.
-            while self.held.is_none_or(|until| until <= self.now) && self.unsent < 64 * 1024 {
-                let path = Outgoing {
-                    outstanding: self.out.len() as u64 * PACKET + self.unsent,
+            while self.paused_until.is_none_or(|until| until <= self.now) && self.unsent < 64 * 1024 {
+                let path = SendState {
+                    outstanding: self.in_flight.len() as u64 * PACKET + self.unsent,
                     unsent: self.unsent,
-                    acked: self.acked,
-                    window: self.segments,
-                    segment: PACKET,
+                    acked_bytes: self.acked_bytes,
+                    cwnd: self.cwnd,
+                    mss: PACKET,
                     pacing_rate: self.rate,
                     rttvar: MS / 2,
                     bbr: Some(Bbr { min_rtt: Some(self.min_rtt), rate: self.rate, starting: self.starting }),
-                    ..Outgoing::default()
+                    ..SendState::default()
                 };
-                let late = MS * (self.acked / PACKET % 2 + 1) as u32;
-                self.held = self.window.hold(self.now, path, false).map(|wait| self.now + wait + late);
-                if self.held.is_none() {
+                let late = MS * (self.acked_bytes / PACKET % 2 + 1) as u32;
+                self.paused_until =
+                    self.limit.update(self.now, path, false).map(|wait| self.now + wait + late);
+                if self.paused_until.is_none() {
                     // A batch, to the packet that passes its end.
-                    let batch = self.window.batch().unwrap_or(PACKET as usize) as u64;
+                    let batch = self.limit.batch().unwrap_or(PACKET as usize) as u64;
                     self.unsent += batch.next_multiple_of(PACKET);
                     self.send();
                 }
             }
             self.send();
-            longest = longest.max(self.queued);
-            sum += self.free.saturating_duration_since(self.now);
+            longest = longest.max(self.last_queue_delay);
+            sum += self.link_free_at.saturating_duration_since(self.now);
         }
         let mean = sum / (length.as_micros() / 100) as u32;
-        Ran { bytes: self.acked - before, longest, mean }
+        RunResult { bytes: self.acked_bytes - before, longest, mean }
     }
 }
 
@@ -117,7 +118,7 @@ fn a_slow_path_is_kept_busy_and_its_fifo_is_not() {
             let rate = mbits * 125_000;
             let mut link = Link::new(rate, rtt);
             link.run(Duration::from_secs(3));
-            let Ran { bytes, longest, mean } = link.run(Duration::from_secs(2));
+            let RunResult { bytes, longest, mean } = link.run(Duration::from_secs(2));
             let share = bytes as f64 / (rate * 2) as f64;
             assert!(share > 0.97, "{mbits} Mbit/s, {rtt:?}: {share}");
             let packet = Duration::from_secs_f64(PACKET as f64 / rate as f64);
@@ -133,11 +134,11 @@ fn a_path_that_gets_faster_is_used_and_one_that_gets_slower_is_not_drowned() {
     link.run(Duration::from_secs(3));
     link.rate *= 3;
     link.run(Duration::from_secs(2));
-    let Ran { bytes, .. } = link.run(Duration::from_secs(1));
+    let RunResult { bytes, .. } = link.run(Duration::from_secs(1));
     assert!(bytes > link.rate * 97 / 100, "{bytes}");
     link.rate /= 3;
     link.run(Duration::from_secs(4));
-    let Ran { bytes, longest, .. } = link.run(Duration::from_secs(1));
+    let RunResult { bytes, longest, .. } = link.run(Duration::from_secs(1));
     assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
@@ -146,48 +147,48 @@ fn a_longer_round_trip_does_not_starve_a_path_for_good() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.run(Duration::from_secs(3));
     link.rtt *= 10;
-    let Ran { bytes, .. } = link.run(Duration::from_secs(10));
+    let RunResult { bytes, .. } = link.run(Duration::from_secs(10));
     assert!(bytes > 0);
     // Then bbr has looked again.
     link.min_rtt = link.rtt;
     link.run(Duration::from_secs(10));
-    let Ran { bytes, .. } = link.run(Duration::from_secs(1));
+    let RunResult { bytes, .. } = link.run(Duration::from_secs(1));
     assert!(bytes > link.rate * 95 / 100, "{bytes}");
 }
 
 #[test]
 fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
     let now = Instant::now();
-    let mut slow = Window::new(MAX_DEPTH);
-    let path = |unsent, pacing_rate| Outgoing { unsent, pacing_rate, ..Outgoing::default() };
-    assert_eq!(slow.hold(now, path(0, 1_250_000), false), None);
-    assert_eq!(slow.depth(), Some(5000));
-    assert_eq!(slow.hold(now, path(4999, 1_250_000), false), None);
-    let wait = slow.hold(now, path(10_000, 1_250_000), false).unwrap();
+    let mut slow = SendLimit::new(MAX_BACKLOG);
+    let path = |unsent, pacing_rate| SendState { unsent, pacing_rate, ..SendState::default() };
+    assert_eq!(slow.update(now, path(0, 1_250_000), false), None);
+    assert_eq!(slow.backlog(), Some(5000));
+    assert_eq!(slow.update(now, path(4999, 1_250_000), false), None);
+    let wait = slow.update(now, path(10_000, 1_250_000), false).unwrap();
     assert_eq!(wait, 6 * MS, "until 2 ms of it are left");
-    assert_eq!(slow.hold(now, path(1 << 30, 1_250_000), false), Some(MAX_HOLD));
-    assert_eq!(slow.hold(now, path(1 << 30, 1_000), false), Some(MAX_HOLD));
-    assert_eq!(slow.depth(), Some(MIN_DEPTH));
-    let mut fast = Window::new(MAX_DEPTH);
-    let path = Outgoing { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
-    assert_eq!((fast.hold(now, path, false), fast.depth()), (None, None));
+    assert_eq!(slow.update(now, path(1 << 30, 1_250_000), false), Some(MAX_PAUSE));
+    assert_eq!(slow.update(now, path(1 << 30, 1_000), false), Some(MAX_PAUSE));
+    assert_eq!(slow.backlog(), Some(MIN_BACKLOG));
+    let mut fast = SendLimit::new(MAX_BACKLOG);
+    let path = SendState { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
+    assert_eq!((fast.update(now, path, false), fast.backlog()), (None, None));
 }
 
 /// What a fresh path's first round trips carry is 10 packets, then twice as many each: held to a quarter more than that, bbr found
 /// no more and took it for all there is; the first transfer over a path of 100 Mbit/s had 28 for three seconds.
 #[test]
 fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
-    let held = |starting| {
-        let (mut window, now) = (Window::new(MAX_DEPTH), Instant::now());
+    let update = |starting| {
+        let (mut limit, now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 700_000, starting });
-        let path = Outgoing { pacing_rate: 2_000_000, bbr, ..Outgoing::default() };
-        assert_eq!(window.hold(now, path, false), None);
-        let path = Outgoing { acked: 36_200, outstanding: 60_000, ..path };
-        (window.hold(now + 50 * MS, path, false), window.depth())
+        let path = SendState { pacing_rate: 2_000_000, bbr, ..SendState::default() };
+        assert_eq!(limit.update(now, path, false), None);
+        let path = SendState { acked_bytes: 36_200, outstanding: 60_000, ..path };
+        (limit.update(now + 50 * MS, path, false), limit.backlog())
     };
-    assert_eq!(held(true), (None, Some(8000)), "as fast as the kernel would like to send");
-    let (wait, depth) = held(false);
-    assert!(wait.is_some() && depth == Some(MIN_DEPTH), "{wait:?} {depth:?}");
+    assert_eq!(update(true), (None, Some(8000)), "as fast as the kernel would like to send");
+    let (wait, backlog) = update(false);
+    assert!(wait.is_some() && backlog == Some(MIN_BACKLOG), "{wait:?} {backlog:?}");
 }
 
 /// Below senders that pace themselves bbr starts for ever, with three times the round trip in the FIFO.
@@ -196,7 +197,7 @@ fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.starting = true;
     link.run(Duration::from_secs(3));
-    let Ran { bytes, longest, .. } = link.run(Duration::from_secs(2));
+    let RunResult { bytes, longest, .. } = link.run(Duration::from_secs(2));
     assert!(bytes > link.rate * 2 * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
@@ -205,10 +206,10 @@ fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
 fn a_fast_path_that_gets_slow_is_found_out() {
     let mut link = Link::new(12_500_000, 20 * MS);
     link.run(Duration::from_secs(2));
-    assert_eq!(link.window.depth(), None);
+    assert_eq!(link.limit.backlog(), None);
     link.rate /= 10;
     link.run(Duration::from_secs(4));
-    let Ran { bytes, longest, .. } = link.run(Duration::from_secs(1));
+    let RunResult { bytes, longest, .. } = link.run(Duration::from_secs(1));
     assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
@@ -217,36 +218,40 @@ fn a_fast_path_that_gets_slow_is_found_out() {
 #[test]
 fn a_path_grows_until_its_rate_is_known_and_when_the_kernel_starts_again_far_below() {
     let mut link = Link::new(1_250_000, 20 * MS);
-    assert!(link.window.grows());
+    assert!(link.limit.is_growing());
     link.run(Duration::from_secs(2));
-    assert!(!link.window.grows());
-    let mut slot = |rate, refused| {
-        link.now += SLOT;
-        link.acked += if refused { link.rate / 20 } else { 0 };
+    assert!(!link.limit.is_growing());
+    let mut sample = |rate, write_blocked| {
+        link.now += SAMPLE_TIME;
+        link.acked_bytes += if write_blocked { link.rate / 20 } else { 0 };
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate, starting: false });
-        link.window.hold(link.now, Outgoing { bbr, acked: link.acked, ..Outgoing::default() }, refused);
-        link.window.grows()
+        link.limit.update(
+            link.now,
+            SendState { bbr, acked_bytes: link.acked_bytes, ..SendState::default() },
+            write_blocked,
+        );
+        link.limit.is_growing()
     };
-    assert!(slot(500_000, false));
-    assert!(!slot(1_000_000, false));
+    assert!(sample(500_000, false));
+    assert!(!sample(1_000_000, false));
     // Keystrokes do not help bbr to find the rate.
-    assert!((0..100).all(|_| slot(500_000, false)));
+    assert!((0..100).all(|_| sample(500_000, false)));
     // The first of them only begins a slot.
-    let grown = std::iter::repeat_with(|| slot(500_000, true)).take_while(|grows| *grows).count();
-    assert_eq!(grown, BELOW_SLOTS + 1, "then it is no start any more");
+    let grown = std::iter::repeat_with(|| sample(500_000, true)).take_while(|growing| *growing).count();
+    assert_eq!(grown, RAMP_UP_SAMPLES + 1, "then it is no start any more");
 }
 
 /// A path of 20 ms whose kernel has no room for more than a path carries in that time never had anything unsent, and was thought to
 /// grow for ever.
 #[test]
 fn a_path_bound_by_the_kernels_buffer_does_not_grow_for_ever() {
-    let (mut window, mut now) = (Window::new(MAX_DEPTH), Instant::now());
+    let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
     for slot in 0..10 {
-        now += SLOT;
-        let path = Outgoing { acked: slot * 2_000_000, outstanding: 4 << 20, ..Outgoing::default() };
-        window.hold(now, path, true);
+        now += SAMPLE_TIME;
+        let path = SendState { acked_bytes: slot * 2_000_000, outstanding: 4 << 20, ..SendState::default() };
+        limit.update(now, path, true);
     }
-    assert!(!window.grows());
+    assert!(!limit.is_growing());
 }
 
 /// In the 0.2 s in which bbr makes its window four segments, a keystroke waited for a round trip behind the bulk that filled it.
@@ -254,72 +259,72 @@ fn a_path_bound_by_the_kernels_buffer_does_not_grow_for_ever() {
 fn bulk_does_not_fill_the_kernels_window() {
     let mut link = Link::new(1_250_000, 20 * MS);
     link.run(Duration::from_secs(2));
-    link.out.clear();
+    link.in_flight.clear();
     link.unsent = 0;
     let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_250_000, starting: false });
-    let path = Outgoing { acked: link.acked, window: 4, segment: 1448, bbr, ..Outgoing::default() };
-    let depth = link.window.depth();
-    let mut held = |outstanding, recovering| {
-        let wait = link.window.hold(link.now, Outgoing { outstanding, recovering, ..path }, false);
-        (wait.is_some(), link.window.batch())
+    let path = SendState { acked_bytes: link.acked_bytes, cwnd: 4, mss: 1448, bbr, ..SendState::default() };
+    let backlog = link.limit.backlog();
+    let mut update = |outstanding, recovering| {
+        let wait = link.limit.update(link.now, SendState { outstanding, recovering, ..path }, false);
+        (wait.is_some(), link.limit.batch())
     };
-    assert_eq!(held(0, false), (false, Some(2 * 1448)));
-    assert_eq!(held(1448, false), (false, Some(1448)));
-    assert_eq!(held(3 * 1448, false), (true, Some(MIN_ROOM)));
-    assert_eq!(held(4 * 1448, true), (false, depth), "behind a loss the kernel's window is as small");
+    assert_eq!(update(0, false), (false, Some(2 * 1448)));
+    assert_eq!(update(1448, false), (false, Some(1448)));
+    assert_eq!(update(3 * 1448, false), (true, Some(MIN_WRITE)));
+    assert_eq!(update(4 * 1448, true), (false, backlog), "behind a loss the kernel's window is as small");
 }
 
 /// There the kernel has nothing unsent, and the path was not thought busy.
 #[test]
 fn a_path_that_starts_for_ever_is_full_also_when_the_kernel_sends_all_at_once() {
-    let (mut window, mut now) = (Window::new(MAX_DEPTH), Instant::now());
+    let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
     let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_800_000, starting: true });
-    let mut hold = |slot: u64| {
-        now += SLOT;
-        let path = Outgoing {
-            acked: slot * 62_500,
+    let mut update = |slot: u64| {
+        now += SAMPLE_TIME;
+        let path = SendState {
+            acked_bytes: slot * 62_500,
             outstanding: 60_000,
             pacing_rate: 5_000_000,
             bbr,
-            ..Outgoing::default()
+            ..SendState::default()
         };
-        window.hold(now, path, false)
+        limit.update(now, path, false)
     };
-    assert_eq!(hold(0), None);
-    let held: Vec<bool> = (1..8).map(|slot| hold(slot).is_some()).collect();
-    assert_eq!(held, [false, false, false, true, true, true, true]);
+    assert_eq!(update(0), None);
+    let paused: Vec<bool> = (1..8).map(|slot| update(slot).is_some()).collect();
+    assert_eq!(paused, [false, false, false, true, true, true, true]);
 }
 
 /// bbr never lowers its pacing while it starts, and keeps what it found: twice what cubic's slow start had, which is a fast path's.
 #[test]
 fn a_path_whose_fifo_a_paced_sender_fills_is_held_whatever_the_kernel_would_send() {
     let (rate, mut now) = (1_250_000, Instant::now());
-    let mut window = Window::new(MAX_DEPTH);
-    let mut path = Outgoing {
+    let mut limit = SendLimit::new(MAX_BACKLOG);
+    let mut path = SendState {
         rtt: 55 * MS,
         rttvar: MS,
         min_rtt: Some(20 * MS),
         outstanding: rate * 55 / 1000,
-        window: 90,
-        segment: PACKET,
+        cwnd: 90,
+        mss: PACKET,
         pacing_rate: 7 * rate,
         bbr: Some(Bbr { min_rtt: Some(20 * MS), rate, starting: true }),
-        ..Outgoing::default()
+        ..SendState::default()
     };
-    assert_eq!(window.hold(now, path, false), None);
+    assert_eq!(limit.update(now, path, false), None);
     for _ in 0..20 {
         now += 20 * MS;
-        path.acked += rate / 50;
-        window.hold(now, path, false);
+        path.acked_bytes += rate / 50;
+        limit.update(now, path, false);
     }
-    assert!(window.batch().is_some_and(|batch| batch < MAX_DEPTH), "{window:?}");
-    assert!(window.hold(now, path, false).is_some(), "{window:?}");
+    assert!(limit.batch().is_some_and(|batch| batch < MAX_BACKLOG), "{limit:?}");
+    assert!(limit.update(now, path, false).is_some(), "{limit:?}");
     // The same on the way without a queue is all that a path holds which has become longer, as bbr has found out.
-    let mut window = Window::new(MAX_DEPTH);
+    let mut limit = SendLimit::new(MAX_BACKLOG);
     path.bbr = Some(Bbr { min_rtt: Some(54 * MS), rate, starting: true });
     for _ in 0..20 {
         now += 20 * MS;
-        path.acked += rate / 50;
-        assert_eq!(window.hold(now, path, false), None);
+        path.acked_bytes += rate / 50;
+        assert_eq!(limit.update(now, path, false), None);
     }
 }
