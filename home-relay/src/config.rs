@@ -449,7 +449,7 @@ mod tests {
                             [pool]\nipv4 = \"10.1.0.0/24\"\n";
 
     #[test]
-    fn address_key_and_pool_are_enough() {
+    fn address_key_and_pool_are_the_only_required_settings() {
         let config = load(SMALLEST).unwrap();
         assert_eq!(config.tunnel.device, "home0");
         assert_eq!(config.tunnel.mtu, 1500);
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_cannot_work_are_named() {
+    fn invalid_values_are_named() {
         for (section, key) in [
             ("[tunnel]\nmtu = 576\n", "[tunnel] mtu"),
             ("[tunnel]\ndevice = \"a\\\"b\"\n", "[tunnel] device"),
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_by_name() {
+    fn an_unknown_configuration_key_is_refused_by_name() {
         let error = format!("{:#}", load(&format!("{SMALLEST}[nat]\nmasqerade = true\n")).unwrap_err());
         assert!(error.contains("masqerade") && error.contains("masquerade"), "{error}");
     }

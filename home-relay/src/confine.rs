@@ -8,7 +8,7 @@ use crate::config::Config;
 
 /// Directories that stay readable: the relay rereads its configuration at a reload, and runs nft,
 /// which needs programs and libraries.
-const READ: &[&str] = &[
+const READABLE: &[&str] = &[
     "/bin",
     "/dev",
     "/etc",
@@ -25,15 +25,15 @@ const READ: &[&str] = &[
 
 /// Files and directories that stay writable: forwarding is a sysctl, and `/dev/null` is nft's
 /// standard input.
-const WRITE: &[&str] = &["/dev/null", "/proc/sys/net"];
+const WRITABLE: &[&str] = &["/dev/null", "/proc/sys/net"];
 
 /// Returns the confinement of a relay with the configuration `config`, read from `path`.
 pub(crate) fn confinement(path: &Path, config: &Config) -> Confinement {
     let folder = |file: &Path| file.parent().map(Path::to_owned);
-    let mut read: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();
+    let mut read: Vec<PathBuf> = READABLE.iter().map(PathBuf::from).collect();
     read.extend(folder(path));
     read.extend(folder(&config.identity.private_key_file));
-    let mut write: Vec<PathBuf> = WRITE.iter().map(PathBuf::from).collect();
+    let mut write: Vec<PathBuf> = WRITABLE.iter().map(PathBuf::from).collect();
     write.push(config.state.dir.clone());
     write.extend(folder(&config.admin.socket));
     Confinement {

@@ -40,7 +40,7 @@ impl Footprint {
 }
 
 /// Returns the state file of the relay with this configuration file.
-pub(crate) fn record(config: &Path) -> io::Result<StateFile> {
+pub(crate) fn state_file(config: &Path) -> io::Result<StateFile> {
     StateFile::new(Path::new(DIR), config)
 }
 
@@ -49,8 +49,8 @@ pub(crate) fn record(config: &Path) -> io::Result<StateFile> {
 ///
 /// An invalid configuration is only a warning if the relay left a record. Without a record, the
 /// default names stand in for the default configuration file.
-pub(crate) fn known(path: &Path, record: &StateFile) -> anyhow::Result<Vec<Footprint>> {
-    let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
+pub(crate) fn for_cleanup(path: &Path, state_file: &StateFile) -> anyhow::Result<Vec<Footprint>> {
+    let mut recorded: Vec<Footprint> = state_file.read().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the relay's state file, cleaning up without it");
         Vec::new()
     });
@@ -60,7 +60,9 @@ pub(crate) fn known(path: &Path, record: &StateFile) -> anyhow::Result<Vec<Footp
     match Config::load(path) {
         Ok(config) => names.push(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state)),
         Err(error) if recorded.is_empty() && path != Path::new(DEFAULT_PATH) => {
-            return Err(error.context("cannot clean up: the configuration is invalid, and no relay recorded what it made"));
+            return Err(error.context(
+                "cannot clean up: the configuration is invalid, and no relay recorded what it made",
+            ));
         }
         Err(error) => {
             let error = format!("{error:#}");
@@ -88,17 +90,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_file_leaves_what_is_on_record() {
+    fn an_invalid_configuration_leaves_the_recorded_names_to_clean_up() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("relay.toml");
         std::fs::write(&file, "[rooting]\n").unwrap();
-        let record = StateFile::new(dir.path(), &file).unwrap();
-        let error = known(&file, &record).unwrap_err();
+        let state_file = StateFile::new(dir.path(), &file).unwrap();
+        let error = for_cleanup(&file, &state_file).unwrap_err();
         assert!(format!("{error:#}").contains("rooting"), "{error:#}");
         for device in ["home7", "no/name"] {
-            record.add(Footprint { device: device.into(), socket: "/s".into(), forwarding: None }).unwrap();
+            state_file
+                .add(Footprint { device: device.into(), socket: "/s".into(), forwarding: None })
+                .unwrap();
         }
-        let names = known(&file, &record).unwrap();
+        let names = for_cleanup(&file, &state_file).unwrap();
         assert_eq!(names, [Footprint { device: "home7".into(), socket: "/s".into(), forwarding: None }]);
     }
 }

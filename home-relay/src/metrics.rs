@@ -10,7 +10,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 /// The reason why a packet was not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Drop {
+pub(crate) enum DropReason {
     /// The packet is no IP packet, or its length fields contradict each other.
     Malformed,
     /// A client sent the packet with a source address that it does not hold.
@@ -81,7 +81,7 @@ impl Drop {
 
 /// The result of a connection's handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Handshake {
+pub(crate) enum HandshakeResult {
     /// The connection became the first path of a new session.
     Opened,
     /// The connection became a path of an existing session.
@@ -108,7 +108,7 @@ pub(crate) enum Handshake {
     Enrolment,
 }
 
-impl Handshake {
+impl HandshakeResult {
     pub(crate) const ALL: [Self; 12] = [
         Self::Opened,
         Self::Resumed,
@@ -144,7 +144,7 @@ impl Handshake {
 
 /// The result of an enrolment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Enrolment {
+pub(crate) enum EnrolmentResult {
     /// The key is a client.
     Enrolled,
     /// No invitation has the token.
@@ -165,7 +165,7 @@ pub(crate) enum Enrolment {
     Busy,
 }
 
-impl Enrolment {
+impl EnrolmentResult {
     pub(crate) const ALL: [Self; 9] = [
         Self::Enrolled,
         Self::Unknown,
@@ -227,9 +227,9 @@ impl Compressed {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    drops: [IntCounter; Drop::ALL.len()],
-    handshakes: [IntCounter; Handshake::ALL.len()],
-    enrolments: [IntCounter; Enrolment::ALL.len()],
+    drops: [IntCounter; DropReason::ALL.len()],
+    handshakes: [IntCounter; HandshakeResult::ALL.len()],
+    enrolments: [IntCounter; EnrolmentResult::ALL.len()],
     source_violations: IntCounter,
     /// Requests for an address that found the pool exhausted.
     pub(crate) pool_exhausted: IntCounter,
@@ -305,9 +305,9 @@ impl Metrics {
             reloads: reloads.with_label_values(&["done"]),
             reloads_refused: reloads.with_label_values(&["refused"]),
             session_drops: drops.with_label_values(&["session_bounds"]),
-            drops: Drop::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
-            handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.label()])),
-            enrolments: Enrolment::ALL.map(|result| enrolments.with_label_values(&[result.label()])),
+            drops: DropReason::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
+            handshakes: HandshakeResult::ALL.map(|result| handshakes.with_label_values(&[result.label()])),
+            enrolments: EnrolmentResult::ALL.map(|result| enrolments.with_label_values(&[result.label()])),
             restored: counter(declared::NETWORK_RESTORED)?,
             broken: Mutex::default(),
             pool_exhausted: counter(declared::POOL_EXHAUSTED)?,
@@ -329,37 +329,37 @@ impl Metrics {
     }
 
     /// Counts packets that were not forwarded.
-    pub(crate) fn dropped(&self, reason: Drop, packets: u64) {
+    pub(crate) fn dropped(&self, reason: DropReason, packets: u64) {
         self.drops[reason as usize].inc_by(packets);
-        if reason == Drop::Source {
+        if reason == DropReason::Source {
             self.source_violations.inc_by(packets);
         }
     }
 
     /// Counts the end of a handshake.
-    pub(crate) fn handshake(&self, result: Handshake) {
+    pub(crate) fn handshake(&self, result: HandshakeResult) {
         self.handshakes[result as usize].inc();
     }
 
     /// Counts the end of an enrolment.
-    pub(crate) fn enrolment(&self, result: Enrolment) {
+    pub(crate) fn enrolment(&self, result: EnrolmentResult) {
         self.enrolments[result as usize].inc();
     }
 
     /// Returns how many enrolments ended with this result.
     #[cfg(test)]
-    pub(crate) fn enrolments(&self, result: Enrolment) -> u64 {
+    pub(crate) fn enrolments(&self, result: EnrolmentResult) -> u64 {
         self.enrolments[result as usize].get()
     }
 
     /// Sets the reason why clients' packets do not pass, or `None` if they do; returns the previous
     /// value.
-    pub(crate) fn set_broken(&self, why: Option<String>) -> Option<String> {
+    pub(crate) fn set_fault(&self, why: Option<String>) -> Option<String> {
         std::mem::replace(&mut *self.broken.lock().unwrap_or_else(PoisonError::into_inner), why)
     }
 
     /// Returns the reason why clients' packets do not pass as an error, for `/healthz`.
-    pub(crate) fn healthy(&self) -> Result<(), String> {
+    pub(crate) fn health(&self) -> Result<(), String> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 
@@ -370,13 +370,13 @@ impl Metrics {
 
     /// Returns how many packets were dropped for this reason.
     #[cfg(test)]
-    pub(crate) fn drops(&self, reason: Drop) -> u64 {
+    pub(crate) fn drops(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize].get()
     }
 
     /// Returns how many handshakes ended with this result.
     #[cfg(test)]
-    pub(crate) fn handshakes(&self, result: Handshake) -> u64 {
+    pub(crate) fn handshakes(&self, result: HandshakeResult) -> u64 {
         self.handshakes[result as usize].get()
     }
 }
@@ -388,28 +388,28 @@ mod tests {
     #[test]
     fn every_reason_and_result_is_counted_under_its_own_label() {
         let metrics = Metrics::new().unwrap();
-        for (index, reason) in Drop::ALL.into_iter().enumerate() {
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
             (0..=index).for_each(|_| metrics.dropped(reason, 1));
         }
-        for (index, result) in Handshake::ALL.into_iter().enumerate() {
+        for (index, result) in HandshakeResult::ALL.into_iter().enumerate() {
             assert_eq!(result as usize, index);
             (0..=index).for_each(|_| metrics.handshake(result));
         }
-        for (index, result) in Enrolment::ALL.into_iter().enumerate() {
+        for (index, result) in EnrolmentResult::ALL.into_iter().enumerate() {
             assert_eq!(result as usize, index);
             (0..=index).for_each(|_| metrics.enrolment(result));
         }
         let text = metrics.text();
-        for (index, result) in Enrolment::ALL.into_iter().enumerate() {
+        for (index, result) in EnrolmentResult::ALL.into_iter().enumerate() {
             let line = format!("homerelay_enrolments_total{{result=\"{}\"}} {}", result.label(), index + 1);
             assert!(text.contains(&line), "{line} in {text}");
         }
-        for (index, reason) in Drop::ALL.into_iter().enumerate() {
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             let line = format!("homerelay_drops_total{{reason=\"{}\"}} {}", reason.label(), index + 1);
             assert!(text.contains(&line), "{line} in {text}");
         }
-        for (index, result) in Handshake::ALL.into_iter().enumerate() {
+        for (index, result) in HandshakeResult::ALL.into_iter().enumerate() {
             let line = format!("homerelay_handshakes_total{{result=\"{}\"}} {}", result.label(), index + 1);
             assert!(text.contains(&line), "{line} in {text}");
         }

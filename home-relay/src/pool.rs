@@ -193,20 +193,20 @@ impl Pools {
 
     /// Assigns a lease: the addresses of `held` that the pools still contain, and free ones
     /// otherwise. `taken` has the addresses of other clients, and this client's are added to it.
-    pub(crate) fn lease(&self, held: Lease, taken: &mut Taken) -> Result<Lease, PoolError> {
+    pub(crate) fn lease(&self, held: Lease, taken: &mut TakenAddresses) -> Result<Lease, PoolError> {
         let ipv4 = match (self.ipv4, held.ipv4) {
             (None, _) => None,
             (Some(net), Some(address)) if usable_ipv4(net, address) && !taken.ipv4.contains(&address) => {
                 Some(address)
             }
-            (Some(net), _) => Some(taken.free_ipv4(net)?),
+            (Some(net), _) => Some(taken.next_free_ipv4(net)?),
         };
         let ipv6 = match (self.ipv6, held.ipv6) {
             (None, _) => None,
             (Some(net), Some(address)) if usable_ipv6(net, address) && !taken.ipv6.contains(&address) => {
                 Some(address)
             }
-            (Some(net), _) => Some(taken.free_ipv6(net)?),
+            (Some(net), _) => Some(taken.next_free_ipv6(net)?),
         };
         let lease = Lease { ipv4, ipv6 };
         taken.insert(lease);
@@ -219,17 +219,17 @@ impl Pools {
 /// A search for a free address begins where the last one ended, because thousands of clients may be
 /// authorised in one transaction.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct TakenAddresses {
     ipv4: HashSet<Ipv4Addr>,
     ipv6: HashSet<Ipv6Addr>,
     /// Free addresses that a client has held, each with the time at which it became free.
     freed: HashMap<IpAddr, u64>,
     /// The address below which every address is taken or was held before.
-    from_ipv4: u32,
-    from_ipv6: u128,
+    search_from_ipv4: u32,
+    search_from_ipv6: u128,
 }
 
-impl Taken {
+impl TakenAddresses {
     /// Marks the addresses of a lease as taken.
     pub(crate) fn insert(&mut self, lease: Lease) {
         self.ipv4.extend(lease.ipv4);
@@ -237,7 +237,7 @@ impl Taken {
     }
 
     /// Records that an address was held until `since`; such an address is assigned to others last.
-    pub(crate) fn free(&mut self, address: IpAddr, since: u64) {
+    pub(crate) fn insert_freed(&mut self, address: IpAddr, since: u64) {
         self.freed.insert(address, since);
     }
 
@@ -251,22 +251,22 @@ impl Taken {
     /// Marks the addresses of a lease as free, before its holder gets another lease.
     pub(crate) fn remove(&mut self, lease: Lease) {
         if let Some(address) = lease.ipv4.filter(|address| self.ipv4.remove(address)) {
-            self.from_ipv4 = self.from_ipv4.min(address.to_bits());
+            self.search_from_ipv4 = self.search_from_ipv4.min(address.to_bits());
         }
         if let Some(address) = lease.ipv6.filter(|address| self.ipv6.remove(address)) {
-            self.from_ipv6 = self.from_ipv6.min(address.to_bits());
+            self.search_from_ipv6 = self.search_from_ipv6.min(address.to_bits());
         }
     }
 
-    fn free_ipv4(&mut self, net: Ipv4Net) -> Result<Ipv4Addr, PoolError> {
+    fn next_free_ipv4(&mut self, net: Ipv4Net) -> Result<Ipv4Addr, PoolError> {
         // Look at as many candidates as there are taken and formerly held addresses, plus one: that
         // one must be free.
         let first = own_ipv4(net).to_bits() + 1;
-        let unused = (first.max(self.from_ipv4)..net.broadcast().to_bits())
+        let unused = (first.max(self.search_from_ipv4)..net.broadcast().to_bits())
             .map(Ipv4Addr::from_bits)
             .find(|address| !self.ipv4.contains(address) && !self.freed.contains_key(&IpAddr::V4(*address)));
         if let Some(unused) = unused {
-            self.from_ipv4 = unused.to_bits();
+            self.search_from_ipv4 = unused.to_bits();
             return Ok(unused);
         }
         let fits = |address| match address {
@@ -284,13 +284,13 @@ impl Taken {
         Ok(found)
     }
 
-    fn free_ipv6(&mut self, net: Ipv6Net) -> Result<Ipv6Addr, PoolError> {
+    fn next_free_ipv6(&mut self, net: Ipv6Net) -> Result<Ipv6Addr, PoolError> {
         let first = own_ipv6(net).to_bits() + 1;
-        let unused = (first.max(self.from_ipv6)..=net.broadcast().to_bits())
+        let unused = (first.max(self.search_from_ipv6)..=net.broadcast().to_bits())
             .map(Ipv6Addr::from_bits)
             .find(|address| !self.ipv6.contains(address) && !self.freed.contains_key(&IpAddr::V6(*address)));
         if let Some(unused) = unused {
-            self.from_ipv6 = unused.to_bits();
+            self.search_from_ipv6 = unused.to_bits();
             return Ok(unused);
         }
         let fits = |address| match address {
@@ -309,7 +309,7 @@ impl Taken {
     }
 }
 
-impl FromIterator<Lease> for Taken {
+impl FromIterator<Lease> for TakenAddresses {
     fn from_iter<T: IntoIterator<Item = Lease>>(leases: T) -> Self {
         let mut taken = Self::default();
         leases.into_iter().for_each(|lease| taken.insert(lease));
@@ -343,67 +343,68 @@ mod tests {
     }
 
     #[test]
-    fn the_relay_has_the_first_address_and_the_first_client_the_second() {
+    fn the_relay_has_the_first_address_of_a_pool_and_the_first_client_the_second() {
         let pools = pools("10.9.8.77/24", "fd12::/64");
         let own: Vec<String> = pools.own_addresses().iter().map(ToString::to_string).collect();
         assert_eq!(own, ["10.9.8.1/24", "fd12::1/64"]);
-        let lease = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
+        let lease = pools.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
         assert_eq!(lease.ipv4, Some("10.9.8.2".parse().unwrap()));
         assert_eq!(lease.ipv6, Some("fd12::2".parse().unwrap()));
     }
 
     #[test]
-    fn the_lowest_address_that_nobody_has_held_is_the_next_and_then_the_one_that_is_free_longest() {
+    fn unused_addresses_are_assigned_first_and_then_the_one_free_longest() {
         let pools = pools("10.9.8.0/24", "fd12::/64");
-        let first = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
-        let second = pools.lease(Lease::default(), &mut Taken::from_iter([first])).unwrap();
+        let first = pools.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
+        let second = pools.lease(Lease::default(), &mut TakenAddresses::from_iter([first])).unwrap();
         assert_eq!(second.ipv4, Some("10.9.8.3".parse().unwrap()));
-        assert_eq!(pools.lease(Lease::default(), &mut Taken::from_iter([second])).unwrap(), first);
+        assert_eq!(pools.lease(Lease::default(), &mut TakenAddresses::from_iter([second])).unwrap(), first);
 
         let small = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
-        let mut taken = Taken::default();
+        let mut taken = TakenAddresses::default();
         // Of .2 to .6, .3 is held, and .4 and .2 were held before.
         taken.insert(Lease { ipv4: Some("10.9.8.3".parse().unwrap()), ipv6: None });
-        taken.free("10.9.8.4".parse().unwrap(), 70);
-        taken.free("10.9.8.2".parse().unwrap(), 80);
-        taken.free("10.9.8.3".parse().unwrap(), 10);
-        let mut given = Vec::new();
+        taken.insert_freed("10.9.8.4".parse().unwrap(), 70);
+        taken.insert_freed("10.9.8.2".parse().unwrap(), 80);
+        taken.insert_freed("10.9.8.3".parse().unwrap(), 10);
+        let mut assigned = Vec::new();
         while let Ok(lease) = small.lease(Lease::default(), &mut taken) {
-            given.push(lease.to_string());
+            assigned.push(lease.to_string());
         }
-        assert_eq!(given, ["10.9.8.5", "10.9.8.6", "10.9.8.4", "10.9.8.2"]);
+        assert_eq!(assigned, ["10.9.8.5", "10.9.8.6", "10.9.8.4", "10.9.8.2"]);
     }
 
     #[test]
-    fn exhaustion_names_the_pool_and_the_way_out() {
+    fn an_exhausted_pool_is_named_with_the_next_step() {
         let pools = Pools::new(Some("10.0.0.0/30".parse().unwrap()), None).unwrap();
-        let only = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
+        let only = pools.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
         assert_eq!(only.ipv4, Some("10.0.0.2".parse().unwrap()));
-        let error = pools.lease(Lease::default(), &mut Taken::from_iter([only])).unwrap_err().to_string();
+        let error =
+            pools.lease(Lease::default(), &mut TakenAddresses::from_iter([only])).unwrap_err().to_string();
         assert!(error.contains("10.0.0.0/30") && error.contains("all its 1 client"), "{error}");
         assert!(error.contains("[pool] ipv4"), "{error}");
     }
 
     #[test]
-    fn a_lease_is_kept_while_it_fits_and_replaced_when_the_pool_moved() {
+    fn a_lease_is_kept_while_the_pool_contains_it_and_replaced_otherwise() {
         let before = pools("10.9.8.0/24", "fd12::/64");
-        let held = before.lease(Lease::default(), &mut Taken::default()).unwrap();
-        assert_eq!(before.lease(held, &mut Taken::default()).unwrap(), held);
+        let held = before.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
+        assert_eq!(before.lease(held, &mut TakenAddresses::default()).unwrap(), held);
         let wider = pools("10.9.0.0/16", "fd12::/64");
-        assert_eq!(wider.lease(held, &mut Taken::default()).unwrap(), held);
+        assert_eq!(wider.lease(held, &mut TakenAddresses::default()).unwrap(), held);
         let moved = pools("10.7.0.0/24", "fd12::/64");
-        let lease = moved.lease(held, &mut Taken::default()).unwrap();
+        let lease = moved.lease(held, &mut TakenAddresses::default()).unwrap();
         assert_eq!(lease.ipv4, Some("10.7.0.2".parse().unwrap()));
         assert_eq!(lease.ipv6, held.ipv6);
     }
 
     #[test]
-    fn a_lease_on_the_relays_own_or_the_broadcast_address_is_not_kept() {
+    fn a_lease_of_the_relays_own_or_the_broadcast_address_is_replaced() {
         let pools = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
         for taken in ["10.9.8.0", "10.9.8.1", "10.9.8.7"] {
             let held = Lease { ipv4: Some(taken.parse().unwrap()), ipv6: None };
             assert_eq!(
-                pools.lease(held, &mut Taken::default()).unwrap().ipv4,
+                pools.lease(held, &mut TakenAddresses::default()).unwrap().ipv4,
                 Some("10.9.8.2".parse().unwrap())
             );
         }

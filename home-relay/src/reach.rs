@@ -144,8 +144,8 @@ impl Ranges {
     /// Removes a network.
     pub(crate) fn remove(&mut self, network: IpNet) {
         match network {
-            IpNet::V4(net) => take_out(&mut self.ipv4, bounds4(net), |at| at - 1, |at| at + 1),
-            IpNet::V6(net) => take_out(&mut self.ipv6, bounds6(net), |at| at - 1, |at| at + 1),
+            IpNet::V4(net) => subtract(&mut self.ipv4, bounds4(net), |at| at - 1, |at| at + 1),
+            IpNet::V6(net) => subtract(&mut self.ipv6, bounds6(net), |at| at - 1, |at| at + 1),
         }
     }
 
@@ -169,7 +169,7 @@ fn is_within<T: Ord + Copy>(ranges: &[(T, T)], address: T) -> bool {
     after.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|(_, to)| address <= *to)
 }
 
-fn take_out<T: Ord + Copy>(
+fn subtract<T: Ord + Copy>(
     ranges: &mut Vec<(T, T)>,
     (first, last): (T, T),
     before: impl Fn(T) -> T,
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_internet_is_no_private_network_and_no_metadata_service() {
+    fn the_internet_excludes_private_networks_and_metadata_services() {
         let internet = reach("internet");
         for address in [
             "1.1.1.1",
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_reached_alone_and_beside_the_internet() {
+    fn listed_networks_are_reached_with_and_without_the_internet() {
         let lan = reach("192.168.1.0/24, fd12::/16, 192.168.2.0/24,192.168.7.7");
         assert!(allows(&lan, "192.168.1.255") && allows(&lan, "192.168.2.1") && allows(&lan, "fd12:9::1"));
         assert!(allows(&lan, "192.168.7.7"));
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_taken_out_of_the_range_it_is_in() {
+    fn removing_an_address_splits_the_range_that_contains_it() {
         let mut ranges = reach("10.0.0.0/30,10.0.1.1").ranges().unwrap();
         for address in ["10.0.0.0", "10.0.0.2", "10.0.1.1", "10.9.9.9", "fd00::1"] {
             ranges.remove(IpNet::from(address.parse::<IpAddr>().unwrap()));
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_text_for_a_reach_and_errors_name_the_part() {
+    fn a_reach_has_one_canonical_text_and_errors_explain_the_format() {
         for (text, canonical) in [
             ("all", "all"),
             (" none ", "none"),

@@ -26,7 +26,7 @@ mod invitations;
 mod schema;
 
 /// How long a command waits for the database; other commands hold it for milliseconds.
-const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest name, in bytes: names appear in logs, tables and file names, and a DNS label's
 /// length is enough for any machine.
 const MAX_NAME: usize = 63;
@@ -50,7 +50,7 @@ pub(crate) struct Client {
 
 /// A request to authorise a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Newcomer {
+pub(crate) struct NewClient {
     /// The operator's name for the client.
     pub(crate) name: String,
     /// The client's public key.
@@ -78,7 +78,7 @@ pub(crate) enum WantedReach {
 
 impl WantedReach {
     /// Returns the new reach of a client that had `before`.
-    fn over(&self, before: Option<Reach>) -> Option<Reach> {
+    fn apply_to(&self, before: Option<Reach>) -> Option<Reach> {
         match self {
             Self::Unchanged => before,
             Self::Default => None,
@@ -89,7 +89,7 @@ impl WantedReach {
 
 /// A stored invitation: a name that the holder of a token may claim, with the addresses set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Invited {
+pub(crate) struct StoredInvitation {
     /// The operator's name for the future client.
     pub(crate) name: String,
     /// The hash of the token; only the invitation itself has the token.
@@ -108,7 +108,7 @@ pub(crate) struct Invited {
 
 /// A client or an invitation, as `clients --json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
+pub(crate) struct ListedClient {
     /// The operator's name for the client.
     pub(crate) name: String,
     /// The client's public key; `None` for an invitation.
@@ -125,16 +125,16 @@ pub(crate) struct Entry {
     pub(crate) reach: Option<Reach>,
 }
 
-impl From<Client> for Entry {
+impl From<Client> for ListedClient {
     fn from(client: Client) -> Self {
         let Client { name, public_key, lease, created, reach } = client;
         Self { name, public_key: Some(public_key), lease, created, expires: None, reach }
     }
 }
 
-impl From<Invited> for Entry {
-    fn from(invited: Invited) -> Self {
-        let Invited { name, lease, created, expires, .. } = invited;
+impl From<StoredInvitation> for ListedClient {
+    fn from(invited: StoredInvitation) -> Self {
+        let StoredInvitation { name, lease, created, expires, .. } = invited;
         Self { name, public_key: None, lease, created, expires: Some(expires), reach: None }
     }
 }
@@ -199,7 +199,7 @@ pub(crate) enum StoreError {
     Unknown(String),
     /// The invited name is already a client's.
     #[error("{0:?} is a client already: revoke it first, or choose another name")]
-    Present(String),
+    AlreadyClient(String),
     /// A requested address is held by another client.
     #[error("{address} is the persistent address of {name:?}: choose another, or revoke {name:?} first")]
     AddressTaken {
@@ -221,7 +221,7 @@ pub(crate) enum StoreError {
     #[error(
         "the client store has format {found}, but this version supports at most {known}: use the newer home-relay"
     )]
-    Newer {
+    NewerFormat {
         /// The format of the file.
         found: u64,
         /// The newest format that this version knows.
@@ -260,11 +260,11 @@ impl Store {
         if !path.try_exists().map_err(|error| failed(&error))? {
             schema::create(dir, &path).map_err(|cause| failed(&cause))?;
         }
-        let patience = Instant::now() + BUSY_PATIENCE;
+        let deadline = Instant::now() + BUSY_TIMEOUT;
         loop {
             match schema::builder().open(&path) {
                 Ok(database) => return Self::new(database),
-                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < patience => {
+                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Busy { path }),

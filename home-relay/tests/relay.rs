@@ -8,7 +8,7 @@ const KEY_A: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const KEY_B: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 
 #[test]
-fn a_relay_lives_is_killed_comes_back_and_leaves_nothing() {
+fn a_relay_survives_a_kill_and_cleanup_removes_everything() {
     let bench = Bench::new();
     bench.init("10.9.8.0/24", "fd12:9:8::/64");
     bench.append("[metrics]\nlisten = \"127.0.0.1:9478\"\n");
@@ -71,7 +71,7 @@ fn a_relay_lives_is_killed_comes_back_and_leaves_nothing() {
 }
 
 #[test]
-fn a_start_that_fails_says_why_and_leaves_nothing() {
+fn a_failed_start_reports_the_cause_and_leaves_nothing_behind() {
     let bench = Bench::new();
     bench.init("10.9.8.0/24", "fd12:9:8::/64");
 
@@ -132,7 +132,7 @@ fn a_host_without_ipv6_serves_ipv4() {
 }
 
 #[test]
-fn init_prints_the_key_alone_and_overwrites_nothing() {
+fn init_prints_only_the_key_and_overwrites_nothing() {
     let bench = Bench::new();
     let key = bench.init("10.9.8.0/24", "fd12:9:8::/64");
     assert_eq!((key.len(), key.trim().len()), (45, 44), "{key:?}");

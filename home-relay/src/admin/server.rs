@@ -6,9 +6,9 @@ use std::time::Duration;
 use mobile_io::control::{Connection, ControlError, Listener, UserConnectionLimit};
 use tracing::{debug, info, warn};
 
-use super::{Answer, Request};
+use super::{AdminReply, Request};
 use crate::server::Relay;
-use crate::store::Newcomer;
+use crate::store::NewClient;
 
 /// The largest number of open connections of one user: a person needs one, a script a few. Root is
 /// counted separately, so members of the socket's group cannot lock root out.
@@ -22,7 +22,7 @@ pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
             Ok(connection) => connection,
             Err(error) => {
                 warn!("cannot accept a connection on the admin socket: {error}");
-                tokio::time::sleep(crate::server::ACCEPT_RETRY).await;
+                tokio::time::sleep(crate::server::ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };
@@ -31,7 +31,7 @@ pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
             debug!(uid, "admin connection refused: too many open connections of this user");
             let busy = format!("user {uid} has {MAX_PER_USER} connections to this socket: close some first");
             // The send buffer of a new socket is empty, so this does not block.
-            let _ = connection.send(&Answer::Error(busy)).await;
+            let _ = connection.send(&AdminReply::Error(busy)).await;
             continue;
         };
         let relay = Arc::clone(&relay);
@@ -46,13 +46,13 @@ pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
 
 async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlError> {
     loop {
-        let answer = match connection.recv::<Request>().await {
+        let reply = match connection.recv::<Request>().await {
             Ok(Some(request)) => {
                 // The socket's mode admits only root and members of the configured group.
                 let (uid, pid) = (connection.peer.uid, connection.peer.pid);
                 match &request {
                     Request::Authorize { clients } => {
-                        for Newcomer { name, public_key, wanted, reach } in clients {
+                        for NewClient { name, public_key, wanted, reach } in clients {
                             info!(uid, pid, name, %public_key, %wanted, ?reach, "authorize");
                         }
                     }
@@ -63,41 +63,43 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     Request::Reload => info!(uid, pid, "reload"),
                     Request::Forward(forward) => info!(uid, pid, "forward: {forward}"),
                     Request::Unforward { protocol, port } => info!(uid, pid, %protocol, port, "forward del"),
-                    Request::Clients | Request::Sessions | Request::Forwards | Request::Look => {
+                    Request::Clients | Request::Sessions | Request::Forwards | Request::Reconcile => {
                         debug!(uid, pid, ?request, "admin");
                     }
                 }
-                answer(request, relay).await
+                handle_request(request, relay).await
             }
             Ok(None) => return Ok(()),
-            Err(error @ ControlError::BadMessage(_)) => Answer::Error(error.to_string()),
+            Err(error @ ControlError::BadMessage(_)) => AdminReply::Error(error.to_string()),
             Err(error) => return Err(error),
         };
-        connection.send(&answer).await?;
+        connection.send(&reply).await?;
     }
 }
 
-async fn answer(request: Request, relay: &Relay) -> Answer {
+async fn handle_request(request: Request, relay: &Relay) -> AdminReply {
     let result = match request {
-        Request::Authorize { clients } => relay.authorize(clients).await.map(Answer::Authorized),
+        Request::Authorize { clients } => relay.authorize(clients).await.map(AdminReply::Authorized),
         Request::Invite { name, token, lifetime, wanted } => {
             let entry = relay.invite(name, token, Duration::from_secs(lifetime), wanted).await;
-            entry.map(|entry| Answer::Invited { relay: relay.public_key(), entry })
+            entry.map(|entry| AdminReply::Invited { relay: relay.public_key(), entry })
         }
-        Request::Revoke { name } => relay.revoke(name).await.map(Answer::Revoked),
-        Request::Clients => relay.clients().await.map(Answer::Clients),
-        Request::Sessions => return Answer::Sessions(relay.registry().sessions().await),
-        Request::Reload => return told(relay.reload().await, Answer::Reloaded),
-        Request::Look => return told(relay.look().await.map_err(anyhow::Error::new), Answer::Looked),
-        Request::Forward(forward) => return told(relay.forward(forward).await, Answer::Forward),
+        Request::Revoke { name } => relay.revoke(name).await.map(AdminReply::Revoked),
+        Request::Clients => relay.clients().await.map(AdminReply::Clients),
+        Request::Sessions => return AdminReply::Sessions(relay.registry().sessions().await),
+        Request::Reload => return to_reply(relay.reload().await, AdminReply::Reloaded),
+        Request::Reconcile => {
+            return to_reply(relay.reconcile_all().await.map_err(anyhow::Error::new), AdminReply::Reconciled);
+        }
+        Request::Forward(forward) => return to_reply(relay.forward(forward).await, AdminReply::Forward),
         Request::Unforward { protocol, port } => {
-            return told(relay.unforward(protocol, port).await, Answer::Forward);
+            return to_reply(relay.unforward(protocol, port).await, AdminReply::Forward);
         }
-        Request::Forwards => return told(relay.forwards().await, Answer::Forwards),
+        Request::Forwards => return to_reply(relay.forwards().await, AdminReply::Forwards),
     };
-    result.unwrap_or_else(|error| Answer::Error(error.to_string()))
+    result.unwrap_or_else(|error| AdminReply::Error(error.to_string()))
 }
 
-fn told<T>(result: anyhow::Result<T>, answer: impl FnOnce(T) -> Answer) -> Answer {
-    result.map_or_else(|error| Answer::Error(format!("{error:#}")), answer)
+fn to_reply<T>(result: anyhow::Result<T>, reply: impl FnOnce(T) -> AdminReply) -> AdminReply {
+    result.map_or_else(|error| AdminReply::Error(format!("{error:#}")), reply)
 }

@@ -11,7 +11,7 @@ use mobile_io::keys::{KeyError, PrivateKey, PublicKey};
 use mobile_io::netlink::Netlink;
 use mobile_io::{isolation, sysctl};
 
-use crate::admin::{Answer, Request};
+use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::network::nft;
 
@@ -23,20 +23,20 @@ pub(super) struct Facts {
     /// The path of the configuration file, or its error.
     pub(super) config: Result<PathBuf, String>,
     /// The facts that depend on a valid configuration.
-    pub(super) rest: Option<Rest>,
+    pub(super) configured: Option<ConfiguredFacts>,
     /// Whether a TUN device can be opened; `None` if not root.
     pub(super) tun: Option<Result<(), String>>,
 }
 
 /// The facts that depend on the configuration.
 #[derive(Debug)]
-pub(super) struct Rest {
+pub(super) struct ConfiguredFacts {
     /// The relay's public key; `None` if this user may not read the private key, as it should be.
     pub(super) key: Result<Option<PublicKey>, String>,
     /// The setting `[listen] address`.
     pub(super) listen: SocketAddr,
     /// The state of the listening port.
-    pub(super) port: Port,
+    pub(super) port: PortState,
     /// Whether a relay with this configuration is running.
     pub(super) running: Result<bool, String>,
     /// The names of what the running relay just restored, or why it could not; `None` if no relay
@@ -64,7 +64,7 @@ pub(super) struct Rest {
 
 /// The state of the listening port.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Port {
+pub(super) enum PortState {
     /// No program listens on the port.
     Free,
     /// A program listens on the port.
@@ -79,17 +79,17 @@ pub(super) enum Port {
 pub(super) async fn gather(path: &Path) -> Facts {
     // Creating devices takes root, as for the relay.
     let root = std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
-    let (config, rest) = match Config::load(path) {
-        Ok(config) => (Ok(path.to_owned()), Some(rest(&config, root).await)),
+    let (config, configured) = match Config::load(path) {
+        Ok(config) => (Ok(path.to_owned()), Some(gather_configured(&config, root).await)),
         Err(error) => (Err(format!("{error:#}")), None),
     };
-    Facts { root, config, rest, tun: root.then(isolation::try_tun) }
+    Facts { root, config, configured, tun: root.then(isolation::try_tun) }
 }
 
-async fn rest(config: &Config, root: bool) -> Rest {
+async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
     // Reconcile first, so that the other facts describe the restored state.
     let (running, network) = match ControlClient::connect(&config.admin.socket) {
-        Ok(relay) => (Ok(true), Some(look(relay))),
+        Ok(relay) => (Ok(true), Some(reconcile(relay))),
         Err(ControlError::NotRunning { .. }) => (Ok(false), None),
         Err(error) => (Err(error.to_string()), None),
     };
@@ -105,7 +105,7 @@ async fn rest(config: &Config, root: bool) -> Rest {
             ("IPv6", if crate::network::has_ipv6() { setting("net/ipv6/conf/all/forwarding") } else { None })
         }
     });
-    Rest {
+    ConfiguredFacts {
         key: key(&config.identity.private_key_file, root),
         listen: config.listen.address,
         port: port(config.listen.address),
@@ -114,8 +114,8 @@ async fn rest(config: &Config, root: bool) -> Rest {
         forwarding: forwarding.collect(),
         nft: ruleset
             .ok()
-            .filter(|ruleset| root && ruleset.is_needed())
-            .map(|ruleset| ruleset.try_out().map_err(|error| format!("{error:#}"))),
+            .filter(|ruleset| root && ruleset.is_required())
+            .map(|ruleset| ruleset.check_rules().map_err(|error| format!("{error:#}"))),
         dropping: if root {
             nft::list_chains().map(|json| dropping(&json)).unwrap_or_default()
         } else {
@@ -124,8 +124,8 @@ async fn rest(config: &Config, root: bool) -> Rest {
         has_reach: config.clients.reach.is_some(),
         device: config.tunnel.device.clone(),
         interface: config.nat.interface.clone().map(|name| {
-            let there = links.contains(&name);
-            (name, there)
+            let exists = links.contains(&name);
+            (name, exists)
         }),
         pools,
         local,
@@ -134,10 +134,10 @@ async fn rest(config: &Config, root: bool) -> Rest {
 
 /// Asks the running relay to reconcile: only the relay knows what it made, and from which
 /// configuration.
-fn look(mut relay: ControlClient) -> Result<Vec<String>, String> {
-    match relay.call(&Request::Look) {
-        Ok(Answer::Looked(restored)) => Ok(restored),
-        Ok(Answer::Error(error)) => Err(error),
+fn reconcile(mut relay: ControlClient) -> Result<Vec<String>, String> {
+    match relay.call(&Request::Reconcile) {
+        Ok(AdminReply::Reconciled(restored)) => Ok(restored),
+        Ok(AdminReply::Error(error)) => Err(error),
         Ok(_) => Err("the running relay is another version: restart it after an upgrade".to_owned()),
         Err(error) => Err(error.to_string()),
     }
@@ -151,12 +151,12 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
     }
 }
 
-fn port(address: SocketAddr) -> Port {
+fn port(address: SocketAddr) -> PortState {
     match TcpListener::bind(address) {
-        Ok(_) => Port::Free,
-        Err(error) if error.kind() == ErrorKind::AddrInUse => Port::InUse,
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Port::Unknown,
-        Err(error) => Port::Bad(error.to_string()),
+        Ok(_) => PortState::Free,
+        Err(error) if error.kind() == ErrorKind::AddrInUse => PortState::InUse,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => PortState::Unknown,
+        Err(error) => PortState::Bad(error.to_string()),
     }
 }
 
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forward_chains_that_drop_are_found_among_all() {
+    fn forward_chains_that_drop_by_default_are_found() {
         let chain = |table: &str, name: &str, hook: &str, policy: &str| {
             serde_json::json!({"chain": {"family": "ip", "table": table, "name": name, "handle": 1, "type": "filter",
                 "hook": hook, "prio": 0, "policy": policy}})
@@ -213,13 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_somebody_has_is_told_from_a_free_one() {
+    fn a_port_in_use_is_distinguished_from_a_free_one() {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = holder.local_addr().unwrap();
-        assert_eq!(port(address), Port::InUse);
+        assert_eq!(port(address), PortState::InUse);
         drop(holder);
-        assert_eq!(port(address), Port::Free);
+        assert_eq!(port(address), PortState::Free);
         // An address (TEST-NET-1) that this host does not have.
-        assert!(matches!(port("192.0.2.77:4433".parse().unwrap()), Port::Bad(_)));
+        assert!(matches!(port("192.0.2.77:4433".parse().unwrap()), PortState::Bad(_)));
     }
 }

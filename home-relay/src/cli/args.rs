@@ -45,18 +45,18 @@ pub(crate) enum Verb {
         name: String,
     },
     /// List clients and pending invitations with their persistent addresses.
-    Clients(Format),
+    Clients(OutputFormat),
     /// List running sessions and their paths.
-    Sessions(Format),
+    Sessions(OutputFormat),
     /// Forward ports of this host to clients.
     #[command(subcommand)]
     Forward(ForwardVerb),
     /// Make the running relay reload its configuration; print the changed keys, and on stderr those
     /// that need a restart.
-    Reload(Format),
+    Reload(OutputFormat),
     /// Check whether this host can serve: key, port, forwarding, nftables, other firewalls. Exits
     /// with 1 if it cannot.
-    Check(Format),
+    Check(OutputFormat),
     /// Remove the relay's kernel objects: the device and the nftables table.
     Cleanup {
         /// Remove nothing while systemd shuts the machine down or enters rescue mode; for
@@ -163,7 +163,7 @@ pub(crate) enum ForwardVerb {
         port: NonZero<u16>,
         /// The client's name and port.
         #[arg(value_name = "CLIENT:PORT")]
-        to: Target,
+        to: ForwardTarget,
     },
     /// Stop forwarding a port; open connections continue.
     Del {
@@ -173,7 +173,7 @@ pub(crate) enum ForwardVerb {
         port: NonZero<u16>,
     },
     /// List the forwarded ports.
-    List(Format),
+    List(OutputFormat),
 }
 
 /// The protocol of a forwarded port.
@@ -187,14 +187,14 @@ pub(crate) enum Protocol {
 
 /// The destination of a port forward, such as `laptop:22`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
+pub(crate) struct ForwardTarget {
     /// The client's name.
     pub(crate) client: String,
     /// The client's port.
     pub(crate) port: NonZero<u16>,
 }
 
-impl FromStr for Target {
+impl FromStr for ForwardTarget {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -205,7 +205,7 @@ impl FromStr for Target {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Format {
+pub(crate) struct OutputFormat {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_numbers_with_a_unit_and_bounded() {
+    fn durations_need_a_unit_and_are_bounded() {
         assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 24 * 3600)));
         for bad in [

@@ -27,8 +27,8 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
         eprintln!("the machine is shutting down: nothing removed");
         return Ok(());
     }
-    let record = footprint::record(path).context("cannot open the relay's state file")?;
-    let names = footprint::known(path, &record)?;
+    let record = footprint::state_file(path).context("cannot open the relay's state file")?;
+    let names = footprint::for_cleanup(path, &record)?;
     for footprint in &names {
         if connect_to(&footprint.socket)?.is_some() {
             bail!("the relay is running: stop it before `cleanup`, which removes its device");
@@ -65,7 +65,9 @@ fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
         }
         match forwarding {
             Some(state) if !network::has_other_relay() => match network::undo_forwarding(state) {
-                Ok(settings) => settings.iter().for_each(|setting| eprintln!("set sysctl {setting} from 1 to 0")),
+                Ok(settings) => {
+                    settings.iter().for_each(|setting| eprintln!("set sysctl {setting} from 1 to 0"))
+                }
                 Err(error) => failures.push(format!("{error:#}")),
             },
             _ => {}

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_init_writes_serve_can_load() {
+    fn serve_loads_the_configuration_that_init_writes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("etc/relay.toml");
         run(&path, &options(None, None)).unwrap();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn commented_defaults_are_the_real_ones() {
+    fn commented_defaults_match_the_real_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("relay.toml");
         run(&path, &options(None, None)).unwrap();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn one_family_chosen_is_one_family_written() {
+    fn choosing_one_family_writes_only_that_family() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("relay.toml");
         run(&path, &options(Some("10.1.2.0/24"), None)).unwrap();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_overwritten_and_nothing_is_left_of_a_failure() {
+    fn init_overwrites_nothing_and_leaves_nothing_behind_on_failure() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("relay.toml");
         std::fs::write(&path, "mine").unwrap();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn random_pools_are_where_they_should_be() {
+    fn random_pools_are_in_the_intended_ranges() {
         for _ in 0..2000 {
             let net = random_ipv4();
             assert!("100.64.0.0/10".parse::<Ipv4Net>().unwrap().contains(&net), "{net}");

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_others_filters_of_this_hosts_own_packets_count() {
+    fn only_input_and_output_filters_of_other_tables_count_as_a_firewall() {
         let chain = |table: &str, kind: &str, hook: &str| serde_json::json!({"nftables": [{"metainfo": {}}, {"chain": {"table": table, "type": kind, "hook": hook}}]});
         assert!(filtering(&chain("filter", "filter", "input")) && filtering(&chain("x", "filter", "output")));
         assert!(

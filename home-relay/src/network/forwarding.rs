@@ -12,7 +12,7 @@ use anyhow::{Context as _, anyhow};
 use mobile_io::{ownership, sysctl};
 use tracing::{info, warn};
 
-use super::made::Made;
+use super::undo_log::UndoLog;
 use crate::pool::Pools;
 
 /// The forwarding sysctl of each family.
@@ -21,12 +21,12 @@ const SWITCHES: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwardin
 const FILE: &str = "forwarding";
 
 /// The sysctls that this relay, or an earlier run of it, turned on since the host booted.
-pub(super) struct Memory {
+pub(super) struct EnabledForwarding {
     path: PathBuf,
     turned_on: [bool; 2],
 }
 
-impl Memory {
+impl EnabledForwarding {
     /// Reads the file in a state directory. A file from before the last boot, or from another
     /// network namespace, is void: forwarding was then turned on by another program.
     pub(super) fn load(dir: &Path) -> Self {
@@ -52,7 +52,9 @@ impl Memory {
             let text: Vec<String> = host().into_iter().chain(named.map(str::to_owned)).collect();
             if let Err(error) = write(&self.path, &(text.join("\n") + "\n")) {
                 let path = self.path.display();
-                warn!("cannot write {path}: {error}; after a restart the relay will forward between other devices too");
+                warn!(
+                    "cannot write {path}: {error}; after a restart the relay will forward between other devices too"
+                );
             }
         }
         turned_on
@@ -95,17 +97,17 @@ fn host() -> Option<String> {
 }
 
 /// Turns on the forwarding that the pools need, for the host and for the device.
-pub(super) fn enable(pools: &Pools, device: &str, made: &mut Made) -> anyhow::Result<()> {
+pub(super) fn enable(pools: &Pools, device: &str, undo_log: &mut UndoLog) -> anyhow::Result<()> {
     if pools.ipv4().is_some() {
-        set("net/ipv4/ip_forward", "1", made)?;
-        set(&format!("net/ipv4/conf/{device}/forwarding"), "1", made)?;
+        set("net/ipv4/ip_forward", "1", undo_log)?;
+        set(&format!("net/ipv4/conf/{device}/forwarding"), "1", undo_log)?;
     }
     if pools.ipv6().is_some() {
         if sysctl::read("net/ipv6/conf/all/forwarding")? != "1" {
-            keep_router_advertisements(device, made)?;
-            set("net/ipv6/conf/all/forwarding", "1", made)?;
+            keep_router_advertisements(device, undo_log)?;
+            set("net/ipv6/conf/all/forwarding", "1", undo_log)?;
         }
-        set(&format!("net/ipv6/conf/{device}/forwarding"), "1", made)?;
+        set(&format!("net/ipv6/conf/{device}/forwarding"), "1", undo_log)?;
     }
     Ok(())
 }
@@ -113,7 +115,7 @@ pub(super) fn enable(pools: &Pools, device: &str, made: &mut Made) -> anyhow::Re
 /// Sets `accept_ra` from 1 to 2 on other devices. A host that forwards IPv6 ignores router
 /// advertisements at 1, and a server configured by them would lose its default route; 2 accepts
 /// them while forwarding.
-fn keep_router_advertisements(device: &str, made: &mut Made) -> anyhow::Result<()> {
+fn keep_router_advertisements(device: &str, undo_log: &mut UndoLog) -> anyhow::Result<()> {
     let conf = "/proc/sys/net/ipv6/conf";
     for entry in std::fs::read_dir(conf).with_context(|| format!("cannot read {conf}"))? {
         let name = entry?.file_name();
@@ -121,14 +123,14 @@ fn keep_router_advertisements(device: &str, made: &mut Made) -> anyhow::Result<(
         let setting = format!("net/ipv6/conf/{name}/accept_ra");
         // An interface may disappear at any time.
         if sysctl::read(&setting).is_ok_and(|value| value == "1") {
-            set(&setting, "2", made)?;
+            set(&setting, "2", undo_log)?;
         }
     }
     Ok(())
 }
 
-fn set(name: &str, value: &str, made: &mut Made) -> anyhow::Result<()> {
-    let before = made.set(name, value).map_err(|error| {
+fn set(name: &str, value: &str, undo_log: &mut UndoLog) -> anyhow::Result<()> {
+    let before = undo_log.set_sysctl(name, value).map_err(|error| {
         let dotted = name.replace('/', ".");
         anyhow!(error).context(format!("this host must forward packets: run `sysctl -w {dotted}={value}`"))
     })?;

@@ -52,7 +52,7 @@ pub(crate) struct Ruleset {
     /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
     /// The port forwards, by client address.
-    pub(crate) redirects: Vec<Redirect>,
+    pub(crate) redirects: Vec<PortRedirect>,
     /// The pools, and the device's own address in each of them.
     pub(crate) pools: Vec<IpNet>,
     pub(crate) own: Vec<IpAddr>,
@@ -82,12 +82,12 @@ pub(crate) struct HostState {
     /// Whether another firewall filters packets to or from this host.
     pub(crate) has_firewall: bool,
     /// Whether this relay turned on forwarding, of IPv4 and of IPv6.
-    pub(crate) made_router: [bool; 2],
+    pub(crate) enabled_forwarding: [bool; 2],
 }
 
 /// The redirection of a port of this host to a client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Redirect {
+pub(crate) struct PortRedirect {
     /// The protocol: "tcp" or "udp".
     pub(crate) protocol: &'static str,
     /// The port of this host.
@@ -101,7 +101,7 @@ impl Ruleset {
     pub(crate) fn of(
         config: &Config,
         pools: &Pools,
-        redirects: Vec<Redirect>,
+        redirects: Vec<PortRedirect>,
         reach_of: Vec<(IpAddr, Reach)>,
     ) -> Self {
         let (nat, clients) = (&config.nat, &config.clients);
@@ -133,13 +133,13 @@ impl Ruleset {
 
     /// Returns whether the configuration relies on the ruleset. Without masquerading, forwards and
     /// a bounded reach, the rules only add protection.
-    pub(crate) fn is_needed(&self) -> bool {
+    pub(crate) fn is_required(&self) -> bool {
         let is_bounded = self.reach != Reach::All || self.reach_of.iter().any(|(_, own)| *own != Reach::All);
         !self.masqueraded.is_empty() || !self.redirects.is_empty() || is_bounded
     }
 
     /// Returns whether Internet hosts may send datagrams to a client first.
-    pub(crate) fn has_inbound_datagrams(&self) -> bool {
+    pub(crate) fn accepts_inbound_datagrams(&self) -> bool {
         !self.open.is_empty() || self.redirects.iter().any(|redirect| redirect.protocol == "udp")
     }
 
@@ -147,18 +147,23 @@ impl Ruleset {
     pub(crate) fn text(&self) -> String {
         let table = self.table();
         let mut text = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
-        self.filter(&mut text);
-        base_chain(&mut text, "prerouting", "nat hook prerouting priority dstnat", &self.redirecting());
-        base_chain(&mut text, "postrouting", "nat hook postrouting priority srcnat", &self.masquerading());
-        base_chain(&mut text, "forward", "filter hook forward priority filter", &self.forwarding());
+        self.write_filter(&mut text);
+        base_chain(&mut text, "prerouting", "nat hook prerouting priority dstnat", &self.dnat_rules());
+        base_chain(
+            &mut text,
+            "postrouting",
+            "nat hook postrouting priority srcnat",
+            &self.masquerade_rules(),
+        );
+        base_chain(&mut text, "forward", "filter hook forward priority filter", &self.forward_rules());
         text.push_str("}\n");
         text
     }
 
-    fn redirecting(&self) -> Vec<String> {
+    fn dnat_rules(&self) -> Vec<String> {
         let device = &self.device;
-        let rule = |redirect: &Redirect| {
-            let Redirect { protocol, port, to } = redirect;
+        let rule = |redirect: &PortRedirect| {
+            let PortRedirect { protocol, port, to } = redirect;
             let (nfproto, family) = if to.is_ipv4() { ("ipv4", "ip") } else { ("ipv6", "ip6") };
             format!(
                 "iifname != \"{device}\" meta nfproto {nfproto} fib daddr type local {protocol} dport {port} \
@@ -168,7 +173,7 @@ impl Ruleset {
         self.redirects.iter().map(rule).collect()
     }
 
-    fn masquerading(&self) -> Vec<String> {
+    fn masquerade_rules(&self) -> Vec<String> {
         let out = match &self.interface {
             Some(interface) => format!("oifname \"{interface}\""),
             None => format!("oifname != \"{}\"", self.device),
@@ -196,7 +201,7 @@ impl Ruleset {
     }
 
     /// Checks whether the kernel accepts the ruleset, without changing anything.
-    pub(crate) fn try_out(&self) -> anyhow::Result<()> {
+    pub(crate) fn check_rules(&self) -> anyhow::Result<()> {
         Ok(nft::check(&self.text())?)
     }
 }
@@ -235,27 +240,27 @@ mod tests {
     }
 
     #[test]
-    fn both_families_are_masqueraded_out_of_anything_but_the_device() {
+    fn both_families_are_masqueraded_on_all_interfaces_but_the_device() {
         let text = ruleset().text();
         assert_has(&text, "ip saddr 10.77.0.0/24 oifname != \"home0\" masquerade");
         assert_has(&text, "ip6 saddr fd12::/64 oifname != \"home0\" masquerade");
     }
 
     #[test]
-    fn a_named_interface_is_the_only_way_out_that_is_masqueraded() {
+    fn only_the_configured_interface_is_masqueraded() {
         let text = Ruleset { interface: Some("eth0".into()), ..ruleset() }.text();
         assert_has(&text, "ip saddr 10.77.0.0/24 oifname \"eth0\" masquerade");
         assert!(!text.contains("oifname != \"home0\" masquerade"), "{text}");
     }
 
     #[test]
-    fn a_port_of_the_relay_leads_to_a_client_in_either_family() {
+    fn a_port_is_forwarded_to_a_client_in_both_families() {
         let redirects = vec![
-            Redirect { protocol: "tcp", port: 2222, to: "10.77.0.2:22".parse().unwrap() },
-            Redirect { protocol: "udp", port: 53, to: "[fd12::2]:5353".parse().unwrap() },
+            PortRedirect { protocol: "tcp", port: 2222, to: "10.77.0.2:22".parse().unwrap() },
+            PortRedirect { protocol: "udp", port: 53, to: "[fd12::2]:5353".parse().unwrap() },
         ];
         let text = Ruleset { redirects, masqueraded: Vec::new(), ..ruleset() };
-        assert!(text.is_needed());
+        assert!(text.is_required());
         let text = text.text();
         assert_has(
             &text,
@@ -269,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn relays_with_other_devices_have_other_tables() {
+    fn each_device_name_has_its_own_table() {
         assert_eq!(table("home0"), "home_relay");
         assert_eq!(table("vpn-2.1"), "home_relay_vpn-2.1");
         assert_eq!(table("a+b"), "home_relay_a/2bb");

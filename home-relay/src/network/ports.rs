@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_somebody_listens_on_is_refused_and_the_relays_own_too() {
+    fn a_port_in_use_and_the_relays_own_port_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("relay.toml");
         let text =

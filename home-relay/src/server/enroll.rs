@@ -13,19 +13,19 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use super::Relay;
-use super::throttle::Throttle;
-use crate::metrics::{Enrolment, Metrics};
+use super::log_rate_limiter::LogRateLimiter;
+use crate::metrics::{EnrolmentResult, Metrics};
 use crate::pool::Lease;
-use crate::store::{self, Client, Entry, StoreError};
+use crate::store::{self, Client, ListedClient, StoreError};
 
 /// The number of concurrent enrolments, of all sources: each is one person's, and they must not
 /// take resources from returning clients.
-const MAX_AT_ONCE: usize = 16;
+const MAX_CONCURRENT: usize = 16;
 /// The pause before a refusal: with [`MAX_CONCURRENT`] it allows 32 guesses per second, at one of
 /// 2^128 tokens.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
 /// The time for the client to read the reply and to close the connection.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Relay {
     /// Returns the public key by which clients know this relay.
@@ -40,11 +40,11 @@ impl Relay {
         token: TokenHash,
         lifetime: Duration,
         wanted: Lease,
-    ) -> Result<Entry, StoreError> {
-        let _in_force = self.in_force.lock().await;
+    ) -> Result<ListedClient, StoreError> {
+        let _applied = self.applied.lock().await;
         let pools = self.pools;
         let invited = self
-            .in_store(move |store| store.invite(&name, token, lifetime, wanted, &pools, store::now()))
+            .with_store(move |store| store.invite(&name, token, lifetime, wanted, &pools, store::now()))
             .await?;
         Ok(invited.into())
     }
@@ -54,13 +54,13 @@ impl Relay {
     async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<(Client, bool), StoreError> {
         // Look the token up without the lock first: guessed tokens and admin commands then do not
         // wait for each other.
-        let known = self.in_store(move |store| store.redeemed(token, &key, store::now())).await?;
+        let known = self.with_store(move |store| store.find_redeemed(token, &key, store::now())).await?;
         if let Some(client) = known {
             return Ok((client, false));
         }
-        let _in_force = self.in_force.lock().await;
+        let _applied = self.applied.lock().await;
         let pools = self.pools;
-        let client = self.in_store(move |store| store.redeem(token, &key, &pools, store::now())).await?;
+        let client = self.with_store(move |store| store.redeem(token, &key, &pools, store::now())).await?;
         let is_new = self.registry.add(&client);
         Ok((client, is_new))
     }
@@ -70,9 +70,9 @@ impl Relay {
 pub(super) struct Enroller {
     relay: Arc<Relay>,
     metrics: Arc<Metrics>,
-    slots: Semaphore,
+    permits: Semaphore,
     /// The log rate limit of each enrolment result, so that a flood cannot fill the log.
-    lines: Mutex<[Throttle; Enrolment::ALL.len()]>,
+    log_limiters: Mutex<[LogRateLimiter; EnrolmentResult::ALL.len()]>,
 }
 
 impl Enroller {
@@ -80,38 +80,43 @@ impl Enroller {
         Self {
             relay: Arc::clone(relay),
             metrics: Arc::clone(metrics),
-            slots: Semaphore::new(MAX_AT_ONCE),
-            lines: Mutex::default(),
+            permits: Semaphore::new(MAX_CONCURRENT),
+            log_limiters: Mutex::default(),
         }
     }
 
     /// Serves one request and its reply; the caller limits the time.
     pub(super) async fn serve(&self, mut stream: TlsStream, key: PublicKey, peer: SocketAddr) {
-        let Ok(_slot) = self.slots.try_acquire() else {
-            self.metrics.enrolment(Enrolment::Busy);
+        let Ok(_permit) = self.permits.try_acquire() else {
+            self.metrics.enrolment(EnrolmentResult::Busy);
             return;
         };
-        let (answer, result) = match read_token(&mut stream).await {
+        let (reply, result) = match read_token(&mut stream).await {
             Some(token) => self.redeem(&token, key, peer).await,
-            None => (EnrolmentReply::Refused(EnrolmentRefusal::Malformed), Enrolment::Malformed),
+            None => (EnrolmentReply::Refused(EnrolmentRefusal::Malformed), EnrolmentResult::Malformed),
         };
         self.metrics.enrolment(result);
-        if result != Enrolment::Enrolled {
+        if result != EnrolmentResult::Enrolled {
             tokio::time::sleep(REFUSAL_PAUSE).await;
         }
         // A client that misses this reply asks again and gets the same one.
-        let say = async {
-            stream.write_all(&enroll::encode_reply(&answer)).await?;
+        let send_reply = async {
+            stream.write_all(&enroll::encode_reply(&reply)).await?;
             stream.shutdown().await?;
             // Drain the socket before closing it: with unread data the kernel would send a reset,
             // which may overtake the reply.
             while stream.read(&mut [0; 256]).await? > 0 {}
             std::io::Result::Ok(())
         };
-        let _ = tokio::time::timeout(GOODBYE, say).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, send_reply).await;
     }
 
-    async fn redeem(&self, token: &Token, key: PublicKey, peer: SocketAddr) -> (EnrolmentReply, Enrolment) {
+    async fn redeem(
+        &self,
+        token: &Token,
+        key: PublicKey,
+        peer: SocketAddr,
+    ) -> (EnrolmentReply, EnrolmentResult) {
         let (relay, token) = (Arc::clone(&self.relay), TokenHash::of(token));
         let redeemed = tokio::spawn(async move { relay.redeem(token, key).await }).await;
         let error = match redeemed.unwrap_or_else(|error| Err(StoreError::Database(error.to_string()))) {
@@ -122,25 +127,25 @@ impl Enroller {
                 } else {
                     debug!(client = name, %key, %peer, %addresses, "repeated enrolment request from an enrolled client: answered again");
                 }
-                return (EnrolmentReply::Enrolled(client.name), Enrolment::Enrolled);
+                return (EnrolmentReply::Enrolled(client.name), EnrolmentResult::Enrolled);
             }
             Err(error) => error,
         };
         let (refusal, result) = match &error {
-            StoreError::TokenUnknown => (EnrolmentRefusal::Unknown, Enrolment::Unknown),
-            StoreError::TokenExpired(_) => (EnrolmentRefusal::Expired, Enrolment::Expired),
-            StoreError::TokenUsed(_) => (EnrolmentRefusal::Used, Enrolment::Used),
-            StoreError::KeyTaken { .. } => (EnrolmentRefusal::KeyTaken, Enrolment::KeyTaken),
-            StoreError::Pool(_) => (EnrolmentRefusal::NoAddress, Enrolment::NoAddress),
-            _ => (EnrolmentRefusal::Failed, Enrolment::Failed),
+            StoreError::TokenUnknown => (EnrolmentRefusal::Unknown, EnrolmentResult::Unknown),
+            StoreError::TokenExpired(_) => (EnrolmentRefusal::Expired, EnrolmentResult::Expired),
+            StoreError::TokenUsed(_) => (EnrolmentRefusal::Used, EnrolmentResult::Used),
+            StoreError::KeyTaken { .. } => (EnrolmentRefusal::KeyTaken, EnrolmentResult::KeyTaken),
+            StoreError::Pool(_) => (EnrolmentRefusal::NoAddress, EnrolmentResult::NoAddress),
+            _ => (EnrolmentRefusal::Failed, EnrolmentResult::Failed),
         };
-        let before =
-            self.lines.lock().unwrap_or_else(PoisonError::into_inner)[result as usize].pass(Instant::now());
-        match before {
-            Some(before) if result == Enrolment::Failed => {
-                warn!(%peer, %key, before, "enrolment failed: {error}");
+        let suppressed = self.log_limiters.lock().unwrap_or_else(PoisonError::into_inner)[result as usize]
+            .allow(Instant::now());
+        match suppressed {
+            Some(suppressed) if result == EnrolmentResult::Failed => {
+                warn!(%peer, %key, suppressed, "enrolment failed: {error}");
             }
-            Some(before) => info!(%peer, %key, before, "enrolment refused: {error}"),
+            Some(suppressed) => info!(%peer, %key, suppressed, "enrolment refused: {error}"),
             None => {}
         }
         (EnrolmentReply::Refused(refusal), result)

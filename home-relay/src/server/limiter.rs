@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use mobile_io::keys::PublicKey;
 
-use self::known::Known;
+use self::known_sources::KnownSources;
 use crate::config::Limits;
-use crate::metrics::Handshake;
+use crate::metrics::HandshakeResult;
 
-mod known;
+mod known_sources;
 
 /// The part of its rate that a source may use at once: at 10 per second, the hundred clients behind
 /// one NAT that return when the relay restarts.
@@ -37,42 +37,42 @@ const SOURCE_SHARE: usize = 8;
 /// entry is held to the limit of all strangers, so displacing an entry gains an attacker nothing.
 const MAX_SOURCES: usize = 8 * 1024;
 /// The shortest time between two sweeps of a full table, because a sweep visits every entry.
-const SWEEP: Duration = Duration::from_secs(1);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The limits on handshakes, and the state of every source they apply to.
 #[derive(Debug)]
-pub(crate) struct Limiter {
+pub(crate) struct HandshakeLimiter {
     limits: Limits,
     half_open: usize,
-    strangers: Bucket,
-    sources: HashMap<IpAddr, Source>,
-    known: Known,
+    strangers: TokenBucket,
+    sources: HashMap<IpAddr, SourceState>,
+    known: KnownSources,
     swept: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
-struct Source {
+struct SourceState {
     half_open: usize,
-    bucket: Bucket,
+    bucket: TokenBucket,
 }
 
 /// An admitted connection, to be returned with [`HandshakeLimiter::end`].
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Ticket {
+pub(crate) struct HandshakePermit {
     source: IpAddr,
     tracked: bool,
 }
 
-impl Limiter {
+impl HandshakeLimiter {
     /// Creates a limiter that has seen no source.
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             half_open: 0,
-            strangers: Bucket::default(),
+            strangers: TokenBucket::default(),
             sources: HashMap::new(),
-            known: Known::default(),
+            known: KnownSources::default(),
             swept: None,
         }
     }
@@ -89,7 +89,11 @@ impl Limiter {
 
     /// Admits a connection from `address` to its handshake, or returns the result to count it
     /// under.
-    pub(crate) fn admit(&mut self, now: Instant, address: IpAddr) -> Result<Ticket, Handshake> {
+    pub(crate) fn admit(
+        &mut self,
+        now: Instant,
+        address: IpAddr,
+    ) -> Result<HandshakePermit, HandshakeResult> {
         let source = source_of(address);
         let known = self.known.contains(now, source);
         let factor = if known { KNOWN_FACTOR } else { 1 };
@@ -97,42 +101,42 @@ impl Limiter {
         // The last quarter is reserved for known sources.
         let room = if known { limits.half_open } else { limits.half_open - limits.half_open / 4 };
         if self.half_open >= room {
-            return Err(Handshake::Busy);
+            return Err(HandshakeResult::Busy);
         }
         let (rate, rate_all) =
             (limits.handshake_rate_per_source.saturating_mul(factor), limits.handshake_rate);
         let half_open = limits.half_open_per_source.saturating_mul(factor as usize);
         let half_open = half_open.min((limits.half_open / SOURCE_SHARE).max(1));
         let tracked = self.has_room(now, source);
-        let mut fresh = Source::default();
+        let mut fresh = SourceState::default();
         let entry = if tracked { self.sources.entry(source).or_default() } else { &mut fresh };
         if entry.half_open >= half_open {
-            return Err(Handshake::SourceBusy);
+            return Err(HandshakeResult::SourceBusy);
         }
-        let taken = entry.bucket.taken(now, rate, SOURCE_BURST).ok_or(Handshake::SourceRate)?;
+        let bucket = entry.bucket.take(now, rate, SOURCE_BURST).ok_or(HandshakeResult::SourceRate)?;
         if !known {
             // Take from the shared rate last, so that sources over their own rate do not use it up.
-            self.strangers = self.strangers.taken(now, rate_all, ALL_BURST).ok_or(Handshake::Rate)?;
+            self.strangers = self.strangers.take(now, rate_all, ALL_BURST).ok_or(HandshakeResult::Rate)?;
         }
-        entry.bucket = taken;
+        entry.bucket = bucket;
         entry.half_open += 1;
         self.half_open += 1;
-        Ok(Ticket { source, tracked })
+        Ok(HandshakePermit { source, tracked })
     }
 
     /// Returns the permit of a handshake that has ended, successfully or not.
-    pub(crate) fn end(&mut self, ticket: &Ticket) {
+    pub(crate) fn end(&mut self, permit: &HandshakePermit) {
         self.half_open = self.half_open.saturating_sub(1);
-        if ticket.tracked
-            && let Some(entry) = self.sources.get_mut(&ticket.source)
+        if permit.tracked
+            && let Some(entry) = self.sources.get_mut(&permit.source)
         {
             entry.half_open = entry.half_open.saturating_sub(1);
         }
     }
 
     /// Records that a client proved the authorised `key` from `address`.
-    pub(crate) fn proved(&mut self, now: Instant, key: PublicKey, address: IpAddr) {
-        self.known.proved(now, key, source_of(address));
+    pub(crate) fn record_proof(&mut self, now: Instant, key: PublicKey, address: IpAddr) {
+        self.known.record_proof(now, key, source_of(address));
     }
 
     /// Forgets a revoked key: the sources where only this key was proved are no longer known.
@@ -143,7 +147,7 @@ impl Limiter {
     /// Returns whether `source` has an entry in the table or can get one.
     fn has_room(&mut self, now: Instant, source: IpAddr) -> bool {
         let Self { sources, swept, .. } = self;
-        if sources.len() >= MAX_SOURCES && !sources.contains_key(&source) && is_due(swept, now) {
+        if sources.len() >= MAX_SOURCES && !sources.contains_key(&source) && sweep_is_due(swept, now) {
             // A new source begins with a full bucket, so forgetting a full one loses nothing.
             sources.retain(|_, entry| entry.half_open > 0 || !entry.bucket.is_full(now));
         }
@@ -151,8 +155,8 @@ impl Limiter {
     }
 }
 
-fn is_due(last: &mut Option<Instant>, now: Instant) -> bool {
-    let due = last.is_none_or(|last| now.saturating_duration_since(last) >= SWEEP);
+fn sweep_is_due(last: &mut Option<Instant>, now: Instant) -> bool {
+    let due = last.is_none_or(|last| now.saturating_duration_since(last) >= SWEEP_INTERVAL);
     if due {
         *last = Some(now);
     }
@@ -170,12 +174,12 @@ fn source_of(address: IpAddr) -> IpAddr {
 
 /// A token bucket, stored as the time at which it is full again (the generic cell rate algorithm).
 #[derive(Debug, Clone, Copy, Default)]
-struct Bucket(Option<Instant>);
+struct TokenBucket(Option<Instant>);
 
-impl Bucket {
+impl TokenBucket {
     /// Returns the bucket after taking one token, or `None` if it is empty; `rate` is per second,
     /// and `burst` is the time in which an empty bucket fills.
-    fn taken(self, now: Instant, rate: u32, burst: Duration) -> Option<Self> {
+    fn take(self, now: Instant, rate: u32, burst: Duration) -> Option<Self> {
         let missing = self.0.map_or(Duration::ZERO, |full| full.saturating_duration_since(now));
         let missing = missing + Duration::from_secs(1) / rate.max(1);
         (missing <= burst).then(|| Self(now.checked_add(missing)))

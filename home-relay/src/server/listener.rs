@@ -16,10 +16,10 @@ use tracing::{debug, info, warn};
 
 use super::Relay;
 use super::enroll::Enroller;
-use super::limiter::{Limiter, Ticket};
+use super::limiter::{HandshakeLimiter, HandshakePermit};
+use super::log_rate_limiter::LogRateLimiter;
 use super::registry::Registry;
-use super::throttle::Throttle;
-use crate::metrics::{Handshake, Metrics};
+use crate::metrics::{HandshakeResult, Metrics};
 
 tokio::task_local! {
     /// Set when the relay refused a key that the client had proved to hold. TLS itself only reports
@@ -28,21 +28,21 @@ tokio::task_local! {
 }
 
 /// The handshake limiter, shared because a reload changes its limits.
-pub(crate) type SharedLimiter = Arc<Mutex<Limiter>>;
+pub(crate) type SharedLimiter = Arc<Mutex<HandshakeLimiter>>;
 
 /// Accepts connections and authenticates clients.
 #[derive(Clone)]
-pub(crate) struct Gate {
+pub(crate) struct Acceptor {
     tls: RelayConfig,
     registry: Arc<Registry>,
     enroller: Arc<Enroller>,
     metrics: Arc<Metrics>,
     limiter: SharedLimiter,
     /// The log rate limit of each handshake result, so that a flood cannot fill the log.
-    lines: Arc<Mutex<[Throttle; Handshake::ALL.len()]>>,
+    log_limiters: Arc<Mutex<[LogRateLimiter; HandshakeResult::ALL.len()]>>,
 }
 
-impl Gate {
+impl Acceptor {
     /// Creates the acceptor for the relay's clients and for enrolments.
     pub(crate) fn new(key: &PrivateKey, relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
         let registry = &relay.registry;
@@ -64,7 +64,7 @@ impl Gate {
             enroller: Arc::new(Enroller::new(relay, metrics)),
             metrics: Arc::clone(metrics),
             limiter: Arc::clone(&relay.limiter),
-            lines: Arc::default(),
+            log_limiters: Arc::default(),
         }
     }
 
@@ -78,13 +78,13 @@ impl Gate {
                     // Mostly the process is out of file descriptors: other connections must end
                     // first.
                     warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(super::ACCEPT_RETRY).await;
+                    tokio::time::sleep(super::ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
             let admitted = self.limiter().admit(Instant::now(), peer.ip());
-            let ticket = match admitted {
-                Ok(ticket) => HalfOpen::new(&self, ticket),
+            let permit = match admitted {
+                Ok(permit) => HalfOpen::new(&self, permit),
                 // Closing at once is cheaper for both ends than waiting behind strangers: the
                 // client retries.
                 Err(reason) => {
@@ -93,115 +93,115 @@ impl Gate {
                     continue;
                 }
             };
-            let gate = self.clone();
+            let acceptor = self.clone();
             tokio::spawn(async move {
-                let result = gate.handshake(tcp, peer).await;
-                drop(ticket);
-                gate.count(result, peer);
+                let result = acceptor.handshake(tcp, peer).await;
+                drop(permit);
+                acceptor.count(result, peer);
             });
         }
     }
 
-    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+    fn limiter(&self) -> MutexGuard<'_, HandshakeLimiter> {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts the result of a connection attempt, and logs it, rate-limited, if the operator may
     /// have to act.
-    fn count(&self, result: Handshake, peer: SocketAddr) {
+    fn count(&self, result: HandshakeResult, peer: SocketAddr) {
         self.metrics.handshake(result);
         let limit = match result {
-            Handshake::Opened
-            | Handshake::Resumed
-            | Handshake::Tls
-            | Handshake::Oversized
-            | Handshake::Hello
-            | Handshake::Enrolment
-            | Handshake::Timeout => return,
-            Handshake::Unauthorized => None,
-            Handshake::Busy => Some("half_open"),
-            Handshake::SourceBusy => Some("half_open_per_source"),
-            Handshake::SourceRate => Some("handshake_rate_per_source"),
-            Handshake::Rate => Some("handshake_rate"),
+            HandshakeResult::Opened
+            | HandshakeResult::Resumed
+            | HandshakeResult::Tls
+            | HandshakeResult::Oversized
+            | HandshakeResult::Hello
+            | HandshakeResult::Enrolment
+            | HandshakeResult::Timeout => return,
+            HandshakeResult::Unauthorized => None,
+            HandshakeResult::Busy => Some("half_open"),
+            HandshakeResult::SourceBusy => Some("half_open_per_source"),
+            HandshakeResult::SourceRate => Some("handshake_rate_per_source"),
+            HandshakeResult::Rate => Some("handshake_rate"),
         };
-        let Some(before) = self.pass(result) else { return };
+        let Some(suppressed) = self.may_log(result) else { return };
         match limit {
-            None => info!(%peer, before, "connection refused: the client's key is not authorised"),
+            None => info!(%peer, suppressed, "connection refused: the client's key is not authorised"),
             Some(limit) => {
-                warn!(%peer, before, "connection refused: [limits] {limit} is reached");
+                warn!(%peer, suppressed, "connection refused: [limits] {limit} is reached");
             }
         }
     }
 
     /// Returns `Some` if a message about `result` may be logged, with the number of messages
     /// suppressed before it.
-    fn pass(&self, result: Handshake) -> Option<u64> {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines[result as usize].pass(Instant::now())
+    fn may_log(&self, result: HandshakeResult) -> Option<u64> {
+        let mut log_limiters = self.log_limiters.lock().unwrap_or_else(PoisonError::into_inner);
+        log_limiters[result as usize].allow(Instant::now())
     }
 
-    async fn handshake(&self, tcp: TcpStream, peer: SocketAddr) -> Handshake {
-        let patience = self.limiter().handshake_timeout();
-        let greeted = tokio::time::timeout(patience, self.greet(tcp, peer, patience)).await;
-        let Greeting { key, hello, leftover, stream } = match greeted {
+    async fn handshake(&self, tcp: TcpStream, peer: SocketAddr) -> HandshakeResult {
+        let time_limit = self.limiter().handshake_timeout();
+        let greeting = tokio::time::timeout(time_limit, self.authenticate(tcp, peer, time_limit)).await;
+        let AuthenticatedClient { key, hello, leftover, stream } = match greeting {
             Ok(Ok(greeting)) => greeting,
             Ok(Err(result)) => return result,
             Err(_) => {
                 debug!(%peer, "handshake timed out");
-                return Handshake::Timeout;
+                return HandshakeResult::Timeout;
             }
         };
-        self.known(key, peer);
+        self.record_proof(key, peer);
         // Outside the time limit: a cancellation half-way would leave a session without an owner.
         match self.registry.admit(&key, hello, leftover, stream, peer).await {
             Ok(result) => result,
-            Err(_) => Handshake::Unauthorized,
+            Err(_) => HandshakeResult::Unauthorized,
         }
     }
 
     /// Records in the limiter that a client proved the key from this address.
-    fn known(&self, key: PublicKey, peer: SocketAddr) {
+    fn record_proof(&self, key: PublicKey, peer: SocketAddr) {
         let mut limiter = self.limiter();
         // Check under the limiter's lock: a revocation removes the key from the registry first, and
         // from the limiter second.
         if self.registry.is_authorized(&key) {
-            limiter.proved(Instant::now(), key, peer.ip());
+            limiter.record_proof(Instant::now(), key, peer.ip());
         }
     }
 
     /// Performs the TLS handshake and reads HELLO; `Err` is the result of an attempt that opens no
     /// path.
-    async fn greet(
+    async fn authenticate(
         &self,
         tcp: TcpStream,
         peer: SocketAddr,
-        patience: Duration,
-    ) -> Result<Greeting, Handshake> {
+        time_limit: Duration,
+    ) -> Result<AuthenticatedClient, HandshakeResult> {
         if let Err(error) = transport::tune(&tcp) {
             debug!(%peer, "handshake failed: {error}");
-            return Err(Handshake::Tls);
+            return Err(HandshakeResult::Tls);
         }
         let accept = async {
             // The caller's time limit covers all of this function; this longer one is never
             // reached.
-            let accepted = tls::accept(&self.tls, tcp, 2 * patience).await;
+            let accepted = tls::accept(&self.tls, tcp, 2 * time_limit).await;
             (accepted, REFUSED.with(Cell::get))
         };
         let (mut stream, key) = match REFUSED.scope(Cell::new(false), accept).await {
             (Ok(accepted), _) => accepted,
-            (Err(_), true) => return Err(Handshake::Unauthorized),
+            (Err(_), true) => return Err(HandshakeResult::Unauthorized),
             (Err(cause), false) => {
                 debug!(%peer, "handshake failed: {cause}");
                 return Err(if cause == HandshakeFailure::Oversized {
-                    Handshake::Oversized
+                    HandshakeResult::Oversized
                 } else {
-                    Handshake::Tls
+                    HandshakeResult::Tls
                 });
             }
         };
         if tls::is_enrolment(&stream) {
             self.enroller.serve(stream, key, peer).await;
-            return Err(Handshake::Enrolment);
+            return Err(HandshakeResult::Enrolment);
         }
         let mut reader = HelloReader::new();
         // A HELLO takes some 50 bytes; bytes after it in the same read are passed to the session.
@@ -210,31 +210,31 @@ impl Gate {
             let read = match stream.read(&mut buffer).await {
                 Ok(0) => {
                     debug!(%peer, "handshake failed: connection closed before HELLO");
-                    return Err(Handshake::Hello);
+                    return Err(HandshakeResult::Hello);
                 }
                 Ok(read) => read,
                 Err(error) => {
                     debug!(%peer, "handshake failed: {error}");
-                    return Err(Handshake::Hello);
+                    return Err(HandshakeResult::Hello);
                 }
             };
             match reader.feed(&buffer[..read]) {
                 Ok(Some(hello)) => break hello,
                 Ok(None) => {}
                 Err(error) => {
-                    if let Some(before) = self.pass(Handshake::Hello) {
-                        warn!(%peer, client = %key, before, "handshake failed: {error}");
+                    if let Some(suppressed) = self.may_log(HandshakeResult::Hello) {
+                        warn!(%peer, client = %key, suppressed, "handshake failed: {error}");
                     }
-                    return Err(Handshake::Hello);
+                    return Err(HandshakeResult::Hello);
                 }
             }
         };
-        Ok(Greeting { key, hello, leftover, stream })
+        Ok(AuthenticatedClient { key, hello, leftover, stream })
     }
 }
 
 /// An authenticated client and the HELLO that names its session.
-struct Greeting {
+struct AuthenticatedClient {
     key: PublicKey,
     hello: Hello,
     leftover: Vec<u8>,
@@ -243,20 +243,20 @@ struct Greeting {
 
 /// A connection in its handshake, counted as half-open until dropped.
 struct HalfOpen {
-    gate: Gate,
-    ticket: Ticket,
+    acceptor: Acceptor,
+    permit: HandshakePermit,
 }
 
 impl HalfOpen {
-    fn new(gate: &Gate, ticket: Ticket) -> Self {
-        gate.metrics.half_open.inc();
-        Self { gate: gate.clone(), ticket }
+    fn new(acceptor: &Acceptor, permit: HandshakePermit) -> Self {
+        acceptor.metrics.half_open.inc();
+        Self { acceptor: acceptor.clone(), permit }
     }
 }
 
 impl Drop for HalfOpen {
     fn drop(&mut self) {
-        self.gate.metrics.half_open.dec();
-        self.gate.limiter().end(&self.ticket);
+        self.acceptor.metrics.half_open.dec();
+        self.acceptor.limiter().end(&self.permit);
     }
 }

@@ -15,14 +15,14 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 
-use super::demux::Routes;
-use super::guard::{Guard, OwnReach, Policies, Policy};
+use super::demux::Demux;
+use super::log_rate_limiter::LogRateLimiter;
 use super::queue::PacketQueue;
-use super::session::{ClientIo, Live, Sink};
-use super::throttle::Throttle;
+use super::session::{ActiveSession, ClientIo, PacketSink};
+use super::source_filter::{OwnReach, Policy, SharedPolicy, SourceFilter};
 use crate::admin::{PathInfo, SessionInfo};
 use crate::config::Config;
-use crate::metrics::{Handshake, Metrics};
+use crate::metrics::{HandshakeResult, Metrics};
 use crate::pool::{Lease, Pools};
 use crate::reach::Reach;
 use crate::store::Client;
@@ -76,34 +76,34 @@ pub(crate) struct Registry {
     pools: Pools,
     settings: RwLock<Settings>,
     /// The policy that every packet of a client is checked against.
-    policies: Arc<Policies>,
-    members: RwLock<HashMap<PublicKey, Arc<Member>>>,
-    routes: Arc<Routes>,
-    sink: Arc<dyn Sink>,
+    shared_policy: Arc<SharedPolicy>,
+    entries: RwLock<HashMap<PublicKey, Arc<ClientEntry>>>,
+    demux: Arc<Demux>,
+    device: Arc<dyn PacketSink>,
     metrics: Arc<Metrics>,
 }
 
 /// An authorised client: its addresses, its packet queue and its session.
-struct Member {
+struct ClientEntry {
     name: String,
     lease: Lease,
     /// The client's own reach, if it differs from the common one.
     reach: OwnReach,
     queue: Arc<PacketQueue>,
     /// Locked while a session begins or ends, so that a client never has two.
-    slot: Mutex<Slot>,
+    slot: Mutex<SessionSlot>,
     /// The log rate limit of this client's session and path events.
-    lines: sync::Mutex<Throttle>,
+    log_limiter: sync::Mutex<LogRateLimiter>,
 }
 
-impl Member {
+impl ClientEntry {
     /// Returns whether an event of this client may be logged; reports suppressed events first.
-    fn may_say(&self) -> bool {
-        let passed = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
-        if let Some(before @ 1..) = passed {
+    fn may_log(&self) -> bool {
+        let passed = self.log_limiter.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
+        if let Some(suppressed @ 1..) = passed {
             info!(
                 client = self.name,
-                before, "suppressed log lines about the sessions and paths of this client"
+                suppressed, "suppressed log lines about the sessions and paths of this client"
             );
         }
         passed.is_some()
@@ -111,18 +111,18 @@ impl Member {
 }
 
 #[derive(Default)]
-struct Slot {
+struct SessionSlot {
     revoked: bool,
-    live: Option<Arc<Live>>,
+    active: Option<Arc<ActiveSession>>,
 }
 
 /// The number of log lines about one client per limiter period; a laptop that moves makes three or
 /// four.
-const MAX_LINES: u32 = 40;
+const MAX_LOG_LINES: u32 = 40;
 
 /// The largest number of session events that are handled at once; while more wait, the driver reads
 /// from no path.
-const MAX_BATCH: usize = 64;
+const MAX_EVENTS_PER_BATCH: usize = 64;
 
 /// The error for a client that is not, or no longer, authorised.
 #[derive(Debug, PartialEq, Eq)]
@@ -133,48 +133,48 @@ impl Registry {
     pub(crate) fn new(
         pools: Pools,
         settings: Settings,
-        routes: Arc<Routes>,
-        sink: Arc<dyn Sink>,
+        demux: Arc<Demux>,
+        device: Arc<dyn PacketSink>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let policies = Arc::new(Policies::new(Policy {
+        let shared_policy = Arc::new(SharedPolicy::new(Policy {
             isolate: settings.isolate,
             reach: settings.reach.clone(),
             resolvers: settings.push.dns.clone(),
-            answers: false,
+            inbound_datagrams: false,
             local: Vec::new(),
         }));
         let settings = RwLock::new(settings);
-        Self { pools, settings, policies, members: RwLock::default(), routes, sink, metrics }
+        Self { pools, settings, shared_policy, entries: RwLock::default(), demux, device, metrics }
     }
 
     /// Applies new settings, to running sessions too.
     pub(crate) async fn set_settings(&self, settings: Settings) {
-        self.policies.change(|policy| {
+        self.shared_policy.change(|policy| {
             policy.isolate = settings.isolate;
             policy.reach = settings.reach.clone();
             policy.resolvers.clone_from(&settings.push.dns);
         });
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
-        for member in self.all() {
-            member.queue.set_capacity(settings.queue_bytes);
+        for entry in self.all_entries() {
+            entry.queue.set_capacity(settings.queue_bytes);
             // A session that begins concurrently reads the new settings itself.
-            if let Some(live) = &member.slot.lock().await.live {
-                live.push(settings.push_to(&member.lease));
+            if let Some(active) = &entry.slot.lock().await.active {
+                active.push(settings.push_to(&entry.lease));
             }
         }
     }
 
     /// Sets whether Internet hosts may send datagrams to clients first, so that clients may answer
     /// them.
-    pub(crate) fn set_answers(&self, answers: bool) {
-        self.policies.change(|policy| policy.answers = answers);
+    pub(crate) fn set_inbound_datagrams(&self, inbound_datagrams: bool) {
+        self.shared_policy.change(|policy| policy.inbound_datagrams = inbound_datagrams);
     }
 
     /// Sets the addresses and networks of this host, which the reach "internet" excludes.
     pub(crate) fn set_local(&self, local: Vec<IpNet>) {
-        if !self.policies.has_local(&local) {
-            self.policies.change(|policy| policy.local = local);
+        if !self.shared_policy.has_local(&local) {
+            self.shared_policy.change(|policy| policy.local = local);
         }
     }
 
@@ -184,10 +184,10 @@ impl Registry {
 
     /// Adds a client and returns true; returns false if the client is already registered.
     pub(crate) fn add(&self, client: &Client) -> bool {
-        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-        let Entry::Vacant(place) = members.entry(client.public_key) else { return false };
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let Entry::Vacant(vacant) = entries.entry(client.public_key) else { return false };
         self.metrics.clients.inc();
-        place.insert(self.new_member(client));
+        vacant.insert(self.new_entry(client));
         true
     }
 
@@ -196,32 +196,32 @@ impl Registry {
     /// A change of addresses ends the client's session, and the client may begin another one at
     /// once; a change of reach does not. Returns the addresses that the client no longer holds.
     pub(crate) async fn add_or_move(&self, client: &Client) -> Vec<IpAddr> {
-        match self.member(&client.public_key) {
+        match self.entry(&client.public_key) {
             None => {
                 self.add(client);
             }
-            Some(old) if old.lease == self.served(client.lease) => {
-                old.reach.write().unwrap_or_else(PoisonError::into_inner).clone_from(&client.reach);
-                self.policies.change(|_| {});
+            Some(previous) if previous.lease == self.served(client.lease) => {
+                previous.reach.write().unwrap_or_else(PoisonError::into_inner).clone_from(&client.reach);
+                self.shared_policy.change(|_| {});
             }
-            Some(old) => {
-                self.end(&old, CloseCode::SessionGone).await;
-                let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-                members.insert(client.public_key, self.new_member(client));
-                return old.lease.without(client.lease);
+            Some(previous) => {
+                self.end_session(&previous, CloseCode::SessionGone).await;
+                let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+                entries.insert(client.public_key, self.new_entry(client));
+                return previous.lease.without(client.lease);
             }
         }
         Vec::new()
     }
 
-    fn new_member(&self, client: &Client) -> Arc<Member> {
-        Arc::new(Member {
+    fn new_entry(&self, client: &Client) -> Arc<ClientEntry> {
+        Arc::new(ClientEntry {
             name: client.name.clone(),
             lease: self.served(client.lease),
             reach: Arc::new(RwLock::new(client.reach.clone())),
             queue: Arc::new(PacketQueue::new(self.settings().queue_bytes)),
             slot: Mutex::default(),
-            lines: sync::Mutex::new(Throttle::of(MAX_LINES)),
+            log_limiter: sync::Mutex::new(LogRateLimiter::new(MAX_LOG_LINES)),
         })
     }
 
@@ -237,26 +237,26 @@ impl Registry {
 
     /// Removes a client: its session ends at once, and further handshakes fail.
     pub(crate) async fn remove(&self, key: &PublicKey) {
-        let member = self.members.write().unwrap_or_else(PoisonError::into_inner).remove(key);
-        let Some(member) = member else { return };
+        let entry = self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let Some(entry) = entry else { return };
         self.metrics.clients.dec();
-        self.end(&member, CloseCode::Revoked).await;
+        self.end_session(&entry, CloseCode::Revoked).await;
     }
 
     /// Ends the session of an entry that is removed or replaced.
-    async fn end(&self, member: &Member, code: CloseCode) {
-        let mut slot = member.slot.lock().await;
+    async fn end_session(&self, entry: &ClientEntry, code: CloseCode) {
+        let mut slot = entry.slot.lock().await;
         slot.revoked = true;
-        if let Some(live) = slot.live.take() {
-            self.unroute(member);
-            live.shut_down(code).await;
-            info!(client = member.name, session = %live.id(), "session closed: {code}");
+        if let Some(active) = slot.active.take() {
+            self.unroute(entry);
+            active.shut_down(code).await;
+            info!(client = entry.name, session = %active.id(), "session closed: {code}");
         }
     }
 
     /// Returns whether the key belongs to an authorised client.
     pub(crate) fn is_authorized(&self, key: &PublicKey) -> bool {
-        self.member(key).is_some()
+        self.entry(key).is_some()
     }
 
     /// Hands a client's new path to its session, and begins a session if there is none.
@@ -270,61 +270,61 @@ impl Registry {
         leftover: Vec<u8>,
         stream: TlsStream,
         peer: SocketAddr,
-    ) -> Result<Handshake, Unauthorized> {
-        let member = self.member(key).ok_or(Unauthorized)?;
-        let mut slot = member.slot.lock().await;
+    ) -> Result<HandshakeResult, Unauthorized> {
+        let entry = self.entry(key).ok_or(Unauthorized)?;
+        let mut slot = entry.slot.lock().await;
         if slot.revoked {
             return Err(Unauthorized);
         }
-        let (client, session, path) = (member.name.as_str(), hello.session, hello.path);
-        if let Some(live) = slot.live.as_ref().filter(|live| live.id() == session) {
+        let (client, session, path) = (entry.name.as_str(), hello.session, hello.path);
+        if let Some(active) = slot.active.as_ref().filter(|active| active.id() == session) {
             // `None`: the driver has stopped, so begin a new session, as after a restart of the
             // relay.
-            if live.refresh().await.is_some() {
-                if member.may_say() {
+            if active.refresh().await.is_some() {
+                if entry.may_log() {
                     info!(client, %session, %path, %peer, "path opened");
                 }
-                live.accept(hello, leftover, stream, peer).await;
-                return Ok(Handshake::Resumed);
+                active.accept(hello, leftover, stream, peer).await;
+                return Ok(HandshakeResult::Resumed);
             }
         }
-        let waiting = match slot.live.take() {
-            Some(old) => {
-                if member.may_say() {
-                    info!(client, old = %old.id(), new = %session, "the agent restarted: a new session takes over");
+        let waiting = match slot.active.take() {
+            Some(previous) => {
+                if entry.may_log() {
+                    info!(client, previous = %previous.id(), new = %session, "the agent restarted: a new session takes over");
                 }
-                old.take_over().await
+                previous.take_over().await
             }
             None => Unacknowledged::default(),
         };
-        if member.may_say() {
+        if entry.may_log() {
             info!(client, %session, %path, %peer, waiting = waiting.len(), "session opened");
         }
         // Store the session before any await: it can then be revoked even if this task is
         // cancelled.
-        let live = Arc::clone(slot.live.insert(self.begin(&member, &hello, waiting)));
-        live.accept(hello, leftover, stream, peer).await;
-        Ok(Handshake::Opened)
+        let active = Arc::clone(slot.active.insert(self.begin_session(&entry, &hello, waiting)));
+        active.accept(hello, leftover, stream, peer).await;
+        Ok(HandshakeResult::Opened)
     }
 
     /// Returns all running sessions, sorted by client name.
     pub(crate) async fn sessions(&self) -> Vec<SessionInfo> {
         let mut sessions = Vec::new();
-        for member in self.all() {
-            let Some(live) = member.slot.lock().await.live.clone() else { continue };
-            let Some(snapshot) = live.refresh().await else { continue };
-            let peers = live.peers().await;
+        for entry in self.all_entries() {
+            let Some(active) = entry.slot.lock().await.active.clone() else { continue };
+            let Some(snapshot) = active.refresh().await else { continue };
+            let peers = active.peers().await;
             let paths = snapshot.paths.iter().map(|(path, _)| PathInfo {
                 path: path.0,
                 peer: peers.get(path).copied(),
                 active: snapshot.active == Some(*path),
             });
             sessions.push(SessionInfo {
-                client: member.name.clone(),
-                session: live.id().to_string(),
-                ipv4: member.lease.ipv4,
-                ipv6: member.lease.ipv6,
-                age_seconds: live.age().as_secs(),
+                client: entry.name.clone(),
+                session: active.id().to_string(),
+                ipv4: entry.lease.ipv4,
+                ipv6: entry.lease.ipv6,
+                age_seconds: active.age().as_secs(),
                 paths: paths.collect(),
                 queued_bytes: snapshot.queued_bytes as u64,
                 unacknowledged_bytes: snapshot.unacked_bytes as u64,
@@ -344,16 +344,16 @@ impl Registry {
             let session_idle = self.settings().session_idle;
             // Frequent enough for limits of a few seconds, rare enough for thousands of sessions.
             tokio::time::sleep((session_idle / 4).min(Duration::from_secs(15))).await;
-            for member in self.all() {
-                let mut slot = member.slot.lock().await;
-                let Some(live) = slot.live.clone() else { continue };
-                if live.refresh().await.is_none() || live.pathless_for().await < session_idle {
+            for entry in self.all_entries() {
+                let mut slot = entry.slot.lock().await;
+                let Some(active) = slot.active.clone() else { continue };
+                if active.refresh().await.is_none() || active.pathless_for().await < session_idle {
                     continue;
                 }
-                info!(client = member.name, session = %live.id(), "session closed: it had no path for longer than [limits] session_idle");
-                slot.live = None;
-                self.unroute(&member);
-                live.shut_down(CloseCode::Timeout).await;
+                info!(client = entry.name, session = %active.id(), "session closed: it had no path for longer than [limits] session_idle");
+                slot.active = None;
+                self.unroute(&entry);
+                active.shut_down(CloseCode::Timeout).await;
             }
         }
     }
@@ -361,100 +361,105 @@ impl Registry {
     /// Ends every session concurrently when the relay stops.
     pub(crate) async fn shut_down(&self) {
         let mut closing = JoinSet::new();
-        for member in self.all() {
+        for entry in self.all_entries() {
             closing.spawn(async move {
-                if let Some(live) = member.slot.lock().await.live.take() {
-                    live.shut_down(CloseCode::Shutdown).await;
+                if let Some(active) = entry.slot.lock().await.active.take() {
+                    active.shut_down(CloseCode::Shutdown).await;
                 }
             });
         }
         closing.join_all().await;
     }
 
-    fn member(&self, key: &PublicKey) -> Option<Arc<Member>> {
-        self.members.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    fn entry(&self, key: &PublicKey) -> Option<Arc<ClientEntry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
-    fn all(&self) -> Vec<Arc<Member>> {
-        self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    fn all_entries(&self) -> Vec<Arc<ClientEntry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Unacknowledged) -> Arc<Live> {
+    fn begin_session(
+        self: &Arc<Self>,
+        entry: &Arc<ClientEntry>,
+        hello: &Hello,
+        waiting: Unacknowledged,
+    ) -> Arc<ActiveSession> {
         // 0 means "no known epoch" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
         let settings = self.settings();
-        let push = settings.push_to(&member.lease);
+        let push = settings.push_to(&entry.lease);
         let limits = Limits { compression: settings.compression, fair: settings.fair, ..Limits::default() };
         let mut session = Session::server(hello.session, epoch, limits, push);
         session.requeue(waiting);
         let io = ClientIo {
-            queue: Arc::clone(&member.queue),
-            routes: Arc::clone(&self.routes),
-            guard: Guard::new(
-                member.lease,
+            queue: Arc::clone(&entry.queue),
+            demux: Arc::clone(&self.demux),
+            filter: SourceFilter::new(
+                entry.lease,
                 self.pools,
-                Arc::clone(&self.policies),
-                Arc::clone(&member.reach),
+                Arc::clone(&self.shared_policy),
+                Arc::clone(&entry.reach),
             ),
-            joining: CoalescingWriter::new(self.sink.coalesces_datagrams()),
-            sink: Arc::clone(&self.sink),
+            coalescing: CoalescingWriter::new(self.device.coalesces_datagrams()),
+            device: Arc::clone(&self.device),
             metrics: Arc::clone(&self.metrics),
         };
-        let (live, events) = Live::start(session, io, &self.metrics);
-        self.routes.add(&member.lease, &member.queue);
-        tokio::spawn(Arc::clone(self).watch(Arc::clone(member), Arc::clone(&live), events));
-        live
+        let (active, events) = ActiveSession::start(session, io, &self.metrics);
+        self.demux.add(&entry.lease, &entry.queue);
+        tokio::spawn(Arc::clone(self).handle_events(Arc::clone(entry), Arc::clone(&active), events));
+        active
     }
 
-    fn unroute(&self, member: &Member) {
-        self.routes.remove(&member.lease, &member.queue);
-        member.queue.clear();
+    fn unroute(&self, entry: &ClientEntry) {
+        self.demux.remove(&entry.lease, &entry.queue);
+        entry.queue.clear();
     }
 
     /// Handles the events of a session until its driver stops.
-    async fn watch(
+    async fn handle_events(
         self: Arc<Self>,
-        member: Arc<Member>,
-        live: Arc<Live>,
+        entry: Arc<ClientEntry>,
+        active: Arc<ActiveSession>,
         mut events: mpsc::Receiver<DriverEvent>,
     ) {
-        let (client, session) = (member.name.as_str(), live.id());
+        let (client, session) = (entry.name.as_str(), active.id());
         let mut batch = Vec::new();
         // Take all waiting events, and refresh the session once for all of them. A client that
         // switches paths continuously cannot pile up work: its paths are read no faster than this
         // loop runs.
-        while events.recv_many(&mut batch, MAX_BATCH).await > 0 {
+        while events.recv_many(&mut batch, MAX_EVENTS_PER_BATCH).await > 0 {
             for event in batch.drain(..) {
                 match event {
                     DriverEvent::Session(Event::PathActivated { path, previous, replayed, dropped }) => {
-                        if member.may_say() {
+                        if entry.may_log() {
                             info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, dropped, "path active");
                         }
                     }
                     DriverEvent::Session(Event::PathClosed { path, code }) => {
-                        if member.may_say() {
+                        if entry.may_log() {
                             info!(client, %session, %path, "path closed: {code}");
                         }
-                        live.forget_path(path).await;
+                        active.forget_path(path).await;
                     }
                     DriverEvent::PathError { path, cause } => {
-                        if member.may_say() {
+                        if entry.may_log() {
                             info!(client, %session, %path, "path lost: {cause}");
                         }
-                        live.forget_path(path).await;
+                        active.forget_path(path).await;
                     }
-                    DriverEvent::Session(event) => debug!(client, %session, ?event, "session"),
+                    DriverEvent::Session(event) => debug!(client, %session, ?event, "session event"),
                     // The driver sends nothing more, so the channel ends too.
                     DriverEvent::Stopped => {}
                 }
             }
-            live.refresh().await;
+            active.refresh().await;
         }
-        let mut slot = member.slot.lock().await;
-        if slot.live.as_ref().is_some_and(|current| Arc::ptr_eq(current, &live)) {
-            slot.live = None;
-            self.unroute(&member);
+        let mut slot = entry.slot.lock().await;
+        if slot.active.as_ref().is_some_and(|current| Arc::ptr_eq(current, &active)) {
+            slot.active = None;
+            self.unroute(&entry);
         }
-        live.settle().await;
+        active.mark_ended().await;
     }
 }

@@ -11,12 +11,12 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use super::registry::Settings;
-use super::{InForce, Relay};
+use super::{AppliedState, Relay};
 use crate::config::Config;
 use crate::network::nft::Ruleset;
 
 /// The sections that can change at run time; sessions, sockets and the device depend on the others.
-const LIVE: [&str; 4] = ["limits", "clients", "dns", "nat"];
+const RELOADABLE_SECTIONS: [&str; 4] = ["limits", "clients", "dns", "nat"];
 
 /// The outcome of a reload, as the keys whose values differ from those in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,26 +48,26 @@ impl Relay {
     }
 
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
-        let mut in_force = self.in_force.lock().await;
-        let (next, reloaded) = plan(&in_force.config, &Config::load(&self.path)?)?;
+        let mut applied = self.applied.lock().await;
+        let (next, reloaded) = plan(&applied.config, &Config::load(&self.path)?)?;
         // Steps that can fail come first and are undone when a later step fails. A reload may be a
         // repair, so everything is applied again, changed or not.
-        let rules = self.wanted_rules(&next).await?;
-        let answers = rules.has_inbound_datagrams();
-        let former = self.wanted_rules(&in_force.config).await?;
-        in_force.home.change(rules).await?;
-        if let Err(error) = self.keep(&mut in_force, false).await {
-            return Err(roll_back(&mut in_force, former, error.into()).await);
+        let rules = self.required_rules(&next).await?;
+        let inbound_datagrams = rules.accepts_inbound_datagrams();
+        let former = self.required_rules(&applied.config).await?;
+        applied.network.change(rules).await?;
+        if let Err(error) = self.reconcile(&mut applied, false).await {
+            return Err(roll_back(&mut applied, former, error.into()).await);
         }
-        self.registry.set_answers(answers);
+        self.registry.set_inbound_datagrams(inbound_datagrams);
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
-        let former = std::mem::replace(&mut in_force.config, next);
-        let next = &in_force.config;
+        let former = std::mem::replace(&mut applied.config, next);
+        let next = &applied.config;
         // The new configuration is in force by here: failing to end old connections is no failure
         // to reload.
         if (next.clients.reach() != former.clients.reach() || next.dns.servers != former.dns.servers)
-            && let Err(error) = self.cut_out_of_reach(next).await
+            && let Err(error) = self.end_unreachable_connections(next).await
         {
             warn!("cannot end connections to destinations outside the clients' reach: {error:#}");
         }
@@ -77,11 +77,11 @@ impl Relay {
 
 /// Restores the former rules after a reload that failed half-way. Returns the reload's error, with
 /// what could not be undone.
-async fn roll_back(in_force: &mut InForce, former: Ruleset, error: anyhow::Error) -> anyhow::Error {
-    match in_force.home.change(former.clone()).await {
+async fn roll_back(applied: &mut AppliedState, former: Ruleset, error: anyhow::Error) -> anyhow::Error {
+    match applied.network.change(former.clone()).await {
         Ok(()) => error,
         Err(second) => {
-            in_force.home.install_later(former);
+            applied.network.schedule_rules(former);
             error.context(format!(
                 "the nftables rules of the new configuration are in force: cannot restore the former \
                  ones, retrying ({second:#})"
@@ -96,7 +96,8 @@ fn plan(current: &Config, wanted: &Config) -> anyhow::Result<(Config, Reloaded)>
     let mut reloaded = Reloaded::default();
     let (old, new) = (tree(current)?, tree(wanted)?);
     for (section, key) in differing(&old, &new) {
-        let list = if LIVE.contains(&section) { &mut reloaded.changed } else { &mut reloaded.kept };
+        let list =
+            if RELOADABLE_SECTIONS.contains(&section) { &mut reloaded.changed } else { &mut reloaded.kept };
         list.push(format!("[{section}] {key}"));
     }
     let Config { limits, clients, dns, nat, .. } = wanted.clone();
@@ -134,13 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_differs_from_itself() {
+    fn a_configuration_does_not_differ_from_itself() {
         let (_, reloaded) = plan(&config(""), &config("[nat]\nmasquerade = true\n")).unwrap();
         assert_eq!(reloaded, Reloaded::default());
     }
 
     #[test]
-    fn what_can_change_changes_and_what_cannot_is_named_and_stays() {
+    fn reloadable_settings_change_and_the_others_are_reported_and_stay() {
         let wanted = config(
             "[limits]\nhalf_open = 7\n[dns]\nservers = [\"192.0.2.1\"]\n[tunnel]\nmtu = 1400\n\
              [admin]\ngroup = \"wheel\"\n[nat]\ninterface = \"eth0\"\n[clients]\nisolate = false\n",

@@ -16,13 +16,13 @@ use mobile_proto::{
 };
 use tokio::sync::{Mutex, mpsc};
 
-use super::demux::Routes;
-use super::guard::Guard;
+use super::demux::Demux;
 use super::queue::PacketQueue;
-use crate::metrics::{Drop, Metrics};
+use super::source_filter::SourceFilter;
+use crate::metrics::{DropReason, Metrics};
 
 /// The destination of clients' packets: the home virtual device, or a test.
-pub(crate) trait Sink: Send + Sync {
+pub(crate) trait PacketSink: Send + Sync {
     /// Sends one packet.
     fn send(&self, packet: Packet<'_>) -> io::Result<()>;
 
@@ -35,7 +35,7 @@ pub(crate) trait Sink: Send + Sync {
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)>;
 }
 
-impl Sink for Tun {
+impl PacketSink for Tun {
     fn send(&self, packet: Packet<'_>) -> io::Result<()> {
         self.try_send(packet)
     }
@@ -53,61 +53,63 @@ impl Sink for Tun {
 /// through the source filter to the device.
 pub(crate) struct ClientIo {
     pub(crate) queue: Arc<PacketQueue>,
-    pub(crate) routes: Arc<Routes>,
-    pub(crate) guard: Guard,
-    pub(crate) joining: CoalescingWriter,
-    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) demux: Arc<Demux>,
+    pub(crate) filter: SourceFilter,
+    pub(crate) coalescing: CoalescingWriter,
+    pub(crate) device: Arc<dyn PacketSink>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 impl PacketIo for ClientIo {
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
-        let Self { queue, routes, sink, metrics, .. } = self;
-        routes.poll_take(cx, queue, &**sink, metrics, buffer).map(|(length, offload)| {
+        let Self { queue, demux, device, metrics, .. } = self;
+        demux.poll_packet(cx, queue, &**device, metrics, buffer).map(|(length, offload)| {
             self.metrics.to_clients.count(1, length as u64);
             Ok((length, offload))
         })
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        let Self { guard, joining, sink, metrics, .. } = self;
-        match guard.check(packet.bytes) {
-            Ok(()) => joining.send(packet, &mut |packet, made| forward(&**sink, metrics, packet, made)),
+        let Self { filter, coalescing, device, metrics, .. } = self;
+        match filter.check(packet.bytes) {
+            Ok(()) => {
+                coalescing.send(packet, &mut |packet, made| write_to_device(&**device, metrics, packet, made))
+            }
             Err(reason) => metrics.dropped(reason, 1),
         }
     }
 
     fn flush(&mut self) {
-        let Self { joining, sink, metrics, .. } = self;
-        joining.flush(&mut |packet, made| forward(&**sink, metrics, packet, made));
+        let Self { coalescing, device, metrics, .. } = self;
+        coalescing.flush(&mut |packet, made| write_to_device(&**device, metrics, packet, made));
     }
 }
 
-fn forward(sink: &dyn Sink, metrics: &Metrics, packet: Packet<'_>, made: CoalescedSegment) {
-    match sink.send(packet) {
+fn write_to_device(device: &dyn PacketSink, metrics: &Metrics, packet: Packet<'_>, made: CoalescedSegment) {
+    match device.send(packet) {
         Ok(()) => metrics.from_clients.count(made.packets, made.bytes),
-        Err(error) => metrics.dropped(refusal(&error), made.packets),
+        Err(error) => metrics.dropped(drop_reason(&error), made.packets),
     }
 }
 
 /// Returns the reason why the device refused a packet: a failure of the device, or an offload
 /// request that the packet's headers do not allow.
-fn refusal(error: &io::Error) -> Drop {
-    if error.kind() == io::ErrorKind::InvalidInput { Drop::Malformed } else { Drop::Device }
+fn drop_reason(error: &io::Error) -> DropReason {
+    if error.kind() == io::ErrorKind::InvalidInput { DropReason::Malformed } else { DropReason::Device }
 }
 
 /// A running session and the handle of its driver.
-pub(crate) struct Live {
+pub(crate) struct ActiveSession {
     id: SessionId,
     started: Instant,
     handle: Handle,
     metrics: Arc<Metrics>,
-    seen: Mutex<Seen>,
+    reported: Mutex<ReportedState>,
 }
 
 /// The state that was last reported to the metrics, and the peers of the paths.
 #[derive(Default)]
-struct Seen {
+struct ReportedState {
     stats: Stats,
     peers: HashMap<PathId, SocketAddr>,
     paths: usize,
@@ -115,7 +117,7 @@ struct Seen {
     ended: bool,
 }
 
-impl Live {
+impl ActiveSession {
     /// Starts a driver for the session.
     pub(crate) fn start(
         session: Session,
@@ -125,14 +127,14 @@ impl Live {
         let id = session.id();
         let (handle, events) = driver::spawn(session, io);
         metrics.sessions.inc();
-        let live = Self {
+        let active = Self {
             id,
             started: Instant::now(),
             handle,
             metrics: Arc::clone(metrics),
-            seen: Mutex::default(),
+            reported: Mutex::default(),
         };
-        (Arc::new(live), events)
+        (Arc::new(active), events)
     }
 
     /// Returns the session's id, which the client chose.
@@ -147,7 +149,7 @@ impl Live {
 
     /// Adds a path to the session.
     pub(crate) async fn accept(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream, peer: SocketAddr) {
-        self.seen.lock().await.peers.insert(hello.path, peer);
+        self.reported.lock().await.peers.insert(hello.path, peer);
         self.handle.accept_path(hello, leftover, stream);
         self.refresh().await;
     }
@@ -161,19 +163,19 @@ impl Live {
     /// stopped.
     pub(crate) async fn refresh(&self) -> Option<SessionSnapshot> {
         // Hold the lock while asking the driver, so that snapshots are handled in order.
-        let mut seen = self.seen.lock().await;
+        let mut reported = self.reported.lock().await;
         let snapshot = self.handle.snapshot().await?;
-        if seen.ended {
+        if reported.ended {
             return None;
         }
         let metrics = &self.metrics;
-        let (old, new) = (&seen.stats, &snapshot.stats);
+        let (old, new) = (&reported.stats, &snapshot.stats);
         metrics.replayed.inc_by(new.replayed_packets.saturating_sub(old.replayed_packets));
         metrics.duplicates.inc_by(new.duplicates.saturating_sub(old.duplicates));
         metrics.lost.inc_by((new.lost + new.given_up).saturating_sub(old.lost + old.given_up));
         // The first active path is not a handover.
         metrics.handovers.inc_by(new.switches.max(1).saturating_sub(old.switches.max(1)));
-        metrics.dropped(Drop::Segments, new.dropped_segments.saturating_sub(old.dropped_segments));
+        metrics.dropped(DropReason::Segments, new.dropped_segments.saturating_sub(old.dropped_segments));
         metrics.session_drops.inc_by(session_drops(new).saturating_sub(session_drops(old)));
         for (counted, of) in [
             (
@@ -187,12 +189,12 @@ impl Live {
             let ([before, made_before], [now, made_now]) = (of(old), of(new));
             counted.count(now.saturating_sub(before), made_now.saturating_sub(made_before));
         }
-        seen.stats = snapshot.stats.clone();
-        self.count_paths(&mut seen, snapshot.paths.len());
+        reported.stats = snapshot.stats.clone();
+        self.count_paths(&mut reported, snapshot.paths.len());
         if !snapshot.paths.is_empty() {
-            seen.pathless_since = None;
-        } else if seen.pathless_since.is_none() {
-            seen.pathless_since = Some(Instant::now());
+            reported.pathless_since = None;
+        } else if reported.pathless_since.is_none() {
+            reported.pathless_since = Some(Instant::now());
         }
         Some(snapshot)
     }
@@ -203,18 +205,18 @@ impl Live {
             self.refresh().await.is_some_and(|snapshot| snapshot.paths.iter().any(|(id, _)| *id == path));
         // The client may have reopened the same path in the meantime.
         if !open {
-            self.seen.lock().await.peers.remove(&path);
+            self.reported.lock().await.peers.remove(&path);
         }
     }
 
     /// Returns the client's address of each path.
     pub(crate) async fn peers(&self) -> HashMap<PathId, SocketAddr> {
-        self.seen.lock().await.peers.clone()
+        self.reported.lock().await.peers.clone()
     }
 
     /// Returns how long the session has had no path, as of the last refresh.
     pub(crate) async fn pathless_for(&self) -> Duration {
-        self.seen.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.reported.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Ends this session in favour of another one, and returns the packets that the client has not
@@ -222,7 +224,7 @@ impl Live {
     pub(crate) async fn take_over(&self) -> Unacknowledged {
         self.refresh().await;
         let waiting = self.handle.take_over().await;
-        self.settle().await;
+        self.mark_ended().await;
         waiting
     }
 
@@ -230,22 +232,22 @@ impl Live {
     pub(crate) async fn shut_down(&self, code: CloseCode) {
         self.refresh().await;
         self.handle.shutdown(code).await;
-        self.settle().await;
+        self.mark_ended().await;
     }
 
     /// Removes the ended session from the gauges; calling it again changes nothing.
-    pub(crate) async fn settle(&self) {
-        let mut seen = self.seen.lock().await;
-        if !std::mem::replace(&mut seen.ended, true) {
-            self.count_paths(&mut seen, 0);
+    pub(crate) async fn mark_ended(&self) {
+        let mut reported = self.reported.lock().await;
+        if !std::mem::replace(&mut reported.ended, true) {
+            self.count_paths(&mut reported, 0);
             self.metrics.sessions.dec();
         }
     }
 
-    fn count_paths(&self, seen: &mut Seen, now: usize) {
+    fn count_paths(&self, reported: &mut ReportedState, now: usize) {
         let count = |paths: usize| i64::try_from(paths).unwrap_or(i64::MAX);
-        self.metrics.paths.add(count(now) - count(seen.paths));
-        seen.paths = now;
+        self.metrics.paths.add(count(now) - count(reported.paths));
+        reported.paths = now;
     }
 }
 

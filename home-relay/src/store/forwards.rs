@@ -6,7 +6,7 @@ use std::fmt;
 use redb::{ReadableDatabase as _, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::clients::Book;
+use super::clients::AddressTables;
 use super::schema::{FORWARDS, read_all, write};
 use super::{Store, StoreError, database};
 
@@ -73,7 +73,7 @@ impl Store {
     pub(crate) fn forward(&self, forward: &Forward) -> Result<(), StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         {
-            if Book::open(&transaction)?.client(&forward.client).is_none() {
+            if AddressTables::open(&transaction)?.client(&forward.client).is_none() {
                 return Err(StoreError::Unknown(forward.client.clone()));
             }
             let mut table = transaction.open_table(FORWARDS).map_err(database)?;
@@ -105,7 +105,7 @@ impl Store {
 }
 
 /// Removes all forwards of a client.
-pub(super) fn remove_of(transaction: &WriteTransaction, client: &str) -> Result<(), StoreError> {
+pub(super) fn remove_for_client(transaction: &WriteTransaction, client: &str) -> Result<(), StoreError> {
     let mut table = transaction.open_table(FORWARDS).map_err(database)?;
     for forward in read_all::<Forward>(&table)?.iter().filter(|forward| forward.client == client) {
         table.remove(key(forward.protocol, forward.port).as_str()).map_err(database)?;

@@ -41,7 +41,7 @@ const CACHE_BYTES: usize = 1 << 20;
 /// never open one that a crash left half initialised.
 pub(super) fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let unfinished = dir.join(format!("{FILE}.{}.new", std::process::id()));
-    let made = (|| {
+    let created = (|| {
         let _ = std::fs::remove_file(&unfinished);
         let database = builder().create(&unfinished)?;
         upgrade(&database)?;
@@ -57,7 +57,7 @@ pub(super) fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::
         Ok(())
     })();
     let _ = std::fs::remove_file(&unfinished);
-    made
+    created
 }
 
 pub(super) fn builder() -> redb::Builder {
@@ -82,16 +82,16 @@ pub(super) fn upgrade(opened: &Database) -> Result<(), StoreError> {
         return Ok(());
     }
     if found > VERSION {
-        return Err(StoreError::Newer { found, known: VERSION });
+        return Err(StoreError::NewerFormat { found, known: VERSION });
     }
     let transaction = opened.begin_write().map_err(database)?;
-    tables(&transaction)?;
+    create_tables(&transaction)?;
     transaction.open_table(META).map_err(database)?.insert(FORMAT, VERSION).map_err(database)?;
     transaction.commit().map_err(database)
 }
 
 /// Creates the missing tables of the database.
-fn tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
+fn create_tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
     for table in [CLIENTS, INVITATIONS, FORWARDS, FREED] {
         transaction.open_table(table).map_err(database)?;
     }

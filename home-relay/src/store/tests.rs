@@ -20,8 +20,8 @@ impl Store {
         now: u64,
     ) -> Result<Client, StoreError> {
         let reach = WantedReach::default();
-        let newcomer = Newcomer { name: name.into(), public_key: *key, wanted, reach };
-        let mut clients = self.authorize_all(&[newcomer], pools, now)?;
+        let new_client = NewClient { name: name.into(), public_key: *key, wanted, reach };
+        let mut clients = self.authorize_all(&[new_client], pools, now)?;
         Ok(clients.pop().unwrap())
     }
 }
@@ -56,7 +56,7 @@ fn leases_survive_reopening_and_the_revocation_of_others() {
 }
 
 #[test]
-fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_first() {
+fn a_freed_address_returns_to_its_former_key_and_goes_to_others_last() {
     let dir = tempfile::tempdir().unwrap();
     // The pool has the client addresses .2 to .6.
     let small = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
@@ -88,7 +88,7 @@ fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_fi
 }
 
 #[test]
-fn one_key_has_one_name_and_the_other_way_round() {
+fn each_key_has_one_name_and_each_name_one_key() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let key_a = key();
@@ -137,7 +137,7 @@ fn an_exhausted_pool_refuses_the_next_client_and_keeps_the_others() {
 }
 
 #[test]
-fn a_moved_pool_moves_its_clients_and_an_unmoved_one_nobody() {
+fn only_clients_of_a_changed_pool_get_new_addresses() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     for name in ["a", "b", "c"] {
@@ -165,7 +165,7 @@ fn a_damaged_file_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_second_opener_waits_and_then_says_who_is_in_the_way() {
+fn a_second_opener_waits_and_then_reports_the_store_as_busy() {
     let dir = tempfile::tempdir().unwrap();
     let first = Store::open(dir.path()).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
@@ -179,7 +179,7 @@ fn a_second_opener_waits_and_then_says_who_is_in_the_way() {
 }
 
 #[test]
-fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_refused() {
+fn an_older_store_format_is_upgraded_and_a_newer_one_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
     let first = schema::builder().create(&path).unwrap();
@@ -201,26 +201,28 @@ fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_ref
 }
 
 #[test]
-fn many_are_let_in_at_once_or_none_of_them() {
+fn a_batch_authorises_all_clients_or_none() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    let newcomer = |name: &str, public_key| Newcomer {
+    let new_client = |name: &str, public_key| NewClient {
         name: name.into(),
         public_key,
         wanted: Lease::default(),
         reach: WantedReach::default(),
     };
     let (a, b) = (key(), key());
-    let clients = store.authorize_all(&[newcomer("a", a), newcomer("b", b)], &pools(), NOW).unwrap();
+    let clients = store.authorize_all(&[new_client("a", a), new_client("b", b)], &pools(), NOW).unwrap();
     let hosts: Vec<String> = clients.iter().map(|client| client.lease.ipv4.unwrap().to_string()).collect();
     assert_eq!(hosts, ["10.9.8.2", "10.9.8.3"]);
     assert_eq!(store.clients().unwrap(), clients);
     // One name with two keys, or one key under two names, is refused within a batch too.
-    for wrong in [[newcomer("c", key()), newcomer("c", key())], [newcomer("c", key()), newcomer("d", a)]] {
+    for wrong in
+        [[new_client("c", key()), new_client("c", key())], [new_client("c", key()), new_client("d", a)]]
+    {
         store.authorize_all(&wrong, &pools(), NOW).unwrap_err();
         assert_eq!(store.clients().unwrap(), clients, "nobody was let in");
     }
-    let more = [newcomer("b", b), newcomer("c", key())];
+    let more = [new_client("b", b), new_client("c", key())];
     let more = store.authorize_all(&more, &pools(), NOW).unwrap();
     assert_eq!((&more[0], more[1].lease.ipv4), (&clients[1], Some("10.9.8.4".parse().unwrap())));
 }

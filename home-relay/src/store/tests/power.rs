@@ -20,7 +20,7 @@ struct State {
     /// The changes since the last fsync, in order.
     unsynced: Vec<Change>,
     /// The number of changes until the power fails.
-    left: Option<u64>,
+    writes_left: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -36,11 +36,11 @@ impl Disk {
 
     /// Makes the power fail after this many further changes.
     fn cut_after(&self, changes: u64) {
-        self.state().left = Some(changes);
+        self.state().writes_left = Some(changes);
     }
 
     /// Returns the disk as a machine finds it when it is switched on again.
-    fn found(&self, random: &mut StdRng) -> Self {
+    fn after_power_cut(&self, random: &mut StdRng) -> Self {
         let state = self.state();
         let mut found = state.synced.clone();
         for change in state.unsynced.iter().filter(|_| random.random_bool(0.5)) {
@@ -57,9 +57,9 @@ impl Disk {
 
     fn change(&self, change: Change) -> std::io::Result<()> {
         let mut state = self.state();
-        match &mut state.left {
+        match &mut state.writes_left {
             Some(0) => return Err(std::io::Error::other("the power is gone")),
-            Some(left) => *left -= 1,
+            Some(writes_left) => *writes_left -= 1,
             None => {}
         }
         match &change {
@@ -88,7 +88,7 @@ impl StorageBackend for Disk {
 
     fn sync_data(&self) -> std::io::Result<()> {
         let mut state = self.state();
-        if state.left == Some(0) {
+        if state.writes_left == Some(0) {
             return Err(std::io::Error::other("the power is gone"));
         }
         state.synced = state.now.clone();
@@ -106,7 +106,7 @@ fn open(disk: &Disk) -> Store {
 }
 
 #[test]
-fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
+fn acknowledged_changes_survive_a_power_cut_at_any_write() {
     let seed =
         std::env::var("MOBILE_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("MOBILE_TEST_SEED={seed}");
@@ -134,7 +134,7 @@ fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
                 _ => {
                     in_flight = Some(name.clone());
                     let token = TokenHash::of(&mobile_io::invitation::new_token().unwrap());
-                    let invited = store.invite(&name, token, BUSY_PATIENCE, Lease::default(), &pools(), NOW);
+                    let invited = store.invite(&name, token, BUSY_TIMEOUT, Lease::default(), &pools(), NOW);
                     let done = invited.and_then(|_| store.redeem(token, &key(), &pools(), NOW));
                     done.map(|client| acknowledged.push(client))
                 }
@@ -146,7 +146,7 @@ fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
         }
         disk.cut_after(0);
         drop(store);
-        disk = disk.found(&mut random);
+        disk = disk.after_power_cut(&mut random);
 
         let store = open(&disk);
         let mut found = store.clients().unwrap();

@@ -9,36 +9,40 @@ use mobile_io::netlink::{NetlinkError, TableWatch, Watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
-use super::{InForce, Relay};
-use crate::network::KeepError;
+use super::{AppliedState, Relay};
+use crate::network::ReconcileError;
 
 /// The shortest time between two checks: a program that flushes the rules in a loop costs at most
 /// this rate, and a single flush is repaired at once.
-const SPACING: Duration = Duration::from_millis(200);
+const MIN_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often sysctls are checked, because the kernel does not notify of their changes; failed
 /// repairs are retried at the same interval.
-const SETTINGS: Duration = Duration::from_secs(5);
+const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Relay {
     /// Checks everything now and returns the names of what was restored.
-    pub(crate) async fn look(&self) -> Result<Vec<String>, KeepError> {
-        self.keep(&mut *self.in_force.lock().await, true).await
+    pub(crate) async fn reconcile_all(&self) -> Result<Vec<String>, ReconcileError> {
+        self.reconcile(&mut *self.applied.lock().await, true).await
     }
 
     /// Checks the device and settings, and the nftables rules too if `rules`; returns the names of
     /// what was restored.
-    pub(super) async fn keep(&self, in_force: &mut InForce, rules: bool) -> Result<Vec<String>, KeepError> {
-        for (reason, packets) in in_force.home.take_drops() {
+    pub(super) async fn reconcile(
+        &self,
+        applied: &mut AppliedState,
+        rules: bool,
+    ) -> Result<Vec<String>, ReconcileError> {
+        for (reason, packets) in applied.network.take_drops() {
             self.metrics.dropped(reason, packets);
         }
         // The nftables rules recognise these networks by themselves (`fib daddr type local`).
-        if let Ok(local) = in_force.home.local_networks().await {
+        if let Ok(local) = applied.network.local_networks().await {
             self.registry.set_local(local);
         }
-        match in_force.home.keep(rules).await {
+        match applied.network.reconcile(rules).await {
             Ok(restored) => {
-                if self.metrics.set_broken(None).is_some() {
+                if self.metrics.set_fault(None).is_some() {
                     info!("device, addresses, forwarding and rules are as configured again");
                 }
                 if !restored.is_empty() {
@@ -47,38 +51,38 @@ impl Relay {
                 }
                 Ok(restored)
             }
-            Err(KeepError::Other(error)) => {
+            Err(ReconcileError::Other(error)) => {
                 let reason = format!("{error:#}");
-                if self.metrics.set_broken(Some(reason.clone())).as_ref() != Some(&reason) {
+                if self.metrics.set_fault(Some(reason.clone())).as_ref() != Some(&reason) {
                     warn!("cannot restore kernel state, retrying: {reason}");
                 }
-                Err(KeepError::Other(error))
+                Err(ReconcileError::Other(error))
             }
-            Err(gone @ KeepError::Gone(_)) => Err(gone),
+            Err(error @ ReconcileError::DeviceGone(_)) => Err(error),
         }
     }
 
     /// Reconciles until the device is gone.
-    pub(super) async fn run_keeper(&self) -> anyhow::Result<()> {
+    pub(super) async fn run_reconciler(&self) -> anyhow::Result<()> {
         let mut network = Watch::new().context("cannot watch the device")?;
-        let table = self.in_force.lock().await.home.ruleset().table();
+        let table = self.applied.lock().await.network.ruleset().table();
         // A kernel without nftables has no table to watch.
         let mut table = TableWatch::new(&table).ok();
-        let mut settings = interval(SETTINGS);
+        let mut settings = interval(SETTINGS_INTERVAL);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes before the subscriptions are not notified, so check the rules at first.
         let mut rules = true;
         loop {
-            match self.keep(&mut *self.in_force.lock().await, rules).await {
+            match self.reconcile(&mut *self.applied.lock().await, rules).await {
                 // Failures are logged by `reconcile` and retried.
-                Ok(_) | Err(KeepError::Other(_)) => {}
-                Err(gone @ KeepError::Gone(_)) => return Err(gone.into()),
+                Ok(_) | Err(ReconcileError::Other(_)) => {}
+                Err(error @ ReconcileError::DeviceGone(_)) => return Err(error.into()),
             }
-            let next = Instant::now() + SPACING;
+            let next = Instant::now() + MIN_INTERVAL;
             rules = tokio::select! {
                 changed = network.changed() => changed.context("watching the device failed").map(|_| false)?,
                 changed = changed(&mut table) => changed.context("watching the nftables rules failed").map(|()| true)?,
-                _ = settings.tick() => self.metrics.healthy().is_err(),
+                _ = settings.tick() => self.metrics.health().is_err(),
             };
             sleep_until(next).await;
         }

@@ -10,7 +10,7 @@ use super::nft;
 
 /// An action that undoes one change.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum UndoAction {
     RemoveDevice(String),
     RemoveAddress(u32, IpNet),
     RemoveTable(String),
@@ -19,40 +19,44 @@ pub(super) enum Step {
 
 /// The changes of one pass, each with its name and with the action that undoes it, if any.
 #[derive(Debug, Default)]
-pub(super) struct Made(Vec<(String, Option<Step>)>);
+pub(super) struct UndoLog(Vec<(String, Option<UndoAction>)>);
 
-impl Made {
+impl UndoLog {
     /// Records a change that was made.
-    pub(super) fn push(&mut self, what: impl Into<String>, step: impl Into<Option<Step>>) {
-        self.0.push((what.into(), step.into()));
+    pub(super) fn record(&mut self, name: impl Into<String>, action: impl Into<Option<UndoAction>>) {
+        self.0.push((name.into(), action.into()));
     }
 
     /// Sets a sysctl, records the change if there was one, and returns the previous value.
-    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<Option<String>, sysctl::SysctlError> {
+    pub(super) fn set_sysctl(
+        &mut self,
+        name: &str,
+        value: &str,
+    ) -> Result<Option<String>, sysctl::SysctlError> {
         let before = sysctl::ensure(name, value)?;
         if let Some(before) = before.clone() {
-            self.push(name, Step::RestoreSetting { name: name.to_owned(), value: before });
+            self.record(name, UndoAction::RestoreSetting { name: name.to_owned(), value: before });
         }
         Ok(before)
     }
 
     /// Returns the names of the changes.
-    pub(super) fn names(self) -> Vec<String> {
-        self.0.into_iter().map(|(what, _)| what).collect()
+    pub(super) fn into_names(self) -> Vec<String> {
+        self.0.into_iter().map(|(name, _)| name).collect()
     }
 
     /// Undoes all changes in reverse order; a failure is logged and does not stop the others.
     pub(super) async fn roll_back(self) {
-        for step in self.0.into_iter().rev().filter_map(|(_, step)| step) {
-            if let Err(error) = step.unmake().await {
+        for action in self.0.into_iter().rev().filter_map(|(_, action)| action) {
+            if let Err(error) = action.undo().await {
                 warn!("cannot undo a change of the failed start: {error:#}; `home-relay cleanup` may help");
             }
         }
     }
 }
 
-impl Step {
-    async fn unmake(self) -> anyhow::Result<()> {
+impl UndoAction {
+    async fn undo(self) -> anyhow::Result<()> {
         match self {
             Self::RemoveDevice(name) => {
                 tun::remove(&name)?;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pool::Lease;
 use crate::server::Reloaded;
-use crate::store::{Client, Entry, Forward, Newcomer, Protocol};
+use crate::store::{Client, Forward, ListedClient, NewClient, Protocol};
 
 mod server;
 
@@ -25,7 +25,7 @@ pub(crate) enum Request {
     /// Authorises clients; all of them, or none.
     Authorize {
         /// The clients to authorise.
-        clients: Vec<Newcomer>,
+        clients: Vec<NewClient>,
     },
     /// Creates an invitation. The relay learns only the hash of the token.
     Invite {
@@ -50,7 +50,8 @@ pub(crate) enum Request {
     /// Reloads the configuration file.
     Reload,
     /// Checks device, addresses, forwarding and rules, and restores what differs.
-    Look,
+    #[serde(rename = "look")]
+    Reconcile,
     /// Forwards a port of this host to a client.
     Forward(Forward),
     /// Deletes a port forward.
@@ -67,7 +68,7 @@ pub(crate) enum Request {
 /// A reply of the running relay.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
+pub(crate) enum AdminReply {
     /// The authorised clients, in the order of the request.
     Authorized(Vec<Client>),
     /// The created invitation.
@@ -75,18 +76,19 @@ pub(crate) enum Answer {
         /// The relay's public key.
         relay: PublicKey,
         /// The invited client's name and addresses.
-        entry: Entry,
+        entry: ListedClient,
     },
     /// The client that was revoked, or the invitation that was withdrawn.
-    Revoked(Entry),
+    Revoked(ListedClient),
     /// All clients, and who is invited.
-    Clients(Vec<Entry>),
+    Clients(Vec<ListedClient>),
     /// All live sessions.
     Sessions(Vec<SessionInfo>),
     /// The outcome of the reload.
     Reloaded(Reloaded),
     /// The names of what was restored.
-    Looked(Vec<String>),
+    #[serde(rename = "looked")]
+    Reconciled(Vec<String>),
     /// The port forward that was added or deleted.
     Forward(Forward),
     /// All port forwards.

@@ -21,58 +21,60 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
-use self::demux::Routes;
-use self::limiter::Limiter;
-use self::listener::{Gate, SharedLimiter};
+use self::demux::Demux;
+use self::limiter::HandshakeLimiter;
+use self::listener::{Acceptor, SharedLimiter};
 use self::registry::{Registry, Settings};
 use crate::config::Config;
 use crate::confine::confinement;
 use crate::footprint::{self, Footprint};
 use crate::metrics::Metrics;
-use crate::network::Home;
+use crate::network::HomeNetwork;
 use crate::pool::{PoolError, Pools};
-use crate::store::{self, Client, Entry, Newcomer, Store, StoreError, WantedReach};
+use crate::store::{self, Client, ListedClient, NewClient, Store, StoreError, WantedReach};
 use crate::{admin, network};
 
 mod demux;
 mod enroll;
 mod forwards;
-mod guard;
-mod keeper;
 mod limiter;
 mod listener;
+mod log_rate_limiter;
 mod queue;
+mod reconciler;
 mod registry;
 mod reload;
 mod session;
-mod throttle;
+mod source_filter;
 
 pub(crate) use self::reload::Reloaded;
 
 /// The pause after a failed `accept()`: the shortage of resources behind the failure does not end
 /// by retrying at once.
-pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// The largest number of processors on which the relay runs on one thread.
 ///
 /// On two processors the kernel's part of a bulk transfer fills the other one, and a second worker
 /// would be woken for every packet only to find that the first one has taken it. On more
 /// processors, sessions are spread over all of them.
-const ONE_THREAD: NonZero<usize> = NonZero::new(2).expect("two");
+const MAX_PROCESSORS_FOR_ONE_THREAD: NonZero<usize> = NonZero::new(2).expect("two");
 /// The time in which clients must accept the closing message before the relay stops without them.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves clients until SIGTERM or SIGINT.
 pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     allocator::retain_freed_memory();
     descriptors::raise_limit();
     let mut runtime = match available_parallelism() {
-        Ok(processors) if processors > ONE_THREAD => tokio::runtime::Builder::new_multi_thread(),
+        Ok(processors) if processors > MAX_PROCESSORS_FOR_ONE_THREAD => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let confinement = confinement(path, &config);
-    let of_threads = confinement.clone();
+    let thread_confinement = confinement.clone();
     // The first thread is confined later, after it has set up the network.
-    runtime.on_thread_start(move || of_threads.apply().expect("a thread drops its privileges"));
+    runtime.on_thread_start(move || thread_confinement.apply().expect("a thread drops its privileges"));
     let runtime = runtime.enable_all().build()?;
     let result = runtime.block_on(run(path, config, &confinement));
     // A blocking task must not keep a stopped relay alive.
@@ -87,65 +89,65 @@ pub(crate) struct Relay {
     store: Arc<Store>,
     pools: Pools,
     /// The part of the pools that this host can serve.
-    served: Pools,
+    served_pools: Pools,
     registry: Arc<Registry>,
     limiter: SharedLimiter,
     metrics: Arc<Metrics>,
     path: PathBuf,
     /// The applied configuration, locked during a change so that store, registry and rules agree.
-    in_force: Mutex<InForce>,
+    applied: Mutex<AppliedState>,
 }
 
 /// The configuration in force and the kernel state made from it.
-struct InForce {
+struct AppliedState {
     config: Config,
-    home: Home,
+    network: HomeNetwork,
 }
 
 impl Relay {
     /// Authorises clients, or changes their addresses; all of them, or none.
-    pub(crate) async fn authorize(&self, newcomers: Vec<Newcomer>) -> Result<Vec<Client>, StoreError> {
-        let mut in_force = self.in_force.lock().await;
+    pub(crate) async fn authorize(&self, new_clients: Vec<NewClient>) -> Result<Vec<Client>, StoreError> {
+        let mut applied = self.applied.lock().await;
         let pools = self.pools;
-        let has_new_reach = newcomers.iter().any(|newcomer| newcomer.reach != WantedReach::Unchanged);
-        let work = move |store: &Store| store.authorize_all(&newcomers, &pools, store::now());
-        let clients = self.in_store(work).await?;
-        let mut left = Vec::new();
+        let has_new_reach = new_clients.iter().any(|new_client| new_client.reach != WantedReach::Unchanged);
+        let work = move |store: &Store| store.authorize_all(&new_clients, &pools, store::now());
+        let clients = self.with_store(work).await?;
+        let mut freed = Vec::new();
         for client in &clients {
-            left.extend(self.registry.add_or_move(client).await);
+            freed.extend(self.registry.add_or_move(client).await);
         }
-        self.follow_clients(&mut in_force).await;
-        forget(move || network::forget_connections(&left)).await;
+        self.update_rules_for_clients(&mut applied).await;
+        delete_in_background(move || network::delete_connections(&freed)).await;
         if has_new_reach {
-            self.cut_out_of_reach(&in_force.config).await?;
+            self.end_unreachable_connections(&applied.config).await?;
         }
         Ok(clients)
     }
 
     /// Revokes a client, whose session has ended when this returns, or withdraws an invitation.
-    pub(crate) async fn revoke(&self, name: String) -> Result<Entry, StoreError> {
-        let mut in_force = self.in_force.lock().await;
-        let entry = self.in_store(move |store| store.revoke(&name, store::now())).await?;
+    pub(crate) async fn revoke(&self, name: String) -> Result<ListedClient, StoreError> {
+        let mut applied = self.applied.lock().await;
+        let entry = self.with_store(move |store| store.revoke(&name, store::now())).await?;
         if let Some(key) = &entry.public_key {
             self.registry.remove(key).await;
             self.limiter.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
         }
-        self.follow_clients(&mut in_force).await;
+        self.update_rules_for_clients(&mut applied).await;
         // Packets that the Internet still sends to this address must not reach the address's next
         // holder. An invitation that was never redeemed had no traffic.
-        let left: Vec<IpAddr> = entry.public_key.iter().flat_map(|_| entry.lease.addresses()).collect();
-        forget(move || network::forget_connections(&left)).await;
+        let freed: Vec<IpAddr> = entry.public_key.iter().flat_map(|_| entry.lease.addresses()).collect();
+        delete_in_background(move || network::delete_connections(&freed)).await;
         Ok(entry)
     }
 
     /// Deletes tracked connections of clients to destinations outside their reach, because the
     /// rules accept packets of established connections.
-    async fn cut_out_of_reach(&self, config: &Config) -> Result<(), StoreError> {
-        let clients = self.in_store(Store::clients).await?;
-        let cut = forwards::out_of_reach(config, &self.served, &clients);
-        forget(move || {
+    async fn end_unreachable_connections(&self, config: &Config) -> Result<(), StoreError> {
+        let clients = self.with_store(Store::clients).await?;
+        let cut = forwards::out_of_reach(config, &self.served_pools, &clients);
+        delete_in_background(move || {
             if let Some(cut) = cut {
-                network::forget_connections_where(cut);
+                network::delete_connections_where(cut);
             }
         })
         .await;
@@ -153,8 +155,8 @@ impl Relay {
     }
 
     /// Returns all clients and all redeemable invitations.
-    pub(crate) async fn clients(&self) -> Result<Vec<Entry>, StoreError> {
-        self.in_store(|store| store.entries(store::now())).await
+    pub(crate) async fn clients(&self) -> Result<Vec<ListedClient>, StoreError> {
+        self.with_store(|store| store.entries(store::now())).await
     }
 
     /// Returns the registry of clients and their sessions.
@@ -163,7 +165,7 @@ impl Relay {
     }
 
     /// Runs `work` on the store in a blocking thread, because packets must not wait for the disk.
-    async fn in_store<T: Send + 'static>(
+    async fn with_store<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -182,7 +184,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     // Check everything that can fail without touching the kernel's network state first.
     let key = PrivateKey::load(&config.identity.private_key_file)?;
     let pools = config.pools()?;
-    let served = network::servable(pools)?;
+    let served_pools = network::servable(pools)?;
     // Subscribe before any kernel state is made: from here on SIGTERM is an orderly stop.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -190,44 +192,52 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
-    let mut left: HashSet<IpAddr> = HashSet::new();
+    let mut freed: HashSet<IpAddr> = HashSet::new();
     for moved in store.reconcile(&pools, store::now())? {
         warn!(client = moved.name, from = %moved.from, to = %moved.to, "[pool] changed: assigned new addresses to this client");
-        left.extend(moved.from.without(moved.to));
+        freed.extend(moved.from.without(moved.to));
     }
     let clients = store.clients()?;
     let leased: HashSet<IpAddr> = clients.iter().flat_map(|client| client.lease.addresses()).collect();
     // Addresses of clients that were revoked or moved while no relay was running.
-    let is_left = move |address: IpAddr| {
-        left.contains(&address)
+    let is_freed = move |address: IpAddr| {
+        freed.contains(&address)
             || (pools.contains(address) && !pools.is_own(address) && !leased.contains(&address))
     };
-    forget(move || network::forget_connections_where(|connection| connection.involves(&is_left))).await;
+    delete_in_background(move || {
+        network::delete_connections_where(|connection| connection.involves(&is_freed))
+    })
+    .await;
     let metrics = Arc::new(Metrics::new()?);
     let _metrics_server = match config.metrics.listen {
         Some(address) => {
             let [text, health] = [&metrics; 2].map(Arc::clone);
             let hosts = &config.metrics.hosts;
-            Some(mobile_io::metrics::serve(address, hosts, move || text.text(), move || health.healthy())?)
+            Some(mobile_io::metrics::serve(address, hosts, move || text.text(), move || health.health())?)
         }
         None => None,
     };
 
-    let ruleset = forwards::rules(&config, &served, &store.forwards()?, &clients);
-    let answers = ruleset.has_inbound_datagrams();
-    if let Err(error) = footprint::record(path).and_then(|record| {
-        record.add(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state))
+    let ruleset = forwards::rules(&config, &served_pools, &store.forwards()?, &clients);
+    let inbound_datagrams = ruleset.accepts_inbound_datagrams();
+    if let Err(error) = footprint::state_file(path).and_then(|state_file| {
+        state_file.add(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state))
     }) {
         warn!(%error, "cannot record the names of the kernel objects: keep this configuration for `home-relay cleanup`");
     }
-    let (home, tun) = Home::set_up(&config, &served, ruleset).await?;
+    let (home, tun) = HomeNetwork::set_up(&config, &served_pools, ruleset).await?;
     let tun = Arc::new(tun);
-    let routes = Arc::new(Routes::default());
+    let demux = Arc::new(Demux::default());
     let settings = Settings::of(&config);
-    let registry =
-        Registry::new(served, settings, Arc::clone(&routes), Arc::clone(&tun) as _, Arc::clone(&metrics));
+    let registry = Registry::new(
+        served_pools,
+        settings,
+        Arc::clone(&demux),
+        Arc::clone(&tun) as _,
+        Arc::clone(&metrics),
+    );
     let registry = Arc::new(registry);
-    registry.set_answers(answers);
+    registry.set_inbound_datagrams(inbound_datagrams);
     for client in &clients {
         registry.add(client);
     }
@@ -236,16 +246,16 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         public_key: key.public(),
         store: Arc::new(store),
         pools,
-        served,
+        served_pools,
         registry: Arc::clone(&registry),
-        limiter: Arc::new(std::sync::Mutex::new(Limiter::new(config.limits.clone()))),
+        limiter: Arc::new(std::sync::Mutex::new(HandshakeLimiter::new(config.limits.clone()))),
         metrics: Arc::clone(&metrics),
         path: path.to_owned(),
-        in_force: Mutex::new(InForce { config, home }),
+        applied: Mutex::new(AppliedState { config, network: home }),
     });
 
-    let gate = Gate::new(&key, &relay, &metrics);
-    let accepting = tokio::spawn(gate.run(listener));
+    let acceptor = Acceptor::new(&key, &relay, &metrics);
+    let accepting = tokio::spawn(acceptor.run(listener));
     let administering = tokio::spawn(admin::run(admin, Arc::clone(&relay)));
     tokio::spawn(reload_on(hangup, Arc::clone(&relay)));
     let janitor = Arc::clone(&registry);
@@ -260,8 +270,8 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        gone = demux::run(&tun, &routes, &metrics) => gone,
-        gone = relay.run_keeper() => gone,
+        result = demux::run(&tun, &demux, &metrics) => result,
+        result = relay.run_reconciler() => result,
     };
     notify::stopping();
     accepting.abort();
@@ -269,18 +279,20 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     // Ending the task closes the listener and its socket; the cancellation error carries nothing
     // new.
     let _ = administering.await;
-    if tokio::time::timeout(SHUTDOWN_PATIENCE, registry.shut_down()).await.is_err() {
+    if tokio::time::timeout(SHUTDOWN_TIMEOUT, registry.shut_down()).await.is_err() {
         warn!("timed out closing sessions: the remaining clients notice when their paths fail");
     }
     if result.is_ok() {
-        info!("stopped; the device and the nftables rules stay for the next start (`home-relay cleanup` removes them)");
+        info!(
+            "stopped; the device and the nftables rules stay for the next start (`home-relay cleanup` removes them)"
+        );
     }
     result
 }
 
 /// Runs `work`, which deletes tracked connections, on a blocking thread: the connection tracking
 /// table may be large, and packets must not wait for it.
-async fn forget(work: impl FnOnce() + Send + 'static) {
+async fn delete_in_background(work: impl FnOnce() + Send + 'static) {
     let _ = tokio::task::spawn_blocking(work).await;
 }
 

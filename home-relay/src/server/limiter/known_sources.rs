@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mobile_io::keys::PublicKey;
 
-use super::is_due;
+use super::sweep_is_due;
 
 /// How long a source stays known: a laptop is back at the same places the next day.
 pub(super) const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -19,11 +19,11 @@ pub(super) const MAX_KNOWN: usize = 16 * 1024;
 
 /// The table of known sources, indexed by key and by source.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownSources {
     /// The proofs of each key, the oldest first.
     proofs: HashMap<PublicKey, Vec<Proof>>,
     /// The known sources, with the latest proof of each.
-    sources: HashMap<IpAddr, Source>,
+    sources: HashMap<IpAddr, KnownSource>,
     /// The total number of proofs.
     count: usize,
     swept: Option<Instant>,
@@ -36,22 +36,22 @@ struct Proof {
 }
 
 #[derive(Debug)]
-struct Source {
+struct KnownSource {
     last: Instant,
     /// The number of keys that were proved from this source.
     keys: usize,
 }
 
-impl Known {
+impl KnownSources {
     pub(super) fn contains(&self, now: Instant, source: IpAddr) -> bool {
         self.sources.get(&source).is_some_and(|known| is_fresh(now, known.last))
     }
 
     /// Records that `key` was proved from `source`, displacing the oldest source of the same key if
     /// the key has too many.
-    pub(super) fn proved(&mut self, now: Instant, key: PublicKey, source: IpAddr) {
-        if self.count >= MAX_KNOWN && is_due(&mut self.swept, now) {
-            self.keep(|_, proof| is_fresh(now, proof.at));
+    pub(super) fn record_proof(&mut self, now: Instant, key: PublicKey, source: IpAddr) {
+        if self.count >= MAX_KNOWN && sweep_is_due(&mut self.swept, now) {
+            self.retain(|_, proof| is_fresh(now, proof.at));
         }
         let proofs = self.proofs.entry(key).or_default();
         let same = proofs.iter().position(|proof| proof.source == source);
@@ -63,38 +63,38 @@ impl Known {
             return;
         }
         proofs.push(Proof { source, at: now });
-        self.note(Proof { source, at: now });
+        self.add_proof(Proof { source, at: now });
         if let Some(displaced) = displaced {
-            self.withdraw(displaced);
+            self.remove_proof(displaced);
         }
     }
 
     /// Removes all proofs of a revoked key.
     pub(super) fn forget(&mut self, key: &PublicKey) {
         if self.proofs.contains_key(key) {
-            self.keep(|other, _| other != key);
+            self.retain(|other, _| other != key);
         }
     }
 
-    fn keep(&mut self, which: impl Fn(&PublicKey, &Proof) -> bool) {
+    fn retain(&mut self, is_kept: impl Fn(&PublicKey, &Proof) -> bool) {
         self.proofs.retain(|key, proofs| {
-            proofs.retain(|proof| which(key, proof));
+            proofs.retain(|proof| is_kept(key, proof));
             !proofs.is_empty()
         });
         self.sources.clear();
         self.count = 0;
-        let left: Vec<Proof> = self.proofs.values().flatten().copied().collect();
-        left.into_iter().for_each(|proof| self.note(proof));
+        let remaining: Vec<Proof> = self.proofs.values().flatten().copied().collect();
+        remaining.into_iter().for_each(|proof| self.add_proof(proof));
     }
 
-    fn note(&mut self, Proof { source, at }: Proof) {
-        let known = self.sources.entry(source).or_insert(Source { last: at, keys: 0 });
+    fn add_proof(&mut self, Proof { source, at }: Proof) {
+        let known = self.sources.entry(source).or_insert(KnownSource { last: at, keys: 0 });
         known.last = known.last.max(at);
         known.keys += 1;
         self.count += 1;
     }
 
-    fn withdraw(&mut self, Proof { source, .. }: Proof) {
+    fn remove_proof(&mut self, Proof { source, .. }: Proof) {
         self.count -= 1;
         if let Some(known) = self.sources.get_mut(&source) {
             known.keys -= 1;
