@@ -138,6 +138,6 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     for (verb, printed) in &printed {
         printed.compare(verb, &documented[verb])?;
     }
-    bed.expect_warning("not before a restart");
+    bed.expect_warning("need a restart");
     bed.finish()
 }
