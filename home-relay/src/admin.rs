@@ -58,7 +58,7 @@ pub(crate) enum Request {
     Unforward {
         /// The port's protocol.
         protocol: Protocol,
-        /// The port.
+        /// The number of the port.
         port: u16,
     },
     /// Lists all port forwards.

@@ -1,4 +1,5 @@
-//! The privileges that a serving relay keeps; docs/security.md, "Privileges", gives the reasons.
+//! The privileges that a serving relay keeps; docs/understand/security.md, "Privileges", gives the
+//! reasons.
 
 use std::path::{Path, PathBuf};
 

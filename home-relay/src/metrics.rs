@@ -233,13 +233,13 @@ pub(crate) struct Metrics {
     source_violations: IntCounter,
     /// Requests for an address that found the pool exhausted.
     pub(crate) pool_exhausted: IntCounter,
-    /// Authorised clients.
+    /// The number of authorised clients.
     pub(crate) clients: IntGauge,
-    /// Sessions, with or without a path.
+    /// The number of sessions, with or without a path.
     pub(crate) sessions: IntGauge,
-    /// Open paths of all sessions.
+    /// The number of open paths of all sessions.
     pub(crate) paths: IntGauge,
-    /// Connections in their handshake.
+    /// The number of connections in their handshake.
     pub(crate) half_open: IntGauge,
     /// Packets from clients to the Internet.
     pub(crate) from_clients: Traffic,

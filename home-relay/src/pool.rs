@@ -77,7 +77,7 @@ pub(crate) enum PoolError {
     /// A requested address is in no pool.
     #[error("{address} is in no pool: choose one of {pools}, or widen [pool]")]
     Outside {
-        /// The address.
+        /// The requested address.
         address: IpAddr,
         /// The configured pools, joined by "or".
         pools: String,
@@ -87,7 +87,7 @@ pub(crate) enum PoolError {
         "{address} cannot be a client's: it is the relay's own (the first of the pool), or the network or broadcast address"
     )]
     Reserved {
-        /// The address.
+        /// The requested address.
         address: IpAddr,
     },
     /// No pool of either family is configured.

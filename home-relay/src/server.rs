@@ -194,7 +194,10 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let store = Store::open(&config.state.dir)?;
     let mut freed: HashSet<IpAddr> = HashSet::new();
     for moved in store.reconcile(&pools, store::now())? {
-        warn!(client = moved.name, from = %moved.from, to = %moved.to, "[pool] changed: assigned new addresses to this client");
+        warn!(
+            client = moved.name, from = %moved.from, to = %moved.to,
+            "[pool] changed: assigned new addresses to this client"
+        );
         freed.extend(moved.from.without(moved.to));
     }
     let clients = store.clients()?;

@@ -26,7 +26,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         findings.push(match &configured.key {
             Ok(Some(public)) => Finding::ok("key", format!("{public}, readable by its owner only")),
             Ok(None) => Finding::ok("key", "not checked: this user may not read it"),
-            Err(error) => Finding::fail("key", error, "restore the key, or write a new one with `home-relay init`: the relay does not start without it"),
+            Err(error) => {
+                let next_step = "restore the key or its permissions: the relay does not start without it";
+                Finding::fail("key", error, next_step)
+            }
         });
         findings.push(port(configured));
         findings.extend(configured.network.as_ref().map(network));
@@ -37,8 +40,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             Finding::ok("reach", "[clients] reach is set")
         } else {
             let text =
-                "[clients] reach is not set: clients reach everything that this host reaches, including private networks and cloud metadata services";
-            let next_step = "set [clients] reach to \"internet\" or a list of networks, or to \"all\" if this is intended";
+                "[clients] reach is not set: clients reach everything that this host reaches, including \
+                 private networks and cloud metadata services";
+            let next_step = "set [clients] reach to \"internet\" or a list of networks, or to \"all\" if \
+                             this is intended";
             Finding::warn("reach", text, next_step)
         });
         findings.extend(configured.dropping.iter().map(|chain| dropping(configured, chain)));
@@ -131,7 +136,8 @@ fn masquerading(configured: &ConfiguredFacts) -> Vec<Finding> {
         Err(error) => Finding::fail(
             "nftables",
             error,
-            "install nftables and a kernel with NAT; if the pools are routed to this host, set [nat] masquerade = false instead",
+            "install nftables and a kernel with NAT; if the pools are routed to this host, set [nat] masquerade = \
+             false instead",
         ),
     }));
     findings

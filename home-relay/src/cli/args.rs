@@ -206,7 +206,7 @@ impl FromStr for ForwardTarget {
 
 #[derive(Debug, Args)]
 pub(crate) struct OutputFormat {
-    /// Print JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -262,7 +262,7 @@ mod tests {
         let queue = Arc::new(PacketQueue::new(20));
         demux.add(&lease(2), &queue);
         assert_eq!(demux.dispatch(b"garbage"), Err(DropReason::Malformed));
-        assert_eq!(demux.dispatch(&packet("fd12::1", "ff02::16")), Ok(()), "nobody's");
+        assert_eq!(demux.dispatch(&packet("fd12::1", "ff02::16")), Ok(()), "multicast is no loss");
         assert_eq!(demux.dispatch(&packet("192.0.2.1", "10.9.0.9")), Err(DropReason::NoSession));
         assert_eq!(demux.dispatch(&packet("192.0.2.1", "10.9.0.2")), Ok(()));
         assert_eq!(demux.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(DropReason::QueueFull));

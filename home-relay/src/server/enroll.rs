@@ -125,7 +125,10 @@ impl Enroller {
                 if is_new {
                     info!(client = name, %key, %peer, %addresses, "enrolled");
                 } else {
-                    debug!(client = name, %key, %peer, %addresses, "repeated enrolment request from an enrolled client: answered again");
+                    debug!(
+                        client = name, %key, %peer, %addresses,
+                        "repeated enrolment request from an enrolled client: answered again"
+                    );
                 }
                 return (EnrolmentReply::Enrolled(client.name), EnrolmentResult::Enrolled);
             }

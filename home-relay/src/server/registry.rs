@@ -291,7 +291,10 @@ impl Registry {
         let waiting = match slot.active.take() {
             Some(previous) => {
                 if entry.may_log() {
-                    info!(client, previous = %previous.id(), new = %session, "the agent restarted: a new session takes over");
+                    info!(
+                        client, previous = %previous.id(), new = %session,
+                        "the agent restarted: a new session takes over"
+                    );
                 }
                 previous.take_over().await
             }
@@ -350,7 +353,10 @@ impl Registry {
                 if active.refresh().await.is_none() || active.pathless_for().await < session_idle {
                     continue;
                 }
-                info!(client = entry.name, session = %active.id(), "session closed: it had no path for longer than [limits] session_idle");
+                info!(
+                    client = entry.name, session = %active.id(),
+                    "session closed: it had no path for longer than [limits] session_idle"
+                );
                 slot.active = None;
                 self.unroute(&entry);
                 active.shut_down(CloseCode::Timeout).await;
@@ -433,7 +439,8 @@ impl Registry {
                 match event {
                     DriverEvent::Session(Event::PathActivated { path, previous, replayed, dropped }) => {
                         if entry.may_log() {
-                            info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, dropped, "path active");
+                            let previous = previous.map(|path| path.0);
+                            info!(client, %session, %path, previous, replayed, dropped, "path active");
                         }
                     }
                     DriverEvent::Session(Event::PathClosed { path, code }) => {

@@ -297,7 +297,7 @@ pub(crate) mod tests {
         assert_eq!(filter.check(&query), Ok(()));
         let mut fragment = query.clone();
         fragment[7] = 1;
-        assert_eq!(filter.check(&fragment), Err(DropReason::Reach), "nobody knows what port it is for");
+        assert_eq!(filter.check(&fragment), Err(DropReason::Reach), "a later fragment has no port");
         let echo = |kind| packet_of(ICMP, "10.9.0.2", "10.1.1.1", &[kind, 0, 0, 0]);
         assert_eq!((filter.check(&echo(8)), filter.check(&echo(0))), (Err(DropReason::Reach), Ok(())));
         let echo = |kind| packet_of(ICMPV6, "fd12::2", "fd77::1", &[kind, 0, 0, 0]);
@@ -329,7 +329,11 @@ pub(crate) mod tests {
             Err(DropReason::Reach),
             "a neighbour of this host"
         );
-        assert_eq!(filter.check(&tcp("198.51.100.1", 80, SYN)), Ok(()), "its own in a network that is named");
+        assert_eq!(
+            filter.check(&tcp("198.51.100.1", 80, SYN)),
+            Ok(()),
+            "this host's own address in a listed network"
+        );
         let datagram = packet_of(UDP, "10.9.0.2", "10.1.1.1", &[0; 8]);
         assert_eq!(filter.check(&datagram), Err(DropReason::Reach));
         shared_policy.change(|policy| policy.inbound_datagrams = true);

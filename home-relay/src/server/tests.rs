@@ -319,7 +319,7 @@ async fn revoking_ends_the_session_at_once_and_refuses_the_key() {
     let refused = match relay.tls(&key).await {
         Ok(mut stream) => soon(stream.read(&mut [0; 1]))
             .await
-            .map_or_else(|error| tls::classify(&error), |_| panic!("let in")),
+            .map_or_else(|error| tls::classify(&error), |_| panic!("the connection was accepted")),
         Err(cause) => cause,
     };
     assert_eq!(refused, tls::HandshakeFailure::Refused);
@@ -335,13 +335,13 @@ async fn a_session_without_a_path_ends_after_the_idle_limit() {
     let mut client = TestClient::new(1);
     client.move_to(&relay, &key, 1).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(relay.registry.sessions().await.len(), 1, "it has a path");
+    assert_eq!(relay.registry.sessions().await.len(), 1, "a session with a path is kept");
     client.handle.close_path(PathId(1), CloseCode::Normal);
     eventually(async || relay.metrics.paths.get() == 0).await;
-    assert_eq!(relay.metrics.sessions.get(), 1, "kept for a while");
+    assert_eq!(relay.metrics.sessions.get(), 1, "the session is kept until the limit");
     eventually(async || relay.metrics.sessions.get() == 0).await;
     assert!(relay.registry.sessions().await.is_empty());
-    assert!(!client.move_to(&relay, &key, 2).await, "and begun anew when the client returns");
+    assert!(!client.move_to(&relay, &key, 2).await, "the returning client begins a new session");
 }
 
 #[tokio::test]

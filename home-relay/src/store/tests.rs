@@ -51,7 +51,7 @@ fn leases_survive_reopening_and_the_revocation_of_others() {
     let store = Store::open(&state).unwrap();
     assert_eq!(store.clients().unwrap(), std::slice::from_ref(&b));
     let c = store.authorize("c", &key(), Lease::default(), &pools(), NOW).unwrap();
-    assert_eq!(c.lease.ipv4, Some("10.9.8.4".parse().unwrap()), "the former address of a rests");
+    assert_eq!(c.lease.ipv4, Some("10.9.8.4".parse().unwrap()), "the former address of a is in quarantine");
     assert_eq!(store.clients().unwrap(), [b, c]);
 }
 
@@ -73,10 +73,10 @@ fn a_freed_address_returns_to_its_former_key_and_goes_to_others_last() {
     store.revoke("c", NOW - 5).unwrap();
     drop(store);
     let store = Store::open(dir.path()).unwrap();
-    assert_eq!(authorize(&store, "again", &keys[2]), "10.9.8.4", "its own");
-    assert_eq!(authorize(&store, "d", &keys[3]), "10.9.8.5", "nobody's before");
-    assert_eq!(authorize(&store, "e", &keys[4]), "10.9.8.6", "nobody's before");
-    assert_eq!(authorize(&store, "f", &key()), "10.9.8.3", "longest free");
+    assert_eq!(authorize(&store, "again", &keys[2]), "10.9.8.4", "the address it held before");
+    assert_eq!(authorize(&store, "d", &keys[3]), "10.9.8.5", "never held before");
+    assert_eq!(authorize(&store, "e", &keys[4]), "10.9.8.6", "never held before");
+    assert_eq!(authorize(&store, "f", &key()), "10.9.8.3", "free for the longest time");
     assert_eq!(authorize(&store, "g", &key()), "10.9.8.2");
     let full = store.authorize("h", &key(), Lease::default(), &small, NOW).unwrap_err();
     assert!(matches!(full, StoreError::Pool(PoolError::Exhausted { .. })), "{full}");
@@ -220,7 +220,7 @@ fn a_batch_authorises_all_clients_or_none() {
         [[new_client("c", key()), new_client("c", key())], [new_client("c", key()), new_client("d", a)]]
     {
         store.authorize_all(&wrong, &pools(), NOW).unwrap_err();
-        assert_eq!(store.clients().unwrap(), clients, "nobody was let in");
+        assert_eq!(store.clients().unwrap(), clients, "no client was authorised");
     }
     let more = [new_client("b", b), new_client("c", key())];
     let more = store.authorize_all(&more, &pools(), NOW).unwrap();

@@ -380,7 +380,7 @@ async fn a_prober_cannot_tell_whether_a_key_it_does_not_hold_is_authorised() {
         let refused = match tls::connect(&unproved(&relay, offered), tcp, PATIENCE).await {
             Ok(mut stream) => soon(stream.read(&mut [0; 1]))
                 .await
-                .map_or_else(|error| tls::classify(&error), |_| panic!("let in")),
+                .map_or_else(|error| tls::classify(&error), |_| panic!("the connection was accepted")),
             Err(cause) => cause,
         };
         refusals.push(refused);
