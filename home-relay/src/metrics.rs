@@ -1,5 +1,8 @@
 //! The Prometheus metrics of the relay: prefix `homerelay_`, base units, and never a label per
 //! client.
+//!
+//! `declared` has the name, labels and help of every metric. [`Metrics`] holds the counters and
+//! gauges that the rest of the relay updates.
 
 pub(crate) mod declared;
 

@@ -339,7 +339,7 @@ impl HomeNetwork {
         }
         if !link.up {
             netlink.set_link_up(index).await?;
-            undo_log.record(format!("{device} being up"), None);
+            undo_log.record(format!("the link state of {device}"), None);
         }
         let own = pools.own_addresses();
         for &net in &own {

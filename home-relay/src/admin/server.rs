@@ -53,18 +53,20 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                 match &request {
                     Request::Authorize { clients } => {
                         for NewClient { name, public_key, wanted, reach } in clients {
-                            info!(uid, pid, name, %public_key, %wanted, ?reach, "authorize");
+                            info!(uid, pid, name, %public_key, %wanted, ?reach, "admin request: authorize");
                         }
                     }
                     Request::Invite { name, lifetime, wanted, .. } => {
-                        info!(uid, pid, name, lifetime, %wanted, "invite");
+                        info!(uid, pid, name, lifetime, %wanted, "admin request: invite");
                     }
-                    Request::Revoke { name } => info!(uid, pid, name, "revoke"),
-                    Request::Reload => info!(uid, pid, "reload"),
-                    Request::Forward(forward) => info!(uid, pid, "forward: {forward}"),
-                    Request::Unforward { protocol, port } => info!(uid, pid, %protocol, port, "forward del"),
+                    Request::Revoke { name } => info!(uid, pid, name, "admin request: revoke"),
+                    Request::Reload => info!(uid, pid, "admin request: reload"),
+                    Request::Forward(forward) => info!(uid, pid, "admin request: forward add: {forward}"),
+                    Request::Unforward { protocol, port } => {
+                        info!(uid, pid, %protocol, port, "admin request: forward del")
+                    }
                     Request::Clients | Request::Sessions | Request::Forwards | Request::Reconcile => {
-                        debug!(uid, pid, ?request, "admin");
+                        debug!(uid, pid, ?request, "admin request");
                     }
                 }
                 handle_request(request, relay).await

@@ -123,7 +123,7 @@ impl Enroller {
             Ok((client, is_new)) => {
                 let (name, addresses) = (client.name.as_str(), client.lease);
                 if is_new {
-                    info!(client = name, %key, %peer, %addresses, "enrolled");
+                    info!(client = name, %key, %peer, %addresses, "client enrolled");
                 } else {
                     debug!(
                         client = name, %key, %peer, %addresses,
