@@ -1,5 +1,5 @@
 //! The declarations of the relay's metrics, and nothing else: `cargo xtask gen` includes this file
-//! to write docs/metrics.md.
+//! to write docs/use/metrics.md.
 
 mobile_io::declare_metrics! {
     BUILD_INFO: Gauge "homerelay_build_info" ["version"]
@@ -27,8 +27,11 @@ mobile_io::declare_metrics! {
         "Addresses, routes, settings and nftables rules that another program changed and the relay \
          restored; the whole table of rules counts as one.";
     ENROLMENTS: Counter "homerelay_enrolments_total" ["result"]
-        "Attempts to redeem an invitation: `enrolled`, or the reason for the refusal: `unknown`, \
-         `expired`, `used`, `key_taken`, `no_address`, `failed`, `malformed`, `busy`.";
+        "Attempts to redeem an invitation, by result. `enrolled`: the key is a client; `unknown`: no \
+         invitation has the token; `expired`: the invitation has expired; `used`: another key has \
+         redeemed the token; `key_taken`: the key is a client under another name; `no_address`: the \
+         pool is exhausted; `failed`: the store failed; `malformed`: the request was invalid; `busy`: \
+         too many concurrent attempts.";
     POOL_EXHAUSTED: Counter "homerelay_pool_exhausted_total" []
         "Requests for an address, by clients or invitations, that found no free one in the pool.";
     HANDOVERS: Counter "homerelay_handovers_total" []
