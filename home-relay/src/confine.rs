@@ -1,4 +1,4 @@
-//! What the relay keeps once it serves; docs/security.md, "Privileges", says what for.
+//! What the relay keeps once it serves; docs/understand/security.md, "Privileges", says what for.
 
 use std::path::{Path, PathBuf};
 
