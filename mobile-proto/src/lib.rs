@@ -6,7 +6,7 @@
 //! the inner packets. Records are numbered per direction, acknowledged cumulatively and kept until
 //! then, so that a handover to another path loses, doubles and reorders nothing.
 //!
-//! The wire format and the state machines are written down in `docs/protocol.md`.
+//! The wire format and the state machines are written down in `docs/understand/protocol.md`.
 #![forbid(unsafe_code)]
 
 mod close;

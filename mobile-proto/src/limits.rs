@@ -41,7 +41,7 @@ pub struct Limits {
     /// Paths that one session may have at a time.
     pub max_paths: usize,
     /// Inner packets may be compressed, in both directions, if the peer wants it too. How long records are then tells of what
-    /// is in them: see docs/security.md.
+    /// is in them: see docs/understand/security.md.
     pub compression: bool,
 }
 

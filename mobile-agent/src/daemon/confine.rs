@@ -1,4 +1,4 @@
-//! The rights that the agent keeps once it runs; docs/security.md, "Privileges", says what for. The
+//! The rights that the agent keeps once it runs; docs/understand/security.md, "Privileges", says what for. The
 //! process helper (`processes`) does whatever looks into other processes.
 
 use std::fs;
