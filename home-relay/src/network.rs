@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use mobile_io::netlink::netfilter::{self, TrackedConnection};
+use mobile_io::netlink::netfilter::{self, ConntrackEntry};
 use mobile_io::netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN, table_exists};
 use mobile_io::sysctl;
 use mobile_io::tun::Tun;
@@ -476,7 +476,7 @@ pub(crate) fn delete_connections(addresses: &[IpAddr]) {
 }
 
 /// Deletes the tracked connections that the predicate selects.
-pub(crate) fn delete_connections_where(is_over: impl Fn(&TrackedConnection) -> bool) {
+pub(crate) fn delete_connections_where(is_over: impl Fn(&ConntrackEntry) -> bool) {
     match netfilter::delete_connections(is_over) {
         Ok(0) => {}
         Ok(connections) => {

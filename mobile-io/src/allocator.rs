@@ -1,7 +1,10 @@
-//! The allocator, and its habits.
+//! Chooses and tunes the memory allocator.
 
-/// In place of musl's, which gives what is freed back to the kernel at once, so that each TLS record is mapped and cleared
-/// anew: a bulk transfer took a fifth to three quarters more processor time than with glibc's.
+/// Replaces musl's allocator.
+///
+/// musl returns freed memory to the kernel at once, so that each TLS record is mapped and cleared
+/// anew: a bulk transfer took a fifth to three quarters more processor time than with glibc's
+/// allocator.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: outlined::Dlmalloc = outlined::Dlmalloc;
@@ -12,10 +15,13 @@ mod outlined {
 
     use dlmalloc::GlobalDlmalloc;
 
-    /// As it comes, its lock becomes a part of each of the thousands of places that free something: a fifth of a megabyte.
+    /// The dlmalloc allocator with calls that are not inlined.
+    ///
+    /// Inlined, its lock is repeated in each of the thousands of places that free something, which
+    /// adds a fifth of a megabyte to the program.
     pub(super) struct Dlmalloc;
 
-    // SAFETY: all of it is passed on as it is to an allocator that keeps the same contract.
+    // SAFETY: every call is forwarded unchanged to an allocator that keeps the same contract.
     unsafe impl GlobalAlloc for Dlmalloc {
         #[inline(never)]
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -43,17 +49,20 @@ mod outlined {
     }
 }
 
-/// Freed memory at the top of the heap that is kept for the next allocation. TLS records and packets come and go by
-/// the 64 KiB: with glibc's 128 KiB every other one was given back to the kernel, and cleared and mapped again for the
-/// next, a tenth of all processor time of a bulk transfer. What a burst leaves beyond this is given back as before.
+/// The amount of freed memory, in bytes, that glibc keeps at the top of the heap.
+///
+/// TLS records and packets are allocated in blocks of up to 64 KiB. With glibc's default of 128 KiB
+/// every second block was returned to the kernel and then mapped and cleared again, which took a
+/// tenth of all processor time of a bulk transfer. Memory of a burst beyond this amount is still
+/// returned.
 #[cfg(target_env = "gnu")]
 const TRIM_THRESHOLD: nix::libc::c_int = 4 << 20;
 
-/// Makes the allocator keep a little of what is freed. Once, at the start of a daemon.
+/// Makes the allocator retain some freed memory; a daemon calls this once when it starts.
 pub fn retain_freed_memory() {
     #[cfg(target_env = "gnu")]
     {
-        // SAFETY: mallopt takes two integers, and this parameter can be set at any time.
+        // SAFETY: `mallopt` takes two integers, and this parameter may be set at any time.
         let done = unsafe { nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD) };
         if done != 1 {
             tracing::debug!("the allocator keeps its own threshold");

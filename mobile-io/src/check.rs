@@ -1,4 +1,5 @@
-//! What `mobile check` and `home-relay check` say: findings, one line each, and what to do about those that are not well.
+//! The findings of `mobile check` and `home-relay check`: one line each, with the next step for
+//! every finding that is not `ok`.
 
 use std::fmt::Write as _;
 
@@ -6,67 +7,67 @@ use serde::Serialize;
 
 use crate::text::printable;
 
-/// How well something is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// As it should be.
+    /// The host or the configuration is as it should be.
     Ok,
-    /// It works, but not as well as it could, or not everywhere.
+    /// The program works, but with a restriction that the finding describes.
     Warn,
-    /// It cannot work like this.
+    /// The program cannot work until the finding is fixed.
     Fail,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How well it is.
+    /// The severity of the finding.
     pub level: Level,
-    /// What was looked at: `kernel`, `config`, `relay over eth0`…
+    /// The part that was checked: `kernel`, `config`, `relay over eth0`…
     pub topic: String,
-    /// What was seen.
+    /// The observed state.
     pub seen: String,
-    /// What to do; only where the level is not `ok`.
+    /// The step that fixes the problem; `None` if and only if the level is `ok`.
     pub next_step: Option<String>,
 }
 
-/// Everything that was looked at: what `check --json` prints, stable.
+/// The findings of all checks, in the stable form that `check --json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CheckReport {
-    /// Nothing fails; the exit status is 0.
+    /// Whether no finding has the level `fail`, in which case the exit status is 0.
     pub ok: bool,
-    /// In the order in which they should be mended.
+    /// All findings, in the order in which the user should fix them.
     pub findings: Vec<Finding>,
 }
 
 impl Finding {
-    /// As it should be.
+    /// Creates a finding of level `ok`.
     pub fn ok(topic: impl Into<String>, seen: impl Into<String>) -> Self {
         Self { level: Level::Ok, topic: topic.into(), seen: seen.into(), next_step: None }
     }
 
-    /// It works, but.
+    /// Creates a finding of level `warn`, which restricts the program but does not stop it.
     pub fn warn(topic: impl Into<String>, seen: impl Into<String>, next_step: impl Into<String>) -> Self {
         let (topic, seen) = (topic.into(), seen.into());
         Self { level: Level::Warn, topic, seen, next_step: Some(next_step.into()) }
     }
 
-    /// It cannot work.
+    /// Creates a finding of level `fail`, with which the program cannot work.
     pub fn fail(topic: impl Into<String>, seen: impl Into<String>, next_step: impl Into<String>) -> Self {
         Self { level: Level::Fail, ..Self::warn(topic, seen, next_step) }
     }
 }
 
 impl CheckReport {
-    /// Of these findings.
+    /// Creates a report from `findings` and derives [`ok`](Self::ok) from their levels.
     #[must_use]
     pub fn new(findings: Vec<Finding>) -> Self {
         let ok = findings.iter().all(|finding| finding.level != Level::Fail);
         Self { ok, findings }
     }
 
-    /// For a person: a line for each finding.
+    /// Renders the report as text, one line for each finding.
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::new();
@@ -76,10 +77,10 @@ impl CheckReport {
                 Level::Warn => "warn",
                 Level::Fail => "FAIL",
             };
-            // What others say (the kernel, a resolver) may hold line ends, and scripts count lines.
+            // Messages of the kernel or a resolver may contain line ends, and scripts count lines.
             let line =
                 |text: &str| printable(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned();
-            // Writing to a String cannot fail.
+            // Writing to a `String` cannot fail.
             let _ = write!(text, "{word:<5} {topic}: {}", line(seen));
             if let Some(next) = next_step {
                 let _ = write!(text, "; what to do: {}", line(next));

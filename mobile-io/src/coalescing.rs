@@ -1,15 +1,18 @@
-//! Packets on their way to a device, datagrams joined where its kernel cuts them again.
+//! Coalesces datagrams that a session writes to its device, where the kernel segments them again.
 
 use std::cell::Cell;
 
 use mobile_proto::{CoalescedSegment, Packet, SegmentCoalescer};
 
 thread_local! {
-    /// Of whoever writes: it is empty between two polls of a driver, so thousands of idle ones hold none.
+    /// The spare coalescer of this thread.
+    ///
+    /// A coalescer is empty between two polls of a driver, so thousands of idle sessions share one
+    /// per thread.
     static SPARE: Cell<Option<SegmentCoalescer>> = const { Cell::new(None) };
 }
 
-/// What one session writes to its device.
+/// Writes one session's packets to its device, coalescing datagrams where possible.
 #[derive(Debug)]
 pub struct CoalescingWriter {
     coalesces: bool,
@@ -17,13 +20,16 @@ pub struct CoalescingWriter {
 }
 
 impl CoalescingWriter {
-    /// Joins datagrams if `coalesces`, which [`Tun::coalesces`](crate::tun::Tun::coalesces_datagrams) says.
+    /// Creates a writer that coalesces if `coalesces`; see
+    /// [`Tun::coalesces_datagrams`](crate::tun::Tun::coalesces_datagrams).
     #[must_use]
     pub fn new(coalesces: bool) -> Self {
         Self { coalesces, joiner: None }
     }
 
-    /// Hands a packet on, or keeps it for a while. `write` is told what each was made of.
+    /// Passes `packet` to `write`, or keeps it to append later datagrams.
+    ///
+    /// `write` also receives how many packets each written one consists of.
     pub fn send(&mut self, packet: Packet<'_>, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
         if !self.coalesces {
             return write(packet, CoalescedSegment::single(packet));
@@ -32,7 +38,7 @@ impl CoalescingWriter {
         if joiner.push(packet) {
             return;
         }
-        // In the order they came.
+        // Write the earlier packets first, to keep the order.
         if let Some((joined, made)) = joiner.take() {
             write(joined, made);
         }
@@ -41,7 +47,7 @@ impl CoalescingWriter {
         }
     }
 
-    /// Hands on what was kept.
+    /// Passes the packets that are kept to `write`.
     pub fn flush(&mut self, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
         let Some(mut joiner) = self.joiner.take() else { return };
         if let Some((joined, made)) = joiner.take() {

@@ -1,7 +1,9 @@
-//! Configuration: defaults, then the file, then the environment, then flags; whatever is unknown is refused.
+//! Loads a configuration from defaults, a TOML file, environment variables and command-line flags,
+//! in ascending order of precedence.
 //!
-//! The type to be loaded is a struct of sections, each a struct of keys, as in the TOML file; the known names are
-//! those of its fields. An error says where: file and line, variable, or flag.
+//! The type to load is a struct of sections, each a struct of keys, as in the TOML file. The names
+//! of the structs' fields are the known names; any other name is an error. Every error names the
+//! place: file and line, variable, or flag.
 
 mod de;
 mod node;
@@ -16,14 +18,17 @@ use serde::de::DeserializeOwned;
 pub use de::ConfigError;
 use node::{Node, Origin};
 
-/// Loads a configuration.
+/// Loads the configuration from the file at `path`, the environment and `overrides`.
 ///
-/// `required`: a missing file is an error (else it is as an empty one). `env_prefix` is `MOBILE` or `HOME_RELAY`:
-/// `MOBILE_RELAY_ENDPOINT` sets `endpoint` in `[relay]`, a list is separated by commas, and a variable that names
-/// no section is none of ours. `overrides` are flags: `("relay.endpoint", "…")`.
+/// - `required`: whether a missing file is an error. Otherwise a missing file counts as an empty
+///   one.
+/// - `env_prefix`: `MOBILE` or `HOME_RELAY`. The variable `MOBILE_RELAY_ENDPOINT` sets `endpoint`
+///   in `[relay]`; commas separate the items of a list. Variables that name no section are ignored.
+/// - `overrides`: the values of flags, such as `("relay.endpoint", "…")`.
 ///
 /// # Errors
-/// When the file cannot be read, is not TOML, or any source has an unknown key or an unfit value.
+/// When the file cannot be read or is not TOML, or when any source has an unknown key or an invalid
+/// value.
 pub fn load<T: DeserializeOwned>(
     path: &Path,
     required: bool,
@@ -33,17 +38,17 @@ pub fn load<T: DeserializeOwned>(
     load_from(path, required, env_prefix, environment(), overrides)
 }
 
-/// What the defaults and the environment say, for those who may not read the file.
+/// Loads the defaults and the environment only, for a user who may not read the file.
 ///
 /// # Errors
-/// When the environment has an unknown key or an unfit value.
+/// When the environment has an unknown key or an invalid value.
 pub fn load_without_file<T: DeserializeOwned>(env_prefix: &str) -> Result<T, ConfigError> {
     parse(Path::new(""), "", env_prefix, environment(), &[])
 }
 
 fn environment() -> impl Iterator<Item = (String, String)> {
     env::vars_os().filter_map(|(name, value)| {
-        // A name or value that is not text is not ours.
+        // Every setting is text, so a variable that is not valid UTF-8 cannot be one.
         Some((name.into_string().ok()?, value.into_string().ok()?))
     })
 }
@@ -59,10 +64,12 @@ fn load_from<T: DeserializeOwned>(
     parse(path, &text, env_prefix, environment, overrides)
 }
 
-/// The same of a file that was read already; `path` is what errors call it.
+/// Parses the text of a configuration file and merges the environment and `overrides` into it.
+///
+/// Errors refer to the file as `path`, which is not opened.
 ///
 /// # Errors
-/// As [`load`], without those of the file system.
+/// As [`load`], except for errors of the file system.
 pub fn parse<T: DeserializeOwned>(
     path: &Path,
     text: &str,
@@ -99,14 +106,14 @@ fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
     }
 }
 
-/// `MOBILE_RELAY_PUBLIC_KEY` is `relay`, `public_key`.
+/// Splits a variable's name: `MOBILE_RELAY_PUBLIC_KEY` becomes `("relay", "public_key")`.
 fn split_variable(name: &str, prefix: &str, sections: &[&'static str]) -> Option<(&'static str, String)> {
     let rest = name.strip_prefix(prefix)?.strip_prefix('_')?.to_ascii_lowercase();
     let key_in = |section: &&'static str| {
         let key = rest.strip_prefix(section)?.strip_prefix('_').filter(|key| !key.is_empty())?;
         Some((*section, key.to_owned()))
     };
-    // Should one section's name begin another's, the longer one is meant.
+    // If one section's name is the beginning of another's, the longer name wins.
     sections.iter().filter_map(key_in).max_by_key(|(section, _)| section.len())
 }
 

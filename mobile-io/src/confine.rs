@@ -1,8 +1,11 @@
-//! Giving up what a started daemon does not need: capabilities, system calls (seccomp), files (Landlock). Whoever takes
-//! the process over through a bug finds no more than that.
+//! Confines a started daemon: it gives up the capabilities, system calls (seccomp) and files
+//! (Landlock) that it does not need.
 //!
-//! All three hold for the calling thread and those it starts. So a runtime's threads confine themselves as they start,
-//! and the first thread, which sets things up, when it is done.
+//! An attacker who takes over the process gets no more than what is left.
+//!
+//! All three restrictions apply to the calling thread and to threads that it starts later.
+//! Therefore each thread of the runtime confines itself when it starts, and the main thread
+//! confines itself after the setup.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
 mod syscalls;
@@ -18,52 +21,56 @@ use rustix::thread;
 pub use rustix::thread::CapabilitySet as Capabilities;
 use tracing::debug;
 
-/// What stays allowed.
+/// The rights that a confined thread keeps.
 #[derive(Debug, Clone)]
 pub struct Confinement {
-    /// Of the capabilities the process has, these are kept.
+    /// The capabilities to keep, of those that the process has.
     pub capabilities: Capabilities,
-    /// System calls beyond those that both daemons make.
+    /// The system calls to allow in addition to those that both daemons make.
     pub syscalls: &'static [libc::c_long],
-    /// Whether Unix sockets may be connected, for user databases that are served over one.
+    /// Whether Unix stream sockets may be created, for user databases that are served over one.
     pub unix_streams: bool,
-    /// Which files; `None` for all that the process's user may.
+    /// The accessible files; `None` allows every file that the process's user may access.
     pub files: Option<FileAccess>,
 }
 
-/// FileAccess and folders, with what is below them. Those that do not exist are passed over.
+/// The files and directories that a confined thread may access, with everything below them.
+///
+/// Paths that do not exist are ignored.
 #[derive(Debug, Clone, Default)]
 pub struct FileAccess {
-    /// May be read and executed.
+    /// Paths that may be read and executed.
     pub read: Vec<PathBuf>,
-    /// May be written, made and removed as well.
+    /// Paths that may also be written, created and removed.
     pub write: Vec<PathBuf>,
 }
 
-/// Why a process cannot be run_confined.
+/// The reason why a thread cannot be confined.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
-    /// Capabilities could not be given up.
+    /// The capabilities could not be dropped.
     #[error("cannot give up capabilities: {0}")]
     Capabilities(#[source] io::Error),
-    /// The filter of system calls was refused.
+    /// The system call filter could not be compiled.
     #[error("cannot give up system calls: {0}")]
     Calls(#[from] seccompiler::BackendError),
-    /// The kernel did not take the filter.
+    /// The kernel rejected the system call filter.
     #[error("cannot give up system calls: {0}")]
     Filter(#[from] seccompiler::Error),
-    /// Landlock failed on a kernel that has it.
+    /// Landlock failed on a kernel that supports it.
     #[error("cannot give up access to files: {0}")]
     Files(#[from] landlock::RulesetError),
 }
 
 impl Confinement {
-    /// Confines the calling thread, for good.
+    /// Confines the calling thread irreversibly.
     ///
     /// # Errors
-    /// When the kernel refuses; not when it is too old to have Landlock, or the processor has no seccomp filter here.
+    /// When the kernel refuses. A kernel without Landlock and an architecture without a seccomp
+    /// filter are not errors.
     pub fn apply(&self) -> Result<(), ConfineError> {
-        // In this order: giving up capabilities takes one, and calls that the later steps make must still be allowed.
+        // The order matters: dropping capabilities requires one (`CAP_SETPCAP`), and the filter of
+        // system calls would deny the calls of the steps before it.
         drop_capabilities(self.capabilities).map_err(|errno| ConfineError::Capabilities(errno.into()))?;
         if let Some(files) = &self.files {
             let status = restrict_files(files)?;
@@ -73,13 +80,13 @@ impl Confinement {
     }
 }
 
-/// Keeps no more than `wanted`, here and in what is executed from here.
+/// Drops all capabilities but `wanted`, for this thread and for programs that it executes.
 fn drop_capabilities(wanted: Capabilities) -> rustix::io::Result<()> {
     let own = thread::capabilities(None)?;
     if own.effective.contains(Capabilities::SETPCAP) {
-        // What root executes would get every capability that is left in the bounding set.
+        // A program executed by root gets every capability in the bounding set (capabilities(7)).
         for capability in Capabilities::all().iter().filter(|one| !wanted.contains(*one)) {
-            // A kernel does not know those that are newer than it.
+            // The kernel rejects capabilities that are newer than itself.
             if thread::capability_is_in_bounding_set(capability).unwrap_or(false) {
                 thread::remove_capability_from_bounding_set(capability)?;
             }
@@ -94,7 +101,8 @@ fn drop_capabilities(wanted: Capabilities) -> rustix::io::Result<()> {
 }
 
 fn restrict_files(files: &FileAccess) -> Result<RulesetStatus, landlock::RulesetError> {
-    // What kernel 6.2 knows: everything that changes a file. Later ones add calls on devices, which TUN needs.
+    // ABI 3 (Linux 6.2) covers everything that changes a file. Later versions also restrict `ioctl`
+    // on devices, which the TUN device needs.
     let abi = ABI::V3;
     let all = AccessFs::from_all(abi);
     let status = Ruleset::default()
@@ -106,7 +114,7 @@ fn restrict_files(files: &FileAccess) -> Result<RulesetStatus, landlock::Ruleset
     Ok(status.ruleset)
 }
 
-/// Only sets no_new_privs, on processors for which no filter is written.
+/// Sets `no_new_privs` only, on architectures that seccompiler has no filter for.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 mod syscalls {
     pub(super) fn restrict(
@@ -124,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// On a thread of its own, since there is no way back.
+    /// Confines a new thread and runs `work` on it, because confinement cannot be undone.
     pub(super) fn run_confined<T: Send>(confinement: &Confinement, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {

@@ -1,4 +1,7 @@
-//! The control socket: JSON lines over a unix socket, with the peer known by the kernel's word.
+//! The control socket: JSON lines over a Unix socket, whose peer the kernel identifies.
+//!
+//! A daemon binds a [`Listener`] and answers the requests of each [`Connection`]. A command uses
+//! the blocking [`Client`].
 
 mod client;
 mod peer;
@@ -21,70 +24,71 @@ pub use client::Client;
 pub use peer::Peer;
 pub use user_limit::{ConnectionPermit, UserConnectionLimit};
 
-/// The longest request: any fits in one hundredth of it.
+/// The maximum length of a request in bytes; real requests are less than a hundredth of it.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
-/// The longest answer: the sessions of some 50,000 clients.
+/// The maximum length of a reply in bytes: enough for the sessions of some 50,000 clients.
 pub const MAX_REPLY: usize = 16 * 1024 * 1024;
 
-/// The time that a peer has for each step: to send a whole request, counted from the moment we wait
-/// for it, and to read a whole answer. Commands take milliseconds; one that was suspended, or a
-/// malicious one, must not hold a connection for ever.
+/// The time allowed for each step: for the peer to send a whole request, counted from the start of
+/// the wait, and to read a whole reply.
+///
+/// Commands take milliseconds. A suspended or malicious one must not occupy a connection for ever.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a control socket failed.
+/// The reason why an operation on a control socket failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// A live one holds the socket.
+    /// Another process answers on the socket.
     #[error("already running: somebody answers on {0}")]
     AlreadyRunning(PathBuf),
-    /// Nobody is there.
+    /// No process listens on the socket.
     #[error("nobody answers on {path} ({source}): is the service running?")]
     NotRunning {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// This user may not talk to it.
+    /// The user has no permission to use the socket.
     #[error("not allowed to use {0}: ask for membership of the socket's group, or run as root")]
     NotAllowed(PathBuf),
-    /// The group is not known.
+    /// The configured group does not exist.
     #[error("no group named `{0}`: create it, or change the group of the control socket")]
     NoSuchGroup(String),
-    /// A line is longer than any request or answer can be.
+    /// A message is longer than [`MAX_REQUEST`] or [`MAX_REPLY`].
     #[error("a request of more than {MAX_REQUEST} bytes, or an answer of more than {MAX_REPLY}")]
     TooLong,
-    /// A line is not what was expected.
+    /// A line is not a valid message of the expected type.
     #[error("not understood: {0}")]
     BadMessage(String),
-    /// The service hung up in the middle.
+    /// The service closed the connection before it sent a whole reply.
     #[error("the service on {0} hung up before it answered: its log says why")]
     HungUp(PathBuf),
-    /// Anything else.
+    /// A system call failed for another reason.
     #[error("control socket {path}: {source}")]
     Io {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
-/// The listening end; its socket file is removed when dropped.
+/// The listening socket of a service; its file is removed on drop.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
     step_timeout: Duration,
-    /// Device and inode: what is removed at the end must be ours still.
+    /// The device and inode of the socket file, so that a successor's file is not removed.
     identity: (u64, u64),
 }
 
-/// One accepted connection.
+/// A connection that a [`Listener`] accepted.
 #[derive(Debug)]
 pub struct Connection {
-    /// Who is at the other end.
+    /// The identity of the process that connected.
     pub peer: Peer,
     path: PathBuf,
     step_timeout: Duration,
@@ -94,11 +98,15 @@ pub struct Connection {
 }
 
 impl Listener {
-    /// Binds the socket with this mode, and this group if one is named, making its directory if need be. A socket
-    /// left by a service that is gone is replaced.
+    /// Binds the socket at `path` with the permissions `mode`, and with `group` as its group if
+    /// given.
+    ///
+    /// Creates the directory if it is missing, and replaces a socket that a terminated service left
+    /// behind.
     ///
     /// # Errors
-    /// When a live service holds it, or it cannot be made; then nothing is left of it.
+    /// When a running service holds the socket, or when it cannot be created; then the socket is
+    /// removed again.
     pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, ControlError> {
         let io_error = |source| ControlError::Io { path: path.to_owned(), source };
         let group = group.map(find_group).transpose()?;
@@ -107,13 +115,13 @@ impl Listener {
         }
         remove_stale(path)?;
         let listener = UnixListener::bind(path).map_err(|source| match source.kind() {
-            // Somebody was faster.
+            // Another process bound the path after the check above.
             io::ErrorKind::AddrInUse => ControlError::AlreadyRunning(path.to_owned()),
             io::ErrorKind::PermissionDenied => ControlError::NotAllowed(path.to_owned()),
             _ => io_error(source),
         })?;
         let metadata = fs::symlink_metadata(path).map_err(io_error)?;
-        // From here on a failure removes the socket.
+        // From this point on, dropping `bound` on a failure removes the socket.
         let identity = (metadata.dev(), metadata.ino());
         let bound = Self { listener, path: path.to_owned(), step_timeout: STEP_TIMEOUT, identity };
         if let Some(group) = group {
@@ -126,7 +134,8 @@ impl Listener {
     /// Waits for the next connection.
     ///
     /// # Errors
-    /// When the socket fails, or the peer was gone before it was known. The next one may be fine.
+    /// When the socket fails, or when the peer disconnected before the kernel could identify it.
+    /// Callers may continue with the next connection.
     pub async fn accept(&self) -> Result<Connection, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
         let (stream, _) = self.listener.accept().await.map_err(io_error)?;
@@ -138,7 +147,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
         if ours {
-            // Nothing can be done about a failure, and a stale socket is replaced by the next start.
+            // Ignore a failure: the next start replaces a stale socket.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -152,15 +161,16 @@ impl Connection {
         Ok(Self { peer, path, step_timeout, reader, writer, line: Vec::new() })
     }
 
-    /// Waits for the next request, for 10 s; `None` when the peer has gone or has asked nothing
-    /// whole in that time.
+    /// Waits up to 10 s for the next request.
+    ///
+    /// Returns `None` when the peer has disconnected or has not sent a whole line in that time.
     ///
     /// # Errors
-    /// `BadMessage` for a line that is no such request: answer so, and go on with the next one. Any other error
-    /// ends the connection.
+    /// `BadMessage` for a line that is not a valid request: the caller may report that to the peer
+    /// and continue. Any other error ends the connection.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
-        // What a cancelled call has read is still in `line`.
+        // If an earlier call was cancelled, the bytes that it read are still in `line`.
         let room = (MAX_REQUEST + 1).saturating_sub(self.line.len()) as u64;
         let mut bounded = (&mut self.reader).take(room);
         let read = bounded.read_until(b'\n', &mut self.line);
@@ -172,7 +182,7 @@ impl Connection {
             return Err(ControlError::TooLong);
         }
         if !self.line.ends_with(b"\n") {
-            // The peer went away, if in the middle of a line, then that was no request.
+            // The peer disconnected; an incomplete line is not a request.
             return Ok(None);
         }
         let parsed = parse(&self.line);
@@ -180,11 +190,11 @@ impl Connection {
         parsed.map(Some)
     }
 
-    /// Sends one answer.
+    /// Sends one reply.
     ///
     /// # Errors
-    /// When the peer has gone or does not read it within 10 s, or the answer is longer than a line
-    /// may be.
+    /// When the peer has disconnected or does not read the reply within 10 s, or when the reply is
+    /// longer than [`MAX_REPLY`].
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ControlError> {
         let line = to_line(message, MAX_REPLY)?;
         let written = tokio::time::timeout(self.step_timeout, self.writer.write_all(&line)).await;
@@ -193,14 +203,14 @@ impl Connection {
             .map_err(|source| ControlError::Io { path: self.path.clone(), source })
     }
 
-    /// Waits until the peer hangs up: for an answer that goes on until nobody reads it.
+    /// Waits until the peer disconnects, for a reply that continues until then.
     pub async fn closed(&mut self) {
         let mut rest = [0; 256];
         while matches!(self.reader.read(&mut rest).await, Ok(1..)) {}
     }
 }
 
-/// Removes a socket nobody listens on.
+/// Removes the socket file at `path` if no process listens on it.
 fn remove_stale(path: &Path) -> Result<(), ControlError> {
     use std::os::unix::fs::FileTypeExt;
 
@@ -229,10 +239,10 @@ fn find_group(name: &str) -> Result<Group, ControlError> {
     Group::from_name(name).ok().flatten().ok_or_else(|| ControlError::NoSuchGroup(name.to_owned()))
 }
 
-/// Reads one line, a request or an answer.
+/// Parses one line, a request or a reply.
 ///
 /// # Errors
-/// `BadMessage` when it is no such thing.
+/// `BadMessage` when the line is not valid JSON for `T`.
 pub fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, ControlError> {
     serde_json::from_slice(line).map_err(|error| ControlError::BadMessage(error.to_string()))
 }
@@ -303,7 +313,7 @@ mod tests {
         let left = tokio::time::timeout(late, connection.recv::<Message>()).await;
         assert_eq!(left.expect("a silent peer is left").unwrap(), None);
 
-        // Sending a byte now and then does not extend the deadline.
+        // A byte sent now and then does not extend the deadline.
         let mut slow = UnixStream::connect(&path).await.unwrap();
         let mut connection = listener.accept().await.unwrap();
         let dribbling = tokio::spawn(async move {
@@ -368,11 +378,11 @@ mod tests {
         let second = Listener::bind(&path, 0o600, None).unwrap_err();
         assert!(matches!(&second, ControlError::AlreadyRunning(p) if *p == path), "{second}");
         drop(first);
-        // A socket whose owner was killed: the file stays.
+        // A killed service leaves its socket file behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let third = Listener::bind(&path, 0o600, None).unwrap();
-        // A successor has taken the place: it is not ours to remove.
+        // The file belongs to a successor, so dropping `third` must not remove it.
         fs::remove_file(&path).unwrap();
         let fourth = Listener::bind(&path, 0o600, None).unwrap();
         drop(third);

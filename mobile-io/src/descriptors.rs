@@ -1,9 +1,12 @@
-//! How many files and sockets this process may have open.
+//! Raises the limit on open files and sockets of this process.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Allows as many as the system lets us: a relay has a socket for each client, and a login shell's 1024 are for programs
-/// that use `select`. Once, at the start of a daemon.
+/// Raises the soft limit on open descriptors to the hard limit; a daemon calls this once when it
+/// starts.
+///
+/// A relay needs a socket for each client. The usual soft limit of 1024 is for programs that use
+/// `select`.
 pub fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));

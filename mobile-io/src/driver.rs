@@ -1,7 +1,8 @@
-//! Runs one session: moves bytes between its paths (TLS), its packets (a TUN or a queue) and its clock.
+//! Runs one session of mobile-proto over sockets: the driver feeds it the bytes of its paths, the
+//! packets of a device and the time.
 //!
-//! One task and one poll function, so there are no locks and no order of events that cannot be read off the code.
-//! The owner commands it through a [`Handle`] and hears of it through [`DriverEvent`]s.
+//! A driver is one task with one poll function, so it needs no locks, and the code shows the order
+//! of all events. Its owner controls it through a [`Handle`] and receives [`DriverEvent`]s.
 
 mod congestion;
 mod cross_traffic;
@@ -23,58 +24,66 @@ use tokio::sync::{mpsc, oneshot};
 use crate::tls::HandshakeFailure;
 pub use crate::tls::TlsStream;
 
-/// Where a session's inner packets come from and go to.
+/// The source and sink of a session's inner packets, such as a TUN device.
 pub trait PacketIo: Send {
-    /// The next packet to carry, into `buf`, which holds the longest packet there can be.
+    /// Reads the next packet to send into `buf`, which holds the longest possible packet.
     ///
     /// # Errors
-    /// An error is logged and the source asked again a second later: it never ends the session.
+    /// The driver logs an error and polls again after a second; the session continues.
     fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>>;
 
-    /// Delivers a packet the peer sent, now or at the next [`flush`](Self::flush). Must not block; counts its own errors.
+    /// Delivers a packet from the peer, immediately or at the next [`flush`](Self::flush).
+    ///
+    /// Must not block. The implementation counts its own errors.
     fn send(&mut self, packet: Packet<'_>);
 
-    /// Delivers what was kept back: nothing more comes for now.
+    /// Delivers the packets that [`send`](Self::send) kept back, because no more follow for now.
     fn flush(&mut self) {}
 }
 
-/// What the driver tells its owner.
+/// An event that the driver reports to its owner.
 #[derive(Debug)]
 pub enum DriverEvent {
-    /// The session says something. (After `PathClosed` the driver has dropped the transport already.)
+    /// An event of the session.
+    ///
+    /// For `PathClosed`, the driver has already closed the transport.
     Session(Event),
-    /// A path's transport died, or its peer broke the protocol; the session knows already.
+    /// The transport of a path failed, or its peer violated the protocol.
+    ///
+    /// The session has already been told.
     PathError {
-        /// The path.
+        /// The path that failed.
         path: PathId,
-        /// What it means.
+        /// The reason for the failure.
         cause: HandshakeFailure,
     },
-    /// The driver has ended; nothing follows.
+    /// The driver has stopped; no event follows.
     Stopped,
 }
 
-/// What a session is doing, at one moment.
+/// The state of a session at one moment.
 #[derive(Debug, Clone)]
 pub struct SessionSnapshot {
     /// The session's counters.
     pub stats: Stats,
-    /// Its open paths.
+    /// The open paths with their statistics.
     pub paths: Vec<(PathId, PathStats)>,
-    /// The path that carries data.
+    /// The path that carries data, if any.
     pub active: Option<PathId>,
-    /// Bytes waiting to be sent.
+    /// The number of bytes waiting to be sent.
     pub queued_bytes: usize,
-    /// Bytes sent and not yet acknowledged.
+    /// The number of bytes sent but not yet acknowledged.
     pub unacked_bytes: usize,
-    /// The epoch of the relay's session.
+    /// The epoch of the session at the relay.
     pub epoch: u64,
-    /// What the relay assigned.
+    /// The configuration that the relay pushed, if any.
     pub config: Option<PushConfig>,
 }
 
-/// Commands a running driver. Clones command the same one; when it has stopped, commands do nothing.
-/// When the last clone is dropped, the driver shuts down.
+/// Controls a running driver.
+///
+/// Clones control the same driver, which shuts down when the last one is dropped. Commands to a
+/// stopped driver have no effect.
 #[derive(Debug, Clone)]
 pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
@@ -93,82 +102,84 @@ enum Command {
     Shutdown(CloseCode, oneshot::Sender<()>),
 }
 
-/// Starts a driver on the current runtime, which sends its events to the returned receiver.
+/// Starts a driver on the current runtime and returns its handle and the receiver of its events.
 ///
-/// The channel is bounded. While the owner does not take the events in it, the driver handles
-/// commands and transmits, but reads no path: a peer cannot cause events faster than they are
-/// handled.
+/// The channel for events is bounded. While it is full, the driver handles commands and transmits,
+/// but reads no path, so that a peer cannot cause events faster than the owner handles them.
 pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Receiver<DriverEvent>) {
     let (commands, inbox) = mpsc::unbounded_channel();
     let (sender, events) = mpsc::channel(event_queue::CAPACITY);
-    // The driver bounds the work of a poll itself, and better than tokio's count of operations, which knows
-    // nothing of batches.
+    // The driver limits the work of each poll itself. tokio's cooperative budget counts operations
+    // and knows nothing of batches.
     tokio::spawn(tokio::task::unconstrained(task::run(session, io, inbox, sender)));
     (Handle { commands }, events)
 }
 
 impl Handle {
-    /// Client: begins a path over a connected transport.
+    /// Opens a path over a connected transport (client).
     pub fn open_path(&self, path: PathId, stream: TlsStream) {
         self.command(Command::Open(path, Box::new(stream)));
     }
 
-    /// Server: takes a path whose HELLO has been read; `leftover` is what came after it.
+    /// Accepts a path whose HELLO has been read (server); `leftover` holds the bytes received after
+    /// it.
     pub fn accept_path(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream) {
         self.command(Command::Accept(hello, leftover, Box::new(stream)));
     }
 
-    /// Client: data moves to this path; the relay frees every path not in `keep`.
+    /// Moves the data to `path`; the relay closes every path that is not in `keep` (client).
     pub fn activate(&self, path: PathId, keep: Vec<PathId>) {
         self.command(Command::Activate(path, keep));
     }
 
-    /// Client: asks every path for a sign of life.
+    /// Probes every path for liveness (client).
     pub fn probe(&self) {
         self.command(Command::Probe);
     }
 
-    /// Says goodbye on a path and drops its transport.
+    /// Sends CLOSE with `code` on a path and closes its transport.
     pub fn close_path(&self, path: PathId, code: CloseCode) {
         self.command(Command::Close(path, code));
     }
 
-    /// Server: pushes a new configuration to the client.
+    /// Pushes a new configuration to the client (server).
     pub fn set_config(&self, config: PushConfig) {
         self.command(Command::SetConfig(config));
     }
 
-    /// What the session is doing; `None` when the driver has stopped.
+    /// Returns the state of the session; `None` if the driver has stopped.
     pub async fn snapshot(&self) -> Option<SessionSnapshot> {
         let (reply, response) = oneshot::channel();
         self.command(Command::Snapshot(reply));
         response.await.ok()
     }
 
-    /// Stops the driver and gives what the peer has not acknowledged, for the session that replaces this one.
-    /// The transports are dropped without a goodbye.
+    /// Stops the driver and returns the packets that the peer has not acknowledged, for the session
+    /// that replaces this one.
+    ///
+    /// The transports are dropped without a CLOSE.
     pub async fn take_over(&self) -> Unacknowledged {
         let (reply, response) = oneshot::channel();
         self.command(Command::TakeOver(reply));
         response.await.unwrap_or_default()
     }
 
-    /// Closes every path and stops; waits (briefly) until the peer can have heard it.
+    /// Closes every path and stops the driver; waits up to 0.5 s for the CLOSE to be delivered.
     pub async fn shutdown(&self, code: CloseCode) {
         let (reply, response) = oneshot::channel();
         self.command(Command::Shutdown(code, reply));
-        // An error means that it had stopped already.
+        // An error means that the driver had already stopped.
         let _ = response.await;
     }
 
-    /// True once the driver has ended.
+    /// Returns whether the driver has stopped.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.commands.is_closed()
     }
 
     fn command(&self, command: Command) {
-        // Whoever commands a stopped driver hears `Stopped`, or already has.
+        // The driver may have stopped; the owner learns that from `DriverEvent::Stopped`.
         let _ = self.commands.send(command);
     }
 }

@@ -1,4 +1,4 @@
-//! What can only be known by trying, tried where nobody notices: in namespaces of its own, which go with their thread.
+//! Runs checks that have side effects in namespaces of their own, so that the host is not changed.
 
 use std::io;
 use std::thread;
@@ -9,17 +9,21 @@ use nix::sched::{CloneFlags, unshare};
 use crate::tun::Tun;
 use crate::tunnel_options::Offloading;
 
-/// What the trial device is called; nobody else sees it.
+/// The name of the device that [`try_tun`] creates in its own network namespace.
 const TRIAL_DEVICE: &str = "mobile-check";
 
-/// Does `work` in a network namespace without devices and with mounts of its own. Wants root.
+/// Runs `work` on a new thread with its own mount namespace and an empty network namespace.
+///
+/// The kernel removes both namespaces, and what was created in them, when the thread ends. Requires
+/// root.
 ///
 /// # Errors
-/// When the namespaces cannot be made.
+/// When the namespaces cannot be created.
 pub fn run_isolated<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let thread = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
-        // What is mounted in here (a BPF file system, where there is none) is seen in here only.
+        // Keep mounts made by `work` out of the host's mount table: a check mounts a BPF file
+        // system if the host has none.
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
         Ok(work())
@@ -27,10 +31,12 @@ pub fn run_isolated<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Opens a TUN as both programs do, with packets whole (IFF_VNET_HDR). Wants root.
+/// Opens a TUN device with `IFF_VNET_HDR`, as both programs do, and closes it again.
+///
+/// The device is created in a separate network namespace. Requires root.
 ///
 /// # Errors
-/// Why none can be opened, in words.
+/// When no TUN device can be opened; the error is a text for the user.
 pub fn try_tun() -> Result<(), String> {
     run_isolated(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use mobile_io::netlink::netfilter::TrackedConnection;
+use mobile_io::netlink::netfilter::ConntrackEntry;
 use tracing::warn;
 
 use super::{AppliedState, Relay};
@@ -130,7 +130,7 @@ pub(super) fn out_of_reach(
     config: &Config,
     served: &Pools,
     clients: &[Client],
-) -> Option<impl Fn(&TrackedConnection) -> bool + Send + 'static> {
+) -> Option<impl Fn(&ConntrackEntry) -> bool + Send + 'static> {
     let common = config.clients.reach().ranges();
     let own = clients.iter().filter_map(|client| Some((client.lease, client.reach.as_ref()?.ranges())));
     let own: HashMap<IpAddr, Option<Ranges>> = own
@@ -138,7 +138,7 @@ pub(super) fn out_of_reach(
         .collect();
     let (pools, resolvers) = (*served, config.dns.servers.clone());
     let is_bounded = common.is_some() || own.values().any(Option::is_some);
-    is_bounded.then_some(move |connection: &TrackedConnection| {
+    is_bounded.then_some(move |connection: &ConntrackEntry| {
         let (client, to) = connection.original;
         let ranges = own.get(&client).unwrap_or(&common);
         pools.contains(client)

@@ -1,5 +1,7 @@
-//! From the merged tree to the wanted type. serde tells which fields a struct has: so unknown keys are found, and
-//! the nearest known ones named, without a list of names beside the type.
+//! Deserializes the merged tree into the wanted type.
+//!
+//! serde passes the names of a struct's fields to the deserializer, so unknown keys are detected,
+//! and the nearest known key suggested, without a separate list of names.
 
 use std::collections::btree_map;
 use std::fmt;
@@ -9,18 +11,18 @@ use serde::forward_to_deserialize_any;
 
 use super::node::{Node, Value};
 
-/// Why a configuration cannot be used. Says where: file and line, variable or flag.
+/// The reason why a configuration cannot be used, with its place: file and line, variable or flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     message: String,
-    /// A key that is missing, until it is known where.
+    /// The name of a missing key, until the error has passed the table that lacks it.
     missing: Option<&'static str>,
-    /// The message names its place already.
+    /// Whether the message already names its place.
     has_origin: bool,
 }
 
 impl ConfigError {
-    /// For what a program finds wrong itself, beyond names and types.
+    /// Creates an error for a check that goes beyond names and types; `message` is shown unchanged.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), missing: None, has_origin: true }
@@ -60,7 +62,7 @@ pub(super) fn deserialize<T: DeserializeOwned>(root: &Node) -> Result<T, ConfigE
     T::deserialize(NodeAt { node: root, path: "" })
 }
 
-/// A node, and the path of keys that led to it (empty at the root).
+/// A node together with the path of keys that leads to it, which is empty at the root.
 #[derive(Clone, Copy)]
 struct NodeAt<'a> {
     node: &'a Node,
@@ -68,7 +70,7 @@ struct NodeAt<'a> {
 }
 
 impl NodeAt<'_> {
-    /// `[relay] endpoint: `
+    /// Returns the node's name for an error message, such as `[relay] endpoint: `.
     fn label(&self) -> String {
         match self.path.split_once('.') {
             _ if self.path.is_empty() => String::new(),
@@ -77,7 +79,7 @@ impl NodeAt<'_> {
         }
     }
 
-    /// Says where an error arose, unless a deeper place has.
+    /// Adds the node's origin to an error, unless a deeper node already has.
     fn with_origin(&self, error: ConfigError) -> ConfigError {
         let origin = self.node.origin.as_str();
         match error.missing {
@@ -111,8 +113,10 @@ impl NodeAt<'_> {
     }
 }
 
-/// The known name somebody may have meant. 0.8 takes in a dropped, doubled or swapped letter and a missing
-/// underscore, and leaves out names that merely begin alike.
+/// Returns the known name that is most similar to `key`, if it may be a misspelling.
+///
+/// A Jaro similarity of 0.8 accepts a dropped, doubled or swapped letter and a missing underscore,
+/// and rejects names that only begin alike.
 fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
     let similarity = |name: &str| strsim::jaro(key, name);
     let best = known.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
@@ -231,7 +235,7 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
     }
 }
 
-/// The entries of a table.
+/// Iterates over the entries of a table for serde.
 struct TableAccess<'a> {
     table: btree_map::Iter<'a, String, Node>,
     next: Option<(&'a str, &'a Node)>,
@@ -254,7 +258,7 @@ impl<'de> de::MapAccess<'de> for TableAccess<'_> {
     }
 }
 
-/// The items of a list.
+/// Iterates over the items of a list for serde.
 struct ListAccess<'a> {
     list: std::slice::Iter<'a, Node>,
     path: &'a str,
@@ -272,10 +276,10 @@ impl<'de> de::SeqAccess<'de> for ListAccess<'_> {
     }
 }
 
-/// The names of a struct's fields; none if it is no struct.
+/// Returns the names of a struct's fields; returns none if `T` is not a struct.
 pub(super) fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     let mut names: &'static [&'static str] = &[];
-    // The probe always fails: it is asked for the names only.
+    // The probe records the names and then always fails.
     let _ = T::deserialize(FieldNameProbe(&mut names));
     names
 }

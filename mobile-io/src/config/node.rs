@@ -1,4 +1,4 @@
-//! What the sources say, merged into one tree that remembers where each piece came from.
+//! Merges the sources into one tree, in which each node knows where its value came from.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 
-/// Where a piece came from: `FILE:LINE`, a variable, a flag.
+/// The origin of a value: `FILE:LINE`, an environment variable or the command line.
 #[derive(Debug, Clone)]
 pub(super) struct Origin(Rc<str>);
 
@@ -22,7 +22,7 @@ impl Origin {
     }
 }
 
-/// A piece of configuration.
+/// A value of the configuration and its origin.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) value: Value,
@@ -37,12 +37,12 @@ pub(super) enum Value {
     Integer(i64),
     Float(f64),
     Text(String),
-    /// From the environment or a flag: means whatever is wanted in its place.
+    /// Text from the environment or a flag, which the target type converts.
     Untyped(String),
 }
 
 impl Node {
-    /// Reads a TOML document.
+    /// Parses a TOML document; `file` is its name in errors.
     pub(super) fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let source = Source { file, text };
         let document = DeTable::parse(text).map_err(|error| {
@@ -55,7 +55,7 @@ impl Node {
         source.table(document.get_ref(), Origin::new(file.to_owned()))
     }
 
-    /// Sets a value by its path, making the tables on the way.
+    /// Sets the value at the path `keys`, creating the tables on the way.
     pub(super) fn set(&mut self, keys: &[&str], text: String, origin: &Origin) {
         let Some((first, rest)) = keys.split_first() else {
             *self = Self { value: Value::Untyped(text), origin: origin.clone() };

@@ -1,6 +1,8 @@
-//! The system calls of a run_confined daemon, as an allowlist: a denylist misses the call that an
-//! intruder finds. Calls outside the list fail with `EPERM`; those of other ABIs (x32, i386) fail
-//! too, or end the process.
+//! The system calls that a confined daemon may make.
+//!
+//! The filter is an allowlist, because a denylist misses the calls that nobody thought of. Calls
+//! outside the list fail with `EPERM`. Calls of other ABIs (x32, i386) fail as well, or end the
+//! process.
 
 use nix::libc;
 use seccompiler::{
@@ -9,10 +11,12 @@ use seccompiler::{
 
 use super::ConfineError;
 
-/// The calls of a network daemon on tokio, and of `nft`, which both daemons run: files, sockets,
-/// memory, threads, time, signals to itself. Not listed, apart from what the kernel itself
-/// protects: `ptrace`, `process_vm_*`, `pidfd_getfd`, mounts, modules, namespaces, keys, the clock,
-/// io_uring, `userfaultfd`, `bpf`, and signals to others.
+/// The system calls of a network daemon on tokio, and of the `nft` program that both daemons run:
+/// files, sockets, memory, threads, time, and signals to the process itself.
+///
+/// Not listed, besides what the kernel protects by capabilities: `ptrace`, `process_vm_*`,
+/// `pidfd_getfd`, mounts, modules, namespaces, keys, setting the clock, io_uring, `userfaultfd`,
+/// `bpf`, and signals to other processes.
 const ALLOWED: &[libc::c_long] = &[
     // Files.
     libc::SYS_chdir,
@@ -108,7 +112,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_mremap,
     libc::SYS_msync,
     libc::SYS_munmap,
-    // Threads, and the programs that are run; `clone` has conditions, see below.
+    // Threads, and programs that the daemon runs. `clone` has conditions: see `restrict`.
     libc::SYS_clone3,
     libc::SYS_execve,
     libc::SYS_exit,
@@ -164,7 +168,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
     libc::SYS_signalfd4,
-    // Dropping more rights: each thread of the runtime confines itself.
+    // Giving up more rights: each thread of the runtime confines itself.
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_landlock_add_rule,
@@ -174,7 +178,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_seccomp,
 ];
 
-/// Older calls of the same effect, which this architecture has in addition.
+/// Older equivalents of these calls, which only some architectures have.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[
     libc::SYS_access,
@@ -210,8 +214,9 @@ const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[libc::SYS_renameat];
 #[cfg(target_arch = "riscv64")]
 const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[libc::SYS_riscv_flush_icache];
 
-/// The flags of `clone` that make a namespace (`CLONE_NEWTIME` shares its bit with the exit
-/// signal).
+/// The flags of `clone` that create a namespace.
+///
+/// `CLONE_NEWTIME` is missing, because it shares its bit with the exit signal.
 const NAMESPACE_FLAGS: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -220,9 +225,11 @@ const NAMESPACE_FLAGS: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS) as u64;
 
-/// The commands of bpf() that work on descriptors and pins (`enum bpf_cmd` of linux/bpf.h), for a
-/// daemon that may call bpf() at all: it reads and changes maps, and attaches and pins loaded
-/// programs. It loads nothing.
+/// The commands of `bpf()` that use existing objects (`enum bpf_cmd`, linux/bpf.h), for a daemon
+/// that may call `bpf()` at all.
+///
+/// With these a daemon reads and changes maps, and attaches and pins loaded programs. It cannot
+/// load new programs.
 const BPF_COMMANDS: [u64; 11] = [
     1,  // BPF_MAP_LOOKUP_ELEM
     2,  // BPF_MAP_UPDATE_ELEM
@@ -237,29 +244,29 @@ const BPF_COMMANDS: [u64; 11] = [
     34, // BPF_LINK_DETACH
 ];
 
-/// Refuses every call but those of the list and `extra`, for the calling thread and threads that it
-/// starts.
+/// Restricts the calling thread, and threads that it starts, to the calls in the list and `extra`.
 ///
-/// Without `unix_streams`, no Unix stream socket can be made, which could be connected to systemd,
-/// D-Bus or another service that trusts root. Accepted, inherited and paired sockets still work, as
-/// do datagrams (`sd_notify`).
+/// Without `unix_streams`, the thread cannot create Unix stream sockets, with which it could
+/// connect to systemd, D-Bus or another service that trusts root. Accepted, inherited and paired
+/// sockets still work, as do datagrams (`sd_notify`).
 ///
-/// Sets no_new_privs as well: no program executed from here regains the rights.
+/// Also sets `no_new_privs`, so that no executed program regains rights.
 pub(super) fn restrict(extra: &[libc::c_long], unix_streams: bool) -> Result<(), ConfineError> {
-    // The C libraries fall back to `clone`, whose flags a filter can see; those of `clone3` are in
-    // memory. The filter below allows `clone3`, and this one answers it with ENOSYS.
+    // A filter can check the flags of `clone` but not those of `clone3`, which are in memory. This
+    // filter answers `clone3` with ENOSYS, upon which the C libraries fall back to `clone`. The
+    // kernel applies the strictest result, so the main filter can allow `clone3`.
     install_filter([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, errno(libc::ENOSYS))?;
     let plain = ALLOWED.iter().chain(ALLOWED_ON_THIS_ARCH).chain(extra);
     let mut rules: Vec<_> = plain.map(|&call| (call, Vec::new())).collect();
     rules.retain(|(call, _)| *call != libc::SYS_bpf);
     rules.push((libc::SYS_clone, vec![clone_without_namespaces()?]));
-    // The kernel signals the owner of a descriptor that is ready, and these commands set the owner.
+    // These commands set the process that the kernel signals when a descriptor becomes ready.
     rules.push((libc::SYS_fcntl, vec![argument_not_in(1, &SIGNAL_COMMANDS)?]));
     rules.push((libc::SYS_ioctl, vec![argument_not_in(1, &OWNER_REQUESTS)?]));
-    // Only this process's own limits.
+    // Pid 0: a process may only change its own limits.
     rules.push((libc::SYS_prlimit64, vec![first_argument_is(0)?]));
     rules.push((libc::SYS_socket, socket_rules(unix_streams)?));
-    // A thread ends itself by tgkill() (abort); other processes are out of reach.
+    // `abort()` signals its own thread with `tgkill()`; other processes must be out of reach.
     let own = u64::from(std::process::id());
     rules.push((libc::SYS_tgkill, vec![first_argument_is(own)?]));
     if extra.contains(&libc::SYS_bpf) {
@@ -289,13 +296,15 @@ fn first_argument_is(value: u64) -> Result<SeccompRule, ConfineError> {
     Ok(SeccompRule::new(vec![condition])?)
 }
 
-/// Commands of `fcntl` that make the kernel send signals (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
+/// The commands of `fcntl` that make the kernel send signals (`F_SETOWN`, `F_SETSIG`,
+/// `F_SETOWN_EX`).
 const SIGNAL_COMMANDS: [u64; 3] = [8, 10, 15];
 
-/// Requests of `ioctl` that make the kernel send signals for sockets (`FIOSETOWN`, `SIOCSPGRP`).
+/// The requests of `ioctl` that make the kernel send signals for sockets (`FIOSETOWN`,
+/// `SIOCSPGRP`).
 const OWNER_REQUESTS: [u64; 2] = [0x8901, 0x8902];
 
-/// The lower bits of a socket's type, without its flags (`SOCK_TYPE_MASK`, linux/net.h).
+/// The bits of a socket's type that are not flags (`SOCK_TYPE_MASK`, linux/net.h).
 const TYPE_MASK: u64 = 0xf;
 
 fn argument_not_in(argument: u8, values: &[u64]) -> Result<SeccompRule, ConfineError> {
@@ -306,7 +315,7 @@ fn argument_not_in(argument: u8, values: &[u64]) -> Result<SeccompRule, ConfineE
     Ok(SeccompRule::new(conditions?)?)
 }
 
-/// Returns the rules for socket(): all sockets, or all but Unix sockets that connect.
+/// Returns the rules for `socket()`: all sockets, or all except Unix sockets other than datagrams.
 fn socket_rules(unix_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
     if unix_streams {
         return Ok(Vec::new());
@@ -333,7 +342,7 @@ mod tests {
     use super::super::{Capabilities, Confinement};
     use super::*;
 
-    /// Makes calls by number and returns the error number.
+    /// Makes a system call by its number and returns the error number, if it fails.
     fn call(number: libc::c_long, first: libc::c_long) -> Option<i32> {
         // SAFETY: with these arguments the tested calls have no effect or are refused.
         let result = unsafe { libc::syscall(number, first, 0_u64, 0_u64, 0_u64, 0_u64) };
@@ -379,7 +388,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn calls_by_the_numbers_of_another_abi_are_refused() {
-        // __X32_SYSCALL_BIT: the x32 getpid(), which a denylist would allow.
+        // `__X32_SYSCALL_BIT`: the x32 ABI's `getpid()`, which a denylist would allow.
         const X32: libc::c_long = 0x4000_0000;
         let found = run_confined(&only_capabilities(Capabilities::all()), || call(X32 + libc::SYS_getpid, 0));
         // A kernel without x32 checks the number before it runs the filter, and returns ENOSYS.
@@ -392,7 +401,7 @@ mod tests {
         let signal_zero =
             |pid| run_confined(&only_capabilities(Capabilities::all()), || call(libc::SYS_tgkill, pid));
         assert_eq!(signal_zero(own + 1), Some(libc::EPERM));
-        // Thread id 0 is invalid: the kernel itself refuses the call.
+        // The kernel itself refuses thread id 0, so EINVAL shows that the filter passed the call.
         assert_eq!(signal_zero(own), Some(libc::EINVAL));
     }
 
@@ -415,8 +424,8 @@ mod tests {
             let datagram = std::os::unix::net::UnixDatagram::unbound().is_ok();
             let pair = std::os::unix::net::UnixStream::pair().is_ok();
             let network = std::net::UdpSocket::bind("127.0.0.1:0").is_ok();
-            // SAFETY: F_SETOWN of an invalid descriptor has no effect; nor have limits that are not
-            // given.
+            // SAFETY: F_SETOWN of an invalid descriptor has no effect; neither have limits that are
+            // not given.
             let owner = unsafe { libc::fcntl(-1, libc::F_SETOWN, 1) };
             let refused = owner < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
             (stream.map_err(|error| error.raw_os_error()), datagram, pair, network, refused)

@@ -1,4 +1,4 @@
-//! The asking end, blocking: a command does nothing else meanwhile.
+//! The client end of a control socket. All calls block, because a command has nothing else to do.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -17,10 +17,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a service.
+    /// Connects to the service that listens at `path`.
     ///
     /// # Errors
-    /// When nobody answers or this user may not.
+    /// When no service listens there, or when this user has no permission.
     pub fn connect(path: &Path) -> Result<Self, ControlError> {
         let path = path.to_owned();
         match UnixStream::connect(&path) {
@@ -35,36 +35,39 @@ impl Client {
         }
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a request and waits for its reply.
     ///
     /// # Errors
-    /// When the service goes away or its answer is not understood.
+    /// When the service disconnects, or when its reply cannot be parsed.
     pub fn call<Q: Serialize, A: DeserializeOwned>(&mut self, request: &Q) -> Result<A, ControlError> {
         self.send_request(request)?;
         self.read_reply()
     }
 
-    /// Asks. Whoever has something else to do meanwhile listens later, with [`read_reply`](Self::read_reply).
+    /// Sends a request without waiting.
+    ///
+    /// The caller may do other work before it reads the reply with
+    /// [`read_reply`](Self::read_reply).
     ///
     /// # Errors
-    /// When the service has gone away.
+    /// When the service has disconnected.
     pub fn send_request<Q: Serialize>(&mut self, request: &Q) -> Result<(), ControlError> {
         let line = to_line(request, MAX_REQUEST)?;
         self.reader.get_mut().write_all(&line).map_err(|source| self.io_error(source))
     }
 
-    /// Waits for the answer to what was asked.
+    /// Waits for the reply to an earlier request.
     ///
     /// # Errors
-    /// When the service goes away or its answer is not understood.
+    /// When the service disconnects, or when its reply cannot be parsed.
     pub fn read_reply<A: DeserializeOwned>(&mut self) -> Result<A, ControlError> {
         self.next_line()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
     }
 
-    /// The next line of an answer that goes on (`--watch`); `None` at its end.
+    /// Reads the next line of a reply that has several; returns `None` at its end.
     ///
     /// # Errors
-    /// When the service's line is not understood.
+    /// When the line is incomplete, too long or cannot be parsed.
     pub fn next_line<A: DeserializeOwned>(&mut self) -> Result<Option<A>, ControlError> {
         let mut line = Vec::new();
         let mut bounded = (&mut self.reader).take(MAX_REPLY as u64 + 1);

@@ -1,4 +1,4 @@
-//! Who is at the other end of a unix socket.
+//! Identifies the process at the other end of a Unix socket.
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -7,16 +7,17 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-/// Who is at the other end, by the kernel's word.
+/// The peer of a Unix socket, as the kernel recorded it when the peer connected.
 #[derive(Debug)]
 pub struct Peer {
-    /// Its process.
+    /// The process id.
     pub pid: i32,
-    /// Its user.
+    /// The user id.
     pub uid: u32,
-    /// Its group.
+    /// The group id.
     pub gid: u32,
-    /// Names the process for good, where the pid may be used again. `None` if it is gone already.
+    /// A pidfd, which identifies the process even after its pid is reused; `None` if the process
+    /// has terminated.
     pub pidfd: Option<OwnedFd>,
 }
 
@@ -28,13 +29,15 @@ impl Peer {
     }
 }
 
-/// `SO_PEERPIDFD` (Linux 6.5) names the process that connected. Before it there is only the pid, which may be
-/// another's by now.
+/// Returns a pidfd of the process that connected.
+///
+/// `SO_PEERPIDFD` (Linux 6.5) names exactly that process. Older kernels only have the pid, which
+/// another process may have taken over since.
 fn pidfd_of(stream: &impl AsFd, pid: i32) -> Option<OwnedFd> {
     match peer_pidfd(stream) {
         Ok(fd) => Some(fd),
         Err(Errno::ENOPROTOOPT) => pidfd_open(pid).ok(),
-        // ESRCH: it is gone.
+        // ESRCH: the process has terminated.
         Err(_) => None,
     }
 }
@@ -45,20 +48,21 @@ fn peer_pidfd(stream: &impl AsFd) -> Result<OwnedFd, Errno> {
     let mut fd: libc::c_int = -1;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     let socket = stream.as_fd().as_raw_fd();
-    // SAFETY: the socket is open while `stream` is borrowed; `fd` and `length` are writable and of the sizes said.
+    // SAFETY: the socket is open while `stream` is borrowed; `fd` and `length` are writable and
+    // have the stated sizes.
     let outcome = unsafe {
         libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut length)
     };
     Errno::result(outcome)?;
-    // SAFETY: the kernel made this descriptor for us, and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: the call takes two integers and no memory.
+    // SAFETY: the call takes two integers and accesses no memory.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     let fd = libc::c_int::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel made this descriptor for us, and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

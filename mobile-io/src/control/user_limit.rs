@@ -1,17 +1,17 @@
-//! Bounds the connections that one user has open.
+//! Limits the number of connections that each user may have open at a time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Counts the open connections of each user, and refuses one too many, so that no user takes the
-/// places or descriptors of others.
+/// Counts the open connections of each user and enforces the limit, so that no user can exhaust the
+/// service's connections or descriptors.
 #[derive(Debug, Clone)]
 pub struct UserConnectionLimit {
     open: Arc<Mutex<HashMap<u32, usize>>>,
     per_user: usize,
 }
 
-/// The place of one connection among its user's; freed when dropped.
+/// The permission to keep one connection open; dropping it lets the user open another.
 #[derive(Debug)]
 pub struct ConnectionPermit {
     uid: u32,
@@ -19,14 +19,14 @@ pub struct ConnectionPermit {
 }
 
 impl UserConnectionLimit {
-    /// Allows each user `per_user` connections at a time.
+    /// Creates a limit of `per_user` connections for each user.
     #[must_use]
     pub fn new(per_user: usize) -> Self {
         Self { open: Arc::default(), per_user }
     }
 
-    /// Takes a place for a connection of the user `uid`; returns `None` when all of that user's are
-    /// taken.
+    /// Reserves a connection for the user `uid`; returns `None` when that user has reached the
+    /// limit.
     #[must_use]
     pub fn take(&self, uid: u32) -> Option<ConnectionPermit> {
         let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,54 +1,65 @@
-//! What a path shows of itself: that it has bounds, so that its congestion control is to go by rate, or that it takes more than
-//! the kernel lets one connection have on its way.
+//! Decides from the kernel's statistics when a path should use bbr, and when it needs a larger send
+//! buffer.
 //!
-//! One that goes by loss (cubic) fills whatever FIFO the uplink has, and all that we send waits in it, keystrokes as well; and
-//! by losses of the air it is slowed down. bbr goes by rate and round trip. But it paces, with a timer for each packet,
-//! and on a path that carries more than its ends can send there is nothing to gain by that: a third of the speed is lost.
-//! The kernel never stops to pace a connection that has once been paced, so each begins with the system's congestion control, or
-//! with cubic where that is bbr, and is given bbr when the path shows that it has bounds, until it is found to be shared
+//! Loss-based congestion control (cubic) fills the FIFO of the bottleneck, and everything sent
+//! waits in it, keystrokes included. It also slows down after losses on the air. bbr follows the
+//! delivery rate and the round trip instead. However, bbr paces every packet with a timer. On a
+//! path that carries more than its ends can send, pacing gains nothing and costs a third of the
+//! throughput.
+//!
+//! The kernel never stops pacing a socket once bbr has paced it (`sk_pacing_status`). So each path
+//! starts with the system's congestion control, or with cubic if that is bbr. It is switched to bbr
+//! when it turns out to be bandwidth-limited, until competing traffic is detected
 //! ([`CrossTraffic`](super::cross_traffic::CrossTraffic)).
 //!
-//! What one connection may have on its way is bounded by the kernel, and a path carries all inner connections. One that has much
-//! there without a queue is given room; an idle one is not, nor one that queues.
+//! The kernel limits the bytes in flight of one connection, but a path carries all inner
+//! connections. A path that has much in flight without a queue gets a larger send buffer; an idle
+//! or queueing path does not.
 
 use std::time::Duration;
 
 use crate::tcp_info::SendState;
 
-/// With a shorter round trip than this there is no Internet between.
+/// Below this round-trip time there is no Internet between the two ends.
 const LOCAL_RTT: Duration = Duration::from_millis(1);
 
-/// A round trip that a near path has only with a queue on it: the target of our own queue (CoDel, RFC 8289).
+/// The round-trip time that a local path reaches only with a queue: the target of the session's own
+/// queue (CoDel, RFC 8289).
 const LOCAL_QUEUE_RTT: Duration = Duration::from_millis(5);
 
-/// So much on its way is a transfer: RFC 6928's initial window, of 1448 bytes each. The acknowledgement of less may have been delayed.
+/// The number of bytes in flight that indicates a bulk transfer: RFC 6928's initial window of ten
+/// segments of 1448 bytes.
+///
+/// The acknowledgement of less may have been delayed.
 const BULK_BYTES: u64 = 10 * 1448;
 
-/// Half of what the kernel lets one connection have on its way (`tcp_wmem`).
+/// Half of the kernel's default limit for the bytes in flight of one connection (`tcp_wmem`).
 const HALF_TCP_WMEM: u64 = 2 << 20;
 
-/// Does a path show that it carries no more than is sent?
+/// Returns whether the path carries no more than is being sent.
 pub(super) fn is_bandwidth_limited(path: &SendState) -> bool {
     let Some(min_rtt) = path.min_rtt else { return false };
     if min_rtt < LOCAL_RTT {
-        // What else looks like bounds there is how two busy ends take turns. A slow or lossy wireless network has both.
+        // On a local path, two busy ends that take turns look bandwidth-limited by the other
+        // criteria. A slow or lossy wireless network shows both loss and a queue.
         return path.retransmitted && path.rtt >= LOCAL_QUEUE_RTT;
     }
     path.retransmitted || path.left_slow_start || fills_bottleneck_queue(path)
 }
 
-/// Does a transfer of ours fill the path's FIFO?
+/// Returns whether a bulk transfer of ours fills the bottleneck's FIFO.
 pub(super) fn fills_bottleneck_queue(path: &SendState) -> bool {
     path.outstanding > BULK_BYTES && path.base_rtt().is_some_and(|base_rtt| has_queue(path, base_rtt))
 }
 
-/// Does a path take so much without a queue that the kernel's bound may soon be less than the path's?
+/// Returns whether the path has so much in flight without a queue that the kernel's limit may soon
+/// be lower than the path's capacity.
 pub(super) fn needs_larger_send_buffer(path: &SendState) -> bool {
     let in_flight = path.outstanding.saturating_sub(path.unsent);
     in_flight > HALF_TCP_WMEM && path.min_rtt.is_some_and(|min_rtt| !has_queue(path, min_rtt))
 }
 
-/// What varies without us is not a queue of ours.
+/// Returns whether the smoothed round trip exceeds `min_rtt` by more than its usual variation.
 pub(super) fn has_queue(path: &SendState, min_rtt: Duration) -> bool {
     path.rtt > min_rtt * 5 / 4 + path.rttvar * 2
 }

@@ -1,7 +1,9 @@
-//! Whose the queue is on a path that is held ([`SendLimit`](super::send_limit::SendLimit)): ours, or cross traffic's.
+//! Decides whether a queue on a limited path ([`SendLimit`](super::send_limit::SendLimit)) is the
+//! path's own or that of cross traffic.
 //!
-//! What is ours goes away when we hold back. What persists is somebody else's, and to hold back more would only leave the path to
-//! them: the share of each in a FIFO is what each has in it.
+//! The path's own queue drains while the limit holds data back. A queue that persists belongs to
+//! others. Holding back more would only leave the bottleneck to them, because the share of each
+//! sender in a FIFO is what it has in the FIFO.
 
 use std::time::{Duration, Instant};
 
@@ -9,40 +11,48 @@ use super::congestion;
 use super::send_limit::InFlightLimit;
 use crate::tcp_info::SendState;
 
-/// A queue that is no longer than this costs a held path little, and may be how its round trip varies.
+/// The queueing delay below which a queue is ignored: it costs a limited path little and may be
+/// ordinary variation of the round trip.
 const MIN_QUEUE_DELAY: Duration = Duration::from_millis(20);
 
-/// A queue of ours has gone after so long and twice its length: what was on its way is there, and the kernel's average of round trips
-/// (RFC 6298) has followed. Unless cross traffic was there the last time, the path may also have been faster until now, and the window
-/// remembers that for a while.
+/// The time, besides two round trips, after which the path's own queue has drained: the data in
+/// flight has arrived, and the kernel's smoothed round trip (RFC 6298) has followed.
+///
+/// Unless cross traffic was detected the last time, the path may also have been faster recently,
+/// which the send limit remembers for a while (`rate_memory`).
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
-/// For how long a path with cross traffic is not held, the first time; then each time twice as long, for what it loses while it is held
-/// is not soon won back.
+/// The time for which a path with cross traffic is not limited the first time.
+///
+/// The time doubles with each detection in a row, because a path does not quickly regain the share
+/// that it loses while it is limited.
 const FIRST_RELEASE: Duration = Duration::from_secs(10);
-/// At the most: after the end of the cross traffic the queue is all ours for as long.
+/// The maximum time for which the path is not limited. After the cross traffic ends, the path's own
+/// queue may stand for as long.
 const MAX_RELEASE: Duration = Duration::from_secs(40);
 
-/// What is known of a path's queue.
+/// Watches the queue of one path for cross traffic.
 #[derive(Debug)]
 pub(super) struct CrossTraffic {
     standing: Option<StandingQueue>,
-    /// There was cross traffic when the path was held the last time.
+    /// Whether the previous limited phase ended with the detection of cross traffic.
     recurring: bool,
-    /// For how long the path is not to be held next.
+    /// The time for which the path is not limited after the next detection.
     release: Duration,
-    /// The round trip that was left when a queue of ours had gone: where it is longer than the base_rtt, the path has changed.
+    /// The round trip that remained after the path's own queue had drained. If it exceeds the
+    /// minimum round trip, the path itself has become longer.
     drained_rtt: Duration,
 }
 
-/// A queue that is there.
+/// A queue that has not drained since it was first observed.
 #[derive(Debug, Clone, Copy)]
 struct StandingQueue {
     since: Instant,
-    /// When the path was last held and acknowledged something, and how much that was in all.
+    /// The time, and the number of acknowledged bytes, of the last observation in which the path
+    /// was limited and data was acknowledged.
     last_evidence: Instant,
     acked_bytes: u64,
-    /// The max_rtt round trip since.
+    /// The longest round trip since the queue was first observed.
     max_rtt: Duration,
 }
 
@@ -51,13 +61,18 @@ impl CrossTraffic {
         Self { standing: None, recurring: false, release: FIRST_RELEASE, drained_rtt: Duration::ZERO }
     }
 
-    /// Whether the path is held with a queue on it that may be cross traffic's. Meanwhile, what waits here says nothing of the rate to come.
+    /// Returns whether the path is limited and has a queue that may be cross traffic's.
+    ///
+    /// During that time the queue in this process says nothing about the future rate.
     pub(super) fn is_suspected(&self) -> bool {
         self.standing.is_some()
     }
 
-    /// Looks at a path each time that it was found out whether it is held: `limit`, to what. When the queue on it persists whether we hold
-    /// back or not: for how long it is not to be held.
+    /// Evaluates the path after each update of its send limit; `limit` is `None` if the path is not
+    /// limited.
+    ///
+    /// Returns how long to leave the path unlimited when cross traffic is detected, that is, when
+    /// the queue persists although the limit holds data back.
     pub(super) fn observe(
         &mut self,
         now: Instant,
@@ -65,7 +80,7 @@ impl CrossTraffic {
         limit: Option<InFlightLimit>,
     ) -> Option<Duration> {
         self.drained_rtt = self.drained_rtt.min(path.rtt);
-        // Data in flight on a held slow path is a queue of our own, at times twice the intended
+        // Data in flight on a limited slow path is a queue of its own, at times twice the intended
         // length.
         let own = limit.map_or(Duration::ZERO, |limit| limit.queue_delay * 2);
         let base_rtt = path.base_rtt()?.max(self.drained_rtt) + own;
@@ -87,7 +102,7 @@ impl CrossTraffic {
             }
         }
         let standing = self.standing.as_mut()?;
-        // Neither who is not held back nor who hears nothing shows anything by a queue.
+        // A queue is evidence only while the limit holds data back and acknowledgements arrive.
         if now.saturating_duration_since(standing.last_evidence) > path.rtt * 2 {
             self.standing = None;
             return None;
@@ -115,11 +130,12 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// An ordinary path's.
+    /// The limit of an ordinary path.
     const LIMIT: InFlightLimit =
         InFlightLimit { queue_delay: Duration::from_millis(2), rate_memory: Duration::from_secs(1) };
 
-    /// Asks every 20 ms for so long, with the round trip of each moment: when is it cross traffic, and for how long?
+    /// Observes a path every 20 ms for `millis`; returns when cross traffic was detected, in ms,
+    /// and for how many seconds the path is released.
     fn detect(
         cross: &mut CrossTraffic,
         millis: u64,
@@ -138,7 +154,7 @@ mod tests {
         })
     }
 
-    /// Of a path that is held all the time, and acknowledges.
+    /// Calls `detect` for a path that is always limited and acknowledges.
     fn detect_limited(cross: &mut CrossTraffic, millis: u64, rtt: impl Fn(u64) -> u64) -> Option<(u64, u64)> {
         detect(cross, millis, rtt, |_| Some(LIMIT), |at| at)
     }
@@ -153,10 +169,10 @@ mod tests {
             assert!(cross.is_suspected());
             cross.standing = None;
         }
-        // Until it was ours.
+        // Detection starts afresh after a queue that was the path's own.
         assert_eq!(detect_limited(&mut cross, 5000, |at| if at < 600 { 250 } else { 21 }), None);
         assert!(!cross.is_suspected());
-        // One that comes in the middle of a transfer, and grows.
+        // Cross traffic may start in the middle of a transfer and grow.
         let found = detect_limited(&mut cross, 5000, |at| 22 + (at / 10).min(200));
         assert!(found.is_some_and(|(at, seconds)| at < 2500 && seconds == 10), "{found:?}");
     }
@@ -167,14 +183,14 @@ mod tests {
             let drained = |at: u64| 24 + begun - begun.min(at);
             assert_eq!(detect_limited(&mut CrossTraffic::new(), 20_000, drained), None, "{begun}");
         }
-        // A path that became slower is held to the rate that it had, for as long as that is remembered.
+        // A path that becomes slower is limited to its earlier rate as long as that is remembered.
         let slower = |at: u64| if at < 1300 { 200 } else { 24 };
         assert_eq!(detect_limited(&mut CrossTraffic::new(), 20_000, slower), None);
     }
 
     #[test]
     fn what_a_slow_path_has_on_its_way_while_it_is_held_is_no_cross_traffic() {
-        // 1 Mbit/s: 80 to 110 ms for as long as it is held, after 240 when it became slow.
+        // 1 Mbit/s: 80 to 110 ms while it is limited, after 240 ms when it became slow.
         let slow = InFlightLimit { queue_delay: 45 * MS, ..LIMIT };
         let held = |at: u64| if at < 1500 { 240 } else { 80 + at % 31 };
         assert_eq!(detect(&mut CrossTraffic::new(), 20_000, held, |_| Some(slow), |at| at), None);
@@ -189,7 +205,7 @@ mod tests {
         let longer = |at: u64| if at < 500 { 300 } else { 60 };
         assert_eq!(detect_limited(&mut cross, 20_000, longer), None);
         assert!(detect_limited(&mut cross, 20_000, |_| 250).is_some(), "and then there may be one");
-        // Nor is it longer for ever.
+        // A shorter round trip ends the assumption that the path is longer.
         let mut cross = CrossTraffic::new();
         assert_eq!(detect_limited(&mut cross, 20_000, longer), None);
         assert_eq!(detect_limited(&mut cross, 1000, |_| 22), None);

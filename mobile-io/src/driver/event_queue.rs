@@ -1,4 +1,5 @@
-//! Sends events from a driver to its owner, through a bounded channel and a queue in front of it.
+//! Sends events from a driver to its owner through a bounded channel, with an unbounded queue in
+//! front of it.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -8,41 +9,41 @@ use tokio::sync::mpsc::{OwnedPermit, Sender, error::SendError, error::TrySendErr
 
 use super::DriverEvent;
 
-/// The number of events that wait for an owner at a time: more than one round causes, so an owner
-/// that keeps up never stops a path.
+/// The capacity of the channel: more events than one round causes, so that an owner that keeps up
+/// never pauses the reading of a path.
 pub(super) const CAPACITY: usize = 64;
 
 type Permit = OwnedPermit<DriverEvent>;
 
-/// The wait for a place, which fails when the owner no longer listens.
+/// A pending reservation in the channel, which fails when the owner has dropped the receiver.
 type Reservation = Pin<Box<dyn Future<Output = Result<Permit, SendError<()>>> + Send>>;
 
-/// The sending half of the channel, for a poll function.
+/// The sending half of the channel, for use in a poll function.
 pub(super) struct EventQueue {
     sender: Sender<DriverEvent>,
-    /// The reservation of a place while the channel is full.
+    /// The reservation that waits while the channel is full.
     reservation: Option<Reservation>,
-    /// The events that have no place yet, in order.
+    /// The events that are not yet in the channel, in order.
     queued: VecDeque<DriverEvent>,
 }
 
 impl EventQueue {
-    /// Creates an outlet to this channel.
+    /// Creates an empty queue in front of `sender`.
     pub(super) fn new(sender: Sender<DriverEvent>) -> Self {
         Self { sender, reservation: None, queued: VecDeque::new() }
     }
 
-    /// Queues an event, whether or not there is a place.
+    /// Appends an event, whether or not the channel is full.
     pub(super) fn push(&mut self, event: DriverEvent) {
         self.queued.push_back(event);
     }
 
-    /// Sends the queued events; pending while the channel is full, in which case a free place wakes
-    /// the task.
+    /// Moves the queued events to the channel. Pending while the channel is full; the task is woken
+    /// when there is room.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.queued.is_empty() {
             let permit = ready!(self.poll_permit(cx));
-            // An owner that no longer listens will drop its handles next.
+            // Without a receiver the event is discarded; the owner will drop its handles next.
             if let (Some(event), Some(permit)) = (self.queued.pop_front(), permit) {
                 permit.send(event);
             }
@@ -57,7 +58,7 @@ impl EventQueue {
         }
     }
 
-    /// Returns a place in the channel; `None` if the owner no longer listens.
+    /// Reserves room for one event; returns `None` if the owner has dropped the receiver.
     fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<Permit>> {
         let reservation = match &mut self.reservation {
             Some(reservation) => reservation,

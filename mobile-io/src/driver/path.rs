@@ -1,4 +1,4 @@
-//! One path's transport: what is being written, and its orderly end.
+//! The transport of one path: its pending output, its send limit and its orderly shutdown.
 
 use std::cell::Cell;
 use std::io;
@@ -16,64 +16,74 @@ use super::send_limit::SendLimit;
 use crate::tcp_info;
 use crate::transport::{self, CongestionControl};
 
-/// How long a closed path may take to hand over its CLOSE. To drop the socket at once could destroy it: with
-/// unread bytes waiting the kernel sends a reset, which overtakes data. A few round trips of a slow link.
+/// The time that a closed path has to deliver its CLOSE: a few round trips of a slow link.
+///
+/// Dropping the socket at once could destroy the CLOSE. With unread bytes in the socket the kernel
+/// sends a reset, upon which the peer discards data it has not read.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Plaintext taken from the session at a time: on a path that is full, one TLS record; on one that takes all it is
-/// given, four, which are one system call. What is taken can no longer be overtaken by a better choice.
+/// The plaintext taken from the session at a time: one TLS record on a path that is full, four (one
+/// system call) on a path that accepts all it is given.
+///
+/// Data taken from the session can no longer be overtaken by more urgent packets.
 const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 4 * MIN_BATCH;
 
-/// A path whose unsent share (see [`Window`]) would be above this has no limits of ours: that is at 64 Mbit/s.
+/// The backlog above which [`SendLimit`] does not limit a path: at 64 Mbit/s.
 const MAX_BACKLOG: usize = transport::NOTSENT_LOWAT as usize;
 
-/// A fast path is asked only so often whether it still is one; a slow one each time that it takes something.
+/// The interval at which the kernel's statistics of a fast path are read; those of a slow path are
+/// read before every write.
 const FAST_SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
 thread_local! {
-    /// A buffer for `out` of whichever transport has something to write: thousands of idle ones hold none.
+    /// The spare output buffer of this thread.
+    ///
+    /// A transport holds a buffer only while it has output, so thousands of idle ones hold none.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// A path's transport.
+/// The transport of one path.
 #[derive(Debug)]
 pub(super) struct Transport {
     pub(super) id: PathId,
     stream: TlsStream,
-    /// Plaintext taken from the session; bytes before `written` are in rustls.
+    /// The plaintext taken from the session; rustls has the first `written` bytes.
     out: Vec<u8>,
     written: usize,
     unflushed: bool,
     batch: usize,
-    /// The kernel did not take all that there was, since it was last asked.
+    /// Whether the socket refused some of the output since the last sample.
     write_blocked: bool,
-    /// None: as much stands below as the kernel takes.
+    /// The limit on the data below the session's queue; `None` if only the kernel limits it.
     limit: Option<SendLimit>,
     congestion: CongestionState,
     cross_traffic: CrossTraffic,
-    /// It has shown that it takes much, and the kernel was told to give it room.
+    /// Whether the kernel was asked for a larger send buffer.
     send_buffer_raised: bool,
-    /// When the kernel was asked for it.
+    /// The time of the last sample of the kernel's statistics.
     sampled_at: Option<Instant>,
-    /// Until then no records are taken.
+    /// The time until which only control frames are taken from the session.
     paused_until: Option<Instant>,
     closing: Option<Closing>,
 }
 
-/// What the kernel was told to go by.
+/// The congestion control that the kernel was told to use.
 #[derive(Debug)]
 enum CongestionState {
-    /// What it begins with, until the path shows bounds; not before this, if it was found to be shared.
+    /// The initial congestion control, until the path turns out to be bandwidth-limited.
+    ///
+    /// After cross traffic was detected, the path keeps it at least until the given time.
     Initial(Option<Instant>),
-    /// The rate: the path has shown that it has bounds.
+    /// The congestion control bbr, because the path is bandwidth-limited.
     Bbr {
-        /// What it went by before, if it could be changed.
+        /// The congestion control to restore; `None` if bbr must stay.
         previous: Option<CongestionControl>,
     },
 }
 
-/// The session is done with the path: write what is left, say so, wait for the other side to hang up.
+/// The orderly shutdown of a path that the session has closed: write the rest, end our direction,
+/// and wait for the peer to disconnect.
 #[derive(Debug)]
 struct Closing {
     deadline: Instant,
@@ -100,7 +110,8 @@ impl Transport {
         }
     }
 
-    /// Decrypted bytes that have arrived; [`consume`](Self::consume) them. Empty: the other side hung up.
+    /// Returns received plaintext, to be released with [`consume`](Self::consume); empty at the end
+    /// of the stream.
     pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         Pin::new(&mut self.stream).poll_fill_buf(cx)
     }
@@ -109,7 +120,7 @@ impl Transport {
         Pin::new(&mut self.stream).consume(bytes);
     }
 
-    /// Where to put what is to be written next.
+    /// Returns the buffer to which the next output is appended.
     pub(super) fn out(&mut self) -> &mut Vec<u8> {
         if self.out.capacity() == 0 {
             self.out = SPARE.take();
@@ -117,7 +128,7 @@ impl Transport {
         &mut self.out
     }
 
-    /// Is nothing left to write? Then its buffer is another's to use.
+    /// Returns whether all output is written; if so, gives the buffer back to the thread.
     pub(super) fn is_drained(&mut self) -> bool {
         if self.out.is_empty() && self.out.capacity() > 0 {
             SPARE.set(std::mem::take(&mut self.out));
@@ -125,7 +136,7 @@ impl Transport {
         self.out.is_empty()
     }
 
-    /// How much to put into `out` next.
+    /// Returns how many bytes of packets to append to `out` next.
     pub(super) fn batch(&self) -> usize {
         if self.paused_until.is_some() {
             return 0;
@@ -134,7 +145,11 @@ impl Transport {
         limited_batch.map_or(self.batch, |batch| self.batch.min(batch))
     }
 
-    /// Finds out whether the path has as much as it is to have for now; then only control frames are to be taken.
+    /// Updates the congestion control, the send buffer and the send limit from the kernel's
+    /// statistics.
+    ///
+    /// If the path has enough in flight, sets `paused_until`; until then only control frames may be
+    /// taken from the session.
     pub(super) fn update_send_limit(&mut self, now: Instant) {
         if self.limit.is_none() && matches!(self.congestion, CongestionState::Bbr { .. }) {
             return;
@@ -149,7 +164,7 @@ impl Transport {
         self.sampled_at = Some(now);
         let write_blocked = std::mem::take(&mut self.write_blocked);
         let tcp = self.stream.get_ref().0.tcp();
-        // A kernel that does not tell is not waited for.
+        // Without statistics the path is not limited.
         self.paused_until = None;
         let Some(state) = tcp_info::send_state(tcp) else { return };
         if let CongestionState::Initial(until) = self.congestion
@@ -180,17 +195,17 @@ impl Transport {
         }
     }
 
-    /// Is the path about to carry more than it does?
+    /// Returns whether the path is expected to carry more soon than it does.
     pub(super) fn is_growing(&self) -> bool {
         self.cross_traffic.is_suspected() || self.limit.as_ref().is_some_and(SendLimit::is_growing)
     }
 
-    /// When it is to be asked again whether it may have more.
+    /// Returns when to check again whether the path may send more.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
     }
 
-    /// Writes and flushes `out`. When ready, nothing of it is left in this process.
+    /// Writes and flushes `out`. Once ready, rustls holds none of it either.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let drained = self.poll_write_out(cx);
         self.write_blocked |= drained.is_pending();
@@ -216,12 +231,12 @@ impl Transport {
         Poll::Ready(Ok(()))
     }
 
-    /// What the kernel knows of the connection.
+    /// Returns the kernel's statistics for the session's liveness check.
     pub(super) fn liveness_sample(&self) -> Option<TransportSample> {
         tcp_info::liveness_sample(self.stream.get_ref().0.tcp())
     }
 
-    /// Begins the orderly end.
+    /// Starts the orderly shutdown.
     pub(super) fn close(&mut self, now: Instant) {
         self.closing.get_or_insert(Closing { deadline: now + LINGER, shut: false });
     }
@@ -230,12 +245,12 @@ impl Transport {
         self.closing.is_some()
     }
 
-    /// When the orderly end is given up.
+    /// Returns when the orderly shutdown is abandoned.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.closing.as_ref().map(|closing| closing.deadline)
     }
 
-    /// Once everything is drained: ends our direction of a closing path.
+    /// Ends our direction of a closing path, once all output is written.
     pub(super) fn poll_shutdown_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(closing) = self.closing.as_mut().filter(|closing| !closing.shut) {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;

@@ -1,10 +1,12 @@
-//! The driver's task: what is done in one poll, and when the next one comes.
+//! The driver's task: the work of one poll, and the condition for the next.
 //!
-//! A wake-up is never lost, because a poll ends only when every source was asked and said "pending"
-//! (so it will wake us), or when more may be done, and then the task wakes itself. The one source
-//! that is not asked is the packets while the session has no room; room comes from a transmission
-//! or an acknowledgement, that is, inside a poll, and after each transmission the question is asked
-//! again. Nor is a path asked while events wait for the owner: room in their channel wakes us.
+//! No wake-up is lost. A poll ends only when every source has returned `Pending`, and so will wake
+//! the task, or when there may be more work, in which case the task wakes itself.
+//!
+//! There are two exceptions. Packets are not polled while the session has no room. Room results
+//! from a transmission or an acknowledgement, that is, within a poll, and is checked again after
+//! each transmission. Paths are not polled while events wait for the owner; room in the owner's
+//! channel wakes the task.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -21,30 +23,35 @@ use super::path::Transport;
 use super::{Command, DriverEvent, PacketIo, SessionSnapshot, TlsStream};
 use crate::tls::{HandshakeFailure, classify};
 
-/// Work of one round, per source: enough to pay for the round, short enough that no source waits for another. Reads, of a TLS
-/// record each, are many: a peer of inner TCP acknowledges what a round delivers, and the fewer rounds, the fewer of its
-/// acknowledgements go on their way ([`Session::enqueue`] thins them). What answers each datagram would fill the device's
-/// queue (1,000 packets) meanwhile, so deliveries are bounded too.
+/// The maximum work per source in one round: enough to amortise the round, little enough that no
+/// source waits long for another.
+///
+/// Many reads, of one TLS record each, are allowed. The receiver of inner TCP acknowledges what a
+/// round delivers, and the fewer rounds there are, the fewer acknowledgements travel
+/// ([`Session::enqueue`] thins them out). Deliveries are limited too, because a program that
+/// answers every datagram would overflow the device's queue (1,000 packets) during a round.
 const READS_PER_ROUND: usize = 64;
 const DELIVERIES_PER_ROUND: usize = 256;
 const PACKETS_PER_ROUND: usize = 64;
 const WRITES_PER_ROUND: usize = 4;
 
-/// Rounds of one poll; then other tasks have their turn: after 2 MiB, or some milliseconds.
+/// The rounds of one poll, before other tasks get their turn: 2 MiB, or some milliseconds.
 const ROUNDS_PER_POLL: usize = 2;
 
-/// A packet source that failed (a TUN that is down) is asked again after this long.
+/// The delay before polling a failed packet source, such as a TUN device that is down, again.
 const SOURCE_RETRY: Duration = Duration::from_secs(1);
 
-/// A driver that is told to stop stops within this time, whether or not the peer has heard.
+/// The time within which a driver stops, whether or not its peer has received the CLOSE.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 thread_local! {
-    /// The packet that is being handed over, of whichever driver is at it: thousands of idle ones hold none.
+    /// The spare packet buffer of this thread.
+    ///
+    /// A driver holds the buffer only during a read, so thousands of idle ones hold none.
     static PACKET_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Runs a driver to its end.
+/// Runs a driver until it stops.
 pub(super) async fn run(
     session: Session,
     io: impl PacketIo,
@@ -69,7 +76,7 @@ pub(super) async fn run(
     drop((paths, commands));
     match end {
         Outcome::TakenOver(reply) => {
-            // Who asked may have gone; the packets go with it.
+            // If the caller has gone, the packets are discarded.
             let _ = reply.send(session.into_unacknowledged());
         }
         Outcome::Stopped(replies) => {
@@ -91,7 +98,7 @@ struct Driver<I> {
     io: I,
     commands: mpsc::UnboundedReceiver<Command>,
     events: EventQueue,
-    /// Whether paths were left unread because events waited.
+    /// Whether paths were not read because events waited.
     reads_paused: bool,
     paths: Vec<Transport>,
     source_retry_at: Option<Instant>,
@@ -105,14 +112,14 @@ struct Stopping {
     replies: Vec<oneshot::Sender<()>>,
 }
 
-/// Why the reading of packets stopped.
+/// The reason why the driver stopped reading packets.
 #[derive(PartialEq)]
 enum SourceState {
-    /// The source will wake us.
+    /// The source has no packet and will wake the task.
     Pending,
     /// The session has no room.
     NoRoom,
-    /// Enough for one round.
+    /// The maximum for one round has been read.
     BatchDone,
 }
 
@@ -124,7 +131,7 @@ impl<I: PacketIo> Driver<I> {
                 return Poll::Ready(end);
             }
             self.drop_expired(now);
-            // What has come is read before anything is judged overdue.
+            // Read before checking time-outs: received data may prove that a path is alive.
             let mut more = false;
             if self.forward_events(cx, now) {
                 self.reads_paused = false;
@@ -155,7 +162,7 @@ impl<I: PacketIo> Driver<I> {
         Poll::Pending
     }
 
-    /// Does what the owner commands.
+    /// Executes the owner's commands.
     fn handle_commands(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Outcome> {
         while let Poll::Ready(command) = self.commands.poll_recv(cx) {
             match command {
@@ -171,14 +178,14 @@ impl<I: PacketIo> Driver<I> {
                 Some(Command::Close(path, code)) => self.close(now, path, code),
                 Some(Command::SetConfig(config)) => self.session.set_config(config),
                 Some(Command::Snapshot(reply)) => {
-                    // Who asked may have lost patience.
+                    // The caller may have stopped waiting.
                     let _ = reply.send(self.snapshot(now));
                 }
                 Some(Command::TakeOver(reply)) => return Some(Outcome::TakenOver(reply)),
                 Some(Command::Shutdown(code, reply)) => self.stop(now, code, Some(reply)),
                 None => {
-                    // Nobody is left to command: the last handle is gone. The closed channel is always ready, so
-                    // it is asked once a poll.
+                    // The last handle is gone, so no command will follow. A closed channel is
+                    // always ready; leave the loop to check it once per poll.
                     self.stop(now, CloseCode::Shutdown, None);
                     break;
                 }
@@ -202,12 +209,14 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// Takes a new transport. What the session has said until now concerns an older one of the same name, which is
-    /// dropped: no two have one name.
+    /// Adds a transport, replacing an older one with the same path ID.
+    ///
+    /// Events that the session has queued concern the older transport, so they are collected first.
     fn add_transport(&mut self, now: Instant, path: PathId, stream: TlsStream) {
         self.collect_events(now);
         self.paths.retain(|transport| transport.id != path);
-        // Not for four at once, as a list would: nearly every session has one or two, and a relay thousands of sessions.
+        // Reserve one element, not four: nearly every session has one or two paths, and a relay has
+        // thousands of sessions.
         self.paths.reserve_exact(1);
         self.paths.push(Transport::new(path, stream, self.session.is_fair()));
     }
@@ -237,13 +246,13 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// The end, if it has come.
+    /// Returns the outcome if the driver has finished shutting down.
     fn take_end(&mut self, now: Instant) -> Option<Outcome> {
         let stopping = self.stopping.take_if(|it| self.paths.is_empty() || it.deadline <= now)?;
         Some(Outcome::Stopped(stopping.replies))
     }
 
-    /// Asks the kernel about the paths whose judgement waits for it, or about all.
+    /// Passes the kernel's statistics to the session, for the paths that need them or for all.
     fn sample_transports(&mut self, now: Instant, all: bool) {
         for transport in self.paths.iter().filter(|transport| !transport.is_closing()) {
             if (all || self.session.wants_sample(now, transport.id))
@@ -268,10 +277,10 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// Reads every path; true if there may be more to read at once.
+    /// Reads every path; returns whether there may be more to read.
     fn read_paths(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut more = false;
-        // Backwards, because a path that ends is taken out.
+        // Iterate backwards, because a failed path is removed.
         for index in (0..self.paths.len()).rev() {
             if self.reads_paused {
                 break;
@@ -284,7 +293,7 @@ impl<I: PacketIo> Driver<I> {
         more
     }
 
-    /// Reads one path; true if there may be more to read at once.
+    /// Reads one path; returns whether there may be more to read.
     fn read_path(
         &mut self,
         cx: &mut Context<'_>,
@@ -304,7 +313,7 @@ impl<I: PacketIo> Driver<I> {
                 return Err(HandshakeFailure::Network("the other side closed the connection".into()));
             }
             let length = bytes.len();
-            // The session is done with a closing path, and its name may have passed to another.
+            // The session has closed this path, and another path may have the same ID by now.
             let outcome = if closing {
                 Ok(())
             } else {
@@ -316,7 +325,7 @@ impl<I: PacketIo> Driver<I> {
             transport.consume(length);
             match outcome {
                 Err(error) => self.close_for_violation(now, path, &error),
-                // A CLOSE among these bytes must be known before the hang-up that follows it is read.
+                // Report a CLOSE among these bytes before reading the end of the stream behind it.
                 Ok(()) if self.forward_events(cx, now) => {}
                 Ok(()) => return Ok(false),
             }
@@ -327,7 +336,7 @@ impl<I: PacketIo> Driver<I> {
         Ok(true)
     }
 
-    /// Feeds the session with packets.
+    /// Reads packets from the source into the session.
     fn read_packets(&mut self, cx: &mut Context<'_>, now: Instant) -> SourceState {
         if self.stopping.is_some() || self.source_retry_at.is_some_and(|retry| now < retry) {
             return SourceState::Pending;
@@ -349,7 +358,7 @@ impl<I: PacketIo> Driver<I> {
                 Poll::Pending => return SourceState::Pending,
                 Poll::Ready(Ok((length, offload))) => {
                     self.source_failing = false;
-                    // What is dropped is counted by the session.
+                    // The session counts the packets that it drops.
                     let _ = self.session.enqueue_in_place(now, buffer, length, offload);
                 }
                 Poll::Ready(Err(error)) => {
@@ -364,12 +373,13 @@ impl<I: PacketIo> Driver<I> {
         SourceState::BatchDone
     }
 
-    /// Without an active path the session takes packets all the same, and drops by its own policy.
+    /// Returns whether the session takes packets. Without an active path it does, and drops by its
+    /// own policy.
     fn wants_packets(&self) -> bool {
         self.session.has_room() || self.session.active_path().is_none()
     }
 
-    /// Writes to every path; true if there may be more to write at once.
+    /// Writes to every path; returns whether there may be more to write.
     fn transmit_paths(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut more = false;
         for index in (0..self.paths.len()).rev() {
@@ -384,12 +394,13 @@ impl<I: PacketIo> Driver<I> {
         more
     }
 
-    /// Writes to one path; true if there may be more to write at once.
+    /// Writes to one path; returns whether there may be more to write.
     fn transmit_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> std::io::Result<bool> {
         let Self { session, paths, .. } = self;
         let transport = &mut paths[index];
         for _ in 0..WRITES_PER_ROUND {
-            // Nothing is taken from the session while the last batch is on its way: the queue stays there.
+            // While the last batch is being written, leave the queue in the session, where packets
+            // can be reordered.
             if transport.poll_drain(cx)?.is_pending() {
                 return Ok(false);
             }
@@ -402,7 +413,7 @@ impl<I: PacketIo> Driver<I> {
                 session.poll_transmit(now, transport.id, transport.out(), batch);
             }
             if transport.is_drained() {
-                // Pending or done, there is nothing more to write.
+                // Whether the shutdown is pending or complete, there is nothing more to write.
                 let _ = transport.poll_shutdown_write(cx)?;
                 return Ok(false);
             }
@@ -410,7 +421,9 @@ impl<I: PacketIo> Driver<I> {
         Ok(true)
     }
 
-    /// A path that cannot be written to may have been told why: a refusal waits to be read behind the reset.
+    /// Reads the peer's reason for closing a path that can no longer be written to.
+    ///
+    /// The alert of a refusal may still be readable after the connection was reset.
     fn read_close_reason(
         &mut self,
         cx: &mut Context<'_>,
@@ -426,9 +439,9 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// Drops a dead transport. The end of a closing one is no news.
+    /// Drops a dead transport, and reports the failure unless the transport was already closing.
     fn drop_path(&mut self, now: Instant, index: usize, cause: HandshakeFailure) {
-        // The session may have closed the path already, without the event taken yet.
+        // The session may have closed the path already, with the event still queued.
         self.collect_events(now);
         let transport = self.paths.swap_remove(index);
         self.session.path_lost(now, transport.id);
@@ -437,13 +450,14 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// The peer broke the protocol: the session has a CLOSE for it, and goes on with its other paths.
+    /// Closes a path whose peer violated the protocol. The session sends a CLOSE for it, and
+    /// continues on its other paths.
     fn close_for_violation(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
         self.close_transport(now, path);
         self.report_path_error(now, path, HandshakeFailure::Protocol(error.to_string()));
     }
 
-    /// Drops closing transports whose other side takes too long.
+    /// Drops closing transports whose peer has not disconnected in time.
     fn drop_expired(&mut self, now: Instant) {
         for index in (0..self.paths.len()).rev() {
             if self.paths[index].deadline().is_some_and(|deadline| deadline <= now) {
@@ -457,8 +471,10 @@ impl<I: PacketIo> Driver<I> {
         self.events.push(DriverEvent::PathError { path, cause });
     }
 
-    /// Passes on the session's events. Returns false if events still wait: then no path may be
-    /// read. Events stay in the session as long as possible, where later ones supersede them.
+    /// Forwards the session's events to the owner. Returns false if events still wait, in which
+    /// case no path may be read.
+    ///
+    /// Events stay in the session as long as possible, where later ones may supersede them.
     fn forward_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         while self.events.poll_flush(cx).is_ready() {
             let Some(event) = self.session.poll_event() else { return true };
@@ -468,7 +484,8 @@ impl<I: PacketIo> Driver<I> {
         false
     }
 
-    /// Takes the session's events, so that the next event is told after them.
+    /// Moves all of the session's events to the queue, so that the next event is reported after
+    /// them.
     fn collect_events(&mut self, now: Instant) {
         while let Some(event) = self.session.poll_event() {
             self.forward_event(now, event);
@@ -482,7 +499,7 @@ impl<I: PacketIo> Driver<I> {
         self.events.push(DriverEvent::Session(event));
     }
 
-    /// Arms the timer; true if something is due already.
+    /// Arms the timer; returns whether a deadline has already passed.
     fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let wake = [
             self.session.poll_timeout(),
@@ -493,7 +510,7 @@ impl<I: PacketIo> Driver<I> {
         let paused = self.paths.iter().filter_map(Transport::paused_until).filter(|&until| until > now).min();
         let Some(wake) = wake.into_iter().chain([lingering, paused]).flatten().min() else { return false };
         let wake = tokio::time::Instant::from_std(wake);
-        // A timer that is early costs one idle poll; to set it anew in every poll costs more.
+        // Firing early costs one idle poll, which is less than resetting the timer in every poll.
         if self.sleep.is_elapsed() || wake < self.sleep.deadline() {
             self.sleep.as_mut().reset(wake);
         }
@@ -501,7 +518,7 @@ impl<I: PacketIo> Driver<I> {
     }
 }
 
-/// tokio's clock, so that tests can hold it.
+/// Returns tokio's time, so that tests can control it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

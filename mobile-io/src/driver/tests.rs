@@ -1,4 +1,4 @@
-//! Two drivers with real TLS over loopback, and packets in memory.
+//! Tests two drivers over real TLS on loopback, with packets in memory.
 
 mod backpressure;
 mod liveness;
@@ -18,14 +18,14 @@ use super::*;
 use crate::keys::PrivateKey;
 use crate::tls;
 
-/// Nobody here slows down because of a loss.
+/// Limits with which no queue drops packets for waiting too long.
 fn limits() -> Limits {
     Limits { target_delay: Duration::MAX, ..Limits::default() }
 }
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// The memory on one side: packets to be sent, and a check of what arrives.
+/// A device in memory: packets to be sent, and a check of the packets that arrive.
 #[derive(Default)]
 struct MemoryDevice {
     waiting: Mutex<(VecDeque<Vec<u8>>, Option<Waker>)>,
@@ -36,7 +36,7 @@ struct MemoryDevice {
 }
 
 impl MemoryDevice {
-    /// Packets of many sizes, numbered from `first`.
+    /// Queues packets of many sizes, numbered from `first`.
     fn fill(&self, first: u64, count: u64) {
         let mut waiting = self.waiting.lock().unwrap();
         for number in first..first + count {
@@ -61,7 +61,7 @@ impl MemoryDevice {
         }
     }
 
-    /// Everything came once and in order.
+    /// Checks that every packet arrived once and in order.
     fn check(&self, count: u64) {
         assert_eq!(self.received.load(SeqCst), count);
         assert_eq!(self.out_of_order.load(SeqCst), 0);
@@ -111,7 +111,7 @@ impl Side {
         Self { handle, memory, events }
     }
 
-    /// The first event that `choose` takes.
+    /// Returns what `choose` returns for the first event that it accepts.
     async fn event<T>(&mut self, choose: impl Fn(&DriverEvent) -> Option<T>) -> T {
         loop {
             let event = tokio::time::timeout(SOON, self.events.recv()).await.expect("no event came").unwrap();
@@ -187,7 +187,8 @@ impl Pair {
             .await;
     }
 
-    /// Sends over path 1, shuts the valve, and waits until no more packets are taken; gives how many are left.
+    /// Sends over path 1, closes the valve, and waits until no more packets are read; returns how
+    /// many are left.
     async fn stall(&mut self, valve: &watch::Sender<Valve>, count: u64) -> usize {
         self.client.handle.activate(PathId(1), vec![PathId(1)]);
         self.client.memory.fill(0, 1);
@@ -217,7 +218,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
-/// Which way bytes pass.
+/// The directions in which bytes pass.
 #[derive(Clone, Copy)]
 struct Valve {
     forth: bool,
@@ -226,7 +227,7 @@ struct Valve {
 
 const OPEN: Valve = Valve { forth: true, back: true };
 
-/// A wire with a valve in its middle, open at first.
+/// Creates a connection with a valve in its middle, which is open at first.
 fn valved() -> (impl Future<Output = (TcpStream, TcpStream)>, watch::Sender<Valve>) {
     let (sender, mut valve) = watch::channel(OPEN);
     let wire = async move {
@@ -268,7 +269,8 @@ async fn every_packet_comes_once_and_in_order_over_path_swaps() {
     const COUNT: u64 = 100_000;
     let mut pair = Pair::new();
     pair.switch(PathId(0)).await;
-    // Without an active path a session drops what its queue cannot hold: so not before both have one.
+    // Without an active path a session drops what its queue cannot hold, so start only when both
+    // have one.
     for side in [&mut pair.client, &mut pair.relay] {
         side.event(|event| matches!(event, DriverEvent::Session(Event::PathActivated { .. })).then_some(()))
             .await;
@@ -298,10 +300,10 @@ async fn every_packet_comes_once_and_in_order_over_path_swaps() {
 #[tokio::test]
 async fn a_path_that_dies_is_told_and_the_next_one_goes_on() {
     const COUNT: u64 = 20_000;
-    // Room for all of it, because between two paths nothing holds the source back.
+    // The queue holds all packets, because between two paths nothing limits the source.
     let mut pair = Pair::with(Limits { queue_bytes: 64 << 20, ..limits() });
     let (near, far) = sockets().await;
-    // A twin of the client's socket, to cut the wire behind its back.
+    // A duplicate of the client's socket, to cut the connection without the driver's involvement.
     let cut = near.into_std().unwrap();
     let near = TcpStream::from_std(cut.try_clone().unwrap()).unwrap();
     pair.open_over(PathId(1), (near, far)).await;
@@ -334,7 +336,7 @@ async fn a_stalled_path_stops_the_reading_of_packets_and_a_freed_one_resumes_it(
 
 #[tokio::test]
 async fn room_made_by_sending_alone_is_used_at_once() {
-    // Below the bound of what may be unacknowledged, because no acknowledgement comes.
+    // Fewer bytes than may be unacknowledged, because no acknowledgement arrives.
     const COUNT: u64 = 12_000;
     // Every packet fills the queue, and every write empties it.
     let mut pair = Pair::with(Limits { active_queue_bytes: 1, ..limits() });
@@ -385,7 +387,7 @@ async fn a_shutdown_is_heard_by_the_peer() {
     pair.client.event(|event| matches!(event, DriverEvent::Stopped).then_some(())).await;
     assert!(pair.client.handle.is_stopped());
     assert!(pair.client.handle.snapshot().await.is_none());
-    // The relay's session goes on without a path, and ends when nobody holds it.
+    // The relay's session continues without a path, and ends when its last handle is dropped.
     assert!(pair.relay.handle.snapshot().await.unwrap().paths.is_empty());
     drop(pair.relay.handle);
     tokio::time::timeout(SOON, async {
@@ -417,7 +419,8 @@ async fn a_path_of_the_same_name_replaces_the_old_one() {
     pair.switch(PathId(1)).await;
     assert_eq!(pair.relay.closed().await, (PathId(1), CloseCode::Replaced));
     assert_eq!(first.path_error().await.0, PathId(1));
-    // The first client has switched once already: the second one's first switch would be stale.
+    // The first client has switched once already, so the second one's first ACTIVATE would be
+    // stale.
     pair.client.handle.activate(PathId(1), vec![PathId(1)]);
     pair.client.memory.fill(0, 100);
     pair.relay.memory.fill(0, 100);
@@ -471,7 +474,7 @@ async fn a_peer_that_talks_nonsense_loses_its_path_only() {
     assert_eq!(path, PathId(1));
     assert!(matches!(cause, HandshakeFailure::Protocol(_)), "{cause:?}");
     assert!(client.handle.snapshot().await.is_some());
-    // It hears why, then the end.
+    // The peer receives a CLOSE, then the end of the stream.
     let mut rest = Vec::new();
     tokio::time::timeout(SOON, far.read_to_end(&mut rest)).await.unwrap().unwrap();
     assert!(!rest.is_empty());

@@ -48,14 +48,14 @@ const BUFFER: usize = 32 * 1024;
 /// The addresses of a tracked connection, in the direction of its first packet and in that of the
 /// replies. With NAT, the one is not just the reverse of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TrackedConnection {
+pub struct ConntrackEntry {
     /// Source and destination of the first packet, as received.
     pub original: (IpAddr, IpAddr),
     /// Source and destination of the replies, as received.
     pub reply: (IpAddr, IpAddr),
 }
 
-impl TrackedConnection {
+impl ConntrackEntry {
     /// Returns whether an address of the connection matches, before or after translation.
     #[must_use]
     pub fn involves(&self, is_one: impl Fn(IpAddr) -> bool) -> bool {
@@ -68,7 +68,7 @@ impl TrackedConnection {
 ///
 /// # Errors
 /// When the kernel gives no socket, or refuses.
-pub fn delete_connections(is_over: impl Fn(&TrackedConnection) -> bool) -> Result<u64, NetlinkError> {
+pub fn delete_connections(is_over: impl Fn(&ConntrackEntry) -> bool) -> Result<u64, NetlinkError> {
     let mut deleted = 0;
     for _ in 0..PASSES {
         let mut found = Vec::new();
@@ -119,7 +119,7 @@ fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Resu
 }
 
 /// Returns the addresses of an entry, if it has all of them.
-fn parse_connection(attributes: &[ConntrackAttribute]) -> Option<TrackedConnection> {
+fn parse_connection(attributes: &[ConntrackAttribute]) -> Option<ConntrackEntry> {
     let ends = |tuple: &[Tuple]| {
         let ip = tuple.iter().find_map(|part| if let Tuple::Ip(ip) = part { Some(ip) } else { None })?;
         let source =
@@ -136,7 +136,7 @@ fn parse_connection(attributes: &[ConntrackAttribute]) -> Option<TrackedConnecti
         ConntrackAttribute::CtaTupleReply(tuple) => ends(tuple),
         _ => None,
     });
-    Some(TrackedConnection { original: original?, reply: reply? })
+    Some(ConntrackEntry { original: original?, reply: reply? })
 }
 
 /// Reads how many packets each named counter of the table `inet TABLE` has counted.
@@ -305,7 +305,7 @@ mod tests {
             // An ICMP error belongs to the entry of the connection that it is about.
             assert_eq!(all(), 503);
             let gone: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd01::1".parse().unwrap()];
-            let is_gone = |entry: &TrackedConnection| entry.involves(|address| gone.contains(&address));
+            let is_gone = |entry: &ConntrackEntry| entry.involves(|address| gone.contains(&address));
             assert_eq!(delete_connections(is_gone).unwrap(), 502);
             assert_eq!(all(), 1);
             assert_eq!(delete_connections(is_gone).unwrap(), 0);

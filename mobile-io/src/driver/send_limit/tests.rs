@@ -7,33 +7,35 @@ const MS: Duration = Duration::from_millis(1);
 const MAX_BACKLOG: usize = 32 * 1024;
 const PACKET: u64 = 1500;
 
-/// What a link did in some time.
+/// The measurements of one run of a [`Link`].
 struct RunResult {
-    /// Bytes acknowledged.
+    /// The number of bytes acknowledged.
     bytes: u64,
-    /// The longest and the mean wait in the FIFO.
+    /// The longest and the mean delay in the FIFO.
     longest: Duration,
     mean: Duration,
 }
 
-/// A link with a FIFO without end, and a kernel that has up to two and a half bandwidth-delay products on the way, whose
-/// peer acknowledges every other packet. In steps of a tenth of a millisecond; a timer is up to two milliseconds late.
+/// A simulated link with an unlimited FIFO, a kernel with up to two and a half bandwidth-delay
+/// products in flight, and a peer that acknowledges every other packet.
+///
+/// The simulation advances in steps of 0.1 ms; timers fire up to 2 ms late.
 struct Link {
     limit: SendLimit,
     now: Instant,
-    /// Bytes a second.
+    /// The rate in bytes per second.
     rate: u64,
     rtt: Duration,
-    /// The kernel's window.
+    /// The kernel's congestion window in segments.
     cwnd: u64,
-    /// When each packet that is out will be acknowledged.
+    /// The time at which each packet in flight will be acknowledged.
     in_flight: VecDeque<Instant>,
     unsent: u64,
     link_free_at: Instant,
     acked_bytes: u64,
     min_rtt: Duration,
     paused_until: Option<Instant>,
-    /// How long the last packet waited in the FIFO.
+    /// The delay of the last packet in the FIFO.
     last_queue_delay: Duration,
     starting: bool,
 }
@@ -68,7 +70,7 @@ impl Link {
         }
     }
 
-    /// Always with something to send, if it may.
+    /// Runs the link for `length`, with a sender that always has data.
     fn run(&mut self, length: Duration) -> RunResult {
         let (end, before) = (self.now + length, self.acked_bytes);
         let (mut longest, mut sum) = (Duration::ZERO, Duration::ZERO);
@@ -79,7 +81,7 @@ impl Link {
                 self.in_flight.drain(..2);
                 self.acked_bytes += 2 * PACKET;
             }
-            // A path without limits of ours has the kernel's.
+            // Without a limit of ours the kernel's own limit applies.
             while self.paused_until.is_none_or(|until| until <= self.now) && self.unsent < 64 * 1024 {
                 let path = SendState {
                     outstanding: self.in_flight.len() as u64 * PACKET + self.unsent,
@@ -96,7 +98,7 @@ impl Link {
                 self.paused_until =
                     self.limit.update(self.now, path, false).map(|wait| self.now + wait + late);
                 if self.paused_until.is_none() {
-                    // A batch, to the packet that passes its end.
+                    // Write a batch, rounded up to whole packets.
                     let batch = self.limit.batch().unwrap_or(PACKET as usize) as u64;
                     self.unsent += batch.next_multiple_of(PACKET);
                     self.send();
@@ -149,7 +151,7 @@ fn a_longer_round_trip_does_not_starve_a_path_for_good() {
     link.rtt *= 10;
     let RunResult { bytes, .. } = link.run(Duration::from_secs(10));
     assert!(bytes > 0);
-    // Then bbr has looked again.
+    // bbr has measured the round trip again.
     link.min_rtt = link.rtt;
     link.run(Duration::from_secs(10));
     let RunResult { bytes, .. } = link.run(Duration::from_secs(1));
@@ -174,8 +176,11 @@ fn little_waits_unsent_in_the_kernel_and_a_fast_path_has_no_limits() {
     assert_eq!((fast.update(now, path, false), fast.backlog()), (None, None));
 }
 
-/// What a fresh path's first round trips carry is 10 packets, then twice as many each: held to a quarter more than that, bbr found
-/// no more and took it for all there is; the first transfer over a path of 100 Mbit/s had 28 for three seconds.
+/// Tests that the limit does not apply to a path in start-up.
+///
+/// The first round trips carry 10 packets, then twice as many each. Limited to a quarter more than
+/// that, bbr found no more capacity: the first transfer over a path of 100 Mbit/s had 28 Mbit/s for
+/// three seconds.
 #[test]
 fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
     let update = |starting| {
@@ -191,7 +196,8 @@ fn a_fresh_path_is_not_held_to_the_rate_of_its_first_round_trips() {
     assert!(wait.is_some() && backlog == Some(MIN_BACKLOG), "{wait:?} {backlog:?}");
 }
 
-/// Below senders that pace themselves bbr starts for ever, with three times the round trip in the FIFO.
+/// Below senders that pace themselves bbr stays in start-up for ever, with three times the round
+/// trip in the FIFO.
 #[test]
 fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
     let mut link = Link::new(1_250_000, 20 * MS);
@@ -201,7 +207,8 @@ fn a_path_that_starts_for_ever_is_held_once_it_is_full() {
     assert!(bytes > link.rate * 2 * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
-/// A fast path is not held, and was so never counted as busy: the rate it once had was believed for ever.
+/// Tests that saturation is also detected on a fast path, which is never paused; otherwise its
+/// earlier rate would be believed for ever.
 #[test]
 fn a_fast_path_that_gets_slow_is_found_out() {
     let mut link = Link::new(12_500_000, 20 * MS);
@@ -213,8 +220,10 @@ fn a_fast_path_that_gets_slow_is_found_out() {
     assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
-/// At 1 % of loss a transfer often found bbr at a twentieth of the path's rate, and what then waited was dropped for it: its
-/// sender had a third of the path for seconds.
+/// Tests the detection of bbr's start-up.
+///
+/// At 1 % loss a transfer often found bbr at a twentieth of the path's rate. When the packets that
+/// waited were then dropped, their sender had a third of the path for seconds.
 #[test]
 fn a_path_grows_until_its_rate_is_known_and_when_the_kernel_starts_again_far_below() {
     let mut link = Link::new(1_250_000, 20 * MS);
@@ -236,13 +245,13 @@ fn a_path_grows_until_its_rate_is_known_and_when_the_kernel_starts_again_far_bel
     assert!(!sample(1_000_000, false));
     // Keystrokes do not help bbr to find the rate.
     assert!((0..100).all(|_| sample(500_000, false)));
-    // The first of them only begins a slot.
+    // The first call only begins a sample.
     let grown = std::iter::repeat_with(|| sample(500_000, true)).take_while(|growing| *growing).count();
     assert_eq!(grown, RAMP_UP_SAMPLES + 1, "then it is no start any more");
 }
 
-/// A path of 20 ms whose kernel has no room for more than a path carries in that time never had anything unsent, and was thought to
-/// grow for ever.
+/// Tests a path of 20 ms whose send buffer is smaller than the bandwidth-delay product. It never
+/// has unsent data, and must still not count as growing for ever.
 #[test]
 fn a_path_bound_by_the_kernels_buffer_does_not_grow_for_ever() {
     let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
@@ -254,7 +263,10 @@ fn a_path_bound_by_the_kernels_buffer_does_not_grow_for_ever() {
     assert!(!limit.is_growing());
 }
 
-/// In the 0.2 s in which bbr makes its window four segments, a keystroke waited for a round trip behind the bulk that filled it.
+/// Tests that bulk data leaves room in the window.
+///
+/// In the 0.2 s in which bbr reduces its window to four segments, a keystroke would otherwise wait
+/// a round trip behind bulk data.
 #[test]
 fn bulk_does_not_fill_the_kernels_window() {
     let mut link = Link::new(1_250_000, 20 * MS);
@@ -274,7 +286,7 @@ fn bulk_does_not_fill_the_kernels_window() {
     assert_eq!(update(4 * 1448, true), (false, backlog), "behind a loss the kernel's window is as small");
 }
 
-/// There the kernel has nothing unsent, and the path was not thought busy.
+/// Tests saturation on a path where the kernel has nothing unsent.
 #[test]
 fn a_path_that_starts_for_ever_is_full_also_when_the_kernel_sends_all_at_once() {
     let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
@@ -295,7 +307,10 @@ fn a_path_that_starts_for_ever_is_full_also_when_the_kernel_sends_all_at_once() 
     assert_eq!(paused, [false, false, false, true, true, true, true]);
 }
 
-/// bbr never lowers its pacing while it starts, and keeps what it found: twice what cubic's slow start had, which is a fast path's.
+/// Tests a path in start-up behind a filled FIFO.
+///
+/// bbr never lowers its pacing rate during start-up and keeps what it found: twice the rate of
+/// cubic's slow start, which counts as fast.
 #[test]
 fn a_path_whose_fifo_a_paced_sender_fills_is_held_whatever_the_kernel_would_send() {
     let (rate, mut now) = (1_250_000, Instant::now());
@@ -319,7 +334,8 @@ fn a_path_whose_fifo_a_paced_sender_fills_is_held_whatever_the_kernel_would_send
     }
     assert!(limit.batch().is_some_and(|batch| batch < MAX_BACKLOG), "{limit:?}");
     assert!(limit.update(now, path, false).is_some(), "{limit:?}");
-    // The same on the way without a queue is all that a path holds which has become longer, as bbr has found out.
+    // The same amount in flight without a queue is what a path holds that has become longer, as
+    // bbr's minimum round trip shows.
     let mut limit = SendLimit::new(MAX_BACKLOG);
     path.bbr = Some(Bbr { min_rtt: Some(54 * MS), rate, starting: true });
     for _ in 0..20 {

@@ -3,7 +3,7 @@
 use super::*;
 
 impl Side {
-    /// Waits for data to move to this path; returns whether the session says so in time.
+    /// Waits for data to move to `path`; returns whether it did within `patience`.
     async fn moves_to(&self, path: PathId, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while self.handle.snapshot().await.unwrap().active != Some(path) {
@@ -16,7 +16,7 @@ impl Side {
     }
 }
 
-/// Tests that a peer which switches without end causes no more events than its owner takes.
+/// Tests that a peer that switches paths endlessly causes no more events than the owner takes.
 #[tokio::test]
 async fn no_path_is_read_while_events_wait() {
     let mut pair = Pair::new();

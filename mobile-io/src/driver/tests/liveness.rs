@@ -1,4 +1,4 @@
-//! What the driver does for the judgement of paths, and for activation before WELCOME.
+//! Tests what the driver does for the liveness check of paths, and ACTIVATE before WELCOME.
 
 use super::*;
 
@@ -69,7 +69,7 @@ async fn data_behind_hello_is_delivered_when_the_path_is_accepted() {
     while pair.client.memory.left() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // The relay has not said a word on this path yet.
+    // The relay has not sent anything on this path yet.
     let mut far = far.unwrap();
     let mut reader = HelloReader::new();
     let mut buf = [0; 4096];
