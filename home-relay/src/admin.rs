@@ -80,9 +80,9 @@ pub(crate) enum AdminReply {
     },
     /// The client that was revoked, or the invitation that was withdrawn.
     Revoked(ListedClient),
-    /// All clients, and who is invited.
+    /// All clients and all redeemable invitations.
     Clients(Vec<ListedClient>),
-    /// All live sessions.
+    /// All running sessions.
     Sessions(Vec<SessionInfo>),
     /// The outcome of the reload.
     Reloaded(Reloaded),

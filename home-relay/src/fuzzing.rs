@@ -75,7 +75,7 @@ fn check_leases(wanted: &[Lease]) {
     let pools = Pools::new(Some(net), None).expect("a pool of ours");
     let (mut taken, mut assigned) = (TakenAddresses::default(), Vec::new());
     for &wanted in wanted {
-        // A lease that is refused is an error, as is one more than the pool has.
+        // An unsuitable address or an exhausted pool is an error, not a panic.
         if let Ok(lease) = pools.check(wanted).and_then(|()| pools.lease(wanted, &mut taken)) {
             pools.check(lease).expect("it is fit");
             assert!(!assigned.contains(&lease.ipv4), "{lease} is given twice");
