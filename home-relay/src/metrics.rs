@@ -44,7 +44,7 @@ pub(crate) enum DropReason {
     Transit,
 }
 
-impl Drop {
+impl DropReason {
     const ALL: [Self; 14] = [
         Self::Malformed,
         Self::Source,

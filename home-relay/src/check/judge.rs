@@ -279,7 +279,7 @@ mod tests {
             (overlapping("100.64.17.0/24"), fail, "pool"),
             (ConfiguredFacts { local: error(), ..healthy_host() }, fail, "pool"),
         ] {
-            let text = format!("{rest:?}");
+            let text = format!("{configured:?}");
             assert_eq!(faults(&facts(configured)), [(level, topic.to_owned())], "{text}");
         }
         let broken = Facts { config: error(), configured: None, ..facts(healthy_host()) };

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mobile_io::keys::PrivateKey;
-use mobile_io::owner;
+use mobile_io::ownership;
 
 use super::Init;
 use crate::pool::Pools;

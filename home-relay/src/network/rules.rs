@@ -267,7 +267,7 @@ impl Ruleset {
         // filter beyond may drop the ICMP errors that would report it.
         for direction in ["iifname", "oifname"] {
             rules.push(format!(
-                "{way} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+                "{direction} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
             ));
         }
         let to_clients = |rule: &str| format!("oifname \"{device}\" {rule}");

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use mobile_io::owner;
+use mobile_io::ownership;
 use redb::{
     Database, ReadableDatabase as _, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
 };
